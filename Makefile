@@ -1,0 +1,50 @@
+# `make demo` shows what this is; `make check test` is what a change must pass.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
+PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
+PACKAGES := fedproxy_secure threat_models attacks
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+
+.PHONY: demo test test-all check bench clean
+.DEFAULT_GOAL := demo
+
+$(VENV): $(STAMP)
+
+# torch first and pinned: the rest then finds it there and brings no second one.
+$(STAMP): pyproject.toml requirements.lock
+	@test -x $(PY) || $(BASE_PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): some minutes, about 2.5 GB"
+	@$(PIP) install $$(grep '^torch==' requirements.lock)
+	@$(PIP) install --editable '.[dev,simulation,lm-eval]' --constraint requirements.lock
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(VENV)/bin/fedproxy-secure compare configs/quickstart.yaml --out runs/quickstart --resume
+
+test: $(STAMP)
+	@$(PYTEST)
+
+test-all: $(STAMP)
+	@$(PYTEST) -m "slow or not slow"
+
+check: $(STAMP)
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --quiet --check .
+	@$(PY) -m mypy --strict $(PACKAGES)
+	@$(VENV)/bin/lint-imports
+	@$(PY) -m tests.support.wheel_contents
+
+bench: $(STAMP)
+	@set -e; for file in tests/bench/[a-z]*.py; do \
+		name=$$(basename "$$file" .py); echo "== $$name"; $(PY) -m "tests.bench.$$name"; \
+	done
+
+bench-%: $(STAMP)
+	@$(PY) -m tests.bench.$(subst -,_,$*)
+
+clean:
+	@rm -rf build dist runs .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

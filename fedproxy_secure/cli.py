@@ -1,0 +1,264 @@
+"""The command `fedproxy-secure`: reads settings, calls the library, prints what came out.
+
+Exit codes: 0 done; 2 a wrong setting, file or installation, explained in one line; 130 interrupted.
+Everything heavy is imported inside the commands, so that `--help` does not load torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+from rich.console import Console
+
+from fedproxy_secure import __version__
+from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
+
+if TYPE_CHECKING:
+    from fedproxy_secure.progress import Progress
+    from fedproxy_secure.report.report import Report
+
+PACKAGE = Path(__file__).parent
+CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed; source tree
+QUIET = {  # of the libraries below: a user's own setting wins
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="fedproxy-secure",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Tune an LLM with the private data of many clients; the whole LLM stays on its server.\n\n"
+    "The server compresses its LLM to a proxy, clients tune the proxy on their records, the server "
+    "merges their updates and plugs them back into the LLM.\n\n"
+    "Start here: `fedproxy-secure compare quickstart`",
+)
+
+# Explained in the commands' texts: typer 0.20 on click 8.5 loses an argument's own help.
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting; may be repeated. Example: `--set compress.remove_ratio=0.25`",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where to write. Default: `runs/` and the config's name."),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with what is in DIR already; the settings must be the same."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run would do and need, then stop.")
+]
+
+
+class _Work(Protocol):
+    def __call__(
+        self,
+        config: Config,
+        out: Path,
+        *,
+        resume: bool,
+        progress: Progress | None,
+        command: str,
+    ) -> Report: ...
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if version:
+        typer.echo(f"fedproxy-secure {__version__}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    config: ConfigArgument,
+    changes: SetOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run FedProxy once per seed: compress, federate, fuse, evaluate.
+
+    CONFIG is a YAML file of settings, or the name of a shipped one, such as `quickstart`.
+
+    Example: `fedproxy-secure run quickstart --set federate.rounds=2`
+    """
+    _start("run", config, changes or [], out, resume, dry_run)
+
+
+@app.command("compare")
+def compare_command(
+    config: ConfigArgument,
+    changes: SetOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run FedProxy and the methods it is compared with, on the same data and seeds.
+
+    CONFIG is a YAML file of settings, or the name of a shipped one, such as `quickstart`.
+
+    Its section `compare` says which methods, which remove ratios and how many processes.
+
+    Example: `fedproxy-secure compare quickstart --out runs/first`
+    """
+    _start("compare", config, changes or [], out, resume, dry_run)
+
+
+@app.command("pretrain-demo")
+def pretrain_demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the model and its tokenizer.")
+    ] = Path("runs/demo_llm"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, of 2048 tokens each.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+) -> None:
+    """Train the small demo LLM from nothing, as the shipped one was; tens of minutes on a CPU.
+
+    Use it with `--set model.path=DIR`.
+
+    Example: `fedproxy-secure pretrain-demo --steps 200 --out runs/tiny`
+    """
+    with _plain_errors(again=None):
+        from fedproxy_secure.cli_progress import shown_on
+        from fedproxy_secure.world.pretrain import pretrain, save_demo_llm
+
+        try:  # before the training, not after it
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{out}: cannot be written: {error.strerror}") from error
+        with shown_on(Console(stderr=True)) as progress:
+            task = "pre-training"
+            progress.start(task, steps)
+            model, tokenizer = pretrain(
+                steps=steps,
+                seed=seed,
+                on_step=lambda _, loss: progress.advance(task, note=f"loss {loss:.3f}"),
+            )
+            progress.done(task)
+        save_demo_llm(model, tokenizer, out)
+        typer.echo(f"demo LLM: {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: Python, packages, device, demo LLM, threads, disk.
+
+    Ends with exit code 2 if something needs mending.
+    """
+    with _plain_errors(again=None):
+        from fedproxy_secure.doctor import checks
+
+        bad = 0
+        for check in checks(Path("runs")):
+            bad += not check.ok
+            typer.echo(f"{'ok ' if check.ok else 'BAD'}  {check.name}: {check.found}")
+        if bad:
+            raise FedProxyError(f"{bad} of the checks above failed")
+
+
+def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:
+    """The file called `name`, or the shipped one of that name, with or without `.yaml`.
+
+    Raises `ConfigError` that names the shipped ones.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    near = difflib.get_close_matches(name, list(shipped), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; shipped: {', '.join(shipped) or 'none'}"
+    raise ConfigError(f"{name}: there is no such file or shipped config{hint}")
+
+
+def _start(
+    command: str, name: str, changes: list[str], out: Path | None, resume: bool, dry_run: bool
+) -> None:
+    """What `run` and `compare` share: settings in, progress meanwhile, table and report out."""
+    with _plain_errors(again=None):
+        config = load_config(find_config(name), changes)
+    folder = out or Path("runs") / config.name
+    typed = _typed(command, name, changes, folder)
+    with _plain_errors(again=f"{typed} --resume"):
+        if dry_run:
+            from fedproxy_secure.runs import plan
+
+            for label, value in plan(config).rows():
+                typer.echo(f"{label}: {value}")
+            return
+        from fedproxy_secure.cli_progress import shown_on
+
+        work = _work(command)
+        with shown_on(Console(stderr=True)) as progress:
+            report = work(config, folder, resume=resume, progress=progress, command=typed)
+        _show(report, folder)
+
+
+def _work(command: str) -> _Work:
+    if command == "compare":
+        from fedproxy_secure.comparison import compare
+
+        return compare
+    from fedproxy_secure.runs import run
+
+    return run
+
+
+def _show(report: Report, folder: Path) -> None:
+    from fedproxy_secure.report.report import MARKDOWN_NAME
+    from fedproxy_secure.report.table import rich_table
+
+    console = Console()
+    console.print(rich_table(report))
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    console.print(f"report: {folder / MARKDOWN_NAME}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _typed(command: str, name: str, changes: list[str], folder: Path) -> str:
+    sets = [part for change in changes for part in ("--set", change)]
+    return shlex.join(["fedproxy-secure", command, name, *sets, "--out", str(folder)])
+
+
+@contextmanager
+def _plain_errors(*, again: str | None) -> Iterator[None]:
+    """Errors raised on purpose become one line and exit code 2; Ctrl-C says how to go on."""
+    try:
+        yield
+    except FedProxyError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        if again is not None:
+            typer.echo(f"resume with: {again}", err=True)
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,307 @@
+"""`compare`: every method x remove ratio x seed, in parallel, resumable, joined into one report."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from fedproxy_secure.artifacts import RunFolder, environment
+from fedproxy_secure.config import Config, Method
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.report.estimate import Estimate, mean_interval
+from fedproxy_secure.report.report import MethodRow, Report
+
+BOOTSTRAP_DRAWS = 2000
+RATIO_FREE: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
+Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of one method: a line of the comparison before seeds are joined."""
+
+    method: Method
+    remove_ratio: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """File name of the cell's record, without suffix."""
+        ratio = "" if self.remove_ratio is None else f"-{self.remove_ratio:g}"
+        return f"{self.method}{ratio}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """What a finished cell left on disk."""
+
+    cell: Cell
+    fused: Bits
+    tuned: Bits | None
+    upload_bytes: int
+    seconds: float
+
+
+def cells_of(config: Config) -> list[Cell]:
+    """All cells, longest first where that is known, so that two workers end about together."""
+    cells = []
+    for method in config.compare.methods:
+        ratios = (None,) if method in RATIO_FREE else config.compare.remove_ratios
+        cells += [
+            Cell(method=method, remove_ratio=ratio, seed=seed) for ratio in ratios for seed in config.seeds
+        ]
+    heavy: tuple[Method, ...] = ("centralised_llm", "fedavg_llm")
+    return sorted(cells, key=lambda c: c.method not in heavy)
+
+
+def compare(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Run every cell that `out` does not hold yet, then write and return the report.
+
+    Cells run in `compare.jobs` processes of one torch thread each; on CUDA in one process. A stopped
+    comparison goes on with `resume=True` and ends with the same report.
+
+    Raises `FedProxyError` of the first failing cell, after the running ones have ended and been saved.
+    """
+    shown = progress or NoProgress()
+    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    cells = cells_of(config)
+    todo = [c for c in cells if not _record(out, c).exists()]
+    shown.start("compare", len(cells))
+    shown.advance("compare", len(cells) - len(todo), note="kept from before")
+    for result in _run_cells(config, todo):
+        folder.write_json(f"cells/{result.cell.name}.json", _to_json(result))
+        shown.advance("compare", note=result.cell.name)
+    shown.done("compare")
+    results = [_read(out, c) for c in cells]
+    report = Report(
+        name=config.name,
+        command=command or "fedproxy_secure.compare(...)",
+        config_sha256=config.sha256(),
+        environment=environment(),
+        seeds=config.seeds,
+        estimates=_costs(results),
+        rows=tuple(rows_of(results)),
+        notes=_notes(config),
+    )
+    report.write(out)
+    return report
+
+
+def _run_cells(config: Config, todo: Sequence[Cell]) -> Iterator[CellResult]:
+    """Finished cells, in the order they finish."""
+    jobs = min(config.compare.jobs or os.cpu_count() or 1, len(todo))
+    waiting, failed = list(todo), None
+    if not waiting:
+        return
+    # spawned workers inherit this; contending threads are 20 times slower
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running: set[Future[CellResult]] = set()
+        while running or (waiting and failed is None):
+            while waiting and failed is None and len(running) < jobs:
+                running.add(pool.submit(run_cell, config, waiting.pop(0)))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def run_cell(config: Config, cell: Cell) -> CellResult:
+    """Run one cell in this process."""
+    import torch
+
+    from fedproxy_secure.methods import run_method
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run_method(
+            cell.method,
+            config,
+            seed=cell.seed,
+            remove_ratio=cell.remove_ratio,
+            folder=Path(folder),
+        )
+    return CellResult(
+        cell=cell,
+        fused={t: a.correct for t, a in outcome.fused.items()},
+        tuned=None if outcome.tuned is None else {t: a.correct for t, a in outcome.tuned.items()},
+        upload_bytes=outcome.upload_bytes,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
+    """Join seeds: one row per method and remove ratio, gap closed paired by seed."""
+    by_seed = {(r.cell.method, r.cell.remove_ratio, r.cell.seed): r for r in results}
+    keys = list(dict.fromkeys((r.cell.method, r.cell.remove_ratio) for r in results))
+    rows = []
+    for method, ratio in sorted(keys, key=lambda k: (k[1] is not None, k[1] or 0)):
+        mine = {s: r for (m, q, s), r in by_seed.items() if (m, q) == (method, ratio)}
+        rows.append(_row(method, ratio, mine, by_seed))
+    return rows
+
+
+def _row(
+    method: Method,
+    ratio: float | None,
+    mine: dict[int, CellResult],
+    by_seed: dict[tuple[Method, float | None, int], CellResult],
+) -> MethodRow:
+    fused = {s: r.fused for s, r in mine.items()}
+    tuned = {s: r.tuned for s, r in mine.items() if r.tuned is not None}
+    name = method if ratio is None else f"{method} at {ratio:g}"
+    ends = {
+        s: (by_seed["zero_shot", None, s].fused, by_seed["centralised_llm", None, s].fused)
+        for s in mine
+        if ("zero_shot", None, s) in by_seed and ("centralised_llm", None, s) in by_seed
+    }
+    gap = edge = None
+    if len(ends) == len(mine) and all(_mean(c) != _mean(z) for z, c in ends.values()):
+        gap = _estimate(
+            {s: (f, *ends[s]) for s, f in fused.items()},
+            lambda f, z, c: (_mean(f) - _mean(z)) / (_mean(c) - _mean(z)),
+            f"gap closed, {name}",
+        )
+    if tuned and method != "zero_shot_proxy":
+        edge = _estimate(
+            {s: (fused[s], t) for s, t in tuned.items()},
+            lambda f, t: _mean(f) - _mean(t),
+            f"owner's edge, {name}",
+        )
+    tasks = {
+        task: _estimate(
+            {s: ({task: f[task]},) for s, f in fused.items()}, _mean, f"accuracy on {task}, {name}"
+        )
+        for task in next(iter(fused.values()))
+    }
+    return MethodRow(
+        method=method,
+        remove_ratio=ratio,
+        tasks=tasks,
+        average=_estimate({s: (f,) for s, f in fused.items()}, _mean, f"accuracy, {name}"),
+        gap_closed=gap,
+        tuned_proxy=_estimate({s: (t,) for s, t in tuned.items()}, _mean, f"tuned proxy accuracy, {name}")
+        if tuned
+        else None,
+        owners_edge=edge,
+    )
+
+
+def _mean(bits: Bits) -> float:
+    return float(np.mean([np.mean(b) for b in bits.values()]))
+
+
+def _estimate(by_seed, statistic, metric: str) -> Estimate:  # type: ignore[no-untyped-def]
+    """Mean of a statistic over seeds; with one seed, its bootstrap interval over test records."""
+    values = {seed: statistic(*args) for seed, args in by_seed.items()}
+    if len(values) > 1:
+        return mean_interval(values, metric=metric, unit="share")
+    ((seed, args),) = by_seed.items()
+    rng = np.random.default_rng(seed)
+    arrays = [{t: np.asarray(b) for t, b in bits.items()} for bits in args]
+    draws = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        picked = {t: rng.integers(len(b), size=len(b)) for t, b in arrays[0].items()}
+        with np.errstate(all="ignore"):
+            draws.append(statistic(*[{t: b[picked[t]] for t, b in bits.items()} for bits in arrays]))
+    low, high = np.quantile([d for d in draws if np.isfinite(d)], [0.025, 0.975])
+    return Estimate(
+        metric=metric,
+        value=values[seed],
+        low=float(min(low, values[seed])),
+        high=float(max(high, values[seed])),
+        n=sum(len(b) for b in arrays[0].values()),
+        unit="share",
+        seeds=(seed,),
+        how="one seed; bootstrap over test records, 95 %",
+    )
+
+
+def _costs(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
+    """Bytes a client uploads a round, per method and ratio; the same for every seed."""
+    costs: dict[str, list[CellResult]] = {}
+    for r in results:
+        if r.upload_bytes:
+            ratio = "" if r.cell.remove_ratio is None else f" at {r.cell.remove_ratio:g}"
+            costs.setdefault(f"upload a client and round, {r.cell.method}{ratio}", []).append(r)
+    return tuple(
+        Estimate(
+            metric=name,
+            value=float(rs[0].upload_bytes),
+            low=None,
+            high=None,
+            n=len(rs),
+            unit="bytes",
+            seeds=tuple(r.cell.seed for r in rs),
+            how="counted, payload only",
+        )
+        for name, rs in costs.items()
+    )
+
+
+def _notes(config: Config) -> tuple[str, ...]:
+    return (
+        "No secure aggregation and no differential privacy: the server sees every client's update.",
+        "local_only is judged on each client's own task, with the model that client tuned alone.",
+        f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
+        f"{config.local.batch_size} records a client; centralised methods see as many in all.",
+    )
+
+
+def _record(out: Path, cell: Cell) -> Path:
+    return out / "cells" / f"{cell.name}.json"
+
+
+def _to_json(result: CellResult) -> dict[str, object]:
+    def text(bits: Bits) -> dict[str, str]:
+        return {task: "".join("01"[int(b)] for b in row) for task, row in bits.items()}
+
+    return {
+        "method": result.cell.method,
+        "remove_ratio": result.cell.remove_ratio,
+        "seed": result.cell.seed,
+        "fused": text(result.fused),
+        "tuned": None if result.tuned is None else text(result.tuned),
+        "upload_bytes": result.upload_bytes,
+        "seconds": result.seconds,
+    }
+
+
+def _read(out: Path, cell: Cell) -> CellResult:
+    def bits(texts: dict[str, str]) -> dict[str, tuple[bool, ...]]:
+        return {task: tuple(c == "1" for c in row) for task, row in texts.items()}
+
+    path = _record(out, cell)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return CellResult(
+            cell=cell,
+            fused=bits(raw["fused"]),
+            tuned=None if raw["tuned"] is None else bits(raw["tuned"]),
+            upload_bytes=raw["upload_bytes"],
+            seconds=raw["seconds"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(f"{path}: is damaged: {error}; delete it and resume") from error

@@ -1,0 +1,1 @@
+"""Stage 1: from the LLM to the proxy. Importance, block plan, building, fidelity."""

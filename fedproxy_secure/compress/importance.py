@@ -1,0 +1,131 @@
+"""How much each block of the LLM matters, measured on public text by the server alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedproxy_secure.llm import blocks_of
+
+BATCH_WINDOWS = 16
+
+
+@torch.inference_mode()
+def block_influence(model: nn.Module, windows: torch.Tensor) -> list[float]:
+    """Block Influence of every block: `BI_i = 1 - E[cos(h_in(i), h_out(i))]` (Eq. 4).
+
+    Args:
+        model: causal LM.
+        windows: token ids, int64 [n, tokens], public text without padding.
+
+    Returns one value in [0, 2] per block, larger for a block that turns its input more.
+    """
+    device = next(model.parameters()).device
+    blocks = blocks_of(model)
+    totals = torch.zeros(len(blocks), dtype=torch.float64)
+
+    def watch(index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            h_in = args[0] if args else kwargs["hidden_states"]
+            h_out = out[0] if isinstance(out, tuple) else out
+            cosine = nn.functional.cosine_similarity(h_in.double(), h_out.double(), dim=-1)
+            totals[index] += (1 - cosine).sum().cpu()
+
+        return hook
+
+    handles = [b.register_forward_hook(watch(i), with_kwargs=True) for i, b in enumerate(blocks)]
+    try:
+        for batch in windows.split(BATCH_WINDOWS):
+            model(input_ids=batch.to(device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    influence: list[float] = (totals / windows.numel()).tolist()
+    return influence
+
+
+def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) -> float:
+    """Cosine between the LLM's and a proxy's loss gradients on the blocks they share, on public text.
+
+    What a client learns on the proxy is a sum of such gradients; this asks how far the LLM itself would
+    have moved the same way. 1 for the whole LLM.
+
+    Args:
+        model: the LLM, causal LM; its parameters' `requires_grad` is restored.
+        windows: token ids, int64 [n, tokens].
+        kept: LLM blocks that the proxy keeps.
+    """
+    return _cosine(
+        _block_gradients(model, windows, kept, range_kept=None),
+        _block_gradients(model, windows, kept, range_kept=kept),
+    )
+
+
+def greedy_gradient_fidelity(
+    model: nn.Module, windows: torch.Tensor, keep: int
+) -> tuple[list[int], list[float]]:
+    """Drop blocks one at a time, each time the one whose loss hurts gradient fidelity least.
+
+    Returns the kept blocks in order and, per LLM block, an importance: the step at which it was dropped
+    (kept ones: the number of blocks), so that `plan_by_importance` reproduces the choice.
+    """
+    blocks = len(blocks_of(model))
+    kept = list(range(blocks))
+    full = _block_gradients(model, windows, kept, range_kept=None)
+    importance = [float(blocks)] * blocks
+    for step in range(blocks - keep):
+        scored = []
+        for candidate in kept:
+            rest = [i for i in kept if i != candidate]
+            part = _block_gradients(model, windows, rest, range_kept=rest)
+            scored.append((_cosine({k: v for k, v in full.items() if k[0] != candidate}, part), candidate))
+        worst = max(scored)[1]
+        kept.remove(worst)
+        importance[worst] = float(step)
+    return kept, importance
+
+
+def _block_gradients(
+    model: nn.Module, windows: torch.Tensor, of: list[int], range_kept: list[int] | None
+) -> dict[tuple[int, str], torch.Tensor]:
+    """Loss gradients of the linear maps of LLM blocks `of`, with only `range_kept` run (None: all)."""
+    from fedproxy_secure.llm import block_list_name
+
+    device = next(model.parameters()).device
+    name = block_list_name(model)
+    parent, _, last = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    everything = blocks_of(model)
+    wanted = {(i, n): p for i in of for n, p in everything[i].named_parameters() if p.dim() == 2}
+    flags = {p: p.requires_grad for p in model.parameters()}
+    try:
+        for p in model.parameters():
+            p.requires_grad_(False)
+        for p in wanted.values():
+            p.requires_grad_(True)
+        if range_kept is not None:
+            setattr(owner, last, nn.ModuleList(everything[i] for i in range_kept))
+        totals = {key: torch.zeros_like(p) for key, p in wanted.items()}
+        for batch in windows.split(BATCH_WINDOWS):
+            ids = batch.to(device)
+            logits = model(input_ids=ids, use_cache=False).logits.float()
+            loss = nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+            )
+            for key, g in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
+                totals[key] += g
+        return totals
+    finally:
+        setattr(owner, last, everything)
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+
+
+def _cosine(a: dict[tuple[int, str], torch.Tensor], b: dict[tuple[int, str], torch.Tensor]) -> float:
+    keys = [k for k in a if k in b]
+    dot = sum(float((a[k].double() * b[k].double()).sum()) for k in keys)
+    norm_a = sum(float(a[k].double().square().sum()) for k in keys) ** 0.5
+    norm_b = sum(float(b[k].double().square().sum()) for k in keys) ** 0.5
+    return dot / (norm_a * norm_b) if norm_a and norm_b else 0.0

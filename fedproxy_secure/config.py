@@ -1,0 +1,270 @@
+"""The settings of a run: pydantic models, YAML in, cross-field checks, errors of one line.
+
+Every key that is not known is refused with the nearest known one. Defaults are those that work; a
+file needs to name only what differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedproxy_secure.errors import ConfigError
+
+Importance = Literal["block_influence", "gradient_fidelity", "uniform", "random"]
+AdapterKind = Literal["lora", "ffa", "core"]
+FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
+Engine = Literal["in_process", "simulation", "deployment"]
+Method = Literal[
+    "zero_shot",
+    "zero_shot_proxy",
+    "centralised_llm",
+    "centralised_proxy",
+    "local_only",
+    "fedavg_llm",
+    "fedot",
+    "fedot_equal_bytes",
+    "fedproxy_fedavg",
+    "fedproxy_fedavg_lr",
+    "fedproxy_fedadam",
+    "fedproxy_fedprox",
+    "fedproxy_ties",
+    "fedproxy_h_ties",
+    "fedproxy_h_ties_pcr",
+]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(_Strict):
+    """The server's LLM: `demo` (embedded), a local Hugging Face folder, or a hub id."""
+
+    path: str = "demo"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class ClientConfig(_Strict):
+    """One client: its name, its task's template, and where its records lie.
+
+    `source` is `demo` (the synthetic world's task called `task`), `hub:NAME[:SUBSET]` (the `datasets`
+    library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
+    task: str
+    source: str = "demo"
+    train_split: str = "train"
+    test_split: str = "test"
+    train_records: Positive | None = None
+    test_records: Positive | None = None
+
+
+class DataConfig(_Strict):
+    """The clients, the public text for calibration and fidelity, and how long a record may be."""
+
+    root: str | None = None  # fills `{data}` in sources
+    clients: tuple[ClientConfig, ...] = tuple(
+        ClientConfig(name=n, task=n) for n in ("clinic", "bank", "insurer", "council")
+    )
+    public_text: str = "demo"  # `demo` or a text file; `{data}` is filled in
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> DataConfig:
+        names = [c.name for c in self.clients]
+        if not names:
+            raise ValueError("clients: must name at least one client")
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"clients: name {twice[0]!r} is used twice; names must differ")
+        return self
+
+
+class CompressConfig(_Strict):
+    """Stage 1: which blocks the proxy keeps."""
+
+    importance: Importance = "block_influence"
+    remove_ratio: Ratio = 0.5
+    calibration_sequences: Positive = 64
+
+
+class AdapterConfig(_Strict):
+    """What clients train: `lora` (A and B), `ffa` (B only) or `core` (an r x r core only)."""
+
+    kind: AdapterKind = "lora"
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class LocalConfig(_Strict):
+    """One client's training in one round. Loss: mean over records of the mean over response tokens."""
+
+    steps: Positive = 40
+    batch_size: Positive = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class FusionConfig(_Strict):
+    """How the server merges updates. Symbols as in the paper: rho, r0, delta, lambda."""
+
+    rule: FusionRule = "h_ties"
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    rho: Annotated[float, Field(ge=1)] = 1.1
+    r0: Annotated[float, Field(gt=0, le=1)] = 1.0
+    delta: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2  # TIES: share of each update kept
+    pcr_lambda: Annotated[float, Field(ge=0)] = 0.0
+    prox_mu: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _retention_stays_positive(self) -> FusionConfig:
+        if self.r0 - self.delta <= 0:
+            raise ValueError(f"delta={self.delta}: must be < r0={self.r0}, or a client keeps nothing")
+        return self
+
+
+class FederateConfig(_Strict):
+    """Stage 2: rounds, who takes part, on which engine."""
+
+    rounds: Positive = 4
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_clients: Positive = 2
+    engine: Engine = "in_process"
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+
+
+class CompareConfig(_Strict):
+    """What `compare` runs: methods x remove ratios x seeds."""
+
+    methods: tuple[Method, ...] = get_args(Method)
+    remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
+    jobs: Annotated[int, Field(ge=0)] = 0  # worker processes; 0: one per core
+    server_learning_rate: Annotated[float, Field(gt=0)] = 2.0  # of `fedproxy_fedavg_lr`
+    fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    prox_mu: Annotated[float, Field(ge=0)] = 0.01
+    pcr_lambda: Annotated[float, Field(ge=0)] = 1e-5  # the paper's
+
+
+class Config(_Strict):
+    """All settings of a run."""
+
+    name: str = "demo"
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    compress: CompressConfig = CompressConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    local: LocalConfig = LocalConfig()
+    fusion: FusionConfig = FusionConfig()
+    federate: FederateConfig = FederateConfig()
+    compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Config:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: must be at least one, all different")
+        clients = len(self.data.clients)
+        if self.federate.min_clients > clients:
+            raise ValueError(
+                f"federate.min_clients={self.federate.min_clients}: must be <= {clients}, "
+                "the number of clients"
+            )
+        chosen = max(1, round(self.federate.participation * clients))
+        if chosen < self.federate.min_clients:
+            raise ValueError(
+                f"federate.participation={self.federate.participation}: selects {chosen} of "
+                f"{clients} clients, fewer than federate.min_clients={self.federate.min_clients}"
+            )
+        return self
+
+    def sha256(self) -> str:
+        """Hex digest of the resolved settings; part of every record of a run."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `a.b=value` overrides, check everything.
+
+    Raises `ConfigError` with one line: the key, the value, the rule.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold settings as `key: value`, holds {type(raw).__name__}")
+    for override in overrides or []:
+        _apply(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Check a nested dict of settings. Raises `ConfigError` with one line."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: must be key.path=value")
+    *parents, last = key.split(".")
+    node: Any = raw
+    try:
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        parsed = yaml.safe_load(value)
+        if isinstance(node, list):
+            node[int(last)] = parsed
+        else:
+            node[last] = parsed
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise ConfigError(f"--set {override}: there is no such key") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        *parents, unknown = first["loc"]
+        near = difflib.get_close_matches(str(unknown), _keys_at(parents), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return (f"{where}: {message}" if where else message) + more
+    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _keys_at(path: list[Any]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [a for a in get_args(annotation) if isinstance(a, type)]
+        model = inner[0] if inner else annotation
+    return list(model.model_fields)

@@ -1,0 +1,110 @@
+"""From records to token batches, and the loss that training minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedproxy_secure.data.records import Record
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.llm import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """One record's tokens: prompt, right choice, end token. `response_start`: index of the choice."""
+
+    ids: tuple[int, ...]
+    response_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSet:
+    """Encoded records in order; `truncated` of them had their prompt cut."""
+
+    items: tuple[Encoded, ...]
+    truncated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Right-padded tokens.
+
+    `ids`, `attention`: int64 [b, L]. `response`: float32 [b, L-1], 1 where position j predicts a
+    response token (`ids[:, j + 1]`).
+    """
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    response: torch.Tensor
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """A prompt's tokens, with the tokenizer's start token where it has one."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return start + text_ids(prompt, tokenizer)
+
+
+def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of a text alone, without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def cut_prompt(prompt: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
+    """The last `room` tokens of a prompt; a start token stays first."""
+    if len(prompt) <= room:
+        return prompt
+    start = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []
+    return start + prompt[len(prompt) - (room - len(start)) :]
+
+
+def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
+    """Tokenise records for training; a long prompt loses its beginning, a response nothing.
+
+    Raises `DataError` for a response that leaves no room for at least one prompt token.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    items, truncated = [], 0
+    for index, record in enumerate(records):
+        response = text_ids(record.choices[record.label], tokenizer) + end
+        prompt = prompt_ids(record.prompt, tokenizer)
+        room = max_tokens - len(response)
+        if room < 2:
+            raise DataError(
+                f"record {index}: its response has {len(response)} tokens; "
+                f"must be <= {max_tokens - 2} (data.max_tokens - 2)"
+            )
+        cut = cut_prompt(prompt, room, tokenizer)
+        truncated += len(cut) < len(prompt)
+        items.append(Encoded(ids=(*cut, *response), response_start=len(cut)))
+    return EncodedSet(items=tuple(items), truncated=truncated)
+
+
+def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.device | str) -> Batch:
+    """Pad items on the right to the longest."""
+    length = max(len(item.ids) for item in items)
+    ids = torch.full((len(items), length), pad_id, dtype=torch.int64)
+    attention = torch.zeros((len(items), length), dtype=torch.int64)
+    response = torch.zeros((len(items), length - 1), dtype=torch.float32)
+    for row, item in enumerate(items):
+        ids[row, : len(item.ids)] = torch.tensor(item.ids)
+        attention[row, : len(item.ids)] = 1
+        response[row, item.response_start - 1 : len(item.ids) - 1] = 1
+    return Batch(ids=ids.to(device), attention=attention.to(device), response=response.to(device))
+
+
+def response_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean over records of the mean over their response tokens, in nats; records do not couple.
+
+    `logits`: [b, L, V]. Cross entropy is taken at response positions only, in float32.
+    """
+    positions = batch.response > 0
+    nll = nn.functional.cross_entropy(
+        logits[:, :-1][positions].float(), batch.ids[:, 1:][positions], reduction="none"
+    )
+    share = batch.response / batch.response.sum(dim=1, keepdim=True) / len(batch.ids)
+    return (nll * share[positions]).sum()

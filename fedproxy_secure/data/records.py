@@ -1,0 +1,33 @@
+"""What a record and a task are, before any tokenizer has seen them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedproxy_secure.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One question with its possible answers.
+
+    `prompt` ends without a space; every choice begins with the space that joins it to the prompt;
+    `label` is the index of the right choice. An instruction record has one choice, the response.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    label: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label < len(self.choices):
+            raise DataError(f"label={self.label}: must be the index of one of {len(self.choices)} choices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One client's records: `train` never leaves the client, `test` measures the result."""
+
+    name: str
+    train: tuple[Record, ...]
+    test: tuple[Record, ...]

@@ -1,0 +1,89 @@
+"""Rows from local JSONL, CSV and Parquet files, or from the `datasets` library."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.errors import DataError
+
+Row = dict[str, Any]
+HUB = "hub:"
+
+
+def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -> list[Row]:
+    """The first `limit` rows (None: all) of one split.
+
+    `source` is a file pattern in which `{split}` and `{data}` (the setting `data.root`) are filled in,
+    or `hub:NAME[:SUBSET]`: a hub id or local folder that `datasets.load_dataset` knows.
+
+    Raises `DataError` in one line that names the file and, where there is one, the line.
+    """
+    if "{data}" in source and root is None:
+        raise DataError(f"source {source!r}: needs data.root, the folder that {{data}} stands for")
+    place = source.replace("{split}", split).replace("{data}", root or "")
+    if source.startswith(HUB):
+        return _from_datasets(place.removeprefix(HUB), split, limit)
+    path = Path(place)
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise DataError(f"source {place}: must end in one of {', '.join(_READERS)}")
+    try:
+        return list(islice(reader(path), limit))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"source {place}: cannot be read: {reason}") from error
+
+
+def _jsonl(path: Path) -> Iterable[Row]:
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: is not JSON") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: must be an object with columns")
+            yield row
+
+
+def _csv(path: Path) -> Iterable[Row]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        yield from csv.DictReader(handle, strict=True)
+
+
+def _parquet(path: Path) -> Iterable[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(2, "No such file or directory")
+    try:
+        yield from pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: is not a Parquet file") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _from_datasets(name: str, split: str, limit: int | None) -> list[Row]:
+    from datasets import load_dataset
+
+    folder, _, subset = name.partition(":")
+    try:
+        rows = load_dataset(folder, subset or None, split=split)
+        return [dict(row) for row in islice(rows, limit)]
+    except Exception as error:  # `datasets` raises many kinds, none of them its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"hub:{name}, split {split}: cannot be loaded: {reason}") from error

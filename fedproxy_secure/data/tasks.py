@@ -1,0 +1,33 @@
+"""One client's task: its records, from the demo world or from files."""
+
+from __future__ import annotations
+
+from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.data.templates import to_records
+from fedproxy_secure.errors import DataError
+
+
+def load_task(client: ClientConfig, *, root: str | None) -> Task:
+    """Read a client's train and test records.
+
+    Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, and for
+    fewer than 2 training records or 1 test record.
+    """
+    train = _records(client, client.train_split, client.train_records, root)
+    test = _records(client, client.test_split, client.test_records, root)
+    for what, records, least in (("training", train, 2), ("test", test, 1)):
+        if len(records) < least:
+            raise DataError(
+                f"client {client.name}: has {len(records)} {what} records; must have >= {least}"
+            )
+    return Task(name=client.name, train=tuple(train), test=tuple(test))
+
+
+def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
+    if client.source == "demo":
+        from fedproxy_secure.world.tasks import demo_records
+
+        return demo_records(client.task, split, limit)
+    return to_records(client.task, read_rows(client.source, split, root=root, limit=limit))

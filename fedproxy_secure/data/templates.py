@@ -1,0 +1,155 @@
+"""One fixed template per task: from a row, as published or in our local form, to a record.
+
+The local form names its answers itself: `choices` (list of texts) and `label` (index), beside `text`,
+`question` or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedproxy_secure.data.records import Record
+from fedproxy_secure.errors import DataError
+
+Row = dict[str, Any]
+Template = Callable[[Row], Record]
+
+
+def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
+    """Turn rows into records by the task's template.
+
+    Raises `DataError` naming the task and the row for a missing column or a label outside the choices.
+    """
+    template = template_of(task)
+    records = []
+    for index, row in enumerate(rows):
+        try:
+            records.append(template(row))
+        except KeyError as error:
+            raise DataError(f"task {task}, row {index}: lacks the column {error}") from error
+        except (DataError, ValueError, TypeError) as error:
+            raise DataError(f"task {task}, row {index}: {error}") from error
+    return records
+
+
+def template_of(task: str) -> Template:
+    """The template of a task. Raises `DataError` with the nearest known name."""
+    if task not in TEMPLATES:
+        near = difflib.get_close_matches(task, TEMPLATES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"task {task!r}: unknown{hint} (there are {', '.join(TEMPLATES)})")
+    return TEMPLATES[task]
+
+
+def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
+    number = int(label)
+    if isinstance(label, bool) or not 0 <= number < len(choices):
+        raise DataError(f"label={label!r}: must be 0 .. {len(choices) - 1}, one of the choices")
+    return Record(prompt=prompt.strip(), choices=tuple(f" {c.strip()}" for c in choices), label=number)
+
+
+def _own_choices(row: Row) -> tuple[list[str], Any] | None:
+    """Choices and label of a row in our local form (a CSV cell holds them as JSON or `a|b`)."""
+    choices = row.get("choices")
+    if choices is None or isinstance(choices, dict):
+        return None
+    if isinstance(choices, str):
+        choices = json.loads(choices) if choices.startswith("[") else choices.split("|")
+    return [str(c) for c in choices], row["label"]
+
+
+def _question(row: Row, stem: str) -> Record:
+    """Multiple choice: our form, or the hub's `choices: {text, label}` with an `answerKey`."""
+    own = _own_choices(row)
+    prompt = f"Question: {stem}\nAnswer:"
+    if own is not None:
+        return _record(prompt, *own)
+    letters = [str(x) for x in row["choices"]["label"]]
+    key = str(row["answerKey"])
+    if key not in letters:
+        raise DataError(f"answerKey={key!r}: must be one of {letters}")
+    return _record(prompt, row["choices"]["text"], letters.index(key))
+
+
+def _openbookqa(row: Row) -> Record:
+    return _question(row, str(row["question_stem"] if "question_stem" in row else row["question"]))
+
+
+def _asked(row: Row) -> Record:
+    return _question(row, str(row["question"]))
+
+
+def _labelled(prompt: str, row: Row, names: Sequence[str]) -> Record:
+    own = _own_choices(row)
+    choices, label = own if own is not None else (list(names), row["label"])
+    return _record(prompt, choices, label)
+
+
+def _sst2(row: Row) -> Record:
+    text = row["sentence"] if "sentence" in row else row["text"]
+    return _labelled(
+        f"{text}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+        row,
+        ("negative", "positive"),
+    )
+
+
+def _agnews(row: Row) -> Record:
+    return _labelled(
+        f"{row['text']}\nQuestion: What is this news about?\nAnswer:",
+        row,
+        ("world", "sports", "business", "technology"),
+    )
+
+
+def _rte(row: Row) -> Record:
+    premise = row["sentence1"] if "sentence1" in row else row["premise"]
+    hypothesis = row["sentence2"] if "sentence2" in row else row["hypothesis"]
+    return _labelled(f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:", row, ("True", "False"))
+
+
+def _mrpc(row: Row) -> Record:
+    return _labelled(
+        f"Sentence 1: {row['sentence1']}\nSentence 2: {row['sentence2']}\n"
+        "Question: Do both sentences mean the same thing?\nAnswer:",
+        row,
+        ("no", "yes"),
+    )
+
+
+def _mnli(row: Row) -> Record:
+    return _labelled(
+        f"{row['premise']}\nQuestion: {row['hypothesis']} True, False or Neither?\nAnswer:",
+        row,
+        ("True", "Neither", "False"),
+    )
+
+
+def _classification(row: Row) -> Record:
+    return _labelled(f"{row['text']}\nAnswer:", row, ())
+
+
+def _instruction(row: Row) -> Record:
+    prompt = row["prompt"] if "prompt" in row else row["instruction"]
+    extra = f"\n{row['input']}" if row.get("input") else ""
+    response = row["response"] if "response" in row else row["output"]
+    return _record(f"{prompt}{extra}\nResponse:", [str(response)], 0)
+
+
+TEMPLATES: dict[str, Template] = {
+    "openbookqa": _openbookqa,
+    "arc_easy": _asked,
+    "arc_challenge": _asked,
+    "commonsenseqa": _asked,
+    "sst2": _sst2,
+    "mrpc": _mrpc,
+    "rte": _rte,
+    "mnli": _mnli,
+    "agnews": _agnews,
+    "multiple_choice": _asked,
+    "classification": _classification,
+    "instruction": _instruction,
+}

@@ -1,0 +1,40 @@
+"""Every error this package raises on purpose.
+
+FedProxyError                one line that names the value and the rule; the CLI exits with code 2
+|-- ConfigError              a setting is unknown, of the wrong type or out of range
+|-- DataError                records, labels or files that cannot be used
+|-- ModelError               a model without decoder blocks, a tokenizer without an end token ...
+|-- TrainingError            the loss stopped being a number; names the client and the step
+|-- RoundAborted             too few clients answered; the last good round is kept
+|-- RunFolderError           a run folder that belongs to another config, or cannot be written
+"""
+
+from __future__ import annotations
+
+
+class FedProxyError(Exception):
+    """Base of all errors raised on purpose. The message is one line: the value, then the rule."""
+
+
+class ConfigError(FedProxyError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(FedProxyError):
+    """Records, labels or files that cannot be used."""
+
+
+class ModelError(FedProxyError):
+    """A model that this pipeline cannot compress, tune or plug back into."""
+
+
+class TrainingError(FedProxyError):
+    """Training produced a loss that is not a number."""
+
+
+class RoundAborted(FedProxyError):
+    """A round ended with fewer clients than the minimum. Nothing of it is kept."""
+
+
+class RunFolderError(FedProxyError):
+    """A run folder belongs to another config, is damaged, or cannot be written."""

@@ -1,0 +1,92 @@
+"""What server and clients must agree on before the first round, as plain data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from fedproxy_secure.config import (
+    AdapterConfig,
+    ClientConfig,
+    Config,
+    FederateConfig,
+    FusionConfig,
+    LocalConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationJob:
+    """One federation: which blocks of the model are adapted, by whom, how, and how updates merge.
+
+    `blocks` are indices into the model that clients hold (None: all). `clients` and `data_root` say
+    where records lie when one machine plays all clients; a real client uses its own.
+    """
+
+    seed: int
+    clients: tuple[ClientConfig, ...]
+    data_root: str | None
+    max_tokens: int
+    adapter: AdapterConfig
+    local: LocalConfig
+    fusion: FusionConfig
+    federate: FederateConfig
+    blocks: tuple[int, ...] | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @classmethod
+    def from_config(
+        cls, config: Config, *, seed: int, blocks: tuple[int, ...] | None = None
+    ) -> FederationJob:
+        """The job that a run's settings describe."""
+        return cls(
+            seed=seed,
+            clients=config.data.clients,
+            data_root=config.data.root,
+            max_tokens=config.data.max_tokens,
+            adapter=config.adapter,
+            local=config.local,
+            fusion=config.fusion,
+            federate=config.federate,
+            blocks=blocks,
+            device=config.model.device,
+            dtype=config.model.dtype,
+        )
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same job gives the same text."""
+        return json.dumps(
+            {
+                "seed": self.seed,
+                "clients": [c.model_dump(mode="json") for c in self.clients],
+                "data_root": self.data_root,
+                "max_tokens": self.max_tokens,
+                "adapter": self.adapter.model_dump(mode="json"),
+                "local": self.local.model_dump(mode="json"),
+                "fusion": self.fusion.model_dump(mode="json"),
+                "federate": self.federate.model_dump(mode="json"),
+                "blocks": self.blocks,
+                "device": self.device,
+                "dtype": self.dtype,
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> FederationJob:
+        """The job that `to_json` wrote."""
+        raw = json.loads(text)
+        return cls(
+            seed=raw["seed"],
+            clients=tuple(ClientConfig.model_validate(c) for c in raw["clients"]),
+            data_root=raw["data_root"],
+            max_tokens=raw["max_tokens"],
+            adapter=AdapterConfig.model_validate(raw["adapter"]),
+            local=LocalConfig.model_validate(raw["local"]),
+            fusion=FusionConfig.model_validate(raw["fusion"]),
+            federate=FederateConfig.model_validate(raw["federate"]),
+            blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
+            device=raw["device"],
+            dtype=raw["dtype"],
+        )

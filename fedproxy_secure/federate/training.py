@@ -1,0 +1,81 @@
+"""The training loop that clients and the centralised baselines share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.data.encode import Encoded, response_loss, training_batch
+from fedproxy_secure.errors import TrainingError
+from fedproxy_secure.federate.adapters import trained_parameters
+
+Penalty = Callable[[], torch.Tensor]
+
+
+def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless index batches, int64 [batch_size]: shuffled passes over `count` records, end to end."""
+    order = np.empty(0, dtype=np.int64)
+    while True:
+        while len(order) < batch_size:
+            order = np.concatenate([order, rng.permutation(count)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def train(
+    tuned: nn.Module,
+    items: Sequence[Encoded],
+    *,
+    steps: int,
+    local: LocalConfig,
+    pad_id: int,
+    rng: np.random.Generator,
+    who: str,
+    penalty: Penalty | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> float:
+    """Run `steps` optimiser steps on the trained parameters; return the mean loss in nats.
+
+    Raises `TrainingError`, naming `who` and the step, as soon as the loss is not a finite number.
+    """
+    parameters = trained_parameters(tuned)
+    device = parameters[0].device
+    if local.optimizer == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            parameters, lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
+        )
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
+        )
+    stream = batches(len(items), local.batch_size, rng)
+    total = 0.0
+    tuned.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        for step in range(steps):
+            batch = training_batch([items[i] for i in next(stream)], pad_id=pad_id, device=device)
+            logits = tuned(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
+            loss = response_loss(logits, batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{who}: loss={value} at local step {step}: must be finite; "
+                    "lower local.learning_rate or check the records"
+                )
+            total += value
+            if penalty is not None:
+                loss = loss + penalty()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
+            optimizer.step()
+            if on_step is not None:
+                on_step(step)
+    tuned.eval()
+    return total / steps

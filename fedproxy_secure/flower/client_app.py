@@ -1,0 +1,108 @@
+"""The client's Flower app: gets ready for a job, then trains when asked.
+
+A client's records are its own business: with `config` in the node's settings it reads them from that
+file, and the server's job says only how to train. Without it (in-process and simulation engines, where
+one machine plays everybody) client `partition-id` of the job's list is played.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedproxy_secure.config import load_config
+from fedproxy_secure.errors import DataError, FedProxyError
+from fedproxy_secure.federate.client import LocalClient, build_client
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower import proxy_store, wire
+
+log = logging.getLogger(__name__)
+app = ClientApp()
+
+_KEPT_CLIENTS = 64
+_clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
+
+
+def _answers_in_one_line(
+    handler: Callable[[Message, Context], RecordDict],
+) -> Callable[[Message, Context], Message]:
+    """Turn errors raised on purpose into a failure reply; others reach Flower as they are."""
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            content = handler(message, context)
+        except FedProxyError as error:
+            log.warning("%s", error)
+            content = wire.encode_failure(type(error).__name__, str(error))
+        return Message(content, reply_to=message)
+
+    return answer
+
+
+@app.query("setup")
+@_answers_in_one_line
+def setup(message: Message, context: Context) -> RecordDict:
+    """Remember the job; say whether the proxy is here, taking its files if they came along."""
+    job_record = message.content.config_records["job"]
+    sha256 = str(job_record["sha256"])
+    folder = proxy_store.find(sha256)
+    files = message.content.config_records.get("files")
+    if folder is None and files is not None:
+        folder = proxy_store.unpack(files, sha256)
+    context.state.config_records["job"] = ConfigRecord({"json": str(job_record["json"]), "sha256": sha256})
+    name = _own_job(context)[0].clients[_own_job(context)[1]].name
+    if folder is not None:
+        _client(context)  # unreadable records are found before the first round
+    return RecordDict({"setup": ConfigRecord({"ready": folder is not None, "client": name})})
+
+
+@app.train()
+@_answers_in_one_line
+def train(message: Message, context: Context) -> RecordDict:
+    """One round of local training."""
+    broadcast = wire.decode_broadcast(message.content)
+    return wire.encode_update(
+        _client(context).train(
+            round=broadcast.round,
+            start=broadcast.adapter,
+            conflict=broadcast.conflict,
+            pcr_lambda=broadcast.pcr_lambda,
+            prox_mu=broadcast.prox_mu,
+        )
+    )
+
+
+def _own_job(context: Context) -> tuple[FederationJob, int]:
+    """The server's job with this client's own records in it, and which of its clients this one is."""
+    if "job" not in context.state.config_records:
+        raise DataError("train: asked before setup")
+    job = FederationJob.from_json(str(context.state.config_records["job"]["json"]))
+    index = int(context.node_config.get("partition-id", 0))
+    own = context.node_config.get("config")
+    if own is not None:
+        data = load_config(Path(str(own))).data
+        job = replace(job, clients=data.clients, data_root=data.root)
+    if not 0 <= index < len(job.clients):
+        raise DataError(f"partition-id={index}: must be below {len(job.clients)}, the clients named")
+    return job, index
+
+
+def _client(context: Context) -> LocalClient:
+    """This node's client, built once a process."""
+    job, index = _own_job(context)
+    sha256 = str(context.state.config_records["job"]["sha256"])
+    key = (sha256, job.to_json(), index)
+    if key not in _clients:
+        folder = proxy_store.find(sha256)
+        if folder is None:
+            raise DataError(f"proxy {sha256[:12]}: is not here; setup must bring it")
+        _clients[key] = build_client(job, index, folder)
+        while len(_clients) > _KEPT_CLIENTS:
+            _clients.popitem(last=False)
+    return _clients[key]

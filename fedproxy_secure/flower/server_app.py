@@ -1,0 +1,217 @@
+"""The server's side of a federation: set clients up, then broadcast, gather, fuse, save, each round."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedproxy_secure import errors
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.errors import DataError, FedProxyError, RoundAborted, TrainingError
+from fedproxy_secure.federate.client import ClientUpdate
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState, fuse_round
+from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.randomness import stream
+
+log = logging.getLogger(__name__)
+STATE = "state.safetensors"
+ROUNDS = "rounds.jsonl"
+POLL_S = 0.2
+
+OnRound = Callable[[ServerState, Mapping[str, float]], None]
+OnClient = Callable[[ClientUpdate], None]
+
+
+def serve(
+    grid: Grid,
+    job: FederationJob,
+    proxy_folder: Path,
+    initial: ServerState,
+    *,
+    run_folder: Path | None = None,
+    on_round: OnRound | None = None,
+    on_client: OnClient | None = None,
+) -> ServerState:
+    """Run the job's rounds over a grid and return the last state.
+
+    With a `run_folder` the state is saved after every round and a later call goes on from it, with the
+    same result: every random choice depends on (seed, round) alone. Clients that fail or stay silent
+    longer than `federate.timeout_s` are left out of the round.
+
+    Raises `RoundAborted` if fewer than `federate.min_clients` answer, `TrainingError` if a client's loss
+    stops being finite, `DataError` if a client cannot use its records; the last good round stays saved.
+    """
+    state, folder = initial, None
+    if run_folder is not None:
+        folder = RunFolder(path=run_folder)
+        if (run_folder / STATE).exists():
+            state = ServerState.load(run_folder / STATE)
+            _check_same_adapter(state, initial)
+        _drop_lines_from(folder, state.round)
+    if state.round >= job.federate.rounds:
+        return state
+    nodes = _set_up(grid, job, proxy_folder)
+    while state.round < job.federate.rounds:
+        chosen = _participants(sorted(nodes), job, state.round)
+        updates = _gather(grid, job, state, {name: nodes[name] for name in chosen}, on_client)
+        round_number = state.round
+        state, metrics = fuse_round(state, updates, job.fusion)
+        if folder is not None:
+            # the line first: a line without its state is dropped on resume, a state needs its line
+            clients = [u.client for u in updates]
+            line = {"round": round_number, "participants": clients, **metrics}
+            folder.append_jsonl(ROUNDS, line)
+            state.save(folder.path / STATE)
+        if on_round is not None:
+            on_round(state, metrics)
+    return state
+
+
+def _set_up(grid: Grid, job: FederationJob, proxy_folder: Path) -> dict[str, int]:
+    """Tell every node the job, ship the proxy where it is missing; returns client name -> node id."""
+    sha256 = proxy_store.folder_sha256(proxy_folder)
+    node_ids = _wait_for_nodes(grid, job)
+    ask = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": sha256})})
+    ready, lacking = {}, []
+    for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(node_ids, ask), "setup"):
+        if bool(reply.config_records["setup"]["ready"]):
+            ready[str(reply.config_records["setup"]["client"])] = node
+        else:
+            lacking.append(node)
+    if lacking:
+        ship = RecordDict({**ask, "files": proxy_store.pack(proxy_folder)})
+        for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(lacking, ship), "setup"):
+            ready[str(reply.config_records["setup"]["client"])] = node
+    _need_enough(len(ready), job, "set up")
+    return ready
+
+
+def _wait_for_nodes(grid: Grid, job: FederationJob) -> list[int]:
+    """All clients of the job, or at least the minimum once `timeout_s` is over."""
+    deadline = time.monotonic() + job.federate.timeout_s
+    wanted = len(job.clients)
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        if time.monotonic() > deadline:
+            _need_enough(len(nodes), job, "connected")
+            break
+        time.sleep(POLL_S)
+    return nodes
+
+
+def _participants(names: list[str], job: FederationJob, round_number: int) -> list[str]:
+    """Which clients take part in a round; depends on (seed, round) alone."""
+    count = max(1, round(job.federate.participation * len(names)))
+    if count == len(names):
+        return names
+    rng = stream(job.seed, "participants", round_number)
+    return sorted(rng.choice(names, size=count, replace=False).tolist())
+
+
+def _gather(
+    grid: Grid,
+    job: FederationJob,
+    state: ServerState,
+    nodes: Mapping[str, int],
+    on_client: OnClient | None,
+) -> list[ClientUpdate]:
+    """One round's updates, ordered by client name so that sums do not depend on who was fastest."""
+    content = wire.encode_broadcast(
+        wire.Broadcast(
+            round=state.round,
+            adapter=state.adapter,
+            conflict=state.conflict,
+            pcr_lambda=job.fusion.pcr_lambda,
+            prox_mu=job.fusion.prox_mu,
+        )
+    )
+    updates: dict[str, ClientUpdate] = {}
+    group = f"round {state.round}"
+    for _, reply in _ask(grid, job, wire.TRAIN, dict.fromkeys(nodes.values(), content), group):
+        try:
+            update = wire.decode_update(reply, d=len(state.adapter))
+        except DataError as error:
+            log.warning("round %d: an update is left out: %s", state.round, error)
+            continue
+        updates[update.client] = update
+        if on_client is not None:
+            on_client(update)
+    _need_enough(len(updates), job, f"answered in round {state.round}")
+    return [updates[name] for name in sorted(updates)]
+
+
+def _ask(
+    grid: Grid, job: FederationJob, kind: str, contents: Mapping[int, RecordDict], group: str
+) -> Iterator[tuple[int, RecordDict]]:
+    """Send to nodes and yield (node, content) of those that answer in time and did not fail."""
+    messages = [
+        Message(content, node, kind, group_id=group, ttl=job.federate.timeout_s)
+        for node, content in contents.items()
+    ]
+    waiting = set(grid.push_messages(messages))
+    deadline = time.monotonic() + job.federate.timeout_s
+    while waiting:
+        for reply in _pull(grid, waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                log.warning("%s: node %d failed: %s", group, node, reply.error.reason)
+                continue
+            _raise_failure(reply.content)
+            yield node, reply.content
+        if waiting and time.monotonic() > deadline:
+            log.warning(
+                "%s: %d clients did not answer in %.0f s",
+                group,
+                len(waiting),
+                job.federate.timeout_s,
+            )
+            return
+        if waiting:
+            time.sleep(POLL_S)
+
+
+def _pull(grid: Grid, waiting: Iterable[str]) -> Iterable[Message]:
+    return grid.pull_messages(list(waiting))
+
+
+def _raise_failure(content: RecordDict) -> None:
+    """A client's own one-line error ends the run: it says something a person must mend."""
+    failure = wire.decode_failure(content)
+    if failure is None:
+        return
+    kind, line = failure
+    known: Any = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, FedProxyError):
+        raise known(line)
+    raise TrainingError(line)
+
+
+def _need_enough(count: int, job: FederationJob, what: str) -> None:
+    if count < job.federate.min_clients:
+        raise RoundAborted(
+            f"{count} clients {what}: must be >= {job.federate.min_clients} (federate.min_clients)"
+        )
+
+
+def _check_same_adapter(state: ServerState, initial: ServerState) -> None:
+    if state.adapter.shape != initial.adapter.shape:
+        raise errors.RunFolderError(
+            f"saved adapter of {state.adapter.size} numbers: this run's has {initial.adapter.size}"
+        )
+
+
+def _drop_lines_from(folder: RunFolder, round_number: int) -> None:
+    """Forget metrics of rounds whose state was not saved."""
+    lines = folder.read_jsonl(ROUNDS)
+    kept = [line for line in lines if line["round"] < round_number]
+    if len(kept) < len(lines):
+        (folder.path / ROUNDS).unlink()
+        for line in kept:
+            folder.append_jsonl(ROUNDS, line)

@@ -1,0 +1,1 @@
+"""Stage 3: merge the tuned adapter into the blocks and plug them back into the LLM, untrained."""

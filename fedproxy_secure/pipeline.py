@@ -1,0 +1,141 @@
+"""The stages of the pipeline on one page: compress, federate, fuse, evaluate.
+
+Every stage is a function of ordinary torch and transformers objects and can be called on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedproxy_secure.compress.proxy import Proxy, compress
+from fedproxy_secure.config import Config
+from fedproxy_secure.data.evaluate import choice_correct, text_windows
+from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.federate.adapters import attach, block_deltas, get_vector, set_vector
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.fuse.plug_back import plug_back
+from fedproxy_secure.llm import Tokenizer, load_llm
+from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.world.stories import stories
+from fedproxy_secure.world.tasks import PUBLIC_SEED
+
+PUBLIC_WINDOW_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What a run starts from: the owner's LLM, public token windows, and every client's task."""
+
+    llm: nn.Module
+    tokenizer: Tokenizer
+    windows: torch.Tensor  # int64 [n, tokens]
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Which of one task's test records a model answered right, in the records' order."""
+
+    correct: tuple[bool, ...]
+
+    @property
+    def value(self) -> float:
+        """Share of right answers, [0, 1]."""
+        return sum(self.correct) / len(self.correct)
+
+
+def prepare(config: Config) -> Materials:
+    """Load the LLM, the public text and the tasks that the settings name."""
+    llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
+    tasks = tuple(load_task(c, root=config.data.root) for c in config.data.clients)
+    return Materials(llm=llm, tokenizer=tokenizer, windows=public_windows(config, tokenizer), tasks=tasks)
+
+
+def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
+    """Windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
+    count = config.compress.calibration_sequences
+    if config.data.public_text == "demo":
+        stream = stories(PUBLIC_SEED)
+        text = "\n".join(next(stream) for _ in range(4 * count))
+    else:
+        name = config.data.public_text.format(data=config.data.root or "{data}")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.public_text={name}: cannot be read: {error}") from error
+    return text_windows(text, tokenizer, window_tokens=PUBLIC_WINDOW_TOKENS, limit=count)
+
+
+def make_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
+    """Stage 1: the proxy of the settings' importance at `remove_ratio`."""
+    return compress(
+        materials.llm,
+        remove_ratio=remove_ratio,
+        importance=config.compress.importance,
+        windows=materials.windows,
+        seed=seed,
+    )
+
+
+def tune(
+    job: FederationJob,
+    model: nn.Module,
+    model_folder: Path,
+    *,
+    run_folder: Path | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Stage 2: federated tuning. Returns `model` (changed in place) with the tuned adapter attached.
+
+    `model_folder` holds the same model for the clients. With a `run_folder` every round is saved and a
+    second call goes on where the first was stopped.
+    """
+    from fedproxy_secure.flower.engines import federate
+
+    shown = progress or NoProgress()
+    tuned = attach(model, job.adapter, seed=job.seed, blocks=job.blocks)
+    shown.start("federate", job.federate.rounds)
+    initial = ServerState(round=0, adapter=get_vector(tuned))
+    final = federate(
+        job,
+        model_folder,
+        initial,
+        run_folder=run_folder,
+        on_round=lambda state, metrics: shown.advance("federate", note=f"loss {metrics['loss']:.3f}"),
+    )
+    shown.done("federate")
+    set_vector(tuned, final.adapter)
+    return tuned
+
+
+def fuse(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:
+    """Stage 3: the LLM with the tuned proxy's difference plugged back (Eq. 15)."""
+    return plug_back(materials.llm, proxy.plan, block_deltas(tuned))
+
+
+def evaluate(model: nn.Module, materials: Materials, config: Config) -> dict[str, Accuracy]:
+    """Accuracy on every client's test records (lm-eval's `acc`, 0-shot)."""
+    return {
+        task.name: Accuracy(
+            correct=tuple(
+                choice_correct(
+                    model, materials.tokenizer, task.test, max_tokens=config.data.max_tokens
+                ).tolist()
+            )
+        )
+        for task in materials.tasks
+    }
+
+
+def average(accuracies: Mapping[str, Accuracy]) -> float:
+    """Mean of the tasks' accuracies, each task counting the same."""
+    return float(np.mean([a.value for a in accuracies.values()]))

@@ -1,0 +1,127 @@
+"""A measured number with its interval: over seeds (Student t), a proportion (Wilson), a difference.
+
+Every number of a report is an `Estimate`: it says how many values it rests on, which seeds they
+came from and how the interval was made. Intervals are two-sided, 95 %.
+
+Student t assumes that seeds are independent and their values about normal. Wilson assumes that
+records are independent; it says nothing about how another seed would have trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fedproxy_secure.errors import DataError
+
+CONFIDENCE = 0.95
+_Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One measured number.
+
+    `value`, `low` and `high` are in `unit`; the unit `share` means a fraction, 1 = everything, and
+    is shown as percent. `n` is the number of values behind it (seeds, or records for a proportion).
+    `low` and `high` are both None where the data allow no interval.
+
+    Raises `DataError` if a number is not finite, n < 1, or only one end is given.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    seeds: tuple[int, ...]
+    how: str
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise DataError(f"{self.metric}: n={self.n}: must be >= 1")
+        if (self.low is None) != (self.high is None):
+            raise DataError(f"{self.metric}: low={self.low}, high={self.high}: both or neither")
+        for number in (self.value, self.low, self.high):
+            if number is not None and not math.isfinite(number):
+                raise DataError(f"{self.metric}: {number}: must be a finite number")
+
+
+def mean_interval(values_by_seed: Mapping[int, float], *, metric: str, unit: str) -> Estimate:
+    """Mean over seeds with its Student t interval; a single seed has no interval.
+
+    >>> mean_interval({0: 0.5, 1: 0.7}, metric="accuracy", unit="share").n
+    2
+
+    Raises `DataError` without a value or with one that is not finite.
+    """
+    if not values_by_seed:
+        raise DataError(f"{metric}: no values; needs one per seed")
+    values = list(values_by_seed.values())
+    mean = math.fsum(values) / len(values)
+    low = high = None
+    how = "one seed, no interval"
+    if len(values) > 1:
+        half = _t_half_width(values, mean)
+        low, high = mean - half, mean + half
+        how = "mean over seeds, Student t 95 %"
+    return Estimate(
+        metric=metric,
+        value=mean,
+        low=low,
+        high=high,
+        n=len(values),
+        unit=unit,
+        seeds=tuple(values_by_seed),
+        how=how,
+    )
+
+
+def proportion_interval(
+    correct: int, n: int, *, metric: str, seeds: Iterable[int], unit: str = "share"
+) -> Estimate:
+    """The share `correct / n` of records with its Wilson interval; for a single seed's accuracy.
+
+    Raises `DataError` unless 0 <= correct <= n and n >= 1.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise DataError(f"{metric}: {correct} of {n}: must be 0 <= correct <= n, n >= 1")
+    share = correct / n
+    shrink = 1 + _Z**2 / n
+    centre = (share + _Z**2 / (2 * n)) / shrink
+    half = _Z / shrink * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return Estimate(
+        metric=metric,
+        value=share,
+        low=max(0.0, min(centre - half, share)),  # rounding must not push the share outside
+        high=min(1.0, max(centre + half, share)),
+        n=n,
+        unit=unit,
+        seeds=tuple(seeds),
+        how="share of records, Wilson 95 %",
+    )
+
+
+def paired_difference(
+    a: Mapping[int, float], b: Mapping[int, float], *, metric: str, unit: str
+) -> Estimate:
+    """Mean of `a - b` seed by seed: what the seeds share cancels out, so the interval is narrower.
+
+    Raises `DataError` unless both have the same seeds.
+    """
+    if set(a) != set(b):
+        raise DataError(f"{metric}: seeds {sorted(a)} and {sorted(b)}: must be the same to be paired")
+    difference = mean_interval({s: a[s] - b[s] for s in a}, metric=metric, unit=unit)
+    how = difference.how.replace("mean over seeds", "mean of paired differences over seeds")
+    return Estimate(**{**vars(difference), "how": how})
+
+
+def _t_half_width(values: list[float], mean: float) -> float:
+    from scipy.special import stdtrit
+
+    freedom = len(values) - 1
+    variance = math.fsum((v - mean) ** 2 for v in values) / freedom
+    quantile = float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return quantile * math.sqrt(variance / len(values))

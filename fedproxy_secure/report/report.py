@@ -1,0 +1,110 @@
+"""The report of a run: `report.json` for programs, `report.md` for people, the same content.
+
+The JSON follows `report.schema.json`, which ships beside this module. `schema_version` grows when a
+reader of the old one would be wrong about the new one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure import artifacts
+from fedproxy_secure.errors import FedProxyError, RunFolderError
+from fedproxy_secure.report.estimate import Estimate
+
+SCHEMA_VERSION = 1
+JSON_NAME = "report.json"
+MARKDOWN_NAME = "report.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One method at one remove ratio. None: does not apply or was not measured.
+
+    Accuracies, `gap_closed` and `owners_edge` have the unit `share` (1 = everything).
+    """
+
+    method: str
+    remove_ratio: float | None = None  # None: the method has no proxy
+    tasks: Mapping[str, Estimate] = field(default_factory=dict)  # fused LLM, by task
+    average: Estimate | None = None  # fused LLM, mean over tasks
+    gap_closed: Estimate | None = None  # from zero-shot (0) to the centralised LLM (1)
+    tuned_proxy: Estimate | None = None  # the tuned proxy alone, mean over tasks
+    owners_edge: Estimate | None = None  # fused LLM minus tuned proxy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything a run found, and what it takes to find it again.
+
+    `estimates` are numbers outside the table, such as a proxy's fidelity. `notes` are what a reader
+    must know before believing a number: truncated prompts, settings that are not safe.
+    """
+
+    name: str
+    command: str
+    config_sha256: str
+    environment: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    estimates: tuple[Estimate, ...] = ()
+    rows: tuple[MethodRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """The report as indented JSON; numbers that are not finite cannot occur."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write both files atomically and return the path of the JSON one.
+
+        Raises `RunFolderError` if the folder cannot be written; a file already there then stays.
+        """
+        from fedproxy_secure.report.table import markdown_report
+
+        artifacts.write_bytes(folder / MARKDOWN_NAME, markdown_report(self).encode())
+        artifacts.write_bytes(folder / JSON_NAME, self.to_json().encode())
+        return folder / JSON_NAME
+
+    @classmethod
+    def load(cls, folder: Path) -> Report:
+        """Read the report in `folder`.
+
+        Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
+        """
+        path = folder / JSON_NAME
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            version = raw["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}")
+            return cls(
+                **{
+                    **raw,
+                    "seeds": tuple(raw["seeds"]),
+                    "estimates": tuple(_estimate(e) for e in raw["estimates"]),
+                    "rows": tuple(_row(r) for r in raw["rows"]),
+                    "notes": tuple(raw["notes"]),
+                }
+            )
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+        except RunFolderError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, FedProxyError) as error:
+            raise RunFolderError(f"{path}: is damaged: {error}") from error
+
+
+def _estimate(raw: dict[str, Any]) -> Estimate:
+    return Estimate(**{**raw, "seeds": tuple(raw["seeds"])})
+
+
+def _row(raw: dict[str, Any]) -> MethodRow:
+    numbers = ("average", "gap_closed", "tuned_proxy", "owners_edge")
+    read = {name: _estimate(raw[name]) if raw[name] else None for name in numbers}
+    tasks = {task: _estimate(e) for task, e in raw["tasks"].items()}
+    return MethodRow(**{**raw, **read, "tasks": tasks})

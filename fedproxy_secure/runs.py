@@ -1,0 +1,270 @@
+"""`run`: the pipeline for every seed, into a run folder that a killed run goes on from.
+
+seed-0/proxy/             the proxy, a Hugging Face folder
+seed-0/plan.json          which LLM blocks it holds, importance, fidelity
+seed-0/federation/        server state after the last whole round, one line of metrics a round
+seed-0/adapter/           the tuned adapter, a PEFT folder for the proxy
+seed-0/fused/             the fused LLM, a Hugging Face folder
+seed-0/result.json        accuracies; written last
+report.json, report.md    all seeds together
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.artifacts import RunFolder, environment
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.pipeline import (
+    Accuracy,
+    Materials,
+    average,
+    evaluate,
+    fuse,
+    make_proxy,
+    prepare,
+    tune,
+)
+from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.report.estimate import mean_interval
+from fedproxy_secure.report.report import MethodRow, Report
+
+FLOAT32_BYTES = 4
+STAGES = 5  # of one seed, for the progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run would take, counted before anything is spent. Bytes are payload, float32."""
+
+    llm_parameters: int
+    llm_blocks: int
+    proxy_parameters: int
+    proxy_blocks: tuple[int, ...]
+    adapter_parameters: int
+    clients: int
+    train_records: tuple[int, ...]
+    truncated_records: int
+    rounds: int
+    local_steps: int
+    seeds: int
+
+    @property
+    def upload_bytes(self) -> int:
+        """One client's update in one round."""
+        return self.adapter_parameters * FLOAT32_BYTES
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights of LLM, proxy and fused LLM, and the trained adapter's gradients and Adam moments."""
+        weights = 2 * self.llm_parameters + self.proxy_parameters + 4 * self.adapter_parameters
+        return weights * FLOAT32_BYTES
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and formatted values, for people."""
+        steps = self.rounds * self.local_steps * self.clients
+        return [
+            ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
+            ("proxy", f"{self.proxy_parameters:,} parameters, blocks {list(self.proxy_blocks)}"),
+            ("adapter", f"{self.adapter_parameters:,} trained parameters"),
+            ("clients", f"{self.clients}, with {list(self.train_records)} training records"),
+            ("truncated prompts", f"{self.truncated_records}"),
+            ("steps", f"{steps:,} a seed ({self.rounds} rounds), {self.seeds} seeds"),
+            ("upload", f"{self.upload_bytes:,} bytes a client and round"),
+            ("download", f"{self.upload_bytes:,} bytes a client and round"),
+            ("proxy download", f"{self.proxy_parameters * FLOAT32_BYTES:,} bytes a client, once"),
+            ("memory", f"{self.memory_bytes:,} bytes for weights and optimiser, one process"),
+        ]
+
+
+def plan(config: Config) -> RunPlan:
+    """Load model and data, compress, count; nothing is trained and nothing written."""
+    from fedproxy_secure.data.encode import encode_records
+    from fedproxy_secure.federate.adapters import adapter_size, attach
+    from fedproxy_secure.llm import blocks_of, parameter_count
+
+    materials = prepare(config)
+    proxy = make_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
+    proxy_parameters = parameter_count(proxy.model)
+    encoded = [
+        encode_records(t.train, materials.tokenizer, max_tokens=config.data.max_tokens)
+        for t in materials.tasks
+    ]
+    return RunPlan(
+        llm_parameters=parameter_count(materials.llm),
+        llm_blocks=len(blocks_of(materials.llm)),
+        proxy_parameters=proxy_parameters,
+        proxy_blocks=proxy.plan.kept,
+        adapter_parameters=adapter_size(attach(proxy.model, config.adapter, seed=0)),
+        clients=len(materials.tasks),
+        train_records=tuple(len(t.train) for t in materials.tasks),
+        truncated_records=sum(e.truncated for e in encoded),
+        rounds=config.federate.rounds,
+        local_steps=config.local.steps,
+        seeds=len(config.seeds),
+    )
+
+
+def run(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
+
+    With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
+    result is the same as an unbroken run's.
+
+    Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder.
+    """
+    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    results = {seed: _run_seed(config, folder, seed, progress) for seed in config.seeds}
+    report = _report(config, results, command or "fedproxy_secure.run(...)")
+    report.write(out)
+    return report
+
+
+def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress | None) -> dict[str, Any]:
+    from fedproxy_secure.compress.fidelity import fidelity
+    from fedproxy_secure.compress.proxy import save_model
+    from fedproxy_secure.federate.adapters import save_adapter
+    from fedproxy_secure.federate.job import FederationJob
+
+    name = f"seed-{seed}"
+    place = folder.path / name
+    if (place / "result.json").exists():
+        return _read(place / "result.json")
+    shown = progress or NoProgress()
+    shown.start(name, STAGES)
+    materials = prepare(config)
+    proxy = make_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
+    save_model(proxy.model, materials.tokenizer, place / "proxy")
+    faithful = fidelity(materials.llm, proxy.model, proxy.plan, materials.windows)
+    folder.write_json(
+        f"{name}/plan.json",
+        {
+            "llm_blocks": proxy.plan.llm_blocks,
+            "kept": list(proxy.plan.kept),
+            "importance": list(proxy.importance),
+            "fidelity": asdict(faithful),
+        },
+    )
+    shown.advance(name, note="compressed")
+    zero_shot = evaluate(materials.llm, materials, config)
+    proxy_before = evaluate(proxy.model, materials, config)
+    shown.advance(name, note="measured before tuning")
+    (place / "federation").mkdir(parents=True, exist_ok=True)
+    tuned = tune(
+        FederationJob.from_config(config, seed=seed),
+        proxy.model,
+        place / "proxy",
+        run_folder=place / "federation",
+        progress=progress,
+    )
+    save_adapter(tuned, place / "adapter")
+    shown.advance(name, note="federated")
+    fused = fuse(materials, proxy, tuned)
+    save_model(fused, materials.tokenizer, place / "fused")
+    shown.advance(name, note="fused")
+    result = {
+        "seed": seed,
+        "fidelity": asdict(faithful),
+        "zero_shot": _bits(zero_shot),
+        "proxy": _bits(proxy_before),
+        "tuned": _bits(evaluate(tuned, materials, config)),
+        "fused": _bits(evaluate(fused, materials, config)),
+        "truncated": _truncated(materials, config),
+    }
+    folder.write_json(f"{name}/result.json", result)
+    shown.done(name)
+    return result
+
+
+def _report(config: Config, results: dict[int, dict[str, Any]], command: str) -> Report:
+    def over_seeds(model: str) -> dict[int, float]:
+        return {seed: _average(r[model]) for seed, r in results.items()}
+
+    def row(method: str, model: str, **more: Any) -> MethodRow:
+        tasks = {
+            task: mean_interval(
+                {s: _share(r[model][task]) for s, r in results.items()},
+                metric=f"accuracy on {task}, {method}",
+                unit="share",
+            )
+            for task in next(iter(results.values()))[model]
+        }
+        own = mean_interval(over_seeds(model), metric=f"accuracy, {method}", unit="share")
+        return MethodRow(method=method, tasks=tasks, average=own, **more)
+
+    fused, tuned = over_seeds("fused"), over_seeds("tuned")
+    edge = mean_interval({s: fused[s] - tuned[s] for s in fused}, metric="owner's edge", unit="share")
+    ratio = config.compress.remove_ratio
+    truncated = max(r["truncated"] for r in results.values())
+    return Report(
+        name=config.name,
+        command=command,
+        config_sha256=config.sha256(),
+        environment=environment(),
+        seeds=config.seeds,
+        rows=(
+            row("zero_shot", "zero_shot"),
+            row("zero_shot_proxy", "proxy", remove_ratio=ratio),
+            row(
+                f"fedproxy_{config.fusion.rule}",
+                "fused",
+                remove_ratio=ratio,
+                tuned_proxy=mean_interval(tuned, metric="tuned proxy accuracy", unit="share"),
+                owners_edge=edge,
+            ),
+        ),
+        estimates=tuple(
+            mean_interval({s: r["fidelity"][key] for s, r in results.items()}, metric=metric, unit=unit)
+            for key, metric, unit in (
+                ("kl_nats", "KL of LLM to proxy on public text", "nats"),
+                ("agreement", "same next token, LLM and proxy", "share"),
+                ("llm_perplexity", "LLM perplexity on public text", "perplexity"),
+                ("proxy_perplexity", "proxy perplexity on public text", "perplexity"),
+            )
+        ),
+        notes=(
+            "No secure aggregation and no differential privacy: the server sees every update.",
+            f"{truncated} of the records' prompts were cut to data.max_tokens={config.data.max_tokens}.",
+        ),
+    )
+
+
+def _truncated(materials: Materials, config: Config) -> int:
+    from fedproxy_secure.data.encode import encode_records
+
+    return sum(
+        encode_records(records, materials.tokenizer, max_tokens=config.data.max_tokens).truncated
+        for task in materials.tasks
+        for records in (task.train, task.test)
+    )
+
+
+def _bits(accuracies: dict[str, Accuracy]) -> dict[str, str]:
+    return {t: "".join("01"[int(b)] for b in a.correct) for t, a in accuracies.items()}
+
+
+def _share(bits: str) -> float:
+    return bits.count("1") / len(bits)
+
+
+def _average(by_task: dict[str, str]) -> float:
+    return average({t: Accuracy(correct=tuple(b == "1" for b in s)) for t, s in by_task.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: is damaged; delete it and resume") from error

@@ -1,0 +1,111 @@
+"""The two commands on a tiny model: reports, models, resume, and bad input."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedproxy_secure.cli import app
+from fedproxy_secure.comparison import compare
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runs import plan, run
+from tests.support.tiny import tiny_settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return tiny_settings(
+        tmp_path_factory.mktemp("tiny"),
+        seeds=[0, 1],
+        compare={"methods": ["zero_shot", "centralised_llm", "fedproxy_h_ties"], "remove_ratios": [0.5]},
+    )
+
+
+def test_a_run_leaves_models_that_load_and_a_report_with_intervals(settings, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    report = run(parse_config(settings), tmp_path / "run")
+    proxy = AutoModelForCausalLM.from_pretrained(tmp_path / "run/seed-0/proxy")
+    assert proxy.config.num_hidden_layers == 2
+    assert PeftModel.from_pretrained(proxy, tmp_path / "run/seed-0/adapter")
+    fused = AutoModelForCausalLM.from_pretrained(tmp_path / "run/seed-1/fused")
+    assert fused.config.num_hidden_layers == 4
+    (row,) = (r for r in report.rows if r.method == "fedproxy_h_ties")
+    assert row.average.n == 2
+    assert row.average.low <= row.average.value <= row.average.high
+
+
+def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):
+    config = parse_config({**settings, "seeds": [0]})
+    whole = run(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    class KillAfterOneRound:
+        def start(self, task, total):
+            pass
+
+        def advance(self, task, steps=1, note=""):
+            if task == "federate":
+                raise Killed
+
+        def done(self, task):
+            pass
+
+    with pytest.raises(Killed):
+        run(config, tmp_path / "broken", progress=KillAfterOneRound())
+    resumed = run(config, tmp_path / "broken", resume=True)
+    assert resumed.rows == whole.rows
+    one, two = (
+        (tmp_path / name / "seed-0/fused/model.safetensors").read_bytes() for name in ("whole", "broken")
+    )
+    assert one == two
+
+
+def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
+    config = parse_config(settings)
+    whole = compare(config, tmp_path)
+    (tmp_path / "cells" / "fedproxy_h_ties-0.5-seed1.json").unlink()
+    assert compare(config, tmp_path, resume=True).rows == whole.rows
+    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 1
+
+
+def test_a_run_folder_of_another_config_is_refused(settings, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "config_sha256": "0"}')
+    with pytest.raises(RunFolderError, match="belongs to other settings"):
+        run(parse_config(settings), tmp_path, resume=True)
+
+
+def test_the_plan_counts_what_a_run_would_use(settings):
+    planned = plan(parse_config(settings))
+    assert planned.llm_blocks == 4
+    assert len(planned.proxy_blocks) == 2
+    assert planned.upload_bytes == 4 * planned.adapter_parameters
+    assert planned.truncated_records == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("compress.remove_ratio=0.95", "remove_ratio=0.95: removes all 4 blocks"),
+        ("compress.remove_ration=0.5", "did you mean 'remove_ratio'?"),
+        ("model.path=/no/such/model", "model.path=/no/such/model: cannot be loaded"),
+        ("data.clients.0.task=clasification", "did you mean 'classification'?"),
+        ("data.clients.0.source=/no/such/{split}.jsonl", "/no/such/train.jsonl: cannot be read"),
+        ("local.steps=many", "local.steps='many'"),
+        ("federate.min_clients=9", "federate.min_clients=9: must be <= 3"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(settings, tmp_path, change, line):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["run", str(file), "--set", change, "--out", str(out)])
+    assert result.exit_code == 2
+    assert line in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (out / "report.json").exists()

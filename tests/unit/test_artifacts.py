@@ -1,0 +1,152 @@
+"""A run folder belongs to one config, and its files are whole or not there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedproxy_secure.artifacts import RunFolder, environment
+from fedproxy_secure.config import Config, parse_config
+from fedproxy_secure.errors import RunFolderError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", Config())
+
+
+def test_a_new_folder_says_what_it_belongs_to(folder: RunFolder):
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    assert manifest["config_sha256"] == Config().sha256()
+    assert json.loads((folder.path / "environment.json").read_text())["python"]
+
+
+def test_the_resolved_config_can_be_run_again(folder: RunFolder):
+    again = parse_config(yaml.safe_load((folder.path / "config.yaml").read_text()))
+    assert again == Config()
+
+
+def test_a_folder_with_something_in_it_is_refused(folder: RunFolder):
+    with pytest.raises(RunFolderError, match=r"is not empty; add --resume"):
+        RunFolder.create(folder.path, Config())
+
+
+def test_resume_goes_on_with_the_same_config(folder: RunFolder):
+    folder.write_text("note.txt", "kept")
+    again = RunFolder.resume(folder.path, Config())
+    assert (again.path / "note.txt").read_text() == "kept"
+
+
+def test_resume_creates_a_folder_that_is_not_there(tmp_path: Path):
+    RunFolder.resume(tmp_path / "new", Config())
+    assert (tmp_path / "new" / "manifest.json").is_file()
+
+
+def test_resume_refuses_other_settings(folder: RunFolder):
+    with pytest.raises(RunFolderError, match="belongs to other settings") as raised:
+        RunFolder.resume(folder.path, Config(seeds=(5,)))
+    assert "\n" not in str(raised.value)
+
+
+def test_resume_refuses_a_folder_that_is_no_run(tmp_path: Path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"is not a run folder: has no manifest\.json"):
+        RunFolder.resume(tmp_path, Config())
+
+
+def test_resume_refuses_a_damaged_manifest(folder: RunFolder):
+    (folder.path / "manifest.json").write_text("{")
+    with pytest.raises(RunFolderError, match="is damaged"):
+        RunFolder.resume(folder.path, Config())
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="Not a directory"):
+        RunFolder.create(tmp_path / "file", Config())
+    with pytest.raises(RunFolderError, match="Not a directory"):
+        RunFolder.create(tmp_path / "file" / "run", Config())
+
+
+def test_writing_replaces_whole_files_and_leaves_nothing_else(folder: RunFolder):
+    folder.write_text("a/b.txt", "old")
+    path = folder.write_text("a/b.txt", "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_what_an_interrupted_write_left_does_not_make_a_folder_foreign(tmp_path: Path):
+    (tmp_path / ".partial-x1").write_text("half")
+    RunFolder.resume(tmp_path, Config())
+
+
+def test_lines_are_appended_and_read_back(folder: RunFolder):
+    assert folder.read_jsonl("rounds.jsonl") == []
+    for round_number in range(3):
+        folder.append_jsonl("rounds.jsonl", {"round": round_number})
+    assert folder.read_jsonl("rounds.jsonl") == [{"round": n} for n in range(3)]
+
+
+def test_a_line_cut_by_a_crash_is_dropped(folder: RunFolder):
+    path = folder.append_jsonl("rounds.jsonl", {"round": 0})
+    with path.open("a") as file:
+        file.write('{"round": 1, "lo')
+    assert folder.read_jsonl("rounds.jsonl") == [{"round": 0}]
+    folder.append_jsonl("rounds.jsonl", {"round": 1})
+    assert folder.read_jsonl("rounds.jsonl") == [{"round": 0}, {"round": 1}]
+
+
+def test_a_damaged_line_is_refused(folder: RunFolder):
+    folder.write_text("rounds.jsonl", "{}\nnot json\n")
+    with pytest.raises(RunFolderError, match="is damaged"):
+        folder.read_jsonl("rounds.jsonl")
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.errors import RunFolderError
+
+folder = RunFolder(path=Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for write in (
+    lambda: folder.write_bytes("weights", b"new" * 4000),
+    lambda: folder.append_jsonl("rounds.jsonl", {"text": "new" * 4000}),
+):
+    try:
+        write()
+    except RunFolderError as error:
+        print(error)
+"""
+
+
+def test_a_write_that_does_not_fit_leaves_the_old_file_and_says_so_in_one_line(folder: RunFolder):
+    """The limit on file sizes stands in for a full disk: `write` stops half way in both."""
+    folder.write_bytes("weights", b"old")
+    folder.append_jsonl("rounds.jsonl", {"round": 0})
+    before = sorted(p.name for p in folder.path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.endswith("cannot be written: File too large") for line in lines)
+    assert (folder.path / "weights").read_bytes() == b"old"
+    assert folder.read_jsonl("rounds.jsonl") == [{"round": 0}]
+    assert (folder.path / "rounds.jsonl").read_text().count("new") == 0
+    assert sorted(p.name for p in folder.path.iterdir()) == before
+
+
+def test_the_environment_names_versions_and_the_device_it_is_told():
+    found = environment(device="cuda")
+    assert found["device"] == "cuda"
+    assert found["packages"]["torch"].startswith("2.13.0")
+    assert found["cpu_count"] >= 1

@@ -1,0 +1,168 @@
+"""The command line starts fast, explains itself, and fails in one line."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from packaging.requirements import Requirement
+from rich.console import Console
+from typer.testing import CliRunner
+
+import fedproxy_secure
+from fedproxy_secure import doctor
+from fedproxy_secure.cli import _plain_errors, app, find_config
+from fedproxy_secure.cli_progress import PlainLines, shown_on
+from fedproxy_secure.errors import ConfigError, FedProxyError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "peft", "flwr", "ray", "datasets", "pandas", "scipy")
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fedproxy_secure; fedproxy_secure.load_config",
+        "from typer.testing import CliRunner; from fedproxy_secure.cli import app; "
+        "assert CliRunner().invoke(app, ['compare', '--help']).exit_code == 0",
+    ],
+    ids=["import", "help"],
+)
+def test_nothing_heavy_is_loaded(code: str):
+    loaded = python(f"{code}\nimport sys; print([m for m in {HEAVY} if m in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_the_public_names_are_these():
+    names = ["Config", "__version__", "compare", "load_config", "plan", "run"]
+    assert dir(fedproxy_secure) == names
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = fedproxy_secure.runn
+
+
+def test_version_is_printed():
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.stdout) == (
+        0,
+        f"fedproxy-secure {fedproxy_secure.__version__}\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "pretrain-demo", "doctor"])
+def test_every_command_has_help(command: str):
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert command in shown.stdout
+    assert ("name of a shipped one" in " ".join(shown.stdout.split())) == (command in ("run", "compare"))
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_wrong_setting_is_one_line_and_exit_code_2(command: str, tmp_path: Path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("sedes: [1]\n")
+    shown = CliRunner().invoke(app, [command, str(path)])
+    assert shown.exit_code == 2
+    assert shown.stderr == "error: sedes: unknown key; did you mean 'seeds'?\n"
+    assert shown.stdout == ""
+
+
+def test_a_config_is_found_by_path_or_by_shipped_name(tmp_path: Path):
+    shipped = tmp_path / "quickstart.yaml"
+    shipped.touch()
+    assert find_config(str(shipped), []) == shipped
+    assert find_config("quickstart", [tmp_path]) == shipped
+    assert find_config("quickstart.yaml", [tmp_path]) == shipped
+
+
+def test_an_unknown_config_gets_a_hint(tmp_path: Path):
+    (tmp_path / "quickstart.yaml").touch()
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        find_config("quikstart", [tmp_path])
+    with pytest.raises(ConfigError, match="shipped: quickstart"):
+        find_config("zzz", [tmp_path])
+
+
+def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(typer.Exit) as left, _plain_errors(again="fedproxy-secure run x --resume"):
+        raise KeyboardInterrupt
+    assert left.value.exit_code == 130
+    assert "resume with: fedproxy-secure run x --resume" in capsys.readouterr().err
+
+
+def test_errors_not_raised_on_purpose_are_not_hidden():
+    with pytest.raises(ZeroDivisionError), _plain_errors(again=None):
+        _ = 1 // 0
+    with pytest.raises(typer.Exit), _plain_errors(again=None):
+        raise FedProxyError("expected")
+
+
+def test_a_log_gets_a_line_at_most_every_five_seconds():
+    now, lines = [0.0], []
+    progress = PlainLines(write=lines.append, clock=lambda: now[0])
+    progress.start("seed 0", total=100)
+    for second in range(1, 13):
+        now[0] = float(second)
+        progress.advance("seed 0", steps=5, note=f"loss {second}")
+    progress.done("seed 0")
+    assert lines == [
+        "seed 0: 5/100, 1 s elapsed, about 19 s left, loss 1",
+        "seed 0: 30/100, 6 s elapsed, about 14 s left, loss 6",
+        "seed 0: 55/100, 11 s elapsed, about 9 s left, loss 11",
+        "seed 0: done in 12 s",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_takes_any_order_of_calls(terminal: bool):
+    text = io.StringIO()
+    with shown_on(Console(file=text, force_terminal=terminal, width=120)) as progress:
+        progress.advance("never started")
+        progress.done("never started")
+        progress.start("[bold]seed", total=2)
+        progress.advance("[bold]seed", note="loss [1.0]")
+        progress.start("[bold]seed", total=3)
+        progress.done("[bold]seed")
+    assert "[bold]seed" in text.getvalue()
+
+
+def test_doctor_knows_a_wrong_version_from_a_missing_one():
+    def check(text: str, *, required: bool) -> tuple[bool, str]:
+        found = doctor.against_pin(Requirement(text), required=required)
+        return found.ok, found.found
+
+    assert check("numpy>=2", required=True)[0]
+    assert check("numpy<1", required=False) == (
+        False,
+        check("numpy", required=True)[1] + "; needs <1",
+    )
+    assert check("no-such-package", required=True) == (False, "is missing: install it")
+    assert check("no-such-package", required=False) == (True, "not installed (optional)")
+
+
+def test_doctor_refuses_other_pythons_and_full_disks(tmp_path: Path):
+    assert doctor.python_version((3, 13)).ok
+    assert not doctor.python_version((3, 10)).ok
+    assert not doctor.python_version((3, 14)).ok
+    assert doctor.free_disk(tmp_path / "not" / "yet", need=0).ok
+    assert not doctor.free_disk(tmp_path, need=2**80).ok
+
+
+def test_doctor_reads_the_pins_of_this_project():
+    pins = {Requirement(text).name for text in doctor.declared_requirements()}
+    assert {"torch", "flwr", "transformers"} <= pins
+
+
+@pytest.mark.slow
+def test_doctor_finds_this_installation_fit():
+    shown = CliRunner().invoke(app, ["doctor"])
+    assert shown.exit_code == 0, shown.output
+    assert "demo LLM" in shown.stdout

@@ -1,0 +1,130 @@
+"""Stage 1: the block plan maps both ways, importance means what it says, proxies are exact copies."""
+
+import pytest
+import torch
+
+from fedproxy_secure.compress.fidelity import fidelity, linear_cka
+from fedproxy_secure.compress.importance import (
+    block_influence,
+    gradient_fidelity,
+    greedy_gradient_fidelity,
+)
+from fedproxy_secure.compress.plan import (
+    BlockPlan,
+    blocks_to_remove,
+    plan_by_importance,
+    plan_uniform,
+)
+from fedproxy_secure.compress.proxy import compress
+from fedproxy_secure.errors import ConfigError, ModelError
+from fedproxy_secure.llm import blocks_of, load_llm
+from tests.support.tiny import same_weights, save_tiny, tiny_llama
+
+WINDOWS = torch.arange(3, 3 + 40).view(2, 20)
+
+
+def test_plan_keeps_the_most_important_blocks_in_their_order():
+    assert plan_by_importance([0.9, 0.1, 0.2, 0.8], 0.5).kept == (0, 3)
+    assert plan_by_importance([1.0, 1.0, 1.0, 1.0], 0.5).kept == (0, 1)
+
+
+def test_uniform_plan_keeps_both_ends():
+    assert plan_uniform(8, 0.5).kept == (0, 2, 5, 7)
+
+
+@pytest.mark.parametrize("kept", [(), (1, 0), (0, 0), (0, 4), (-1,)])
+def test_impossible_plans_are_refused(kept):
+    with pytest.raises(ConfigError):
+        BlockPlan(llm_blocks=4, kept=kept)
+
+
+def test_a_ratio_that_leaves_no_block_is_refused_with_its_value():
+    with pytest.raises(ConfigError, match=r"remove_ratio=0.95.*at least one"):
+        blocks_to_remove(4, 0.95)
+
+
+def test_lift_moves_tensors_to_their_llm_blocks():
+    plan = BlockPlan(llm_blocks=4, kept=(1, 3))
+    assert plan.lift({(0, "w"): torch.ones(1)}).keys() == {(1, "w")}
+
+
+def test_block_influence_of_a_block_that_does_nothing_is_zero():
+    model = tiny_llama()
+    block = blocks_of(model)[2]
+    with torch.no_grad():
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+    influence = block_influence(model, WINDOWS)
+    assert influence[2] == pytest.approx(0, abs=1e-9)
+    assert min(influence[i] for i in (0, 1, 3)) > 1e-3
+
+
+def test_gradient_fidelity_of_the_whole_llm_is_one_and_of_a_part_is_less():
+    model = tiny_llama()
+    assert gradient_fidelity(model, WINDOWS, [0, 1, 2, 3]) == pytest.approx(1)
+    assert gradient_fidelity(model, WINDOWS, [0, 3]) < 0.999
+
+
+def test_gradient_fidelity_drops_a_block_that_does_nothing_first():
+    model = tiny_llama()
+    with torch.no_grad():
+        blocks_of(model)[1].self_attn.o_proj.weight.zero_()
+        blocks_of(model)[1].mlp.down_proj.weight.zero_()
+    kept, scores = greedy_gradient_fidelity(model, WINDOWS, keep=3)
+    assert kept == [0, 2, 3]
+    assert plan_by_importance(scores, 0.25).kept == (0, 2, 3)
+
+
+@pytest.mark.parametrize("importance", ["block_influence", "gradient_fidelity", "uniform", "random"])
+def test_proxy_blocks_are_exact_copies_and_the_llm_is_left_as_it_was(importance):
+    llm, before = tiny_llama(), tiny_llama()
+    proxy = compress(llm, remove_ratio=0.5, importance=importance, windows=WINDOWS)
+    assert len(blocks_of(proxy.model)) == 2
+    assert proxy.model.config.num_hidden_layers == 2
+    assert same_weights(llm, before)
+    for i, block in enumerate(blocks_of(proxy.model)):
+        assert same_weights(block, blocks_of(llm)[proxy.plan.to_llm(i)])
+
+
+def test_saved_proxy_loads_as_an_ordinary_model_with_the_same_logits(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    proxy = compress(tiny_llama(), remove_ratio=0.5, importance="uniform", windows=WINDOWS).model
+    proxy.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(WINDOWS).logits, proxy(WINDOWS).logits)
+
+
+def test_fidelity_of_the_whole_llm_is_perfect():
+    llm = tiny_llama()
+    proxy = compress(llm, remove_ratio=0.0, importance="uniform", windows=WINDOWS)
+    found = fidelity(llm, proxy.model, proxy.plan, WINDOWS)
+    assert found.kl_nats == pytest.approx(0, abs=1e-6)
+    assert found.agreement == 1
+    assert min(found.cka) == pytest.approx(1)
+    assert found.llm_perplexity == found.proxy_perplexity
+
+
+def test_cka_ignores_rotation_and_sees_independence():
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))
+    other = torch.randn(500, 8, generator=torch.Generator().manual_seed(2))
+    assert linear_cka(x, 3 * x @ rotation) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(x, other) < 0.1
+
+
+def test_a_model_without_decoder_blocks_is_refused():
+    with pytest.raises(ModelError, match="decoder blocks"):
+        blocks_of(torch.nn.Linear(2, 2))
+
+
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.path=") as error:
+        load_llm(tmp_path / "nothing")
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_folder_loads(tmp_path):
+    model, tokenizer = load_llm(save_tiny(tmp_path), device="cpu")
+    assert same_weights(model, tiny_llama())
+    assert tokenizer.bos_token_id == 1

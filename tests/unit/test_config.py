@@ -1,0 +1,120 @@
+"""Settings are checked before anything runs, and a wrong one is one line that helps."""
+
+from pathlib import Path
+
+import pytest
+
+from fedproxy_secure.config import Config, load_config, parse_config
+from fedproxy_secure.errors import ConfigError
+
+
+def complaint(raw: dict) -> str:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(raw)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text("name: mine\nseeds: [0, 1]\ncompress: {remove_ratio: 0.25}\n")
+    return path
+
+
+def test_defaults_are_valid():
+    assert parse_config({}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"seed": [0]}, "seed: unknown key; did you mean 'seeds'?"),
+        (
+            {"compress": {"remove_ration": 0.5}},
+            "compress.remove_ration: unknown key; did you mean 'remove_ratio'?",
+        ),
+        (
+            {"data": {"clients": [{"name": "a", "task": "t", "sorce": "demo"}]}},
+            "data.clients.0.sorce: unknown key; did you mean 'source'?",
+        ),
+        ({"zzzzz": 1}, "zzzzz: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(raw: dict, expected: str):
+    assert complaint(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        ({"compress": {"remove_ratio": 1.0}}, "compress.remove_ratio=1.0"),
+        ({"compress": {"remove_ratio": "half"}}, "compress.remove_ratio='half'"),
+        ({"federate": {"rounds": 0}}, "federate.rounds=0"),
+        ({"fusion": {"rule": "average"}}, "fusion.rule='average'"),
+        ({"local": {"learning_rate": -1}}, "local.learning_rate=-1"),
+        ({"model": "demo"}, "model='demo'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(raw: dict, key: str):
+    assert complaint(raw).startswith(f"{key}: ")
+
+
+def test_further_errors_are_counted():
+    assert complaint({"a1": 1, "b1": 2, "c1": 3}).endswith("(and 2 more)")
+
+
+@pytest.mark.parametrize(
+    ("raw", "part"),
+    [
+        ({"seeds": []}, "seeds=[]: must be at least one"),
+        ({"seeds": [1, 1]}, "seeds=[1, 1]"),
+        ({"federate": {"min_clients": 9}}, "federate.min_clients=9: must be <= 4"),
+        ({"federate": {"participation": 0.25}}, "selects 1 of 4 clients"),
+        ({"fusion": {"r0": 0.2, "delta": 0.2}}, "delta=0.2: must be < r0=0.2"),
+        ({"data": {"clients": [{"name": "a", "task": "t"}] * 2}}, "name 'a' is used twice"),
+        ({"data": {"clients": []}}, "must name at least one client"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(raw: dict, part: str):
+    assert part in complaint(raw)
+
+
+def test_set_changes_values_inside_the_file(file: Path):
+    changes = ["compress.remove_ratio=0.5", "federate.rounds=2", "seeds=[7]", "seeds.0=8"]
+    config = load_config(file, changes)
+    assert (config.compress.remove_ratio, config.federate.rounds, config.seeds) == (0.5, 2, (8,))
+    assert config.name == "mine"
+
+
+@pytest.mark.parametrize(
+    "change", ["compress.remove_ratio", "=1", "seeds.9=1", "name.first=x", "name=[", "seeds.x=1"]
+)
+def test_a_change_that_cannot_be_made_is_quoted(file: Path, change: str):
+    with pytest.raises(ConfigError) as raised:
+        load_config(file, [change])
+    assert f"--set {change}: " in str(raised.value)
+
+
+def test_a_misspelt_change_gets_a_hint(file: Path):
+    with pytest.raises(ConfigError, match=r"federate.round: unknown key; did you mean 'rounds'"):
+        load_config(file, ["federate.round=2"])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml: "):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_hash_follows_the_settings_not_the_spelling(file: Path):
+    assert load_config(file).sha256() == load_config(file, ["federate.rounds=4"]).sha256()
+    assert load_config(file).sha256() != load_config(file, ["federate.rounds=5"]).sha256()

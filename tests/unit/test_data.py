@@ -1,0 +1,209 @@
+"""From rows to accuracies: sources, templates, token batches, log-likelihoods."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.data.encode import encode_records, response_loss, training_batch
+from fedproxy_secure.data.evaluate import (
+    choice_correct,
+    choice_loglikelihoods,
+    perplexity,
+    text_windows,
+)
+from fedproxy_secure.data.records import Record
+from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.data.templates import TEMPLATES, to_records
+from fedproxy_secure.errors import DataError
+from tests.support.tiny import tiny_llama, tiny_tokenizer
+
+ROWS = [{"text": "good", "choices": ["no", "yes"], "label": 1}, {"text": "bad", "label": 0}]
+
+
+def record(prompt="ab", choices=(" c", " de"), label=0):
+    return Record(prompt=prompt, choices=choices, label=label)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_the_same_rows_come_out_of_every_file_format(tmp_path, suffix):
+    import pandas as pd
+
+    rows = [{"text": "a, b", "label": "0"}, {"text": 'c "d"', "label": "1"}]
+    frame, path = pd.DataFrame(rows), tmp_path / f"x.train.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    source = f"{{data}}/x.{{split}}.{suffix}"
+    found = read_rows(source, "train", root=str(tmp_path), limit=None)
+    assert [{k: str(v) for k, v in row.items()} for row in found] == rows
+    assert len(read_rows(source, "train", root=str(tmp_path), limit=1)) == 1
+
+
+def test_a_local_datasets_folder_is_read_through_datasets(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "x", "label": 0}) + "\n")
+    rows = read_rows(f"hub:{tmp_path}", "train", root=None, limit=None)
+    assert rows == [{"text": "x", "label": 0}]
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("{data}/x.jsonl", "needs data.root"),
+        ("/nowhere/x.jsonl", "/nowhere/x.jsonl: cannot be read: No such file"),
+        ("/nowhere/x.parquet", "/nowhere/x.parquet: cannot be read: No such file"),
+        ("x.txt", "must end in one of .jsonl, .csv, .parquet"),
+    ],
+)
+def test_an_unusable_source_is_one_line(source, line):
+    with pytest.raises(DataError, match=line.replace(".", r"\.")):
+        read_rows(source, "train", root=None, limit=None)
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{oops\n')
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: is not JSON"):
+        read_rows(str(tmp_path / "x.jsonl"), "train", root=None, limit=None)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "answer"),
+    [
+        ("openbookqa", {"question_stem": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+                        "answerKey": "B"}, " y"),
+        ("arc_easy", {"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]},
+                      "answerKey": "1"}, " x"),
+        ("arc_challenge", {"question": "q", "choices": ["x", "y"], "label": 1}, " y"),
+        ("commonsenseqa", {"question": "q", "choices": {"text": ["x"], "label": ["A"]},
+                           "answerKey": "A"}, " x"),
+        ("sst2", {"sentence": "s", "label": 1}, " positive"),
+        ("sst2", {"text": "s", "choices": ["bad", "good"], "label": 0}, " bad"),
+        ("mrpc", {"sentence1": "a", "sentence2": "b", "label": 0}, " no"),
+        ("rte", {"sentence1": "a", "sentence2": "b", "label": 1}, " False"),
+        ("rte", {"premise": "a", "hypothesis": "b", "choices": ["e", "n"], "label": 1}, " n"),
+        ("mnli", {"premise": "a", "hypothesis": "b", "label": 1}, " Neither"),
+        ("agnews", {"text": "t", "label": 3}, " technology"),
+        ("multiple_choice", {"question": "q", "choices": '["x", "y"]', "label": "1"}, " y"),
+        ("classification", {"text": "t", "choices": "x|y", "label": "0"}, " x"),
+        ("instruction", {"instruction": "do", "output": "done"}, " done"),
+    ],
+)  # fmt: skip
+def test_templates_read_published_columns_and_our_own(task, row, answer):
+    (made,) = to_records(task, [row])
+    assert made.choices[made.label] == answer
+    assert made.prompt.endswith((":", "?"))
+
+
+def test_the_papers_eight_tasks_have_templates():
+    eight = "openbookqa arc_easy arc_challenge commonsenseqa sst2 mrpc rte mnli"
+    assert set(eight.split()) <= TEMPLATES.keys()
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "line"),
+    [
+        ("sst", {}, r"task 'sst': unknown; did you mean 'sst2'\?"),
+        ("sst2", {"sentence": "s", "label": 2}, r"task sst2, row 0: label=2: must be 0 \.\. 1"),
+        ("sst2", {"sentence": "s", "label": -1}, "label=-1"),
+        ("sst2", {"label": 1}, "row 0: lacks the column 'text'"),
+        ("arc_easy", {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": "C"},
+         "answerKey='C'"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named(task, row, line):
+    with pytest.raises(DataError, match=line):
+        to_records(task, [row])
+
+
+def test_a_client_with_too_few_records_is_refused():
+    with pytest.raises(DataError, match=r"client a: has 1 training records; must have >= 2"):
+        load_task(ClientConfig(name="a", task="clinic", train_records=1), root=None)
+
+
+def test_a_record_becomes_start_prompt_response_end():
+    (item,) = encode_records([record()], tiny_tokenizer(), max_tokens=16).items
+    assert item.ids[0] == 1
+    assert item.ids[-1] == 2
+    assert tiny_tokenizer().decode(item.ids[1 : item.response_start]) == "ab"
+    assert tiny_tokenizer().decode(item.ids[item.response_start : -1]) == " c"
+
+
+def test_a_long_prompt_loses_its_beginning_and_is_counted():
+    found = encode_records([record(prompt="x" * 50 + "END"), record()], tiny_tokenizer(), max_tokens=10)
+    assert found.truncated == 1
+    text = tiny_tokenizer().decode(found.items[0].ids)
+    assert text.endswith("END c</s>")
+    assert len(found.items[0].ids) == 10
+    assert found.items[0].ids[0] == 1
+
+
+def test_a_response_without_room_for_a_prompt_is_refused():
+    with pytest.raises(DataError, match="record 0: its response has"):
+        encode_records([record(choices=(" " + "x" * 20,))], tiny_tokenizer(), max_tokens=10)
+
+
+def test_records_do_not_couple_in_the_loss():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    records = [record("abc", (" a",)), record("a longer prompt", (" a longer response",))]
+    items = encode_records(records, tokenizer, max_tokens=64).items
+
+    def loss(chosen):
+        batch = training_batch(chosen, pad_id=0, device="cpu")
+        return response_loss(model(input_ids=batch.ids, attention_mask=batch.attention).logits, batch)
+
+    torch.testing.assert_close(loss(items), (loss(items[:1]) + loss(items[1:])) / 2)
+
+
+def test_loss_is_the_mean_over_response_tokens_of_the_models_own_loss():
+    model = tiny_llama()
+    (item,) = encode_records([record("abc", (" xyz",))], tiny_tokenizer(), max_tokens=64).items
+    ids = torch.tensor([item.ids])
+    labels = ids.clone()
+    labels[:, : item.response_start] = -100
+    batch = training_batch([item], pad_id=0, device="cpu")
+    torch.testing.assert_close(response_loss(model(ids).logits, batch), model(ids, labels=labels).loss)
+
+
+def test_loglikelihoods_equal_a_plain_loop_with_one_token_choices_and_longer_ones():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    records = [
+        record("question one", ("a", "b", "c")),
+        record("two", (" yes", " not at all")),
+        record("a third, longer one", ("x", "y")),
+    ]
+    found = choice_loglikelihoods(model, tokenizer, records, max_tokens=64)
+    for r, scores in zip(records, found, strict=True):
+        for choice, score in zip(r.choices, scores, strict=True):
+            prompt = [1, *tokenizer(r.prompt, add_special_tokens=False)["input_ids"]]
+            tokens = tokenizer(choice, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                log_p = model(torch.tensor([prompt + tokens])).logits[0].double().log_softmax(-1)
+            want = sum(float(log_p[len(prompt) + i - 1, t]) for i, t in enumerate(tokens))
+            assert score == pytest.approx(want, abs=1e-4)
+
+
+def test_evaluation_leaves_the_training_mode_as_it_was():
+    model = tiny_llama().train()
+    found = choice_correct(model, tiny_tokenizer(), [record()], max_tokens=16)
+    assert found.dtype == np.bool_
+    assert model.training
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_its_vocabulary():
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    windows = text_windows("some text " * 20, tiny_tokenizer(), window_tokens=16, limit=4)
+    assert windows.shape == (4, 16)
+    assert perplexity(model, windows) == pytest.approx(259, rel=1e-4)
+
+
+def test_a_text_shorter_than_a_window_is_refused():
+    with pytest.raises(DataError, match="at least one window"):
+        text_windows("short", tiny_tokenizer(), window_tokens=16, limit=1)

@@ -1,0 +1,140 @@
+"""Rounds over the in-process grid: who takes part, who fails, what is saved, what a resume repeats."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.clientapp import ClientApp
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import DataError, RoundAborted, TrainingError
+from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower import client_app, proxy_store
+from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.llm import load_llm
+from tests.support.tiny import tiny_settings
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A job of three clients and three rounds, the model's folder and the initial state."""
+    folder = tmp_path_factory.mktemp("world")
+    config = parse_config(tiny_settings(folder))
+    job = FederationJob.from_config(config, seed=0)
+    model, _ = load_llm(folder / "llm", device="cpu")
+    initial = ServerState(round=0, adapter=get_vector(attach(model, job.adapter, seed=0)))
+    return job, folder / "llm", initial
+
+
+def with_rounds(job, rounds, **changes):
+    return replace(job, federate=job.federate.model_copy(update={"rounds": rounds, **changes}))
+
+
+class Wrapped(ClientApp):
+    """The real client app, except that some nodes' training raises."""
+
+    def __init__(self, failing):
+        super().__init__()
+        self.failing = failing
+
+    def __call__(self, message, context):
+        if message.metadata.message_type == "train" and context.node_id in self.failing:
+            raise RuntimeError("no power")
+        return client_app.app(message, context)
+
+
+def serve_with_failing(world, failing, **changes):
+    job, folder, initial = world
+    proxy_store.offer_on_this_host(folder)
+    grid = InProcessGrid(Wrapped(failing), len(job.clients))
+    seen = []
+    state = serve(
+        grid, with_rounds(job, 1, **changes), folder, initial, on_client=lambda u: seen.append(u.client)
+    )
+    return state, seen
+
+
+def test_the_same_seed_gives_the_same_adapter_bit_for_bit(world):
+    job, folder, initial = world
+    one, two = federate(job, folder, initial), federate(job, folder, initial)
+    assert one.adapter.tobytes() == two.adapter.tobytes()
+    assert not np.array_equal(one.adapter, initial.adapter)
+
+
+@pytest.mark.parametrize("rule", ["h_ties", "fedadam"])
+def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, rule):
+    job, folder, initial = world
+    job = replace(job, fusion=job.fusion.model_copy(update={"rule": rule, "pcr_lambda": 0.1}))
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    unbroken.mkdir()
+    broken.mkdir()
+    whole = federate(job, folder, initial, run_folder=unbroken)
+    federate(with_rounds(job, 2), folder, initial, run_folder=broken)
+    with (broken / "rounds.jsonl").open("a") as lines:  # killed after the line, before the state
+        lines.write(json.dumps({"round": 2}) + "\n")
+    resumed = federate(job, folder, initial, run_folder=broken)
+    assert resumed.adapter.tobytes() == whole.adapter.tobytes()
+    assert (broken / "rounds.jsonl").read_text() == (unbroken / "rounds.jsonl").read_text()
+
+
+def test_a_round_goes_on_without_a_client_that_fails(world):
+    state, seen = serve_with_failing(world, failing={3})
+    assert sorted(seen) == ["c0", "c2"]
+    assert state.round == 1
+
+
+def test_a_round_under_the_minimum_is_aborted_and_the_last_good_one_stays(world, tmp_path):
+    with pytest.raises(RoundAborted, match=r"1 clients answered in round 0: must be >= 2"):
+        serve_with_failing(world, failing={3, 4})
+
+
+def test_partial_participation_takes_the_share_and_differs_between_rounds(world, tmp_path):
+    job, folder, initial = world
+    federate(with_rounds(job, 6, participation=0.67), folder, initial, run_folder=tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    chosen = [tuple(line["participants"]) for line in lines]
+    assert {len(c) for c in chosen} == {2}
+    assert len(set(chosen)) > 1
+
+
+def test_a_loss_that_is_not_a_number_names_client_and_step_and_keeps_the_last_round(world, tmp_path):
+    job, folder, initial = world
+    federate(with_rounds(job, 1), folder, initial, run_folder=tmp_path)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    bad = initial.adapter.copy()
+    bad[:] = 1e30
+    ServerState(round=1, adapter=bad).save(tmp_path / "state.safetensors")
+    with pytest.raises(TrainingError, match=r"client c0, round 1: loss=nan at local step 0"):
+        federate(job, folder, initial, run_folder=tmp_path)
+    assert ServerState.load(tmp_path / "state.safetensors").round == 1
+    assert before
+
+
+def test_a_client_with_one_record_is_refused_before_the_first_round(world):
+    job, folder, initial = world
+    lonely = job.clients[1].model_copy(update={"train_records": 1})
+    job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
+    with pytest.raises(DataError, match=r"client c1: has 1 training records; must have >= 2"):
+        federate(job, folder, initial)
+
+
+def test_prox_and_conflict_penalties_hold_the_adapter_back(world):
+    job, folder, initial = world
+
+    def step(**fusion):
+        changed = replace(job, fusion=job.fusion.model_copy(update={"rule": "fedavg", **fusion}))
+        return np.linalg.norm(federate(with_rounds(changed, 2), folder, initial).adapter - initial.adapter)
+
+    free = step()
+    assert step(prox_mu=1e3) < 0.9 * free
+    assert step(pcr_lambda=1e3) < 0.99 * free
+
+
+def test_a_job_survives_json(world):
+    job, _, _ = world
+    assert FederationJob.from_json(job.to_json()) == job

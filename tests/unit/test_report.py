@@ -1,0 +1,122 @@
+"""A report survives the disk, follows its schema, and its tables show what it holds."""
+
+import io
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from fedproxy_secure.artifacts import environment
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.report import (
+    MethodRow,
+    Report,
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+)
+from fedproxy_secure.report.table import HEADINGS, cell, cells, markdown_report, rich_table
+
+SCHEMA = json.loads((resources.files("fedproxy_secure.report") / "report.schema.json").read_text())
+
+
+@pytest.fixture
+def report() -> Report:
+    fused, proxy = {0: 0.70, 1: 0.74}, {0: 0.60, 1: 0.62}
+    return Report(
+        name="example",
+        command="fedproxy-secure compare example.yaml",
+        config_sha256="ab" * 32,
+        environment=environment(device="cpu"),
+        seeds=(0, 1),
+        estimates=(mean_interval({0: 12.5, 1: 13.5}, metric="compress time", unit="s"),),
+        rows=(
+            MethodRow(
+                method="zero_shot",
+                average=proportion_interval(30, 60, metric="accuracy", seeds=(0,)),
+            ),
+            MethodRow(
+                method="fedproxy_h_ties",
+                remove_ratio=0.25,
+                tasks={"bank": mean_interval(fused, metric="accuracy", unit="share")},
+                average=mean_interval(fused, metric="accuracy", unit="share"),
+                gap_closed=mean_interval({0: 0.8, 1: 0.8}, metric="gap closed", unit="share"),
+                tuned_proxy=mean_interval(proxy, metric="accuracy", unit="share"),
+                owners_edge=paired_difference(fused, proxy, metric="owner's edge", unit="share"),
+            ),
+        ),
+        notes=("3 prompts were truncated",),
+    )
+
+
+def test_a_written_report_is_read_back_equal(report: Report, tmp_path: Path):
+    assert report.write(tmp_path) == tmp_path / "report.json"
+    assert Report.load(tmp_path) == report
+
+
+def test_a_written_report_follows_the_schema(report: Report, tmp_path: Path):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(json.loads(report.write(tmp_path).read_text()), SCHEMA)
+
+
+@pytest.mark.parametrize("key", ["n", "low", "high", "seeds", "how"])
+def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, key: str):
+    raw = json.loads(report.to_json())
+    del raw["rows"][1]["average"][key]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(raw, SCHEMA)
+
+
+def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
+    replace(report, schema_version=2).write(tmp_path)
+    with pytest.raises(RunFolderError, match="schema_version=2: must be 1"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1, "seeds": 3}'])
+def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(RunFolderError, match="is damaged") as raised:
+        Report.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_report_is_named(tmp_path: Path):
+    with pytest.raises(RunFolderError, match=r"report\.json: cannot be read"):
+        Report.load(tmp_path)
+
+
+def test_cells_show_percent_with_half_the_interval(report: Report):
+    zero_shot, ours = report.rows
+    assert cells(zero_shot)[:2] == ("zero_shot", "-")
+    assert cell(zero_shot.average) == "50.0 ± 12.3"
+    assert cells(ours)[:2] == ("fedproxy_h_ties", "25%")
+    assert cell(ours.gap_closed) == "80.0 ± 0.0"
+    assert cell(ours.owners_edge, signed=True).startswith("+11.0 ± ")
+
+
+def test_cells_show_lopsided_and_missing_intervals():
+    lopsided = proportion_interval(1, 20, metric="m", seeds=(0,))
+    assert cell(lopsided) == "5.0 [0.9, 23.6]"
+    assert cell(mean_interval({0: 0.5}, metric="m", unit="share")) == "50.0"
+    assert cell(None) == "-"
+
+
+def test_markdown_holds_rows_tasks_estimates_notes_and_command(report: Report):
+    text = markdown_report(report)
+    assert "| " + " | ".join(cells(report.rows[1])) + " |" in text
+    for part in (*HEADINGS, "bank", "compress time", "3 prompts were truncated", report.command):
+        assert part in text
+
+
+def test_the_terminal_table_has_the_same_cells(report: Report):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(rich_table(report))
+    shown = console.export_text()
+    for row in report.rows:
+        for text in cells(row):
+            assert text in shown
