@@ -3,7 +3,9 @@
     from fedproxy_secure import load_config, run
     report = run(load_config("configs/quickstart.yaml"), Path("runs/quickstart"))
 
-Importing this package is cheap: what needs torch is loaded when first used.
+The names below are the public API: whole runs (`run`, `compare`, `plan`) and single stages, which take
+and return ordinary torch and transformers objects. Importing this package is cheap: what needs torch is
+loaded when first used.
 """
 
 from __future__ import annotations
@@ -13,25 +15,66 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedproxy_secure.comparison import compare
+    from fedproxy_secure.compress.proxy import compress, save_model
     from fedproxy_secure.config import Config, load_config
+    from fedproxy_secure.federate.adapters import attach, block_deltas, save_adapter
+    from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.fuse.plug_back import plug_back
+    from fedproxy_secure.llm import load_llm
+    from fedproxy_secure.pipeline import average, evaluate, fuse, make_proxy, prepare, tune
     from fedproxy_secure.runs import plan, run
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "compare", "load_config", "plan", "run"]
+__all__ = [
+    "Config",
+    "FederationJob",
+    "__version__",
+    "attach",
+    "average",
+    "block_deltas",
+    "compare",
+    "compress",
+    "evaluate",
+    "fuse",
+    "load_config",
+    "load_llm",
+    "make_proxy",
+    "plan",
+    "plug_back",
+    "prepare",
+    "run",
+    "save_adapter",
+    "save_model",
+    "tune",
+]
 
 _HOME = {
-    "Config": "fedproxy_secure.config",
-    "load_config": "fedproxy_secure.config",
-    "run": "fedproxy_secure.runs",
-    "plan": "fedproxy_secure.runs",
-    "compare": "fedproxy_secure.comparison",
+    "Config": "config",
+    "load_config": "config",
+    "run": "runs",
+    "plan": "runs",
+    "compare": "comparison",
+    "prepare": "pipeline",
+    "make_proxy": "pipeline",
+    "tune": "pipeline",
+    "fuse": "pipeline",
+    "evaluate": "pipeline",
+    "average": "pipeline",
+    "load_llm": "llm",
+    "compress": "compress.proxy",
+    "save_model": "compress.proxy",
+    "FederationJob": "federate.job",
+    "attach": "federate.adapters",
+    "block_deltas": "federate.adapters",
+    "save_adapter": "federate.adapters",
+    "plug_back": "fuse.plug_back",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

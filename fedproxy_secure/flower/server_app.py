@@ -154,11 +154,11 @@ def _ask(
         Message(content, node, kind, group_id=group, ttl=job.federate.timeout_s)
         for node, content in contents.items()
     ]
-    waiting = set(grid.push_messages(messages))
+    waiting = dict.fromkeys(grid.push_messages(messages))  # ordered: the in-process engine's order
     deadline = time.monotonic() + job.federate.timeout_s
     while waiting:
         for reply in _pull(grid, waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
+            waiting.pop(reply.metadata.reply_to_message_id, None)
             node = reply.metadata.src_node_id
             if reply.has_error():
                 log.warning("%s: node %d failed: %s", group, node, reply.error.reason)

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios and findings with targets, printed as a table and kept in `build/bench`."""
