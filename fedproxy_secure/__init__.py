@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedproxy_secure.comparison import compare
-    from fedproxy_secure.compress.proxy import compress, save_model
+    from fedproxy_secure.compress.proxy import build_proxy, save_model
     from fedproxy_secure.config import Config, load_config
     from fedproxy_secure.federate.adapters import attach, block_deltas, save_adapter
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.fuse.plug_back import plug_back
     from fedproxy_secure.llm import load_llm
-    from fedproxy_secure.pipeline import average, evaluate, fuse, make_proxy, prepare, tune
+    from fedproxy_secure.pipeline import average, evaluate, make_fused_llm, make_proxy, prepare, tune
     from fedproxy_secure.runs import plan, run
 
 __version__ = "0.1.0"
@@ -32,12 +32,12 @@ __all__ = [
     "attach",
     "average",
     "block_deltas",
+    "build_proxy",
     "compare",
-    "compress",
     "evaluate",
-    "fuse",
     "load_config",
     "load_llm",
+    "make_fused_llm",
     "make_proxy",
     "plan",
     "plug_back",
@@ -57,11 +57,11 @@ _HOME = {
     "prepare": "pipeline",
     "make_proxy": "pipeline",
     "tune": "pipeline",
-    "fuse": "pipeline",
+    "make_fused_llm": "pipeline",
     "evaluate": "pipeline",
     "average": "pipeline",
     "load_llm": "llm",
-    "compress": "compress.proxy",
+    "build_proxy": "compress.proxy",
     "save_model": "compress.proxy",
     "FederationJob": "federate.job",
     "attach": "federate.adapters",

@@ -20,7 +20,7 @@ from fedproxy_secure.federate.adapters import adapter_size, attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.llm import blocks_of, with_blocks
-from fedproxy_secure.pipeline import Accuracy, Materials, evaluate, fuse, make_proxy, tune
+from fedproxy_secure.pipeline import Accuracy, Materials, evaluate, make_fused_llm, make_proxy, tune
 from fedproxy_secure.randomness import stream
 
 RATIO_FREE: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
@@ -77,7 +77,7 @@ def run_method(
         bytes_up = adapter_size(tuned) * FLOAT32_BYTES
     return Outcome(
         tuned=evaluate(tuned, materials, config),
-        fused=evaluate(fuse(materials, proxy, tuned), materials, config),
+        fused=evaluate(make_fused_llm(materials, proxy, tuned), materials, config),
         upload_bytes=bytes_up,
     )
 
@@ -143,7 +143,7 @@ def _fedot(
     emulated = Proxy(model=held, plan=plan, importance=())
     return Outcome(
         tuned=evaluate(tuned, materials, config),
-        fused=evaluate(fuse(materials, emulated, tuned), materials, config),
+        fused=evaluate(make_fused_llm(materials, emulated, tuned), materials, config),
         upload_bytes=adapter_size(tuned) * FLOAT32_BYTES,
     )
 
@@ -157,7 +157,7 @@ def _local_only(proxy: Proxy, materials: Materials, config: Config, seed: int) -
         model = with_blocks(proxy.model, list(range(len(blocks_of(proxy.model)))))
         tuned = _train_pooled(model, own, config, seed)
         tuned_on |= evaluate(tuned, own, config)
-        fused_on |= evaluate(fuse(own, proxy, tuned), own, config)
+        fused_on |= evaluate(make_fused_llm(own, proxy, tuned), own, config)
     return Outcome(tuned=tuned_on, fused=fused_on, upload_bytes=0)
 
 

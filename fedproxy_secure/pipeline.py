@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedproxy_secure.compress.proxy import Proxy, compress
+from fedproxy_secure.compress.proxy import Proxy, build_proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
@@ -77,7 +77,7 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
 
 def make_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
     """Stage 1: the proxy of the settings' importance at `remove_ratio`."""
-    return compress(
+    return build_proxy(
         materials.llm,
         remove_ratio=remove_ratio,
         importance=config.compress.importance,
@@ -117,7 +117,7 @@ def tune(
     return tuned
 
 
-def fuse(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:
+def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:
     """Stage 3: the LLM with the tuned proxy's difference plugged back (Eq. 15)."""
     return plug_back(materials.llm, proxy.plan, block_deltas(tuned))
 

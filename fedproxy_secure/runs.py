@@ -24,7 +24,7 @@ from fedproxy_secure.pipeline import (
     Materials,
     average,
     evaluate,
-    fuse,
+    make_fused_llm,
     make_proxy,
     prepare,
     tune,
@@ -170,7 +170,7 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     )
     save_adapter(tuned, place / "adapter")
     shown.advance(name, note="federated")
-    fused = fuse(materials, proxy, tuned)
+    fused = make_fused_llm(materials, proxy, tuned)
     save_model(fused, materials.tokenizer, place / "fused")
     shown.advance(name, note="fused")
     result = {

@@ -33,7 +33,7 @@ class Proxy:
     importance: tuple[float, ...]
 
 
-def compress(
+def build_proxy(
     llm: nn.Module,
     *,
     remove_ratio: float,

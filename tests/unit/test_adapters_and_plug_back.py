@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedproxy_secure.compress.proxy import compress
+from fedproxy_secure.compress.proxy import build_proxy
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.federate.adapters import (
@@ -30,7 +30,7 @@ def adapter(kind, rank=2):
 
 def tuned_proxy(kind, llm, ratio=0.5, seed=0):
     """A proxy of `llm` with a random adapter vector, its plan and an untouched copy."""
-    proxy = compress(llm, remove_ratio=ratio, importance="uniform", windows=IDS)
+    proxy = build_proxy(llm, remove_ratio=ratio, importance="uniform", windows=IDS)
     plain = copy.deepcopy(proxy.model)
     tuned = attach(proxy.model, adapter(kind), seed=seed)
     rng = np.random.default_rng(1)

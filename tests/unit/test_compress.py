@@ -15,7 +15,7 @@ from fedproxy_secure.compress.plan import (
     plan_by_importance,
     plan_uniform,
 )
-from fedproxy_secure.compress.proxy import compress
+from fedproxy_secure.compress.proxy import build_proxy
 from fedproxy_secure.errors import ConfigError, ModelError
 from fedproxy_secure.llm import blocks_of, load_llm
 from tests.support.tiny import same_weights, save_tiny, tiny_llama
@@ -78,7 +78,7 @@ def test_gradient_fidelity_drops_a_block_that_does_nothing_first():
 @pytest.mark.parametrize("importance", ["block_influence", "gradient_fidelity", "uniform", "random"])
 def test_proxy_blocks_are_exact_copies_and_the_llm_is_left_as_it_was(importance):
     llm, before = tiny_llama(), tiny_llama()
-    proxy = compress(llm, remove_ratio=0.5, importance=importance, windows=WINDOWS)
+    proxy = build_proxy(llm, remove_ratio=0.5, importance=importance, windows=WINDOWS)
     assert len(blocks_of(proxy.model)) == 2
     assert proxy.model.config.num_hidden_layers == 2
     assert same_weights(llm, before)
@@ -89,7 +89,7 @@ def test_proxy_blocks_are_exact_copies_and_the_llm_is_left_as_it_was(importance)
 def test_saved_proxy_loads_as_an_ordinary_model_with_the_same_logits(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    proxy = compress(tiny_llama(), remove_ratio=0.5, importance="uniform", windows=WINDOWS).model
+    proxy = build_proxy(tiny_llama(), remove_ratio=0.5, importance="uniform", windows=WINDOWS).model
     proxy.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(again(WINDOWS).logits, proxy(WINDOWS).logits)
@@ -97,7 +97,7 @@ def test_saved_proxy_loads_as_an_ordinary_model_with_the_same_logits(tmp_path):
 
 def test_fidelity_of_the_whole_llm_is_perfect():
     llm = tiny_llama()
-    proxy = compress(llm, remove_ratio=0.0, importance="uniform", windows=WINDOWS)
+    proxy = build_proxy(llm, remove_ratio=0.0, importance="uniform", windows=WINDOWS)
     found = fidelity(llm, proxy.model, proxy.plan, WINDOWS)
     assert found.kl_nats == pytest.approx(0, abs=1e-6)
     assert found.agreement == 1
