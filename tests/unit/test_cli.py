@@ -45,7 +45,8 @@ def test_nothing_heavy_is_loaded(code: str):
 def test_the_public_names_are_these():
     names = (
         "Config FederationJob __version__ attach average block_deltas build_proxy compare evaluate "
-        "load_config load_llm make_fused_llm make_proxy plan plug_back prepare run save_adapter save_model tune"
+        "load_config load_llm make_fused_llm make_proxy plan plug_back prepare run save_adapter "
+        "save_model tune"
     )
     assert dir(fedproxy_secure) == names.split()
     assert all(hasattr(fedproxy_secure, name) for name in names.split())
