@@ -97,14 +97,21 @@ def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.devic
     return Batch(ids=ids.to(device), attention=attention.to(device), response=response.to(device))
 
 
-def response_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Mean over records of the mean over their response tokens, in nats; records do not couple.
 
-    `logits`: [b, L, V]. Cross entropy is taken at response positions only, in float32.
+    The LM head runs only at positions that some record of the batch needs: with a large vocabulary it
+    costs more memory than all the rest. Cross entropy is taken in float32.
     """
-    positions = batch.response > 0
-    nll = nn.functional.cross_entropy(
-        logits[:, :-1][positions].float(), batch.ids[:, 1:][positions], reduction="none"
-    )
-    share = batch.response / batch.response.sum(dim=1, keepdim=True) / len(batch.ids)
-    return (nll * share[positions]).sum()
+    positions = batch.response.any(dim=0).nonzero().flatten()
+    logits = model(
+        input_ids=batch.ids,
+        attention_mask=batch.attention,
+        use_cache=False,
+        logits_to_keep=positions,
+    ).logits
+    response, targets = batch.response[:, positions], batch.ids[:, positions + 1]
+    wanted = response > 0
+    nll = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+    share = response / response.sum(dim=1, keepdim=True) / len(batch.ids)
+    return (nll * share[wanted]).sum()

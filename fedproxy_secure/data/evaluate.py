@@ -19,12 +19,16 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class _Query:
-    """Tokens to run and, for each choice to be scored in this pass, where and which tokens."""
+    """One pass: a record's prompt and, after it, the beginning that some of its choices share."""
 
     record: int
-    choice: int | None  # None: every choice is the one token that follows the prompt
-    ids: list[int]
-    start: int
+    prompt: list[int]
+    beginning: tuple[int, ...]
+    choices: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.beginning)
 
 
 @torch.inference_mode()
@@ -33,35 +37,43 @@ def choice_loglikelihoods(
 ) -> list[np.ndarray]:
     """Summed log-likelihood of every choice after its prompt, in nats: one float64 [choices] a record.
 
-    Where every choice of a record is a single token one pass over the prompt scores them all.
+    A choice's last token is never an input, so choices that differ in their last token share a pass, and
+    choices of a single token share any.
+
     Raises `DataError` for a choice that leaves no room for a prompt token.
     """
-    device = next(model.parameters()).device
-    pad = tokenizer.pad_token_id or 0
     scores = [np.zeros(len(r.choices)) for r in records]
     choices = [[text_ids(c, tokenizer) for c in r.choices] for r in records]
     training = model.training
     model.eval()
     for group in _batches(_queries(records, choices, tokenizer, max_tokens)):
-        length = max(len(q.ids) for q in group)
-        ids = torch.full((len(group), length), pad, dtype=torch.int64)
-        attention = torch.zeros_like(ids)
-        for row, q in enumerate(group):
-            ids[row, : len(q.ids)] = torch.tensor(q.ids)
-            attention[row, : len(q.ids)] = 1
-        logits = model(
-            input_ids=ids.to(device), attention_mask=attention.to(device), use_cache=False
-        ).logits
-        for row, q in enumerate(group):
-            if q.choice is None:
-                log_p = logits[row, q.start - 1].double().log_softmax(-1).cpu().numpy()
-                scores[q.record] = log_p[[c[0] for c in choices[q.record]]]
-            else:
-                log_p = logits[row, q.start - 1 : len(q.ids) - 1].double().log_softmax(-1).cpu()
-                targets = torch.tensor(q.ids[q.start :])[:, None]
-                scores[q.record][q.choice] = float(log_p.gather(1, targets).sum())
+        for q, log_p in zip(group, _log_probabilities(model, group), strict=True):
+            for choice in q.choices:
+                tokens = choices[q.record][choice]
+                scores[q.record][choice] = log_p[range(len(tokens)), tokens].sum()
     model.train(training)
     return scores
+
+
+def _log_probabilities(model: nn.Module, group: list[_Query]) -> Iterator[np.ndarray]:
+    """For each query float64 [tokens, V]: what follows the prompt, then each token of the beginning."""
+    device = next(model.parameters()).device
+    length = max(q.length for q in group)
+    ids = torch.zeros((len(group), length), dtype=torch.int64)
+    attention, wanted = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, q in enumerate(group):
+        ids[row, : q.length] = torch.tensor([*q.prompt, *q.beginning])
+        attention[row, : q.length] = 1
+        wanted[row, len(q.prompt) - 1 : q.length] = 1
+    positions = wanted.any(dim=0).nonzero().flatten()
+    logits = model(
+        input_ids=ids.to(device),
+        attention_mask=attention.to(device),
+        use_cache=False,
+        logits_to_keep=positions.to(device),
+    ).logits
+    for row, mine in enumerate(wanted[:, positions].bool()):
+        yield logits[row, mine.to(device)].double().log_softmax(-1).cpu().numpy()
 
 
 def choice_correct(
@@ -82,21 +94,21 @@ def _queries(
 ) -> list[_Query]:
     queries = []
     for index, record in enumerate(records):
-        prompt = prompt_ids(record.prompt, tokenizer)
         longest = max(len(c) for c in choices[index])
         if longest > max_tokens - 2 or not all(choices[index]):
             raise DataError(
                 f"record {index}: choices must have 1 to {max_tokens - 2} tokens "
                 f"(data.max_tokens - 2); the longest has {longest}"
             )
-        if longest == 1:
-            ids = cut_prompt(prompt, max_tokens - 1, tokenizer)
-            queries.append(_Query(record=index, choice=None, ids=ids, start=len(ids)))
-            continue
-        cut = cut_prompt(prompt, max_tokens - longest, tokenizer)
+        prompt = cut_prompt(prompt_ids(record.prompt, tokenizer), max_tokens - longest, tokenizer)
+        passes: dict[tuple[int, ...], list[int]] = {}
+        for c in sorted(range(len(choices[index])), key=lambda c: -len(choices[index][c])):
+            start = tuple(choices[index][c][:-1])
+            serving = next((p for p in passes if p[: len(start)] == start), start)
+            passes.setdefault(serving, []).append(c)
         queries += [
-            _Query(record=index, choice=c, ids=cut + tokens, start=len(cut))
-            for c, tokens in enumerate(choices[index])
+            _Query(record=index, prompt=prompt, beginning=p, choices=tuple(served))
+            for p, served in passes.items()
         ]
     return queries
 
@@ -104,8 +116,8 @@ def _queries(
 def _batches(queries: list[_Query]) -> Iterator[list[_Query]]:
     """Groups of like length, at most `BATCH_TOKENS` tokens with padding."""
     group: list[_Query] = []
-    for q in sorted(queries, key=lambda q: -len(q.ids)):
-        if group and (len(group) + 1) * len(group[0].ids) > BATCH_TOKENS:
+    for q in sorted(queries, key=lambda q: -q.length):
+        if group and (len(group) + 1) * group[0].length > BATCH_TOKENS:
             yield group
             group = []
         group.append(q)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.config import LocalConfig
-from fedproxy_secure.data.encode import Encoded, response_loss, training_batch
+from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.errors import TrainingError
 from fedproxy_secure.federate.adapters import trained_parameters
 
@@ -60,8 +60,7 @@ def train(
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         for step in range(steps):
             batch = training_batch([items[i] for i in next(stream)], pad_id=pad_id, device=device)
-            logits = tuned(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
-            loss = response_loss(logits, batch)
+            loss = batch_loss(tuned, batch)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedproxy_secure.config import ClientConfig
-from fedproxy_secure.data.encode import encode_records, response_loss, training_batch
+from fedproxy_secure.data.encode import batch_loss, encode_records, training_batch
 from fedproxy_secure.data.evaluate import (
     choice_correct,
     choice_loglikelihoods,
@@ -155,7 +155,7 @@ def test_records_do_not_couple_in_the_loss():
 
     def loss(chosen):
         batch = training_batch(chosen, pad_id=0, device="cpu")
-        return response_loss(model(input_ids=batch.ids, attention_mask=batch.attention).logits, batch)
+        return batch_loss(model, batch)
 
     torch.testing.assert_close(loss(items), (loss(items[:1]) + loss(items[1:])) / 2)
 
@@ -167,14 +167,14 @@ def test_loss_is_the_mean_over_response_tokens_of_the_models_own_loss():
     labels = ids.clone()
     labels[:, : item.response_start] = -100
     batch = training_batch([item], pad_id=0, device="cpu")
-    torch.testing.assert_close(response_loss(model(ids).logits, batch), model(ids, labels=labels).loss)
+    torch.testing.assert_close(batch_loss(model, batch), model(ids, labels=labels).loss)
 
 
 def test_loglikelihoods_equal_a_plain_loop_with_one_token_choices_and_longer_ones():
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     records = [
         record("question one", ("a", "b", "c")),
-        record("two", (" yes", " not at all")),
+        record("two", (" yes", " not at all", " not at", " nothing")),
         record("a third, longer one", ("x", "y")),
     ]
     found = choice_loglikelihoods(model, tokenizer, records, max_tokens=64)
