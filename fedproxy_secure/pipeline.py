@@ -110,7 +110,7 @@ def tune(
         model_folder,
         initial,
         run_folder=run_folder,
-        on_round=lambda state, metrics: shown.advance("federate", note=f"loss {metrics['loss']:.3f}"),
+        on_round=lambda metrics: shown.advance("federate", note=f"loss {metrics['loss']:.3f}"),
     )
     shown.done("federate")
     set_vector(tuned, final.adapter)

@@ -34,13 +34,13 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {place}: must end in one of {', '.join(_READERS)}")
     try:
         return list(islice(reader(path), limit))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"source {place}: cannot be read: {reason}") from error
 
 
 def _jsonl(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8") as handle:
+    with path.open("rb") as handle:  # bytes: a line that is not UTF-8 is then named too
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
@@ -55,7 +55,17 @@ def _jsonl(path: Path) -> Iterable[Row]:
 
 def _csv(path: Path) -> Iterable[Row]:
     with path.open(encoding="utf-8", newline="") as handle:
-        yield from csv.DictReader(handle, strict=True)
+        reader = csv.DictReader(handle, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: must have {len(reader.fieldnames or ())} cells, "
+                        "as many as the first line"
+                    )
+                yield row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.reader.line_num}: is not CSV: {error}") from error
 
 
 def _parquet(path: Path) -> Iterable[Row]:

@@ -30,7 +30,7 @@ def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
             records.append(template(row))
         except KeyError as error:
             raise DataError(f"task {task}, row {index}: lacks the column {error}") from error
-        except (DataError, ValueError, TypeError) as error:
+        except (DataError, ValueError, TypeError, OverflowError) as error:
             raise DataError(f"task {task}, row {index}: {error}") from error
     return records
 
@@ -46,7 +46,7 @@ def template_of(task: str) -> Template:
 
 def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
     number = int(label)
-    if isinstance(label, bool) or not 0 <= number < len(choices):
+    if isinstance(label, bool) or number != float(label) or not 0 <= number < len(choices):
         raise DataError(f"label={label!r}: must be 0 .. {len(choices) - 1}, one of the choices")
     return Record(prompt=prompt.strip(), choices=tuple(f" {c.strip()}" for c in choices), label=number)
 
@@ -105,15 +105,22 @@ def _agnews(row: Row) -> Record:
     )
 
 
+def _pair(row: Row) -> tuple[str, str]:
+    """Two texts, named as GLUE names them or as our local form does."""
+    if "sentence1" in row:
+        return row["sentence1"], row["sentence2"]
+    return row["premise"], row["hypothesis"]
+
+
 def _rte(row: Row) -> Record:
-    premise = row["sentence1"] if "sentence1" in row else row["premise"]
-    hypothesis = row["sentence2"] if "sentence2" in row else row["hypothesis"]
+    premise, hypothesis = _pair(row)
     return _labelled(f"{premise}\nQuestion: {hypothesis} True or False?\nAnswer:", row, ("True", "False"))
 
 
 def _mrpc(row: Row) -> Record:
+    first, second = _pair(row)
     return _labelled(
-        f"Sentence 1: {row['sentence1']}\nSentence 2: {row['sentence2']}\n"
+        f"Sentence 1: {first}\nSentence 2: {second}\n"
         "Question: Do both sentences mean the same thing?\nAnswer:",
         row,
         ("no", "yes"),

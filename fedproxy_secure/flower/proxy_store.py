@@ -77,8 +77,11 @@ def unpack(files: ConfigRecord, sha256: str) -> Path:
         if found != sha256:
             raise DataError(f"proxy files hash to {found[:12]}: must be {sha256[:12]}")
         target = cache / sha256
-        if not target.exists():
+        try:
             os.replace(partial, target)
+        except OSError:  # another client of this machine was faster
+            if not target.is_dir():
+                raise
         return target
     finally:
         shutil.rmtree(partial, ignore_errors=True)

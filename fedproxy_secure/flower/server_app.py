@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
 
 from fedproxy_secure import errors
-from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.artifacts import RunFolder, write_bytes
 from fedproxy_secure.errors import DataError, FedProxyError, RoundAborted, TrainingError
 from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
@@ -21,12 +22,38 @@ from fedproxy_secure.flower import proxy_store, wire
 from fedproxy_secure.randomness import stream
 
 log = logging.getLogger(__name__)
+app = ServerApp()
+
+# files of a control folder, by which the simulation and deployment engines talk to the server app
+JOB = "job.json"
+PROXY = "proxy.path"
+INITIAL = "initial.safetensors"
+FINAL = "final.safetensors"
+TROUBLE = "trouble.json"
+
 STATE = "state.safetensors"
 ROUNDS = "rounds.jsonl"
 POLL_S = 0.2
 
-OnRound = Callable[[ServerState, Mapping[str, float]], None]
+OnRound = Callable[[Mapping[str, float]], None]  # the round's metrics
 OnClient = Callable[[ClientUpdate], None]
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """What a SuperLink starts: serve the job in the control folder and leave the last state there."""
+    control = Path(str(context.run_config["control"]))
+    try:
+        final = serve(
+            grid,
+            FederationJob.from_json((control / JOB).read_text(encoding="utf-8")),
+            Path((control / PROXY).read_text(encoding="utf-8")),
+            ServerState.load(control / INITIAL),
+            run_folder=control,
+        )
+        final.save(control / FINAL)
+    except FedProxyError as error:
+        write_bytes(control / TROUBLE, json.dumps([type(error).__name__, str(error)]).encode())
 
 
 def serve(
@@ -70,7 +97,7 @@ def serve(
             folder.append_jsonl(ROUNDS, line)
             state.save(folder.path / STATE)
         if on_round is not None:
-            on_round(state, metrics)
+            on_round(metrics)
     return state
 
 

@@ -1,0 +1,251 @@
+"""The simulation and deployment engines: Flower's own processes, started, watched and stopped.
+
+Both start a SuperLink on loopback and submit the same server app and client app with `flwr run`.
+`simulation` plays the clients in Ray workers; `deployment` starts one SuperNode per client, each with its
+own cache and with its records named in a file of its own, as on machines of their own.
+
+Guarantees: every process started here has ended when `federate_launched` returns or raises. Nothing
+listens on anything but 127.0.0.1. Traffic is not encrypted: for real clients start `flower-superlink`
+and `flower-supernode` with certificates and node keys yourself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedproxy_secure import errors
+from fedproxy_secure.errors import FedProxyError, RoundAborted
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, ROUNDS, TROUBLE, OnRound
+
+POLL_S = 0.5
+START_S = 60.0  # how long a SuperLink may take to listen
+STOP_S = 15.0  # how long a process may take to stop when asked
+SUPERLINK = "fedproxy"
+
+_APP = """from fedproxy_secure.flower.client_app import app as client
+from fedproxy_secure.flower.server_app import app as server
+
+__all__ = ["client", "server"]
+"""
+_PYPROJECT = """[project]
+name = "fedproxy-app"
+version = "1.0.0"
+description = "FedProxy-Secure's server app and client app"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedproxy-secure"
+
+[tool.flwr.app.components]
+serverapp = "fedproxy_app:server"
+clientapp = "fedproxy_app:client"
+
+[tool.flwr.app.config]
+control = ""
+"""
+
+
+def federate_launched(
+    job: FederationJob,
+    proxy_folder: Path,
+    initial: ServerState,
+    *,
+    run_folder: Path | None = None,
+    on_round: OnRound | None = None,
+) -> ServerState:
+    """Run a job on Flower's simulation or deployment engine; logs go to `run_folder/flower`.
+
+    Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
+    """
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedproxy-")))
+        control = run_folder if run_folder is not None else temporary / "control"
+        logs = control / "flower"
+        logs.mkdir(parents=True, exist_ok=True)
+        for stale in (FINAL, TROUBLE):
+            (control / stale).unlink(missing_ok=True)
+        (control / JOB).write_text(job.to_json(), encoding="utf-8")
+        (control / PROXY).write_text(str(proxy_folder.resolve()), encoding="utf-8")
+        initial.save(control / INITIAL)
+        environment = _environment(temporary)
+        port = _free_port()
+        link = ["--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1"]
+        # the fleet and control ports would otherwise be Flower's fixed ones
+        link += ["--port", str(port)]
+        if job.federate.engine == "simulation":
+            link.append("--simulation")
+        superlink = stack.enter_context(
+            _process("flower-superlink", link, environment, logs / "superlink.log")
+        )
+        _wait_until_listening(port, superlink, logs / "superlink.log")
+        _write_app(temporary, control, port)
+        if job.federate.engine == "deployment":
+            for index in range(len(job.clients)):
+                arguments = _supernode(job, index, port, temporary)
+                mine = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
+                stack.enter_context(
+                    _process("flower-supernode", arguments, mine, logs / f"supernode-{index}.log")
+                )
+        submit = ["run", str(temporary / "app"), SUPERLINK, "--stream"]
+        if job.federate.engine == "simulation":
+            submit += [
+                "--federation-config",
+                f"num-supernodes={len(job.clients)} client-resources-num-cpus=1",
+            ]
+        run = stack.enter_context(_process("flwr", submit, environment, logs / "run.log"))
+        _watch(run, control, logs, job, on_round)
+        return ServerState.load(control / FINAL)
+
+
+def _environment(temporary: Path) -> dict[str, str]:
+    """Quiet, offline, isolated, one torch thread a process."""
+    return {
+        **os.environ,
+        "FLWR_HOME": str(temporary / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FEDPROXY_CACHE": str(temporary / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def _write_app(temporary: Path, control: Path, port: int) -> None:
+    app = temporary / "app"
+    app.mkdir()
+    (app / "fedproxy_app.py").write_text(_APP)
+    text = _PYPROJECT.replace('control = ""', f"control = {json.dumps(str(control.resolve()))}")
+    (app / "pyproject.toml").write_text(text)
+    home = temporary / "flwr"
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{SUPERLINK}"\n\n[superlink.{SUPERLINK}]\n'
+        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+
+
+def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> list[str]:
+    """Arguments of client `index`'s SuperNode; its records are named in a file only it reads."""
+    own = temporary / f"client-{index}.yaml"
+    data: dict[str, Any] = {
+        "root": job.data_root,
+        "max_tokens": job.max_tokens,
+        "clients": [c.model_dump(mode="json") for c in job.clients],
+    }
+    own.write_text(yaml.safe_dump({"data": data, "federate": {"min_clients": 1}}))
+    settings = f'partition-id={index} num-partitions={len(job.clients)} config="{own}"'
+    return [
+        "--insecure",
+        "--superlink",
+        f"127.0.0.1:{port}",
+        "--port",
+        str(_free_port()),
+        "--node-config",
+        settings,
+    ]
+
+
+@contextmanager
+def _process(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own; the whole group has ended when the context is left."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, *arguments],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _signal_group(process, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(POLL_S)
+    raise RoundAborted(f"flower-superlink: does not listen on port {port}; see {log}")
+
+
+def _watch(
+    run: subprocess.Popen[bytes],
+    control: Path,
+    logs: Path,
+    job: FederationJob,
+    on_round: OnRound | None,
+) -> None:
+    """Wait for the server app's last word, passing on metrics as rounds end."""
+    seen = len(_lines(control / ROUNDS))
+    deadline = time.monotonic() + job.federate.timeout_s
+    while True:
+        finished, ended = (control / FINAL).exists(), run.poll() is not None  # before what they imply
+        lines = _lines(control / ROUNDS)
+        for metrics in lines[seen:]:
+            deadline = time.monotonic() + job.federate.timeout_s
+            if on_round is not None:
+                on_round(metrics)
+        seen = max(seen, len(lines))
+        if finished:
+            return
+        if (control / TROUBLE).exists():
+            kind, line = json.loads((control / TROUBLE).read_text(encoding="utf-8"))
+            known: Any = getattr(errors, kind, FedProxyError)
+            raise known(line)
+        if ended:
+            raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
+        if time.monotonic() > deadline:
+            raise RoundAborted(
+                f"no round ended in {job.federate.timeout_s:.0f} s (federate.timeout_s); see {logs}"
+            )
+        time.sleep(POLL_S)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """Whole lines of a JSONL file that another process writes; a file that is not there has none."""
+    try:
+        return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
+    except FileNotFoundError:
+        return []

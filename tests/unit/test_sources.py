@@ -1,0 +1,43 @@
+"""A bad line of a file is named by its number; more claims on sources are in test_data.py."""
+
+import pytest
+
+from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.errors import DataError
+
+
+def read(path, content: bytes, limit=None):
+    path.write_bytes(content)
+    return read_rows(str(path), "train", root=None, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"text,label\na,0\nb,1,2\n", "line 3: must have 2 cells"),
+        (b"text,label\na,0\n\nb\n", "line 4: must have 2 cells"),
+        (b'text,label\n"b"x,1\n', "line 2: is not CSV"),
+    ],
+)
+def test_a_broken_csv_line_is_named(tmp_path, content, line):
+    with pytest.raises(DataError, match=rf"x\.csv, {line}"):
+        read(tmp_path / "x.csv", content)
+
+
+def test_a_jsonl_line_that_is_not_utf8_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: is not JSON"):
+        read(tmp_path / "x.jsonl", b'{"a": 1}\n\xff\n')
+
+
+def test_a_jsonl_line_without_columns_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 1: must be an object"):
+        read(tmp_path / "x.jsonl", b"[1]\n")
+
+
+def test_empty_csv_cells_and_text_beyond_ascii_are_read(tmp_path):
+    assert read(tmp_path / "x.csv", b"a,b\n,1\n") == [{"a": "", "b": "1"}]
+    assert read(tmp_path / "x.jsonl", '{"a": "é\u2028"}\n'.encode()) == [{"a": "é\u2028"}]
+
+
+def test_lines_after_the_limit_are_not_read(tmp_path):
+    assert read(tmp_path / "x.jsonl", b'{"a": 1}\n{oops\n', limit=1) == [{"a": 1}]
