@@ -210,9 +210,7 @@ def _start(
     typed = _typed(command, name, changes, folder)
     with _plain_errors(again=f"{typed} --resume"):
         if dry_run:
-            from fedproxy_secure.runs import plan
-
-            for label, value in plan(config).rows():
+            for label, value in _plan_rows(command, config):
                 typer.echo(f"{label}: {value}")
             return
         from fedproxy_secure.cli_progress import shown_on
@@ -221,6 +219,13 @@ def _start(
         with shown_on(Console(stderr=True)) as progress:
             report = work(config, folder, resume=resume, progress=progress, command=typed)
         _show(report, folder)
+
+
+def _plan_rows(command: str, config: Config) -> list[tuple[str, str]]:
+    from fedproxy_secure.comparison import plan_rows
+    from fedproxy_secure.runs import plan
+
+    return [*(plan_rows(config) if command == "compare" else []), *plan(config).rows()]
 
 
 def _work(command: str) -> _Work:

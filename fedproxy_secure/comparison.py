@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from fedproxy_secure.artifacts import RunFolder, environment
-from fedproxy_secure.config import Config, Method
+from fedproxy_secure.config import RATIO_FREE_METHODS, Config, Method
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Estimate, mean_interval
 from fedproxy_secure.report.report import MethodRow, Report
 
 BOOTSTRAP_DRAWS = 2000
-RATIO_FREE: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered right
 
 
@@ -56,12 +55,23 @@ def cells_of(config: Config) -> list[Cell]:
     """All cells, longest first where that is known, so that two workers end about together."""
     cells = []
     for method in config.compare.methods:
-        ratios = (None,) if method in RATIO_FREE else config.compare.remove_ratios
+        ratios = (None,) if method in RATIO_FREE_METHODS else config.compare.remove_ratios
         cells += [
             Cell(method=method, remove_ratio=ratio, seed=seed) for ratio in ratios for seed in config.seeds
         ]
     heavy: tuple[Method, ...] = ("centralised_llm", "fedavg_llm")
     return sorted(cells, key=lambda c: c.method not in heavy)
+
+
+def plan_rows(config: Config) -> list[tuple[str, str]]:
+    """What a comparison would train: names and formatted values, for people; nothing is loaded."""
+    cells = cells_of(config)
+    trained = [c for c in cells if not c.method.startswith("zero_shot")]
+    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    return [
+        ("cells", f"{len(cells)}: {len(config.compare.methods)} methods, {len(config.seeds)} seeds"),
+        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} in all"),
+    ]
 
 
 def compare(
@@ -74,15 +84,19 @@ def compare(
 ) -> Report:
     """Run every cell that `out` does not hold yet, then write and return the report.
 
-    Cells run in `compare.jobs` processes of one torch thread each; on CUDA in one process. A stopped
-    comparison goes on with `resume=True` and ends with the same report.
+    Cells run in `compare.jobs` processes of one torch thread each; by itself one a core, and on CUDA one
+    in all. A stopped comparison goes on with `resume=True` and ends with the same report.
 
     Raises `FedProxyError` of the first failing cell, after the running ones have ended and been saved.
     """
+    from fedproxy_secure.llm import pick_device
+    from fedproxy_secure.pipeline import truncated_prompts
+
     shown = progress or NoProgress()
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     cells = cells_of(config)
     todo = [c for c in cells if not _record(out, c).exists()]
+    truncated = truncated_prompts(config)  # first of all: unreadable records stop here
     shown.start("compare", len(cells))
     shown.advance("compare", len(cells) - len(todo), note="kept from before")
     for result in _run_cells(config, todo):
@@ -94,11 +108,11 @@ def compare(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",
         config_sha256=config.sha256(),
-        environment=environment(),
+        environment=environment(str(pick_device(config.model.device))),
         seeds=config.seeds,
         estimates=_costs(results),
         rows=tuple(rows_of(results)),
-        notes=_notes(config),
+        notes=_notes(config, truncated),
     )
     report.write(out)
     return report
@@ -106,7 +120,10 @@ def compare(
 
 def _run_cells(config: Config, todo: Sequence[Cell]) -> Iterator[CellResult]:
     """Finished cells, in the order they finish."""
-    jobs = min(config.compare.jobs or os.cpu_count() or 1, len(todo))
+    from fedproxy_secure.llm import pick_device
+
+    by_itself = 1 if pick_device(config.model.device).type == "cuda" else os.cpu_count() or 1
+    jobs = min(config.compare.jobs or by_itself, len(todo))
     waiting, failed = list(todo), None
     if not waiting:
         return
@@ -261,12 +278,13 @@ def _costs(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
     )
 
 
-def _notes(config: Config) -> tuple[str, ...]:
+def _notes(config: Config, truncated: int) -> tuple[str, ...]:
     return (
         "No secure aggregation and no differential privacy: the server sees every client's update.",
         "local_only is judged on each client's own task, with the model that client tuned alone.",
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
         f"{config.local.batch_size} records a client; centralised methods see as many in all.",
+        f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
     )
 
 

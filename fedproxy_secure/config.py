@@ -38,6 +38,7 @@ Method = Literal[
     "fedproxy_h_ties",
     "fedproxy_h_ties_pcr",
 ]
+RATIO_FREE_METHODS: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -163,7 +164,7 @@ class CompareConfig(_Strict):
 class Config(_Strict):
     """All settings of a run."""
 
-    name: str = "demo"
+    name: str = Field(default="demo", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # of the run's folder
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -193,8 +194,10 @@ class Config(_Strict):
         return self
 
     def sha256(self) -> str:
-        """Hex digest of the resolved settings; part of every record of a run."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Hex digest of the resolved settings that can change a result; part of every record of a run."""
+        settings = self.model_dump(mode="json")
+        del settings["compare"]["jobs"]  # a comparison may go on with more or fewer workers
+        canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -50,10 +50,10 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
 
     Raises `ModelError` in one line if the model cannot be loaded or has no decoder blocks.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     place = pick_device(device)
-    source = str(demo_llm_folder() if str(path) == "demo" else path)
+    source = _source(path)
     try:
         with without_library_bars():
             model = AutoModelForCausalLM.from_pretrained(
@@ -62,15 +62,33 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"model.path={path}: cannot be loaded: {reason}") from error
+        raise _cannot_be_loaded(path, error) from error
     blocks_of(model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(path)
     cast(nn.Module, model).to(place)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of an LLM, without its weights. Raises `ModelError` if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_source(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_be_loaded(path, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _source(path: str | Path) -> str:
+    return str(demo_llm_folder() if str(path) == "demo" else path)
+
+
+def _cannot_be_loaded(path: str | Path, error: Exception) -> ModelError:
+    return ModelError(f"model.path={path}: cannot be loaded: {str(error).strip().splitlines()[0]}")
 
 
 @contextmanager

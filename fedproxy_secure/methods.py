@@ -16,15 +16,20 @@ from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config, FusionConfig, Method
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.federate.adapters import adapter_size, attach
+from fedproxy_secure.federate.adapters import attach, vector_bytes
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.llm import blocks_of, with_blocks
-from fedproxy_secure.pipeline import Accuracy, Materials, evaluate, make_fused_llm, make_proxy, tune
+from fedproxy_secure.pipeline import (
+    Accuracy,
+    Materials,
+    evaluate,
+    make_fused_llm,
+    make_proxy,
+    prepare,
+    tune,
+)
 from fedproxy_secure.randomness import stream
-
-RATIO_FREE: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
-FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +49,6 @@ def run_method(
     method: Method, config: Config, *, seed: int, remove_ratio: float | None, folder: Path
 ) -> Outcome:
     """Run one method from scratch. Models that clients load are written below `folder`."""
-    from fedproxy_secure.pipeline import prepare
-
     materials = prepare(config)
     if method == "zero_shot":
         return Outcome(fused=evaluate(materials.llm, materials, config), tuned=None, upload_bytes=0)
@@ -55,7 +58,7 @@ def run_method(
     if method == "fedavg_llm":
         job = _job(config, seed, FusionConfig(rule="fedavg"))
         tuned = tune(job, materials.llm, _saved(materials.llm, materials, folder / "llm"))
-        bytes_up = adapter_size(tuned) * FLOAT32_BYTES
+        bytes_up = vector_bytes(tuned)
         return Outcome(fused=evaluate(tuned, materials, config), tuned=None, upload_bytes=bytes_up)
     if remove_ratio is None:
         raise ConfigError(f"method {method}: needs a remove ratio")
@@ -74,7 +77,7 @@ def run_method(
     else:
         job = _job(config, seed, fusion_of(method, config))
         tuned = tune(job, proxy.model, _saved(proxy.model, materials, folder / "proxy"))
-        bytes_up = adapter_size(tuned) * FLOAT32_BYTES
+        bytes_up = vector_bytes(tuned)
     return Outcome(
         tuned=evaluate(tuned, materials, config),
         fused=evaluate(make_fused_llm(materials, proxy, tuned), materials, config),
@@ -144,7 +147,7 @@ def _fedot(
     return Outcome(
         tuned=evaluate(tuned, materials, config),
         fused=evaluate(make_fused_llm(materials, emulated, tuned), materials, config),
-        upload_bytes=adapter_size(tuned) * FLOAT32_BYTES,
+        upload_bytes=vector_bytes(tuned),
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from fedproxy_secure.compress.proxy import Proxy, build_proxy
 from fedproxy_secure.config import Config
+from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.data.tasks import load_task
@@ -23,7 +24,7 @@ from fedproxy_secure.federate.adapters import attach, block_deltas, get_vector, 
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.fuse.plug_back import plug_back
-from fedproxy_secure.llm import Tokenizer, load_llm
+from fedproxy_secure.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.world.stories import stories
 from fedproxy_secure.world.tasks import PUBLIC_SEED
@@ -58,6 +59,17 @@ def prepare(config: Config) -> Materials:
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
     tasks = tuple(load_task(c, root=config.data.root) for c in config.data.clients)
     return Materials(llm=llm, tokenizer=tokenizer, windows=public_windows(config, tokenizer), tasks=tasks)
+
+
+def truncated_prompts(config: Config) -> int:
+    """How many training and test prompts are longer than `data.max_tokens` and lose their beginning."""
+    tokenizer = load_tokenizer(config.model.path)
+    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
+    return sum(
+        encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
+        for task in tasks
+        for records in (task.train, task.test)
+    )
 
 
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
@@ -103,14 +115,19 @@ def tune(
 
     shown = progress or NoProgress()
     tuned = attach(model, job.adapter, seed=job.seed, blocks=job.blocks)
-    shown.start("federate", job.federate.rounds)
+    # in this process every client's round is seen, from Flower's own processes only whole rounds
+    each = job.clients_a_round if job.federate.engine == "in_process" else 1
+    shown.start("federate", job.federate.rounds * each)
     initial = ServerState(round=0, adapter=get_vector(tuned))
     final = federate(
         job,
         model_folder,
         initial,
         run_folder=run_folder,
-        on_round=lambda metrics: shown.advance("federate", note=f"loss {metrics['loss']:.3f}"),
+        on_client=lambda update: shown.advance("federate", note=f"loss {update.loss:.3f}"),
+        on_round=lambda metrics: (
+            None if each > 1 else shown.advance("federate", note=f"loss {metrics['loss']:.3f}")
+        ),
     )
     shown.done("federate")
     set_vector(tuned, final.adapter)
@@ -122,18 +139,37 @@ def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.M
     return plug_back(materials.llm, proxy.plan, block_deltas(tuned))
 
 
-def evaluate(model: nn.Module, materials: Materials, config: Config) -> dict[str, Accuracy]:
-    """Accuracy on every client's test records (lm-eval's `acc`, 0-shot)."""
-    return {
-        task.name: Accuracy(
-            correct=tuple(
-                choice_correct(
-                    model, materials.tokenizer, task.test, max_tokens=config.data.max_tokens
-                ).tolist()
-            )
+def evaluate(
+    model: nn.Module,
+    materials: Materials,
+    config: Config,
+    *,
+    progress: Progress | None = None,
+    name: str = "evaluate",
+) -> dict[str, Accuracy]:
+    """Accuracy on every client's test records (lm-eval's `acc`, 0-shot); `name` names the progress."""
+    shown = progress or NoProgress()
+    accuracies = {}
+    for task in materials.tasks:
+        bar, told = f"{name}: {task.name}", 0
+
+        def tell(done: int, all_passes: int, bar: str = bar) -> None:
+            nonlocal told
+            if told == 0:
+                shown.start(bar, all_passes)
+            shown.advance(bar, done - told)
+            told = done
+
+        correct = choice_correct(
+            model,
+            materials.tokenizer,
+            task.test,
+            max_tokens=config.data.max_tokens,
+            on_passes=tell,
         )
-        for task in materials.tasks
-    }
+        shown.done(bar)
+        accuracies[task.name] = Accuracy(correct=tuple(correct.tolist()))
+    return accuracies
 
 
 def average(accuracies: Mapping[str, Accuracy]) -> float:

@@ -19,21 +19,22 @@ from typing import Any
 from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.llm import pick_device
 from fedproxy_secure.pipeline import (
     Accuracy,
-    Materials,
     average,
     evaluate,
     make_fused_llm,
     make_proxy,
     prepare,
+    truncated_prompts,
     tune,
 )
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import mean_interval
 from fedproxy_secure.report.report import MethodRow, Report
 
-FLOAT32_BYTES = 4
+FLOAT32_BYTES = 4  # of a weight, and of a number in an update
 STAGES = 5  # of one seed, for the progress bar
 
 
@@ -157,8 +158,8 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         },
     )
     shown.advance(name, note="compressed")
-    zero_shot = evaluate(materials.llm, materials, config)
-    proxy_before = evaluate(proxy.model, materials, config)
+    zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
+    proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
     shown.advance(name, note="measured before tuning")
     (place / "federation").mkdir(parents=True, exist_ok=True)
     tuned = tune(
@@ -178,9 +179,9 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         "fidelity": asdict(faithful),
         "zero_shot": _bits(zero_shot),
         "proxy": _bits(proxy_before),
-        "tuned": _bits(evaluate(tuned, materials, config)),
-        "fused": _bits(evaluate(fused, materials, config)),
-        "truncated": _truncated(materials, config),
+        "tuned": _bits(evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
+        "fused": _bits(evaluate(fused, materials, config, progress=progress, name="fused LLM")),
+        "truncated": truncated_prompts(config),
     }
     folder.write_json(f"{name}/result.json", result)
     shown.done(name)
@@ -211,7 +212,7 @@ def _report(config: Config, results: dict[int, dict[str, Any]], command: str) ->
         name=config.name,
         command=command,
         config_sha256=config.sha256(),
-        environment=environment(),
+        environment=environment(str(pick_device(config.model.device))),
         seeds=config.seeds,
         rows=(
             row("zero_shot", "zero_shot"),
@@ -235,18 +236,8 @@ def _report(config: Config, results: dict[int, dict[str, Any]], command: str) ->
         ),
         notes=(
             "No secure aggregation and no differential privacy: the server sees every update.",
-            f"{truncated} of the records' prompts were cut to data.max_tokens={config.data.max_tokens}.",
+            f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
         ),
-    )
-
-
-def _truncated(materials: Materials, config: Config) -> int:
-    from fedproxy_secure.data.encode import encode_records
-
-    return sum(
-        encode_records(records, materials.tokenizer, max_tokens=config.data.max_tokens).truncated
-        for task in materials.tasks
-        for records in (task.train, task.test)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +33,16 @@ class _Query:
 
 @torch.inference_mode()
 def choice_loglikelihoods(
-    model: nn.Module, tokenizer: Tokenizer, records: Sequence[Record], *, max_tokens: int
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    *,
+    max_tokens: int,
+    on_passes: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
     """Summed log-likelihood of every choice after its prompt, in nats: one float64 [choices] a record.
+
+    `on_passes(done, all)` is called after every batch with the number of sequences run so far.
 
     A choice's last token is never an input, so choices that differ in their last token share a pass, and
     choices of a single token share any.
@@ -46,11 +53,15 @@ def choice_loglikelihoods(
     choices = [[text_ids(c, tokenizer) for c in r.choices] for r in records]
     training = model.training
     model.eval()
-    for group in _batches(_queries(records, choices, tokenizer, max_tokens)):
+    queries, done = _queries(records, choices, tokenizer, max_tokens), 0
+    for group in _batches(queries):
         for q, log_p in zip(group, _log_probabilities(model, group), strict=True):
             for choice in q.choices:
                 tokens = choices[q.record][choice]
                 scores[q.record][choice] = log_p[range(len(tokens)), tokens].sum()
+        done += len(group)
+        if on_passes is not None:
+            on_passes(done, len(queries))
     model.train(training)
     return scores
 
@@ -77,10 +88,15 @@ def _log_probabilities(model: nn.Module, group: list[_Query]) -> Iterator[np.nda
 
 
 def choice_correct(
-    model: nn.Module, tokenizer: Tokenizer, records: Sequence[Record], *, max_tokens: int
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    *,
+    max_tokens: int,
+    on_passes: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Whether the most likely choice is the right one, bool [n], in the records' order."""
-    scores = choice_loglikelihoods(model, tokenizer, records, max_tokens=max_tokens)
+    scores = choice_loglikelihoods(model, tokenizer, records, max_tokens=max_tokens, on_passes=on_passes)
     return np.array(
         [int(np.argmax(s)) == r.label for s, r in zip(scores, records, strict=True)], dtype=bool
     )

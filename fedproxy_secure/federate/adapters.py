@@ -140,6 +140,11 @@ def adapter_size(tuned: nn.Module) -> int:
     return sum(p.numel() for p in trained_parameters(tuned))
 
 
+def vector_bytes(tuned: nn.Module) -> int:
+    """Bytes of the adapter vector as it travels, float32."""
+    return adapter_size(tuned) * torch.float32.itemsize
+
+
 def get_vector(tuned: nn.Module) -> np.ndarray:
     """The adapter vector, a new float32 array [d]."""
     parts = [p.detach().reshape(-1).float().cpu() for p in trained_parameters(tuned)]

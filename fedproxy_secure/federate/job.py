@@ -54,6 +54,11 @@ class FederationJob:
             dtype=config.model.dtype,
         )
 
+    @property
+    def clients_a_round(self) -> int:
+        """How many clients each round asks."""
+        return max(1, round(self.federate.participation * len(self.clients)))
+
     def to_json(self) -> str:
         """Canonical JSON: the same job gives the same text."""
         return json.dumps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from fedproxy_secure.artifacts import write_bytes
 from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.federate import fusion as rules
@@ -41,16 +41,7 @@ class ServerState:
             value = getattr(self, name)
             if value is not None:
                 arrays[name] = value
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as handle:
-                handle.write(save(arrays))
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise RunFolderError(f"{file}: cannot be written: {error.strerror}") from error
+        write_bytes(file, save(arrays))
 
     @classmethod
     def load(cls, file: Path) -> ServerState:

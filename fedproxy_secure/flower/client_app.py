@@ -56,10 +56,11 @@ def setup(message: Message, context: Context) -> RecordDict:
     if folder is None and files is not None:
         folder = proxy_store.unpack(files, sha256)
     context.state.config_records["job"] = ConfigRecord({"json": str(job_record["json"]), "sha256": sha256})
-    name = _own_job(context)[0].clients[_own_job(context)[1]].name
+    job, index = _own_job(context)
     if folder is not None:
         _client(context)  # unreadable records are found before the first round
-    return RecordDict({"setup": ConfigRecord({"ready": folder is not None, "client": name})})
+    ready, name = folder is not None, job.clients[index].name
+    return RecordDict({"setup": ConfigRecord({"ready": ready, "client": name})})
 
 
 @app.train()

@@ -31,13 +31,13 @@ def federate(
     from fedproxy_secure.flower.client_app import app
     from fedproxy_secure.flower.in_process import InProcessGrid
 
-    proxy_store.offer_on_this_host(proxy_folder)
-    return serve(
-        InProcessGrid(app, len(job.clients)),
-        job,
-        proxy_folder,
-        initial,
-        run_folder=run_folder,
-        on_round=on_round,
-        on_client=on_client,
-    )
+    with proxy_store.offered_on_this_host(proxy_folder):
+        return serve(
+            InProcessGrid(app, len(job.clients)),
+            job,
+            proxy_folder,
+            initial,
+            run_folder=run_folder,
+            on_round=on_round,
+            on_client=on_client,
+        )

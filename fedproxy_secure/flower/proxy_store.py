@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import ConfigRecord
@@ -18,7 +20,7 @@ from flwr.app import ConfigRecord
 from fedproxy_secure.errors import DataError
 
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
-_on_this_host: dict[str, Path] = {}  # proxies that server and client of one process share
+_on_this_host: dict[str, Path] = {}  # proxies that server and clients of one process share
 
 
 def folder_sha256(folder: Path) -> str:
@@ -31,11 +33,15 @@ def folder_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-def offer_on_this_host(folder: Path) -> str:
-    """Let clients in this process use the folder as it lies; returns its hash."""
+@contextmanager
+def offered_on_this_host(folder: Path) -> Iterator[None]:
+    """Meanwhile, let clients in this process use the folder as it lies."""
     sha256 = folder_sha256(folder)
     _on_this_host[sha256] = folder
-    return sha256
+    try:
+        yield
+    finally:
+        _on_this_host.pop(sha256, None)
 
 
 def find(sha256: str) -> Path | None:

@@ -96,10 +96,12 @@ def kept_blocks(rng: np.random.Generator, blocks: int) -> list[int]:
 def pretrain(
     *, steps: int, seed: int, on_step: Callable[[int, float], None] | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train tokenizer and model from nothing; the same seed and thread count give the same weights.
+    """Train tokenizer and model from nothing; the same seed gives the same weights.
 
+    Runs on one torch thread, because sums over several depend on how many there are.
     `on_step(step, loss)` is called after every step; loss in nats a token.
     """
+    torch.set_num_threads(1)
     tokenizer, model = train_tokenizer(seed), new_demo_llm(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05

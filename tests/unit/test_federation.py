@@ -50,12 +50,11 @@ class Wrapped(ClientApp):
 
 def serve_with_failing(world, failing, **changes):
     job, folder, initial = world
-    proxy_store.offer_on_this_host(folder)
     grid = InProcessGrid(Wrapped(failing), len(job.clients))
     seen = []
-    state = serve(
-        grid, with_rounds(job, 1, **changes), folder, initial, on_client=lambda u: seen.append(u.client)
-    )
+    job = with_rounds(job, 1, **changes)
+    with proxy_store.offered_on_this_host(folder):
+        state = serve(grid, job, folder, initial, on_client=lambda u: seen.append(u.client))
     return state, seen
 
 
@@ -86,6 +85,31 @@ def test_a_round_goes_on_without_a_client_that_fails(world):
     state, seen = serve_with_failing(world, failing={3})
     assert sorted(seen) == ["c0", "c2"]
     assert state.round == 1
+
+
+class Deaf(InProcessGrid):
+    """A grid whose node 3 hears training requests and never answers."""
+
+    def pull_messages(self, message_ids):
+        heard = [m for m in message_ids if m in self._waiting]
+        silent = [m for m in heard if self._waiting[m].metadata.dst_node_id == 3]
+        training = [m for m in silent if self._waiting[m].metadata.message_type == "train"]
+        return super().pull_messages(m for m in heard if m not in training)
+
+
+@pytest.mark.parametrize(("minimum", "ends"), [(2, True), (3, False)])
+def test_a_client_that_never_answers_is_waited_for_no_longer_than_the_timeout(world, minimum, ends):
+    job, folder, initial = world
+    job = with_rounds(job, 1, timeout_s=2.0, min_clients=minimum)
+    seen = []
+    with proxy_store.offered_on_this_host(folder):
+        grid = Deaf(client_app.app, len(job.clients))
+        if ends:
+            assert serve(grid, job, folder, initial, on_client=lambda u: seen.append(u.client)).round == 1
+            assert sorted(seen) == ["c0", "c2"]
+        else:
+            with pytest.raises(RoundAborted, match="2 clients answered in round 0: must be >= 3"):
+                serve(grid, job, folder, initial)
 
 
 def test_a_round_under_the_minimum_is_aborted_and_the_last_good_one_stays(world, tmp_path):
