@@ -6,6 +6,7 @@ FedProxyError                one line that names the value and the rule; the CLI
 |-- ModelError               a model without decoder blocks, a tokenizer without an end token ...
 |-- TrainingError            the loss stopped being a number; names the client and the step
 |-- RoundAborted             too few clients answered; the last good round is kept
+|   `-- ProtocolAborted      secure aggregation met a failed check; nothing of the round is revealed
 |-- RunFolderError           a run folder that belongs to another config, or cannot be written
 """
 
@@ -34,6 +35,10 @@ class TrainingError(FedProxyError):
 
 class RoundAborted(FedProxyError):
     """A round ended with fewer clients than the minimum. Nothing of it is kept."""
+
+
+class ProtocolAborted(RoundAborted):
+    """Secure aggregation stopped: a check failed or too few clients were left. No partial result exists."""
 
 
 class RunFolderError(FedProxyError):

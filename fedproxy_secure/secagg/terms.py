@@ -1,0 +1,141 @@
+"""What all parties of one attempt at a round agree on, and what a client demands of it.
+
+    context = SHA256(version, run, round, attempt, cohort, threshold, H(settings), H(roster),
+                     H(broadcast), ring plan)
+
+The context is in every signature, every key derivation and every sealed share, so nothing can be replayed
+across attempts, rounds, runs, settings, rosters or broadcast adapters.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.secagg.primitives import KEY_BYTES, digest
+from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS, RingPlan
+
+VERSION = b"fedproxy-secure masking 1"
+HASH_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roster:
+    """Who may take part: client name -> Ed25519 public key, 32 bytes. Comes from provisioning alone.
+
+    Raises `ConfigError` for a key of another length or a key given twice.
+    """
+
+    members: dict[str, bytes]
+
+    def __post_init__(self) -> None:
+        for name, key in self.members.items():
+            if len(key) != KEY_BYTES:
+                raise ConfigError(f"roster: key of {name} has {len(key)} bytes; must have {KEY_BYTES}")
+        if len(set(self.members.values())) != len(self.members):
+            raise ConfigError("roster: two clients have the same key; keys must differ")
+
+    def sha256(self) -> bytes:
+        """Hash of names and keys, in the names' order."""
+        return digest(*(part for n in sorted(self.members) for part in (n.encode(), self.members[n])))
+
+    def to_json(self) -> str:
+        """Names and hex keys."""
+        return json.dumps({n: self.members[n].hex() for n in sorted(self.members)}, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, file: Path) -> Roster:
+        """Read what `to_json` wrote. Raises `ConfigError` for anything else."""
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            return cls(members={str(n): bytes.fromhex(k) for n, k in raw.items()})
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(f"{file}: is not a roster") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """One attempt at one round. `cohort`: the invited, sorted; hashes are 32 bytes."""
+
+    run: str
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    threshold: int
+    settings_sha256: bytes
+    roster_sha256: bytes
+    broadcast_sha256: bytes
+    plan: RingPlan
+
+    def context(self) -> bytes:
+        """The hash that binds every message of the attempt to these terms."""
+        return digest(
+            VERSION,
+            self.run.encode(),
+            f"{self.round}|{self.attempt}|{self.threshold}".encode(),
+            *(name.encode() for name in self.cohort),
+            self.settings_sha256,
+            self.roster_sha256,
+            self.broadcast_sha256,
+            self.plan.canonical(),
+        )
+
+    def point_of(self, name: str) -> int:
+        """A client's point in secret sharing: its place in the cohort, from 1."""
+        return self.cohort.index(name) + 1
+
+
+def least_threshold(clients: int, colluders: int) -> int:
+    """The least t with t >= floor(2K/3) + 1 and 2t > K + colluders.
+
+    Raises `ConfigError` if no t <= K has both.
+    """
+    threshold = max(2 * clients // 3 + 1, (clients + colluders) // 2 + 1)
+    if threshold > clients:
+        raise ConfigError(
+            f"colluders={colluders}: {clients} clients can bear at most {clients - 1}, minus drop-outs"
+        )
+    return threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What a client demands, whatever the server proposes.
+
+    `settings_sha256` and `roster` are the client's own. `colluders`: how many other clients may work with
+    the server without harm to this one.
+    """
+
+    roster: Roster
+    settings_sha256: bytes
+    colluders: int
+
+    def check(self, terms: Terms, *, name: str, broadcast_sha256: bytes, plan: RingPlan) -> None:
+        """Raise `ProtocolAborted` unless the terms are this client's own.
+
+        `broadcast_sha256` is of the adapter that this client received, `plan` the ring it computed itself.
+        """
+        clients = len(terms.cohort)
+        if not MIN_CLIENTS <= clients <= MAX_CLIENTS:
+            raise ProtocolAborted(f"cohort of {clients}: must be {MIN_CLIENTS} to {MAX_CLIENTS}")
+        if tuple(sorted(set(terms.cohort))) != terms.cohort or name not in terms.cohort:
+            raise ProtocolAborted(f"cohort: must be sorted, without repeats, and contain {name}")
+        if strangers := [n for n in terms.cohort if n not in self.roster.members]:
+            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
+        least = least_threshold(clients, self.colluders)
+        if not least <= terms.threshold <= clients:
+            raise ProtocolAborted(f"threshold={terms.threshold}: must be {least} to {clients}")
+        if terms.round < 0 or terms.attempt < 0:
+            raise ProtocolAborted(f"round {terms.round}, attempt {terms.attempt}: must be >= 0")
+        for what, theirs, own in (
+            ("settings", terms.settings_sha256, self.settings_sha256),
+            ("roster", terms.roster_sha256, self.roster.sha256()),
+            ("broadcast adapter", terms.broadcast_sha256, broadcast_sha256),
+            ("ring plan", terms.plan.canonical(), plan.canonical()),
+        ):
+            if theirs != own:
+                raise ProtocolAborted(f"{what}: differs from this client's own")
