@@ -37,6 +37,10 @@ Method = Literal[
     "fedproxy_ties",
     "fedproxy_h_ties",
     "fedproxy_h_ties_pcr",
+    "masked_fedavg",
+    "masked_fedavg_lr",
+    "masked_h_ties_coordinate",
+    "masked_h_ties_block",
 ]
 RATIO_FREE_METHODS: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
 Ratio = Annotated[float, Field(ge=0, lt=1)]
@@ -139,6 +143,24 @@ class FusionConfig(_Strict):
         return self
 
 
+class ProtectConfig(_Strict):
+    """How updates reach the server.
+
+    `masking`: the server learns sums over at least `threshold` clients and nothing of any one of them.
+    `unsafe_plaintext`: it sees every update. Under masking a rule that elects signs (h_ties, ties) works at
+    a `granularity`: `block` reveals one variance a block besides the sum, `coordinate` counts of signs too.
+    """
+
+    scheme: Literal["masking", "unsafe_plaintext"] = "masking"
+    granularity: Literal["block", "coordinate"] = "block"
+    weights: Literal["uniform", "self"] = "uniform"
+    bits: Literal[16, 24, 32] = 32
+    clip: Annotated[float, Field(gt=0)] | None = None  # None: from the optimiser, then from masked sums
+    colluders: Annotated[int, Field(ge=0)] = 0  # clients that may work with the server without harm
+    threshold: Positive | None = None  # None: the least that is safe
+    keys: str | None = None  # folder made by `provision`; None: fresh keys, on engines of one machine
+
+
 class FederateConfig(_Strict):
     """Stage 2: rounds, who takes part, on which engine."""
 
@@ -173,6 +195,7 @@ class Config(_Strict):
     local: LocalConfig = LocalConfig()
     fusion: FusionConfig = FusionConfig()
     federate: FederateConfig = FederateConfig()
+    protect: ProtectConfig = ProtectConfig()
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -191,11 +214,26 @@ class Config(_Strict):
                 f"federate.participation={self.federate.participation}: selects {chosen} of "
                 f"{clients} clients, fewer than federate.min_clients={self.federate.min_clients}"
             )
+        if self.protect.scheme == "masking":
+            self._masking_is_possible(chosen)
         return self
+
+    def _masking_is_possible(self, chosen: int) -> None:
+        if not 3 <= chosen <= 64:
+            raise ValueError(
+                f"protect.scheme=masking: works for 3 to 64 clients a round, here {chosen}; "
+                "fewer can only use unsafe_plaintext"
+            )
+        if self.fusion.pcr_lambda > 0 and self.fusion.rule in ("fedavg", "fedadam"):
+            raise ValueError(
+                f"fusion.pcr_lambda={self.fusion.pcr_lambda}: with fusion.rule={self.fusion.rule} under "
+                "masking the server learns no conflict; must be 0"
+            )
 
     def sha256(self) -> str:
         """Hex digest of the resolved settings that can change a result; part of every record of a run."""
         settings = self.model_dump(mode="json")
+        del settings["protect"]["keys"]  # a path
         del settings["compare"]["jobs"]  # a comparison may go on with more or fewer workers
         canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

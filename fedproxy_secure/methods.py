@@ -13,7 +13,7 @@ from torch import nn
 
 from fedproxy_secure.compress.plan import BlockPlan, blocks_to_remove, plan_uniform
 from fedproxy_secure.compress.proxy import Proxy, save_model
-from fedproxy_secure.config import Config, FusionConfig, Method
+from fedproxy_secure.config import Config, FusionConfig, Method, ProtectConfig
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.adapters import attach, vector_bytes
@@ -28,8 +28,11 @@ from fedproxy_secure.pipeline import (
     make_proxy,
     prepare,
     tune,
+    upload_bytes,
 )
 from fedproxy_secure.randomness import stream
+
+PLAINTEXT = ProtectConfig(scheme="unsafe_plaintext")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +78,9 @@ def run_method(
         tuned = _train_pooled(proxy.model, materials, config, seed)
         bytes_up = 0
     else:
-        job = _job(config, seed, fusion_of(method, config))
+        job = _job(config, seed, fusion_of(method, config), protect_of(method, config))
         tuned = tune(job, proxy.model, _saved(proxy.model, materials, folder / "proxy"))
-        bytes_up = vector_bytes(tuned)
+        bytes_up = upload_bytes(job, tuned)
     return Outcome(
         tuned=evaluate(tuned, materials, config),
         fused=evaluate(make_fused_llm(materials, proxy, tuned), materials, config),
@@ -86,7 +89,7 @@ def run_method(
 
 
 def fusion_of(method: Method, config: Config) -> FusionConfig:
-    """The fusion settings of a `fedproxy_*` method; what a method does not fix comes from `config`."""
+    """The fusion settings of a method of FedProxy; what the method does not fix comes from `config`."""
     own, tuning = config.fusion, config.compare
     plain = own.model_copy(
         update={"rule": "fedavg", "server_learning_rate": 1.0, "pcr_lambda": 0.0, "prox_mu": 0.0}
@@ -102,8 +105,20 @@ def fusion_of(method: Method, config: Config) -> FusionConfig:
         "fedproxy_ties": {"rule": "ties"},
         "fedproxy_h_ties": {"rule": "h_ties"},
         "fedproxy_h_ties_pcr": {"rule": "h_ties", "pcr_lambda": tuning.pcr_lambda},
+        "masked_fedavg": {},
+        "masked_fedavg_lr": {"server_learning_rate": tuning.server_learning_rate},
+        "masked_h_ties_coordinate": {"rule": "h_ties"},
+        "masked_h_ties_block": {"rule": "h_ties"},
     }
     return plain.model_copy(update=changes[method])
+
+
+def protect_of(method: Method, config: Config) -> ProtectConfig:
+    """How a method's updates travel: `masked_*` by the settings of `protect`, all others in the clear."""
+    if not method.startswith("masked_"):
+        return PLAINTEXT
+    granularity = "coordinate" if method.endswith("_coordinate") else "block"
+    return config.protect.model_copy(update={"scheme": "masking", "granularity": granularity})
 
 
 def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan, tuple[int, ...]]:
@@ -184,8 +199,10 @@ def _train_pooled(model: nn.Module, materials: Materials, config: Config, seed: 
     return tuned
 
 
-def _job(config: Config, seed: int, fusion: FusionConfig) -> FederationJob:
-    return replace(FederationJob.from_config(config, seed=seed), fusion=fusion)
+def _job(
+    config: Config, seed: int, fusion: FusionConfig, protect: ProtectConfig = PLAINTEXT
+) -> FederationJob:
+    return replace(FederationJob.from_config(config, seed=seed), fusion=fusion, protect=protect)
 
 
 def _saved(model: nn.Module, materials: Materials, folder: Path) -> Path:

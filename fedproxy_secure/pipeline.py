@@ -20,9 +20,15 @@ from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.federate.adapters import attach, block_deltas, get_vector, set_vector
+from fedproxy_secure.federate.adapters import (
+    attach,
+    block_deltas,
+    set_vector,
+    tensor_sizes,
+    vector_bytes,
+)
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.progress import NoProgress, Progress
@@ -118,13 +124,13 @@ def tune(
     # in this process every client's round is seen, from Flower's own processes only whole rounds
     each = job.clients_a_round if job.federate.engine == "in_process" else 1
     shown.start("federate", job.federate.rounds * each)
-    initial = ServerState(round=0, adapter=get_vector(tuned))
+    initial = initial_state(tuned)
     final = federate(
         job,
         model_folder,
         initial,
         run_folder=run_folder,
-        on_client=lambda update: shown.advance("federate", note=f"loss {update.loss:.3f}"),
+        on_client=lambda client: shown.advance("federate", note=client),
         on_round=lambda metrics: (
             None if each > 1 else shown.advance("federate", note=f"loss {metrics['loss']:.3f}")
         ),
@@ -132,6 +138,16 @@ def tune(
     shown.done("federate")
     set_vector(tuned, final.adapter)
     return tuned
+
+
+def upload_bytes(job: FederationJob, tuned: nn.Module) -> int:
+    """Payload that one client sends in one round: its vector, float32 or in ring words."""
+    if job.protect.scheme == "unsafe_plaintext":
+        return vector_bytes(tuned)
+    from fedproxy_secure.flower.masked_terms import first_clip, ring_plan
+
+    clip = job.protect.clip or first_clip(job.local)
+    return ring_plan(job, tensor_sizes(tuned), clip=clip, clients=job.clients_a_round).upload_bytes
 
 
 def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:

@@ -140,6 +140,11 @@ def adapter_size(tuned: nn.Module) -> int:
     return sum(p.numel() for p in trained_parameters(tuned))
 
 
+def tensor_sizes(tuned: nn.Module) -> list[int]:
+    """How many numbers of the adapter vector belong to each trained tensor, in the vector's order."""
+    return [p.numel() for p in trained_parameters(tuned)]
+
+
 def vector_bytes(tuned: nn.Module) -> int:
     """Bytes of the adapter vector as it travels, float32."""
     return adapter_size(tuned) * torch.float32.itemsize

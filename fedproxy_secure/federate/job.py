@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from fedproxy_secure.config import (
     AdapterConfig,
@@ -12,6 +14,7 @@ from fedproxy_secure.config import (
     FederateConfig,
     FusionConfig,
     LocalConfig,
+    ProtectConfig,
 )
 
 
@@ -31,6 +34,7 @@ class FederationJob:
     local: LocalConfig
     fusion: FusionConfig
     federate: FederateConfig
+    protect: ProtectConfig
     blocks: tuple[int, ...] | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -49,6 +53,7 @@ class FederationJob:
             local=config.local,
             fusion=config.fusion,
             federate=config.federate,
+            protect=config.protect,
             blocks=blocks,
             device=config.model.device,
             dtype=config.model.dtype,
@@ -58,6 +63,22 @@ class FederationJob:
     def clients_a_round(self) -> int:
         """How many clients each round asks."""
         return max(1, round(self.federate.participation * len(self.clients)))
+
+    def agreed_sha256(self) -> bytes:
+        """Hash of what server and all clients must have alike: all but where things lie, and on what.
+
+        32 bytes; part of every signature under masking.
+        """
+        raw = json.loads(self.to_json())
+        for private in ("clients", "data_root", "device", "dtype"):
+            del raw[private]
+        del raw["protect"]["keys"]
+        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).digest()
+
+    @property
+    def granularity(self) -> Literal["plain", "coordinate", "block"]:
+        """What the fusion rule needs to see under masking: linear rules need the plain sum alone."""
+        return "plain" if self.fusion.rule in ("fedavg", "fedadam") else self.protect.granularity
 
     def to_json(self) -> str:
         """Canonical JSON: the same job gives the same text."""
@@ -71,6 +92,7 @@ class FederationJob:
                 "local": self.local.model_dump(mode="json"),
                 "fusion": self.fusion.model_dump(mode="json"),
                 "federate": self.federate.model_dump(mode="json"),
+                "protect": self.protect.model_dump(mode="json"),
                 "blocks": self.blocks,
                 "device": self.device,
                 "dtype": self.dtype,
@@ -91,6 +113,7 @@ class FederationJob:
             local=LocalConfig.model_validate(raw["local"]),
             fusion=FusionConfig.model_validate(raw["fusion"]),
             federate=FederateConfig.model_validate(raw["federate"]),
+            protect=ProtectConfig.model_validate(raw["protect"]),
             blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
             device=raw["device"],
             dtype=raw["dtype"],

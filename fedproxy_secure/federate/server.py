@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from torch import nn
 
 from fedproxy_secure.artifacts import write_bytes
 from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.federate import fusion as rules
+from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
 from fedproxy_secure.federate.client import ClientUpdate
 
 FEDADAM_BETAS = (0.9, 0.99)
@@ -24,8 +26,9 @@ FEDADAM_TAU = 1e-3  # floor of the adaptive step (Reddi et al. 2021)
 class ServerState:
     """What the server carries from round to round.
 
-    `round` is the next to run; `adapter` is phi_g, float32 [d]; `conflict` is C of the last round,
-    float32 [d] or None; `momentum` and `variance` belong to FedAdam, float32 [d] or None.
+    `round` is the next to run; `adapter` is phi_g, float32 [d]; `sizes` of the tensors in it, int64 (None:
+    one tensor); `conflict` is C of the last round, float32 [d] or None; `momentum` and `variance` belong to
+    FedAdam, float32 [d] or None; `clip` is the next round's under masking, float64 [1] or None.
     """
 
     round: int
@@ -33,11 +36,13 @@ class ServerState:
     conflict: np.ndarray | None = None
     momentum: np.ndarray | None = None
     variance: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    clip: np.ndarray | None = None
 
     def save(self, file: Path) -> None:
         """Write atomically: the file is the old state or the new one, never half of either."""
         arrays = {"round": np.array([self.round], dtype=np.int64), "adapter": self.adapter}
-        for name in ("conflict", "momentum", "variance"):
+        for name in ("conflict", "momentum", "variance", "sizes", "clip"):
             value = getattr(self, name)
             if value is not None:
                 arrays[name] = value
@@ -53,27 +58,31 @@ class ServerState:
             raise RunFolderError(f"{file}: is not a saved server state") from error
 
 
+def initial_state(tuned: nn.Module) -> ServerState:
+    """Before the first round: the adapter as `attach` made it."""
+    return ServerState(
+        round=0, adapter=get_vector(tuned), sizes=np.array(tensor_sizes(tuned), dtype=np.int64)
+    )
+
+
 def fuse_round(
     state: ServerState, updates: Sequence[ClientUpdate], fusion: FusionConfig
 ) -> tuple[ServerState, dict[str, float]]:
-    """Merge one round's updates into the next state; also numbers for the round's metrics line.
+    """Merge one round's updates, all of them in the clear; also numbers for the round's metrics line.
 
     Raises `DataError`, naming the client, for an update of the wrong shape or not finite.
     """
     tau = _stack(updates, d=len(state.adapter))
     analysis = rules.analyse(tau)
-    momentum, variance = state.momentum, state.variance
-    if fusion.rule == "fedavg":
-        step = rules.fedavg(tau, np.array([u.records for u in updates]))
-    elif fusion.rule == "fedadam":
-        mean = rules.fedavg(tau, np.array([u.records for u in updates]))
-        step, momentum, variance = _adam(mean, momentum, variance)
+    if fusion.rule in ("fedavg", "fedadam"):
+        merged = rules.fedavg(tau, np.array([u.records for u in updates]))
     elif fusion.rule == "ties":
-        step = rules.ties(tau, keep_ratio=fusion.keep_ratio)
+        merged = rules.ties(tau, keep_ratio=fusion.keep_ratio)
     else:
-        step = rules.h_ties(tau, analysis, rho=fusion.rho, r0=fusion.r0, delta=fusion.delta)
-    step = np.float32(fusion.server_learning_rate) * step
+        merged = rules.h_ties(tau, analysis, rho=fusion.rho, r0=fusion.r0, delta=fusion.delta)
+    new = advance(state, merged, fusion, conflict=analysis.conflict)
     mean_norm = float(np.linalg.norm(tau.mean(axis=0)))
+    step_norm = float(np.linalg.norm(new.adapter - state.adapter))
     metrics = {
         "loss": float(np.mean([u.loss for u in updates])),
         "clients": float(len(updates)),
@@ -81,17 +90,34 @@ def fuse_round(
         "conflict": float(analysis.conflict.mean()),
         "weight_min": float(analysis.weights.min()),
         "weight_max": float(analysis.weights.max()),
-        "step_norm": float(np.linalg.norm(step)),
-        "step_over_mean": float(np.linalg.norm(step)) / mean_norm if mean_norm else 0.0,
+        "step_norm": step_norm,
+        "step_over_mean": step_norm / mean_norm if mean_norm else 0.0,
     }
-    new = ServerState(
+    return new, metrics
+
+
+def advance(
+    state: ServerState,
+    merged: np.ndarray,
+    fusion: FusionConfig,
+    *,
+    conflict: np.ndarray | None,
+    clip: np.ndarray | None = None,
+) -> ServerState:
+    """The next state after a round whose updates merged into `merged`, float32 [d]."""
+    momentum, variance = state.momentum, state.variance
+    if fusion.rule == "fedadam":
+        merged, momentum, variance = _adam(merged, momentum, variance)
+    step = np.float32(fusion.server_learning_rate) * merged
+    return ServerState(
         round=state.round + 1,
         adapter=(state.adapter + step).astype(np.float32),
-        conflict=analysis.conflict if fusion.pcr_lambda > 0 else None,
+        conflict=conflict if fusion.pcr_lambda > 0 else None,
         momentum=momentum,
         variance=variance,
+        sizes=state.sizes,
+        clip=clip,
     )
-    return new, metrics
 
 
 def _adam(

@@ -16,11 +16,11 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedproxy_secure.config import load_config
-from fedproxy_secure.errors import DataError, FedProxyError
+from fedproxy_secure.config import ProtectConfig, load_config
+from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
 from fedproxy_secure.federate.client import LocalClient, build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.flower import masked_client, proxy_store, wire
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -67,9 +67,12 @@ def setup(message: Message, context: Context) -> RecordDict:
 @_answers_in_one_line
 def train(message: Message, context: Context) -> RecordDict:
     """One round of local training."""
+    client, (job, _) = _client(context), _own_job(context)
+    if job.protect.scheme == "masking":
+        return masked_client.train_and_advertise(client, job, message.content, context)
     broadcast = wire.decode_broadcast(message.content)
     return wire.encode_update(
-        _client(context).train(
+        client.train(
             round=broadcast.round,
             start=broadcast.adapter,
             conflict=broadcast.conflict,
@@ -77,6 +80,39 @@ def train(message: Message, context: Context) -> RecordDict:
             prox_mu=broadcast.prox_mu,
         )
     )
+
+
+@app.query("share")
+@_answers_in_one_line
+def share(message: Message, context: Context) -> RecordDict:
+    """Masking, step 2."""
+    return masked_client.share(*_who(context), message.content, context)
+
+
+@app.query("mask")
+@_answers_in_one_line
+def mask(message: Message, context: Context) -> RecordDict:
+    """Masking, step 3."""
+    return masked_client.mask(*_who(context), message.content, context)
+
+
+@app.query("confirm")
+@_answers_in_one_line
+def confirm(message: Message, context: Context) -> RecordDict:
+    """Masking, step 4."""
+    return masked_client.confirm(*_who(context), message.content, context)
+
+
+@app.query("unmask")
+@_answers_in_one_line
+def unmask(message: Message, context: Context) -> RecordDict:
+    """Masking, step 5."""
+    return masked_client.unmask(*_who(context), message.content, context)
+
+
+def _who(context: Context) -> tuple[FederationJob, str]:
+    job, index = _own_job(context)
+    return job, job.clients[index].name
 
 
 def _own_job(context: Context) -> tuple[FederationJob, int]:
@@ -87,11 +123,22 @@ def _own_job(context: Context) -> tuple[FederationJob, int]:
     index = int(context.node_config.get("partition-id", 0))
     own = context.node_config.get("config")
     if own is not None:
-        data = load_config(Path(str(own))).data
-        job = replace(job, clients=data.clients, data_root=data.root)
+        mine = load_config(Path(str(own)))
+        _check_protection(asked=job.protect, own=mine.protect)
+        job = replace(job, clients=mine.data.clients, data_root=mine.data.root, protect=mine.protect)
     if not 0 <= index < len(job.clients):
         raise DataError(f"partition-id={index}: must be below {len(job.clients)}, the clients named")
     return job, index
+
+
+def _check_protection(*, asked: ProtectConfig, own: ProtectConfig) -> None:
+    """Raise `ConfigError` unless the server asks for the protection that this client's settings demand."""
+    for name in sorted(set(ProtectConfig.model_fields) - {"keys"}):
+        theirs, mine = getattr(asked, name), getattr(own, name)
+        if theirs != mine:
+            raise ConfigError(
+                f"protect.{name}={theirs!r} asked by the server: must be {mine!r} as set here"
+            )
 
 
 def _client(context: Context) -> LocalClient:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower import proxy_store
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
+from fedproxy_secure.secagg.provision import provision
+
+
+@contextmanager
+def with_keys(job: FederationJob) -> Iterator[FederationJob]:
+    """The job with a folder of fresh keys if it masks and names none; for engines of one machine."""
+    if job.protect.scheme != "masking" or job.protect.keys is not None:
+        yield job
+        return
+    with tempfile.TemporaryDirectory(prefix="fedproxy-keys-") as folder:
+        provision([c.name for c in job.clients], Path(folder))
+        yield replace(job, protect=job.protect.model_copy(update={"keys": folder}))
 
 
 def federate(
@@ -27,14 +43,15 @@ def federate(
     if job.federate.engine != "in_process":
         from fedproxy_secure.flower.launched import federate_launched
 
-        return federate_launched(job, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
+        with with_keys(job) as keyed:
+            return federate_launched(keyed, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
     from fedproxy_secure.flower.client_app import app
     from fedproxy_secure.flower.in_process import InProcessGrid
 
-    with proxy_store.offered_on_this_host(proxy_folder):
+    with proxy_store.offered_on_this_host(proxy_folder), with_keys(job) as keyed:
         return serve(
             InProcessGrid(app, len(job.clients)),
-            job,
+            keyed,
             proxy_folder,
             initial,
             run_folder=run_folder,

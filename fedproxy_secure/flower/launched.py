@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from fedproxy_secure.errors import FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, ROUNDS, TROUBLE, OnRound
+from fedproxy_secure.secagg.provision import ROSTER
 
 POLL_S = 0.5
 START_S = 60.0  # how long a SuperLink may take to listen
@@ -151,7 +153,10 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
         "max_tokens": job.max_tokens,
         "clients": [c.model_dump(mode="json") for c in job.clients],
     }
-    own.write_text(yaml.safe_dump({"data": data, "federate": {"min_clients": 1}}))
+    protect = job.protect.model_dump(mode="json")
+    if job.protect.keys is not None:
+        protect["keys"] = str(_own_keys(Path(job.protect.keys), job.clients[index].name, temporary))
+    own.write_text(yaml.safe_dump({"data": data, "federate": {"min_clients": 1}, "protect": protect}))
     settings = f'partition-id={index} num-partitions={len(job.clients)} config="{own}"'
     return [
         "--insecure",
@@ -162,6 +167,15 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
         "--node-config",
         settings,
     ]
+
+
+def _own_keys(keys: Path, client: str, temporary: Path) -> Path:
+    """A folder with the roster and this client's key alone."""
+    folder = temporary / f"keys-{client}"
+    folder.mkdir(mode=0o700)
+    for name in (ROSTER, f"{client}.key"):
+        shutil.copy2(keys / name, folder / name)
+    return folder
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.flower.ledger import LEDGER, Ledger
+from fedproxy_secure.flower.masked_server import masked_round
 from fedproxy_secure.randomness import stream
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ ROUNDS = "rounds.jsonl"
 POLL_S = 0.2
 
 OnRound = Callable[[Mapping[str, float]], None]  # the round's metrics
-OnClient = Callable[[ClientUpdate], None]
+OnClient = Callable[[str], None]  # the name of a client that has trained
 
 
 @app.main()
@@ -81,20 +83,26 @@ def serve(
         if (run_folder / STATE).exists():
             state = ServerState.load(run_folder / STATE)
             _check_same_adapter(state, initial)
-        _drop_lines_from(folder, state.round)
+        for name in (ROUNDS, LEDGER):
+            _drop_lines_from(folder, name, state.round)
     if state.round >= job.federate.rounds:
         return state
     nodes = _set_up(grid, job, proxy_folder)
     while state.round < job.federate.rounds:
         chosen = _participants(sorted(nodes), job, state.round)
-        updates = _gather(grid, job, state, {name: nodes[name] for name in chosen}, on_client)
-        round_number = state.round
-        state, metrics = fuse_round(state, updates, job.fusion)
-        if folder is not None:
-            # the line first: a line without its state is dropped on resume, a state needs its line
+        cohort = {name: nodes[name] for name in chosen}
+        ledger, round_number = Ledger(round=state.round), state.round
+        if job.protect.scheme == "masking":
+            ask = _by_name(grid, job, cohort)
+            state, metrics, clients = masked_round(ask, job, state, chosen, ledger, on_client)
+        else:
+            updates = _gather(grid, job, state, cohort, ledger, on_client)
+            state, metrics = fuse_round(state, updates, job.fusion)
             clients = [u.client for u in updates]
-            line = {"round": round_number, "participants": clients, **metrics}
-            folder.append_jsonl(ROUNDS, line)
+        if folder is not None:
+            # the lines first: lines without their state are dropped on resume, a state needs its line
+            ledger.write(folder)
+            folder.append_jsonl(ROUNDS, {"round": round_number, "participants": clients, **metrics})
             state.save(folder.path / STATE)
         if on_round is not None:
             on_round(metrics)
@@ -146,6 +154,7 @@ def _gather(
     job: FederationJob,
     state: ServerState,
     nodes: Mapping[str, int],
+    ledger: Ledger,
     on_client: OnClient | None,
 ) -> list[ClientUpdate]:
     """One round's updates, ordered by client name so that sums do not depend on who was fastest."""
@@ -166,9 +175,12 @@ def _gather(
         except DataError as error:
             log.warning("round %d: an update is left out: %s", state.round, error)
             continue
+        ledger.note(
+            "Update", to="server", reveals="the client's whole update", payload_bytes=update.update.nbytes
+        )
         updates[update.client] = update
         if on_client is not None:
-            on_client(update)
+            on_client(update.client)
     _need_enough(len(updates), job, f"answered in round {state.round}")
     return [updates[name] for name in sorted(updates)]
 
@@ -190,6 +202,8 @@ def _ask(
             if reply.has_error():
                 log.warning("%s: node %d failed: %s", group, node, reply.error.reason)
                 continue
+            if _aborted(reply.content, group, node):
+                continue
             _raise_failure(reply.content)
             yield node, reply.content
         if waiting and time.monotonic() > deadline:
@@ -204,8 +218,31 @@ def _ask(
             time.sleep(POLL_S)
 
 
+def _by_name(
+    grid: Grid, job: FederationJob, nodes: Mapping[str, int]
+) -> Callable[[str, Mapping[str, RecordDict], str], Iterator[tuple[str, RecordDict]]]:
+    """`_ask` with clients' names in the place of node ids."""
+    names = {node: name for name, node in nodes.items()}
+
+    def ask(kind: str, contents: Mapping[str, RecordDict], group: str) -> Iterator[tuple[str, RecordDict]]:
+        by_node = {nodes[name]: content for name, content in contents.items()}
+        for node, reply in _ask(grid, job, kind, by_node, group):
+            yield names[node], reply
+
+    return ask
+
+
 def _pull(grid: Grid, waiting: Iterable[str]) -> Iterable[Message]:
     return grid.pull_messages(list(waiting))
+
+
+def _aborted(content: RecordDict, group: str, node: int) -> bool:
+    """Whether a client left the masking protocol: it counts as dropped, and its reason is logged."""
+    failure = wire.decode_failure(content)
+    if failure is None or failure[0] != "ProtocolAborted":
+        return False
+    log.warning("%s: node %d left the protocol: %s", group, node, failure[1])
+    return True
 
 
 def _raise_failure(content: RecordDict) -> None:
@@ -234,11 +271,11 @@ def _check_same_adapter(state: ServerState, initial: ServerState) -> None:
         )
 
 
-def _drop_lines_from(folder: RunFolder, round_number: int) -> None:
-    """Forget metrics of rounds whose state was not saved."""
-    lines = folder.read_jsonl(ROUNDS)
+def _drop_lines_from(folder: RunFolder, name: str, round_number: int) -> None:
+    """Forget lines of rounds whose state was not saved."""
+    lines = folder.read_jsonl(name)
     kept = [line for line in lines if line["round"] < round_number]
     if len(kept) < len(lines):
-        (folder.path / ROUNDS).unlink()
+        (folder.path / name).unlink()
         for line in kept:
-            folder.append_jsonl(ROUNDS, line)
+            folder.append_jsonl(name, line)

@@ -5,22 +5,32 @@
     server -> client  train         round, adapter vector, conflict map, weights of the penalties
     client -> server  the update and its metrics, or one line that says what went wrong
 
-Guarantees: a decoded vector has the expected shape and holds finite numbers only. Nothing is secret:
-the update travels in the clear (Flower's TLS aside), and the server reads it.
+Under masking the training request also carries the round's terms; the client answers with its keys and
+keeps the update, and the protocol's messages follow (`query.share` ... `query.unmask`).
+
+Guarantees: a decoded vector has the expected shape and holds finite numbers only. Without masking nothing
+is secret: the update travels in the clear (Flower's TLS aside), and the server reads it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedproxy_secure.errors import DataError
+from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.federate.client import ClientUpdate
+from fedproxy_secure.secagg.messages import Message, from_fields
+from fedproxy_secure.secagg.primitives import digest
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.terms import Terms
 
 SETUP = "query.setup"
 TRAIN = "train"
+SHARE, MASK, CONFIRM, UNMASK = "query.share", "query.mask", "query.confirm", "query.unmask"
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,13 @@ def encode_broadcast(broadcast: Broadcast) -> RecordDict:
             ),
         }
     )
+
+
+def broadcast_sha256(broadcast: Broadcast) -> bytes:
+    """Hash of all that a client trains from; in the terms, so that all clients train from the same."""
+    conflict = b"" if broadcast.conflict is None else broadcast.conflict.tobytes()
+    numbers = f"{broadcast.round}|{broadcast.pcr_lambda!r}|{broadcast.prox_mu!r}".encode()
+    return digest(broadcast.adapter.tobytes(), conflict, numbers)
 
 
 def decode_broadcast(content: RecordDict) -> Broadcast:
@@ -109,6 +126,85 @@ def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
         )
     except KeyError as error:
         raise DataError(f"update: lacks {error}") from error
+
+
+def encode_message(message: Message) -> RecordDict:
+    """A message of the masking protocol."""
+    return RecordDict({"protocol": ConfigRecord(message.to_fields())})
+
+
+def decode_message(kind: type[M], content: RecordDict) -> M:
+    """Raises `DataError` for anything missing, unknown or of the wrong type."""
+    if "protocol" not in content.config_records:
+        raise DataError(f"{kind.__name__}: lacks the record `protocol`")
+    return from_fields(kind, dict(content.config_records["protocol"]))
+
+
+def encode_terms(terms: Terms, clip: float) -> ConfigRecord:
+    """What a client needs to write the same terms itself; hashes, so that it can say what differs."""
+    return ConfigRecord(
+        {
+            "run": terms.run,
+            "round": terms.round,
+            "attempt": terms.attempt,
+            "cohort": list(terms.cohort),
+            "threshold": terms.threshold,
+            "settings_sha256": terms.settings_sha256,
+            "roster_sha256": terms.roster_sha256,
+            "broadcast_sha256": terms.broadcast_sha256,
+            "plan_sha256": digest(terms.plan.canonical()),
+            "clip": clip,
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposedTerms:
+    """Terms as they arrived; the ring plan is not sent, each side computes it from the clip."""
+
+    run: str
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    threshold: int
+    settings_sha256: bytes
+    roster_sha256: bytes
+    broadcast_sha256: bytes
+    plan_sha256: bytes
+    clip: float
+
+    def with_plan(self, plan: RingPlan) -> Terms:
+        """The terms that this client would sign; `ProtocolAborted` if the server means another ring."""
+        if digest(plan.canonical()) != self.plan_sha256:
+            raise ProtocolAborted("ring plan: differs from this client's own")
+        fields = {k: v for k, v in self.__dict__.items() if k not in ("clip", "plan_sha256")}
+        return Terms(plan=plan, **fields)
+
+
+def decode_terms(content: RecordDict) -> ProposedTerms:
+    """Raises `DataError` for anything missing or of the wrong type."""
+    try:
+        record = content.config_records["terms"]
+        cohort = record["cohort"]
+        if not isinstance(cohort, list) or not all(isinstance(c, str) for c in cohort):
+            raise DataError(f"cohort={cohort!r}: must be a list of names")
+        hashes = {}
+        for name in ("settings_sha256", "roster_sha256", "broadcast_sha256", "plan_sha256"):
+            value = record[name]
+            if not isinstance(value, bytes):
+                raise DataError(f"{name}: must be bytes")
+            hashes[name] = value
+        return ProposedTerms(
+            run=_text(record, "run"),
+            round=_integer(record, "round"),
+            attempt=_integer(record, "attempt"),
+            cohort=tuple(str(c) for c in cohort),
+            threshold=_integer(record, "threshold"),
+            clip=_number(record, "clip"),
+            **hashes,
+        )
+    except KeyError as error:
+        raise DataError(f"terms: lack {error}") from error
 
 
 def encode_failure(kind: str, line: str) -> RecordDict:

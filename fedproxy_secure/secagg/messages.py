@@ -25,7 +25,7 @@ from fedproxy_secure.secagg.primitives import digest
 Surface = Literal["server", "clients"]
 
 
-class _Message:
+class Message:
     """Field types are checked on arrival. `reveals`: what the receiver learns, in words."""
 
     to: ClassVar[Surface]
@@ -37,7 +37,7 @@ class _Message:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advertise(_Message):
+class Advertise(Message):
     """Step 1: fresh public keys, signed with the roster's key."""
 
     to: ClassVar[Surface] = "server"
@@ -56,7 +56,7 @@ class Advertise(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyBook(_Message):
+class KeyBook(Message):
     """Step 2: all that was advertised; row i belongs to `clients[i]`."""
 
     to: ClassVar[Surface] = "clients"
@@ -69,7 +69,7 @@ class KeyBook(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares(_Message):
+class Shares(Message):
     """Step 2, answer: one sealed pair of shares for every other client of the key book."""
 
     to: ClassVar[Surface] = "server"
@@ -80,7 +80,7 @@ class Shares(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inbox(_Message):
+class Inbox(Message):
     """Step 3: the pairs sealed for one client; from itself an empty one."""
 
     to: ClassVar[Surface] = "clients"
@@ -90,7 +90,7 @@ class Inbox(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedInput(_Message):
+class MaskedInput(Message):
     """Step 3, answer: the masked vector."""
 
     to: ClassVar[Surface] = "server"
@@ -105,7 +105,7 @@ class MaskedInput(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survivors(_Message):
+class Survivors(Message):
     """Step 4: who is left."""
 
     to: ClassVar[Surface] = "clients"
@@ -114,7 +114,7 @@ class Survivors(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confirmation(_Message):
+class Confirmation(Message):
     """Step 4, answer: this client saw these two sets."""
 
     to: ClassVar[Surface] = "server"
@@ -130,7 +130,7 @@ class Confirmation(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confirmations(_Message):
+class Confirmations(Message):
     """Step 5: the signatures; row i belongs to `clients[i]`."""
 
     to: ClassVar[Surface] = "clients"
@@ -140,7 +140,7 @@ class Confirmations(_Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unmask(_Message):
+class Unmask(Message):
     """Step 5, answer: a share of each survivor's self mask, and of each drop-out's mask key."""
 
     to: ClassVar[Surface] = "server"
@@ -158,7 +158,7 @@ class Unmask(_Message):
         return digest(b"unmask", context, names, *self.self_shares, *self.key_shares)
 
 
-MESSAGES: tuple[type[_Message], ...] = (
+MESSAGES: tuple[type[Message], ...] = (
     Advertise,
     KeyBook,
     Shares,
@@ -169,7 +169,7 @@ MESSAGES: tuple[type[_Message], ...] = (
     Confirmations,
     Unmask,
 )
-M = TypeVar("M", bound=_Message)
+M = TypeVar("M", bound=Message)
 
 
 def from_fields(kind: type[M], raw: dict[str, Any]) -> M:

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from fedproxy_secure.config import Config, load_config
-from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.client import build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.llm import demo_llm_folder, load_llm
 from fedproxy_secure.report.estimate import Estimate, paired_difference
@@ -75,7 +75,7 @@ def overhead() -> Row:
     )
     folder = demo_llm_folder()
     model, _ = load_llm(folder)
-    initial = ServerState(round=0, adapter=get_vector(attach(model, job.adapter, seed=0)))
+    initial = initial_state(attach(model, job.adapter, seed=0))
     clients = [build_client(job, i, folder) for i in range(len(job.clients))]
 
     def bare() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.llm import load_llm
 from tests.support.tiny import tiny_settings
@@ -27,7 +27,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     job = FederationJob.from_config(parse_config(tiny_settings(folder)), seed=0)
     model, _ = load_llm(folder / "llm", device="cpu")
-    initial = ServerState(round=0, adapter=get_vector(attach(model, job.adapter, seed=0)))
+    initial = initial_state(attach(model, job.adapter, seed=0))
     return job, folder / "llm", initial
 
 

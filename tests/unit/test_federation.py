@@ -9,9 +9,9 @@ from flwr.clientapp import ClientApp
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError, RoundAborted, TrainingError
-from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.server import ServerState, initial_state
 from fedproxy_secure.flower import client_app, proxy_store
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.flower.in_process import InProcessGrid
@@ -24,10 +24,10 @@ from tests.support.tiny import tiny_settings
 def world(tmp_path_factory):
     """A job of three clients and three rounds, the model's folder and the initial state."""
     folder = tmp_path_factory.mktemp("world")
-    config = parse_config(tiny_settings(folder))
+    config = parse_config(tiny_settings(folder, protect={"scheme": "unsafe_plaintext"}))
     job = FederationJob.from_config(config, seed=0)
     model, _ = load_llm(folder / "llm", device="cpu")
-    initial = ServerState(round=0, adapter=get_vector(attach(model, job.adapter, seed=0)))
+    initial = initial_state(attach(model, job.adapter, seed=0))
     return job, folder / "llm", initial
 
 
@@ -54,7 +54,7 @@ def serve_with_failing(world, failing, **changes):
     seen = []
     job = with_rounds(job, 1, **changes)
     with proxy_store.offered_on_this_host(folder):
-        state = serve(grid, job, folder, initial, on_client=lambda u: seen.append(u.client))
+        state = serve(grid, job, folder, initial, on_client=seen.append)
     return state, seen
 
 
@@ -105,7 +105,7 @@ def test_a_client_that_never_answers_is_waited_for_no_longer_than_the_timeout(wo
     with proxy_store.offered_on_this_host(folder):
         grid = Deaf(client_app.app, len(job.clients))
         if ends:
-            assert serve(grid, job, folder, initial, on_client=lambda u: seen.append(u.client)).round == 1
+            assert serve(grid, job, folder, initial, on_client=seen.append).round == 1
             assert sorted(seen) == ["c0", "c2"]
         else:
             with pytest.raises(RoundAborted, match="2 clients answered in round 0: must be >= 3"):

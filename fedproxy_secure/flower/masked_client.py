@@ -1,0 +1,201 @@
+"""The client's part in a masked round: train, keep the update, answer the protocol's steps.
+
+Flower may run every message in a process of its own, so what a client needs between messages lies in its
+context's state: the trained update and the session's secrets, sealed with a key that only this client's
+identity gives. The state stays on the client's machine.
+
+Guarantees: a message of a round or attempt at or before the last one seen is refused. A round whose sum was
+unmasked once is unmasked again only for the same survivors, so that no two sums differ by one client.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.federate.adapters import tensor_sizes
+from fedproxy_secure.federate.client import LocalClient
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower import wire
+from fedproxy_secure.flower.masked_terms import parts_of, ring_plan
+from fedproxy_secure.secagg import primitives as crypto
+from fedproxy_secure.secagg.client import ClientSession
+from fedproxy_secure.secagg.messages import Confirmations, Inbox, KeyBook, Survivors
+from fedproxy_secure.secagg.provision import load_identity, load_roster
+from fedproxy_secure.secagg.ring import RingPlan, Segment, quantise
+from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.terms import Policy, Roster, Terms
+
+STATE = "masking"
+
+
+def train_and_advertise(
+    client: LocalClient, job: FederationJob, content: RecordDict, context: Context
+) -> RecordDict:
+    """Check the terms, train, keep the update sealed, answer with fresh keys."""
+    broadcast, proposed = wire.decode_broadcast(content), wire.decode_terms(content)
+    identity, roster = _own_keys(job, client.name)
+    sizes = tensor_sizes(client.tuned)
+    plan = ring_plan(job, sizes, clip=proposed.clip, clients=len(proposed.cohort))
+    terms = proposed.with_plan(plan)
+    policy = Policy(roster=roster, settings_sha256=job.agreed_sha256(), colluders=job.protect.colluders)
+    policy.check(
+        terms,
+        name=client.name,
+        broadcast_sha256=wire.broadcast_sha256(broadcast),
+        plan=plan,
+    )
+    if broadcast.round != terms.round:
+        raise ProtocolAborted(f"terms of round {terms.round}: the broadcast is of {broadcast.round}")
+    record = context.state.config_records.get(STATE) or ConfigRecord()
+    seen = [int(v) for v in json.loads(str(record.get("seen", "[-1, -1]")))]
+    if [terms.round, terms.attempt] <= seen:
+        raise ProtocolAborted(
+            f"round {terms.round}, attempt {terms.attempt}: must come after {seen[0]}, {seen[1]}"
+        )
+    update = client.train(
+        round=broadcast.round,
+        start=broadcast.adapter,
+        conflict=broadcast.conflict,
+        pcr_lambda=broadcast.pcr_lambda,
+        prox_mu=broadcast.prox_mu,
+    )
+    values, control = parts_of(
+        update,
+        job,
+        sizes,
+        plan,
+        previous=_last_step(record, identity, broadcast.adapter),
+    )
+    words = quantise(plan, values | control.words(terms.context())).words
+    session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
+    answer = session.advertise()
+    record["seen"] = json.dumps([terms.round, terms.attempt])
+    record["terms"] = _terms_json(terms)
+    record["words"] = _seal(identity, words.tobytes(), b"words")
+    record["broadcast"] = _seal(identity, broadcast.adapter.tobytes(), b"broadcast")
+    context.state.config_records[STATE] = record
+    _keep(context, session, identity)
+    return wire.encode_message(answer)
+
+
+def share(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
+    """Step 2."""
+    session, identity = _session(job, name, context)
+    answer = session.share(wire.decode_message(KeyBook, content))
+    _keep(context, session, identity)
+    return wire.encode_message(answer)
+
+
+def mask(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
+    """Step 3; the plain words are forgotten."""
+    session, identity = _session(job, name, context)
+    record = context.state.config_records[STATE]
+    raw = _unseal(identity, record, "words")
+    words = np.frombuffer(raw, dtype=session.terms.plan.word_type).copy()
+    record["words"] = b""
+    answer = session.mask(wire.decode_message(Inbox, content), words)
+    _keep(context, session, identity)
+    return wire.encode_message(answer)
+
+
+def confirm(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
+    """Step 4; refuses other survivors for a round that was unmasked before."""
+    session, identity = _session(job, name, context)
+    survivors = wire.decode_message(Survivors, content)
+    record = context.state.config_records[STATE]
+    unmasked = json.loads(str(record.get("unmasked", "[]")))
+    mine = [session.terms.run, session.terms.round, sorted(survivors.clients)]
+    if unmasked and unmasked[:2] == mine[:2] and unmasked != mine:
+        raise ProtocolAborted(
+            f"survivors: round {session.terms.round} was unmasked for others; two sums tell them apart"
+        )
+    answer = session.confirm(survivors)
+    record["confirmed"] = json.dumps(mine)
+    _keep(context, session, identity)
+    return wire.encode_message(answer)
+
+
+def unmask(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
+    """Step 5; afterwards nothing of the attempt is left but which survivors were unmasked."""
+    session, _ = _session(job, name, context)
+    answer = session.unmask(wire.decode_message(Confirmations, content))
+    record = context.state.config_records[STATE]
+    record["unmasked"] = str(record["confirmed"])
+    record["session"] = b""
+    return wire.encode_message(answer)
+
+
+def _own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
+    if job.protect.keys is None:
+        raise ConfigError(f"protect.keys: must name the folder with {name}.key and roster.json")
+    from pathlib import Path
+
+    folder = Path(job.protect.keys)
+    roster = load_roster(folder)
+    return load_identity(folder, name, roster), roster
+
+
+def _session(job: FederationJob, name: str, context: Context) -> tuple[ClientSession, Secret]:
+    identity, roster = _own_keys(job, name)
+    record = context.state.config_records.get(STATE)
+    if record is None or not record.get("session"):
+        raise ProtocolAborted(f"client {name}: has no attempt under way")
+    terms = _terms_from_json(str(record["terms"]))
+    session = ClientSession.thaw(
+        Secret(_unseal(identity, record, "session")),
+        name=name,
+        identity=identity,
+        terms=terms,
+        roster=roster,
+    )
+    record["session"] = b""  # a step that fails leaves nothing to try again with
+    return session, identity
+
+
+def _keep(context: Context, session: ClientSession, identity: Secret) -> None:
+    record = context.state.config_records[STATE]
+    record["session"] = _seal(identity, session.freeze().reveal(), b"session")
+
+
+def _last_step(record: ConfigRecord, identity: Secret, adapter: np.ndarray) -> np.ndarray | None:
+    """What the last round changed in the broadcast adapter, as this client saw it; None in the first."""
+    if not record.get("broadcast"):
+        return None
+    before = np.frombuffer(_unseal(identity, record, "broadcast"), dtype=np.float32)
+    return adapter - before if before.shape == adapter.shape else None
+
+
+def _seal(identity: Secret, plaintext: bytes, label: bytes) -> bytes:
+    return crypto.seal(crypto.derive(identity, info=b"client state"), plaintext, associated=label)
+
+
+def _unseal(identity: Secret, record: Any, label: str) -> bytes:
+    sealed = record[label]
+    assert isinstance(sealed, bytes)
+    key = crypto.derive(identity, info=b"client state")
+    return crypto.unseal(key, sealed, associated=label.encode(), what=f"client state, {label}")
+
+
+def _terms_json(terms: Terms) -> str:
+    raw = {k: v.hex() if isinstance(v, bytes) else v for k, v in terms.__dict__.items() if k != "plan"}
+    plan = terms.plan
+    segments = [[s.name, s.length, s.clip, s.largest] for s in plan.segments]
+    return json.dumps({**raw, "plan": [plan.bits, plan.clients, segments]})
+
+
+def _terms_from_json(text: str) -> Terms:
+    raw = json.loads(text)
+    bits, clients, segments = raw.pop("plan")
+    plan = RingPlan(
+        bits=bits,
+        clients=clients,
+        segments=tuple(Segment(name=n, length=d, clip=c, largest=m) for n, d, c, m in segments),
+    )
+    for name in ("settings_sha256", "roster_sha256", "broadcast_sha256"):
+        raw[name] = bytes.fromhex(raw[name])
+    return Terms(plan=plan, **raw | {"cohort": tuple(raw["cohort"])})

@@ -1,0 +1,102 @@
+"""What server and clients of a masked round compute alike: the ring, the clip, a client's values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.federate.client import ClientUpdate
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.secagg.control import SEGMENTS, Control, encode_control
+from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, segments_of
+from fedproxy_secure.secagg.ring import RingPlan
+
+CLIP_MARGIN = 1.5  # over the mean of the clients' largest values; a clipped coordinate doubles the clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """A client's control numbers, before they become words under a context."""
+
+    weight: float
+    loss: float
+    steps: int
+    clipped: int
+    largest: float
+
+    def words(self, context: bytes) -> dict[str, np.ndarray]:
+        """Control and sentinel segments."""
+        return encode_control(Control(**self.__dict__), context)
+
+
+def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients: int) -> RingPlan:
+    """The ring of a round; the same on both sides because it depends on the job, the clip and K alone.
+
+    Raises `ConfigError` for a ring in which the sum could wrap.
+    """
+    bits, layout = job.protect.bits, Layout(sizes=tuple(sizes))
+    own = segments_of(job.granularity, layout, clip=clip, clients=clients, bits=bits)
+    return RingPlan(bits=bits, clients=clients, segments=(*own, *SEGMENTS))
+
+
+def first_clip(local: LocalConfig) -> float:
+    """How far a coordinate can move in one round.
+
+    SGD: at most `learning_rate x max_grad_norm x steps`. AdamW moves a coordinate by about its learning
+    rate a step at most; twice that leaves room for rare longer steps (up to 3.2 x, Kingma & Ba 2015).
+    """
+    reach = local.learning_rate * local.steps
+    return reach * local.max_grad_norm if local.optimizer == "sgd" else 2 * reach
+
+
+def next_clip(clip: float, control: Control) -> float:
+    """From the sums of a round: near what clients needed, doubled if that was too little for some."""
+    if control.clipped:
+        return 2 * clip
+    needed = clip * control.largest / control.clients
+    return max(CLIP_MARGIN * needed, clip / 16) if needed > 0 else clip
+
+
+def parts_of(
+    update: ClientUpdate,
+    job: FederationJob,
+    sizes: Sequence[int],
+    plan: RingPlan,
+    *,
+    previous: np.ndarray | None,
+) -> tuple[dict[str, np.ndarray], Numbers]:
+    """A client's values for the ring, and its control numbers.
+
+    `previous`: the last round's fused step as this client saw it, for weights `self`: H-TIES' weight and
+    retention (Eq. 5, 6, 10) with the step in the place of the other clients.
+    """
+    tau, weight = update.update, 1.0
+    fusion = job.fusion
+    if fusion.rule == "ties":
+        tau = keep_largest(tau, fusion.keep_ratio)
+    elif fusion.rule == "h_ties":
+        retention = fusion.r0
+        if job.protect.weights == "self" and previous is not None:
+            cosine = _cosine(tau, previous)
+            weight = float(np.exp(abs(cosine) - 1))
+            retention = fusion.r0 - fusion.delta * (1 - max(cosine, 0.0))
+        tau = keep_largest(tau, retention)
+    clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
+    top = float(np.abs(tau).max(initial=0.0))
+    numbers = Numbers(
+        weight=weight,
+        loss=update.loss,
+        steps=update.steps,
+        clipped=int(np.count_nonzero(np.abs(tau) > clip)) if top > clip else 0,
+        largest=min(top / clip, 1e6),
+    )
+    layout = Layout(sizes=tuple(sizes))
+    return contribution(tau, job.granularity, layout, plan, weight=weight), numbers
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    scale = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    return float(np.dot(a.astype(np.float64), b)) / scale if scale else 0.0

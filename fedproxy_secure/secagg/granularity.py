@@ -1,0 +1,244 @@
+"""Fusion rules over sums: what a client adds to the masked vector, and what the server makes of the sums.
+
+H-TIES (Eq. 10-14), TIES and PCR's conflict (Eq. 7) read every client's update. Here they read sums only:
+
+    plain         S = sum of the updates; for FedAvg and every rule that is linear in the updates.
+    coordinate    also A = sum of |update| and the counts n+, n- of signs, per coordinate. Exact: the mass
+                  of each side is P = (A + S) / 2 and N = (A - S) / 2, its mean P / n+ or -N / n-.
+    block         also one number a block of some 64 neighbouring coordinates: Q, the sum of mean squares.
+
+`block` estimates what `coordinate` counts. With n clients and mean s at a coordinate, the n values are s
+plus deviations that add up to zero, of variance v = Q / n - mean(s^2) over the block. Read as normal, the
+elected side's mean and the conflict depend on z = |s| / sqrt(v) alone; they are expectations over such
+deviations, tabulated once for n and rho. Conditioning on the *sample* mean and on n is what the formula for
+an endless population (P = sigma (phi(z) + z Phi(z))) lacks: with 4 clients it lies closer to exact H-TIES.
+
+Guarantees (of what the server sees; the masking protocol hides all else):
+    plain         the sum at each coordinate.
+    coordinate    besides: where a side has one contributor, that client's value; where signs are unanimous,
+                  every client's sign. Denominators are counts, because sums of unequal weights would tell
+                  *which* clients stand on a side.
+    block         besides the sum: one variance a block. No count and no sign of any client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.secagg.ring import RingPlan, Segment
+
+Granularity = Literal["plain", "coordinate", "block"]
+BLOCK_COORDINATES = 64  # one word more for each: 1.6 % of the bytes
+Z_GRID = np.concatenate([np.linspace(0, 2, 81), np.linspace(2.1, 8, 60)])
+TABLE_DRAWS = 40_000
+TABLE_SEED = 20604  # the tables are public constants of (n, rho); any seed serves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Sizes of the tensors whose coordinates lie end to end in the update; blocks do not cross them."""
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1:
+            raise ConfigError(f"layout {self.sizes[:4]}: must be at least one size, each >= 1")
+
+    @property
+    def d(self) -> int:
+        """Length of the update."""
+        return sum(self.sizes)
+
+    def starts(self) -> np.ndarray:
+        """First coordinate of every block, int64 [blocks], ascending."""
+        at, parts = 0, []
+        for size in self.sizes:
+            blocks = max(1, round(size / BLOCK_COORDINATES))
+            parts.append(at + np.linspace(0, size, blocks, endpoint=False).astype(np.int64))
+            at += size
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """`step` float32 [d], the fused update; `conflict` float32 [d] in [0, 1] or None (plain)."""
+
+    step: np.ndarray
+    conflict: np.ndarray | None
+
+
+def segments_of(
+    granularity: Granularity, layout: Layout, *, clip: float, clients: int, bits: int
+) -> tuple[Segment, ...]:
+    """The segments a client's vector has besides the control words."""
+    made = [Segment(name="update", length=layout.d, clip=clip)]
+    if granularity == "block":
+        made.append(Segment(name="squares", length=len(layout.starts()), clip=clip**2))
+    elif granularity == "coordinate":
+        per_word = _coordinates_a_word(clients, bits)
+        most = sum(1 << (i * 2 * _count_bits(clients) + _count_bits(clients)) for i in range(per_word))
+        made.append(Segment(name="magnitude", length=layout.d, clip=clip))
+        made.append(Segment(name="signs", length=-(-layout.d // per_word), largest=most))
+    return tuple(made)
+
+
+def contribution(
+    update: np.ndarray, granularity: Granularity, layout: Layout, plan: RingPlan, *, weight: float = 1.0
+) -> dict[str, np.ndarray]:
+    """What one client adds: values for `segments_of`, by name.
+
+    Args:
+        update: float32 [d], trimmed beforehand if the rule trims.
+        weight: (0, 1], multiplies all real values.
+
+    Raises `DataError` for another length or a weight out of range.
+    """
+    if update.shape != (layout.d,):
+        raise DataError(f"update of shape {update.shape}: must be ({layout.d},)")
+    if not 0 < weight <= 1:
+        raise DataError(f"weight={weight}: must be in (0, 1]")
+    scaled = update if weight == 1 else np.float32(weight) * update
+    parts = {"update": scaled}
+    if granularity == "block":
+        clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
+        inside = np.clip(update, -clip, clip)
+        parts["squares"] = weight * _block_means(inside.astype(np.float64) ** 2, layout.starts())
+    elif granularity == "coordinate":
+        parts["magnitude"] = np.abs(scaled)
+        parts["signs"] = _pack_signs(update, plan)
+    return parts
+
+
+def merge(
+    sums: Mapping[str, np.ndarray],
+    granularity: Granularity,
+    layout: Layout,
+    plan: RingPlan,
+    *,
+    clients: int,
+    weight: float,
+    rho: float,
+) -> Merged:
+    """Fuse the sums over `clients` survivors, whose weights add up to `weight`.
+
+    `rho`: election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
+    """
+    mean = sums["update"] / weight
+    if granularity == "plain":
+        return Merged(step=mean.astype(np.float32), conflict=None)
+    if granularity == "coordinate":
+        return _merge_exactly(sums, mean, plan, clients=clients, weight=weight, rho=rho)
+    starts = layout.starts()
+    variance = sums["squares"] / weight - _block_means(mean**2, starts)
+    sigma = np.sqrt(np.maximum(variance, 0))[_block_index(starts, layout.d)]
+    return _merge_by_blocks(mean, sigma, clients=clients, rho=rho)
+
+
+def _merge_exactly(
+    sums: Mapping[str, np.ndarray],
+    mean: np.ndarray,
+    plan: RingPlan,
+    *,
+    clients: int,
+    weight: float,
+    rho: float,
+) -> Merged:
+    ups, downs = _unpack_signs(sums["signs"], plan, len(mean))
+    absolute = sums["magnitude"] / weight
+    # rounding may leave a trace of mass on a side that nobody is on
+    p = np.where(ups > 0, (absolute + mean) / 2, 0)
+    n = np.where(downs > 0, (absolute - mean) / 2, 0)
+    up = (p >= rho * n) & (p > 0)
+    down = ~up & (n >= rho * p) & (n > 0)
+    step = np.zeros(len(mean))
+    np.divide(p * clients, ups, out=step, where=up)
+    np.divide(-n * clients, downs, out=step, where=down)
+    conflict = 1 - np.abs(ups - downs) / clients
+    return Merged(step=step.astype(np.float32), conflict=conflict.astype(np.float32))
+
+
+def _merge_by_blocks(mean: np.ndarray, sigma: np.ndarray, *, clients: int, rho: float) -> Merged:
+    value, conflict = _tables(clients, rho)
+    z = np.divide(np.abs(mean), sigma, out=np.full(len(mean), np.inf), where=sigma > 0)
+    inside = z < Z_GRID[-1]
+    elected = np.where(inside, sigma * np.interp(z, Z_GRID, value), np.abs(mean))
+    disagreement = np.where(inside, np.interp(z, Z_GRID, conflict), 0.0)
+    disagreement[(mean == 0) & (sigma == 0)] = 1.0  # as the rule has it: no sign on any side
+    return Merged(
+        step=(np.sign(mean) * elected).astype(np.float32), conflict=disagreement.astype(np.float32)
+    )
+
+
+@lru_cache(maxsize=8)
+def _tables(clients: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
+    """For z on `Z_GRID`, with deviations of unit variance: the elected value, the conflict (Eq. 7)."""
+    rng = np.random.default_rng(TABLE_SEED)
+    draws = rng.standard_normal((TABLE_DRAWS // 2, clients))
+    draws = np.concatenate([draws, -draws])  # antithetic: z = 0 is exactly balanced
+    draws -= draws.mean(axis=1, keepdims=True)
+    draws *= np.sqrt(clients / max(clients - 1, 1))
+    value, conflict = np.empty(len(Z_GRID)), np.empty(len(Z_GRID))
+    for i, z in enumerate(Z_GRID):
+        x = z + draws
+        p = np.maximum(x, 0).mean(axis=1)
+        n = p - z
+        ups = (x > 0).sum(axis=1)
+        won = p >= rho * n  # the mean is >= 0, so the lower side never wins
+        value[i] = np.where(won, p * clients / np.maximum(ups, 1), 0).mean()
+        conflict[i] = 1 - np.abs(2 * ups - clients).mean() / clients
+    value[0] = 0.0  # a mean of exactly zero favours no side
+    return value, conflict
+
+
+def keep_largest(update: np.ndarray, share: float) -> np.ndarray:
+    """`update` [d] with all but its `ceil(share d)` largest magnitudes set to zero; on the client."""
+    keep = min(len(update), int(np.ceil(share * len(update) - 1e-9)))
+    if keep == len(update):
+        return update
+    kept = np.argpartition(np.abs(update), len(update) - keep)[len(update) - keep :]
+    sparse = np.zeros_like(update)
+    sparse[kept] = update[kept]
+    return sparse
+
+
+def _block_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    lengths = np.diff(np.append(starts, len(values)))
+    means: np.ndarray = np.add.reduceat(values, starts) / lengths
+    return means
+
+
+def _block_index(starts: np.ndarray, d: int) -> np.ndarray:
+    return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, d)))
+
+
+def _count_bits(clients: int) -> int:
+    """Bits of a count from 0 to `clients`."""
+    return clients.bit_length()
+
+
+def _coordinates_a_word(clients: int, bits: int) -> int:
+    return bits // (2 * _count_bits(clients))
+
+
+def _pack_signs(update: np.ndarray, plan: RingPlan) -> np.ndarray:
+    """Of each coordinate two counts, side by side in one word with its neighbours': int64 words."""
+    width, per_word = _count_bits(plan.clients), _coordinates_a_word(plan.clients, plan.bits)
+    padded = np.zeros(-(-len(update) // per_word) * per_word, dtype=np.int64)
+    padded[: len(update)] = (update > 0) + ((update < 0).astype(np.int64) << width)
+    shifts = 2 * width * np.arange(per_word)
+    words: np.ndarray = (padded.reshape(-1, per_word) << shifts).sum(axis=1)
+    return words
+
+
+def _unpack_signs(words: np.ndarray, plan: RingPlan, d: int) -> tuple[np.ndarray, np.ndarray]:
+    width, per_word = _count_bits(plan.clients), _coordinates_a_word(plan.clients, plan.bits)
+    shifts: Sequence[int] = [2 * width * i for i in range(per_word)]
+    pairs = np.stack([words >> s for s in shifts], axis=1).reshape(-1)[:d]
+    mask = (1 << width) - 1
+    return pairs & mask, (pairs >> width) & mask
