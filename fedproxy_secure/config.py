@@ -178,7 +178,7 @@ class CompareConfig(_Strict):
     remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
     jobs: Annotated[int, Field(ge=0)] = 0  # worker processes; 0: one per core
     server_learning_rate: Annotated[float, Field(gt=0)] = 2.0  # of `fedproxy_fedavg_lr`
-    fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     prox_mu: Annotated[float, Field(ge=0)] = 0.01
     pcr_lambda: Annotated[float, Field(ge=0)] = 1e-5  # the paper's
 

@@ -1,0 +1,376 @@
+"""Masked rounds over Flower messages: the sums as in the clear, drop-outs, replays, what is kept where."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedproxy_secure.config import ProtectConfig, parse_config
+from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
+from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState, initial_state
+from fedproxy_secure.flower import client_app, proxy_store, wire
+from fedproxy_secure.flower.engines import federate, with_keys
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.masked_terms import first_clip, next_clip
+from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.llm import load_llm
+from fedproxy_secure.secagg.control import Control
+from fedproxy_secure.secagg.provision import load_identity, load_roster, provision
+from tests.support.tiny import tiny_settings
+
+STEPS = ("train", "query.share", "query.mask", "query.confirm", "query.unmask")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A job of five clients and two rounds, the model's folder and the initial state."""
+    folder = tmp_path_factory.mktemp("masked")
+    config = parse_config(tiny_settings(folder, clients=5, federate={"rounds": 2}))
+    job = FederationJob.from_config(config, seed=0)
+    model, _ = load_llm(folder / "llm", device="cpu")
+    return job, folder / "llm", initial_state(attach(model, job.adapter, seed=0))
+
+
+def with_(job, rule="fedavg", rounds=2, **protect):
+    return replace(
+        job,
+        fusion=job.fusion.model_copy(update={"rule": rule}),
+        federate=job.federate.model_copy(update={"rounds": rounds}),
+        protect=ProtectConfig(**protect),
+    )
+
+
+class Wrapped(ClientApp):
+    """The real client app; `fails` says which messages end in an exception, `sees` watches the rest."""
+
+    def __init__(self, fails=lambda kind, node: False, sees=lambda message, context: None):
+        super().__init__()
+        self.fails, self.sees = fails, sees
+
+    def __call__(self, message, context):
+        if self.fails(message.metadata.message_type, context.node_id):
+            raise RuntimeError("no power")
+        reply = client_app.app(message, context)
+        self.sees(message, context)
+        return reply
+
+
+def serve_with(world, job, app=None, **more):
+    _, folder, initial = world
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        grid = InProcessGrid(app or Wrapped(), len(job.clients))
+        return serve(grid, keyed, folder, initial, **more)
+
+
+def move(world, state):
+    return state.adapter - world[2].adapter
+
+
+def test_masked_fedavg_is_fedavg(world):
+    job, folder, initial = world
+    plain = federate(with_(job, scheme="unsafe_plaintext"), folder, initial)
+    masked = federate(with_(job), folder, initial)
+    np.testing.assert_allclose(move(world, masked), move(world, plain), atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+def test_smaller_rings_come_as_close_as_their_step_says(world, bits):
+    job, folder, initial = world
+    plain = federate(with_(job, scheme="unsafe_plaintext", rounds=1), folder, initial)
+    masked = federate(with_(job, bits=bits, rounds=1), folder, initial)
+    step = first_clip(job.local) / ((2 ** (bits - 1) - 1) // 5)
+    assert np.abs(masked.adapter - plain.adapter).max() <= step + 1e-6
+
+
+@pytest.mark.parametrize("granularity", ["block", "coordinate"])
+@pytest.mark.parametrize("weights", ["uniform", "self"])
+def test_masked_h_ties_moves_like_h_ties(world, granularity, weights):
+    job, folder, initial = world
+    plain = move(world, federate(with_(job, "h_ties", scheme="unsafe_plaintext"), folder, initial))
+    masked = move(
+        world, federate(with_(job, "h_ties", granularity=granularity, weights=weights), folder, initial)
+    )
+    cosine = plain @ masked / np.linalg.norm(plain) / np.linalg.norm(masked)
+    assert cosine > 0.9
+
+
+def test_conflict_of_a_masked_round_holds_the_next_one_back(world):
+    job, folder, initial = world
+
+    def length(pcr_lambda):
+        changed = with_(job, "h_ties")
+        changed = replace(changed, fusion=changed.fusion.model_copy(update={"pcr_lambda": pcr_lambda}))
+        return np.linalg.norm(move(world, federate(changed, folder, initial)))
+
+    assert length(1e3) < 0.99 * length(0.0)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world, step):
+    job, folder, initial = world
+    lost = lambda kind, node: kind == step and node == 4  # noqa: E731
+    masked = serve_with(world, with_(job, rounds=1), Wrapped(fails=lost))
+    survivors = range(5) if step in STEPS[3:] else (0, 1, 3, 4)
+    expected = []
+    plain = with_(job, rounds=1, scheme="unsafe_plaintext")
+    with proxy_store.offered_on_this_host(folder):
+        for i in survivors:
+            from fedproxy_secure.federate.client import build_client
+
+            expected.append(build_client(plain, i, folder).train(round=0, start=initial.adapter).update)
+    np.testing.assert_allclose(move(world, masked), np.mean(expected, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_too_many_lost_aborts_the_round_and_keeps_nothing(world, tmp_path, step):
+    job, _, _ = world
+    lost = lambda kind, node: kind == step and node in (3, 4)  # noqa: E731
+    with pytest.raises(RoundAborted, match="3 of 5 clients; must be >= 4"):
+        serve_with(world, with_(job, rounds=1), Wrapped(fails=lost), run_folder=tmp_path)
+    assert not (tmp_path / "state.safetensors").exists()
+    assert not (tmp_path / "rounds.jsonl").exists()
+
+
+def test_an_aborted_round_can_be_tried_again(world, tmp_path):
+    job, folder, initial = world
+    lost = lambda kind, node: kind == "query.mask" and node in (3, 4)  # noqa: E731
+    with pytest.raises(RoundAborted):
+        serve_with(world, with_(job), Wrapped(fails=lost), run_folder=tmp_path)
+    again = federate(with_(job), folder, initial, run_folder=tmp_path)
+    unbroken = federate(with_(job), folder, initial)
+    assert again.adapter.tobytes() == unbroken.adapter.tobytes()
+
+
+def test_a_masked_run_resumed_after_a_kill_ends_like_an_unbroken_one_bit_for_bit(world, tmp_path):
+    job, folder, initial = world
+    job = with_(job, "h_ties", rounds=3)
+    whole = federate(job, folder, initial)
+    federate(with_(job, "h_ties", rounds=2), folder, initial, run_folder=tmp_path)
+    resumed = federate(job, folder, initial, run_folder=tmp_path)
+    assert resumed.adapter.tobytes() == whole.adapter.tobytes()
+    assert resumed.clip is not None
+
+
+def test_the_ledger_says_what_flowed(world, tmp_path):
+    job, folder, initial = world
+    federate(with_(job, "h_ties", rounds=1), folder, initial, run_folder=tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    to_server = {line["message"] for line in lines if line["to"] == "server"}
+    assert to_server == {
+        "Advertise",
+        "Shares",
+        "MaskedInput",
+        "Confirmation",
+        "Unmask",
+        "sum of update",
+        "sum of squares",
+        "sum of control",
+        "sum of sentinels",
+    }
+    masked = next(line for line in lines if line["message"] == "MaskedInput")
+    d = len(initial.adapter)
+    assert masked["count"] == 5
+    assert masked["bytes"] / 5 <= 1.02 * 4 * d + 500
+
+
+def test_in_the_clear_the_ledger_says_so(world, tmp_path):
+    job, folder, initial = world
+    federate(with_(job, rounds=1, scheme="unsafe_plaintext"), folder, initial, run_folder=tmp_path)
+    (line,) = (json.loads(x) for x in (tmp_path / "ledger.jsonl").read_text().splitlines())
+    assert (line["message"], line["count"]) == ("Update", 5)
+    assert line["reveals"] == "the client's whole update"
+
+
+def test_between_messages_a_client_keeps_nothing_readable(world):
+    job, _, initial = world
+    states = []
+
+    def watch(message, context):
+        record = context.state.config_records.get("masking")
+        if record is not None:
+            states.append((message.metadata.message_type, dict(record)))
+
+    serve_with(world, with_(job, rounds=1), Wrapped(sees=watch))
+    kept = {kind: record for kind, record in states}
+    assert kept["train"]["words"]
+    assert initial.adapter.tobytes() not in b"".join(
+        v for v in kept["train"].values() if isinstance(v, bytes)
+    )
+    assert kept["query.mask"]["words"] == b""
+    assert kept["query.unmask"]["session"] == b""
+    for _, record in states:
+        assert set(record) <= {
+            "seen",
+            "terms",
+            "words",
+            "broadcast",
+            "session",
+            "confirmed",
+            "unmasked",
+        }
+
+
+def replayed(world, change):
+    """Run a round; then send one client all its requests again, the training request changed."""
+    job, folder, _ = world
+    requests, contexts = {}, {}
+
+    def watch(message, context):
+        contexts[context.node_id] = context
+        requests.setdefault((context.node_id, message.metadata.message_type), message)
+
+    job = with_(job, rounds=1)
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        serve(InProcessGrid(Wrapped(sees=watch), 5), keyed, folder, world[2])
+        original = requests[2, "train"]
+        content = RecordDict(dict(original.content.items()))
+        terms = dict(content.config_records["terms"])
+        content["terms"] = ConfigRecord(change(terms))
+        message = Message(content, 2, "train")
+        later = {
+            kind: client_app.app(Message(requests[2, kind].content, 2, kind), contexts[2]).content
+            for kind in STEPS[1:]
+        }
+        return client_app.app(message, contexts[2]).content, later
+
+
+def test_a_replayed_training_request_is_refused(world):
+    reply, _ = replayed(world, lambda terms: terms)
+    kind, line = wire.decode_failure(reply)
+    assert kind == "ProtocolAborted"
+    assert "must come after" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"threshold": 2}, "threshold=2: must be 4 to 5"),
+        ({"cohort": ["c0", "c1"]}, "must be 3 to 64"),
+        ({"cohort": ["c0", "c1", "c2"]}, "ring plan: differs"),
+        ({"settings_sha256": bytes(32)}, "settings: differs"),
+        ({"broadcast_sha256": bytes(32)}, "broadcast adapter: differs"),
+        ({"roster_sha256": bytes(32)}, "roster: differs"),
+        ({"round": 1}, "terms of round 1: the broadcast is of 0"),
+        ({"clip": 1.0}, "ring plan: differs"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_terms_that_a_client_would_not_sign_end_before_any_training(world, change, line):
+    reply, _ = replayed(world, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change)
+    kind, said = wire.decode_failure(reply)
+    assert kind in ("ProtocolAborted", "ConfigError")
+    assert line in said
+
+
+def test_steps_out_of_turn_are_refused(world):
+    _, later = replayed(world, lambda terms: terms)
+    for reply in later.values():
+        assert wire.decode_failure(reply) == (
+            "ProtocolAborted",
+            "client c0: has no attempt under way",
+        )
+
+
+def test_a_round_unmasked_once_is_not_unmasked_for_other_survivors(world):
+    """The server repeats a round and calls one client lost, to tell its update from the difference."""
+    job, folder, initial = world
+    job = with_(job, rounds=1)
+    lost = {"now": False}
+    app = Wrapped(fails=lambda kind, node: lost["now"] and kind == "query.mask" and node == 6)
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        grid = InProcessGrid(app, 5)
+        serve(grid, keyed, folder, initial)
+        lost["now"] = True
+        with pytest.raises(ProtocolAborted, match="confirm: 0 of 5 clients"):
+            serve(grid, keyed, folder, initial)
+        lost["now"] = False
+        serve(grid, keyed, folder, initial)  # the same survivors: nothing new is learnt
+
+
+def test_a_client_whose_own_settings_demand_masking_refuses_a_server_that_does_not(world, tmp_path):
+    job, _, _ = world
+    own = tmp_path / "client.yaml"
+    data = {
+        "root": job.data_root,
+        "max_tokens": job.max_tokens,
+        "clients": [c.model_dump(mode="json") for c in job.clients],
+    }
+    own.write_text(yaml.safe_dump({"data": data}))
+    for asked, line in (
+        ({"scheme": "unsafe_plaintext"}, "protect.scheme='unsafe_plaintext' asked by the server: must be"),
+        ({"granularity": "coordinate"}, "protect.granularity='coordinate' asked by the server"),
+        ({"bits": 16}, "protect.bits=16 asked by the server: must be 32"),
+    ):
+        context = Context(
+            run_id=1,
+            node_id=2,
+            node_config={"partition-id": 0, "config": str(own)},
+            state=RecordDict(),
+            run_config={},
+        )
+        ask = {"job": ConfigRecord({"json": with_(job, **asked).to_json(), "sha256": "0" * 64})}
+        reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
+        kind, said = wire.decode_failure(reply)
+        assert kind == "ConfigError"
+        assert line in said
+
+
+def test_masking_without_keys_or_sizes_is_refused(world):
+    job, folder, initial = world
+    with proxy_store.offered_on_this_host(folder):
+        grid = InProcessGrid(Wrapped(), 5)
+        with pytest.raises(ConfigError, match=r"protect\.keys: must name the folder"):
+            serve(grid, with_(job), folder, initial)
+        bare = ServerState(round=0, adapter=initial.adapter)
+        with (
+            with_keys(with_(job)) as keyed,
+            pytest.raises(ConfigError, match="server state: has no tensor sizes"),
+        ):
+            serve(InProcessGrid(Wrapped(), 5), keyed, folder, bare)
+
+
+def test_provisioned_keys_are_private_and_never_overwritten(tmp_path):
+    folder = tmp_path / "keys"
+    roster = provision(["a", "b"], folder)
+    assert load_roster(folder) == roster
+    assert (folder / "a.key").stat().st_mode & 0o777 == 0o600
+    assert load_identity(folder, "a", roster)
+    with pytest.raises(ConfigError, match=r"has a\.key already"):
+        provision(["c"], folder)
+    (folder / "a.key").chmod(0o640)
+    with pytest.raises(ConfigError, match="has mode 640; must be 600"):
+        load_identity(folder, "a", roster)
+    (folder / "a.key").chmod(0o600)
+    with pytest.raises(ConfigError, match="cannot be read as a key"):
+        load_identity(folder, "z", roster)
+    for text in ("zz", "00"):
+        (folder / "a.key").write_text(text)
+        with pytest.raises(ConfigError, match="is not a key"):
+            load_identity(folder, "a", roster)
+    (folder / "a.key").write_text((folder / "b.key").read_text())
+    with pytest.raises(ConfigError, match="is not the key that the roster has for a"):
+        load_identity(folder, "a", roster)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        provision(["a"], tmp_path / "file")
+
+
+def test_the_clip_follows_what_clients_needed():
+    def control(**changes):
+        return Control(
+            **(
+                {"clients": 4, "weight": 4.0, "clipped": 0, "loss": 1.0, "steps": 4, "largest": 2.0}
+                | changes
+            )
+        )
+
+    assert next_clip(1.0, control()) == pytest.approx(0.75)  # largest half the clip on average
+    assert next_clip(1.0, control(clipped=1)) == 2.0
+    assert next_clip(1.0, control(largest=0.0)) == 1.0
+    assert next_clip(1.0, control(largest=1e-6)) == pytest.approx(1 / 16)

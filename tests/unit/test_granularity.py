@@ -1,0 +1,168 @@
+"""Fusion over sums: `coordinate` is exact H-TIES, `block` has its limits right and comes close."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.federate import fusion as plaintext
+from fedproxy_secure.secagg.granularity import (
+    Layout,
+    contribution,
+    keep_largest,
+    merge,
+    segments_of,
+)
+from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
+
+
+def fused(tau, granularity, *, rho=1.1, bits=32, sizes=None, weights=None):
+    clients, d = tau.shape
+    layout = Layout(sizes=sizes or (d,))
+    clip = float(np.abs(tau).max()) or 1.0
+    plan = RingPlan(
+        bits=bits,
+        clients=clients,
+        segments=segments_of(granularity, layout, clip=clip, clients=clients, bits=bits),
+    )
+    total = np.zeros(plan.words, dtype=np.uint64)
+    weights = np.ones(clients) if weights is None else weights
+    for t, w in zip(tau, weights, strict=True):
+        total += quantise(plan, contribution(t, granularity, layout, plan, weight=w)).words
+    sums = read_sum(plan, total.astype(plan.word_type))
+    return merge(sums, granularity, layout, plan, clients=clients, weight=float(weights.sum()), rho=rho)
+
+
+def updates(clients, d=500, seed=0):
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal(d)
+    return (0.01 * (rng.standard_normal((clients, d)) + 0.4 * common)).astype(np.float32)
+
+
+@pytest.mark.parametrize("clients", [3, 4, 7, 16, 64])
+@pytest.mark.parametrize("bits", [24, 32])
+def test_coordinate_equals_plaintext_h_ties_with_uniform_weights(clients, bits):
+    tau = updates(clients)
+    made = fused(tau, "coordinate", bits=bits)
+    exact = plaintext.elect(tau, np.full(clients, 1 / clients), rho=1.1)
+    close = np.abs(made.step - exact) < 1e-5
+    # where the two sides' ratio is within rounding of rho, either answer is right
+    assert close.mean() > 0.99
+    np.testing.assert_allclose(made.conflict, plaintext.analyse(tau).conflict, atol=1e-6)
+
+
+def test_coordinate_equals_plaintext_ties():
+    tau = updates(5)
+    trimmed = np.stack([keep_largest(t, 0.2) for t in tau])
+    made = fused(trimmed, "coordinate", rho=1.0)
+    np.testing.assert_allclose(made.step, plaintext.ties(tau, keep_ratio=0.2), atol=1e-6)
+
+
+def test_plain_is_the_weighted_mean():
+    tau, weights = updates(4), np.array([1.0, 0.5, 0.25, 1.0])
+    made = fused(tau, "plain", weights=weights)
+    np.testing.assert_allclose(made.step, weights @ tau / weights.sum(), atol=1e-7)
+    assert made.conflict is None
+
+
+@pytest.mark.parametrize("clients", [4, 8, 16])
+def test_block_is_closer_to_h_ties_than_the_best_multiple_of_the_mean(clients):
+    tau = updates(clients, d=20_000)
+    exact = plaintext.elect(tau, np.full(clients, 1 / clients), rho=1.1)
+    made = fused(tau, "block").step
+    mean = tau.mean(axis=0)
+    best = (mean @ exact) / (mean @ mean) * mean
+
+    def distance(a):
+        return np.linalg.norm(a - exact) / np.linalg.norm(exact)
+
+    assert distance(made) < 0.9 * distance(best)
+    assert made @ exact > 0.93 * np.linalg.norm(made) * np.linalg.norm(exact)
+
+
+def test_block_estimates_the_conflict_without_bias_where_its_model_holds():
+    tau = updates(4, d=20_000)
+    made, exact = fused(tau, "block").conflict, plaintext.analyse(tau).conflict
+    assert abs(made.mean() - exact.mean()) < 0.01
+
+
+@pytest.mark.parametrize("granularity", ["coordinate", "block"])
+def test_when_all_agree_the_step_is_what_they_agree_on(granularity):
+    tau = np.tile(updates(1), (4, 1))
+    made = fused(tau, granularity)
+    np.testing.assert_allclose(made.step, tau[0], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["coordinate", "block"])
+def test_no_update_is_no_step_and_full_conflict(granularity):
+    made = fused(np.zeros((4, 100), np.float32), granularity)
+    assert not made.step.any()
+    assert (made.conflict == 1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(3, 12), st.integers(0, 10_000), st.sampled_from(["coordinate", "block"]))
+def test_fusion_is_odd_scales_with_its_input_and_ignores_the_clients_order(clients, seed, granularity):
+    tau = updates(clients, d=130, seed=seed)
+    base = fused(tau, granularity).step
+    assert np.isfinite(base).all()
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    rng = np.random.default_rng(seed)
+    opposite = fused(-tau, granularity).step
+    shuffled = fused(rng.permutation(tau), granularity).step
+    larger = fused(8 * tau, granularity).step
+    for other in (-opposite, shuffled, larger / 8):
+        assert np.isclose(other, base, **tolerance).mean() > 0.97
+
+
+@pytest.mark.parametrize("bits", [16, 24, 32])
+@pytest.mark.parametrize("clients", [3, 4, 16, 64])
+def test_bytes_stay_within_the_design(bits, clients):
+    layout = Layout(sizes=(4096, 352 * 16, 100))
+    words = {
+        g: sum(s.length for s in segments_of(g, layout, clip=1.0, clients=clients, bits=bits))
+        for g in ("plain", "block", "coordinate")
+    }
+    assert words["plain"] == layout.d
+    assert words["block"] <= 1.02 * layout.d
+    if bits == 32:
+        assert words["coordinate"] <= 2.5 * layout.d + 1
+
+
+def test_blocks_do_not_cross_tensors():
+    starts = Layout(sizes=(130, 5, 64)).starts()
+    assert {0, 130, 135} <= set(starts.tolist())
+    assert (np.diff(starts) > 0).all()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ConfigError, match="must be at least one size"):
+        Layout(sizes=())
+    with pytest.raises(ConfigError, match="each >= 1"):
+        Layout(sizes=(3, 0))
+    layout = Layout(sizes=(10,))
+    plan = RingPlan(bits=32, clients=4, segments=segments_of("block", layout, clip=1.0, clients=4, bits=32))
+    with pytest.raises(DataError, match=r"update of shape \(9,\): must be \(10,\)"):
+        contribution(np.zeros(9, np.float32), "block", layout, plan)
+    for weight in (0.0, 1.5):
+        with pytest.raises(DataError, match=f"weight={weight}"):
+            contribution(np.zeros(10, np.float32), "block", layout, plan, weight=weight)
+
+
+def test_a_lone_contributor_is_revealed_by_coordinate_and_hidden_by_block():
+    """The leak that the granularities differ in, as the docstring says it."""
+    tau = np.zeros((4, 64), np.float32)
+    tau[2, 10] = 0.7  # one client alone moves coordinate 10
+    tau[:, 11:] = updates(4, 53)
+    clip, layout = 1.0, Layout(sizes=(64,))
+    seen = {}
+    for granularity in ("coordinate", "block"):
+        plan = RingPlan(
+            bits=32,
+            clients=4,
+            segments=segments_of(granularity, layout, clip=clip, clients=4, bits=32),
+        )
+        seen[granularity] = set(contribution(tau[2], granularity, layout, plan))
+    assert seen["coordinate"] == {"update", "magnitude", "signs"}
+    assert seen["block"] == {"update", "squares"}
