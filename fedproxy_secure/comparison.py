@@ -97,8 +97,7 @@ def compare(
     cells = cells_of(config)
     todo = [c for c in cells if not _record(out, c).exists()]
     truncated = truncated_prompts(config)  # first of all: unreadable records stop here
-    shown.start("compare", len(cells))
-    shown.advance("compare", len(cells) - len(todo), note="kept from before")
+    shown.start("compare", len(todo))  # of those left, so that the time left is not flattered
     for result in _run_cells(config, todo):
         folder.write_json(f"cells/{result.cell.name}.json", _to_json(result))
         shown.advance("compare", note=result.cell.name)
