@@ -185,6 +185,49 @@ def doctor() -> None:
             raise FedProxyError(f"{bad} of the checks above failed")
 
 
+@app.command()
+def provision(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the keys; must hold none.")] = Path(
+        "keys"
+    ),
+) -> None:
+    """Make the roster and one private key a client, for federations on this machine.
+
+    Use them with `--set protect.keys=DIR`. Without, `run` makes fresh keys every time. Clients on machines
+    of their own make their keys there, and only the public halves come together in the roster.
+
+    Example: `fedproxy-secure provision quickstart --out keys`
+    """
+    with _plain_errors(again=None):
+        from fedproxy_secure.secagg.provision import provision as make_keys
+
+        roster = make_keys([c.name for c in load_config(find_config(config)).data.clients], out)
+        typer.echo(f"keys of {len(roster.members)} clients, and the roster: {out}")
+
+
+@app.command()
+def selftest(
+    protocol: Annotated[
+        bool, typer.Option("--protocol", help="Only the masking protocol; as yet there is no other.")
+    ] = False,
+) -> None:
+    """Attack this installation's masking protocol; everything must fail, except on known-bad clients.
+
+    Ends with exit code 2 if an attack succeeds, or if one that must succeed does not.
+    """
+    with _plain_errors(again=None):
+        from fedproxy_secure.secagg.selftest import findings
+
+        bad = 0
+        for finding in findings():
+            bad += not finding.ok
+            mark = "ok " if finding.ok else "BAD"
+            typer.echo(f"{mark}  {finding.adversary}: {finding.attempt}: {finding.found}")
+        if bad:
+            raise FedProxyError(f"{bad} of the attempts above did not go as they must")
+
+
 def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:
     """The file called `name`, or the shipped one of that name, with or without `.yaml`.
 

@@ -279,7 +279,8 @@ def _costs(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
 
 def _notes(config: Config, truncated: int) -> tuple[str, ...]:
     return (
-        "No secure aggregation and no differential privacy: the server sees every client's update.",
+        "unsafe_plaintext: in every method whose name does not begin with masked_, the server sees every "
+        "client's update. No differential privacy.",
         "local_only is judged on each client's own task, with the model that client tuned alone.",
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
         f"{config.local.batch_size} records a client; centralised methods see as many in all.",

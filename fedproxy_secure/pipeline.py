@@ -32,6 +32,7 @@ from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.world.stories import stories
 from fedproxy_secure.world.tasks import PUBLIC_SEED
 
@@ -142,12 +143,26 @@ def tune(
 
 def upload_bytes(job: FederationJob, tuned: nn.Module) -> int:
     """Payload that one client sends in one round: its vector, float32 or in ring words."""
+    plan = first_ring(job, tuned)
+    return vector_bytes(tuned) if plan is None else plan.upload_bytes
+
+
+def rounding_error(job: FederationJob, tuned: nn.Module) -> float | None:
+    """How far masking's rounding may move a coordinate of the mean in round 0; None without masking."""
+    plan = first_ring(job, tuned)
+    if plan is None:
+        return None
+    return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
+
+
+def first_ring(job: FederationJob, tuned: nn.Module) -> RingPlan | None:
+    """The ring of round 0; None without masking. Raises `ConfigError` if a sum could wrap."""
     if job.protect.scheme == "unsafe_plaintext":
-        return vector_bytes(tuned)
+        return None
     from fedproxy_secure.flower.masked_terms import first_clip, ring_plan
 
     clip = job.protect.clip or first_clip(job.local)
-    return ring_plan(job, tensor_sizes(tuned), clip=clip, clients=job.clients_a_round).upload_bytes
+    return ring_plan(job, tensor_sizes(tuned), clip=clip, clients=job.clients_a_round)
 
 
 def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:

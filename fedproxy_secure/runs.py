@@ -27,8 +27,10 @@ from fedproxy_secure.pipeline import (
     make_fused_llm,
     make_proxy,
     prepare,
+    rounding_error,
     truncated_prompts,
     tune,
+    upload_bytes,
 )
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import mean_interval
@@ -53,17 +55,18 @@ class RunPlan:
     rounds: int
     local_steps: int
     seeds: int
-
-    @property
-    def upload_bytes(self) -> int:
-        """One client's update in one round."""
-        return self.adapter_parameters * FLOAT32_BYTES
+    upload_bytes: int  # one client's update in one round
+    protection: str
+    mean_error: float | None  # bound of masking's rounding on a coordinate of the mean; None: no rounding
 
     @property
     def memory_bytes(self) -> int:
         """Weights of LLM, proxy and fused LLM, and the trained adapter's gradients and Adam moments."""
         weights = 2 * self.llm_parameters + self.proxy_parameters + 4 * self.adapter_parameters
         return weights * FLOAT32_BYTES
+
+    def _rounding(self) -> str:
+        return f"the mean is off by at most {self.mean_error:.1e} a coordinate in round 0"
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and formatted values, for people."""
@@ -75,8 +78,10 @@ class RunPlan:
             ("clients", f"{self.clients}, with {list(self.train_records)} training records"),
             ("truncated prompts", f"{self.truncated_records}"),
             ("steps", f"{steps:,} a seed ({self.rounds} rounds), {self.seeds} seeds"),
+            ("protection", self.protection),
+            *([] if self.mean_error is None else [("rounding", self._rounding())]),
             ("upload", f"{self.upload_bytes:,} bytes a client and round"),
-            ("download", f"{self.upload_bytes:,} bytes a client and round"),
+            ("download", f"{self.adapter_parameters * FLOAT32_BYTES:,} bytes a client and round"),
             ("proxy download", f"{self.proxy_parameters * FLOAT32_BYTES:,} bytes a client, once"),
             ("memory", f"{self.memory_bytes:,} bytes for weights and optimiser, one process"),
         ]
@@ -86,6 +91,7 @@ def plan(config: Config) -> RunPlan:
     """Load model and data, compress, count; nothing is trained and nothing written."""
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.federate.adapters import adapter_size, attach
+    from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.llm import blocks_of, parameter_count
 
     materials = prepare(config)
@@ -95,18 +101,23 @@ def plan(config: Config) -> RunPlan:
         encode_records(t.train, materials.tokenizer, max_tokens=config.data.max_tokens)
         for t in materials.tasks
     ]
+    tuned = attach(proxy.model, config.adapter, seed=0)
+    job = FederationJob.from_config(config, seed=config.seeds[0])
     return RunPlan(
         llm_parameters=parameter_count(materials.llm),
         llm_blocks=len(blocks_of(materials.llm)),
         proxy_parameters=proxy_parameters,
         proxy_blocks=proxy.plan.kept,
-        adapter_parameters=adapter_size(attach(proxy.model, config.adapter, seed=0)),
+        adapter_parameters=adapter_size(tuned),
         clients=len(materials.tasks),
         train_records=tuple(len(t.train) for t in materials.tasks),
         truncated_records=sum(e.truncated for e in encoded),
         rounds=config.federate.rounds,
         local_steps=config.local.steps,
         seeds=len(config.seeds),
+        upload_bytes=upload_bytes(job, tuned),
+        protection=protection_note(config),
+        mean_error=rounding_error(job, tuned),
     )
 
 
@@ -188,6 +199,19 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     return result
 
 
+def protection_note(config: Config) -> str:
+    """What the server could see, in one sentence; stands on every report."""
+    protect = config.protect
+    if protect.scheme == "unsafe_plaintext":
+        return "unsafe_plaintext: the server sees every client's update. No differential privacy."
+    more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}
+    elects = config.fusion.rule in ("ties", "h_ties")
+    return (
+        f"masking: the server sees sums over at least t clients{more[protect.granularity] * elects} and "
+        "control words' sums; no single update. No differential privacy: the sums themselves may leak."
+    )
+
+
 def _report(config: Config, results: dict[int, dict[str, Any]], command: str) -> Report:
     def over_seeds(model: str) -> dict[int, float]:
         return {seed: _average(r[model]) for seed, r in results.items()}
@@ -235,7 +259,7 @@ def _report(config: Config, results: dict[int, dict[str, Any]], command: str) ->
             )
         ),
         notes=(
-            "No secure aggregation and no differential privacy: the server sees every update.",
+            protection_note(config),
             f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
         ),
     )

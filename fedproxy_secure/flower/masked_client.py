@@ -196,6 +196,6 @@ def _terms_from_json(text: str) -> Terms:
         clients=clients,
         segments=tuple(Segment(name=n, length=d, clip=c, largest=m) for n, d, c, m in segments),
     )
-    for name in ("settings_sha256", "roster_sha256", "broadcast_sha256"):
+    for name in ("server_key", "settings_sha256", "roster_sha256", "broadcast_sha256"):
         raw[name] = bytes.fromhex(raw[name])
     return Terms(plan=plan, **raw | {"cohort": tuple(raw["cohort"])})

@@ -29,6 +29,7 @@ from fedproxy_secure.secagg.messages import (
     Shares,
     Unmask,
 )
+from fedproxy_secure.secagg.primitives import agreement_public, fresh_secret
 from fedproxy_secure.secagg.provision import load_roster
 from fedproxy_secure.secagg.server import Aggregate, ServerSession
 from fedproxy_secure.secagg.terms import Terms, least_threshold
@@ -64,18 +65,20 @@ def masked_round(
     roster = load_roster(Path(job.protect.keys))
     clients = tuple(sorted(cohort))
     least = least_threshold(len(clients), job.protect.colluders)
+    private = fresh_secret()
     terms = Terms(
         run=job.agreed_sha256().hex()[:16],
         round=state.round,
         attempt=time.time_ns(),  # later than every earlier attempt, also after a restart
         cohort=clients,
         threshold=max(job.protect.threshold or least, job.federate.min_clients),
+        server_key=agreement_public(private),
         settings_sha256=job.agreed_sha256(),
         roster_sha256=roster.sha256(),
         broadcast_sha256=wire.broadcast_sha256(broadcast),
         plan=ring_plan(job, sizes, clip=clip, clients=len(clients)),
     )
-    session = ServerSession(terms=terms, roster=roster)
+    session = ServerSession(terms=terms, roster=roster, private=private)
     made = _run(ask, session, wire.encode_broadcast(broadcast), clip, ledger, on_client)
     merged = merge(
         made.sums,

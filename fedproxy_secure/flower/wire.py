@@ -149,6 +149,7 @@ def encode_terms(terms: Terms, clip: float) -> ConfigRecord:
             "attempt": terms.attempt,
             "cohort": list(terms.cohort),
             "threshold": terms.threshold,
+            "server_key": terms.server_key,
             "settings_sha256": terms.settings_sha256,
             "roster_sha256": terms.roster_sha256,
             "broadcast_sha256": terms.broadcast_sha256,
@@ -167,6 +168,7 @@ class ProposedTerms:
     attempt: int
     cohort: tuple[str, ...]
     threshold: int
+    server_key: bytes
     settings_sha256: bytes
     roster_sha256: bytes
     broadcast_sha256: bytes
@@ -189,7 +191,7 @@ def decode_terms(content: RecordDict) -> ProposedTerms:
         if not isinstance(cohort, list) or not all(isinstance(c, str) for c in cohort):
             raise DataError(f"cohort={cohort!r}: must be a list of names")
         hashes = {}
-        for name in ("settings_sha256", "roster_sha256", "broadcast_sha256", "plan_sha256"):
+        for name in ("server_key", "settings_sha256", "roster_sha256", "broadcast_sha256", "plan_sha256"):
             value = record[name]
             if not isinstance(value, bytes):
                 raise DataError(f"{name}: must be bytes")

@@ -39,7 +39,7 @@ from fedproxy_secure.secagg.terms import Roster, Terms
 
 STEPS = ("advertise", "share", "mask", "confirm", "unmask", "over")
 T = TypeVar("T")
-S = TypeVar("S", Advertise, MaskedInput, Unmask)
+S = TypeVar("S", Advertise, Unmask)
 
 
 class ClientSession:
@@ -107,11 +107,8 @@ class ClientSession:
                 self._advertise().to_fields() | {"signature": b""}
             ):
                 raise ProtocolAborted("key book: this client's own row was changed")
-            crypto.verify(
-                self.roster.members[client],
-                row.signed(self._context),
-                row.signature,
-                what=f"key book, signature of {client}",
+            self._check_signature(
+                client, row.signed(self._context), row.signature, f"key book, signature of {client}"
             )
         self._book = book
         self_shares, key_shares = self._split(book.clients)
@@ -156,8 +153,11 @@ class ClientSession:
                 )
                 (plus if self.name < peer else minus).append(key)
         add_masks(words, plus=plus, minus=minus)
-        unsigned = MaskedInput(client=self.name, masked=pack(self.terms.plan, words), signature=b"")
-        return _signed(unsigned, self._identity, unsigned.signed(self._context))
+        key = upload_key(
+            self._secret("share key"), self.terms.server_key, self._context, self.name, "server key"
+        )
+        packed = pack(self.terms.plan, words)
+        return MaskedInput(client=self.name, masked=packed, tag=crypto.tag(key, packed))
 
     # step 4
 
@@ -185,7 +185,7 @@ class ClientSession:
         self._check_names(confirmations.clients, "confirmations", within=survivors, own=False)
         message = Confirmation.signed(self._context, shared, survivors)
         for client, signature in zip(confirmations.clients, confirmations.signatures, strict=True):
-            crypto.verify(self.roster.members[client], message, signature, what=f"confirmation of {client}")
+            self._check_signature(client, message, signature, f"confirmation of {client}")
         alive = sorted(survivors)
         dropped = sorted(set(shared) - set(survivors))
         unsigned = Unmask(
@@ -260,6 +260,9 @@ class ClientSession:
         self._root = Secret(b"")
         self._book = self._inbox = self._survivors = None
         self._held = {}
+
+    def _check_signature(self, client: str, message: bytes, signature: bytes, what: str) -> None:
+        crypto.verify(self.roster.members[client], message, signature, what=what)
 
     def _check_names(self, names: list[str], what: str, *, within: Any, own: bool = True) -> None:
         if len(set(names)) != len(names):
@@ -349,6 +352,12 @@ def pairwise_key(private: Secret, public: bytes, context: bytes, one: str, other
         info=crypto.digest(b"pair", context, first.encode(), second.encode()),
         what=f"mask key of {other}",
     )
+
+
+def upload_key(private: Secret, public: bytes, context: bytes, client: str, what: str) -> Secret:
+    """Key of the tag on a client's vector; the same from the client's and the server's side."""
+    info = crypto.digest(b"upload", context, client.encode())
+    return crypto.agree(private, public, info=info, what=what)
 
 
 def _signed(message: S, identity: Secret, covered: bytes) -> S:

@@ -10,6 +10,8 @@ function). A key is used for one vector only; nothing here can check that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import CipherContext
@@ -19,18 +21,38 @@ from fedproxy_secure.secagg.ring import CHUNK_WORDS
 from fedproxy_secure.secagg.secret import Secret
 
 
-def add_masks(words: np.ndarray, *, plus: Sequence[Secret], minus: Sequence[Secret]) -> None:
+def add_masks(
+    words: np.ndarray, *, plus: Sequence[Secret], minus: Sequence[Secret], threads: int = 1
+) -> None:
     """Add the masks of the keys in `plus` to `words`, in place, and subtract those in `minus`.
 
     Args:
         words: uint16 or uint32 [d], contiguous; sums wrap as the ring's do.
         plus, minus: 32-byte keys.
+        threads: parts of the vector worked on at once; key streams can start anywhere.
     """
-    streams: list[tuple[CipherContext, np.ufunc]] = [(keystream(key), np.add) for key in plus]
-    streams += [(keystream(key), np.subtract) for key in minus]
+    chunks = -(-len(words) // CHUNK_WORDS)
+    threads = max(1, min(threads, chunks))
+    bounds = [CHUNK_WORDS * (chunks * i // threads) for i in range(threads + 1)]
+    parts = list(pairwise(bounds))
+    if threads == 1:
+        _add_to_part(words, plus, minus, *parts[0])
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(_add_to_part, words, plus, minus, *part) for part in parts]:
+            done.result()
+
+
+def _add_to_part(
+    words: np.ndarray, plus: Sequence[Secret], minus: Sequence[Secret], first: int, last: int
+) -> None:
+    begin = first * words.itemsize
+    streams: list[tuple[CipherContext, np.ufunc]] = []
+    streams += [(keystream(key, from_byte=begin), np.add) for key in plus]
+    streams += [(keystream(key, from_byte=begin), np.subtract) for key in minus]
     zeros = bytes(CHUNK_WORDS * words.itemsize)
     mask = np.empty(CHUNK_WORDS, dtype=words.dtype.newbyteorder("<"))
-    for start in range(0, len(words), CHUNK_WORDS):
+    for start in range(first, last, CHUNK_WORDS):
         chunk = words[start : start + CHUNK_WORDS]
         size = len(chunk) * words.itemsize
         for stream, apply in streams:

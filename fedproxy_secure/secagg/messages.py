@@ -4,7 +4,7 @@
     server -> client   KeyBook        all advertised keys                          (the set U1)
     client -> server   Shares         for every peer a sealed pair of shares
     server -> client   Inbox          the shares sealed for this client            (the set U2)
-    client -> server   MaskedInput    the masked vector, signature
+    client -> server   MaskedInput    the masked vector, tagged for the server
     server -> client   Survivors      whose vectors arrived                        (the set U3)
     client -> server   Confirmation   signature on (context, U2, U3)
     server -> client   Confirmations  at least t of them
@@ -91,17 +91,17 @@ class Inbox(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedInput(Message):
-    """Step 3, answer: the masked vector."""
+    """Step 3, answer: the masked vector.
+
+    Tagged with a key that this client (by its advertised, signed key) and the server (by the key in the
+    terms) share: the server alone needs to be sure of it, and a tag costs a fraction of a hash.
+    """
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "uniform words, while one honest pair remains"
     client: str
     masked: bytes
-    signature: bytes
-
-    def signed(self, context: bytes) -> bytes:
-        """What the signature covers."""
-        return digest(b"masked", context, self.client.encode(), self.masked)
+    tag: bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,14 +193,20 @@ def read_sum(plan: RingPlan, total: np.ndarray) -> dict[str, np.ndarray]:
         sums[s.name] = np.empty(s.length, dtype=np.int64 if s.clip is None else np.float64)
         for start in range(0, s.length, CHUNK_WORDS):  # a chunk at a time: no second copy of the vector
             stop = min(start + CHUNK_WORDS, s.length)
-            wide = total[at + start : at + stop].astype(np.int64) & (2**plan.bits - 1)
+            words = total[at + start : at + stop]
             if s.clip is not None:
-                wide[wide >= 2 ** (plan.bits - 1)] -= 2**plan.bits
-                sums[s.name][start:stop] = wide * plan.step_of(s)
+                np.multiply(_signed(words, plan), plan.step_of(s), out=sums[s.name][start:stop])
             else:
-                sums[s.name][start:stop] = wide
+                sums[s.name][start:stop] = words.astype(np.int64) & (2**plan.bits - 1)
         at += s.length
     return sums
+
+
+def _signed(words: np.ndarray, plan: RingPlan) -> np.ndarray:
+    """Words of the ring as signed integers: the ring's top bit becomes the type's."""
+    signed = np.int16 if plan.bits == 16 else np.int32
+    spare = words.itemsize * 8 - plan.bits
+    return np.asarray((words << words.dtype.type(spare)).view(signed) >> signed(spare))
 
 
 def pack(plan: RingPlan, words: np.ndarray) -> bytes:

@@ -10,13 +10,14 @@ third outcome. Memory is a few vectors, whatever the number of clients.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.client import commitment, mask_key, pairwise_key
+from fedproxy_secure.secagg.client import commitment, mask_key, pairwise_key, upload_key
 from fedproxy_secure.secagg.control import Control, decode_control
 from fedproxy_secure.secagg.masks import add_masks
 from fedproxy_secure.secagg.messages import (
@@ -49,16 +50,19 @@ class Aggregate:
 
 
 class ServerSession:
-    """One attempt at one round.
+    """One attempt at one round; `private` is the X25519 key whose public half the terms name.
 
     The order of calls is: `advertised`*, `key_book`, `shared`*, `inboxes`, `masked`*, `survivors`,
     `confirmed`*, `confirmations`, `unmasked`*, `finish` (* once per client that answers).
     """
 
-    def __init__(self, *, terms: Terms, roster: Roster) -> None:
+    def __init__(self, *, terms: Terms, roster: Roster, private: Secret) -> None:
+        if crypto.agreement_public(private) != terms.server_key:
+            raise ProtocolAborted("server key: the terms name another one")
         if strangers := [c for c in terms.cohort if c not in roster.members]:
             raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
         self.terms, self.roster = terms, roster
+        self._private = private
         self._context = terms.context()
         self._step = "advertise"
         self._advertised: dict[str, Advertise] = {}
@@ -117,7 +121,10 @@ class ServerSession:
     def masked(self, message: MaskedInput) -> None:
         """Add a masked vector to the total; the vector itself is not kept."""
         self._expect("mask", message.client, self._shares, self._survivors)
-        self._verify(message.client, message.signed(self._context), message.signature)
+        public = self._advertised[message.client].share_key
+        what = f"mask, tag of {message.client}"
+        key = upload_key(self._private, public, self._context, message.client, what)
+        crypto.check_tag(key, message.masked, message.tag, what=what)
         try:
             add_packed(self.terms.plan, self._total, message.masked)
         except DataError as error:
@@ -197,7 +204,7 @@ class ServerSession:
                 public = self._advertised[survivor].mask_key
                 key = pairwise_key(private, public, self._context, client, survivor)
                 (minus if survivor < client else plus).append(key)
-        add_masks(self._total, plus=plus, minus=minus)
+        add_masks(self._total, plus=plus, minus=minus, threads=os.cpu_count() or 1)
         sums = read_sum(self.terms.plan, self._total)
         control = decode_control(sums, self._context, clients=len(self._survivors))
         return Aggregate(clients=tuple(self._survivors), sums=sums, control=control)

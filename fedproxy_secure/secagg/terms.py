@@ -1,7 +1,7 @@
 """What all parties of one attempt at a round agree on, and what a client demands of it.
 
-    context = SHA256(version, run, round, attempt, cohort, threshold, H(settings), H(roster),
-                     H(broadcast), ring plan)
+    context = SHA256(version, run, round, attempt, cohort, threshold, server's key, H(settings),
+                     H(roster), H(broadcast), ring plan)
 
 The context is in every signature, every key derivation and every sealed share, so nothing can be replayed
 across attempts, rounds, runs, settings, rosters or broadcast adapters.
@@ -59,13 +59,18 @@ class Roster:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """One attempt at one round. `cohort`: the invited, sorted; hashes are 32 bytes."""
+    """One attempt at one round.
+
+    `cohort`: the invited, sorted. `server_key`: the server's X25519 key of this attempt, under which
+    clients tag their vectors. Hashes and keys are 32 bytes.
+    """
 
     run: str
     round: int
     attempt: int
     cohort: tuple[str, ...]
     threshold: int
+    server_key: bytes
     settings_sha256: bytes
     roster_sha256: bytes
     broadcast_sha256: bytes
@@ -78,6 +83,7 @@ class Terms:
             self.run.encode(),
             f"{self.round}|{self.attempt}|{self.threshold}".encode(),
             *(name.encode() for name in self.cohort),
+            self.server_key,
             self.settings_sha256,
             self.roster_sha256,
             self.broadcast_sha256,

@@ -84,7 +84,11 @@ def test_the_plan_counts_what_a_run_would_use(settings):
     planned = plan(parse_config(settings))
     assert planned.llm_blocks == 4
     assert len(planned.proxy_blocks) == 2
-    assert planned.upload_bytes == 4 * planned.adapter_parameters
+    blocks = 28  # one a tensor, all of them small; 36 control words, 16 sentinels
+    assert planned.upload_bytes == 4 * (planned.adapter_parameters + blocks + 36 + 16)
+    plaintext = plan(parse_config({**settings, "protect": {"scheme": "unsafe_plaintext"}}))
+    assert plaintext.upload_bytes == 4 * planned.adapter_parameters
+    assert plaintext.protection.startswith("unsafe_plaintext")
     assert planned.truncated_records == 0
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
 from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.client import ClientSession
+from fedproxy_secure.secagg.client import ClientSession, upload_key
 from fedproxy_secure.secagg.messages import MESSAGES, Advertise, Confirmations, KeyBook, Unmask, from_fields
+from fedproxy_secure.secagg.rehearsal import SERVER, Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.server import ServerSession
 from fedproxy_secure.secagg.terms import Policy, Roster, Terms, least_threshold
-from tests.support.cohort import Cohort, identities, names, ring, terms_for
 
 K, D = 5, 40
 KEYS, ROSTER = identities(K)
@@ -275,8 +275,8 @@ def test_a_vector_of_another_length_or_type_is_not_masked():
         ("advertise", lambda m: replace(m, client="c01"), "signature of c01: verification"),
         ("share", lambda m: replace(m, sealed=m.sealed[1:]), "must be one for each other client"),
         ("share", lambda m: replace(m, receivers=m.receivers[::-1]), "must be one for each other"),
-        ("mask", lambda m: replace(m, masked=flip(m.masked)), "signature of c00: verification failed"),
-        ("mask", lambda m: replace(m, masked=m.masked[:-1]), "signature of c00: verification failed"),
+        ("mask", lambda m: replace(m, masked=flip(m.masked)), "tag of c00: verification failed"),
+        ("mask", lambda m: replace(m, masked=m.masked[:-1]), "tag of c00: verification failed"),
         ("confirm", lambda m: replace(m, signature=flip(m.signature)), "signature of c00: verification"),
         ("unmask", lambda m: replace(m, self_shares=m.self_shares[::-1]), "signature of c00: verific"),
         ("unmask", lambda m: replace(m, dropped=["c01"]), "signature of c00: verification failed"),
@@ -304,9 +304,24 @@ def signed_again(message, name):
     return replace(message, signature=crypto.sign(KEYS[name], message.signed(TERMS.context())))
 
 
+def with_vector(change):
+    """A malicious client's own vector, rightly tagged: it knows its keys. Here the server's side tags."""
+    advertised = {}
+
+    def tamper(at, who, message):
+        if isinstance(message, Advertise):
+            advertised[who] = message
+        if (at, who) != ("mask to server", "c00"):
+            return message
+        masked = change(message.masked)
+        key = upload_key(SERVER, advertised["c00"].share_key, TERMS.context(), "c00", "")
+        return replace(message, masked=masked, tag=crypto.tag(key, masked))
+
+    return tamper
+
+
 def test_a_malicious_clients_vector_of_another_length_is_left_out():
-    change = only("mask to server", "c00", lambda m: signed_again(replace(m, masked=m.masked[:-4]), "c00"))
-    c = cohort(tamper=change)
+    c = cohort(tamper=with_vector(lambda masked: masked[:-4]))
     assert c.run(updates()).clients == names(K)[1:]
     assert "masked vector of" in c.server_errors["c00"]
 
@@ -336,11 +351,9 @@ def test_shares_for_other_sets_are_refused():
 
 
 def test_a_malicious_client_that_masks_wrongly_makes_the_sentinels_wrong():
-    def bend(message):
-        return signed_again(replace(message, masked=message.masked[:-1] + b"\x7f"), "c00")
-
+    bend = with_vector(lambda masked: masked[:-1] + bytes([masked[-1] ^ 0x7F]))
     with pytest.raises(ProtocolAborted, match="sentinels: are wrong"):
-        cohort(tamper=only("mask to server", "c00", bend)).run(updates())
+        cohort(tamper=bend).run(updates())
 
 
 @pytest.mark.parametrize("step", ["advertise", "share", "mask", "confirm", "unmask"])
@@ -350,7 +363,7 @@ def test_one_survivor_too_few_aborts_with_the_reason(step):
 
 
 def test_the_server_machine_refuses_messages_out_of_turn():
-    server = ServerSession(terms=TERMS, roster=ROSTER)
+    server = ServerSession(terms=TERMS, roster=ROSTER, private=SERVER)
     message = session().advertise()
     server.advertised(message)
     with pytest.raises(ProtocolAborted, match="share: closed when advertise is going on"):
@@ -360,9 +373,11 @@ def test_the_server_machine_refuses_messages_out_of_turn():
     server.key_book()
     with pytest.raises(ProtocolAborted, match="advertise: message of c00 when share is going on"):
         server.advertised(message)
+    with pytest.raises(ProtocolAborted, match="server key: the terms name another one"):
+        ServerSession(terms=TERMS, roster=ROSTER, private=crypto.fresh_secret())
     stranger = Roster(members={n: k for n, k in ROSTER.members.items() if n != "c03"})
     with pytest.raises(ProtocolAborted, match="cohort: c03 is not in the roster"):
-        ServerSession(terms=TERMS, roster=stranger)
+        ServerSession(terms=TERMS, roster=stranger, private=SERVER)
 
 
 # replay: nothing made under one context is accepted under another
@@ -375,6 +390,7 @@ def test_the_server_machine_refuses_messages_out_of_turn():
         {"attempt": 1},
         {"run": "other"},
         {"threshold": 5},
+        {"server_key": b"x" * 32},
         {"settings_sha256": b"x" * 32},
         {"roster_sha256": b"x" * 32},
         {"broadcast_sha256": b"x" * 32},
@@ -387,7 +403,7 @@ def test_the_server_machine_refuses_messages_out_of_turn():
 def test_keys_made_under_other_terms_are_refused(change):
     stale = session(terms=replace(TERMS, **change)).advertise()
     with pytest.raises(ProtocolAborted, match="signature of c00: verification failed"):
-        ServerSession(terms=TERMS, roster=ROSTER).advertised(stale)
+        ServerSession(terms=TERMS, roster=ROSTER, private=SERVER).advertised(stale)
 
 
 def test_a_client_that_was_shown_another_adapter_drops_out():
@@ -550,6 +566,7 @@ def test_terms_are_bound_in_full():
         "attempt": 7,
         "cohort": names(3),
         "threshold": 5,
+        "server_key": bytes(32),
         "settings_sha256": bytes(32),
         "roster_sha256": bytes(32),
         "broadcast_sha256": bytes(32),

@@ -10,7 +10,7 @@ from scipy import stats
 from fedproxy_secure.secagg.client import mask_key, pairwise_key
 from fedproxy_secure.secagg.masks import add_masks
 from fedproxy_secure.secagg.messages import MaskedInput
-from tests.support.cohort import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.rehearsal import Cohort, identities, names, ring, terms_for
 
 K, D = 5, 1 << 16
 ALPHA = 1e-4

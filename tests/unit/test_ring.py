@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.secagg.masks import add_masks
 from fedproxy_secure.secagg.ring import (
     CHUNK_WORDS,
     RING_BITS,
@@ -14,6 +15,7 @@ from fedproxy_secure.secagg.ring import (
     quantise,
     read_sum,
 )
+from fedproxy_secure.secagg.secret import Secret
 
 
 def plan_of(bits=32, clients=4, d=10, clip=1.0):
@@ -151,3 +153,16 @@ def test_24_bit_words_travel_as_three_bytes():
     total = np.zeros(plan.words, dtype=np.uint32)
     add_packed(plan, total, pack(plan, words))
     assert np.array_equal(total, words & 0xFFFFFF)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("words", [1, CHUNK_WORDS, 5 * CHUNK_WORDS + 11])
+def test_masks_do_not_depend_on_how_many_threads_make_them(threads, words):
+    keys = [Secret(bytes([i]) * 32) for i in range(3)]
+    for kind in (np.uint16, np.uint32):
+        one, many = np.zeros(words, kind), np.zeros(words, kind)
+        add_masks(one, plus=keys[:2], minus=keys[2:])
+        add_masks(many, plus=keys[:2], minus=keys[2:], threads=threads)
+        assert np.array_equal(one, many)
+        add_masks(many, plus=keys[2:], minus=keys[:2], threads=threads)
+        assert not many.any()

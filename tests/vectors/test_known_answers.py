@@ -70,3 +70,12 @@ def test_the_mask_of_the_zero_key_begins_with_aes_256_of_the_zero_block():
     words = np.zeros(4, dtype=np.uint32)
     add_masks(words, plus=[Secret(bytes(32))], minus=[])
     assert words.astype("<u4").tobytes().hex() == "dc95c078a2408989ad48a21492842087"
+
+
+def test_the_tag_is_aes_256_gcm_of_nothing_nist_test_case_13():
+    key = Secret(bytes(32))
+    assert crypto.tag(key, b"").hex() == "530f8afbc74536b9a963b4f1c4cb738b"
+    crypto.check_tag(key, b"", bytes.fromhex("530f8afbc74536b9a963b4f1c4cb738b"), what="case 13")
+    for bad in (b"", bytes(16), bytes(15)):
+        with pytest.raises(ProtocolAborted, match="case 13: verification failed"):
+            crypto.check_tag(key, b"", bad, what="case 13")

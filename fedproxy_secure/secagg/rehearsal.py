@@ -1,4 +1,7 @@
-"""Whole rounds of the masking protocol without a transport, with anything going wrong that a test wants."""
+"""Whole rounds of the masking protocol without a transport, with anything going wrong that one wants.
+
+For tests, for the self test of an installation, and to read how the two state machines fit together.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,38 @@ from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.server import Aggregate, ServerSession
 from fedproxy_secure.secagg.terms import Roster, Terms, least_threshold
 
+SERVER = crypto.fresh_secret()  # the server's key in every rehearsal of this process
 STEPS = ("advertise", "share", "mask", "confirm", "unmask")
 Tamper = Callable[[str, str, Any], Any]  # (step and direction, client, message) -> message, or None: lost
 
 
 def names(clients: int) -> tuple[str, ...]:
+    """c00, c01 ..."""
     return tuple(f"c{i:02d}" for i in range(clients))
 
 
 def identities(clients: int) -> tuple[dict[str, Secret], Roster]:
+    """Fresh keys and their roster."""
     keys = {n: crypto.fresh_secret() for n in names(clients)}
     return keys, Roster(members={n: crypto.signing_public(k) for n, k in keys.items()})
 
 
 def ring(clients: int, d: int, *, bits: int = 32, clip: float = 1.0) -> RingPlan:
+    """A ring for one real segment `update` of length d and the control words."""
     return RingPlan(
         bits=bits, clients=clients, segments=(Segment(name="update", length=d, clip=clip), *SEGMENTS)
     )
 
 
 def terms_for(plan: RingPlan, roster: Roster, **changes: Any) -> Terms:
-    settings = {
+    """Terms of a round of all the ring's clients; `changes` replace fields."""
+    settings: dict[str, Any] = {
         "run": "run",
         "round": 0,
         "attempt": 0,
         "cohort": names(plan.clients),
         "threshold": least_threshold(plan.clients, 0),
+        "server_key": crypto.agreement_public(SERVER),
         "settings_sha256": b"s" * 32,
         "roster_sha256": roster.sha256(),
         "broadcast_sha256": b"b" * 32,
@@ -53,22 +62,29 @@ def terms_for(plan: RingPlan, roster: Roster, **changes: Any) -> Terms:
 
 @dataclass(kw_only=True)
 class Cohort:
-    """K clients and a server. `drops`: step -> clients that answer no more from that step on."""
+    """K clients and a server.
+
+    `drops`: step -> clients that answer no more from that step on. `tamper` sees every message, with
+    "STEP to client" or "STEP to server" and the client's name, and returns what arrives (None: nothing,
+    a list: each of them). `frozen`: every client is frozen and thawed between steps.
+    """
 
     terms: Terms
     keys: Mapping[str, Secret]
     roster: Roster
     tamper: Tamper = lambda step, client, message: message
     drops: Mapping[str, set[str]] = field(default_factory=dict)
-    frozen: bool = False  # every client is frozen and thawed between steps
+    frozen: bool = False
+    session: type[ClientSession] = ClientSession
     client_errors: dict[str, str] = field(default_factory=dict)
     server_errors: dict[str, str] = field(default_factory=dict)
     quantised: dict[str, Quantised] = field(default_factory=dict)
 
     def run(self, updates: Mapping[str, np.ndarray]) -> Aggregate:
-        server = ServerSession(terms=self.terms, roster=self.roster)
+        """One round over updates float [d] by client. Raises what the server raises."""
+        server = ServerSession(terms=self.terms, roster=self.roster, private=SERVER)
         clients = {
-            n: ClientSession(name=n, identity=self.keys[n], terms=self.terms, roster=self.roster)
+            n: self.session(name=n, identity=self.keys[n], terms=self.terms, roster=self.roster)
             for n in self.terms.cohort
         }
         context = self.terms.context()
@@ -103,7 +119,7 @@ class Cohort:
         total = np.zeros(self.terms.plan.words, dtype=np.int64)
         for n in survivors:
             total += self.quantised[n].words
-        return total & (2**self.terms.plan.bits - 1)
+        return np.asarray(total & (2**self.terms.plan.bits - 1))
 
     def _down(self, step: str, name: str, message: Any) -> Any:
         changed = self.tamper(f"{step} to client", name, message)
@@ -128,7 +144,7 @@ class Cohort:
                 self.client_errors[name] = str(error)
                 continue
             if self.frozen and step != "unmask":
-                clients[name] = ClientSession.thaw(
+                clients[name] = self.session.thaw(
                     clients[name].freeze(),
                     name=name,
                     identity=self.keys[name],
