@@ -92,6 +92,8 @@ def compare(
     from fedproxy_secure.llm import pick_device
     from fedproxy_secure.pipeline import truncated_prompts
 
+    if any(m.startswith("masked_") for m in config.compare.methods):
+        config.check_protection()
     shown = progress or NoProgress()
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     cells = cells_of(config)

@@ -147,11 +147,12 @@ class ProtectConfig(_Strict):
     """How updates reach the server.
 
     `masking`: the server learns sums over at least `threshold` clients and nothing of any one of them.
+    `ckks`: so does a server that follows the protocol; with any one client it opens every update.
     `unsafe_plaintext`: it sees every update. Under masking a rule that elects signs (h_ties, ties) works at
     a `granularity`: `block` reveals one variance a block besides the sum, `coordinate` counts of signs too.
     """
 
-    scheme: Literal["masking", "unsafe_plaintext"] = "masking"
+    scheme: Literal["masking", "ckks", "unsafe_plaintext"] = "masking"
     granularity: Literal["block", "coordinate"] = "block"
     weights: Literal["uniform", "self"] = "uniform"
     bits: Literal[16, 24, 32] = 32
@@ -214,20 +215,34 @@ class Config(_Strict):
                 f"federate.participation={self.federate.participation}: selects {chosen} of "
                 f"{clients} clients, fewer than federate.min_clients={self.federate.min_clients}"
             )
-        if self.protect.scheme == "masking":
-            self._masking_is_possible(chosen)
         return self
 
-    def _masking_is_possible(self, chosen: int) -> None:
+    def check_protection(self) -> None:
+        """Raise `ConfigError` if the federation these settings describe cannot be protected as they ask.
+
+        Not part of reading the settings: a client's own file names its own records alone.
+        """
+        scheme = self.protect.scheme
+        if scheme == "unsafe_plaintext":
+            return
+        chosen = max(1, round(self.federate.participation * len(self.data.clients)))
         if not 3 <= chosen <= 64:
-            raise ValueError(
-                f"protect.scheme=masking: works for 3 to 64 clients a round, here {chosen}; "
+            raise ConfigError(
+                f"protect.scheme={scheme}: works for 3 to 64 clients a round, here {chosen}; "
                 "fewer can only use unsafe_plaintext"
             )
         if self.fusion.pcr_lambda > 0 and self.fusion.rule in ("fedavg", "fedadam"):
-            raise ValueError(
+            raise ConfigError(
                 f"fusion.pcr_lambda={self.fusion.pcr_lambda}: with fusion.rule={self.fusion.rule} under "
-                "masking the server learns no conflict; must be 0"
+                f"protect.scheme={scheme} the server learns no conflict; must be 0"
+            )
+        if (
+            scheme == "ckks"
+            and self.fusion.rule in ("ties", "h_ties")
+            and self.protect.granularity != "block"
+        ):
+            raise ConfigError(
+                f"protect.granularity={self.protect.granularity}: with protect.scheme=ckks must be block"
             )
 
     def sha256(self) -> str:

@@ -32,6 +32,8 @@ from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.secagg import ckks
+from fedproxy_secure.secagg.ckks_session import row_length
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.world.stories import stories
 from fedproxy_secure.world.tasks import PUBLIC_SEED
@@ -144,7 +146,11 @@ def tune(
 def upload_bytes(job: FederationJob, tuned: nn.Module) -> int:
     """Payload that one client sends in one round: its vector, float32 or in ring words."""
     plan = first_ring(job, tuned)
-    return vector_bytes(tuned) if plan is None else plan.upload_bytes
+    if plan is None:
+        return vector_bytes(tuned)
+    if job.protect.scheme == "ckks":
+        return ckks.expected_bytes(row_length(plan))
+    return plan.upload_bytes
 
 
 def rounding_error(job: FederationJob, tuned: nn.Module) -> float | None:
@@ -152,6 +158,8 @@ def rounding_error(job: FederationJob, tuned: nn.Module) -> float | None:
     plan = first_ring(job, tuned)
     if plan is None:
         return None
+    if job.protect.scheme == "ckks":
+        return ckks.GRID
     return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
 
 

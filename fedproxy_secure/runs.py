@@ -35,6 +35,7 @@ from fedproxy_secure.pipeline import (
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import mean_interval
 from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.secagg import ckks
 
 FLOAT32_BYTES = 4  # of a weight, and of a number in an update
 STAGES = 5  # of one seed, for the progress bar
@@ -89,6 +90,7 @@ class RunPlan:
 
 def plan(config: Config) -> RunPlan:
     """Load model and data, compress, count; nothing is trained and nothing written."""
+    config.check_protection()
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.federate.adapters import adapter_size, attach
     from fedproxy_secure.federate.job import FederationJob
@@ -136,6 +138,9 @@ def run(
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder.
     """
+    config.check_protection()
+    if config.protect.scheme == "ckks":
+        ckks.require()
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     results = {seed: _run_seed(config, folder, seed, progress) for seed in config.seeds}
     report = _report(config, results, command or "fedproxy_secure.run(...)")
@@ -204,11 +209,13 @@ def protection_note(config: Config) -> str:
     protect = config.protect
     if protect.scheme == "unsafe_plaintext":
         return "unsafe_plaintext: the server sees every client's update. No differential privacy."
+    who = "" if protect.scheme == "masking" else " (if it follows the protocol and no client helps it)"
     more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}
     elects = config.fusion.rule in ("ties", "h_ties")
+    seen = f"sums over at least t clients{more[protect.granularity] * elects} and control words' sums"
     return (
-        f"masking: the server sees sums over at least t clients{more[protect.granularity] * elects} and "
-        "control words' sums; no single update. No differential privacy: the sums themselves may leak."
+        f"{protect.scheme}: the server{who} sees {seen}; no single update. "
+        "No differential privacy: the sums themselves may leak."
     )
 
 

@@ -68,7 +68,7 @@ def setup(message: Message, context: Context) -> RecordDict:
 def train(message: Message, context: Context) -> RecordDict:
     """One round of local training."""
     client, (job, _) = _client(context), _own_job(context)
-    if job.protect.scheme == "masking":
+    if job.protect.scheme != "unsafe_plaintext":
         return masked_client.train_and_advertise(client, job, message.content, context)
     broadcast = wire.decode_broadcast(message.content)
     return wire.encode_update(

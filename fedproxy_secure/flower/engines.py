@@ -18,7 +18,7 @@ from fedproxy_secure.secagg.provision import provision
 @contextmanager
 def with_keys(job: FederationJob) -> Iterator[FederationJob]:
     """The job with a folder of fresh keys if it masks and names none; for engines of one machine."""
-    if job.protect.scheme != "masking" or job.protect.keys is not None:
+    if job.protect.scheme == "unsafe_plaintext" or job.protect.keys is not None:
         yield job
         return
     with tempfile.TemporaryDirectory(prefix="fedproxy-keys-") as folder:

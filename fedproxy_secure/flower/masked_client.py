@@ -1,4 +1,4 @@
-"""The client's part in a masked round: train, keep the update, answer the protocol's steps.
+"""The client's part in a protected round (masking or CKKS): train, keep the update, answer the steps.
 
 Flower may run every message in a process of its own, so what a client needs between messages lies in its
 context's state: the trained update and the session's secrets, sealed with a key that only this client's
@@ -11,6 +11,7 @@ unmasked once is unmasked again only for the same survivors, so that no two sums
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.masked_terms import parts_of, ring_plan
 from fedproxy_secure.secagg import primitives as crypto
+from fedproxy_secure.secagg.ckks_session import CkksClient, HelloBook, KeyGrant, Total, payload
 from fedproxy_secure.secagg.client import ClientSession
-from fedproxy_secure.secagg.messages import Confirmations, Inbox, KeyBook, Survivors
+from fedproxy_secure.secagg.control import encode_control
+from fedproxy_secure.secagg.messages import Confirmations, Inbox, KeyBook, Message, Survivors
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 from fedproxy_secure.secagg.ring import RingPlan, Segment, quantise
 from fedproxy_secure.secagg.secret import Secret
@@ -71,8 +74,13 @@ def train_and_advertise(
         plan,
         previous=_last_step(record, identity, broadcast.adapter),
     )
-    words = quantise(plan, values | control.words(terms.context())).words
-    session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
+    session: ClientSession | CkksClient
+    if job.protect.scheme == "ckks":
+        session = CkksClient(name=client.name, identity=identity, terms=terms, roster=roster)
+        words = payload(plan, values, control, terms.context())
+    else:
+        session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
+        words = quantise(plan, values | encode_control(control, terms.context())).words
     answer = session.advertise()
     record["seen"] = json.dumps([terms.round, terms.attempt])
     record["terms"] = _terms_json(terms)
@@ -86,7 +94,10 @@ def train_and_advertise(
 def share(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
     """Step 2."""
     session, identity = _session(job, name, context)
-    answer = session.share(wire.decode_message(KeyBook, content))
+    if isinstance(session, CkksClient):
+        answer: Message = session.share(wire.decode_message(HelloBook, content))
+    else:
+        answer = session.share(wire.decode_message(KeyBook, content))
     _keep(context, session, identity)
     return wire.encode_message(answer)
 
@@ -96,9 +107,12 @@ def mask(job: FederationJob, name: str, content: RecordDict, context: Context) -
     session, identity = _session(job, name, context)
     record = context.state.config_records[STATE]
     raw = _unseal(identity, record, "words")
-    words = np.frombuffer(raw, dtype=session.terms.plan.word_type).copy()
     record["words"] = b""
-    answer = session.mask(wire.decode_message(Inbox, content), words)
+    if isinstance(session, CkksClient):
+        answer: Message = session.mask(wire.decode_message(KeyGrant, content), np.frombuffer(raw))
+    else:
+        words = np.frombuffer(raw, dtype=session.terms.plan.word_type).copy()
+        answer = session.mask(wire.decode_message(Inbox, content), words)
     _keep(context, session, identity)
     return wire.encode_message(answer)
 
@@ -106,16 +120,11 @@ def mask(job: FederationJob, name: str, content: RecordDict, context: Context) -
 def confirm(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
     """Step 4; refuses other survivors for a round that was unmasked before."""
     session, identity = _session(job, name, context)
+    if isinstance(session, CkksClient):
+        raise ProtocolAborted("confirm: is no step of CKKS")
     survivors = wire.decode_message(Survivors, content)
-    record = context.state.config_records[STATE]
-    unmasked = json.loads(str(record.get("unmasked", "[]")))
-    mine = [session.terms.run, session.terms.round, sorted(survivors.clients)]
-    if unmasked and unmasked[:2] == mine[:2] and unmasked != mine:
-        raise ProtocolAborted(
-            f"survivors: round {session.terms.round} was unmasked for others; two sums tell them apart"
-        )
+    _refuse_other_survivors(session.terms, survivors.clients, context)
     answer = session.confirm(survivors)
-    record["confirmed"] = json.dumps(mine)
     _keep(context, session, identity)
     return wire.encode_message(answer)
 
@@ -123,30 +132,45 @@ def confirm(job: FederationJob, name: str, content: RecordDict, context: Context
 def unmask(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
     """Step 5; afterwards nothing of the attempt is left but which survivors were unmasked."""
     session, _ = _session(job, name, context)
-    answer = session.unmask(wire.decode_message(Confirmations, content))
     record = context.state.config_records[STATE]
+    if isinstance(session, CkksClient):
+        total = wire.decode_message(Total, content)
+        _refuse_other_survivors(session.terms, total.clients, context)
+        answer: Message = session.unmask(total)
+    else:
+        answer = session.unmask(wire.decode_message(Confirmations, content))
     record["unmasked"] = str(record["confirmed"])
     record["session"] = b""
     return wire.encode_message(answer)
 
 
+def _refuse_other_survivors(terms: Terms, survivors: list[str], context: Context) -> None:
+    record = context.state.config_records[STATE]
+    unmasked = json.loads(str(record.get("unmasked", "[]")))
+    mine = [terms.run, terms.round, sorted(survivors)]
+    if unmasked and unmasked[:2] == mine[:2] and unmasked != mine:
+        raise ProtocolAborted(
+            f"survivors: round {terms.round} was unmasked for others; two sums tell them apart"
+        )
+    record["confirmed"] = json.dumps(mine)
+
+
 def _own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
     if job.protect.keys is None:
         raise ConfigError(f"protect.keys: must name the folder with {name}.key and roster.json")
-    from pathlib import Path
-
     folder = Path(job.protect.keys)
     roster = load_roster(folder)
     return load_identity(folder, name, roster), roster
 
 
-def _session(job: FederationJob, name: str, context: Context) -> tuple[ClientSession, Secret]:
+def _session(job: FederationJob, name: str, context: Context) -> tuple[ClientSession | CkksClient, Secret]:
     identity, roster = _own_keys(job, name)
     record = context.state.config_records.get(STATE)
     if record is None or not record.get("session"):
         raise ProtocolAborted(f"client {name}: has no attempt under way")
     terms = _terms_from_json(str(record["terms"]))
-    session = ClientSession.thaw(
+    kind = CkksClient if job.protect.scheme == "ckks" else ClientSession
+    session = kind.thaw(
         Secret(_unseal(identity, record, "session")),
         name=name,
         identity=identity,
@@ -157,7 +181,7 @@ def _session(job: FederationJob, name: str, context: Context) -> tuple[ClientSes
     return session, identity
 
 
-def _keep(context: Context, session: ClientSession, identity: Secret) -> None:
+def _keep(context: Context, session: ClientSession | CkksClient, identity: Secret) -> None:
     record = context.state.config_records[STATE]
     record["session"] = _seal(identity, session.freeze().reveal(), b"session")
 

@@ -1,4 +1,4 @@
-"""The server's part in a masked round: carry the protocol's messages, then fuse the sums.
+"""The server's part in a protected round (masking or CKKS): carry the messages, then fuse the sums.
 
 Guarantees: what the server learns of a round is in the ledger, written from the messages. If a check fails
 or too few clients are left, `ProtocolAborted` is raised and nothing of the round is used.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import RecordDict
@@ -20,6 +22,13 @@ from fedproxy_secure.federate.server import ServerState, advance
 from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.ledger import Ledger
 from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
+from fedproxy_secure.secagg.ckks_session import (
+    CkksServer,
+    Encrypted,
+    Hello,
+    KeyGrants,
+    Opened,
+)
 from fedproxy_secure.secagg.granularity import Layout, merge
 from fedproxy_secure.secagg.messages import (
     Advertise,
@@ -35,6 +44,7 @@ from fedproxy_secure.secagg.server import Aggregate, ServerSession
 from fedproxy_secure.secagg.terms import Terms, least_threshold
 
 log = logging.getLogger(__name__)
+M = TypeVar("M", bound=Message)
 
 # (message type, content by client name, what it is called) -> replies as (client name, content)
 Ask = Callable[[str, Mapping[str, RecordDict], str], Iterator[tuple[str, RecordDict]]]
@@ -78,8 +88,19 @@ def masked_round(
         broadcast_sha256=wire.broadcast_sha256(broadcast),
         plan=ring_plan(job, sizes, clip=clip, clients=len(clients)),
     )
-    session = ServerSession(terms=terms, roster=roster, private=private)
-    made = _run(ask, session, wire.encode_broadcast(broadcast), clip, ledger, on_client)
+    invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
+    carrier = Carrier(ask=ask, ledger=ledger, round=state.round, on_client=on_client)
+    if job.protect.scheme == "ckks":
+        made = _run_ckks(carrier, CkksServer(terms=terms, roster=roster, private=private), invitation)
+    else:
+        made = _run(carrier, ServerSession(terms=terms, roster=roster, private=private), invitation)
+    for name, total in made.sums.items():
+        ledger.note(
+            f"sum of {name}",
+            to="server",
+            reveals=f"{len(total)} sums over {len(made.clients)} clients",
+            payload_bytes=total.nbytes,
+        )
     merged = merge(
         made.sums,
         job.granularity,
@@ -107,61 +128,72 @@ def masked_round(
     return new, metrics, list(made.clients)
 
 
-def _run(
-    ask: Ask,
-    session: ServerSession,
-    broadcast: RecordDict,
-    clip: float,
-    ledger: Ledger,
-    on_client: Callable[[str], None] | None,
-) -> Aggregate:
-    """The five steps over any transport; a client whose message fails its check counts as dropped."""
-    terms = session.terms
+@dataclass(frozen=True, kw_only=True)
+class Carrier:
+    """Sends the messages of one round, notes them in the ledger, hands the answers on."""
+
+    ask: Ask
+    ledger: Ledger
+    round: int
+    on_client: Callable[[str], None] | None
 
     def step(
+        self,
         kind: str,
         contents: Mapping[str, RecordDict],
-        answer: type[Message],
-        take: Callable[[Message], None],
+        answer: type[M],
+        take: Callable[[M], None],
     ) -> None:
-        for client, reply in ask(kind, contents, f"round {terms.round}, {kind}"):
+        """One step; a client whose answer fails its check counts as dropped."""
+        for client, reply in self.ask(kind, contents, f"round {self.round}, {kind}"):
             try:
                 message = wire.decode_message(answer, reply)
                 if message.to_fields()["client"] != client:
                     raise ProtocolAborted(f"{answer.__name__} of {client}: names another client")
-                _note(ledger, message)
+                _note(self.ledger, message)
                 take(message)
-                if answer is Advertise and on_client is not None:
-                    on_client(client)
             except (ProtocolAborted, DataError) as error:
-                log.warning("round %d: %s is left out: %s", terms.round, client, error)
+                log.warning("round %d: %s is left out: %s", self.round, client, error)
+                continue
+            if kind == wire.TRAIN and self.on_client is not None:
+                self.on_client(client)
 
-    def send(clients: list[str], message: Message) -> dict[str, RecordDict]:
-        for _ in clients:
-            _note(ledger, message)
-        return dict.fromkeys(clients, wire.encode_message(message))
+    def send(self, messages: Mapping[str, Message]) -> dict[str, RecordDict]:
+        """Messages by client, as they travel."""
+        for message in messages.values():
+            _note(self.ledger, message)
+        encoded = {id(m): wire.encode_message(m) for m in messages.values()}  # one copy of a shared one
+        return {client: encoded[id(m)] for client, m in messages.items()}
 
-    invitation = RecordDict({**broadcast, "terms": wire.encode_terms(terms, clip)})
-    step(wire.TRAIN, dict.fromkeys(terms.cohort, invitation), Advertise, session.advertised)  # type: ignore[arg-type]
+
+def _run(carrier: Carrier, session: ServerSession, invitation: RecordDict) -> Aggregate:
+    """The five steps of masking."""
+    cohort = dict.fromkeys(session.terms.cohort, invitation)
+    carrier.step(wire.TRAIN, cohort, Advertise, session.advertised)
     book = session.key_book()
-    step(wire.SHARE, send(book.clients, book), Shares, session.shared)  # type: ignore[arg-type]
-    inboxes = session.inboxes()
-    for inbox in inboxes.values():
-        _note(ledger, inbox)
-    step(wire.MASK, {c: wire.encode_message(m) for c, m in inboxes.items()}, MaskedInput, session.masked)  # type: ignore[arg-type]
+    to_all = carrier.send(dict.fromkeys(book.clients, book))
+    carrier.step(wire.SHARE, to_all, Shares, session.shared)
+    carrier.step(wire.MASK, carrier.send(session.inboxes()), MaskedInput, session.masked)
     survivors = session.survivors()
-    step(wire.CONFIRM, send(survivors.clients, survivors), Confirmation, session.confirmed)  # type: ignore[arg-type]
+    to_alive = carrier.send(dict.fromkeys(survivors.clients, survivors))
+    carrier.step(wire.CONFIRM, to_alive, Confirmation, session.confirmed)
     signatures = session.confirmations()
-    step(wire.UNMASK, send(signatures.clients, signatures), Unmask, session.unmasked)  # type: ignore[arg-type]
-    made = session.finish()
-    for name, total in made.sums.items():
-        ledger.note(
-            f"sum of {name}",
-            to="server",
-            reveals=f"{len(total)} sums over {len(made.clients)} clients",
-            payload_bytes=total.nbytes,
-        )
-    return made
+    to_sure = carrier.send(dict.fromkeys(signatures.clients, signatures))
+    carrier.step(wire.UNMASK, to_sure, Unmask, session.unmasked)
+    return session.finish()
+
+
+def _run_ckks(carrier: Carrier, session: CkksServer, invitation: RecordDict) -> Aggregate:
+    """The four steps of CKKS."""
+    cohort = dict.fromkeys(session.terms.cohort, invitation)
+    carrier.step(wire.TRAIN, cohort, Hello, session.advertised)
+    leader, book = session.hello_book()
+    carrier.step(wire.SHARE, carrier.send({leader: book}), KeyGrants, session.granted)
+    carrier.step(wire.MASK, carrier.send(session.grants()), Encrypted, session.encrypted)
+    total = session.total()
+    to_alive = carrier.send(dict.fromkeys(total.clients, total))
+    carrier.step(wire.UNMASK, to_alive, Opened, session.opened)
+    return session.finish()
 
 
 def _note(ledger: Ledger, message: Message) -> None:

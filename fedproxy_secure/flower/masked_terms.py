@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.secagg.control import SEGMENTS, Control, encode_control
+from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
 
 CLIP_MARGIN = 1.5  # over the mean of the clients' largest values; a clipped coordinate doubles the clip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """A client's control numbers, before they become words under a context."""
-
-    weight: float
-    loss: float
-    steps: int
-    clipped: int
-    largest: float
-
-    def words(self, context: bytes) -> dict[str, np.ndarray]:
-        """Control and sentinel segments."""
-        return encode_control(Control(**self.__dict__), context)
 
 
 def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients: int) -> RingPlan:
@@ -67,7 +51,7 @@ def parts_of(
     plan: RingPlan,
     *,
     previous: np.ndarray | None,
-) -> tuple[dict[str, np.ndarray], Numbers]:
+) -> tuple[dict[str, np.ndarray], Control]:
     """A client's values for the ring, and its control numbers.
 
     `previous`: the last round's fused step as this client saw it, for weights `self`: H-TIES' weight and
@@ -86,12 +70,12 @@ def parts_of(
         tau = keep_largest(tau, retention)
     clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
     top = float(np.abs(tau).max(initial=0.0))
-    numbers = Numbers(
+    numbers = Control(
         weight=weight,
         loss=update.loss,
         steps=update.steps,
         clipped=int(np.count_nonzero(np.abs(tau) > clip)) if top > clip else 0,
-        largest=min(top / clip, 1e6),
+        largest=min(top / clip, 1e3),
     )
     layout = Layout(sizes=tuple(sizes))
     return contribution(tau, job.granularity, layout, plan, weight=weight), numbers

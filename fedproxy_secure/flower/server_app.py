@@ -92,7 +92,7 @@ def serve(
         chosen = _participants(sorted(nodes), job, state.round)
         cohort = {name: nodes[name] for name in chosen}
         ledger, round_number = Ledger(round=state.round), state.round
-        if job.protect.scheme == "masking":
+        if job.protect.scheme != "unsafe_plaintext":
             ask = _by_name(grid, job, cohort)
             state, metrics, clients = masked_round(ask, job, state, chosen, ledger, on_client)
         else:

@@ -53,6 +53,6 @@ def test_an_engine_of_flowers_own_ends_like_the_in_process_one(world, tmp_path, 
 def test_a_clients_one_line_error_arrives_through_a_deployment(world, tmp_path):
     job, folder, initial = world
     lonely = job.clients[1].model_copy(update={"train_records": 1})
-    job = replace(job, clients=(job.clients[0], lonely))
+    job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
     with pytest.raises(DataError, match="client c1: has 1 training records"):
         federate(on_engine(job, "deployment"), folder, initial, run_folder=tmp_path)

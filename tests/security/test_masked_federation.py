@@ -79,6 +79,16 @@ def test_masked_fedavg_is_fedavg(world):
     np.testing.assert_allclose(move(world, masked), move(world, plain), atol=1e-6)
 
 
+def test_fedavg_and_h_ties_under_ckks_are_those_under_masking(world):
+    pytest.importorskip("tenseal")
+    job, folder, initial = world
+    for rule in ("fedavg", "h_ties"):
+        masked = federate(with_(job, rule), folder, initial)
+        encrypted = federate(with_(job, rule, scheme="ckks"), folder, initial)
+        difference = np.linalg.norm(encrypted.adapter - masked.adapter)
+        assert difference < 1e-3 * np.linalg.norm(move(world, masked))
+
+
 @pytest.mark.parametrize("bits", [16, 24])
 def test_smaller_rings_come_as_close_as_their_step_says(world, bits):
     job, folder, initial = world

@@ -1,0 +1,106 @@
+"""CKKS sums are right to 1e-8, small, and refuse what is not theirs."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.secagg import ckks
+from fedproxy_secure.secagg.secret import Secret
+
+pytest.importorskip("tenseal")
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return ckks.make_keys()
+
+
+@pytest.mark.parametrize("length", [0, 1, ckks.SLOTS - 1, ckks.SLOTS, ckks.SLOTS + 1, 20_000])
+def test_the_sum_of_sixteen_vectors_is_right_to_1e_8(keys, length):
+    rng = np.random.default_rng(length)
+    vectors = [rng.normal(0, 0.01, length) for _ in range(16)]
+    total = ckks.CkksSum(keys.public, length)
+    for v in vectors:
+        total.add(ckks.encrypt(keys.public, v))
+    opened = ckks.decrypt(keys.secret, total.packed(), length)
+    assert np.abs(opened - np.sum(vectors, axis=0)).max(initial=0) < 1e-8
+
+
+def test_sums_up_to_the_bound_do_not_wrap(keys):
+    total = ckks.CkksSum(keys.public, 3)
+    half = np.array([0.99, -0.99, 0.5]) * ckks.BOUND
+    for _ in range(2):
+        total.add(ckks.encrypt(keys.public, half))
+    assert np.abs(ckks.decrypt(keys.secret, total.packed(), 3) - 2 * half).max() < 1e-8
+
+
+def test_a_number_takes_at_most_33_bytes(keys):
+    made = ckks.encrypt(keys.public, np.zeros(10**5))
+    assert len(made) <= 33 * 10**5
+    assert ckks.expected_bytes(10**5) == pytest.approx(len(made), rel=1e-3)
+
+
+def test_what_leaves_a_decryption_lies_on_the_public_grid(keys):
+    opened = ckks.decrypt(keys.secret, ckks.encrypt(keys.public, np.linspace(-1, 1, 999)), 999)
+    assert np.array_equal(opened, np.round(opened / ckks.GRID) * ckks.GRID)
+
+
+def test_the_public_context_cannot_decrypt_and_another_key_gives_nothing(keys):
+    encrypted = ckks.encrypt(keys.public, np.ones(10))
+    with pytest.raises(DataError, match="is a public one"):
+        ckks.decrypt(Secret(keys.public), encrypted, 10)
+    with pytest.raises(DataError, match="the key is not its own"):
+        ckks.decrypt(ckks.make_keys().secret, encrypted, 10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, ckks.BOUND, -ckks.BOUND])
+def test_values_that_do_not_fit_are_refused(keys, bad):
+    with pytest.raises(DataError, match="for CKKS"):
+        ckks.encrypt(keys.public, np.array([0.0, bad]))
+    with pytest.raises(DataError, match="for CKKS"):
+        ckks.encrypt(keys.public, np.zeros((2, 2)))
+
+
+def test_frames_that_are_not_whole_are_refused_and_change_nothing(keys):
+    good = ckks.encrypt(keys.public, np.ones(5000))
+    total = ckks.CkksSum(keys.public, 5000)
+    total.add(good)
+    before = total.packed()
+    for bad in (
+        b"",
+        good[:-1],
+        good + b"x",
+        good[:40],
+        good[:13],
+        b"\1" + good[1:],
+        good[:20] + b"\0" + good[21:],
+    ):
+        with pytest.raises(DataError, match="CKKS vector: must be 5000 numbers"):
+            total.add(bad)
+    with pytest.raises(DataError, match="CKKS vector: must be 5000"):
+        total.add(ckks.encrypt(keys.public, np.ones(4999)))
+    assert total.packed() == before
+
+
+def test_keys_of_other_parameters_and_junk_are_refused(keys):
+    import tenseal as ts
+
+    other = ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 60])
+    other.global_scale = 2**40
+    with pytest.raises(DataError, match="degree, bits, moduli, scale"):
+        ckks.encrypt(other.serialize(), np.ones(3))
+    for junk in (b"", b"junk", keys.public[:1000]):
+        with pytest.raises(DataError, match="CKKS key: cannot be read"):
+            ckks.encrypt(junk, np.ones(3))
+    vector = ts.ckks_vector(other, [1.0, 2.0, 3.0]).serialize()
+    framed = ckks._HEAD.pack(3, 1) + ckks._SIZE.pack(len(vector)) + vector
+    with pytest.raises(DataError, match="CKKS vector"):
+        ckks.CkksSum(keys.public, 3).add(framed)
+
+
+def test_without_tenseal_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    with pytest.raises(ConfigError, match="needs the extra `ckks`"):
+        ckks.require()
