@@ -6,7 +6,7 @@ the nearest in the ring of 32 bits, so that a masked run gives the same result t
 small integers. Words add modulo `2^bits`; the plan makes sure that no sum of `clients` vectors wraps.
 
 Guarantees: for a plan that was accepted, the sum of words, read as signed, is the exact sum of the
-clients' integers. Random rounding is unbiased within 2^-16 of a step and takes its randomness from the
+clients' integers. Random rounding is unbiased within 2^-9 of a step and takes its randomness from the
 operating system: the mean over n clients is off by less than one `step_of` a coordinate, with a standard
 deviation of at most `step / (2 sqrt(n))`. Rounding to the nearest is off by at most half a step, which with
 32 bits and 64 clients is 2^-27 of the clip. Clipping is counted, not hidden.
@@ -14,7 +14,7 @@ deviation of at most `step / (2 sqrt(n))`. Rounding to the nearest is off by at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,52 +150,74 @@ def _counts_into(target: np.ndarray, part: np.ndarray, segment: Segment) -> None
 
 
 def _real_into(target: np.ndarray, part: np.ndarray, segment: Segment, plan: RingPlan) -> tuple[int, float]:
-    """Clip, scale, add levels + a fraction, cut off, subtract levels: floor(x + u) in few passes."""
+    """Scale to steps, clip, round to integers, a chunk at a time; how many were clipped, the largest."""
     clip, levels = float(segment.clip or 0), plan.levels
-    scale = levels / clip
-    dither, zeros = keystream(fresh_secret()), bytes(2 * CHUNK_WORDS)
-    random = np.empty(CHUNK_WORDS, dtype=np.uint16)
-    y = np.empty(CHUNK_WORDS)  # float64: in float32 a whole number could move by a step
-    integers = np.empty(CHUNK_WORDS, dtype=np.int32)
+    rounded = _random_rounding(levels) if plan.random_rounding else _nearest
+    # what a step needs is finer than float32 in the large rings
+    y = np.empty(CHUNK_WORDS, dtype=np.float32 if plan.bits == 16 else np.float64)
+    scale = y.dtype.type(levels / clip)
     clipped, largest = 0, 0.0
     for start in range(0, len(part), CHUNK_WORDS):
         x = part[start : start + CHUNK_WORDS]
-        n = len(x)
         top = float(max(x.max(), -x.min()))
         if not np.isfinite(top):  # NaN too: max and min pass it on
             raise DataError(f"segment {segment.name}: holds NaN or infinity; must be finite")
         largest = max(largest, top)
-        np.multiply(x, scale, out=y[:n], dtype=np.float64)
+        steps = y[: len(x)]
+        np.multiply(x, scale, out=steps, casting="same_kind")
         if top > clip:
             clipped += int(np.count_nonzero(np.abs(x) > clip))
         # also without clipping: the product may round to just above the last step
-        np.clip(y[:n], -levels, levels, out=y[:n])
-        if plan.random_rounding:
-            dither.update_into(zeros, random.view(np.uint8).data)
-            y[:n] += random[:n] * 2**-16 + 2**-17
-            y[:n] += levels
-        else:
-            y[:n] += levels + 0.5
-        np.copyto(integers[:n], y[:n], casting="unsafe")
-        integers[:n] -= np.int32(levels)
-        np.copyto(target[start : start + n], integers[:n], casting="unsafe")
+        np.clip(steps, -levels, levels, out=steps)
+        np.copyto(target[start : start + len(x)], rounded(steps), casting="unsafe")
     return clipped, largest
 
 
+def _nearest(steps: np.ndarray) -> np.ndarray:
+    np.rint(steps, out=steps)
+    return steps.astype(np.int32)
+
+
+def _random_rounding(levels: int) -> Callable[[np.ndarray], np.ndarray]:
+    """floor(x + u) for u uniform on a grid of 2^-8 (16 bits) or 2^-16 (24), half a grid step from 0 and 1.
+
+    The grid keeps x + u exact in x's own type, so that a whole number never moves.
+    """
+    small = levels < 2**15
+    stream, zeros = keystream(fresh_secret()), bytes(CHUNK_WORDS * (1 if small else 2))
+    random = np.empty(CHUNK_WORDS, dtype=np.uint8 if small else np.uint16)
+    u = np.empty(CHUNK_WORDS, dtype=np.float32 if small else np.float64)
+    grid = 2**-8 if small else 2**-16
+
+    def rounded(steps: np.ndarray) -> np.ndarray:
+        n = len(steps)
+        stream.update_into(zeros, random.view(np.uint8).data)
+        np.multiply(random[:n], grid, out=u[:n], dtype=u.dtype)
+        np.add(u[:n], grid / 2, out=u[:n])
+        np.add(steps, u[:n], out=steps)
+        np.floor(steps, out=steps)
+        return steps.astype(np.int32)
+
+    return rounded
+
+
 def read_sum(plan: RingPlan, total: np.ndarray) -> dict[str, np.ndarray]:
-    """The summed segments: float64 [length] in the clip's unit, counts int64 [length].
+    """The summed segments: float32 [length] in the clip's unit, counts int64 [length].
 
     `total` are words [plan.words]; bits above the ring's are ignored.
     """
     sums: dict[str, np.ndarray] = {}
     at = 0
     for s in plan.segments:
-        sums[s.name] = np.empty(s.length, dtype=np.int64 if s.clip is None else np.float64)
+        sums[s.name] = np.empty(s.length, dtype=np.int64 if s.clip is None else np.float32)
         for start in range(0, s.length, CHUNK_WORDS):  # a chunk at a time: no second copy of the vector
             stop = min(start + CHUNK_WORDS, s.length)
             words = total[at + start : at + stop]
             if s.clip is not None:
-                np.multiply(_signed(words, plan), plan.step_of(s), out=sums[s.name][start:stop])
+                out = sums[s.name][start:stop]
+                np.multiply(
+                    _signed(words, plan), plan.step_of(s), out=out, dtype=np.float64, casting="same_kind"
+                )
             else:
                 sums[s.name][start:stop] = words.astype(np.int64) & (2**plan.bits - 1)
         at += s.length

@@ -41,7 +41,7 @@ from fedproxy_secure.secagg.terms import Roster, Terms
 class Aggregate:
     """What a completed round reveals: who survived, the sums of their segments, the sums of control words.
 
-    `sums`: segment name -> float64 [length] (real) or int64 [length] (counts).
+    `sums`: segment name -> float32 [length] (real; float64 from CKKS) or int64 [length] (counts).
     """
 
     clients: tuple[str, ...]
