@@ -68,7 +68,9 @@ def test_frames_that_are_not_whole_are_refused_and_change_nothing(keys):
     total = ckks.CkksSum(keys.public, 5000)
     total.add(good)
     before = total.packed()
+    short = ckks.encrypt(keys.public, np.ones(4999))
     for bad in (
+        ckks._HEAD.pack(5000, 2) + short[ckks._HEAD.size :],
         b"",
         good[:-1],
         good + b"x",
