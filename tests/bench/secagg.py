@@ -1,7 +1,8 @@
 """Secure aggregation's targets: `make bench-secagg`.
 
 CPU times of one thread (of the server wall times: it uses all cores), in turns with the floor or the
-peer (Flower's SecAgg+: its own functions in its own order). The largest sizes take minutes, nearly all of them the peer's.
+peer (Flower's SecAgg+: its own functions in its own order). The largest sizes take minutes, nearly all of
+them the peer's.
 """
 
 from __future__ import annotations

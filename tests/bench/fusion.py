@@ -1,0 +1,156 @@
+"""How far fusion over sums is from exact H-TIES: `make bench-fusion`.
+
+Four demo clients train four rounds of the quickstart's settings; every round's updates are fused exactly
+and over sums. Where `make bench-pipeline` has left the comparison `demo_world`, also the paired difference in
+accuracy of masked and plaintext H-TIES.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedproxy_secure.compress.proxy import save_model
+from fedproxy_secure.config import load_config
+from fedproxy_secure.federate import fusion as exact_rules
+from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
+from fedproxy_secure.federate.client import build_client
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.pipeline import make_proxy, prepare
+from fedproxy_secure.report.estimate import paired_difference
+from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution, merge, segments_of
+from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
+from tests.bench.rows import FOLDER, Row, publish
+
+COMMAND = "make bench-fusion"
+ROUNDS = 4
+
+
+def main() -> None:
+    """Measure everything, print, write."""
+    publish("fusion", [*distance_rows(), *accuracy_rows()])
+
+
+def distance_rows() -> list[Row]:
+    """Relative distance, cosine and length against exact H-TIES, per round of real updates."""
+    torch.set_num_threads(1)
+    config = load_config("configs/quickstart.yaml")
+    materials = prepare(config)
+    proxy = make_proxy(config, materials, seed=0, remove_ratio=0.5)
+    job = FederationJob.from_config(config, seed=0)
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(proxy.model, materials.tokenizer, Path(folder))
+        clients = [build_client(job, i, Path(folder)) for i in range(len(job.clients))]
+        layout = Layout(sizes=tuple(tensor_sizes(clients[0].tuned)))
+        adapter = get_vector(clients[0].tuned)
+        for round_number in range(ROUNDS):
+            tau = np.stack([c.train(round=round_number, start=adapter).update for c in clients])
+            own = job.fusion
+            exact = exact_rules.h_ties(
+                tau, exact_rules.analyse(tau), rho=own.rho, r0=own.r0, delta=own.delta
+            )
+            mean = tau.mean(axis=0)
+            others = {
+                "the best multiple of the mean": (mean @ exact) / (mean @ mean) * mean,
+                "coordinate": over_sums(tau, "coordinate", layout, rho=own.rho),
+                "block": over_sums(tau, "block", layout, rho=own.rho),
+            }
+            for name, step in others.items():
+                found.setdefault(name, []).append(_compare(step, exact))
+            adapter = (adapter + exact).astype(np.float32)
+    rows = []
+    for name, values in found.items():
+        for metric, column in zip(
+            ("relative distance", "cosine", "length"), np.array(values).T, strict=True
+        ):
+            rows.append(
+                Row(
+                    metric=f"{name} against exact H-TIES: {metric}",
+                    value=float(np.mean(column)),
+                    low=float(column.min()),
+                    high=float(column.max()),
+                    n=ROUNDS,
+                    unit="ratio",
+                    target="",
+                    ok=None,
+                    command=COMMAND,
+                )
+            )
+    return rows
+
+
+def over_sums(tau: np.ndarray, granularity: Granularity, layout: Layout, *, rho: float) -> np.ndarray:
+    """The step that the server computes from the sums, float32 [d]; the masks would cancel."""
+    clients, clip = len(tau), float(np.abs(tau).max())
+    segments = segments_of(granularity, layout, clip=clip, clients=clients, bits=32)
+    plan = RingPlan(bits=32, clients=clients, segments=segments)
+    total = np.zeros(plan.words, dtype=plan.word_type)
+    for update in tau:
+        total += quantise(plan, contribution(update, granularity, layout, plan)).words
+    made = merge(
+        read_sum(plan, total),
+        granularity,
+        layout,
+        plan,
+        clients=clients,
+        weight=float(clients),
+        rho=rho,
+    )
+    return made.step
+
+
+def _compare(step: np.ndarray, exact: np.ndarray) -> tuple[float, float, float]:
+    length, whole = float(np.linalg.norm(step)), float(np.linalg.norm(exact))
+    return (
+        float(np.linalg.norm(step - exact)) / whole,
+        float(step @ exact) / length / whole,
+        length / whole,
+    )
+
+
+def accuracy_rows() -> list[Row]:
+    """Masked minus plaintext H-TIES in points of fused accuracy, paired by seed, where it was compared."""
+    cells = FOLDER / "demo_world" / "cells"
+    if not cells.is_dir():
+        return []
+    config = load_config("configs/demo_world.yaml")
+    rows = []
+    for ratio in config.compare.remove_ratios:
+        for method in ("masked_h_ties_coordinate", "masked_h_ties_block"):
+            accuracy = {
+                m: {s: _accuracy(cells / f"{m}-{ratio:g}-seed{s}.json") for s in config.seeds}
+                for m in (method, "fedproxy_h_ties")
+            }
+            made = paired_difference(
+                accuracy[method], accuracy["fedproxy_h_ties"], metric="difference", unit="share"
+            )
+            low, high = (None if v is None else 100 * v for v in (made.low, made.high))
+            within = abs(100 * made.value) <= 0.5
+            rows.append(
+                Row(
+                    metric=f"demo_world, ratio {ratio:g}: {method} minus plaintext H-TIES",
+                    value=100 * made.value,
+                    low=low,
+                    high=high,
+                    n=made.n,
+                    unit="points",
+                    target="within .5" if method.endswith("block") else "",
+                    ok=within if method.endswith("block") else None,
+                    command=COMMAND,
+                )
+            )
+    return rows
+
+
+def _accuracy(cell: Path) -> float:
+    shares = [b.count("1") / len(b) for b in json.loads(cell.read_text())["fused"].values()]
+    return sum(shares) / len(shares)
+
+
+if __name__ == "__main__":
+    main()
