@@ -109,6 +109,7 @@ def masked_round(
         clients=len(made.clients),
         weight=made.control.weight,
         rho=1.0 if job.fusion.rule == "ties" else job.fusion.rho,
+        kept=job.fusion.keep_ratio if job.fusion.rule == "ties" else job.fusion.r0,
     )
     new = advance(
         state,

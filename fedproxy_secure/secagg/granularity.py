@@ -13,6 +13,12 @@ elected side's mean and the conflict depend on z = |s| / sqrt(v) alone; they are
 deviations, tabulated once for n and rho. Conditioning on the *sample* mean and on n is what the formula for
 an endless population (P = sigma (phi(z) + z Phi(z))) lacks: with 4 clients it lies closer to exact H-TIES.
 
+Clients that trim send zeros, and a zero counts for neither side: with one contributor among n the elected
+mean is n s, not s. Where the retained share is public (`kept` < 1) the tables are therefore averages over
+simulated coordinates: normal values around a normal common one, the smaller magnitudes set to zero.
+The share is taken as the same for every client and block, which it is not; blocks of small values hold more
+zeros.
+
 Guarantees (of what the server sees; the masking protocol hides all else):
     plain         the sum at each coordinate.
     coordinate    besides: where a side has one contributor, that client's value; where signs are unanimous,
@@ -25,19 +31,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.secagg.expectations import Z_GRID, plain_tables, trimmed_tables
 from fedproxy_secure.secagg.ring import RingPlan, Segment
 
 Granularity = Literal["plain", "coordinate", "block"]
 BLOCK_COORDINATES = 64  # one word more for each: 1.6 % of the bytes
-Z_GRID = np.concatenate([np.linspace(0, 2, 81), np.linspace(2.1, 8, 60)])
-TABLE_DRAWS = 40_000
-TABLE_SEED = 20604  # the tables are public constants of (n, rho); any seed serves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +127,18 @@ def merge(
     clients: int,
     weight: float,
     rho: float,
+    kept: float = 1.0,
 ) -> Merged:
     """Fuse the sums over `clients` survivors, whose weights add up to `weight`.
 
-    `rho`: election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
+    Args:
+        sums: by segment name, as `read_sum` gives them.
+        rho: election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
+        kept: public share of each update that clients kept when they trimmed, (0, 1]; `block` needs it.
+
+    Raises `DataError` for a sum of another length or not finite, or a number out of range.
     """
+    _check_merge(sums, granularity, layout, plan, clients=clients, weight=weight, rho=rho, kept=kept)
     mean = sums["update"] / weight
     if granularity == "plain":
         return Merged(step=mean.astype(np.float32), conflict=None)
@@ -137,7 +147,35 @@ def merge(
     starts = layout.starts()
     variance = sums["squares"] / weight - _block_means(mean**2, starts)
     sigma = np.sqrt(np.maximum(variance, 0))[_block_index(starts, layout.d)]
-    return _merge_by_blocks(mean, sigma, clients=clients, rho=rho)
+    return _merge_by_blocks(mean, sigma, clients=clients, rho=rho, kept=kept)
+
+
+def _check_merge(
+    sums: Mapping[str, np.ndarray],
+    granularity: Granularity,
+    layout: Layout,
+    plan: RingPlan,
+    *,
+    clients: int,
+    weight: float,
+    rho: float,
+    kept: float,
+) -> None:
+    if clients < 1:
+        raise DataError(f"clients={clients}: must be >= 1")
+    if not 0 < weight < float("inf"):
+        raise DataError(f"weight={weight}: must be > 0 and finite")
+    if not 1 <= rho < float("inf"):
+        raise DataError(f"rho={rho}: must be >= 1 and finite")
+    if not 0 < kept <= 1:
+        raise DataError(f"kept={kept}: must be in (0, 1]")
+    for segment in segments_of(granularity, layout, clip=1.0, clients=plan.clients, bits=plan.bits):
+        total = sums.get(segment.name)
+        if total is None or total.shape != (segment.length,):
+            shape = None if total is None else total.shape
+            raise DataError(f"sum of {segment.name}: shape {shape}; must be ({segment.length},)")
+        if not np.isfinite(total).all():
+            raise DataError(f"sum of {segment.name}: holds NaN or infinity; must be finite")
 
 
 def _merge_exactly(
@@ -163,37 +201,20 @@ def _merge_exactly(
     return Merged(step=step.astype(np.float32), conflict=conflict.astype(np.float32))
 
 
-def _merge_by_blocks(mean: np.ndarray, sigma: np.ndarray, *, clients: int, rho: float) -> Merged:
-    value, conflict = _tables(clients, rho)
+def _merge_by_blocks(
+    mean: np.ndarray, sigma: np.ndarray, *, clients: int, rho: float, kept: float
+) -> Merged:
+    trimmed = kept < 1 and clients > 1  # one client's mean is its value, zeros or not
+    value, conflict = trimmed_tables(clients, rho, kept) if trimmed else plain_tables(clients, rho)
     z = np.divide(np.abs(mean), sigma, out=np.full(len(mean), np.inf), where=sigma > 0)
     inside = z < Z_GRID[-1]
-    elected = np.where(inside, sigma * np.interp(z, Z_GRID, value), np.abs(mean))
+    excess = value[-1] - Z_GRID[-1]  # 0 without trimming
+    elected = np.where(inside, sigma * np.interp(z, Z_GRID, value), np.abs(mean) + sigma * excess)
     disagreement = np.where(inside, np.interp(z, Z_GRID, conflict), 0.0)
     disagreement[(mean == 0) & (sigma == 0)] = 1.0  # as the rule has it: no sign on any side
     return Merged(
         step=(np.sign(mean) * elected).astype(np.float32), conflict=disagreement.astype(np.float32)
     )
-
-
-@lru_cache(maxsize=8)
-def _tables(clients: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
-    """For z on `Z_GRID`, with deviations of unit variance: the elected value, the conflict (Eq. 7)."""
-    rng = np.random.default_rng(TABLE_SEED)
-    draws = rng.standard_normal((TABLE_DRAWS // 2, clients))
-    draws = np.concatenate([draws, -draws])  # antithetic: z = 0 is exactly balanced
-    draws -= draws.mean(axis=1, keepdims=True)
-    draws *= np.sqrt(clients / max(clients - 1, 1))
-    value, conflict = np.empty(len(Z_GRID)), np.empty(len(Z_GRID))
-    for i, z in enumerate(Z_GRID):
-        x = z + draws
-        p = np.maximum(x, 0).mean(axis=1)
-        n = p - z
-        ups = (x > 0).sum(axis=1)
-        won = p >= rho * n  # the mean is >= 0, so the lower side never wins
-        value[i] = np.where(won, p * clients / np.maximum(ups, 1), 0).mean()
-        conflict[i] = 1 - np.abs(2 * ups - clients).mean() / clients
-    value[0] = 0.0  # a mean of exactly zero favours no side
-    return value, conflict
 
 
 def keep_largest(update: np.ndarray, share: float) -> np.ndarray:

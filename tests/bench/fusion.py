@@ -1,8 +1,8 @@
 """How far fusion over sums is from exact H-TIES: `make bench-fusion`.
 
 Four demo clients train four rounds of the quickstart's settings; every round's updates are fused exactly
-and over sums. Where `make bench-pipeline` has left the comparison `demo_world`, also the paired difference in
-accuracy of masked and plaintext H-TIES.
+and over sums. Where `make bench-pipeline` has left the comparison `demo_world`, also the paired
+difference in accuracy of masked and plaintext H-TIES.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fedproxy_secure.secagg.granularity import (
 from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
 
 
-def fused(tau, granularity, *, rho=1.1, bits=32, sizes=None, weights=None):
+def fused(tau, granularity, *, rho=1.1, bits=32, sizes=None, weights=None, kept=1.0):
     clients, d = tau.shape
     layout = Layout(sizes=sizes or (d,))
     clip = float(np.abs(tau).max()) or 1.0
@@ -31,7 +31,9 @@ def fused(tau, granularity, *, rho=1.1, bits=32, sizes=None, weights=None):
     for t, w in zip(tau, weights, strict=True):
         total += quantise(plan, contribution(t, granularity, layout, plan, weight=w)).words
     sums = read_sum(plan, total.astype(plan.word_type))
-    return merge(sums, granularity, layout, plan, clients=clients, weight=float(weights.sum()), rho=rho)
+    return merge(
+        sums, granularity, layout, plan, clients=clients, weight=float(weights.sum()), rho=rho, kept=kept
+    )
 
 
 def updates(clients, d=500, seed=0):
@@ -130,6 +132,21 @@ def test_bytes_stay_within_the_design(bits, clients):
         assert words["coordinate"] <= 2.5 * layout.d + 1
 
 
+@pytest.mark.parametrize("clients", [4, 16])
+@pytest.mark.parametrize(("kept", "at_most"), [(0.2, 0.5), (0.5, 0.75), (0.8, 1.0)])
+def test_block_that_knows_the_kept_share_comes_closer_to_trimmed_ties(clients, kept, at_most):
+    tau = np.stack([keep_largest(t, kept) for t in updates(clients, d=20_000)])
+    exact = plaintext.elect(tau, np.full(clients, 1 / clients), rho=1.0)
+
+    def distance(step):
+        return np.linalg.norm(step - exact) / np.linalg.norm(exact)
+
+    knowing = fused(tau, "block", rho=1.0, kept=kept)
+    assert distance(knowing.step) < at_most * distance(fused(tau, "block", rho=1.0).step)
+    assert abs(np.linalg.norm(knowing.step) / np.linalg.norm(exact) - 1) < 0.15
+    assert abs(knowing.conflict.mean() - plaintext.analyse(tau).conflict.mean()) < 0.03
+
+
 def test_blocks_do_not_cross_tensors():
     starts = Layout(sizes=(130, 5, 64)).starts()
     assert {0, 130, 135} <= set(starts.tolist())
@@ -148,6 +165,33 @@ def test_bad_input_is_refused():
     for weight in (0.0, 1.5):
         with pytest.raises(DataError, match=f"weight={weight}"):
             contribution(np.zeros(10, np.float32), "block", layout, plan, weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clients": 0}, "clients=0: must be >= 1"),
+        ({"weight": 0.0}, "weight=0.0: must be > 0"),
+        ({"weight": float("nan")}, "weight=nan: must be > 0"),
+        ({"rho": 0.9}, "rho=0.9: must be >= 1"),
+        ({"kept": 0.0}, r"kept=0.0: must be in \(0, 1\]"),
+        ({"update": np.zeros(9)}, r"sum of update: shape \(9,\); must be \(10,\)"),
+        ({"squares": np.zeros(2)}, r"sum of squares: shape \(2,\); must be \(1,\)"),
+        ({"squares": None}, r"sum of squares: shape None; must be \(1,\)"),
+        ({"update": np.full(10, np.nan)}, "sum of update: holds NaN or infinity; must be finite"),
+        ({"squares": np.full(1, np.inf)}, "sum of squares: holds NaN or infinity; must be finite"),
+    ],
+)
+def test_bad_sums_are_refused_with_the_value_and_the_rule(change, message):
+    layout = Layout(sizes=(10,))
+    plan = RingPlan(bits=32, clients=4, segments=segments_of("block", layout, clip=1.0, clients=4, bits=32))
+    numbers = {"clients": 4, "weight": 4.0, "rho": 1.1, "kept": 1.0}
+    sums = {"update": np.zeros(10), "squares": np.zeros(1)}
+    for name, value in change.items():
+        (numbers if name in numbers else sums)[name] = value
+    sums = {name: value for name, value in sums.items() if value is not None}
+    with pytest.raises(DataError, match=message):
+        merge(sums, "block", layout, plan, **numbers)
 
 
 def test_a_lone_contributor_is_revealed_by_coordinate_and_hidden_by_block():
