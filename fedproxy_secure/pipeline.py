@@ -33,7 +33,7 @@ from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.secagg import ckks
-from fedproxy_secure.secagg.ckks_session import row_length
+from fedproxy_secure.secagg.ckks_row import row_length
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.world.stories import stories
 from fedproxy_secure.world.tasks import PUBLIC_SEED

@@ -24,7 +24,9 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.masked_terms import parts_of, ring_plan
 from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.ckks_session import CkksClient, HelloBook, KeyGrant, Total, payload
+from fedproxy_secure.secagg.ckks_client import CkksClient
+from fedproxy_secure.secagg.ckks_messages import HelloBook, KeyGrant, Total
+from fedproxy_secure.secagg.ckks_row import payload
 from fedproxy_secure.secagg.client import ClientSession
 from fedproxy_secure.secagg.control import encode_control
 from fedproxy_secure.secagg.messages import Confirmations, Inbox, KeyBook, Message, Survivors

@@ -22,13 +22,8 @@ from fedproxy_secure.federate.server import ServerState, advance
 from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.ledger import Ledger
 from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
-from fedproxy_secure.secagg.ckks_session import (
-    CkksServer,
-    Encrypted,
-    Hello,
-    KeyGrants,
-    Opened,
-)
+from fedproxy_secure.secagg.ckks_messages import Encrypted, Hello, KeyGrants, Opened
+from fedproxy_secure.secagg.ckks_server import CkksServer
 from fedproxy_secure.secagg.granularity import Layout, merge
 from fedproxy_secure.secagg.messages import (
     Advertise,

@@ -8,16 +8,10 @@ import pytest
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg import ckks
 from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.ckks_session import (
-    MESSAGES,
-    CkksClient,
-    CkksServer,
-    HelloBook,
-    leader_of,
-    payload,
-    read_payload,
-    row_length,
-)
+from fedproxy_secure.secagg.ckks_client import CkksClient
+from fedproxy_secure.secagg.ckks_messages import MESSAGES, HelloBook
+from fedproxy_secure.secagg.ckks_row import leader_of, payload, read_payload, row_length
+from fedproxy_secure.secagg.ckks_server import CkksServer
 from fedproxy_secure.secagg.client import upload_key
 from fedproxy_secure.secagg.control import Control
 from fedproxy_secure.secagg.rehearsal import SERVER, identities, names, ring, terms_for

@@ -1,0 +1,143 @@
+"""The server's side of the CKKS back end: a state machine without transport. See `ckks_messages`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg import ckks
+from fedproxy_secure.secagg import primitives as crypto
+from fedproxy_secure.secagg.ckks_messages import (
+    Encrypted,
+    Hello,
+    HelloBook,
+    KeyGrant,
+    KeyGrants,
+    Opened,
+    Total,
+)
+from fedproxy_secure.secagg.ckks_row import leader_of, read_payload, row_length
+from fedproxy_secure.secagg.client import upload_key
+from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.server import Aggregate
+from fedproxy_secure.secagg.terms import Roster, Terms
+
+
+class CkksServer:
+    """The server in one attempt: `advertised`*, `hello_book`, `granted`, `grants`, `encrypted`*, `total`,
+    `opened`*, `finish` (* once per client that answers)."""
+
+    def __init__(self, *, terms: Terms, roster: Roster, private: Secret) -> None:
+        self.terms, self.roster, self._private = terms, roster, private
+        self._context = terms.context()
+        self._hellos: dict[str, Hello] = {}
+        self._grants: KeyGrants | None = None
+        self._sum: ckks.CkksSum | None = None
+        self._added: list[str] = []
+        self._opened: dict[str, Opened] = {}
+
+    def advertised(self, message: Hello) -> None:
+        """Take a client's key."""
+        self._expect(message.client, self.terms.cohort, self._hellos, "advertise")
+        self._verify(message.client, message.signed(self._context), message.signature)
+        self._hellos[message.client] = message
+
+    def hello_book(self) -> tuple[str, HelloBook]:
+        """Close step 1: who leads, and what to send to that client."""
+        self._enough(len(self._hellos), "advertise")
+        names = sorted(self._hellos)
+        book = HelloBook(
+            clients=names,
+            share_keys=[self._hellos[n].share_key for n in names],
+            signatures=[self._hellos[n].signature for n in names],
+        )
+        return leader_of(self._context, names), book
+
+    def granted(self, message: KeyGrants) -> None:
+        """Take the leader's key."""
+        names = sorted(self._hellos)
+        if message.client != leader_of(self._context, names) or self._grants is not None:
+            raise ProtocolAborted(f"key grants of {message.client[:80]}: do not belong there")
+        if message.receivers != names or not len(message.sealed) == len(message.signatures) == len(names):
+            raise ProtocolAborted(f"key grants of {message.client}: must be one for each client")
+        try:
+            self._sum = ckks.CkksSum(message.public, row_length(self.terms.plan))
+        except DataError as error:
+            raise ProtocolAborted(f"key grants of {message.client}: {error}") from error
+        self._grants = message
+
+    def grants(self) -> dict[str, KeyGrant]:
+        """Close step 2. Raises `ProtocolAborted` if the leader did not answer."""
+        made = self._grants
+        if made is None:
+            raise ProtocolAborted("share: the leader sent no key")
+        return {
+            client: KeyGrant(
+                leader=made.client,
+                share_key=made.share_key,
+                public=made.public,
+                sealed=sealed,
+                signature=signature,
+            )
+            for client, sealed, signature in zip(made.receivers, made.sealed, made.signatures, strict=True)
+        }
+
+    def encrypted(self, message: Encrypted) -> None:
+        """Add an encrypted vector; it is not kept."""
+        self._expect(message.client, self._hellos, self._added, "mask")
+        what = f"mask, tag of {message.client}"
+        public = self._hellos[message.client].share_key
+        key = upload_key(self._private, public, self._context, message.client, what)
+        crypto.check_tag(key, message.encrypted, message.tag, what=what)
+        assert self._sum is not None  # `grants` sees to it
+        try:
+            self._sum.add(message.encrypted)
+        except DataError as error:
+            raise ProtocolAborted(f"{message.client}: {error}") from error
+        self._added.append(message.client)
+
+    def total(self) -> Total:
+        """Close step 3."""
+        self._enough(len(self._added), "mask")
+        assert self._sum is not None
+        self._added.sort()
+        return Total(
+            clients=list(self._added),
+            encrypted=self._sum.packed(),
+            opener=leader_of(b"opener" + self._context, self._added),
+        )
+
+    def opened(self, message: Opened) -> None:
+        """Take an opened sum, or a hash of it."""
+        self._expect(message.client, self._added, self._opened, "unmask")
+        self._verify(message.client, message.signed(self._context), message.signature)
+        if message.values and crypto.digest(message.values) != message.values_sha256:
+            raise ProtocolAborted(f"opened by {message.client}: does not have the hash it signed")
+        self._opened[message.client] = message
+
+    def finish(self) -> Aggregate:
+        """The sums, if t clients opened the same numbers. Raises `ProtocolAborted` otherwise."""
+        opener = leader_of(b"opener" + self._context, self._added)
+        if opener not in self._opened or not self._opened[opener].values:
+            raise ProtocolAborted(f"unmask: {opener} did not send the opened sum")
+        raw = self._opened[opener]
+        agree = sum(o.values_sha256 == raw.values_sha256 for o in self._opened.values())
+        self._enough(agree, "unmask, opened alike")
+        values = np.frombuffer(raw.values, dtype="<f8")
+        made = read_payload(self.terms.plan, values, self._context, len(self._added))
+        return replace(made, clients=tuple(self._added))
+
+    def _expect(self, client: str, among: object, done: object, step: str) -> None:
+        if client not in among or client in done:  # type: ignore[operator]
+            raise ProtocolAborted(f"{step}: {client[:80]} does not belong there, or answered already")
+
+    def _verify(self, client: str, message: bytes, signature: bytes) -> None:
+        crypto.verify(self.roster.members[client], message, signature, what=f"signature of {client}")
+
+    def _enough(self, count: int, step: str) -> None:
+        if count < self.terms.threshold:
+            raise ProtocolAborted(
+                f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
+            )
