@@ -167,8 +167,8 @@ def _real_into(target: np.ndarray, part: np.ndarray, segment: Segment, plan: Rin
         np.multiply(x, scale, out=steps, casting="same_kind")
         if top > clip:
             clipped += int(np.count_nonzero(np.abs(x) > clip))
-        # also without clipping: the product may round to just above the last step
-        np.clip(steps, -levels, levels, out=steps)
+        if top > 0.999 * clip:  # also just below the clip: the product may round to above the last step
+            np.clip(steps, -levels, levels, out=steps)
         np.copyto(target[start : start + len(x)], rounded(steps), casting="unsafe")
     return clipped, largest
 
