@@ -2,7 +2,8 @@
 
 seed-0/proxy/             the proxy, a Hugging Face folder
 seed-0/plan.json          which LLM blocks it holds, importance, fidelity
-seed-0/federation/        server state after the last whole round, one line of metrics a round
+seed-0/federation/        server state after the last whole round, one line of metrics a round, and the
+                          leakage ledger: what flowed and what it reveals
 seed-0/adapter/           the tuned adapter, a PEFT folder for the proxy
 seed-0/fused/             the fused LLM, a Hugging Face folder
 seed-0/result.json        accuracies; written last

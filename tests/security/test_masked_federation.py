@@ -124,7 +124,10 @@ def test_conflict_of_a_masked_round_holds_the_next_one_back(world):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world, step):
     job, folder, initial = world
-    lost = lambda kind, node: kind == step and node == 4  # noqa: E731
+
+    def lost(kind, node):
+        return kind == step and node == 4
+
     masked = serve_with(world, with_(job, rounds=1), Wrapped(fails=lost))
     survivors = range(5) if step in STEPS[3:] else (0, 1, 3, 4)
     expected = []
@@ -140,7 +143,10 @@ def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world,
 @pytest.mark.parametrize("step", STEPS)
 def test_too_many_lost_aborts_the_round_and_keeps_nothing(world, tmp_path, step):
     job, _, _ = world
-    lost = lambda kind, node: kind == step and node in (3, 4)  # noqa: E731
+
+    def lost(kind, node):
+        return kind == step and node in (3, 4)
+
     with pytest.raises(RoundAborted, match="3 of 5 clients; must be >= 4"):
         serve_with(world, with_(job, rounds=1), Wrapped(fails=lost), run_folder=tmp_path)
     assert not (tmp_path / "state.safetensors").exists()
@@ -149,7 +155,10 @@ def test_too_many_lost_aborts_the_round_and_keeps_nothing(world, tmp_path, step)
 
 def test_an_aborted_round_can_be_tried_again(world, tmp_path):
     job, folder, initial = world
-    lost = lambda kind, node: kind == "query.mask" and node in (3, 4)  # noqa: E731
+
+    def lost(kind, node):
+        return kind == "query.mask" and node in (3, 4)
+
     with pytest.raises(RoundAborted):
         serve_with(world, with_(job), Wrapped(fails=lost), run_folder=tmp_path)
     again = federate(with_(job), folder, initial, run_folder=tmp_path)
