@@ -5,7 +5,8 @@ context's state: the trained update and the session's secrets, sealed with a key
 identity gives. The state stays on the client's machine.
 
 Guarantees: a message of a round or attempt at or before the last one seen is refused. A round whose sum was
-unmasked once is unmasked again only for the same survivors, so that no two sums differ by one client.
+unmasked once is unmasked again only for the same survivors, so that no two sums of it differ by one client.
+Not guaranteed: a server may ask for the same round under other settings (a seed), which is another run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fedproxy_secure.federate.adapters import tensor_sizes
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import wire
-from fedproxy_secure.flower.masked_terms import parts_of, ring_plan
+from fedproxy_secure.flower.masked_terms import parts_of, ring_plan, run_name
 from fedproxy_secure.secagg import primitives as crypto
 from fedproxy_secure.secagg.ckks_client import CkksClient
 from fedproxy_secure.secagg.ckks_messages import HelloBook, KeyGrant, Total
@@ -54,6 +55,8 @@ def train_and_advertise(
         broadcast_sha256=wire.broadcast_sha256(broadcast),
         plan=plan,
     )
+    if terms.run != run_name(job):
+        raise ProtocolAborted(f"run {terms.run[:80]}: must be {run_name(job)}")
     if broadcast.round != terms.round:
         raise ProtocolAborted(f"terms of round {terms.round}: the broadcast is of {broadcast.round}")
     record = context.state.config_records.get(STATE) or ConfigRecord()

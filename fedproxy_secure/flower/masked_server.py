@@ -21,7 +21,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, advance
 from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.ledger import Ledger
-from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
+from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan, run_name
 from fedproxy_secure.secagg.ckks_messages import Encrypted, Hello, KeyGrants, Opened
 from fedproxy_secure.secagg.ckks_server import CkksServer
 from fedproxy_secure.secagg.granularity import Layout, merge
@@ -72,7 +72,7 @@ def masked_round(
     least = least_threshold(len(clients), job.protect.colluders)
     private = fresh_secret()
     terms = Terms(
-        run=job.agreed_sha256().hex()[:16],
+        run=run_name(job),
         round=state.round,
         attempt=time.time_ns(),  # later than every earlier attempt, also after a restart
         cohort=clients,

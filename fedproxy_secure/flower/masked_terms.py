@@ -26,6 +26,11 @@ def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients:
     return RingPlan(bits=bits, clients=clients, segments=(*own, *SEGMENTS))
 
 
+def run_name(job: FederationJob) -> str:
+    """Which run a round belongs to: follows from what all parties agreed on, so no side can choose it."""
+    return job.agreed_sha256().hex()[:16]
+
+
 def first_clip(local: LocalConfig) -> float:
     """How far a coordinate can move in one round.
 

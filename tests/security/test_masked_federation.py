@@ -277,6 +277,7 @@ def test_a_replayed_training_request_is_refused(world):
         ({"roster_sha256": bytes(32)}, "roster: differs"),
         ({"round": 1}, "terms of round 1: the broadcast is of 0"),
         ({"clip": 1.0}, "ring plan: differs"),
+        ({"run": "another"}, "run another: must be"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
