@@ -16,6 +16,7 @@ import numpy as np
 
 from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.config import RATIO_FREE_METHODS, Config, Method
+from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Estimate, mean_interval
@@ -282,7 +283,20 @@ def _costs(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
 def _notes(config: Config, truncated: int) -> tuple[str, ...]:
     return (
         "unsafe_plaintext: in every method whose name does not begin with masked_, the server sees every "
-        "client's update. No differential privacy.",
+        "client's update.",
+        *guarantees(
+            config.privacy.unit,
+            epsilon=config.privacy.target_epsilon,
+            delta=config.privacy.target_delta,
+            clip_norm=config.privacy.clip_norm,
+            mechanism=config.privacy.mechanism,
+            simulated=config.privacy.randomness == "unsafe_simulated",
+        )[:1],
+        *(
+            ()
+            if config.privacy.unit == "none"
+            else ("Only federated methods are private; zero_shot, centralised_* and local_only are not.",)
+        ),
         "local_only is judged on each client's own task, with the model that client tuned alone.",
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
         f"{config.local.batch_size} records a client; centralised methods see as many in all.",

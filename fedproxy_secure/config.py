@@ -162,6 +162,38 @@ class ProtectConfig(_Strict):
     keys: str | None = None  # folder made by `provision`; None: fresh keys, on engines of one machine
 
 
+class PrivacyConfig(_Strict):
+    """Differential privacy of what clients send, for one of two units.
+
+    `record`: each client's training hides any one of its records (DP-SGD); for few clients with many
+    records. `client`: noise inside the secure sum hides any one client's whole part in it; for large
+    cohorts and tiny adapters. The noise follows from `target_epsilon` over all rounds; no step is taken
+    that would bring the total above `max_epsilon`.
+    """
+
+    unit: Literal["none", "record", "client"] = "none"
+    target_epsilon: Annotated[float, Field(gt=0)] = 8.0
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None  # None: target_epsilon
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # of a record's gradient, or of a client's update
+    mechanism: Literal["skellam", "discrete_gaussian"] = "skellam"  # of the unit `client`
+    randomness: Literal["os", "unsafe_simulated"] = "os"  # simulated: follows from the seed
+    ledger: str | None = None  # folder; None: below the run's, on engines of one machine
+
+    @property
+    def limit(self) -> float:
+        """The epsilon that is never exceeded."""
+        return self.target_epsilon if self.max_epsilon is None else self.max_epsilon
+
+    @model_validator(mode="after")
+    def _limit_leaves_room(self) -> PrivacyConfig:
+        if self.limit < self.target_epsilon:
+            raise ValueError(
+                f"max_epsilon={self.max_epsilon}: must be >= target_epsilon={self.target_epsilon}"
+            )
+        return self
+
+
 class FederateConfig(_Strict):
     """Stage 2: rounds, who takes part, on which engine."""
 
@@ -197,6 +229,7 @@ class Config(_Strict):
     fusion: FusionConfig = FusionConfig()
     federate: FederateConfig = FederateConfig()
     protect: ProtectConfig = ProtectConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -222,6 +255,7 @@ class Config(_Strict):
 
         Not part of reading the settings: a client's own file names its own records alone.
         """
+        self._check_privacy()
         scheme = self.protect.scheme
         if scheme == "unsafe_plaintext":
             return
@@ -245,10 +279,24 @@ class Config(_Strict):
                 f"protect.granularity={self.protect.granularity}: with protect.scheme=ckks must be block"
             )
 
+    def _check_privacy(self) -> None:
+        if self.privacy.unit != "client":
+            return
+        if self.protect.scheme != "masking":
+            raise ConfigError(
+                f"protect.scheme={self.protect.scheme}: with privacy.unit=client must be masking, where "
+                "the noise is added"
+            )
+        if self.fusion.rule not in ("fedavg", "fedadam"):
+            raise ConfigError(
+                f"fusion.rule={self.fusion.rule}: with privacy.unit=client must be fedavg or fedadam; what "
+                "else a rule reads would need noise of its own"
+            )
+
     def sha256(self) -> str:
         """Hex digest of the resolved settings that can change a result; part of every record of a run."""
         settings = self.model_dump(mode="json")
-        del settings["protect"]["keys"]  # a path
+        del settings["protect"]["keys"], settings["privacy"]["ledger"]  # paths
         del settings["compare"]["jobs"]  # a comparison may go on with more or fewer workers
         canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -7,6 +7,7 @@ FedProxyError                one line that names the value and the rule; the CLI
 |-- TrainingError            the loss stopped being a number; names the client and the step
 |-- RoundAborted             too few clients answered; the last good round is kept
 |   `-- ProtocolAborted      secure aggregation met a failed check; nothing of the round is revealed
+|-- PrivacyError             a step would spend more privacy than `privacy.max_epsilon`
 |-- RunFolderError           a run folder that belongs to another config, or cannot be written
 """
 
@@ -39,6 +40,10 @@ class RoundAborted(FedProxyError):
 
 class ProtocolAborted(RoundAborted):
     """Secure aggregation stopped: a check failed or too few clients were left. No partial result exists."""
+
+
+class PrivacyError(FedProxyError):
+    """A step would spend more privacy than allowed. It was not taken, and nothing was sent."""
 
 
 class RunFolderError(FedProxyError):

@@ -19,7 +19,7 @@ from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.errors import DataError
+from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.adapters import (
     attach,
     block_deltas,
@@ -27,6 +27,7 @@ from fedproxy_secure.federate.adapters import (
     tensor_sizes,
     vector_bytes,
 )
+from fedproxy_secure.federate.client import record_noise
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.plug_back import plug_back
@@ -135,7 +136,7 @@ def tune(
         run_folder=run_folder,
         on_client=lambda client: shown.advance("federate", note=client),
         on_round=lambda metrics: (
-            None if each > 1 else shown.advance("federate", note=f"loss {metrics['loss']:.3f}")
+            None if each > 1 else shown.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
         ),
     )
     shown.done("federate")
@@ -163,6 +164,32 @@ def rounding_error(job: FederationJob, tuned: nn.Module) -> float | None:
     return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
 
 
+def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, int]) -> tuple[str, ...]:
+    """What a reader must know of the run's differential privacy before it starts; () without it.
+
+    Raises `ConfigError` for a target that cannot be reached.
+    """
+    from fedproxy_secure.flower.client_privacy import noise_of, planned_threshold, signal_to_noise
+
+    if job.privacy.unit == "record":
+        for name, count in records.items():
+            try:
+                record_noise(job.privacy, job.local, rounds=job.federate.rounds, records=count)
+            except ConfigError as error:
+                raise ConfigError(f"client {name}: {error}") from error
+        return ()
+    if job.privacy.unit == "client":
+        sizes = tensor_sizes(tuned)
+        noise_of(job, d=sum(sizes), clients=job.clients_a_round, threshold=planned_threshold(job))
+        ratio = signal_to_noise(job, sizes)
+        hopeless = "; hopeless with so few clients or so large an adapter" if ratio < 1 else ""
+        return (
+            f"Client-level noise: a round's sum over {job.clients_a_round} clients is at best {ratio:.2g} "
+            f"times as long as its noise{hopeless}.",
+        )
+    return ()
+
+
 def first_ring(job: FederationJob, tuned: nn.Module) -> RingPlan | None:
     """The ring of round 0; None without masking. Raises `ConfigError` if a sum could wrap."""
     if job.protect.scheme == "unsafe_plaintext":
@@ -170,6 +197,10 @@ def first_ring(job: FederationJob, tuned: nn.Module) -> RingPlan | None:
     from fedproxy_secure.flower.masked_terms import first_clip, ring_plan
 
     clip = job.protect.clip or first_clip(job.local)
+    if job.privacy.unit == "client":
+        from fedproxy_secure.flower.client_privacy import ring_clip
+
+        clip = ring_clip(job.privacy, bits=job.protect.bits, clients=job.clients_a_round)
     return ring_plan(job, tensor_sizes(tuned), clip=clip, clients=job.clients_a_round)
 
 

@@ -13,17 +13,21 @@ report.json, report.md    all seeds together
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.config import Config
+from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.llm import pick_device
 from fedproxy_secure.pipeline import (
     Accuracy,
     average,
+    check_privacy,
     evaluate,
     make_fused_llm,
     make_proxy,
@@ -34,7 +38,7 @@ from fedproxy_secure.pipeline import (
     upload_bytes,
 )
 from fedproxy_secure.progress import NoProgress, Progress
-from fedproxy_secure.report.estimate import mean_interval
+from fedproxy_secure.report.estimate import Estimate, mean_interval
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.secagg import ckks
 
@@ -59,6 +63,7 @@ class RunPlan:
     seeds: int
     upload_bytes: int  # one client's update in one round
     protection: str
+    privacy: tuple[str, ...]
     mean_error: float | None  # bound of masking's rounding on a coordinate of the mean; None: no rounding
 
     @property
@@ -81,6 +86,7 @@ class RunPlan:
             ("truncated prompts", f"{self.truncated_records}"),
             ("steps", f"{steps:,} a seed ({self.rounds} rounds), {self.seeds} seeds"),
             ("protection", self.protection),
+            *[("privacy", line) for line in self.privacy],
             *([] if self.mean_error is None else [("rounding", self._rounding())]),
             ("upload", f"{self.upload_bytes:,} bytes a client and round"),
             ("download", f"{self.adapter_parameters * FLOAT32_BYTES:,} bytes a client and round"),
@@ -106,6 +112,7 @@ def plan(config: Config) -> RunPlan:
     ]
     tuned = attach(proxy.model, config.adapter, seed=0)
     job = FederationJob.from_config(config, seed=config.seeds[0])
+    warned = check_privacy(job, tuned, {t.name: len(t.train) for t in materials.tasks})
     return RunPlan(
         llm_parameters=parameter_count(materials.llm),
         llm_blocks=len(blocks_of(materials.llm)),
@@ -120,6 +127,7 @@ def plan(config: Config) -> RunPlan:
         seeds=len(config.seeds),
         upload_bytes=upload_bytes(job, tuned),
         protection=protection_note(config),
+        privacy=(*_privacy_rows(config, {t.name: len(t.train) for t in materials.tasks}), *warned),
         mean_error=rounding_error(job, tuned),
     )
 
@@ -154,6 +162,7 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.federate.adapters import save_adapter
     from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.flower.engines import PRIVACY
 
     name = f"seed-{seed}"
     place = folder.path / name
@@ -179,8 +188,9 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
     shown.advance(name, note="measured before tuning")
     (place / "federation").mkdir(parents=True, exist_ok=True)
+    job = FederationJob.from_config(config, seed=seed)
     tuned = tune(
-        FederationJob.from_config(config, seed=seed),
+        job,
         proxy.model,
         place / "proxy",
         run_folder=place / "federation",
@@ -199,6 +209,7 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         "tuned": _bits(evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
         "fused": _bits(evaluate(fused, materials, config, progress=progress, name="fused LLM")),
         "truncated": truncated_prompts(config),
+        "spent": {name: asdict(s) for name, s in read_all(place / "federation" / PRIVACY).items()},
     }
     folder.write_json(f"{name}/result.json", result)
     shown.done(name)
@@ -208,15 +219,50 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
 def protection_note(config: Config) -> str:
     """What the server could see, in one sentence; stands on every report."""
     protect = config.protect
+    private = {
+        "none": "No differential privacy: the sums themselves may leak.",
+        "record": f"Record-level differential privacy, epsilon {config.privacy.target_epsilon:g}.",
+        "client": f"Client-level differential privacy, epsilon {config.privacy.target_epsilon:g}.",
+    }[config.privacy.unit]
+    if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
+        private += " unsafe_simulated randomness: nothing is private."
     if protect.scheme == "unsafe_plaintext":
-        return "unsafe_plaintext: the server sees every client's update. No differential privacy."
+        if config.privacy.unit == "none":
+            private = "No differential privacy."
+        return f"unsafe_plaintext: the server sees every client's update. {private}"
     who = "" if protect.scheme == "masking" else " (if it follows the protocol and no client helps it)"
     more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}
     elects = config.fusion.rule in ("ties", "h_ties")
     seen = f"sums over at least t clients{more[protect.granularity] * elects} and control words' sums"
+    return f"{protect.scheme}: the server{who} sees {seen}; no single update. {private}"
+
+
+def _privacy_rows(config: Config, records: Mapping[str, int]) -> tuple[str, ...]:
+    """For people, before a run: noise by client."""
+    from fedproxy_secure.federate.client import record_noise
+
+    privacy = config.privacy
+    if privacy.unit != "record":
+        return ()
+    rounds = config.federate.rounds
+    noise = {n: record_noise(privacy, config.local, rounds=rounds, records=c) for n, c in records.items()}
+    listed = ", ".join(f"{n} {v.noise_multiplier:.3f}" for n, v in noise.items())
     return (
-        f"{protect.scheme}: the server{who} sees {seen}; no single update. "
-        "No differential privacy: the sums themselves may leak."
+        f"record level, epsilon {privacy.target_epsilon:g} at delta {privacy.target_delta:g}; "
+        f"noise multiplier: {listed}",
+    )
+
+
+def _guarantees(config: Config, results: dict[int, dict[str, Any]]) -> tuple[str, ...]:
+    privacy = config.privacy
+    costs = [s["epsilon"] for r in results.values() for s in r["spent"].values()]
+    return guarantees(
+        privacy.unit,
+        epsilon=max(costs, default=privacy.target_epsilon),
+        delta=privacy.target_delta,
+        clip_norm=privacy.clip_norm,
+        mechanism=privacy.mechanism,
+        simulated=privacy.randomness == "unsafe_simulated",
     )
 
 
@@ -265,12 +311,32 @@ def _report(config: Config, results: dict[int, dict[str, Any]], command: str) ->
                 ("llm_perplexity", "LLM perplexity on public text", "perplexity"),
                 ("proxy_perplexity", "proxy perplexity on public text", "perplexity"),
             )
-        ),
+        )
+        + _spent(results),
         notes=(
             protection_note(config),
             f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
         ),
+        guarantees=_guarantees(config, results),
     )
+
+
+def _spent(results: dict[int, dict[str, Any]]) -> tuple[Estimate, ...]:
+    """What the client that spent most has spent; both accountants."""
+    if not any(r["spent"] for r in results.values()):
+        return ()
+    worst = {
+        seed: max(r["spent"].values(), key=lambda s: float(s["epsilon"])) for seed, r in results.items()
+    }
+    made = []
+    for key in ("epsilon", "rdp", "prv"):
+        if all(w[key] is not None for w in worst.values()):
+            name = (
+                "epsilon spent" if key == "epsilon" else f"epsilon spent, by the {key.upper()} accountant"
+            )
+            metric = f"{name}, client that spent most"
+            made.append(mean_interval({s: w[key] for s, w in worst.items()}, metric=metric, unit="epsilon"))
+    return tuple(made)
 
 
 def _bits(accuracies: dict[str, Accuracy]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedproxy_secure.config import AdapterConfig, LocalConfig
+from fedproxy_secure.config import AdapterConfig, LocalConfig, PrivacyConfig
 from fedproxy_secure.data.encode import Encoded, encode_records
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.errors import DataError
+from fedproxy_secure.dp.accounting import noise_multiplier_for
+from fedproxy_secure.dp.events import SampledGaussian
+from fedproxy_secure.dp.ledger import PrivacyLedger
+from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.adapters import (
     attach,
     get_vector,
@@ -25,9 +30,10 @@ from fedproxy_secure.federate.adapters import (
     trained_parameters,
 )
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.private_training import RecordNoise, check_private, train_privately
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.llm import load_llm
-from fedproxy_secure.randomness import stream
+from fedproxy_secure.randomness import stream, stream_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,25 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """A client's differential privacy at the unit `record`: its noise, and where it is written down.
+
+    `simulated`: noise follows from the run's seed; nothing is protected then.
+    """
+
+    noise: RecordNoise
+    ledger: PrivacyLedger
+    simulated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalClient:
-    """A client between rounds. `tuned` may be shared: every round writes the broadcast adapter first."""
+    """A client between rounds. `tuned` may be shared: every round writes the broadcast adapter first.
+
+    Guarantees: with `privacy`, a round's update is (epsilon, delta)-DP in the client's records as its
+    ledger says, and its `loss` and `truncated` are 0. What the server makes of updates (trimming, weights,
+    conflict, plug-in) is post-processing. Not covered: how many records there are, and how long it takes.
+    """
 
     name: str
     tuned: nn.Module
@@ -54,6 +77,7 @@ class LocalClient:
     pad_id: int
     local: LocalConfig
     seed: int
+    privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
         if len(self.items) < 2:
@@ -79,9 +103,21 @@ class LocalClient:
             pcr_lambda: weight of PCR, `lambda sum_p C_p (phi_p - phi_gp)^2` (Eq. 8, 9).
             prox_mu: weight of FedProx, `mu / 2 ||phi - phi_g||^2`.
 
-        Raises `TrainingError` if the loss stops being finite.
+        Raises `TrainingError` if the loss stops being finite, `PrivacyError` before any step if the round
+        would spend more than allowed.
         """
         began = time.perf_counter()
+        if self.privacy is not None:
+            self._train_privately(self.privacy, round, start, conflict, pcr_lambda, prox_mu)
+            return ClientUpdate(
+                client=self.name,
+                update=get_vector(self.tuned) - start,
+                records=len(self.items),
+                loss=0.0,
+                steps=self.local.steps,
+                seconds=time.perf_counter() - began,
+                truncated=0,
+            )
         set_vector(self.tuned, start)
         loss = train(
             self.tuned,
@@ -102,6 +138,54 @@ class LocalClient:
             seconds=time.perf_counter() - began,
             truncated=self.truncated,
         )
+
+    def _train_privately(
+        self,
+        privacy: Privacy,
+        round: int,
+        start: np.ndarray,
+        conflict: np.ndarray | None,
+        pcr_lambda: float,
+        prox_mu: float,
+    ) -> None:
+        broadcast = hashlib.sha256(start.tobytes() + (b"" if conflict is None else conflict.tobytes()))
+        broadcast.update(f"{round}|{pcr_lambda!r}|{prox_mu!r}".encode())
+        noise = privacy.noise
+        key = privacy.ledger.authorise(
+            round=round,
+            inputs_sha256=broadcast.digest(),
+            event=SampledGaussian(
+                noise_multiplier=noise.noise_multiplier,
+                sampling_rate=noise.sampling_rate,
+                steps=self.local.steps,
+            ),
+        )
+        if privacy.simulated:
+            key = hashlib.sha256(f"{stream_seed(self.seed, 'noise', self.name, round)}".encode()).digest()
+        set_vector(self.tuned, start)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(self.seed, "dropout", self.name, round))
+            train_privately(
+                self.tuned,
+                self.items,
+                steps=self.local.steps,
+                local=self.local,
+                private=noise,
+                noise=Noise(key),
+                pad_id=self.pad_id,
+                who=f"client {self.name}, round {round}",
+                pull=self._pull(start, conflict, pcr_lambda, prox_mu),
+            )
+
+    def _pull(
+        self, start: np.ndarray, conflict: np.ndarray | None, pcr_lambda: float, prox_mu: float
+    ) -> Any:
+        """The penalty's gradients, for training that does not differentiate it with the loss."""
+        penalty = self._penalty(start, conflict, pcr_lambda, prox_mu)
+        if penalty is None:
+            return None
+        parameters = trained_parameters(self.tuned)
+        return lambda: torch.autograd.grad(penalty(), parameters)
 
     def _penalty(
         self, start: np.ndarray, conflict: np.ndarray | None, pcr_lambda: float, prox_mu: float
@@ -135,6 +219,10 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
     encoded = encode_records(
         load_task(client, root=job.data_root).train, tokenizer, max_tokens=job.max_tokens
     )
+    privacy = None
+    if job.privacy.unit == "record":
+        check_private(tuned)
+        privacy = _privacy(job, client.name, encoded.items)
     return LocalClient(
         name=client.name,
         tuned=tuned,
@@ -143,7 +231,55 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
         pad_id=tokenizer.pad_token_id,
         local=job.local,
         seed=job.seed,
+        privacy=privacy,
     )
+
+
+def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, records: int) -> RecordNoise:
+    """The noise with which a client of so many records stays within the target over all rounds.
+
+    Raises `ConfigError` for a delta of 1 / records or more, a batch larger than the records, or a target
+    that no noise reaches.
+    """
+    if privacy.target_delta >= 1 / records:
+        raise ConfigError(
+            f"privacy.target_delta={privacy.target_delta:g}: must be < 1/{records}, the records' number; "
+            "publishing one record at random would pass otherwise"
+        )
+    if local.batch_size > records:
+        raise ConfigError(
+            f"local.batch_size={local.batch_size}: must be <= {records}, the client's records, with "
+            "privacy.unit=record"
+        )
+    rate = local.batch_size / records
+    return RecordNoise(
+        noise_multiplier=noise_multiplier_for(
+            target_epsilon=privacy.target_epsilon,
+            delta=privacy.target_delta,
+            sampling_rate=rate,
+            steps=rounds * local.steps,
+        ),
+        clip_norm=privacy.clip_norm,
+        sampling_rate=rate,
+    )
+
+
+def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy:
+    settings = job.privacy
+    if settings.ledger is None:
+        raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
+    noise = record_noise(settings, job.local, rounds=job.federate.rounds, records=len(items))
+    records = hashlib.sha256(repr([(i.ids, i.response_start) for i in items]).encode()).hexdigest()
+    ledger = PrivacyLedger(
+        folder=Path(settings.ledger),
+        client=name,
+        run=f"{job.agreed_sha256().hex()}/{records}",
+        unit="record",
+        delta=settings.target_delta,
+        max_epsilon=settings.limit,
+    )
+    ledger.open()
+    return Privacy(noise=noise, ledger=ledger, simulated=settings.randomness == "unsafe_simulated")
 
 
 @lru_cache(maxsize=2)

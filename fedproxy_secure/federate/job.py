@@ -14,6 +14,7 @@ from fedproxy_secure.config import (
     FederateConfig,
     FusionConfig,
     LocalConfig,
+    PrivacyConfig,
     ProtectConfig,
 )
 
@@ -35,6 +36,7 @@ class FederationJob:
     fusion: FusionConfig
     federate: FederateConfig
     protect: ProtectConfig
+    privacy: PrivacyConfig
     blocks: tuple[int, ...] | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -54,6 +56,7 @@ class FederationJob:
             fusion=config.fusion,
             federate=config.federate,
             protect=config.protect,
+            privacy=config.privacy,
             blocks=blocks,
             device=config.model.device,
             dtype=config.model.dtype,
@@ -72,7 +75,7 @@ class FederationJob:
         raw = json.loads(self.to_json())
         for private in ("clients", "data_root", "device", "dtype"):
             del raw[private]
-        del raw["protect"]["keys"]
+        del raw["protect"]["keys"], raw["privacy"]["ledger"]
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).digest()
 
     @property
@@ -93,6 +96,7 @@ class FederationJob:
                 "fusion": self.fusion.model_dump(mode="json"),
                 "federate": self.federate.model_dump(mode="json"),
                 "protect": self.protect.model_dump(mode="json"),
+                "privacy": self.privacy.model_dump(mode="json"),
                 "blocks": self.blocks,
                 "device": self.device,
                 "dtype": self.dtype,
@@ -114,6 +118,7 @@ class FederationJob:
             fusion=FusionConfig.model_validate(raw["fusion"]),
             federate=FederateConfig.model_validate(raw["federate"]),
             protect=ProtectConfig.model_validate(raw["protect"]),
+            privacy=PrivacyConfig.model_validate(raw["privacy"]),
             blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
             device=raw["device"],
             dtype=raw["dtype"],

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from pydantic import BaseModel
 
-from fedproxy_secure.config import ProtectConfig, load_config
+from fedproxy_secure.config import load_config
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
 from fedproxy_secure.federate.client import LocalClient, build_client
 from fedproxy_secure.federate.job import FederationJob
@@ -68,6 +69,8 @@ def setup(message: Message, context: Context) -> RecordDict:
 def train(message: Message, context: Context) -> RecordDict:
     """One round of local training."""
     client, (job, _) = _client(context), _own_job(context)
+    if job.privacy.unit == "client" and (job.protect.scheme, job.granularity) != ("masking", "plain"):
+        raise ConfigError("privacy.unit=client: needs protect.scheme=masking and a rule that only adds")
     if job.protect.scheme != "unsafe_plaintext":
         return masked_client.train_and_advertise(client, job, message.content, context)
     broadcast = wire.decode_broadcast(message.content)
@@ -124,20 +127,27 @@ def _own_job(context: Context) -> tuple[FederationJob, int]:
     own = context.node_config.get("config")
     if own is not None:
         mine = load_config(Path(str(own)))
-        _check_protection(asked=job.protect, own=mine.protect)
-        job = replace(job, clients=mine.data.clients, data_root=mine.data.root, protect=mine.protect)
+        _check_same("protect", asked=job.protect, own=mine.protect, but="keys")
+        _check_same("privacy", asked=job.privacy, own=mine.privacy, but="ledger")
+        job = replace(
+            job,
+            clients=mine.data.clients,
+            data_root=mine.data.root,
+            protect=mine.protect,
+            privacy=mine.privacy,
+        )
     if not 0 <= index < len(job.clients):
         raise DataError(f"partition-id={index}: must be below {len(job.clients)}, the clients named")
     return job, index
 
 
-def _check_protection(*, asked: ProtectConfig, own: ProtectConfig) -> None:
+def _check_same(section: str, *, asked: BaseModel, own: BaseModel, but: str) -> None:
     """Raise `ConfigError` unless the server asks for the protection that this client's settings demand."""
-    for name in sorted(set(ProtectConfig.model_fields) - {"keys"}):
+    for name in sorted(set(type(own).model_fields) - {but}):
         theirs, mine = getattr(asked, name), getattr(own, name)
         if theirs != mine:
             raise ConfigError(
-                f"protect.{name}={theirs!r} asked by the server: must be {mine!r} as set here"
+                f"{section}.{name}={theirs!r} asked by the server: must be {mine!r} as set here"
             )
 
 

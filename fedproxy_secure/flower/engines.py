@@ -14,6 +14,8 @@ from fedproxy_secure.flower import proxy_store
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
 from fedproxy_secure.secagg.provision import provision
 
+PRIVACY = "privacy"  # folder of the ledgers below a run's
+
 
 @contextmanager
 def with_keys(job: FederationJob) -> Iterator[FederationJob]:
@@ -24,6 +26,21 @@ def with_keys(job: FederationJob) -> Iterator[FederationJob]:
     with tempfile.TemporaryDirectory(prefix="fedproxy-keys-") as folder:
         provision([c.name for c in job.clients], Path(folder))
         yield replace(job, protect=job.protect.model_copy(update={"keys": folder}))
+
+
+@contextmanager
+def with_ledger(job: FederationJob, run_folder: Path | None) -> Iterator[FederationJob]:
+    """The job with a folder for privacy ledgers if it needs one and names none; on one machine.
+
+    In the run's folder what was spent is remembered over a kill; without one it is a single run.
+    """
+    if job.privacy.unit == "none" or job.privacy.ledger is not None:
+        yield job
+    elif run_folder is not None:
+        yield replace(job, privacy=job.privacy.model_copy(update={"ledger": str(run_folder / PRIVACY)}))
+    else:
+        with tempfile.TemporaryDirectory(prefix="fedproxy-privacy-") as folder:
+            yield replace(job, privacy=job.privacy.model_copy(update={"ledger": folder}))
 
 
 def federate(
@@ -43,15 +60,19 @@ def federate(
     if job.federate.engine != "in_process":
         from fedproxy_secure.flower.launched import federate_launched
 
-        with with_keys(job) as keyed:
-            return federate_launched(keyed, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
+        with with_keys(job) as keyed, with_ledger(keyed, run_folder) as ready:
+            return federate_launched(ready, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
     from fedproxy_secure.flower.client_app import app
     from fedproxy_secure.flower.in_process import InProcessGrid
 
-    with proxy_store.offered_on_this_host(proxy_folder), with_keys(job) as keyed:
+    with (
+        proxy_store.offered_on_this_host(proxy_folder),
+        with_keys(job) as keyed,
+        with_ledger(keyed, run_folder) as ready,
+    ):
         return serve(
             InProcessGrid(app, len(job.clients)),
-            keyed,
+            ready,
             proxy_folder,
             initial,
             run_folder=run_folder,

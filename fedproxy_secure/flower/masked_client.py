@@ -22,7 +22,7 @@ from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.federate.adapters import tensor_sizes
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import wire
+from fedproxy_secure.flower import client_privacy, wire
 from fedproxy_secure.flower.masked_terms import parts_of, ring_plan, run_name
 from fedproxy_secure.secagg import primitives as crypto
 from fedproxy_secure.secagg.ckks_client import CkksClient
@@ -55,6 +55,7 @@ def train_and_advertise(
         broadcast_sha256=wire.broadcast_sha256(broadcast),
         plan=plan,
     )
+    _check_private_ring(job, terms, proposed.clip)
     if terms.run != run_name(job):
         raise ProtocolAborted(f"run {terms.run[:80]}: must be {run_name(job)}")
     if broadcast.round != terms.round:
@@ -86,6 +87,8 @@ def train_and_advertise(
     else:
         session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
         words = quantise(plan, values | encode_control(control, terms.context())).words
+        if job.privacy.unit == "client":
+            client_privacy.add_noise(words, plan, job, client=client.name, terms=terms)
     answer = session.advertise()
     record["seen"] = json.dumps([terms.round, terms.attempt])
     record["terms"] = _terms_json(terms)
@@ -94,6 +97,15 @@ def train_and_advertise(
     context.state.config_records[STATE] = record
     _keep(context, session, identity)
     return wire.encode_message(answer)
+
+
+def _check_private_ring(job: FederationJob, terms: Terms, clip: float) -> None:
+    """Under client-level privacy the ring's step is the client's to choose, before it trains."""
+    if job.privacy.unit != "client":
+        return
+    own = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))
+    if clip != own:
+        raise ProtocolAborted(f"clip {clip:g}: must be {own:g} as privacy.clip_norm has it")
 
 
 def share(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:

@@ -19,7 +19,7 @@ from flwr.app import RecordDict
 from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, advance
-from fedproxy_secure.flower import wire
+from fedproxy_secure.flower import client_privacy, wire
 from fedproxy_secure.flower.ledger import Ledger
 from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan, run_name
 from fedproxy_secure.secagg.ckks_messages import Encrypted, Hello, KeyGrants, Opened
@@ -58,6 +58,8 @@ def masked_round(
         raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")
     sizes = state.sizes.tolist()
     clip = job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
+    if job.privacy.unit == "client":
+        clip = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(cohort))
     broadcast = wire.Broadcast(
         round=state.round,
         adapter=state.adapter,

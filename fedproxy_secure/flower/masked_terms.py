@@ -9,6 +9,7 @@ import numpy as np
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower.client_privacy import clip_to_norm
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
@@ -73,6 +74,12 @@ def parts_of(
             weight = float(np.exp(abs(cosine) - 1))
             retention = fusion.r0 - fusion.delta * (1 - max(cosine, 0.0))
         tau = keep_largest(tau, retention)
+    if job.privacy.unit == "client":
+        # nothing but the noisy sum may depend on the update
+        tau = clip_to_norm(tau, job.privacy.clip_norm)
+        numbers = Control(weight=1.0, loss=0.0, steps=update.steps, clipped=0, largest=0.0)
+        layout = Layout(sizes=tuple(sizes))
+        return contribution(tau, job.granularity, layout, plan), numbers
     clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
     top = float(np.abs(tau).max(initial=0.0))
     numbers = Control(

@@ -99,6 +99,8 @@ def serve(
             updates = _gather(grid, job, state, cohort, ledger, on_client)
             state, metrics = fuse_round(state, updates, job.fusion)
             clients = [u.client for u in updates]
+        if job.privacy.unit != "none":
+            metrics.pop("loss")  # clients keep theirs
         if folder is not None:
             # the lines first: lines without their state are dropped on resume, a state needs its line
             ledger.write(folder)

@@ -53,6 +53,7 @@ class Report:
     estimates: tuple[Estimate, ...] = ()
     rows: tuple[MethodRow, ...] = ()
     notes: tuple[str, ...] = ()
+    guarantees: tuple[str, ...] = ()  # what holds and what does not, in sentences
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -89,6 +90,7 @@ class Report:
                     "estimates": tuple(_estimate(e) for e in raw["estimates"]),
                     "rows": tuple(_row(r) for r in raw["rows"]),
                     "notes": tuple(raw["notes"]),
+                    "guarantees": tuple(raw.get("guarantees", ())),
                 }
             )
         except OSError as error:

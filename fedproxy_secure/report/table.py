@@ -80,6 +80,8 @@ def markdown_report(report: Report) -> str:
     if report.estimates:
         parts += ["## Other estimates", _estimates(report.estimates)]
     parts += ["## How to read it", _legend(report)]
+    if report.guarantees:
+        parts += ["## Guarantees", "\n".join(f"- {line}" for line in report.guarantees)]
     if report.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
     parts += [

@@ -1,0 +1,1 @@
+"""Differential privacy: what was spent (events, accountants, ledger) and the noise itself."""

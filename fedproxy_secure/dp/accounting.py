@@ -1,0 +1,212 @@
+"""From events to epsilon, and from epsilon to the noise it takes.
+
+Record level: Opacus's PRV accountant (Gopi, Lee & Wutschitz 2021) and RDP accountant (Mironov, Talwar &
+Zhang 2019), both upper bounds; the tighter one counts. Client level: RDP of the Skellam mechanism
+(Agarwal, Kairouz & Liu 2021, Theorem 3.5) or of sums of discrete Gaussians (Kairouz, Liu & Steinke 2021,
+Proposition 14).
+
+Guarantees: `epsilon` bounds (epsilon, delta)-DP of everything in the events together, for neighbours that
+differ by one record (or one client) being there or not. Not guaranteed: anything that is no event. Other
+runs on the same records add up; nothing here knows of them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian
+from fedproxy_secure.errors import ConfigError, DataError
+
+PRV_ERROR = 0.01  # of epsilon; the bound that counts is the upper one
+MOST_NOISE = 1e4  # noise multipliers above are refused: nothing could be learned
+CALIBRATION = 1e-3  # relative width to which a noise multiplier is searched
+# statistical distance of one drawn integer from its law: rounding of its table, 2^-63 of its uniforms
+DISCRETE_SLACK = 2.0**-50
+# integers: the Skellam bound is proved for those
+_DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What events cost at `delta`. `epsilon` is the tighter bound, `accountant` says whose it is.
+
+    `prv` is None where that accountant does not apply. Infinite without noise.
+    """
+
+    epsilon: float
+    delta: float
+    accountant: Literal["prv", "rdp"]
+    rdp: float
+    prv: float | None
+
+
+def spent(events: Sequence[Event], *, delta: float) -> Spent:
+    """Cost of all events together; nothing costs nothing.
+
+    Raises `DataError` for a delta out of (0, 1) or events of two privacy units.
+    """
+    if not 0 < delta < 1:
+        raise DataError(f"delta={delta}: must be in (0, 1)")
+    if not events:
+        return Spent(epsilon=0.0, delta=delta, accountant="rdp", rdp=0.0, prv=None)
+    gaussian = [e for e in events if isinstance(e, SampledGaussian)]
+    discrete = [e for e in events if isinstance(e, DiscreteSum)]
+    if gaussian and discrete:
+        raise DataError("privacy events: of records and of clients; a ledger must hold one unit")
+    if discrete:
+        bound = _discrete_epsilon(discrete, delta)
+        return Spent(epsilon=bound, delta=delta, accountant="rdp", rdp=bound, prv=None)
+    if min(e.noise_multiplier for e in gaussian) == 0:
+        return Spent(epsilon=math.inf, delta=delta, accountant="rdp", rdp=math.inf, prv=None)
+    history = _merged(gaussian)
+    rdp, prv = _rdp_epsilon(history, delta), _prv_epsilon(history, delta)
+    if prv is not None and prv < rdp:
+        return Spent(epsilon=prv, delta=delta, accountant="prv", rdp=rdp, prv=prv)
+    return Spent(epsilon=rdp, delta=delta, accountant="rdp", rdp=rdp, prv=prv)
+
+
+@lru_cache(maxsize=1024)
+def noise_multiplier_for(*, target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """The least noise multiplier, to a part in 1000, at which DP-SGD stays within `target_epsilon`.
+
+    Raises `ConfigError` if no multiplier up to `MOST_NOISE` does.
+    """
+
+    def cost(noise: float) -> float:
+        event = SampledGaussian(noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps)
+        return spent([event], delta=delta).epsilon
+
+    high = 0.5
+    while cost(high) > target_epsilon:
+        high *= 2
+        if high > MOST_NOISE:
+            raise ConfigError(
+                f"privacy.target_epsilon={target_epsilon}: {steps} steps at sampling rate "
+                f"{sampling_rate:.3g} and delta {delta:g} do not reach it with noise below {MOST_NOISE:g}"
+            )
+    low = high / 2
+    while cost(low) <= target_epsilon:  # less noise than .25 is enough
+        low, high = low / 2, low
+    while high / low > 1 + CALIBRATION:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) > target_epsilon else (low, middle)
+    return high
+
+
+def variance_for(
+    *,
+    target_epsilon: float,
+    delta: float,
+    mechanism: Literal["skellam", "discrete_gaussian"],
+    l2: float,
+    l1: float,
+    dimension: int,
+    summands: int,
+    rounds: int,
+) -> float:
+    """The least variance of the noise in a sum, to a part in 1000, for `target_epsilon` over all rounds.
+
+    Raises `ConfigError` if noise of `MOST_NOISE` times the sensitivity is not enough.
+    """
+
+    def cost(noise: float) -> float:
+        event = DiscreteSum(
+            mechanism=mechanism,
+            variance=(noise * l2) ** 2,
+            l2=l2,
+            l1=l1,
+            dimension=dimension,
+            summands=summands,
+            rounds=rounds,
+        )
+        return spent([event], delta=delta).epsilon
+
+    low, high = 1e-2, MOST_NOISE
+    if cost(high) > target_epsilon:
+        raise ConfigError(
+            f"privacy.target_epsilon={target_epsilon}: {rounds} rounds at delta {delta:g} do not reach it "
+            f"with noise below {MOST_NOISE:g} times a client's part"
+        )
+    while high / low > 1 + CALIBRATION:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) > target_epsilon else (low, middle)
+    return (high * l2) ** 2
+
+
+def _merged(events: Sequence[SampledGaussian]) -> list[tuple[float, float, int]]:
+    """(noise multiplier, sampling rate, steps), one for each pair: composition knows no order."""
+    steps: dict[tuple[float, float], int] = {}
+    for e in events:
+        key = (e.noise_multiplier, e.sampling_rate)
+        steps[key] = steps.get(key, 0) + e.steps
+    return [(*key, n) for key, n in sorted(steps.items())]
+
+
+def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = history
+    with warnings.catch_warnings():  # the best order lies at an end: the bound is loose but one
+        warnings.simplefilter("ignore")
+        return float(accountant.get_epsilon(delta=delta))
+
+
+def _prv_epsilon(history: list[tuple[float, float, int]], delta: float) -> float | None:
+    """None where the accountant cannot work: very little noise needs too large a grid."""
+    from opacus.accountants import PRVAccountant
+
+    if min(noise for noise, _, _ in history) < 0.25:
+        return None
+    accountant = PRVAccountant()
+    accountant.history = history
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = float(accountant.get_epsilon(delta=delta, eps_error=PRV_ERROR))
+    except (ValueError, RuntimeError, OverflowError, MemoryError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _discrete_epsilon(events: Sequence[DiscreteSum], delta: float) -> float:
+    if any(e.variance == 0 and e.l2 > 0 for e in events):
+        return math.inf
+    left = delta - sum(e.rounds * e.dimension for e in events) * DISCRETE_SLACK
+    if left <= 0:
+        raise DataError(f"delta={delta}: must be above {delta - left:.1g}, which the sampler's error takes")
+    total = np.sum([e.rounds * discrete_rdp(e, _DISCRETE_ORDERS) for e in events], axis=0)
+    return rdp_to_epsilon(_DISCRETE_ORDERS, total, delta=left)
+
+
+def discrete_rdp(event: DiscreteSum, orders: np.ndarray) -> np.ndarray:
+    """RDP of one noisy sum at integer orders, float64 [orders]."""
+    alpha = orders.astype(np.float64)
+    l2, l1, mu = event.l2, event.l1, event.variance
+    if l2 == 0:
+        return np.zeros_like(alpha)
+    gaussian = alpha * l2**2 / (2 * mu)
+    if event.mechanism == "skellam":
+        more = np.minimum(((2 * alpha - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
+        return np.asarray(gaussian + more)
+    n, own = event.summands, mu / event.summands
+    k = np.arange(1, n)
+    tau = 10 * float(np.exp(-2 * math.pi**2 * own * k / (k + 1)).sum())
+    d = event.dimension
+    root = min(math.sqrt(l2**2 / mu + 2 * tau * d), l2 / math.sqrt(mu) + tau * math.sqrt(d))
+    return np.asarray(alpha * root**2 / 2)
+
+
+def rdp_to_epsilon(orders: np.ndarray, rdp: np.ndarray, *, delta: float) -> float:
+    """The least epsilon over the orders (Canonne, Kamath & Steinke 2020, Proposition 12)."""
+    alpha = orders.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        epsilon = rdp + np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
+    return max(0.0, float(np.nanmin(epsilon)))

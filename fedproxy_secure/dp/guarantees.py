@@ -1,0 +1,52 @@
+"""The guarantees of a run's differential privacy, in sentences: what holds, and what does not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MECHANISMS = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian"}
+NONE = "Differential privacy: none. What clients send, or their sum, may reveal records."
+RECORD = (
+    "Differential privacy: each client's updates of all rounds together are ({epsilon:.3g}, {delta:g})-DP "
+    "in that client's records (unit: one record; neighbours: one record there or not).",
+    "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g}, Gaussian noise. Sampling: Poisson, each "
+    "record in each step independently, secret. Composition: over all local steps and rounds, the tighter "
+    "of the PRV and RDP accountants.",
+    "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
+    "plug-in, any attack on the released models.",
+)
+CLIENT = (
+    "Differential privacy: the sums of all rounds together are ({epsilon:.3g}, {delta:g})-DP in whole "
+    "clients (unit: one client; neighbours: its vector in the sum or zero in its place).",
+    "Mechanism: updates clipped to {clip_norm:g}, {mechanism} noise of the clients that are left, added "
+    "before masking. No sampling. Composition: RDP over rounds.",
+)
+NOT_COVERED = (
+    "Not covered: accuracies measured on clients' test records; settings chosen after looking at results; "
+    "that a client takes part, how many records it has, how long it takes; other runs on the same records, "
+    "which add up; public calibration text, taken as public."
+)
+SIMULATED = (
+    "unsafe_simulated randomness: the noise follows from the seed. NOTHING of the above holds for this "
+    "run; it shows the utility of one that draws from the operating system."
+)
+
+
+def guarantees(
+    unit: Literal["none", "record", "client"],
+    *,
+    epsilon: float,
+    delta: float,
+    clip_norm: float,
+    mechanism: str,
+    simulated: bool,
+) -> tuple[str, ...]:
+    """For the report's section of this name; `epsilon` is what was spent at most (target, before a run)."""
+    if unit == "none":
+        return (NONE,)
+    named = MECHANISMS[mechanism]
+    lines = [
+        line.format(epsilon=epsilon, delta=delta, clip_norm=clip_norm, mechanism=named)
+        for line in (RECORD if unit == "record" else CLIENT)
+    ]
+    return (*lines, NOT_COVERED, *((SIMULATED,) if simulated else ()))

@@ -1,0 +1,158 @@
+"""Client-level differential privacy inside masking: integer noise in every client's words.
+
+A client clips its update to `clip_norm`, rounds it to `RESOLUTION` steps of that norm, and adds its share
+of the noise before it masks. The noise of t - c clients (threshold minus colluders) is all that the target
+needs, so drop-outs down to t and c clients that tell the server theirs do no harm.
+
+Guarantees: for neighbours that differ by one client's vector being there or zero, the sums of all rounds
+together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client computes
+the ring and the noise from its own settings. Not covered: that a client takes part; the number of clients.
+With few clients the noise drowns the sum: see `signal_to_noise`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from fedproxy_secure.config import PrivacyConfig
+from fedproxy_secure.dp import discrete
+from fedproxy_secure.dp.accounting import variance_for
+from fedproxy_secure.dp.events import DiscreteSum
+from fedproxy_secure.dp.ledger import PrivacyLedger
+from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.randomness import stream_seed
+from fedproxy_secure.secagg.primitives import digest
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.terms import Terms, least_threshold
+
+RESOLUTION = 2**12  # steps in a clip norm
+
+
+def ring_clip(privacy: PrivacyConfig, *, bits: int, clients: int) -> float:
+    """The clip for which a ring's step is `clip_norm / RESOLUTION`; what is above it is room for noise."""
+    levels = int((2 ** (bits - 1) - 1) // clients)
+    return privacy.clip_norm * levels / RESOLUTION
+
+
+def noise_of(job: FederationJob, *, d: int, clients: int, threshold: int) -> DiscreteSum:
+    """One round's noisy sum: enough noise for the target over all rounds, from the fewest honest clients.
+
+    Raises `ConfigError` if the target cannot be reached or the ring has no room for the noise.
+    """
+    honest = threshold - job.protect.colluders
+    rounding = math.sqrt(d) * (1.0 if job.protect.bits < 32 else 0.5)
+    l2 = RESOLUTION + rounding
+    l1 = min(math.sqrt(d) * l2, l2**2)
+    privacy = job.privacy
+    variance = _variance(
+        privacy.target_epsilon,
+        privacy.target_delta,
+        privacy.mechanism,
+        l2,
+        l1,
+        d,
+        honest,
+        job.federate.rounds,
+    )
+    most = RESOLUTION + discrete.support(variance / honest)
+    if variance / honest > discrete.MOST_VARIANCE or clients * most >= 2 ** (job.protect.bits - 1):
+        raise ConfigError(
+            f"protect.bits={job.protect.bits}: has no room for the noise of {clients} clients at "
+            f"privacy.target_epsilon={privacy.target_epsilon}"
+        )
+    return DiscreteSum(
+        mechanism=privacy.mechanism, variance=variance, l2=l2, l1=l1, dimension=d, summands=honest, rounds=1
+    )
+
+
+@lru_cache(maxsize=64)
+def _variance(
+    epsilon: float, delta: float, mechanism: str, l2: float, l1: float, d: int, honest: int, rounds: int
+) -> float:
+    return variance_for(
+        target_epsilon=epsilon,
+        delta=delta,
+        mechanism="skellam" if mechanism == "skellam" else "discrete_gaussian",
+        l2=l2,
+        l1=l1,
+        dimension=d,
+        summands=honest,
+        rounds=rounds,
+    )
+
+
+def signal_to_noise(job: FederationJob, sizes: Sequence[int]) -> float:
+    """Length of a round's sum, if all clients agree and use their whole norm, over the noise's length."""
+    clients, d = job.clients_a_round, sum(sizes)
+    made = noise_of(job, d=d, clients=clients, threshold=planned_threshold(job))
+    total = made.variance * clients / made.summands
+    return clients * RESOLUTION / math.sqrt(d * total)
+
+
+def planned_threshold(job: FederationJob) -> int:
+    """t of a round with the whole cohort."""
+    least = least_threshold(job.clients_a_round, job.protect.colluders)
+    return max(job.protect.threshold or least, job.federate.min_clients)
+
+
+def clip_to_norm(update: np.ndarray, norm: float) -> np.ndarray:
+    """`update` float32 [d], shortened to `norm` if it is longer."""
+    length = float(np.linalg.norm(update.astype(np.float64)))
+    if length <= norm:
+        return update
+    return (update * (norm / length * (1 - 1e-6))).astype(np.float32)
+
+
+def add_noise(
+    words: np.ndarray,
+    plan: RingPlan,
+    job: FederationJob,
+    *,
+    client: str,
+    terms: Terms,
+) -> None:
+    """Add this client's share of the noise to the segment `update` of its words, in place.
+
+    The round is in the client's ledger before. Raises `PrivacyError` if it would spend more than allowed.
+    """
+    segment = plan.segments[0]
+    assert segment.name == "update"
+    noisy = noise_of(job, d=segment.length, clients=len(terms.cohort), threshold=terms.threshold)
+    own = words[: segment.length]
+    _check_sensitivity(own, plan, noisy.l2)
+    privacy = job.privacy
+    if privacy.ledger is None:
+        raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
+    ledger = PrivacyLedger(
+        folder=Path(privacy.ledger),
+        client=client,
+        run=job.agreed_sha256().hex(),
+        unit="client",
+        delta=privacy.target_delta,
+        max_epsilon=privacy.limit,
+    )
+    ledger.open()
+    names = "|".join([str(terms.threshold), *terms.cohort]).encode()
+    key = ledger.authorise(
+        round=terms.round, inputs_sha256=digest(terms.broadcast_sha256, names), event=noisy
+    )
+    if privacy.randomness == "unsafe_simulated":
+        key = hashlib.sha256(f"{stream_seed(job.seed, 'noise', client, terms.round)}".encode()).digest()
+    share = noisy.variance / noisy.summands
+    own += discrete.draw(noisy.mechanism, share, Noise(key), segment.length).astype(words.dtype)
+
+
+def _check_sensitivity(words: np.ndarray, plan: RingPlan, l2: float) -> None:
+    signed = words.astype(np.int64)
+    signed[signed >= 2 ** (plan.bits - 1)] -= 2 ** (8 * words.itemsize)
+    length = float(np.linalg.norm(signed.astype(np.float64)))
+    if length > l2:
+        raise DataError(f"clipped update of {length:.1f} steps: must be <= {l2:.1f}, what the noise covers")

@@ -1,0 +1,176 @@
+"""Differential privacy through the whole federation: both units, resume, refusals."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.dp.ledger import read_all
+from fedproxy_secure.errors import ConfigError, PrivacyError, RunFolderError
+from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import initial_state
+from fedproxy_secure.flower.client_privacy import noise_of, ring_clip, signal_to_noise
+from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.llm import load_llm
+from fedproxy_secure.runs import run
+from tests.support.tiny import tiny_settings
+
+RECORD = {"unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
+CLIENT = {"unit": "client", "target_epsilon": 8.0, "target_delta": 1e-3, "clip_norm": 0.05}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    config = parse_config(tiny_settings(folder, fusion={"rule": "fedavg"}))
+    job = FederationJob.from_config(config, seed=0)
+    model, _ = load_llm(folder / "llm", device="cpu")
+    return job, folder / "llm", initial_state(attach(model, job.adapter, seed=0))
+
+
+def private(job, rounds=3, **privacy):
+    return replace(
+        job,
+        privacy=job.privacy.model_copy(update=privacy),
+        federate=job.federate.model_copy(update={"rounds": rounds}),
+    )
+
+
+def serve(world, job, **more):
+    _, folder, initial = world
+    return federate(job, folder, initial, **more)
+
+
+@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
+def test_every_client_spends_what_the_target_allows_and_no_more(world, tmp_path, settings):
+    serve(world, private(world[0], **settings), run_folder=tmp_path)
+    costs = read_all(tmp_path / "privacy")
+    assert sorted(costs) == ["c0", "c1", "c2"]
+    for cost in costs.values():
+        assert 7.5 < cost.epsilon <= 8
+
+
+@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
+def test_losses_stay_with_the_clients(world, tmp_path, settings):
+    serve(world, private(world[0], **settings), run_folder=tmp_path)
+    for line in (tmp_path / "rounds.jsonl").read_text().splitlines():
+        assert "loss" not in json.loads(line)
+
+
+@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
+def test_a_killed_round_goes_on_with_the_same_noise_and_is_paid_for_once(world, tmp_path, settings):
+    class Killed(Exception):
+        pass
+
+    def kill(client):
+        seen.append(client)
+        if len(seen) == 5:  # in the second round
+            raise Killed
+
+    seen: list[str] = []
+    job = private(world[0], **settings)
+    with pytest.raises(Killed):
+        serve(world, job, run_folder=tmp_path, on_client=kill)
+    during = {n: c.epsilon for n, c in read_all(tmp_path / "privacy").items()}
+    keys = {p.name: p.read_text() for p in (tmp_path / "privacy").glob("*.key")}
+    once = serve(world, private(world[0], **settings, rounds=3), run_folder=tmp_path)
+    assert np.isfinite(once.adapter).all()
+    after = read_all(tmp_path / "privacy")
+    assert all(during[n] <= after[n].epsilon <= 8 for n in after)
+    assert all((tmp_path / "privacy" / n).read_text() != key for n, key in keys.items())
+
+
+def test_simulated_randomness_repeats_and_the_system_s_does_not(world):
+    def move(**more):
+        return serve(world, private(world[0], 1, **RECORD, **more)).adapter
+
+    assert np.array_equal(move(randomness="unsafe_simulated"), move(randomness="unsafe_simulated"))
+    assert not np.array_equal(move(), move())
+
+
+def test_the_limit_stops_a_run_before_the_step_that_would_pass_it(world, tmp_path):
+    job = private(world[0], 2, **RECORD)
+    serve(world, job, run_folder=tmp_path)
+    (tmp_path / "state.safetensors").unlink()  # a server that asks for all rounds once more
+    for key in (tmp_path / "privacy").glob("*.key"):
+        key.unlink()
+    with pytest.raises(PrivacyError, match=r"epsilon would be .* must be <= 8 \(privacy.max_epsilon\)"):
+        serve(world, job, run_folder=tmp_path)
+    assert all(c.epsilon <= 8 for c in read_all(tmp_path / "privacy").values())
+
+
+def test_a_ledger_of_other_settings_is_refused_before_training(world, tmp_path):
+    serve(world, private(world[0], 1, **RECORD), run_folder=tmp_path / "a")
+    changed = private(world[0], 1, **RECORD | {"clip_norm": 2.0}, ledger=str(tmp_path / "a" / "privacy"))
+    with pytest.raises(RunFolderError, match="is of another run"):
+        serve(world, changed)
+
+
+def test_client_noise_in_the_sum_has_the_accounted_scale(world):
+    """Updates of length zero: what the adapter moves by is the mean of the clients' noise."""
+    job = private(world[0], 1, **CLIENT)
+    job = replace(job, local=job.local.model_copy(update={"learning_rate": 1e-30}))
+    moved = serve(world, job).adapter - world[2].adapter
+    d, clients = len(moved), len(job.clients)
+    made = noise_of(job, d=d, clients=clients, threshold=3)
+    step = ring_clip(job.privacy, bits=32, clients=clients) / ((2**31 - 1) // clients)
+    wanted = np.sqrt(made.variance * clients / made.summands) * step / clients
+    assert moved.std() / wanted == pytest.approx(1, abs=4 / np.sqrt(2 * d))
+    assert abs(moved.std() / wanted - 2 / 3) > 0.2
+    assert signal_to_noise(job, [d]) == pytest.approx(
+        clients * 0.05 / (np.sqrt(d) * wanted * clients), rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "line"),
+    [
+        ("privacy", {**RECORD, "target_delta": 0.1}, r"target_delta=0.1: must be < 1/12"),
+        ("local", {"batch_size": 13}, r"local.batch_size=13: must be <= 12"),
+        ("privacy", {**RECORD, "target_epsilon": 1e-9}, r"target_epsilon=1e-09: .* do not reach it"),
+    ],
+)
+def test_settings_that_no_client_can_keep_end_before_training(world, section, change, line):
+    job = private(world[0], 1, **RECORD)
+    job = replace(job, **{section: getattr(job, section).model_copy(update=change)})
+    with pytest.raises(ConfigError, match=line):
+        serve(world, job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"fusion": {"rule": "h_ties"}}, r"fusion.rule=h_ties: with privacy.unit=client must be fedavg"),
+        ({"protect": {"scheme": "unsafe_plaintext"}}, r"with privacy.unit=client must be masking"),
+        ({"privacy": {**RECORD, "max_epsilon": 1.0}}, r"max_epsilon=1.0: must be >= target_epsilon=8.0"),
+        ({"privacy": {"unit": "records"}}, r"privacy.unit='records'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_one_line(tmp_path, changes, line):
+    raw = tiny_settings(tmp_path, **{"fusion": {"rule": "fedavg"}, "privacy": CLIENT, **changes})
+    with pytest.raises(ConfigError, match=line):
+        parse_config(raw).check_protection()
+
+
+def test_clients_refuse_client_level_privacy_in_the_clear(world):
+    job = private(world[0], 1, **CLIENT)
+    job = replace(job, protect=job.protect.model_copy(update={"scheme": "unsafe_plaintext"}))
+    with pytest.raises(ConfigError, match=r"privacy.unit=client: needs protect.scheme=masking"):
+        serve(world, job)
+
+
+@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
+def test_a_run_reports_guarantees_and_what_was_spent(tmp_path, settings):
+    raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=settings)
+    report = run(parse_config(raw), tmp_path / "run")
+    text = " ".join(report.guarantees)
+    assert f"unit: one {settings['unit']}" in text
+    assert "Not covered" in text
+    spent = {e.metric: e.value for e in report.estimates}
+    assert 7.5 < spent["epsilon spent, client that spent most"] <= 8
+    assert "No differential privacy" not in " ".join(report.notes)
+    again = parse_config({**raw, "privacy": {**settings, "randomness": "unsafe_simulated"}})
+    assert "NOTHING" in " ".join(run(again, tmp_path / "again").guarantees)

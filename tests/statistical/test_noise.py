@@ -1,0 +1,78 @@
+"""Noise has the scale it is said to have: the right one is accepted, 2/3 and 3/2 of it are rejected."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedproxy_secure.dp import discrete
+from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.errors import DataError
+
+KEY = bytes(range(32))
+ALPHA = 1e-4  # of each test; the key is fixed, so they never flicker
+
+
+def variance_is(sample, wanted):
+    """Two-sided: whether the sample's variance fits, by the normal limit with its own fourth moment."""
+    n, square = len(sample), np.asarray(sample, dtype=np.float64) ** 2
+    z = (square.mean() - wanted) / (square.std() / np.sqrt(n))
+    return abs(z) < stats.norm.isf(ALPHA / 2)
+
+
+def test_gaussian_noise_is_standard_normal_and_no_other():
+    sample = Noise(KEY).gaussian(200_000)
+    assert stats.kstest(sample, "norm").pvalue > ALPHA
+    for wrong in (2 / 3, 3 / 2):
+        assert stats.kstest(sample * wrong, "norm").pvalue < ALPHA
+    assert abs(np.corrcoef(sample[:100_000], sample[100_000:])[0, 1]) < 0.02  # the two of a pair
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+@pytest.mark.parametrize("variance", [0.5, 9.0, 4096.0**2])
+def test_integer_noise_has_its_variance_and_no_other(mechanism, variance):
+    sample = discrete.draw(mechanism, variance, Noise(KEY), 200_000)
+    if mechanism == "skellam" or variance > 5:  # a discrete Gaussian's variance is below sigma^2 else
+        assert variance_is(sample, variance)
+    assert not variance_is(sample, variance * 4 / 9)
+    assert not variance_is(sample, variance * 9 / 4)
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+def test_small_integer_noise_follows_its_law_number_by_number(mechanism):
+    sample = discrete.draw(mechanism, 4.0, Noise(KEY), 300_000)
+    k = np.arange(-8, 9)
+    if mechanism == "skellam":
+        law = stats.skellam.pmf(k, 2.0, 2.0)
+    else:
+        every = np.exp(-(np.arange(-50, 51) ** 2) / 8)
+        law = np.exp(-(k**2) / 8) / every.sum()
+    seen = np.array([(sample == i).sum() for i in k])
+    rest, rest_law = len(sample) - seen.sum(), 1 - law.sum()
+    found = stats.chisquare([*seen, rest], np.array([*law, rest_law]) * len(sample))
+    assert found.pvalue > ALPHA
+
+
+def test_the_sum_of_clients_noise_has_the_variance_that_is_accounted():
+    parts = [discrete.draw("skellam", 1e4 / 3, Noise(bytes([i]) * 32), 100_000) for i in range(3)]
+    assert variance_is(sum(parts), 1e4)
+
+
+def test_every_record_is_sampled_with_its_rate_and_alone():
+    noise = Noise(KEY)
+    chosen = np.array([np.isin(np.arange(50), noise.poisson_sample(50, 0.2)) for _ in range(4000)])
+    assert stats.binomtest(int(chosen.sum()), chosen.size, 0.2).pvalue > ALPHA
+    sizes = chosen.sum(axis=1)
+    assert variance_is(sizes - 10, 50 * 0.2 * 0.8)  # of a Poisson sample, not of a fixed one
+    assert not variance_is(sizes - 10, 50 * 0.2 * 0.8 / 4)
+
+
+def test_a_rate_of_one_takes_everything_and_the_key_decides_all():
+    assert np.array_equal(Noise(KEY).poisson_sample(9, 1.0), np.arange(9))
+    assert np.array_equal(Noise(KEY).gaussian(7), Noise(KEY).gaussian(7))
+    assert not np.array_equal(Noise(KEY).gaussian(7), Noise(bytes(32)).gaussian(7))
+    assert not discrete.draw("skellam", 0.0, Noise(KEY), 5).any()
+
+
+def test_a_variance_that_the_table_cannot_hold_is_refused():
+    with pytest.raises(DataError, match=r"noise variance 1e\+12: must be in"):
+        discrete.draw("skellam", 1e12, Noise(KEY), 1)

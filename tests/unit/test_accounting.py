@@ -1,0 +1,202 @@
+"""What steps cost: bounds that agree with closed forms, and events that cannot be misread."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.special import ive
+from scipy.stats import norm
+
+from fedproxy_secure.dp.accounting import (
+    discrete_rdp,
+    noise_multiplier_for,
+    rdp_to_epsilon,
+    spent,
+    variance_for,
+)
+from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, from_fields, to_fields
+from fedproxy_secure.errors import ConfigError, DataError
+
+DELTA = 1e-5
+
+
+def gaussian(noise=1.0, rate=1.0, steps=1):
+    return SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=steps)
+
+
+def summed(mechanism="skellam", variance=1e6, l2=100.0, l1=500.0, dimension=1000, summands=3, rounds=4):
+    return DiscreteSum(
+        mechanism=mechanism,
+        variance=variance,
+        l2=l2,
+        l1=l1,
+        dimension=dimension,
+        summands=summands,
+        rounds=rounds,
+    )
+
+
+def exact_delta(noise, steps, epsilon):
+    """Of `steps` Gaussian mechanisms without sampling (Balle & Wang 2018, Theorem 8)."""
+    mu = math.sqrt(steps) / noise
+    return norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
+
+
+@pytest.mark.parametrize("noise", [0.8, 1.5, 4.0, 20.0])
+@pytest.mark.parametrize("steps", [1, 10, 300])
+def test_without_sampling_the_cost_is_never_below_the_exact_one_and_close_to_it(noise, steps):
+    found = spent([gaussian(noise, 1.0, steps)], delta=DELTA).epsilon
+    assert exact_delta(noise, steps, found) <= DELTA
+    assert exact_delta(noise, steps, found * 0.98 - 0.02) > DELTA
+
+
+def test_the_tighter_accountant_counts_and_both_are_kept():
+    cost = spent([gaussian(1.0, 0.02, 300)], delta=DELTA)
+    assert cost.accountant == "prv"
+    assert cost.epsilon == cost.prv < cost.rdp
+
+
+def test_rounds_in_any_order_cost_what_their_sum_costs():
+    a, b = gaussian(1.0, 0.02, 10), gaussian(2.0, 0.02, 10)
+    together = spent([a, b, a], delta=DELTA).epsilon
+    assert together == spent([b, gaussian(1.0, 0.02, 20)], delta=DELTA).epsilon
+    assert together > spent([a, b], delta=DELTA).epsilon
+
+
+def test_nothing_costs_nothing_and_no_noise_costs_everything():
+    assert spent([], delta=DELTA).epsilon == 0
+    assert spent([gaussian(0.0)], delta=DELTA).epsilon == math.inf
+    assert spent([summed(variance=0.0)], delta=DELTA).epsilon == math.inf
+    assert spent([gaussian(5.0), gaussian(0.0)], delta=DELTA).epsilon == math.inf
+
+
+def test_very_little_noise_is_left_to_the_accountant_that_can():
+    cost = spent([gaussian(0.2, 0.01, 10)], delta=DELTA)
+    assert cost.prv is None
+    assert cost.epsilon == cost.rdp < math.inf
+
+
+@pytest.mark.parametrize("target", [0.5, 1, 8, 200])
+def test_calibrated_noise_reaches_the_target_and_wastes_nothing(target):
+    noise = noise_multiplier_for(target_epsilon=target, delta=DELTA, sampling_rate=0.04, steps=80)
+    assert spent([gaussian(noise, 0.04, 80)], delta=DELTA).epsilon <= target
+    assert spent([gaussian(noise * 0.99, 0.04, 80)], delta=DELTA).epsilon > target * 0.98
+
+
+def test_a_target_that_no_noise_reaches_is_refused():
+    with pytest.raises(ConfigError, match=r"target_epsilon=1e-06: .* do not reach it"):
+        noise_multiplier_for(target_epsilon=1e-6, delta=1e-5, sampling_rate=1.0, steps=100)
+    with pytest.raises(ConfigError, match=r"target_epsilon=1e-09: 8 rounds"):
+        variance_for(
+            target_epsilon=1e-9,
+            delta=1e-5,
+            mechanism="skellam",
+            l2=100,
+            l1=500,
+            dimension=10,
+            summands=3,
+            rounds=8,
+        )
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+def test_calibrated_integer_noise_costs_what_a_gaussian_of_its_size_would(mechanism):
+    variance = variance_for(
+        target_epsilon=4,
+        delta=DELTA,
+        mechanism=mechanism,
+        l2=4096,
+        l1=4096 * 30,
+        dimension=900,
+        summands=3,
+        rounds=8,
+    )
+    event = summed(mechanism, variance, 4096, 4096 * 30, 900, 3, 8)
+    assert 3.98 <= spent([event], delta=DELTA).epsilon <= 4
+    noise = math.sqrt(variance) / 4096
+    assert spent([event], delta=DELTA).epsilon == pytest.approx(
+        spent([gaussian(noise, 1.0, 8)], delta=DELTA).rdp, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("variance", [4.0, 25.0, 400.0])
+@pytest.mark.parametrize("shift", [1, 3, 6])
+def test_the_skellam_bound_lies_above_the_exact_renyi_divergence(variance, shift):
+    k = np.arange(-300, 301)
+    with np.errstate(all="ignore"):
+        p, q = np.log(ive(np.abs(k), variance)), np.log(ive(np.abs(k - shift), variance))
+    there = np.isfinite(p) & np.isfinite(q)
+    for order in (2, 3, 8, 16):
+        terms = order * p[there] - (order - 1) * q[there]
+        exact = float(np.logaddexp.reduce(terms)) / (order - 1)
+        event = summed("skellam", variance, shift, shift, 1, 1, 1)
+        bound = float(discrete_rdp(event, np.array([order]))[0])
+        assert exact <= bound <= 1.6 * exact + 10 * order * shift**2 / variance**1.5
+
+
+@pytest.mark.parametrize("variance", [2.0, 9.0])
+@pytest.mark.parametrize("summands", [2, 3])
+def test_the_bound_for_summed_discrete_gaussians_lies_above_the_exact_divergence(variance, summands):
+    k = np.arange(-200, 201)
+    one = np.exp(-(k**2) * summands / (2 * variance))
+    one /= one.sum()
+    law = one
+    for _ in range(summands - 1):
+        law = np.convolve(law, one, mode="same")
+    p, q = law[1:], law[:-1]
+    there = (p > 1e-280) & (q > 1e-280)
+    for order in (2, 4, 8):
+        exact = math.log(np.sum(p[there] * (p[there] / q[there]) ** (order - 1))) / (order - 1)
+        event = summed("discrete_gaussian", variance, 1, 1, 1, summands, 1)
+        assert exact <= float(discrete_rdp(event, np.array([order]))[0]) * (1 + 1e-9)
+
+
+def test_renyi_bounds_turn_into_epsilon_as_for_one_gaussian():
+    orders = np.arange(2, 200)
+    found = rdp_to_epsilon(orders, orders / (2 * 3.0**2), delta=DELTA)
+    assert exact_delta(3.0, 1, found) <= DELTA
+    assert exact_delta(3.0, 1, 0.9 * found) > DELTA
+
+
+def test_a_client_that_sends_nothing_costs_nothing():
+    assert not discrete_rdp(summed(l2=0.0, l1=0.0), np.array([2, 3])).any()
+
+
+@pytest.mark.parametrize("event", [gaussian(1.5, 0.1, 7), summed()])
+def test_events_survive_the_way_through_json(event):
+    assert from_fields(to_fields(event)) == event
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ({"kind": "laplace", "scale": 1}, r"privacy event 'laplace': must be one of"),
+        ({"noise_multiplier": 1.0}, r"privacy event None: must be one of"),
+        ({"kind": "sampled_gaussian", "noise": 1.0}, r"privacy event sampled_gaussian: .*noise"),
+        (
+            {"kind": "sampled_gaussian", "noise_multiplier": -1, "sampling_rate": 0.1, "steps": 1},
+            r"noise_multiplier=-1: must be >= 0",
+        ),
+        (
+            {"kind": "sampled_gaussian", "noise_multiplier": 1, "sampling_rate": 1.5, "steps": 1},
+            r"sampling_rate=1.5: must be in \(0, 1\]",
+        ),
+        (
+            {"kind": "sampled_gaussian", "noise_multiplier": 1, "sampling_rate": 0.5, "steps": 0},
+            r"steps=0: must be >= 1",
+        ),
+        ({**to_fields(summed()), "mechanism": "laplace"}, r"mechanism='laplace': must be skellam or"),
+    ],
+)
+def test_an_event_that_is_not_understood_is_an_error_not_free(raw, line):
+    with pytest.raises(DataError, match=line):
+        from_fields(raw)
+
+
+def test_what_cannot_be_accounted_is_refused():
+    with pytest.raises(DataError, match=r"delta=1.0: must be in"):
+        spent([gaussian()], delta=1.0)
+    with pytest.raises(DataError, match="a ledger must hold one unit"):
+        spent([gaussian(), summed()], delta=DELTA)
+    with pytest.raises(DataError, match="which the sampler's error takes"):
+        spent([summed(dimension=10**9, rounds=10**3)], delta=1e-6)
