@@ -24,7 +24,7 @@ import numpy as np
 from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian
 from fedproxy_secure.errors import ConfigError, DataError
 
-PRV_ERROR = 0.01  # of epsilon; the bound that counts is the upper one
+PRV_ERROR = 0.002  # of epsilon, relative; the bound that counts is the upper one
 MOST_NOISE = 1e4  # noise multipliers above are refused: nothing could be learned
 CALIBRATION = 1e-3  # relative width to which a noise multiplier is searched
 # statistical distance of one drawn integer from its law: rounding of its table, 2^-63 of its uniforms
@@ -66,7 +66,8 @@ def spent(events: Sequence[Event], *, delta: float) -> Spent:
     if min(e.noise_multiplier for e in gaussian) == 0:
         return Spent(epsilon=math.inf, delta=delta, accountant="rdp", rdp=math.inf, prv=None)
     history = _merged(gaussian)
-    rdp, prv = _rdp_epsilon(history, delta), _prv_epsilon(history, delta)
+    rdp = _rdp_epsilon(history, delta)
+    prv = _prv_epsilon(history, delta, about=rdp)
     if prv is not None and prv < rdp:
         return Spent(epsilon=prv, delta=delta, accountant="prv", rdp=rdp, prv=prv)
     return Spent(epsilon=rdp, delta=delta, accountant="rdp", rdp=rdp, prv=prv)
@@ -159,18 +160,22 @@ def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float
         return float(accountant.get_epsilon(delta=delta))
 
 
-def _prv_epsilon(history: list[tuple[float, float, int]], delta: float) -> float | None:
-    """None where the accountant cannot work: very little noise needs too large a grid."""
+def _prv_epsilon(history: list[tuple[float, float, int]], delta: float, *, about: float) -> float | None:
+    """None where the accountant cannot work: very little noise needs too large a grid.
+
+    `about`: another bound, which says how fine the grid has to be.
+    """
     from opacus.accountants import PRVAccountant
 
     if min(noise for noise, _, _ in history) < 0.25:
         return None
     accountant = PRVAccountant()
     accountant.history = history
+    error = min(max(PRV_ERROR * about, 1e-4), 0.01)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = float(accountant.get_epsilon(delta=delta, eps_error=PRV_ERROR))
+            value = float(accountant.get_epsilon(delta=delta, eps_error=error))
     except (ValueError, RuntimeError, OverflowError, MemoryError):
         return None
     return value if math.isfinite(value) else None

@@ -21,7 +21,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, advance
 from fedproxy_secure.flower import client_privacy, wire
 from fedproxy_secure.flower.ledger import Ledger
-from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan, run_name
+from fedproxy_secure.flower.masked_terms import first_clip, kept_share, next_clip, ring_plan, run_name
 from fedproxy_secure.secagg.ckks_messages import Encrypted, Hello, KeyGrants, Opened
 from fedproxy_secure.secagg.ckks_server import CkksServer
 from fedproxy_secure.secagg.granularity import Layout, merge
@@ -106,7 +106,7 @@ def masked_round(
         clients=len(made.clients),
         weight=made.control.weight,
         rho=1.0 if job.fusion.rule == "ties" else job.fusion.rho,
-        kept=job.fusion.keep_ratio if job.fusion.rule == "ties" else job.fusion.r0,
+        kept=kept_share(job.fusion),
     )
     new = advance(
         state,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.config import FusionConfig, LocalConfig
 from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.client_privacy import clip_to_norm
@@ -50,6 +50,15 @@ def next_clip(clip: float, control: Control) -> float:
     return max(CLIP_MARGIN * needed, clip / 16) if needed > 0 else clip
 
 
+def kept_share(fusion: FusionConfig) -> float:
+    """Share of an update that a client keeps when it knows nothing of the others'.
+
+    H-TIES keeps r0 of the client most like the others and r0 - delta of the one least like them (Eq. 10);
+    without the cosines between clients each keeps the middle. It is public, and fusion by blocks needs it.
+    """
+    return fusion.keep_ratio if fusion.rule == "ties" else fusion.r0 - fusion.delta / 2
+
+
 def parts_of(
     update: ClientUpdate,
     job: FederationJob,
@@ -68,7 +77,7 @@ def parts_of(
     if fusion.rule == "ties":
         tau = keep_largest(tau, fusion.keep_ratio)
     elif fusion.rule == "h_ties":
-        retention = fusion.r0
+        retention = kept_share(fusion)
         if job.protect.weights == "self" and previous is not None:
             cosine = _cosine(tau, previous)
             weight = float(np.exp(abs(cosine) - 1))

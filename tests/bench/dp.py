@@ -265,11 +265,12 @@ def audit_rows() -> list[Row]:
 
 def accountant_rows() -> list[Row]:
     """Our epsilon against dp-accounting's, on a grid."""
+    sys.path.append("build/peers")  # pip install --target build/peers dp-accounting
     try:
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
         from dp_accounting.pld import PLDAccountant
     except ImportError:
-        print("dp-accounting is not installed: its rows are left out (pip install dp-accounting)")
+        print("dp-accounting is missing: pip install --target build/peers dp-accounting", file=sys.stderr)
         return []
     over = []
     for noise in (0.6, 1.0, 2.0):

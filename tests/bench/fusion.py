@@ -15,14 +15,22 @@ import numpy as np
 import torch
 
 from fedproxy_secure.compress.proxy import save_model
-from fedproxy_secure.config import load_config
+from fedproxy_secure.config import FusionConfig, load_config
 from fedproxy_secure.federate import fusion as exact_rules
 from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
 from fedproxy_secure.federate.client import build_client
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower.masked_terms import kept_share
 from fedproxy_secure.pipeline import make_proxy, prepare
 from fedproxy_secure.report.estimate import paired_difference
-from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution, merge, segments_of
+from fedproxy_secure.secagg.granularity import (
+    Granularity,
+    Layout,
+    contribution,
+    keep_largest,
+    merge,
+    segments_of,
+)
 from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
 from tests.bench.rows import FOLDER, Row, publish
 
@@ -57,8 +65,8 @@ def distance_rows() -> list[Row]:
             mean = tau.mean(axis=0)
             others = {
                 "the best multiple of the mean": (mean @ exact) / (mean @ mean) * mean,
-                "coordinate": over_sums(tau, "coordinate", layout, rho=own.rho),
-                "block": over_sums(tau, "block", layout, rho=own.rho),
+                "coordinate": over_sums(tau, "coordinate", layout, own),
+                "block": over_sums(tau, "block", layout, own),
             }
             for name, step in others.items():
                 found.setdefault(name, []).append(_compare(step, exact))
@@ -84,14 +92,17 @@ def distance_rows() -> list[Row]:
     return rows
 
 
-def over_sums(tau: np.ndarray, granularity: Granularity, layout: Layout, *, rho: float) -> np.ndarray:
+def over_sums(
+    tau: np.ndarray, granularity: Granularity, layout: Layout, fusion: FusionConfig
+) -> np.ndarray:
     """The step that the server computes from the sums, float32 [d]; the masks would cancel."""
     clients, clip = len(tau), float(np.abs(tau).max())
     segments = segments_of(granularity, layout, clip=clip, clients=clients, bits=32)
     plan = RingPlan(bits=32, clients=clients, segments=segments)
     total = np.zeros(plan.words, dtype=plan.word_type)
     for update in tau:
-        total += quantise(plan, contribution(update, granularity, layout, plan)).words
+        trimmed = keep_largest(update, kept_share(fusion))
+        total += quantise(plan, contribution(trimmed, granularity, layout, plan)).words
     made = merge(
         read_sum(plan, total),
         granularity,
@@ -99,7 +110,8 @@ def over_sums(tau: np.ndarray, granularity: Granularity, layout: Layout, *, rho:
         plan,
         clients=clients,
         weight=float(clients),
-        rho=rho,
+        rho=fusion.rho,
+        kept=kept_share(fusion),
     )
     return made.step
 
