@@ -5,6 +5,7 @@ Every stage is a function of ordinary torch and transformers objects and can be 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from fedproxy_secure.world.stories import stories
 from fedproxy_secure.world.tasks import PUBLIC_SEED
 
 PUBLIC_WINDOW_TOKENS = 128
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,8 @@ def tune(
     each = job.clients_a_round if job.federate.engine == "in_process" else 1
     shown.start("federate", job.federate.rounds * each)
     initial = initial_state(tuned)
+    for line in check_privacy(job, tuned, {}):
+        log.warning(line)
     final = federate(
         job,
         model_folder,

@@ -209,6 +209,7 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         "tuned": _bits(evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
         "fused": _bits(evaluate(fused, materials, config, progress=progress, name="fused LLM")),
         "truncated": truncated_prompts(config),
+        "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {name: asdict(s) for name, s in read_all(place / "federation" / PRIVACY).items()},
     }
     folder.write_json(f"{name}/result.json", result)
@@ -316,6 +317,7 @@ def _report(config: Config, results: dict[int, dict[str, Any]], command: str) ->
         notes=(
             protection_note(config),
             f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
+            *next(iter(results.values()))["privacy_notes"],
         ),
         guarantees=_guarantees(config, results),
     )

@@ -151,7 +151,10 @@ def _merged(events: Sequence[SampledGaussian]) -> list[tuple[float, float, int]]
 
 
 def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
-    from opacus.accountants import RDPAccountant
+    try:
+        from opacus.accountants import RDPAccountant
+    except ImportError as error:
+        raise ConfigError("privacy.unit=record: needs the extra `dp` (opacus)") from error
 
     accountant = RDPAccountant()
     accountant.history = history

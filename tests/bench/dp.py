@@ -21,7 +21,7 @@ import torch
 from attacks.training_audit import audit_private_steps
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import Config, load_config
-from fedproxy_secure.data.encode import Encoded, encode_records
+from fedproxy_secure.data.encode import Encoded, encode_records, training_batch
 from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.ledger import read_all
@@ -47,7 +47,7 @@ CELLS = FOLDER / "dp_cells"
 def main() -> None:
     """Measure everything, print, write."""
     torch.set_num_threads(1)
-    publish("dp", [*accountant_rows(), *audit_rows(), *cost_rows(), *curve_rows()])
+    publish("dp", [*accountant_rows(), *audit_rows(), *cost_rows(), *ghost_rows(), *curve_rows()])
 
 
 def cell(adapter: str, epsilon: float, seed: int) -> dict[str, Any]:
@@ -193,6 +193,68 @@ def cost_rows() -> list[Row]:
             )
         )
     return rows
+
+
+def ghost_rows() -> list[Row]:
+    """Opacus's ghost clipping over per-record gradients: passes of one batch of 16, `lora`, interleaved."""
+    from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+
+    config = load_config("configs/demo_world.yaml")
+    materials = prepare(config)
+    proxy = make_proxy(config, materials, seed=0, remove_ratio=0.5)
+    tuned = attach(proxy.model, config.adapter, seed=0)
+    items = encode_records(materials.tasks[0].train, materials.tokenizer, max_tokens=128).items[:16]
+    batch = training_batch(items, pad_id=materials.tokenizer.pad_token_id, device="cpu")
+    tuned.train()
+
+    def losses() -> torch.Tensor:
+        logits = tuned(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
+        nll = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), batch.ids[:, 1:], reduction="none"
+        )
+        return (nll * batch.response).sum(dim=1) / batch.response.sum(dim=1)
+
+    def per_record() -> None:
+        hooked = GradSampleModule(tuned, loss_reduction="mean")
+        for _ in range(STEPS):
+            losses().mean().backward()  # type: ignore[no-untyped-call]
+            hooked.set_grad_sample_to_none()
+        hooked.to_standard_module()
+
+    def ghost() -> None:
+        hooked = GradSampleModuleFastGradientClipping(
+            tuned, max_grad_norm=1.0, use_ghost_clipping=True, loss_reduction="mean"
+        )
+        for _ in range(STEPS):
+            own = losses()
+            own.mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            factor = hooked.get_clipping_coef()
+            tuned.zero_grad(set_to_none=True)
+            hooked.disable_hooks()
+            (factor * own).sum().backward()
+            hooked.enable_hooks()
+            tuned.zero_grad(set_to_none=True)
+        hooked.to_standard_module()
+
+    per_record(), ghost()
+    ratios = [_seconds(ghost) / _seconds(per_record) for _ in range(9)]
+    low, value, high = (float(v) for v in np.quantile(ratios, [0.1, 0.5, 0.9]))
+    rows = [("CPU time", value, low, high, len(ratios))]
+    rows.append(("most memory at once", _peak_bytes(ghost) / _peak_bytes(per_record), None, None, 1))
+    return [
+        Row(
+            metric=f"lora: ghost clipping over per-record gradients, {what}, batch 16",
+            value=found,
+            low=bottom,
+            high=top,
+            n=n,
+            unit="ratio",
+            target="",
+            ok=None,
+            command=COMMAND,
+        )
+        for what, found, bottom, top, n in rows
+    ]
 
 
 def _seconds(work: Callable[[], None]) -> float:
