@@ -150,11 +150,13 @@ class ProtectConfig(_Strict):
     `ckks`: so does a server that follows the protocol; with any one client it opens every update.
     `unsafe_plaintext`: it sees every update. Under masking a rule that elects signs (h_ties, ties) works at
     a `granularity`: `block` reveals one variance a block besides the sum, `coordinate` counts of signs too.
+    H-TIES' `weights` come from cosines between clients: `uniform` does without, `self` takes each client's
+    with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all.
     """
 
     scheme: Literal["masking", "ckks", "unsafe_plaintext"] = "masking"
     granularity: Literal["block", "coordinate"] = "block"
-    weights: Literal["uniform", "self"] = "uniform"
+    weights: Literal["uniform", "self", "encrypted_gram"] = "uniform"
     bits: Literal[16, 24, 32] = 32
     clip: Annotated[float, Field(gt=0)] | None = None  # None: from the optimiser, then from masked sums
     colluders: Annotated[int, Field(ge=0)] = 0  # clients that may work with the server without harm
@@ -264,6 +266,12 @@ class Config(_Strict):
             raise ConfigError(
                 f"protect.scheme={scheme}: works for 3 to 64 clients a round, here {chosen}; "
                 "fewer can only use unsafe_plaintext"
+            )
+        if self.protect.weights == "encrypted_gram" and (
+            scheme != "masking" or self.fusion.rule != "h_ties"
+        ):
+            raise ConfigError(
+                "protect.weights=encrypted_gram: needs protect.scheme=masking and fusion.rule=h_ties"
             )
         if self.fusion.pcr_lambda > 0 and self.fusion.rule in ("fedavg", "fedadam"):
             raise ConfigError(

@@ -21,7 +21,7 @@ from fedproxy_secure.config import load_config
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
 from fedproxy_secure.federate.client import LocalClient, build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import masked_client, proxy_store, wire
+from fedproxy_secure.flower import masked_client, masked_gram, proxy_store, wire
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -72,6 +72,8 @@ def train(message: Message, context: Context) -> RecordDict:
     if job.privacy.unit == "client" and (job.protect.scheme, job.granularity) != ("masking", "plain"):
         raise ConfigError("privacy.unit=client: needs protect.scheme=masking and a rule that only adds")
     if job.protect.scheme != "unsafe_plaintext":
+        if job.protect.weights == "encrypted_gram":
+            return masked_gram.train_and_say_hello(client, job, message.content, context)
         return masked_client.train_and_advertise(client, job, message.content, context)
     broadcast = wire.decode_broadcast(message.content)
     return wire.encode_update(
@@ -83,6 +85,28 @@ def train(message: Message, context: Context) -> RecordDict:
             prox_mu=broadcast.prox_mu,
         )
     )
+
+
+@app.query("gram_share")
+@_answers_in_one_line
+def gram_share(message: Message, context: Context) -> RecordDict:
+    """Weights `encrypted_gram`, step 2: the leader's key."""
+    return masked_gram.share(*_who(context), message.content, context)
+
+
+@app.query("gram_sketch")
+@_answers_in_one_line
+def gram_sketch(message: Message, context: Context) -> RecordDict:
+    """Weights `encrypted_gram`, step 3."""
+    return masked_gram.sketch(*_who(context), message.content, context)
+
+
+@app.query("gram_weigh")
+@_answers_in_one_line
+def gram_weigh(message: Message, context: Context) -> RecordDict:
+    """Weights `encrypted_gram`, step 4; masking's step 1."""
+    client, (job, _) = _client(context), _own_job(context)
+    return masked_gram.weigh(client, job, message.content, context)
 
 
 @app.query("share")

@@ -12,6 +12,7 @@ Not guaranteed: a server may ask for the same round under other settings (a seed
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.federate.adapters import tensor_sizes
-from fedproxy_secure.federate.client import LocalClient
+from fedproxy_secure.federate.client import ClientUpdate, LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import client_privacy, wire
 from fedproxy_secure.flower.masked_terms import parts_of, ring_plan, run_name
@@ -34,17 +35,33 @@ from fedproxy_secure.secagg.messages import Confirmations, Inbox, KeyBook, Messa
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 from fedproxy_secure.secagg.ring import RingPlan, Segment, quantise
 from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.sketch import Standing
 from fedproxy_secure.secagg.terms import Policy, Roster, Terms
 
 STATE = "masking"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Terms that were checked, the update, and the last round's step as this client saw it (or None)."""
+
+    terms: Terms
+    update: ClientUpdate
+    previous: np.ndarray | None
 
 
 def train_and_advertise(
     client: LocalClient, job: FederationJob, content: RecordDict, context: Context
 ) -> RecordDict:
     """Check the terms, train, keep the update sealed, answer with fresh keys."""
+    trained = train(client, job, content, context)
+    return wire.encode_message(advertise(client, job, trained, context))
+
+
+def train(client: LocalClient, job: FederationJob, content: RecordDict, context: Context) -> Trained:
+    """Check the terms of a round that is new to this client, then train."""
     broadcast, proposed = wire.decode_broadcast(content), wire.decode_terms(content)
-    identity, roster = _own_keys(job, client.name)
+    identity, roster = own_keys(job, client.name)
     sizes = tensor_sizes(client.tuned)
     plan = ring_plan(job, sizes, clip=proposed.clip, clients=len(proposed.cohort))
     terms = proposed.with_plan(plan)
@@ -73,30 +90,44 @@ def train_and_advertise(
         pcr_lambda=broadcast.pcr_lambda,
         prox_mu=broadcast.prox_mu,
     )
+    previous = _last_step(record, identity, broadcast.adapter)
+    record["seen"] = json.dumps([terms.round, terms.attempt])
+    record["terms"] = _terms_json(terms)
+    record["broadcast"] = seal(identity, broadcast.adapter.tobytes(), b"broadcast")
+    record["session"] = b""
+    context.state.config_records[STATE] = record
+    return Trained(terms=terms, update=update, previous=previous)
+
+
+def advertise(
+    client: LocalClient,
+    job: FederationJob,
+    trained: Trained,
+    context: Context,
+    *,
+    standing: Standing | None = None,
+) -> Message:
+    """Step 1, once it is known how the update enters the sum; the words to be masked are kept sealed."""
+    identity, roster = own_keys(job, client.name)
+    terms, sizes = trained.terms, tensor_sizes(client.tuned)
     values, control = parts_of(
-        update,
-        job,
-        sizes,
-        plan,
-        previous=_last_step(record, identity, broadcast.adapter),
+        trained.update, job, sizes, terms.plan, previous=trained.previous, standing=standing
     )
     session: ClientSession | CkksClient
     if job.protect.scheme == "ckks":
         session = CkksClient(name=client.name, identity=identity, terms=terms, roster=roster)
-        words = payload(plan, values, control, terms.context())
+        words = payload(terms.plan, values, control, terms.context())
     else:
         session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
-        words = quantise(plan, values | encode_control(control, terms.context())).words
+        words = quantise(terms.plan, values | encode_control(control, terms.context())).words
         if job.privacy.unit == "client":
-            client_privacy.add_noise(words, plan, job, client=client.name, terms=terms)
+            client_privacy.add_noise(words, terms.plan, job, client=client.name, terms=terms)
     answer = session.advertise()
-    record["seen"] = json.dumps([terms.round, terms.attempt])
+    record = context.state.config_records[STATE]
     record["terms"] = _terms_json(terms)
-    record["words"] = _seal(identity, words.tobytes(), b"words")
-    record["broadcast"] = _seal(identity, broadcast.adapter.tobytes(), b"broadcast")
-    context.state.config_records[STATE] = record
+    record["words"] = seal(identity, words.tobytes(), b"words")
     _keep(context, session, identity)
-    return wire.encode_message(answer)
+    return answer
 
 
 def _check_private_ring(job: FederationJob, terms: Terms, clip: float) -> None:
@@ -123,7 +154,7 @@ def mask(job: FederationJob, name: str, content: RecordDict, context: Context) -
     """Step 3; the plain words are forgotten."""
     session, identity = _session(job, name, context)
     record = context.state.config_records[STATE]
-    raw = _unseal(identity, record, "words")
+    raw = unseal(identity, record, "words")
     record["words"] = b""
     if isinstance(session, CkksClient):
         answer: Message = session.mask(wire.decode_message(KeyGrant, content), np.frombuffer(raw))
@@ -172,7 +203,13 @@ def _refuse_other_survivors(terms: Terms, survivors: list[str], context: Context
     record["confirmed"] = json.dumps(mine)
 
 
-def _own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
+def kept_terms(record: ConfigRecord) -> Terms:
+    """The terms of the attempt under way."""
+    return _terms_from_json(str(record["terms"]))
+
+
+def own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
+    """This client's signing key and its own roster."""
     if job.protect.keys is None:
         raise ConfigError(f"protect.keys: must name the folder with {name}.key and roster.json")
     folder = Path(job.protect.keys)
@@ -181,14 +218,14 @@ def _own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
 
 
 def _session(job: FederationJob, name: str, context: Context) -> tuple[ClientSession | CkksClient, Secret]:
-    identity, roster = _own_keys(job, name)
+    identity, roster = own_keys(job, name)
     record = context.state.config_records.get(STATE)
     if record is None or not record.get("session"):
         raise ProtocolAborted(f"client {name}: has no attempt under way")
-    terms = _terms_from_json(str(record["terms"]))
+    terms = kept_terms(record)
     kind = CkksClient if job.protect.scheme == "ckks" else ClientSession
     session = kind.thaw(
-        Secret(_unseal(identity, record, "session")),
+        Secret(unseal(identity, record, "session")),
         name=name,
         identity=identity,
         terms=terms,
@@ -200,22 +237,24 @@ def _session(job: FederationJob, name: str, context: Context) -> tuple[ClientSes
 
 def _keep(context: Context, session: ClientSession | CkksClient, identity: Secret) -> None:
     record = context.state.config_records[STATE]
-    record["session"] = _seal(identity, session.freeze().reveal(), b"session")
+    record["session"] = seal(identity, session.freeze().reveal(), b"session")
 
 
 def _last_step(record: ConfigRecord, identity: Secret, adapter: np.ndarray) -> np.ndarray | None:
     """What the last round changed in the broadcast adapter, as this client saw it; None in the first."""
     if not record.get("broadcast"):
         return None
-    before = np.frombuffer(_unseal(identity, record, "broadcast"), dtype=np.float32)
+    before = np.frombuffer(unseal(identity, record, "broadcast"), dtype=np.float32)
     return adapter - before if before.shape == adapter.shape else None
 
 
-def _seal(identity: Secret, plaintext: bytes, label: bytes) -> bytes:
+def seal(identity: Secret, plaintext: bytes, label: bytes) -> bytes:
+    """For this client's state: only its identity opens it."""
     return crypto.seal(crypto.derive(identity, info=b"client state"), plaintext, associated=label)
 
 
-def _unseal(identity: Secret, record: Any, label: str) -> bytes:
+def unseal(identity: Secret, record: Any, label: str) -> bytes:
+    """What `seal` put under `label`."""
     sealed = record[label]
     assert isinstance(sealed, bytes)
     key = crypto.derive(identity, info=b"client state")
@@ -237,6 +276,12 @@ def _terms_from_json(text: str) -> Terms:
         clients=clients,
         segments=tuple(Segment(name=n, length=d, clip=c, largest=m) for n, d, c, m in segments),
     )
-    for name in ("server_key", "settings_sha256", "roster_sha256", "broadcast_sha256"):
+    for name in (
+        "server_key",
+        "settings_sha256",
+        "roster_sha256",
+        "broadcast_sha256",
+        "gram_sha256",
+    ):
         raw[name] = bytes.fromhex(raw[name])
     return Terms(plan=plan, **raw | {"cohort": tuple(raw["cohort"])})

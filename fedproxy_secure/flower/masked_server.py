@@ -19,11 +19,12 @@ from flwr.app import RecordDict
 from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, advance
-from fedproxy_secure.flower import client_privacy, wire
+from fedproxy_secure.flower import client_privacy, masked_gram, wire
 from fedproxy_secure.flower.ledger import Ledger
 from fedproxy_secure.flower.masked_terms import first_clip, kept_share, next_clip, ring_plan, run_name
 from fedproxy_secure.secagg.ckks_messages import Encrypted, Hello, KeyGrants, Opened
 from fedproxy_secure.secagg.ckks_server import CkksServer
+from fedproxy_secure.secagg.gram import GramServer
 from fedproxy_secure.secagg.granularity import Layout, merge
 from fedproxy_secure.secagg.messages import (
     Advertise,
@@ -89,8 +90,17 @@ def masked_round(
     carrier = Carrier(ask=ask, ledger=ledger, round=state.round, on_client=on_client)
     if job.protect.scheme == "ckks":
         made = _run_ckks(carrier, CkksServer(terms=terms, roster=roster, private=private), invitation)
+    elif job.protect.weights == "encrypted_gram":
+        gram = GramServer(terms=terms, roster=roster, private=private)
+        terms, advertised = masked_gram.gather(carrier, gram, invitation)
+        session = ServerSession(terms=terms, roster=roster, private=private)
+        carrier.take(advertised, session.advertised)
+        made = _run(carrier, session)
     else:
-        made = _run(carrier, ServerSession(terms=terms, roster=roster, private=private), invitation)
+        session = ServerSession(terms=terms, roster=roster, private=private)
+        cohort_asked = dict.fromkeys(clients, invitation)
+        carrier.step(wire.TRAIN, cohort_asked, Advertise, session.advertised)
+        made = _run(carrier, session)
     for name, total in made.sums.items():
         ledger.note(
             f"sum of {name}",
@@ -141,13 +151,20 @@ class Carrier:
         contents: Mapping[str, RecordDict],
         answer: type[M],
         take: Callable[[M], None],
+        *,
+        look: Callable[[str, RecordDict], None] | None = None,
     ) -> None:
-        """One step; a client whose answer fails its check counts as dropped."""
+        """One step; a client whose answer fails its check counts as dropped.
+
+        `look` sees what came beside the message, before it is taken.
+        """
         for client, reply in self.ask(kind, contents, f"round {self.round}, {kind}"):
             try:
                 message = wire.decode_message(answer, reply)
                 if message.to_fields()["client"] != client:
                     raise ProtocolAborted(f"{answer.__name__} of {client}: names another client")
+                if look is not None:
+                    look(client, reply)
                 _note(self.ledger, message)
                 take(message)
             except (ProtocolAborted, DataError) as error:
@@ -155,6 +172,14 @@ class Carrier:
                 continue
             if kind == wire.TRAIN and self.on_client is not None:
                 self.on_client(client)
+
+    def take(self, messages: Mapping[str, M], take: Callable[[M], None]) -> None:
+        """Messages that came earlier; one that fails its check counts as dropped."""
+        for client, message in messages.items():
+            try:
+                take(message)
+            except ProtocolAborted as error:
+                log.warning("round %d: %s is left out: %s", self.round, client, error)
 
     def send(self, messages: Mapping[str, Message]) -> dict[str, RecordDict]:
         """Messages by client, as they travel."""
@@ -164,10 +189,8 @@ class Carrier:
         return {client: encoded[id(m)] for client, m in messages.items()}
 
 
-def _run(carrier: Carrier, session: ServerSession, invitation: RecordDict) -> Aggregate:
-    """The five steps of masking."""
-    cohort = dict.fromkeys(session.terms.cohort, invitation)
-    carrier.step(wire.TRAIN, cohort, Advertise, session.advertised)
+def _run(carrier: Carrier, session: ServerSession) -> Aggregate:
+    """The steps of masking after the first."""
     book = session.key_book()
     to_all = carrier.send(dict.fromkeys(book.clients, book))
     carrier.step(wire.SHARE, to_all, Shares, session.shared)

@@ -13,6 +13,7 @@ from fedproxy_secure.flower.client_privacy import clip_to_norm
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.sketch import Standing
 
 CLIP_MARGIN = 1.5  # over the mean of the clients' largest values; a clipped coordinate doubles the clip
 
@@ -66,11 +67,13 @@ def parts_of(
     plan: RingPlan,
     *,
     previous: np.ndarray | None,
+    standing: Standing | None = None,
 ) -> tuple[dict[str, np.ndarray], Control]:
     """A client's values for the ring, and its control numbers.
 
     `previous`: the last round's fused step as this client saw it, for weights `self`: H-TIES' weight and
-    retention (Eq. 5, 6, 10) with the step in the place of the other clients.
+    retention (Eq. 5, 6, 10) with the step in the place of the other clients. `standing`: for weights
+    `encrypted_gram`, what the clients' cosines say.
     """
     tau, weight = update.update, 1.0
     fusion = job.fusion
@@ -78,7 +81,9 @@ def parts_of(
         tau = keep_largest(tau, fusion.keep_ratio)
     elif fusion.rule == "h_ties":
         retention = kept_share(fusion)
-        if job.protect.weights == "self" and previous is not None:
+        if standing is not None:
+            weight, retention = standing.weight, standing.retention
+        elif job.protect.weights == "self" and previous is not None:
             cosine = _cosine(tau, previous)
             weight = float(np.exp(abs(cosine) - 1))
             retention = fusion.r0 - fusion.delta * (1 - max(cosine, 0.0))

@@ -25,11 +25,12 @@ from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.secagg.messages import Message, from_fields
 from fedproxy_secure.secagg.primitives import digest
 from fedproxy_secure.secagg.ring import RingPlan
-from fedproxy_secure.secagg.terms import Terms
+from fedproxy_secure.secagg.terms import HASH_BYTES, Terms
 
 SETUP = "query.setup"
 TRAIN = "train"
 SHARE, MASK, CONFIRM, UNMASK = "query.share", "query.mask", "query.confirm", "query.unmask"
+GRAM_SHARE, GRAM_SKETCH, GRAM_WEIGH = "query.gram_share", "query.gram_sketch", "query.gram_weigh"
 M = TypeVar("M", bound=Message)
 
 
@@ -138,6 +139,21 @@ def decode_message(kind: type[M], content: RecordDict) -> M:
     if "protocol" not in content.config_records:
         raise DataError(f"{kind.__name__}: lacks the record `protocol`")
     return from_fields(kind, dict(content.config_records["protocol"]))
+
+
+def with_gram(content: RecordDict, gram_sha256: bytes) -> RecordDict:
+    """An advertisement together with the hash of the cosines its client opened."""
+    content["gram"] = ConfigRecord({"sha256": gram_sha256})
+    return content
+
+
+def gram_of(content: RecordDict) -> bytes:
+    """What `with_gram` added. Raises `DataError` if it is missing or no hash."""
+    record = content.config_records.get("gram")
+    value = None if record is None else record.get("sha256")
+    if not isinstance(value, bytes) or len(value) != HASH_BYTES:
+        raise DataError(f"gram hash: must be {HASH_BYTES} bytes")
+    return value
 
 
 def encode_terms(terms: Terms, clip: float) -> ConfigRecord:

@@ -43,12 +43,12 @@ class CkksKeys:
 
 def require() -> None:
     """Raise `ConfigError` if TenSEAL is not installed."""
-    _tenseal()
+    tenseal()
 
 
 def make_keys() -> CkksKeys:
     """Fresh keys from SEAL's generator, which the operating system seeds."""
-    ts = _tenseal()
+    ts = tenseal()
     context = ts.context(ts.SCHEME_TYPE.CKKS, DEGREE, coeff_mod_bit_sizes=list(MODULI))
     context.global_scale = 2**SCALE_BITS
     small = {"save_galois_keys": False, "save_relin_keys": False}
@@ -68,7 +68,7 @@ def encrypt(public: bytes, values: np.ndarray) -> bytes:
     top = float(np.abs(values).max(initial=0.0))
     if top >= BOUND:
         raise DataError(f"value {top:g} for CKKS: must be below {BOUND:g}")
-    context, ts = _context(public), _tenseal()
+    context, ts = _context(public), tenseal()
     parts = []
     for start in range(0, len(values), SLOTS):
         packed = ts.ckks_vector(context, values[start : start + SLOTS].astype(np.float64)).serialize()
@@ -124,7 +124,7 @@ def expected_bytes(length: int) -> int:
 
 
 def _ciphertexts(context: Any, encrypted: bytes, length: int) -> list[Any]:
-    ts, wrong = _tenseal(), DataError(f"CKKS vector: must be {length} numbers, framed as `encrypt` does")
+    ts, wrong = tenseal(), DataError(f"CKKS vector: must be {length} numbers, framed as `encrypt` does")
     if len(encrypted) < _HEAD.size:
         raise wrong
     told, count = _HEAD.unpack_from(encrypted)
@@ -151,7 +151,7 @@ def _ciphertexts(context: Any, encrypted: bytes, length: int) -> list[Any]:
 
 def _context(serialised: bytes) -> Any:
     """Raises `DataError` for anything but a context of our parameters."""
-    ts = _tenseal()
+    ts = tenseal()
     try:
         context = ts.context_from(serialised)
         top = context.seal_context().data.key_context_data()
@@ -169,9 +169,10 @@ def _context(serialised: bytes) -> Any:
     return context
 
 
-def _tenseal() -> Any:
+def tenseal() -> Any:
+    """The library. Raises `ConfigError` if it is not installed."""
     try:
-        import tenseal
+        import tenseal as library
     except ImportError as error:
         raise ConfigError("protect.scheme=ckks: needs the extra `ckks` (tenseal)") from error
-    return tenseal
+    return library

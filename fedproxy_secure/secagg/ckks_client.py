@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class CkksClient:
         self._check_names(book.clients, "hello book")
         if leader_of(self._context, book.clients) != self.name:
             raise ProtocolAborted(f"hello book: {self.name} does not lead these clients")
-        keys = ckks.make_keys()
+        keys = self._make_keys()
         own = crypto.agreement_public(self._share_private())
         sealed, signatures = [], []
         for client, key, signature in zip(book.clients, book.share_keys, book.signatures, strict=True):
@@ -73,9 +73,8 @@ class CkksClient:
                 self._share_private(), key, info=self._route(self.name, client), what=what
             )
             letter = crypto.seal(channel, keys.secret.reveal(), associated=self._route(self.name, client))
-            grant = KeyGrant(
-                leader=self.name, share_key=own, public=keys.public, sealed=letter, signature=b""
-            )
+            public = self._public_for_clients(keys)
+            grant = KeyGrant(leader=self.name, share_key=own, public=public, sealed=letter, signature=b"")
             sealed.append(letter)
             signatures.append(crypto.sign(self._identity, grant.signed(self._context, client)))
         return KeyGrants(
@@ -87,13 +86,32 @@ class CkksClient:
             signatures=signatures,
         )
 
+    def _make_keys(self) -> ckks.CkksKeys:
+        return ckks.make_keys()
+
+    def _public_for_clients(self, keys: ckks.CkksKeys) -> bytes:
+        return keys.public
+
     def mask(self, grant: KeyGrant, row: np.ndarray) -> Encrypted:
         """Step 3: encrypt this client's row (of `payload`) under the granted key."""
-        if self._step == "share":  # only the leader has that step
-            self._step = "mask"
-        return self._once("mask", lambda: self._encrypt(grant, row))
+        return self._in_turn("mask", lambda: self._encrypt(grant, row))
+
+    def _in_turn(self, step: str, action: Callable[[], T]) -> T:
+        """`_once` for the step after `share`, which only the leader has."""
+        if self._step == "share":
+            self._step = step
+        return self._once(step, action)
 
     def _encrypt(self, grant: KeyGrant, row: np.ndarray) -> Encrypted:
+        self._accept(grant)
+        encrypted = ckks.encrypt(grant.public, row)
+        key = upload_key(
+            self._share_private(), self.terms.server_key, self._context, self.name, "server key"
+        )
+        return Encrypted(client=self.name, encrypted=encrypted, tag=crypto.tag(key, encrypted))
+
+    def _accept(self, grant: KeyGrant) -> Secret:
+        """The granted key, if a client of the cohort made it for this client and this attempt."""
         if grant.leader not in self.terms.cohort:
             raise ProtocolAborted(f"key grant: {grant.leader[:80]} does not belong there")
         what = f"key grant of {grant.leader}"
@@ -102,11 +120,7 @@ class CkksClient:
         route = self._route(grant.leader, self.name)
         channel = crypto.agree(self._share_private(), grant.share_key, info=route, what=what)
         self._key = Secret(crypto.unseal(channel, grant.sealed, associated=route, what=what))
-        encrypted = ckks.encrypt(grant.public, row)
-        key = upload_key(
-            self._share_private(), self.terms.server_key, self._context, self.name, "server key"
-        )
-        return Encrypted(client=self.name, encrypted=encrypted, tag=crypto.tag(key, encrypted))
+        return self._key
 
     def unmask(self, total: Total) -> Opened:
         """Step 4: open the sum, once, if it counts the clients it is said to hold."""
@@ -143,9 +157,7 @@ class CkksClient:
         return Secret(json.dumps(state).encode())
 
     @classmethod
-    def thaw(
-        cls, frozen: Secret, *, name: str, identity: Secret, terms: Terms, roster: Roster
-    ) -> CkksClient:
+    def thaw(cls, frozen: Secret, *, name: str, identity: Secret, terms: Terms, roster: Roster) -> Self:
         """Go on where `freeze` left. Raises `ProtocolAborted` if it was frozen under other terms."""
         state = json.loads(frozen.reveal())
         root = Secret(bytes.fromhex(state["root"]))

@@ -62,11 +62,17 @@ class CkksServer:
             raise ProtocolAborted(f"key grants of {message.client[:80]}: do not belong there")
         if message.receivers != names or not len(message.sealed) == len(message.signatures) == len(names):
             raise ProtocolAborted(f"key grants of {message.client}: must be one for each client")
+        self._take_public(message)
+        self._grants = message
+
+    def _take_public(self, message: KeyGrants) -> None:
         try:
             self._sum = ckks.CkksSum(message.public, row_length(self.terms.plan))
         except DataError as error:
             raise ProtocolAborted(f"key grants of {message.client}: {error}") from error
-        self._grants = message
+
+    def _public_for_clients(self, made: KeyGrants) -> bytes:
+        return made.public
 
     def grants(self) -> dict[str, KeyGrant]:
         """Close step 2. Raises `ProtocolAborted` if the leader did not answer."""
@@ -77,7 +83,7 @@ class CkksServer:
             client: KeyGrant(
                 leader=made.client,
                 share_key=made.share_key,
-                public=made.public,
+                public=self._public_for_clients(made),
                 sealed=sealed,
                 signature=signature,
             )
@@ -87,16 +93,19 @@ class CkksServer:
     def encrypted(self, message: Encrypted) -> None:
         """Add an encrypted vector; it is not kept."""
         self._expect(message.client, self._hellos, self._added, "mask")
-        what = f"mask, tag of {message.client}"
-        public = self._hellos[message.client].share_key
-        key = upload_key(self._private, public, self._context, message.client, what)
-        crypto.check_tag(key, message.encrypted, message.tag, what=what)
+        self._check_upload(message.client, message.encrypted, message.tag)
         assert self._sum is not None  # `grants` sees to it
         try:
             self._sum.add(message.encrypted)
         except DataError as error:
             raise ProtocolAborted(f"{message.client}: {error}") from error
         self._added.append(message.client)
+
+    def _check_upload(self, client: str, encrypted: bytes, tag: bytes) -> None:
+        what = f"mask, tag of {client}"
+        public = self._hellos[client].share_key
+        key = upload_key(self._private, public, self._context, client, what)
+        crypto.check_tag(key, encrypted, tag, what=what)
 
     def total(self) -> Total:
         """Close step 3."""

@@ -1,7 +1,7 @@
 """What all parties of one attempt at a round agree on, and what a client demands of it.
 
     context = SHA256(version, run, round, attempt, cohort, threshold, server's key, H(settings),
-                     H(roster), H(broadcast), ring plan)
+                     H(roster), H(broadcast), ring plan, H(cosines))
 
 The context is in every signature, every key derivation and every sealed share, so nothing can be replayed
 across attempts, rounds, runs, settings, rosters or broadcast adapters.
@@ -75,6 +75,7 @@ class Terms:
     roster_sha256: bytes
     broadcast_sha256: bytes
     plan: RingPlan
+    gram_sha256: bytes = b""  # with weights `encrypted_gram`: of the cosines that all clients opened
 
     def context(self) -> bytes:
         """The hash that binds every message of the attempt to these terms."""
@@ -88,6 +89,7 @@ class Terms:
             self.roster_sha256,
             self.broadcast_sha256,
             self.plan.canonical(),
+            self.gram_sha256,
         )
 
     def point_of(self, name: str) -> int:

@@ -23,6 +23,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.masked_terms import kept_share
 from fedproxy_secure.pipeline import make_proxy, prepare
 from fedproxy_secure.report.estimate import paired_difference
+from fedproxy_secure.secagg import ckks_gram
 from fedproxy_secure.secagg.granularity import (
     Granularity,
     Layout,
@@ -32,6 +33,7 @@ from fedproxy_secure.secagg.granularity import (
     segments_of,
 )
 from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
+from fedproxy_secure.secagg.sketch import Standing, count_sketch, gram_of, standing
 from tests.bench.rows import FOLDER, Row, publish
 
 COMMAND = "make bench-fusion"
@@ -67,6 +69,12 @@ def distance_rows() -> list[Row]:
                 "the best multiple of the mean": (mean @ exact) / (mean @ mean) * mean,
                 "coordinate": over_sums(tau, "coordinate", layout, own),
                 "block": over_sums(tau, "block", layout, own),
+                "coordinate, encrypted_gram": over_sums(
+                    tau, "coordinate", layout, own, places=standings(tau, own, round_number)
+                ),
+                "block, encrypted_gram": over_sums(
+                    tau, "block", layout, own, places=standings(tau, own, round_number)
+                ),
             }
             for name, step in others.items():
                 found.setdefault(name, []).append(_compare(step, exact))
@@ -93,27 +101,43 @@ def distance_rows() -> list[Row]:
 
 
 def over_sums(
-    tau: np.ndarray, granularity: Granularity, layout: Layout, fusion: FusionConfig
+    tau: np.ndarray,
+    granularity: Granularity,
+    layout: Layout,
+    fusion: FusionConfig,
+    *,
+    places: Sequence[Standing] | None = None,
 ) -> np.ndarray:
     """The step that the server computes from the sums, float32 [d]; the masks would cancel."""
     clients, clip = len(tau), float(np.abs(tau).max())
     segments = segments_of(granularity, layout, clip=clip, clients=clients, bits=32)
     plan = RingPlan(bits=32, clients=clients, segments=segments)
     total = np.zeros(plan.words, dtype=plan.word_type)
-    for update in tau:
-        trimmed = keep_largest(update, kept_share(fusion))
-        total += quantise(plan, contribution(trimmed, granularity, layout, plan)).words
+    places = places or [Standing(weight=1.0, retention=kept_share(fusion))] * clients
+    for update, place in zip(tau, places, strict=True):
+        trimmed = keep_largest(update, place.retention)
+        total += quantise(plan, contribution(trimmed, granularity, layout, plan, weight=place.weight)).words
     made = merge(
         read_sum(plan, total),
         granularity,
         layout,
         plan,
         clients=clients,
-        weight=float(clients),
+        weight=sum(p.weight for p in places),
         rho=fusion.rho,
         kept=kept_share(fusion),
     )
     return made.step
+
+
+def standings(tau: np.ndarray, fusion: FusionConfig, round_number: int) -> list[Standing]:
+    """What each client does with the cosines, through real sketches and ciphertexts."""
+    keys = ckks_gram.make_keys()
+    seed = round_number.to_bytes(32, "big")
+    sketches = [ckks_gram.encrypt(keys.secret, count_sketch(update, seed)) for update in tau]
+    opened = ckks_gram.open_products(keys.secret, ckks_gram.products(keys.public, sketches))
+    cosines = gram_of(len(tau), opened)
+    return [standing(cosines, i, r0=fusion.r0, delta=fusion.delta) for i in range(len(tau))]
 
 
 def _compare(step: np.ndarray, exact: np.ndarray) -> tuple[float, float, float]:

@@ -110,6 +110,58 @@ def test_masked_h_ties_moves_like_h_ties(world, granularity, weights):
     assert cosine > 0.9
 
 
+def gram_job(world, rounds=1):
+    pytest.importorskip("tenseal")
+    return with_(world[0], "h_ties", rounds=rounds, granularity="coordinate", weights="encrypted_gram")
+
+
+def test_encrypted_cosines_bring_a_round_closer_to_h_ties_than_weights_without_them(world):
+    job, folder, initial = world
+    plain = move(
+        world, federate(with_(job, "h_ties", rounds=1, scheme="unsafe_plaintext"), folder, initial)
+    )
+
+    def distance(changed):
+        return np.linalg.norm(move(world, federate(changed, folder, initial)) - plain)
+
+    uniform = distance(with_(job, "h_ties", rounds=1, granularity="coordinate"))
+    assert distance(gram_job(world)) < 0.5 * uniform
+
+
+def test_the_ledger_of_encrypted_cosines_names_them(world, tmp_path):
+    _, folder, initial = world
+    federate(gram_job(world), folder, initial, run_folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    (products,) = [line for line in lines if line["message"] == "GramProducts"]
+    assert products["to"] == "clients"
+    assert "cosine" in products["reveals"]
+    assert sum(line["message"] == "EncryptedSketch" for line in lines) == 1
+
+
+def test_a_client_shown_other_cosines_is_not_in_the_sum(world, tmp_path):
+    class Lying(ClientApp):
+        def __call__(self, message, context):
+            if message.metadata.message_type == "query.gram_weigh" and context.node_id == 3:
+                record = message.content.config_records["protocol"]
+                turned = {**record, "products": list(record["products"])[::-1]}
+                message.content = RecordDict({"protocol": ConfigRecord(turned)})
+            return client_app.app(message, context)
+
+    serve_with(world, gram_job(world), Lying(), run_folder=tmp_path)
+    (line,) = (tmp_path / "rounds.jsonl").read_text().splitlines()
+    names = [c.name for c in world[0].clients]
+    assert json.loads(line)["participants"] == [names[0], *names[2:]]
+
+
+def test_clients_that_forget_the_attempt_between_its_steps_abort_it(world):
+    def drop(message, context):
+        if message.metadata.message_type == "query.gram_sketch":
+            context.state.config_records["gram"]["session"] = b""
+
+    with pytest.raises(ProtocolAborted, match="products: 0 clients opened the same cosines"):
+        serve_with(world, gram_job(world), Wrapped(sees=drop))
+
+
 def test_conflict_of_a_masked_round_holds_the_next_one_back(world):
     job, folder, initial = world
 

@@ -569,6 +569,7 @@ def test_terms_are_bound_in_full():
         "settings_sha256": bytes(32),
         "roster_sha256": bytes(32),
         "broadcast_sha256": bytes(32),
+        "gram_sha256": bytes(32),
         "plan": ring(K, D + 1),
     }.items():
         contexts.add(replace(TERMS, **{field: value}).context())

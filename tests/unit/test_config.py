@@ -118,3 +118,11 @@ def test_a_missing_file_is_named(tmp_path: Path):
 def test_the_hash_follows_the_settings_not_the_spelling(file: Path):
     assert load_config(file).sha256() == load_config(file, ["federate.rounds=4"]).sha256()
     assert load_config(file).sha256() != load_config(file, ["federate.rounds=5"]).sha256()
+
+
+@pytest.mark.parametrize("change", [{"protect": {"scheme": "ckks"}}, {"fusion": {"rule": "fedavg"}}])
+def test_encrypted_cosines_need_masking_and_h_ties(change):
+    raw = {"protect": {}, **change}
+    raw["protect"] = {**raw["protect"], "weights": "encrypted_gram"}
+    with pytest.raises(ConfigError, match=r"protect\.weights=encrypted_gram: needs"):
+        parse_config(raw).check_protection()

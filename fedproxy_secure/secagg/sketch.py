@@ -1,0 +1,73 @@
+"""Cosines between clients from sketches, and what H-TIES makes of them (Eq. 5, 6, 10). NumPy only.
+
+A count sketch adds every coordinate, with a random sign, to one of `SKETCH` places. Scaled to length 1, the
+inner product of two clients' sketches is their cosine up to an error of about `1 / sqrt(SKETCH)` = .016.
+Places and signs are public and follow from the attempt's context: all clients use the same, no two attempts
+do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedproxy_secure.errors import DataError, ProtocolAborted
+
+SKETCH = 4096
+GRID = 2.0**-10  # of an opened cosine: far below the sketch's own error
+TOLERANCE = 6 / SKETCH**0.5  # of a Gram matrix's smallest eigenvalue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What one client does: `weight` in (0, 1], the largest client's being 1; `retention`, share kept."""
+
+    weight: float
+    retention: float
+
+
+def count_sketch(update: np.ndarray, seed: bytes) -> np.ndarray:
+    """float64 [SKETCH] of length 1 (0 for an update of zeros) from float [d].
+
+    Raises `DataError` for NaN or infinity.
+    """
+    if not np.isfinite(update).all():
+        raise DataError("update: holds NaN or infinity; must be finite")
+    rng = np.random.default_rng(list(seed))  # public: nothing rests on it but that all use the same
+    places = rng.integers(SKETCH, size=len(update))
+    signs = 2.0 * rng.integers(2, size=len(update)) - 1
+    sums = np.bincount(places, weights=signs * update, minlength=SKETCH)
+    length = float(np.linalg.norm(sums))
+    return sums / length if length else sums
+
+
+def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
+    """Cosines float64 [K, K] from the opened products of pairs (i, j), i < j, in rows' order.
+
+    Raises `ProtocolAborted` unless they can be cosines of K vectors: a server that hands out numbers of its
+    own can then raise a client's weight by no more than some K vectors would.
+    """
+    cosines = np.eye(clients)
+    rows, columns = np.triu_indices(clients, 1)
+    if not np.isfinite(opened).all():
+        raise ProtocolAborted("products: do not open to numbers")
+    if opened.shape != rows.shape:
+        raise ProtocolAborted(f"products: {len(opened)}; must be {len(rows)} for {clients} clients")
+    cosines[rows, columns] = cosines[columns, rows] = np.round(opened / GRID) * GRID
+    if np.abs(cosines).max() > 1 + TOLERANCE or np.linalg.eigvalsh(cosines)[0] < -TOLERANCE:
+        raise ProtocolAborted("products: are no cosines of vectors")
+    return np.clip(cosines, -1, 1)
+
+
+def standing(cosines: np.ndarray, index: int, *, r0: float, delta: float) -> Standing:
+    """Weight and retention of client `index`, as the fusion in the clear computes them."""
+    clients = len(cosines)
+    others = ~np.eye(clients, dtype=bool)
+    strength = np.where(others, np.abs(cosines), 0).sum(axis=1)
+    unlike = 1 - np.where(others, np.maximum(cosines, 0), 0).sum(axis=1) / (clients - 1)
+    span = unlike.max() - unlike.min()
+    place = (unlike[index] - unlike.min()) / span if span > 0 else 0.0
+    return Standing(
+        weight=float(np.exp(strength[index] - strength.max())), retention=float(r0 - delta * place)
+    )
