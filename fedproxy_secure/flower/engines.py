@@ -37,7 +37,9 @@ def with_ledger(job: FederationJob, run_folder: Path | None) -> Iterator[Federat
     if job.privacy.unit == "none" or job.privacy.ledger is not None:
         yield job
     elif run_folder is not None:
-        yield replace(job, privacy=job.privacy.model_copy(update={"ledger": str(run_folder / PRIVACY)}))
+        yield replace(
+            job, privacy=job.privacy.model_copy(update={"ledger": str(run_folder.resolve() / PRIVACY)})
+        )
     else:
         with tempfile.TemporaryDirectory(prefix="fedproxy-privacy-") as folder:
             yield replace(job, privacy=job.privacy.model_copy(update={"ledger": folder}))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.client_privacy import noise_of, ring_clip, signal_to_noise
-from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.flower.engines import federate, with_ledger
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
@@ -109,6 +110,17 @@ def test_a_ledger_of_other_settings_is_refused_before_training(world, tmp_path):
         serve(world, changed)
 
 
+def test_processes_elsewhere_find_the_ledgers_of_a_run_folder_that_was_named_from_here(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with with_ledger(private(world[0], **RECORD), Path("runs/here")) as ready:
+        assert ready.privacy.ledger == str(tmp_path.resolve() / "runs" / "here" / "privacy")
+    named = private(world[0], **RECORD, ledger="/mine")
+    with with_ledger(named, Path("runs/here")) as ready:
+        assert ready is named
+
+
 def test_client_noise_in_the_sum_has_the_accounted_scale(world):
     """Updates of length zero: what the adapter moves by is the mean of the clients' noise."""
     job = private(world[0], 1, **CLIENT)
@@ -130,7 +142,11 @@ def test_client_noise_in_the_sum_has_the_accounted_scale(world):
     [
         ("privacy", {**RECORD, "target_delta": 0.1}, r"target_delta=0.1: must be < 1/12"),
         ("local", {"batch_size": 13}, r"local.batch_size=13: must be <= 12"),
-        ("privacy", {**RECORD, "target_epsilon": 1e-9}, r"target_epsilon=1e-09: .* do not reach it"),
+        (
+            "privacy",
+            {**RECORD, "target_epsilon": 1e-9, "target_delta": 1e-12},
+            r"target_epsilon=1e-09: .* do not reach it",
+        ),
     ],
 )
 def test_settings_that_no_client_can_keep_end_before_training(world, section, change, line):
