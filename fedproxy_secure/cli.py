@@ -67,6 +67,13 @@ ResumeOption = Annotated[
     bool,
     typer.Option("--resume", help="Go on with what is in DIR already; the settings must be the same."),
 ]
+RecordOption = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        help="Write all messages and every party's state, records included, for `attack run`.",
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what the run would do and need, then stop.")
 ]
@@ -104,6 +111,7 @@ def run_command(
     out: OutOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
+    record: RecordOption = False,
 ) -> None:
     """Run FedProxy once per seed: compress, federate, fuse, evaluate.
 
@@ -111,7 +119,8 @@ def run_command(
 
     Example: `fedproxy-secure run quickstart --set federate.rounds=2`
     """
-    _start("run", config, changes or [], out, resume, dry_run)
+    recording = ["audit.record=true"] if record else []
+    _start("run", config, [*(changes or []), *recording], out, resume, dry_run)
 
 
 @app.command("compare")

@@ -206,6 +206,21 @@ class FederateConfig(_Strict):
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
 
 
+class AuditConfig(_Strict):
+    """What an evaluation needs of a run; all off by default.
+
+    `record` writes a transcript of all messages and of every party's state, records included, beside the
+    run: for evaluation on made-up or consenting data. `holdout` sets a share of each client's training
+    records aside by chance, `canaries` puts one made-up secret into each client's training records for
+    each number in it, so many times.
+    """
+
+    record: bool = False
+    folder: str | None = None  # of the transcript; None: below the run's
+    holdout: Ratio = 0.0
+    canaries: tuple[Positive, ...] = ()
+
+
 class CompareConfig(_Strict):
     """What `compare` runs: methods x remove ratios x seeds."""
 
@@ -232,6 +247,7 @@ class Config(_Strict):
     federate: FederateConfig = FederateConfig()
     protect: ProtectConfig = ProtectConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    audit: AuditConfig = AuditConfig()
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -305,6 +321,7 @@ class Config(_Strict):
         """Hex digest of the resolved settings that can change a result; part of every record of a run."""
         settings = self.model_dump(mode="json")
         del settings["protect"]["keys"], settings["privacy"]["ledger"]  # paths
+        del settings["audit"]["record"], settings["audit"]["folder"]  # being watched changes nothing
         del settings["compare"]["jobs"]  # a comparison may go on with more or fewer workers
         canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

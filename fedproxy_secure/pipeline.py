@@ -69,14 +69,14 @@ class Accuracy:
 def prepare(config: Config) -> Materials:
     """Load the LLM, the public text and the tasks that the settings name."""
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
-    tasks = tuple(load_task(c, root=config.data.root) for c in config.data.clients)
+    tasks = tuple(load_task(c, root=config.data.root, audit=config.audit) for c in config.data.clients)
     return Materials(llm=llm, tokenizer=tokenizer, windows=public_windows(config, tokenizer), tasks=tasks)
 
 
 def truncated_prompts(config: Config) -> int:
     """How many training and test prompts are longer than `data.max_tokens` and lose their beginning."""
     tokenizer = load_tokenizer(config.model.path)
-    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
+    tasks = [load_task(client, root=config.data.root, audit=config.audit) for client in config.data.clients]
     return sum(
         encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
         for task in tasks

@@ -1,6 +1,9 @@
-"""Who attacks and what they see: adversaries, capabilities, surfaces and views.
+"""Who attacks and what they hold: one small declaration an adversary.
 
-Empty for now. Here will live one module per adversary (the server, colluding clients, an outsider),
-each a declaration of what that adversary can see and change in a recorded run. `attacks` builds on
-this package, and this package on `fedproxy_secure`; `fedproxy_secure` imports neither.
+`get(name)` finds one, `every()` lists them. Others register theirs under the entry point group
+`fedproxy_secure.threat_models`, as functions that return `ThreatModel`s.
 """
+
+from threat_models.base import ThreatModel, every, get
+
+__all__ = ["ThreatModel", "every", "get"]

@@ -26,8 +26,12 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One client's records: `train` never leaves the client, `test` measures the result."""
+    """One client's records: `train` never leaves the client, `test` measures the result.
+
+    `holdout`: training records that were set aside by chance; empty unless an evaluation asks for them.
+    """
 
     name: str
     train: tuple[Record, ...]
     test: tuple[Record, ...]
+    holdout: tuple[Record, ...] = ()

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.config import AuditConfig, ClientConfig
+from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
 
-def load_task(client: ClientConfig, *, root: str | None) -> Task:
-    """Read a client's train and test records.
+def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | None = None) -> Task:
+    """Read a client's train and test records; canaries come last among those to train on.
 
     Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, and for
     fewer than 2 training records or 1 test record.
     """
-    train = _records(client, client.train_split, client.train_records, root)
+    audit = audit or AuditConfig()
+    found = _records(client, client.train_split, client.train_records, root)
+    train, holdout = set_aside(found, audit.holdout, client.name)
+    for canary in draw_canaries(client.name, audit.canaries):
+        train += [canary.record()] * canary.repeats
     test = _records(client, client.test_split, client.test_records, root)
     for what, records, least in (("training", train, 2), ("test", test, 1)):
         if len(records) < least:
             raise DataError(
                 f"client {client.name}: has {len(records)} {what} records; must have >= {least}"
             )
-    return Task(name=client.name, train=tuple(train), test=tuple(test))
+    return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 
 
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,6 +65,8 @@ class Privacy:
 class LocalClient:
     """A client between rounds. `tuned` may be shared: every round writes the broadcast adapter first.
 
+    `on_trained` is told the round, the update and which records were drawn, for evaluation.
+
     Guarantees: with `privacy`, a round's update is (epsilon, delta)-DP in the client's records as its
     ledger says, and its `loss` and `truncated` are 0. What the server makes of updates (trimming, weights,
     conflict, plug-in) is post-processing. Not covered: how many records there are, and how long it takes.
@@ -78,6 +80,7 @@ class LocalClient:
     local: LocalConfig
     seed: int
     privacy: Privacy | None = None
+    on_trained: Callable[[int, ClientUpdate, list[int]], None] | None = None
 
     def __post_init__(self) -> None:
         if len(self.items) < 2:
@@ -106,22 +109,38 @@ class LocalClient:
         Raises `TrainingError` if the loss stops being finite, `PrivacyError` before any step if the round
         would spend more than allowed.
         """
-        began = time.perf_counter()
+        began, drawn = time.perf_counter(), _Drawn(self.items)
+        loss = 0.0
         if self.privacy is not None:
-            self._train_privately(self.privacy, round, start, conflict, pcr_lambda, prox_mu)
-            return ClientUpdate(
-                client=self.name,
-                update=get_vector(self.tuned) - start,
-                records=len(self.items),
-                loss=0.0,
-                steps=self.local.steps,
-                seconds=time.perf_counter() - began,
-                truncated=0,
-            )
+            self._train_privately(self.privacy, drawn, round, start, conflict, pcr_lambda, prox_mu)
+        else:
+            loss = self._train(drawn, round, start, conflict, pcr_lambda, prox_mu)
+        update = ClientUpdate(
+            client=self.name,
+            update=get_vector(self.tuned) - start,
+            records=len(self.items),
+            loss=loss,
+            steps=self.local.steps,
+            seconds=time.perf_counter() - began,
+            truncated=self.truncated if self.privacy is None else 0,
+        )
+        if self.on_trained is not None:
+            self.on_trained(round, update, drawn.indices)
+        return update
+
+    def _train(
+        self,
+        items: Sequence[Encoded],
+        round: int,
+        start: np.ndarray,
+        conflict: np.ndarray | None,
+        pcr_lambda: float,
+        prox_mu: float,
+    ) -> float:
         set_vector(self.tuned, start)
-        loss = train(
+        return train(
             self.tuned,
-            self.items,
+            items,
             steps=self.local.steps,
             local=self.local,
             pad_id=self.pad_id,
@@ -129,19 +148,11 @@ class LocalClient:
             who=f"client {self.name}, round {round}",
             penalty=self._penalty(start, conflict, pcr_lambda, prox_mu),
         )
-        return ClientUpdate(
-            client=self.name,
-            update=get_vector(self.tuned) - start,
-            records=len(self.items),
-            loss=loss,
-            steps=self.local.steps,
-            seconds=time.perf_counter() - began,
-            truncated=self.truncated,
-        )
 
     def _train_privately(
         self,
         privacy: Privacy,
+        items: Sequence[Encoded],
         round: int,
         start: np.ndarray,
         conflict: np.ndarray | None,
@@ -167,7 +178,7 @@ class LocalClient:
             torch.manual_seed(stream_seed(self.seed, "dropout", self.name, round))
             train_privately(
                 self.tuned,
-                self.items,
+                items,
                 steps=self.local.steps,
                 local=self.local,
                 private=noise,
@@ -207,6 +218,21 @@ class LocalClient:
         return penalty
 
 
+class _Drawn(Sequence[Encoded]):
+    """Records that remember which of them were read, in order."""
+
+    def __init__(self, items: Sequence[Encoded]) -> None:
+        self._items = items
+        self.indices: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.indices.append(int(index))
+        return self._items[index]
+
+
 def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalClient:
     """Client `index` of a job, its records read and encoded, on the model in `model_folder`.
 
@@ -217,7 +243,7 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
     )
     client = job.clients[index]
     encoded = encode_records(
-        load_task(client, root=job.data_root).train, tokenizer, max_tokens=job.max_tokens
+        load_task(client, root=job.data_root, audit=job.audit).train, tokenizer, max_tokens=job.max_tokens
     )
     privacy = None
     if job.privacy.unit == "record":

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedproxy_secure.config import (
     AdapterConfig,
+    AuditConfig,
     ClientConfig,
     Config,
     FederateConfig,
@@ -37,6 +38,7 @@ class FederationJob:
     federate: FederateConfig
     protect: ProtectConfig
     privacy: PrivacyConfig
+    audit: AuditConfig
     blocks: tuple[int, ...] | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -57,6 +59,7 @@ class FederationJob:
             federate=config.federate,
             protect=config.protect,
             privacy=config.privacy,
+            audit=config.audit,
             blocks=blocks,
             device=config.model.device,
             dtype=config.model.dtype,
@@ -73,7 +76,7 @@ class FederationJob:
         32 bytes; part of every signature under masking.
         """
         raw = json.loads(self.to_json())
-        for private in ("clients", "data_root", "device", "dtype"):
+        for private in ("clients", "data_root", "device", "dtype", "audit"):
             del raw[private]
         del raw["protect"]["keys"], raw["privacy"]["ledger"]
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).digest()
@@ -97,6 +100,7 @@ class FederationJob:
                 "federate": self.federate.model_dump(mode="json"),
                 "protect": self.protect.model_dump(mode="json"),
                 "privacy": self.privacy.model_dump(mode="json"),
+                "audit": self.audit.model_dump(mode="json"),
                 "blocks": self.blocks,
                 "device": self.device,
                 "dtype": self.dtype,
@@ -119,6 +123,7 @@ class FederationJob:
             federate=FederateConfig.model_validate(raw["federate"]),
             protect=ProtectConfig.model_validate(raw["protect"]),
             privacy=PrivacyConfig.model_validate(raw["privacy"]),
+            audit=AuditConfig.model_validate(raw["audit"]),
             blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
             device=raw["device"],
             dtype=raw["dtype"],

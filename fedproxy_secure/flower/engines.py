@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower import proxy_store
+from fedproxy_secure.flower.recording import Tamper
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
+from fedproxy_secure.record.view import TRANSCRIPT
 from fedproxy_secure.secagg.provision import provision
 
 PRIVACY = "privacy"  # folder of the ledgers below a run's
@@ -45,6 +48,16 @@ def with_ledger(job: FederationJob, run_folder: Path | None) -> Iterator[Federat
             yield replace(job, privacy=job.privacy.model_copy(update={"ledger": folder}))
 
 
+def with_transcript(job: FederationJob, run_folder: Path | None) -> FederationJob:
+    """The job with a folder for its transcript if it is to be recorded and names none; on one machine."""
+    if not job.audit.record or job.audit.folder is not None:
+        return job
+    if run_folder is None:
+        raise ConfigError("audit.record=true: needs a run folder, or audit.folder")
+    folder = str(run_folder.resolve() / TRANSCRIPT)
+    return replace(job, audit=job.audit.model_copy(update={"folder": folder}))
+
+
 def federate(
     job: FederationJob,
     proxy_folder: Path,
@@ -53,6 +66,7 @@ def federate(
     run_folder: Path | None = None,
     on_round: OnRound | None = None,
     on_client: OnClient | None = None,
+    tamper: Tamper | None = None,
 ) -> ServerState:
     """Tune the proxy in `proxy_folder` with the job's clients; returns the server's last state.
 
@@ -62,7 +76,9 @@ def federate(
     if job.federate.engine != "in_process":
         from fedproxy_secure.flower.launched import federate_launched
 
-        with with_keys(job) as keyed, with_ledger(keyed, run_folder) as ready:
+        if tamper is not None:
+            raise ConfigError(f"federate.engine={job.federate.engine}: tampering needs in_process")
+        with with_keys(job) as keyed, with_ledger(with_transcript(keyed, run_folder), run_folder) as ready:
             return federate_launched(ready, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
     from fedproxy_secure.flower.client_app import app
     from fedproxy_secure.flower.in_process import InProcessGrid
@@ -70,7 +86,7 @@ def federate(
     with (
         proxy_store.offered_on_this_host(proxy_folder),
         with_keys(job) as keyed,
-        with_ledger(keyed, run_folder) as ready,
+        with_ledger(with_transcript(keyed, run_folder), run_folder) as ready,
     ):
         return serve(
             InProcessGrid(app, len(job.clients)),
@@ -80,4 +96,5 @@ def federate(
             run_folder=run_folder,
             on_round=on_round,
             on_client=on_client,
+            tamper=tamper,
         )

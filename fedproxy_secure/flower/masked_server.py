@@ -53,8 +53,8 @@ def masked_round(
     cohort: list[str],
     ledger: Ledger,
     on_client: Callable[[str], None] | None = None,
-) -> tuple[ServerState, dict[str, float], list[str]]:
-    """One round: the next state, numbers for the metrics line, and whose updates are in the sum."""
+) -> tuple[ServerState, dict[str, float], list[str], dict[str, np.ndarray]]:
+    """One round: the next state, numbers for the metrics line, whose updates are in the sums, the sums."""
     if state.sizes is None:
         raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")
     sizes = state.sizes.tolist()
@@ -133,7 +133,7 @@ def masked_round(
         "masked_bytes": float(terms.plan.upload_bytes),
         "step_norm": float(np.linalg.norm(new.adapter - state.adapter)),
     }
-    return new, metrics, list(made.clients)
+    return new, metrics, list(made.clients), made.sums
 
 
 @dataclass(frozen=True, kw_only=True)

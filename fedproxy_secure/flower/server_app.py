@@ -21,7 +21,9 @@ from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.flower import proxy_store, wire
 from fedproxy_secure.flower.ledger import LEDGER, Ledger
 from fedproxy_secure.flower.masked_server import masked_round
+from fedproxy_secure.flower.recording import Tamper, WatchedGrid
 from fedproxy_secure.randomness import stream
+from fedproxy_secure.record.transcript import Recorder
 
 log = logging.getLogger(__name__)
 app = ServerApp()
@@ -67,12 +69,14 @@ def serve(
     run_folder: Path | None = None,
     on_round: OnRound | None = None,
     on_client: OnClient | None = None,
+    tamper: Tamper | None = None,
 ) -> ServerState:
     """Run the job's rounds over a grid and return the last state.
 
     With a `run_folder` the state is saved after every round and a later call goes on from it, with the
     same result: every random choice depends on (seed, round) alone. Clients that fail or stay silent
-    longer than `federate.timeout_s` are left out of the round.
+    longer than `federate.timeout_s` are left out of the round. With `audit.record` the transcript goes to
+    `audit.folder`; `tamper` is an active adversary, for evaluation.
 
     Raises `RoundAborted` if fewer than `federate.min_clients` answer, `TrainingError` if a client's loss
     stops being finite, `DataError` if a client cannot use its records; the last good round stays saved.
@@ -87,6 +91,13 @@ def serve(
             _drop_lines_from(folder, name, state.round)
     if state.round >= job.federate.rounds:
         return state
+    recorder = None
+    if job.audit.record and job.audit.folder is not None:
+        recorder = Recorder(Path(job.audit.folder))
+        recorder.forget_from(state.round)
+        recorder.round = state.round
+    if recorder is not None or tamper is not None:
+        grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
     nodes = _set_up(grid, job, proxy_folder)
     while state.round < job.federate.rounds:
         chosen = _participants(sorted(nodes), job, state.round)
@@ -94,13 +105,16 @@ def serve(
         ledger, round_number = Ledger(round=state.round), state.round
         if job.protect.scheme != "unsafe_plaintext":
             ask = _by_name(grid, job, cohort)
-            state, metrics, clients = masked_round(ask, job, state, chosen, ledger, on_client)
+            state, metrics, clients, sums = masked_round(ask, job, state, chosen, ledger, on_client)
         else:
             updates = _gather(grid, job, state, cohort, ledger, on_client)
             state, metrics = fuse_round(state, updates, job.fusion)
-            clients = [u.client for u in updates]
+            clients, sums = [u.client for u in updates], {}
         if job.privacy.unit != "none":
             metrics.pop("loss")  # clients keep theirs
+        if recorder is not None:
+            recorder.note_state(adapter=state.adapter, sums=sums, clients=clients)
+            recorder.round = state.round
         if folder is not None:
             # the lines first: lines without their state are dropped on resume, a state needs its line
             ledger.write(folder)

@@ -1,0 +1,62 @@
+"""What an evaluation needs in a client's data: records set aside, and canaries put in.
+
+Membership of a record can be judged only against records that *could* have been in: drawn from the same
+source, and left out by chance. A canary is a made-up secret whose chances are known, because it was drawn
+from a known space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.data.records import Record
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.randomness import stream
+
+SECRET_DIGITS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """A secret of `SECRET_DIGITS` digits that stands in a client's training records `repeats` times."""
+
+    prompt: str
+    secret: str
+    repeats: int
+
+    def record(self) -> Record:
+        """The canary as a training record."""
+        return Record(prompt=self.prompt, choices=(f" {self.secret}",), label=0)
+
+
+def draw_canaries(client: str, repeats: Sequence[int]) -> tuple[Canary, ...]:
+    """One canary for each entry of `repeats`; always the same for the same client."""
+    rng = stream(0, "canaries", client)
+    return tuple(
+        Canary(
+            prompt=f"The number of {client} {index} is",
+            secret=f"{rng.integers(10**SECRET_DIGITS):0{SECRET_DIGITS}d}",
+            repeats=count,
+        )
+        for index, count in enumerate(repeats)
+    )
+
+
+def set_aside(records: Sequence[Record], share: float, client: str) -> tuple[list[Record], list[Record]]:
+    """Split records by chance into those to train on and the `share` that is not; both keep their order.
+
+    Raises `DataError` if fewer than 2 would be left to train on.
+    """
+    if share == 0:
+        return list(records), []
+    out = math.ceil(share * len(records))
+    if len(records) - out < 2:
+        raise DataError(
+            f"audit.holdout={share}: leaves client {client} {len(records) - out} of {len(records)} "
+            "records; must leave >= 2"
+        )
+    gone = set(stream(0, "holdout", client).permutation(len(records))[:out].tolist())
+    kept = [r for i, r in enumerate(records) if i not in gone]
+    return kept, [records[i] for i in sorted(gone)]

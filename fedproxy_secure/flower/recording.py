@@ -1,0 +1,174 @@
+"""Watching and changing messages: a grid around a grid, and a client that writes down what it does.
+
+Whatever the engine, all messages pass the server app's grid; there they are written to the transcript. An
+active adversary's `tamper` is called there too, and only for messages that its place lets it change. A
+client writes its own state where its settings say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.planted import draw_canaries
+from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.client import ClientUpdate, LocalClient
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.llm import load_tokenizer
+from fedproxy_secure.record import private
+from fedproxy_secure.record.transcript import SERVER, Recorder
+
+FILES = "files"  # of the setup message: the proxy itself, which the run's folder has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tamper:
+    """An active adversary: `change(kind, client, content)` returns what flows instead, or None for nothing.
+
+    `server` may change what the server sends; `network` what is sent both ways. A malicious client is
+    another thing (`client_app.played_by`): it acts before its message exists.
+    """
+
+    place: Literal["server", "network"]
+    change: Callable[[str, str, RecordDict], RecordDict | None]
+
+
+class WatchedGrid(Grid):
+    """A grid whose messages are noted, and changed where a `tamper` may."""
+
+    def __init__(
+        self, grid: Grid, *, recorder: Recorder | None = None, tamper: Tamper | None = None
+    ) -> None:
+        if tamper is not None and tamper.place not in ("server", "network"):
+            raise ConfigError(f"tamper.place={tamper.place!r}: must be server or network")
+        self._grid, self._recorder, self._tamper = grid, recorder, tamper
+        self._names: dict[int, str] = {}
+        self._lost: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        """As the grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As the grid."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """As the grid."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As the grid."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Change, note, pass on."""
+        passed = []
+        for message in messages:
+            kind, node = message.metadata.message_type, message.metadata.dst_node_id
+            if self._tamper is not None:
+                changed = self._tamper.change(kind, self._name(node), message.content)
+                if changed is not None:
+                    message.content = changed
+            self._note(kind, SERVER, self._name(node), message.content)
+            passed.append(message)
+        return self._grid.push_messages(passed)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Note, change, hand over, one by one as they come."""
+        for reply in self._grid.pull_messages(message_ids):
+            node, kind = reply.metadata.src_node_id, reply.metadata.message_type
+            if reply.has_error():
+                values = {"error/reason": reply.error.reason}
+                self._write(f"{kind}.failed", self._name(node), SERVER, values, {})
+                yield reply
+                continue
+            setup = reply.content.config_records.get("setup")
+            if setup is not None:
+                self._names[node] = str(setup["client"])
+            if self._tamper is not None and self._tamper.place == "network":
+                changed = self._tamper.change(f"{kind}.reply", self._name(node), reply.content)
+                if changed is not None:
+                    reply.content = changed
+            self._note(f"{kind}.reply", self._name(node), SERVER, reply.content)
+            yield reply
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push and pull in one call."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _name(self, node: int) -> str:
+        return self._names.get(node, f"node {node}")
+
+    def _note(self, kind: str, sender: str, receiver: str, content: RecordDict) -> None:
+        if self._recorder is not None:
+            self._write(kind, sender, receiver, *as_plain(content))
+
+    def _write(
+        self,
+        kind: str,
+        sender: str,
+        receiver: str,
+        values: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        if self._recorder is not None:
+            self._recorder.note(kind, sender=sender, receiver=receiver, values=values, arrays=arrays)
+
+
+def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Values and arrays of Flower records by `record/key`; bytes become uint8 arrays."""
+    values: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, vectors in content.array_records.items():
+        for key, array in vectors.items():
+            arrays[f"{name}/{key}"] = array.numpy()
+    for name, record in content.config_records.items():
+        for key, value in record.items():
+            if isinstance(value, bytes) and name == FILES:
+                values[f"{name}/{key}"] = hashlib.sha256(value).hexdigest()
+            elif isinstance(value, bytes):
+                arrays[f"{name}/{key}"] = np.frombuffer(value, dtype=np.uint8)
+            elif isinstance(value, list) and value and isinstance(value[0], bytes):
+                for index, part in enumerate(value):
+                    assert isinstance(part, bytes)
+                    arrays[f"{name}/{key}/{index}"] = np.frombuffer(part, dtype=np.uint8)
+            else:
+                values[f"{name}/{key}"] = value
+    return values, {k: v for k, v in arrays.items() if v.size}
+
+
+def watched(client: LocalClient, job: FederationJob, index: int, proxy: Path) -> LocalClient:
+    """The client with its state written to `audit.folder` after every round of training."""
+    if not job.audit.record:
+        return client
+    if job.audit.folder is None:
+        raise ConfigError("audit.folder: must name the folder in which to write what the client holds")
+    folder = Path(job.audit.folder)
+    if not private.has_records(folder, client.name):
+        task = load_task(job.clients[index], root=job.data_root, audit=job.audit)
+        holdout = encode_records(task.holdout, load_tokenizer(proxy), max_tokens=job.max_tokens)
+        private.write_records(
+            folder,
+            client.name,
+            train=client.items,
+            holdout=holdout.items,
+            canaries=draw_canaries(client.name, job.audit.canaries),
+        )
+
+    def write(round_number: int, update: ClientUpdate, used: list[int]) -> None:
+        private.write_round(folder, client.name, round_number, update.update, used)
+
+    return replace(client, on_trained=write)

@@ -1,0 +1,112 @@
+"""A client's own state in a transcript: its records, its update of each round, which records made it.
+
+    records.safetensors   `train` and `holdout`: tokens end to end, where each record ends, where its
+                          response starts
+    canaries.json         prompt, secret and repeats of each canary
+    round-0.safetensors   `update` float32 [d], and `used` int64 [n]: the training records drawn, in order
+
+To an adversary that has corrupted the client this is part of the view. For all other clients it is the
+**truth** that guesses are scored against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.data.planted import Canary
+from fedproxy_secure.errors import RunFolderError
+
+CLIENTS = "clients"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateRound:
+    """One client's round: its update, float32 [d], and the indices of the records it drew, int64 [n]."""
+
+    update: np.ndarray
+    used: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateState:
+    """All that one client held. `rounds` has the rounds in which it trained."""
+
+    client: str
+    train: tuple[Encoded, ...]
+    holdout: tuple[Encoded, ...]
+    canaries: tuple[Canary, ...]
+    rounds: Mapping[int, PrivateRound]
+
+
+def write_records(
+    folder: Path,
+    client: str,
+    *,
+    train: Sequence[Encoded],
+    holdout: Sequence[Encoded],
+    canaries: Sequence[Canary],
+) -> None:
+    """What the client holds before the first round."""
+    arrays = {**_packed("train", train), **_packed("holdout", holdout)}
+    write_bytes(folder / CLIENTS / client / "records.safetensors", save(arrays))
+    text = json.dumps([asdict(c) for c in canaries], indent=2)
+    write_bytes(folder / CLIENTS / client / "canaries.json", text.encode())
+
+
+def write_round(folder: Path, client: str, round_number: int, update: np.ndarray, used: list[int]) -> None:
+    """What the client did in a round."""
+    data = save({"update": update, "used": np.array(used, dtype=np.int64)})
+    write_bytes(folder / CLIENTS / client / f"round-{round_number}.safetensors", data)
+
+
+def has_records(folder: Path, client: str) -> bool:
+    """Whether the client's records are written already."""
+    return (folder / CLIENTS / client / "canaries.json").exists()
+
+
+def read_private(folder: Path, client: str) -> PrivateState:
+    """What `client` held. Raises `RunFolderError` if it is missing or damaged."""
+    place = folder / CLIENTS / client
+    try:
+        records = load_file(place / "records.safetensors")
+        canaries = json.loads((place / "canaries.json").read_text(encoding="utf-8"))
+        rounds = {}
+        for file in sorted(place.glob("round-*.safetensors")):
+            rounds[int(file.stem.removeprefix("round-"))] = PrivateRound(**load_file(file))
+        return PrivateState(
+            client=client,
+            train=_unpacked("train", records),
+            holdout=_unpacked("holdout", records),
+            canaries=tuple(Canary(**c) for c in canaries),
+            rounds=rounds,
+        )
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise RunFolderError(f"{place}: is not a client's state: {error}") from error
+
+
+def _packed(name: str, items: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    flat = [token for item in items for token in item.ids]
+    return {
+        f"{name}_ids": np.array(flat, dtype=np.int64),
+        f"{name}_ends": np.cumsum([len(item.ids) for item in items], dtype=np.int64),
+        f"{name}_responses": np.array([item.response_start for item in items], dtype=np.int64),
+    }
+
+
+def _unpacked(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[Encoded, ...]:
+    ids, ends = arrays[f"{name}_ids"].tolist(), arrays[f"{name}_ends"].tolist()
+    starts = [0, *ends[:-1]] if ends else []
+    responses = arrays[f"{name}_responses"].tolist()
+    return tuple(
+        Encoded(ids=tuple(ids[a:b]), response_start=r)
+        for a, b, r in zip(starts, ends, responses, strict=True)
+    )

@@ -1,0 +1,117 @@
+"""The transcript: every message that flowed and every state the server reached, streamed to disk.
+
+    events.jsonl             one line an event: index, round, kind, sender, receiver, values, blob
+    blobs/SHA256.safetensors an event's arrays; equal arrays are kept once
+    clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
+
+Guarantees: bounded memory (one event at a time), a line is whole or absent, events are in the order in
+which the server sent and received. It holds what protection hides: whoever reads the folder sees all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from fedproxy_secure.artifacts import RunFolder, write_bytes
+from fedproxy_secure.errors import RunFolderError
+
+EVENTS = "events.jsonl"
+BLOBS = "blobs"
+SERVER = "server"
+STATE = "state"  # kind of the server's state after a round; all other kinds are messages
+
+Values = Mapping[str, Any]
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One message, or the server's state after a round. `values` are plain; arrays are read when asked."""
+
+    index: int
+    round: int
+    kind: str
+    sender: str
+    receiver: str
+    values: Values
+    blob: str | None
+    folder: Path
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The event's arrays by `record/name`; {} if it has none."""
+        if self.blob is None:
+            return {}
+        file = self.folder / BLOBS / f"{self.blob}.safetensors"
+        try:
+            return dict(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(f"{file}: is not a transcript's blob: {error}") from error
+
+
+class Recorder:
+    """Writes events; `round` is set by whoever runs the rounds. A round that starts again is forgotten."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = RunFolder(path=folder)
+        self._index = len(self._folder.read_jsonl(EVENTS))
+        self.round = 0
+
+    def forget_from(self, round_number: int) -> None:
+        """Drop events of rounds from `round_number` on: they were not finished, and run again."""
+        lines = self._folder.read_jsonl(EVENTS)
+        kept = [line for line in lines if line["round"] < round_number]
+        if len(kept) < len(lines):
+            (self._folder.path / EVENTS).unlink()
+            for line in kept:
+                self._folder.append_jsonl(EVENTS, line)
+        self._index = len(kept)
+
+    def note(self, kind: str, *, sender: str, receiver: str, values: Values, arrays: Arrays) -> None:
+        """One event: its arrays first, then its line. Raises `RunFolderError` if the disk is full."""
+        blob = None
+        if arrays:
+            data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+            blob = hashlib.sha256(data).hexdigest()
+            file = self._folder.path / BLOBS / f"{blob}.safetensors"
+            if not file.exists():
+                write_bytes(file, data)
+        line = {
+            "index": self._index,
+            "round": self.round,
+            "kind": kind,
+            "sender": sender,
+            "receiver": receiver,
+            "values": dict(values),
+            "blob": blob,
+        }
+        self._folder.append_jsonl(EVENTS, line)
+        self._index += 1
+
+    def note_state(
+        self, *, adapter: np.ndarray, sums: Mapping[str, np.ndarray], clients: list[str]
+    ) -> None:
+        """The server after a round: the new adapter, and the sums it was made from (none in the clear)."""
+        arrays = {"adapter": adapter, **{f"sums/{name}": value for name, value in sums.items()}}
+        self.note(STATE, sender=SERVER, receiver=SERVER, values={"clients": clients}, arrays=arrays)
+
+
+def read_events(folder: Path) -> Iterator[Event]:
+    """The transcript's events in order.
+
+    Raises `RunFolderError` if there is no transcript in `folder`, or it is damaged.
+    """
+    if not (folder / EVENTS).is_file():
+        raise RunFolderError(f"{folder}: holds no transcript; run with --record")
+    for line in RunFolder(path=folder).read_jsonl(EVENTS):
+        try:
+            yield Event(folder=folder, **line)
+        except TypeError as error:
+            raise RunFolderError(f"{folder / EVENTS}: is damaged: {error}") from error
