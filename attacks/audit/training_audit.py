@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attacks.dp_audit import AuditResult, audit
+from attacks.audit.dp_audit import AuditResult, audit
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.federate.private_training import RecordNoise, private_steps
 

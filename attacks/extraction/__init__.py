@@ -1,0 +1,1 @@
+"""From the proxy and the API back to the LLM."""

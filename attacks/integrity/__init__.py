@@ -1,0 +1,1 @@
+"""Adversaries that deviate, and what sums and cohorts alone give away."""

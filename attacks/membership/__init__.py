@@ -1,0 +1,1 @@
+"""Was this record, secret or property in the data?"""

@@ -1,0 +1,280 @@
+"""A3: whole sequences, word by word: which prefixes have hidden states in the span of block 1's update?
+
+A2 names tokens. A prefix is extended by each of them; the last position's input to block 1, computed with
+the broadcast adapter through block 0 alone, must lie in the row space of block 1's update. Attention is
+causal, so a prefix is right or wrong whatever follows: beams never need to be taken back.
+
+Exact for one step of SGD within capacity (all positions of all sequences together fewer than
+`min(k, r x maps)`). Over several steps block 0's adapter moves and hidden states with it, so the tolerance
+is wider; beyond capacity every prefix fits and nothing is named.
+
+The last token of a record is predicted but never read, so it is no part of what can be found.
+
+After DAGER (Petrov et al. 2024, arXiv 2405.15586), here for adapters and sums. Targets are matched one to
+one; a sequence that is the beginning of another found one is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from attacks import white_box
+from attacks.base import (
+    Attack,
+    AttackInfo,
+    Budget,
+    Inconclusive,
+    NotApplicable,
+    Truth,
+    attack,
+    replace_view,
+)
+from attacks.reconstruction.spans import (
+    PRIVACY_OF_GRADIENTS,
+    Candidates,
+    attack_one,
+    row_space,
+    spaces_of,
+    span_residual,
+    unit,
+    vectors,
+    whitening,
+)
+from attacks.statistics import matched, over_targets, share
+from attacks.white_box import WhiteBox
+from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.record.private import PrivateRound, PrivateState
+from fedproxy_secure.record.view import View
+from fedproxy_secure.report.estimate import Estimate
+
+BEAM = 64
+ONE_STEP, SEVERAL_STEPS = 5e-2, 0.2  # residual below which a prefix is taken as there
+MOST_TOKENS = 160  # extensions tried at each position
+CONTROL = "control"  # the client of the positive control
+CONTROL_RECORDS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Sequences named in one vector. `evaluations`: prefixes that were run through block 0."""
+
+    round: int
+    clients: tuple[str, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    evaluations: int
+    full: bool  # the span is full: every prefix would fit
+
+
+def search(
+    box: WhiteBox,
+    adapter: np.ndarray,
+    update: np.ndarray,
+    tokens: Sequence[int],
+    *,
+    kind: str,
+    tolerance: float,
+    longest: int,
+    budget: Budget,
+) -> tuple[tuple[tuple[int, ...], ...], int, bool]:
+    """Sequences over `tokens` whose every position fits, longest first; how many prefixes were tried;
+    whether the span is full.
+
+    A start token, if the tokenizer has one, comes first.
+    """
+    spaces = spaces_of(box, update, 1, kind)
+    box.set(adapter)
+    reference = box.block_inputs(torch.arange(box.vocabulary)[:, None], 1)[:, 0].double().numpy()
+    parts = []
+    for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
+        w = whitening(reference if change is None else reference @ change.T)
+        _, right = row_space(matrix @ w)
+        if len(right) >= 0.95 * matrix.shape[1]:
+            return (), 0, True
+        parts.append((change, w, right))
+
+    def residual(prefixes: torch.Tensor) -> np.ndarray:
+        """Of every extension by one token, [prefixes x tokens]."""
+        states = box.next_inputs(prefixes, extensions, 1).flatten(0, 1).double().numpy()
+        worst = np.zeros(len(states))
+        for change, w, right in parts:
+            seen = unit((states if change is None else states @ change.T) @ w)
+            worst = np.maximum(worst, span_residual(seen, right))
+        return worst
+
+    extensions = torch.tensor(tokens)
+    start = box.tokenizer.bos_token_id
+    beams: list[tuple[int, ...]] = [(start,)] if start is not None else [(t,) for t in tokens]
+    done: list[tuple[int, ...]] = []
+    tried = 0
+    for _ in range(1, longest):
+        budget.check()
+        by_beam = residual(torch.tensor(beams)).reshape(len(beams), len(tokens))
+        tried += by_beam.size
+        fits = by_beam < tolerance
+        ends = ~fits.any(axis=1)
+        done += [beams[i] for i in np.flatnonzero(ends)]
+        order = np.argsort(by_beam, axis=None)[: BEAM if fits.sum() > BEAM else int(fits.sum())]
+        beams = [(*beams[i // len(tokens)], tokens[i % len(tokens)]) for i in order]
+        if not beams:
+            break
+    return without_prefixes([*done, *beams]), tried, False
+
+
+def without_prefixes(sequences: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Drop repeats and sequences that begin another; longest first. Single tokens are no sequence."""
+    kept: list[tuple[int, ...]] = []
+    for s in sorted(set(sequences), key=lambda s: (-len(s), s)):
+        if len(s) > 2 and not any(k[: len(s)] == s for k in kept):
+            kept.append(s)
+    return tuple(kept)
+
+
+@attack(
+    AttackInfo(
+        id="A3",
+        name="lora_span_sequences",
+        title="whole records of the round, from the spans of two blocks",
+        paper="arXiv 2405.15586, for adapters and sums",
+        needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        headline="exact recall",
+        chance=0.0,
+        margin=0.01,
+        mapping=PRIVACY_OF_GRADIENTS,
+    )
+)
+class LoraSpanSequences(Attack):
+    """Beam search over prefixes."""
+
+    def guess(
+        self, view: View, question: object, budget: Budget, rng: np.random.Generator
+    ) -> tuple[Found, ...]:
+        """One `Found` for each vector attacked."""
+        box, settings = white_box.load(view), view.settings
+        assert settings is not None
+        if len(box.groups) < 2:
+            raise NotApplicable("the proxy has one block only; two are needed")
+        candidates = None
+        made = []
+        one_step = settings.local.steps == 1 and settings.local.optimizer == "sgd"
+        for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=4, full=16)):
+            budget.check()
+            if r not in view.adapters or not np.any(vector):
+                continue
+            spaces = spaces_of(box, vector, 0, settings.adapter.kind)
+            candidates = candidates or Candidates.of(box.token_inputs(), spaces.maps)
+            target = attack_one(candidates, spaces, settings, r, clients, rng)
+            named = np.flatnonzero(target.chosen)
+            named = named[np.argsort(-target.scores[named])][:MOST_TOKENS]
+            sequences: tuple[tuple[int, ...], ...] = ()
+            tried, full = 0, False
+            if len(named):
+                sequences, tried, full = search(
+                    box,
+                    view.adapters[r],
+                    vector,
+                    named.tolist(),
+                    kind=settings.adapter.kind,
+                    tolerance=ONE_STEP if one_step else SEVERAL_STEPS,
+                    longest=settings.max_tokens,
+                    budget=budget,
+                )
+            made.append(Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full))
+        if not made:
+            raise Inconclusive("every update is zero")
+        return tuple(made)
+
+    def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
+        """Exact recall and precision over all targets' records, ROUGE of the best match, cost."""
+        hits = there = named = 0
+        rouge: list[tuple[float, float, float]] = []
+        for found in guess:
+            true = [item.ids[:-1] for item in answer.used(found.round, found.clients)]
+            true = list(dict.fromkeys(true))
+            hits += matched(found.sequences, true)
+            there, named = there + len(true), named + len(found.sequences)
+            rouge += best_rouge(true, found.sequences)
+        columns = list(zip(*rouge, strict=True))
+        return (
+            share(hits, there, metric="exact recall", seed=0),
+            share(hits, named, metric="exact precision", seed=0),
+            *(
+                over_targets(values, metric=name, unit="share", seed=0, within=(0, 1))
+                for name, values in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), columns, strict=True)
+            ),
+            over_targets(
+                [float(f.evaluations) for f in guess], metric="prefixes tried", unit="count", seed=0
+            ),
+        )
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """One step of SGD on one record of an honest client, seen in the clear."""
+        return one_step_control(view, truth, records=CONTROL_RECORDS)
+
+
+def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
+    """A view in which a client took one SGD step on few records, and the truth of it.
+
+    In the last round with a broadcast adapter, where adapters' B are no longer zero.
+    """
+    if view.settings is None or view.proxy is None or not truth.clients:
+        return None
+    state = next(iter(truth.clients.values()))
+    rounds = [r for r in state.rounds if r in view.adapters]
+    if not rounds:
+        return None
+    items = state.train[:records]
+    r = max(rounds)
+    box = white_box.load(view)
+    box.set(view.adapters[r])
+    update = (-0.1 * box.gradient(items)).astype(np.float32)
+    local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
+    control = PrivateState(
+        client=CONTROL,
+        train=tuple(items),
+        holdout=state.holdout,
+        canaries=(),
+        rounds={r: PrivateRound(update=update, used=np.arange(len(items)))},
+    )
+    privacy = view.settings.privacy.model_copy(update={"unit": "none"})
+    changed = replace_view(
+        view,
+        updates={(r, CONTROL): update},
+        sums={},
+        settings=replace(view.settings, local=local, privacy=privacy),
+    )
+    return changed, Truth(clients={CONTROL: control})
+
+
+def best_rouge(
+    true: Sequence[tuple[int, ...]], found: Sequence[tuple[int, ...]]
+) -> list[tuple[float, float, float]]:
+    """ROUGE-1, -2, -L (F) of every true sequence with its one-to-one best match by ROUGE-L; 0 without."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from scipy.optimize import linear_sum_assignment
+
+    scores = [(0.0, 0.0, 0.0)] * len(true)
+    if not true or not found:
+        return scores
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, tokenizer=_Words())
+    table = [[scorer.score(_text(t), _text(f)) for f in found] for t in true]
+    values = np.array([[cell["rougeL"].fmeasure for cell in row] for row in table])
+    for i, j in zip(*linear_sum_assignment(-values), strict=True):
+        a, b, c = (float(table[i][j][k].fmeasure) for k in kinds)
+        scores[i] = (a, b, c)
+    return scores
+
+
+class _Words:
+    """For rouge-score: token ids are words."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def _text(ids: tuple[int, ...]) -> str:
+    return " ".join(map(str, ids))

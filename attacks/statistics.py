@@ -1,0 +1,155 @@
+"""The numbers attacks are judged by: AUC, rates at a fixed false-positive rate, each with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import norm, rankdata
+
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.report.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
+
+
+def auc_estimate(
+    scores: np.ndarray, positive: np.ndarray, *, metric: str, seed: int, spread_floor: float = 0.0
+) -> Estimate:
+    """Area under the ROC curve with DeLong's interval (1988), taken on the logit scale so that it stays in
+    [0, 1]; a perfect or worst AUC has the interval of the rule of three.
+
+    Args:
+        scores: float [n], higher for those taken as positive; ties count half.
+        positive: bool [n], at least 2 of each kind.
+        spread_floor: standard error that it has at least, where scores are not independent.
+    """
+    if scores.shape != positive.shape or not np.isfinite(scores).all():
+        raise DataError(f"{metric}: scores {scores.shape}, labels {positive.shape}: must agree, be finite")
+    x, y = scores[positive].astype(np.float64), scores[~positive].astype(np.float64)
+    m, n = len(x), len(y)
+    if min(m, n) < 2:
+        raise DataError(f"{metric}: {m} positives, {n} negatives: must be >= 2 of each")
+    both = rankdata(np.concatenate([x, y]))
+    v10 = (both[:m] - rankdata(x)) / n
+    v01 = 1 - (both[m:] - rankdata(y)) / m
+    value = float(v10.mean())
+    spread = math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    spread = max(spread, spread_floor)
+    if spread == 0 or not 0 < value < 1:
+        slack = max(3 / min(m, n), z * spread)
+        low, high = max(0.0, value - slack), min(1.0, value + slack)
+    else:
+        logit, half = math.log(value / (1 - value)), z * spread / (value * (1 - value))
+        low, high = _expit(logit - half), _expit(logit + half)
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=m + n,
+        unit="AUC",
+        seeds=(seed,),
+        how="DeLong 95 % on the logit scale",
+    )
+
+
+def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The area alone; ties count half."""
+    m = int(positive.sum())
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(scores) - m)))
+
+
+def _expit(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def mean_auc(
+    per_target: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    metric: str,
+    seed: int,
+    spread_floor: float = 0.0,
+) -> Estimate:
+    """The mean AUC over targets (scores, labels).
+
+    From 5 targets on the interval is Student's t over targets. Below, it is as wide as the targets' own on
+    average: what it would be if they all erred together.
+    """
+    values = [
+        auc_estimate(s, p, metric=metric, seed=seed, spread_floor=spread_floor) for s, p in per_target
+    ]
+    if len(values) == 1:
+        return values[0]
+    if len(values) >= 5:
+        return over_targets([v.value for v in values], metric=metric, unit="AUC", seed=seed, within=(0, 1))
+    return Estimate(
+        metric=metric,
+        value=float(np.mean([v.value for v in values])),
+        low=float(np.mean([v.low or 0.0 for v in values])),
+        high=float(np.mean([1.0 if v.high is None else v.high for v in values])),
+        n=len(values),
+        unit="AUC",
+        seeds=(seed,),
+        how="mean over targets, DeLong 95 % as if they erred together",
+    )
+
+
+def over_targets(
+    values: Sequence[float],
+    *,
+    metric: str,
+    unit: str,
+    seed: int,
+    within: tuple[float, float] | None = None,
+) -> Estimate:
+    """Mean over targets of one run with Student's t interval; targets are taken as independent."""
+    made = mean_interval(dict(enumerate(values)), metric=metric, unit=unit)
+    low, high = made.low, made.high
+    if within is not None and low is not None and high is not None:
+        low, high = max(within[0], low), min(within[1], high)
+    how = "mean over targets, Student t 95 %" if len(values) > 1 else "one target, no interval"
+    return Estimate(**{**vars(made), "low": low, "high": high, "seeds": (seed,), "how": how})
+
+
+def tpr_estimates(
+    scores: np.ndarray, positive: np.ndarray, *, seed: int, rates: Sequence[float] = (0.01, 0.001)
+) -> tuple[Estimate, ...]:
+    """True positive rates at fixed false positive rates, Wilson intervals over positives.
+
+    The threshold lets at most `rate` of the negatives through; ties count as negatives. A rate below
+    1 / negatives cannot be told from 0 false positives, which the metric's name says.
+    """
+    negatives = np.sort(scores[~positive])[::-1]
+    made = []
+    for rate in rates:
+        allowed = int(rate * len(negatives))
+        threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
+        caught = int((scores[positive] > threshold).sum())
+        name = f"TPR at {rate:.1%} FPR" + (" (0 false positives)" if allowed == 0 else "")
+        made.append(proportion_interval(caught, int(positive.sum()), metric=name, seeds=(seed,)))
+    return tuple(made)
+
+
+def share(hits: int, n: int, *, metric: str, seed: int) -> Estimate:
+    """A share of targets with its Wilson interval; 0 of 0 counts as 0 of 1."""
+    return proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
+
+
+def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:
+    """How many guesses equal a truth, each truth matched once."""
+    remaining: dict[object, int] = {}
+    for t in truths:
+        remaining[t] = remaining.get(t, 0) + 1
+    hits = 0
+    for g in guesses:
+        if remaining.get(g, 0) > 0:
+            remaining[g] -= 1
+            hits += 1
+    return hits
+
+
+def by_metric(estimates: Sequence[Estimate]) -> Mapping[str, Estimate]:
+    """Estimates by their metric's name."""
+    return {e.metric: e for e in estimates}
