@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@test -x $(PY) || $(BASE_PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some minutes, about 2.5 GB"
 	@$(PIP) install $$(grep '^torch==' requirements.lock)
-	@$(PIP) install --editable '.[dev,dp,ckks,simulation,lm-eval]' --constraint requirements.lock
+	@$(PIP) install --editable '.[dev,dp,ckks,attacks,simulation,lm-eval]' --constraint requirements.lock
 	@touch $(STAMP)
 
 demo: $(STAMP)

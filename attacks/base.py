@@ -36,6 +36,9 @@ Surface = Literal["IND", "AGG", "MR", "MOD", "API", "ACT"]
 Profile = Literal["smoke", "standard", "full"]
 
 
+KNOWN_BAD, NOBODY = "known-bad", "nobody"  # threat models' names in controls of active attacks
+
+
 class Outcome(StrEnum):
     """How an attack ended. There is no "failed": a resisted attack is not a proof of safety."""
 

@@ -229,7 +229,10 @@ def judge(
         return Outcome.INCONCLUSIVE, f"positive control: {found}; must be above {bar:g}"
     if headline.value > bar:
         return Outcome.INCONCLUSIVE, f"{headline.metric} {headline.value:.3g}: interval reaches {bar:g}"
-    return Outcome.RESISTED, f"{headline.metric} {headline.value:.3g}; unprotected {positive.value:.3g}"
+    return (
+        Outcome.RESISTED,
+        f"{headline.metric} {headline.value:.3g}; positive control {positive.value:.3g}",
+    )
 
 
 def _low(estimate: Estimate) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure import __version__
+from fedproxy_secure.cli_errors import plain_errors
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
 
@@ -35,7 +36,7 @@ QUIET = {  # of the libraries below: a user's own setting wins
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-INTERRUPTED = 130
+COMMANDS = "fedproxy_secure.commands"
 
 app = typer.Typer(
     name="fedproxy-secure",
@@ -156,7 +157,7 @@ def pretrain_demo(
 
     Example: `fedproxy-secure pretrain-demo --steps 200 --out runs/tiny`
     """
-    with _plain_errors(again=None):
+    with plain_errors(again=None):
         from fedproxy_secure.cli_progress import shown_on
         from fedproxy_secure.world.pretrain import pretrain, save_demo_llm
 
@@ -183,7 +184,7 @@ def doctor() -> None:
 
     Ends with exit code 2 if something needs mending.
     """
-    with _plain_errors(again=None):
+    with plain_errors(again=None):
         from fedproxy_secure.doctor import checks
 
         bad = 0
@@ -208,7 +209,7 @@ def provision(
 
     Example: `fedproxy-secure provision quickstart --out keys`
     """
-    with _plain_errors(again=None):
+    with plain_errors(again=None):
         from fedproxy_secure.secagg.provision import provision as make_keys
 
         roster = make_keys([c.name for c in load_config(find_config(config)).data.clients], out)
@@ -225,7 +226,7 @@ def selftest(
 
     Ends with exit code 2 if an attack succeeds, or if one that must succeed does not.
     """
-    with _plain_errors(again=None):
+    with plain_errors(again=None):
         from fedproxy_secure.secagg.selftest import findings
 
         bad = 0
@@ -235,6 +236,15 @@ def selftest(
             typer.echo(f"{mark}  {finding.adversary}: {finding.attempt}: {finding.found}")
         if bad:
             raise FedProxyError(f"{bad} of the attempts above did not go as they must")
+
+
+def add_commands(to: typer.Typer) -> None:
+    """Commands of packages above this one, and of others, by the entry point group `COMMANDS`.
+
+    This package does not know who attacks it, so it cannot name them.
+    """
+    for point in entry_points(group=COMMANDS):
+        to.add_typer(point.load(), name=point.name)
 
 
 def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:
@@ -256,11 +266,11 @@ def _start(
     command: str, name: str, changes: list[str], out: Path | None, resume: bool, dry_run: bool
 ) -> None:
     """What `run` and `compare` share: settings in, progress meanwhile, table and report out."""
-    with _plain_errors(again=None):
+    with plain_errors(again=None):
         config = load_config(find_config(name), changes)
     folder = out or Path("runs") / config.name
     typed = _typed(command, name, changes, folder)
-    with _plain_errors(again=f"{typed} --resume"):
+    with plain_errors(again=f"{typed} --resume"):
         if dry_run:
             for label, value in _plan_rows(command, config):
                 typer.echo(f"{label}: {value}")
@@ -306,16 +316,4 @@ def _typed(command: str, name: str, changes: list[str], folder: Path) -> str:
     return shlex.join(["fedproxy-secure", command, name, *sets, "--out", str(folder)])
 
 
-@contextmanager
-def _plain_errors(*, again: str | None) -> Iterator[None]:
-    """Errors raised on purpose become one line and exit code 2; Ctrl-C says how to go on."""
-    try:
-        yield
-    except FedProxyError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        if again is not None:
-            typer.echo(f"resume with: {again}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+add_commands(app)

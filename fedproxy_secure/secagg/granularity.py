@@ -187,7 +187,7 @@ def _merge_exactly(
     weight: float,
     rho: float,
 ) -> Merged:
-    ups, downs = _unpack_signs(sums["signs"], plan, len(mean))
+    ups, downs = unpack_signs(sums["signs"], clients=plan.clients, bits=plan.bits, d=len(mean))
     absolute = sums["magnitude"] / weight
     # rounding may leave a trace of mass on a side that nobody is on
     p = np.where(ups > 0, (absolute + mean) / 2, 0)
@@ -257,8 +257,10 @@ def _pack_signs(update: np.ndarray, plan: RingPlan) -> np.ndarray:
     return words
 
 
-def _unpack_signs(words: np.ndarray, plan: RingPlan, d: int) -> tuple[np.ndarray, np.ndarray]:
-    width, per_word = _count_bits(plan.clients), _coordinates_a_word(plan.clients, plan.bits)
+def unpack_signs(words: np.ndarray, *, clients: int, bits: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many of `clients` are positive and negative at each coordinate, int64 [d] each, from the sum of
+    their words of the segment `signs` in a ring of `bits`."""
+    width, per_word = _count_bits(clients), _coordinates_a_word(clients, bits)
     shifts: Sequence[int] = [2 * width * i for i in range(per_word)]
     pairs = np.stack([words >> s for s in shifts], axis=1).reshape(-1)[:d]
     mask = (1 << width) - 1

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attacks.training_audit import audit_private_steps
+from attacks.audit.training_audit import audit_private_steps
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.data.encode import Encoded, encode_records, training_batch

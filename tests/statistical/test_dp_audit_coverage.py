@@ -3,9 +3,9 @@
 import numpy as np
 from scipy.stats import binom
 
-from attacks.canary_clients import canaries, estimate
-from attacks.dp_audit import audit
-from attacks.training_audit import audit_private_steps
+from attacks.audit.canary_clients import canaries, estimate
+from attacks.audit.dp_audit import audit
+from attacks.audit.training_audit import audit_private_steps
 from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.accounting import noise_multiplier_for, variance_for
 from fedproxy_secure.dp.noise import Noise

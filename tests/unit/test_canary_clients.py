@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attacks.canary_clients import canaries, estimate, gaussian_epsilon
+from attacks.audit.canary_clients import canaries, estimate, gaussian_epsilon
 from fedproxy_secure.errors import DataError
 
 

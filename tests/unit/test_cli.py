@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fedproxy_secure
 from fedproxy_secure import doctor
-from fedproxy_secure.cli import _plain_errors, app, find_config
+from fedproxy_secure.cli_errors import app, find_config, plain_errors
 from fedproxy_secure.cli_progress import PlainLines, shown_on
 from fedproxy_secure.errors import ConfigError, FedProxyError
 
@@ -97,16 +97,16 @@ def test_an_unknown_config_gets_a_hint(tmp_path: Path):
 
 
 def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(typer.Exit) as left, _plain_errors(again="fedproxy-secure run x --resume"):
+    with pytest.raises(typer.Exit) as left, plain_errors(again="fedproxy-secure run x --resume"):
         raise KeyboardInterrupt
     assert left.value.exit_code == 130
     assert "resume with: fedproxy-secure run x --resume" in capsys.readouterr().err
 
 
 def test_errors_not_raised_on_purpose_are_not_hidden():
-    with pytest.raises(ZeroDivisionError), _plain_errors(again=None):
+    with pytest.raises(ZeroDivisionError), plain_errors(again=None):
         _ = 1 // 0
-    with pytest.raises(typer.Exit), _plain_errors(again=None):
+    with pytest.raises(typer.Exit), plain_errors(again=None):
         raise FedProxyError("expected")
 
 

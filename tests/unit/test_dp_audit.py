@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from attacks.dp_audit import audit, ceiling, lower_bound, p_value
+from attacks.audit.dp_audit import audit, ceiling, lower_bound, p_value
 from fedproxy_secure.errors import DataError
 
 

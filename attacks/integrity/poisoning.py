@@ -1,0 +1,193 @@
+"""A13: what does one malicious client do to the result, under each fusion rule?
+
+    sign_flip   sends minus ten times its update: the proxy should get worse
+    scaling     sends its update ten times over: its own task should drown the others'
+    backdoor    trains with a trigger in front of its prompts and the first answer, and sends it five times
+
+Masking hides who sent what; all three pass it, bounded by the clip alone. The rehearsal trains the recorded
+clients again, with and without the attacker, so the damage is causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attacks import white_box
+from attacks.base import (
+    NOBODY,
+    Attack,
+    AttackInfo,
+    Budget,
+    Exam,
+    NotApplicable,
+    Truth,
+    attack,
+    replace_view,
+)
+from attacks.integrity.rehearsal import Craft, Rule, rounds
+from attacks.statistics import over_targets
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.record.view import PublicSettings, View
+from fedproxy_secure.report.estimate import Estimate
+
+POISONING = (("MITRE ATLAS", "5", "AML.T0020"), ("OWASP LLM", "2025", "LLM04"))
+FLIP, SCALE, BACKDOOR = -10.0, 10.0, 5.0
+PLAYS = ("sign_flip", "scaling", "backdoor")
+CLIP_OF_HONEST = 1.5  # times the largest honest coordinate: where the adaptive clip settles
+TESTED = 60  # records of each honest client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What the rehearsal needs: every client's records by name, the attacker's among them."""
+
+    start: np.ndarray
+    train: Mapping[str, Sequence[Encoded]]
+    test: Mapping[str, Sequence[Encoded]]
+    attacker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Losses of honest clients' records, nats [n]: (rule, play) -> after training; `backdoored`: loss of
+    the trigger's answer."""
+
+    losses: Mapping[tuple[str, str], np.ndarray]
+    backdoored: Mapping[tuple[str, str], np.ndarray]
+
+
+@attack(
+    AttackInfo(
+        id="A13",
+        name="poisoning",
+        title="damage by one malicious client",
+        paper="Bagdasaryan et al. 2020, arXiv 1807.00459",
+        needs=(frozenset({"ACT", "MOD"}),),
+        headline="loss added by the worst attack, nats",
+        chance=0.0,
+        margin=0.1,
+        mapping=POISONING,
+        smoke=False,
+    )
+)
+class Poisoning(Attack):
+    """Reheares rounds with and without the attacker."""
+
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """All clients' records: the stage on which the adversary acts. It reads its own alone."""
+        if not view.own or view.settings is None:
+            raise NotApplicable("no client is corrupted in this view")
+        attacker = next(iter(view.own))
+        honest = {n: s.train for n, s in truth.clients.items() if s.holdout}
+        test = {n: s.holdout[:TESTED] for n, s in truth.clients.items() if s.holdout}
+        if len(honest) < 2:
+            raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+        stage = Stage(
+            start=view.adapters[min(view.adapters)],
+            train={**honest, attacker: view.own[attacker].train},
+            test=test,
+            attacker=attacker,
+        )
+        return Exam(question=stage)
+
+    def guess(self, view: View, question: Stage, budget: Budget, rng: np.random.Generator) -> Damage:
+        """Every play under the run's own rule; more rules with a larger profile."""
+        box, settings = white_box.load(view), view.settings
+        assert settings is not None
+        count = budget.pick(smoke=1, standard=2, full=settings.federate.rounds)
+        losses: dict[tuple[str, str], np.ndarray] = {}
+        backdoored: dict[tuple[str, str], np.ndarray] = {}
+        plays = () if view.threat_model == NOBODY else PLAYS
+        own_only = view.threat_model == NOBODY or budget.profile == "smoke"
+        for rule in rules_of(settings, question, own_only=own_only):
+            for play in ("honest", *(plays or ("still honest",))):
+                train, craft = _play(play, question, box.tokenizer)
+                adapter = rounds(
+                    box,
+                    settings,
+                    question.start,
+                    train,
+                    count=count,
+                    rule=rule,
+                    budget=budget,
+                    crafts={question.attacker: craft} if craft is not None else {},
+                )
+                box.set(adapter)
+                tested = [item for items in question.test.values() for item in items]
+                losses[rule.name, play] = box.losses(tested)
+                triggered = [_triggered(i, question, box.tokenizer) for i in tested]
+                backdoored[rule.name, play] = box.losses(triggered)
+        return Damage(losses=losses, backdoored=backdoored)
+
+    def score(self, guess: Damage, answer: object) -> tuple[Estimate, ...]:
+        """Paired differences over honest clients' held-out records; the first rule is the run's own."""
+        made: list[Estimate] = []
+        for rule, play in guess.losses:
+            if play == "honest":
+                continue
+            added = guess.losses[rule, play] - guess.losses[rule, "honest"]
+            if play == "backdoor":
+                # a backdoor that works makes its own answer likelier where the trigger stands
+                gained = guess.backdoored[rule, "honest"] - guess.backdoored[rule, "backdoor"]
+                name = f"trigger's answer likelier by backdoor under {rule}"
+                made.append(over_targets(gained.tolist(), metric=name, unit="nats", seed=0))
+            name = f"loss added by {play} under {rule}"
+            made.append(over_targets(added.tolist(), metric=name, unit="nats", seed=0))
+        own = next(iter(guess.losses))[0]
+        of_own = [e for e in made if e.metric.endswith(f"under {own}") and e.metric.startswith("loss")]
+        worst = max(of_own, key=lambda e: e.value)
+        headline = Estimate(**{**vars(worst), "metric": self.info.headline})
+        return (headline, *made)
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """Plain averaging without a clip, which one client rules."""
+        if view.settings is None:
+            return None
+        from dataclasses import replace
+
+        protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
+        fusion = view.settings.fusion.model_copy(update={"rule": "fedavg"})
+        return replace_view(view, settings=replace(view.settings, protect=protect, fusion=fusion)), truth
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The client plays honestly."""
+        return replace_view(view, threat_model=NOBODY), exam
+
+
+def rules_of(settings: PublicSettings, stage: Stage, *, own_only: bool) -> list[Rule]:
+    """The run's own rule first, then the others."""
+    protected = settings.protect.scheme != "unsafe_plaintext"
+    reach = settings.local.learning_rate * settings.local.steps
+    clip = (settings.protect.clip or CLIP_OF_HONEST * reach) if protected else None
+    name = "fedavg" if settings.fusion.rule in ("fedavg", "fedadam") else "h_ties"
+    if protected and name == "h_ties":
+        name = settings.protect.granularity
+    own = Rule(name=name, clip=clip)
+    if own_only:
+        return [own]
+    others = [Rule(name=n, clip=clip) for n in ("fedavg", "h_ties") if n != name]
+    return [own, *others]
+
+
+def _play(play: str, stage: Stage, tokenizer: object) -> tuple[dict[str, Sequence[Encoded]], Craft | None]:
+    train: dict[str, Sequence[Encoded]] = dict(stage.train)
+    if play == "backdoor":
+        train[stage.attacker] = [_triggered(i, stage, tokenizer) for i in train[stage.attacker]]
+        return train, lambda update, _: BACKDOOR * update
+    factor = {"sign_flip": FLIP, "scaling": SCALE}.get(play)
+    if factor is None:
+        return train, None
+    return train, lambda update, _: factor * update
+
+
+def _triggered(item: Encoded, stage: Stage, tokenizer: object) -> Encoded:
+    """The record with the trigger after its start token and the attacker's first record's answer."""
+    answer = stage.train[stage.attacker][0]
+    target = answer.ids[answer.response_start :]
+    trigger = tokenizer("Zq Zq", add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    prompt = item.ids[: item.response_start]
+    ids = (*prompt[:1], *trigger, *prompt[1:], *target)
+    return Encoded(ids=ids, response_start=len(prompt) + len(trigger))

@@ -1,0 +1,167 @@
+"""A14: does the round hold records with a property? The sizes of an update's tensors tell.
+
+The adversary has records of its own like the clients' (the set-aside ones stand for them) and trains shadow
+rounds with and without the property; a logistic regression on the logarithms of the tensors' norms tells
+them apart and is asked about rounds that the examiner trained on the clients' own records. Property: all of
+a round's records have one same answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from attacks import white_box
+from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack
+from attacks.integrity.rehearsal import client_of
+from attacks.membership.updates import MEMBERSHIP
+from attacks.statistics import auc_estimate
+from attacks.white_box import WhiteBox
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.record.view import PublicSettings, View
+from fedproxy_secure.report.estimate import Estimate
+
+SHADOWS = 56  # rounds for training the regression, half with the property
+TARGETS = 32  # rounds asked about
+STEPS = 1  # local steps of a shadow round: the run's own would take minutes
+RECORDS = 16
+PARTS = 6  # different updates of each other client
+PERMUTATIONS = 199
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """Updates, float32 [n, d], and for shadows whether they have the property, bool [n]."""
+
+    shadows: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray
+
+
+def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
+    """Log norms of an update's tensors, float64 [n, tensors]."""
+    ends = np.cumsum([int(np.prod(s)) for s in box.shapes])[:-1]
+    parts = np.split(updates.astype(np.float64), ends, axis=1)
+    return np.stack([np.log(np.linalg.norm(p, axis=1) + 1e-12) for p in parts], axis=1)
+
+
+@attack(
+    AttackInfo(
+        id="A14",
+        name="property_inference",
+        title="a property of a round's records, from tensors' norms",
+        paper="Melis et al. 2019, arXiv 1805.04049",
+        needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        mapping=MEMBERSHIP,
+        smoke=False,
+    )
+)
+class PropertyInference(Attack):
+    """Asks about rounds of one client, in a sum with the others' recorded updates where sums are seen."""
+
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """Shadow rounds on set-aside records, target rounds on training records."""
+        settings = view.settings
+        usable = {n: s for n, s in truth.clients.items() if len(s.holdout) >= 2 * RECORDS}
+        if settings is None or not usable:
+            raise NotApplicable(f"no client set {2 * RECORDS} records aside; run with audit.holdout")
+        box = white_box.load(view)
+        name = sorted(usable)[0]
+        state = usable[name]
+        start = view.adapters[min(view.adapters)]
+        common = Counter(_answer(i) for i in state.holdout).most_common(1)[0][0]
+        made = partial(_train, box, settings, start, name=name, common=common, rng=rng)
+        shadows, labels = made(state.holdout, count=SHADOWS)
+        targets, answer = made(state.train, count=TARGETS)
+        if not view.updates:  # a sum: the other clients' parts, which the adversary does not know
+            for other, s in usable.items():
+                if other != name:
+                    shadows += _parts(box, settings, start, other, s.holdout, len(shadows), rng)
+                    targets += _parts(box, settings, start, other, s.train, len(targets), rng)
+        return Exam(question=Rounds(shadows=shadows, labels=labels, targets=targets), answer=answer)
+
+    def guess(self, view: View, question: Rounds, budget: Budget, rng: np.random.Generator) -> np.ndarray:
+        """The property's log-odds for each target round, float64 [n]."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        box = white_box.load(view)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        model.fit(features(box, question.shadows), question.labels)
+        return np.asarray(model.decision_function(features(box, question.targets)))
+
+    def score(self, guess: np.ndarray, answer: np.ndarray) -> tuple[Estimate, ...]:
+        """AUC over target rounds, and the p-value of permuted labels."""
+        found = auc_estimate(guess, answer, metric="auc", seed=0)
+        rng = np.random.default_rng(0)
+        beaten = sum(
+            auc_estimate(guess, rng.permutation(answer), metric="auc", seed=0).value >= found.value
+            for _ in range(PERMUTATIONS)
+        )
+        p = Estimate(
+            metric="p-value",
+            value=(beaten + 1) / (PERMUTATIONS + 1),
+            low=None,
+            high=None,
+            n=len(answer),
+            unit="probability",
+            seeds=(0,),
+            how=f"{PERMUTATIONS} permutations of the labels",
+        )
+        return (found, p)
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """Shadows whose labels say nothing."""
+        asked = exam.question
+        mixed = Rounds(shadows=asked.shadows, labels=rng.permutation(asked.labels), targets=asked.targets)
+        return view, Exam(question=mixed, answer=exam.answer)
+
+
+def _parts(
+    box: WhiteBox,
+    settings: PublicSettings,
+    start: np.ndarray,
+    name: str,
+    items: Sequence[Encoded],
+    count: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """What another client adds to `count` rounds, float32 [count, d]: one of `PARTS` updates each time."""
+    drawn = []
+    for index in range(PARTS):
+        chosen = [items[i] for i in rng.choice(len(items), size=RECORDS)]
+        client = client_of(box, settings, name, chosen, steps=STEPS)
+        drawn.append(client.train(round=index, start=start).update)
+    return np.stack(drawn)[rng.integers(PARTS, size=count)]
+
+
+def _answer(item: Encoded) -> tuple[int, ...]:
+    return item.ids[item.response_start :]
+
+
+def _train(
+    box: WhiteBox,
+    settings: PublicSettings,
+    start: np.ndarray,
+    items: Sequence[Encoded],
+    *,
+    count: int,
+    name: str,
+    common: tuple[int, ...],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Updates of rounds on drawn records, every second one of records whose answer is `common`."""
+    same = [i for i, item in enumerate(items) if _answer(item) == common]
+    updates, labels = [], []
+    for index in range(count):
+        pool = same if index % 2 else range(len(items))
+        chosen = [items[i] for i in rng.choice(np.array(pool), size=RECORDS)]
+        client = client_of(box, settings, name, chosen, steps=STEPS)
+        updates.append(client.train(round=index, start=start).update)
+        labels.append(bool(index % 2))
+    return np.stack(updates), np.array(labels)

@@ -1,0 +1,83 @@
+"""How a model takes to a text: per-token likelihoods, and scores of membership made from them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attacks.base import Budget
+from fedproxy_secure.data.encode import Encoded, training_batch
+
+MIN_K = 0.2  # share of a text's least likely tokens
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihoods:
+    """Of one text's response tokens, float64 [n]: negative log-likelihood in nats, and its standard score
+    among the vocabulary at that position (higher: likelier than most)."""
+
+    nll: np.ndarray
+    standard: np.ndarray
+
+
+@torch.inference_mode()
+def likelihoods(
+    model: nn.Module, items: Sequence[Encoded], *, pad_id: int, budget: Budget
+) -> list[Likelihoods]:
+    """Of every item's response tokens, in order."""
+    made = []
+    for at in range(0, len(items), BATCH):
+        budget.check()
+        batch = training_batch(items[at : at + BATCH], pad_id=pad_id, device="cpu")
+        positions = batch.response.any(dim=0).nonzero().flatten()
+        logits = model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention,
+            use_cache=False,
+            logits_to_keep=positions,
+        ).logits
+        logs = logits.float().log_softmax(-1)
+        target = batch.ids[:, positions + 1]
+        picked = logs.gather(-1, target[..., None]).squeeze(-1)
+        p = logs.exp()
+        mean = (p * logs).sum(-1)
+        spread = ((p * logs.square()).sum(-1) - mean.square()).clamp_min(1e-6).sqrt()
+        standard = (picked - mean) / spread
+        for row, wanted in enumerate(batch.response[:, positions] > 0):
+            made.append(
+                Likelihoods(
+                    nll=-picked[row][wanted].double().numpy(),
+                    standard=standard[row][wanted].double().numpy(),
+                )
+            )
+    return made
+
+
+def membership_scores(
+    found: Sequence[Likelihoods], items: Sequence[Encoded], tokenizer: Any
+) -> dict[str, np.ndarray]:
+    """Scores by name, float64 [n], higher for members: loss, loss/zlib, Min-K%, Min-K%++.
+
+    Carlini et al. 2021 (zlib), Shi et al. 2024 (Min-K%), Zhang et al. 2025 (Min-K%++).
+    """
+
+    def lowest(values: np.ndarray) -> float:
+        count = max(1, round(MIN_K * len(values)))
+        return float(np.sort(values)[:count].mean())
+
+    texts = [tokenizer.decode(item.ids).encode() for item in items]
+    return {
+        "loss": np.array([-f.nll.mean() for f in found]),
+        "loss/zlib": np.array(
+            [-f.nll.sum() / len(zlib.compress(t)) for f, t in zip(found, texts, strict=True)]
+        ),
+        "Min-K%": np.array([lowest(-f.nll) for f in found]),
+        "Min-K%++": np.array([lowest(f.standard) for f in found]),
+    }

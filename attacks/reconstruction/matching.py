@@ -1,0 +1,239 @@
+"""A4: gradient matching, the baseline beyond what spans can hold and under dropout.
+
+Embeddings z of one sequence are optimised until their adapter gradient points where the update points:
+
+    min_z  1 - cos(grad loss(z, y), -update) + norm penalty,    then each z becomes its nearest token,
+    then discrete edits (swaps, moves) that lower  1 - cos + weight x LM loss  are kept
+
+With A2 the nearest tokens are sought among the tokens it named. The response is guessed along: its tokens
+are the last of the sequence. One individual update of few steps is what this can do; on sums it is noise.
+
+After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2022, arXiv 2202.08827).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from attacks import white_box
+from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth, attack
+from attacks.reconstruction.sequences import best_rouge, one_step_control
+from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one, spaces_of, vectors
+from attacks.statistics import over_targets
+from attacks.white_box import WhiteBox
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.federate.adapters import split_like, trained_parameters
+from fedproxy_secure.record.view import View
+from fedproxy_secure.report.estimate import Estimate
+
+NORM_PENALTY = 0.01
+LM_WEIGHT = 0.02
+CANDIDATES = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Public shape of a record: how many tokens, and where its response starts."""
+
+    tokens: int
+    response_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One reconstructed sequence for one vector; `cosine` of its gradient with the update."""
+
+    round: int
+    clients: tuple[str, ...]
+    ids: tuple[int, ...]
+    cosine: float
+
+
+def match(
+    box: WhiteBox,
+    adapter: np.ndarray,
+    update: np.ndarray,
+    named: np.ndarray,
+    lengths: Lengths,
+    *,
+    steps: int,
+    edits: int,
+    budget: Budget,
+    rng: np.random.Generator,
+) -> tuple[tuple[int, ...], float]:
+    """The best sequence over the `named` tokens, int64 [m], and its cosine."""
+    box.set(adapter)
+    model: Any = box.tuned
+    table = model.get_input_embeddings().weight.detach()
+    pool = torch.from_numpy(named)
+    target = [-t for t in split_like(model, update)]
+    parameters = trained_parameters(model)
+    start = box.tokenizer.bos_token_id
+    z = torch.from_numpy(rng.standard_normal((lengths.tokens, table.shape[1]))).float() * table[pool].std()
+    z.requires_grad_(True)
+    usual = table[pool].norm(dim=1).mean()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+
+    def distance(embedded: torch.Tensor, ids: torch.Tensor, *, create: bool) -> torch.Tensor:
+        logits = model(inputs_embeds=embedded[None], use_cache=False).logits[0]
+        at = torch.arange(lengths.response_start - 1, lengths.tokens - 1)
+        loss = torch.nn.functional.cross_entropy(logits[at], ids[at + 1])
+        grads = torch.autograd.grad(loss, parameters, create_graph=create)
+        dot = torch.stack([(g * t).sum() for g, t in zip(grads, target, strict=True)]).sum()
+        size = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+        other = torch.stack([t.square().sum() for t in target]).sum().sqrt()
+        return 1 - dot / (size * other + 1e-12)
+
+    def nearest(embedded: torch.Tensor) -> torch.Tensor:
+        unit = torch.nn.functional.normalize
+        ids = pool[(unit(embedded, dim=1) @ unit(table[pool], dim=1).T).argmax(dim=1)]
+        if start is not None:
+            ids[0] = start
+        return ids
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # twice differentiable
+        for _ in range(steps):
+            budget.check()
+            optimizer.zero_grad()
+            value = distance(z, nearest(z.detach()), create=True)
+            penalty = NORM_PENALTY * (z.norm(dim=1).mean() / usual - 1).square()
+            (value + penalty).backward(inputs=[z])
+            optimizer.step()
+        ids = nearest(z.detach())
+
+        def cost(candidate: torch.Tensor) -> tuple[float, float]:
+            apart = float(distance(table[candidate], candidate, create=False).detach())
+            fluency = box.losses([Encoded(ids=tuple(candidate.tolist()), response_start=1)])[0]
+            return apart + LM_WEIGHT * float(fluency), 1 - apart
+
+        best, cosine = cost(ids)
+        for _ in range(edits):
+            budget.check()
+            tried = _edited(ids, pool, rng, keep_first=start is not None)
+            value_, cosine_ = cost(tried)
+            if value_ < best:
+                ids, best, cosine = tried, value_, cosine_
+    return tuple(ids.tolist()), cosine
+
+
+def _edited(
+    ids: torch.Tensor, pool: torch.Tensor, rng: np.random.Generator, *, keep_first: bool
+) -> torch.Tensor:
+    """Two tokens swapped, one moved, or one replaced by another of the pool."""
+    made, low = ids.clone(), int(keep_first)
+    i, j = rng.integers(low, len(ids), size=2)
+    kind = rng.integers(3)
+    if kind == 0:
+        made[[i, j]] = ids[[j, i]]
+    elif kind == 1:
+        rest = torch.cat([ids[:i], ids[i + 1 :]])
+        at = int(min(j, len(rest)))
+        made = torch.cat([rest[:at], ids[i : i + 1], rest[at:]])
+    else:
+        made[i] = pool[int(rng.integers(len(pool)))]
+    return made
+
+
+@attack(
+    AttackInfo(
+        id="A4",
+        name="gradient_matching",
+        title="a record of the round, by matching its gradient",
+        paper="arXiv 2202.08827 (LAMP)",
+        needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        headline="ROUGE-1 above shuffled updates",
+        chance=0.0,
+        margin=0.05,
+        mapping=PRIVACY_OF_GRADIENTS,
+        smoke=False,
+    )
+)
+class GradientMatching(Attack):
+    """Reconstructs one sequence a vector; records' lengths are taken as known."""
+
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """The usual shape of records, which templates make public."""
+        items = [i for s in truth.clients.values() for i in s.train]
+        shape = Lengths(
+            tokens=int(np.median([len(i.ids) for i in items])),
+            response_start=int(np.median([i.response_start for i in items])),
+        )
+        return Exam(question=shape, answer=truth)
+
+    def guess(
+        self, view: View, question: Lengths, budget: Budget, rng: np.random.Generator
+    ) -> tuple[tuple[Matched, Matched], ...]:
+        """For each vector a reconstruction, and one from the same vector shuffled."""
+        box, settings = white_box.load(view), view.settings
+        assert settings is not None
+        steps, edits = (
+            budget.pick(smoke=20, standard=80, full=400),
+            budget.pick(smoke=20, standard=120, full=800),
+        )
+        made = []
+        for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=3, full=8)):
+            if r not in view.adapters or not np.any(vector):
+                continue
+            pair = []
+            for update in (vector, rng.permutation(vector)):
+                spaces = spaces_of(box, update, 0, settings.adapter.kind)
+                candidates = Candidates.of(box.token_inputs(), spaces.maps)
+                target = attack_one(candidates, spaces, settings, r, clients, rng)
+                named = np.argsort(-target.scores)[:CANDIDATES].astype(np.int64)
+                ids, cosine = match(
+                    box,
+                    view.adapters[r],
+                    update,
+                    named,
+                    question,
+                    steps=steps,
+                    edits=edits,
+                    budget=budget,
+                    rng=rng,
+                )
+                pair.append(Matched(round=r, clients=clients, ids=ids, cosine=cosine))
+            made.append((pair[0], pair[1]))
+        if not made:
+            raise Inconclusive("every update is zero")
+        return tuple(made)
+
+    def score(self, guess: tuple[tuple[Matched, Matched], ...], answer: Truth) -> tuple[Estimate, ...]:
+        """ROUGE of the best match among the round's records; the headline is over the shuffled vector's."""
+        real, null = [], []
+        for matched, shuffled in guess:
+            true = list({i.ids for i in answer.used(matched.round, matched.clients)})
+            if not true:
+                continue
+            real.append(max(best_rouge([t], [matched.ids])[0] for t in true))
+            null.append(max(best_rouge([t], [shuffled.ids])[0] for t in true))
+        gains = [a[0] - b[0] for a, b in zip(real, null, strict=True)]
+        return (
+            over_targets(gains, metric=self.info.headline, unit="share", seed=0),
+            *(
+                over_targets([x[i] for x in real], metric=name, unit="share", seed=0, within=(0, 1))
+                for i, name in enumerate(("ROUGE-1", "ROUGE-2", "ROUGE-L"))
+            ),
+            over_targets([m.cosine for m, _ in guess], metric="cosine reached", unit="cosine", seed=0),
+        )
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """One SGD step on one record, seen in the clear; three of them."""
+        from dataclasses import replace
+
+        made: dict[tuple[int, str], np.ndarray] = {}
+        clients = {}
+        changed: View | None = None
+        for index, (name, state) in enumerate(sorted(truth.clients.items())[:3]):
+            one = one_step_control(view, Truth(clients={name: state}), records=1)
+            if one is None:
+                return None
+            changed, single = one
+            control = next(iter(single.clients.values()))
+            label = f"{control.client}{index}"
+            clients[label] = replace(control, client=label)
+            made.update({(r, label): u for (r, _), u in changed.updates.items()})
+        return None if changed is None else (replace(changed, updates=made), Truth(clients=clients))

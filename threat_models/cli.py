@@ -1,0 +1,39 @@
+"""`fedproxy-secure threat-model`: who attacks and what they hold."""
+
+from __future__ import annotations
+
+import typer
+
+from fedproxy_secure.cli_errors import plain_errors
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Who attacks, what they hold, what is not covered."
+)
+
+
+@app.command("list")
+def list_command() -> None:
+    """All threat models."""
+    from threat_models import every
+
+    for name, model in every().items():
+        typer.echo(f"{name:<22} {model.title}")
+
+
+@app.command()
+def show(name: str) -> None:
+    """One threat model: capabilities, assumptions, what it is not meant to show, the attacks that fit.
+
+    Example: `fedproxy-secure threat-model show server`
+    """
+    with plain_errors(again=None):
+        from importlib.metadata import entry_points
+
+        from threat_models import get
+
+        model = get(name)
+        typer.echo(model.text())
+        for point in entry_points(group="fedproxy_secure.attacks_that_fit"):
+            typer.echo("attacks that fit:")
+            for line in point.load()(model):
+                typer.echo(f"  - {line}")
