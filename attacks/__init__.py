@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attacks.base import Attack, AttackInfo, Budget, Exam, Outcome, attack
+    from attacks.base import Attack, AttackInfo, Budget, Exam, attack
 
-__all__ = ["Attack", "AttackInfo", "Budget", "Exam", "Outcome", "attack"]
+__all__ = ["Attack", "AttackInfo", "Budget", "Exam", "attack"]
 
 
 def __getattr__(name: str) -> Any:

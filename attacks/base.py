@@ -17,7 +17,6 @@ import difflib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -30,23 +29,13 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import Profile
 
 GROUP = "fedproxy_secure.attacks"
 Surface = Literal["IND", "AGG", "MR", "MOD", "API", "ACT"]
-Profile = Literal["smoke", "standard", "full"]
 
 
 KNOWN_BAD, NOBODY = "known-bad", "nobody"  # threat models' names in controls of active attacks
-
-
-class Outcome(StrEnum):
-    """How an attack ended. There is no "failed": a resisted attack is not a proof of safety."""
-
-    SUCCEEDED = "SUCCEEDED"  # its interval lies above chance by more than the margin
-    RESISTED = "RESISTED"  # it did not, and the same attack succeeds where protection is off
-    NOT_APPLICABLE = "NOT_APPLICABLE"  # the view lacks what it needs, or the run has nothing to attack
-    INCONCLUSIVE = "INCONCLUSIVE"  # a control failed, the interval is too wide, or time ran out
-    ERROR = "ERROR"  # it raised
 
 
 class NotApplicable(Exception):

@@ -12,7 +12,7 @@ from fedproxy_secure.cli_errors import plain_errors
 from fedproxy_secure.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attacks.suite import AttackResult
+    from fedproxy_secure.report.finding import Finding
 
 FINDING, INCONCLUSIVE = 1, 3
 
@@ -101,9 +101,10 @@ def run_command(
     typed = f"fedproxy-secure attack run --run {run} --suite {suite} --seed {seed} --resume"
     with plain_errors(again=typed):
         from attacks.base import every, get
-        from attacks.suite import RESULTS, run_suite
+        from attacks.suite import run_suite
         from attacks.table import outcome_line
         from fedproxy_secure.cli_progress import shown_on
+        from fedproxy_secure.report.finding import RESULTS
         from threat_models import get as threat_model
 
         if suite not in ("smoke", "standard", "full"):
@@ -134,9 +135,9 @@ def run_command(
 def report(run: RunOption, strict: StrictOption = False) -> None:
     """The table of the last suite on a run."""
     with plain_errors(again=None):
-        from attacks.suite import read_results
+        from fedproxy_secure.report.finding import read_findings
 
-        results = read_results(run)
+        results = read_findings(run)
         _show(results)
     _exit(results, strict)
 
@@ -176,13 +177,13 @@ def llm_of(run: Path) -> str | None:
         return None
 
 
-def _show(results: list[AttackResult]) -> None:
+def _show(results: list[Finding]) -> None:
     from attacks.table import rich_table
 
     Console().print(rich_table(results))
 
 
-def _exit(results: list[AttackResult], strict: bool) -> None:
+def _exit(results: list[Finding], strict: bool) -> None:
     if not strict:
         return
     outcomes = {str(r.outcome) for r in results}

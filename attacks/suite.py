@@ -6,16 +6,13 @@ run), so an interrupted suite goes on where it stopped; `results.json` joins the
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,9 +22,7 @@ from attacks.base import (
     Budget,
     Inconclusive,
     NotApplicable,
-    Outcome,
     OutOfTime,
-    Profile,
     Truth,
 )
 from fedproxy_secure.artifacts import RunFolder
@@ -37,61 +32,11 @@ from fedproxy_secure.randomness import stream
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
 from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import FOLDER, Finding, Outcome, Profile, write_findings
 from threat_models import ThreatModel
 
 log = logging.getLogger(__name__)
-SCHEMA_VERSION = 1
-FOLDER = "attacks"
-EVENTS, RESULTS = "events.jsonl", "results.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackResult:
-    """One attack from one view. `estimates`: the headline first; `positive`, `negative`: the controls'."""
-
-    attack: str
-    id: str
-    title: str
-    view: str
-    surfaces: tuple[str, ...]
-    seed_folder: str
-    profile: Profile
-    outcome: Outcome
-    reason: str
-    estimates: tuple[Estimate, ...]
-    positive: Estimate | None
-    negative: Estimate | None
-    seconds: float
-    seed: int
-    mapping: tuple[tuple[str, str, str], ...]
-
-    @property
-    def headline(self) -> Estimate | None:
-        """The estimate that decided."""
-        return self.estimates[0] if self.estimates else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> AttackResult:
-        """What `to_json` made."""
-        return cls(
-            **{
-                **raw,
-                "surfaces": tuple(raw["surfaces"]),
-                "outcome": Outcome(raw["outcome"]),
-                "estimates": tuple(_estimate(e) for e in raw["estimates"]),
-                "positive": None if raw["positive"] is None else _estimate(raw["positive"]),
-                "negative": None if raw["negative"] is None else _estimate(raw["negative"]),
-                "mapping": tuple((a, b, c) for a, b, c in raw["mapping"]),
-            }
-        )
-
-
-def _estimate(raw: dict[str, Any]) -> Estimate:
-    return Estimate(**{**raw, "seeds": tuple(raw["seeds"])})
+EVENTS = "events.jsonl"
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -123,8 +68,8 @@ def run_suite(
     resume: bool = False,
     llm: str | None = None,
     progress: Progress | None = None,
-    on_result: Callable[[AttackResult], None] | None = None,
-) -> list[AttackResult]:
+    on_result: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
     """Every attack from every view on every recorded seed of a run; `seconds` is for each attack.
 
     With `resume` what was finished under the same profile and seed is kept. An attack that raises, or runs
@@ -138,7 +83,7 @@ def run_suite(
     done = _finished(log_file, profile, seed) if resume else {}
     if not resume and (log_file.path / EVENTS).exists():
         (log_file.path / EVENTS).unlink()
-    results: list[AttackResult] = []
+    results: list[Finding] = []
     task = f"{profile} suite"
     shown.start(task, len(folders) * len(threat_models) * len(attacks))
     for folder in folders:
@@ -158,7 +103,7 @@ def run_suite(
                 results.append(result)
                 shown.advance(task, note=f"{one.info.name}: {result.outcome}")
     shown.done(task)
-    write_results(run / FOLDER, results)
+    write_findings(run, results)
     return results
 
 
@@ -171,7 +116,7 @@ def run_one(
     seconds: float,
     seed: int,
     name: str = "",
-) -> AttackResult:
+) -> Finding:
     """One attack from one view with both controls; never raises but for an interrupt."""
     began = time.monotonic()
     info = one.info
@@ -192,7 +137,7 @@ def run_one(
     except Exception as error:  # whatever it is, the rest of the suite goes on
         log.exception("attack %s failed", info.name)
         outcome, reason = Outcome.ERROR, f"{type(error).__name__}: {str(error)[:200]}"
-    return AttackResult(
+    return Finding(
         attack=info.name,
         id=info.id,
         title=info.title,
@@ -307,32 +252,10 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _finished(folder: RunFolder, profile: Profile, seed: int) -> dict[tuple[str, str, str], AttackResult]:
+def _finished(folder: RunFolder, profile: Profile, seed: int) -> dict[tuple[str, str, str], Finding]:
     done = {}
     for raw in folder.read_jsonl(EVENTS):
-        result = AttackResult.from_json(raw)
+        result = Finding.from_json(raw)
         if (result.profile, result.seed) == (profile, seed) and result.outcome != Outcome.ERROR:
             done[result.seed_folder, result.view, result.attack] = result
     return done
-
-
-def write_results(folder: Path, results: Sequence[AttackResult]) -> Path:
-    """`results.json`, atomically."""
-    made = {"schema_version": SCHEMA_VERSION, "results": [r.to_json() for r in results]}
-    return RunFolder(path=folder).write_json(RESULTS, made)
-
-
-def read_results(run: Path) -> list[AttackResult]:
-    """The results of a run's last suite. Raises `RunFolderError` if there are none."""
-    path = run / FOLDER / RESULTS
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["schema_version"] != SCHEMA_VERSION:
-            raise RunFolderError(
-                f"{path}: schema_version={raw['schema_version']}: must be {SCHEMA_VERSION}"
-            )
-        return [AttackResult.from_json(r) for r in raw["results"]]
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}; run `attack run` first") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path}: is damaged: {error}") from error

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attacks.base import Outcome
-from attacks.suite import AttackResult
 from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import Finding, Outcome
 from fedproxy_secure.report.table import markdown_table
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def number(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
 
 
-def cells(result: AttackResult) -> tuple[str, ...]:
+def cells(result: Finding) -> tuple[str, ...]:
     """In the order of `HEADINGS`."""
     headline = result.headline
     return (
@@ -41,12 +40,12 @@ def cells(result: AttackResult) -> tuple[str, ...]:
     )
 
 
-def outcome_line(result: AttackResult) -> str:
+def outcome_line(result: Finding) -> str:
     """For a terminal, as results come."""
     return f"{result.outcome:<14} {result.id} {result.attack}, {result.view}: {result.reason}"
 
 
-def rich_table(results: Sequence[AttackResult]) -> Table:
+def rich_table(results: Sequence[Finding]) -> Table:
     """For a terminal."""
     from rich.table import Table
     from rich.text import Text
@@ -61,6 +60,6 @@ def rich_table(results: Sequence[AttackResult]) -> Table:
     return table
 
 
-def markdown(results: Sequence[AttackResult]) -> str:
+def markdown(results: Sequence[Finding]) -> str:
     """The same as Markdown."""
     return markdown_table(HEADINGS, [cells(r) for r in results])

@@ -4,9 +4,9 @@ Whoever has taken part holds the **round-0 proxy** for free: the best reference 
 from the tuned proxy by the records alone. The headline is how much a record's loss fell against it. With
 the API alone there is no reference, and the headline is Min-K%++.
 
-Besides: loss, loss/zlib, Min-K%, the gradient's norm, the slope over rounds, RMIA (offline, the round-0 proxy
-as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline was fixed
-beforehand; the others are uncorrected for being many.
+Besides: loss, loss/zlib, Min-K%, the gradient's norm, the slope over rounds, RMIA (offline, the round-0
+proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
+was fixed beforehand; the others are uncorrected for being many.
 
 A **blind** baseline, which sees the text and no model, must be at chance, or the split itself tells.
 

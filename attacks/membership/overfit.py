@@ -31,7 +31,8 @@ def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth
     """The view with its models overfitted to `RECORDS` records of one client, and the truth of that.
 
     Their answers are exchanged by chance, those of the records set aside too: what a task teaches helps
-    with neither, only memory tells them apart. With `canaries` the records are all clients' canaries instead.
+    with neither, only memory tells them apart. With `canaries` the records are all clients' canaries
+    instead.
     """
     states = {n: s for n, s in truth.clients.items() if s.train}
     if not states:

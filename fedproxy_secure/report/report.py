@@ -1,7 +1,8 @@
 """The report of a run: `report.json` for programs, `report.md` for people, the same content.
 
-The JSON follows `report.schema.json`, which ships beside this module. `schema_version` grows when a
-reader of the old one would be wrong about the new one.
+The JSON follows `report.schema.json`, which ships beside this module and is written from these classes by
+`python -m fedproxy_secure.report.schema`. `schema_version` grows when a reader of the old one would be
+wrong about the new one.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fedproxy_secure import artifacts
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.trilemma import Configuration
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
 
@@ -41,8 +44,10 @@ class MethodRow:
 class Report:
     """Everything a run found, and what it takes to find it again.
 
-    `estimates` are numbers outside the table, such as a proxy's fidelity. `notes` are what a reader
-    must know before believing a number: truncated prompts, settings that are not safe.
+    `rows` compare methods; `configurations` have the trilemma. `estimates` are numbers outside both, such
+    as a proxy's fidelity. `notes` are what a reader must know before believing a number: truncated prompts,
+    settings that are not safe. `not_measured` says what nobody looked at, and why. `audit_head`: hash of
+    the audit log's last line, hex, over which the report is signed; None without a log.
     """
 
     name: str
@@ -54,6 +59,9 @@ class Report:
     rows: tuple[MethodRow, ...] = ()
     notes: tuple[str, ...] = ()
     guarantees: tuple[str, ...] = ()  # what holds and what does not, in sentences
+    configurations: tuple[Configuration, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    audit_head: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -83,30 +91,19 @@ class Report:
             version = raw["schema_version"]
             if version != SCHEMA_VERSION:
                 raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}")
-            return cls(
-                **{
-                    **raw,
-                    "seeds": tuple(raw["seeds"]),
-                    "estimates": tuple(_estimate(e) for e in raw["estimates"]),
-                    "rows": tuple(_row(r) for r in raw["rows"]),
-                    "notes": tuple(raw["notes"]),
-                    "guarantees": tuple(raw.get("guarantees", ())),
-                }
-            )
+            made: Report = adapter().validate_python(raw)
+            return made
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
         except RunFolderError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, FedProxyError) as error:
-            raise RunFolderError(f"{path}: is damaged: {error}") from error
+            raise RunFolderError(f"{path}: is damaged: {str(error).splitlines()[0]}") from error
 
 
-def _estimate(raw: dict[str, Any]) -> Estimate:
-    return Estimate(**{**raw, "seeds": tuple(raw["seeds"])})
+@cache
+def adapter() -> Any:
+    """pydantic's `TypeAdapter` of `Report`: reads plain values, knows the JSON schema."""
+    from pydantic import TypeAdapter
 
-
-def _row(raw: dict[str, Any]) -> MethodRow:
-    numbers = ("average", "gap_closed", "tuned_proxy", "owners_edge")
-    read = {name: _estimate(raw[name]) if raw[name] else None for name in numbers}
-    tasks = {task: _estimate(e) for task, e in raw["tasks"].items()}
-    return MethodRow(**{**raw, **read, "tasks": tasks})
+    return TypeAdapter(Report)

@@ -72,12 +72,12 @@ def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, ke
 
 
 def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
-    replace(report, schema_version=2).write(tmp_path)
-    with pytest.raises(RunFolderError, match="schema_version=2: must be 1"):
+    replace(report, schema_version=3).write(tmp_path)
+    with pytest.raises(RunFolderError, match="schema_version=3: must be 2"):
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1, "seeds": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2, "seeds": 3}'])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunFolderError, match="is damaged") as raised:
