@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import fedproxy_secure
 from fedproxy_secure import doctor
-from fedproxy_secure.cli_errors import app, find_config, plain_errors
+from fedproxy_secure.cli import app, find_config
+from fedproxy_secure.cli_errors import plain_errors
 from fedproxy_secure.cli_progress import PlainLines, shown_on
 from fedproxy_secure.errors import ConfigError, FedProxyError
 
