@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from fedproxy_secure.fuse.plug_back import plug_back
     from fedproxy_secure.llm import load_llm
     from fedproxy_secure.pipeline import average, evaluate, make_fused_llm, make_proxy, prepare, tune
-    from fedproxy_secure.runs import plan, run
+    from fedproxy_secure.run_plan import plan
+    from fedproxy_secure.runs import run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,7 +53,7 @@ _HOME = {
     "Config": "config",
     "load_config": "config",
     "run": "runs",
-    "plan": "runs",
+    "plan": "run_plan",
     "compare": "comparison",
     "prepare": "pipeline",
     "make_proxy": "pipeline",

@@ -113,15 +113,20 @@ def run_command(
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     record: RecordOption = False,
+    suite: Annotated[
+        str,
+        typer.Option(metavar="none|smoke|standard|full", help="Then attack the run; implies `--record`."),
+    ] = "none",
 ) -> None:
-    """Run FedProxy once per seed: compress, federate, fuse, evaluate.
+    """Run FedProxy once per seed: compress, federate, fuse, evaluate; ends with the trilemma of the run.
 
     CONFIG is a YAML file of settings, or the name of a shipped one, such as `quickstart`.
 
     Example: `fedproxy-secure run quickstart --set federate.rounds=2`
     """
-    recording = ["audit.record=true"] if record else []
-    _start("run", config, [*(changes or []), *recording], out, resume, dry_run)
+    recording = ["audit.record=true"] if record or suite != "none" else []
+    attacks = [] if suite == "none" else [f"matrix.suite={suite}"]
+    _start("run", config, [*(changes or []), *recording, *attacks], out, resume, dry_run, suite)
 
 
 @app.command("compare")
@@ -141,6 +146,47 @@ def compare_command(
     Example: `fedproxy-secure compare quickstart --out runs/first`
     """
     _start("compare", config, changes or [], out, resume, dry_run)
+
+
+@app.command("matrix")
+def matrix_command(
+    config: ConfigArgument,
+    changes: SetOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Sweep protection x remove ratio x fusion x adapter x seed; run, attack and measure every cell.
+
+    CONFIG is a YAML file of settings, or the name of a shipped one, such as `quickstart`.
+
+    Its section `matrix` says what is swept, which suite of attacks runs and how many processes. A cell that
+    fails stands in the report and stops nothing.
+
+    Example: `fedproxy-secure matrix demo_matrix --out runs/first`
+    """
+    _start("matrix", config, changes or [], out, resume, dry_run)
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the report.")] = Path(
+        "runs/joined"
+    ),
+) -> None:
+    """Join runs and matrices into one report: tables, `report.html`, `report.json`, `report.sarif`.
+
+    DIR... are folders that `run` or `matrix` wrote. Runs of the same settings become one configuration over
+    their seeds.
+
+    Example: `fedproxy-secure report runs/a runs/b --out runs/both`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.join import join
+
+        typed = shlex.join(["fedproxy-secure", "report", *map(str, folders), "--out", str(out)])
+        _show(join(folders, out, command=typed), out)
 
 
 @app.command("pretrain-demo")
@@ -263,9 +309,15 @@ def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:
 
 
 def _start(
-    command: str, name: str, changes: list[str], out: Path | None, resume: bool, dry_run: bool
+    command: str,
+    name: str,
+    changes: list[str],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    suite: str = "none",
 ) -> None:
-    """What `run` and `compare` share: settings in, progress meanwhile, table and report out."""
+    """What `run`, `compare` and `matrix` share: settings in, progress meanwhile, table and report out."""
     with plain_errors(again=None):
         config = load_config(find_config(name), changes)
     folder = out or Path("runs") / config.name
@@ -280,13 +332,21 @@ def _start(
         work = _work(command)
         with shown_on(Console(stderr=True)) as progress:
             report = work(config, folder, resume=resume, progress=progress, command=typed)
+            if suite != "none":
+                from fedproxy_secure.attacked import attacked_report
+
+                report = attacked_report(config, folder, progress=progress, command=typed)
         _show(report, folder)
 
 
 def _plan_rows(command: str, config: Config) -> list[tuple[str, str]]:
     from fedproxy_secure.comparison import plan_rows
-    from fedproxy_secure.runs import plan
+    from fedproxy_secure.run_plan import plan
 
+    if command == "matrix":
+        from fedproxy_secure.matrix import plan_rows as matrix_rows
+
+        return [*matrix_rows(config), *plan(config).rows()]
     return [*(plan_rows(config) if command == "compare" else []), *plan(config).rows()]
 
 
@@ -295,6 +355,10 @@ def _work(command: str) -> _Work:
         from fedproxy_secure.comparison import compare
 
         return compare
+    if command == "matrix":
+        from fedproxy_secure.matrix import matrix
+
+        return matrix
     from fedproxy_secure.runs import run
 
     return run
@@ -303,9 +367,16 @@ def _work(command: str) -> _Work:
 def _show(report: Report, folder: Path) -> None:
     from fedproxy_secure.report.report import MARKDOWN_NAME
     from fedproxy_secure.report.table import rich_table
+    from fedproxy_secure.report.trilemma_table import rich_trilemma
 
     console = Console()
-    console.print(rich_table(report))
+    if report.rows:
+        console.print(rich_table(report))
+    if report.configurations:
+        console.print(rich_trilemma(report.configurations))
+    for configuration in report.configurations:
+        for line in (*configuration.unsafe, *configuration.failed):
+            console.print(f"{configuration.name}: {line}", markup=False, highlight=False)
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(f"report: {folder / MARKDOWN_NAME}", markup=False, highlight=False, soft_wrap=True)

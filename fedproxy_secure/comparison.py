@@ -6,24 +6,19 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-
-import numpy as np
 
 from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.config import RATIO_FREE_METHODS, Config, Method
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
-from fedproxy_secure.report.estimate import Estimate, mean_interval
+from fedproxy_secure.report.estimate import Bits, Estimate, mean_share, over_seeds_or_records
 from fedproxy_secure.report.report import MethodRow, Report
-
-BOOTSTRAP_DRAWS = 2000
-Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +93,14 @@ def compare(
     shown = progress or NoProgress()
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     cells = cells_of(config)
-    todo = [c for c in cells if not _record(out, c).exists()]
+    todo = [c for c in cells if not cell_file(out, c).exists()]
     truncated = truncated_prompts(config)  # first of all: unreadable records stop here
     shown.start("compare", len(todo))  # of those left, so that the time left is not flattered
     for result in _run_cells(config, todo):
-        folder.write_json(f"cells/{result.cell.name}.json", _to_json(result))
+        folder.write_json(f"cells/{result.cell.name}.json", cell_to_json(result))
         shown.advance("compare", note=result.cell.name)
     shown.done("compare")
-    results = [_read(out, c) for c in cells]
+    results = [read_cell(out, c) for c in cells]
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",
@@ -197,21 +192,21 @@ def _row(
         if ("zero_shot", None, s) in by_seed and ("centralised_llm", None, s) in by_seed
     }
     gap = edge = None
-    if len(ends) == len(mine) and all(_mean(c) != _mean(z) for z, c in ends.values()):
-        gap = _estimate(
+    if len(ends) == len(mine) and all(mean_share(c) != mean_share(z) for z, c in ends.values()):
+        gap = over_seeds_or_records(
             {s: (f, *ends[s]) for s, f in fused.items()},
-            lambda f, z, c: (_mean(f) - _mean(z)) / (_mean(c) - _mean(z)),
+            lambda f, z, c: (mean_share(f) - mean_share(z)) / (mean_share(c) - mean_share(z)),
             f"gap closed, {name}",
         )
     if tuned and method != "zero_shot_proxy":
-        edge = _estimate(
+        edge = over_seeds_or_records(
             {s: (fused[s], t) for s, t in tuned.items()},
-            lambda f, t: _mean(f) - _mean(t),
+            lambda f, t: mean_share(f) - mean_share(t),
             f"owner's edge, {name}",
         )
     tasks = {
-        task: _estimate(
-            {s: ({task: f[task]},) for s, f in fused.items()}, _mean, f"accuracy on {task}, {name}"
+        task: over_seeds_or_records(
+            {s: ({task: f[task]},) for s, f in fused.items()}, mean_share, f"accuracy on {task}, {name}"
         )
         for task in next(iter(fused.values()))
     }
@@ -219,42 +214,14 @@ def _row(
         method=method,
         remove_ratio=ratio,
         tasks=tasks,
-        average=_estimate({s: (f,) for s, f in fused.items()}, _mean, f"accuracy, {name}"),
+        average=over_seeds_or_records({s: (f,) for s, f in fused.items()}, mean_share, f"accuracy, {name}"),
         gap_closed=gap,
-        tuned_proxy=_estimate({s: (t,) for s, t in tuned.items()}, _mean, f"tuned proxy accuracy, {name}")
+        tuned_proxy=over_seeds_or_records(
+            {s: (t,) for s, t in tuned.items()}, mean_share, f"tuned proxy accuracy, {name}"
+        )
         if tuned
         else None,
         owners_edge=edge,
-    )
-
-
-def _mean(bits: Bits) -> float:
-    return float(np.mean([np.mean(b) for b in bits.values()]))
-
-
-def _estimate(by_seed, statistic, metric: str) -> Estimate:  # type: ignore[no-untyped-def]
-    """Mean of a statistic over seeds; with one seed, its bootstrap interval over test records."""
-    values = {seed: statistic(*args) for seed, args in by_seed.items()}
-    if len(values) > 1:
-        return mean_interval(values, metric=metric, unit="share")
-    ((seed, args),) = by_seed.items()
-    rng = np.random.default_rng(seed)
-    arrays = [{t: np.asarray(b) for t, b in bits.items()} for bits in args]
-    draws = []
-    for _ in range(BOOTSTRAP_DRAWS):
-        picked = {t: rng.integers(len(b), size=len(b)) for t, b in arrays[0].items()}
-        with np.errstate(all="ignore"):
-            draws.append(statistic(*[{t: b[picked[t]] for t, b in bits.items()} for bits in arrays]))
-    low, high = np.quantile([d for d in draws if np.isfinite(d)], [0.025, 0.975])
-    return Estimate(
-        metric=metric,
-        value=values[seed],
-        low=float(min(low, values[seed])),
-        high=float(max(high, values[seed])),
-        n=sum(len(b) for b in arrays[0].values()),
-        unit="share",
-        seeds=(seed,),
-        how="one seed; bootstrap over test records, 95 %",
     )
 
 
@@ -304,11 +271,14 @@ def _notes(config: Config, truncated: int) -> tuple[str, ...]:
     )
 
 
-def _record(out: Path, cell: Cell) -> Path:
+def cell_file(out: Path, cell: Cell) -> Path:
+    """Where a finished cell's record lies."""
     return out / "cells" / f"{cell.name}.json"
 
 
-def _to_json(result: CellResult) -> dict[str, object]:
+def cell_to_json(result: CellResult) -> dict[str, object]:
+    """Plain values; answers as strings of 0 and 1."""
+
     def text(bits: Bits) -> dict[str, str]:
         return {task: "".join("01"[int(b)] for b in row) for task, row in bits.items()}
 
@@ -323,11 +293,13 @@ def _to_json(result: CellResult) -> dict[str, object]:
     }
 
 
-def _read(out: Path, cell: Cell) -> CellResult:
+def read_cell(out: Path, cell: Cell) -> CellResult:
+    """What a finished cell left. Raises `RunFolderError` if it is missing or damaged."""
+
     def bits(texts: dict[str, str]) -> dict[str, tuple[bool, ...]]:
         return {task: tuple(c == "1" for c in row) for task, row in texts.items()}
 
-    path = _record(out, cell)
+    path = cell_file(out, cell)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return CellResult(

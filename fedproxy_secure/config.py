@@ -43,6 +43,8 @@ Method = Literal[
     "masked_h_ties_block",
 ]
 RATIO_FREE_METHODS: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
+Protection = Literal["unsafe_plaintext", "masking", "masking_dp8", "masking_dp3", "masking_dp1", "ckks"]
+Fusion = Literal["fedavg", "h_ties", "h_ties_coordinate"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -233,6 +235,23 @@ class CompareConfig(_Strict):
     pcr_lambda: Annotated[float, Field(ge=0)] = 1e-5  # the paper's
 
 
+class MatrixConfig(_Strict):
+    """What `matrix` sweeps: protection x remove ratio x fusion x adapter, for every seed, then attacks.
+
+    A protection `masking_dp8` is masking with record-level differential privacy of epsilon 8. `suite` and
+    `views` say which attacks run on every cell (`none`: none does); `suite_seconds` bounds each attack.
+    """
+
+    protections: tuple[Protection, ...] = ("unsafe_plaintext", "masking", "masking_dp8")
+    remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
+    fusions: tuple[Fusion, ...] = ("fedavg",)
+    adapters: tuple[AdapterKind, ...] = ("lora",)
+    suite: Literal["none", "smoke", "standard", "full"] = "smoke"
+    views: tuple[str, ...] = ("server", "client")
+    suite_seconds: Annotated[float, Field(gt=0)] = 120.0
+    jobs: Annotated[int, Field(ge=0)] = 0  # worker processes; 0: one per core
+
+
 class Config(_Strict):
     """All settings of a run."""
 
@@ -249,6 +268,7 @@ class Config(_Strict):
     privacy: PrivacyConfig = PrivacyConfig()
     audit: AuditConfig = AuditConfig()
     compare: CompareConfig = CompareConfig()
+    matrix: MatrixConfig = MatrixConfig()
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Config:
@@ -322,7 +342,8 @@ class Config(_Strict):
         settings = self.model_dump(mode="json")
         del settings["protect"]["keys"], settings["privacy"]["ledger"]  # paths
         del settings["audit"]["record"], settings["audit"]["folder"]  # being watched changes nothing
-        del settings["compare"]["jobs"]  # a comparison may go on with more or fewer workers
+        # a comparison or a matrix may go on with more or fewer workers
+        del settings["compare"]["jobs"], settings["matrix"]["jobs"]
         canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -13,8 +13,7 @@ report.json, report.md    all seeds together
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,104 +31,19 @@ from fedproxy_secure.pipeline import (
     make_fused_llm,
     make_proxy,
     prepare,
-    rounding_error,
     truncated_prompts,
     tune,
-    upload_bytes,
 )
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Estimate, mean_interval
+from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
+from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.run_plan import protection_note
 from fedproxy_secure.secagg import ckks
+from fedproxy_secure.stage_clock import StageClock, peak_memory_bytes
 
-FLOAT32_BYTES = 4  # of a weight, and of a number in an update
 STAGES = 5  # of one seed, for the progress bar
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """What a run would take, counted before anything is spent. Bytes are payload, float32."""
-
-    llm_parameters: int
-    llm_blocks: int
-    proxy_parameters: int
-    proxy_blocks: tuple[int, ...]
-    adapter_parameters: int
-    clients: int
-    train_records: tuple[int, ...]
-    truncated_records: int
-    rounds: int
-    local_steps: int
-    seeds: int
-    upload_bytes: int  # one client's update in one round
-    protection: str
-    privacy: tuple[str, ...]
-    mean_error: float | None  # bound of masking's rounding on a coordinate of the mean; None: no rounding
-
-    @property
-    def memory_bytes(self) -> int:
-        """Weights of LLM, proxy and fused LLM, and the trained adapter's gradients and Adam moments."""
-        weights = 2 * self.llm_parameters + self.proxy_parameters + 4 * self.adapter_parameters
-        return weights * FLOAT32_BYTES
-
-    def _rounding(self) -> str:
-        return f"the mean is off by at most {self.mean_error:.1e} a coordinate in round 0"
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and formatted values, for people."""
-        steps = self.rounds * self.local_steps * self.clients
-        return [
-            ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
-            ("proxy", f"{self.proxy_parameters:,} parameters, blocks {list(self.proxy_blocks)}"),
-            ("adapter", f"{self.adapter_parameters:,} trained parameters"),
-            ("clients", f"{self.clients}, with {list(self.train_records)} training records"),
-            ("truncated prompts", f"{self.truncated_records}"),
-            ("steps", f"{steps:,} a seed ({self.rounds} rounds), {self.seeds} seeds"),
-            ("protection", self.protection),
-            *[("privacy", line) for line in self.privacy],
-            *([] if self.mean_error is None else [("rounding", self._rounding())]),
-            ("upload", f"{self.upload_bytes:,} bytes a client and round"),
-            ("download", f"{self.adapter_parameters * FLOAT32_BYTES:,} bytes a client and round"),
-            ("proxy download", f"{self.proxy_parameters * FLOAT32_BYTES:,} bytes a client, once"),
-            ("memory", f"{self.memory_bytes:,} bytes for weights and optimiser, one process"),
-        ]
-
-
-def plan(config: Config) -> RunPlan:
-    """Load model and data, compress, count; nothing is trained and nothing written."""
-    config.check_protection()
-    from fedproxy_secure.data.encode import encode_records
-    from fedproxy_secure.federate.adapters import adapter_size, attach
-    from fedproxy_secure.federate.job import FederationJob
-    from fedproxy_secure.llm import blocks_of, parameter_count
-
-    materials = prepare(config)
-    proxy = make_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
-    proxy_parameters = parameter_count(proxy.model)
-    encoded = [
-        encode_records(t.train, materials.tokenizer, max_tokens=config.data.max_tokens)
-        for t in materials.tasks
-    ]
-    tuned = attach(proxy.model, config.adapter, seed=0)
-    job = FederationJob.from_config(config, seed=config.seeds[0])
-    warned = check_privacy(job, tuned, {t.name: len(t.train) for t in materials.tasks})
-    return RunPlan(
-        llm_parameters=parameter_count(materials.llm),
-        llm_blocks=len(blocks_of(materials.llm)),
-        proxy_parameters=proxy_parameters,
-        proxy_blocks=proxy.plan.kept,
-        adapter_parameters=adapter_size(tuned),
-        clients=len(materials.tasks),
-        train_records=tuple(len(t.train) for t in materials.tasks),
-        truncated_records=sum(e.truncated for e in encoded),
-        rounds=config.federate.rounds,
-        local_steps=config.local.steps,
-        seeds=len(config.seeds),
-        upload_bytes=upload_bytes(job, tuned),
-        protection=protection_note(config),
-        privacy=(*_privacy_rows(config, {t.name: len(t.train) for t in materials.tasks}), *warned),
-        mean_error=rounding_error(job, tuned),
-    )
 
 
 def run(
@@ -152,14 +66,15 @@ def run(
         ckks.require()
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     results = {seed: _run_seed(config, folder, seed, progress) for seed in config.seeds}
-    report = _report(config, results, command or "fedproxy_secure.run(...)")
-    report.write(out)
+    report = report_of(config, out, results, command or "fedproxy_secure.run(...)")
+    publish(report, out)
     return report
 
 
 def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress | None) -> dict[str, Any]:
-    from fedproxy_secure.compress.fidelity import fidelity
+    from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
     from fedproxy_secure.compress.proxy import save_model
+    from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.adapters import save_adapter
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.flower.engines import PRIVACY
@@ -170,10 +85,13 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         return _read(place / "result.json")
     shown = progress or NoProgress()
     shown.start(name, STAGES)
+    clock = StageClock()
     materials = prepare(config)
     proxy = make_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
     save_model(proxy.model, materials.tokenizer, place / "proxy")
     faithful = fidelity(materials.llm, proxy.model, proxy.plan, materials.windows)
+    held = verbatim_share(materials.llm, proxy.model, proxy.plan)
+    clock.stop("compress")
     folder.write_json(
         f"{name}/plan.json",
         {
@@ -186,6 +104,7 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     shown.advance(name, note="compressed")
     zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
     proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
+    clock.stop("evaluate")
     shown.advance(name, note="measured before tuning")
     (place / "federation").mkdir(parents=True, exist_ok=True)
     job = FederationJob.from_config(config, seed=seed)
@@ -197,13 +116,19 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         progress=progress,
     )
     save_adapter(tuned, place / "adapter")
+    clock.stop("federate")
     shown.advance(name, note="federated")
     fused = make_fused_llm(materials, proxy, tuned)
     save_model(fused, materials.tokenizer, place / "fused")
+    clock.stop("fuse")
     shown.advance(name, note="fused")
     result = {
         "seed": seed,
         "fidelity": asdict(faithful),
+        "verbatim_share": held,
+        "perplexity": {
+            m: perplexity(f, materials.windows) for m, f in (("tuned", tuned), ("fused", fused))
+        },
         "zero_shot": _bits(zero_shot),
         "proxy": _bits(proxy_before),
         "tuned": _bits(evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
@@ -212,46 +137,11 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {name: asdict(s) for name, s in read_all(place / "federation" / PRIVACY).items()},
     }
+    clock.stop("evaluate")
+    result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
     folder.write_json(f"{name}/result.json", result)
     shown.done(name)
     return result
-
-
-def protection_note(config: Config) -> str:
-    """What the server could see, in one sentence; stands on every report."""
-    protect = config.protect
-    private = {
-        "none": "No differential privacy: the sums themselves may leak.",
-        "record": f"Record-level differential privacy, epsilon {config.privacy.target_epsilon:g}.",
-        "client": f"Client-level differential privacy, epsilon {config.privacy.target_epsilon:g}.",
-    }[config.privacy.unit]
-    if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
-        private += " unsafe_simulated randomness: nothing is private."
-    if protect.scheme == "unsafe_plaintext":
-        if config.privacy.unit == "none":
-            private = "No differential privacy."
-        return f"unsafe_plaintext: the server sees every client's update. {private}"
-    who = "" if protect.scheme == "masking" else " (if it follows the protocol and no client helps it)"
-    more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}
-    elects = config.fusion.rule in ("ties", "h_ties")
-    seen = f"sums over at least t clients{more[protect.granularity] * elects} and control words' sums"
-    return f"{protect.scheme}: the server{who} sees {seen}; no single update. {private}"
-
-
-def _privacy_rows(config: Config, records: Mapping[str, int]) -> tuple[str, ...]:
-    """For people, before a run: noise by client."""
-    from fedproxy_secure.federate.client import record_noise
-
-    privacy = config.privacy
-    if privacy.unit != "record":
-        return ()
-    rounds = config.federate.rounds
-    noise = {n: record_noise(privacy, config.local, rounds=rounds, records=c) for n, c in records.items()}
-    listed = ", ".join(f"{n} {v.noise_multiplier:.3f}" for n, v in noise.items())
-    return (
-        f"record level, epsilon {privacy.target_epsilon:g} at delta {privacy.target_delta:g}; "
-        f"noise multiplier: {listed}",
-    )
 
 
 def _guarantees(config: Config, results: dict[int, dict[str, Any]]) -> tuple[str, ...]:
@@ -267,7 +157,9 @@ def _guarantees(config: Config, results: dict[int, dict[str, Any]]) -> tuple[str
     )
 
 
-def _report(config: Config, results: dict[int, dict[str, Any]], command: str) -> Report:
+def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:
+    """The report of a run's finished seeds, with the trilemma; findings are read where a suite ran."""
+
     def over_seeds(model: str) -> dict[int, float]:
         return {seed: _average(r[model]) for seed, r in results.items()}
 
@@ -320,6 +212,22 @@ def _report(config: Config, results: dict[int, dict[str, Any]], command: str) ->
             *next(iter(results.values()))["privacy_notes"],
         ),
         guarantees=_guarantees(config, results),
+        configurations=(
+            configuration_of(
+                [read_seed(out, seed, root=out) for seed in results],
+                config,
+                name=config.name,
+                settings={
+                    "protection": config.protect.scheme,
+                    "remove_ratio": f"{ratio:g}",
+                    "fusion": config.fusion.rule,
+                    "adapter": config.adapter.kind,
+                },
+                guarantees=_guarantees(config, results),
+                commands=(command,),
+            ),
+        ),
+        not_measured=() if attacked(out) else (ATTACKED,),
     )
 
 

@@ -30,6 +30,26 @@ class Fidelity:
     proxy_perplexity: float
 
 
+def verbatim_share(llm: nn.Module, proxy: nn.Module, plan: BlockPlan) -> float:
+    """Share of the LLM's parameters that whoever holds the proxy holds bit for bit, [0, 1].
+
+    Blocks are compared with their originals in the plan, everything else by name; tied ones count once.
+    """
+    own = {id(p): p for p in llm.parameters()}
+    mine = dict(proxy.named_parameters())
+    theirs = dict(llm.named_parameters())
+    blocks, originals = blocks_of(proxy), blocks_of(llm)
+    in_blocks = {id(p) for block in [*blocks, *originals] for p in block.parameters()}
+    pairs = [
+        (dict(blocks[i].named_parameters()).get(name), p)
+        for i, at in enumerate(plan.kept)
+        for name, p in originals[at].named_parameters()
+    ]
+    pairs += [(mine.get(name), p) for name, p in theirs.items() if id(p) not in in_blocks]
+    held = {id(p) for q, p in pairs if q is not None and torch.equal(q, p)}
+    return sum(own[i].numel() for i in held) / sum(p.numel() for p in own.values())
+
+
 @torch.inference_mode()
 def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan, windows: torch.Tensor) -> Fidelity:
     """Compare a proxy with its LLM on token windows, int64 [n, tokens] without padding."""

@@ -28,6 +28,10 @@ from fedproxy_secure.record.transcript import Recorder
 log = logging.getLogger(__name__)
 app = ServerApp()
 
+# what the server's own messages reveal to clients, for the ledger
+PROXY_REVEALS = "the proxy: the LLM's embeddings, head and kept blocks, verbatim"
+ADAPTER_REVEALS = "the adapter so far: what all clients' updates have made of it"
+
 # files of a control folder, by which the simulation and deployment engines talk to the server app
 JOB = "job.json"
 PROXY = "proxy.path"
@@ -98,11 +102,19 @@ def serve(
         recorder.round = state.round
     if recorder is not None or tamper is not None:
         grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
-    nodes = _set_up(grid, job, proxy_folder)
+    nodes, shipped = _set_up(grid, job, proxy_folder)
     while state.round < job.federate.rounds:
         chosen = _participants(sorted(nodes), job, state.round)
         cohort = {name: nodes[name] for name in chosen}
-        ledger, round_number = Ledger(round=state.round), state.round
+        ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
+        if round_number == 0:
+            for name in nodes:
+                ledger.note(
+                    "Proxy", to="clients", reveals=PROXY_REVEALS, payload_bytes=shipped.get(name, 0)
+                )
+        size = sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None)
+        for _ in cohort:
+            ledger.note("Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=size)
         if job.protect.scheme != "unsafe_plaintext":
             ask = _by_name(grid, job, cohort)
             state, metrics, clients, sums = masked_round(ask, job, state, chosen, ledger, on_client)
@@ -118,30 +130,37 @@ def serve(
         if folder is not None:
             # the lines first: lines without their state are dropped on resume, a state needs its line
             ledger.write(folder)
-            folder.append_jsonl(ROUNDS, {"round": round_number, "participants": clients, **metrics})
+            took = {"seconds": time.perf_counter() - began}
+            folder.append_jsonl(ROUNDS, {"round": round_number, "participants": clients, **metrics, **took})
             state.save(folder.path / STATE)
         if on_round is not None:
             on_round(metrics)
     return state
 
 
-def _set_up(grid: Grid, job: FederationJob, proxy_folder: Path) -> dict[str, int]:
-    """Tell every node the job, ship the proxy where it is missing; returns client name -> node id."""
+def _set_up(grid: Grid, job: FederationJob, proxy_folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Tell every node the job, ship the proxy where it is missing.
+
+    Returns client name -> node id, and client name -> bytes of the proxy that were sent to it.
+    """
     sha256 = proxy_store.folder_sha256(proxy_folder)
     node_ids = _wait_for_nodes(grid, job)
     ask = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": sha256})})
-    ready, lacking = {}, []
+    ready, lacking, shipped = {}, [], {}
     for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(node_ids, ask), "setup"):
         if bool(reply.config_records["setup"]["ready"]):
             ready[str(reply.config_records["setup"]["client"])] = node
         else:
             lacking.append(node)
     if lacking:
-        ship = RecordDict({**ask, "files": proxy_store.pack(proxy_folder)})
+        files = proxy_store.pack(proxy_folder)
+        ship = RecordDict({**ask, "files": files})
         for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(lacking, ship), "setup"):
-            ready[str(reply.config_records["setup"]["client"])] = node
+            client = str(reply.config_records["setup"]["client"])
+            ready[client] = node
+            shipped[client] = sum(len(data) for data in files.values() if isinstance(data, bytes))
     _need_enough(len(ready), job, "set up")
-    return ready
+    return ready, shipped
 
 
 def _wait_for_nodes(grid: Grid, job: FederationJob) -> list[int]:

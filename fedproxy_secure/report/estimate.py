@@ -9,13 +9,18 @@ records are independent; it says nothing about how another seed would have train
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from fedproxy_secure.errors import DataError
 
 CONFIDENCE = 0.95
+BOOTSTRAP_DRAWS = 2000
+Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered right
 _Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
 
 
@@ -116,6 +121,62 @@ def paired_difference(
     difference = mean_interval({s: a[s] - b[s] for s in a}, metric=metric, unit=unit)
     how = difference.how.replace("mean over seeds", "mean of paired differences over seeds")
     return Estimate(**{**vars(difference), "how": how})
+
+
+def mean_share(bits: Bits) -> float:
+    """Share of right answers, each task counting the same."""
+    return float(np.mean([np.mean(b) for b in bits.values()]))
+
+
+def over_seeds_or_records(
+    by_seed: Mapping[int, Sequence[Bits]],
+    statistic: Callable[..., float],
+    metric: str,
+    *,
+    unit: str = "share",
+) -> Estimate:
+    """A statistic of test answers: mean over seeds; with one seed, its bootstrap interval over records.
+
+    Args:
+        by_seed: what `statistic` takes, for each seed: answers of one or more models to the same records.
+        statistic: from `Bits` to a number, such as `mean_share`.
+    """
+    values = {seed: statistic(*args) for seed, args in by_seed.items()}
+    if len(values) > 1:
+        return mean_interval(values, metric=metric, unit=unit)
+    ((seed, args),) = by_seed.items()
+    rng = np.random.default_rng(seed)
+    arrays = [{t: np.asarray(b) for t, b in bits.items()} for bits in args]
+    draws = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        picked = {t: rng.integers(len(b), size=len(b)) for t, b in arrays[0].items()}
+        with contextlib.suppress(ZeroDivisionError):  # a ratio of what a draw left equal
+            draws.append(statistic(*[{t: b[picked[t]] for t, b in bits.items()} for bits in arrays]))
+    low, high = np.quantile(draws, [0.025, 0.975]) if draws else (values[seed], values[seed])
+    return Estimate(
+        metric=metric,
+        value=values[seed],
+        low=float(min(low, values[seed])),
+        high=float(max(high, values[seed])),
+        n=sum(len(b) for b in arrays[0].values()),
+        unit=unit,
+        seeds=(seed,),
+        how="one seed; bootstrap over test records, 95 %",
+    )
+
+
+def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:
+    """An exact number, such as bytes that were sent: it has no interval because nothing was sampled."""
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=value,
+        high=value,
+        n=n,
+        unit=unit,
+        seeds=tuple(seeds),
+        how="counted, exact",
+    )
 
 
 def _t_half_width(values: list[float], mean: float) -> float:

@@ -73,7 +73,18 @@ def rich_table(report: Report) -> Table:
 
 def markdown_report(report: Report) -> str:
     """The whole report as Markdown: methods, tasks, other estimates, notes, how to run it again."""
+    from fedproxy_secure.report import trilemma_table
+
     parts = [f"# {report.name}"]
+    if report.configurations:
+        parts += [
+            "## Performance, privacy, IP, cost",
+            markdown_table(
+                trilemma_table.headings(report.configurations), trilemma_table.lines(report.configurations)
+            ),
+        ]
+        said = [f"- {c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
+        parts += ["\n".join(said)] if said else []
     if report.rows:
         parts += [markdown_table(HEADINGS, [cells(row) for row in report.rows])]
         parts += _tasks(report.rows)
@@ -82,6 +93,8 @@ def markdown_report(report: Report) -> str:
     parts += ["## How to read it", _legend(report)]
     if report.guarantees:
         parts += ["## Guarantees", "\n".join(f"- {line}" for line in report.guarantees)]
+    if report.not_measured:
+        parts += ["## Not measured", "\n".join(f"- {line}" for line in report.not_measured)]
     if report.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
     parts += [

@@ -10,7 +10,8 @@ from fedproxy_secure.cli import app
 from fedproxy_secure.comparison import compare
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.runs import plan, run
+from fedproxy_secure.run_plan import plan
+from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
 
 

@@ -253,9 +253,13 @@ def test_the_ledger_says_what_flowed(world, tmp_path):
 def test_in_the_clear_the_ledger_says_so(world, tmp_path):
     job, folder, initial = world
     federate(with_(job, rounds=1, scheme="unsafe_plaintext"), folder, initial, run_folder=tmp_path)
-    (line,) = (json.loads(x) for x in (tmp_path / "ledger.jsonl").read_text().splitlines())
+    lines = [json.loads(x) for x in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    (line,) = (line for line in lines if line["to"] == "server")
     assert (line["message"], line["count"]) == ("Update", 5)
     assert line["reveals"] == "the client's whole update"
+    to_clients = {line["message"]: line for line in lines if line["to"] == "clients"}
+    assert to_clients["Broadcast"]["bytes"] == 5 * initial.adapter.nbytes
+    assert "verbatim" in to_clients["Proxy"]["reveals"]
 
 
 def test_between_messages_a_client_keeps_nothing_readable(world):

@@ -1,0 +1,81 @@
+"""The fused LLM as a customer has it: texts go in, logits come out, and every text is counted.
+
+One **query** is one text; the answer is the logits after each of its tokens (what serving software calls
+prompt log-probabilities). An API that answers only after the last token would need as many queries as
+texts have tokens. A text that was asked before is answered from the customer's own notes and not counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from attacks.base import Inconclusive
+from fedproxy_secure.llm import load_llm
+
+Mode = Literal["true", "shuffled", "noise"]
+EXTRACTION = (
+    ("MITRE ATLAS", "5", "AML.T0024.002"),
+    ("OWASP LLM", "2025", "LLM10"),
+    ("NIST AI RMF", "1.0", "MEASURE 2.7"),
+    ("EU AI Act", "2024/1689", "Art. 15(5)"),
+)
+NOTES_BYTES = 2**29  # answers kept; the others are computed again, which costs time and no query
+TEXTS_A_PASS = 16
+
+
+class OverBudget(Inconclusive):
+    """One query more than the budget allows."""
+
+
+class Api:
+    """A model folder that may only be asked, `limit` texts in all.
+
+    `mode`: `shuffled` answers every text with another one's answer (those of one call change places),
+    `noise` with noise; both are negative controls.
+    """
+
+    def __init__(self, folder: Path, *, limit: int, mode: Mode = "true") -> None:
+        self._model, _ = load_llm(folder, dtype="float32")
+        self._limit, self._mode = limit, mode
+        self._seen: set[bytes] = set()
+        self._notes: dict[bytes, torch.Tensor] = {}
+        self._noted_bytes = 0
+
+    @property
+    def asked(self) -> int:
+        """Queries so far."""
+        return len(self._seen)
+
+    def ask(self, texts: torch.Tensor) -> torch.Tensor:
+        """Logits after every token, float32 [n, tokens, V], for token ids, int64 [n, tokens].
+
+        Raises `OverBudget` if that would be more queries than `limit`; none of them is answered.
+        """
+        keys = [row.numpy().tobytes() for row in texts.cpu()]
+        wanted = self._seen | set(keys)
+        if len(wanted) > self._limit:
+            raise OverBudget(f"queries={len(wanted)}: must be <= {self._limit}, the budget")
+        self._seen = wanted
+        unknown = [i for i, key in enumerate(keys) if key not in self._notes]
+        fresh: dict[bytes, torch.Tensor] = {}
+        for at in range(0, len(unknown), TEXTS_A_PASS):
+            part = unknown[at : at + TEXTS_A_PASS]
+            for i, logits in zip(part, self._run(texts[part]), strict=True):
+                fresh[keys[i]] = logits
+                if self._noted_bytes + logits.nbytes <= NOTES_BYTES:
+                    self._notes[keys[i]] = logits.clone()
+                    self._noted_bytes += logits.nbytes
+        answers = torch.stack([self._notes[k] if k in self._notes else fresh[k] for k in keys])
+        return answers.roll(1, dims=0) if self._mode == "shuffled" else answers
+
+    @torch.no_grad()
+    def _run(self, texts: torch.Tensor) -> torch.Tensor:
+        device = next(self._model.parameters()).device
+        logits: torch.Tensor = self._model(input_ids=texts.to(device), use_cache=False).logits.float()
+        if self._mode == "noise":
+            generator = torch.Generator().manual_seed(int(texts.sum()))
+            return torch.randn(logits.shape, generator=generator).to(device)
+        return logits

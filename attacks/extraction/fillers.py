@@ -1,0 +1,122 @@
+"""What an adversary puts where the proxy lacks blocks, and where it puts it.
+
+`gaps[i]` is the number of blocks missing below proxy block i; the last entry, those above all of them.
+
+    copy     the block below once more
+    average  the mean of the blocks below and above
+    zero     a copy whose maps into the residual stream are zero: it does nothing until it is trained
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from fedproxy_secure.llm import blocks_of, with_blocks
+
+Kind = Literal["copy", "average", "zero"]
+Gaps = tuple[int, ...]
+# Maps that write into the residual stream: Llama's and its kin's, GPT-2's, OPT's, GPT-NeoX's.
+WRITERS = {"o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense", "dense_4h_to_h"}
+
+
+def grown(proxy: nn.Module, gaps: Gaps, kind: Kind) -> tuple[nn.Module, list[nn.Module]]:
+    """A copy of the proxy with its gaps filled, and the fillers in order.
+
+    Guarantees: with `zero` its outputs equal the proxy's where a block has maps of `WRITERS` at the end of
+    attention and of the feed-forward part; other blocks are copied as they are.
+    """
+    own = len(blocks_of(proxy))
+    if len(gaps) != own + 1 or min(gaps) < 0:
+        raise ValueError(f"gaps={gaps}: must be {own + 1} counts >= 0, one below each block and one above")
+    sources: list[int] = []
+    added: list[int] = []
+    for gap, missing in enumerate(gaps):
+        added += range(len(sources), len(sources) + missing)
+        sources += [max(gap - 1, 0)] * missing
+        sources += [gap] if gap < own else []
+    big = with_blocks(proxy, sources)
+    blocks = blocks_of(big)
+    for at in added:
+        blocks[at] = copy.deepcopy(blocks[at])
+    _number(big, sources)
+    made = [blocks[at] for at in added]
+    above = [gap for gap, missing in enumerate(gaps) for _ in range(missing)]
+    for filler, gap in zip(made, above, strict=True):
+        if kind == "average" and 0 < gap < own:
+            _average(filler, blocks_of(proxy)[gap])
+        elif kind == "zero":
+            _silence(filler)
+    return big, made
+
+
+def spread(own: int, missing: int) -> Gaps:
+    """Gaps as even as can be, between the proxy's blocks; below and above a single one.
+
+    >>> spread(4, 4)
+    (0, 1, 2, 1, 0)
+    """
+    if own == 1:
+        return (missing // 2, missing - missing // 2)
+    places = [round(i * (own + missing - 1) / (own - 1)) for i in range(own)]
+    return (0, *(b - a - 1 for a, b in itertools.pairwise(places)), 0)
+
+
+def guess_gaps(proxy: nn.Module, missing: int, loss: Callable[[nn.Module], float]) -> Gaps:
+    """Where blocks are missing: one after another goes where an average filler brings the lowest loss.
+
+    Args:
+        missing: how many; the depth of an LLM is taken to be public.
+        loss: of a model on answers that were held out, such as KL.
+    """
+    gaps = [0] * (len(blocks_of(proxy)) + 1)
+    for _ in range(missing):
+        losses = []
+        for gap in range(len(gaps)):
+            trial = tuple(g + (i == gap) for i, g in enumerate(gaps))
+            losses.append(loss(grown(proxy, trial, "average")[0]))
+        gaps[losses.index(min(losses))] += 1
+    return tuple(gaps)
+
+
+def gaps_of(kept: Sequence[int], depth: int) -> Gaps:
+    """The true gaps of a proxy whose blocks are those at `kept` of an LLM of `depth` blocks.
+
+    >>> gaps_of((0, 1, 3, 7), 8)
+    (0, 0, 1, 3, 0)
+    """
+    ends = [-1, *kept, depth]
+    return tuple(b - a - 1 for a, b in itertools.pairwise(ends))
+
+
+def _number(model: nn.Module, sources: Sequence[int]) -> None:
+    config = cast(Any, model).config
+    for name in ("layer_types", "no_rope_layers"):
+        per_block = getattr(config, name, None)
+        if isinstance(per_block, list) and len(per_block) < len(sources):
+            setattr(config, name, [per_block[i] for i in sources])
+    for index, block in enumerate(blocks_of(model)):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                cast(Any, module).layer_idx = index
+
+
+@torch.no_grad()
+def _average(filler: nn.Module, above: nn.Module) -> None:
+    for mine, other in zip(filler.parameters(), above.parameters(), strict=True):
+        mine.add_(other).mul_(0.5)
+
+
+@torch.no_grad()
+def _silence(filler: nn.Module) -> None:
+    found = [m for name, m in filler.named_modules() if name.rpartition(".")[2] in WRITERS]
+    if len(found) < 2:
+        return
+    for module in found:
+        for parameter in module.parameters(recurse=False):
+            parameter.zero_()

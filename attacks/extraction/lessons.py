@@ -1,0 +1,124 @@
+"""Training fillers: on the API's answers (distillation), or on texts alone (healing)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from attacks.base import Budget
+from attacks.extraction.api import Api
+
+Answers = Literal["logits", "top_k", "text"]
+Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats a token
+TOP = 20  # alternatives that a `top_k` API tells, with their probabilities
+LEARNING_RATE = 3e-3
+WARM_UP = 0.05  # of the steps; afterwards the rate falls to 0 on a line
+CHECKS = 4  # looks at held-out texts during training; the best state is kept
+GOOD_ENOUGH = 1e-7  # nats: nothing is left to learn
+
+
+def imitate(api: Api, answers: Answers = "logits") -> Lesson:
+    """Be like the API: KL of all logits or of `TOP` tokens and the rest, or its first choice."""
+
+    def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        mine, theirs = logits.log_softmax(-1), api.ask(texts).to(logits.device).log_softmax(-1)
+        if answers == "text":
+            return -mine.gather(-1, theirs.argmax(-1, keepdim=True)).mean()
+        if answers == "top_k":
+            theirs, chosen = theirs.topk(min(TOP, theirs.shape[-1] - 1), dim=-1)
+            mine = mine.gather(-1, chosen)
+            theirs, mine = (torch.cat([x, _rest(x)], dim=-1) for x in (theirs, mine))
+        return (theirs.exp() * (theirs - mine)).sum(-1).mean()
+
+    return lesson
+
+
+def predict(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Predict the next token of a text: the language model's own loss."""
+    targets = texts[:, 1:].to(logits.device)
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, texts: torch.Tensor, lesson: Lesson, *, budget: Budget) -> float:
+    """Of a model on texts, int64 [n, tokens], nats a token."""
+    total = 0.0
+    for part in texts.split(16):
+        budget.check()
+        total += float(lesson(_logits(model, part), part)) * len(part)
+    return total / len(texts)
+
+
+def teach(
+    model: nn.Module,
+    trained: Sequence[nn.Module],
+    lesson: Lesson,
+    texts: torch.Tensor,
+    held_out: torch.Tensor,
+    *,
+    steps: int,
+    batch: int,
+    rng: np.random.Generator,
+    budget: Budget,
+) -> float:
+    """Train the parameters of `trained` in place; everything else stays. Returns the held-out loss.
+
+    Guarantees: the model ends in the state that was best on `held_out` among its start and `CHECKS` looks.
+    """
+    parameters = [p for module in trained for p in module.parameters()]
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for p in parameters:
+        p.requires_grad_(True)
+    best, state = loss_of(model, held_out, lesson, budget=budget), _state(parameters)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    looks = {round(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
+    for step in range(steps if best > GOOD_ENOUGH else 0):
+        budget.check()
+        rate = LEARNING_RATE * min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * (1 - step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        part = texts[torch.from_numpy(rng.choice(len(texts), min(batch, len(texts)), replace=False))]
+        loss = lesson(_logits(model, part), part)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step + 1 in looks:
+            now = loss_of(model, held_out, lesson, budget=budget)
+            if now < best:
+                best, state = now, _state(parameters)
+    with torch.no_grad():
+        for p, value in zip(parameters, state, strict=True):
+            p.copy_(value)
+            p.requires_grad_(False)
+    return best
+
+
+def newborn(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same shape with random weights: what one has without the proxy."""
+    kind: Any = type(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh: nn.Module = kind(copy.deepcopy(model.config))
+    return fresh.to(next(model.parameters()).device).eval()
+
+
+def _logits(model: nn.Module, texts: torch.Tensor) -> torch.Tensor:
+    device = next(model.parameters()).device
+    logits: torch.Tensor = model(input_ids=texts.to(device), use_cache=False).logits.float()
+    return logits
+
+
+def _rest(logs: torch.Tensor) -> torch.Tensor:
+    """Log-probability of all other tokens, [..., 1]."""
+    return (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(1e-7).log()
+
+
+def _state(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in parameters]

@@ -1,0 +1,177 @@
+"""How much of an LLM is in another model: weights held bit for bit, weights alike, states alike.
+
+Blocks are matched one to one, so no plan is needed: the share is what a stranger finds who holds both
+folders. The unit is the tensor: one that differs in a bit is not held.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from attacks.extraction.lessons import newborn
+from attacks.extraction.texts import texts_for
+from fedproxy_secure.compress.fidelity import linear_cka
+from fedproxy_secure.errors import ModelError
+from fedproxy_secure.llm import blocks_of, load_llm
+
+_BLOCK = re.compile(r"^(.*?)\.(\d+)\.(.+)$")  # the first number in a name is the block's
+Tensors = Mapping[str, torch.Tensor]
+PROMPTS, PROMPT_TOKENS = 200, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """`share` of the LLM's parameters that are held bit for bit, [0, 1]; `pairs`: (block, LLM block) of
+    which most is held, in order; `depth`: the LLM's blocks."""
+
+    share: float
+    pairs: tuple[tuple[int, int], ...]
+    depth: int
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """LLM blocks that are held, increasing."""
+        return tuple(sorted(j for _, j in self.pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """A suspect against an LLM. `cosine`: mean cosine of matching weight matrices; `cka`: mean linear CKA
+    of matching blocks' outputs. `null_*`: the same for models of the suspect's shape with random weights;
+    training on the same text would raise their CKA, not their cosine.
+    """
+
+    verbatim: float
+    cosine: float
+    cka: float
+    null_cosine: tuple[float, ...]
+    null_cka: tuple[float, ...]
+
+
+def verbatim_share(proxy: Path, llm: Path) -> float:
+    """Share of the LLM's parameters that whoever holds the proxy's folder holds bit for bit, [0, 1].
+
+    Reads safetensors alone. Raises `ModelError` for a folder without any.
+    """
+    return held(read_tensors(proxy), read_tensors(llm)).share
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a Hugging Face folder by name. Raises `ModelError` if it holds no safetensors."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: holds no safetensors")
+    made: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            made |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return made
+
+
+def held(mine: Tensors, llm: Tensors) -> Held:
+    """What of an LLM another model's tensors are; tied tensors must stand in both once."""
+    outside, own = _sorted(mine)
+    llm_outside, blocks = _sorted(llm)
+    shared = np.array([[_equal(a, b) for b in blocks] for a in own]).reshape(len(own), len(blocks))
+    pairs = [(int(i), int(j)) for i, j in zip(*linear_sum_assignment(-shared), strict=True)]
+    parameters = sum(t.numel() for t in llm.values())
+    count = _equal(outside, llm_outside) + sum(int(shared[i, j]) for i, j in pairs)
+    most = [(i, j) for i, j in pairs if 2 * shared[i, j] > sum(t.numel() for t in blocks[j].values())]
+    return Held(share=count / parameters, pairs=tuple(most), depth=len(blocks))
+
+
+def lineage(suspect: Path, llm: Path, *, nulls: int = 3, seed: int = 0) -> Lineage:
+    """Whether a suspect descends from an LLM: compare with what models of other seeds reach.
+
+    CKA is taken on `PROMPTS` texts: the demo world's stories where the tokenizer is the demo's, else
+    samples of the LLM.
+    """
+    a, _ = load_llm(suspect, dtype="float32")
+    b, tokenizer = load_llm(llm, dtype="float32")
+    rng = np.random.default_rng(seed)
+    texts = texts_for(b, tokenizer, count=PROMPTS, tokens=PROMPT_TOKENS, rng=rng)
+    states = _states(b, texts)
+    others = [newborn(a, int(rng.integers(2**31))) for _ in range(nulls)]
+    (cosine, cka), *null = [_alike(m, b, texts, states) for m in (a, *others)]
+    return Lineage(
+        verbatim=verbatim_share(suspect, llm),
+        cosine=cosine,
+        cka=cka,
+        null_cosine=tuple(c for c, _ in null),
+        null_cka=tuple(c for _, c in null),
+    )
+
+
+def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Tensors outside the blocks by name, and each block's by their names in it."""
+    outside: dict[str, torch.Tensor] = {}
+    blocks: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        found = _BLOCK.match(name)
+        if found is None:
+            outside[name] = value
+        else:
+            blocks.setdefault(int(found[2]), {})[found[3]] = value
+    return outside, [blocks[i] for i in sorted(blocks)]
+
+
+def _equal(a: Tensors, b: Tensors) -> int:
+    """How many parameters of `b` stand in tensors that `a` has, too."""
+    same = (n for n, t in b.items() if n in a and a[n].dtype == t.dtype and torch.equal(a[n], t))
+    return sum(b[n].numel() for n in same)
+
+
+def _alike(
+    a: nn.Module, b: nn.Module, texts: torch.Tensor, states: list[torch.Tensor]
+) -> tuple[float, float]:
+    table = np.array([[_cosine(x, y) for y in blocks_of(b)] for x in blocks_of(a)])
+    rows, columns = linear_sum_assignment(-table)
+    own = _states(a, texts)
+    cka = [linear_cka(own[i], states[j]) for i, j in zip(rows, columns, strict=True)]
+    return float(table[rows, columns].mean()), float(np.mean(cka))
+
+
+def _cosine(a: nn.Module, b: nn.Module) -> float:
+    """Mean over the weight matrices of two blocks; -1 for those of other shapes."""
+    theirs = dict(b.named_parameters())
+    found = []
+    for name, p in a.named_parameters():
+        if p.dim() == 2:
+            q = theirs.get(name)
+            if q is None or q.shape != p.shape:
+                return -1.0
+            x, y = p.detach().double().flatten(), q.detach().double().flatten()
+            found.append(float(x @ y / (x.norm() * y.norm()).clamp_min(1e-30)))
+    return float(np.mean(found))
+
+
+@torch.inference_mode()
+def _states(model: nn.Module, texts: torch.Tensor) -> list[torch.Tensor]:
+    """Every block's output, float32 [n * tokens, hidden]."""
+    found: list[list[torch.Tensor]] = [[] for _ in blocks_of(model)]
+    handles = []
+    for index, block in enumerate(blocks_of(model)):
+
+        def keep(_module: nn.Module, _args: object, out: Any, index: int = index) -> None:
+            h = out[0] if isinstance(out, tuple) else out
+            found[index].append(h.float().flatten(0, 1).cpu())
+
+        handles.append(block.register_forward_hook(keep))
+    try:
+        for part in texts.split(16):
+            model(input_ids=part.to(next(model.parameters()).device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(f) for f in found]

@@ -1,0 +1,151 @@
+"""Attacks on a Hugging Face folder alone, without a recorded run.
+
+The folder is what an outsider queries (`view.api`): A6 asks which texts it was trained on, A7 how well it
+knows canaries, A12 for its hidden size and, with a proxy, for itself. Texts come in two files: `members`
+that may have been trained on, `others` that were not but could have been (drawn from the same source, or
+the split itself tells them apart, which the blind baseline finds). Canaries come as rows of `prompt`,
+`secret` (4 digits, drawn by chance) and `repeats` (1 unless given).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from attacks.base import Attack, Truth
+from attacks.extraction.logits import LogitSvd
+from attacks.extraction.proxy import ProxyExtraction
+from attacks.membership.canaries import CanaryExposure
+from attacks.membership.models import ModelMembership
+from attacks.suite import run_one
+from fedproxy_secure.data.encode import Encoded, encode_records, prompt_ids
+from fedproxy_secure.data.planted import SECRET_DIGITS, Canary
+from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.llm import Tokenizer, demo_llm_folder, load_tokenizer
+from fedproxy_secure.record.private import PrivateRound, PrivateState
+from fedproxy_secure.record.view import View
+from fedproxy_secure.report.finding import Finding, Profile
+
+OWNER = "folder"  # whose texts these are, in the place of a client's name
+TEXT_TOKENS = 128  # of a text, at most
+
+
+def attack_folder(
+    path: Path,
+    *,
+    members: Path | None = None,
+    others: Path | None = None,
+    canaries: Path | None = None,
+    proxy: Path | None = None,
+    profile: str = "smoke",
+    seconds: float = 600.0,
+    seed: int = 0,
+) -> list[Finding]:
+    """The findings of every attack that the given files allow; the hidden size is always asked for.
+
+    Args:
+        path: the victim, a local Hugging Face folder, or `demo`.
+        members, others: files of `text` (JSONL, CSV or Parquet), for A6; one needs the other.
+        canaries: file of `prompt`, `secret` and perhaps `repeats`, for A7.
+        proxy: folder of the smaller model that the adversary holds, for A12.
+        seconds: the most that one attack may take, its controls included.
+
+    Raises `ConfigError`, `DataError` or `ModelError` in one line for files that cannot be used.
+    """
+    if profile not in get_args(Profile):
+        raise ConfigError(f"profile={profile}: must be {', '.join(get_args(Profile))}")
+    if (members is None) != (others is None):
+        raise ConfigError("members, others: A6 needs both, to tell one from the other")
+    victim = demo_llm_folder() if str(path) == "demo" else path
+    held = demo_llm_folder() if str(proxy) == "demo" else proxy
+    tokenizer = load_tokenizer(victim)
+    if held is not None:
+        _check_same_tokens(tokenizer, load_tokenizer(held), held)
+    truth = Truth(clients={OWNER: _owner(members, others, canaries, tokenizer)})
+    seen = View(
+        threat_model="api_user" if held is None else "client",
+        settings=None,
+        adapters={} if held is None else {0: np.zeros(0, dtype=np.float32)},  # a proxy as it is
+        proxy=held,
+        api=victim,
+    )
+    chosen: list[Attack] = []
+    chosen += [ModelMembership()] if members is not None else []
+    chosen += [CanaryExposure()] if canaries is not None else []
+    chosen += [LogitSvd()]
+    chosen += [ProxyExtraction()] if held is not None else []
+    texts_apart = Truth(clients={})  # extraction is judged on texts of its own
+    return [
+        run_one(
+            one,
+            seen,
+            texts_apart if one.info.id == "A12" else truth,
+            profile=profile,  # type: ignore[arg-type]
+            seconds=seconds,
+            seed=seed,
+            name=path.name,
+        )
+        for one in chosen
+    ]
+
+
+def read_canaries(file: Path) -> tuple[Canary, ...]:
+    """Canaries of a file, in order. Raises `DataError` for a row that is none."""
+    made = []
+    for number, row in enumerate(read_rows(str(file), "", root=None, limit=None), start=1):
+        secret = str(row.get("secret", ""))
+        if not isinstance(row.get("prompt"), str) or not row["prompt"]:
+            raise DataError(f"{file}, row {number}: must have a prompt")
+        if len(secret) != SECRET_DIGITS or not secret.isdecimal():
+            raise DataError(f"{file}, row {number}: secret={secret!r}: must be {SECRET_DIGITS} digits")
+        repeats = row.get("repeats", 1)
+        if not isinstance(repeats, int) or repeats < 1:
+            raise DataError(f"{file}, row {number}: repeats={repeats!r}: must be an integer >= 1")
+        made.append(Canary(prompt=row["prompt"], secret=secret, repeats=repeats))
+    if not made:
+        raise DataError(f"{file}: holds no canaries")
+    return tuple(made)
+
+
+def _owner(
+    members: Path | None, others: Path | None, canaries: Path | None, tokenizer: Tokenizer
+) -> PrivateState:
+    """The files as one client's state: trained once on all members, then on the canaries."""
+    train = _texts(members, tokenizer)
+    planted = () if canaries is None else read_canaries(canaries)
+    records = [c.record() for c in planted for _ in range(c.repeats)]
+    encoded = encode_records(records, tokenizer, max_tokens=TEXT_TOKENS).items
+    used = PrivateRound(update=np.zeros(1, dtype=np.float32), used=np.arange(len(train)))
+    return PrivateState(
+        client=OWNER,
+        train=(*train, *encoded),
+        holdout=_texts(others, tokenizer),
+        canaries=planted,
+        rounds={0: used},
+    )
+
+
+def _texts(file: Path | None, tokenizer: Tokenizer) -> tuple[Encoded, ...]:
+    """Texts of a file, cut to `TEXT_TOKENS`; all but the first token is asked about."""
+    if file is None:
+        return ()
+    made = []
+    for number, row in enumerate(read_rows(str(file), "", root=None, limit=None), start=1):
+        if not isinstance(row.get("text"), str):
+            raise DataError(f"{file}, row {number}: must have a text")
+        ids = prompt_ids(row["text"], tokenizer)[:TEXT_TOKENS]
+        if len(ids) < 3:
+            raise DataError(f"{file}, row {number}: its text has {len(ids)} tokens; must have >= 3")
+        made.append(Encoded(ids=tuple(ids), response_start=1))
+    return tuple(made)
+
+
+def _check_same_tokens(victim: Tokenizer, proxy: Tokenizer, folder: Path) -> None:
+    ours, theirs = victim.get_vocab(), proxy.get_vocab()
+    if ours != theirs:
+        raise ConfigError(
+            f"proxy {folder}: has {len(theirs)} tokens of its own; must be the victim's {len(ours)}"
+        )

@@ -1,0 +1,330 @@
+"""`matrix`: protection x remove ratio x fusion x adapter x seed, each run, attacked and measured.
+
+    baselines/cells/NAME.json   the centralised LLM, for every seed: the ceiling of `gap_closed`
+    cells/NAME/                 a run folder, recorded, with its findings in `attacks/`
+    cells/NAME/cell.json        written last: the cell is done
+    cells/NAME/failed.json      why it is not
+    report.json, report.html .. all cells together
+
+Every cell has a process of its own, so that one which fails, or is killed, loses nothing of the rest. A
+stopped matrix goes on with `resume=True`: finished cells are kept, unfinished ones go on after their last
+round, failed ones are tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.artifacts import RunFolder, environment
+from fedproxy_secure.attacked import attack_run
+from fedproxy_secure.comparison import Cell, cell_file, cell_to_json, read_cell, run_cell
+from fedproxy_secure.config import Config, Fusion, Protection, parse_config
+from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
+from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.report.estimate import Bits
+from fedproxy_secure.report.finding import Outcome
+from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, read_seed
+from fedproxy_secure.report.publish import publish
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.trilemma import Configuration
+
+BASELINES, CELLS, DONE, FAILED = "baselines", "cells", "cell.json", "failed.json"
+EPSILONS: Mapping[str, float] = {"masking_dp8": 8.0, "masking_dp3": 3.0, "masking_dp1": 1.0}
+FUSIONS: Mapping[Fusion, tuple[str, str]] = {
+    "fedavg": ("fedavg", "block"),
+    "h_ties": ("h_ties", "block"),
+    "h_ties_coordinate": ("h_ties", "coordinate"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixCell:
+    """One configuration with one seed."""
+
+    protection: Protection
+    remove_ratio: float
+    fusion: Fusion
+    adapter: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Of its configuration: the same for all seeds."""
+        return f"{self.protection}-{self.remove_ratio:g}-{self.fusion}-{self.adapter}"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.key}-seed{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What was swept, as texts."""
+        return {
+            "protection": self.protection,
+            "remove_ratio": f"{self.remove_ratio:g}",
+            "fusion": self.fusion,
+            "adapter": self.adapter,
+        }
+
+
+def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
+    """Cells that can run, the longest first; and for configurations that cannot, one line why."""
+    swept = config.matrix
+    cells, refused = [], []
+    for protection, ratio, fusion, adapter in product(
+        swept.protections, swept.remove_ratios, swept.fusions, swept.adapters
+    ):
+        made = [
+            MatrixCell(protection=protection, remove_ratio=ratio, fusion=fusion, adapter=adapter, seed=s)
+            for s in config.seeds
+        ]
+        try:
+            cell_config(config, made[0]).check_protection()
+            cells += made
+        except ConfigError as error:
+            refused.append(f"{made[0].key}: {error}")
+    if not cells:
+        raise ConfigError(f"matrix: no configuration can run; {refused[0]}")
+    return sorted(cells, key=lambda c: (c.protection not in EPSILONS, c.seed)), refused
+
+
+def cell_config(config: Config, cell: MatrixCell) -> Config:
+    """The settings of one cell: those of the matrix with the cell's own in their place."""
+    rule, granularity = FUSIONS[cell.fusion]
+    raw = config.model_dump(mode="json")
+    raw["name"] = cell.key
+    raw["seeds"] = [cell.seed]
+    raw["compress"]["remove_ratio"] = cell.remove_ratio
+    raw["adapter"]["kind"] = cell.adapter
+    raw["fusion"]["rule"] = rule
+    raw["protect"]["granularity"] = granularity
+    scheme = "masking" if cell.protection in EPSILONS else cell.protection
+    raw["protect"]["scheme"] = scheme
+    if cell.protection in EPSILONS:
+        raw["privacy"] |= {"unit": "record", "target_epsilon": EPSILONS[cell.protection]}
+    else:
+        raw["privacy"]["unit"] = "none"
+    raw["audit"]["record"] = config.matrix.suite != "none"
+    return parse_config(raw)
+
+
+def plan_rows(config: Config) -> list[tuple[str, str]]:
+    """What a matrix would run: names and formatted values, for people; nothing is loaded."""
+    cells, refused = cells_of(config)
+    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    return [
+        ("cells", f"{len(cells)}: {len({c.key for c in cells})} configurations, {len(config.seeds)} seeds"),
+        ("training", f"{steps:,} steps a cell, and as many for each of {len(config.seeds)} ceilings"),
+        ("suite", f"{config.matrix.suite}, from {', '.join(config.matrix.views)}"),
+        *[("left out", line) for line in refused],
+    ]
+
+
+def matrix(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Run, attack and measure every cell that `out` does not hold yet; write and return the report.
+
+    Cells run in `matrix.jobs` processes of one torch thread each; by itself one a core, and on CUDA one in
+    all. Failed cells stand in the report with their reason.
+
+    Raises `RunFolderError` for a folder of other settings, `ConfigError` if no configuration can run.
+    """
+    from fedproxy_secure.llm import pick_device
+    from fedproxy_secure.pipeline import truncated_prompts
+
+    cells, refused = cells_of(config)
+    shown = progress or NoProgress()
+    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    truncated = truncated_prompts(config)  # first of all: unreadable records stop here
+    ceilings = [Cell(method="centralised_llm", remove_ratio=None, seed=s) for s in config.seeds]
+    todo: list[MatrixCell | Cell] = [c for c in cells if not (out / CELLS / c.name / DONE).exists()]
+    todo += [c for c in ceilings if not cell_file(out / BASELINES, c).exists()]
+    shown.start("matrix", len(todo))
+    on_cuda = pick_device(config.model.device).type == "cuda"
+    jobs = config.matrix.jobs or (1 if on_cuda else os.cpu_count() or 1)
+    for name in _run_all(config, out, todo, jobs):
+        shown.advance("matrix", note=name)
+    shown.done("matrix")
+    report = Report(
+        name=config.name,
+        command=command or "fedproxy_secure.matrix.matrix(...)",
+        config_sha256=config.sha256(),
+        environment=environment(str(pick_device(config.model.device))),
+        seeds=config.seeds,
+        configurations=tuple(configurations_of(config, out, cells)),
+        notes=(f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",),
+        not_measured=(*refused, *_not_measured(config, out, cells)),
+    )
+    publish(report, folder.path)
+    return report
+
+
+def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:
+    """Each configuration's measures over its finished seeds, in the order of the settings."""
+    made = []
+    order = {key: i for i, key in enumerate(config.matrix.protections)}
+    keys = dict.fromkeys(c.key for c in sorted(cells, key=lambda c: (c.remove_ratio, order[c.protection])))
+    for key in keys:
+        mine = sorted((c for c in cells if c.key == key), key=lambda c: c.seed)
+        runs: list[SeedRun] = []
+        failed: list[str] = []
+        for cell in mine:
+            place = out / CELLS / cell.name
+            if (place / DONE).exists():
+                ceiling = _ceiling(out, cell.seed)
+                runs.append(read_seed(place, cell.seed, root=out, ceiling=ceiling))
+            else:
+                failed.append(f"seed {cell.seed}: {_why(place)}")
+        first = cell_config(config, mine[0])
+        made.append(
+            configuration_of(
+                runs,
+                first,
+                name=_title(mine[0], config),
+                settings=mine[0].settings,
+                guarantees=Report.load(out / CELLS / mine[0].name).guarantees if runs else (),
+                failed=failed,
+                commands=tuple(f"fedproxy-secure run {CELLS}/{c.name}/config.yaml --record" for c in mine),
+            )
+        )
+    return made
+
+
+def _title(cell: MatrixCell, config: Config) -> str:
+    """For people: what was swept over one value only is left out."""
+    words = {
+        "unsafe_plaintext": "no protection",
+        "masking": "masking",
+        "ckks": "CKKS",
+        **{name: f"masking + DP {epsilon:g}" for name, epsilon in EPSILONS.items()},
+    }
+    parts = [words[cell.protection], f"{cell.remove_ratio:.0%} removed"]
+    parts += [cell.fusion] * (len(config.matrix.fusions) > 1)
+    parts += [cell.adapter] * (len(config.matrix.adapters) > 1)
+    return ", ".join(parts)
+
+
+def _not_measured(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[str]:
+    """What no finding says anything about, and why."""
+    if config.matrix.suite == "none":
+        return [ATTACKED]
+    lines: dict[str, int] = {}
+    for cell in cells:
+        if not (out / CELLS / cell.name / DONE).exists():
+            continue
+        for f in read_seed(out / CELLS / cell.name, cell.seed, root=out).findings:
+            if f.outcome not in (Outcome.SUCCEEDED, Outcome.RESISTED):
+                line = f"{f.id} {f.attack} from {f.view}: {f.outcome}: {f.reason}"
+                lines[line] = lines.get(line, 0) + 1
+    made = [f"{line} ({count} of {len(cells)} cells)" for line, count in lines.items()]
+    if config.matrix.suite == "smoke":
+        made.append(
+            "The suite `smoke` leaves out the slower attacks; `fedproxy-secure attack list` names them."
+        )
+    return made
+
+
+def _ceiling(out: Path, seed: int) -> Bits | None:
+    try:
+        return read_cell(
+            out / BASELINES, Cell(method="centralised_llm", remove_ratio=None, seed=seed)
+        ).fused
+    except RunFolderError:
+        return None
+
+
+def _why(place: Path) -> str:
+    try:
+        return str(json.loads((place / FAILED).read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError):
+        return "did not finish"
+
+
+def _run_all(config: Config, out: Path, todo: Sequence[MatrixCell | Cell], jobs: int) -> Iterator[str]:
+    """Names of cells as they end, well or not."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited; contending threads are 20 times slower
+    context = get_context("spawn")
+    waiting: list[MatrixCell | Cell] = list(todo)
+    running: dict[Any, tuple[Any, MatrixCell | Cell]] = {}  # by what tells that the process has ended
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                process = context.Process(target=_work, args=(config, cell, out), name=cell.name)
+                process.start()
+                running[process.sentinel] = (process, cell)
+            for sentinel in wait(list(running)):
+                process, cell = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    _note_failure(out, cell, f"its process ended with code {process.exitcode}", again=False)
+                yield cell.name
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def _work(config: Config, cell: MatrixCell | Cell, out: Path) -> None:
+    """One cell, in a process of its own, which ends with its parent."""
+    import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        if isinstance(cell, Cell):
+            result = run_cell(config, cell)
+            RunFolder(path=out / BASELINES).write_json(f"cells/{cell.name}.json", cell_to_json(result))
+        else:
+            measure_cell(config, cell, out)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except Exception as error:  # whatever it is, the rest of the matrix goes on
+        line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
+        _note_failure(out, cell, line, again=True)
+
+
+def measure_cell(config: Config, cell: MatrixCell, out: Path) -> None:
+    """Run one cell, attack it, and mark it as done."""
+    from fedproxy_secure.runs import run
+
+    began = time.perf_counter()
+    own, folder = cell_config(config, cell), out / CELLS / cell.name
+    with contextlib.suppress(FileNotFoundError):
+        (folder / FAILED).unlink()
+    run(own, folder, resume=True, command=f"fedproxy-secure run {CELLS}/{cell.name}/config.yaml --record")
+    if config.matrix.suite != "none":
+        attack_run(own, folder, seed=cell.seed)
+    RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})
+
+
+def _note_failure(out: Path, cell: MatrixCell | Cell, line: str, *, again: bool) -> None:
+    place = out / (BASELINES if isinstance(cell, Cell) else CELLS) / cell.name
+    if again or not (place / FAILED).exists():
+        RunFolder(path=place).write_json(FAILED, {"error": line})
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing beside the resumed one."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,415 @@
+"""From what a run left on disk to the measures of a configuration: the trilemma's numbers and sources.
+
+    result.json           accuracies, perplexities, fidelity, what was spent, seconds
+    federation/*.jsonl    rounds (curves) and the leakage ledger (bytes, who saw what)
+    attacks/results.json  findings of a suite, where one ran
+
+Each number is made per seed first and then joined over seeds. A number that a run does not have is left
+out, never guessed: `not_measured` says which and why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.report.estimate import (
+    Bits,
+    Estimate,
+    counted,
+    mean_interval,
+    mean_share,
+    over_seeds_or_records,
+)
+from fedproxy_secure.report.finding import FOLDER, RESULTS, Finding, Outcome, read_findings
+from fedproxy_secure.report.trilemma import Axis, Better, Configuration, Curve, LedgerRow, Measure
+
+VECTORS = ("Update", "MaskedInput", "Encrypted", "Broadcast", "Proxy")  # payload; all else is protocol
+ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; add --suite smoke"
+# key -> what it is called, which attacks measure it, their metric (`*`: how its name begins)
+LEAKS: Mapping[str, tuple[str, Set[str], str]] = {
+    "token_auc": ("token AUC", {"A1", "A2"}, "auc"),
+    "exact_sequence_recall": ("sequences found exactly", {"A3"}, "exact recall"),
+    "tpr_at_1pct_fpr": ("membership: TPR at 1 % FPR", {"A5", "A6"}, "TPR at 1.0% FPR*"),
+    "membership_auc": ("membership AUC", {"A5", "A6"}, "auc"),
+    "canary_exposure_bits": ("canary exposure", {"A7"}, "exposure in the*"),
+    "epsilon_audited": ("audited epsilon, lower bound", {"A8"}, "audited epsilon"),
+}
+EXTRACTION = {
+    "extraction_R": "extraction R",
+    "api_gain": "API gain",
+    "proxy_gain": "proxy gain",
+    "healing_R": "healing R",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One seed of one configuration, as it lies on disk. `place` is the path of its files in sources."""
+
+    seed: int
+    place: str
+    result: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    ledger: tuple[Mapping[str, Any], ...]
+    findings: tuple[Finding, ...]
+    ceiling: Bits | None = None  # the centralised LLM's answers, same seed and records
+
+
+def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) -> SeedRun:
+    """One seed of the run in `run`; sources are told relative to `root`, the report's folder.
+
+    Raises `RunFolderError` if the seed did not finish.
+    """
+    folder = run / f"seed-{seed}"
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{folder / 'result.json'}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{folder / 'result.json'}: is damaged; delete it and resume") from error
+    files = RunFolder(path=folder / "federation")
+    findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
+    return SeedRun(
+        seed=seed,
+        place=_relative(run, root),
+        result=result,
+        rounds=tuple(files.read_jsonl("rounds.jsonl")),
+        ledger=tuple(files.read_jsonl("ledger.jsonl")),
+        findings=tuple(findings),
+        ceiling=ceiling,
+    )
+
+
+def attacked(run: Path) -> bool:
+    """Whether a suite of attacks has ended on the run."""
+    return (run / FOLDER / RESULTS).is_file()
+
+
+def configuration_of(
+    seeds: Sequence[SeedRun],
+    config: Config,
+    *,
+    name: str,
+    settings: Mapping[str, str],
+    guarantees: Sequence[str] = (),
+    failed: Sequence[str] = (),
+    commands: Sequence[str] = (),
+) -> Configuration:
+    """All measures, curves, findings and ledger rows of one configuration's finished seeds."""
+    if not seeds:
+        return Configuration(
+            name=name,
+            settings=settings,
+            seeds=(),
+            unsafe=unsafe_stamps(config),
+            failed=tuple(failed),
+            commands=tuple(commands),
+        )
+    return Configuration(
+        name=name,
+        settings=settings,
+        seeds=tuple(s.seed for s in seeds),
+        measures=(*_performance(seeds), *_privacy(seeds, config), *_ip(seeds), *_cost(seeds)),
+        curves=_curves(seeds),
+        findings=tuple(f for s in seeds for f in s.findings),
+        ledger=_ledger(seeds),
+        guarantees=tuple(guarantees),
+        unsafe=unsafe_stamps(config),
+        failed=tuple(failed),
+        commands=tuple(commands),
+    )
+
+
+def unsafe_stamps(config: Config) -> tuple[str, ...]:
+    """What every report on these settings must say first; () if nothing in them is unsafe."""
+    stamps = []
+    if config.protect.scheme == "unsafe_plaintext":
+        stamps.append("unsafe_plaintext: the server sees every client's update.")
+    if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
+        stamps.append("unsafe_simulated: the noise follows from the seed; nothing is private.")
+    return tuple(stamps)
+
+
+def _performance(seeds: Sequence[SeedRun]) -> list[Measure]:
+    models = {"zero_shot": "zero_shot", "tuned_proxy": "tuned", "fused": "fused"}
+    made = [
+        _answers(seeds, "performance", f"accuracy_{key}", "higher", mean_share, [model])
+        for key, model in models.items()
+    ]
+    if all(s.ceiling is not None for s in seeds):
+        made.append(
+            _answers(seeds, "performance", "accuracy_centralised", "higher", mean_share, ["ceiling"])
+        )
+        if all(mean_share(_bits(s, "ceiling")) != mean_share(_bits(s, "zero_shot")) for s in seeds):
+            made.append(
+                _answers(
+                    seeds,
+                    "performance",
+                    "gap_closed",
+                    "higher",
+                    lambda f, z, c: (mean_share(f) - mean_share(z)) / (mean_share(c) - mean_share(z)),
+                    ["fused", "zero_shot", "ceiling"],
+                )
+            )
+    before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
+    made.append(_values(seeds, before, "performance", "perplexity_before", "lower", "perplexity"))
+    after = {s.seed: float(s.result["perplexity"]["fused"]) for s in seeds if "perplexity" in s.result}
+    made += _maybe(seeds, after, "performance", "perplexity_after", "lower", "perplexity")
+    return made
+
+
+def _ip(seeds: Sequence[SeedRun]) -> list[Measure]:
+    made: list[Measure] = []
+    fidelity: dict[str, dict[int, float]] = {}
+    held = {s.seed: float(s.result["verbatim_share"]) for s in seeds if "verbatim_share" in s.result}
+    made += _maybe(seeds, held, "ip", "verbatim_share", "lower", "share")
+    made.append(
+        _answers(
+            seeds,
+            "ip",
+            "owners_edge",
+            "higher",
+            lambda f, t: mean_share(f) - mean_share(t),
+            ["fused", "tuned"],
+        )
+    )
+    made.append(_answers(seeds, "ip", "proxy_accuracy", "neither", mean_share, ["proxy"]))
+    for s in seeds:
+        shape = s.result["fidelity"]
+        for key, value in (
+            ("proxy_kl_nats", shape["kl_nats"]),
+            ("proxy_cka", sum(shape["cka"]) / len(shape["cka"])),
+            ("proxy_perplexity_ratio", shape["proxy_perplexity"] / shape["llm_perplexity"]),
+        ):
+            fidelity.setdefault(key, {})[s.seed] = float(value)
+    units = {"proxy_kl_nats": "nats", "proxy_cka": "CKA", "proxy_perplexity_ratio": "ratio"}
+    made += [_values(seeds, v, "ip", key, "neither", units[key]) for key, v in fidelity.items()]
+    for key, metric in EXTRACTION.items():
+        made += _worst(seeds, "ip", key, metric, {"A12"}, f"{metric}*")
+    return made
+
+
+def _privacy(seeds: Sequence[SeedRun], config: Config) -> list[Measure]:
+    made: list[Measure] = []
+    privacy = config.privacy
+    numbers = [s.seed for s in seeds]
+    if privacy.unit != "none":
+        for key, value, unit in (
+            ("epsilon_claimed", privacy.limit, "epsilon"),
+            ("delta", privacy.target_delta, "delta"),
+        ):
+            made.append(
+                Measure(
+                    axis="privacy",
+                    key=key,
+                    better="lower",
+                    estimate=counted(value, metric=_words(key), unit=unit, seeds=numbers),
+                    source=f"{seeds[0].place}/config.yaml#privacy",
+                )
+            )
+        spent = {s.seed: max(float(c["epsilon"]) for c in s.result["spent"].values()) for s in seeds}
+        made.append(_values(seeds, spent, "privacy", "epsilon_spent", "lower", "epsilon"))
+    least = min(len(r["participants"]) for s in seeds for r in s.rounds)
+    cohort = 1 if config.protect.scheme == "unsafe_plaintext" else least - config.protect.colluders
+    made.append(
+        Measure(
+            axis="privacy",
+            key="effective_cohort",
+            better="higher",
+            estimate=counted(cohort, metric="fewest clients in a sum", unit="clients", seeds=numbers),
+            source=f"{seeds[0].place}/seed-{seeds[0].seed}/federation/rounds.jsonl#participants",
+        )
+    )
+    for key, (metric, attacks, named) in LEAKS.items():
+        made += _worst(seeds, "privacy", key, metric, attacks, named)
+    return made
+
+
+def _cost(seeds: Sequence[SeedRun]) -> list[Measure]:
+    made = []
+    parts: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
+        ("upload_bytes", lambda row: row["to"] == "server" and not row["message"].startswith("sum of")),
+        ("download_bytes", lambda row: row["to"] == "clients" and row["message"] != "Proxy"),
+        (
+            "protocol_bytes",
+            lambda row: row["message"] not in VECTORS and not row["message"].startswith("sum of"),
+        ),
+    )
+    for key, wanted in parts:
+        values = {}
+        for s in seeds:
+            messages = sum(len(r["participants"]) for r in s.rounds)
+            values[s.seed] = sum(row["bytes"] for row in s.ledger if wanted(row)) / max(messages, 1)
+        made.append(
+            Measure(
+                axis="cost",
+                key=key,
+                better="lower",
+                estimate=_exact_or_mean(values, metric=f"{_words(key)}, a client and round", unit="bytes"),
+                source=f"{seeds[0].place}/seed-{seeds[0].seed}/federation/ledger.jsonl#bytes",
+            )
+        )
+    federated = {s.seed: sum(float(r.get("seconds", 0.0)) for r in s.rounds) for s in seeds}
+    made.append(_values(seeds, federated, "cost", "seconds_federate", "lower", "s"))
+    timed = [s for s in seeds if "seconds" in s.result]
+    total = {s.seed: sum(s.result["seconds"].values()) for s in timed}
+    made += _maybe(seeds, total, "cost", "seconds_total", "lower", "s")
+    peak = {s.seed: float(s.result["peak_memory_bytes"]) for s in timed}
+    return made + _maybe(seeds, peak, "cost", "peak_memory_bytes", "lower", "bytes")
+
+
+def _curves(seeds: Sequence[SeedRun]) -> tuple[Curve, ...]:
+    made = []
+    for key, title, unit in (
+        ("loss", "training loss (nats a token)", "nats"),
+        ("step_norm", "how far the adapter moved", "norm"),
+    ):
+        if not all(r.get(key) is not None for s in seeds for r in s.rounds):
+            continue  # under differential privacy losses stay with the clients
+        points = []
+        for number in range(min(len(s.rounds) for s in seeds)):
+            values = {s.seed: float(s.rounds[number][key]) for s in seeds}
+            points.append((number, mean_interval(values, metric=f"{title}, round {number}", unit=unit)))
+        source = f"{seeds[0].place}/seed-{seeds[0].seed}/federation/rounds.jsonl#{key}"
+        made.append(Curve(key=key, title=title, points=tuple(points), source=source))
+    return tuple(made)
+
+
+def _ledger(seeds: Sequence[SeedRun]) -> tuple[LedgerRow, ...]:
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for s in seeds:
+        for line in s.ledger:
+            row = rows.setdefault(
+                (line["message"], line["to"]), {"reveals": line["reveals"], "count": 0, "bytes": 0}
+            )
+            row["count"] += line["count"]
+            row["bytes"] += line["bytes"]
+    return tuple(
+        LedgerRow(
+            message=message,
+            party=party,
+            reveals=row["reveals"],
+            count=row["count"],
+            payload_bytes=row["bytes"],
+            source=f"{seeds[0].place}/seed-{seeds[0].seed}/federation/ledger.jsonl#{message}",
+        )
+        for (message, party), row in rows.items()
+    )
+
+
+def _worst(
+    seeds: Sequence[SeedRun],
+    axis: Axis,
+    key: str,
+    metric: str,
+    attacks: Set[str],
+    named: str,
+) -> list[Measure]:
+    """The highest number whose metric is `named` that any of these attacks reached
+    from any view; per seed, then over seeds.
+
+    Attacks that could not tell (inconclusive, error) count too where they left a number: what they show is
+    a lower bound on what leaks.
+    """
+    best: dict[int, tuple[Estimate, Finding]] = {}
+    for s in seeds:
+        found = [
+            (e, f)
+            for f in s.findings
+            if f.id in attacks and f.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
+            for e in f.estimates
+            if _called(e.metric, named)
+        ]
+        if found:
+            best[s.seed] = max(found, key=lambda pair: pair[0].value)
+    if len(best) < len(seeds):
+        return []
+    ((first, where), *_) = best.values()
+    if len(seeds) == 1:
+        estimate = Estimate(**{**vars(first), "metric": metric, "seeds": (seeds[0].seed,)})
+    else:
+        estimate = mean_interval({k: e.value for k, (e, _) in best.items()}, metric=metric, unit=first.unit)
+    how = f"{estimate.how}; the worst of {', '.join(sorted(attacks))} over all views"
+    place = seeds[0].place
+    return [
+        Measure(
+            axis=axis,
+            key=key,
+            better="lower",
+            estimate=Estimate(**{**vars(estimate), "how": how}),
+            source=f"{place}/{FOLDER}/{RESULTS}#{where.attack} from {where.view}",
+        )
+    ]
+
+
+def _answers(
+    seeds: Sequence[SeedRun],
+    axis: Axis,
+    key: str,
+    better: Better,
+    statistic: Callable[..., float],
+    models: Sequence[str],
+) -> Measure:
+    by_seed = {s.seed: [_bits(s, m) for m in models] for s in seeds}
+    return Measure(
+        axis=axis,
+        key=key,
+        better=better,
+        estimate=over_seeds_or_records(by_seed, statistic, _words(key)),
+        source=f"{seeds[0].place}/seed-{seeds[0].seed}/result.json#{models[0]}",
+    )
+
+
+def _bits(s: SeedRun, model: str) -> Bits:
+    if model == "ceiling":
+        assert s.ceiling is not None
+        return s.ceiling
+    return {task: [c == "1" for c in text] for task, text in s.result[model].items()}
+
+
+def _values(
+    seeds: Sequence[SeedRun], values: Mapping[int, float], axis: Axis, key: str, better: Better, unit: str
+) -> Measure:
+    return Measure(
+        axis=axis,
+        key=key,
+        better=better,
+        estimate=_exact_or_mean(values, metric=_words(key), unit=unit),
+        source=f"{seeds[0].place}/seed-{seeds[0].seed}/result.json#{key}",
+    )
+
+
+def _maybe(
+    seeds: Sequence[SeedRun], values: Mapping[int, float], axis: Axis, key: str, better: Better, unit: str
+) -> list[Measure]:
+    return [_values(seeds, values, axis, key, better, unit)] if len(values) == len(seeds) else []
+
+
+def _exact_or_mean(values: Mapping[int, float], *, metric: str, unit: str) -> Estimate:
+    """Bytes and shares of weights are the same for every seed and exact; all else is a mean over seeds."""
+    if unit in ("bytes", "share") and len(set(values.values())) == 1:
+        value = next(iter(values.values()))
+        return counted(value, metric=metric, unit=unit, seeds=values, n=len(values))
+    return mean_interval(values, metric=metric, unit=unit)
+
+
+def _called(metric: str, named: str) -> bool:
+    return metric.startswith(named[:-1]) if named.endswith("*") else metric == named
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _relative(run: Path, root: Path) -> str:
+    try:
+        return run.resolve().relative_to(root.resolve()).as_posix() or "."
+    except ValueError:
+        return run.as_posix()

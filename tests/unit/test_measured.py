@@ -1,0 +1,176 @@
+"""What a run left on disk becomes measures with n, interval, seeds and a source."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.report.estimate import proportion_interval
+from fedproxy_secure.report.finding import Finding, Outcome, write_findings
+from fedproxy_secure.report.measured import (
+    configuration_of,
+    read_seed,
+    unsafe_stamps,
+)
+
+ROWS = [
+    {"message": "Broadcast", "to": "clients", "reveals": "the adapter", "count": 3, "bytes": 300},
+    {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000},
+    {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330},
+    {"message": "Shares", "to": "server", "reveals": "nothing", "count": 3, "bytes": 30},
+    {"message": "sum of update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100},
+]
+
+
+def finding(attack: str, id_: str, metric: str, hits: int, *, seed: int, outcome: Outcome) -> Finding:
+    return Finding(
+        attack=attack,
+        id=id_,
+        title="an attack",
+        view="server",
+        surfaces=("AGG",),
+        seed_folder=f"seed-{seed}",
+        profile="smoke",
+        outcome=outcome,
+        reason="because",
+        estimates=(proportion_interval(hits, 10, metric=metric, seeds=(seed,)),),
+        positive=None,
+        negative=None,
+        seconds=1.0,
+        seed=seed,
+        mapping=(),
+    )
+
+
+def write_run(folder: Path, *, seeds: tuple[int, ...], findings: tuple[Finding, ...] = ()) -> Path:
+    for seed in seeds:
+        place = folder / f"seed-{seed}"
+        (place / "federation").mkdir(parents=True)
+        result = {
+            "seed": seed,
+            "fidelity": {"kl_nats": 0.5, "cka": [1.0, 0.5], "llm_perplexity": 5, "proxy_perplexity": 10},
+            "verbatim_share": 0.5,
+            "perplexity": {"fused": 6.0 + seed, "tuned": 9.0},
+            "zero_shot": {"a": "0000", "b": "0101"},
+            "proxy": {"a": "0000", "b": "0101"},
+            "tuned": {"a": "0011", "b": "0101"},
+            "fused": {"a": "0111" if seed else "1111", "b": "0101"},
+            "spent": {},
+            "seconds": {"federate": 2.0, "compress": 1.0},
+            "peak_memory_bytes": 100,
+        }
+        (place / "result.json").write_text(json.dumps(result))
+        rounds = [
+            {"round": r, "participants": ["x", "y", "z"], "loss": 2.0 - r, "step_norm": 1.0, "seconds": 1.5}
+            for r in range(2)
+        ]
+        ledger = [
+            {"round": r, **row} for r in range(2) for row in ROWS if r == 0 or row["message"] != "Proxy"
+        ]
+        for name, lines in (("rounds", rounds), ("ledger", ledger)):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (place / "federation" / f"{name}.jsonl").write_text(text)
+    if findings:
+        write_findings(folder, findings)
+    return folder
+
+
+CEILING = {"a": [True] * 4, "b": [True] * 4}
+
+
+def made(folder: Path, root: Path, seeds: tuple[int, ...], **raw):
+    config = parse_config(raw)
+    read = [read_seed(folder, s, root=root, ceiling=CEILING) for s in seeds]
+    return configuration_of(read, config, name="c", settings={})
+
+
+def test_accuracy_gap_and_edge_are_those_of_the_answers(tmp_path: Path):
+    configuration = made(write_run(tmp_path / "run", seeds=(0, 1)), tmp_path, (0, 1))
+    fused = configuration.measure("accuracy_fused").estimate
+    assert fused.value == pytest.approx((0.75 + 0.625) / 2)
+    assert (fused.n, fused.seeds) == (2, (0, 1))
+    gap = configuration.measure("gap_closed").estimate
+    assert gap.value == pytest.approx(((0.75 - 0.25) / 0.75 + (0.625 - 0.25) / 0.75) / 2)
+    edge = configuration.measure("owners_edge").estimate
+    assert edge.value == pytest.approx((0.75 + 0.625) / 2 - 0.5)
+
+
+def test_one_seed_has_an_interval_over_its_records(tmp_path: Path):
+    fused = made(write_run(tmp_path / "run", seeds=(0,)), tmp_path, (0,)).measure("accuracy_fused").estimate
+    assert fused.n == 8
+    assert fused.low < fused.value <= fused.high
+
+
+def test_bytes_are_counted_a_client_and_round_and_payload_apart_from_protocol(tmp_path: Path):
+    configuration = made(write_run(tmp_path / "run", seeds=(0, 1)), tmp_path, (0, 1))
+    values = {m.key: m.estimate for m in configuration.measures if m.axis == "cost"}
+    assert values["upload_bytes"].value == (330 + 30) / 3
+    assert values["download_bytes"].value == 300 / 3
+    assert values["protocol_bytes"].value == 30 / 3
+    assert values["upload_bytes"].how == "counted, exact"
+    assert values["seconds_federate"].value == 3.0
+    assert values["seconds_total"].value == 3.0
+
+
+def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tmp_path: Path):
+    findings = (
+        finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.INCONCLUSIVE),
+        finding("embedding_bow", "A1", "auc", 6, seed=0, outcome=Outcome.SUCCEEDED),
+        finding("embedding_bow", "A1", "auc", 9, seed=0, outcome=Outcome.ERROR),
+        finding("model_membership", "A6", "auc, blind baseline", 10, seed=0, outcome=Outcome.RESISTED),
+    )
+    configuration = made(write_run(tmp_path / "run", seeds=(0,), findings=findings), tmp_path, (0,))
+    worst = configuration.measure("token_auc")
+    assert worst.estimate.value == 0.7
+    assert worst.source == "run/attacks/results.json#lora_span_tokens from server"
+    assert "worst of A1, A2" in worst.estimate.how
+    assert configuration.measure("membership_auc") is None
+
+
+def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):
+    findings = (finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED),)
+    folder = write_run(tmp_path / "run", seeds=(0, 1), findings=findings)
+    assert made(folder, tmp_path, (0, 1)).measure("token_auc") is None
+
+
+def test_the_cohort_of_the_clear_is_one_and_that_of_masking_lacks_the_colluders(tmp_path: Path):
+    folder = write_run(tmp_path / "run", seeds=(0,))
+    clear = made(folder, tmp_path, (0,), protect={"scheme": "unsafe_plaintext"})
+    masked = made(folder, tmp_path, (0,), protect={"colluders": 1})
+    assert clear.measure("effective_cohort").estimate.value == 1
+    assert masked.measure("effective_cohort").estimate.value == 2
+    assert clear.unsafe == ("unsafe_plaintext: the server sees every client's update.",)
+    assert masked.unsafe == ()
+
+
+def test_simulated_noise_is_stamped():
+    config = parse_config({"privacy": {"unit": "record", "randomness": "unsafe_simulated"}})
+    assert "nothing is private" in unsafe_stamps(config)[0]
+
+
+def test_every_measure_says_where_it_came_from_and_what_it_rests_on(tmp_path: Path):
+    configuration = made(write_run(tmp_path / "run", seeds=(0, 1)), tmp_path, (0, 1))
+    assert {m.axis for m in configuration.measures} == {"performance", "privacy", "ip", "cost"}
+    for m in configuration.measures:
+        file, _, part = m.source.partition("#")
+        assert part
+        assert (tmp_path / file).exists() or file.endswith("config.yaml"), m.source
+        assert m.estimate.n >= 1
+        assert m.estimate.seeds == (0, 1)
+    assert len({m.key for m in configuration.measures}) == len(configuration.measures)
+
+
+def test_curves_and_ledger_join_rounds_and_seeds(tmp_path: Path):
+    configuration = made(write_run(tmp_path / "run", seeds=(0, 1)), tmp_path, (0, 1))
+    loss = next(c for c in configuration.curves if c.key == "loss")
+    assert [(r, e.value, e.n) for r, e in loss.points] == [(0, 2.0, 2), (1, 1.0, 2)]
+    rows = {r.message: r for r in configuration.ledger}
+    assert (rows["MaskedInput"].count, rows["MaskedInput"].payload_bytes) == (12, 1320)
+    assert rows["Proxy"].payload_bytes == 18000
+
+
+def test_an_unfinished_seed_is_named(tmp_path: Path):
+    with pytest.raises(RunFolderError, match=r"seed-0/result\.json: cannot be read"):
+        read_seed(tmp_path, 0, root=tmp_path)
