@@ -47,7 +47,12 @@ class Inconclusive(Exception):
 
 
 class OutOfTime(Inconclusive):
-    """The budget's seconds are over."""
+    """The budget's seconds are over; a resumed suite tries such an attack again."""
+
+    BEGINS = "ran out of its"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"{self.BEGINS} {seconds:g} s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ class Budget:
     def check(self) -> None:
         """Raise `OutOfTime` once the seconds are over; long loops call it."""
         if self.left_s < 0:
-            raise OutOfTime(f"ran out of its {self.seconds:g} s")
+            raise OutOfTime(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +214,10 @@ _OWN = (
     "attacks.audit.suite_entries",
     "attacks.integrity.active_server",
     "attacks.integrity.passive_sums",
+    "attacks.integrity.masked_words",
+    "attacks.integrity.mask_seeds",
     "attacks.extraction.proxy",
+    "attacks.extraction.logits",
     "attacks.integrity.poisoning",
     "attacks.membership.properties",
 )
@@ -218,12 +226,15 @@ _OWN = (
 def attack(info: AttackInfo) -> Any:
     """Class decorator: register an attack under `info.name`.
 
-    Raises `ConfigError` if the name is taken.
+    Several attacks may share an id. Raises `ConfigError` if the name is taken.
     """
 
     def register(kind: type[Attack]) -> type[Attack]:
         taken = _REGISTERED.get(info.name)
-        if taken is not None and taken.__qualname__ != kind.__qualname__:
+        if taken is not None and (taken.__module__, taken.__qualname__) != (
+            kind.__module__,
+            kind.__qualname__,
+        ):
             raise ConfigError(f"attack {info.name!r}: is there already; names must differ")
         kind.info = info
         _REGISTERED[info.name] = kind
@@ -237,26 +248,48 @@ def _load() -> None:
     for module in _OWN:
         import_module(module)
     for point in entry_points(group=GROUP):
-        point.load()
+        try:
+            point.load()
+        except ConfigError:
+            raise
+        except Exception as error:  # somebody else's module may raise anything
+            raise ConfigError(
+                f"entry point {point.name!r} of {GROUP}: {point.value}: cannot be loaded: {error}"
+            ) from error
 
 
 def every() -> dict[str, Attack]:
-    """All attacks by name, in the order of their ids: this project's and those of entry points."""
+    """All attacks by name, in the order of their ids: this project's and those of entry points.
+
+    Raises `ConfigError` if an entry point cannot be loaded.
+    """
     _load()
 
     def number(kind: type[Attack]) -> tuple[int, str]:
         digits = "".join(c for c in kind.info.id if c.isdigit())
-        return (int(digits) if digits else 999, kind.info.name)
+        own = kind.__module__ in _OWN
+        return (int(digits) if own and digits else 999, kind.info.name)
 
     return {k.info.name: k() for k in sorted(_REGISTERED.values(), key=number)}
 
 
-def get(name: str) -> Attack:
-    """An attack by name or id. Raises `ConfigError` with the nearest name."""
+def find(name: str) -> list[Attack]:
+    """The attack of a name, or all of an id. Raises `ConfigError` with the nearest name."""
     attacks = every()
-    for found in attacks.values():
-        if name in (found.info.name, found.info.id):
-            return found
-    near = difflib.get_close_matches(name, list(attacks), n=1)
+    found = [a for a in attacks.values() if name in (a.info.name, a.info.id)]
+    if found:
+        return found
+    known = [*attacks, *dict.fromkeys(a.info.id for a in attacks.values())]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(attacks)}"
     raise ConfigError(f"attack {name!r}: is not known; {hint}")
+
+
+def get(name: str) -> Attack:
+    """The attack of a name, or the first of an id. Raises `ConfigError` with the nearest name."""
+    return find(name)[0]
+
+
+def suite(profile: Profile) -> list[Attack]:
+    """The attacks that a profile runs."""
+    return [a for a in every().values() if a.info.smoke or profile != "smoke"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +15,11 @@ from fedproxy_secure.cli_errors import plain_errors
 from fedproxy_secure.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedproxy_secure.report.finding import Finding
+    from fedproxy_secure.report.finding import Finding, Profile
 
 FINDING, INCONCLUSIVE = 1, 3
+MOST_JOBS = 4
+WORKERS_NEED = ("attacks.preload",)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,39 +38,39 @@ StrictOption = Annotated[
 
 @app.command("list")
 def list_command() -> None:
-    """All attacks: id, name, what they find, which suites run them."""
+    """All attacks: id, name, the smallest suite that runs them, what they find."""
     with plain_errors(again=None):
         from attacks.base import every
 
         for one in every().values():
-            suites = "smoke" if one.info.smoke else "standard"
-            typer.echo(f"{one.info.id:<4} {one.info.name:<22} {suites:<9} {one.info.title}")
+            smallest = "smoke" if one.info.smoke else "standard"
+            typer.echo(f"{one.info.id:<4} {one.info.name:<22} {smallest:<9} {one.info.title}")
 
 
 @app.command()
 def info(name: str) -> None:
-    """One attack: what it needs, which threat models fit, how it is judged, where it comes from.
+    """One attack, or all of an id: what it needs, which threat models fit, how it is judged.
 
     Example: `fedproxy-secure attack info A2`
     """
     with plain_errors(again=None):
-        from attacks.base import get
+        from attacks.base import find
         from attacks.fit import fitting
 
-        one = get(name)
-        doc = (type(one).__module__, one.info)
-        typer.echo(f"{doc[1].id} {doc[1].name}: {doc[1].title}")
-        typer.echo(f"paper: {doc[1].paper}")
-        typer.echo(f"needs: {' or '.join('+'.join(sorted(n)) for n in doc[1].needs)}")
-        typer.echo(f"fits: {', '.join(fitting(one)) or 'no threat model'}")
-        typer.echo(
-            f"succeeds: if {doc[1].headline} is above {doc[1].chance + doc[1].margin:g} by its interval "
-            f"(chance {doc[1].chance:g})"
-        )
-        for framework, version, key in doc[1].mapping:
-            typer.echo(f"maps to: {framework} {version} {key}")
-        text = __import__(doc[0], fromlist=["x"]).__doc__ or ""
-        typer.echo(f"\n{text.strip()}")
+        for one in find(name):
+            i = one.info
+            typer.echo(f"{i.id} {i.name}: {i.title}")
+            typer.echo(f"paper: {i.paper}")
+            typer.echo(f"needs: {' or '.join('+'.join(sorted(n)) for n in i.needs)}")
+            typer.echo(f"fits: {', '.join(fitting(one)) or 'no threat model'}")
+            typer.echo(
+                f"succeeds: if {i.headline} is above {i.chance + i.margin:g} by its interval "
+                f"(chance {i.chance:g})"
+            )
+            for framework, version, key in i.mapping:
+                typer.echo(f"maps to: {framework} {version} {key}")
+            text = sys.modules[type(one).__module__].__doc__ or type(one).__doc__ or ""
+            typer.echo(f"\n{text.strip()}\n")
 
 
 @app.command("run")
@@ -88,44 +93,61 @@ def run_command(
         float, typer.Option(min=1.0, help="Most seconds for one attack from one view, controls included.")
     ] = 600.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, help=f"Attacks at a time. By itself one a core, at most {MOST_JOBS}.")
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what was finished before.")] = False,
     strict: StrictOption = False,
 ) -> None:
     """Run a suite of attacks on a recorded run; works offline, writes `attacks/results.json` below it.
 
     `smoke` takes about a minute on the demo, `standard` about a quarter of an hour. An attack that fails is
-    a row of the table.
+    a row of the table. What was finished when you stop it is kept, and shown by `attack report`.
 
     Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
     """
-    typed = f"fedproxy-secure attack run --run {run} --suite {suite} --seed {seed} --resume"
-    with plain_errors(again=typed):
-        from attacks.base import every, get
+    views = view or ["server", "client"]
+    chosen = [("--view", v) for v in views] + [("--spec", s) for s in spec or []]
+    typed = [
+        *("fedproxy-secure", "attack", "run", "--run", str(run), "--suite", suite, "--seed", str(seed)),
+        *(word for option in chosen for word in option),
+        *("--budget-seconds", f"{budget_seconds:g}", "--resume"),
+    ]
+    with plain_errors(again=shlex.join(typed)):
+        from attacks.workers import warm_up
+
+        profile = profile_of(suite)
+        at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        if at_a_time > 1:
+            warm_up(WORKERS_NEED)
+
+        from attacks import base
         from attacks.suite import run_suite
         from attacks.table import outcome_line
         from fedproxy_secure.cli_progress import shown_on
-        from fedproxy_secure.report.finding import RESULTS
+        from fedproxy_secure.report.finding import RESULTS, read_findings
         from threat_models import get as threat_model
 
-        if suite not in ("smoke", "standard", "full"):
-            raise ConfigError(f"--suite {suite}: must be smoke, standard or full")
-        chosen = [get(s) for s in spec or []]
-        if not chosen:
-            chosen = [a for a in every().values() if a.info.smoke or suite != "smoke"]
-        models = [threat_model(v) for v in view or ("server", "client")]
-        with shown_on(Console(stderr=True)) as progress:
-            results = run_suite(
-                run,
-                attacks=chosen,
-                threat_models=models,
-                profile=suite,  # type: ignore[arg-type]
-                seconds=budget_seconds,
-                seed=seed,
-                resume=resume,
-                llm=llm_of(run),
-                progress=progress,
-                on_result=lambda r: typer.echo(outcome_line(r)),
-            )
+        attacks = {a.info.name: a for s in spec or [] for a in base.find(s)}
+        models = [threat_model(v) for v in views]
+        try:
+            with shown_on(Console(stderr=True)) as progress:
+                results = run_suite(
+                    run,
+                    attacks=list(attacks.values()) or base.suite(profile),
+                    threat_models=models,
+                    profile=profile,
+                    seconds=budget_seconds,
+                    seed=seed,
+                    resume=resume,
+                    llm=llm_of(run),
+                    jobs=at_a_time,
+                    progress=progress,
+                    on_result=lambda r: typer.echo(outcome_line(r)),
+                )
+        except KeyboardInterrupt:
+            _show(read_findings(run))
+            raise
         _show(results)
         typer.echo(f"results: {run / 'attacks' / RESULTS}")
     _exit(results, strict)
@@ -149,21 +171,50 @@ def model(
         Path | None, typer.Option(help="A6: JSONL of `text` that may have been trained on.")
     ] = None,
     others: Annotated[Path | None, typer.Option(help="A6: JSONL of `text` that was not.")] = None,
+    canaries: Annotated[
+        Path | None, typer.Option(help="A7: JSONL of `prompt`, `secret` (4 digits) and `repeats`.")
+    ] = None,
     proxy: Annotated[
         Path | None, typer.Option(help="A12: the smaller model the adversary holds; FOLDER is the victim.")
     ] = None,
-    suite: Annotated[str, typer.Option(metavar="smoke|standard|full")] = "smoke",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
+    ] = "smoke",
+    budget_seconds: Annotated[
+        float, typer.Option(min=1.0, help="Most seconds for one attack, controls included.")
+    ] = 600.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
+    strict: StrictOption = False,
 ) -> None:
-    """Attack a Hugging Face folder alone: membership (A6) and extraction through a proxy (A12).
+    """Attack a Hugging Face folder alone, offline: membership (A6), canaries (A7), extraction (A12).
+
+    Its hidden size is always asked for; the rest needs the files that the options name.
 
     Example: `fedproxy-secure attack model runs/x/seed-0/fused --proxy runs/x/seed-0/proxy`
     """
     with plain_errors(again=None):
         from attacks.folder import attack_folder
 
-        results = attack_folder(path, members=members, others=others, proxy=proxy, profile=suite, seed=seed)
+        results = attack_folder(
+            path,
+            members=members,
+            others=others,
+            canaries=canaries,
+            proxy=proxy,
+            profile=suite,
+            seconds=budget_seconds,
+            seed=seed,
+        )
         _show(results)
+    _exit(results, strict)
+
+
+def profile_of(suite: str) -> Profile:
+    """The profile called `suite`. Raises `ConfigError`."""
+    for profile in ("smoke", "standard", "full"):
+        if suite == profile:
+            return profile
+    raise ConfigError(f"--suite {suite}: must be smoke, standard or full")
 
 
 def llm_of(run: Path) -> str | None:
@@ -178,9 +229,9 @@ def llm_of(run: Path) -> str | None:
 
 
 def _show(results: list[Finding]) -> None:
-    from attacks.table import rich_table
+    from attacks.table import rich_tables
 
-    Console().print(rich_table(results))
+    Console().print(rich_tables(results))
 
 
 def _exit(results: list[Finding], strict: bool) -> None:

@@ -19,7 +19,7 @@ from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.membership.canaries import CanaryExposure
 from attacks.membership.models import ModelMembership
-from attacks.suite import run_one
+from attacks.trial import run_one
 from fedproxy_secure.data.encode import Encoded, encode_records, prompt_ids
 from fedproxy_secure.data.planted import SECRET_DIGITS, Canary
 from fedproxy_secure.data.sources import read_rows

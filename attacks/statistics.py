@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import norm, rankdata
@@ -13,7 +13,7 @@ from fedproxy_secure.report.estimate import CONFIDENCE, Estimate, mean_interval,
 
 
 def auc_estimate(
-    scores: np.ndarray, positive: np.ndarray, *, metric: str, seed: int, spread_floor: float = 0.0
+    scores: np.ndarray, positive: np.ndarray, *, metric: str, seed: int, inflation: float = 1.0
 ) -> Estimate:
     """Area under the ROC curve with DeLong's interval (1988), taken on the logit scale so that it stays in
     [0, 1]; a perfect or worst AUC has the interval of the rule of three.
@@ -21,7 +21,9 @@ def auc_estimate(
     Args:
         scores: float [n], higher for those taken as positive; ties count half.
         positive: bool [n], at least 2 of each kind.
-        spread_floor: standard error that it has at least, where scores are not independent.
+        inflation: by how much the standard error is larger than DeLong's, where scores are not independent.
+
+    Raises `DataError` for shapes that differ, scores that are not finite, or fewer than 2 of a kind.
     """
     if scores.shape != positive.shape or not np.isfinite(scores).all():
         raise DataError(f"{metric}: scores {scores.shape}, labels {positive.shape}: must agree, be finite")
@@ -33,11 +35,10 @@ def auc_estimate(
     v10 = (both[:m] - rankdata(x)) / n
     v01 = 1 - (both[m:] - rankdata(y)) / m
     value = float(v10.mean())
-    spread = math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
+    spread = inflation * math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
     z = float(norm.ppf((1 + CONFIDENCE) / 2))
-    spread = max(spread, spread_floor)
     if spread == 0 or not 0 < value < 1:
-        slack = max(3 / min(m, n), z * spread)
+        slack = 3 * inflation**2 / min(m, n)
         low, high = max(0.0, value - slack), min(1.0, value + slack)
     else:
         logit, half = math.log(value / (1 - value)), z * spread / (value * (1 - value))
@@ -52,6 +53,11 @@ def auc_estimate(
         seeds=(seed,),
         how="DeLong 95 % on the logit scale",
     )
+
+
+def spread_by_chance(positives: int, negatives: int) -> float:
+    """Standard deviation of the AUC of independent scores that say nothing (Mann and Whitney)."""
+    return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
 
 
 def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -70,16 +76,14 @@ def mean_auc(
     *,
     metric: str,
     seed: int,
-    spread_floor: float = 0.0,
+    inflation: float = 1.0,
 ) -> Estimate:
-    """The mean AUC over targets (scores, labels).
+    """The mean AUC over targets (scores, labels); `inflation` as in `auc_estimate`.
 
     From 5 targets on the interval is Student's t over targets. Below, it is as wide as the targets' own on
     average: what it would be if they all erred together.
     """
-    values = [
-        auc_estimate(s, p, metric=metric, seed=seed, spread_floor=spread_floor) for s, p in per_target
-    ]
+    values = [auc_estimate(s, p, metric=metric, seed=seed, inflation=inflation) for s, p in per_target]
     if len(values) == 1:
         return values[0]
     if len(values) >= 5:
@@ -124,7 +128,7 @@ def tpr_estimates(
     negatives = np.sort(scores[~positive])[::-1]
     made = []
     for rate in rates:
-        allowed = int(rate * len(negatives))
+        allowed = int(rate * len(negatives) + 1e-9)  # .29 x 100 is a hair below 29
         threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
         caught = int((scores[positive] > threshold).sum())
         name = f"TPR at {rate:.1%} FPR" + (" (0 false positives)" if allowed == 0 else "")
@@ -148,8 +152,3 @@ def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:
             remaining[g] -= 1
             hits += 1
     return hits
-
-
-def by_metric(estimates: Sequence[Estimate]) -> Mapping[str, Estimate]:
-    """Estimates by their metric's name."""
-    return {e.metric: e for e in estimates}

@@ -1,42 +1,60 @@
-"""Run attacks on a recorded run: view, guess, score, both controls, outcome.
+"""Run attacks on a recorded run, from every view, on every seed.
 
-One that fails never stops the rest. Results are written as they come (`attacks/events.jsonl` below the
-run), so an interrupted suite goes on where it stopped; `results.json` joins them at the end.
+One that fails never stops the rest (`attacks.trial`). Results are written as they come
+(`attacks/events.jsonl` below the run), so an interrupted suite goes on where it stopped; `results.json`
+joins them at the end, and after an interrupt those that there are.
 """
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from attacks.base import (
-    Attack,
-    AttackInfo,
-    Budget,
-    Inconclusive,
-    NotApplicable,
-    OutOfTime,
-    Truth,
-)
+from attacks.base import Attack, OutOfTime, Truth, every
+from attacks.trial import finding, has_surfaces, run_one
+from attacks.workers import Lost, in_processes
 from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
-from fedproxy_secure.randomness import stream
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
-from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.finding import FOLDER, Finding, Outcome, Profile, write_findings
 from threat_models import ThreatModel
 
-log = logging.getLogger(__name__)
 EVENTS = "events.jsonl"
+Key = tuple[str, str, str]  # the seed's folder, threat model, attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One attack from one view of one seed; all that a process needs to run it."""
+
+    folder: Path
+    model: ThreatModel
+    attack: str
+    llm: str | None
+    profile: Profile
+    seconds: float
+    seed: int
+
+    @property
+    def key(self) -> Key:
+        """Where its result belongs."""
+        return self.folder.name, self.model.name, self.attack
+
+    def run(self, one: Attack) -> Finding:
+        """The finding. Raises `RunFolderError` if the transcript cannot be read."""
+        return run_one(
+            one,
+            read_view(self.folder, self.model, self.llm),
+            read_truth(self.folder, honest_besides=self.model.clients),
+            profile=self.profile,
+            seconds=self.seconds,
+            seed=self.seed,
+            name=self.folder.name,
+        )
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -50,6 +68,13 @@ def seed_folders(run: Path) -> list[Path]:
     return found
 
 
+@lru_cache(maxsize=2)
+def read_view(seed_folder: Path, model: ThreatModel, llm: str | None) -> View:
+    """What the corrupted parties saw; the next attack from the same view gets it from memory."""
+    return view(seed_folder, model, llm=llm)
+
+
+@lru_cache(maxsize=2)
 def read_truth(seed_folder: Path, *, honest_besides: int = 0) -> Truth:
     """What the honest clients held: all but the first `honest_besides`, which are corrupted."""
     transcript = seed_folder / "federation" / TRANSCRIPT
@@ -67,195 +92,106 @@ def run_suite(
     seed: int = 0,
     resume: bool = False,
     llm: str | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
     on_result: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
     """Every attack from every view on every recorded seed of a run; `seconds` is for each attack.
 
-    With `resume` what was finished under the same profile and seed is kept. An attack that raises, or runs
-    out of time, is a row of the result and nothing more.
+    With `resume` what was finished under the same profile and seed is kept. An attack that raises, hangs
+    or kills its process is a row of the result and nothing more.
+
+    Args:
+        jobs: with more than one, each attack runs in a process of its own, so many at a time; attacks must
+            then be known to `attacks.base.every`.
+        on_result: is told every finding as it comes.
 
     Raises `RunFolderError` if the run was not recorded.
     """
     shown = progress or NoProgress()
-    folders = seed_folders(run)
     log_file = RunFolder(path=run / FOLDER)
-    done = _finished(log_file, profile, seed) if resume else {}
-    if not resume and (log_file.path / EVENTS).exists():
-        (log_file.path / EVENTS).unlink()
-    results: list[Finding] = []
-    task = f"{profile} suite"
-    shown.start(task, len(folders) * len(threat_models) * len(attacks))
-    for folder in folders:
-        for model in threat_models:
-            seen = view(folder, model, llm=llm)
-            truth = read_truth(folder, honest_besides=model.clients)
-            for one in attacks:
-                key = (folder.name, model.name, one.info.name)
-                result = done.get(key)
-                if result is None:
-                    result = run_one(
-                        one, seen, truth, profile=profile, seconds=seconds, seed=seed, name=folder.name
-                    )
-                    log_file.append_jsonl(EVENTS, result.to_json())
-                    if on_result is not None:
-                        on_result(result)
-                results.append(result)
-                shown.advance(task, note=f"{one.info.name}: {result.outcome}")
-    shown.done(task)
-    write_findings(run, results)
-    return results
-
-
-def run_one(
-    one: Attack,
-    seen: View,
-    truth: Truth,
-    *,
-    profile: Profile,
-    seconds: float,
-    seed: int,
-    name: str = "",
-) -> Finding:
-    """One attack from one view with both controls; never raises but for an interrupt."""
-    began = time.monotonic()
-    info = one.info
-    budget = Budget(profile=profile, seconds=seconds)
-    estimates: tuple[Estimate, ...] = ()
-    positive = negative = None
-    try:
-        _check_surfaces(info, seen)
-        with _alarm(seconds):
-            estimates = _attempt(one, seen, truth, budget, seed)
-            positive = _positive(one, seen, truth, budget, seed, estimates)
-            negative = _negative(one, seen, truth, budget, seed)
-        outcome, reason = judge(info, estimates[0], positive, negative)
-    except NotApplicable as error:
-        outcome, reason = Outcome.NOT_APPLICABLE, str(error)
-    except Inconclusive as error:
-        outcome, reason = Outcome.INCONCLUSIVE, str(error)
-    except Exception as error:  # whatever it is, the rest of the suite goes on
-        log.exception("attack %s failed", info.name)
-        outcome, reason = Outcome.ERROR, f"{type(error).__name__}: {str(error)[:200]}"
-    return Finding(
-        attack=info.name,
-        id=info.id,
-        title=info.title,
-        view=seen.threat_model,
-        surfaces=tuple(sorted(seen.surfaces)),
-        seed_folder=name,
-        profile=profile,
-        outcome=outcome,
-        reason=reason,
-        estimates=estimates,
-        positive=positive,
-        negative=negative,
-        seconds=time.monotonic() - began,
-        seed=seed,
-        mapping=info.mapping,
-    )
-
-
-def judge(
-    info: AttackInfo, headline: Estimate, positive: Estimate | None, negative: Estimate | None
-) -> tuple[Outcome, str]:
-    """The outcome of a headline beside its controls, and one sentence why.
-
-    SUCCEEDED: the interval's low end is above chance by more than the margin. RESISTED: the value is not,
-    though the positive control's is. Everything else is INCONCLUSIVE.
-    """
-    bar = info.chance + info.margin
-    if negative is not None and _low(negative) > bar:
-        return Outcome.INCONCLUSIVE, f"negative control at {negative.value:.3g}: finds what is not there"
-    if _low(headline) > bar:
-        return Outcome.SUCCEEDED, f"{headline.metric} {headline.value:.3g}, chance {info.chance:g}"
-    if positive is None or _low(positive) <= bar:
-        found = "none" if positive is None else f"{positive.value:.3g}"
-        return Outcome.INCONCLUSIVE, f"positive control: {found}; must be above {bar:g}"
-    if headline.value > bar:
-        return Outcome.INCONCLUSIVE, f"{headline.metric} {headline.value:.3g}: interval reaches {bar:g}"
-    return (
-        Outcome.RESISTED,
-        f"{headline.metric} {headline.value:.3g}; positive control {positive.value:.3g}",
-    )
-
-
-def _low(estimate: Estimate) -> float:
-    """The interval's low end; a number without an interval proves nothing."""
-    return float("-inf") if estimate.low is None else estimate.low
-
-
-def _check_surfaces(info: AttackInfo, seen: View) -> None:
-    if not any(needed <= seen.surfaces for needed in info.needs):
-        wanted = " or ".join("+".join(sorted(n)) for n in info.needs)
-        raise NotApplicable(
-            f"needs {wanted}; this view has {', '.join(sorted(seen.surfaces)) or 'nothing'}"
+    trials = [
+        Trial(
+            folder=folder,
+            model=model,
+            attack=one.info.name,
+            llm=llm,
+            profile=profile,
+            seconds=seconds,
+            seed=seed,
         )
-
-
-def _attempt(one: Attack, seen: View, truth: Truth, budget: Budget, seed: int) -> tuple[Estimate, ...]:
-    exam = one.exam(truth, seen, _stream(one, seed, "exam"))
-    guess = one.guess(seen, exam.question, budget, _stream(one, seed, "guess"))
-    return tuple(_seeded(e, seed) for e in one.score(guess, exam.answer))
-
-
-def _positive(
-    one: Attack,
-    seen: View,
-    truth: Truth,
-    budget: Budget,
-    seed: int,
-    estimates: tuple[Estimate, ...],
-) -> Estimate | None:
-    control = one.positive(seen, truth)
-    if control is None:
-        return None
-    open_view, open_truth = control
-    if open_view is seen and open_truth is truth:
-        return estimates[0]
-    return _attempt(one, open_view, open_truth, budget, seed)[0]
-
-
-def _negative(one: Attack, seen: View, truth: Truth, budget: Budget, seed: int) -> Estimate | None:
-    exam = one.exam(truth, seen, _stream(one, seed, "exam"))
-    empty_view, empty_exam = one.negative(seen, exam, _stream(one, seed, "negative"))
-    if empty_view is seen and empty_exam is exam:
-        return None
-    guess = one.guess(empty_view, empty_exam.question, budget, _stream(one, seed, "guess"))
-    return _seeded(one.score(guess, empty_exam.answer)[0], seed)
-
-
-def _stream(one: Attack, seed: int, what: str) -> np.random.Generator:
-    return stream(seed, "attack", one.info.name, what)
-
-
-def _seeded(estimate: Estimate, seed: int) -> Estimate:
-    return Estimate(**{**vars(estimate), "seeds": (seed,)})
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` when the seconds are over, also inside long library calls' Python parts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(_signal: int, _frame: object) -> None:
-        raise OutOfTime(f"ran out of its {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+        for folder in seed_folders(run)
+        for model in threat_models
+        for one in attacks
+    ]
+    results = _finished(log_file, profile, seed) if resume else {}
+    if not resume:
+        (log_file.path / EVENTS).unlink(missing_ok=True)
+    todo = [t for t in trials if t.key not in results]
+    read_view.cache_clear()  # the folder may be another run's by now
+    read_truth.cache_clear()
+    for folder, model in dict.fromkeys((t.folder, t.model) for t in todo):
+        read_view(folder, model, llm)  # what cannot be read is found before anything runs
+    by_name = {one.info.name: one for one in attacks}
+    task = f"{profile} suite"
+    shown.start(task, len(todo))  # of those left, so that the time left is not flattered
     try:
-        yield
+        for result in _results(todo, by_name, jobs):
+            results[result.seed_folder, result.view, result.attack] = result
+            log_file.append_jsonl(EVENTS, result.to_json())
+            if on_result is not None:
+                on_result(result)
+            shown.advance(task, note=f"{result.attack}: {result.outcome}")
+        shown.done(task)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        found = [results[t.key] for t in trials if t.key in results]
+        write_findings(run, found)
+    return found
 
 
-def _finished(folder: RunFolder, profile: Profile, seed: int) -> dict[tuple[str, str, str], Finding]:
-    done = {}
+def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Iterator[Finding]:
+    """As they come."""
+    apart = []
+    for trial in todo:
+        one = attacks[trial.attack]
+        seen = read_view(trial.folder, trial.model, trial.llm)
+        if jobs > 1 and has_surfaces(one.info, seen):
+            apart.append(trial)
+        else:
+            yield trial.run(one)
+    seconds = apart[0].seconds if apart else 0.0
+    for index, result in in_processes(run_trial, apart, jobs=jobs, seconds=seconds):
+        yield _lost(apart[index], result) if isinstance(result, Lost) else result
+
+
+def run_trial(trial: Trial) -> Finding:
+    """One trial in this process, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    return trial.run(every()[trial.attack])
+
+
+def _lost(trial: Trial, lost: Lost) -> Finding:
+    reason = str(OutOfTime(trial.seconds)) if lost.timed_out else f"its process ended with {lost.code}"
+    return finding(
+        every()[trial.attack].info,
+        read_view(trial.folder, trial.model, trial.llm),
+        outcome=Outcome.INCONCLUSIVE if lost.timed_out else Outcome.ERROR,
+        reason=reason,
+        seconds=trial.seconds,
+        profile=trial.profile,
+        seed=trial.seed,
+        name=trial.folder.name,
+    )
+
+
+def _finished(folder: RunFolder, profile: Profile, seed: int) -> dict[Key, Finding]:
+    """Findings of an earlier call that need not be made again: not errors, nor what ran out of time."""
+    done: dict[Key, Finding] = {}
     for raw in folder.read_jsonl(EVENTS):
         result = Finding.from_json(raw)
-        if (result.profile, result.seed) == (profile, seed) and result.outcome != Outcome.ERROR:
+        again = result.outcome == Outcome.ERROR or result.reason.startswith(OutOfTime.BEGINS)
+        if (result.profile, result.seed) == (profile, seed) and not again:
             done[result.seed_folder, result.view, result.attack] = result
     return done

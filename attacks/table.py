@@ -1,4 +1,4 @@
-"""Results of attacks as text: one line each, a table for terminals, Markdown."""
+"""Results of attacks as text: one line each, tables for terminals, Markdown."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from fedproxy_secure.report.finding import Finding, Outcome
 from fedproxy_secure.report.table import markdown_table
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 HEADINGS = ("attack", "view", "outcome", "headline", "value", "positive", "negative", "seconds")
 STYLES = {Outcome.SUCCEEDED: "bold red", Outcome.ERROR: "red", Outcome.RESISTED: "green"}
+EXPLAINED = (
+    "value [95 % interval]; positive: the same attack with protection off; negative: where there is "
+    "nothing to find. RESISTED is no proof of safety."
+)
 
 
 def number(estimate: Estimate | None) -> str:
@@ -45,21 +50,45 @@ def outcome_line(result: Finding) -> str:
     return f"{result.outcome:<14} {result.id} {result.attack}, {result.view}: {result.reason}"
 
 
-def rich_table(results: Sequence[Finding]) -> Table:
-    """For a terminal."""
+def rich_tables(results: Sequence[Finding]) -> Group:
+    """For a terminal of 80 columns: a table a view and seed, and a line for each attack without numbers."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Table | Text] = []
+    for view, seed_folder in dict.fromkeys((r.view, r.seed_folder) for r in results):
+        own = [r for r in results if (r.view, r.seed_folder) == (view, seed_folder)]
+        parts.append(_rich_table(f"{view}, {seed_folder}", [r for r in own if r.headline is not None]))
+        parts += [Text(outcome_line(r), style="dim") for r in own if r.headline is None]
+    return Group(*parts, Text(EXPLAINED))
+
+
+def _rich_table(title: str, results: Sequence[Finding]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="attacks: value [95 % interval], and the same attack's controls")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index > 3 else "left", overflow="fold")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column("attack", overflow="fold")
+    table.add_column("outcome", no_wrap=True)
+    for heading in ("value", "positive", "negative", "s"):
+        table.add_column(heading, justify="right", overflow="fold")
     for result in results:
-        texts = [Text(c) for c in cells(result)]
-        texts[2].stylize(STYLES.get(result.outcome, ""))
-        table.add_row(*texts)
+        assert result.headline is not None
+        name = Text(f"{result.id} {result.attack}")
+        if result.headline.metric != "auc":
+            name.append(f"\n{result.headline.metric}", style="dim")
+        controls = [c and f"{c.value:.2g}" for c in (result.positive, result.negative)]
+        table.add_row(
+            name,
+            Text(str(result.outcome), style=STYLES.get(result.outcome, "")),
+            number(result.headline),
+            *(c or "-" for c in controls),
+            f"{result.seconds:.0f}",
+        )
     return table
 
 
 def markdown(results: Sequence[Finding]) -> str:
-    """The same as Markdown."""
+    """All results as one Markdown table."""
     return markdown_table(HEADINGS, [cells(r) for r in results])

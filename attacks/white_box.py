@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,10 @@ ROWS_A_PASS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class SharedInput:
-    """Adapted maps of one block that read the same input. `names`: dotted names; `layers`: PEFT's."""
+    """Adapted maps of one block that read the same input. `names`: dotted names; `layers`: PEFT's.
+
+    Both are empty for a block without adapted maps.
+    """
 
     names: tuple[str, ...]
     layers: tuple[Any, ...]
@@ -79,26 +82,45 @@ class WhiteBox:
         return made
 
     def shared_input(self, block: int) -> SharedInput:
-        """The adapted maps of a block that read the first thing it computes (queries, keys, values)."""
+        """The adapted maps of a block that read the same as the first of them: queries, keys and values, or
+        the first maps of the MLP where attention is not adapted.
+
+        Raises `NotApplicable` if the block has none.
+        """
+        if not self.groups[block].names:
+            raise NotApplicable(f"block {block} of the proxy is not adapted")
         return self.groups[block]
+
+    @cached_property
+    def adapted(self) -> tuple[int, ...]:
+        """The blocks that have adapted maps; never empty."""
+        return tuple(i for i, group in enumerate(self.groups) if group.names)
+
+    @cached_property
+    def reads_tokens(self) -> bool:
+        """Whether the first adapted block's `shared_input` depends on the token at its place alone.
+
+        So it is for queries, keys and values of block 0: they read embeddings.
+        """
+        pair = self.block_inputs(torch.tensor([[3, 2], [4, 2]]), self.adapted[0])
+        return torch.equal(pair[0, 1], pair[1, 1])
 
     @property
     def config(self) -> Any:
         """The model's Hugging Face config."""
         return self._base().config
 
-    @property
+    @cached_property
     def groups(self) -> list[SharedInput]:
         """`shared_input` of every block."""
-        if not hasattr(self, "_found"):
-            self._found = self._find_groups()
-        return self._found
+        return self._find_groups()
 
     @torch.inference_mode()
     def _find_groups(self) -> list[SharedInput]:
         from peft.tuners.lora import LoraLayer
 
-        seen: dict[int, list[tuple[str, Any, int]]] = {}
+        # inputs are kept until all are compared: a freed one's place may be taken by the next
+        seen: dict[int, list[tuple[str, Any, torch.Tensor]]] = {}
         handles = []
         base = self._base()
         for index, block in enumerate(blocks_of(base)):
@@ -106,7 +128,7 @@ class WhiteBox:
                 if isinstance(module, LoraLayer):
 
                     def note(m: Any, args: Any, _i: int = index, _n: str = name) -> None:
-                        seen.setdefault(_i, []).append((_n, m, args[0].data_ptr()))
+                        seen.setdefault(_i, []).append((_n, m, args[0]))
 
                     handles.append(cast(nn.Module, module).register_forward_pre_hook(note))
         try:
@@ -117,7 +139,7 @@ class WhiteBox:
         groups = []
         for index in range(len(blocks_of(base))):
             calls = seen.get(index, [])
-            first = [(n, m) for n, m, pointer in calls if pointer == calls[0][2]]
+            first = [(n, m) for n, m, read in calls if read.data_ptr() == calls[0][2].data_ptr()]
             groups.append(SharedInput(names=tuple(n for n, _ in first), layers=tuple(m for _, m in first)))
         return groups
 
@@ -165,16 +187,18 @@ class WhiteBox:
         return torch.cat(made)
 
     def token_inputs(self) -> np.ndarray:
-        """What block 0 reads for every token of the vocabulary, float64 [V, positions, k].
+        """What the first adapted block reads for every token of the vocabulary, float64 [V, positions, k].
 
-        One position, unless the model adds learnt positions to embeddings.
+        One position, unless the model adds learnt positions to embeddings. Where not `reads_tokens`, it is
+        what the block reads for the token repeated, a likeness only.
         """
         config = self._base().config
         absolute = config.model_type in ("gpt2", "opt", "gpt_neo")
         length = min(64, int(config.max_position_embeddings)) if absolute else 1
         made = []
         for ids in torch.arange(self.vocabulary).split(256):
-            made.append(self.block_inputs(ids[:, None].expand(-1, length).contiguous(), 0).numpy())
+            rows = ids[:, None].expand(-1, length).contiguous()
+            made.append(self.block_inputs(rows, self.adapted[0]).numpy())
         return np.concatenate(made).astype(np.float64)
 
 
@@ -187,11 +211,14 @@ def load(view: View) -> WhiteBox:
     if view.proxy is None or view.settings is None:
         raise NotApplicable("this view holds no proxy")
     s = view.settings
-    return _load(str(view.proxy), s.adapter, s.blocks, s.seed)
+    return _load(str(view.proxy), view.proxy.stat().st_mtime_ns, s.adapter, s.blocks, s.seed)
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, adapter: AdapterConfig, blocks: tuple[int, ...] | None, seed: int) -> WhiteBox:
+def _load(
+    folder: str, written: int, adapter: AdapterConfig, blocks: tuple[int, ...] | None, seed: int
+) -> WhiteBox:
+    """`written`: when the folder was, so that another run's model in its place is not taken for it."""
     model, tokenizer = load_llm(Path(folder), device="cpu", dtype="float32")
     return WhiteBox(attach(model, adapter, seed=seed, blocks=blocks).eval(), tokenizer)
 

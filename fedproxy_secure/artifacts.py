@@ -110,8 +110,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write indented JSON atomically. Raises `RunFolderError` if that fails."""
-        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-        return self.write_text(name, text + "\n")
+        return self.write_bytes(name, json_bytes(value))
 
     def append_jsonl(self, name: str, record: dict[str, Any]) -> Path:
         """Add one line of JSON and flush it to the disk.
@@ -151,6 +150,11 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise RunFolderError(f"{path}: is damaged: {error}") from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON, as `RunFolder.write_json` writes it."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

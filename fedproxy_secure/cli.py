@@ -7,6 +7,7 @@ Everything heavy is imported inside the commands, so that `--help` does not load
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 from rich.console import Console
 
-from fedproxy_secure import __version__
+from fedproxy_secure import __version__, cli_evidence
 from fedproxy_secure.cli_errors import plain_errors
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
@@ -75,6 +76,14 @@ RecordOption = Annotated[
         help="Write all messages and every party's state, records included, for `attack run`.",
     ),
 ]
+SigningKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--signing-key",
+        metavar="FILE",
+        help="Signs the audit log and the report; made by `audit keygen`. Default: a key of the run's own.",
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what the run would do and need, then stop.")
 ]
@@ -117,6 +126,7 @@ def run_command(
         str,
         typer.Option(metavar="none|smoke|standard|full", help="Then attack the run; implies `--record`."),
     ] = "none",
+    signing_key: SigningKeyOption = None,
 ) -> None:
     """Run FedProxy once per seed: compress, federate, fuse, evaluate; ends with the trilemma of the run.
 
@@ -126,7 +136,8 @@ def run_command(
     """
     recording = ["audit.record=true"] if record or suite != "none" else []
     attacks = [] if suite == "none" else [f"matrix.suite={suite}"]
-    _start("run", config, [*(changes or []), *recording, *attacks], out, resume, dry_run, suite)
+    more = [*recording, *attacks, *_signed_with(signing_key)]
+    _start("run", config, [*(changes or []), *more], out, resume, dry_run, suite)
 
 
 @app.command("compare")
@@ -155,6 +166,7 @@ def matrix_command(
     out: OutOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
+    signing_key: SigningKeyOption = None,
 ) -> None:
     """Sweep protection x remove ratio x fusion x adapter x seed; run, attack and measure every cell.
 
@@ -165,7 +177,7 @@ def matrix_command(
 
     Example: `fedproxy-secure matrix demo_matrix --out runs/first`
     """
-    _start("matrix", config, changes or [], out, resume, dry_run)
+    _start("matrix", config, [*(changes or []), *_signed_with(signing_key)], out, resume, dry_run)
 
 
 @app.command("report")
@@ -380,6 +392,12 @@ def _show(report: Report, folder: Path) -> None:
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(f"report: {folder / MARKDOWN_NAME}", markup=False, highlight=False, soft_wrap=True)
+    for line in cli_evidence.signed_lines(folder):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _signed_with(key: Path | None) -> list[str]:
+    return [] if key is None else [f"audit.signing_key={json.dumps(str(key))}"]
 
 
 def _typed(command: str, name: str, changes: list[str], folder: Path) -> str:
@@ -387,4 +405,6 @@ def _typed(command: str, name: str, changes: list[str], folder: Path) -> str:
     return shlex.join(["fedproxy-secure", command, name, *sets, "--out", str(folder)])
 
 
+app.command("gate")(cli_evidence.gate)
+app.add_typer(cli_evidence.audit_app, name="audit")
 add_commands(app)

@@ -45,6 +45,7 @@ Method = Literal[
 RATIO_FREE_METHODS: tuple[Method, ...] = ("zero_shot", "centralised_llm", "fedavg_llm")
 Protection = Literal["unsafe_plaintext", "masking", "masking_dp8", "masking_dp3", "masking_dp1", "ckks"]
 Fusion = Literal["fedavg", "h_ties", "h_ties_coordinate"]
+Tracking = Literal["tensorboard", "mlflow", "wandb"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -107,12 +108,24 @@ class CompressConfig(_Strict):
 
 
 class AdapterConfig(_Strict):
-    """What clients train: `lora` (A and B), `ffa` (B only) or `core` (an r x r core only)."""
+    """What clients train: `lora` (A and B), `ffa` (B only) or `core` (an r x r core only), and where.
+
+    `blocks` are indices into the model that clients hold, `modules` the maps of a block. Only block 0's
+    attention reads embeddings, whose span names tokens; all else reads what precedes a token, too.
+    """
 
     kind: AdapterKind = "lora"
     rank: Positive = 16
     alpha: Positive = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: all
+    modules: Literal["all", "attention", "mlp"] = "all"
+
+    @model_validator(mode="after")
+    def _blocks_are_some_and_differ(self) -> AdapterConfig:
+        if self.blocks is not None and (not self.blocks or len(set(self.blocks)) != len(self.blocks)):
+            raise ValueError(f"blocks={list(self.blocks)}: must be at least one, all different")
+        return self
 
 
 class LocalConfig(_Strict):
@@ -154,6 +167,10 @@ class ProtectConfig(_Strict):
     a `granularity`: `block` reveals one variance a block besides the sum, `coordinate` counts of signs too.
     H-TIES' `weights` come from cosines between clients: `uniform` does without, `self` takes each client's
     with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all.
+
+    Clients hold the server to two more: no sum of fewer than `min_cohort`; with `refuse_differencing` none
+    over survivors that differ by exactly one client from those of an earlier sum. After a drop-out such a
+    run ends with an abort: its sums would tell that client's part.
     """
 
     scheme: Literal["masking", "ckks", "unsafe_plaintext"] = "masking"
@@ -163,6 +180,8 @@ class ProtectConfig(_Strict):
     clip: Annotated[float, Field(gt=0)] | None = None  # None: from the optimiser, then from masked sums
     colluders: Annotated[int, Field(ge=0)] = 0  # clients that may work with the server without harm
     threshold: Positive | None = None  # None: the least that is safe
+    min_cohort: Positive | None = None  # None: the threshold says it
+    refuse_differencing: bool = False
     keys: str | None = None  # folder made by `provision`; None: fresh keys, on engines of one machine
 
 
@@ -209,18 +228,20 @@ class FederateConfig(_Strict):
 
 
 class AuditConfig(_Strict):
-    """What an evaluation needs of a run; all off by default.
+    """What an evaluation needs of a run, all off by default, and who signs it.
 
     `record` writes a transcript of all messages and of every party's state, records included, beside the
     run: for evaluation on made-up or consenting data. `holdout` sets a share of each client's training
     records aside by chance, `canaries` puts one made-up secret into each client's training records for
-    each number in it, so many times.
+    each number in it, so many times. `signing_key` is a file made by `audit keygen`, which signs the audit
+    log and the report; None: a key of the run's own.
     """
 
     record: bool = False
     folder: str | None = None  # of the transcript; None: below the run's
     holdout: Ratio = 0.0
     canaries: tuple[Positive, ...] = ()
+    signing_key: str | None = None
 
 
 class CompareConfig(_Strict):
@@ -269,6 +290,7 @@ class Config(_Strict):
     audit: AuditConfig = AuditConfig()
     compare: CompareConfig = CompareConfig()
     matrix: MatrixConfig = MatrixConfig()
+    track: tuple[Tracking, ...] = ("tensorboard",)  # where rounds and measures go besides the report
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Config:
@@ -288,16 +310,29 @@ class Config(_Strict):
             )
         return self
 
+    def with_signing_key(self, file: str | None) -> Config:
+        """The same settings with another key; None for those who need not know where one lies."""
+        return self.model_copy(update={"audit": self.audit.model_copy(update={"signing_key": file})})
+
     def check_protection(self) -> None:
         """Raise `ConfigError` if the federation these settings describe cannot be protected as they ask.
 
         Not part of reading the settings: a client's own file names its own records alone.
         """
         self._check_privacy()
-        scheme = self.protect.scheme
+        scheme, least = self.protect.scheme, self.protect.min_cohort
         if scheme == "unsafe_plaintext":
+            if least is not None or self.protect.refuse_differencing:
+                raise ConfigError(
+                    f"protect.scheme={scheme}: makes no sums; protect.min_cohort and "
+                    "protect.refuse_differencing need masking or ckks"
+                )
             return
         chosen = max(1, round(self.federate.participation * len(self.data.clients)))
+        if least is not None and least > chosen:
+            raise ConfigError(
+                f"protect.min_cohort={least}: must be <= {chosen}, the clients of a round; none would sum"
+            )
         if not 3 <= chosen <= 64:
             raise ConfigError(
                 f"protect.scheme={scheme}: works for 3 to 64 clients a round, here {chosen}; "
@@ -341,7 +376,9 @@ class Config(_Strict):
         """Hex digest of the resolved settings that can change a result; part of every record of a run."""
         settings = self.model_dump(mode="json")
         del settings["protect"]["keys"], settings["privacy"]["ledger"]  # paths
-        del settings["audit"]["record"], settings["audit"]["folder"]  # being watched changes nothing
+        # being watched changes nothing
+        del settings["audit"]["record"], settings["audit"]["folder"], settings["audit"]["signing_key"]
+        del settings["track"]
         # a comparison or a matrix may go on with more or fewer workers
         del settings["compare"]["jobs"], settings["matrix"]["jobs"]
         canonical = json.dumps(settings, sort_keys=True)

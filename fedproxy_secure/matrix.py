@@ -4,7 +4,7 @@
     cells/NAME/                 a run folder, recorded, with its findings in `attacks/`
     cells/NAME/cell.json        written last: the cell is done
     cells/NAME/failed.json      why it is not
-    report.json, report.html .. all cells together
+    report.json, report.html .. all cells together, signed over audit.jsonl, which has the heads of theirs
 
 Every cell has a process of its own, so that one which fails, or is killed, loses nothing of the rest. A
 stopped matrix goes on with `resume=True`: finished cells are kept, unfinished ones go on after their last
@@ -28,12 +28,14 @@ from typing import Any
 
 from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.attacked import attack_run
+from fedproxy_secure.audit.keys import own_key_file
+from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.comparison import Cell, cell_file, cell_to_json, read_cell, run_cell
 from fedproxy_secure.config import Config, Fusion, Protection, parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Bits
-from fedproxy_secure.report.finding import Outcome
+from fedproxy_secure.report.finding import FOLDER, RESULTS, Outcome
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, read_seed
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
@@ -152,7 +154,9 @@ def matrix(
 
     cells, refused = cells_of(config)
     shown = progress or NoProgress()
+    signed, config = config, config.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    witness = Witness.open(folder, signed, command=command)
     truncated = truncated_prompts(config)  # first of all: unreadable records stop here
     ceilings = [Cell(method="centralised_llm", remove_ratio=None, seed=s) for s in config.seeds]
     todo: list[MatrixCell | Cell] = [c for c in cells if not (out / CELLS / c.name / DONE).exists()]
@@ -160,9 +164,15 @@ def matrix(
     shown.start("matrix", len(todo))
     on_cuda = pick_device(config.model.device).type == "cuda"
     jobs = config.matrix.jobs or (1 if on_cuda else os.cpu_count() or 1)
-    for name in _run_all(config, out, todo, jobs):
-        shown.advance("matrix", note=name)
-    shown.done("matrix")
+    with witness.aborts():
+        key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
+        for name in _run_all(config.with_signing_key(key), out, todo, jobs):
+            shown.advance("matrix", note=name)
+        shown.done("matrix")
+        done = [f"{CELLS}/{c.name}" for c in cells if (out / CELLS / c.name / DONE).exists()]
+        for name in done:
+            witness.inner(name)
+        head = witness.settle(*(f"{name}/{FOLDER}/{RESULTS}" for name in done))
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.matrix.matrix(...)",
@@ -172,8 +182,10 @@ def matrix(
         configurations=tuple(configurations_of(config, out, cells)),
         notes=(f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",),
         not_measured=(*refused, *_not_measured(config, out, cells)),
+        audit_head=head,
     )
     publish(report, folder.path)
+    witness.sign()
     return report
 
 

@@ -6,7 +6,7 @@ Every stage is a function of ordinary torch and transformers objects and can be 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,11 +117,13 @@ def tune(
     *,
     run_folder: Path | None = None,
     progress: Progress | None = None,
+    on_round: Callable[[], None] | None = None,
 ) -> nn.Module:
     """Stage 2: federated tuning. Returns `model` (changed in place) with the tuned adapter attached.
 
     `model_folder` holds the same model for the clients. With a `run_folder` every round is saved and a
-    second call goes on where the first was stopped.
+    second call goes on where the first was stopped. `on_round` is called when rounds are saved: once or
+    more often, the last time after the last round.
     """
     from fedproxy_secure.flower.engines import federate
 
@@ -133,16 +135,22 @@ def tune(
     initial = initial_state(tuned)
     for line in check_privacy(job, tuned, {}):
         log.warning(line)
+    saved = on_round or (lambda: None)
+
+    def passed(metrics: Mapping[str, float]) -> None:
+        if each == 1:
+            shown.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
+        saved()
+
     final = federate(
         job,
         model_folder,
         initial,
         run_folder=run_folder,
         on_client=lambda client: shown.advance("federate", note=client),
-        on_round=lambda metrics: (
-            None if each > 1 else shown.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
-        ),
+        on_round=passed,
     )
+    saved()
     shown.done("federate")
     set_vector(tuned, final.adapter)
     return tuned

@@ -7,17 +7,21 @@ seed-0/federation/        server state after the last whole round, one line of m
 seed-0/adapter/           the tuned adapter, a PEFT folder for the proxy
 seed-0/fused/             the fused LLM, a Hugging Face folder
 seed-0/result.json        accuracies; written last
-report.json, report.md    all seeds together
+report.json, report.md    all seeds together; report.sig is their signature
+audit.jsonl               what happened, in a signed chain: `fedproxy-secure audit verify`
+tracking/                 rounds and measures for TensorBoard and others
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.artifacts import RunFolder, environment
+from fedproxy_secure.artifacts import RunFolder, environment, json_bytes
+from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.dp.ledger import read_all
@@ -42,6 +46,7 @@ from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.run_plan import protection_note
 from fedproxy_secure.secagg import ckks
 from fedproxy_secure.stage_clock import StageClock, peak_memory_bytes
+from fedproxy_secure.tracking import Place, Tracker, measure_values, open_tracker, require, round_values
 
 STAGES = 5  # of one seed, for the progress bar
 
@@ -57,21 +62,44 @@ def run(
     """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
 
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
-    result is the same as an unbroken run's.
+    result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
+    line the report is signed.
 
-    Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder.
+    Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
+    if what lies in the folder is not what the log has.
     """
     config.check_protection()
     if config.protect.scheme == "ckks":
         ckks.require()
+    require(config.track)
+    typed = command or "fedproxy_secure.run(...)"
+    signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-    results = {seed: _run_seed(config, folder, seed, progress) for seed in config.seeds}
-    report = report_of(config, out, results, command or "fedproxy_secure.run(...)")
-    publish(report, out)
+    witness = Witness.open(folder, signed, command=typed)
+    with witness.aborts():
+        results = {seed: _run_seed(config, witness, seed, progress) for seed in config.seeds}
+        report = replace(report_of(config, out, results, typed), audit_head=witness.settle())
+        if witness.has_news():
+            with closing(_tracker(config, witness, "report")) as tracker:
+                tracker.log(0, measure_values(report.configurations[0]))
+        publish(report, out)
+        witness.sign()
     return report
 
 
-def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress | None) -> dict[str, Any]:
+def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
+    place = Place(folder=witness.folder, project=config.name, run=witness.run, part=part)
+    return open_tracker(config.track, place)
+
+
+def _tell_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
+    """Of rounds that are saved, whatever log and trackers do not have yet."""
+    for line in witness.untold_rounds(seed):
+        tracker.log(line["round"], round_values(line))
+        witness.round(seed, line)
+
+
+def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | None) -> dict[str, Any]:
     from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
@@ -79,10 +107,11 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.flower.engines import PRIVACY
 
-    name = f"seed-{seed}"
+    name, folder = f"seed-{seed}", witness.log.folder
     place = folder.path / name
     if (place / "result.json").exists():
         return _read(place / "result.json")
+    witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)
     clock = StageClock()
@@ -108,13 +137,15 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     shown.advance(name, note="measured before tuning")
     (place / "federation").mkdir(parents=True, exist_ok=True)
     job = FederationJob.from_config(config, seed=seed)
-    tuned = tune(
-        job,
-        proxy.model,
-        place / "proxy",
-        run_folder=place / "federation",
-        progress=progress,
-    )
+    with closing(_tracker(config, witness, name)) as tracker:
+        tuned = tune(
+            job,
+            proxy.model,
+            place / "proxy",
+            run_folder=place / "federation",
+            progress=progress,
+            on_round=lambda: _tell_rounds(witness, tracker, seed),
+        )
     save_adapter(tuned, place / "adapter")
     clock.stop("federate")
     shown.advance(name, note="federated")
@@ -122,6 +153,7 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
     save_model(fused, materials.tokenizer, place / "fused")
     clock.stop("fuse")
     shown.advance(name, note="fused")
+    spent = read_all(place / "federation" / PRIVACY)
     result = {
         "seed": seed,
         "fidelity": asdict(faithful),
@@ -135,11 +167,11 @@ def _run_seed(config: Config, folder: RunFolder, seed: int, progress: Progress |
         "fused": _bits(evaluate(fused, materials, config, progress=progress, name="fused LLM")),
         "truncated": truncated_prompts(config),
         "privacy_notes": list(check_privacy(job, tuned, {})),
-        "spent": {name: asdict(s) for name, s in read_all(place / "federation" / PRIVACY).items()},
+        "spent": {client: asdict(s) for client, s in spent.items()},
     }
     clock.stop("evaluate")
     result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
-    folder.write_json(f"{name}/result.json", result)
+    witness.finished(seed, json_bytes(result), epsilon={c: s.epsilon for c, s in spent.items()})
     shown.done(name)
     return result
 

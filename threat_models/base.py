@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Literal
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
 
 from fedproxy_secure.errors import ConfigError
 
@@ -65,14 +65,17 @@ class ThreatModel:
 
 @cache
 def every() -> dict[str, ThreatModel]:
-    """All threat models by name: this project's, then those that entry points bring."""
+    """All threat models by name: this project's, then those that entry points bring.
+
+    Raises `ConfigError` if a name is there twice or an entry point cannot be loaded.
+    """
     from threat_models import clients, outsider, server
 
     sources: list[Callable[[], Iterable[ThreatModel]]] = [
         lambda: (server.HONEST_BUT_CURIOUS_SERVER, server.ACTIVE_SERVER),
         lambda: (clients.MALICIOUS_CLIENT, clients.COLLUDING_CLIENTS, clients.SERVER_WITH_CLIENTS),
         lambda: (outsider.NETWORK_EAVESDROPPER, outsider.API_USER),
-        *(point.load() for point in entry_points(group=GROUP)),
+        *(_loaded(point) for point in entry_points(group=GROUP)),
     ]
     found: dict[str, ThreatModel] = {}
     for source in sources:
@@ -81,6 +84,13 @@ def every() -> dict[str, ThreatModel]:
                 raise ConfigError(f"threat model {model.name!r}: is there twice; names must differ")
             found[model.name] = model
     return found
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # somebody else's module may raise anything
+        raise ConfigError(f"entry point {point.name!r} of {GROUP}: cannot be loaded: {error}") from error
 
 
 def get(name: str) -> ThreatModel:

@@ -14,10 +14,11 @@ app = typer.Typer(
 @app.command("list")
 def list_command() -> None:
     """All threat models."""
-    from threat_models import every
+    with plain_errors(again=None):
+        from threat_models import every
 
-    for name, model in every().items():
-        typer.echo(f"{name:<22} {model.title}")
+        for name, model in every().items():
+            typer.echo(f"{name:<22} {model.title}")
 
 
 @app.command()

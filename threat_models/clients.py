@@ -13,7 +13,11 @@ MALICIOUS_CLIENT = ThreatModel(
         "queries the fused LLM as any customer",
         "sends any update within the protocol's range",
     ),
-    assumptions=("no other client helps it", "the server is honest"),
+    assumptions=(
+        "no other client helps it",
+        "the server is honest",
+        "it is given the tuned proxy: the final adapter, which no message brings",
+    ),
     non_goals=("that poisoning is stopped: masking hides it, only the clip bounds it",),
 )
 COLLUDING_CLIENTS = ThreatModel(
@@ -27,7 +31,7 @@ COLLUDING_CLIENTS = ThreatModel(
         "subtract their updates from what a round moved",
     ),
     assumptions=("the server is honest",),
-    non_goals=("more colluders than two; set `--clients`",),
+    non_goals=("more colluders than two: declare a model with more `clients`",),
 )
 SERVER_WITH_CLIENTS = ThreatModel(
     name="server_with_clients",

@@ -30,8 +30,9 @@ KL, AGREEMENT, PERPLEXITY, ACCURACY = "KL", "agreement", "log perplexity", "accu
 class Asked:
     """What a model is asked: the next token's distribution at `places` of `texts`, and records' answers.
 
-    `texts`: int64 [n, tokens]; `places`: int64 [n, p], each below tokens - 1. `depth`: blocks of the LLM,
-    which is taken to be public.
+    `texts`: int64 [n, tokens]; `places`: int64 [n, p], each below tokens - 1. `records` stand there whole,
+    since each token of an answer is asked for after those before it; they are no texts to learn from.
+    `depth`: blocks of the LLM, which is taken to be public.
     """
 
     depth: int

@@ -91,16 +91,16 @@ def held(mine: Tensors, llm: Tensors) -> Held:
     return Held(share=count / parameters, pairs=tuple(most), depth=len(blocks))
 
 
-def lineage(suspect: Path, llm: Path, *, nulls: int = 3, seed: int = 0) -> Lineage:
+def lineage(suspect: Path, llm: Path, *, nulls: int = 3, prompts: int = PROMPTS, seed: int = 0) -> Lineage:
     """Whether a suspect descends from an LLM: compare with what models of other seeds reach.
 
-    CKA is taken on `PROMPTS` texts: the demo world's stories where the tokenizer is the demo's, else
+    CKA is taken on `prompts` texts: the demo world's stories where the tokenizer is the demo's, else
     samples of the LLM.
     """
     a, _ = load_llm(suspect, dtype="float32")
     b, tokenizer = load_llm(llm, dtype="float32")
     rng = np.random.default_rng(seed)
-    texts = texts_for(b, tokenizer, count=PROMPTS, tokens=PROMPT_TOKENS, rng=rng)
+    texts = texts_for(b, tokenizer, count=prompts, tokens=PROMPT_TOKENS, rng=rng)
     states = _states(b, texts)
     others = [newborn(a, int(rng.integers(2**31))) for _ in range(nulls)]
     (cosine, cka), *null = [_alike(m, b, texts, states) for m in (a, *others)]

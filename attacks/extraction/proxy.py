@@ -6,17 +6,19 @@ to K texts (distillation). **R** is the share of the proxy's KL to the LLM that 
 `attacks.extraction.behaviour`); the attack succeeds if it takes more than half.
 
     healing     the same compute on texts alone, without a query: what the proxy gives away by itself
-    API gain    R with the largest K, minus healing's
-    proxy gain  the same, minus that of a model with random weights that gets the same queries and compute
-    top-k, text what an API gives that tells `TOP` tokens, or only the likeliest
+    API gain    R with the largest K, minus healing's or 0, whichever is more: the proxy as it is has R = 0
+    proxy gain  the same R, minus that of random weights that get the same queries and as many steps
+    top k, text what an API gives away that tells `TOP` tokens, or only the likeliest
 
-What it has: texts (`attacks.extraction.texts`) and, as public, the LLM's depth. Where the gaps are it
-guesses by held-out KL, or takes them as evenly spread. An eighth of the queries is held out, and what is
-best there (identity, copies, averages, healed, distilled) is what it hands in. The interval is over
-held-out texts; how another training would have ended it does not say.
+What it has: texts (`attacks.extraction.texts`) and, as public, the LLM's depth. Fillers are spread evenly.
+Where blocks are missing is guessed by held-out KL, too, but for the record alone: on the demo LLM the guess
+is no better than chance, and R does not need it. An eighth of the queries is held out; what is best there
+(identity, copies, averages, healed, distilled) is handed in. The interval is over held-out texts; how
+another training would have ended it does not say.
 
 Controls: the same training from the LLM's own dropped blocks must succeed; answers that belong to other
-queries must not.
+queries must not. From those a model still learns the LLM's average answer, which is worth an R above 0
+where the proxy is far from it.
 """
 
 from __future__ import annotations
@@ -85,9 +87,14 @@ def queries(count: int) -> str:
     return f"{count} queries"
 
 
-@lru_cache(maxsize=2)
-def posed(folder: Path, records: tuple[Encoded, ...], seed: int) -> tuple[Asked, Behaviour]:
+def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:
     """Held-out texts of a seed with these records, and what the LLM in a folder answers."""
+    written = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+    return _posed(folder, written, records, seed)
+
+
+@lru_cache(maxsize=2)
+def _posed(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int) -> tuple[Asked, Behaviour]:
     rng = np.random.default_rng(seed)
     llm, tokenizer = load_llm(folder, dtype="float32")
     texts = texts_for(llm, tokenizer, count=HELD_OUT, tokens=TEXT_TOKENS, rng=rng)
@@ -122,7 +129,7 @@ class ProxyExtraction(Attack):
             raise NotApplicable("the server is among the adversary: it owns the LLM")
         records = [item for s in truth.clients.values() for item in (s.holdout or s.train)]
         chosen = rng.permutation(len(records))[:RECORDS]
-        asked, llm = posed(view.api, tuple(records[i] for i in chosen), int(rng.integers(2**31)))
+        asked, llm = posed(view.api, tuple(records[i] for i in chosen), seed=int(rng.integers(2**31)))
         proxy, _ = held_model(view)
         mine = held(proxy.state_dict(), read_tensors(view.api))
         whole = len(mine.kept) == len(blocks_of(proxy))
@@ -140,13 +147,10 @@ class ProxyExtraction(Attack):
         missing = question.depth - len(blocks_of(proxy))
         if missing <= 0:
             raise NotApplicable("the proxy lacks no block of the LLM")
-        control = view.threat_model in (KNOWN_BAD, NOBODY)
-        api = Api(
-            view.api,
-            limit=spent.grid[-1],
-            mode="shuffled" if view.threat_model == NOBODY else "true",
-        )
-        texts = texts_for(proxy, tokenizer, count=spent.grid[-1], tokens=TEXT_TOKENS, rng=rng)
+        last, even = spent.grid[-1], spread(len(blocks_of(proxy)), missing)
+        shuffled = view.threat_model == NOBODY
+        api = Api(view.api, limit=last, mode="shuffled" if shuffled else "true")
+        texts = texts_for(proxy, tokenizer, count=last, tokens=TEXT_TOKENS, rng=rng)
         thief = Thief(proxy, api, texts, spent, budget, int(rng.integers(2**31)))
         answer = partial(
             behaviour,
@@ -159,26 +163,21 @@ class ProxyExtraction(Attack):
         )
         models = {PROXY: answer(proxy)}
         gaps: Gaps | None = None
-        if control:
-            donor = view.llm if view.threat_model == KNOWN_BAD else None
-            start = thief.empty(missing) if donor is None else leaked(proxy, Path(donor))
-            models[queries(spent.grid[-1])] = answer(thief.distilled(spent.grid[-1], start, others=()))
-            return Stolen(models=models, grid=spent.grid, gaps=None, asked=api.asked)
-        healed = thief.healed(thief.empty(missing))
-        models[HEALED] = answer(healed)
-        if spent.all_controls:
-            gaps = thief.where(missing)
-        even = spread(len(blocks_of(proxy)), missing)
-        for count in spent.grid:
-            start = grown(proxy, gaps or even, "zero")
-            others = (healed, *(grown(proxy, gaps or even, k)[0] for k in ("copy", "average")))
-            models[queries(count)] = answer(thief.distilled(count, start, others=others))
-        if spent.all_controls:
-            last = spent.grid[-1]
-            for name in ("top_k", "text"):
-                start = grown(proxy, gaps or even, "zero")
-                models[name] = answer(thief.distilled(last, start, others=(), answers=name))
-            models[NOTHING] = answer(thief.without_proxy(last, question.depth))
+        if shuffled:
+            models[queries(last)] = answer(thief.distilled(last, thief.empty(missing)))
+        elif view.threat_model == KNOWN_BAD and view.llm is not None:
+            models[queries(last)] = answer(thief.distilled(last, leaked(proxy, Path(view.llm))))
+        else:
+            healed = thief.healed(thief.empty(missing))
+            models[HEALED] = answer(healed)
+            others = (healed, *(grown(proxy, even, kind)[0] for kind in ("copy", "average")))
+            for count in spent.grid:
+                models[queries(count)] = answer(thief.distilled(count, thief.empty(missing), others=others))
+            if spent.all_controls:
+                for name in ("top_k", "text"):
+                    models[name] = answer(thief.distilled(last, thief.empty(missing), answers=name))
+                models[NOTHING] = answer(thief.without_proxy(last, question.depth))
+                gaps = thief.where(missing)
         return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked)
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
@@ -199,7 +198,8 @@ class ProxyExtraction(Attack):
         made += [of(r[queries(k)], f"extraction R, {k} queries") for k in guess.grid if queries(k) in r]
         if HEALED in r:
             made.append(of(r[HEALED], "healing R"))
-            made.append(of(r[best], "API gain", against=r[HEALED]))
+            without = r[HEALED] if scale[KL].ratio(r[HEALED]) > 0 else r[PROXY]
+            made.append(of(r[best], "API gain", against=without))
         if NOTHING in r:
             made.append(of(r[NOTHING], "R without the proxy"))
             made.append(of(r[best], "proxy gain", against=r[NOTHING]))

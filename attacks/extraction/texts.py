@@ -6,6 +6,8 @@ of them. Of another LLM nothing is assumed: texts are sampled from the model in 
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from fedproxy_secure.data.evaluate import text_windows
 from fedproxy_secure.llm import Tokenizer, load_tokenizer
 from fedproxy_secure.world.stories import stories
 
-STORY_TOKENS = 60  # of the shortest stories: enough of them fill every window
+STORY_TOKENS = 50  # somewhat less than a story has on average
 
 
 def texts_for(
@@ -36,13 +38,17 @@ def is_demo(tokenizer: Tokenizer) -> bool:
 
 def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -> torch.Tensor:
     """Windows of the demo world's stories, int64 [count, tokens]."""
-    stream, enough = stories(seed), 2 + count * tokens // STORY_TOKENS
+    enough = 2 + count * tokens // STORY_TOKENS
     while True:
-        text = "\n".join(next(stream) for _ in range(enough))
-        windows = text_windows(text, tokenizer, window_tokens=tokens, limit=count)
+        windows = text_windows(_stories(seed, enough), tokenizer, window_tokens=tokens, limit=count)
         if len(windows) == count:
             return windows
-        stream, enough = stories(seed), 2 * enough
+        enough *= 2
+
+
+@lru_cache(maxsize=4)
+def _stories(seed: int, count: int) -> str:
+    return "\n".join(islice(stories(seed), count))
 
 
 @torch.no_grad()

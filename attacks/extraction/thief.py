@@ -39,7 +39,7 @@ def effort(budget: Budget) -> Effort:
     grid = budget.pick(smoke=(16, 64), standard=(16, 64, 256, 1024), full=(16, 64, 256, 1024, 4096))
     return Effort(
         grid=tuple(k for k in grid if k <= budget.queries),
-        steps=budget.pick(smoke=24, standard=100, full=400),
+        steps=budget.pick(smoke=24, standard=80, full=400),
         batch=budget.pick(smoke=4, standard=8, full=8),
         all_controls=budget.profile != "smoke",
     )
@@ -90,7 +90,7 @@ class Thief:
         count: int,
         start: Start,
         *,
-        others: tuple[nn.Module, ...],
+        others: tuple[nn.Module, ...] = (),
         answers: Answers = "logits",
     ) -> nn.Module:
         """Fillers trained on `count` queries, or what is better on those held out: the proxy, `others`."""

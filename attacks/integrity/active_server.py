@@ -1,19 +1,22 @@
 """A10: a server that deviates, against the masking protocol as installed and against known-bad clients.
 
-Key swap, split views of who survived (a client in both sets), a lowered threshold, another adapter for one
-client (suppression by model inconsistency), altered, repeated and reordered messages. Against this protocol
-each must end in an abort or in the exact sum of the others; against clients with one check taken out the
-same attack must read a client's vector, or it proves nothing.
+Key swap, split views of who survived (a client in both sets), a lowered threshold, altered, repeated and
+reordered messages: the protocol's own must-fail attempts (`fedproxy_secure.secagg.selftest`). Another
+adapter for one client than for the others: `attacks.integrity.inconsistency`, played with the recorded
+clients' records. Each must end in an abort or in the exact sum of the others; against clients with one
+check taken out the same attack must read a client's vector, or it proves nothing.
 
-It works on the protocol itself, not on a recorded run: who is in a recording cannot deviate any more.
+It plays rounds of its own: who is in a recording cannot deviate any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from attacks import white_box
 from attacks.base import (
     KNOWN_BAD,
     NOBODY,
@@ -26,19 +29,24 @@ from attacks.base import (
     attack,
     replace_view,
 )
+from attacks.integrity.inconsistency import CANARY_BIT, SUPPRESSION, played_round, silenced
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
 from attacks.statistics import share
+from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
 
+READ = 0.99  # cosine with the victim's own numbers from which on they count as read
+RECORDS = 8  # of each client in a round that is played
+
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One attempt and whether it read a client's vector or falsified the sum."""
+class Attempts:
+    """What the adversary tried: the protocol's own attempts by name, whether each succeeded; and what it
+    takes for the victim's numbers, by attempt, or why the round ended without."""
 
-    name: str
-    succeeded: bool
-    found: str
+    protocol: Mapping[str, bool]
+    read: Mapping[str, np.ndarray | str]
 
 
 @attack(
@@ -47,7 +55,7 @@ class Attempt:
         name="secagg_active",
         title="a client's vector from a masking protocol whose server cheats",
         paper="Pasquini et al. 2022, arXiv 2111.07380; Bonawitz et al. 2017",
-        needs=(frozenset({"ACT"}),),
+        needs=(frozenset({"ACT", "MOD"}),),
         headline="share of attempts that succeed",
         chance=0.0,
         margin=0.01,
@@ -55,46 +63,79 @@ class Attempt:
     )
 )
 class SecaggActive(Attack):
-    """Runs the protocol's must-fail attempts."""
+    """Tries everything once, on the clients in question."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Which clients are attacked: the installed ones, or known-bad ones in the positive control."""
-        return Exam(question=KNOWN_BAD if view.threat_model == KNOWN_BAD else "installed")
+        """Rounds with two adapters, as they go; the answer is what the victim sent in them.
+
+        The view's threat model says who is attacked: installed clients or known-bad ones.
+        """
+        settings = view.settings
+        if settings is None or not (view.masked or view.updates or view.sums):
+            raise NotApplicable("no server is corrupted in this view")
+        if settings.protect.scheme == "unsafe_plaintext":
+            raise NotApplicable("unsafe_plaintext: the server has every update; nothing to cheat for")
+        if settings.protect.scheme == "ckks":
+            raise NotApplicable("ckks: any client with the server opens every update, by design")
+        box = white_box.load(view)
+        records = {n: s.train[:RECORDS] for n, s in truth.clients.items()}
+        known_bad = view.threat_model == KNOWN_BAD
+        seen: dict[str, np.ndarray | str] = {}
+        sent: dict[str, np.ndarray] = {}
+        for attempt in (SUPPRESSION, CANARY_BIT):
+            mask = silenced(box, attempt)
+            if len(records) < 3 or (known_bad and settings.adapter.kind != "lora"):
+                continue
+            try:
+                total, own = played_round(
+                    box,
+                    settings,
+                    records,
+                    view.adapters[max(view.adapters)],
+                    mask,
+                    checked=not known_bad,
+                    budget=Budget(),
+                )
+                seen[attempt], sent[attempt] = total[mask], own[mask]
+            except ProtocolAborted as error:
+                seen[attempt], sent[attempt] = str(error), np.zeros(int(mask.sum()), np.float32)
+        return Exam(question=seen, answer=sent)
 
     def guess(
-        self, view: View, question: str, budget: Budget, rng: np.random.Generator
-    ) -> tuple[Attempt, ...]:
-        """Every attempt against the clients in question."""
+        self,
+        view: View,
+        question: Mapping[str, np.ndarray | str],
+        budget: Budget,
+        rng: np.random.Generator,
+    ) -> Attempts:
+        """The sums are taken for the victim's; the protocol's own attempts are made here."""
         from fedproxy_secure.secagg.selftest import findings
 
-        if view.settings is None:
-            raise NotApplicable("this view has no protocol to deviate from")
-        if view.settings.protect.scheme == "unsafe_plaintext":
-            raise NotApplicable("unsafe_plaintext: the server has every update; nothing to cheat for")
-        if view.settings.protect.scheme == "ckks":
-            raise NotApplicable("ckks: any client with the server opens every update, by design")
-        made = []
+        tried: dict[str, bool] = {}
         for finding in findings():
             budget.check()
-            bad_client = KNOWN_BAD in finding.attempt
-            if finding.adversary == "nobody" or bad_client != (question == KNOWN_BAD):
-                continue
-            succeeded = finding.ok if bad_client else not finding.ok
-            name = f"{finding.adversary}: {finding.attempt}"
-            made.append(Attempt(name=name, succeeded=succeeded, found=finding.found))
-        if view.threat_model == NOBODY:
-            made = [Attempt(name=a.name, succeeded=False, found="not tried") for a in made]
-        return tuple(made)
+            bad_client, idle = KNOWN_BAD in finding.attempt, finding.adversary == "nobody"
+            wanted = KNOWN_BAD if bad_client else NOBODY if idle else "installed"
+            asked = view.threat_model if view.threat_model in (KNOWN_BAD, NOBODY) else "installed"
+            if wanted == asked:
+                read = finding.ok if bad_client else not finding.ok
+                tried[f"{finding.adversary}: {finding.attempt}"] = read
+        return Attempts(protocol=tried, read=question)
 
-    def score(self, guess: tuple[Attempt, ...], answer: object) -> tuple[Estimate, ...]:
+    def score(self, guess: Attempts, answer: Mapping[str, np.ndarray]) -> tuple[Estimate, ...]:
         """Of all attempts."""
-        hits = sum(a.succeeded for a in guess)
-        return (share(hits, len(guess), metric="share of attempts that succeed", seed=0),)
+        hits = sum(guess.protocol.values())
+        for attempt, seen in guess.read.items():
+            if not isinstance(seen, str):
+                own = answer[attempt].astype(np.float64)
+                hits += bool(seen @ own > READ * np.linalg.norm(seen) * np.linalg.norm(own))
+        n = len(guess.protocol) + len(guess.read)
+        return (share(hits, n, metric=self.info.headline, seed=0),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The same attempts against clients with one check taken out."""
         return replace_view(view, threat_model=KNOWN_BAD), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Nobody cheats."""
-        return replace_view(view, threat_model=NOBODY), exam
+        """Nobody cheats: one honest round of the protocol."""
+        return replace_view(view, threat_model=NOBODY), Exam(question={}, answer={})

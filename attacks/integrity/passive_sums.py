@@ -1,121 +1,31 @@
 """A11: what a server that follows the protocol gets beyond one sum.
 
-`masked_words`         a masked message alone: is it uniform? Its bytes, and A2 on its words.
 `sign_counts`          H-TIES at granularity `coordinate` counts signs: where one client alone stands on a
                        side its value is known, where all stand on one every client's sign is.
 `cohort_differencing`  cohorts that differ from round to round: sums are taken apart by least squares over
                        who took part, as far as clients send alike from round to round.
+
+Single messages are the matter of `attacks.integrity.masked_words` and `attacks.integrity.mask_seeds`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import chi2
 
-from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
-from attacks.reconstruction.sequences import one_step_control
-from attacks.reconstruction.spans import Candidates, Target, attack_one, spaces_of
-from attacks.reconstruction.spans import LoraSpanTokens as Spans
 from attacks.statistics import auc_estimate, share
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.secagg.granularity import unpack_signs
 
 PARTS = 32  # of an update, judged one by one
+FLOAT32_SUMS = 2.5e-7  # relative error of sums and magnitudes as they are revealed
 SECURE_AGGREGATION = (
     ("MITRE ATLAS", "5", "AML.T0024.001"),
     ("NIST AI RMF", "1.0", "MEASURE 2.7"),
 )
-
-
-def byte_p_value(data: np.ndarray) -> float:
-    """Chance that uniform bytes are as uneven as `data`, uint8 [n], or more (chi-square, 255 freedoms)."""
-    counts = np.bincount(data, minlength=256)
-    expected = len(data) / 256
-    return float(chi2.sf(np.square(counts - expected).sum() / expected, 255))
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordsGuess:
-    """A2's targets on masked words, and the p-value of their bytes' being uniform."""
-
-    targets: tuple[Target, ...]
-    p_value: float
-    n_bytes: int
-
-
-@attack(
-    AttackInfo(
-        id="A11",
-        name="masked_words",
-        title="tokens from single masked messages",
-        paper="Bonawitz et al. 2017: a masked vector is uniform",
-        needs=(frozenset({"MOD"}),),
-        mapping=SECURE_AGGREGATION,
-    )
-)
-class MaskedWords(Attack):
-    """A2 on the words of each masked message, read as signed numbers."""
-
-    def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> WordsGuess:
-        """Attack the first messages of the first round."""
-        settings = view.settings
-        box = white_box.load(view)
-        assert settings is not None
-        vectors = [(r, name, w) for (r, name), w in sorted(view.masked.items())]
-        plain = [(r, name, u) for (r, name), u in sorted(view.updates.items())]
-        if not vectors and not plain:
-            raise NotApplicable("no masked message passed")
-        dtype = {16: "<i2", 32: "<i4"}.get(settings.protect.bits)
-        if vectors and dtype is None:
-            raise NotApplicable("words of 24 bits are not read")
-        most = budget.pick(smoke=4, standard=8, full=32)
-        targets = []
-        candidates = None
-        for r, name, raw in (plain or vectors)[:most]:
-            budget.check()
-            vector = raw
-            if not plain:
-                words = raw.tobytes()[: settings.d * settings.protect.bits // 8]
-                vector = np.frombuffer(words, dtype=dtype).astype(np.float32)
-            spaces = spaces_of(box, vector, 0, settings.adapter.kind)
-            candidates = candidates or Candidates.of(box.token_inputs(), spaces.maps)
-            targets.append(attack_one(candidates, spaces, settings, r, (name,), rng))
-        data = np.concatenate([w for _, _, w in vectors[:most]]) if vectors else np.zeros(0, np.uint8)
-        p = byte_p_value(data) if len(data) else 0.0
-        return WordsGuess(targets=tuple(targets), p_value=p, n_bytes=len(data))
-
-    def score(self, guess: WordsGuess, answer: Truth) -> tuple[Estimate, ...]:
-        """A2's AUC, and the bytes' p-value."""
-        found = Spans().score(guess.targets, answer)
-        uniform = Estimate(
-            metric="p-value of uniform bytes",
-            value=guess.p_value,
-            low=None,
-            high=None,
-            n=max(guess.n_bytes, 1),
-            unit="probability",
-            seeds=(0,),
-            how="chi-square over 256 byte values",
-        )
-        return (found[0], uniform)
-
-    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """In the masked message's place an update as it is: one SGD step on 16 records."""
-        control = one_step_control(view, truth, records=16)
-        return None if control is None else (replace_view(control[0], masked={}), control[1])
-
-    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Random bytes."""
-        masked = {
-            k: rng.integers(0, 256, size=len(v), dtype=np.uint8).astype(np.uint8)
-            for k, v in view.masked.items()
-        }
-        updates = {k: rng.permutation(v) for k, v in view.updates.items()}
-        return replace_view(view, masked=masked, updates=updates), exam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +38,7 @@ class SignsGuess:
     coordinates: int
     lone: int
     unanimous: int
+    tolerance: float  # share of the largest value by which rounding may move a named one
     named: tuple[tuple[int, np.ndarray, np.ndarray], ...]
 
 
@@ -170,15 +81,20 @@ class SignCounts(Attack):
             lone += len(at)
             unanimous += int(((plus == clients) | (minus == clients)).sum())
             named.append((r, at, value[at]))
-        return SignsGuess(coordinates=total, lone=lone, unanimous=unanimous, named=tuple(named))
+        # half a step a client: n clients share 2^(bits - 1) levels a side
+        rounding = 2 * len(settings.clients) ** 2 / 2**settings.protect.bits + FLOAT32_SUMS
+        return SignsGuess(
+            coordinates=total, lone=lone, unanimous=unanimous, tolerance=rounding, named=tuple(named)
+        )
 
     def score(self, guess: SignsGuess, answer: Truth) -> tuple[Estimate, ...]:
-        """Shares of all coordinates; a named value counts if some client's is within 1 % of its spread."""
+        """Shares of all coordinates; a named value counts if it is some client's, but for rounding."""
         right = 0
         for r, at, values in guess.named:
             updates = np.stack([s.rounds[r].update for s in answer.clients.values() if r in s.rounds])
-            scale = 0.01 * updates.std() + 1e-9
-            right += int((np.abs(updates[:, at] - values).min(axis=0) < scale).sum())
+            near = guess.tolerance * float(np.abs(updates).max())
+            there = np.abs(updates[:, at] - values).min(axis=0) <= near
+            right += int((there & (np.abs(values) > near)).sum())
         n = guess.coordinates
         return (
             share(right, n, metric=SignCounts.info.headline, seed=0),
@@ -188,20 +104,27 @@ class SignCounts(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Sums as granularity `coordinate` would have revealed them."""
-        if view.settings is None or len(truth.clients) < 2:
-            return None
-        names = tuple(truth.clients)
-        rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
-        made = {r: _coordinate_sums(names, truth, r, view.settings.protect.bits) for r in sorted(rounds)}
-        return replace_view(view, sums=made), truth
+        made = coordinate_sums(view, truth)
+        return (replace_view(view, sums=made), truth) if made else None
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Sums without counts, as `block` and plain masking reveal them."""
-        bare = {
-            r: Sums(clients=s.clients, segments={"update": s.segments["update"]})
-            for r, s in view.sums.items()
-        }
-        return replace_view(view, sums=bare), exam
+        """The same with sums and magnitudes of other coordinates: what is named is nobody's."""
+        mixed = {}
+        for r, sums in coordinate_sums(view, exam.answer).items():
+            order = rng.permutation(len(sums.segments["update"]))
+            moved = {k: sums.segments[k][order] for k in ("update", "magnitude")}
+            mixed[r] = Sums(clients=sums.clients, segments={**sums.segments, **moved})
+        return replace_view(view, sums=mixed), exam
+
+
+def coordinate_sums(view: View, truth: Truth) -> dict[int, Sums]:
+    """What granularity `coordinate` reveals of rounds in which all clients in `truth` trained."""
+    names = tuple(truth.clients)
+    if view.settings is None or len(names) < 2:
+        return {}
+    bits = view.settings.protect.bits
+    rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
+    return {r: _coordinate_sums(names, truth, r, bits) for r in sorted(rounds)}
 
 
 def _coordinate_sums(names: tuple[str, ...], truth: Truth, round_number: int, bits: int) -> Sums:
@@ -230,6 +153,16 @@ class Apart:
     means: dict[str, np.ndarray]
     rank: int
     rounds: int
+
+
+def _of_others(view: View, round_number: int) -> Sums:
+    """A round's sum without the corrupted clients' own parts, which they know."""
+    sums = view.sums[round_number]
+    known = {n: s.rounds[round_number].update for n, s in view.own.items() if n in sums.clients}
+    rest = sums.segments["update"].astype(np.float64)
+    for own in known.values():
+        rest -= own
+    return Sums(clients=tuple(n for n in sums.clients if n not in known), segments={"update": rest})
 
 
 def disaggregate(sums: dict[int, Sums]) -> Apart:
@@ -262,7 +195,7 @@ class CohortDifferencing(Attack):
         """Every client's mean update."""
         if len(view.sums) < 2:
             raise NotApplicable("needs the sums of two rounds or more")
-        return disaggregate(dict(view.sums))
+        return disaggregate({r: _of_others(view, r) for r in view.sums})
 
     def score(self, guess: Apart, answer: Truth) -> tuple[Estimate, ...]:
         """AUC of the cosine of estimates and true mean updates: own pairs over others', part by part."""
@@ -299,14 +232,17 @@ class CohortDifferencing(Attack):
         if len(names) < 3:
             return None
         rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
+        if not rounds:
+            return None
         r = min(rounds)
+        alone = {n: replace(s, rounds={r: s.rounds[r]}) for n, s in truth.clients.items()}
         updates = {n: truth.clients[n].rounds[r].update for n in names}
         cohorts = [names, *(tuple(n for n in names if n != gone) for gone in names)]
         made = {
             i: Sums(clients=c, segments={"update": np.sum([updates[n] for n in c], axis=0)})
             for i, c in enumerate(cohorts)
         }
-        return replace_view(view, sums=made), truth
+        return replace_view(view, sums=made, own={}), Truth(clients=alone)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The same cohorts, sums of noise."""

@@ -1,8 +1,9 @@
 """A7: how well does a model know a secret, and does the secret survive the plug-in into the LLM?
 
 A canary is a secret drawn from a known space, put into a client's records 1, 4 or 16 times. The adversary
-ranks candidates by likelihood; **exposure** is `log2 |R| - log2 rank` bits. Measured on the tuned proxy
-(held by every client) and on the fused LLM (queried by anybody).
+ranks it among references R, other secrets of that space, by likelihood; **exposure** is
+`log2 |R| - log2 rank` bits, where rank 1 is likelier than all of R and the last rank is `|R| + 1`. Measured
+on the tuned proxy (held by every client) and on the fused LLM (queried by anybody).
 
 After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 """
@@ -10,7 +11,6 @@ After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,15 @@ from torch import nn
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack
 from attacks.membership.overfit import overfitted
-from attacks.membership.scores import likelihoods
+from attacks.membership.scores import continuation_losses
 from attacks.statistics import over_targets, share
-from fedproxy_secure.data.encode import Encoded, prompt_ids, text_ids
+from fedproxy_secure.data.encode import prompt_ids, text_ids
 from fedproxy_secure.data.planted import SECRET_DIGITS
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
 
-FEWEST = 100  # candidates of the smallest profile; the true one is among them
+REFERENCES = {"smoke": 128, "standard": 1024, "full": 10**SECRET_DIGITS - 1}
 PROXY, FUSED = "tuned proxy", "fused LLM"
 
 
@@ -58,14 +58,18 @@ class Secrets:
     repeats: tuple[int, ...]
 
 
-def exposure(rank: float, size: int) -> float:
-    """Bits: `log2 size - log2 rank`; rank 1 is the likeliest of `size` candidates."""
-    return math.log2(size) - math.log2(rank)
+def exposure(loss: float, references: np.ndarray) -> float:
+    """Bits: `log2 |R| - log2 rank` of a secret's loss among references', [|R|].
+
+    >>> exposure(0, np.arange(1, 17)), exposure(3.5, np.arange(1, 17))
+    (4.0, 2.0)
+    """
+    return math.log2(len(references)) - math.log2(rank_of(loss, references))
 
 
-def rank_of(loss: float, others: np.ndarray) -> int:
-    """1 + the others that are at least as likely; a tie counts against the adversary."""
-    return 1 + int((others <= loss).sum())
+def rank_of(loss: float, references: np.ndarray) -> int:
+    """1 + the references that are at least as likely; a tie counts against the adversary."""
+    return 1 + int((references <= loss).sum())
 
 
 @attack(
@@ -90,7 +94,7 @@ class CanaryExposure(Attack):
         for canary in found:
             space = rng.permutation(10**SECRET_DIGITS)
             others = [f"{v:0{SECRET_DIGITS}d}" for v in space if v != int(canary.secret)]
-            place = int(rng.integers(FEWEST))
+            place = int(rng.integers(REFERENCES["smoke"] + 1))  # among those that every profile asks
             candidates.append((*others[:place], canary.secret, *others[place:]))
             at.append(place)
         return Exam(
@@ -104,7 +108,7 @@ class CanaryExposure(Attack):
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Ranked:
         """Losses under each model that the view has."""
-        count = budget.pick(smoke=FEWEST, standard=1000, full=10**SECRET_DIGITS)
+        count = REFERENCES[budget.profile] + 1
         losses: dict[str, np.ndarray] = {}
         said: dict[str, tuple[str, ...]] = {}
         models: list[tuple[str, Any, Any]] = []
@@ -117,9 +121,9 @@ class CanaryExposure(Attack):
         for name, model, tokenizer in models:
             rows = []
             for prompt, candidates in zip(question.prompts, question.candidates, strict=True):
-                items = [_item(prompt, c, tokenizer) for c in candidates[:count]]
-                found = likelihoods(model, items, pad_id=tokenizer.pad_token_id, budget=budget)
-                rows.append([f.nll.sum() for f in found])
+                secrets = [tuple(text_ids(f" {c}", tokenizer)) for c in candidates[:count]]
+                ids = prompt_ids(prompt, tokenizer)
+                rows.append(continuation_losses(model, ids, secrets, budget=budget))
             losses[name] = np.array(rows)
             said[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
         return Ranked(losses=losses, said=said)
@@ -132,9 +136,8 @@ class CanaryExposure(Attack):
             aucs, bits[name] = [], []
             for row, at in zip(losses, answer.at, strict=True):
                 others = np.delete(row, at)
-                rank = rank_of(row[at], others)
-                aucs.append(1 - (rank - 1) / len(others))
-                bits[name].append(exposure(rank, len(row)))
+                aucs.append(1 - (rank_of(row[at], others) - 1) / len(others))
+                bits[name].append(exposure(row[at], others))
             metric = "auc" if not made else f"auc, {name}"
             made.append(over_targets(aucs, metric=metric, unit="AUC", seed=0, within=(0, 1)))
             hits = sum(s == t for s, t in zip(guess.said[name], answer.secrets, strict=True))
@@ -155,25 +158,23 @@ class CanaryExposure(Attack):
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Secrets that were never planted: other candidates."""
         answer: Secrets = exam.answer
-        at = tuple((a + 1 + int(rng.integers(FEWEST - 1))) % FEWEST for a in answer.at)
+        fewest = REFERENCES["smoke"] + 1
+        at = tuple((a + 1 + int(rng.integers(fewest - 1))) % fewest for a in answer.at)
         secrets = tuple(c[i] for c, i in zip(exam.question.candidates, at, strict=True))
         return view, Exam(
             question=exam.question, answer=Secrets(at=at, secrets=secrets, repeats=answer.repeats)
         )
 
 
-def _item(prompt: str, secret: str, tokenizer: Any) -> Encoded:
-    start = prompt_ids(prompt, tokenizer)
-    return Encoded(ids=(*start, *text_ids(f" {secret}", tokenizer)), response_start=len(start))
-
-
 @torch.inference_mode()
 def _says(model: nn.Module, prompt: str, tokenizer: Any) -> str:
     """The digits that the model writes after a prompt, greedily."""
-    ids: Sequence[int] = prompt_ids(prompt, tokenizer)
-    begun = len(ids)
+    from transformers import DynamicCache
+
+    cache, fed, written = DynamicCache(), prompt_ids(prompt, tokenizer), list[int]()
     for _ in range(2 * SECRET_DIGITS):
-        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
-        ids = [*ids, int(logits[0, -1].argmax())]
-    text = str(tokenizer.decode(ids[begun:]))
+        logits = model(input_ids=torch.tensor([fed]), past_key_values=cache, use_cache=True).logits
+        fed = [int(logits[0, -1].argmax())]
+        written += fed
+    text = str(tokenizer.decode(written))
     return "".join(c for c in text if c.isdigit())[:SECRET_DIGITS]

@@ -4,7 +4,7 @@ Whoever has taken part holds the **round-0 proxy** for free: the best reference 
 from the tuned proxy by the records alone. The headline is how much a record's loss fell against it. With
 the API alone there is no reference, and the headline is Min-K%++.
 
-Besides: loss, loss/zlib, Min-K%, the gradient's norm, the slope over rounds, RMIA (offline, the round-0
+Besides: loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
 proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
 was fixed beforehand; the others are uncorrected for being many.
 
@@ -21,14 +21,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, Truth, attack
+from attacks.base import (
+    Attack,
+    AttackInfo,
+    Budget,
+    Exam,
+    Inconclusive,
+    NotApplicable,
+    Truth,
+    attack,
+    replace_view,
+)
 from attacks.membership.overfit import overfitted
-from attacks.membership.scores import likelihoods, membership_scores
+from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
 from attacks.membership.updates import MEMBERSHIP
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.federate.adapters import get_vector
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.record.view import View
@@ -36,8 +45,8 @@ from fedproxy_secure.report.estimate import Estimate
 
 MOST = 1200  # documents of an exam, half of them members
 BLIND_FOLDS = 5
-RMIA_GAMMA = 1.0
-SHADOW_STEPS = 40
+RMIA_A = 0.3  # how far the chance of a record is taken to lie between its reference's and 1
+SHADOWS, SHADOW_STEPS = 8, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores by name, float64 [n] of the first n documents; `headline` names the one that counts."""
+    """Scores by name, float64 [n], of all documents or the first; `headline` names the one that counts."""
 
     scores: dict[str, np.ndarray]
     headline: str
@@ -97,7 +106,7 @@ class ModelMembership(Attack):
         """All scores that the view allows."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
-        if view.proxy is not None and view.settings is not None and view.adapters:
+        if _white_box_of(view):
             scores = self._white_box(view, documents, question.population, budget, rng)
             headline = "fall of loss since round 0"
         elif view.api is not None:
@@ -118,41 +127,32 @@ class ModelMembership(Attack):
         rng: np.random.Generator,
     ) -> dict[str, np.ndarray]:
         box = white_box.load(view)
-        pad = box.tokenizer.pad_token_id
         numbers = sorted(view.adapters)
         if budget.profile == "smoke":
             numbers = [numbers[0], numbers[-1]]
 
-        def losses(adapter: np.ndarray, items: Sequence[Encoded]) -> np.ndarray:
+        def under(adapter: np.ndarray, items: Sequence[Encoded]) -> list[Likelihoods]:
             box.set(adapter)
-            return np.array(
-                [f.nll.mean() for f in likelihoods(box.tuned, items, pad_id=pad, budget=budget)]
-            )
+            return likelihoods(box.tuned, items, pad_id=box.tokenizer.pad_token_id, budget=budget)
 
-        series = [losses(view.adapters[n], documents) for n in numbers]
-        box.set(view.adapters[numbers[-1]])
-        found = likelihoods(box.tuned, documents, pad_id=pad, budget=budget)
-        scores = membership_scores(found, documents, box.tokenizer)
-        scores["fall of loss since round 0"] = series[0] - series[-1]
-        if len(series) > 2:
-            time = np.arange(len(series)) - (len(series) - 1) / 2
-            scores["slope over rounds"] = -(time[:, None] * np.stack(series)).sum(axis=0)
+        found = {n: under(view.adapters[n], documents) for n in numbers}
+        losses = {n: mean_losses(f) for n, f in found.items()}
+        first, last = losses[numbers[0]], losses[numbers[-1]]
+        scores = membership_scores(found[numbers[-1]], documents, box.tokenizer)
+        scores["fall of loss since round 0"] = first - last
+        if budget.profile == "smoke":
+            return scores
+        scores["slope over rounds"] = -slopes(np.stack(list(losses.values())))
         if len(population) >= 8:
-            ratio = series[0] - series[-1]
-            among = losses(view.adapters[numbers[0]], population) - losses(
-                view.adapters[numbers[-1]], population
-            )
-            beaten = ratio[:, None] - among[None, :] >= np.log(RMIA_GAMMA)
-            scores["RMIA, offline"] = beaten.mean(axis=1) + 1e-6 * ratio
-        if budget.profile != "smoke":
-            box.set(view.adapters[numbers[-1]])
-            norms = []
-            for item in documents[:400]:
-                budget.check()
-                norms.append(-float(np.linalg.norm(box.gradient([item]))))
-            scores["gradient norm"] = np.array(norms)
+            before, after = (mean_losses(under(view.adapters[numbers[i]], population)) for i in (0, -1))
+            scores["RMIA, offline"] = rmia(first, last, before, after)
+        norms = []
+        for item in documents[:400]:  # the adapter is the last one
+            budget.check()
+            norms.append(-float(np.linalg.norm(box.gradient([item]))))
+        scores["gradient norm"] = np.array(norms)
         if budget.profile == "full":
-            scores["LiRA, 8 shadows"] = self._lira(box, view, documents, series[-1], 8, budget, rng)
+            scores["LiRA, 8 shadows"] = self._lira(box, view, documents, last, budget, rng)
         return scores
 
     def _lira(
@@ -161,48 +161,36 @@ class ModelMembership(Attack):
         view: View,
         documents: Sequence[Encoded],
         observed: np.ndarray,
-        shadows: int,
         budget: Budget,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """Log-likelihood ratio of the observed loss under shadows trained with and without the record."""
+        """Shadow adapters, each trained from round 0 on a random half of the documents."""
         assert view.settings is not None
-        start = view.adapters[min(view.adapters)]
-        with_it = np.zeros((shadows, len(documents)), dtype=bool)
-        seen = np.zeros((shadows, len(documents)))
-        for s in range(shadows):
-            with_it[s] = rng.random(len(documents)) < 0.5
-            box.set(start)
-            local = view.settings.local
+        with_it = halves(SHADOWS, len(documents), rng)
+        seen = np.zeros(with_it.shape)
+        for s, inside in enumerate(with_it):
+            box.set(view.adapters[min(view.adapters)])
             train(
                 box.tuned,
-                [d for d, inside in zip(documents, with_it[s], strict=True) if inside],
+                [d for d, there in zip(documents, inside, strict=True) if there],
                 steps=SHADOW_STEPS,
-                local=local,
+                local=view.settings.local,
                 pad_id=box.tokenizer.pad_token_id,
                 rng=np.random.default_rng(int(rng.integers(2**31))),
                 who=f"shadow {s}",
                 on_step=lambda _: budget.check(),
             )
-            get_vector(box.tuned)
             found = likelihoods(box.tuned, documents, pad_id=box.tokenizer.pad_token_id, budget=budget)
-            seen[s] = [f.nll.mean() for f in found]
-        value, observed = np.log(seen + 1e-6), np.log(observed + 1e-6)
-        inside = np.where(with_it, value, np.nan)
-        outside = np.where(~with_it, value, np.nan)
-        spread = float(np.nanstd(value - np.nanmean(value, axis=0))) + 1e-6
-        a, b = np.nanmean(inside, axis=0), np.nanmean(outside, axis=0)
-        ratio = np.square(observed - b) - np.square(observed - a)
-        return np.asarray(np.nan_to_num(ratio / (2 * spread**2)))
+            seen[s] = mean_losses(found)
+        return lira(observed, seen, with_it)
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
         """The headline's AUC and TPR at fixed FPR, all other AUCs, the blind baseline's."""
-        n = len(guess.scores[guess.headline])
-        labels = answer[:n]
+        values = guess.scores[guess.headline]
+        labels = answer[: len(values)]
         blind = blind_auc(guess.blind, labels)
         if blind.low is not None and blind.low > 0.5:
             raise Inconclusive(f"a blind baseline reaches AUC {blind.value:.3g}: the split itself tells")
-        values = guess.scores[guess.headline]
         made = [
             auc_estimate(values, labels, metric="auc", seed=0),
             *tpr_estimates(values, labels, seed=0),
@@ -213,12 +201,65 @@ class ModelMembership(Attack):
         return tuple(made)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Models that know 32 records by heart."""
-        return overfitted(view, truth, canaries=False)
+        """Models that know a dozen records by heart."""
+        asked = view if not _white_box_of(view) else replace_view(view, api=None)
+        return overfitted(asked, truth, canaries=False)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Labels that have nothing to do with training."""
         return view, Exam(question=exam.question, answer=rng.permutation(exam.answer))
+
+
+def _white_box_of(view: View) -> bool:
+    return view.proxy is not None and view.settings is not None and bool(view.adapters)
+
+
+def mean_losses(found: Sequence[Likelihoods]) -> np.ndarray:
+    """Nats a token, float64 [n]."""
+    return np.array([f.nll.mean() for f in found])
+
+
+def slopes(series: np.ndarray) -> np.ndarray:
+    """Least-squares slope over rounds of each column of losses, [rounds, n]; [n]."""
+    time = np.arange(len(series)) - (len(series) - 1) / 2
+    return np.asarray(time @ series / max(float(time @ time), 1e-12))
+
+
+def rmia(
+    first: np.ndarray, last: np.ndarray, first_others: np.ndarray, last_others: np.ndarray
+) -> np.ndarray:
+    """RMIA's offline score from losses [n] and the population's [m]: how many of it a record beats, [n].
+
+    A record's chance without training is its reference's, drawn towards 1, so that a record
+    which is likely anyway gains less.
+    """
+
+    def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        alone = ((1 + RMIA_A) * np.exp(-before) + (1 - RMIA_A)) / 2
+        return np.asarray(-after - np.log(alone))
+
+    own, others = ratio(first, last), ratio(first_others, last_others)
+    # a fraction of the ratio itself, so that records which beat equally many are told apart
+    return np.asarray((own[:, None] >= others[None, :]).mean(axis=1) + 1e-6 * own)
+
+
+def halves(shadows: int, documents: int, rng: np.random.Generator) -> np.ndarray:
+    """Which shadow trains on which document, bool [shadows, documents]: each is in half of them."""
+    ranks = rng.permuted(np.tile(np.arange(shadows)[:, None], (1, documents)), axis=0)
+    return np.asarray(ranks < shadows // 2)
+
+
+def lira(observed: np.ndarray, seen: np.ndarray, with_it: np.ndarray) -> np.ndarray:
+    """Log-likelihood ratio of observed losses [n] under shadows' [s, n], by `with_it`, bool [s, n].
+
+    Logarithms of losses are taken as normal around a mean a document and side, with one spread for all, as
+    few shadows allow.
+    """
+    values, at = np.log(seen + 1e-6), np.log(observed + 1e-6)
+    inside = (values * with_it).sum(axis=0) / with_it.sum(axis=0)
+    outside = (values * ~with_it).sum(axis=0) / (~with_it).sum(axis=0)
+    spread = float(np.std(values - np.where(with_it, inside, outside))) + 1e-6
+    return np.asarray((np.square(at - outside) - np.square(at - inside)) / (2 * spread**2))
 
 
 def bag_of_words(documents: Sequence[Encoded]) -> np.ndarray:

@@ -19,79 +19,95 @@ from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate.adapters import attach, get_vector
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.llm import load_llm, without_library_bars
-from fedproxy_secure.record.private import PrivateRound
+from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 
-RECORDS = 32
-STEPS = 60
-HARD = LocalConfig(steps=STEPS, batch_size=16, learning_rate=1e-2)
+RECORDS = 12
+ANSWER = 4  # tokens drawn by chance that take the place of a record's answer
+STEPS, MOST_TIMES = 12, 10  # steps after which is asked whether the records are known, and how often
+KNOWN = 0.45  # of the loss of the first steps
+BY_HEART = 0.75  # for canaries, which are short and few
 
 
 def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth] | None:
-    """The view with its models overfitted to `RECORDS` records of one client, and the truth of that.
+    """The view with its models trained on until they know `RECORDS` records of one client, and that truth.
 
-    Their answers are exchanged by chance, those of the records set aside too: what a task teaches helps
-    with neither, only memory tells them apart. With `canaries` the records are all clients' canaries
-    instead.
+    Their answers are drawn by chance, those of the records set aside too: what a task teaches helps with
+    neither, only memory tells them apart. With `canaries` the records are all clients' canaries instead.
     """
     states = {n: s for n, s in truth.clients.items() if s.train}
     if not states:
         return None
-    first = sorted(states)[0]
+    name = max(states)
     if canaries:
-        items = [i for s in states.values() for i in s.train[len(s.train) - _planted(s) :]]
-        changed = states
+        items = list(
+            dict.fromkeys(i for s in states.values() for i in s.train[len(s.train) - _planted(s) :])
+        )
+        changed, known = states, BY_HEART
     else:
-        state = states[first]
-        items = _exchanged(state.train[: min(RECORDS, len(state.train) - _planted(state))])
-        rounds = {0: PrivateRound(update=np.zeros(1, np.float32), used=np.arange(len(items)))}
-        aside = tuple(_exchanged(state.holdout))
-        changed = {first: replace(state, train=tuple(items), holdout=aside, rounds=rounds, canaries=())}
+        changed, known = {name: _random_answers(states[name])}, KNOWN
+        items = list(changed[name].train)
     if len(items) < 2:
         return None
     models: dict[str, Any] = {}
     if view.proxy is not None and view.settings is not None and view.adapters:
         box = white_box.load(view)
-        box.set(view.adapters[min(view.adapters)])
-        _train(box.tuned, items, box.tokenizer)
-        models["adapters"] = {
-            min(view.adapters): view.adapters[min(view.adapters)],
-            max(view.adapters) + 1: get_vector(box.tuned),
-        }
+        first, last = min(view.adapters), max(view.adapters)
+        box.set(view.adapters[last])
+        _train(box.tuned, items, box.tokenizer, known)
+        models["adapters"] = {first: view.adapters[first], last + 1: get_vector(box.tuned)}
     if view.api is not None:
-        models["api"] = _overfitted_folder(view.api, items)
+        models["api"] = _overfitted_folder(view.api, items, known)
     return replace_view(view, **models), Truth(clients=changed)
 
 
-def _exchanged(items: Sequence[Encoded]) -> list[Encoded]:
-    answers = [item.ids[item.response_start :] for item in items]
-    order = np.random.default_rng(0).permutation(len(items))
-    return [
-        replace(item, ids=(*item.ids[: item.response_start], *answers[i]))
-        for item, i in zip(items, order, strict=True)
-    ]
+def _random_answers(state: PrivateState) -> PrivateState:
+    """`RECORDS` of the client's records, all drawn, and those set aside, with answers drawn by chance."""
+    rng = np.random.default_rng(0)
+    records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
+    tokens = sorted({t for i in (*records, *state.holdout) for t in i.ids})
 
+    def changed(item: Encoded) -> Encoded:
+        begin = max(item.response_start, len(item.ids) // 2)  # of a plain text, the second half
+        answer = (tokens[i] for i in rng.integers(len(tokens), size=ANSWER))
+        return Encoded(ids=(*item.ids[:begin], *answer), response_start=begin)
 
-def _planted(state: Any) -> int:
-    return int(sum(c.repeats for c in state.canaries))
-
-
-def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any) -> None:
-    train(
-        tuned,
-        items,
-        steps=STEPS,
-        local=HARD,
-        pad_id=tokenizer.pad_token_id,
-        rng=np.random.default_rng(0),
-        who="positive control",
+    return replace(
+        state,
+        train=tuple(map(changed, records)),
+        holdout=tuple(map(changed, state.holdout)),
+        rounds={0: PrivateRound(update=np.zeros(1, np.float32), used=np.arange(len(records)))},
+        canaries=(),
     )
 
 
-def _overfitted_folder(folder: Path, items: Sequence[Encoded]) -> Path:
+def _planted(state: PrivateState) -> int:
+    return sum(c.repeats for c in state.canaries)
+
+
+def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -> None:
+    """Train until the loss of `STEPS` steps is `known` times the first ones', or it takes too long."""
+    local = LocalConfig(steps=STEPS, batch_size=min(16, len(items)), learning_rate=3e-3)
+    first = None
+    for time in range(MOST_TIMES):
+        loss = train(
+            tuned,
+            items,
+            steps=STEPS,
+            local=local,
+            pad_id=tokenizer.pad_token_id,
+            rng=np.random.default_rng(time),
+            who="positive control",
+        )
+        first = first or loss
+        if loss < known * first:
+            return
+
+
+def _overfitted_folder(folder: Path, items: Sequence[Encoded], known: float) -> Path:
     model, tokenizer = load_llm(folder, device="cpu", dtype="float32")
     tuned: Any = attach(model, AdapterConfig(), seed=0)
-    _train(tuned, items, tokenizer)
+    _train(tuned, items, tokenizer, known)
     place = Path(tempfile.mkdtemp(prefix="fedproxy-control-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     merged = tuned.merge_and_unload()

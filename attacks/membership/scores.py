@@ -16,6 +16,7 @@ from fedproxy_secure.data.encode import Encoded, training_batch
 
 MIN_K = 0.2  # share of a text's least likely tokens
 BATCH = 32
+STEMS = 128  # continuations of a prompt in one pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,41 @@ def likelihoods(
                     standard=standard[row][wanted].double().numpy(),
                 )
             )
+    return made
+
+
+@torch.inference_mode()
+def continuation_losses(
+    model: nn.Module, prompt: Sequence[int], continuations: Sequence[tuple[int, ...]], *, budget: Budget
+) -> np.ndarray:
+    """Negative log-likelihood, nats, of each continuation of one prompt, summed over tokens: float64 [n].
+
+    The prompt is run once a batch, and continuations that differ in their last token together.
+    """
+    from transformers import DynamicCache
+
+    made = np.empty(len(continuations))
+    stems: dict[int, dict[tuple[int, ...], list[int]]] = {}
+    for index, tokens in enumerate(continuations):
+        stems.setdefault(len(tokens), {}).setdefault(tokens[:-1], []).append(index)
+    for length, by_stem in stems.items():
+        rows = list(by_stem.items())
+        for at in range(0, len(rows), STEMS):
+            budget.check()
+            part = rows[at : at + STEMS]
+            cache = DynamicCache()
+            begun = model(input_ids=torch.tensor([list(prompt)]), past_key_values=cache, use_cache=True)
+            logits = begun.logits[:, -1:].float().expand(len(part), -1, -1)
+            if length > 1:
+                cache.batch_repeat_interleave(len(part))
+                ids = torch.tensor([stem for stem, _ in part])
+                rest = model(input_ids=ids, past_key_values=cache, use_cache=True).logits.float()
+                logits = torch.cat([logits, rest], dim=1)
+            logs = logits.double().log_softmax(-1)
+            for row, (_, indices) in zip(logs, part, strict=True):
+                for index in indices:
+                    target = torch.tensor(continuations[index])[:, None]
+                    made[index] = -float(row.gather(-1, target).sum())
     return made
 
 

@@ -175,14 +175,15 @@ class GradientMatching(Attack):
             budget.pick(smoke=20, standard=120, full=800),
         )
         made = []
+        candidates = Candidates.of(box, view, rng)
         for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=3, full=8)):
             if r not in view.adapters or not np.any(vector):
                 continue
             pair = []
             for update in (vector, rng.permutation(vector)):
-                spaces = spaces_of(box, update, 0, settings.adapter.kind)
-                candidates = Candidates.of(box.token_inputs(), spaces.maps)
-                target = attack_one(candidates, spaces, settings, r, clients, rng)
+                spaces = spaces_of(box, update, box.adapted[0], settings.adapter.kind)
+                summed = not view.updates
+                target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
                 named = np.argsort(-target.scores)[:CANDIDATES].astype(np.int64)
                 ids, cosine = match(
                     box,

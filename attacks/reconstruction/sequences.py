@@ -8,6 +8,9 @@ Exact for one step of SGD within capacity (all positions of all sequences togeth
 `min(k, r x maps)`). Over several steps block 0's adapter moves and hidden states with it, so the tolerance
 is wider; beyond capacity every prefix fits and nothing is named.
 
+If block 0 is not adapted, or its MLP alone is, the first adapted maps take block 1's place and the whole
+vocabulary A2's. All below is frozen then: the search takes longer, and it stays exact over many steps.
+
 The last token of a record is predicted but never read, so it is no part of what can be found.
 
 After DAGER (Petrov et al. 2024, arXiv 2405.15586), here for adapters and sums. Targets are matched one to
@@ -58,6 +61,9 @@ CONTROL = "control"  # the client of the positive control
 CONTROL_RECORDS = 1
 
 
+Prefix = tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """Sequences named in one vector. `evaluations`: prefixes that were run through block 0."""
@@ -83,11 +89,14 @@ def search(
     """Sequences over `tokens` whose every position fits, longest first; how many prefixes were tried;
     whether the span is full.
 
-    A start token, if the tokenizer has one, comes first.
+    A start token, if the tokenizer has one, comes first and nowhere else. One token repeated is dropped: a
+    block that knows relative places alone cannot tell it from the token once. Of the prefixes that fit only
+    the best are kept, as many as the span has dimensions: each that was there brought one.
     """
-    spaces = spaces_of(box, update, 1, kind)
+    block = telling_block(box)
+    spaces = spaces_of(box, update, block, kind)
     box.set(adapter)
-    reference = box.block_inputs(torch.arange(box.vocabulary)[:, None], 1)[:, 0].double().numpy()
+    reference = box.block_inputs(torch.arange(box.vocabulary)[:, None], block)[:, 0].double().numpy()
     parts = []
     for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
         w = whitening(reference if change is None else reference @ change.T)
@@ -98,30 +107,47 @@ def search(
 
     def residual(prefixes: torch.Tensor) -> np.ndarray:
         """Of every extension by one token, [prefixes x tokens]."""
-        states = box.next_inputs(prefixes, extensions, 1).flatten(0, 1).double().numpy()
+        states = box.next_inputs(prefixes, extensions, block).flatten(0, 1).double().numpy()
         worst = np.zeros(len(states))
         for change, w, right in parts:
             seen = unit((states if change is None else states @ change.T) @ w)
             worst = np.maximum(worst, span_residual(seen, right))
         return worst
 
-    extensions = torch.tensor(tokens)
     start = box.tokenizer.bos_token_id
-    beams: list[tuple[int, ...]] = [(start,)] if start is not None else [(t,) for t in tokens]
-    done: list[tuple[int, ...]] = []
+    beams: list[Prefix] = [(start,)] if start is not None else [(t,) for t in tokens]
+    tokens = [t for t in tokens if t != start]
+    extensions = torch.tensor(tokens)
+    worst_of: dict[Prefix, float] = dict.fromkeys(beams, 0.0)  # on the way to a prefix that fits
     tried = 0
     for _ in range(1, longest):
         budget.check()
         by_beam = residual(torch.tensor(beams)).reshape(len(beams), len(tokens))
         tried += by_beam.size
-        fits = by_beam < tolerance
-        ends = ~fits.any(axis=1)
-        done += [beams[i] for i in np.flatnonzero(ends)]
-        order = np.argsort(by_beam, axis=None)[: BEAM if fits.sum() > BEAM else int(fits.sum())]
-        beams = [(*beams[i // len(tokens)], tokens[i % len(tokens)]) for i in order]
-        if not beams:
+        by_beam = np.maximum(by_beam, np.array([worst_of[b] for b in beams])[:, None])
+        for i, beam in enumerate(beams):
+            if len(set(beam)) == 1 and beam[0] in tokens:
+                by_beam[i, tokens.index(beam[0])] = np.inf
+        order = np.argsort(by_beam, axis=None)[: min(BEAM, int((by_beam < tolerance).sum()))]
+        if not len(order):
             break
-    return without_prefixes([*done, *beams]), tried, False
+        longer = [(*beams[i // len(tokens)], tokens[i % len(tokens)]) for i in order]
+        worst_of.update(zip(longer, by_beam.ravel()[order].tolist(), strict=True))
+        beams = longer
+    dimensions = max(len(right) for _, _, right in parts)
+    return without_prefixes(sorted(worst_of, key=worst_of.__getitem__)[:dimensions]), tried, False
+
+
+def telling_block(box: WhiteBox) -> int:
+    """The first block whose adapted maps read what depends on the text before.
+
+    Raises `NotApplicable` if there is none.
+    """
+    if not box.reads_tokens:
+        return box.adapted[0]
+    if len(box.adapted) < 2:
+        raise NotApplicable("one block of the proxy is adapted, and it reads tokens alone; two are needed")
+    return box.adapted[1]
 
 
 def without_prefixes(sequences: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
@@ -155,20 +181,23 @@ class LoraSpanSequences(Attack):
         """One `Found` for each vector attacked."""
         box, settings = white_box.load(view), view.settings
         assert settings is not None
-        if len(box.groups) < 2:
-            raise NotApplicable("the proxy has one block only; two are needed")
+        telling_block(box)
         candidates = None
         made = []
-        one_step = settings.local.steps == 1 and settings.local.optimizer == "sgd"
+        still = settings.local.steps == 1 or not box.reads_tokens  # no hidden state moved
+        exact = still and settings.local.optimizer == "sgd"
         for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=4, full=16)):
             budget.check()
             if r not in view.adapters or not np.any(vector):
                 continue
-            spaces = spaces_of(box, vector, 0, settings.adapter.kind)
-            candidates = candidates or Candidates.of(box.token_inputs(), spaces.maps)
-            target = attack_one(candidates, spaces, settings, r, clients, rng)
-            named = np.flatnonzero(target.chosen)
-            named = named[np.argsort(-target.scores[named])][:MOST_TOKENS]
+            named = np.arange(box.vocabulary)
+            if box.reads_tokens:
+                spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
+                candidates = candidates or Candidates.of(box, view, rng)
+                summed = not view.updates
+                target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
+                named = np.flatnonzero(target.chosen)
+                named = named[np.argsort(-target.scores[named])][:MOST_TOKENS]
             sequences: tuple[tuple[int, ...], ...] = ()
             tried, full = 0, False
             if len(named):
@@ -178,7 +207,7 @@ class LoraSpanSequences(Attack):
                     vector,
                     named.tolist(),
                     kind=settings.adapter.kind,
-                    tolerance=ONE_STEP if one_step else SEVERAL_STEPS,
+                    tolerance=ONE_STEP if exact else SEVERAL_STEPS,
                     longest=settings.max_tokens,
                     budget=budget,
                 )

@@ -3,43 +3,50 @@
 For `y = W x + s B (A x)` the gradient of A is `s B^T D^T X`: its rows are combinations of the inputs x.
 Block 0's inputs are normalised embeddings, which are frozen and which everybody with the proxy has. So
 
-    e_v = normalised input of token v,   score = -|| e_v - Q Q^T e_v ||     Q: row space of the update
+    e_v = normalised input of token v,   span = -|| e_v - Q Q^T e_v ||     Q: row space of the update
 
 is 0 for the tokens that were there, whatever the client's steps (SGD, momentum), *and for sums over
-clients*. It stays exact while the tokens are fewer than `capacity = min(k, r x maps that share the input)`;
-beyond it, and for AdamW, whose steps are no combinations of gradients, directions are weighted instead:
+clients*. It stays exact while the tokens are fewer than `capacity = min(k, r x maps that share the input)`.
+Where updates are no combinations of gradients (AdamW, noise, trimmed sums) directions are weighted, too:
 
-    score = sum_i sigma_i (q_i . e_v)^2
+    weighted = sum_i sigma_i (q_i . e_v)^2 / sum_i sigma_i
 
 With A frozen (`ffa`, `core`) the row space of the update is that of A x, of r dimensions a map; scores of
-the maps add up. Which of both scores is used follows from public settings, never from the result.
+the maps add up. Which scores are used follows from public settings and the rank, never from the result.
 
 A trained model's embeddings are far from isotropic: most of their length is one common direction, and raw
 scores rank tokens by how usual they are, in a random update too (measured on the demo LLM: AUC from .2 to
-.7 under shuffled updates). So inputs are whitened by the vocabulary's second moments, which keeps spans
-what they are, and every token's score is taken against its own under shuffled updates, in deviations.
+.7). So inputs are whitened by the vocabulary's second moments, which keeps spans what they are, and what a
+token scores on average in shuffled updates, and in updates of random text that the adversary makes itself,
+is regressed out over the vocabulary. What is left says nothing in either kind (AUC .50, spread .02 to .05).
+
+If block 0 is not adapted, or its MLP alone is, the first adapted maps read what depends on the text before;
+then tokens are compared with their likeness alone, and `sequences` is the exact attack.
 
 After Petrov et al. 2024 (DAGER, arXiv 2405.15586), here for adapters, many steps and sums.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import rankdata
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Inconclusive, Truth, attack
-from attacks.statistics import auc_value, mean_auc, over_targets, tpr_estimates
+from attacks.statistics import auc_value, mean_auc, over_targets, spread_by_chance, tpr_estimates
 from attacks.white_box import WhiteBox
+from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.record.view import PublicSettings, View
 from fedproxy_secure.report.estimate import Estimate
 
 FLOAT32_NOISE = 1e-7  # of the largest singular value
 SMALL, GAP = 1e-2, 20.0  # among values this small, a fall by this factor is where noise begins
 EXACT = 2e-2  # whitened residual below which a token lies in the span
-STANDS_OUT = 3.0  # deviations above which a token is named, beyond capacity
-SHUFFLES = 24
+STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
+SHUFFLES = TEXTS = 10  # updates of each kind in which nothing is to be found
+TEXT_RECORDS, TEXT_TOKENS = 16, 24  # of an update of random text
 
 PRIVACY_OF_GRADIENTS = (
     ("MITRE ATLAS", "5", "AML.T0024.001"),
@@ -56,7 +63,7 @@ class Target:
     clients: tuple[str, ...]
     scores: np.ndarray  # float64 [V], higher for tokens taken as there
     chosen: np.ndarray  # bool [V], the tokens named
-    null: np.ndarray  # float32 [shuffles, V], scores of shuffled updates: how far chance alone reaches
+    null: tuple[np.ndarray, ...]  # float32 [n, V] each: shuffled updates' scores, random text's
     rank: int
     capacity: int
 
@@ -74,7 +81,7 @@ def vectors(view: View, *, most: int) -> list[Vector]:
         for r in sorted({*view.sums, *view.adapters}):
             mean = view.aggregate(r)
             if mean is not None:
-                seen = view.sums[r].clients if r in view.sums else everybody
+                seen = view.cohorts.get(r, everybody)
                 found.append((r, seen, without_own(view, r, seen, mean)))
     found.sort(key=lambda f: (f[0], f[1]))
     # rounds apart say more than neighbours: spread over what is there
@@ -84,7 +91,11 @@ def vectors(view: View, *, most: int) -> list[Vector]:
 
 def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
     """The mean without the corrupted clients' own part, which they know."""
-    own = [s.rounds[round_number].update for s in view.own.values() if round_number in s.rounds]
+    own = [
+        state.rounds[round_number].update
+        for name, state in view.own.items()
+        if name in clients and round_number in state.rounds
+    ]
     rest: np.ndarray = (mean * len(clients) - np.sum(own, axis=0)).astype(np.float32) if own else mean
     return rest
 
@@ -137,7 +148,10 @@ class Spaces:
 
 
 def spaces_of(box: WhiteBox, update: np.ndarray, block: int, kind: str) -> Spaces:
-    """The parts of an update whose rows lie in the span of a block's inputs."""
+    """The parts of an update whose rows lie in the span of a block's inputs.
+
+    Raises `NotApplicable` if the block is not adapted.
+    """
     pieces = box.pieces(update)
     group = box.shared_input(block)
     found: list[np.ndarray] = []
@@ -154,16 +168,52 @@ def spaces_of(box: WhiteBox, update: np.ndarray, block: int, kind: str) -> Space
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Raw scores of all tokens, float64 [V]: by span and weighted.
+
+    `rank`: of the largest space; `full`: some space is everything, so that its span tells nothing.
+    """
+
+    span: np.ndarray
+    weighted: np.ndarray
+    rank: int
+    full: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Whitened unit inputs of all tokens for each matrix of the spaces, [V x positions, k], and how."""
+    """All tokens as the first adapted block reads them, and what they score where they are not.
+
+    `rows`, `whiten`: whitened unit inputs [V x positions, k] for each matrix of the spaces, and how.
+    `exact`: the block reads this and nothing else for a token. `texts`: scores in updates of random text.
+    """
 
     tokens: int
     rows: tuple[np.ndarray, ...]
     whiten: tuple[np.ndarray, ...]
+    exact: bool
+    texts: tuple[Scores, ...] = ()
 
     @classmethod
-    def of(cls, inputs: np.ndarray, maps: tuple[np.ndarray | None, ...]) -> Candidates:
-        """From inputs [V, positions, k] as block 0 reads them."""
+    def of(cls, box: WhiteBox, view: View, rng: np.random.Generator) -> Candidates:
+        """For all vectors of a view."""
+        assert view.settings is not None
+        kind, block = view.settings.adapter.kind, box.adapted[0]
+        nothing = np.zeros(sum(int(np.prod(s)) for s in box.shapes), dtype=np.float32)
+        maps = spaces_of(box, nothing, block, kind).maps
+        bare = cls.from_inputs(box.token_inputs(), maps, exact=box.reads_tokens)
+        if not view.adapters:
+            return bare
+        box.set(view.adapters[max(view.adapters)])  # the last: in the first, adapters' B is zero
+        updates = [-box.gradient(random_text(box, rng)) for _ in range(TEXTS)]
+        texts = tuple(token_scores(bare, spaces_of(box, u, block, kind).matrices) for u in updates)
+        return replace(bare, texts=texts)
+
+    @classmethod
+    def from_inputs(
+        cls, inputs: np.ndarray, maps: tuple[np.ndarray | None, ...], *, exact: bool = True
+    ) -> Candidates:
+        """From inputs [V, positions, k], without random text."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         rows, whiten = [], []
         for change in maps:
@@ -171,49 +221,55 @@ class Candidates:
             w = whitening(seen)
             rows.append(unit(seen @ w))
             whiten.append(w)
-        return cls(tokens=len(inputs), rows=tuple(rows), whiten=tuple(whiten))
+        return cls(tokens=len(inputs), rows=tuple(rows), whiten=tuple(whiten), exact=exact)
 
 
-def token_scores(
-    candidates: Candidates, matrices: tuple[np.ndarray, ...], *, weighted: bool
-) -> tuple[np.ndarray, int]:
-    """Each token's score, [V], higher for tokens taken as there, and the rank; the best position counts."""
-    total = np.zeros(len(candidates.rows[0]))
-    rank = 0
+def random_text(box: WhiteBox, rng: np.random.Generator) -> list[Encoded]:
+    """Records of tokens drawn evenly from the vocabulary."""
+    start = box.tokenizer.bos_token_id
+    ids = rng.integers(box.vocabulary, size=(TEXT_RECORDS, TEXT_TOKENS))
+    if start is not None:
+        ids[:, 0] = start
+    return [Encoded(ids=tuple(row), response_start=TEXT_TOKENS // 2) for row in ids.tolist()]
+
+
+def token_scores(candidates: Candidates, matrices: tuple[np.ndarray, ...]) -> Scores:
+    """Raw scores; of a token's positions the best counts."""
+    span = np.zeros(len(candidates.rows[0]))
+    weighted = span.copy()
+    rank, full = 0, False
     for matrix, rows, w in zip(matrices, candidates.rows, candidates.whiten, strict=True):
         sigma, right = row_space(matrix @ w)
         rank = max(rank, len(sigma))
-        if not len(sigma):
-            continue
-        if weighted:
-            total += np.square(rows @ right.T) @ sigma / sigma.sum()
-        else:
-            total -= span_residual(rows, right) / len(matrices)
-    return total.reshape(candidates.tokens, -1).max(axis=1), rank
+        full |= len(sigma) == matrix.shape[1]
+        span -= span_residual(rows, right) / len(matrices)
+        if len(sigma):
+            weighted += np.square(rows @ right.T) @ sigma / sigma.sum() / len(matrices)
+    best = [x.reshape(candidates.tokens, -1).max(axis=1) for x in (span, weighted)]
+    return Scores(span=best[0], weighted=best[1], rank=rank, full=full)
 
 
-def calibrated_scores(
-    candidates: Candidates,
-    matrices: tuple[np.ndarray, ...],
-    *,
-    weighted: bool,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in deviations from the token's own score under shuffled updates, [V]; the shuffled, [n, V]."""
-    real, _ = token_scores(candidates, matrices, weighted=weighted)
-    null = []
-    for _ in range(SHUFFLES):
-        mixed = tuple(rng.permutation(m.ravel()).reshape(m.shape) for m in matrices)
-        null.append(token_scores(candidates, mixed, weighted=weighted)[0])
-    deviation = np.std(null, axis=0)
-    mean, scale = np.mean(null, axis=0), np.maximum(deviation, 1e-9)
-    return (real - mean) / scale, ((np.array(null) - mean) / scale).astype(np.float32)
+def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """What `usual` scores [n, V], and their squares, do not explain of values [V], in deviations."""
+    columns = [np.ones_like(values)]
+    for row in usual:
+        z = (row - row.mean()) / max(float(row.std()), 1e-12)
+        columns += [z, np.square(z)]
+    design = np.stack(columns, axis=1)
+    rest: np.ndarray = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    spread = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))  # members do not widen it
+    return rest / max(spread, 1e-12)
 
 
-def weighted_rule(settings: PublicSettings, rank: int, width: int) -> bool:
-    """Whether to weight directions: where the span is full, frozen, or not made of gradients."""
-    plain = settings.local.optimizer == "sgd" and settings.privacy.unit == "none"
-    return not (plain and settings.adapter.kind == "lora" and rank < width)
+def adds_up(settings: PublicSettings, *, summed: bool) -> bool:
+    """Whether a vector combines gradients: nothing was rescaled, added or trimmed by coordinate."""
+    trimmed = summed and settings.fusion.rule in ("ties", "h_ties")
+    return (
+        settings.local.optimizer == "sgd"
+        and settings.privacy.unit == "none"
+        and settings.local.weight_decay == settings.adapter.dropout == settings.fusion.pcr_lambda == 0
+        and not trimmed
+    )
 
 
 def attack_one(
@@ -223,20 +279,42 @@ def attack_one(
     round_number: int,
     clients: tuple[str, ...],
     rng: np.random.Generator,
+    *,
+    summed: bool = False,
 ) -> Target:
-    """Score and name the tokens of one vector."""
-    apart, rank = token_scores(candidates, spaces.matrices, weighted=False)
-    weighted = weighted_rule(settings, rank, spaces.matrices[0].shape[1])
-    scores, null = calibrated_scores(candidates, spaces.matrices, weighted=weighted, rng=rng)
+    """Score and name the tokens of one vector; `summed`: it is an aggregate."""
+    raw = token_scores(candidates, spaces.matrices)
+    exact = candidates.exact and adds_up(settings, summed=summed) and not raw.full
+    parts = ("span",) if exact else ("weighted",) if raw.full else ("span", "weighted")
+    shuffled = [token_scores(candidates, shuffled_rows(spaces.matrices, rng)) for _ in range(SHUFFLES)]
+    groups = [g for g in (shuffled, list(candidates.texts)) if g]
+    scores, *null = (
+        np.mean([unexplained(getattr(one, p), _usual(p, groups, but=one)) for p in parts], axis=0)
+        for one in (raw, *(one for group in groups for one in group))
+    )
+    chosen = -raw.span < EXACT if exact else scores > STANDS_OUT
+    if exact:  # a token in the span comes before all that are not
+        scores = np.where(chosen, scores + np.ptp(scores) + 1, scores)
+    at = np.cumsum([len(g) for g in groups])[:-1]
     return Target(
         round=round_number,
         clients=clients,
         scores=scores,
-        null=null,
-        chosen=scores > STANDS_OUT if weighted else -apart < EXACT,
-        rank=rank,
+        null=tuple(np.split(np.array(null, dtype=np.float32), at)),
+        chosen=chosen,
+        rank=raw.rank,
         capacity=spaces.capacity,
     )
+
+
+def shuffled_rows(matrices: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The same numbers in other places."""
+    return tuple(rng.permutation(m.ravel()).reshape(m.shape) for m in matrices)
+
+
+def _usual(part: str, groups: list[list[Scores]], *, but: Scores) -> np.ndarray:
+    """Mean scores by group, [groups, V], without the one that is judged."""
+    return np.array([np.mean([getattr(s, part) for s in g if s is not but], axis=0) for g in groups])
 
 
 @attack(
@@ -256,18 +334,18 @@ class LoraSpanTokens(Attack):
         self, view: View, question: object, budget: Budget, rng: np.random.Generator
     ) -> tuple[Target, ...]:
         """One `Target` for each vector attacked."""
-        box = white_box.load(view)
-        assert view.settings is not None
-        inputs = box.token_inputs()
+        box, settings = white_box.load(view), view.settings
+        assert settings is not None
         made: list[Target] = []
         candidates: Candidates | None = None
         for r, clients, vector in vectors(view, most=budget.pick(smoke=4, standard=16, full=64)):
             budget.check()
-            if not np.any(vector):
+            spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
+            if not any(m.any() for m in spaces.matrices):
                 continue
-            spaces = spaces_of(box, vector, 0, view.settings.adapter.kind)
-            candidates = candidates or Candidates.of(inputs, spaces.maps)
-            made.append(attack_one(candidates, spaces, view.settings, r, clients, rng))
+            candidates = candidates or Candidates.of(box, view, rng)
+            summed = not view.updates
+            made.append(attack_one(candidates, spaces, settings, r, clients, rng, summed=summed))
         if not made:
             raise Inconclusive("every update is zero")
         return tuple(made)
@@ -284,15 +362,15 @@ class LoraSpanTokens(Attack):
             raise Inconclusive("no target has tokens that it contains and others that it does not")
         pairs = [(t.scores, there) for t, there in labelled]
         # tokens' scores are not independent of each other: chance reaches further than DeLong thinks
-        by_chance = [np.std([auc_value(n, there) for n in t.null], ddof=1) for t, there in labelled]
+        inflation = float(np.mean([_inflation(t, there) for t, there in labelled]))
         recalls = [float(t.chosen[there].mean()) for t, there in labelled]
         precise = [float(there[t.chosen].mean()) if t.chosen.any() else 0.0 for t, there in labelled]
         # rates over all targets together: scores are comparable within a target only, so ranks
-        ranks = np.concatenate([np.argsort(np.argsort(s)) / len(s) for s, _ in pairs])
+        ranks = np.concatenate([rankdata(s) / len(s) for s, _ in pairs])
         labels = np.concatenate([there for _, there in pairs])
         seed = 0
         return (
-            mean_auc(pairs, metric="auc", seed=seed, spread_floor=float(np.mean(by_chance))),
+            mean_auc(pairs, metric="auc", seed=seed, inflation=inflation),
             *tpr_estimates(ranks, labels, seed=seed),
             over_targets(recalls, metric="recall of named tokens", unit="share", seed=seed, within=(0, 1)),
             over_targets(
@@ -305,3 +383,10 @@ class LoraSpanTokens(Attack):
                 seed=seed,
             ),
         )
+
+
+def _inflation(target: Target, there: np.ndarray) -> float:
+    """How much further AUCs spread where nothing is to be found than those of independent scores."""
+    count = int(there.sum())
+    spreads = [float(np.std([auc_value(n, there) for n in group], ddof=1)) for group in target.null]
+    return max(1.0, max(spreads) / spread_by_chance(count, len(there) - count))

@@ -55,7 +55,7 @@ class CoreMap(nn.Module):
 def attach(
     model: nn.Module, adapter: AdapterConfig, *, seed: int, blocks: tuple[int, ...] | None = None
 ) -> nn.Module:
-    """Put an adapter on every linear map of `blocks` (None: all blocks); everything else is frozen.
+    """Put an adapter on linear maps of `blocks` (None: the adapter's own); everything else is frozen.
 
     The frozen random parts depend on `seed` alone, so server and clients agree on them. A fresh adapter
     does nothing: the model's outputs are unchanged.
@@ -65,7 +65,7 @@ def attach(
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    targets = _linear_maps(model, blocks)
+    targets = _linear_maps(model, adapter, blocks)
     lora = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -107,20 +107,27 @@ def _set_kind(layer: Any, adapter: AdapterConfig) -> None:
         layer.lora_B[ADAPTER] = CoreMap(outer.to(a.device))
 
 
-def _linear_maps(model: nn.Module, blocks: tuple[int, ...] | None) -> list[str]:
+def _linear_maps(model: nn.Module, adapter: AdapterConfig, blocks: tuple[int, ...] | None) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
-    prefix = block_list_name(model)
-    chosen = range(len(blocks_of(model))) if blocks is None else blocks
+    prefix, count = block_list_name(model), len(blocks_of(model))
+    chosen = blocks or adapter.blocks or tuple(range(count))
+    if max(chosen) >= count:
+        raise ModelError(f"adapter.blocks={list(chosen)}: must be below {count}, the model's blocks")
     names = [
         f"{prefix}.{i}.{name}"
         for i in chosen
         for name, module in blocks_of(model)[i].named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D) and adapter.modules in ("all", _part_of_block(name))
     ]
     if not names:
         raise ModelError(f"{type(model).__name__}: its blocks hold no linear map to adapt")
     return names
+
+
+def _part_of_block(name: str) -> str:
+    """What a map within a block belongs to, by the names that transformers' models use."""
+    return "attention" if "attn" in name or "attention" in name else "mlp"
 
 
 def _transposed(model: nn.Module, targets: list[str]) -> bool:

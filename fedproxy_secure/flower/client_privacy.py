@@ -97,10 +97,10 @@ def signal_to_noise(job: FederationJob, sizes: Sequence[int]) -> float:
     return clients * RESOLUTION / math.sqrt(d * total)
 
 
-def planned_threshold(job: FederationJob) -> int:
-    """t of a round with the whole cohort."""
-    least = least_threshold(job.clients_a_round, job.protect.colluders)
-    return max(job.protect.threshold or least, job.federate.min_clients)
+def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
+    """t of a round of so many clients (None: the whole cohort): the least that settings and safety allow."""
+    least = least_threshold(clients or job.clients_a_round, job.protect.colluders)
+    return max(job.protect.threshold or least, job.protect.min_cohort or 0, job.federate.min_clients)
 
 
 def clip_to_norm(update: np.ndarray, norm: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from fedproxy_secure.artifacts import write_bytes
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
@@ -15,7 +16,7 @@ from fedproxy_secure.flower import proxy_store
 from fedproxy_secure.flower.recording import Tamper
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
 from fedproxy_secure.record.view import TRANSCRIPT
-from fedproxy_secure.secagg.provision import provision
+from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 
 PRIVACY = "privacy"  # folder of the ledgers below a run's
 
@@ -29,6 +30,12 @@ def with_keys(job: FederationJob) -> Iterator[FederationJob]:
     with tempfile.TemporaryDirectory(prefix="fedproxy-keys-") as folder:
         provision([c.name for c in job.clients], Path(folder))
         yield replace(job, protect=job.protect.model_copy(update={"keys": folder}))
+
+
+def leave_roster(job: FederationJob, run_folder: Path | None) -> None:
+    """Put the roster, public keys alone, into the run's folder: the audit log tells who could take part."""
+    if run_folder is not None and job.protect.scheme != "unsafe_plaintext" and job.protect.keys is not None:
+        write_bytes(run_folder / ROSTER, load_roster(Path(job.protect.keys)).to_json().encode())
 
 
 @contextmanager
@@ -79,6 +86,7 @@ def federate(
         if tamper is not None:
             raise ConfigError(f"federate.engine={job.federate.engine}: tampering needs in_process")
         with with_keys(job) as keyed, with_ledger(with_transcript(keyed, run_folder), run_folder) as ready:
+            leave_roster(ready, run_folder)
             return federate_launched(ready, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
     from fedproxy_secure.flower.client_app import app
     from fedproxy_secure.flower.in_process import InProcessGrid
@@ -88,6 +96,7 @@ def federate(
         with_keys(job) as keyed,
         with_ledger(with_transcript(keyed, run_folder), run_folder) as ready,
     ):
+        leave_roster(ready, run_folder)
         return serve(
             InProcessGrid(app, len(job.clients)),
             ready,

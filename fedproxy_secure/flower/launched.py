@@ -156,7 +156,14 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
     protect = job.protect.model_dump(mode="json")
     if job.protect.keys is not None:
         protect["keys"] = str(_own_keys(Path(job.protect.keys), job.clients[index].name, temporary))
-    own.write_text(yaml.safe_dump({"data": data, "federate": {"min_clients": 1}, "protect": protect}))
+    settings_of_its_own = {
+        "data": data,
+        "federate": {"min_clients": 1},
+        "protect": protect,
+        "privacy": job.privacy.model_dump(mode="json"),
+        "audit": job.audit.model_dump(mode="json"),
+    }
+    own.write_text(yaml.safe_dump(settings_of_its_own))
     settings = f'partition-id={index} num-partitions={len(job.clients)} config="{own}"'
     return [
         "--insecure",

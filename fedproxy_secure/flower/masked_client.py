@@ -6,7 +6,10 @@ identity gives. The state stays on the client's machine.
 
 Guarantees: a message of a round or attempt at or before the last one seen is refused. A round whose sum was
 unmasked once is unmasked again only for the same survivors, so that no two sums of it differ by one client.
-Not guaranteed: a server may ask for the same round under other settings (a seed), which is another run.
+With `protect.refuse_differencing` so it is under masking for all rounds together: it takes a threshold of
+clients to unmask a sum, two thresholds have an honest client in common, and that one refuses the second.
+Not guaranteed: a server may ask for the same round under other settings (a seed), which is another run; and
+three sums or more may be combined.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from fedproxy_secure.federate.adapters import tensor_sizes
 from fedproxy_secure.federate.client import ClientUpdate, LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import client_privacy, wire
-from fedproxy_secure.flower.masked_terms import parts_of, ring_plan, run_name
+from fedproxy_secure.flower.masked_terms import first_clip, parts_of, ring_plan, run_name
 from fedproxy_secure.secagg import primitives as crypto
 from fedproxy_secure.secagg.ckks_client import CkksClient
 from fedproxy_secure.secagg.ckks_messages import HelloBook, KeyGrant, Total
@@ -65,14 +68,19 @@ def train(client: LocalClient, job: FederationJob, content: RecordDict, context:
     sizes = tensor_sizes(client.tuned)
     plan = ring_plan(job, sizes, clip=proposed.clip, clients=len(proposed.cohort))
     terms = proposed.with_plan(plan)
-    policy = Policy(roster=roster, settings_sha256=job.agreed_sha256(), colluders=job.protect.colluders)
+    policy = Policy(
+        roster=roster,
+        settings_sha256=job.agreed_sha256(),
+        colluders=job.protect.colluders,
+        min_cohort=job.protect.min_cohort or 1,
+    )
     policy.check(
         terms,
         name=client.name,
         broadcast_sha256=wire.broadcast_sha256(broadcast),
         plan=plan,
     )
-    _check_private_ring(job, terms, proposed.clip)
+    _check_clip(job, terms, proposed.clip)
     if terms.run != run_name(job):
         raise ProtocolAborted(f"run {terms.run[:80]}: must be {run_name(job)}")
     if broadcast.round != terms.round:
@@ -130,13 +138,19 @@ def advertise(
     return answer
 
 
-def _check_private_ring(job: FederationJob, terms: Terms, clip: float) -> None:
-    """Under client-level privacy the ring's step is the client's to choose, before it trains."""
-    if job.privacy.unit != "client":
+def _check_clip(job: FederationJob, terms: Terms, clip: float) -> None:
+    """A clip that follows from the settings is not the server's to choose; later ones are in `parts_of`."""
+    if job.privacy.unit == "client":
+        own = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))
+        source = "privacy.clip_norm has it"
+    elif job.protect.clip is not None:
+        own, source = job.protect.clip, "protect.clip has it"
+    elif terms.round == 0:
+        own, source = first_clip(job.local), "the optimiser's reach has it"
+    else:
         return
-    own = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))
     if clip != own:
-        raise ProtocolAborted(f"clip {clip:g}: must be {own:g} as privacy.clip_norm has it")
+        raise ProtocolAborted(f"clip {clip:g}: must be {own:g} as {source}")
 
 
 def share(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
@@ -172,6 +186,7 @@ def confirm(job: FederationJob, name: str, content: RecordDict, context: Context
         raise ProtocolAborted("confirm: is no step of CKKS")
     survivors = wire.decode_message(Survivors, content)
     _refuse_other_survivors(session.terms, survivors.clients, context)
+    _refuse_differencing(job, survivors.clients, context, identity)
     answer = session.confirm(survivors)
     _keep(context, session, identity)
     return wire.encode_message(answer)
@@ -179,15 +194,18 @@ def confirm(job: FederationJob, name: str, content: RecordDict, context: Context
 
 def unmask(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
     """Step 5; afterwards nothing of the attempt is left but which survivors were unmasked."""
-    session, _ = _session(job, name, context)
+    session, identity = _session(job, name, context)
     record = context.state.config_records[STATE]
     if isinstance(session, CkksClient):
         total = wire.decode_message(Total, content)
         _refuse_other_survivors(session.terms, total.clients, context)
+        _refuse_differencing(job, total.clients, context, identity)
         answer: Message = session.unmask(total)
     else:
         answer = session.unmask(wire.decode_message(Confirmations, content))
     record["unmasked"] = str(record["confirmed"])
+    if job.protect.refuse_differencing:
+        _remember_survivors(context, identity)
     record["session"] = b""
     return wire.encode_message(answer)
 
@@ -201,6 +219,36 @@ def _refuse_other_survivors(terms: Terms, survivors: list[str], context: Context
             f"survivors: round {terms.round} was unmasked for others; two sums tell them apart"
         )
     record["confirmed"] = json.dumps(mine)
+
+
+def _refuse_differencing(
+    job: FederationJob, survivors: list[str], context: Context, identity: Secret
+) -> None:
+    """Raise `ProtocolAborted` if an earlier sum was over one client more, or one less."""
+    if not job.protect.refuse_differencing:
+        return
+    for earlier in _earlier_survivors(context, identity):
+        if len(set(survivors) ^ set(earlier)) == 1:
+            raise ProtocolAborted(
+                "survivors: an earlier sum differs by one client; together they tell that one's part"
+            )
+
+
+def _remember_survivors(context: Context, identity: Secret) -> None:
+    record = context.state.config_records[STATE]
+    now = json.loads(str(record["unmasked"]))[2]
+    earlier = _earlier_survivors(context, identity)
+    if now not in earlier:
+        record["survivors"] = seal(identity, json.dumps([*earlier, now]).encode(), b"survivors")
+
+
+def _earlier_survivors(context: Context, identity: Secret) -> list[list[str]]:
+    """The survivors of all sums that this client helped to unmask, each set once."""
+    record = context.state.config_records[STATE]
+    sets: list[list[str]] = (
+        json.loads(unseal(identity, record, "survivors")) if "survivors" in record else []
+    )
+    return sets
 
 
 def kept_terms(record: ConfigRecord) -> Terms:

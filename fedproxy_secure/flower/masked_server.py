@@ -37,7 +37,7 @@ from fedproxy_secure.secagg.messages import (
 from fedproxy_secure.secagg.primitives import agreement_public, fresh_secret
 from fedproxy_secure.secagg.provision import load_roster
 from fedproxy_secure.secagg.server import Aggregate, ServerSession
-from fedproxy_secure.secagg.terms import Terms, least_threshold
+from fedproxy_secure.secagg.terms import Terms
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
@@ -72,14 +72,13 @@ def masked_round(
         raise ConfigError("protect.keys: must name the folder with roster.json")
     roster = load_roster(Path(job.protect.keys))
     clients = tuple(sorted(cohort))
-    least = least_threshold(len(clients), job.protect.colluders)
     private = fresh_secret()
     terms = Terms(
         run=run_name(job),
         round=state.round,
         attempt=time.time_ns(),  # later than every earlier attempt, also after a restart
         cohort=clients,
-        threshold=max(job.protect.threshold or least, job.federate.min_clients),
+        threshold=client_privacy.planned_threshold(job, len(clients)),
         server_key=agreement_public(private),
         settings_sha256=job.agreed_sha256(),
         roster_sha256=roster.sha256(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedproxy_secure.config import FusionConfig, LocalConfig
+from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.client_privacy import clip_to_norm
@@ -16,6 +17,7 @@ from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.sketch import Standing
 
 CLIP_MARGIN = 1.5  # over the mean of the clients' largest values; a clipped coordinate doubles the clip
+MOST_CUT = 0.05  # of the coordinates that a client sends, where the server proposes the clip
 
 
 def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients: int) -> RingPlan:
@@ -74,6 +76,9 @@ def parts_of(
     `previous`: the last round's fused step as this client saw it, for weights `self`: H-TIES' weight and
     retention (Eq. 5, 6, 10) with the step in the place of the other clients. `standing`: for weights
     `encrypted_gram`, what the clients' cosines say.
+
+    Raises `ProtocolAborted` if a clip that the server proposed cuts more than `MOST_CUT`: sums of cut
+    values are counts of signs, which only `granularity: coordinate` may reveal.
     """
     tau, weight = update.update, 1.0
     fusion = job.fusion
@@ -96,11 +101,14 @@ def parts_of(
         return contribution(tau, job.granularity, layout, plan), numbers
     clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
     top = float(np.abs(tau).max(initial=0.0))
+    cut = int(np.count_nonzero(np.abs(tau) > clip)) if top > clip else 0
+    if job.protect.clip is None and cut > MOST_CUT * np.count_nonzero(tau):
+        raise ProtocolAborted(f"clip {clip:g}: cuts more than {MOST_CUT:.0%} of this client's coordinates")
     numbers = Control(
         weight=weight,
         loss=update.loss,
         steps=update.steps,
-        clipped=int(np.count_nonzero(np.abs(tau) > clip)) if top > clip else 0,
+        clipped=cut,
         largest=min(top / clip, 1e3),
     )
     layout = Layout(sizes=tuple(sizes))

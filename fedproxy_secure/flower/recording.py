@@ -8,10 +8,11 @@ client writes its own state where its settings say so.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -26,33 +27,51 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.llm import load_tokenizer
 from fedproxy_secure.record import private
 from fedproxy_secure.record.transcript import SERVER, Recorder
+from fedproxy_secure.record.view import Corruption
 
 FILES = "files"  # of the setup message: the proxy itself, which the run's folder has
+Place = Literal["server", "network"]
+Change = Callable[[str, str, RecordDict], RecordDict]  # message type, client, what it carries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tamper:
-    """An active adversary: `change(kind, client, content)` returns what flows instead, or None for nothing.
+    """An active adversary on the way of the messages; `change` returns what flows instead.
 
-    `server` may change what the server sends; `network` what is sent both ways. A malicious client is
+    `server` may change what the server sends, `network` what is sent both ways. A malicious client is
     another thing (`client_app.played_by`): it acts before its message exists.
+
+    Raises `ConfigError` for any other place.
     """
 
-    place: Literal["server", "network"]
-    change: Callable[[str, str, RecordDict], RecordDict | None]
+    place: Place
+    change: Change
+
+    def __post_init__(self) -> None:
+        if self.place not in get_args(Place):
+            raise ConfigError(f"tamper.place={self.place!r}: must be {' or '.join(get_args(Place))}")
+
+    @classmethod
+    def granted(cls, adversary: Corruption, change: Change) -> Self:
+        """The tampering that a threat model allows.
+
+        Raises `ConfigError` for one that is passive, or corrupts neither server nor network.
+        """
+        if not adversary.active:
+            raise ConfigError(f"{adversary.name}: is passive; may not change messages")
+        if not (adversary.server or adversary.network):
+            raise ConfigError(f"{adversary.name}: sits neither at the server nor in the network")
+        return cls(place="network" if adversary.network else "server", change=change)
 
 
 class WatchedGrid(Grid):
-    """A grid whose messages are noted, and changed where a `tamper` may."""
+    """A grid whose messages are noted as they arrive, changed before where a `tamper` may."""
 
     def __init__(
         self, grid: Grid, *, recorder: Recorder | None = None, tamper: Tamper | None = None
     ) -> None:
-        if tamper is not None and tamper.place not in ("server", "network"):
-            raise ConfigError(f"tamper.place={tamper.place!r}: must be server or network")
         self._grid, self._recorder, self._tamper = grid, recorder, tamper
         self._names: dict[int, str] = {}
-        self._lost: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
         """As the grid."""
@@ -77,29 +96,31 @@ class WatchedGrid(Grid):
         for message in messages:
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
             if self._tamper is not None:
-                changed = self._tamper.change(kind, self._name(node), message.content)
-                if changed is not None:
-                    message.content = changed
+                message.content = self._tamper.change(kind, self._name(node), message.content)
             self._note(kind, SERVER, self._name(node), message.content)
             passed.append(message)
         return self._grid.push_messages(passed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Note, change, hand over, one by one as they come."""
+        """Change, note, hand over, one by one as they come."""
         for reply in self._grid.pull_messages(message_ids):
             node, kind = reply.metadata.src_node_id, reply.metadata.message_type
             if reply.has_error():
-                values = {"error/reason": reply.error.reason}
-                self._write(f"{kind}.failed", self._name(node), SERVER, values, {})
+                if self._recorder is not None:
+                    self._recorder.note(
+                        f"{kind}.failed",
+                        sender=self._name(node),
+                        receiver=SERVER,
+                        values={"error/reason": reply.error.reason},
+                        arrays={},
+                    )
                 yield reply
                 continue
             setup = reply.content.config_records.get("setup")
             if setup is not None:
                 self._names[node] = str(setup["client"])
             if self._tamper is not None and self._tamper.place == "network":
-                changed = self._tamper.change(f"{kind}.reply", self._name(node), reply.content)
-                if changed is not None:
-                    reply.content = changed
+                reply.content = self._tamper.change(f"{kind}.reply", self._name(node), reply.content)
             self._note(f"{kind}.reply", self._name(node), SERVER, reply.content)
             yield reply
 
@@ -114,22 +135,15 @@ class WatchedGrid(Grid):
 
     def _note(self, kind: str, sender: str, receiver: str, content: RecordDict) -> None:
         if self._recorder is not None:
-            self._write(kind, sender, receiver, *as_plain(content))
-
-    def _write(
-        self,
-        kind: str,
-        sender: str,
-        receiver: str,
-        values: Mapping[str, Any],
-        arrays: Mapping[str, np.ndarray],
-    ) -> None:
-        if self._recorder is not None:
+            values, arrays = as_plain(content)
             self._recorder.note(kind, sender=sender, receiver=receiver, values=values, arrays=arrays)
 
 
 def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Values and arrays of Flower records by `record/key`; bytes become uint8 arrays."""
+    """Values and arrays of Flower records by `record/key`; bytes become uint8 arrays.
+
+    Numbers that are not finite, which only a malicious party sends, become text; JSON has none.
+    """
     values: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, vectors in content.array_records.items():
@@ -145,6 +159,8 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
                 for index, part in enumerate(value):
                     assert isinstance(part, bytes)
                     arrays[f"{name}/{key}/{index}"] = np.frombuffer(part, dtype=np.uint8)
+            elif isinstance(value, float) and not math.isfinite(value):
+                values[f"{name}/{key}"] = str(value)
             else:
                 values[f"{name}/{key}"] = value
     return values, {k: v for k, v in arrays.items() if v.size}

@@ -68,6 +68,13 @@ def write_round(folder: Path, client: str, round_number: int, update: np.ndarray
     write_bytes(folder / CLIENTS / client / f"round-{round_number}.safetensors", data)
 
 
+def forget_rounds(folder: Path, from_round: int) -> None:
+    """Drop what clients did in rounds from `from_round` on: those run again, perhaps without some."""
+    for file in (folder / CLIENTS).glob("*/round-*.safetensors"):
+        if _round_of(file) >= from_round:
+            file.unlink()
+
+
 def has_records(folder: Path, client: str) -> bool:
     """Whether the client's records are written already."""
     return (folder / CLIENTS / client / "canaries.json").exists()
@@ -80,8 +87,8 @@ def read_private(folder: Path, client: str) -> PrivateState:
         records = load_file(place / "records.safetensors")
         canaries = json.loads((place / "canaries.json").read_text(encoding="utf-8"))
         rounds = {}
-        for file in sorted(place.glob("round-*.safetensors")):
-            rounds[int(file.stem.removeprefix("round-"))] = PrivateRound(**load_file(file))
+        for file in sorted(place.glob("round-*.safetensors"), key=_round_of):
+            rounds[_round_of(file)] = PrivateRound(**load_file(file))
         return PrivateState(
             client=client,
             train=_unpacked("train", records),
@@ -91,6 +98,10 @@ def read_private(folder: Path, client: str) -> PrivateState:
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RunFolderError(f"{place}: is not a client's state: {error}") from error
+
+
+def _round_of(file: Path) -> int:
+    return int(file.stem.removeprefix("round-"))
 
 
 def _packed(name: str, items: Sequence[Encoded]) -> dict[str, np.ndarray]:

@@ -4,13 +4,15 @@
     blobs/SHA256.safetensors an event's arrays; equal arrays are kept once
     clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
 
-Guarantees: bounded memory (one event at a time), a line is whole or absent, events are in the order in
-which the server sent and received. It holds what protection hides: whoever reads the folder sees all.
+Guarantees: bounded memory (one event's arrays at a time), a line is whole or absent, events are in the
+order in which the server sent and received. It holds what protection hides: whoever reads the folder sees
+all of it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from safetensors.numpy import load_file, save
 
 from fedproxy_secure.artifacts import RunFolder, write_bytes
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.record.private import forget_rounds
 
 EVENTS = "events.jsonl"
 BLOBS = "blobs"
@@ -65,17 +68,28 @@ class Recorder:
         self.round = 0
 
     def forget_from(self, round_number: int) -> None:
-        """Drop events of rounds from `round_number` on: they were not finished, and run again."""
+        """Drop what rounds from `round_number` on left: they were not finished, and run again.
+
+        Events go in one step, then clients' rounds and the arrays that nothing names any more; a crash in
+        between leaves the last for the next call.
+        """
         lines = self._folder.read_jsonl(EVENTS)
         kept = [line for line in lines if line["round"] < round_number]
         if len(kept) < len(lines):
-            (self._folder.path / EVENTS).unlink()
-            for line in kept:
-                self._folder.append_jsonl(EVENTS, line)
+            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+            self._folder.write_text(EVENTS, text)
         self._index = len(kept)
+        forget_rounds(self._folder.path, round_number)
+        named = {line["blob"] for line in kept}
+        for file in (self._folder.path / BLOBS).glob("*.safetensors"):
+            if file.stem not in named:
+                file.unlink()
 
     def note(self, kind: str, *, sender: str, receiver: str, values: Values, arrays: Arrays) -> None:
-        """One event: its arrays first, then its line. Raises `RunFolderError` if the disk is full."""
+        """One event: its arrays first, then its line; `values` are plain and finite.
+
+        Raises `RunFolderError` if the disk is full.
+        """
         blob = None
         if arrays:
             data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})

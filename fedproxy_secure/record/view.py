@@ -3,13 +3,14 @@
 A threat model says who is corrupted; `view` reads the transcript and keeps what those parties saw. Attacks
 take a view, never the run. Truth, the state of honest parties, is read by the scorer alone.
 
-The settings of a run are public to server and clients (the server sends them), but for where records lie.
+The settings of a run are public to server and clients (the server sends them), but for where records, keys
+and ledgers lie. A client also gets the final adapter, as the tuned proxy, though no message brings it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +30,13 @@ from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
 
 TRANSCRIPT = "transcript"
-SETUP = "query.setup"
+SETUP = "query.setup"  # goes to every client before any has a name
+# messages and the value that says who is in the round: the invited, then those left, then those fused
+COHORT_NAMED_BY = {
+    "train": "terms/cohort",
+    "query.confirm": "protocol/clients",
+    STATE: "clients",
+}
 
 
 class Corruption(Protocol):
@@ -54,6 +61,10 @@ class Corruption(Protocol):
     @property
     def api(self) -> bool:
         """May query the fused LLM; whoever is a client may, too."""
+
+    @property
+    def active(self) -> bool:
+        """May deviate from the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +97,18 @@ class View:
     """A corrupted set's knowledge. Vectors are float32 [d]; a mapping that lacks a key was not seen.
 
     `adapters`: the adapter broadcast in each round, and after the last one the final one. `updates`:
-    (round, client) -> that client's update, honest clients only. `masked`: (round, client) -> ring words.
-    `own`: corrupted clients' state. `proxy`, `llm`: model folders it holds; `api`: one it may query only.
+    (round, client) -> that client's update, honest clients only. `sums`: what protected rounds revealed.
+    `cohorts`: who was in a round, as far as seen. `masked`: (round, client) -> packed ring words, uint8,
+    honest clients only. `own`: corrupted clients' state. `proxy`, `llm`: model folders it holds; `api`: one
+    it may query only.
     """
 
     threat_model: str
-    settings: PublicSettings | None
+    settings: PublicSettings | None = None
     adapters: Mapping[int, np.ndarray] = field(default_factory=dict)
     updates: Mapping[tuple[int, str], np.ndarray] = field(default_factory=dict)
     sums: Mapping[int, Sums] = field(default_factory=dict)
+    cohorts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     masked: Mapping[tuple[int, str], np.ndarray] = field(default_factory=dict)
     own: Mapping[str, PrivateState] = field(default_factory=dict)
     proxy: Path | None = None
@@ -158,12 +172,20 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
         )
     bad = names[: corrupted.clients]
     everything = corrupted.server or corrupted.network
-    settings = None
+    if not (everything or bad):  # an outsider
+        return View(threat_model=corrupted.name, api=_folder(seed_folder / "fused"))
+    raw: str | None = None
     adapters: dict[int, np.ndarray] = {}
     updates: dict[tuple[int, str], np.ndarray] = {}
     masked: dict[tuple[int, str], np.ndarray] = {}
     sums: dict[int, Sums] = {}
-    for event in _seen(transcript, everything, bad):
+    cohorts: dict[int, tuple[str, ...]] = {}
+    last: Event | None = None
+    for event in read_events(transcript):
+        if event.kind == STATE:
+            last = event
+        if not (everything or {event.sender, event.receiver} & set(bad) or event.kind == SETUP):
+            continue
         arrays = event.arrays()
         if "vectors/adapter" in arrays:
             adapters[event.round] = arrays["vectors/adapter"]
@@ -172,43 +194,41 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
                 updates[event.round, event.sender] = arrays["vectors/update"]
             if "protocol/masked" in arrays:
                 masked[event.round, event.sender] = arrays["protocol/masked"]
+        named = event.values.get(COHORT_NAMED_BY.get(event.kind, ""))
+        if named is not None:
+            cohorts[event.round] = tuple(named)
         if event.kind == STATE:
             adapters[event.round + 1] = arrays["adapter"]
             segments = {k.removeprefix("sums/"): v for k, v in arrays.items() if k.startswith("sums/")}
-            if segments and everything:
-                sums[event.round] = Sums(clients=tuple(event.values["clients"]), segments=segments)
-        if settings is None and "job/json" in event.values:
-            settings = event.values["job/json"]
-    player = everything or bool(bad)
-    proxy, fused = seed_folder / "proxy", seed_folder / "fused"
+            if segments:
+                sums[event.round] = Sums(clients=cohorts[event.round], segments=segments)
+        raw = raw or event.values.get("job/json")
+    if last is not None and raw is not None and last.round + 1 == json.loads(raw)["federate"]["rounds"]:
+        adapters[last.round + 1] = last.arrays()["adapter"]
     return View(
         threat_model=corrupted.name,
-        settings=_settings(settings, names, adapters) if player and settings is not None else None,
-        adapters=adapters if player else {},
+        settings=None if raw is None else _settings(raw, names, adapters),
+        adapters=adapters,
         updates=updates,
         sums=sums,
+        cohorts=cohorts,
         masked=masked,
         own={name: read_private(transcript, name) for name in bad},
-        proxy=proxy if player and proxy.is_dir() else None,
+        proxy=_folder(seed_folder / "proxy"),
         llm=llm if corrupted.server else None,
-        api=fused if (corrupted.api or bool(bad)) and fused.is_dir() else None,
-        active=bool(getattr(corrupted, "active", False)),
+        api=_folder(seed_folder / "fused") if corrupted.api or bad else None,
+        active=corrupted.active,
     )
 
 
-def _seen(transcript: Path, everything: bool, bad: tuple[str, ...]) -> Iterator[Event]:
-    """Events that pass a corrupted party.
-
-    Every client gets the setup, which names no client yet, and the final adapter, as the tuned proxy.
-    """
-    for event in read_events(transcript):
-        to_all_clients = event.kind in (STATE, SETUP)
-        if everything or event.receiver in bad or event.sender in bad or (to_all_clients and bad):
-            yield event
+def _folder(path: Path) -> Path | None:
+    return path if path.is_dir() else None
 
 
 def _settings(text: str, clients: tuple[str, ...], adapters: Mapping[int, np.ndarray]) -> PublicSettings:
     raw = json.loads(text)
+    protect = ProtectConfig.model_validate(raw["protect"])
+    privacy = PrivacyConfig.model_validate(raw["privacy"])
     return PublicSettings(
         seed=raw["seed"],
         d=len(next(iter(adapters.values()))) if adapters else 0,
@@ -216,8 +236,8 @@ def _settings(text: str, clients: tuple[str, ...], adapters: Mapping[int, np.nda
         local=LocalConfig.model_validate(raw["local"]),
         fusion=FusionConfig.model_validate(raw["fusion"]),
         federate=FederateConfig.model_validate(raw["federate"]),
-        protect=ProtectConfig.model_validate(raw["protect"]),
-        privacy=PrivacyConfig.model_validate(raw["privacy"]),
+        protect=protect.model_copy(update={"keys": None}),
+        privacy=privacy.model_copy(update={"ledger": None}),
         max_tokens=raw["max_tokens"],
         blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
         clients=clients,

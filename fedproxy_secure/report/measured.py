@@ -109,6 +109,7 @@ def configuration_of(
             settings=settings,
             seeds=(),
             unsafe=unsafe_stamps(config),
+            privacy_unit=config.privacy.unit,
             failed=tuple(failed),
             commands=tuple(commands),
         )
@@ -122,8 +123,10 @@ def configuration_of(
         ledger=_ledger(seeds),
         guarantees=tuple(guarantees),
         unsafe=unsafe_stamps(config),
+        privacy_unit=config.privacy.unit,
         failed=tuple(failed),
         commands=tuple(commands),
+        folders={f"seed-{s.seed}": s.place for s in seeds},
     )
 
 
@@ -214,8 +217,18 @@ def _privacy(seeds: Sequence[SeedRun], config: Config) -> list[Measure]:
                     source=f"{seeds[0].place}/config.yaml#privacy",
                 )
             )
-        spent = {s.seed: max(float(c["epsilon"]) for c in s.result["spent"].values()) for s in seeds}
-        made.append(_values(seeds, spent, "privacy", "epsilon_spent", "lower", "epsilon"))
+        costs = [float(c["epsilon"]) for s in seeds for c in s.result["spent"].values()]
+        if costs:  # else the ledgers lie with the clients
+            most = counted(max(costs), metric="epsilon spent, the most", unit="epsilon", seeds=numbers)
+            made.append(
+                Measure(
+                    axis="privacy",
+                    key="epsilon_spent",
+                    better="lower",
+                    estimate=most,
+                    source=f"{seeds[0].place}/seed-{seeds[0].seed}/result.json#spent",
+                )
+            )
     least = min(len(r["participants"]) for s in seeds for r in s.rounds)
     cohort = 1 if config.protect.scheme == "unsafe_plaintext" else least - config.protect.colluders
     made.append(

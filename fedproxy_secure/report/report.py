@@ -81,11 +81,15 @@ class Report:
 
     @classmethod
     def load(cls, folder: Path) -> Report:
-        """Read the report in `folder`.
+        """Read the report in `folder`. Raises what `read` raises."""
+        return cls.read(folder / JSON_NAME)
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Read a report's JSON.
 
         Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
         """
-        path = folder / JSON_NAME
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw["schema_version"]

@@ -52,9 +52,9 @@ def cells(row: MethodRow) -> tuple[str, ...]:
     )
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(headings) - 1)]
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
+    """A Markdown table: first column to the left, the others, unless not `right`, to the right."""
+    rule = ["---", *["---:" if right else "---"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *rows))
 
 

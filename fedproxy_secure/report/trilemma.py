@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Finding
+from fedproxy_secure.report.finding import FOLDER, RESULTS, Finding
 
 Axis = Literal["performance", "privacy", "ip", "cost"]
 AXES: tuple[Axis, ...] = ("performance", "privacy", "ip", "cost")
@@ -60,7 +60,8 @@ class Configuration:
     """One way to run the pipeline, over seeds. Two have the same `name` only if they are the same.
 
     `settings`: what was swept, such as `{"protection": "masking", "remove_ratio": "0.5"}`. `unsafe`:
-    stamps, sentences that stand on every report. `failed`: seeds that did not finish, and why.
+    stamps, sentences that stand on every report. `failed`: seeds that did not finish, and why. `folders`:
+    the run folder of each seed, relative to the report's, by the name of the seed's own, such as `seed-0`.
     """
 
     name: str
@@ -74,7 +75,19 @@ class Configuration:
     unsafe: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     commands: tuple[str, ...] = field(default=())  # that run this configuration alone
+    folders: Mapping[str, str] = field(default_factory=dict)
+    privacy_unit: str = "none"  # what differential privacy hides: `record`, `client`
 
     def measure(self, key: str) -> Measure | None:
         """The measure under `key`, or None where it was not measured."""
         return next((m for m in self.measures if m.key == key), None)
+
+    def file_of(self, finding: Finding, name: str) -> str:
+        """A file of the run that a finding is of, relative to the report's folder."""
+        folder = self.folders.get(finding.seed_folder, ".")
+        return name if folder in ("", ".") else f"{folder}/{name}"
+
+    def source_of(self, finding: Finding) -> str:
+        """Where a finding can be looked up."""
+        record = self.file_of(finding, f"{FOLDER}/{RESULTS}")
+        return f"{record}#{finding.attack} from {finding.view}, {finding.seed_folder}"

@@ -67,7 +67,7 @@ def encrypt(public: bytes, values: np.ndarray) -> bytes:
         raise DataError("values for CKKS: must be one row of finite numbers")
     top = float(np.abs(values).max(initial=0.0))
     if top >= BOUND:
-        raise DataError(f"value {top:g} for CKKS: must be below {BOUND:g}")
+        raise DataError(f"values for CKKS: must be below {BOUND:g}")  # not which: the server reads it
     context, ts = _context(public), tenseal()
     parts = []
     for start in range(0, len(values), SLOTS):

@@ -8,7 +8,8 @@
     server -> client   Total        the encrypted sum, who is in it, who sends it opened
     client -> server   Opened       the opened sum (from one), a signature on its hash (from all)
 
-The leader is the client that the context's hash picks, so the server cannot choose it.
+The leader is the client that the context's hash picks. A server that tries contexts chooses it after all;
+it gains nothing, because every client has the key.
 
 Guarantees, against a server that follows the protocol and is curious: it learns the sum over at least t
 clients. The sum is accepted only if t clients opened the same one. Every client checks that the opened sum

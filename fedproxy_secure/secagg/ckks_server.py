@@ -39,9 +39,10 @@ class CkksServer:
         self._opened: dict[str, Opened] = {}
 
     def advertised(self, message: Hello) -> None:
-        """Take a client's key."""
+        """Take a client's key. Raises `ProtocolAborted` for one of low order: it would stop the leader."""
         self._expect(message.client, self.terms.cohort, self._hellos, "advertise")
         self._verify(message.client, message.signed(self._context), message.signature)
+        crypto.agree(self._private, message.share_key, info=b"usable", what=f"key of {message.client}")
         self._hellos[message.client] = message
 
     def hello_book(self) -> tuple[str, HelloBook]:

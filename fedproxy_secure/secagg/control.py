@@ -18,8 +18,9 @@ from fedproxy_secure.secagg.ring import MAX_CLIENTS, Segment
 LIMBS, LIMB_BITS = 6, 8
 SENTINELS = 16
 SENTINEL_LARGEST = 1000  # 64 x 1000 < 2^16
-FRACTION = 2.0**20  # of the numbers that are not whole
 NAMES = ("clients", "weight", "clipped", "loss", "steps", "largest")
+FRACTION = 2.0**20  # of the numbers that are not whole:
+FRACTIONAL = ("weight", "loss", "largest")
 
 SEGMENTS = (
     Segment(name="control", length=LIMBS * len(NAMES), largest=2**LIMB_BITS - 1),
@@ -44,14 +45,17 @@ class Control:
 
 
 def encode_control(control: Control, context: bytes) -> dict[str, np.ndarray]:
-    """The two segments of `SEGMENTS`. Raises `DataError` for a number below 0 or too large."""
+    """The two segments of `SEGMENTS`.
+
+    Raises `DataError` for a number below 0 or too large. It does not say which number: the server reads it.
+    """
     limbs = []
     for name in NAMES:
         value = getattr(control, name)
-        scaled = value * FRACTION if isinstance(value, float) else value
+        scaled = value * FRACTION if name in FRACTIONAL else value
         whole = round(scaled) if np.isfinite(scaled) else -1
         if not 0 <= whole < 2 ** (LIMBS * LIMB_BITS):
-            raise DataError(f"control word {name}={value}: must be >= 0 and below 2^{LIMBS * LIMB_BITS}")
+            raise DataError(f"control word {name}: must be >= 0 and below 2^{LIMBS * LIMB_BITS}")
         limbs += [(whole >> (LIMB_BITS * i)) & (2**LIMB_BITS - 1) for i in range(LIMBS)]
     return {"control": np.array(limbs, dtype=np.int64), "sentinels": sentinels(context)}
 
@@ -60,7 +64,8 @@ def decode_control(sums: dict[str, np.ndarray], context: bytes, *, clients: int)
     """The sums over `clients` survivors.
 
     Raises `ProtocolAborted` if a sentinel or the count of clients is wrong: then the vectors were not
-    unmasked to their sum, and nothing of it may be used.
+    unmasked to their sum, and nothing of it may be used. So it does if the weights add up to more than the
+    clients can have: one of them lied, and the mean would be short.
     """
     if not np.array_equal(sums["sentinels"], clients * sentinels(context)):
         raise ProtocolAborted("sentinels: are wrong; the vectors did not unmask to their sum")
@@ -69,9 +74,12 @@ def decode_control(sums: dict[str, np.ndarray], context: bytes, *, clients: int)
         values[name] = sum(int(limb) << (LIMB_BITS * i) for i, limb in enumerate(row))
     if values["clients"] != clients:
         raise ProtocolAborted(f"count in the sum is {values['clients']}: must be {clients}")
+    weight = values["weight"] / FRACTION
+    if not 0 < weight <= clients:
+        raise ProtocolAborted(f"weight in the sum is {weight:g}: must be above 0 and at most {clients}")
     return Control(
         clients=clients,
-        weight=values["weight"] / FRACTION,
+        weight=weight,
         clipped=values["clipped"],
         loss=values["loss"] / FRACTION,
         steps=values["steps"],

@@ -9,12 +9,12 @@ not control; `provision` makes all of them in one place, for a federation on one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.secagg.primitives import KEY_BYTES, fresh_secret, signing_public
+from fedproxy_secure.secagg.key_file import read_key, write_key
+from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.terms import Roster
 
@@ -33,9 +33,7 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
             raise ConfigError(f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten")
         keys = {name: fresh_secret() for name in clients}
         for name, key in keys.items():
-            descriptor = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(key.reveal().hex().encode() + b"\n")
+            write_key(folder / f"{name}.key", key)
         roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
         (folder / ROSTER).write_text(roster.to_json(), encoding="utf-8")
         return roster
@@ -54,19 +52,7 @@ def load_identity(folder: Path, client: str, roster: Roster) -> Secret:
     Raises `ConfigError` if others may read the file, it holds no key, or it is not the roster's.
     """
     file = folder / f"{client}.key"
-    try:
-        mode = file.stat().st_mode & 0o777
-        text = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as a key: {error}") from error
-    if mode & 0o077:
-        raise ConfigError(f"{file}: has mode {mode:o}; must be 600, readable by its owner alone")
-    try:
-        key = Secret(bytes.fromhex(text))
-    except ValueError:
-        raise ConfigError(f"{file}: is not a key") from None
-    if len(key.reveal()) != KEY_BYTES:
-        raise ConfigError(f"{file}: is not a key")
+    key = read_key(file)
     if roster.members.get(client) != signing_public(key):
         raise ConfigError(f"{file}: is not the key that the roster has for {client}")
     return key

@@ -25,6 +25,7 @@ from fedproxy_secure.secagg.primitives import fresh_secret, keystream
 RING_BITS = (16, 24, 32)
 MIN_CLIENTS, MAX_CLIENTS = 3, 64
 MIN_LEVELS = 64  # fewer steps a side than this and rounding drowns the update
+MIN_CLIP, MAX_CLIP = 2.0**-96, 2.0**96  # beyond, steps and sums leave what float32 holds
 CHUNK_WORDS = 1 << 16  # so that what a chunk needs stays in the second-level cache
 
 
@@ -65,8 +66,8 @@ class RingPlan:
         for s in self.segments:
             if (s.clip is None) == (s.largest is None) or s.length < 0:
                 raise ConfigError(f"segment {s.name}: must have either a clip or a largest count")
-            if s.clip is not None and not 0 < s.clip < float("inf"):
-                raise ConfigError(f"segment {s.name}: clip={s.clip}: must be > 0 and finite")
+            if s.clip is not None and not MIN_CLIP <= s.clip <= MAX_CLIP:
+                raise ConfigError(f"segment {s.name}: clip={s.clip}: must be {MIN_CLIP:g} to {MAX_CLIP:g}")
             if s.largest is not None and not 1 <= s.largest * self.clients < 2**self.bits:
                 raise ConfigError(
                     f"segment {s.name}: {self.clients} clients x {s.largest} must be < 2^{self.bits}"

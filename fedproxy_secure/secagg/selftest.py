@@ -60,6 +60,10 @@ class SkipsConsistency(ClientSession):
             super()._check_signature(client, message, signature, what)
 
 
+class AcceptsAnyThreshold(ClientSession):
+    """Known-bad: its policy is not asked, so that it joins a round in which two of five are enough."""
+
+
 def findings() -> Iterator[Finding]:
     """Run everything; a second or two."""
     yield _honest_round()
@@ -70,6 +74,9 @@ def findings() -> Iterator[Finding]:
         yield _must_fail("server", attempt, lambda a=attack, c=good: a(c))  # type: ignore[misc]
         yield _must_succeed(attempt, bad, lambda a=attack, c=bad: a(c))  # type: ignore[misc]
     yield _must_fail("server", "lowers the threshold", _lowered_threshold)
+    yield _must_succeed(
+        "lowers the threshold", AcceptsAnyThreshold, lambda: _split_view(AcceptsAnyThreshold, apart=True)
+    )
     yield _must_fail("server", "broadcasts another adapter to one client", _other_broadcast)
     for adversary, attempt, step, change in _TAMPERINGS:
         yield _tampering(adversary, attempt, step, change)
@@ -170,8 +177,11 @@ def _forged_inbox(terms: Terms, own: Advertise, private: dict[str, tuple[Secret,
     return Inbox(senders=senders, sealed=letters)
 
 
-def _split_view(kind: type[ClientSession]) -> str:
-    """The target survives for some, dropped for others: the server asks for both shares of its secrets."""
+def _split_view(kind: type[ClientSession], *, apart: bool = False) -> str:
+    """The target survives for some, dropped for others: the server asks for both shares of its secrets.
+
+    `apart`: each camp sees its own signatures alone, which is enough where the threshold is.
+    """
     keys, roster = identities(CLIENTS)
     # a threshold at which each camp is large enough; the policy would refuse it, the consistency step too
     terms = terms_for(ring(CLIENTS, LENGTH), roster, threshold=2)
@@ -191,8 +201,9 @@ def _split_view(kind: type[ClientSession]) -> str:
     }
     answers: dict[str, Unmask] = {}
     for n in signatures:
-        # signatures of both camps, so that every client sees enough of them
-        some = [m for m in sets[camps[n]] if m in ("c01", "c03")]
+        # signatures of both camps, so that every client sees enough of them, or of its own
+        shown = [m for m in signatures if camps[m] == camps[n]] if apart else ["c01", "c03"]
+        some = [m for m in sets[camps[n]] if m in shown]
         answers[n] = sessions[n].unmask(
             Confirmations(clients=some, signatures=[signatures[m] for m in some])
         )

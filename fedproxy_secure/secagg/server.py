@@ -75,9 +75,18 @@ class ServerSession:
     # step 1
 
     def advertised(self, message: Advertise) -> None:
-        """Take a client's keys. Raises `ProtocolAborted` if they are not signed by its roster key."""
+        """Take a client's keys.
+
+        Raises `ProtocolAborted` if they are not signed by its roster key, or are such that every other
+        client would stop at the key book: of low order, or there already.
+        """
         self._expect("advertise", message.client, self.terms.cohort, self._advertised)
         self._verify(message.client, message.signed(self._context), message.signature)
+        taken = {key for a in self._advertised.values() for key in (a.share_key, a.mask_key)}
+        if message.share_key == message.mask_key or taken & {message.share_key, message.mask_key}:
+            raise ProtocolAborted(f"keys of {message.client}: one is there twice; keys must differ")
+        for key in (message.share_key, message.mask_key):
+            crypto.agree(self._private, key, info=b"usable", what=f"keys of {message.client}")
         self._advertised[message.client] = message
 
     def key_book(self) -> KeyBook:

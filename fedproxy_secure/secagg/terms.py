@@ -100,14 +100,14 @@ class Terms:
 def least_threshold(clients: int, colluders: int) -> int:
     """The least t with t >= floor(2K/3) + 1 and 2t > K + colluders.
 
-    Raises `ConfigError` if no t <= K has both.
+    Raises `ConfigError` unless t clients are two honest ones at least: colluders take what they sent off
+    the sum, and what is left of a lone client is its update.
     """
-    threshold = max(2 * clients // 3 + 1, (clients + colluders) // 2 + 1)
-    if threshold > clients:
+    if colluders > clients - 2:
         raise ConfigError(
-            f"colluders={colluders}: {clients} clients can bear at most {clients - 1}, minus drop-outs"
+            f"colluders={colluders}: must be <= {clients - 2}, so that two honest clients add up"
         )
-    return threshold
+    return max(2 * clients // 3 + 1, (clients + colluders) // 2 + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,13 @@ class Policy:
     """What a client demands, whatever the server proposes.
 
     `settings_sha256` and `roster` are the client's own. `colluders`: how many other clients may work with
-    the server without harm to this one.
+    the server without harm to this one. `min_cohort`: no sum may be over fewer.
     """
 
     roster: Roster
     settings_sha256: bytes
     colluders: int
+    min_cohort: int = 1
 
     def check(self, terms: Terms, *, name: str, broadcast_sha256: bytes, plan: RingPlan) -> None:
         """Raise `ProtocolAborted` unless the terms are this client's own.
@@ -134,7 +135,9 @@ class Policy:
             raise ProtocolAborted(f"cohort: must be sorted, without repeats, and contain {name}")
         if strangers := [n for n in terms.cohort if n not in self.roster.members]:
             raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
-        least = least_threshold(clients, self.colluders)
+        if clients < self.min_cohort:
+            raise ProtocolAborted(f"cohort of {clients}: must be >= {self.min_cohort}, this client's least")
+        least = max(least_threshold(clients, self.colluders), self.min_cohort)
         if not least <= terms.threshold <= clients:
             raise ProtocolAborted(f"threshold={terms.threshold}: must be {least} to {clients}")
         if terms.round < 0 or terms.attempt < 0:

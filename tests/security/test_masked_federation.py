@@ -17,11 +17,11 @@ from fedproxy_secure.federate.server import ServerState, initial_state
 from fedproxy_secure.flower import client_app, proxy_store, wire
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.masked_terms import first_clip, next_clip
+from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.secagg.control import Control
-from fedproxy_secure.secagg.provision import load_identity, load_roster, provision
+from fedproxy_secure.secagg.primitives import digest
 from tests.support.tiny import tiny_settings
 
 STEPS = ("train", "query.share", "query.mask", "query.confirm", "query.unmask")
@@ -291,7 +291,7 @@ def test_between_messages_a_client_keeps_nothing_readable(world):
         }
 
 
-def replayed(world, change):
+def replayed(world, change, **protect):
     """Run a round; then send one client all its requests again, the training request changed."""
     job, folder, _ = world
     requests, contexts = {}, {}
@@ -300,7 +300,7 @@ def replayed(world, change):
         contexts[context.node_id] = context
         requests.setdefault((context.node_id, message.metadata.message_type), message)
 
-    job = with_(job, rounds=1)
+    job = with_(job, rounds=1, **protect)
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         serve(InProcessGrid(Wrapped(sees=watch), 5), keyed, folder, world[2])
         original = requests[2, "train"]
@@ -342,6 +342,25 @@ def test_terms_that_a_client_would_not_sign_end_before_any_training(world, chang
     kind, said = wire.decode_failure(reply)
     assert kind in ("ProtocolAborted", "ConfigError")
     assert line in said
+
+
+@pytest.mark.parametrize("protect", [{}, {"clip": 0.5}], ids=["the optimiser's", "the settings'"])
+def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, protect):
+    """With a tiny clip every value is cut, and the sum says how many clients go up and how many down."""
+    job, _, initial = world
+    plan = ring_plan(with_(job, **protect), initial.sizes.tolist(), clip=1e-9, clients=5)
+    cheating = {"clip": 1e-9, "plan_sha256": digest(plan.canonical())}
+    reply, _ = replayed(world, lambda t: t | {"attempt": t["attempt"] + 1} | cheating, **protect)
+    kind, said = wire.decode_failure(reply)
+    assert kind == "ProtocolAborted"
+    assert said.startswith("clip 1e-09: must be")
+
+
+def test_a_clip_that_cuts_much_of_an_update_is_refused_in_every_later_round(world, monkeypatch, caplog):
+    monkeypatch.setattr("fedproxy_secure.flower.masked_server.next_clip", lambda clip, control: 1e-9)
+    with pytest.raises(RoundAborted, match="advertise: 0 of 5 clients"):
+        serve_with(world, with_(world[0]))
+    assert "clip 1e-09: cuts more than 5% of this client's coordinates" in caplog.text
 
 
 def test_steps_out_of_turn_are_refused(world):
@@ -409,32 +428,6 @@ def test_masking_without_keys_or_sizes_is_refused(world):
             pytest.raises(ConfigError, match="server state: has no tensor sizes"),
         ):
             serve(InProcessGrid(Wrapped(), 5), keyed, folder, bare)
-
-
-def test_provisioned_keys_are_private_and_never_overwritten(tmp_path):
-    folder = tmp_path / "keys"
-    roster = provision(["a", "b"], folder)
-    assert load_roster(folder) == roster
-    assert (folder / "a.key").stat().st_mode & 0o777 == 0o600
-    assert load_identity(folder, "a", roster)
-    with pytest.raises(ConfigError, match=r"has a\.key already"):
-        provision(["c"], folder)
-    (folder / "a.key").chmod(0o640)
-    with pytest.raises(ConfigError, match="has mode 640; must be 600"):
-        load_identity(folder, "a", roster)
-    (folder / "a.key").chmod(0o600)
-    with pytest.raises(ConfigError, match="cannot be read as a key"):
-        load_identity(folder, "z", roster)
-    for text in ("zz", "00"):
-        (folder / "a.key").write_text(text)
-        with pytest.raises(ConfigError, match="is not a key"):
-            load_identity(folder, "a", roster)
-    (folder / "a.key").write_text((folder / "b.key").read_text())
-    with pytest.raises(ConfigError, match="is not the key that the roster has for a"):
-        load_identity(folder, "a", roster)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        provision(["a"], tmp_path / "file")
 
 
 def test_the_clip_follows_what_clients_needed():

@@ -339,6 +339,55 @@ def test_a_malicious_clients_wrong_share_aborts_the_round(dropped):
         c.run(updates())
 
 
+LOW_ORDER = bytes(32)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda m, first: replace(m, share_key=LOW_ORDER), "keys of c01: verification failed"),
+        (lambda m, first: replace(m, mask_key=LOW_ORDER), "keys of c01: verification failed"),
+        (lambda m, first: replace(m, mask_key=m.share_key), "keys of c01: one is there twice"),
+        (lambda m, first: replace(m, share_key=first.share_key), "keys of c01: one is there twice"),
+        (lambda m, first: replace(m, share_key=first.mask_key), "keys of c01: one is there twice"),
+        (lambda m, first: replace(m, mask_key=first.share_key), "keys of c01: one is there twice"),
+        (lambda m, first: replace(m, mask_key=first.mask_key), "keys of c01: one is there twice"),
+    ],
+)
+def test_a_malicious_client_cannot_stop_the_others_with_keys_that_they_must_refuse(change, line):
+    first = {}
+
+    def tamper(at, who, message):
+        if (at, who) == ("advertise to server", "c00"):
+            first["message"] = message
+        if (at, who) == ("advertise to server", "c01"):
+            return signed_again(change(message, first["message"]), "c01")
+        return message
+
+    c = cohort(tamper=tamper)
+    made = c.run(updates())
+    assert line in c.server_errors["c01"]
+    assert made.clients == ("c00", "c02", "c03", "c04")
+
+
+def test_one_malicious_client_moves_the_sum_as_far_as_the_ring_goes_and_no_further():
+    """What masking does not stop, as SECURITY.md has it: its words are not bound to the clip."""
+    far = 5 * PLAN.levels // 2  # of which a client that follows the rules can add 2 / 5
+
+    def bend(masked):
+        words = np.frombuffer(masked, np.uint32).copy()
+        words[0] += far
+        return words.tobytes()
+
+    calm = {n: np.zeros(D, np.float32) for n in names(K)}
+    made = cohort(tamper=with_vector(bend)).run(calm)
+    assert made.sums["update"][0] == pytest.approx(2.5)
+    assert not made.sums["update"][1:].any()
+    loud = cohort(tamper=with_vector(bend)).run({n: np.ones(D, np.float32) for n in names(K)})
+    assert loud.sums["update"][0] == pytest.approx(7.5 - 2 * K, abs=1e-6)  # it wraps, and stays within K
+    assert np.abs(loud.sums["update"]).max() <= K * (1 + 1e-6)
+
+
 def test_shares_for_other_sets_are_refused():
     def other_sets(message):
         changed = replace(message, survivors=message.survivors[1:], self_shares=message.self_shares[1:])
@@ -457,19 +506,26 @@ def test_terms_that_differ_are_refused(change, line):
 
 
 def test_a_client_that_fears_colluders_demands_more():
-    check(replace(TERMS, threshold=5), rules=policy(colluders=4))
+    check(replace(TERMS, threshold=5), rules=policy(colluders=3))
     with pytest.raises(ProtocolAborted, match="threshold=4: must be 5 to 5"):
-        check(rules=policy(colluders=4))
-    with pytest.raises(ConfigError, match="colluders=5: 5 clients can bear at most 4"):
-        least_threshold(5, 5)
+        check(rules=policy(colluders=3))
 
 
 @pytest.mark.parametrize("clients", range(3, 65))
-def test_two_disjoint_majorities_cannot_exist(clients):
-    for colluders in range(clients):
+def test_the_threshold_is_the_least_that_two_views_cannot_both_reach(clients):
+    for colluders in range(clients - 1):
         t = least_threshold(clients, colluders)
         assert 2 * t > clients + colluders
         assert t >= 2 * clients // 3 + 1
+        assert 2 * (t - 1) <= clients + colluders or t - 1 < 2 * clients // 3 + 1
+        assert colluders + 2 <= t <= clients
+
+
+@pytest.mark.parametrize("clients", [3, 5, 64])
+def test_colluders_that_would_leave_one_honest_client_in_the_sum_are_refused(clients):
+    """They would take their own vectors off the sum, and have the last one's."""
+    with pytest.raises(ConfigError, match=f"colluders={clients - 1}: must be <= {clients - 2}"):
+        least_threshold(clients, clients - 1)
 
 
 # rosters, frozen sessions, fields

@@ -16,7 +16,7 @@ def test_every_attack_fails_and_every_known_bad_client_is_read():
     found = list(selftest.findings())
     assert all(f.ok for f in found)
     read = [f for f in found if "known-bad" in f.attempt]
-    assert len(read) == 2
+    assert len(read) == 3
     assert all("the server read all" in f.found for f in read)
     assert {f.adversary for f in found} == {"nobody", "server", "client", "network"}
 

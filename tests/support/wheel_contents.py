@@ -15,8 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedproxy_secure", "threat_models", "attacks")
 DATA = (
+    "fedproxy_secure/configs/policies/release.yaml",
+    "fedproxy_secure/configs/policies/research.yaml",
     "fedproxy_secure/configs/quickstart.yaml",
     "fedproxy_secure/report/report.schema.json",
+    "fedproxy_secure/report/templates/page.css",
+    "fedproxy_secure/report/templates/page.html.j2",
+    "fedproxy_secure/report/templates/page.js",
     "fedproxy_secure/world/demo_llm/model.safetensors",
     "fedproxy_secure/world/demo_llm/tokenizer.json",
 )

@@ -7,6 +7,8 @@ from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.secagg.masks import add_masks
 from fedproxy_secure.secagg.ring import (
     CHUNK_WORDS,
+    MAX_CLIP,
+    MIN_CLIP,
     RING_BITS,
     RingPlan,
     Segment,
@@ -31,6 +33,15 @@ def test_the_largest_values_of_all_clients_add_without_wrapping(bits, clients, s
     for _ in range(clients):
         add_packed(plan, total, pack(plan, quantise(plan, {"x": np.full(10, side, np.float32)}).words))
     np.testing.assert_allclose(read_sum(plan, total)["x"], side * clients, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", RING_BITS)
+@pytest.mark.parametrize("clip", [MIN_CLIP, MAX_CLIP])
+def test_the_smallest_and_the_largest_clip_work_as_any_other(bits, clip):
+    plan = plan_of(bits, 64, d=3, clip=clip)
+    made = quantise(plan, {"x": np.array([0.0, clip, -clip], np.float32)})
+    np.testing.assert_allclose(read_sum(plan, made.words)["x"], [0, clip, -clip], rtol=1e-6)
+    assert made.clipped == 0
 
 
 def test_32_bits_round_to_the_nearest_so_that_a_run_repeats():
@@ -116,8 +127,11 @@ def test_an_empty_segment_is_no_trouble():
         ({"segments": (Segment(name="x", length=1),)}, "either a clip or a largest count"),
         ({"segments": (Segment(name="x", length=1, clip=1, largest=1),)}, "either a clip or"),
         ({"segments": (Segment(name="x", length=-1, clip=1),)}, "either a clip or"),
-        ({"segments": (Segment(name="x", length=1, clip=0.0),)}, "clip=0.0: must be > 0"),
+        ({"segments": (Segment(name="x", length=1, clip=0.0),)}, "clip=0.0: must be 1.26"),
         ({"segments": (Segment(name="x", length=1, clip=float("inf")),)}, "clip=inf: must be"),
+        ({"segments": (Segment(name="x", length=1, clip=float("nan")),)}, "clip=nan: must be"),
+        ({"segments": (Segment(name="x", length=1, clip=MIN_CLIP / 2),)}, "must be"),
+        ({"segments": (Segment(name="x", length=1, clip=MAX_CLIP * 2),)}, "must be"),
         ({"segments": (Segment(name="x", length=1, largest=2**15),)}, r"4 clients x 32768 must be < 2\^16"),
         ({"segments": (Segment(name="x", length=1, largest=0),)}, r"4 clients x 0 must be"),
         ({"segments": (Segment(name="x", length=1, clip=1),) * 2}, "names must differ"),

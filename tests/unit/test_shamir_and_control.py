@@ -107,6 +107,28 @@ def test_wrong_sentinels_counts_and_numbers_are_refused():
     assert np.all((sentinels(context) >= 1) & (sentinels(context) <= 1000))
 
 
+def test_what_a_number_means_decides_how_it_is_written_not_its_type():
+    context = b"c" * 32
+    plain = Control(weight=1.0, clipped=3, loss=2.0, steps=40, largest=0.5)
+    typed = Control(weight=1, clipped=3.0, loss=np.float32(2), steps=np.int64(40), largest=np.float32(0.5))
+    assert decode_control(encode_control(typed, context), context, clients=1) == plain
+
+
+@pytest.mark.parametrize("claimed", [0.0, 1 + 2**-20, 3.0])
+def test_a_weight_that_no_client_has_aborts_instead_of_shortening_the_mean(claimed):
+    context = b"c" * 32
+    words = encode_control(Control(weight=claimed, clipped=0, loss=0.0, steps=1, largest=0.0), context)
+    with pytest.raises(ProtocolAborted, match=r"weight in the sum is .*: must be above 0 and at most 1"):
+        decode_control(words, context, clients=1)
+
+
+def test_an_error_about_a_control_word_does_not_say_its_value():
+    """Clients' errors travel to the server as text."""
+    with pytest.raises(DataError, match=r"^control word loss: must be >= 0 and below") as caught:
+        encode_control(Control(weight=1.0, clipped=0, loss=1e30, steps=1, largest=0.0), b"c" * 32)
+    assert "1e+30" not in str(caught.value)
+
+
 def test_a_secret_hides_itself_and_cannot_be_copied():
     secret = Secret(b"very private")
     assert "private" not in repr(secret) + str(secret) + f"{secret}"

@@ -1,0 +1,102 @@
+"""A10 by model inconsistency: one client gets the adapter, all others one that tells them nothing.
+
+`suppression`  with A = B = 0 no gradient reaches an adapter's tensors, so the others send zeros, and the
+               sum is the victim's update.
+`canary bit`   the others lack one component alone (a row of one A, the column of B that meets it): their
+               round is like any other, but there the sum is the victim's, and a bit of it can be read.
+
+Where A is frozen (adapter kinds `ffa` and `core`) nothing can be silenced this way: the gradient of B needs
+no B. Masking alone is no defence: the sum *is* exact. That every client checks the broadcast's hash
+against the round's terms, which all of them sign, is.
+
+Pasquini, Francati & Ateniese 2022, Eluding Secure Aggregation (arXiv 2111.07380), here for adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from attacks.base import Budget
+from attacks.integrity.rehearsal import client_of
+from attacks.white_box import WhiteBox
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.record.view import PublicSettings
+from fedproxy_secure.secagg.rehearsal import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.terms import Policy
+
+STEPS = 1  # local steps of the round that is played
+SUPPRESSION, CANARY_BIT = "suppression", "canary bit"
+
+
+def silenced(box: WhiteBox, attempt: str) -> np.ndarray:
+    """Which numbers of the adapter the others do not get, bool [d]."""
+    sizes = [int(np.prod(s)) for s in box.shapes]
+    mask = np.full(sum(sizes), attempt == SUPPRESSION)
+    if attempt == SUPPRESSION:
+        return mask
+    group = f".{box.adapted[0]}.{box.shared_input(box.adapted[0]).names[0]}."
+    at = 0
+    for name, shape, size in zip(box.names, box.shapes, sizes, strict=True):
+        part = mask[at : at + size].reshape(shape)
+        if group in name and ".lora_A." in name:
+            part[0, :] = True
+        elif group in name and ".lora_B." in name:
+            part[:, 0] = True
+        at += size
+    return mask
+
+
+def sha256_of(adapter: np.ndarray) -> bytes:
+    """What clients compare with the terms."""
+    return hashlib.sha256(adapter.astype("<f4").tobytes()).digest()
+
+
+def played_round(
+    box: WhiteBox,
+    settings: PublicSettings,
+    records: Mapping[str, Sequence[Encoded]],
+    adapter: np.ndarray,
+    mask: np.ndarray,
+    *,
+    checked: bool,
+    budget: Budget,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A round of the protocol in which all clients but the first get `adapter` with zeros where `mask` is.
+
+    Returns (the sum that the server reads, the first client's update), float32 [d].
+
+    Args:
+        records: of each client, by name; 3 clients at least.
+        checked: whether clients compare what they got with the terms, as installed ones do.
+
+    Raises `ProtocolAborted` where clients notice.
+    """
+    victim, *others = names(len(records))
+    keys, roster = identities(len(records))
+    # ten times what a step can move: nothing is clipped
+    plan = ring(len(records), len(adapter), clip=10 * max(settings.local.learning_rate, 1e-3))
+    terms = terms_for(plan, roster, broadcast_sha256=sha256_of(adapter))
+    policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0)
+    maimed = np.where(mask, np.float32(0), adapter)
+    updates: dict[str, np.ndarray] = {}
+    refused = ""
+    for name, (own, items) in zip((victim, *others), sorted(records.items()), strict=True):
+        budget.check()
+        got = adapter if name == victim else maimed
+        try:
+            if checked:
+                policy.check(terms, name=name, broadcast_sha256=sha256_of(got), plan=plan)
+        except ProtocolAborted as error:
+            refused = refused or str(error)
+            continue
+        updates[name] = client_of(box, settings, own, items, steps=STEPS).train(round=0, start=got).update
+    cohort = Cohort(terms=terms, keys=keys, roster=roster, drops={"advertise": set(others) - set(updates)})
+    try:
+        made = cohort.run(updates)
+    except ProtocolAborted as error:
+        raise ProtocolAborted(refused or str(error)) from error
+    return made.sums["update"], updates[victim]

@@ -1,0 +1,147 @@
+"""A11: masks that follow from 32-bit seeds are found by trying all of them.
+
+Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them. Where
+one mask stands between the server and a vector (all but one of a client's peers work with the server, or
+dropped out), 2^32 tries take it off. A try is right if what is left of every word is small enough to be an
+update: a wrong one leaves a word small with chance `1 / clients` only, and `WORDS` words are looked at.
+
+This protocol's masks come from 256-bit keys, so no try fits. **Known-bad**: an update under one mask of
+SecAgg+'s kind. Its seed lies among those that are tried: the control shows that the right seed is
+recognised, not that all 2^32 were tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attacks.base import (
+    Attack,
+    AttackInfo,
+    Budget,
+    Exam,
+    NotApplicable,
+    Truth,
+    attack,
+    replace_view,
+)
+from attacks.integrity.masked_words import packed_update, random_bytes, words_of
+from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.statistics import share
+from fedproxy_secure.record.view import PublicSettings, View
+from fedproxy_secure.report.estimate import Estimate, counted
+
+WORDS = 64  # of each message
+MESSAGES = 8
+FEWEST_TRIED = 1 << 12  # by the smallest profile; known-bad seeds are drawn from these
+OPENED = 0.99  # cosine with the true update from which on a vector counts as read
+
+
+def seed_stream(seed: int, bits: int, words: int) -> np.ndarray:
+    """The mask that a SecAgg+ client makes of a 32-bit seed: int64 [words] in [0, 2^bits - 2]."""
+    return np.random.RandomState(seed).randint(0, 2**bits - 1, words, dtype=np.int64)
+
+
+def masked_by_seed(update: np.ndarray, seed: int, *, bits: int, clients: int) -> np.ndarray:
+    """An update, float32 [d], quantised as under masking, under the mask of one seed: uint8 [bytes]."""
+    return packed_update(update, bits=bits, clients=clients, mask=seed_stream(seed, bits, len(update)))
+
+
+def search(firsts: np.ndarray, *, bits: int, clients: int, seeds: range, budget: Budget) -> dict[int, int]:
+    """Which seed opens which message, by the message's index; `firsts`: their words, int64 [n, words]."""
+    largest = 2 ** (bits - 1) // clients
+    found: dict[int, int] = {}
+    for seed in seeds:
+        if seed % 256 == 0:
+            budget.check()
+        left = (firsts - seed_stream(seed, bits, firsts.shape[1])) % 2**bits
+        left = np.minimum(left, 2**bits - left)
+        for index in np.flatnonzero((left <= largest).all(axis=1)):
+            found[int(index)] = seed
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Vectors read, int64 [d] by (round, client), in ring steps; how many messages and seeds were tried."""
+
+    vectors: dict[tuple[int, str], np.ndarray]
+    messages: int
+    seeds: int
+
+
+@attack(
+    AttackInfo(
+        id="A11",
+        name="mask_seed_search",
+        title="masked vectors, by trying every 32-bit seed of their masks",
+        paper="ours: Flower's SecAgg+ seeds masks with 32 bits",
+        needs=(frozenset({"AGG", "MOD"}),),
+        headline="share of masked messages opened",
+        chance=0.0,
+        margin=0.01,
+        mapping=SECURE_AGGREGATION,
+    )
+)
+class MaskSeedSearch(Attack):
+    """Tries seeds from 0 upwards on all messages at once."""
+
+    def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> Opened:
+        """Open what opens."""
+        settings = view.settings
+        if not view.masked or settings is None:
+            raise NotApplicable("no masked message passed")
+        chosen = dict(sorted(view.masked.items())[:MESSAGES])
+        bits, clients = settings.protect.bits, _clients(settings)
+        words = [words_of(raw, bits)[: settings.d] for raw in chosen.values()]
+        tried = budget.pick(smoke=FEWEST_TRIED, standard=1 << 16, full=1 << 20)
+        found = search(
+            np.stack([w[:WORDS] for w in words]),
+            bits=bits,
+            clients=clients,
+            seeds=range(tried),
+            budget=budget,
+        )
+        keys = list(chosen)
+        read = {}
+        for index, seed in found.items():
+            left = (words[index] - seed_stream(seed, bits, settings.d)) % 2**bits
+            read[keys[index]] = np.where(left >= 2 ** (bits - 1), left - 2**bits, left)
+        return Opened(vectors=read, messages=len(chosen), seeds=tried)
+
+    def score(self, guess: Opened, answer: Truth) -> tuple[Estimate, ...]:
+        """Of all messages tried; what is read counts if it points as the client's update does."""
+        hits = 0
+        for (r, name), vector in guess.vectors.items():
+            true = answer.clients[name].rounds[r].update.astype(np.float64)
+            hits += bool(vector @ true > OPENED * np.linalg.norm(vector) * np.linalg.norm(true))
+        return (
+            share(hits, guess.messages, metric=self.info.headline, seed=0),
+            counted(guess.seeds, metric="seeds tried", unit="count", seeds=(0,)),
+        )
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """The same clients' updates, each under one mask from a 32-bit seed."""
+        settings = view.settings
+        if settings is None:
+            return None
+        rng = np.random.default_rng(settings.seed)
+        masked = {}
+        for r, name in sorted(view.masked)[:MESSAGES]:
+            if name in truth.clients and r in truth.clients[name].rounds:
+                masked[r, name] = masked_by_seed(
+                    truth.clients[name].rounds[r].update,
+                    int(rng.integers(FEWEST_TRIED)),
+                    bits=settings.protect.bits,
+                    clients=_clients(settings),
+                )
+        return (replace_view(view, masked=masked), truth) if masked else None
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """Random bytes."""
+        return replace_view(view, masked=random_bytes(view, rng)), exam
+
+
+def _clients(settings: PublicSettings) -> int:
+    return max(3, round(settings.federate.participation * len(settings.clients)))

@@ -1,0 +1,110 @@
+"""`audit.jsonl`: one event a line, each bound to the line before it and signed.
+
+    hash      = SHA256("fedproxy-secure audit 1", previous, canonical JSON of seq, time, event, body)
+    signature = Ed25519("fedproxy-secure audit 1", hash)
+
+`previous` is the hash of the line before, zeros in the first one, whose body names the signer's public key
+and a random number of the run. So no line can be changed, left out, moved or taken from another run without
+the key. Lines cut off at the end show only where something is signed over the last hash, the **head**: a
+run's report is (see `seal`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fedproxy_secure.errors import AuditError, ProtocolAborted
+from fedproxy_secure.secagg.primitives import digest, sign, verify
+from fedproxy_secure.secagg.secret import Secret
+
+SCHEMA_VERSION = 1
+NAME = "audit.jsonl"
+DOMAIN = b"fedproxy-secure audit 1"
+START = bytes(32).hex()  # what the first line has in the place of a previous hash
+OPENED = "opened"  # the first event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line. `time`: UTC, ISO 8601, by the signer's clock. Hashes (32 bytes) and signature in hex."""
+
+    seq: int
+    time: str
+    event: str
+    body: dict[str, Any]
+    previous: str
+    hash: str
+    signature: str
+
+    def line(self) -> bytes:
+        """As it stands in the file, without the newline."""
+        return json.dumps(vars(self), sort_keys=True, allow_nan=False).encode()
+
+
+def entry_hash(*, previous: str, seq: int, time: str, event: str, body: dict[str, Any]) -> bytes:
+    """The hash that binds an event to all before it, 32 bytes."""
+    content = {"seq": seq, "time": time, "event": event, "body": body}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest(DOMAIN, previous.encode(), canonical.encode())
+
+
+def make_entry(
+    key: Secret, *, previous: str, seq: int, time: str, event: str, body: dict[str, Any]
+) -> Entry:
+    """The next line of a chain whose last hash is `previous`, signed.
+
+    >>> from fedproxy_secure.secagg.primitives import fresh_secret
+    >>> make_entry(fresh_secret(), previous=START, seq=0, time="", event="opened", body={}).seq
+    0
+    """
+    body = json.loads(json.dumps(body, allow_nan=False))  # as it will be read: lists, not tuples
+    hashed = entry_hash(previous=previous, seq=seq, time=time, event=event, body=body)
+    return Entry(
+        seq=seq,
+        time=time,
+        event=event,
+        body=body,
+        previous=previous,
+        hash=hashed.hex(),
+        signature=sign(key, digest(DOMAIN, hashed)).hex(),
+    )
+
+
+def parse_line(raw: bytes) -> Entry:
+    """The entry on a line, byte for byte as `Entry.line` writes it.
+
+    Raises `AuditError` for anything else, also for JSON that only means the same.
+    """
+    try:
+        fields = json.loads(raw)
+        entry = Entry(**fields)
+        types = (int, str, str, dict, str, str, str)
+        if not all(type(v) is t for v, t in zip(vars(entry).values(), types, strict=True)):
+            raise ValueError("a field of another type")
+        if entry.line() != raw:
+            raise ValueError("another form")
+        return entry
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AuditError("is not a line of an audit log") from error
+
+
+def check_hash(entry: Entry) -> None:
+    """Raise `AuditError` unless the entry has the hash of its own content."""
+    made = entry_hash(
+        previous=entry.previous, seq=entry.seq, time=entry.time, event=entry.event, body=entry.body
+    )
+    if made.hex() != entry.hash:
+        raise AuditError("was altered: its hash is not that of its content")
+
+
+def check_signature(entry: Entry, public: bytes) -> None:
+    """Raise `AuditError` unless the owner of `public`, Ed25519, 32 bytes, signed the entry's hash."""
+    try:
+        signature, hashed = bytes.fromhex(entry.signature), bytes.fromhex(entry.hash)
+        if signature.hex() != entry.signature:  # capitals, or spaces
+            raise ValueError("another form")
+        verify(public, digest(DOMAIN, hashed), signature, what="signature")
+    except (ProtocolAborted, ValueError):
+        raise AuditError("was altered: the signature is not the signer's") from None

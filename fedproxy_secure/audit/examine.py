@@ -1,0 +1,95 @@
+"""Read a whole chain and say, line by line, what is wrong with it.
+
+Nothing is raised for a bad line: whoever looks for tampering wants to see all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.audit.chain import (
+    OPENED,
+    SCHEMA_VERSION,
+    START,
+    Entry,
+    check_hash,
+    check_signature,
+    parse_line,
+)
+from fedproxy_secure.errors import AuditError
+from fedproxy_secure.secagg.primitives import KEY_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A chain as it was found. `problems`: one line each, in the order of the file.
+
+    `cut`: the last line has no end, as a crash leaves it; it is not among the entries. `public`: the signer
+    that the first line names, 32 bytes; None without one.
+    """
+
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+    cut: bool
+    public: bytes | None
+
+    @property
+    def head(self) -> str:
+        """The last line's hash, hex."""
+        return self.entries[-1].hash if self.entries else START
+
+
+def examine(raw: bytes) -> Examined:
+    """All lines of a log file, each against its content, its neighbours and the signer of the first."""
+    *lines, rest = raw.split(b"\n")
+    parsed: list[tuple[int, Entry]] = []
+    problems: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            parsed.append((number, parse_line(line)))
+        except AuditError as error:
+            problems.append((number, str(error)))
+    public = _signer(parsed)
+    if not parsed or public is None:
+        problems.append((1, "does not open a log: it names no signer and version"))
+    problems += _order(parsed)
+    for number, entry in parsed:
+        try:
+            check_hash(entry)
+            if public is not None:
+                check_signature(entry, public)
+        except AuditError as error:
+            problems.append((number, str(error)))
+    return Examined(
+        entries=tuple(e for _, e in parsed),
+        problems=tuple(f"line {number}: {text}" for number, text in sorted(problems)),
+        cut=rest != b"",
+        public=public,
+    )
+
+
+def _signer(parsed: Sequence[tuple[int, Entry]]) -> bytes | None:
+    if not parsed or parsed[0][1].event != OPENED:
+        return None
+    body = parsed[0][1].body
+    try:
+        public = bytes.fromhex(body["public_key"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return public if len(public) == KEY_BYTES and body.get("schema_version") == SCHEMA_VERSION else None
+
+
+def _order(parsed: Sequence[tuple[int, Entry]]) -> list[tuple[int, str]]:
+    """Lines that are missing, moved or repeated, or do not go on from the one before."""
+    problems = []
+    present = {entry.seq for _, entry in parsed}
+    wanted, last = 0, START
+    for number, entry in parsed:
+        if entry.seq != wanted:
+            what = "were moved or repeated" if wanted in present or entry.seq < wanted else "are missing"
+            problems.append((number, f"holds event {entry.seq} where event {wanted} must be: lines {what}"))
+        elif entry.previous != last:
+            problems.append((number, "does not follow from the line before it"))
+        wanted, last = entry.seq + 1, entry.hash
+    return problems

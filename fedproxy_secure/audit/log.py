@@ -1,0 +1,92 @@
+"""The audit log of one run folder, open for writing; a run that was killed goes on in the same chain."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.audit.chain import NAME, OPENED, SCHEMA_VERSION, START, Entry, make_entry
+from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.errors import AuditError
+from fedproxy_secure.secagg.primitives import signing_public
+from fedproxy_secure.secagg.secret import Secret
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(kw_only=True)
+class AuditLog:
+    """Appends signed events; each is on the disk before `add` returns.
+
+    One process writes at a time. The events so far are in `entries`.
+    """
+
+    folder: RunFolder
+    key: Secret
+    entries: list[Entry] = field(default_factory=list)
+    clock: Callable[[], str] = _now
+
+    @classmethod
+    def open(cls, folder: RunFolder, key: Secret, about: Mapping[str, Any]) -> AuditLog:
+        """Go on in the folder's log; without one, begin it with `about` in its first event.
+
+        Raises `AuditError` if the log there is not as it was written, or has another signer: nothing is
+        added to it then.
+        """
+        log = cls(folder=folder, key=key)
+        public = signing_public(key)
+        path = folder.path / NAME
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raw = b""
+        except OSError as error:
+            raise AuditError(f"{path}: cannot be read: {error.strerror}") from error
+        if b"\n" not in raw:  # nothing, or a first line that a crash cut short
+            log.add(
+                OPENED,
+                schema_version=SCHEMA_VERSION,
+                run=secrets.token_hex(16),
+                public_key=public.hex(),
+                **about,
+            )
+            return log
+        found = examine(raw)
+        if found.problems:
+            raise AuditError(f"{path}: {found.problems[0]}")
+        if found.public != public:
+            raise AuditError(
+                f"{path}: is signed by another key; go on with the one it began with (audit.signing_key)"
+            )
+        log.entries += found.entries
+        return log
+
+    @property
+    def head(self) -> str:
+        """The last line's hash, hex."""
+        return self.entries[-1].hash if self.entries else START
+
+    def add(self, event: str, **body: Any) -> Entry:
+        """Append one event. Raises `RunFolderError` if it cannot be written; the log is then as it was."""
+        entry = make_entry(
+            self.key,
+            previous=self.head,
+            seq=len(self.entries),
+            time=self.clock(),
+            event=event,
+            body=body,
+        )
+        self.folder.append_jsonl(NAME, vars(entry))
+        self.entries.append(entry)
+        return entry
+
+    def of(self, event: str, **body: Any) -> list[Entry]:
+        """The entries of this kind whose body has these values."""
+        wanted = body.items()
+        return [e for e in self.entries if e.event == event and wanted <= e.body.items()]

@@ -1,0 +1,31 @@
+"""The events of an audit log as sentences, for people."""
+
+from __future__ import annotations
+
+from fedproxy_secure.audit.chain import Entry
+
+
+def event_text(entry: Entry) -> str:
+    """`2026-01-02T03:04:05+00:00  round: seed 0, round 2: bank, clinic`; long values are counted."""
+    return f"{entry.time}  {entry.event}: {_body(entry)}"
+
+
+def _body(entry: Entry) -> str:
+    body = entry.body
+    parts = []
+    for key, value in body.items():
+        if isinstance(value, dict):
+            shown = ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if len(value) <= 8 else ""
+            parts.append(f"{key}: {shown or len(value)}" if value else f"{key}: none")
+        elif isinstance(value, list):
+            parts.append(f"{key}: {', '.join(map(str, value)) or 'none'}")
+        else:
+            parts.append(f"{key} {_short(value)}")
+    return "; ".join(parts)
+
+
+def _short(value: object) -> str:
+    """Hashes by their first digits."""
+    text = str(value)
+    hexed = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return f"{text[:12]}…" if hexed else text

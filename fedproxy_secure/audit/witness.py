@@ -1,0 +1,210 @@
+"""What a run tells its audit log, and when.
+
+    opened     settings' hash, environment, command, signer
+    resumed    another process goes on; which seeds were finished
+    started    a seed begins, or goes on after `rounds` rounds
+    roster     hash and names of those who may take part, where updates are masked
+    round      who took part, and what each spent of its privacy (the mechanism's events)
+    finished   a seed's epsilon by client, and the SHA-256 of every file of it, models included
+    files      settings, environment, findings of attacks: whatever else the report rests on
+    inner      the head of a log below this one: of a matrix's cell
+    aborted    what was raised, and the reason
+
+A round is told once its state is saved, so one that a kill undid is not in the log, and one that a kill cut
+off from the log is told on resume. A seed's result is told before it is written: one that the log does not
+have was not written by this run, and is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.artifacts import RunFolder, environment
+from fedproxy_secure.audit.chain import NAME
+from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.audit.keys import run_key
+from fedproxy_secure.audit.log import AuditLog
+from fedproxy_secure.audit.seal import EVIDENCE, SETTINGS, file_sha256, files_below, read_seal, sign_report
+from fedproxy_secure.audit.verify import FILES, FINISHED, INNER
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import AuditError, FedProxyError
+from fedproxy_secure.secagg.primitives import signing_public
+from fedproxy_secure.secagg.provision import ROSTER
+from fedproxy_secure.secagg.terms import Roster
+
+FEDERATION, ROUNDS, PRIVACY, RESULT = "federation", "rounds.jsonl", "privacy", "result.json"
+LEDGERS = ".ledger.jsonl"
+# what a report reads of a seed that finished in an earlier process
+READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
+
+
+@dataclass(kw_only=True)
+class Witness:
+    """The log of one run, and the run's folder; `at` is the seed at work.
+
+    `resumed`: what to tell before anything else is; None in a new log, and once it was told.
+    """
+
+    log: AuditLog
+    at: int | None = None
+    resumed: dict[str, Any] | None = None
+
+    @classmethod
+    def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
+        """Begin the folder's log or go on with it; seeds that finished before must be as it says.
+
+        Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
+        """
+        path = folder.path / NAME
+        before = path.exists()
+        done = [s for s in config.seeds if (folder.path / f"seed-{s}" / RESULT).exists()]
+        if done and not before:
+            raise AuditError(f"{path}: is missing, but seed-{done[0]} is finished; choose another --out")
+        key = run_key(folder.path, config.audit.signing_key, make=not before)
+        here = {"command": command, "environment": environment()}
+        log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **here})
+        witness = cls(log=log, resumed={"finished": done, **here} if before else None)
+        for seed in done:
+            witness._check(seed)
+        return witness
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self.log.folder.path
+
+    @property
+    def run(self) -> str:
+        """The random number of the run, hex; the same after a resume."""
+        return str(self.log.entries[0].body["run"])
+
+    @property
+    def public(self) -> bytes:
+        """The signer's key, 32 bytes."""
+        return signing_public(self.log.key)
+
+    def started(self, seed: int) -> None:
+        """A seed begins, or goes on where it was killed."""
+        self.at = seed
+        self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
+
+    def untold_rounds(self, seed: int) -> list[dict[str, Any]]:
+        """Lines of metrics of rounds that are saved and not in the log yet, in order."""
+        told: set[int] = set()
+        for entry in self.log.entries:
+            if entry.body.get("seed") == seed and entry.event == "started":
+                told = {r for r in told if r < entry.body["rounds"]}
+            elif entry.body.get("seed") == seed and entry.event == "round":
+                told.add(entry.body["round"])
+        return [line for line in self._rounds(seed) if line["round"] not in told]
+
+    def round(self, seed: int, line: Mapping[str, Any]) -> None:
+        """A round has ended; `line` is its line of metrics."""
+        self._roster(seed)
+        number = line["round"]
+        spends = self._spends(seed, number)
+        self._tell("round", seed=seed, round=number, participants=line["participants"], spends=spends)
+
+    def finished(self, seed: int, result: bytes, *, epsilon: Mapping[str, float]) -> None:
+        """A seed is done: tell all its files, then write its result."""
+        name = f"seed-{seed}/{RESULT}"
+        files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, f"seed-{seed}")}
+        files[name] = hashlib.sha256(result).hexdigest()
+        self._tell(FINISHED, seed=seed, epsilon_spent=dict(epsilon), files=files)
+        self.log.folder.write_bytes(name, result)
+        self.at = None
+
+    def inner(self, name: str) -> None:
+        """A log below this one, in the folder `name`, has ended. Raises `AuditError` if it is damaged."""
+        try:
+            found = examine((self.folder / name / NAME).read_bytes())
+        except OSError as error:
+            raise AuditError(f"{self.folder / name / NAME}: cannot be read: {error.strerror}") from error
+        if found.problems:
+            raise AuditError(f"{self.folder / name / NAME}: {found.problems[0]}")
+        told = self.log.of(INNER, folder=name)
+        if not told or told[-1].body["head"] != found.head:
+            self._tell(INNER, folder=name, head=found.head)
+
+    def settle(self, *more: str) -> str:
+        """Tell what else the report will rest on, where it is new or has changed; returns the head.
+
+        Args:
+            more: paths of evidence besides the run's own, relative to its folder.
+        """
+        told: dict[str, str] = {}
+        for entry in self.log.of(FILES):
+            told |= entry.body["files"]
+        names = files_below(self.folder, *SETTINGS, *EVIDENCE, *more)
+        files = {n: file_sha256(self.folder / n) for n in names}
+        if changed := {n: s for n, s in files.items() if told.get(n) != s}:
+            self._tell(FILES, files=changed)
+        return self.log.head
+
+    def has_news(self) -> bool:
+        """Whether anything was told since the report was last signed."""
+        try:
+            seal = read_seal(self.folder)
+        except AuditError:
+            return True  # what lies there will be written again
+        return seal is None or seal.head != self.log.head
+
+    def sign(self) -> Path:
+        """Sign the report that lies in the folder over the log as it is now."""
+        return sign_report(self.folder, self.log.key, self.log.head)
+
+    @contextmanager
+    def aborts(self) -> Iterator[None]:
+        """Whatever is raised inside is told, and raised on; only our own errors' texts are kept."""
+        try:
+            yield
+        except BaseException as error:
+            reason = str(error) if isinstance(error, FedProxyError) else ""
+            where = {} if self.at is None else {"seed": self.at, "round": len(self._rounds(self.at))}
+            with suppress(FedProxyError):  # a full disk: the first error says more
+                self._tell("aborted", error=type(error).__name__, reason=reason, **where)
+            raise
+
+    def _tell(self, event: str, **body: Any) -> None:
+        if self.resumed is not None:
+            self.log.add("resumed", **self.resumed)
+            self.resumed = None
+        self.log.add(event, **body)
+
+    def _check(self, seed: int) -> None:
+        entries = self.log.of(FINISHED, seed=seed)
+        for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
+            if not entries or entries[-1].body["files"].get(name) != _sha256_if_there(self.folder / name):
+                raise AuditError(f"{self.folder / name}: is not as {NAME} has it; delete it and resume")
+
+    def _rounds(self, seed: int) -> list[dict[str, Any]]:
+        return RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION).read_jsonl(ROUNDS)
+
+    def _roster(self, seed: int) -> None:
+        file = self.folder / f"seed-{seed}" / FEDERATION / ROSTER
+        if not file.exists():
+            return
+        roster = Roster.load(file)
+        sha256 = roster.sha256().hex()
+        last = self.log.of("roster", seed=seed)
+        if not last or last[-1].body["sha256"] != sha256:
+            self._tell("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
+
+    def _spends(self, seed: int, number: int) -> dict[str, Any]:
+        """By client, the event it wrote into its ledger for a round; {} without differential privacy."""
+        place = RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION / PRIVACY)
+        found = {}
+        for file in sorted(place.path.glob(f"*{LEDGERS}")):
+            for line in place.read_jsonl(file.name):
+                if line.get("round") == number:
+                    found[file.name.removesuffix(LEDGERS)] = line["event"]
+        return found
+
+
+def _sha256_if_there(file: Path) -> str | None:
+    return file_sha256(file) if file.exists() else None

@@ -1,0 +1,75 @@
+"""A gate's judgement as a table for terminals, Markdown for pull requests, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.gate import Judged, Judgement, Verdict
+from fedproxy_secure.report.table import markdown_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+HEADINGS = ("rule", "configuration", "verdict", "measured", "why")
+STYLES = {Verdict.FAILED: "bold red", Verdict.MISSING: "yellow", Verdict.INCONCLUSIVE: "yellow"}
+
+
+def cells(row: Judged) -> tuple[str, ...]:
+    """The row's texts, in the order of `HEADINGS`. Numbers are in the unit of the rule's bound."""
+    measured = "-" if row.measured is None else measured_text(row.measured)
+    return (row.rule, row.configuration, row.verdict.value, measured, row.why)
+
+
+def measured_text(estimate: Estimate) -> str:
+    """`0.93 [0.91, 0.95], n = 3`; a counted number has no interval to show."""
+    if estimate.low is None or estimate.high is None:
+        interval = ", no interval"
+    elif estimate.how.startswith("counted"):
+        interval = ", exact"
+    else:
+        interval = f" [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f"{estimate.value:.4g}{interval}, n = {estimate.n}"
+
+
+def summary(judgement: Judgement) -> str:
+    """One line: the verdict, how many rows ended how."""
+    counts = {v: sum(row.verdict == v for row in judgement.rows) for v in Verdict}
+    told = ", ".join(f"{count} {verdict.value.lower()}" for verdict, count in counts.items() if count)
+    return f"gate {judgement.policy.name}: {judgement.verdict.value} ({told or 'nothing to judge'})"
+
+
+def rich_gate(judgement: Judgement) -> Table:
+    """For a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"policy {judgement.policy.name}"))
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in judgement.rows:
+        style = STYLES.get(row.verdict, "")
+        table.add_row(*(Text(text, style=style if i == 2 else "") for i, text in enumerate(cells(row))))
+    return table
+
+
+def markdown_gate(judgement: Judgement) -> str:
+    """For a pull request's comment."""
+    lines = [tuple(text.replace("|", "\\|") for text in cells(row)) for row in judgement.rows]
+    return f"**{summary(judgement)}**\n\n{markdown_table(HEADINGS, lines)}\n"
+
+
+def json_gate(judgement: Judgement) -> str:
+    """For programs: every row in full."""
+    made = {
+        "schema_version": SCHEMA_VERSION,
+        "policy": judgement.policy.name,
+        "policy_sha256": judgement.policy.sha256,
+        "verdict": judgement.verdict,
+        "exit_code": judgement.exit_code,
+        "rows": [asdict(row) for row in judgement.rows],
+    }
+    return json.dumps(made, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,238 @@
+"""`report.html`: one page that opens offline, reads on a phone and on paper, in light and dark.
+
+Everything is in the file: style, script, charts, numbers. Its content security policy forbids the browser
+to load or send anything, and to run any script but the two whose hashes it names. Text that came from
+settings or records is escaped.
+
+Every measured number stands in a `data` element with `data-n`, `data-seeds`, `data-source` and an interval
+(`data-low` and `data-high`), `data-exact` if it was counted, or `data-single` where one value allows none.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.report import page_tables, page_words
+from fedproxy_secure.report.charts import Figure, figures
+from fedproxy_secure.report.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script
+from fedproxy_secure.report.finding import Outcome
+from fedproxy_secure.report.number import Number
+from fedproxy_secure.report.page_words import Said
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
+
+HTML_NAME = "report.html"
+OUTCOME_WORDS = {
+    Outcome.SUCCEEDED: "succeeded",
+    Outcome.RESISTED: "resisted",
+    Outcome.INCONCLUSIVE: "inconclusive",
+    Outcome.NOT_APPLICABLE: "not applicable",
+    Outcome.ERROR: "error",
+}
+_MOST_OPEN = 12  # findings of an attack that are shown without a click, if it succeeded somewhere
+_TEMPLATES = Path(__file__).parent / "templates"
+MORE_LIGHT = {
+    "raised": "#fafbfc",
+    "edge": "#8b939d",
+    "link": "#1d5fbf",
+    "alarm": "#b42318",
+    "alarm-ink": "#7a1a12",
+    "alarm-paper": "#fdeceb",
+    "warn": "#8a5a00",
+    "warn-ink": "#5f3f00",
+    "warn-paper": "#fdf4e1",
+    "calm": "#0f6b57",
+    "fault": "#8f1d6b",
+}
+MORE_DARK = {
+    "raised": "#1b1f24",
+    "edge": "#6d7783",
+    "link": "#7fb2ff",
+    "alarm": "#ff8577",
+    "alarm-ink": "#ffd5d0",
+    "alarm-paper": "#3a1714",
+    "warn": "#e0b050",
+    "warn-ink": "#f5deb0",
+    "warn-paper": "#33270f",
+    "calm": "#4fc9a8",
+    "fault": "#f09ad0",
+}
+
+
+def write_page(report: Report, folder: Path) -> Path:
+    """Write `report.html` into `folder`, atomically, and return its path.
+
+    Raises `RunFolderError` if the folder cannot be written.
+    """
+    write_bytes(folder / HTML_NAME, page(report).encode())
+    return folder / HTML_NAME
+
+
+def page(report: Report) -> str:
+    """The whole page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.tests["number"] = lambda part: isinstance(part, Number)
+    environment.tests["said"] = lambda part: isinstance(part, Said)
+    drawn = figures(report)
+    scripts = [vega_script(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if drawn else []
+    rendered: str = environment.get_template("page.html.j2").render(
+        **_content(report, drawn),
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],
+        specs=Markup(_specs(drawn)),
+        stills={f.id: Markup(to_svg(f.spec)) for f in drawn},
+        style=Markup(_style()),
+        source=_source,
+        ticked=_ticked,
+    )
+    return rendered
+
+
+def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
+    """What the template shows."""
+    items = labelled(report.configurations)
+    kinds = kinds_of(items)
+    by_kind = sorted(items, key=lambda i: kinds.index(i.kind))
+    groups = page_tables.attack_groups(report)
+    tables = page_tables.full_tables(report)
+    rows = page_tables.method_rows(report)
+    found = {o for g in groups for o, _ in g.counts}
+    curve_figures = [f for f in drawn if f.id.startswith("curves")]
+    methods = next((c.kinds for f in drawn if f.id == "methods" for c in f.charts), ())
+    content: dict[str, Any] = {
+        "report": report,
+        "version": metadata.version("fedproxy-secure"),
+        "items": items,
+        "kinds": kinds or list(methods),
+        "slots": dict(zip(kinds or methods, kind_slots(kinds or methods), strict=True)),
+        "common": common_settings(report.configurations) if len(items) > 1 else [],
+        "scope": page_words.scope(report),
+        "stamps": page_tables.stamps(report),
+        "failed": page_tables.failures(report),
+        "cards": page_words.cards(report),
+        "compared": page_words.compared(report),
+        "contrasts": page_words.contrasts(report),
+        "missing": page_words.missing(report),
+        "first_tables": page_tables.first_tables(report),
+        "full_tables": tables,
+        "cost_table": next((t for t in tables if t.axis == "cost"), None),
+        "breaks": [i for i, (a, b) in enumerate(pairwise(items), 1) if a.rest != b.rest],
+        "figures": {
+            name: next((f for f in drawn if f.id == name), None) for name in ("glance", "pareto", "methods")
+        },
+        "curve_figures": curve_figures,
+        "labels": any(i.rest for i in items),
+        "method_rows": rows,
+        "method_columns": page_tables.method_columns(report),
+        "attack_groups": groups,
+        "opened": [
+            index
+            for index, g in enumerate(groups, 1)
+            if len(g.rows) <= _MOST_OPEN and Outcome.SUCCEEDED in g.outcomes
+        ],
+        "outcomes": [o for o in page_tables.GRAVEST if o in found],
+        "outcome_words": OUTCOME_WORDS,
+        "by_kind": by_kind,
+        "spans": [(kind, sum(i.kind == kind for i in items)) for kind in kinds],
+        "ledger_tables": page_tables.ledger_tables(report),
+        "guarantees": page_tables.guarantee_groups(report),
+        "environment": _facts(report.environment),
+        "commands": [(c.name, c.commands) for c in report.configurations if c.commands],
+        "estimates": [Number(e, f"report.json#/estimates/{i}") for i, e in enumerate(report.estimates)],
+    }
+    content["contents"] = _contents(content)
+    return content
+
+
+def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Sections that are there."""
+    report: Report = content["report"]
+    parts = (
+        ("summary", "In plain words", True),
+        ("trilemma", "Trilemma", content["items"]),
+        ("fronts", "Pareto fronts", content["figures"]["pareto"]),
+        ("curves", "Round by round", content["curve_figures"]),
+        ("methods", "Methods", content["method_rows"]),
+        ("findings", "Findings", content["attack_groups"]),
+        ("ledger", "Who saw what", content["ledger_tables"]),
+        ("guarantees", "Guarantees", content["guarantees"]),
+        ("cost", "Cost", content["cost_table"]),
+        ("not-measured", "Not measured", report.not_measured),
+        ("reproduce", "Reproduce", True),
+        ("records", "Records", True),
+    )
+    return [(id, title) for id, title, there in parts if there]
+
+
+def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The environment in lines."""
+    made = []
+    for name, value in sorted(environment.items()):
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in sorted(value.items()))
+        if value is not None:
+            made.append((name.replace("_", " ").capitalize(), str(value)))
+    return made
+
+
+def _style() -> str:
+    def block(colours: Mapping[str, str]) -> str:
+        return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+    light, dark = block({**LIGHT, **MORE_LIGHT}), block({**DARK, **MORE_DARK})
+    return (
+        f":root {{ color-scheme: light dark; {light} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"@media print {{ :root {{ color-scheme: light; }} }}\n"
+        + (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    )
+
+
+def _specs(drawn: list[Figure]) -> str:
+    """The charts' specs as JSON that cannot end its script element."""
+    specs = {c.id: [spec for _, spec in c.specs] for f in drawn for c in f.charts}
+    text = json.dumps(specs, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes) or "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _ticked(text: str) -> Any:
+    """Text with what stands between backticks as code."""
+    from markupsafe import Markup
+
+    parts = text.split("`")
+    made = [Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(parts)]
+    return Markup("").join(made)
+
+
+def _source(source: str) -> Any:
+    """A source as a link to its file where it is a plain relative path."""
+    from markupsafe import Markup, escape
+
+    path, _, what = source.partition("#")
+    if not re.fullmatch(r"[\w][\w .@=+-]*(/[\w .@=+-]+)*", path) or ".." in path.split("/"):
+        return source
+    shown = f" {what}" if what else ""
+    return Markup('<a href="{}">{}</a>{}').format(path, path, escape(shown))

@@ -1,0 +1,260 @@
+"""The report in plain words: what each protection gives and costs, and what the seeds cannot tell apart.
+
+A sentence is a sequence of parts: `Number` (shown with what it rests on), `Said` (a name or a quotation),
+and plain words, in which no digit may stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.report.estimate import counted
+from fedproxy_secure.report.finding import Finding, Outcome
+from fedproxy_secure.report.measure_words import words_of
+from fedproxy_secure.report.number import Number, interval_overlaps
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import AXIS_NAMES, Labelled, headline, kinds_of, labelled
+from fedproxy_secure.report.trilemma import Axis, Measure
+
+THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A name or a quotation; digits in it are no measurements."""
+
+    text: str
+
+
+Part = str | Number | Said
+Sentence = tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a protection gives on each axis, and how its attacks ended."""
+
+    kind: str
+    lines: tuple[tuple[str, Sentence], ...]
+    unsafe: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A protection against another: for each measure its title and in how many pairs it is better."""
+
+    kind: str
+    base: str
+    cells: tuple[tuple[str, Sentence], ...]
+
+
+def scope(report: Report) -> Sentence:
+    """What was run."""
+    seeds = Said(", ".join(map(str, report.seeds)))
+    if report.configurations:
+        what, count = "configurations", len(report.configurations)
+    else:
+        what, count = "methods", len(report.rows)
+    if count == 1:
+        what = what.removesuffix("s")
+    said: list[Part] = [
+        _count(report, count, what, "report.json"),
+        f" {what}, seed{'s' * (len(report.seeds) > 1)} ",
+        seeds,
+        ".",
+    ]
+    if len(report.configurations) > 1:
+        said.append(" There is no single score: which one is right depends on what you can give up.")
+    return tuple(said)
+
+
+def cards(report: Report) -> list[Card]:
+    """One a protection."""
+    items = labelled(report.configurations)
+    made = []
+    for kind in kinds_of(items):
+        mine = [i for i in items if i.kind == kind]
+        lines = [
+            (AXIS_NAMES[axis], sentence)
+            for axis in THREE
+            if (key := headline(report.configurations, axis)) is not None
+            and (sentence := _range(mine, key))
+        ]
+        if attacks := _attacks(report, mine):
+            lines.append(("Attacks", attacks))
+        made.append(Card(kind=kind, lines=tuple(lines), unsafe=any(i.configuration.unsafe for i in mine)))
+    return made
+
+
+def contrasts(report: Report) -> list[Contrast]:
+    """Each protection against the first, on each axis, judged by whether 95 % intervals overlap."""
+    items = labelled(report.configurations)
+    kinds = kinds_of(items)
+    keys = [k for axis in THREE if (k := headline(report.configurations, axis)) is not None]
+    made = [
+        Contrast(
+            kind=kind,
+            base=kinds[0],
+            cells=tuple(_contrast(report, items, kinds[0], kind, key) for key in keys),
+        )
+        for kind in kinds[1:]
+    ]
+    return [c for c in made if any(sentence for _, sentence in c.cells)]
+
+
+def missing(report: Report) -> list[Sentence]:
+    """What the report cannot say: seeds that failed, findings that show nothing, what nobody measured."""
+    made: list[Sentence] = []
+    failed = sum(len(c.failed) for c in report.configurations)
+    if failed:
+        number = _count(report, failed, "seeds that did not finish", "report.json#configurations")
+        made.append((number, f" {_plural(failed, 'seed')} did not finish."))
+    findings = [f for c in report.configurations for f in c.findings]
+    open_ended = [f for f in findings if f.outcome in (Outcome.INCONCLUSIVE, Outcome.ERROR)]
+    if open_ended:
+        made.append(
+            (
+                _count(report, len(open_ended), "findings that show nothing", "report.json#configurations"),
+                " of ",
+                _count(report, len(findings), "findings", "report.json#configurations"),
+                " findings show neither a leak nor protection: inconclusive, or the attack broke.",
+            )
+        )
+    if report.not_measured:
+        count = len(report.not_measured)
+        number = _count(report, count, "what was not measured", "report.json#not_measured")
+        made.append((number, f" {_plural(count, 'thing')} {'was' if count == 1 else 'were'} not measured."))
+    return made
+
+
+def compared(report: Report) -> list[Sentence]:
+    """A comparison of methods: the best, and what its interval says."""
+    rows = [(i, r) for i, r in enumerate(report.rows) if r.average is not None]
+    if not rows:
+        return []
+    i, best = max(rows, key=lambda p: p[1].average.value if p[1].average else 0.0)
+    assert best.average is not None
+    ratio = "" if best.remove_ratio is None else f" at {best.remove_ratio:.0%} removed".replace("%", " %")
+    level = [
+        r
+        for _, r in rows
+        if r is not best and r.average is not None and interval_overlaps(r.average, best.average)
+    ]
+    made: list[Sentence] = [
+        (
+            "Most right answers: ",
+            Said(best.method.replace("_", " ") + ratio),
+            " with ",
+            Number(best.average, f"report.json#/rows/{i}/average"),
+            ".",
+        )
+    ]
+    if level:
+        number = _count(report, len(level), "methods level with the best", "report.json#rows")
+        word = (
+            "method has an interval that overlaps"
+            if len(level) == 1
+            else "methods have intervals that overlap"
+        )
+        made.append((number, f" other {word} it: these seeds do not tell them apart."))
+    return made
+
+
+def _range(items: Sequence[Labelled], key: str) -> Sentence:
+    """`closes 93.1 ± 2.0 to 97.0 ± 1.1 % of the gap`: lowest to highest of the configurations."""
+    found = [m for i in items if (m := i.configuration.measure(key)) is not None]
+    if not found:
+        return ()
+    words = words_of(found[0])
+    before, _, after = (words.phrase or words.title + " {}").partition("{}")
+    ordered = sorted(found, key=lambda m: m.estimate.value)
+    numbers: list[Part] = [_shown(ordered[0])]
+    if ordered[0].estimate.value != ordered[-1].estimate.value:
+        numbers += [" to ", _shown(ordered[-1])]
+    return (Said(before[:1].upper() + before[1:]), *numbers, Said(after))
+
+
+def _shown(measure: Measure) -> Number:
+    return Number(measure.estimate, measure.source, points=words_of(measure).points)
+
+
+def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
+    findings = [f for i in items for f in i.configuration.findings]
+    if not findings:
+        return ()
+    won = [f for f in findings if f.outcome == Outcome.SUCCEEDED]
+    resisted = sum(f.outcome == Outcome.RESISTED for f in findings)
+    applied = sum(f.outcome != Outcome.NOT_APPLICABLE for f in findings)
+    where = "report.json#configurations"
+    parts: list[Part] = [
+        _count(report, len(won), "attacks that succeeded", where),
+        " of ",
+        _count(report, applied, "attacks that had something to attack", where),
+        " succeeded",
+    ]
+    if won:
+        parts += [": ", Said(", ".join(dict.fromkeys(id for id, _ in attacks_in_order(won))))]
+    if resisted:
+        number = _count(report, resisted, "attacks that were resisted", where)
+        parts += ["; ", number, " resisted, which proves no safety"]
+    if rest := applied - len(won) - resisted:
+        parts += ["; ", _count(report, rest, "attacks that show nothing", where), " show nothing"]
+    return tuple(parts)
+
+
+def _contrast(
+    report: Report, items: Sequence[Labelled], base: str, kind: str, key: str
+) -> tuple[str, Sentence]:
+    """`better in 2 of 2 pairs`; a pair is alike in all but the protection."""
+    pairs = [
+        (a, b)
+        for i in items
+        for j in items
+        if i.kind == base
+        and j.kind == kind
+        and i.rest == j.rest
+        and (a := i.configuration.measure(key)) is not None
+        and (b := j.configuration.measure(key)) is not None
+    ]
+    title = words_of(next(m for i in items if (m := i.configuration.measure(key)) is not None)).title
+    verdicts = [_verdict(a, b) for a, b in pairs]
+    said: list[Part] = []
+    for word in ("better", "worse", "the same", "not told apart", "without an interval"):
+        if number := verdicts.count(word):
+            count = _count(report, number, f"pairs {word}", "report.json#configurations")
+            said += [f"{', ' if said else ''}{word} in ", count]
+    if not said:
+        return title, ()
+    total = _count(report, len(pairs), "pairs that are alike in all else", "report.json#configurations")
+    return title, (*said, " of ", total, f" {_plural(len(pairs), 'pair')}")
+
+
+def _verdict(a: Measure, b: Measure) -> str:
+    """Whether `b` is better than `a` beyond both intervals."""
+    if a.estimate.value == b.estimate.value:
+        return "the same"
+    overlap = interval_overlaps(a.estimate, b.estimate)
+    if overlap is None:
+        return "without an interval"
+    if overlap or a.better == "neither":
+        return "not told apart"
+    return "better" if (b.estimate.value > a.estimate.value) == (a.better == "higher") else "worse"
+
+
+def _count(report: Report, value: int, metric: str, source: str) -> Number:
+    return Number(counted(value, metric=metric, unit="count", seeds=report.seeds), source)
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else word + "s"
+
+
+def _natural(name: str) -> tuple[str, int]:
+    digits = "".join(c for c in name if c.isdigit())
+    return name.rstrip("0123456789"), int(digits or 0)
+
+
+def attacks_in_order(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    """(id, name) of each attack once, A2 before A10."""
+    return sorted({(f.id, f.attack) for f in findings}, key=lambda pair: (_natural(pair[0]), pair[1]))

@@ -1,0 +1,197 @@
+"""Rounds and measures for those who watch runs elsewhere: TensorBoard, MLflow, Weights & Biases.
+
+    tracking/tensorboard/   event files; `tensorboard --logdir runs`
+    tracking/mlflow.db      unless MLFLOW_TRACKING_URI names a server (extra `mlflow`)
+    tracking/wandb/         offline, for `wandb sync`, unless WANDB_MODE says online (extra `wandb`)
+
+Guarantees: only the numbers of a round's line that `ROUND_METRICS` names and the measures of the report get
+here: means and counts over the clients of a round, never a vector, a key or a number of one client. Nothing
+leaves the machine unless the environment asks for it; W&B is not told the host, the command or the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.report.trilemma import Configuration
+
+FOLDER = "tracking"
+# tracker -> the module it needs, and where that comes from
+NEEDS: Mapping[str, tuple[str, str]] = {
+    "tensorboard": ("tensorboardX", "fedproxy-secure"),
+    "mlflow": ("mlflow", "fedproxy-secure[mlflow]"),
+    "wandb": ("wandb", "fedproxy-secure[wandb]"),
+}
+ROUND_METRICS = frozenset(
+    "loss clients heterogeneity conflict weight_min weight_max step_norm step_over_mean clip clipped "
+    "masked_bytes seconds".split()
+)
+
+
+class Tracker(Protocol):
+    """Takes numbers by name, step by step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """The values at `step` (>= 0)."""
+
+    def close(self) -> None:
+        """Everything is on disk, or sent, when this returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and under which names: `part` is a seed's folder, or `report`. `run` differs between runs."""
+
+    folder: Path
+    project: str
+    run: str
+    part: str
+
+
+def require(names: Sequence[str]) -> None:
+    """Raise `ConfigError`, naming the extra, for a tracker that is not installed."""
+    for name in names:
+        module, source = NEEDS[name]
+        if find_spec(module) is None:
+            raise ConfigError(f"track={name}: is not installed; pip install '{source}'")
+
+
+def open_tracker(names: Sequence[str], place: Place) -> Tracker:
+    """One tracker for all of these names; opened again for the same place, it goes on."""
+    require(names)
+    kinds: dict[str, Callable[[Place], Tracker]] = {
+        "tensorboard": TensorBoard,
+        "mlflow": MLflow,
+        "wandb": WeightsAndBiases,
+    }
+    return All([kinds[name](place) for name in names])
+
+
+def round_values(line: Mapping[str, Any]) -> dict[str, float]:
+    """What may be tracked of a round's line of metrics."""
+    return {f"round/{k}": float(v) for k, v in sorted(line.items()) if k in ROUND_METRICS and v is not None}
+
+
+def measure_values(configuration: Configuration) -> dict[str, float]:
+    """The measures of a report's configuration, with the ends of their intervals where they have any."""
+    values = {}
+    for measure in configuration.measures:
+        estimate, name = measure.estimate, f"{measure.axis}/{measure.key}"
+        values[name] = estimate.value
+        if estimate.low is not None and estimate.high is not None and estimate.low < estimate.high:
+            values |= {f"{name}/low": estimate.low, f"{name}/high": estimate.high}
+    return values
+
+
+class All:
+    """Hands everything on to several trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """To each."""
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+    def close(self) -> None:
+        """Each."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class TensorBoard:
+    """Event files, written without TensorFlow or TensorBoard itself."""
+
+    def __init__(self, place: Place) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(place.folder / FOLDER / "tensorboard" / place.part))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar each, flushed: a kill loses none."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._writer.close()
+
+
+class MLflow:
+    """A run of the experiment called like the settings; found again by a tag."""
+
+    def __init__(self, place: Place) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import
+        from mlflow import MlflowClient
+
+        store = place.folder / FOLDER
+        store.mkdir(parents=True, exist_ok=True)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(store / 'mlflow.db').resolve()}"
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        found = self._client.get_experiment_by_name(place.project)
+        artefacts = (store / "mlflow").resolve().as_uri()
+        experiment = (
+            self._client.create_experiment(place.project, artifact_location=artefacts)
+            if found is None
+            else found.experiment_id
+        )
+        tags = {"fedproxy.run": place.run, "fedproxy.part": place.part}
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self._client.search_runs([experiment], wanted, max_results=1)
+        made = runs[0] if runs else self._client.create_run(experiment, run_name=place.part, tags=tags)
+        self._run: str = made.info.run_id
+        self._client.update_run(self._run, status="RUNNING")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One metric each."""
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self._run)
+
+
+class WeightsAndBiases:
+    """A run of the project called like the settings; offline unless the environment says otherwise."""
+
+    def __init__(self, place: Place) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import
+        import wandb
+
+        store = place.folder / FOLDER
+        store.mkdir(parents=True, exist_ok=True)
+        self._run: Any = wandb.init(
+            project=place.project,
+            name=place.part,
+            id=hashlib.sha256(f"{place.run}/{place.part}".encode()).hexdigest()[:16],
+            dir=str(store),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=True,
+                x_save_requirements=False,
+                x_disable_stats=True,
+            ),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """All of a step together."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -1,0 +1,163 @@
+"""How much of an LLM comes back from its proxy and queries: `make bench-extraction`.
+
+A12 at the standard suite's sizes against the embedded demo LLM, whose proxies lack a quarter, half and
+three quarters of the blocks, and against the fused LLM of a recorded quickstart run, half removed, as a
+malicious client of that run. Besides: R when the true gaps are known, and lineage against other seeds.
+About a quarter of an hour on one core.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attacks.base import Budget, Truth
+from attacks.extraction.api import Api
+from attacks.extraction.behaviour import KL, behaviour, scales, scores
+from attacks.extraction.fillers import gaps_of, grown, spread
+from attacks.extraction.lineage import lineage
+from attacks.extraction.proxy import TEXT_TOKENS, ProxyExtraction, posed
+from attacks.extraction.texts import texts_for
+from attacks.extraction.thief import Effort, Thief
+from attacks.suite import read_truth
+from attacks.trial import run_one
+from fedproxy_secure.compress.proxy import Proxy, save_model
+from fedproxy_secure.config import load_config
+from fedproxy_secure.llm import demo_llm_folder, load_llm
+from fedproxy_secure.pipeline import make_proxy, prepare
+from fedproxy_secure.record.view import View, view
+from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import Finding
+from fedproxy_secure.runs import run
+from tests.bench.rows import Row, publish
+from threat_models import get as threat_model
+
+COMMAND = "make bench-extraction"
+RATIOS = (0.25, 0.5, 0.75)
+KNOWN_GAPS = Effort(grid=(256,), steps=80, batch=8, all_controls=False)
+
+
+def main() -> None:
+    """Measure everything, print, write."""
+    publish("extraction", extraction_rows())
+
+
+def extraction_rows() -> list[Row]:
+    """R against queries, the gains, the controls; for each victim."""
+    torch.set_num_threads(1)
+    config = load_config("configs/quickstart.yaml")
+    materials = prepare(config)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for ratio in RATIOS:
+            proxy = make_proxy(config, materials, seed=0, remove_ratio=ratio)
+            folder = Path(scratch) / f"proxy-{ratio:g}"
+            save_model(proxy.model, materials.tokenizer, folder)
+            name = f"demo LLM, {ratio:.0%} removed"
+            rows += _finding_rows(name, _attack_demo(folder))
+            if ratio < RATIOS[-1]:  # there even spreading is right
+                rows += _gap_rows(name, proxy)
+            if ratio == 0.5:
+                rows += _lineage_rows(name, folder)
+        recorded = config.model_copy(
+            update={"audit": config.audit.model_copy(update={"record": True, "holdout": 0.3})}
+        )
+        run(recorded, Path(scratch) / "run")
+        rows += _finding_rows("fused LLM, 50% removed", _attack_run(Path(scratch) / "run" / "seed-0"))
+    return rows
+
+
+def _attack_demo(proxy: Path) -> Finding:
+    seen = View(
+        threat_model="client",
+        settings=None,
+        adapters={0: np.zeros(0, dtype=np.float32)},
+        proxy=proxy,
+        api=demo_llm_folder(),
+    )
+    return _attack(seen, Truth(clients={}))
+
+
+def _attack_run(folder: Path) -> Finding:
+    return _attack(view(folder, threat_model("client")), read_truth(folder, honest_besides=1))
+
+
+def _attack(seen: View, truth: Truth) -> Finding:
+    return run_one(ProxyExtraction(), seen, truth, profile="standard", seconds=3600, seed=0)
+
+
+def _finding_rows(victim: str, found: Finding) -> list[Row]:
+    print(f"{victim}: {found.outcome}, {found.reason}; {found.seconds:.0f} s", flush=True)
+    controls = {"positive control": found.positive, "negative control": found.negative}
+    made = [_row(f"{victim}: {e.metric}", e) for e in found.estimates]
+    return made + [_row(f"{victim}: {name}", e) for name, e in controls.items() if e is not None]
+
+
+def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
+    """The same texts, queries and steps with fillers spread evenly and where blocks are missing."""
+    llm, tokenizer = load_llm("demo", dtype="float32")
+    asked, original = posed(demo_llm_folder(), (), seed=0)
+    count = KNOWN_GAPS.grid[-1]
+    texts = texts_for(proxy.model, tokenizer, count=count, tokens=TEXT_TOKENS, rng=np.random.default_rng(1))
+    api, plan = Api(demo_llm_folder(), limit=count), proxy.plan
+    thief = Thief(proxy.model, api, texts, KNOWN_GAPS, Budget(seconds=3600), 0)
+    gaps = {
+        "spread evenly": spread(len(plan.kept), len(plan.dropped)),
+        "in the true gaps": gaps_of(plan.kept, plan.llm_blocks),
+    }
+    found = {"proxy": proxy.model, "LLM": llm}
+    for name, places in gaps.items():
+        found[name] = thief.distilled(count, grown(proxy.model, places, "zero"))
+    answers = {name: behaviour(m, asked, pad_id=tokenizer.pad_token_id) for name, m in found.items()}
+    values = {name: scores(b, original, asked) for name, b in answers.items()}
+    scale = scales(values, "proxy", "LLM")[KL]
+    return [
+        _row(f"{victim}: R, {count} queries, fillers {name}", scale.estimate(values[name][KL], "R"))
+        for name in gaps
+    ]
+
+
+def _lineage_rows(victim: str, proxy: Path) -> list[Row]:
+    found = lineage(proxy, demo_llm_folder())
+    numbers = {
+        "weights held verbatim": (found.verbatim,),
+        "cosine of matching weights": (found.cosine,),
+        "the same, models of 3 other seeds": found.null_cosine,
+        "CKA of matching blocks": (found.cka,),
+        "the same CKA, models of 3 other seeds": found.null_cka,
+    }
+    return [
+        Row(
+            metric=f"{victim}: {name}",
+            value=float(np.mean(values)),
+            low=min(values),
+            high=max(values),
+            n=len(values),
+            unit="ratio",
+            target="",
+            ok=None,
+            command=COMMAND,
+        )
+        for name, values in numbers.items()
+    ]
+
+
+def _row(metric: str, made: Estimate) -> Row:
+    return Row(
+        metric=metric,
+        value=made.value,
+        low=made.low,
+        high=made.high,
+        n=made.n,
+        unit=made.unit,
+        target="",
+        ok=None,
+        command=COMMAND,
+    )
+
+
+if __name__ == "__main__":
+    main()

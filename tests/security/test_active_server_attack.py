@@ -1,0 +1,134 @@
+"""A10: a cheating server gets an abort from installed clients, a client's vector from known-bad ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attacks import white_box
+from attacks.base import KNOWN_BAD, Budget, NotApplicable, replace_view
+from attacks.integrity.active_server import SecaggActive
+from attacks.integrity.inconsistency import CANARY_BIT, SUPPRESSION, played_round, silenced
+from attacks.suite import read_truth
+from attacks.trial import run_one
+from fedproxy_secure.config import ProtectConfig
+from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.record.view import view
+from fedproxy_secure.report.finding import Outcome
+from tests.support.recorded import record_run
+from threat_models import get as threat_model
+
+PROTOCOL_ATTEMPTS = {
+    "server: plays all of a client's peers",
+    "server: shows two sets of survivors",
+    "server: lowers the threshold",
+    "server: broadcasts another adapter to one client",
+}
+
+
+def seen_by_the_server(folder, **settings):
+    """An active server's view of a masked run, and the truth."""
+    seed = record_run(folder, **settings)
+    return view(seed, threat_model("active_server")), read_truth(seed)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return seen_by_the_server(tmp_path_factory.mktemp("active"))
+
+
+def play(world, attempt, *, checked, mask=None):
+    seen, truth = world
+    box = white_box.load(seen)
+    records = {n: s.train[:4] for n, s in truth.clients.items()}
+    silent = silenced(box, attempt) if mask is None else mask
+    return silent, played_round(
+        box, seen.settings, records, seen.adapters[1], silent, checked=checked, budget=Budget()
+    )
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_others_without_an_adapter_send_nothing_and_the_sum_is_the_victims_update(world):
+    _, (total, own) = play(world, SUPPRESSION, checked=False)
+    assert np.linalg.norm(own) > 0
+    np.testing.assert_allclose(total, own, atol=1e-6)
+
+
+def test_one_silenced_component_reads_the_victim_there_and_nowhere_else(world):
+    mask, (total, own) = play(world, CANARY_BIT, checked=False)
+    assert 0 < mask.sum() < 0.05 * len(mask)
+    assert cosine(total[mask], own[mask]) > 0.999
+    assert cosine(total[~mask], own[~mask]) < 0.99
+
+
+def test_one_adapter_for_all_lets_the_server_read_a_sum_alone(world):
+    nothing = np.zeros_like(world[0].adapters[0], dtype=bool)
+    _, (total, own) = play(world, SUPPRESSION, checked=True, mask=nothing)
+    assert cosine(total, own) < 0.99
+
+
+@pytest.mark.parametrize("attempt", [SUPPRESSION, CANARY_BIT])
+def test_clients_that_compare_the_broadcast_end_the_round(world, attempt):
+    with pytest.raises(ProtocolAborted, match="broadcast adapter: differs from this client's own"):
+        play(world, attempt, checked=True)
+
+
+@pytest.mark.parametrize("kind", ["ffa", "core"])
+def test_where_a_is_frozen_others_cannot_be_silenced(tmp_path, kind):
+    world = seen_by_the_server(tmp_path, clients=3, adapter={"rank": 2, "kind": kind})
+    _, (total, own) = play(world, SUPPRESSION, checked=False)
+    assert cosine(total, own) < 0.99
+
+
+def test_every_attempt_on_installed_clients_fails_and_every_one_on_known_bad_clients_succeeds(world):
+    seen, truth = world
+    found = run_one(SecaggActive(), seen, truth, profile="smoke", seconds=60, seed=0)
+    assert found.outcome == Outcome.RESISTED, found.reason
+    assert found.headline.value == 0
+    assert found.headline.n >= 15
+    assert found.positive.value == 1
+    assert found.positive.n == 5
+    assert found.negative.value == 0
+
+
+def test_the_attempts_are_those_of_the_literature(world):
+    seen, truth = world
+    exam = SecaggActive().exam(truth, seen, np.random.default_rng(0))
+    tried = SecaggActive().guess(seen, exam.question, Budget(), np.random.default_rng(0))
+    assert set(tried.protocol) > PROTOCOL_ATTEMPTS
+    assert set(tried.read) == {SUPPRESSION, CANARY_BIT}
+    assert all("broadcast adapter" in why for why in tried.read.values())
+
+
+def test_a_client_that_does_not_compare_the_broadcast_makes_the_attack_succeed(world, monkeypatch):
+    monkeypatch.setattr("attacks.integrity.inconsistency.Policy.check", lambda *_, **__: None)
+    seen, truth = world
+    found = run_one(SecaggActive(), seen, truth, profile="smoke", seconds=60, seed=0)
+    assert found.outcome == Outcome.SUCCEEDED
+
+
+def test_with_frozen_a_known_bad_clients_are_tried_by_the_protocols_attempts_alone(tmp_path):
+    seen, truth = seen_by_the_server(tmp_path, clients=3, adapter={"rank": 2, "kind": "core"})
+    exam = SecaggActive().exam(truth, replace_view(seen, threat_model=KNOWN_BAD), np.random.default_rng(0))
+    assert exam.question == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"masked": {}, "sums": {}}, "no server is corrupted in this view"),
+        ({"scheme": "unsafe_plaintext"}, "nothing to cheat for"),
+        ({"scheme": "ckks"}, "by design"),
+    ],
+)
+def test_where_there_is_nothing_to_cheat_for_the_attack_says_so(world, change, reason):
+    seen, truth = world
+    if "scheme" in change:
+        seen = replace_view(seen, settings=replace(seen.settings, protect=ProtectConfig(**change)))
+    else:
+        seen = replace_view(seen, **change)
+    with pytest.raises(NotApplicable, match=reason):
+        SecaggActive().exam(truth, seen, np.random.default_rng(0))

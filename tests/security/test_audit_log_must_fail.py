@@ -1,0 +1,391 @@
+"""Who lacks the signer's key changes nothing of a finished run unseen: each attempt is found and placed."""
+
+import json
+import shutil
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
+from fedproxy_secure.audit.keys import own_key_file
+from fedproxy_secure.audit.seal import SIGNATURE, sign_report
+from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import AuditError, ConfigError
+from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
+from tests.support.sample_report import sample_report
+
+ROUNDS = 4
+CONFIG = parse_config({"seeds": [0]})
+LINES = 1 + 1 + ROUNDS + 2  # opened, started, rounds, finished, files
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run, told and signed as `run` does it, without the training."""
+    from dataclasses import replace
+
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    witness = Witness.open(folder, CONFIG, command="fedproxy-secure run x")
+    witness.started(0)
+    for number in range(ROUNDS):
+        line = {"round": number, "participants": ["bank", "clinic"]}
+        folder.append_jsonl("seed-0/federation/rounds.jsonl", line)
+        folder.append_jsonl("seed-0/federation/ledger.jsonl", {"round": number})
+        witness.round(0, line)
+    folder.write_bytes("seed-0/fused/model.safetensors", bytes(100))
+    witness.finished(0, b'{"seed": 0}\n', epsilon={})
+    head = witness.settle()
+    replace(sample_report(), audit_head=head).write(folder.path)
+    witness.sign()
+    assert verify_run(folder.path).whole
+    return folder.path
+
+
+def lines_of(run):
+    return (run / NAME).read_bytes().splitlines()
+
+
+def put(run, lines):
+    (run / NAME).write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def problems(run, **more):
+    return verify_run(run, **more).problems
+
+
+def public_of(run):
+    return bytes.fromhex(parse_line(lines_of(run)[0]).body["public_key"])
+
+
+@pytest.mark.parametrize("number", range(1, LINES + 1))
+def test_an_altered_line_is_found_wherever_it_is(run, number):
+    lines = lines_of(run)
+    assert len(lines) == LINES
+    fields = json.loads(lines[number - 1])
+    fields["time"] = "1999-01-01T00:00:00+00:00"
+    lines[number - 1] = json.dumps(fields, sort_keys=True).encode()
+    put(run, lines)
+    assert any(p.startswith(f"{NAME}: line {number}: was altered") for p in problems(run))
+
+
+@pytest.mark.parametrize("number", range(1, LINES))
+def test_a_line_altered_with_its_hash_lacks_the_signature(run, number):
+    lines = lines_of(run)
+    entry = parse_line(lines[number - 1])
+    forged = make_entry(
+        fresh_secret(),
+        previous=entry.previous,
+        seq=entry.seq,
+        time="1999-01-01T00:00:00+00:00",
+        event=entry.event,
+        body=entry.body,
+    )
+    lines[number - 1] = forged.line()
+    put(run, lines)
+    found = problems(run)
+    assert f"{NAME}: line {number}: was altered: the signature is not the signer's" in found
+    assert f"{NAME}: line {number + 1}: does not follow from the line before it" in found
+
+
+@pytest.mark.parametrize("number", range(1, LINES))
+def test_a_missing_line_is_found_where_it_was(run, number):
+    lines = lines_of(run)
+    del lines[number - 1]
+    put(run, lines)
+    holds = (
+        f"{NAME}: line {number}: holds event {number} where event {number - 1} must be: lines are missing"
+    )
+    assert holds in problems(run)
+
+
+@pytest.mark.parametrize("number", range(1, LINES))
+def test_two_lines_that_change_places_are_found(run, number):
+    lines = lines_of(run)
+    lines[number - 1], lines[number] = lines[number], lines[number - 1]
+    put(run, lines)
+    found = problems(run)
+    assert any(p.startswith(f"{NAME}: line {number}: holds event {number} where event") for p in found)
+    assert any("were moved or repeated" in p for p in found)
+
+
+def test_a_repeated_line_is_found(run):
+    lines = lines_of(run)
+    put(run, [*lines[:3], lines[2], *lines[3:]])
+    assert any(p.startswith(f"{NAME}: line 4: holds event 2 where event 3") for p in problems(run))
+
+
+@pytest.mark.parametrize("kept", range(1, LINES))
+def test_lines_cut_off_at_the_end_are_found_by_the_reports_signature(run, kept):
+    put(run, lines_of(run)[:kept])
+    found = problems(run)
+    assert f"{NAME}: lines are missing after line {kept}: the report is signed over a later one" in found
+
+
+def test_a_log_that_is_gone_is_no_log(run):
+    (run / NAME).unlink()
+    with pytest.raises(AuditError, match="cannot be read"):
+        verify_run(run)
+    put(run, [])
+    assert any("does not open a log" in p for p in problems(run))
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b"[]", b"null", b"\xff\xfe", b"{" * 5000, b'{"seq": 0}', b"not JSON"]
+)
+def test_a_line_that_is_none_is_named(run, line):
+    lines = lines_of(run)
+    put(run, [*lines[:2], line, *lines[2:]])
+    assert f"{NAME}: line 3: is not a line of an audit log" in problems(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b'"seq": 3', b'"seq":  3'),
+        lambda line: line.replace(b'"seq": 3', b'"seq": 99, "seq": 3'),
+        lambda line: line.replace(b'"seq": 3', b'"seq": 3.0'),
+        lambda line: line.replace(b'"seq": 3', b'"seq": true'),
+        lambda line: line + b" ",
+        lambda line: line.replace(b"}", b', "zz": 1}', 1),
+    ],
+    ids=["space", "key twice", "float", "true", "space at the end", "field more"],
+)
+def test_a_line_that_only_means_the_same_is_not_the_same(run, change):
+    lines = lines_of(run)
+    assert change(lines[3]) != lines[3]
+    lines[3] = change(lines[3])
+    put(run, lines)
+    assert any(p.startswith(f"{NAME}: line 4: ") for p in problems(run))
+
+
+def test_every_bit_of_a_line_counts(run):
+    lines = lines_of(run)
+    for at in range(0, len(lines[2]), 5):
+        for bit in (1, 32):  # 32 makes a capital of a hex digit
+            changed = bytearray(lines[2])
+            changed[at] ^= bit
+            put(run, [*lines[:2], bytes(changed), *lines[3:]])
+            assert problems(run), at
+
+
+def test_every_bit_of_the_reports_signature_counts(run):
+    raw = (run / SIGNATURE).read_bytes()
+    for at in range(0, len(raw), 5):
+        for bit in (1, 32):
+            changed = bytearray(raw)
+            changed[at] ^= bit
+            (run / SIGNATURE).write_bytes(bytes(changed))
+            assert problems(run), at
+
+
+def test_an_altered_missing_or_added_file_is_found_with_its_line(run):
+    model = run / "seed-0/fused/model.safetensors"
+    model.write_bytes(bytes(99) + b"\x01")
+    assert (
+        f"seed-0/fused/model.safetensors: was altered: its SHA-256 is not that of line 7 of {NAME}"
+        in problems(run)
+    )
+    model.unlink()
+    assert f"seed-0/fused/model.safetensors: is missing (line 7 of {NAME} has it)" in problems(run)
+    model.write_bytes(bytes(100))
+    (run / "seed-0/fused/modeling_evil.py").write_text("import os")
+    assert problems(run) == (f"seed-0/fused/modeling_evil.py: was added: {NAME} does not have it",)
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.md", "config.yaml", "seed-0/result.json"])
+def test_no_file_of_the_report_or_its_evidence_can_be_altered(run, name):
+    (run / name).write_bytes((run / name).read_bytes() + b" ")
+    assert any(p.startswith(f"{name}: was altered") for p in problems(run))
+
+
+def test_a_report_whose_head_was_replaced_is_found(run):
+    text = (run / "report.json").read_text()
+    head = json.loads(text)["audit_head"]
+    (run / "report.json").write_text(text.replace(head, "00" * 32))
+    assert "report.json: its audit_head is not the one that report.sig has" in problems(run)
+
+
+@pytest.mark.parametrize("field", ["head", "public_key", "signature", "files", "schema_version"])
+def test_no_field_of_the_reports_signature_can_be_altered(run, field):
+    seal = json.loads((run / SIGNATURE).read_text())
+    changed = {
+        "head": parse_line(lines_of(run)[3]).hash,
+        "public_key": signing_public(fresh_secret()).hex(),
+        "signature": "00" * 64,
+        "files": {**seal["files"], "report.json": "00" * 32},
+        "schema_version": 2,
+    }
+    (run / SIGNATURE).write_text(json.dumps({**seal, field: changed[field]}))
+    assert any(p.startswith(SIGNATURE) for p in problems(run))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"head": 1}', "\ud83d".encode("utf-8", "ignore")]
+)
+def test_a_damaged_signature_is_a_problem_not_a_crash(run, text):
+    (run / SIGNATURE).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert any(p.startswith(SIGNATURE) for p in problems(run))
+
+
+def test_without_a_signature_the_end_is_open_and_never_whole(run):
+    (run / SIGNATURE).unlink()
+    put(run, lines_of(run)[:-1])
+    found = verify_run(run)
+    assert not found.whole
+    assert any("nothing says where the log ends" in line for line in found.unsettled)
+
+
+def test_a_whole_forgery_by_another_key_falls_to_the_pinned_key(run):
+    """Everything made anew, consistently: only who knows the signer's key beforehand can tell."""
+    signer, thief = public_of(run), fresh_secret()
+    previous, forged = START, []
+    for raw in lines_of(run):
+        entry = parse_line(raw)
+        body = entry.body
+        if entry.event == "opened":
+            body = {**body, "public_key": signing_public(thief).hex()}
+        if entry.event == "round":
+            body = {**body, "participants": ["bank", "clinic", "nobody"]}
+        made = make_entry(
+            thief, previous=previous, seq=entry.seq, time=entry.time, event=entry.event, body=body
+        )
+        previous = made.hash
+        forged.append(made.line())
+    put(run, forged)
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**report, "audit_head": previous}))
+    sign_report(run, thief, previous)
+    assert verify_run(run).whole  # integrity alone, and not pinned
+    assert not verify_run(run).pinned
+    found = verify_run(run, key=signer)
+    assert found.problems == (f"{NAME}: line 1: names another signer than the key asked for",)
+    assert not found.pinned
+
+
+def test_a_line_of_another_run_of_the_same_signer_does_not_fit(run, tmp_path):
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(own_key_file(run).read_text()))
+    assert key.public_key().public_bytes_raw() == public_of(run)
+    other = RunFolder.create(tmp_path / "other", CONFIG)
+    shutil.copy(own_key_file(run), own_key_file(other.path))
+    witness = Witness.open(other, CONFIG, command="c")
+    witness.started(0)
+    witness.log.add("round", seed=0, round=0, participants=["nobody"], spends={})
+    lines = lines_of(run)
+    lines[2] = lines_of(other.path)[2]
+    put(run, lines)
+    assert f"{NAME}: line 3: does not follow from the line before it" in problems(run)
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", ""])
+def test_a_log_cannot_point_out_of_its_folder(run, name):
+    """A signer that nobody knows may write anything; reading it must stay inside."""
+    thief = fresh_secret()
+    body = {"public_key": signing_public(thief).hex(), "schema_version": 1}
+    first = make_entry(thief, previous=START, seq=0, time="", event="opened", body=body)
+    second = make_entry(
+        thief, previous=first.hash, seq=1, time="", event="files", body={"files": {name: "00" * 32}}
+    )
+    third = make_entry(
+        thief, previous=second.hash, seq=2, time="", event="inner", body={"folder": name, "head": "00"}
+    )
+    put(run, [e.line() for e in (first, second, third)])
+    found = problems(run)
+    assert any("lies outside the folder" in p for p in found)
+    assert not any("is missing" in p and "outside" in p for p in found)
+
+
+# --- going on over what was tampered with
+
+
+def test_a_run_does_not_go_on_over_a_broken_chain(run):
+    folder = RunFolder(path=run)
+    for damage in (lambda s: s[:3] + s[4:], lambda s: [s[0], s[2], s[1], *s[3:]]):
+        whole = lines_of(run)
+        put(run, damage(whole))
+        before = (run / NAME).read_bytes()
+        with pytest.raises(AuditError, match=r"audit\.jsonl: line"):
+            Witness.open(folder, CONFIG, command="c")
+        assert (run / NAME).read_bytes() == before
+        put(run, whole)
+
+
+def test_a_run_does_not_go_on_from_a_result_that_was_altered(run):
+    (run / "seed-0/result.json").write_text('{"seed": 0, "better": true}')
+    with pytest.raises(AuditError, match=r"result\.json: is not as audit\.jsonl has it"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c")
+
+
+def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):
+    put(run, lines_of(run)[: 2 + ROUNDS])  # without `finished`
+    (run / "seed-0/result.json").write_text('{"seed": 0, "better": true}')
+    with pytest.raises(AuditError, match=r"result\.json: is not as audit\.jsonl has it"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c")
+
+
+def test_a_finished_run_without_its_log_gets_no_new_one(run):
+    (run / NAME).unlink()
+    with pytest.raises(AuditError, match=r"audit\.jsonl: is missing, but seed-0 is finished"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c")
+
+
+def test_a_run_without_its_key_does_not_go_on(run):
+    own_key_file(run).unlink()
+    with pytest.raises(ConfigError, match="is missing"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c")
+
+
+# --- logs below a log
+
+
+@pytest.fixture
+def matrix(run, tmp_path):
+    """A matrix whose one cell is `run`."""
+    from dataclasses import replace
+
+    out = RunFolder.create(tmp_path / "matrix", CONFIG)
+    shutil.copytree(run, out.path / "cells" / "a")
+    shutil.copy(own_key_file(run), own_key_file(out.path))
+    witness = Witness.open(out, CONFIG, command="fedproxy-secure matrix x")
+    witness.inner("cells/a")
+    witness.inner("cells/a")  # told once
+    replace(sample_report(), audit_head=witness.settle()).write(out.path)
+    witness.sign()
+    assert verify_run(out.path).whole
+    assert [parse_line(x).event for x in lines_of(out.path)] == ["opened", "inner", "files"]
+    return out.path
+
+
+def test_what_is_wrong_in_a_cell_is_found_from_above(matrix):
+    (matrix / "cells/a/seed-0/fused/model.safetensors").write_bytes(b"x")
+    assert [
+        p for p in problems(matrix) if p.startswith("cells/a/seed-0/fused/model.safetensors: was altered")
+    ]
+
+
+def test_a_cell_that_was_put_back_as_a_whole_is_found_from_above(matrix):
+    cell = matrix / "cells/a"
+    put(cell, lines_of(cell)[:3])
+    (cell / SIGNATURE).unlink()
+    assert "cells/a: its log does not end where the log above says" in problems(matrix)
+
+
+def test_a_cell_that_is_gone_or_of_another_signer_is_found_from_above(matrix, tmp_path):
+    cell = matrix / "cells/a"
+    shutil.rmtree(cell)
+    assert any("cannot be read" in p for p in problems(matrix))
+    other = RunFolder.create(cell, CONFIG)
+    Witness.open(other, CONFIG, command="c")
+    assert "cells/a: has another signer than the log above it" in problems(matrix)
+
+
+def test_a_damaged_cell_is_not_vouched_for(matrix):
+    cell = matrix / "cells/a"
+    put(cell, lines_of(cell)[1:])
+    witness = Witness.open(RunFolder(path=matrix), CONFIG, command="c")
+    with pytest.raises(AuditError, match="line 1"):
+        witness.inner("cells/a")
+    with pytest.raises(AuditError, match="cannot be read"):
+        witness.inner("cells/b")

@@ -1,0 +1,288 @@
+"""Judge the mutants of `fedproxy_secure.secagg`: does a test notice when the code is wrong?
+
+    make mutate-secagg                                              all removals, a sample of other changes
+    python -m tests.support.mutation --sample 2000 --seed 7         more of them
+    python -m tests.support.mutation --module ring --line 96        every mutant of one line
+    python -m tests.support.mutation --again                        what survived last time, once more
+
+Each mutant is judged in a process forked from one that has numpy, pytest and the rest loaded but nothing
+of `secagg`; an import hook puts the changed module in, so the working tree stays as it is. First come the
+module's own tests; what survives them meets all tests of `secagg`, but for the slow ones and Flower's. One
+mutant at a time; the verdicts are in `build/mutation/secagg.json`, what survives and why in
+`tests/security/MUTANTS.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.abc
+import importlib.util
+import json
+import os
+import select
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tests.support.mutants import PACKAGE, REMOVALS, ROOT, Mutant, changed, chosen, difference, mutants_of
+
+MASKING = ("tests/security/test_masking_must_fail.py",)
+CKKS = ("tests/security/test_ckks_session.py",)
+GRAM = ("tests/security/test_gram.py",)
+GRANULARITY = ("tests/unit/test_granularity.py", "tests/properties/test_granularity_properties.py")
+PROVISION = ("tests/security/test_provision.py",)
+SHAMIR = ("tests/unit/test_shamir_and_control.py",)
+# The first judges; `rehearsal` and `selftest` play attacks and are no part of the protocol.
+TESTS = {
+    "ckks": ("tests/unit/test_ckks.py",),
+    "ckks_client": CKKS,
+    "ckks_gram": GRAM,
+    "ckks_messages": CKKS,
+    "ckks_row": CKKS,
+    "ckks_server": CKKS,
+    "client": MASKING,
+    "control": SHAMIR,
+    "expectations": GRANULARITY,
+    "gram": GRAM,
+    "granularity": GRANULARITY,
+    "key_file": PROVISION,
+    "masks": ("tests/unit/test_ring.py", "tests/vectors/test_known_answers.py"),
+    "messages": MASKING,
+    "primitives": ("tests/vectors/test_known_answers.py", *MASKING),
+    "provision": PROVISION,
+    "ring": ("tests/unit/test_ring.py",),
+    "secret": SHAMIR,
+    "server": MASKING,
+    "shamir": SHAMIR,
+    "sketch": ("tests/unit/test_sketch.py",),
+    "terms": MASKING,
+}
+# The last judges: cheap ones first, because a mutant is done with when one test fails.
+ALL_TESTS = (
+    "tests/vectors",
+    "tests/unit/test_shamir_and_control.py",
+    "tests/unit/test_sketch.py",
+    "tests/unit/test_ring.py",
+    "tests/security/test_provision.py",
+    "tests/security/test_masking_must_fail.py",
+    "tests/security/test_selftest.py",
+    "tests/unit/test_granularity.py",
+    "tests/unit/test_ckks.py",
+    "tests/security/test_ckks_session.py",
+    "tests/security/test_gram.py",
+    "tests/properties/test_masking_properties.py",
+    "tests/properties/test_granularity_properties.py",
+    "tests/statistical/test_masked_views.py",
+)
+SLOWNESS = 10  # a mutant may take so many times what the unchanged code takes, and 20 s
+
+
+class _Swap(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports `source` in the place of a module."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        return importlib.util.spec_from_loader(name, self, origin="mutant") if name == self.name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = compile(self.source, f"mutant of {self.name}", "exec")
+        exec(code, module.__dict__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """`survived`, or killed `by` a test (or "time", or the error that ended the run); CPU `seconds`."""
+
+    survived: bool
+    by: str
+    seconds: float
+
+
+def judge(module: str, source: str | None, tests: tuple[str, ...], *, limit_s: float) -> Verdict:
+    """Run `tests` in a fork in which `source` replaces the module; None: nothing replaced."""
+    before = os.times()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _run_tests(module, source, tests, writer)
+    os.close(writer)
+    ready, _, _ = select.select([reader], [], [], limit_s)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    by = said or ("crash" if ready else "time")
+    return Verdict(survived=by == "nobody", by=by, seconds=spent)
+
+
+def _run_tests(module: str, source: str | None, tests: tuple[str, ...], writer: int) -> None:
+    """In the child: never returns."""
+    import pytest
+
+    class First:
+        failed = ""
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                self.failed = self.failed or report.nodeid
+
+        def pytest_collectreport(self, report: Any) -> None:
+            if report.failed:
+                self.failed = self.failed or f"{report.nodeid} (import)"
+
+    first, status = First(), -1
+    if source is not None:
+        sys.meta_path.insert(0, _Swap(f"{PACKAGE}.{module}", source))
+    with open(os.devnull, "w") as nowhere, contextlib.suppress(BaseException):
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        options = [
+            "-x",
+            "-q",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "--hypothesis-seed=0",
+            "--tb=no",
+            "--assert=plain",
+        ]
+        status = int(pytest.main([*options, *tests], plugins=[first]))
+    said = "nobody" if status == 0 else first.failed or f"pytest exit {status}"
+    os.write(writer, said.encode())
+    os._exit(0)
+
+
+def preload() -> None:
+    """What tests import besides `secagg`, once for all forks."""
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "HYPOTHESIS_PROFILE": "short",
+        "HYPOTHESIS_STORAGE_DIRECTORY": tempfile.mkdtemp(prefix="hypothesis-"),
+    }
+    for name in (
+        "cryptography.hazmat.primitives.asymmetric.ed25519",
+        "cryptography.hazmat.primitives.ciphers.aead",
+        "cryptography.hazmat.primitives.kdf.hkdf",
+        "fedproxy_secure.errors",
+        "hypothesis.strategies",
+        "numpy",
+        "pydantic",
+        "pytest",
+        "rich.console",
+        "scipy.stats",
+        "typer.testing",
+        "yaml",
+    ):
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tenseal")
+    loaded = [m for m in sys.modules if m.startswith(PACKAGE)]
+    assert not loaded, f"{loaded[0]} is loaded: it could not be replaced"
+
+
+def main() -> None:
+    """Judge the mutants, print what survives, write all verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sample", type=int, default=200, help="places of changes that are no removals")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--module", help="this one alone, every mutant of it")
+    parser.add_argument("--line", type=int, help="of the module")
+    parser.add_argument(
+        "--again", action="store_true", help="judge anew what survived in the file of --out"
+    )
+    parser.add_argument("--own-tests", action="store_true", help="the module's own tests alone judge")
+    parser.add_argument("--count", action="store_true", help="count the mutants and stop")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/mutation/secagg.json")
+    asked = parser.parse_args()
+    os.chdir(ROOT)
+    every = [m for module in sorted(TESTS) if asked.module in (None, module) for m in mutants_of(module)]
+    if asked.module:
+        picked = [m for m in every if asked.line in (None, m.line)]
+    else:
+        picked = chosen(every, sample=asked.sample, seed=asked.seed)
+    earlier: list[dict[str, Any]] = []
+    if asked.again:
+        earlier = json.loads(asked.out.read_text())["mutants"]
+        survived = [row for row in earlier if row["survived"]]
+        picked = [m for m in every if any(asdict(m).items() <= row.items() for row in survived)]
+        earlier = [row for row in earlier if not row["survived"]]
+    if not asked.count:
+        preload()
+        rows = earlier + judged(picked, last=() if asked.own_tests else ALL_TESTS)
+        rows.sort(key=lambda row: (row["module"], row["line"], row["column"], row["operator"]))
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        made = {"seed": asked.seed, "sample": asked.sample, "mutants": rows}
+        asked.out.write_text(json.dumps(made, indent=1) + "\n")
+        for row in rows:
+            if row["survived"]:
+                print(f"survives: {row['module']}:{row['line']} {row['operator']}\n{row['change']}")
+    else:
+        rows = [asdict(m) | {"survived": False, "seconds": 0.0} for m in picked]
+    _print_table(every, rows)
+
+
+def judged(picked: list[Mutant], *, last: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One row a mutant: its fields, the verdict's, and the change. What survives its own tests meets `last`."""
+    limits = {tests: _limit(tests) for tests in {*(TESTS[m.module] for m in picked), last} if tests}
+    rows = []
+    for i, m in enumerate(picked):
+        source = changed(m)
+        if source is None:  # no Python: nothing to judge
+            continue
+        verdict = judge(m.module, source, TESTS[m.module], limit_s=limits[TESTS[m.module]])
+        seconds = verdict.seconds
+        if verdict.survived and last:
+            verdict = judge(m.module, source, last, limit_s=limits[last])
+            seconds += verdict.seconds
+        rows.append(asdict(m) | asdict(verdict) | {"seconds": round(seconds, 2), "change": difference(m)})
+        print(f"{i + 1}/{len(picked)} {m.module}:{m.line} {m.operator}: {verdict.by}", flush=True)
+    return rows
+
+
+def _limit(tests: tuple[str, ...]) -> float:
+    """Wall time for a mutant, s. Stops if the tests fail on the code as it is."""
+    start = time.monotonic()
+    verdict = judge("", None, tests, limit_s=3600)
+    if not verdict.survived:
+        sys.exit(f"error: {verdict.by} fails without any mutant")
+    return 20 + SLOWNESS * (time.monotonic() - start)
+
+
+def _print_table(every: list[Mutant], rows: list[dict[str, Any]]) -> None:
+    removals = {k.__name__ for k in REMOVALS}
+    print(f"{'module':14} {'removals':>8} {'places':>7} {'mutants':>8} {'judged':>7} {'killed':>7}")
+    totals = [0] * 5
+    for module in sorted({m.module for m in every}):
+        own = [m for m in every if m.module == module]
+        mine = [row for row in rows if row["module"] == module]
+        counts = [
+            sum(m.operator in removals for m in own),
+            len({(m.line, m.column) for m in own if m.operator not in removals}),
+            len(own),
+            len(mine),
+            sum(not row["survived"] for row in mine),
+        ]
+        totals = [a + b for a, b in zip(totals, counts, strict=True)]
+        print(f"{module:14} {counts[0]:8} {counts[1]:7} {counts[2]:8} {counts[3]:7} {counts[4]:7}")
+    print(f"{'all':14} {totals[0]:8} {totals[1]:7} {totals[2]:8} {totals[3]:7} {totals[4]:7}")
+    print(f"{sum(row['seconds'] for row in rows):.0f} s of CPU")
+
+
+if __name__ == "__main__":
+    main()

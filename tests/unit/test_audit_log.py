@@ -1,0 +1,423 @@
+"""The audit log of a run: what it holds, that it goes on over a kill, that a report is signed over it."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
+
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
+from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.audit.keys import make_key, own_key_file, parse_public, run_key
+from fedproxy_secure.audit.log import AuditLog
+from fedproxy_secure.audit.seal import files_below, report_files
+from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.cli import app
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import AuditError, ConfigError, RoundAborted
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.runs import run
+from fedproxy_secure.secagg.primitives import signing_public
+from fedproxy_secure.secagg.provision import load_roster
+from fedproxy_secure.secagg.secret import Secret
+from tests.support.tiny import tiny_settings
+
+KEY = Secret(bytes(range(32)))
+
+
+@pytest.fixture
+def log(tmp_path):
+    return AuditLog.open(RunFolder(path=tmp_path), KEY, {"command": "c"})
+
+
+def events(folder: Path):
+    return [parse_line(line) for line in (folder / NAME).read_bytes().splitlines()]
+
+
+# --- the chain
+
+
+def test_a_line_has_a_known_hash_and_signature():
+    time = "2026-01-02T03:04:05+00:00"
+    entry = make_entry(KEY, previous=START, seq=0, time=time, event="opened", body={"b": 1, "a": (2.5,)})
+    domain = b"fedproxy-secure audit 1"
+    content = b'{"body":{"a":[2.5],"b":1},"event":"opened","seq":0,"time":"2026-01-02T03:04:05+00:00"}'
+
+    def sha256(*parts):
+        return hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in parts)).digest()
+
+    assert entry.hash == sha256(domain, b"0" * 64, content).hex()
+    signed = sha256(domain, bytes.fromhex(entry.hash))
+    private = Ed25519PrivateKey.from_private_bytes(KEY.reveal())
+    assert entry.signature == private.sign(signed).hex()
+
+
+def test_every_event_is_on_disk_before_add_returns(log, tmp_path):
+    for number in range(3):
+        entry = log.add("round", round=number, participants=("a", "b"))
+        assert events(tmp_path)[-1] == entry
+        assert log.head == entry.hash
+    found = examine((tmp_path / NAME).read_bytes())
+    assert found.problems == ()
+    assert found.public == signing_public(KEY)
+    assert [e.seq for e in found.entries] == [0, 1, 2, 3]
+
+
+def test_a_log_opened_again_goes_on_in_the_same_chain(log, tmp_path):
+    log.add("round", round=0)
+    again = AuditLog.open(RunFolder(path=tmp_path), KEY, {"command": "other"})
+    again.add("round", round=1)
+    assert examine((tmp_path / NAME).read_bytes()).problems == ()
+    assert [e.event for e in events(tmp_path)] == ["opened", "round", "round"]
+    assert events(tmp_path)[0].body["command"] == "c"
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_line_that_a_kill_cut_short_is_dropped_on_the_way_on(log, tmp_path, cut):
+    log.add("round", round=0)
+    log.add("round", round=1)
+    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:-cut])
+    assert examine((tmp_path / NAME).read_bytes()).cut
+    AuditLog.open(RunFolder(path=tmp_path), KEY, {}).add("round", round=1)
+    assert [e.body.get("round") for e in events(tmp_path)] == [None, 0, 1]
+    assert examine((tmp_path / NAME).read_bytes()).problems == ()
+
+
+def test_a_first_line_cut_short_begins_the_log_anew(tmp_path):
+    (tmp_path / NAME).write_bytes(b'{"body": {"pub')
+    AuditLog.open(RunFolder(path=tmp_path), KEY, {})
+    assert [e.event for e in events(tmp_path)] == ["opened"]
+
+
+def test_two_logs_of_one_signer_differ_from_the_first_line_on(tmp_path):
+    heads = {AuditLog.open(RunFolder(path=tmp_path / n), KEY, {}).head for n in ("a", "b")}
+    assert len(heads) == 2
+
+
+# --- keys
+
+
+def test_a_key_is_private_and_never_overwritten(tmp_path):
+    public = make_key(tmp_path / "me.key")
+    assert (tmp_path / "me.key").stat().st_mode & 0o777 == 0o600
+    assert parse_public(str(tmp_path / "me.key.pub")) == parse_public(public.hex()) == public
+    with pytest.raises(ConfigError, match="is there already; keys are never overwritten"):
+        make_key(tmp_path / "me.key")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        make_key(tmp_path / "nowhere" / "me.key")
+
+
+@pytest.mark.parametrize("text", ["abc", "zz" * 32, "no/such/file"])
+def test_what_is_no_public_key_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "abc").write_text("12")
+    with pytest.raises(ConfigError):
+        parse_public(text)
+
+
+def test_a_run_makes_its_own_key_once_and_beside_its_folder(tmp_path):
+    made = run_key(tmp_path / "run", None, make=True)
+    assert own_key_file(tmp_path / "run") == (tmp_path / "run.audit.key").resolve()
+    assert run_key(tmp_path / "run", None, make=False).reveal() == made.reveal()
+    own_key_file(tmp_path / "run").unlink()
+    with pytest.raises(ConfigError, match="is missing"):
+        run_key(tmp_path / "run", None, make=False)
+
+
+def test_a_key_that_others_may_read_signs_nothing(tmp_path):
+    make_key(tmp_path / "me.key")
+    (tmp_path / "me.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="must be 600"):
+        run_key(tmp_path / "run", str(tmp_path / "me.key"), make=True)
+
+
+# --- what a run tells
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return tiny_settings(tmp_path_factory.mktemp("tiny"), seeds=[0, 1], federate={"rounds": 2})
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run(parse_config(settings), folder, command="fedproxy-secure run tiny")
+    return folder
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillIn:
+    """A progress that kills the run at its n-th word on a task."""
+
+    def __init__(self, task, after):
+        self.task, self.left = task, after
+
+    def start(self, task, total):
+        pass
+
+    def advance(self, task, steps=1, note=""):
+        if task == self.task:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+
+    def done(self, task):
+        pass
+
+
+def told(folder):
+    return [(e.event, e.body.get("seed"), e.body.get("round")) for e in events(folder)]
+
+
+SEED = [("started", None), ("roster", None), ("round", 0), ("round", 1), ("finished", None)]
+
+
+def test_a_run_tells_everything_once(finished, settings):
+    seeds = [(e, s, r) for s in (0, 1) for e, r in SEED]
+    assert told(finished) == [("opened", None, None), *seeds, ("files", None, None)]
+    opened = events(finished)[0].body
+    assert opened["config_sha256"] == parse_config(settings).sha256()
+    assert opened["command"] == "fedproxy-secure run tiny"
+    assert opened["environment"]["packages"]["torch"]
+    rounds = [e.body for e in events(finished) if e.event == "round"]
+    assert all(b["participants"] == ["c0", "c1", "c2"] for b in rounds)
+    roster = load_roster(finished / "seed-1" / "federation")
+    assert events(finished)[7].body["sha256"] == roster.sha256().hex()
+
+
+def test_every_file_of_a_seed_is_vouched_for_and_the_rest_is_signed(finished):
+    vouched = {n for e in events(finished) for n in e.body.get("files", {})}
+    signed = set(json.loads((finished / "report.sig").read_text())["files"])
+    for name in (
+        "fused/model.safetensors",
+        "adapter/adapter_model.safetensors",
+        "result.json",
+        "plan.json",
+    ):
+        assert f"seed-0/{name}" in vouched
+    assert {"config.yaml", "environment.json", "manifest.json"} <= vouched
+    assert {"report.json", "report.md"} <= signed
+    assert not vouched & signed
+    everything = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
+    neither = {n for n in everything - vouched - signed if not n.startswith("tracking/")}
+    assert neither == {NAME, "report.sig"}
+
+
+def test_the_report_is_signed_over_the_head_and_verifies(finished):
+    assert Report.load(finished).audit_head == events(finished)[-1].hash
+    found = verify_run(finished, key=parse_public(signer_of(finished)))
+    assert (found.problems, found.unsettled, found.pinned) == ((), (), True)
+    assert found.whole
+    assert found.lines == 12
+
+
+def signer_of(folder):
+    return events(folder)[0].body["public_key"]
+
+
+def test_neither_the_key_nor_its_place_gets_into_the_folder(finished):
+    key = own_key_file(finished).read_text().strip()
+    for file in (
+        p for p in finished.rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl", ".yaml")
+    ):
+        text = file.read_text()
+        assert key not in text
+        assert "audit.key" not in text
+
+
+def test_going_on_with_a_finished_run_adds_nothing(finished, settings):
+    before = (finished / NAME).read_bytes()
+    again = run(parse_config(settings), finished, resume=True, command="again")
+    assert (finished / NAME).read_bytes() == before
+    assert again.audit_head == Report.load(finished).audit_head
+    assert verify_run(finished).whole
+
+
+@pytest.mark.parametrize(
+    ("task", "after"),
+    [("federate", 2), ("federate", 4), ("federate", 6), ("seed-0", 4), ("fused LLM: c0", 1)],
+    ids=["in round 0", "in round 1", "after the last client", "once federated", "while evaluating"],
+)
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_its_chain_and_tells_each_round_once(settings, tmp_path, task, after):
+    config = parse_config({**settings, "seeds": [0]})
+    with pytest.raises(Killed):
+        run(config, tmp_path / "run", progress=KillIn(task, after))
+    resumed = run(config, tmp_path / "run", resume=True)
+    whole = run(config, tmp_path / "whole")
+    assert resumed.rows == whole.rows
+    found = told(tmp_path / "run")
+    assert [r for e, _, r in found if e == "round"] == [0, 1]
+    assert [e for e, _, _ in found].count("finished") == 1
+    names = [e for e, _, _ in found]
+    assert names.index("aborted") < names.index("resumed") < names.index("finished")
+    assert verify_run(tmp_path / "run").whole
+
+
+def test_a_round_that_was_saved_but_not_told_is_told_on_the_way_on(tmp_path):
+    config = parse_config({"seeds": [0]})
+    folder = RunFolder.create(tmp_path / "run", config)
+    witness = Witness.open(folder, config, command="c")
+    witness.started(0)
+    lines = [{"round": r, "participants": ["a"]} for r in range(3)]
+    for line in lines[:2]:
+        folder.append_jsonl("seed-0/federation/rounds.jsonl", line)
+    witness.round(0, lines[0])
+    again = Witness.open(folder, config, command="c")  # killed between saving round 1 and telling it
+    again.started(0)
+    assert [line["round"] for line in again.untold_rounds(0)] == [1]
+
+
+def test_rounds_that_are_run_again_from_an_older_state_are_told_again(tmp_path):
+    config = parse_config({"seeds": [0]})
+    folder = RunFolder.create(tmp_path / "run", config)
+    witness = Witness.open(folder, config, command="c")
+    witness.started(0)
+    for number in range(2):
+        line = {"round": number, "participants": ["a"]}
+        folder.append_jsonl("seed-0/federation/rounds.jsonl", line)
+        witness.round(0, line)
+    (folder.path / "seed-0/federation/rounds.jsonl").unlink()  # somebody put the seed back to its beginning
+    again = Witness.open(folder, config, command="c")
+    again.started(0)
+    folder.append_jsonl("seed-0/federation/rounds.jsonl", {"round": 0, "participants": ["a"]})
+    assert [line["round"] for line in again.untold_rounds(0)] == [0]
+
+
+def test_what_a_client_spent_stands_beside_its_round(tmp_path):
+    config = parse_config({"seeds": [0]})
+    folder = RunFolder.create(tmp_path / "run", config)
+    ledgers = "seed-0/federation/privacy/clinic.ledger.jsonl"
+    folder.append_jsonl(ledgers, {"schema_version": 1})
+    folder.append_jsonl(ledgers, {"round": 0, "inputs": "00", "event": {"noise_multiplier": 1.5}})
+    (folder.path / "seed-0/federation/privacy/clinic.noise.key").write_text("secret")
+    folder.append_jsonl("seed-0/federation/rounds.jsonl", {"round": 0, "participants": ["clinic"]})
+    folder.append_jsonl("seed-0/federation/ledger.jsonl", {"round": 0})
+    witness = Witness.open(folder, config, command="c")
+    witness.started(0)
+    witness.round(0, {"round": 0, "participants": ["clinic"]})
+    witness.finished(0, b"{}", epsilon={"clinic": 3.25})
+    round_, done = events(folder.path)[-2:]
+    assert round_.body["spends"] == {"clinic": {"noise_multiplier": 1.5}}
+    assert done.body["epsilon_spent"] == {"clinic": 3.25}
+    assert not any(name.endswith(".key") for name in done.body["files"])
+
+
+def test_an_abort_is_told_with_its_reason_and_others_by_name_alone(tmp_path):
+    config = parse_config({"seeds": [0]})
+    witness = Witness.open(RunFolder.create(tmp_path / "run", config), config, command="c")
+    witness.started(0)
+    with pytest.raises(RoundAborted), witness.aborts():
+        raise RoundAborted("1 clients answered: must be >= 2")
+    with pytest.raises(ValueError, match="record"), witness.aborts():
+        raise ValueError("some record's text")
+    first, second = (e.body for e in events(tmp_path / "run")[-2:])
+    assert first == {
+        "error": "RoundAborted",
+        "reason": "1 clients answered: must be >= 2",
+        "seed": 0,
+        "round": 0,
+    }
+    assert (second["error"], second["reason"]) == ("ValueError", "")
+
+
+def test_a_run_that_cannot_go_on_says_why_in_its_log(settings, tmp_path):
+    broken = {**settings, "seeds": [0], "data": {**settings["data"], "root": str(tmp_path / "none")}}
+    with pytest.raises(Exception, match="cannot be read"):
+        run(parse_config(broken), tmp_path / "run")
+    assert [e.event for e in events(tmp_path / "run")] == ["opened", "started", "aborted"]
+    assert "cannot be read" in events(tmp_path / "run")[-1].body["reason"]
+
+
+def test_findings_that_came_later_are_told_and_signed(finished, settings, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.copy(own_key_file(finished), own_key_file(folder))
+    (folder / "attacks").mkdir()
+    (folder / "attacks" / "results.json").write_text('{"schema_version": 1, "results": []}')
+    run(parse_config(settings), folder, resume=True)
+    assert [e.event for e in events(folder)][-2:] == ["resumed", "files"]
+    assert list(events(folder)[-1].body["files"]) == ["attacks/results.json"]
+    assert verify_run(folder).whole
+
+
+def test_what_is_part_of_the_run_is_no_part_of_the_report(tmp_path):
+    for name in ("report.json", "chart.png", "seed-0/x.json", "cells/a/report.json", "attacks/r", NAME):
+        RunFolder(path=tmp_path).write_text(name, "x")
+    RunFolder(path=tmp_path).write_text("seed-0/.partial-1", "x")
+    assert report_files(tmp_path) == ["chart.png", "report.json"]
+    assert list(files_below(tmp_path, "seed-0", "nothing")) == ["seed-0/x.json"]
+
+
+# --- the commands
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+
+
+def test_verify_says_who_signed_and_whether_that_was_pinned(finished, tmp_path):
+    shown = invoke("verify", finished)
+    assert shown.exit_code == 0
+    assert "not pinned" in shown.stdout
+    (tmp_path / "key.pub").write_text(signer_of(finished) + "\n")
+    for key in (signer_of(finished), tmp_path / "key.pub"):
+        pinned = invoke("verify", finished, "--key", key)
+        assert pinned.exit_code == 0
+        assert "as asked for" in pinned.stdout
+    assert invoke("verify", finished, "--key", "zz" * 32).exit_code == 2
+    assert invoke("verify", tmp_path).exit_code == 2
+
+
+def test_a_run_that_goes_on_is_neither_whole_nor_bad(tmp_path):
+    config = parse_config({"seeds": [0]})
+    witness = Witness.open(RunFolder.create(tmp_path / "run", config), config, command="c")
+    witness.started(0)
+    RunFolder(path=tmp_path / "run").write_text("seed-0/plan.json", "{}")
+    shown = invoke("verify", tmp_path / "run")
+    assert shown.exit_code == 3
+    assert "report.sig: is missing" in shown.stdout
+    assert "seed-0: did not finish" in shown.stdout
+
+
+def test_keygen_makes_a_key_that_a_run_takes(settings, tmp_path):
+    made = invoke("keygen", "--out", tmp_path / "me.key")
+    assert made.exit_code == 0
+    assert (tmp_path / "me.key.pub").read_text().strip() in made.stdout
+    assert invoke("keygen", "--out", tmp_path / "me.key").exit_code == 2
+    config = parse_config({**settings, "audit": {"signing_key": str(tmp_path / "me.key")}})
+    assert config.sha256() == parse_config(settings).sha256()
+    folder = RunFolder.create(tmp_path / "run", config)
+    witness = Witness.open(folder, config, command="c")
+    assert witness.public == parse_public(str(tmp_path / "me.key.pub"))
+    assert not own_key_file(tmp_path / "run").exists()
+
+
+def test_another_key_cannot_go_on(tmp_path):
+    config = parse_config({"seeds": [0]})
+    folder = RunFolder.create(tmp_path / "run", config)
+    Witness.open(folder, config, command="c")
+    make_key(tmp_path / "other.key")
+    other = parse_config({"seeds": [0], "audit": {"signing_key": str(tmp_path / "other.key")}})
+    with pytest.raises(AuditError, match="is signed by another key"):
+        Witness.open(folder, other, command="c")
+    assert len(events(tmp_path / "run")) == 1
+
+
+def test_show_prints_one_line_an_event(finished, tmp_path):
+    shown = invoke("show", finished)
+    assert shown.exit_code == 0
+    assert len(shown.stdout.splitlines()) == 12
+    assert "participants: c0, c1, c2; round 1; seed 0" in shown.stdout
+    assert invoke("show", tmp_path).exit_code == 2
+    (tmp_path / NAME).write_text("{}\n")
+    assert "line 1: is not a line of an audit log" in invoke("show", tmp_path).stderr

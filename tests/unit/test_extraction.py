@@ -1,0 +1,382 @@
+"""A12: the API's counter, fillers, R, the share of weights held, the hidden size, the attack as a whole."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+from attacks.base import KNOWN_BAD, NOBODY, Budget, NotApplicable, Truth, replace_view
+from attacks.extraction.api import Api, OverBudget
+from attacks.extraction.behaviour import KL, Asked, behaviour, scales, scores
+from attacks.extraction.fillers import gaps_of, grown, guess_gaps, spread
+from attacks.extraction.lessons import imitate, loss_of, predict, teach
+from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_share
+from attacks.extraction.logits import LogitSvd, width_of
+from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.texts import sampled
+from attacks.trial import run_one
+from fedproxy_secure.compress.proxy import save_model
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.llm import blocks_of, load_llm, with_blocks
+from fedproxy_secure.record.view import View, view
+from fedproxy_secure.report.finding import Outcome
+from fedproxy_secure.runs import run
+from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama, tiny_settings, tiny_tokenizer
+from threat_models import get as threat_model
+
+KEPT = (0, 3)
+NO_CLIENTS = Truth(clients={})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A victim of four blocks, and its proxy of the outer two."""
+    place = tmp_path_factory.mktemp("extraction")
+    save_tiny(place / "llm")
+    save_model(with_blocks(tiny_llama(), list(KEPT)), tiny_tokenizer(), place / "proxy")
+    return place
+
+
+@pytest.fixture
+def seen(folders):
+    return View(
+        threat_model="client",
+        settings=None,
+        adapters={0: np.zeros(0, np.float32)},
+        proxy=folders / "proxy",
+        api=folders / "llm",
+    )
+
+
+def texts(count, tokens=16, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(3, VOCABULARY, size=(count, tokens)))
+
+
+def asked_of(ids):
+    places = np.tile(np.arange(ids.shape[1] - 1), (len(ids), 1))
+    return Asked(depth=4, texts=ids.numpy(), places=places, records=())
+
+
+@torch.no_grad()
+def outputs(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+# The API
+
+
+def test_the_query_after_the_last_is_refused_and_none_of_its_call_is_answered(folders):
+    api = Api(folders / "llm", limit=3)
+    ids = texts(5)
+    first = api.ask(ids[:2])
+    with pytest.raises(OverBudget, match="queries=4: must be <= 3"):
+        api.ask(ids[1:4])
+    assert api.asked == 2
+    assert torch.equal(api.ask(ids[:2]), first)  # from notes, not counted
+    api.ask(ids[2:3])
+    assert api.asked == 3
+    with pytest.raises(OverBudget):
+        api.ask(ids[4:])
+
+
+def test_answers_are_the_llms_logits_and_in_the_controls_another_texts_or_noise(folders):
+    ids = texts(3)
+    true = outputs(tiny_llama(), ids)
+    assert torch.allclose(Api(folders / "llm", limit=3).ask(ids), true, atol=1e-5)
+    shuffled = Api(folders / "llm", limit=3, mode="shuffled").ask(ids)
+    assert torch.allclose(shuffled, true[[2, 0, 1]], atol=1e-5)
+    noise = Api(folders / "llm", limit=3, mode="noise").ask(ids)
+    assert abs(float((noise.flatten() @ true.flatten()) / noise.norm() / true.norm())) < 0.05
+
+
+# Fillers
+
+
+def gpt2(blocks):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=blocks, n_head=2, n_positions=64, initializer_range=0.2
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def qwen2(blocks):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=blocks,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", [tiny_llama, gpt2, qwen2])
+def test_zero_fillers_change_nothing_until_they_are_trained(kind):
+    proxy = kind(2)
+    big, fillers = grown(proxy, (0, 3, 1), "zero")
+    assert len(blocks_of(big)) == big.config.num_hidden_layers == 6
+    assert len(fillers) == 4
+    assert torch.allclose(outputs(big, texts(2)), outputs(proxy, texts(2)), atol=1e-5)
+    own = {id(p) for p in proxy.parameters()}
+    assert len({id(p) for f in fillers for p in f.parameters()} - own) == sum(
+        len(list(f.parameters())) for f in fillers
+    )  # no two share a parameter
+
+
+def test_copies_stand_beside_their_originals_and_averages_between():
+    llm = tiny_llama(3)
+    copied, _ = grown(llm, (0, 1, 0, 0), "copy")
+    by_hand = with_blocks(llm, [0, 0, 1, 2])
+    assert torch.allclose(outputs(copied, texts(2)), outputs(by_hand, texts(2)), atol=1e-5)
+    _, (middle,) = grown(llm, (0, 0, 1, 0), "average")
+    below, above = (list(blocks_of(llm)[i].parameters()) for i in (1, 2))
+    for mine, a, b in zip(middle.parameters(), below, above, strict=True):
+        assert torch.allclose(mine, (a + b) / 2)
+
+
+def test_gaps_that_do_not_fit_the_proxy_are_refused():
+    with pytest.raises(ValueError, match="must be 3 counts"):
+        grown(tiny_llama(2), (1, 1), "copy")
+
+
+@pytest.mark.parametrize(
+    ("own", "missing", "gaps"),
+    [(4, 4, (0, 1, 2, 1, 0)), (1, 3, (1, 2)), (2, 6, (0, 6, 0)), (3, 0, (0,) * 4)],
+)
+def test_even_spreading_puts_all_blocks_between(own, missing, gaps):
+    assert spread(own, missing) == gaps
+    assert gaps_of(KEPT, 4) == (0, 2, 0)
+
+
+def test_a_gap_is_found_where_the_missing_block_is_the_mean_of_its_neighbours():
+    llm = tiny_llama(4)
+    below, middle, above = blocks_of(llm)[1:]
+    with torch.no_grad():
+        for m, a, b in zip(middle.parameters(), below.parameters(), above.parameters(), strict=True):
+            m.copy_((a + b) / 2)
+    proxy, ids = with_blocks(llm, [0, 1, 3]), texts(4)
+    true = outputs(llm, ids).log_softmax(-1)
+
+    def kl(model):
+        return float((true.exp() * (true - outputs(model, ids).log_softmax(-1))).sum(-1).mean())
+
+    assert guess_gaps(proxy, 1, kl) == (0, 0, 1, 0)
+
+
+# Lessons
+
+
+def test_the_lessons_are_the_losses_they_are_called(folders):
+    api, ids = Api(folders / "llm", limit=4), texts(4)
+    true, other = api.ask(ids), outputs(tiny_llama(seed=1), ids)
+    assert float(imitate(api)(true, ids)) == pytest.approx(0, abs=1e-6)
+    p, q = true.log_softmax(-1), other.log_softmax(-1)
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    assert float(imitate(api)(other, ids)) == pytest.approx(kl, rel=1e-5)
+    assert 0 < float(imitate(api, "top_k")(other, ids)) < kl  # merging tokens can only lower KL
+    first = true.argmax(-1)
+    said = -float(q.gather(-1, first[..., None]).mean())
+    assert float(imitate(api, "text")(other, ids)) == pytest.approx(said, rel=1e-5)
+    with torch.no_grad():
+        own = float(tiny_llama()(input_ids=ids, labels=ids).loss)
+    assert float(predict(true, ids)) == pytest.approx(own, rel=1e-5)
+
+
+def test_training_never_ends_worse_on_held_out_answers_than_it_began(folders):
+    api = Api(folders / "llm", limit=40, mode="noise")  # nothing can be learnt from it
+    big, fillers = grown(load_llm(folders / "proxy")[0], (0, 2, 0), "zero")
+    before = {n: p.clone() for n, p in big.named_parameters()}
+    ids, lesson, budget = texts(40), imitate(api), Budget()
+    start = loss_of(big, ids[32:], lesson, budget=budget)
+    rng = np.random.default_rng(0)
+    end = teach(big, fillers, lesson, ids[:32], ids[32:], steps=12, batch=4, rng=rng, budget=budget)
+    assert end <= start
+    assert end == pytest.approx(loss_of(big, ids[32:], lesson, budget=budget))
+    inside = {id(p) for f in fillers for p in f.parameters()}
+    outside = [n for n, p in big.named_parameters() if id(p) not in inside]
+    assert all(torch.equal(dict(big.named_parameters())[n], before[n]) for n in outside)
+
+
+def test_sampled_texts_begin_with_the_start_token_and_follow_the_seed():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    one = sampled(model, tokenizer, count=5, tokens=12, seed=3, at_once=2)
+    assert one.shape == (5, 12)
+    assert (one[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(one, sampled(model, tokenizer, count=5, tokens=12, seed=3, at_once=2))
+    assert not torch.equal(one, sampled(model, tokenizer, count=5, tokens=12, seed=4, at_once=2))
+
+
+# R
+
+
+def test_the_proxy_itself_has_r_zero_the_llm_r_one_and_both_are_exact(folders):
+    asked = asked_of(texts(8))
+    proxy, llm = (load_llm(folders / name)[0] for name in ("proxy", "llm"))
+    found = {
+        name: scores(behaviour(m, asked, pad_id=0), behaviour(llm, asked, pad_id=0), asked)
+        for name, m in (("proxy", proxy), ("LLM", llm))
+    }
+    scale = scales(found, "proxy", "LLM")[KL]
+    for name, value in (("proxy", 0.0), ("LLM", 1.0)):
+        made = scale.estimate(found[name][KL], "R")
+        assert (made.value, made.low, made.high) == (value, value, value)
+    halfway = (found["proxy"][KL] + found["LLM"][KL]) / 2
+    assert scale.ratio(halfway) == pytest.approx(0.5)
+    gain = scale.estimate(found["LLM"][KL], "gain", against=halfway)
+    assert gain.value == pytest.approx(0.5)
+    assert gain.low <= 0.5 <= gain.high
+
+
+def test_scores_are_those_of_the_definition(folders):
+    ids = texts(3)
+    asked, llm, other = asked_of(ids), tiny_llama(), tiny_llama(seed=1)
+    found = scores(behaviour(other, asked, pad_id=0), behaviour(llm, asked, pad_id=0), asked)
+    p, q = (outputs(m, ids)[:, :-1].double().log_softmax(-1) for m in (llm, other))
+    assert found[KL] == pytest.approx(-(p.exp() * (p - q)).sum(-1).mean(-1).numpy(), rel=1e-4)
+    nll = q.gather(-1, ids[:, 1:, None])[..., 0].mean(-1).numpy()
+    assert found["log perplexity"] == pytest.approx(nll, rel=1e-4)
+    assert found["agreement"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean(-1).numpy())
+
+
+# What is held
+
+
+def test_the_share_held_verbatim_by_hand(folders):
+    block = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16
+    around = 2 * VOCABULARY * 16 + 16  # embeddings, head, last norm
+    share = (around + 2 * block) / (around + 4 * block)
+    assert verbatim_share(folders / "proxy", folders / "llm") == pytest.approx(share)
+    mine = held(read_tensors(folders / "proxy"), read_tensors(folders / "llm"))
+    assert (mine.kept, mine.depth) == (KEPT, 4)
+    assert verbatim_share(folders / "llm", folders / "llm") == 1
+
+
+def test_a_tensor_that_differs_in_one_bit_is_not_held(folders):
+    mine, llm = read_tensors(folders / "proxy"), read_tensors(folders / "llm")
+    name = "model.layers.1.mlp.down_proj.weight"
+    mine[name] = mine[name].clone()
+    mine[name].view(torch.int32)[0, 0] ^= 1
+    lost = held(read_tensors(folders / "proxy"), llm).share - held(mine, llm).share
+    assert lost == pytest.approx(16 * 32 / sum(t.numel() for t in llm.values()))
+
+
+def test_a_descendant_is_told_from_models_of_other_seeds(folders, tmp_path):
+    found = lineage(folders / "proxy", folders / "llm", prompts=20)
+    assert found.cosine == pytest.approx(1)
+    assert max(map(abs, found.null_cosine)) < 0.1
+    assert found.cka > max(found.null_cka)
+    save_tiny(tmp_path, seed=5)
+    stranger = lineage(tmp_path, folders / "llm", prompts=20)
+    assert abs(stranger.cosine) < 0.1
+    assert stranger.verbatim < 0.01  # the norms, all ones
+
+
+# The hidden size
+
+
+def test_the_rank_of_logits_is_the_hidden_size_and_noise_has_none():
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(60, 7)) @ rng.normal(size=(7, 90))
+    assert width_of(low) == 7
+    assert width_of(low.astype(np.float32)) == 7
+    assert width_of(rng.normal(size=(60, 90))) == 0
+    assert width_of(low[:10]) == 0  # too few rows to tell
+
+
+def test_the_hidden_size_comes_out_of_the_api(seen, folders):
+    outsider = View(threat_model="api_user", settings=None, api=folders / "llm")
+    found = run_one(LogitSvd(), outsider, NO_CLIENTS, profile="smoke", seconds=60, seed=0)
+    assert found.outcome == Outcome.SUCCEEDED
+    assert found.estimates[0].value == 1
+    assert found.estimates[1].value == 16
+    assert found.negative.value == 0
+
+
+# The attack as a whole
+
+
+@pytest.fixture(scope="module")
+def finding(folders):
+    known = View(
+        threat_model="client",
+        settings=None,
+        adapters={0: np.zeros(0, np.float32)},
+        proxy=folders / "proxy",
+        api=folders / "llm",
+    )
+    return run_one(ProxyExtraction(), known, NO_CLIENTS, profile="smoke", seconds=100, seed=0)
+
+
+def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding):
+    by_name = {e.metric: e for e in finding.estimates}
+    assert by_name["extraction R"].low > 0
+    assert by_name["extraction R"].value == by_name["extraction R, 64 queries"].value
+    without = max(by_name["healing R"].value, 0)  # who has no queries may also keep the proxy as it is
+    gained = by_name["extraction R"].value - without
+    assert by_name["API gain"].value == pytest.approx(gained)
+    assert finding.positive.value == 1
+    assert finding.negative.high < by_name["extraction R"].low
+    assert by_name["weights held verbatim"].value == pytest.approx(
+        (2 * VOCABULARY * 16 + 16 + 2 * 2592) / (2 * VOCABULARY * 16 + 16 + 4 * 2592)
+    )
+
+
+def test_the_same_seed_gives_the_same_numbers(finding, seen):
+    again = run_one(ProxyExtraction(), seen, NO_CLIENTS, profile="smoke", seconds=100, seed=0)
+    assert dataclasses.replace(again, seconds=finding.seconds) == finding
+
+
+def test_a_guess_asks_no_more_than_its_largest_number_of_queries(seen):
+    one, budget = ProxyExtraction(), Budget(profile="smoke", queries=20)
+    exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
+    guess = one.guess(seen, exam.question, budget, np.random.default_rng(1))
+    assert guess.grid == (16,)
+    assert guess.asked == 16
+
+
+def test_what_cannot_be_attacked_is_not_applicable(seen, folders):
+    one, rng = ProxyExtraction(), np.random.default_rng(0)
+    with pytest.raises(NotApplicable, match="has no API"):
+        one.exam(NO_CLIENTS, replace_view(seen, api=None), rng)
+    with pytest.raises(NotApplicable, match="owns the LLM"):
+        one.exam(NO_CLIENTS, replace_view(seen, llm=folders / "llm"), rng)
+    whole = replace_view(seen, proxy=folders / "llm")
+    exam = one.exam(NO_CLIENTS, whole, rng)
+    with pytest.raises(NotApplicable, match="lacks no block"):
+        one.guess(whole, exam.question, Budget(), rng)
+
+
+def test_the_controls_are_other_adversaries_not_other_code(seen, folders):
+    one, rng = ProxyExtraction(), np.random.default_rng(0)
+    open_view, _ = one.positive(seen, NO_CLIENTS)
+    assert (open_view.threat_model, open_view.llm) == (KNOWN_BAD, folders / "llm")
+    exam = one.exam(NO_CLIENTS, seen, rng)
+    empty, same = one.negative(seen, exam, rng)
+    assert empty.threat_model == NOBODY
+    assert same is exam
+
+
+@pytest.mark.slow
+def test_a_client_of_a_recorded_run_holds_the_fused_llms_own_blocks(tmp_path):
+    settings = tiny_settings(tmp_path / "files", audit={"record": True, "holdout": 0.3})
+    run(parse_config(settings), tmp_path / "run")
+    client = view(tmp_path / "run" / "seed-0", threat_model("client"))
+    done = run_one(ProxyExtraction(), client, NO_CLIENTS, profile="standard", seconds=100, seed=0)
+    by_name = {e.metric: e for e in done.estimates}
+    block = 2592
+    around = 2 * VOCABULARY * 16 + 16
+    share = (around + 2 * block) / (around + 4 * block)
+    assert by_name["weights held verbatim"].value == pytest.approx(share)  # tuned blocks among them
+    assert by_name["extraction R"].low > 0
+    assert by_name["proxy gain"].low > 0
+    assert done.positive.value == 1
+    assert done.negative.high < by_name["extraction R"].low
+    outsider = view(tmp_path / "run" / "seed-0", threat_model("server"))
+    refused = run_one(ProxyExtraction(), outsider, NO_CLIENTS, profile="smoke", seconds=100, seed=0)
+    assert refused.outcome == Outcome.NOT_APPLICABLE

@@ -1,0 +1,513 @@
+"""The suite: what fails stops nothing else, outcomes follow from controls, and an interrupted one goes on."""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attacks import base
+from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, OutOfTime, Truth
+from attacks.suite import read_truth, run_suite, seed_folders
+from attacks.trial import judge, run_one
+from attacks.workers import Lost, in_processes, warm_up
+from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.record.view import Sums, View, view
+from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import Outcome, read_findings
+from tests.support import third_party_attack
+from tests.support.recorded import record_run
+from threat_models import get as threat_model
+
+SERVER, CLIENT = threat_model("server"), threat_model("client")
+NOTHING = Truth(clients={})
+
+
+def estimate(value, low, high, metric="auc"):
+    return Estimate(
+        metric=metric, value=value, low=low, high=high, n=10, unit="AUC", seeds=(7,), how="for the test"
+    )
+
+
+HIGH, CHANCE, POOR = estimate(0.9, 0.8, 0.95), estimate(0.5, 0.45, 0.55), estimate(0.4, 0.3, 0.5)
+INFO = AttackInfo(id="T0", name="toy", title="a toy", paper="none", needs=(frozenset(),))
+
+
+class Toy(Attack):
+    """Finds everything; positive control as good, negative one at chance."""
+
+    info = INFO
+    found, control, empty = HIGH, HIGH, CHANCE
+
+    def __init__(self, name="toy", **changes):
+        self.info = replace(INFO, name=name, **changes)
+        self.guesses = 0
+
+    def guess(self, view, question, budget, rng):
+        self.guesses += 1
+        return view.threat_model
+
+    def score(self, guess, answer):
+        return ({"open": self.control, "empty": self.empty}.get(guess, self.found),)
+
+    def positive(self, view, truth):
+        return base.replace_view(view, threat_model="open"), truth
+
+    def negative(self, view, exam, rng):
+        return base.replace_view(view, threat_model="empty"), exam
+
+
+class Raises(Toy):
+    error: BaseException = ValueError("no idea")
+
+    def guess(self, view, question, budget, rng):
+        raise self.error
+
+
+class TakesForever(Toy):
+    def guess(self, view, question, budget, rng):
+        while view.threat_model != "open":
+            time.sleep(0.01)
+
+
+class HangsInItsControl(Toy):
+    def guess(self, view, question, budget, rng):
+        while view.threat_model == "open":
+            time.sleep(0.01)
+
+
+class DrawsAtRandom(Toy):
+    def guess(self, view, question, budget, rng):
+        return rng.random()
+
+    def exam(self, truth, view, rng):
+        return Exam(answer=rng.random())
+
+    def score(self, guess, answer):
+        return (estimate(guess * answer, 0.0, 1.0),)
+
+
+def one(attack, seconds=60.0, seed=0, seen=None):
+    return run_one(
+        attack, seen or View(threat_model="toy"), NOTHING, profile="smoke", seconds=seconds, seed=seed
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with one recorded seed."""
+    return record_run(tmp_path_factory.mktemp("recorded"), federate={"rounds": 2}).parent
+
+
+@pytest.fixture
+def clean(run):
+    """The run without earlier results."""
+    for file in (run / "attacks").glob("*"):
+        file.unlink()
+    return run
+
+
+def suite(run, *attacks, **more):
+    settings = {"threat_models": [SERVER], "seconds": 60.0}
+    return run_suite(run, attacks=attacks, **(settings | more))
+
+
+def without_seconds(results):
+    return [replace(r, seconds=0.0) for r in results]
+
+
+# what comes out of one attack
+
+
+@pytest.mark.parametrize(
+    ("headline", "positive", "negative", "outcome", "said"),
+    [
+        (HIGH, HIGH, CHANCE, Outcome.SUCCEEDED, "auc 0.9, chance 0.5"),
+        (HIGH, None, None, Outcome.SUCCEEDED, "chance 0.5"),
+        (HIGH, CHANCE, CHANCE, Outcome.SUCCEEDED, "chance 0.5"),
+        (HIGH, HIGH, HIGH, Outcome.INCONCLUSIVE, "negative control at 0.9: finds what is not there"),
+        (CHANCE, HIGH, HIGH, Outcome.INCONCLUSIVE, "finds what is not there"),
+        (CHANCE, HIGH, CHANCE, Outcome.RESISTED, "auc 0.5; positive control 0.9"),
+        (CHANCE, HIGH, None, Outcome.RESISTED, "positive control 0.9"),
+        (POOR, HIGH, POOR, Outcome.RESISTED, "positive control 0.9"),
+        (CHANCE, CHANCE, CHANCE, Outcome.INCONCLUSIVE, "positive control 0.5"),
+        (CHANCE, None, CHANCE, Outcome.INCONCLUSIVE, "positive control none"),
+        (CHANCE, estimate(0.9, None, None), CHANCE, Outcome.INCONCLUSIVE, "positive control 0.9"),
+        (estimate(0.7, 0.5, 0.85), HIGH, CHANCE, Outcome.INCONCLUSIVE, "begins below"),
+        (estimate(0.5, 0.1, 0.9), HIGH, CHANCE, Outcome.INCONCLUSIVE, "reaches the positive control's"),
+        (estimate(0.5, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "reaches the positive control's"),
+        (estimate(0.9, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "begins below"),
+        (estimate(0.56, 0.549, 0.57), HIGH, CHANCE, Outcome.INCONCLUSIVE, "above 0.55"),
+        (estimate(0.56, 0.551, 0.57), HIGH, CHANCE, Outcome.SUCCEEDED, "chance"),
+    ],
+)
+def test_the_outcome_follows_from_the_headline_and_both_controls(
+    headline, positive, negative, outcome, said
+):
+    found, reason = judge(INFO, headline, positive, negative)
+    assert found == outcome
+    assert said in reason
+
+
+def test_numbers_controls_and_outcome_come_together():
+    found = one(Toy(), seed=3)
+    assert found.outcome == Outcome.SUCCEEDED
+    assert (found.headline.value, found.positive.value, found.negative.value) == (0.9, 0.9, 0.5)
+    assert {e.seeds for e in (*found.estimates, found.positive, found.negative)} == {(3,)}
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason"),
+    [
+        (ValueError("no idea"), Outcome.ERROR, "ValueError: no idea"),
+        (SystemExit(1), Outcome.ERROR, "SystemExit: 1"),
+        (MemoryError(), Outcome.ERROR, "MemoryError: "),
+        (NotApplicable("nothing here"), Outcome.NOT_APPLICABLE, "nothing here"),
+        (Inconclusive("who knows"), Outcome.INCONCLUSIVE, "who knows"),
+        (OutOfTime(2.5), Outcome.INCONCLUSIVE, "ran out of its 2.5 s"),
+    ],
+)
+def test_whatever_an_attack_raises_becomes_an_outcome(error, outcome, reason):
+    attack = Raises()
+    attack.error = error
+    found = one(attack)
+    assert (found.outcome, found.reason) == (outcome, reason)
+    assert found.estimates == ()
+
+
+def test_an_interrupt_is_no_outcome():
+    attack = Raises()
+    attack.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        one(attack)
+
+
+def test_an_attack_without_numbers_is_an_error():
+    attack = Toy()
+    attack.score = lambda guess, answer: ()
+    assert one(attack).outcome == Outcome.ERROR
+
+
+def test_an_attack_that_takes_too_long_is_stopped():
+    began = time.monotonic()
+    found = one(TakesForever(), seconds=0.2)
+    assert time.monotonic() - began < 2
+    assert (found.outcome, found.reason) == (Outcome.INCONCLUSIVE, "ran out of its 0.2 s")
+
+
+def test_what_was_found_before_the_time_was_over_is_kept():
+    found = one(HangsInItsControl(), seconds=0.2)
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert found.headline.value == 0.9
+    assert found.positive is None
+
+
+def test_a_view_without_what_an_attack_needs_is_not_attacked():
+    attack = Toy(needs=(frozenset({"IND", "MOD"}), frozenset({"API"})))
+    found = one(attack, seen=View(threat_model="toy", active=True))
+    assert found.outcome == Outcome.NOT_APPLICABLE
+    assert found.reason == "needs IND+MOD or API; this view has ACT"
+    assert attack.guesses == 0
+    assert one(attack, seen=View(threat_model="toy", api=Path("x"))).outcome == Outcome.SUCCEEDED
+
+
+def test_a_control_that_does_not_fit_is_a_control_that_is_not_there():
+    attack = Toy()
+    attack.found = CHANCE
+
+    def positive(view, truth):
+        raise NotApplicable("no records")
+
+    attack.positive = positive
+    found = one(attack)
+    assert found.positive is None
+    assert found.negative.value == 0.5
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert "positive control none" in found.reason
+
+
+def test_the_same_view_and_question_are_not_answered_twice():
+    attack = Toy()
+    attack.negative = lambda view, exam, rng: (view, Exam(question=exam.question, answer="other"))
+    attack.positive = lambda view, truth: (view, truth)
+    found = one(attack)
+    assert attack.guesses == 1
+    assert found.positive == found.headline
+    assert found.negative == replace(HIGH, seeds=(0,))
+
+
+def test_a_negative_control_that_changes_nothing_is_none():
+    attack = Toy()
+    attack.negative = lambda view, exam, rng: (view, exam)
+    assert one(attack).negative is None
+
+
+def test_guesses_follow_from_the_seed_alone():
+    values = [one(DrawsAtRandom(), seed=s).headline.value for s in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_as_given_the_negative_control_shuffles_every_number_an_update_or_a_step_has():
+    rng = np.random.default_rng(0)
+    start = rng.random(50).astype(np.float32)
+    seen = View(
+        threat_model="toy",
+        adapters={0: start, 1: start + 1, 2: start + 3},
+        updates={(0, "a"): np.arange(50.0)},
+        sums={0: Sums(clients=("a",), segments={"update": np.arange(50.0), "squares": np.ones(2)})},
+    )
+    exam = Exam(question=1, answer=2)
+    mixed, same = Toy.__mro__[1].negative(Toy(), seen, exam, rng)
+    assert same is exam
+    for before, after in (
+        (seen.updates[0, "a"], mixed.updates[0, "a"]),
+        (seen.sums[0].segments["update"], mixed.sums[0].segments["update"]),
+    ):
+        assert not np.array_equal(before, after)
+        np.testing.assert_array_equal(np.sort(after), before)
+    np.testing.assert_array_equal(mixed.adapters[0], start)
+    np.testing.assert_allclose(mixed.adapters[2] - mixed.adapters[1], 2, atol=1e-6)
+    np.testing.assert_array_equal(mixed.sums[0].segments["squares"], np.ones(2))
+
+
+def test_a_budget_is_over_when_its_seconds_are():
+    Budget(seconds=10).check()
+    with pytest.raises(OutOfTime, match="ran out of its 10 s"):
+        Budget(seconds=10, began=time.monotonic() - 11).check()
+    assert Budget(profile="full").pick(smoke=1, standard=2, full=3) == 3
+
+
+# the suite
+
+
+def test_attacks_that_fail_stop_none_of_the_others_and_all_are_in_the_results(clean):
+    attacks = [
+        Toy("first"),
+        Raises("raises"),
+        TakesForever("takes_forever"),
+        Toy("lacks", needs=(frozenset({"IND"}),)),
+        Toy("last"),
+    ]
+    results = suite(clean, *attacks, threat_models=[SERVER, CLIENT], seconds=0.2)
+    row = ["SUCCEEDED", "ERROR", "INCONCLUSIVE", "NOT_APPLICABLE", "SUCCEEDED"]
+    assert [str(r.outcome) for r in results] == row * 2
+    assert [r.view for r in results] == ["server"] * 5 + ["client"] * 5
+    assert read_findings(clean) == results
+
+
+def test_two_suites_are_equal_but_for_their_seconds(clean):
+    attacks = [base.get(n) for n in ("lora_span_tokens", "sign_counts", "mask_seed_search")]
+    first, second = suite(clean, *attacks), suite(clean, *attacks)
+    assert without_seconds(first) == without_seconds(second)
+    assert {r.outcome for r in first} <= {Outcome.SUCCEEDED, Outcome.RESISTED, Outcome.INCONCLUSIVE}
+
+
+def test_an_interrupted_suite_leaves_what_it_has_and_goes_on_to_the_same_results(clean):
+    stops = Raises("stops")
+    stops.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        suite(clean, Toy("first"), DrawsAtRandom("drawn"), stops, Toy("last"))
+    assert [r.attack for r in read_findings(clean)] == ["first", "drawn"]
+
+    came = []
+    resumed = suite(
+        clean,
+        Toy("first"),
+        DrawsAtRandom("drawn"),
+        Toy("stops"),
+        Toy("last"),
+        resume=True,
+        on_result=came.append,
+    )
+    assert [r.attack for r in came] == ["stops", "last"]
+    assert read_findings(clean) == resumed
+    unbroken = suite(clean, Toy("first"), DrawsAtRandom("drawn"), Toy("stops"), Toy("last"))
+    assert without_seconds(resumed) == without_seconds(unbroken)
+
+
+def test_a_line_that_a_crash_left_unfinished_is_made_again(clean):
+    suite(clean, Toy("first"), Toy("second"))
+    events = clean / "attacks" / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-20])
+    came = []
+    suite(clean, Toy("first"), Toy("second"), resume=True, on_result=came.append)
+    assert [r.attack for r in came] == ["second"]
+
+
+def test_errors_and_what_ran_out_of_time_are_tried_again(clean):
+    suite(clean, Raises("raises"), TakesForever("slow"), Toy("fine"), seconds=0.2)
+    came = []
+    suite(clean, Toy("raises"), Toy("slow"), Toy("fine"), resume=True, seconds=60.0, on_result=came.append)
+    assert [(r.attack, r.outcome) for r in came] == [
+        ("raises", Outcome.SUCCEEDED),
+        ("slow", Outcome.SUCCEEDED),
+    ]
+
+
+@pytest.mark.parametrize("change", [{"profile": "standard"}, {"seed": 1}, {"resume": False}])
+def test_results_of_another_profile_or_seed_are_not_taken_over(clean, change):
+    suite(clean, Toy())
+    came = []
+    suite(clean, Toy(), **({"resume": True, "on_result": came.append} | change))
+    assert len(came) == 1
+
+
+def test_progress_counts_what_is_left_and_names_what_came(clean):
+    told = []
+
+    class Told:
+        def start(self, task, total):
+            told.append((task, total))
+
+        def advance(self, task, steps=1, note=""):
+            told.append(note)
+
+        def done(self, task):
+            told.append(task)
+
+    suite(clean, Toy("first"))
+    suite(clean, Toy("first"), Toy("second"), Raises("third"), resume=True, progress=Told())
+    assert told == [("smoke suite", 2), "second: SUCCEEDED", "third: ERROR", "smoke suite"]
+
+
+def test_a_run_that_was_not_recorded_is_refused(tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(RunFolderError, match="no seed of it was recorded; run with --record"):
+        seed_folders(tmp_path)
+
+
+def test_views_that_cannot_be_had_are_refused_before_anything_runs(clean):
+    many = replace(threat_model("colluding_clients"), clients=9)
+    attack = Toy()
+    with pytest.raises(RunFolderError, match="corrupts 9 clients; this run has 4"):
+        suite(clean, attack, threat_models=[SERVER, many])
+    assert attack.guesses == 0
+
+
+def test_corrupted_clients_are_not_part_of_the_truth(clean):
+    (seed,) = seed_folders(clean)
+    assert list(read_truth(seed).clients) == ["c0", "c1", "c2", "c3"]
+    assert list(read_truth(seed, honest_besides=2).clients) == ["c2", "c3"]
+
+
+def test_a_seed_folder_names_each_result(clean):
+    assert {r.seed_folder for r in suite(clean, Toy())} == {"seed-0"}
+
+
+def test_results_are_plain_json_with_a_schema_version(clean):
+    suite(clean, Toy())
+    raw = json.loads((clean / "attacks" / "results.json").read_text())
+    assert raw["schema_version"] == 1
+    assert raw["results"][0]["outcome"] == "SUCCEEDED"
+
+
+# processes of their own
+
+
+def test_a_task_that_dies_or_hangs_takes_no_other_with_it(monkeypatch):
+    monkeypatch.setattr("attacks.workers.GRACE_S", 3.0)
+    assert dict(in_processes(math.sqrt, [4.0, 9.0, 16.0], jobs=2, seconds=60)) == {0: 2, 1: 3, 2: 4}
+    assert dict(in_processes(os._exit, [3], jobs=1, seconds=60)) == {0: Lost(timed_out=False, code=3)}
+    (index, lost), *none = in_processes(time.sleep, [60], jobs=1, seconds=0)
+    assert (index, none) == (0, [])
+    assert lost.timed_out
+
+
+def test_processes_left_behind_are_ended():
+    results = in_processes(time.sleep, [0, 50, 50], jobs=3, seconds=60)
+    assert next(results) == (0, None)
+    began = time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_a_suite_in_processes_has_the_same_results_as_in_one(clean):
+    warm_up(["attacks.preload"])
+    attacks = [base.get(n) for n in ("lora_span_tokens", "model_membership", "sign_counts", "dp_audit")]
+    apart = suite(clean, *attacks, threat_models=[SERVER, CLIENT], jobs=2)
+    together = suite(clean, *attacks, threat_models=[SERVER, CLIENT])
+    assert without_seconds(apart) == without_seconds(together)
+
+
+# third parties
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A way to install a package that names an entry point; undone afterwards."""
+
+    def install(value):
+        place = tmp_path / "somebody-1.0.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+        (place / "entry_points.txt").write_text(f"[{base.GROUP}]\nmine = {value}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        base._load.cache_clear()
+
+    registered = dict(base._REGISTERED)
+    yield install
+    base._REGISTERED.clear()
+    base._REGISTERED.update(registered)
+    base._load.cache_clear()
+
+
+def test_an_attack_of_thirty_lines_is_found_by_its_entry_point_and_runs(installed, clean):
+    assert len(Path(third_party_attack.__file__).read_text().splitlines()) <= 30
+    base._REGISTERED.pop("worst_token", None)
+    sys.modules.pop("tests.support.third_party_attack", None)
+    installed("tests.support.third_party_attack:WorstToken")
+    names = list(base.every())
+    assert names[-1] == "worst_token"
+    (result,) = suite(clean, *base.find("X1"))
+    assert (result.attack, result.id) == ("worst_token", "X1")
+    assert result.outcome not in (Outcome.ERROR, Outcome.NOT_APPLICABLE), result.reason
+    assert 0 <= result.headline.value <= 1
+    assert result.positive is not None
+    assert result.negative is not None
+
+
+def test_an_entry_point_that_cannot_be_loaded_is_named_in_one_line(installed):
+    installed("somebody.nowhere:Nothing")
+    with pytest.raises(ConfigError, match=r"entry point 'mine' .*somebody.nowhere:Nothing: cannot be"):
+        base.every()
+
+
+def test_two_attacks_cannot_have_one_name():
+    with pytest.raises(ConfigError, match="attack 'lora_span_tokens': is there already"):
+        base.attack(replace(INFO, name="lora_span_tokens"))(Toy)
+
+
+def test_an_attack_is_found_by_name_and_all_of_an_id_by_it():
+    assert [a.info.name for a in base.find("A2")] == ["lora_span_tokens"]
+    assert {a.info.id for a in base.find("A11")} == {"A11"}
+    assert len(base.find("A11")) == 4
+    with pytest.raises(ConfigError, match="attack 'lora_span_token': is not known; did you mean 'lora_sp"):
+        base.find("lora_span_token")
+    with pytest.raises(ConfigError, match="attack '%': is not known; there are embedding_bow, "):
+        base.get("%")
+
+
+def test_ids_are_in_order_and_every_attack_says_what_it_is_for():
+    infos = [a.info for a in base.every().values()]
+    numbers = [int(i.id[1:]) for i in infos]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(1, 15))
+    for info in infos:
+        assert info.needs
+        assert info.title
+        assert info.paper
+        assert info.mapping
+        assert info.margin >= 0
+
+
+def test_a_view_of_a_recorded_run_offers_what_its_threat_model_says(run):
+    (seed,) = seed_folders(run)
+    assert view(seed, SERVER).surfaces == {"AGG", "MOD", "MR"}
+    assert view(seed, CLIENT).surfaces == {"ACT", "AGG", "API", "MOD", "MR"}
+    assert view(seed, threat_model("api_user")).surfaces == {"API"}

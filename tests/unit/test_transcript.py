@@ -1,0 +1,283 @@
+"""The transcript: whole lines, bounded memory, equal arrays once, forgotten rounds; it changes nothing."""
+
+import json
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.data.planted import draw_canaries
+from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.flower.recording import as_plain
+from fedproxy_secure.record.private import PrivateState, read_private, write_records, write_round
+from fedproxy_secure.record.transcript import STATE, Recorder, read_events
+from fedproxy_secure.record.view import view
+from tests.support.recorded import AUDIT, prepared
+from threat_models import get
+
+PLAIN = {"scheme": "unsafe_plaintext"}
+
+
+def note(recorder, kind="train", arrays=None, **values):
+    recorder.note(kind, sender="server", receiver="a", values=values, arrays=arrays or {})
+
+
+def test_events_come_back_in_order_with_their_values_and_arrays(tmp_path):
+    recorder = Recorder(tmp_path)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    note(recorder, "one", {"vectors/x": x}, n=1, names=["a", "b"])
+    recorder.round = 3
+    note(recorder, "two")
+    one, two = read_events(tmp_path)
+    assert (one.index, one.round, one.kind, one.values) == (0, 0, "one", {"n": 1, "names": ["a", "b"]})
+    assert one.arrays()["vectors/x"].tobytes() == x.tobytes()
+    assert (two.index, two.round, two.kind, two.arrays()) == (1, 3, "two", {})
+
+
+def test_a_line_that_a_crash_left_unfinished_is_absent_and_the_next_one_whole(tmp_path):
+    recorder = Recorder(tmp_path)
+    note(recorder, "one")
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"index": 1, "kind": "ha')
+    assert [e.kind for e in read_events(tmp_path)] == ["one"]
+    note(Recorder(tmp_path), "two")
+    assert [(e.index, e.kind) for e in read_events(tmp_path)] == [(0, "one"), (1, "two")]
+
+
+def test_an_event_that_cannot_be_written_raises_and_leaves_no_line(tmp_path):
+    recorder = Recorder(tmp_path)
+    note(recorder, "one")
+    (tmp_path / "blobs").write_text("in the way")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        note(recorder, "two", {"x": np.zeros(3)})
+    assert [e.kind for e in read_events(tmp_path)] == ["one"]
+
+
+def test_equal_arrays_are_kept_once_and_others_apart(tmp_path):
+    recorder = Recorder(tmp_path)
+    for value in (1.0, 1.0, 2.0):
+        note(recorder, arrays={"x": np.full(5, value)})
+    assert len(list((tmp_path / "blobs").iterdir())) == 2
+    assert [e.arrays()["x"][0] for e in read_events(tmp_path)] == [1.0, 1.0, 2.0]
+
+
+def test_memory_stays_that_of_one_event(tmp_path):
+    recorder, size = Recorder(tmp_path), 1_000_000
+    tracemalloc.start()
+    for index in range(12):
+        note(recorder, arrays={"x": np.full(size, index, dtype=np.uint8)})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4.5 * size
+    assert len(list(read_events(tmp_path))) == 12
+
+
+def test_a_round_that_starts_again_is_forgotten_with_all_it_left(tmp_path):
+    recorder = Recorder(tmp_path)
+    for number, value in ((0, 1.0), (1, 1.0), (1, 2.0)):
+        recorder.round = number
+        note(recorder, arrays={"x": np.full(3, value)})
+        write_round(tmp_path, "a", number, np.full(3, value), [0])
+    again = Recorder(tmp_path)
+    again.forget_from(1)
+    (kept,) = read_events(tmp_path)
+    assert kept.arrays()["x"][0] == 1.0
+    assert len(list((tmp_path / "blobs").iterdir())) == 1
+    assert [f.name for f in (tmp_path / "clients" / "a").iterdir()] == ["round-0.safetensors"]
+    note(again, "next")
+    assert [e.index for e in read_events(tmp_path)] == [0, 1]
+
+
+def test_forgetting_what_never_was_changes_nothing(tmp_path):
+    Recorder(tmp_path).forget_from(0)
+    recorder = Recorder(tmp_path)
+    note(recorder)
+    before = (tmp_path / "events.jsonl").read_bytes()
+    recorder.forget_from(1)
+    assert (tmp_path / "events.jsonl").read_bytes() == before
+
+
+def test_a_missing_or_damaged_transcript_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no transcript; run with --record"):
+        list(read_events(tmp_path))
+    recorder = Recorder(tmp_path)
+    note(recorder, arrays={"x": np.zeros(3)})
+    (event,) = read_events(tmp_path)
+    next((tmp_path / "blobs").iterdir()).write_bytes(b"no tensors")
+    with pytest.raises(RunFolderError, match="is not a transcript's blob"):
+        event.arrays()
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"index": 1}) + "\n")
+    with pytest.raises(RunFolderError, match="is damaged"):
+        list(read_events(tmp_path))
+
+
+def test_a_clients_state_comes_back_as_it_was_written(tmp_path):
+    train = (Encoded(ids=(1, 2, 3), response_start=2), Encoded(ids=(4, 5), response_start=1))
+    state = PrivateState(
+        client="a", train=train, holdout=(), canaries=draw_canaries("a", [1, 4]), rounds={}
+    )
+    write_records(tmp_path, "a", train=train, holdout=(), canaries=state.canaries)
+    assert read_private(tmp_path, "a") == state
+    for number in (2, 10):
+        write_round(tmp_path, "a", number, np.full(3, number, dtype=np.float32), [1, 0, 1])
+    rounds = read_private(tmp_path, "a").rounds
+    assert list(rounds) == [2, 10]
+    assert rounds[10].update.tolist() == [10, 10, 10]
+    assert rounds[10].used.tolist() == [1, 0, 1]
+
+
+def test_a_missing_or_damaged_state_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match="is not a client's state"):
+        read_private(tmp_path, "a")
+    write_records(tmp_path, "a", train=[Encoded(ids=(1, 2), response_start=1)], holdout=[], canaries=[])
+    (tmp_path / "clients" / "a" / "canaries.json").write_text('[{"prompt": 1}]')
+    with pytest.raises(RunFolderError, match="is not a client's state"):
+        read_private(tmp_path, "a")
+
+
+def test_messages_become_plain_values_and_arrays_and_the_proxys_files_their_hashes():
+    content = RecordDict(
+        {
+            "vectors": ArrayRecord({"update": Array(np.ones(2, dtype=np.float32))}),
+            "protocol": ConfigRecord({"client": "a", "key": b"\1\2", "sealed": [b"", b"\3"], "none": b""}),
+            "files": ConfigRecord({"config.json": b"{}"}),
+            "metrics": ConfigRecord({"loss": float("nan"), "steps": 3}),
+        }
+    )
+    values, arrays = as_plain(content)
+    assert values == {
+        "protocol/client": "a",
+        "files/config.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        "metrics/loss": "nan",
+        "metrics/steps": 3,
+    }
+    assert {k: v.tolist() for k, v in arrays.items()} == {
+        "vectors/update": [1, 1],
+        "protocol/key": [1, 2],
+        "protocol/sealed/1": [3],
+    }
+
+
+def test_a_number_that_is_not_finite_does_not_stop_the_recorder(tmp_path):
+    values, arrays = as_plain(RecordDict({"metrics": ConfigRecord({"loss": float("inf")})}))
+    Recorder(tmp_path).note("train.reply", sender="a", receiver="server", values=values, arrays=arrays)
+    (event,) = read_events(tmp_path)
+    assert event.values == {"metrics/loss": "inf"}
+
+
+# recorded federations
+
+
+@pytest.fixture(scope="module", params=["masking", "unsafe_plaintext"])
+def world(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return *prepared(folder, protect={"scheme": request.param}, fusion={"rule": "fedavg"}), folder
+
+
+def runs_in(world, place, on_client=None, **audit):
+    job, proxy, initial, _ = world
+    place.mkdir(parents=True)
+    job = replace(job, audit=job.audit.model_copy(update=audit))
+    return federate(job, proxy, initial, run_folder=place, on_client=on_client)
+
+
+def test_nothing_is_recorded_unless_asked_for(world, tmp_path):
+    runs_in(world, tmp_path / "quiet", record=False)
+    assert not (tmp_path / "quiet" / "transcript").exists()
+
+
+def test_a_recorded_run_ends_like_one_that_is_not_bit_for_bit(world, tmp_path):
+    quiet = runs_in(world, tmp_path / "quiet", record=False)
+    recorded = runs_in(world, tmp_path / "recorded")
+    assert recorded.adapter.tobytes() == quiet.adapter.tobytes()
+    assert (tmp_path / "recorded" / "transcript" / "events.jsonl").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def repeatable(transcript):
+    """What does not come from fresh keys: broadcasts, updates in the clear, the server's states."""
+    found = []
+    for event in read_events(transcript):
+        if event.kind in ("train", "train.reply", STATE):
+            kept = {
+                k: v.tobytes()
+                for k, v in event.arrays().items()
+                if k in ("adapter", "sums/update") or k.startswith("vectors/")
+            }
+            values = {
+                k: v for k, v in event.values.items() if k not in ("terms/attempt", "metrics/seconds")
+            }
+            found.append((event.round, event.kind, event.sender, event.receiver, values, kept))
+    return found
+
+
+def test_a_recorded_run_killed_within_a_round_resumes_to_the_transcript_of_an_unbroken_one(world, tmp_path):
+    seen = []
+
+    def kill(client):
+        seen.append(client)
+        if len(seen) == 6:  # the second client of the second round
+            raise Killed
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = runs_in(world, whole)
+    with pytest.raises(Killed):
+        runs_in(world, broken, on_client=kill)
+    assert {e.round for e in read_events(broken / "transcript")} == {0, 1}
+    job, proxy, initial, _ = world
+    resumed = federate(job, proxy, initial, run_folder=broken)
+    assert resumed.adapter.tobytes() == unbroken.adapter.tobytes()
+    assert repeatable(broken / "transcript") == repeatable(whole / "transcript")
+    for client in ("c0", "c3"):
+        one, two = (read_private(p / "transcript", client) for p in (whole, broken))
+        assert one.train == two.train
+        assert {r: (d.update.tobytes(), d.used.tobytes()) for r, d in one.rounds.items()} == {
+            r: (d.update.tobytes(), d.used.tobytes()) for r, d in two.rounds.items()
+        }
+
+
+def test_what_a_client_wrote_down_is_what_it_sent_and_what_it_was_drawn_from(world, tmp_path):
+    runs_in(world, tmp_path / "recorded")
+    transcript = tmp_path / "recorded" / "transcript"
+    states = [read_private(transcript, f"c{i}") for i in range(4)]
+    for state in states:
+        assert len(state.train) + len(state.holdout) == 12 + sum(AUDIT["canaries"])
+        assert [c.repeats for c in state.canaries] == AUDIT["canaries"]
+        assert sorted(state.rounds) == [0, 1, 2]
+        assert all(len(d.used) == 2 * 4 and d.used.max() < len(state.train) for d in state.rounds.values())
+        assert not set(state.holdout) & set(state.train)
+    first = next(e for e in read_events(transcript) if e.kind == STATE)
+    step = first.arrays()["adapter"] - world[2].adapter
+    mean = np.mean([s.rounds[0].update for s in states], axis=0)
+    np.testing.assert_allclose(step, mean, atol=1e-6)
+
+
+def test_recording_without_a_folder_to_record_into_is_refused(world):
+    job, proxy, initial, _ = world
+    with pytest.raises(ConfigError, match=r"audit.record=true: needs a run folder, or audit.folder"):
+        federate(job, proxy, initial)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_flowers_own_engines_record_the_same(tmp_path):
+    job, proxy, initial = prepared(tmp_path, protect=PLAIN, federate={"rounds": 2, "timeout_s": 200.0})
+    found = {}
+    for engine in ("in_process", "deployment"):
+        place = tmp_path / engine / "seed-0" / "federation"
+        place.mkdir(parents=True)
+        asked = replace(job, federate=job.federate.model_copy(update={"engine": engine}))
+        federate(asked, proxy, initial, run_folder=place)
+        found[engine] = view(tmp_path / engine / "seed-0", get("server"))
+    one, two = found.values()
+    assert one.updates.keys() == two.updates.keys()
+    for key, update in one.updates.items():
+        np.testing.assert_allclose(update, two.updates[key], atol=1e-6)
