@@ -377,7 +377,7 @@ def _work(command: str) -> _Work:
 
 
 def _show(report: Report, folder: Path) -> None:
-    from fedproxy_secure.report.report import MARKDOWN_NAME
+    from fedproxy_secure.report.page import HTML_NAME
     from fedproxy_secure.report.table import rich_table
     from fedproxy_secure.report.trilemma_table import rich_trilemma
 
@@ -391,7 +391,7 @@ def _show(report: Report, folder: Path) -> None:
             console.print(f"{configuration.name}: {line}", markup=False, highlight=False)
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-    console.print(f"report: {folder / MARKDOWN_NAME}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / HTML_NAME}", markup=False, highlight=False, soft_wrap=True)
     for line in cli_evidence.signed_lines(folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

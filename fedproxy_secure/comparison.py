@@ -18,6 +18,7 @@ from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Bits, Estimate, mean_share, over_seeds_or_records
+from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import MethodRow, Report
 
 
@@ -111,7 +112,7 @@ def compare(
         rows=tuple(rows_of(results)),
         notes=_notes(config, truncated),
     )
-    report.write(out)
+    publish(report, out)
     return report
 
 

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -36,7 +36,7 @@ from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Bits
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Outcome
-from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, read_seed
+from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.trilemma import Configuration
@@ -190,33 +190,41 @@ def matrix(
 
 
 def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:
-    """Each configuration's measures over its finished seeds, in the order of the settings."""
-    made = []
+    """Each configuration's measures over its finished seeds, in the order of the settings.
+
+    Costs are told beside those of the unprotected configuration that is alike in all else.
+    """
+    runs: dict[str, list[SeedRun]] = {}
+    failed: dict[str, list[str]] = {}
     order = {key: i for i, key in enumerate(config.matrix.protections)}
-    keys = dict.fromkeys(c.key for c in sorted(cells, key=lambda c: (c.remove_ratio, order[c.protection])))
-    for key in keys:
-        mine = sorted((c for c in cells if c.key == key), key=lambda c: c.seed)
-        runs: list[SeedRun] = []
-        failed: list[str] = []
-        for cell in mine:
-            place = out / CELLS / cell.name
-            if (place / DONE).exists():
-                ceiling = _ceiling(out, cell.seed)
-                runs.append(read_seed(place, cell.seed, root=out, ceiling=ceiling))
-            else:
-                failed.append(f"seed {cell.seed}: {_why(place)}")
-        first = cell_config(config, mine[0])
-        made.append(
-            configuration_of(
-                runs,
-                first,
-                name=_title(mine[0], config),
-                settings=mine[0].settings,
-                guarantees=Report.load(out / CELLS / mine[0].name).guarantees if runs else (),
-                failed=failed,
-                commands=tuple(f"fedproxy-secure run {CELLS}/{c.name}/config.yaml --record" for c in mine),
-            )
+    ordered = sorted(cells, key=lambda c: (c.remove_ratio, order[c.protection], c.key, c.seed))
+    for cell in ordered:
+        mine, place = runs.setdefault(cell.key, []), out / CELLS / cell.name
+        if (place / DONE).exists():
+            mine.append(read_seed(place, cell.seed, root=out, ceiling=_ceiling(out, cell.seed)))
+        else:
+            failed.setdefault(cell.key, []).append(f"seed {cell.seed}: {_why(place)}")
+    made = []
+    for key, mine in runs.items():
+        first = next(c for c in ordered if c.key == key)
+        configuration = configuration_of(
+            mine,
+            cell_config(config, first),
+            name=_title(first, config),
+            settings=first.settings,
+            guarantees=Report.load(out / mine[0].place).guarantees if mine else (),
+            failed=failed.get(key, ()),
+            commands=tuple(
+                f"fedproxy-secure run {CELLS}/{c.name}/config.yaml --record"
+                for c in ordered
+                if c.key == key
+            ),
         )
+        base = replace(first, protection="unsafe_plaintext").key
+        if base != key:
+            beside = cost_against(mine, runs.get(base, ()))
+            configuration = replace(configuration, measures=(*configuration.measures, *beside))
+        made.append(configuration)
     return made
 
 
@@ -322,7 +330,8 @@ def measure_cell(config: Config, cell: MatrixCell, out: Path) -> None:
     own, folder = cell_config(config, cell), out / CELLS / cell.name
     with contextlib.suppress(FileNotFoundError):
         (folder / FAILED).unlink()
-    run(own, folder, resume=True, command=f"fedproxy-secure run {CELLS}/{cell.name}/config.yaml --record")
+    typed = f"fedproxy-secure run {CELLS}/{cell.name}/config.yaml --record"
+    run(own, folder, resume=True, command=typed, page=False)
     if config.matrix.suite != "none":
         attack_run(own, folder, seed=cell.seed)
     RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})

@@ -58,12 +58,13 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     command: str = "",
+    page: bool = True,
 ) -> Report:
     """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
 
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
     result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
-    line the report is signed.
+    line the report is signed. Without `page` the report is written as JSON and text alone.
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
     if what lies in the folder is not what the log has.
@@ -82,7 +83,7 @@ def run(
         if witness.has_news():
             with closing(_tracker(config, witness, "report")) as tracker:
                 tracker.log(0, measure_values(report.configurations[0]))
-        publish(report, out)
+        publish(report, out) if page else report.write(out)
         witness.sign()
     return report
 

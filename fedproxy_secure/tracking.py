@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -108,22 +109,36 @@ class All:
 
 
 class TensorBoard:
-    """Event files, written without TensorFlow or TensorBoard itself."""
+    """An event file, written without TensorFlow or TensorBoard itself.
+
+    tensorboardX's `SummaryWriter` writes from a thread, which a kill would take unwritten events with, and
+    puts the host's name into the file's: its parts are used instead.
+    """
 
     def __init__(self, place: Place) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import RecordWriter
 
-        self._writer: Any = SummaryWriter(str(place.folder / FOLDER / "tensorboard" / place.part))
+        folder = place.folder / FOLDER / "tensorboard" / place.part
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: Any = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        self._write(file_version="brain.Event:2")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar each, flushed: a kill loses none."""
+        """One scalar each, in the file when this returns."""
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._write(step=step, summary=scalar(name, value))
 
     def close(self) -> None:
         """End the file."""
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._file.flush()
 
 
 class MLflow:

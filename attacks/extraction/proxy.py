@@ -63,7 +63,7 @@ PROXY, LLM, HEALED, NOTHING = "proxy", "LLM", "healed", "no proxy"
 
 @dataclass(frozen=True, kw_only=True)
 class Stolen:
-    """Behaviour of each model by its name, the gaps that were guessed (None: evenly spread), queries."""
+    """Behaviour of each model by its name, the gaps that were guessed (None: none), queries asked."""
 
     models: Mapping[str, Behaviour]
     grid: tuple[int, ...]

@@ -90,6 +90,14 @@ def parse_line(raw: bytes) -> Entry:
         raise AuditError("is not a line of an audit log") from error
 
 
+def from_hex(text: str) -> bytes:
+    """Bytes from hex digits in the one form that we write. Raises `ValueError` for all others."""
+    made = bytes.fromhex(text)
+    if made.hex() != text:
+        raise ValueError("another form")
+    return made
+
+
 def check_hash(entry: Entry) -> None:
     """Raise `AuditError` unless the entry has the hash of its own content."""
     made = entry_hash(
@@ -102,9 +110,7 @@ def check_hash(entry: Entry) -> None:
 def check_signature(entry: Entry, public: bytes) -> None:
     """Raise `AuditError` unless the owner of `public`, Ed25519, 32 bytes, signed the entry's hash."""
     try:
-        signature, hashed = bytes.fromhex(entry.signature), bytes.fromhex(entry.hash)
-        if signature.hex() != entry.signature:  # capitals, or spaces
-            raise ValueError("another form")
-        verify(public, digest(DOMAIN, hashed), signature, what="signature")
+        signed = digest(DOMAIN, from_hex(entry.hash))
+        verify(public, signed, from_hex(entry.signature), what="signature")
     except (ProtocolAborted, ValueError):
         raise AuditError("was altered: the signature is not the signer's") from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy_secure.artifacts import MANIFEST, RunFolder, json_bytes
-from fedproxy_secure.audit.chain import NAME
+from fedproxy_secure.audit.chain import NAME, from_hex
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.secagg.primitives import digest, sign, signing_public, verify
 from fedproxy_secure.secagg.secret import Secret
@@ -94,9 +94,9 @@ def read_seal(folder: Path) -> Seal | None:
         if seal.schema_version != SCHEMA_VERSION:
             raise AuditError(f"{SIGNATURE}: schema_version={seal.schema_version}: must be {SCHEMA_VERSION}")
         verify(
-            bytes.fromhex(seal.public_key),
+            from_hex(seal.public_key),
             _content(seal.head, seal.files),
-            bytes.fromhex(seal.signature),
+            from_hex(seal.signature),
             what="signature",
         )
         return seal

@@ -98,7 +98,7 @@ def signal_to_noise(job: FederationJob, sizes: Sequence[int]) -> float:
 
 
 def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
-    """t of a round of so many clients (None: the whole cohort): the least that settings and safety allow."""
+    """t of a round of so many clients (None: the whole cohort): the least that settings and rule allow."""
     least = least_threshold(clients or job.clients_a_round, job.protect.colluders)
     return max(job.protect.threshold or least, job.protect.min_cohort or 0, job.federate.min_clients)
 

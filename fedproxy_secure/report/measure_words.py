@@ -130,6 +130,14 @@ WORDS: Mapping[str, Words] = {
     "seconds_total": Words(
         title="whole run", meaning="Wall time of compression, federation, fusion and tests."
     ),
+    "upload_over_unprotected": Words(
+        title="upload over unprotected",
+        meaning="Bytes sent, over those of the same seed without protection.",
+    ),
+    "seconds_over_unprotected": Words(
+        title="rounds over unprotected",
+        meaning="Wall time of rounds, over the same seed's without protection.",
+    ),
     "peak_memory_bytes": Words(title="peak memory", meaning="Most memory the process held."),
 }
 

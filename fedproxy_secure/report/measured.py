@@ -130,6 +130,29 @@ def configuration_of(
     )
 
 
+def cost_against(seeds: Sequence[SeedRun], base: Sequence[SeedRun]) -> tuple[Measure, ...]:
+    """Bytes and seconds over those of the unprotected runs `base`, by seed; () without a common seed."""
+    by_seed = {s.seed: s for s in base}
+    pairs = [(s, by_seed[s.seed]) for s in seeds if s.seed in by_seed]
+    if not pairs:
+        return ()
+    made = []
+    for key, of in (("upload_over_unprotected", _uploaded), ("seconds_over_unprotected", _federated)):
+        values = {s.seed: of(s) / of(b) for s, b in pairs if of(b) > 0}
+        if len(values) == len(pairs):
+            made.append(_values([s for s, _ in pairs], values, "cost", key, "lower", "ratio"))
+    return tuple(made)
+
+
+def _uploaded(s: SeedRun) -> float:
+    rows = (r for r in s.ledger if r["to"] == "server" and not r["message"].startswith("sum of"))
+    return float(sum(r["bytes"] for r in rows))
+
+
+def _federated(s: SeedRun) -> float:
+    return sum(float(r.get("seconds", 0.0)) for r in s.rounds)
+
+
 def unsafe_stamps(config: Config) -> tuple[str, ...]:
     """What every report on these settings must say first; () if nothing in them is unsafe."""
     stamps = []
@@ -269,7 +292,7 @@ def _cost(seeds: Sequence[SeedRun]) -> list[Measure]:
                 source=f"{seeds[0].place}/seed-{seeds[0].seed}/federation/ledger.jsonl#bytes",
             )
         )
-    federated = {s.seed: sum(float(r.get("seconds", 0.0)) for r in s.rounds) for s in seeds}
+    federated = {s.seed: _federated(s) for s in seeds}
     made.append(_values(seeds, federated, "cost", "seconds_federate", "lower", "s"))
     timed = [s for s in seeds if "seconds" in s.result]
     total = {s.seed: sum(s.result["seconds"].values()) for s in timed}
@@ -325,8 +348,7 @@ def _worst(
     attacks: Set[str],
     named: str,
 ) -> list[Measure]:
-    """The highest number whose metric is `named` that any of these attacks reached
-    from any view; per seed, then over seeds.
+    """The highest number called `named` that any of these attacks reached, by seed, then over seeds.
 
     Attacks that could not tell (inconclusive, error) count too where they left a number: what they show is
     a lower bound on what leaks.

@@ -11,6 +11,7 @@ from fedproxy_secure.report.estimate import proportion_interval
 from fedproxy_secure.report.finding import Finding, Outcome, write_findings
 from fedproxy_secure.report.measured import (
     configuration_of,
+    cost_against,
     read_seed,
     unsafe_stamps,
 )
@@ -169,6 +170,18 @@ def test_curves_and_ledger_join_rounds_and_seeds(tmp_path: Path):
     rows = {r.message: r for r in configuration.ledger}
     assert (rows["MaskedInput"].count, rows["MaskedInput"].payload_bytes) == (12, 1320)
     assert rows["Proxy"].payload_bytes == 18000
+
+
+def test_costs_stand_beside_those_of_the_unprotected_run_seed_by_seed(tmp_path: Path):
+    mine, base = (write_run(tmp_path / name, seeds=(0, 1)) for name in ("mine", "base"))
+    lines = (base / "seed-0/federation/ledger.jsonl").read_text().replace('"bytes": 330', '"bytes": 150')
+    for seed in (0, 1):
+        (base / f"seed-{seed}/federation/ledger.jsonl").write_text(lines)
+    read = [[read_seed(f, s, root=tmp_path) for s in (0, 1)] for f in (mine, base)]
+    upload, seconds = (m.estimate for m in cost_against(*read))
+    assert (upload.value, upload.n) == (2.0, 2)
+    assert seconds.value == 1.0
+    assert cost_against(read[0], []) == ()
 
 
 def test_an_unfinished_seed_is_named(tmp_path: Path):

@@ -15,15 +15,16 @@ import pytest
 
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.report import page_words
-from fedproxy_secure.report.drawing import DARK, LIGHT
+from fedproxy_secure.report.drawing import DARK, LIGHT, kind_slots
 from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import Outcome
 from fedproxy_secure.report.number import Number, interval_overlaps
 from fedproxy_secure.report.page import MORE_DARK, MORE_LIGHT, page, write_page
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.pull_request import pull_request_summary
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.schema import FILE, report_schema
-from fedproxy_secure.report.sweep import headline, labelled, on_front
+from fedproxy_secure.report.sweep import headline, kinds_of, labelled, on_front
 from tests.support.page_walk import Element, faults, numbers, parse
 from tests.support.sample_report import sample_comparison, sample_report
 
@@ -313,6 +314,35 @@ def test_two_configurations_never_share_their_words(report: Report):
     twice = (*report.configurations, *(replace(c, name=f"again {c.name}") for c in report.configurations))
     words = [(i.kind, i.rest) for i in labelled(twice)]
     assert len(set(words)) == len(twice)
+
+
+def test_differential_privacy_is_told_also_where_the_settings_name_the_scheme_alone(report: Report):
+    private = next(c for c in report.configurations if c.measure("epsilon_claimed") is not None)
+    settings = {**private.settings, "protection": "masking"}
+    joined = replace(private, settings=settings, privacy_unit="record")
+    (same,) = labelled([private])
+    (told,) = labelled([joined])
+    assert told.kind == same.kind == "masking + DP 8"
+
+
+def test_no_protection_comes_first_and_it_alone_is_red(report: Report):
+    backwards = labelled(report.configurations[::-1])
+    kinds = kinds_of(backwards)
+    assert kinds == ["no protection", "masking + DP 8", "masking"]
+    assert kind_slots(kinds) == [0, 1, 2]
+    assert kind_slots(["masking"]) == [1]
+    assert kind_slots([*"abcdefg", "no protection"]) == [1, 2, 3, 4, 5, 5, 5, 0]
+
+
+def test_a_card_counts_only_attacks_that_had_something_to_attack(report: Report):
+    first = page_words.cards(report)[0]
+    said = "".join(
+        p.text if isinstance(p, page_words.Said | Number) else p for p in dict(first.lines)["Attacks"]
+    )
+    mine = [f for c in report.configurations if c.unsafe for f in c.findings]
+    applied = [f for f in mine if f.outcome != Outcome.NOT_APPLICABLE]
+    assert len(applied) < len(mine)
+    assert said == f"{len(applied)} of {len(applied)} succeeded: A2, A3, A5, A7, A12"
 
 
 def test_plain_words_hold_no_digit_that_is_not_a_number_or_a_quotation(report: Report):
