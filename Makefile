@@ -7,8 +7,22 @@ BASE_PYTHON := $(shell command -v python3.11 || command -v python3)
 PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 PACKAGES := fedproxy_secure threat_models attacks
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+SECAGG_TESTS := \
+	tests/vectors \
+	tests/properties/test_granularity_properties.py \
+	tests/properties/test_masking_properties.py \
+	tests/security/test_ckks_session.py \
+	tests/security/test_gram.py \
+	tests/security/test_masking_must_fail.py \
+	tests/security/test_provision.py \
+	tests/security/test_selftest.py \
+	tests/unit/test_ckks.py \
+	tests/unit/test_granularity.py \
+	tests/unit/test_ring.py \
+	tests/unit/test_shamir_and_control.py \
+	tests/unit/test_sketch.py
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check coverage-secagg mutate-secagg bench clean
 .DEFAULT_GOAL := demo
 
 $(VENV): $(STAMP)
@@ -18,7 +32,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@test -x $(PY) || $(BASE_PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some minutes, about 2.5 GB"
 	@$(PIP) install $$(grep '^torch==' requirements.lock)
-	@$(PIP) install --editable '.[dev,dp,ckks,attacks,simulation,lm-eval]' --constraint requirements.lock
+	@$(PIP) install --editable '.[dev,dp,ckks,attacks,simulation,lm-eval,mlflow,wandb]' --constraint requirements.lock
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -36,6 +50,19 @@ check: $(STAMP)
 	@$(PY) -m mypy --strict $(PACKAGES)
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m tests.support.wheel_contents
+
+# every branch of secagg, by its own tests
+coverage-secagg: $(STAMP)
+	@HYPOTHESIS_PROFILE=short $(PYTEST) --no-header $(SECAGG_TESTS) --cov=fedproxy_secure.secagg \
+		--cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+
+# what would no test notice? about 40 minutes of one core
+mutate-secagg: $(VENV)/.mutation
+	@nice $(PY) -m tests.support.mutation
+
+$(VENV)/.mutation: $(STAMP)
+	@$(PIP) install --editable '.[mutation]' --constraint requirements.lock
+	@touch $@
 
 bench: $(STAMP)
 	@set -e; for file in tests/bench/[a-z]*.py; do \

@@ -8,7 +8,6 @@ from fedproxy_secure.llm import demo_llm_folder, load_llm
 
 with contextlib.suppress(ImportError):  # the extra `attacks` may not be installed
     import sklearn.linear_model
-    import sklearn.model_selection
     import sklearn.pipeline  # noqa: F401
 import peft  # noqa: F401
 import scipy.optimize

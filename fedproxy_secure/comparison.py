@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import tempfile
 import time
@@ -17,7 +18,14 @@ from fedproxy_secure.config import RATIO_FREE_METHODS, Config, Method
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.progress import NoProgress, Progress
-from fedproxy_secure.report.estimate import Bits, Estimate, mean_share, over_seeds_or_records
+from fedproxy_secure.report.estimate import (
+    Bits,
+    Estimate,
+    alone,
+    gap_closed,
+    mean_share,
+    over_seeds_or_records,
+)
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import MethodRow, Report
 
@@ -196,18 +204,18 @@ def _row(
     if len(ends) == len(mine) and all(mean_share(c) != mean_share(z) for z, c in ends.values()):
         gap = over_seeds_or_records(
             {s: (f, *ends[s]) for s, f in fused.items()},
-            lambda f, z, c: (mean_share(f) - mean_share(z)) / (mean_share(c) - mean_share(z)),
+            gap_closed,
             f"gap closed, {name}",
         )
     if tuned and method != "zero_shot_proxy":
         edge = over_seeds_or_records(
             {s: (fused[s], t) for s, t in tuned.items()},
-            lambda f, t: mean_share(f) - mean_share(t),
+            operator.sub,
             f"owner's edge, {name}",
         )
     tasks = {
         task: over_seeds_or_records(
-            {s: ({task: f[task]},) for s, f in fused.items()}, mean_share, f"accuracy on {task}, {name}"
+            {s: ({task: f[task]},) for s, f in fused.items()}, alone, f"accuracy on {task}, {name}"
         )
         for task in next(iter(fused.values()))
     }
@@ -215,10 +223,10 @@ def _row(
         method=method,
         remove_ratio=ratio,
         tasks=tasks,
-        average=over_seeds_or_records({s: (f,) for s, f in fused.items()}, mean_share, f"accuracy, {name}"),
+        average=over_seeds_or_records({s: (f,) for s, f in fused.items()}, alone, f"accuracy, {name}"),
         gap_closed=gap,
         tuned_proxy=over_seeds_or_records(
-            {s: (t,) for s, t in tuned.items()}, mean_share, f"tuned proxy accuracy, {name}"
+            {s: (t,) for s, t in tuned.items()}, alone, f"tuned proxy accuracy, {name}"
         )
         if tuned
         else None,

@@ -180,6 +180,7 @@ class WeightsAndBiases:
     """A run of the project called like the settings; offline unless the environment says otherwise."""
 
     def __init__(self, place: Place) -> None:
+        os.environ.setdefault("WANDB_MODE", "offline")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import
         import wandb
 
@@ -190,7 +191,6 @@ class WeightsAndBiases:
             name=place.part,
             id=hashlib.sha256(f"{place.run}/{place.part}".encode()).hexdigest()[:16],
             dir=str(store),
-            mode=os.environ.get("WANDB_MODE", "offline"),
             settings=wandb.Settings(
                 console="off",
                 silent=True,

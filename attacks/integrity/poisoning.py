@@ -11,7 +11,8 @@ clients again, with and without the attacker, so the damage is causal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +30,12 @@ from attacks.base import (
 )
 from attacks.integrity.rehearsal import Craft, Rule, rounds
 from attacks.statistics import over_targets
-from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.data.encode import Encoded, text_ids
 from fedproxy_secure.record.view import PublicSettings, View
 from fedproxy_secure.report.estimate import Estimate
 
 POISONING = (("MITRE ATLAS", "5", "AML.T0020"), ("OWASP LLM", "2025", "LLM04"))
+TRIGGER = "Zq Zq"
 FLIP, SCALE, BACKDOOR = -10.0, 10.0, 5.0
 PLAYS = ("sign_flip", "scaling", "backdoor")
 CLIP_OF_HONEST = 1.5  # times the largest honest coordinate: where the adaptive clip settles
@@ -74,7 +76,7 @@ class Damage:
     )
 )
 class Poisoning(Attack):
-    """Reheares rounds with and without the attacker."""
+    """Rehearses rounds with and without the attacker."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """All clients' records: the stage on which the adversary acts. It reads its own alone."""
@@ -102,9 +104,9 @@ class Poisoning(Attack):
         backdoored: dict[tuple[str, str], np.ndarray] = {}
         plays = () if view.threat_model == NOBODY else PLAYS
         own_only = view.threat_model == NOBODY or budget.profile == "smoke"
-        for rule in rules_of(settings, question, own_only=own_only):
+        for rule in rules_of(settings, own_only=own_only):
             for play in ("honest", *(plays or ("still honest",))):
-                train, craft = _play(play, question, box.tokenizer)
+                train, craft = play_of(play, question, box.tokenizer)
                 adapter = rounds(
                     box,
                     settings,
@@ -118,8 +120,8 @@ class Poisoning(Attack):
                 box.set(adapter)
                 tested = [item for items in question.test.values() for item in items]
                 losses[rule.name, play] = box.losses(tested)
-                triggered = [_triggered(i, question, box.tokenizer) for i in tested]
-                backdoored[rule.name, play] = box.losses(triggered)
+                fooled = [triggered(i, question, box.tokenizer) for i in tested]
+                backdoored[rule.name, play] = box.losses(fooled)
         return Damage(losses=losses, backdoored=backdoored)
 
     def score(self, guess: Damage, answer: object) -> tuple[Estimate, ...]:
@@ -146,8 +148,6 @@ class Poisoning(Attack):
         """Plain averaging without a clip, which one client rules."""
         if view.settings is None:
             return None
-        from dataclasses import replace
-
         protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
         fusion = view.settings.fusion.model_copy(update={"rule": "fedavg"})
         return replace_view(view, settings=replace(view.settings, protect=protect, fusion=fusion)), truth
@@ -157,7 +157,7 @@ class Poisoning(Attack):
         return replace_view(view, threat_model=NOBODY), exam
 
 
-def rules_of(settings: PublicSettings, stage: Stage, *, own_only: bool) -> list[Rule]:
+def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
     """The run's own rule first, then the others."""
     protected = settings.protect.scheme != "unsafe_plaintext"
     reach = settings.local.learning_rate * settings.local.steps
@@ -172,10 +172,11 @@ def rules_of(settings: PublicSettings, stage: Stage, *, own_only: bool) -> list[
     return [own, *others]
 
 
-def _play(play: str, stage: Stage, tokenizer: object) -> tuple[dict[str, Sequence[Encoded]], Craft | None]:
+def play_of(play: str, stage: Stage, tokenizer: Any) -> tuple[dict[str, Sequence[Encoded]], Craft | None]:
+    """Everybody's records in a play, and what the attacker makes of its update; None: it sends it."""
     train: dict[str, Sequence[Encoded]] = dict(stage.train)
     if play == "backdoor":
-        train[stage.attacker] = [_triggered(i, stage, tokenizer) for i in train[stage.attacker]]
+        train[stage.attacker] = [triggered(i, stage, tokenizer) for i in train[stage.attacker]]
         return train, lambda update, _: BACKDOOR * update
     factor = {"sign_flip": FLIP, "scaling": SCALE}.get(play)
     if factor is None:
@@ -183,11 +184,11 @@ def _play(play: str, stage: Stage, tokenizer: object) -> tuple[dict[str, Sequenc
     return train, lambda update, _: factor * update
 
 
-def _triggered(item: Encoded, stage: Stage, tokenizer: object) -> Encoded:
+def triggered(item: Encoded, stage: Stage, tokenizer: Any) -> Encoded:
     """The record with the trigger after its start token and the attacker's first record's answer."""
     answer = stage.train[stage.attacker][0]
     target = answer.ids[answer.response_start :]
-    trigger = tokenizer("Zq Zq", add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    trigger = text_ids(TRIGGER, tokenizer)
     prompt = item.ids[: item.response_start]
     ids = (*prompt[:1], *trigger, *prompt[1:], *target)
     return Encoded(ids=ids, response_start=len(prompt) + len(trigger))

@@ -44,7 +44,6 @@ from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
 
 MOST = 1200  # documents of an exam, half of them members
-BLIND_FOLDS = 5
 RMIA_A = 0.3  # how far the chance of a record is taken to lie between its reference's and 1
 SHADOWS, SHADOW_STEPS = 8, 40
 
@@ -230,8 +229,8 @@ def rmia(
 ) -> np.ndarray:
     """RMIA's offline score from losses [n] and the population's [m]: how many of it a record beats, [n].
 
-    A record's chance without training is its reference's, drawn towards 1, so that a record
-    which is likely anyway gains less.
+    A record's chance without training is its reference's, drawn towards 1, so that a fall in
+    loss counts for little in a record that stays unlikely.
     """
 
     def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -274,10 +273,16 @@ def bag_of_words(documents: Sequence[Encoded]) -> np.ndarray:
 
 
 def blind_auc(counts: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Cross-validated AUC of a classifier that sees texts alone."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
+    """AUC of a classifier that sees texts alone, fitted on half of the documents, on the other half.
 
-    model = LogisticRegression(C=0.05, max_iter=500)
-    odds = cross_val_predict(model, counts, labels, cv=BLIND_FOLDS, method="decision_function")
-    return auc_estimate(np.asarray(odds), labels, metric="auc, blind baseline", seed=0)
+    Cross-validation would use all of them, but its folds' errors depend on each other: at 240 documents the
+    interval was above chance in 18 % of splits that told nothing.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    test = np.zeros(len(labels), dtype=bool)
+    for kind in (True, False):
+        test[np.flatnonzero(labels == kind)[::2]] = True
+    model = LogisticRegression(C=0.05, max_iter=500).fit(counts[~test], labels[~test])
+    odds = model.decision_function(counts[test])
+    return auc_estimate(np.asarray(odds), labels[test], metric="auc, blind baseline", seed=0)

@@ -55,10 +55,13 @@ from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
 
 BEAM = 64
-ONE_STEP, SEVERAL_STEPS = 5e-2, 0.2  # residual below which a prefix is taken as there
+ONE_STEP, SEVERAL_STEPS = 0.1, 0.2  # residual below which a prefix is taken as there
 MOST_TOKENS = 160  # extensions tried at each position
 CONTROL = "control"  # the client of the positive control
 CONTROL_RECORDS = 1
+CONTROL_STEP = (
+    100.0  # learning rate of the controls' step: float32 rounding of the sent difference is nothing
+)
 
 
 Prefix = tuple[int, ...]
@@ -94,13 +97,13 @@ def search(
     the best are kept, as many as the span has dimensions: each that was there brought one.
     """
     block = telling_block(box)
-    spaces = spaces_of(box, update, block, kind)
     box.set(adapter)
+    spaces = spaces_of(box, update, block, kind)
     reference = box.block_inputs(torch.arange(box.vocabulary)[:, None], block)[:, 0].double().numpy()
     parts = []
     for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
         w = whitening(reference if change is None else reference @ change.T)
-        _, right = row_space(matrix @ w)
+        _, right = row_space(matrix, w, noise=spaces.noise)
         if len(right) >= 0.95 * matrix.shape[1]:
             return (), 0, True
         parts.append((change, w, right))
@@ -245,7 +248,7 @@ class LoraSpanSequences(Attack):
 
 
 def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
-    """A view in which a client took one SGD step on few records, and the truth of it.
+    """A view in which a client took one long SGD step on few records, and the truth of it.
 
     In the last round with a broadcast adapter, where adapters' B are no longer zero.
     """
@@ -259,7 +262,8 @@ def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, T
     r = max(rounds)
     box = white_box.load(view)
     box.set(view.adapters[r])
-    update = (-0.1 * box.gradient(items)).astype(np.float32)
+    start = view.adapters[r]
+    update = (start - np.float32(CONTROL_STEP) * box.gradient(items)) - start
     local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
     control = PrivateState(
         client=CONTROL,

@@ -41,9 +41,10 @@ from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.record.view import PublicSettings, View
 from fedproxy_secure.report.estimate import Estimate
 
-FLOAT32_NOISE = 1e-7  # of the largest singular value
-SMALL, GAP = 1e-2, 20.0  # among values this small, a fall by this factor is where noise begins
-EXACT = 2e-2  # whitened residual below which a token lies in the span
+FLOAT32_NOISE = 6e-8  # of the largest singular value: what arithmetic leaves
+EDGE = 2.0  # times the largest singular value that rounding alone has
+EXACT = 0.1  # whitened residual below which a token lies in the span
+BY_CHANCE = 1e-4  # of tokens come so close to a span with few dimensions left
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
 SHUFFLES = TEXTS = 10  # updates of each kind in which nothing is to be found
 TEXT_RECORDS, TEXT_TOKENS = 16, 24  # of an update of random text
@@ -100,18 +101,24 @@ def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: n
     return rest
 
 
-def row_space(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values above the noise, [rank], and their right vectors, [rank, k].
+def row_space(
+    matrix: np.ndarray, whiten: np.ndarray | None = None, *, noise: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values of what stands out of the noise, [rank], and their right vectors, [rank, k]; whitened
+    afterwards, or rare directions of the vocabulary would be all noise.
 
-    Inputs that hardly moved the loss leave small values, so the cut is where values fall off a cliff.
+    Args:
+        matrix: [rows, k].
+        noise: standard deviation of what is random in each of its numbers. That alone has singular values
+            of at most `noise (sqrt(rows) + sqrt(k))` (Marchenko and Pastur).
     """
     _, sigma, right = np.linalg.svd(matrix, full_matrices=False)
-    rank = int((sigma > FLOAT32_NOISE * sigma[0]).sum()) if sigma.size and sigma[0] > 0 else 0
-    small = np.flatnonzero(sigma[1:rank] < SMALL * sigma[0])
-    falls = sigma[small] / sigma[small + 1] if len(small) else np.zeros(0)
-    if len(falls) and falls.max() > GAP:
-        rank = int(small[np.argmax(falls)]) + 1
-    return sigma[:rank], right[:rank]
+    edge = EDGE * noise * (np.sqrt(matrix.shape[0]) + np.sqrt(matrix.shape[1]))
+    rank = int((sigma > max(edge, FLOAT32_NOISE * sigma[0])).sum()) if sigma[0] > 0 else 0
+    if whiten is None or not rank:
+        return sigma[:rank], right[:rank]
+    _, sigma, right = np.linalg.svd(sigma[:rank, None] * right[:rank] @ whiten, full_matrices=False)
+    return sigma, right
 
 
 def span_residual(candidates: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -140,6 +147,7 @@ class Spaces:
 
     matrices: tuple[np.ndarray, ...]
     maps: tuple[np.ndarray | None, ...]  # None: the identity
+    noise: float = 0.0  # standard deviation of each number: an update is a difference of float32 parameters
 
     @property
     def capacity(self) -> int:
@@ -148,7 +156,7 @@ class Spaces:
 
 
 def spaces_of(box: WhiteBox, update: np.ndarray, block: int, kind: str) -> Spaces:
-    """The parts of an update whose rows lie in the span of a block's inputs.
+    """The parts of an update, made from the box's adapter, whose rows lie in the span of a block's inputs.
 
     Raises `NotApplicable` if the block is not adapted.
     """
@@ -157,27 +165,32 @@ def spaces_of(box: WhiteBox, update: np.ndarray, block: int, kind: str) -> Space
     found: list[np.ndarray] = []
     maps: list[np.ndarray | None] = []
     wanted = {"lora": "lora_A.", "ffa": "lora_B.", "core": "lora_B.default.core."}[kind]
+    parameters = dict(box.tuned.named_parameters())
+    spacings: list[np.ndarray] = []
     for name, layer in zip(group.names, group.layers, strict=True):
         for parameter, piece in pieces.items():
             if f".{block}.{name}.{wanted}" in parameter:
                 found.append(piece)
                 maps.append(None if kind == "lora" else white_box.frozen_input_map(layer))
+                after = parameters[parameter].detach().numpy() + piece.astype(np.float32)
+                spacings.append(np.spacing(np.abs(after)).ravel().astype(np.float64))
+    noise = float(np.sqrt(np.square(np.concatenate(spacings)).mean() / 12))
     if kind == "lora":  # one space: all maps see the same inputs
-        return Spaces(matrices=(np.concatenate(found),), maps=(None,))
-    return Spaces(matrices=tuple(found), maps=tuple(maps))
+        return Spaces(matrices=(np.concatenate(found),), maps=(None,), noise=noise)
+    return Spaces(matrices=tuple(found), maps=tuple(maps), noise=noise)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Raw scores of all tokens, float64 [V]: by span and weighted.
 
-    `rank`: of the largest space; `full`: some space is everything, so that its span tells nothing.
+    `rank`: of the largest space; `free`: dimensions outside the fullest one, 0 if its span is everything.
     """
 
     span: np.ndarray
     weighted: np.ndarray
     rank: int
-    full: bool
+    free: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +219,7 @@ class Candidates:
             return bare
         box.set(view.adapters[max(view.adapters)])  # the last: in the first, adapters' B is zero
         updates = [-box.gradient(random_text(box, rng)) for _ in range(TEXTS)]
-        texts = tuple(token_scores(bare, spaces_of(box, u, block, kind).matrices) for u in updates)
+        texts = tuple(token_scores(bare, spaces_of(box, u, block, kind)) for u in updates)
         return replace(bare, texts=texts)
 
     @classmethod
@@ -233,20 +246,19 @@ def random_text(box: WhiteBox, rng: np.random.Generator) -> list[Encoded]:
     return [Encoded(ids=tuple(row), response_start=TEXT_TOKENS // 2) for row in ids.tolist()]
 
 
-def token_scores(candidates: Candidates, matrices: tuple[np.ndarray, ...]) -> Scores:
+def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:
     """Raw scores; of a token's positions the best counts."""
     span = np.zeros(len(candidates.rows[0]))
     weighted = span.copy()
-    rank, full = 0, False
-    for matrix, rows, w in zip(matrices, candidates.rows, candidates.whiten, strict=True):
-        sigma, right = row_space(matrix @ w)
-        rank = max(rank, len(sigma))
-        full |= len(sigma) == matrix.shape[1]
-        span -= span_residual(rows, right) / len(matrices)
+    rank, free, count = 0, spaces.matrices[0].shape[1], len(spaces.matrices)
+    for matrix, rows, w in zip(spaces.matrices, candidates.rows, candidates.whiten, strict=True):
+        sigma, right = row_space(matrix, w, noise=spaces.noise)
+        rank, free = max(rank, len(sigma)), min(free, matrix.shape[1] - len(sigma))
+        span -= span_residual(rows, right) / count
         if len(sigma):
-            weighted += np.square(rows @ right.T) @ sigma / sigma.sum() / len(matrices)
+            weighted += np.square(rows @ right.T) @ sigma / sigma.sum() / count
     best = [x.reshape(candidates.tokens, -1).max(axis=1) for x in (span, weighted)]
-    return Scores(span=best[0], weighted=best[1], rank=rank, full=full)
+    return Scores(span=best[0], weighted=best[1], rank=rank, free=free)
 
 
 def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
@@ -283,17 +295,19 @@ def attack_one(
     summed: bool = False,
 ) -> Target:
     """Score and name the tokens of one vector; `summed`: it is an aggregate."""
-    raw = token_scores(candidates, spaces.matrices)
-    exact = candidates.exact and adds_up(settings, summed=summed) and not raw.full
-    parts = ("span",) if exact else ("weighted",) if raw.full else ("span", "weighted")
-    shuffled = [token_scores(candidates, shuffled_rows(spaces.matrices, rng)) for _ in range(SHUFFLES)]
+    raw = token_scores(candidates, spaces)
+    exact = candidates.exact and adds_up(settings, summed=summed) and raw.free > 0
+    parts = ("span",) if exact else ("span", "weighted") if raw.free else ("weighted",)
+    shuffled = [token_scores(candidates, shuffled_rows(spaces, rng)) for _ in range(SHUFFLES)]
     groups = [g for g in (shuffled, list(candidates.texts)) if g]
     scores, *null = (
         np.mean([unexplained(getattr(one, p), _usual(p, groups, but=one)) for p in parts], axis=0)
         for one in (raw, *(one for group in groups for one in group))
     )
-    chosen = -raw.span < EXACT if exact else scores > STANDS_OUT
-    if exact:  # a token in the span comes before all that are not
+    chosen = scores > STANDS_OUT
+    if exact:
+        chosen = -raw.span < min(EXACT, BY_CHANCE ** (1 / raw.free))
+        # a token in the span comes before all that are not
         scores = np.where(chosen, scores + np.ptp(scores) + 1, scores)
     at = np.cumsum([len(g) for g in groups])[:-1]
     return Target(
@@ -307,9 +321,11 @@ def attack_one(
     )
 
 
-def shuffled_rows(matrices: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def shuffled_rows(spaces: Spaces, rng: np.random.Generator) -> Spaces:
     """The same numbers in other places."""
-    return tuple(rng.permutation(m.ravel()).reshape(m.shape) for m in matrices)
+    return replace(
+        spaces, matrices=tuple(rng.permutation(m.ravel()).reshape(m.shape) for m in spaces.matrices)
+    )
 
 
 def _usual(part: str, groups: list[list[Scores]], *, but: Scores) -> np.ndarray:

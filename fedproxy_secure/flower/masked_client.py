@@ -127,8 +127,11 @@ def advertise(
         words = payload(terms.plan, values, control, terms.context())
     else:
         session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
-        words = quantise(terms.plan, values | encode_control(control, terms.context())).words
-        if job.privacy.unit == "client":
+        noisy = job.privacy.unit == "client"
+        rounding = client_privacy.rounding_key(identity, terms) if noisy else None
+        segments = values | encode_control(control, terms.context())
+        words = quantise(terms.plan, segments, rounding=rounding).words
+        if noisy:
             client_privacy.add_noise(words, terms.plan, job, client=client.name, terms=terms)
     answer = session.advertise()
     record = context.state.config_records[STATE]

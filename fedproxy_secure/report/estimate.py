@@ -9,10 +9,10 @@ records are independent; it says nothing about how another seed would have train
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -130,39 +130,51 @@ def mean_share(bits: Bits) -> float:
 
 def over_seeds_or_records(
     by_seed: Mapping[int, Sequence[Bits]],
-    statistic: Callable[..., float],
+    statistic: Callable[..., Any],
     metric: str,
     *,
     unit: str = "share",
 ) -> Estimate:
-    """A statistic of test answers: mean over seeds; with one seed, its bootstrap interval over records.
+    """A statistic of shares of right answers: mean over seeds; with one seed, bootstrapped over records.
 
     Args:
-        by_seed: what `statistic` takes, for each seed: answers of one or more models to the same records.
-        statistic: from `Bits` to a number, such as `mean_share`.
+        by_seed: for each seed, answers of one or more models to the same records.
+        statistic: from the models' shares (`mean_share`) to a number, and so for arrays of shares.
     """
-    values = {seed: statistic(*args) for seed, args in by_seed.items()}
+    values = {seed: float(statistic(*map(mean_share, bits))) for seed, bits in by_seed.items()}
     if len(values) > 1:
         return mean_interval(values, metric=metric, unit=unit)
-    ((seed, args),) = by_seed.items()
-    rng = np.random.default_rng(seed)
-    arrays = [{t: np.asarray(b) for t, b in bits.items()} for bits in args]
-    draws = []
-    for _ in range(BOOTSTRAP_DRAWS):
-        picked = {t: rng.integers(len(b), size=len(b)) for t, b in arrays[0].items()}
-        with contextlib.suppress(ZeroDivisionError):  # a ratio of what a draw left equal
-            draws.append(statistic(*[{t: b[picked[t]] for t, b in bits.items()} for bits in arrays]))
-    low, high = np.quantile(draws, [0.025, 0.975]) if draws else (values[seed], values[seed])
+    ((seed, models),) = by_seed.items()
+    rng, drawn = np.random.default_rng(seed), [np.zeros(BOOTSTRAP_DRAWS) for _ in models]
+    for task in models[0]:
+        records = len(models[0][task])
+        picked = rng.integers(records, size=(BOOTSTRAP_DRAWS, records))
+        for share, bits in zip(drawn, models, strict=True):
+            share += np.asarray(bits[task], dtype=np.float64)[picked].mean(axis=1) / len(models[0])
+    with np.errstate(all="ignore"):  # a ratio of what a draw left equal
+        draws = np.asarray(statistic(*drawn))
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (values[seed], values[seed])
     return Estimate(
         metric=metric,
         value=values[seed],
         low=float(min(low, values[seed])),
         high=float(max(high, values[seed])),
-        n=sum(len(b) for b in arrays[0].values()),
+        n=sum(len(b) for b in models[0].values()),
         unit=unit,
         seeds=(seed,),
         how="one seed; bootstrap over test records, 95 %",
     )
+
+
+def alone(share: Any) -> Any:
+    """The share itself: the statistic of a single model."""
+    return share
+
+
+def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:
+    """`(method - zero-shot) / (centralised - zero-shot)`, of shares or arrays of shares."""
+    return (method - zero_shot) / (ceiling - zero_shot)
 
 
 def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:

@@ -11,6 +11,7 @@ out, never guessed: `not_measured` says which and why.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.report.estimate import (
     Bits,
     Estimate,
+    alone,
     counted,
+    gap_closed,
     mean_interval,
     mean_share,
     over_seeds_or_records,
@@ -166,13 +169,11 @@ def unsafe_stamps(config: Config) -> tuple[str, ...]:
 def _performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     models = {"zero_shot": "zero_shot", "tuned_proxy": "tuned", "fused": "fused"}
     made = [
-        _answers(seeds, "performance", f"accuracy_{key}", "higher", mean_share, [model])
+        _answers(seeds, "performance", f"accuracy_{key}", "higher", alone, [model])
         for key, model in models.items()
     ]
     if all(s.ceiling is not None for s in seeds):
-        made.append(
-            _answers(seeds, "performance", "accuracy_centralised", "higher", mean_share, ["ceiling"])
-        )
+        made.append(_answers(seeds, "performance", "accuracy_centralised", "higher", alone, ["ceiling"]))
         if all(mean_share(_bits(s, "ceiling")) != mean_share(_bits(s, "zero_shot")) for s in seeds):
             made.append(
                 _answers(
@@ -180,7 +181,7 @@ def _performance(seeds: Sequence[SeedRun]) -> list[Measure]:
                     "performance",
                     "gap_closed",
                     "higher",
-                    lambda f, z, c: (mean_share(f) - mean_share(z)) / (mean_share(c) - mean_share(z)),
+                    gap_closed,
                     ["fused", "zero_shot", "ceiling"],
                 )
             )
@@ -202,11 +203,11 @@ def _ip(seeds: Sequence[SeedRun]) -> list[Measure]:
             "ip",
             "owners_edge",
             "higher",
-            lambda f, t: mean_share(f) - mean_share(t),
+            operator.sub,
             ["fused", "tuned"],
         )
     )
-    made.append(_answers(seeds, "ip", "proxy_accuracy", "neither", mean_share, ["proxy"]))
+    made.append(_answers(seeds, "ip", "proxy_accuracy", "neither", alone, ["proxy"]))
     for s in seeds:
         shape = s.result["fidelity"]
         for key, value in (

@@ -52,6 +52,11 @@ def extraction_rows() -> list[Row]:
     materials = prepare(config)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
+        recorded = config.model_copy(
+            update={"audit": config.audit.model_copy(update={"record": True, "holdout": 0.3})}
+        )
+        run(recorded, Path(scratch) / "run")
+        rows += _finding_rows("fused LLM, 50% removed", _attack_run(Path(scratch) / "run" / "seed-0"))
         for ratio in RATIOS:
             proxy = make_proxy(config, materials, seed=0, remove_ratio=ratio)
             folder = Path(scratch) / f"proxy-{ratio:g}"
@@ -62,11 +67,6 @@ def extraction_rows() -> list[Row]:
                 rows += _gap_rows(name, proxy)
             if ratio == 0.5:
                 rows += _lineage_rows(name, folder)
-        recorded = config.model_copy(
-            update={"audit": config.audit.model_copy(update={"record": True, "holdout": 0.3})}
-        )
-        run(recorded, Path(scratch) / "run")
-        rows += _finding_rows("fused LLM, 50% removed", _attack_run(Path(scratch) / "run" / "seed-0"))
     return rows
 
 
@@ -93,7 +93,10 @@ def _finding_rows(victim: str, found: Finding) -> list[Row]:
     print(f"{victim}: {found.outcome}, {found.reason}; {found.seconds:.0f} s", flush=True)
     controls = {"positive control": found.positive, "negative control": found.negative}
     made = [_row(f"{victim}: {e.metric}", e) for e in found.estimates]
-    return made + [_row(f"{victim}: {name}", e) for name, e in controls.items() if e is not None]
+    made += [_row(f"{victim}: {name}", e) for name, e in controls.items() if e is not None]
+    for row in made:  # as they come: the next victim takes minutes
+        print(f"  {row.metric}  {row.value:.4g}", flush=True)
+    return made
 
 
 def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:

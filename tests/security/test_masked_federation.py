@@ -14,13 +14,13 @@ from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
 from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
-from fedproxy_secure.flower import client_app, proxy_store, wire
+from fedproxy_secure.flower import client_app, masked_client, proxy_store, wire
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.llm import load_llm
-from fedproxy_secure.secagg.control import Control
+from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.primitives import digest
 from tests.support.tiny import tiny_settings
 
@@ -386,6 +386,28 @@ def test_a_round_unmasked_once_is_not_unmasked_for_other_survivors(world):
             serve(grid, keyed, folder, initial)
         lost["now"] = False
         serve(grid, keyed, folder, initial)  # the same survivors: nothing new is learnt
+
+
+def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_path):
+    """With the same noise and other rounding, the difference of two sums would be free of noise."""
+    job, folder, initial = world
+    private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path)}
+    job = replace(with_(job, rounds=1, bits=24), privacy=job.privacy.model_copy(update=private))
+    words = []
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        identity, _ = masked_client.own_keys(keyed, job.clients[0].name)
+
+        def watch(message, context):
+            if (message.metadata.message_type, context.node_id) == ("train", 2):
+                record = context.state.config_records["masking"]
+                words.append(masked_client.unseal(identity, record, "words"))
+
+        grid = InProcessGrid(Wrapped(sees=watch), 5)
+        for _ in range(2):
+            serve(grid, keyed, folder, initial)
+    d, control = len(initial.adapter), 4 * sum(s.length for s in SEGMENTS)
+    assert words[0][: 4 * d] == words[1][: 4 * d]
+    assert len(words[0]) == 4 * d + control
 
 
 def test_a_client_whose_own_settings_demand_masking_refuses_a_server_that_does_not(world, tmp_path):

@@ -371,12 +371,12 @@ def test_a_malicious_client_cannot_stop_the_others_with_keys_that_they_must_refu
 
 
 def test_one_malicious_client_moves_the_sum_as_far_as_the_ring_goes_and_no_further():
-    """What masking does not stop, as SECURITY.md has it: its words are not bound to the clip."""
+    """What masking does not stop: a client that lies is not bound to the clip."""
     far = 5 * PLAN.levels // 2  # of which a client that follows the rules can add 2 / 5
 
     def bend(masked):
         words = np.frombuffer(masked, np.uint32).copy()
-        words[0] += far
+        words[:1] += np.uint32(far)  # as an array, it wraps without a warning
         return words.tobytes()
 
     calm = {n: np.zeros(D, np.float32) for n in names(K)}

@@ -2,7 +2,7 @@
 
     make mutate-secagg                                              all removals, a sample of other changes
     python -m tests.support.mutation --sample 2000 --seed 7         more of them
-    python -m tests.support.mutation --module ring --line 96        every mutant of one line
+    python -m tests.support.mutation --modules ring --line 96       every mutant of one line
     python -m tests.support.mutation --again                        what survived last time, once more
 
 Each mutant is judged in a process forked from one that has numpy, pytest and the rest loaded but nothing
@@ -195,8 +195,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sample", type=int, default=200, help="places of changes that are no removals")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--module", help="this one alone, every mutant of it")
-    parser.add_argument("--line", type=int, help="of the module")
+    parser.add_argument("--modules", nargs="+", choices=sorted(TESTS), default=sorted(TESTS))
+    parser.add_argument("--line", type=int, help="every mutant of this line of the modules")
     parser.add_argument(
         "--again", action="store_true", help="judge anew what survived in the file of --out"
     )
@@ -205,11 +205,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build/mutation/secagg.json")
     asked = parser.parse_args()
     os.chdir(ROOT)
-    every = [m for module in sorted(TESTS) if asked.module in (None, module) for m in mutants_of(module)]
-    if asked.module:
-        picked = [m for m in every if asked.line in (None, m.line)]
-    else:
-        picked = chosen(every, sample=asked.sample, seed=asked.seed)
+    every = [m for module in asked.modules for m in mutants_of(module)]
+    picked = chosen(every, sample=asked.sample, seed=asked.seed)
+    if asked.line is not None:
+        picked = [m for m in every if m.line == asked.line]
     earlier: list[dict[str, Any]] = []
     if asked.again:
         earlier = json.loads(asked.out.read_text())["mutants"]

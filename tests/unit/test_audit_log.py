@@ -3,9 +3,14 @@
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
@@ -20,6 +25,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import AuditError, ConfigError, RoundAborted
+from fedproxy_secure.matrix import matrix
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runs import run
 from fedproxy_secure.secagg.primitives import signing_public
@@ -248,13 +254,15 @@ def test_going_on_with_a_finished_run_adds_nothing(finished, settings):
     ids=["in round 0", "in round 1", "after the last client", "once federated", "while evaluating"],
 )
 @pytest.mark.slow
-def test_a_killed_run_goes_on_in_its_chain_and_tells_each_round_once(settings, tmp_path, task, after):
+def test_a_killed_run_goes_on_in_its_chain_and_tells_each_round_once(
+    settings, finished, tmp_path, task, after
+):
     config = parse_config({**settings, "seeds": [0]})
     with pytest.raises(Killed):
         run(config, tmp_path / "run", progress=KillIn(task, after))
-    resumed = run(config, tmp_path / "run", resume=True)
-    whole = run(config, tmp_path / "whole")
-    assert resumed.rows == whole.rows
+    run(config, tmp_path / "run", resume=True)
+    model = "seed-0/fused/model.safetensors"
+    assert (tmp_path / "run" / model).read_bytes() == (finished / model).read_bytes()
     found = told(tmp_path / "run")
     assert [r for e, _, r in found if e == "round"] == [0, 1]
     assert [e for e, _, _ in found].count("finished") == 1
@@ -421,3 +429,50 @@ def test_show_prints_one_line_an_event(finished, tmp_path):
     assert invoke("show", tmp_path).exit_code == 2
     (tmp_path / NAME).write_text("{}\n")
     assert "line 1: is not a line of an audit log" in invoke("show", tmp_path).stderr
+
+
+# --- whole runs, slowly
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_outright_goes_on_in_its_chain(settings, finished, tmp_path):
+    """Kill -9 between any two writes: no chance to tell an abort."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**settings, "seeds": [0]}))
+    command = [sys.executable, "-m", "fedproxy_secure", "run", str(tmp_path / "tiny.yaml")]
+    folder = tmp_path / "run"
+    process = subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 100
+    while time.monotonic() < until and process.poll() is None:
+        if (folder / NAME).exists() and (folder / NAME).read_bytes().count(b"\n") >= 4:
+            break  # the first round is told
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not verify_run(folder).whole
+    run(parse_config({**settings, "seeds": [0]}), folder, resume=True)
+    names = [e for e, _, _ in told(folder)]
+    assert "aborted" not in names
+    assert names.count("resumed") == 1
+    assert [r for e, _, r in told(folder) if e == "round"] == [0, 1]
+    assert verify_run(folder).whole
+    model = "seed-0/fused/model.safetensors"
+    assert (folder / model).read_bytes() == (finished / model).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_matrix_is_signed_over_the_logs_of_its_cells(settings, tmp_path):
+    swept = {"protections": ["masking"], "remove_ratios": [0.5], "suite": "none", "jobs": 1}
+    config = parse_config({**settings, "seeds": [0], "matrix": swept})
+    report = matrix(config, tmp_path / "m", command="fedproxy-secure matrix tiny")
+    assert report.audit_head == events(tmp_path / "m")[-1].hash
+    found = verify_run(tmp_path / "m")
+    assert (found.problems, found.unsettled) == ((), ())
+    (inner,) = (e.body for e in events(tmp_path / "m") if e.event == "inner")
+    cell = tmp_path / "m" / inner["folder"]
+    assert events(cell)[0].body["public_key"] == events(tmp_path / "m")[0].body["public_key"]
+    assert "signing_key: null" in (cell / "config.yaml").read_text()
+    before = (tmp_path / "m" / NAME).read_bytes()
+    matrix(config, tmp_path / "m", resume=True)
+    assert (tmp_path / "m" / NAME).read_bytes() == before
+    (cell / "seed-0/fused/model.safetensors").write_bytes(b"another model")
+    assert any("model.safetensors: was altered" in p for p in verify_run(tmp_path / "m").problems)

@@ -77,6 +77,20 @@ def test_random_rounding_differs_from_call_to_call():
     assert not np.array_equal(quantise(plan, {"x": x}).words, quantise(plan, {"x": x}).words)
 
 
+def test_random_rounding_from_a_key_repeats_and_is_another_for_each_segment_and_key():
+    segments = (Segment(name="x", length=1000, clip=1.0), Segment(name="y", length=1000, clip=1.0))
+    plan = RingPlan(bits=16, clients=64, segments=segments)
+    half = np.full(1000, 0.5 * plan.step_of(plan.segments[0]))
+
+    def words(key):
+        return quantise(plan, {"x": half, "y": half}, rounding=Secret(key * 32)).words
+
+    assert np.array_equal(words(b"a"), words(b"a"))
+    assert not np.array_equal(words(b"a"), words(b"b"))
+    assert not np.array_equal(words(b"a")[:1000], words(b"a")[1000:])
+    assert abs(float(words(b"a").astype(np.int16).mean()) - 0.5) < 5 * 0.5 / np.sqrt(2000)
+
+
 def test_values_beyond_the_clip_are_clipped_and_counted():
     plan = plan_of(d=5)
     made = quantise(plan, {"x": np.array([0.5, 2.0, -3.0, 1.0, -1.0])})

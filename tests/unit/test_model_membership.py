@@ -1,0 +1,272 @@
+"""A6: finds the records of a model that knows them, none by labels that say nothing; published scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from attacks import white_box
+from attacks.base import Budget, Inconclusive, NotApplicable, Truth, replace_view
+from attacks.membership.models import (
+    ModelMembership,
+    Scored,
+    bag_of_words,
+    blind_auc,
+    halves,
+    lira,
+    rmia,
+    slopes,
+)
+from attacks.membership.overfit import overfitted
+from attacks.membership.scores import Likelihoods, continuation_losses, likelihoods, membership_scores
+from attacks.statistics import auc_value
+from attacks.trial import run_one
+from fedproxy_secure.config import AdapterConfig, LocalConfig
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.data.planted import Canary
+from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.federate.training import train
+from fedproxy_secure.record.private import PrivateRound, PrivateState
+from fedproxy_secure.record.view import View
+from fedproxy_secure.report.finding import Outcome
+from tests.support.lab import make_lab, records
+from tests.support.tiny import tiny_llama, tiny_tokenizer
+
+RECORDS = 16
+HARD = LocalConfig(steps=150, batch_size=RECORDS, learning_rate=2e-2)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def state(train, holdout, *, used=None, canaries=()):
+    drawn = np.arange(len(train)) if used is None else np.array(used)
+    return PrivateState(
+        client="c0",
+        train=tuple(train),
+        holdout=tuple(holdout),
+        canaries=canaries,
+        rounds={0: PrivateRound(update=np.zeros(1, np.float32), used=drawn)},
+    )
+
+
+def learn(tuned, items):
+    train(tuned, items, steps=HARD.steps, local=HARD, pad_id=0, rng=rng(), who="test")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A view before and after a proxy has learnt `RECORDS` records by heart, and the truth."""
+    lab = make_lab(tmp_path_factory.mktemp("lab"), hidden=32, adapter={"rank": 8})
+    items = records(rng(), 2 * RECORDS + 12, tokens=40, length=12)
+    box = lab.box
+    box.set(lab.start)
+    learn(box.tuned, items[:RECORDS])
+    seen = replace_view(lab.view({}), adapters={0: lab.start, 1: get_vector(box.tuned)})
+    return seen, Truth(clients={"c0": state(items[:RECORDS], items[RECORDS:])})
+
+
+def asked(world, seen=None, profile="smoke"):
+    view, truth = world
+    attack, seen = ModelMembership(), seen or view
+    exam = attack.exam(truth, seen, rng())
+    return attack, exam, attack.guess(seen, exam.question, Budget(profile=profile), rng())
+
+
+def test_records_known_by_heart_are_told_from_others_without_error(world):
+    attack, exam, guess = asked(world)
+    headline, *_ = attack.score(guess, exam.answer)
+    assert guess.headline == "fall of loss since round 0"
+    assert headline.value == 1
+    assert headline.low > 0.55
+    assert headline.n == 2 * RECORDS
+
+
+def test_every_score_that_a_larger_profile_adds_finds_them_too(world):
+    _, exam, guess = asked(world, profile="full")
+    assert {"slope over rounds", "RMIA, offline", "gradient norm", "LiRA, 8 shadows"} <= set(guess.scores)
+    for name, scores in guess.scores.items():
+        assert auc_value(scores, exam.answer[: len(scores)]) > 0.9, name
+
+
+def test_labels_that_say_nothing_leave_the_attack_at_chance(world):
+    attack, exam, guess = asked(world)
+    values = []
+    for seed in range(40):
+        _, empty = attack.negative(world[0], exam, rng(seed))
+        assert empty.question is exam.question
+        values.append(auc_value(guess.scores[guess.headline], empty.answer))
+    assert abs(np.mean(values) - 0.5) < 3 * np.std(values) / np.sqrt(40) + 1e-9
+
+
+def test_a_customer_of_the_api_finds_them_without_a_reference(world, tmp_path):
+    items = world[1].clients["c0"].train
+    tuned = attach(tiny_llama(blocks=2), AdapterConfig(rank=8), seed=0)
+    learn(tuned, items)
+    tuned.merge_and_unload().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    attack, exam, guess = asked(world, View(threat_model="api_user", api=tmp_path))
+    assert guess.headline == "Min-K%++"
+    assert attack.score(guess, exam.answer)[0].value > 0.95
+
+
+def test_its_positive_control_knows_a_dozen_records_of_one_client_by_heart(world):
+    seen, truth = world
+    untouched = replace_view(seen, adapters={0: seen.adapters[0]})
+    open_view, open_truth = overfitted(untouched, truth, canaries=False)
+    (made,) = open_truth.clients.values()
+    assert len(made.train) == len(made.rounds[0].used) == 12
+    for before, after in zip(truth.clients["c0"].train, made.train, strict=False):
+        assert after.ids[: after.response_start] == before.ids[: after.response_start]
+    attack, exam, guess = asked((open_view, open_truth))
+    assert attack.score(guess, exam.answer)[0].low > 0.55
+
+
+def test_the_attack_as_a_whole_succeeds_where_records_are_known_and_resists_where_they_are_not(world):
+    seen, truth = world
+    found = run_one(ModelMembership(), seen, truth, profile="smoke", seconds=60, seed=0)
+    assert found.outcome == Outcome.SUCCEEDED
+    assert found.negative.low < 0.5 < found.negative.high
+    fresh = replace_view(seen, adapters={0: seen.adapters[0], 1: seen.adapters[0] * 1.001})
+    found = run_one(ModelMembership(), fresh, truth, profile="smoke", seconds=60, seed=0)
+    assert found.outcome != Outcome.SUCCEEDED
+    assert found.positive.low > 0.55
+
+
+# the question
+
+
+def test_the_question_mixes_drawn_records_with_others_evenly_and_leaves_out_canaries():
+    items = records(rng(), 60, tokens=40, length=12)
+    planted = (Canary(prompt="p", secret="0000", repeats=2),)
+    truth = Truth(
+        clients={"c0": state(items[:32], items[32:], used=[0, 1, 2, 2, 3, 9, 30, 31], canaries=planted)}
+    )
+    exam = ModelMembership().exam(truth, View(threat_model="toy"), rng())
+    members = {d for d, there in zip(exam.question.documents, exam.answer, strict=True) if there}
+    assert members == {items[i] for i in (0, 1, 2, 3, 9)}
+    assert exam.answer.sum() * 2 == len(exam.answer)
+    assert not set(exam.question.population) & set(exam.question.documents)
+    assert set(exam.question.population) <= set(items[32:])
+    assert not exam.answer[: exam.answer.sum()].all()
+
+
+def test_without_records_set_aside_there_is_no_question():
+    items = records(rng(), 30, tokens=40, length=12)
+    truth = Truth(clients={"c0": state(items[:28], items[28:])})
+    with pytest.raises(NotApplicable, match="no records were set aside"):
+        ModelMembership().exam(truth, View(threat_model="toy"), rng())
+
+
+def test_a_view_without_a_model_is_not_applicable(world):
+    with pytest.raises(NotApplicable, match="holds no model"):
+        asked(world, View(threat_model="toy"))
+
+
+# the blind baseline
+
+
+def test_a_split_that_tells_by_itself_makes_every_score_inconclusive():
+    labels = np.arange(80) % 2 == 0
+    told = np.stack([labels, ~labels]).T.astype(np.float32)
+    values = labels.astype(float)
+    scored = Scored(scores={"loss": values}, headline="loss", blind=told)
+    with pytest.raises(Inconclusive, match="a blind baseline reaches AUC 1: the split itself tells"):
+        ModelMembership().score(scored, labels)
+
+
+def test_a_split_that_does_not_is_called_telling_no_more_often_than_its_interval_says():
+    generator, telling = rng(), 0
+    for _ in range(200):
+        counts = generator.poisson(0.3, (40, 50)).astype(np.float32)
+        telling += blind_auc(counts, generator.permutation(np.arange(40) < 20)).low > 0.5
+    assert stats.binomtest(telling, 200, 0.025, alternative="greater").pvalue > 1e-3
+
+
+def test_bags_of_words_count_tokens_that_two_documents_have():
+    a, b = (Encoded(ids=ids, response_start=1) for ids in ((5, 5, 6), (7, 6, 5)))
+    np.testing.assert_array_equal(bag_of_words([a, b]), [[2, 1], [1, 1]])
+
+
+# the scores
+
+
+def test_likelihoods_are_those_of_response_tokens_one_by_one():
+    model, items = tiny_llama(), records(rng(), 5, tokens=40, length=9)
+    items = [replace(i, ids=i.ids[: 9 - n]) for n, i in enumerate(items)]
+    for item, found in zip(items, likelihoods(model, items, pad_id=0, budget=Budget()), strict=True):
+        with torch.inference_mode():
+            logs = model(torch.tensor([item.ids])).logits[0].double().log_softmax(-1)
+        for j, place in enumerate(range(item.response_start, len(item.ids))):
+            law = logs[place - 1]
+            assert found.nll[j] == pytest.approx(-float(law[item.ids[place]]), abs=1e-4)
+            mean = float((law.exp() * law).sum())
+            spread = float((law.exp() * (law - mean).square()).sum()) ** 0.5
+            assert found.standard[j] == pytest.approx(
+                (float(law[item.ids[place]]) - mean) / spread, abs=1e-3
+            )
+        assert len(found.nll) == len(item.ids) - item.response_start
+
+
+def test_continuations_of_a_prompt_cost_what_they_would_alone():
+    model, prompt = tiny_llama(), [1, 40, 41, 42]
+    continuations = [(7, 8, 9), (7, 8, 10), (7,), (11, 12), (7, 8, 9)]
+    found = continuation_losses(model, prompt, continuations, budget=Budget())
+    for tokens, loss in zip(continuations, found, strict=True):
+        item = Encoded(ids=(*prompt, *tokens), response_start=len(prompt))
+        (alone,) = likelihoods(model, [item], pad_id=0, budget=Budget())
+        assert loss == pytest.approx(alone.nll.sum(), abs=1e-4)
+
+
+def test_min_k_looks_at_the_least_likely_fifth_and_zlib_at_the_texts_bytes():
+    nll = np.arange(10.0)
+    found = [Likelihoods(nll=nll, standard=-nll / 2)]
+    item = Encoded(ids=tuple(range(3, 14)), response_start=1)
+    scores = membership_scores(found, [item], tiny_tokenizer())
+    assert scores["loss"] == pytest.approx(-4.5)
+    assert scores["Min-K%"] == pytest.approx(-8.5)
+    assert scores["Min-K%++"] == pytest.approx(-4.25)
+    assert -45 / 8 < scores["loss/zlib"][0] < 0
+
+
+def test_slopes_are_those_of_least_squares():
+    series = rng().random((5, 3))
+    expected = [np.polyfit(np.arange(5), column, 1)[0] for column in series.T]
+    np.testing.assert_allclose(slopes(series), expected)
+
+
+def test_rmia_counts_the_population_that_a_record_beats():
+    first, last = np.array([2.0, 2.0, 2.0]), np.array([0.5, 1.5, 2.5])
+    population = np.array([1.0, 2.0])
+    found = rmia(first, last, np.array([2.0, 2.0]), population)
+    np.testing.assert_allclose(found, [1.0, 0.5, 0.0], atol=1e-4)
+    # of two records whose loss fell alike the one that stays unlikely beats fewer
+    likely, unlikely = rmia(np.array([0.2, 3.0]), np.array([0.1, 2.9]), first, last)
+    assert likely > unlikely
+
+
+def test_each_document_is_in_half_of_the_shadows():
+    with_it = halves(8, 50, rng())
+    assert (with_it.sum(axis=0) == 4).all()
+    assert with_it.sum(axis=1).min() > 50 * 4 / 8 - 4 * 5
+
+
+def test_lira_tells_members_of_gaussian_worlds_and_nobody_in_worlds_alike():
+    generator = rng()
+    with_it, member = halves(8, 400, generator), np.arange(400) % 2 == 0
+    hardness = generator.normal(0, 1, 400)
+    noise = generator.normal(0, 0.1, (9, 400))
+    inside = np.vstack([with_it, member])
+    seen = np.exp(hardness + noise - 0.3 * inside)
+    assert auc_value(lira(seen[8], seen[:8], with_it), member) > 0.95
+    same = np.exp(hardness + noise)
+    assert 0.4 < auc_value(lira(same[8], same[:8], with_it), member) < 0.6
+
+
+def test_the_white_box_of_the_view_is_left_at_the_last_adapter_for_gradients(world):
+    seen, _ = world
+    asked(world, profile="standard")
+    np.testing.assert_array_equal(get_vector(white_box.load(seen).tuned), seen.adapters[1])
