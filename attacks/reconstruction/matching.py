@@ -5,7 +5,7 @@ Embeddings z of one sequence are optimised until their adapter gradient points w
     min_z  1 - cos(grad loss(z, y), -update) + norm penalty,    then each z becomes its nearest token,
     then discrete edits (swaps, moves) that lower  1 - cos + weight x LM loss  are kept
 
-With A2 the nearest tokens are sought among the tokens it named. The response is guessed along: its tokens
+The nearest tokens are sought among those that A2 named, or its likeliest if it named none. The response is guessed along: its tokens
 are the last of the sequence. One individual update of few steps is what this can do; on sums it is noise.
 
 After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2022, arXiv 2202.08827).
@@ -113,7 +113,7 @@ def match(
         best, cosine = cost(ids)
         for _ in range(edits):
             budget.check()
-            tried = _edited(ids, pool, rng, keep_first=start is not None)
+            tried = _edited(ids, pool, box.vocabulary, rng, keep_first=start is not None)
             value_, cosine_ = cost(tried)
             if value_ < best:
                 ids, best, cosine = tried, value_, cosine_
@@ -121,9 +121,11 @@ def match(
 
 
 def _edited(
-    ids: torch.Tensor, pool: torch.Tensor, rng: np.random.Generator, *, keep_first: bool
+    ids: torch.Tensor, pool: torch.Tensor, vocabulary: int, rng: np.random.Generator, *, keep_first: bool
 ) -> torch.Tensor:
-    """Two tokens swapped, one moved, or one replaced by another of the pool."""
+    """Two tokens swapped, one moved, or one replaced by another of the pool; the last, which is predicted and
+    never read, by any.
+    """
     made, low = ids.clone(), int(keep_first)
     i, j = rng.integers(low, len(ids), size=2)
     kind = rng.integers(3)
@@ -134,7 +136,8 @@ def _edited(
         at = int(min(j, len(rest)))
         made = torch.cat([rest[:at], ids[i : i + 1], rest[at:]])
     else:
-        made[i] = pool[int(rng.integers(len(pool)))]
+        last = int(i) == len(ids) - 1
+        made[i] = int(rng.integers(vocabulary)) if last else pool[int(rng.integers(len(pool)))]
     return made
 
 
@@ -184,7 +187,9 @@ class GradientMatching(Attack):
                 spaces = spaces_of(box, update, box.adapted[0], settings.adapter.kind)
                 summed = not view.updates
                 target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
-                named = np.argsort(-target.scores)[:CANDIDATES].astype(np.int64)
+                named = np.flatnonzero(target.chosen)
+                if len(named) < 2:
+                    named = np.argsort(-target.scores)[:CANDIDATES]
                 ids, cosine = match(
                     box,
                     view.adapters[r],

@@ -248,7 +248,7 @@ class LoraSpanSequences(Attack):
 
 
 def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
-    """A view in which a client took one long SGD step on few records, and the truth of it.
+    """A view in which a client took one long SGD step on its shortest records, and the truth of it.
 
     In the last round with a broadcast adapter, where adapters' B are no longer zero.
     """
@@ -258,7 +258,7 @@ def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, T
     rounds = [r for r in state.rounds if r in view.adapters]
     if not rounds:
         return None
-    items = state.train[:records]
+    items = sorted(state.train, key=lambda item: len(item.ids))[:records]  # within capacity if any are
     r = max(rounds)
     box = white_box.load(view)
     box.set(view.adapters[r])

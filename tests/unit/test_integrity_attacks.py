@@ -1,4 +1,4 @@
-"""A11 and A13: what single messages, counts of signs, changing cohorts and one malicious client give away."""
+"""A11 and A13: what single messages, sign counts, changing cohorts and one malicious client give away."""
 
 import itertools
 from dataclasses import replace
@@ -307,6 +307,7 @@ def test_rules_over_sums_end_near_the_rules_in_the_clear(stage):
         assert masked == pytest.approx(clear, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_attack_as_a_whole_weighs_the_runs_own_rule_and_harms_nobody_without_an_attacker(world):
     seen, truth = seen_by(world, "client")
     found = tried(Poisoning(), seen, truth)

@@ -1,0 +1,103 @@
+"""A8 and A9 in the suite: right mechanisms are not accused, weak ones are, and claims decide who is asked."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attacks.audit.suite_entries import CanaryClients, DpAudit
+from attacks.base import KNOWN_BAD, Budget, NotApplicable, Truth, replace_view
+from attacks.trial import run_one
+from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig
+from fedproxy_secure.record.private import PrivateState
+from fedproxy_secure.record.view import View
+from fedproxy_secure.report.finding import Outcome
+from tests.support.lab import make_lab, records
+
+RECORD = PrivacyConfig(unit="record", target_epsilon=1.0, target_delta=1e-5)
+CLIENT = PrivacyConfig(unit="client", target_epsilon=4.0, target_delta=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return make_lab(tmp_path_factory.mktemp("lab"), hidden=16, clients=("a", "b", "c", "d"))
+
+
+def seen(lab, privacy, *, d=2000):
+    settings = replace(
+        lab.settings,
+        privacy=privacy,
+        d=d,
+        local=LocalConfig(steps=5, batch_size=16, optimizer="sgd"),
+        federate=FederateConfig(rounds=2),
+    )
+    return View(threat_model="server", settings=settings, adapters={0: lab.start}, proxy=lab.proxy)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    items = records(np.random.default_rng(0), 320, tokens=40, length=8)
+    states = {}
+    for name, count in (("a", 320), ("b", 200)):
+        states[name] = PrivateState(client=name, train=items[:count], holdout=(), canaries=(), rounds={})
+    return Truth(clients=states)
+
+
+def tried(attack, view, truth):
+    return run_one(attack, view, truth, profile="smoke", seconds=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "privacy"), [(DpAudit(), RECORD), (CanaryClients(), CLIENT)], ids=["A8", "A9"]
+)
+def test_the_runs_own_mechanism_is_not_accused_and_a_quarter_of_its_noise_is(lab, truth, attack, privacy):
+    if privacy.unit == "record":
+        pytest.importorskip("opacus")
+    found = tried(attack, seen(lab, privacy), truth)
+    assert found.outcome == Outcome.RESISTED, found.reason
+    assert found.headline.high < 1 < found.positive.low
+    assert found.estimates[1].value == pytest.approx(found.headline.value * privacy.target_epsilon)
+
+
+@pytest.mark.parametrize(
+    ("attack", "unit"), [(DpAudit(), "record"), (CanaryClients(), "client")], ids=["A8", "A9"]
+)
+def test_a_run_that_claims_nothing_of_the_kind_is_not_audited(lab, truth, attack, unit):
+    found = tried(attack, seen(lab, PrivacyConfig()), truth)
+    assert found.outcome == Outcome.NOT_APPLICABLE
+    assert f"claims no {unit}-level differential privacy" in found.reason
+
+
+def test_the_client_with_fewest_records_is_audited_since_it_samples_most_often(lab, truth):
+    exam = DpAudit().exam(truth, seen(lab, RECORD), np.random.default_rng(0))
+    assert exam.question == 200
+
+
+def test_a_claim_above_what_the_canaries_can_show_is_inconclusive_and_says_what_they_can(lab, truth):
+    pytest.importorskip("opacus")
+    found = tried(DpAudit(), seen(lab, RECORD.model_copy(update={"target_epsilon": 8.0})), truth)
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert found.estimates[2].metric == "most that these canaries could show"
+    assert found.estimates[2].value < 8
+
+
+def test_more_noise_than_claimed_leaves_less_of_a_client(lab, truth):
+    attack, few = CanaryClients(), seen(lab, CLIENT)
+    question = attack.exam(truth, few, np.random.default_rng(0)).question
+    strict = seen(lab, CLIENT.model_copy(update={"target_epsilon": 1.0}))
+    found = [
+        attack.guess(view, question, Budget(), np.random.default_rng(0)).epsilon for view in (few, strict)
+    ]
+    assert found[0] > found[1]
+
+
+def test_known_bad_is_a_quarter_of_the_noise(lab, truth):
+    view, same = CanaryClients().positive(seen(lab, CLIENT), truth)
+    assert same is truth
+    assert view == replace_view(view, threat_model=KNOWN_BAD)
+
+
+def test_an_audit_without_a_view_of_settings_is_not_applicable(truth):
+    for attack in (DpAudit(), CanaryClients()):
+        with pytest.raises(NotApplicable):
+            attack.exam(truth, View(threat_model="toy"), np.random.default_rng(0))
