@@ -16,6 +16,7 @@ SECAGG_TESTS := \
 	tests/security/test_masking_must_fail.py \
 	tests/security/test_provision.py \
 	tests/security/test_selftest.py \
+	tests/security/test_what_signatures_cover.py \
 	tests/unit/test_ckks.py \
 	tests/unit/test_granularity.py \
 	tests/unit/test_ring.py \

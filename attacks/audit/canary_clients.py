@@ -16,17 +16,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import chi2, norm, t
 
 from fedproxy_secure.errors import DataError
+
+MISSED = 0.05  # share of cases in which the interval misses
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryEstimate:
     """Mean and deviation of the canaries' cosines beside the null's; epsilon with its 95 % interval.
 
-    The interval moves the mean by Student's t over canaries, the deviation being held. `advantage`: the
-    true minus the false positive rate of the best threshold.
+    The interval lets mean (Student's t) and deviation (chi-square) move at once; its low end has the null's
+    deviation wherever the canaries allow it. `advantage`: the true minus the false positive rate of the best
+    threshold.
     """
 
     canaries: int
@@ -66,12 +69,18 @@ def estimate(directions: np.ndarray, movement: np.ndarray, *, delta: float) -> C
     cosines = directions.astype(np.float64) @ movement.astype(np.float64) / length
     mean, deviation = float(cosines.mean()), float(cosines.std(ddof=1))
     null = 1 / math.sqrt(d)
-    reach = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    # each of both is missed in 2.5 % of cases, together in at most 5
+    reach = float(t.ppf(1 - MISSED / 4, count - 1)) * deviation / math.sqrt(count)
+    narrow, wide = (
+        deviation * math.sqrt((count - 1) / float(chi2.ppf(tail, count - 1)))
+        for tail in (1 - MISSED / 4, MISSED / 4)
+    )
 
-    def epsilon(at: float) -> float:
-        return gaussian_epsilon(at, deviation, null, delta=delta)
+    def epsilon(at: float, spread: float) -> float:
+        return gaussian_epsilon(at, spread, null, delta=delta)
 
-    low = 0.0 if abs(mean) <= reach else epsilon(abs(mean) - reach)
+    least = max(0.0, abs(mean) - reach)
+    low = epsilon(least, min(max(null, narrow), wide))
     thresholds = np.linspace(min(0, mean) - 5 * null, max(0, mean) + 5 * deviation, 4001)
     gap = norm.sf(thresholds, mean, deviation) - norm.sf(thresholds, 0, null)
     return CanaryEstimate(
@@ -80,9 +89,9 @@ def estimate(directions: np.ndarray, movement: np.ndarray, *, delta: float) -> C
         mean=mean,
         deviation=deviation,
         null_deviation=null,
-        epsilon=epsilon(mean),
+        epsilon=epsilon(mean, deviation),
         low=low,
-        high=epsilon(abs(mean) + reach),
+        high=max(epsilon(abs(mean) + reach, spread) for spread in (narrow, wide)),
         delta=delta,
         advantage=float(max(gap.max(), 0.0)),
     )

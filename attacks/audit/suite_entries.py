@@ -1,7 +1,8 @@
 """A8 and A9 as attacks of the suite: does the run's own mechanism, at its own settings, keep its epsilon?
 
-The headline is the audited epsilon over the claimed one: above 1 the claim is false. Below 1 nothing is
-proven: the claim is "not falsified".
+The headline is the epsilon shown, the low end of what was measured, over the claimed one: above 1 the claim
+is false. Below 1 nothing is proven: the claim is "not falsified". With 1000 canaries no epsilon above about
+4 can be shown, and a claim above it stays inconclusive.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from attacks.base import (
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
 
-BROKEN = 0.25  # of the claimed noise, in the positive control
+BROKEN = 0.125  # of the claimed noise, in the positive control
+MOST = 500.0  # an epsilon above this is as good as endless
 AUDIT = (("NIST AI RMF", "1.0", "MEASURE 2.10"), ("EU AI Act", "2024/1689", "Art. 15(5)"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """A bound or estimate of epsilon beside the claim; `highest`: what perfect guesses would have shown."""
+    """Epsilon as measured, with its interval, beside the claim; `highest`: the most that could be shown."""
 
     epsilon: float
     low: float
@@ -56,13 +58,12 @@ class Audited:
                 how=self.how,
             )
 
-        c = self.claimed
+        shown = self.low / self.claimed
+        found, low, high, most = (min(v, MOST) for v in (self.epsilon, self.low, self.high, self.highest))
         return (
-            made(metric, self.epsilon / c, self.low / c, self.high / c, "ratio"),
-            made("audited epsilon", self.epsilon, self.low, self.high, "epsilon"),
-            made(
-                "most that these canaries could show", self.highest, self.highest, self.highest, "epsilon"
-            ),
+            made(metric, shown, shown, shown, "ratio"),
+            made("audited epsilon", found, low, high, "epsilon"),
+            made("most that these canaries could show", most, most, most, "epsilon"),
         )
 
 
@@ -78,7 +79,7 @@ class _Audit(Attack):
         return guess.estimates(self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same mechanism with a quarter of its noise: the audit must find it out."""
+        """The same mechanism with an eighth of its noise: the audit must find it out."""
         return replace_view(view, threat_model=KNOWN_BAD), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
@@ -93,7 +94,7 @@ class _Audit(Attack):
         title="one-run audit of record-level differential privacy at the run's settings",
         paper="Steinke, Nasr & Jagielski 2023, arXiv 2305.08846",
         needs=(frozenset({"MOD"}),),
-        headline="audited epsilon over the claim",
+        headline="epsilon shown over the claim",
         chance=1.0,
         margin=0.0,
         mapping=AUDIT,
@@ -117,7 +118,7 @@ class DpAudit(_Audit):
         assert settings is not None
         rounds = settings.federate.rounds
         noise = record_noise(settings.privacy, settings.local, rounds=rounds, records=question)
-        canaries = budget.pick(smoke=400, standard=1000, full=2000)
+        canaries = budget.pick(smoke=1000, standard=2000, full=4000)
         found = audit_private_steps(
             noise_multiplier=noise.noise_multiplier * _noise_share(view),
             sampling_rate=noise.sampling_rate,
@@ -146,7 +147,7 @@ class DpAudit(_Audit):
         title="how much of one client is left in noisy sums, by canary clients",
         paper="Andrew et al. 2023, arXiv 2302.03098",
         needs=(frozenset({"MOD"}),),
-        headline="estimated epsilon over the claim",
+        headline="epsilon shown over the claim",
         chance=1.0,
         margin=0.0,
         mapping=AUDIT,

@@ -5,8 +5,9 @@ Embeddings z of one sequence are optimised until their adapter gradient points w
     min_z  1 - cos(grad loss(z, y), -update) + norm penalty,    then each z becomes its nearest token,
     then discrete edits (swaps, moves) that lower  1 - cos + weight x LM loss  are kept
 
-The nearest tokens are sought among those that A2 named, or its likeliest if it named none. The response is guessed along: its tokens
-are the last of the sequence. One individual update of few steps is what this can do; on sums it is noise.
+The nearest tokens are sought among those that A2 named, or its likeliest if it named none. The response is
+guessed along: its tokens are the last of the sequence. One individual update of few steps is what this can
+do; on sums it is noise.
 
 After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2022, arXiv 2202.08827).
 """
@@ -123,8 +124,9 @@ def match(
 def _edited(
     ids: torch.Tensor, pool: torch.Tensor, vocabulary: int, rng: np.random.Generator, *, keep_first: bool
 ) -> torch.Tensor:
-    """Two tokens swapped, one moved, or one replaced by another of the pool; the last, which is predicted and
-    never read, by any.
+    """Two tokens swapped, one moved, or one replaced by another of the pool.
+
+    The last, which is predicted and never read, may become any.
     """
     made, low = ids.clone(), int(keep_first)
     i, j = rng.integers(low, len(ids), size=2)

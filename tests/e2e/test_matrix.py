@@ -80,6 +80,7 @@ def test_a_cell_has_its_own_settings_and_nothing_else_changes(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_matrix_killed_twice_resumes_to_the_same_report(settings, tmp_path: Path):
     config = parse_config(settings)
     whole = matrix(config, tmp_path / "whole")
@@ -105,6 +106,7 @@ def test_a_matrix_killed_twice_resumes_to_the_same_report(settings, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_failed_cell_stands_in_the_report_and_loses_nothing(settings, tmp_path: Path):
     raw = {
         **settings,

@@ -148,8 +148,10 @@ def test_a_server_that_puts_its_own_key_under_a_clients_name_is_noticed():
 )
 def test_what_the_server_shows_a_client_is_checked(step, change, line):
     c = cohort(tamper=only(f"{step} to client", "c00", change))
-    c.run(updates())
+    made = c.run(updates())
     assert line in c.client_errors["c00"]
+    # what is wrong before the vector is masked is found before
+    assert ("c00" in made.clients) == (step in ("confirm", "unmask"))
 
 
 def columns(message):
@@ -187,6 +189,14 @@ def test_two_different_survivor_sets_cannot_both_be_unmasked():
     c = cohort(tamper=split_view)
     with pytest.raises(ProtocolAborted):
         c.run(updates())
+
+
+def test_a_client_needs_enough_signatures_and_not_its_own():
+    c = cohort(tamper=only("confirm to server", "c00", lambda message: None))
+    made = c.run(updates())
+    assert made.clients == names(K)
+    assert not c.client_errors
+    assert c.server_errors["c00"] == "unmask: c00 does not belong there"
 
 
 def test_no_client_gives_both_shares_of_one_client():

@@ -33,8 +33,13 @@ from typing import Any
 
 from tests.support.mutants import PACKAGE, REMOVALS, ROOT, Mutant, changed, chosen, difference, mutants_of
 
-MASKING = ("tests/security/test_masking_must_fail.py",)
-CKKS = ("tests/security/test_ckks_session.py",)
+COVER = "tests/security/test_what_signatures_cover.py"
+MASKING = (
+    "tests/vectors/test_frozen_transcript.py",
+    COVER,
+    "tests/security/test_masking_must_fail.py",
+)
+CKKS = (COVER, "tests/security/test_ckks_session.py")
 GRAM = ("tests/security/test_gram.py",)
 GRANULARITY = ("tests/unit/test_granularity.py", "tests/properties/test_granularity_properties.py")
 PROVISION = ("tests/security/test_provision.py",)
@@ -48,12 +53,12 @@ TESTS = {
     "ckks_row": CKKS,
     "ckks_server": CKKS,
     "client": MASKING,
-    "control": SHAMIR,
+    "control": (*SHAMIR, "tests/vectors/test_frozen_transcript.py"),
     "expectations": GRANULARITY,
     "gram": GRAM,
     "granularity": GRANULARITY,
     "key_file": PROVISION,
-    "masks": ("tests/unit/test_ring.py", "tests/vectors/test_known_answers.py"),
+    "masks": ("tests/unit/test_ring.py", "tests/vectors"),
     "messages": MASKING,
     "primitives": ("tests/vectors/test_known_answers.py", *MASKING),
     "provision": PROVISION,
@@ -71,6 +76,7 @@ ALL_TESTS = (
     "tests/unit/test_sketch.py",
     "tests/unit/test_ring.py",
     "tests/security/test_provision.py",
+    COVER,
     "tests/security/test_masking_must_fail.py",
     "tests/security/test_selftest.py",
     "tests/unit/test_granularity.py",

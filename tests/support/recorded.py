@@ -18,7 +18,8 @@ AUDIT = {"record": True, "holdout": 0.3, "canaries": [1, 2]}
 
 def prepared(folder: Path, *, clients: int = 4, **changes: Any) -> tuple[FederationJob, Path, ServerState]:
     """A job that records, the proxy's folder `seed-0/proxy` and the initial state; nothing has run yet."""
-    settings = tiny_settings(folder, clients=clients, **{"audit": AUDIT, **changes})
+    changes["audit"] = AUDIT | changes.get("audit", {})
+    settings = tiny_settings(folder, clients=clients, **changes)
     job = FederationJob.from_config(parse_config(settings), seed=0)
     proxy = save_tiny(folder / "seed-0" / "proxy", blocks=2)
     save_tiny(folder / "seed-0" / "fused")

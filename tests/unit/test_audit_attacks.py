@@ -1,4 +1,4 @@
-"""A8 and A9 in the suite: right mechanisms are not accused, weak ones are, and claims decide who is asked."""
+"""A8 and A9 in the suite: right mechanisms are not accused, weak ones are; claims decide who is asked."""
 
 from dataclasses import replace
 
@@ -50,13 +50,15 @@ def tried(attack, view, truth):
 @pytest.mark.parametrize(
     ("attack", "privacy"), [(DpAudit(), RECORD), (CanaryClients(), CLIENT)], ids=["A8", "A9"]
 )
-def test_the_runs_own_mechanism_is_not_accused_and_a_quarter_of_its_noise_is(lab, truth, attack, privacy):
+def test_the_runs_own_mechanism_is_not_accused_and_an_eighth_of_its_noise_is(lab, truth, attack, privacy):
     if privacy.unit == "record":
         pytest.importorskip("opacus")
     found = tried(attack, seen(lab, privacy), truth)
     assert found.outcome == Outcome.RESISTED, found.reason
     assert found.headline.high < 1 < found.positive.low
-    assert found.estimates[1].value == pytest.approx(found.headline.value * privacy.target_epsilon)
+    shown = found.headline.value * privacy.target_epsilon
+    assert found.estimates[1].low == pytest.approx(shown)
+    assert shown <= found.estimates[1].value <= found.estimates[1].high
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_more_noise_than_claimed_leaves_less_of_a_client(lab, truth):
     assert found[0] > found[1]
 
 
-def test_known_bad_is_a_quarter_of_the_noise(lab, truth):
+def test_the_positive_control_is_the_same_view_of_a_known_bad_mechanism(lab, truth):
     view, same = CanaryClients().positive(seen(lab, CLIENT), truth)
     assert same is truth
     assert view == replace_view(view, threat_model=KNOWN_BAD)

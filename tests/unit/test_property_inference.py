@@ -1,4 +1,4 @@
-"""A14: a property of a round's records shows in the tensors' norms; its p-value is uniform under the null."""
+"""A14: a property of a round's records shows in tensors' norms; its p-value is uniform under the null."""
 
 import numpy as np
 import pytest

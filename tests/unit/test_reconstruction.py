@@ -187,7 +187,7 @@ def linear_updates(rng, inputs, kind, *, rank=16, outputs=128):
     return Spaces(matrices=tuple(matrices), maps=tuple(maps))
 
 
-TOY = {  # of the design, at 24, 96 and 200 tokens in the sum; capacity is 48 for `lora`, 16 a map for others
+TOY = {  # of the design, at 24, 96 and 200 tokens; capacity is 48 for `lora`, 16 a map for the others
     "lora": (1.00, 0.97, 0.87),
     "ffa": (0.87, 0.73, 0.59),
     "core": (0.81, 0.65, 0.56),
@@ -453,6 +453,7 @@ def test_there_is_no_control_without_a_proxy_or_a_trained_round(labs):
 # A4
 
 
+@pytest.mark.slow
 def test_on_one_record_and_one_step_gradient_matching_beats_a_shuffled_update(labs):
     lab = labs(local={"steps": 1, "batch_size": 1})
     gains = []
@@ -480,6 +481,7 @@ def gradient_of(lab, item):
     return box.gradient([item])
 
 
+@pytest.mark.slow
 def test_matching_the_true_record_has_cosine_one(labs):
     lab = labs(local={"steps": 1, "batch_size": 1})
     (item,) = records(np.random.default_rng(0), 1, tokens=3, length=5)

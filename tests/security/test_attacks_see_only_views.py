@@ -1,0 +1,131 @@
+"""No guess reads the truth: neither by import, nor from disk after the view was taken."""
+
+import ast
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import attacks
+from attacks.base import Budget
+from attacks.membership.updates import UpdateMembership
+from attacks.reconstruction.sequences import LoraSpanSequences
+from attacks.reconstruction.spans import LoraSpanTokens
+from attacks.suite import read_truth
+from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.record.view import view
+from tests.support.recorded import record_run
+from threat_models import every, get
+
+ROOT = Path(attacks.__file__).parent
+# whoever reads transcripts: they make views and truths, and hand them to attacks
+EXAMINERS = {"attacks.suite", "attacks.cli"}
+SEALED = (
+    "fedproxy_secure.record.transcript",
+    "fedproxy_secure.runs",
+    "fedproxy_secure.comparison",
+    "fedproxy_secure.pipeline",
+    "fedproxy_secure.flower",
+)
+READERS = {"view", "client_names", "read_private", "read_events"}
+
+
+def modules():
+    for file in sorted(ROOT.rglob("*.py")):
+        name = "attacks." + ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), file
+
+
+def imports(file):
+    """(module, name) of everything a file imports, at any depth."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def test_the_examiners_are_there_and_do_read():
+    """Or the next test would forbid nothing."""
+    for name in EXAMINERS:
+        assert find_spec(name)
+    found = {name for name, file in modules() for _, what in imports(file) if what in READERS}
+    assert "attacks.suite" in found
+
+
+@pytest.mark.parametrize(("name", "file"), list(modules()), ids=[n for n, _ in modules()])
+def test_no_attack_module_can_read_a_run(name, file):
+    if name in EXAMINERS:
+        return
+    for module, what in imports(file):
+        full = f"{module}.{what}"
+        assert not any(module == s or full == s or module.startswith(f"{s}.") for s in SEALED), full
+        assert what not in READERS, full
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return record_run(folder, fusion={"rule": "fedavg"}, federate={"rounds": 2}, audit={"holdout": 0.5})
+
+
+def guesses(seen, truth_for_exam):
+    """What three attacks guess from a view, as text; whatever is asked was asked before."""
+    made = []
+    for attack, question in truth_for_exam:
+        rng = np.random.default_rng(0)
+        try:
+            made.append(repr(attack.guess(seen, question, Budget(), rng)))
+        except Exception as error:  # an attack may not apply; then it must not apply again
+            made.append(repr(error))
+    return made
+
+
+@pytest.mark.parametrize("name", ["server", "client", "server_with_clients", "network"])
+def test_no_guess_changes_when_the_truth_is_patched_or_gone_after_the_view_was_taken(run, tmp_path, name):
+    place = tmp_path / "seed-0"
+    shutil.copytree(run, place)
+    model = get(name)
+    seen = view(place, model)
+    truth = read_truth(place, honest_besides=model.clients)
+    asked = [
+        (attack, attack.exam(truth, seen, np.random.default_rng(1)).question)
+        for attack in (LoraSpanTokens(), LoraSpanSequences(), UpdateMembership())
+    ]
+    before = guesses(seen, asked)
+    assert not all("Error" in g for g in before)
+    transcript = place / "federation" / "transcript"
+    for client in truth.clients:
+        for file in (transcript / "clients" / client).iterdir():
+            file.write_bytes(b"patched")
+    assert guesses(seen, asked) == before
+    shutil.rmtree(transcript)
+    assert guesses(seen, asked) == before
+
+
+@pytest.mark.parametrize("model", every().values(), ids=list(every()))
+def test_honest_clients_state_does_not_even_enter_the_view(run, tmp_path, model):
+    """Patched before the view is taken, it changes no view: views are made of messages."""
+    place = tmp_path / "seed-0"
+    shutil.copytree(run, place)
+    seen = view(place, model)
+    bad = set(seen.own)
+    for client in (place / "federation" / "transcript" / "clients").iterdir():
+        if client.name not in bad:
+            for file in client.iterdir():
+                file.write_bytes(b"patched")
+    again = view(place, model)
+    for part in ("adapters", "updates", "masked"):
+        one, two = getattr(seen, part), getattr(again, part)
+        assert one.keys() == two.keys()
+        assert all(one[k].tobytes() == two[k].tobytes() for k in one)
+    assert (seen.settings, seen.cohorts, set(seen.own)) == (again.settings, again.cohorts, set(again.own))
+
+
+def test_a_view_says_nothing_of_where_other_clients_records_lie(run):
+    for model in every().values():
+        text = repr(view(run, model))
+        assert ".jsonl" not in text
+        assert ClientConfig.__name__ not in text

@@ -1,0 +1,182 @@
+"""A5 where the answer is known: exact on one step, at chance where nothing is to be found."""
+
+import numpy as np
+import pytest
+
+from attacks.base import Budget, NotApplicable, OutOfTime, Truth
+from attacks.membership.updates import Asked, UpdateMembership, deviations, scores
+from attacks.statistics import auc_value
+from fedproxy_secure.data.planted import draw_canaries
+from fedproxy_secure.record.private import PrivateRound, PrivateState
+from tests.support.lab import make_lab, records
+
+DRAWN = 12
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory):
+    made = {}
+
+    def lab(optimizer="sgd", steps=1):
+        if (optimizer, steps) not in made:
+            local = {
+                "optimizer": optimizer,
+                "steps": steps,
+                "batch_size": DRAWN,
+                "learning_rate": 0.1 if optimizer == "sgd" else 3e-3,
+            }
+            made[optimizer, steps] = make_lab(
+                tmp_path_factory.mktemp("lab"), adapter={"rank": 4}, local=local
+            )
+        return made[optimizer, steps]
+
+    return lab
+
+
+def rounds_of(lab, clients, seed=0):
+    """Clients that drew 12 records and set 12 of the same kind aside; their updates and the truth."""
+    rng = np.random.default_rng(seed)
+    states, updates = {}, {}
+    for i in range(clients):
+        items = records(rng, 2 * DRAWN, tokens=60, length=10)
+        name, train = f"c{i}", items[:DRAWN]
+        updates[name] = lab.update(train)
+        states[name] = PrivateState(
+            client=name,
+            train=train,
+            holdout=items[DRAWN:],
+            canaries=(),
+            rounds={0: PrivateRound(update=updates[name], used=np.arange(DRAWN))},
+        )
+    return updates, Truth(clients=states)
+
+
+def auc_of(view, truth, seed=0):
+    return shuffled_aucs(view, truth, [None], seed)[0]
+
+
+def shuffled_aucs(view, truth, shuffles, seed=0):
+    """The headline for each seed of `shuffles`, by which the update or sum is shuffled; None: as it is."""
+    attack, found = UpdateMembership(), []
+    for shuffle in shuffles:
+        seen, exam = view, attack.exam(truth, view, np.random.default_rng(seed))
+        if shuffle is not None:
+            seen, exam = attack.negative(view, exam, np.random.default_rng(shuffle))
+        guess = attack.guess(seen, exam.question, Budget(profile="standard"), np.random.default_rng(seed))
+        found.append(attack.score(guess, exam.answer)[0])
+    return found
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_one_step_of_sgd_gives_every_drawn_record_away_also_in_a_sum(labs, clients):
+    lab = labs()
+    updates, truth = rounds_of(lab, clients)
+    found = auc_of(lab.view(updates, summed=clients > 1), truth)
+    assert found.n == 2 * DRAWN * clients
+    assert found.value == 1.0
+
+
+def test_the_share_of_a_record_in_one_step_is_its_part_of_the_batch(labs):
+    lab = labs()
+    updates, truth = rounds_of(lab, 1)
+    state, box = truth.clients["c0"], lab.box
+    box.set(lab.start)
+    gradients = np.stack([-box.gradient([d]) for d in (*state.train, *state.holdout)])
+    length = np.linalg.norm(gradients[:DRAWN].mean(axis=0))
+    clipped = 0.1 * min(1.0, 1.0 / length)  # learning rate, and max_grad_norm
+    shares = scores(gradients, updates["c0"], "sgd")["share"]
+    np.testing.assert_allclose(shares[:DRAWN], clipped / DRAWN, rtol=0.02)
+    np.testing.assert_allclose(shares[DRAWN:], 0, atol=0.02 * clipped / DRAWN)
+
+
+def test_adamw_over_several_steps_still_tells(labs):
+    lab = labs("adamw", 5)
+    updates, truth = rounds_of(lab, 1)
+    assert auc_of(lab.view(updates), truth).low > 0.5
+
+
+@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("adamw", 5)])
+def test_documents_of_another_client_are_at_chance(labs, optimizer, steps):
+    """95 % intervals: 4 or more of 10 miss .5 with a probability below 1 in 900."""
+    lab = labs(optimizer, steps)
+    misses, values = 0, []
+    for seed in range(10):
+        updates, truth = rounds_of(lab, 2, seed)
+        others = Truth(clients={"c0": truth.clients["c1"]})
+        found = auc_of(lab.view({"c0": updates["c0"]}), others, seed)
+        misses += not found.low <= 0.5 <= found.high
+        values.append(found.value)
+    assert misses < 4
+    assert abs(np.mean(values) - 0.5) < 4 * np.std(values, ddof=1) / np.sqrt(10)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_shuffled_update_or_sum_is_at_chance(labs, summed):
+    """95 % intervals: 4 or more of 10 miss .5 with a probability below 1 in 900."""
+    lab = labs()
+    updates, truth = rounds_of(lab, 2)
+    view = lab.view(updates, summed=summed)
+    found = shuffled_aucs(view, truth, range(10))
+    assert sum(not f.low <= 0.5 <= f.high for f in found) < 4
+    values = [f.value for f in found]
+    assert abs(np.mean(values) - 0.5) < 4 * np.std(values, ddof=1) / np.sqrt(10)
+
+
+def test_the_positive_control_succeeds(labs):
+    lab = labs("adamw", 5)
+    updates, truth = rounds_of(lab, 2)
+    view, control = UpdateMembership().positive(lab.view(updates, summed=True), truth)
+    assert auc_of(view, control).value == 1.0
+
+
+def test_members_are_records_that_were_drawn_and_no_canary(labs):
+    lab = labs()
+    items = records(np.random.default_rng(0), 20, tokens=60, length=10)
+    canaries = draw_canaries("c0", [2])
+    state = PrivateState(
+        client="c0",
+        train=items[:12],  # the last two stand for the canary
+        holdout=items[12:],
+        canaries=canaries,
+        rounds={0: PrivateRound(update=lab.start, used=np.array([0, 1, 2, 3, 4, 5, 0, 10, 11]))},
+    )
+    exam = UpdateMembership().exam(
+        Truth(clients={"c0": state}), lab.view({"c0": lab.start}), np.random.default_rng(0)
+    )
+    (asked,), (labels,) = exam.question, exam.answer
+    members = {d for d, label in zip(asked.documents, labels, strict=True) if label}
+    assert members == set(items[:6])
+    assert {d for d, label in zip(asked.documents, labels, strict=True) if not label} <= set(items[12:])
+    assert labels.sum() == len(labels) - labels.sum() == 6
+
+
+def test_without_records_set_aside_there_is_nothing_to_compare_with(labs):
+    lab = labs()
+    updates, truth = rounds_of(lab, 1)
+    bare = PrivateState(**{**vars(truth.clients["c0"]), "holdout": ()})
+    with pytest.raises(NotApplicable, match=r"no records were set aside; run with --set audit.holdout=0.3"):
+        UpdateMembership().exam(Truth(clients={"c0": bare}), lab.view(updates), np.random.default_rng(0))
+
+
+def test_it_stops_when_its_seconds_are_over(labs):
+    lab = labs()
+    updates, truth = rounds_of(lab, 1)
+    asked = Asked(round=0, clients=("c0",), documents=truth.clients["c0"].train)
+    with pytest.raises(OutOfTime):
+        UpdateMembership().guess(
+            lab.view(updates), [asked], Budget(seconds=1.0, began=0.0), np.random.default_rng(0)
+        )
+
+
+def test_scores_of_orthogonal_gradients_are_their_parts():
+    gradients = np.diag([1.0, 2.0, 4.0, 1.0])
+    update = np.array([1.0, 2.0, 0.0, -1.0])
+    found = scores(gradients, update, "sgd")
+    np.testing.assert_allclose(found["share"], [1, 1, 0, -1], atol=1e-5)
+    np.testing.assert_allclose(found["cosine"], update / np.linalg.norm(update), atol=1e-6)
+    assert auc_value(found["auc"], np.array([True, True, False, False])) == 1.0
+
+
+def test_deviations_of_equal_values_are_zero():
+    assert deviations(np.full(4, 3.0)).tolist() == [0, 0, 0, 0]
+    assert deviations(np.array([1.0, 3.0])).tolist() == [-1, 1]
