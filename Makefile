@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@$(VENV)/bin/fedproxy-secure compare configs/quickstart.yaml --out runs/quickstart --resume
+	@$(VENV)/bin/fedproxy-secure matrix configs/demo_trilemma.yaml --out runs/demo_trilemma --resume
 
 test: $(STAMP)
 	@$(PYTEST)

@@ -115,8 +115,8 @@ class Truth:
         return found
 
     def tokens(self, round_number: int, clients: tuple[str, ...]) -> set[int]:
-        """The tokens of those records."""
-        return {t for item in self.used(round_number, clients) for t in item.ids}
+        """The tokens that a model read of those records: the last of each is predicted, never read."""
+        return {t for item in self.used(round_number, clients) for t in item.ids[:-1]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ class CanaryEstimate:
     """Mean and deviation of the canaries' cosines beside the null's; epsilon with its 95 % interval.
 
     The interval lets mean (Student's t) and deviation (chi-square) move at once; its low end has the null's
-    deviation wherever the canaries allow it. `advantage`: the true minus the false positive rate of the best
-    threshold.
+    deviation wherever the canaries allow it. `advantage`: the true minus the false positive rate of the
+    best threshold.
     """
 
     canaries: int

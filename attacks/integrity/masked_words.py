@@ -95,8 +95,8 @@ class MaskedWords(Attack):
         return (found[0], uniform)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """A message without its mask: one SGD step on 16 records, quantised as under masking."""
-        control = one_step_control(view, truth, records=16)
+        """A message without its mask: one SGD step on one record, quantised as under masking."""
+        control = one_step_control(view, truth, records=1)
         if control is None or view.settings is None:
             return None
         bits = view.settings.protect.bits

@@ -32,14 +32,14 @@ SECURE_AGGREGATION = (
 class SignsGuess:
     """Per round: coordinates at which one client's value, or every client's sign, is named.
 
-    `lone`, `unanimous`: counts; `named`: (coordinates, values as named) of lone contributors.
+    `lone`, `unanimous`: counts; `named`: (round, coordinates, values, how far rounding may have moved them)
+    of lone contributors.
     """
 
     coordinates: int
     lone: int
     unanimous: int
-    tolerance: float  # share of the largest value by which rounding may move a named one
-    named: tuple[tuple[int, np.ndarray, np.ndarray], ...]
+    named: tuple[tuple[int, np.ndarray, np.ndarray, np.ndarray], ...]
 
 
 @attack(
@@ -63,6 +63,8 @@ class SignCounts(Attack):
         settings = view.settings
         if settings is None or not view.sums:
             raise NotApplicable("this view holds no sums")
+        # half a step a client: n clients share 2^(bits - 1) levels a side
+        rounding = 2 * len(settings.clients) ** 2 / 2**settings.protect.bits
         lone = unanimous = total = 0
         named = []
         for r, sums in sorted(view.sums.items()):
@@ -80,19 +82,14 @@ class SignCounts(Attack):
             value = np.where(single_plus, (a + s) / 2, -(a - s) / 2)
             lone += len(at)
             unanimous += int(((plus == clients) | (minus == clients)).sum())
-            named.append((r, at, value[at]))
-        # half a step a client: n clients share 2^(bits - 1) levels a side
-        rounding = 2 * len(settings.clients) ** 2 / 2**settings.protect.bits + FLOAT32_SUMS
-        return SignsGuess(
-            coordinates=total, lone=lone, unanimous=unanimous, tolerance=rounding, named=tuple(named)
-        )
+            named.append((r, at, value[at], FLOAT32_SUMS * a[at] + rounding * a.max()))
+        return SignsGuess(coordinates=total, lone=lone, unanimous=unanimous, named=tuple(named))
 
     def score(self, guess: SignsGuess, answer: Truth) -> tuple[Estimate, ...]:
         """Shares of all coordinates; a named value counts if it is some client's, but for rounding."""
         right = 0
-        for r, at, values in guess.named:
+        for r, at, values, near in guess.named:
             updates = np.stack([s.rounds[r].update for s in answer.clients.values() if r in s.rounds])
-            near = guess.tolerance * float(np.abs(updates).max())
             there = np.abs(updates[:, at] - values).min(axis=0) <= near
             right += int((there & (np.abs(values) > near)).sum())
         n = guess.coordinates

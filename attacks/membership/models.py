@@ -44,6 +44,7 @@ from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate
 
 MOST = 1200  # documents of an exam, half of them members
+TELLS = 1.5  # lower half-widths of its interval above chance at which a blind baseline is no accident
 RMIA_A = 0.3  # how far the chance of a record is taken to lie between its reference's and 1
 SHADOWS, SHADOW_STEPS = 8, 40
 
@@ -62,7 +63,7 @@ class Scored:
 
     scores: dict[str, np.ndarray]
     headline: str
-    blind: np.ndarray  # bag-of-words counts [n, V], for the scorer's blind baseline
+    blind: np.ndarray  # bag-of-words counts of all documents, [n, V], for the scorer's blind baseline
 
 
 @attack(
@@ -115,7 +116,7 @@ class ModelMembership(Attack):
             headline = "Min-K%++"
         else:
             raise NotApplicable("this view holds no model")
-        return Scored(scores=scores, headline=headline, blind=bag_of_words(documents))
+        return Scored(scores=scores, headline=headline, blind=bag_of_words(question.documents))
 
     def _white_box(
         self,
@@ -187,8 +188,8 @@ class ModelMembership(Attack):
         """The headline's AUC and TPR at fixed FPR, all other AUCs, the blind baseline's."""
         values = guess.scores[guess.headline]
         labels = answer[: len(values)]
-        blind = blind_auc(guess.blind, labels)
-        if blind.low is not None and blind.low > 0.5:
+        blind = blind_auc(guess.blind, answer)
+        if blind.low is not None and blind.value - 0.5 > TELLS * (blind.value - blind.low):
             raise Inconclusive(f"a blind baseline reaches AUC {blind.value:.3g}: the split itself tells")
         made = [
             auc_estimate(values, labels, metric="auc", seed=0),

@@ -30,6 +30,7 @@ from fedproxy_secure.report.estimate import Estimate
 MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEASURE 2.10"))
 RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # of the mean eigenvalue
 MOST_DOCUMENTS = 400  # a question
+QUESTIONS = KEPT = 2  # and gradients of as many are kept, for controls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +74,12 @@ class UpdateMembership(Attack):
     """Asks of drawn records and of records set aside."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, object] = {}
+        self._kept: dict[tuple[object, ...], np.ndarray] = {}
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Per vector as many drawn records as set-aside ones; labels are the answer."""
         asked, labels = [], []
-        for r, clients, _ in vectors(view, most=2):
+        for r, clients, _ in vectors(view, most=QUESTIONS):
             members, others = [], []
             for name in clients:
                 state = truth.clients.get(name)
@@ -140,12 +141,14 @@ class UpdateMembership(Attack):
         self, box: WhiteBox, adapter: np.ndarray, documents: Sequence[Encoded], budget: Budget
     ) -> np.ndarray:
         """Downhill gradients, float32 [n, d]; kept for the next call, which controls make."""
-        key = (hash(adapter.tobytes()), tuple(d.ids for d in documents))
-        if self._kept.get("key") != key:
+        key = (adapter.tobytes(), tuple(documents))
+        if key not in self._kept:
             box.set(adapter)
             rows = []
             for document in documents:
                 budget.check()
                 rows.append(-box.gradient([document]))
-            self._kept.update(key=key, rows=np.stack(rows))
-        return np.asarray(self._kept["rows"])
+            while len(self._kept) >= KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = np.stack(rows)
+        return self._kept[key]

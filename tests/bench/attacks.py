@@ -78,7 +78,8 @@ SETTINGS = (
 def main() -> None:
     """Measure everything, print, write."""
     torch.set_num_threads(1)
-    rows = leak_rows("demo", load_config("configs/demo_world.yaml"), SETTINGS)
+    plain = ["audit.holdout=0", "audit.canaries=[]"]
+    rows = leak_rows("demo", load_config("configs/demo_trilemma.yaml", plain), SETTINGS)
     if data := os.environ.get("FEDPROXY_DATA"):
         real = load_config("configs/real_text.yaml", [f"data.root={data}", f"model.path={data}/lm"])
         rows += leak_rows("real text", real, SETTINGS[:4])

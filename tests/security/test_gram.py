@@ -8,7 +8,7 @@ import pytest
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg import ckks, ckks_gram
 from fedproxy_secure.secagg import rehearsal as stage
-from fedproxy_secure.secagg.gram import MESSAGES, GramClient, GramServer, agreed_hash
+from fedproxy_secure.secagg.gram import MESSAGES, GramClient, GramProducts, GramServer, agreed_hash
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.sketch import count_sketch
 
@@ -23,6 +23,7 @@ UPDATES = {n: COMMON + (i + 0.5) * RNG.normal(size=5000) for i, n in enumerate(T
 
 
 ANOTHER = ckks_gram.make_keys()
+SECRET_OF_ALL = ANOTHER.secret.reveal()
 WHOLE_SKETCH = ckks_gram.encrypt(ANOTHER.secret, np.ones(4096))
 
 
@@ -114,6 +115,31 @@ def test_a_client_shown_other_products_opens_another_hash_and_the_rest_do_not_fo
     assert agreed_hash(hashes, threshold=2) == hashes["c00"]
     with pytest.raises(ProtocolAborted, match="2 clients opened the same cosines; must be >= 3"):
         agreed_hash(hashes, threshold=3)
+
+
+def test_the_same_cosines_under_other_names_are_another_hash():
+    """Who stands where is bound too: a weight must not move from one client to another."""
+    keys, roster = stage.identities(4)
+    terms = stage.terms_for(stage.ring(4, 50), roster)  # threshold 3: names may differ
+    alike = np.full(3, 0.5)
+
+    def opened(third):
+        client = GramClient(name="c00", identity=keys["c00"], terms=terms, roster=roster)
+        client._key = Secret(SECRET_OF_ALL)
+        public = ckks.tenseal().context_from(SECRET_OF_ALL)
+        products = [ckks.tenseal().ckks_vector(public, [v]).serialize() for v in alike]
+        client._step = "unmask"
+        message = GramProducts(clients=["c00", "c01", third], products=products)
+        return client.weigh(message, r0=1.0, delta=0.2), client
+
+    (one, client), (two, _), (again, _) = opened("c02"), opened("c03"), opened("c02")
+    assert one.standing == two.standing
+    assert one.gram_sha256 == again.gram_sha256 != two.gram_sha256
+    # and it has forgotten the key
+    assert client._key is None
+    assert client._root.reveal() == b""
+    with pytest.raises(ProtocolAborted, match="asked when over is next"):
+        client.weigh(GramProducts(clients=[], products=[]), r0=1.0, delta=0.2)
 
 
 def test_the_hash_is_in_the_masking_context():

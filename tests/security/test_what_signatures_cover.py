@@ -1,9 +1,12 @@
 """A signature covers every field of its message, the attempt, and for a grant the receiver."""
 
-from dataclasses import fields, replace
+import importlib
+import pkgutil
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
+from fedproxy_secure import secagg
 from fedproxy_secure.secagg.ckks_messages import Hello, KeyGrant, Opened
 from fedproxy_secure.secagg.messages import Advertise, Confirmation, Unmask
 
@@ -62,3 +65,19 @@ def test_what_kind_of_message_it_is_shows_in_what_is_signed():
     hello = Hello(client="c00", share_key=b"h", signature=b"")
     opened = Opened(client="c00", values=b"", values_sha256=b"h", signature=b"")
     assert hello.signed(CONTEXT) != opened.signed(CONTEXT)
+
+
+def test_values_that_were_checked_cannot_be_changed_afterwards_nor_given_by_place():
+    found = []
+    for module in pkgutil.iter_modules(secagg.__path__):
+        for kind in vars(importlib.import_module(f"{secagg.__name__}.{module.name}")).values():
+            if (
+                isinstance(kind, type)
+                and is_dataclass(kind)
+                and kind.__module__.endswith(f".{module.name}")
+            ):
+                found.append(kind)
+    assert len(found) > 25
+    for kind in found:
+        assert kind.__name__ == "Cohort" or kind.__dataclass_params__.frozen, kind
+        assert all(f.kw_only for f in fields(kind)), kind

@@ -147,6 +147,13 @@ def test_block_that_knows_the_kept_share_comes_closer_to_trimmed_ties(clients, k
     assert abs(knowing.conflict.mean() - plaintext.analyse(tau).conflict.mean()) < 0.03
 
 
+def test_a_block_is_64_neighbours_where_the_tensor_allows_it():
+    assert Layout(sizes=(6400,)).starts().tolist() == list(range(0, 6400, 64))
+    for size in (1, 31, 95):
+        assert Layout(sizes=(size,)).starts().tolist() == [0]
+    assert Layout(sizes=(97,)).starts().tolist() == [0, 48]
+
+
 def test_blocks_do_not_cross_tensors():
     starts = Layout(sizes=(130, 5, 64)).starts()
     assert {0, 130, 135} <= set(starts.tolist())

@@ -162,7 +162,7 @@ def test_lone_contributors_and_unanimous_signs_are_those_counted_by_hand(setting
     seen = replace_view(seen, sums=coordinate_sums(seen, truth))
     guess = SignCounts().guess(seen, None, Budget(), rng())
     assert (guess.coordinates, guess.lone, guess.unanimous) == (4, 2, 2)
-    ((r, at, values),) = guess.named
+    ((r, at, values, _),) = guess.named
     assert r == 0
     np.testing.assert_array_equal(at, [1, 2])
     np.testing.assert_array_equal(values, [2, 3])
@@ -174,7 +174,7 @@ def test_a_lone_contributor_on_the_negative_side_is_named_with_its_sign(settings
     truth = truth_of({"a": [1, -4, 0, 0], "b": [2, 1, 0, 0], "c": [3, 1, 0, 0]})
     seen = View(threat_model="server", settings=settings)
     guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
-    ((_, at, values),) = guess.named
+    ((_, at, values, _),) = guess.named
     np.testing.assert_array_equal(at, [1])
     np.testing.assert_array_equal(values, [-4])
 
@@ -183,7 +183,7 @@ def test_values_named_wrongly_do_not_count(settings):
     truth = truth_of(UPDATES)
     seen = View(threat_model="server", settings=settings)
     guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
-    moved = tuple((r, at, values + 0.01) for r, at, values in guess.named)
+    moved = tuple((r, at, values + 0.01, near) for r, at, values, near in guess.named)
     assert SignCounts().score(replace(guess, named=moved), truth)[0].value == 0
 
 

@@ -120,7 +120,7 @@ def test_adapters_leave_embeddings_frozen_so_a1_does_not_apply(labs):
 
 
 def test_a1_is_scored_over_the_whole_vocabulary():
-    items = {"a": (Encoded(ids=(1, 2, 3), response_start=1),)}
+    items = {"a": (Encoded(ids=(1, 2, 3, 4), response_start=1),)}
     truth = truth_of({"a": np.zeros(1)}, items)
     norms = np.array([0.0, 3.0, 2.0, 1.0, 0.0])
     named = np.array([False, True, True, False, False])

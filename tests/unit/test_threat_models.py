@@ -149,7 +149,7 @@ def test_a_package_of_somebody_else_adds_its_own(installed):
 def test_a_package_that_cannot_be_loaded_is_named(installed, tmp_path):
     installed("backups")
     (tmp_path / "guest_models.py").write_text("import nothing_of_the_kind\n")
-    with pytest.raises(ConfigError, match="entry point 'guest' of .* cannot be loaded: No module named"):
+    with pytest.raises(ConfigError, match=r"entry point 'guest' of .* cannot be loaded: No module named"):
         every()
 
 

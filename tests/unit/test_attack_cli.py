@@ -1,0 +1,240 @@
+"""The command `attack`: lists, explains, runs and reports; exit codes are what a pipeline can act on."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from attacks import base
+from attacks.cli import app
+from attacks.table import EXPLAINED, HEADINGS, markdown, outcome_line, rich_tables
+from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.report.finding import Finding, Outcome, read_findings, write_findings
+from tests.support.recorded import record_run
+from tests.support.tiny import write_records
+
+FAST = ("--spec", "A1", "--spec", "sign_counts", "--view", "server", "--jobs", "1")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a recorded run."""
+    place = tmp_path_factory.mktemp("recorded")
+    root = write_records(place / "records", clients=4, records=40)
+    return record_run(place, federate={"rounds": 2}, data={"root": root}).parent
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def finding(outcome, attack="toy", view="server", **changes):
+    estimate = Estimate(
+        metric="auc", value=0.7, low=0.6, high=0.8, n=9, unit="AUC", seeds=(0,), how="for the test"
+    )
+    numbers = () if outcome in (Outcome.ERROR, Outcome.NOT_APPLICABLE) else (estimate,)
+    made = Finding(
+        attack=attack,
+        id="T1",
+        title="a toy",
+        view=view,
+        surfaces=("MOD",),
+        seed_folder="seed-0",
+        profile="smoke",
+        outcome=outcome,
+        reason="because",
+        estimates=numbers,
+        positive=None,
+        negative=None,
+        seconds=1.25,
+        seed=0,
+        mapping=(),
+    )
+    return replace(made, **changes)
+
+
+def test_list_has_a_line_for_every_attack():
+    shown = invoke("list")
+    assert shown.exit_code == 0
+    lines = shown.stdout.splitlines()
+    assert len(lines) == len(base.every())
+    assert lines[0].split() == ["A1", "embedding_bow", "smoke", *lines[0].split()[3:]]
+    assert any(line.startswith("A13  poisoning") and " standard " in line for line in lines)
+
+
+def test_info_says_what_an_attack_needs_and_how_it_is_judged():
+    shown = invoke("info", "A2")
+    assert shown.exit_code == 0
+    for said in (
+        "A2 lora_span_tokens: tokens of the round's records",
+        "needs: IND+MOD or AGG+MOD",
+        "fits: server, active_server",
+        "succeeds: if auc is above 0.55 by its interval (chance 0.5)",
+        "maps to: MITRE ATLAS 5 AML.T0024.001",
+        "The gradient of an adapter lies in the span of its inputs.",
+    ):
+        assert said in shown.stdout
+
+
+def test_info_of_an_id_explains_all_attacks_that_share_it():
+    shown = invoke("info", "A11")
+    for name in ("masked_words", "sign_counts", "cohort_differencing", "mask_seed_search"):
+        assert f"A11 {name}: " in shown.stdout
+
+
+def test_a_run_writes_results_and_ends_with_a_table(run):
+    shown = invoke("run", "--run", run, *FAST)
+    assert shown.exit_code == 0, shown.output
+    assert "NOT_APPLICABLE A1 embedding_bow, server: " in shown.stdout
+    assert "RESISTED       A11 sign_counts, server: " in shown.stdout
+    assert "server, seed-0" in shown.stdout
+    assert str(run / "attacks" / "results.json") in shown.stdout
+    assert [r.attack for r in read_findings(run)] == ["embedding_bow", "sign_counts"]
+
+
+def test_an_attack_named_twice_runs_once(run):
+    invoke("run", "--run", run, *FAST, "--spec", "A1", "--spec", "embedding_bow")
+    assert [r.attack for r in read_findings(run)] == ["embedding_bow", "sign_counts"]
+
+
+def test_by_itself_the_suite_is_run_from_server_and_client(run):
+    invoke("run", "--run", run, "--spec", "A1", "--jobs", "1")
+    assert [r.view for r in read_findings(run)] == ["server", "client"]
+
+
+def test_the_budget_is_for_each_attack(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr("attacks.suite.run_one", lambda *_, **more: asked.append(more) or finding("ERROR"))
+    invoke("run", "--run", run, *FAST, "--budget-seconds", "7.5", "--seed", "3")
+    assert {(m["seconds"], m["seed"], m["profile"]) for m in asked} == {(7.5, 3, "smoke")}
+
+
+def test_report_shows_the_last_results_again(run):
+    invoke("run", "--run", run, *FAST)
+    shown = invoke("report", "--run", run)
+    assert shown.exit_code == 0
+    assert "sign_counts" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ([Outcome.RESISTED, Outcome.NOT_APPLICABLE], 0),
+        ([Outcome.RESISTED, Outcome.SUCCEEDED, Outcome.ERROR], 1),
+        ([Outcome.INCONCLUSIVE, Outcome.SUCCEEDED], 1),
+        ([Outcome.RESISTED, Outcome.INCONCLUSIVE], 3),
+        ([Outcome.RESISTED, Outcome.ERROR], 3),
+        ([], 0),
+    ],
+)
+def test_strict_ends_with_1_for_a_success_with_3_for_what_cannot_tell(tmp_path, outcomes, code):
+    write_findings(tmp_path, [finding(o) for o in outcomes])
+    assert invoke("report", "--run", tmp_path, "--strict").exit_code == code
+    assert invoke("report", "--run", tmp_path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("run", "--run", "RUN", "--suite", "huge"), "--suite huge: must be smoke, standard or full"),
+        (
+            ("run", "--run", "RUN", "--jobs", "1", "--spec", "lora_span_token"),
+            "did you mean 'lora_span_tokens'?",
+        ),
+        (("run", "--run", "RUN", "--jobs", "1", "--view", "servr"), "did you mean 'server'?"),
+        (("run", "--run", "nowhere", "--jobs", "1"), "nowhere: no seed of it was recorded"),
+        (("run", "--run", "RUN", "--budget-seconds", "0"), "Invalid value for '--budget-seconds'"),
+        (("report", "--run", "nowhere"), "run `attack run` first"),
+        (("info", "A22"), "attack 'A22': is not known; did you mean 'A2'?"),
+    ],
+)
+def test_a_wrong_word_ends_with_2_and_one_line(run, words, line):
+    shown = invoke(*(run if w == "RUN" else w for w in words))
+    assert shown.exit_code == 2
+    assert line in shown.stderr.replace("\n", " ")
+    assert "Traceback" not in shown.output
+
+
+def test_damaged_results_are_named(tmp_path):
+    (tmp_path / "attacks").mkdir()
+    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 1, "results": [{}]}')
+    shown = invoke("report", "--run", tmp_path)
+    assert shown.exit_code == 2
+    assert "is damaged" in shown.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupt_shows_what_there_is_and_how_to_go_on(run):
+    command = [sys.executable, "-c", "from attacks.cli import app; app()", "run", "--run", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, *FAST, "--spec", "A12", "--spec", "A6", "--suite", "full", "--view", "client"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        events = run / "attacks" / "events.jsonl"
+        events.unlink(missing_ok=True)
+        until = time.monotonic() + 90
+        while time.monotonic() < until and not (events.exists() and events.read_text().count("\n") >= 2):
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "server, seed-0" in out
+    assert "interrupted" in err
+    (again,) = [line for line in err.splitlines() if line.startswith("resume with: ")]
+    for word in ("--resume", "--suite full", "--spec A12", "--spec sign_counts", "--view client", str(run)):
+        assert word in again
+    results = json.loads((run / "attacks" / "results.json").read_text())["results"]
+    assert len(results) >= 2
+
+
+# how results are shown
+
+
+def shown_on_80_columns(results):
+    written = io.StringIO()
+    Console(width=80, file=written).print(rich_tables(results))
+    return written.getvalue()
+
+
+def test_outcomes_and_names_are_whole_on_a_narrow_terminal():
+    results = [finding(o, attack="lora_span_sequences", view="server_with_clients") for o in list(Outcome)]
+    text = shown_on_80_columns(results)
+    for outcome in Outcome:
+        assert str(outcome) in text
+    assert text.count("0.7 [0.6, 0.8]") == 3
+    assert EXPLAINED.split(";")[0] in text
+    assert "no proof of safety" in text.replace("\n", " ")
+
+
+def test_each_view_and_seed_has_its_own_table_and_those_without_numbers_a_line():
+    results = [
+        finding(Outcome.RESISTED),
+        finding(Outcome.NOT_APPLICABLE, attack="other"),
+        finding(Outcome.SUCCEEDED, view="client"),
+        finding(Outcome.SUCCEEDED, seed_folder="seed-1"),
+    ]
+    text = shown_on_80_columns(results)
+    for title in ("server, seed-0", "client, seed-0", "server, seed-1"):
+        assert title in text
+    assert outcome_line(results[1]) == "NOT_APPLICABLE T1 other, server: because"
+    assert outcome_line(results[1]) in text
+
+
+def test_markdown_has_a_row_for_each_result():
+    lines = markdown([finding(Outcome.RESISTED), finding(Outcome.ERROR)]).strip().splitlines()
+    assert len(lines) == 4
+    assert all(heading in lines[0] for heading in HEADINGS)
+    assert "0.7 [0.6, 0.8]" in lines[2]
+    assert "because" in lines[3]
