@@ -6,19 +6,15 @@ of them. Of another LLM nothing is assumed: texts are sampled from the model in 
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedproxy_secure.data.evaluate import text_windows
+from fedproxy_secure.data.encode import text_ids
 from fedproxy_secure.llm import Tokenizer, load_tokenizer
 from fedproxy_secure.world.stories import stories
-
-STORY_TOKENS = 50  # somewhat less than a story has on average
 
 
 def texts_for(
@@ -37,18 +33,13 @@ def is_demo(tokenizer: Tokenizer) -> bool:
 
 
 def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -> torch.Tensor:
-    """Windows of the demo world's stories, int64 [count, tokens]."""
-    enough = 2 + count * tokens // STORY_TOKENS
-    while True:
-        windows = text_windows(_stories(seed, enough), tokenizer, window_tokens=tokens, limit=count)
-        if len(windows) == count:
-            return windows
-        enough *= 2
-
-
-@lru_cache(maxsize=4)
-def _stories(seed: int, count: int) -> str:
-    return "\n".join(islice(stories(seed), count))
+    """Windows of the demo world's stories, each between start and end token: int64 [count, tokens]."""
+    ids: list[int] = []
+    for text in stories(seed):
+        ids += [tokenizer.bos_token_id, *text_ids(text, tokenizer), tokenizer.eos_token_id]
+        if len(ids) >= count * tokens:
+            break
+    return torch.tensor(ids[: count * tokens], dtype=torch.int64).view(count, tokens)
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ from scipy.stats import chi2
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.reconstruction.row_spaces import spaces_of
 from attacks.reconstruction.sequences import one_step_control
-from attacks.reconstruction.spans import Candidates, Target, attack_one, spaces_of
+from attacks.reconstruction.spans import Candidates, Target, attack_one
 from attacks.reconstruction.spans import LoraSpanTokens as Spans
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate

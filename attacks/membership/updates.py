@@ -20,7 +20,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack
-from attacks.reconstruction.spans import vectors
+from attacks.reconstruction.vectors import vectors
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded

@@ -11,7 +11,8 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, NotApplicable, Truth, attack
-from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, vectors
+from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS
+from attacks.reconstruction.vectors import vectors
 from attacks.statistics import mean_auc, over_targets
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate

@@ -22,8 +22,11 @@ import torch
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth, attack
-from attacks.reconstruction.sequences import best_rouge, one_step_control
-from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one, spaces_of, vectors
+from attacks.reconstruction.rouge import best_rouge
+from attacks.reconstruction.row_spaces import spaces_of
+from attacks.reconstruction.sequences import one_step_control
+from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one
+from attacks.reconstruction.vectors import vectors
 from attacks.statistics import over_targets
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded

@@ -36,17 +36,10 @@ from attacks.base import (
     attack,
     replace_view,
 )
-from attacks.reconstruction.spans import (
-    PRIVACY_OF_GRADIENTS,
-    Candidates,
-    attack_one,
-    row_space,
-    spaces_of,
-    span_residual,
-    unit,
-    vectors,
-    whitening,
-)
+from attacks.reconstruction.rouge import best_rouge
+from attacks.reconstruction.row_spaces import row_space, spaces_of, span_residual, unit, whitening
+from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one
+from attacks.reconstruction.vectors import vectors
 from attacks.statistics import matched, over_targets, share
 from attacks.white_box import WhiteBox
 from fedproxy_secure.config import LocalConfig
@@ -59,11 +52,7 @@ ONE_STEP, SEVERAL_STEPS = 0.1, 0.2  # residual below which a prefix is taken as 
 MOST_TOKENS = 160  # extensions tried at each position
 CONTROL = "control"  # the client of the positive control
 CONTROL_RECORDS = 1
-CONTROL_STEP = (
-    100.0  # learning rate of the controls' step: float32 rounding of the sent difference is nothing
-)
-
-
+CONTROL_STEP = 100.0  # learning rate of the controls' step: so long that rounding of it is nothing
 Prefix = tuple[int, ...]
 
 
@@ -280,34 +269,3 @@ def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, T
         settings=replace(view.settings, local=local, privacy=privacy),
     )
     return changed, Truth(clients={CONTROL: control})
-
-
-def best_rouge(
-    true: Sequence[tuple[int, ...]], found: Sequence[tuple[int, ...]]
-) -> list[tuple[float, float, float]]:
-    """ROUGE-1, -2, -L (F) of every true sequence with its one-to-one best match by ROUGE-L; 0 without."""
-    from rouge_score.rouge_scorer import RougeScorer
-    from scipy.optimize import linear_sum_assignment
-
-    scores = [(0.0, 0.0, 0.0)] * len(true)
-    if not true or not found:
-        return scores
-    kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, tokenizer=_Words())
-    table = [[scorer.score(_text(t), _text(f)) for f in found] for t in true]
-    values = np.array([[cell["rougeL"].fmeasure for cell in row] for row in table])
-    for i, j in zip(*linear_sum_assignment(-values), strict=True):
-        a, b, c = (float(table[i][j][k].fmeasure) for k in kinds)
-        scores[i] = (a, b, c)
-    return scores
-
-
-class _Words:
-    """For rouge-score: token ids are words."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return text.split()
-
-
-def _text(ids: tuple[int, ...]) -> str:
-    return " ".join(map(str, ids))

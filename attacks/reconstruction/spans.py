@@ -35,14 +35,14 @@ from scipy.stats import rankdata
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Inconclusive, Truth, attack
+from attacks.reconstruction.row_spaces import Spaces, row_space, spaces_of, span_residual, unit, whitening
+from attacks.reconstruction.vectors import vectors
 from attacks.statistics import auc_value, mean_auc, over_targets, spread_by_chance, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.record.view import PublicSettings, View
 from fedproxy_secure.report.estimate import Estimate
 
-FLOAT32_NOISE = 6e-8  # of the largest singular value: what arithmetic leaves
-EDGE = 2.0  # times the largest singular value that rounding alone has
 EXACT = 0.1  # whitened residual below which a token lies in the span
 BY_CHANCE = 1e-4  # of tokens come so close to a span with few dimensions left
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
@@ -67,117 +67,6 @@ class Target:
     null: tuple[np.ndarray, ...]  # float32 [n, V] each: shuffled updates' scores, random text's
     rank: int
     capacity: int
-
-
-Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the mean of their updates
-
-
-def vectors(view: View, *, most: int) -> list[Vector]:
-    """The first `most` vectors a view holds: individual updates where it has them, else aggregates."""
-    if view.updates:
-        found: list[Vector] = [(r, (name,), u) for (r, name), u in sorted(view.updates.items())]
-    else:
-        found = []
-        everybody = view.settings.clients if view.settings is not None else ()
-        for r in sorted({*view.sums, *view.adapters}):
-            mean = view.aggregate(r)
-            if mean is not None:
-                seen = view.cohorts.get(r, everybody)
-                found.append((r, seen, without_own(view, r, seen, mean)))
-    found.sort(key=lambda f: (f[0], f[1]))
-    # rounds apart say more than neighbours: spread over what is there
-    picks = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
-    return [found[i] for i in picks]
-
-
-def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
-    """The mean without the corrupted clients' own part, which they know."""
-    own = [
-        state.rounds[round_number].update
-        for name, state in view.own.items()
-        if name in clients and round_number in state.rounds
-    ]
-    rest: np.ndarray = (mean * len(clients) - np.sum(own, axis=0)).astype(np.float32) if own else mean
-    return rest
-
-
-def row_space(
-    matrix: np.ndarray, whiten: np.ndarray | None = None, *, noise: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values of what stands out of the noise, [rank], and their right vectors, [rank, k]; whitened
-    afterwards, or rare directions of the vocabulary would be all noise.
-
-    Args:
-        matrix: [rows, k].
-        noise: standard deviation of what is random in each of its numbers. That alone has singular values
-            of at most `noise (sqrt(rows) + sqrt(k))` (Marchenko and Pastur).
-    """
-    _, sigma, right = np.linalg.svd(matrix, full_matrices=False)
-    edge = EDGE * noise * (np.sqrt(matrix.shape[0]) + np.sqrt(matrix.shape[1]))
-    rank = int((sigma > max(edge, FLOAT32_NOISE * sigma[0])).sum()) if sigma[0] > 0 else 0
-    if whiten is None or not rank:
-        return sigma[:rank], right[:rank]
-    _, sigma, right = np.linalg.svd(sigma[:rank, None] * right[:rank] @ whiten, full_matrices=False)
-    return sigma, right
-
-
-def span_residual(candidates: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Distance of unit candidates [n, k] from the span of orthonormal rows [rank, k]; [n] in [0, 1]."""
-    inside = np.square(candidates @ right.T).sum(axis=1)
-    return np.asarray(np.sqrt(np.clip(1 - inside, 0, None)))
-
-
-def whitening(inputs: np.ndarray) -> np.ndarray:
-    """The symmetric W, [k, k], for which inputs [n, k] times W have second moments of one."""
-    values, vectors_ = np.linalg.eigh(inputs.T @ inputs / len(inputs))
-    floor = 1e-6 * float(values[-1])
-    made: np.ndarray = (vectors_ / np.sqrt(np.maximum(values, floor))) @ vectors_.T
-    return made
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; zero rows stay."""
-    length = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / np.where(length > 0, length, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spaces:
-    """Row spaces of one block's update: matrices [rows, k], and maps from inputs to their rows' space."""
-
-    matrices: tuple[np.ndarray, ...]
-    maps: tuple[np.ndarray | None, ...]  # None: the identity
-    noise: float = 0.0  # standard deviation of each number: an update is a difference of float32 parameters
-
-    @property
-    def capacity(self) -> int:
-        """How many inputs the spaces can hold apart."""
-        return max(int(min(m.shape)) for m in self.matrices)
-
-
-def spaces_of(box: WhiteBox, update: np.ndarray, block: int, kind: str) -> Spaces:
-    """The parts of an update, made from the box's adapter, whose rows lie in the span of a block's inputs.
-
-    Raises `NotApplicable` if the block is not adapted.
-    """
-    pieces = box.pieces(update)
-    group = box.shared_input(block)
-    found: list[np.ndarray] = []
-    maps: list[np.ndarray | None] = []
-    wanted = {"lora": "lora_A.", "ffa": "lora_B.", "core": "lora_B.default.core."}[kind]
-    parameters = dict(box.tuned.named_parameters())
-    spacings: list[np.ndarray] = []
-    for name, layer in zip(group.names, group.layers, strict=True):
-        for parameter, piece in pieces.items():
-            if f".{block}.{name}.{wanted}" in parameter:
-                found.append(piece)
-                maps.append(None if kind == "lora" else white_box.frozen_input_map(layer))
-                after = parameters[parameter].detach().numpy() + piece.astype(np.float32)
-                spacings.append(np.spacing(np.abs(after)).ravel().astype(np.float64))
-    noise = float(np.sqrt(np.square(np.concatenate(spacings)).mean() / 12))
-    if kind == "lora":  # one space: all maps see the same inputs
-        return Spaces(matrices=(np.concatenate(found),), maps=(None,), noise=noise)
-    return Spaces(matrices=tuple(found), maps=tuple(maps), noise=noise)
 
 
 @dataclass(frozen=True, kw_only=True)

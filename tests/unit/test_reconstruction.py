@@ -9,25 +9,15 @@ import torch
 from attacks.base import Budget, Inconclusive, NotApplicable, OutOfTime, Truth
 from attacks.reconstruction.embedding import EmbeddingBow, embedding_tokens
 from attacks.reconstruction.matching import GradientMatching, Lengths, match
+from attacks.reconstruction.rouge import best_rouge
+from attacks.reconstruction.row_spaces import Spaces, row_space, spaces_of, span_residual, unit, whitening
 from attacks.reconstruction.sequences import (
     Found,
     LoraSpanSequences,
-    best_rouge,
     one_step_control,
     without_prefixes,
 )
-from attacks.reconstruction.spans import (
-    Candidates,
-    LoraSpanTokens,
-    Spaces,
-    attack_one,
-    row_space,
-    spaces_of,
-    span_residual,
-    unexplained,
-    unit,
-    whitening,
-)
+from attacks.reconstruction.spans import Candidates, LoraSpanTokens, attack_one, unexplained
 from attacks.statistics import auc_value
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.federate.adapters import get_vector

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from attacks.reconstruction.spans import vectors
+from attacks.reconstruction.vectors import vectors
 from fedproxy_secure.config import (
     AdapterConfig,
     FederateConfig,
