@@ -79,18 +79,22 @@ def main() -> None:
     """Measure everything, print, write."""
     torch.set_num_threads(1)
     plain = ["audit.holdout=0", "audit.canaries=[]"]
-    rows = leak_rows("demo", load_config("configs/demo_trilemma.yaml", plain), SETTINGS)
+    rows: list[Row] = []
+    for found in leak_rows("demo", load_config("configs/demo_trilemma.yaml", plain), SETTINGS):
+        rows += found
+        publish("attacks", rows)  # after each setting: half an hour is long
     if data := os.environ.get("FEDPROXY_DATA"):
         real = load_config("configs/real_text.yaml", [f"data.root={data}", f"model.path={data}/lm"])
-        rows += leak_rows("real text", real, SETTINGS[:4])
-    publish("attacks", rows)
+        for found in leak_rows("real text", real, SETTINGS[:4]):
+            rows += found
+            publish("attacks", rows)
 
 
-def leak_rows(where: str, config: Config, settings: Sequence[Setting]) -> list[Row]:
-    """A2's and A5's AUC and A3's exact recall for every setting and cohort."""
+def leak_rows(where: str, config: Config, settings: Sequence[Setting]) -> Iterator[list[Row]]:
+    """A2's and A5's AUC and A3's exact recall for every cohort, setting by setting."""
     materials = prepare(config)
-    rows = []
     for setting in settings:
+        rows = []
         with tempfile.TemporaryDirectory() as folder:
             for cohort, view, truth in rounds(config, materials, setting, Path(folder)):
                 if setting.epsilon is not None and cohort != TASKS:
@@ -98,7 +102,7 @@ def leak_rows(where: str, config: Config, settings: Sequence[Setting]) -> list[R
                 for attack in ("A2", "A3", "A5"):
                     rows.append(_row(where, setting, cohort, _tried(attack, view, truth)))
                     print(rows[-1].metric, f"{rows[-1].value:.3f}", file=sys.stderr, flush=True)
-    return rows
+        yield rows
 
 
 def rounds(
