@@ -18,6 +18,7 @@ SECAGG_TESTS := \
 	tests/security/test_selftest.py \
 	tests/security/test_what_signatures_cover.py \
 	tests/unit/test_ckks.py \
+	tests/unit/test_expectations.py \
 	tests/unit/test_granularity.py \
 	tests/unit/test_ring.py \
 	tests/unit/test_shamir_and_control.py \

@@ -33,14 +33,13 @@ def measure(
 
     Raises `ConfigError` for an unknown view, `RunFolderError` for a run without a transcript.
     """
-    from attacks.base import every
+    from attacks.base import suite
     from attacks.suite import run_suite
     from threat_models import get
 
-    chosen = [a for a in every().values() if a.info.smoke or profile != "smoke"]
     return run_suite(
         run,
-        attacks=chosen,
+        attacks=suite(profile),
         threat_models=[get(v) for v in views],
         profile=profile,
         seconds=seconds,

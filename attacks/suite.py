@@ -7,7 +7,8 @@ joins them at the end, and after an interrupt those that there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -136,12 +137,13 @@ def run_suite(
     task = f"{profile} suite"
     shown.start(task, len(todo))  # of those left, so that the time left is not flattered
     try:
-        for result in _results(todo, by_name, jobs):
-            results[result.seed_folder, result.view, result.attack] = result
-            log_file.append_jsonl(EVENTS, result.to_json())
-            if on_result is not None:
-                on_result(result)
-            shown.advance(task, note=f"{result.attack}: {result.outcome}")
+        with closing(_results(todo, by_name, jobs)) as coming:  # an interrupt ends the processes at once
+            for result in coming:
+                results[result.seed_folder, result.view, result.attack] = result
+                log_file.append_jsonl(EVENTS, result.to_json())
+                if on_result is not None:
+                    on_result(result)
+                shown.advance(task, note=f"{result.attack}: {result.outcome}")
         shown.done(task)
     finally:
         found = [results[t.key] for t in trials if t.key in results]
@@ -149,7 +151,7 @@ def run_suite(
     return found
 
 
-def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Iterator[Finding]:
+def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Generator[Finding]:
     """As they come."""
     apart = []
     for trial in todo:
@@ -159,9 +161,11 @@ def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> It
             apart.append(trial)
         else:
             yield trial.run(one)
+    apart.sort(key=lambda t: not attacks[t.attack].info.long)
     seconds = apart[0].seconds if apart else 0.0
-    for index, result in in_processes(run_trial, apart, jobs=jobs, seconds=seconds):
-        yield _lost(apart[index], result) if isinstance(result, Lost) else result
+    with closing(in_processes(run_trial, apart, jobs=jobs, seconds=seconds)) as ended:
+        for index, result in ended:
+            yield _lost(apart[index], result) if isinstance(result, Lost) else result
 
 
 def run_trial(trial: Trial) -> Finding:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 HEADINGS = ("attack", "view", "outcome", "headline", "value", "positive", "negative", "seconds")
 STYLES = {Outcome.SUCCEEDED: "bold red", Outcome.ERROR: "red", Outcome.RESISTED: "green"}
 EXPLAINED = (
-    "value [95 % interval]; positive: the same attack with protection off; negative: where there is "
-    "nothing to find. RESISTED is no proof of safety."
+    "value [95 % interval]; pos.: the same attack with protection off; neg.: where there is nothing to "
+    "find. RESISTED is no proof of safety."
 )
 
 
@@ -58,7 +58,9 @@ def rich_tables(results: Sequence[Finding]) -> Group:
     parts: list[Table | Text] = []
     for view, seed_folder in dict.fromkeys((r.view, r.seed_folder) for r in results):
         own = [r for r in results if (r.view, r.seed_folder) == (view, seed_folder)]
-        parts.append(_rich_table(f"{view}, {seed_folder}", [r for r in own if r.headline is not None]))
+        measured = [r for r in own if r.headline is not None]
+        title = f"{view}, {seed_folder}"
+        parts.append(_rich_table(title, measured) if measured else Text(title, style="italic"))
         parts += [Text(outcome_line(r), style="dim") for r in own if r.headline is None]
     return Group(*parts, Text(EXPLAINED))
 
@@ -69,9 +71,9 @@ def _rich_table(title: str, results: Sequence[Finding]) -> Table:
     from rich.text import Text
 
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    table.add_column("attack", overflow="fold")
+    table.add_column("attack", overflow="fold", min_width=max(len(f"{r.id} {r.attack}") for r in results))
     table.add_column("outcome", no_wrap=True)
-    for heading in ("value", "positive", "negative", "s"):
+    for heading in ("value", "pos.", "neg.", "s"):
         table.add_column(heading, justify="right", overflow="fold")
     for result in results:
         assert result.headline is not None

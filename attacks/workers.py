@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, wait
@@ -48,7 +49,7 @@ def warm_up(modules: Sequence[str]) -> None:
 
 def in_processes(
     work: Callable[[T], R], tasks: Sequence[T], *, jobs: int, seconds: float
-) -> Iterator[tuple[int, R | Lost]]:
+) -> Generator[tuple[int, R | Lost]]:
     """(index, result) of every task as they end, `jobs` at a time, in the order of `tasks`.
 
     Args:
@@ -100,5 +101,7 @@ def _kill(process: BaseProcess) -> None:
 
 def _child(there: Connection, work: Callable[[T], R], task: T) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
-    there.send((work(task),))
+    result = work(task)
+    with suppress(BrokenPipeError):  # nobody waits for it any more
+        there.send((result,))
     there.close()

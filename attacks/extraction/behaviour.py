@@ -113,8 +113,7 @@ class Scale:
     @property
     def gap(self) -> Estimate:
         """S_LLM - S_proxy."""
-        gap = self.llm - self.proxy
-        return self.made("gap", float(gap.mean()), gap[self.picks].mean(-1), unit="score")
+        return self.difference(self.llm, self.proxy, "gap", unit="score")
 
     @property
     def usable(self) -> bool:
@@ -138,6 +137,10 @@ class Scale:
         if against is not None:
             value, draws = value - self.ratio(against), draws - self.draws(against)
         return self.made(metric, value, draws)
+
+    def difference(self, a: np.ndarray, b: np.ndarray, metric: str, *, unit: str) -> Estimate:
+        """Mean of a - b over the texts, in the score's own unit."""
+        return self.made(metric, float((a - b).mean()), (a - b)[self.picks].mean(-1), unit=unit)
 
     def made(self, metric: str, value: float, draws: np.ndarray, *, unit: str = "share") -> Estimate:
         """An estimate with the draws' 95 % interval."""

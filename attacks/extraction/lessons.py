@@ -18,7 +18,7 @@ Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts)
 TOP = 20  # alternatives that a `top_k` API tells, with their probabilities
 LEARNING_RATE = 3e-3
 WARM_UP = 0.05  # of the steps; afterwards the rate falls to 0 on a line
-CHECKS = 4  # looks at held-out texts during training; the best state is kept
+CHECKS = 8  # looks at held-out texts during training; the best state is kept
 GOOD_ENOUGH = 1e-7  # nats: nothing is left to learn
 
 

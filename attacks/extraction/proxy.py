@@ -7,7 +7,8 @@ to K texts (distillation). **R** is the share of the proxy's KL to the LLM that 
 
     healing     the same compute on texts alone, without a query: what the proxy gives away by itself
     API gain    R with the largest K, minus healing's or 0, whichever is more: the proxy as it is has R = 0
-    proxy gain  the same R, minus that of random weights that get the same queries and as many steps
+    proxy gain  by how many nats KL is lower than that of random weights that get the same queries and as
+                many steps; their R is far below 0
     top k, text what an API gives away that tells `TOP` tokens, or only the likeliest
 
 What it has: texts (`attacks.extraction.texts`) and, as public, the LLM's depth. Fillers are spread evenly.
@@ -44,9 +45,9 @@ from attacks.base import (
     replace_view,
 )
 from attacks.extraction.api import EXTRACTION, Api
-from attacks.extraction.behaviour import KL, Asked, Behaviour, Scale, behaviour, scales, scores
+from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale, behaviour, scales, scores
 from attacks.extraction.fillers import Gaps, gaps_of, grown, spread
-from attacks.extraction.lessons import TOP
+from attacks.extraction.lessons import TOP, Answers
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.texts import texts_for
 from attacks.extraction.thief import Thief, effort, held_model, leaked
@@ -59,6 +60,7 @@ TEXT_TOKENS = 64  # of a query, and of a held-out text
 HELD_OUT, RECORDS = 64, 160  # texts and records of an exam
 NUMBERS = 2**24  # log-probabilities that a model hands in, at most
 PROXY, LLM, HEALED, NOTHING = "proxy", "LLM", "healed", "no proxy"
+TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likeliest token told"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ def _posed(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int)
         chance=0.0,
         margin=0.5,
         mapping=EXTRACTION,
+        long=True,
     )
 )
 class ProxyExtraction(Attack):
@@ -174,8 +177,8 @@ class ProxyExtraction(Attack):
             for count in spent.grid:
                 models[queries(count)] = answer(thief.distilled(count, thief.empty(missing), others=others))
             if spent.all_controls:
-                for name in ("top_k", "text"):
-                    models[name] = answer(thief.distilled(last, thief.empty(missing), answers=name))
+                for told, name in TOLD.items():
+                    models[name] = answer(thief.distilled(last, thief.empty(missing), answers=told))
                 models[NOTHING] = answer(thief.without_proxy(last, question.depth))
                 gaps = thief.where(missing)
         return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked)
@@ -202,17 +205,18 @@ class ProxyExtraction(Attack):
             made.append(of(r[best], "API gain", against=without))
         if NOTHING in r:
             made.append(of(r[NOTHING], "R without the proxy"))
-            made.append(of(r[best], "proxy gain", against=r[NOTHING]))
-        made += [
-            of(r[name], f"extraction R, {text}")
-            for name, text in (("top_k", f"top {TOP} tokens told"), ("text", "likeliest token told"))
-            if name in r
-        ]
+            made.append(scale[KL].difference(r[best], r[NOTHING], "proxy gain", unit="nats"))
+        if TOLD["text"] in r:
+            made += [of(r[name], f"extraction R, {name}") for name in TOLD.values()]
+            if scale[AGREEMENT].usable:
+                told = found[TOLD["text"]][AGREEMENT]
+                made.append(scale[AGREEMENT].estimate(told, f"R of agreement, {TOLD['text']}"))
         made += _half(scale[KL], r, guess)
+        made.append(scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"))
+        made.append(scale[KL].difference(r[LLM], r[best], "KL of the attack", unit="nats"))
         for name, other in scale.items():
             if name != KL:
-                gap = other.gap
-                made.append(Estimate(**{**vars(gap), "metric": f"LLM minus proxy, {name}"}))
+                made.append(Estimate(**{**vars(other.gap), "metric": f"LLM minus proxy, {name}"}))
                 if other.usable:
                     made.append(other.estimate(found[best][name], f"R of {name}"))
         made.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))

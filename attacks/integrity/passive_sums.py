@@ -108,8 +108,8 @@ class SignCounts(Attack):
         """The same with sums and magnitudes of other coordinates: what is named is nobody's."""
         mixed = {}
         for r, sums in coordinate_sums(view, exam.answer).items():
-            order = rng.permutation(len(sums.segments["update"]))
-            moved = {k: sums.segments[k][order] for k in ("update", "magnitude")}
+            far = int(rng.integers(1, len(sums.segments["update"])))  # so that none stays where it was
+            moved = {k: np.roll(sums.segments[k], far) for k in ("update", "magnitude")}
             mixed[r] = Sums(clients=sums.clients, segments={**sums.segments, **moved})
         return replace_view(view, sums=mixed), exam
 

@@ -73,6 +73,7 @@ class Damage:
         margin=0.1,
         mapping=POISONING,
         smoke=False,
+        long=True,
     )
 )
 class Poisoning(Attack):

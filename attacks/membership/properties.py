@@ -59,6 +59,7 @@ def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
         mapping=MEMBERSHIP,
         smoke=False,
+        long=True,
     )
 )
 class PropertyInference(Attack):
@@ -115,9 +116,17 @@ class PropertyInference(Attack):
         return (found, p)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Shadows whose labels say nothing."""
+        """Shadows whose labels say nothing: half of each kind are called the other.
+
+        Labels permuted over both kinds at once agree with the truth a little, by chance, and a property that
+        is plain to see makes much of that.
+        """
         asked = exam.question
-        mixed = Rounds(shadows=asked.shadows, labels=rng.permutation(asked.labels), targets=asked.targets)
+        labels = asked.labels.copy()
+        for kind in (False, True):
+            mine = rng.permutation(np.flatnonzero(asked.labels == kind))
+            labels[mine[: len(mine) // 2]] = not kind
+        mixed = Rounds(shadows=asked.shadows, labels=labels, targets=asked.targets)
         return view, Exam(question=mixed, answer=exam.answer)
 
 

@@ -158,6 +158,7 @@ def _edited(
         margin=0.05,
         mapping=PRIVACY_OF_GRADIENTS,
         smoke=False,
+        long=True,
     )
 )
 class GradientMatching(Attack):

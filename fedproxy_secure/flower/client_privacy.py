@@ -29,9 +29,8 @@ from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.randomness import stream_seed
-from fedproxy_secure.secagg.primitives import derive, digest
+from fedproxy_secure.secagg.primitives import digest
 from fedproxy_secure.secagg.ring import RingPlan
-from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.terms import Terms, least_threshold
 
 RESOLUTION = 2**12  # steps in a clip norm
@@ -49,8 +48,7 @@ def noise_of(job: FederationJob, *, d: int, clients: int, threshold: int) -> Dis
     Raises `ConfigError` if the target cannot be reached or the ring has no room for the noise.
     """
     honest = threshold - job.protect.colluders
-    rounding = math.sqrt(d) * (1.0 if job.protect.bits < 32 else 0.5)
-    l2 = RESOLUTION + rounding
+    l2 = RESOLUTION + math.sqrt(d) / 2  # to the nearest step
     l1 = min(math.sqrt(d) * l2, l2**2)
     privacy = job.privacy
     variance = _variance(
@@ -141,26 +139,14 @@ def add_noise(
         max_epsilon=privacy.limit,
     )
     ledger.open()
+    names = "|".join([str(terms.threshold), *terms.cohort]).encode()
     # the words too: if training does not repeat to the bit, another attempt needs its own noise
-    inputs = digest(_inputs(terms), own.tobytes())
+    inputs = digest(terms.broadcast_sha256, names, own.tobytes())
     key = ledger.authorise(round=terms.round, inputs_sha256=inputs, event=noisy)
     if privacy.randomness == "unsafe_simulated":
         key = hashlib.sha256(f"{stream_seed(job.seed, 'noise', client, terms.round)}".encode()).digest()
     share = noisy.variance / noisy.summands
     own += discrete.draw(noisy.mechanism, share, Noise(key), segment.length).astype(words.dtype)
-
-
-def rounding_key(identity: Secret, terms: Terms) -> Secret:
-    """What an update's random rounding follows from: alike in every attempt at a round that starts alike.
-
-    The noise is alike in them too. If the words differed, so would the sums, by what no noise covers.
-    """
-    return derive(identity, info=b"rounding|" + _inputs(terms) + f"|{terms.run}|{terms.round}".encode())
-
-
-def _inputs(terms: Terms) -> bytes:
-    names = "|".join([str(terms.threshold), *terms.cohort]).encode()
-    return digest(terms.broadcast_sha256, names)
 
 
 def _check_sensitivity(words: np.ndarray, plan: RingPlan, l2: float) -> None:

@@ -128,9 +128,9 @@ def advertise(
     else:
         session = ClientSession(name=client.name, identity=identity, terms=terms, roster=roster)
         noisy = job.privacy.unit == "client"
-        rounding = client_privacy.rounding_key(identity, terms) if noisy else None
         segments = values | encode_control(control, terms.context())
-        words = quantise(terms.plan, segments, rounding=rounding).words
+        # another attempt has the same noise; were the words rounded anew, two sums would tell by how much
+        words = quantise(terms.plan, segments, nearest=noisy).words
         if noisy:
             client_privacy.add_noise(words, terms.plan, job, client=client.name, terms=terms)
     answer = session.advertise()

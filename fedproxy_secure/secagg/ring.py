@@ -20,8 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.secagg.primitives import derive, fresh_secret, keystream
-from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.primitives import fresh_secret, keystream
 
 RING_BITS = (16, 24, 32)
 MIN_CLIENTS, MAX_CLIENTS = 3, 64
@@ -120,13 +119,10 @@ class Quantised:
     largest: float
 
 
-def quantise(
-    plan: RingPlan, values: Mapping[str, np.ndarray], *, rounding: Secret | None = None
-) -> Quantised:
+def quantise(plan: RingPlan, values: Mapping[str, np.ndarray], *, nearest: bool = False) -> Quantised:
     """Lay a client's segments into ring words.
 
-    `rounding`: what random rounding follows from, for values that must give the same words again; None:
-    the operating system.
+    `nearest`: round to the nearest step in small rings too, so that the same values give the same words.
 
     Raises `DataError`, naming the segment, for a missing or unknown one, another length, NaN or
     infinity, or a count out of range.
@@ -142,7 +138,8 @@ def quantise(
         if segment.clip is None:
             _counts_into(target, part, segment)
         else:
-            more, top = _real_into(target, part, segment, plan, rounding or fresh_secret())
+            rounded = _nearest if nearest or not plan.random_rounding else _random_rounding(plan.levels)
+            more, top = _real_into(target, part, segment, plan, rounded)
             clipped, largest = clipped + more, max(largest, top)
         at += segment.length
     return Quantised(words=words, clipped=clipped, largest=largest)
@@ -157,12 +154,14 @@ def _counts_into(target: np.ndarray, part: np.ndarray, segment: Segment) -> None
 
 
 def _real_into(
-    target: np.ndarray, part: np.ndarray, segment: Segment, plan: RingPlan, rounding: Secret
+    target: np.ndarray,
+    part: np.ndarray,
+    segment: Segment,
+    plan: RingPlan,
+    rounded: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[int, float]:
     """Scale to steps, clip, round to integers, a chunk at a time; how many were clipped, the largest."""
     clip, levels = float(segment.clip or 0), plan.levels
-    key = derive(rounding, info=b"rounding|" + segment.name.encode())
-    rounded = _random_rounding(levels, key) if plan.random_rounding else _nearest
     # what a step needs is finer than float32 in the large rings
     y = np.empty(CHUNK_WORDS, dtype=np.float32 if plan.bits == 16 else np.float64)
     scale = y.dtype.type(levels / clip)
@@ -188,13 +187,13 @@ def _nearest(steps: np.ndarray) -> np.ndarray:
     return steps.astype(np.int32)
 
 
-def _random_rounding(levels: int, key: Secret) -> Callable[[np.ndarray], np.ndarray]:
+def _random_rounding(levels: int) -> Callable[[np.ndarray], np.ndarray]:
     """floor(x + u) for u uniform on a grid of 2^-8 (16 bits) or 2^-16 (24), half a grid step from 0 and 1.
 
     The grid keeps x + u exact in x's own type, so that a whole number never moves.
     """
     small = levels < 2**15
-    stream, zeros = keystream(key), bytes(CHUNK_WORDS * (1 if small else 2))
+    stream, zeros = keystream(fresh_secret()), bytes(CHUNK_WORDS * (1 if small else 2))
     random = np.empty(CHUNK_WORDS, dtype=np.uint8 if small else np.uint16)
     u = np.empty(CHUNK_WORDS, dtype=np.float32 if small else np.float64)
     grid = 2**-8 if small else 2**-16

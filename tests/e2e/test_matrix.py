@@ -22,7 +22,7 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
 
-TIMED = ("seconds_federate", "seconds_total", "peak_memory_bytes")
+TIMED = ("seconds_federate", "seconds_total", "seconds_over_unprotected", "peak_memory_bytes")
 
 
 @pytest.fixture(scope="module")

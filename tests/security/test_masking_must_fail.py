@@ -398,14 +398,52 @@ def test_one_malicious_client_moves_the_sum_as_far_as_the_ring_goes_and_no_furth
     assert np.abs(loud.sums["update"]).max() <= K * (1 + 1e-6)
 
 
-def test_shares_for_other_sets_are_refused():
-    def other_sets(message):
-        changed = replace(message, survivors=message.survivors[1:], self_shares=message.self_shares[1:])
-        return signed_again(changed, "c00")
-
-    c = cohort(tamper=only("unmask to server", "c00", other_sets))
-    c.run(updates())
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: replace(m, survivors=m.survivors[1:], self_shares=m.self_shares[1:]),
+        lambda m: replace(m, dropped=["c03"]),
+        lambda m: replace(m, dropped=[], key_shares=[]),
+        lambda m: replace(m, self_shares=m.self_shares[1:]),
+        lambda m: replace(m, key_shares=[]),
+        lambda m: replace(m, self_shares=m.self_shares[:-1], key_shares=[m.self_shares[-1], *m.key_shares]),
+    ],
+)
+def test_shares_for_other_sets_are_refused(change):
+    c = cohort(
+        terms=WIDE,
+        keys=WIDE_KEYS,
+        roster=WIDE_ROSTER,
+        drops={"mask": {"c06"}},
+        tamper=only("unmask to server", "c00", lambda m: wide_signed(change(m))),
+    )
+    made = c.run(WIDE_UPDATES)
     assert "must be one for each client of the step" in c.server_errors["c00"]
+    assert made.clients == names(6)
+
+
+WIDE_KEYS, WIDE_ROSTER = identities(7)
+WIDE = terms_for(ring(7, D), WIDE_ROSTER)  # threshold 5
+WIDE_UPDATES = {n: np.zeros(D, np.float32) for n in names(7)}
+
+
+def wide_signed(message):
+    return replace(message, signature=crypto.sign(WIDE_KEYS["c00"], message.signed(WIDE.context())))
+
+
+def test_answers_may_arrive_in_any_order():
+    class Backwards(Cohort):
+        def _ask(self, step, clients, ask, take):
+            answers = []
+            super()._ask(step, clients, ask, answers.append)
+            for answer in reversed(answers):
+                take(answer)
+
+    c = Backwards(terms=TERMS, keys=KEYS, roster=ROSTER, drops={"mask": {"c04"}})
+    made = c.run(updates())
+    assert made.clients == names(4)
+    expected = read_sum(PLAN, c.plain_sum(made.clients).astype(PLAN.word_type))
+    assert np.array_equal(made.sums["update"], expected["update"])
 
 
 def test_a_malicious_client_that_masks_wrongly_makes_the_sentinels_wrong():
@@ -429,6 +467,8 @@ def test_the_server_machine_refuses_messages_out_of_turn():
     for name in names(K)[1:]:
         server.advertised(session(name).advertise())
     server.key_book()
+    with pytest.raises(ProtocolAborted, match="advertise: closed when share is going on"):
+        server.key_book()
     with pytest.raises(ProtocolAborted, match="advertise: message of c00 when share is going on"):
         server.advertised(message)
     with pytest.raises(ProtocolAborted, match="server key: the terms name another one"):
@@ -508,6 +548,7 @@ def test_terms_like_a_clients_own_are_accepted():
         ({"cohort": ("c01", "c02", "c03")}, "cohort: must be sorted, without repeats, and contain c00"),
         ({"cohort": ("c00", "c01", "eve")}, "cohort: eve is not in the roster"),
         ({"round": -1}, "round -1, attempt 0: must be >= 0"),
+        ({"attempt": -1}, "round 0, attempt -1: must be >= 0"),
     ],
 )
 def test_terms_that_differ_are_refused(change, line):
@@ -519,6 +560,15 @@ def test_a_client_that_fears_colluders_demands_more():
     check(replace(TERMS, threshold=5), rules=policy(colluders=3))
     with pytest.raises(ProtocolAborted, match="threshold=4: must be 5 to 5"):
         check(rules=policy(colluders=3))
+
+
+def test_a_client_can_demand_that_no_sum_is_over_fewer_than_it_says():
+    check(rules=replace(policy(), min_cohort=4))
+    check(replace(TERMS, threshold=5), rules=replace(policy(), min_cohort=5))
+    with pytest.raises(ProtocolAborted, match="threshold=4: must be 5 to 5"):
+        check(rules=replace(policy(), min_cohort=5))
+    with pytest.raises(ProtocolAborted, match="cohort of 5: must be >= 6, this client's least"):
+        check(rules=replace(policy(), min_cohort=6))
 
 
 @pytest.mark.parametrize("clients", range(3, 65))

@@ -78,6 +78,17 @@ def test_a_key_file_is_read_back_and_not_written_twice(tmp_path):
         write_key(tmp_path / "none" / "a.key", key)
 
 
+def test_a_key_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda descriptor: seen.append((os.fstat(descriptor).st_size, (tmp_path / "a.key").exists())),
+    )
+    write_key(tmp_path / "a.key", fresh_secret())
+    assert seen == [(65, False)]
+
+
 @pytest.mark.parametrize("content", [b"zz", b"00", b"00" * 31, b"00" * 33, b""])
 def test_a_file_that_is_no_key_is_refused(tmp_path, content):
     (tmp_path / "a.key").write_bytes(content)

@@ -23,7 +23,7 @@ from cosmic_ray.plugins import OPERATOR_PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "fedproxy_secure.secagg"
-FEWEST = 8  # sampled places of a module, if it has so many
+FEWEST = 5  # sampled places of a module, if it has so many
 
 
 class DropStatement(Operator):

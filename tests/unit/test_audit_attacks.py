@@ -75,6 +75,7 @@ def test_the_client_with_fewest_records_is_audited_since_it_samples_most_often(l
     assert exam.question == 200
 
 
+@pytest.mark.slow
 def test_a_claim_above_what_the_canaries_can_show_is_inconclusive_and_says_what_they_can(lab, truth):
     pytest.importorskip("opacus")
     found = tried(DpAudit(), seen(lab, RECORD.model_copy(update={"target_epsilon": 8.0})), truth)

@@ -31,7 +31,7 @@ from tests.support.lab import make_lab
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 CANARIES = draw_canaries("c0", [1, 4, 16])
-HARD = LocalConfig(steps=120, batch_size=3, learning_rate=2e-2)
+HARD = LocalConfig(steps=60, batch_size=3, learning_rate=2e-2)
 
 
 def rng(seed=0):
@@ -120,6 +120,7 @@ def test_a_customer_of_the_api_measures_the_fused_llm_alone(world):
     assert attack.score(guess, exam.answer)[0].value == 1
 
 
+@pytest.mark.slow
 def test_the_attack_as_a_whole_succeeds_on_models_that_know_and_not_on_models_that_do_not(world):
     seen, truth = world
     found = run_one(CanaryExposure(), seen, truth, profile="smoke", seconds=60, seed=0)

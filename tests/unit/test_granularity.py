@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate import fusion as plaintext
+from fedproxy_secure.secagg.expectations import Z_GRID, plain_tables, trimmed_tables
 from fedproxy_secure.secagg.granularity import (
     Layout,
     contribution,
@@ -145,6 +146,40 @@ def test_block_that_knows_the_kept_share_comes_closer_to_trimmed_ties(clients, k
     assert distance(knowing.step) < at_most * distance(fused(tau, "block", rho=1.0).step)
     assert abs(np.linalg.norm(knowing.step) / np.linalg.norm(exact) - 1) < 0.15
     assert abs(knowing.conflict.mean() - plaintext.analyse(tau).conflict.mean()) < 0.03
+
+
+@pytest.mark.parametrize("clip", [0.25, 2.0])
+def test_the_mean_square_of_a_block_at_the_clip_is_the_largest_word_and_not_cut(clip):
+    layout = Layout(sizes=(64,))
+    plan = RingPlan(
+        bits=32, clients=4, segments=segments_of("block", layout, clip=clip, clients=4, bits=32)
+    )
+    made = quantise(plan, contribution(np.full(64, -clip, np.float32), "block", layout, plan))
+    assert made.clipped == 0
+    assert made.words[64] == plan.levels
+    beyond = contribution(np.full(64, 3 * clip, np.float32), "block", layout, plan)
+    assert beyond["squares"] == pytest.approx([clip**2])  # the square of what will be clipped
+
+
+def test_block_reads_the_tables_between_their_points_and_is_the_mean_beyond_them():
+    """One block of one coordinate a tensor: mean 0.01 z, spread 0.01, for z of the test."""
+    z = np.array([0.0, 0.01, 0.5, 1.37, 3.3, 7.95, 8.05, 40.0])
+    layout = Layout(sizes=(1,) * len(z))
+    plan = RingPlan(bits=32, clients=4, segments=segments_of("block", layout, clip=1.0, clients=4, bits=32))
+    sums = {"update": 0.04 * z, "squares": 4 * (1e-4 + (0.01 * z) ** 2)}
+    numbers = {"clients": 4, "weight": 4.0, "rho": 1.1}
+    value, conflict = plain_tables(4, 1.1)
+    made = merge(sums, "block", layout, plan, **numbers)
+    inside = z < Z_GRID[-1]
+    wanted = np.where(inside, np.interp(z, Z_GRID, value), z)
+    np.testing.assert_allclose(made.step, 0.01 * wanted, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        made.conflict, np.where(inside, np.interp(z, Z_GRID, conflict), 0), rtol=1e-4, atol=1e-7
+    )
+    value, conflict = trimmed_tables(4, 1.1, 0.5)
+    trimmed = merge(sums, "block", layout, plan, **numbers, kept=0.5)
+    wanted = np.where(inside, np.interp(z, Z_GRID, value), z + value[-1] - Z_GRID[-1])
+    np.testing.assert_allclose(trimmed.step, 0.01 * wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_a_block_is_64_neighbours_where_the_tensor_allows_it():

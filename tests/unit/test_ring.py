@@ -50,6 +50,7 @@ def test_32_bits_round_to_the_nearest_so_that_a_run_repeats():
     x = np.random.default_rng(0).uniform(-1, 1, 1000)
     one, two = quantise(plan, {"x": x}).words, quantise(plan, {"x": x}).words
     assert np.array_equal(one, two)
+    assert np.array_equal(one.view(np.int32), np.rint(x * plan.levels))
     error = read_sum(plan, one)["x"] / step - x / step
     levels_of_float32 = 2**-24 / step
     assert np.abs(error).max() <= 0.5 + levels_of_float32
@@ -71,24 +72,42 @@ def test_random_rounding_is_unbiased_and_less_than_a_step_off(bits):
         assert abs(error.var() - fraction * (1 - fraction)) < 0.01
 
 
+@pytest.mark.parametrize("bits", [16, 24])
+def test_random_rounding_never_moves_a_whole_number_however_large(bits):
+    plan = plan_of(bits, 3, d=1 << 20)
+    most = min(plan.levels, 1 << 15)
+    whole = np.tile(np.arange(plan.levels - most, plan.levels), (1 << 20) // most + 1)[: 1 << 20]
+    for side in (-1, 1):
+        words = quantise(plan, {"x": side * whole * plan.step_of(plan.segments[0])}).words
+        steps = read_sum(plan, words)["x"] / plan.step_of(plan.segments[0])
+        assert np.array_equal(np.rint(steps), side * whole)
+
+
+def test_random_rounding_has_no_side_over_values_of_all_fractions():
+    """Its grid alone would round up 1 / 512 too rarely; half a grid step mends that."""
+    n = 1 << 22
+    plan = plan_of(16, 64, d=n)
+    step = plan.step_of(plan.segments[0])
+    x = np.random.default_rng(0).uniform(-200, 200, n)
+    error = quantise(plan, {"x": x * step}).words.view(np.int16) - x
+    assert abs(error.mean()) < 5 * np.sqrt(1 / 6 / n)  # 1e-3; the variance of f(1 - f) and f is 1 / 6
+
+
 def test_random_rounding_differs_from_call_to_call():
     plan = plan_of(16, 64, d=1000)
     x = np.full(1000, 0.5 * plan.step_of(plan.segments[0]))
     assert not np.array_equal(quantise(plan, {"x": x}).words, quantise(plan, {"x": x}).words)
 
 
-def test_random_rounding_from_a_key_repeats_and_is_another_for_each_segment_and_key():
-    segments = (Segment(name="x", length=1000, clip=1.0), Segment(name="y", length=1000, clip=1.0))
-    plan = RingPlan(bits=16, clients=64, segments=segments)
-    half = np.full(1000, 0.5 * plan.step_of(plan.segments[0]))
-
-    def words(key):
-        return quantise(plan, {"x": half, "y": half}, rounding=Secret(key * 32)).words
-
-    assert np.array_equal(words(b"a"), words(b"a"))
-    assert not np.array_equal(words(b"a"), words(b"b"))
-    assert not np.array_equal(words(b"a")[:1000], words(b"a")[1000:])
-    assert abs(float(words(b"a").astype(np.int16).mean()) - 0.5) < 5 * 0.5 / np.sqrt(2000)
+@pytest.mark.parametrize("bits", RING_BITS)
+def test_rounding_to_the_nearest_repeats_in_every_ring_and_is_at_most_half_a_step_off(bits):
+    plan = plan_of(bits, 64, d=1000)
+    steps = np.random.default_rng(0).uniform(-300, 300, 1000)
+    values = {"x": steps * plan.step_of(plan.segments[0])}
+    one, two = (quantise(plan, values, nearest=True).words for _ in range(2))
+    assert np.array_equal(one, two)
+    found = one.astype(np.int16 if bits == 16 else np.int32)
+    assert np.abs(found - steps).max() <= 0.5 + 1e-3
 
 
 def test_values_beyond_the_clip_are_clipped_and_counted():
@@ -96,6 +115,13 @@ def test_values_beyond_the_clip_are_clipped_and_counted():
     made = quantise(plan, {"x": np.array([0.5, 2.0, -3.0, 1.0, -1.0])})
     assert (made.clipped, made.largest) == (2, 3.0)
     np.testing.assert_allclose(read_sum(plan, made.words)["x"], [0.5, 1, -1, 1, -1], atol=1e-8)
+
+
+def test_what_is_clipped_is_counted_over_all_segments():
+    segments = (Segment(name="x", length=3, clip=1.0), Segment(name="y", length=4, clip=0.5))
+    plan = RingPlan(bits=32, clients=4, segments=segments)
+    made = quantise(plan, {"x": np.array([4.0, -2.0, 2.0]), "y": np.array([0.6, 0.1, -0.5, 0.5])})
+    assert (made.clipped, made.largest) == (4, 4.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -182,6 +208,12 @@ def test_24_bit_words_travel_as_three_bytes():
     total = np.zeros(plan.words, dtype=np.uint32)
     add_packed(plan, total, pack(plan, words))
     assert np.array_equal(total, words & 0xFFFFFF)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_mask_that_cannot_be_made_is_an_error_in_whatever_thread(threads):
+    with pytest.raises(ValueError, match="key"):
+        add_masks(np.zeros(3 * CHUNK_WORDS, np.uint32), plus=[Secret(b"short")], minus=[], threads=threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

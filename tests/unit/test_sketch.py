@@ -29,6 +29,13 @@ def test_the_error_of_a_cosine_is_as_large_as_theory_says_and_no_larger():
     assert 0.8 * wanted < np.std(found) < 1.25 * wanted
 
 
+def test_updates_that_share_nothing_but_their_sign_do_not_look_alike():
+    """Were signs not drawn, or not balanced, what falls into one place would add up."""
+    odd = np.arange(20_000) % 2
+    found = [count_sketch(odd, bytes([i])) @ count_sketch(1 - odd, bytes([i])) for i in range(50)]
+    assert abs(np.mean(found)) < 5 / np.sqrt(50 * SKETCH)
+
+
 def test_another_seed_is_another_sketch_and_the_same_seed_the_same():
     tau = updates(1)[0]
     assert np.array_equal(count_sketch(tau, b"a"), count_sketch(tau, b"a"))
@@ -63,8 +70,15 @@ def test_opened_products_become_a_symmetric_matrix_on_the_grid():
     found = gram_of(3, np.array([0.5, 0.25, 0.1]))
     assert found[0, 1] == found[1, 0] == 0.5
     assert found[0, 2] == 0.25
-    assert found[1, 2] == pytest.approx(0.1, abs=2**-11)
+    assert found[1, 2] == 102 / 1024
     assert np.array_equal(np.diag(found), np.ones(3))
+
+
+@pytest.mark.parametrize("beyond", [1.05, -1.05])
+def test_a_sketchs_error_beyond_one_is_cut_off(beyond):
+    assert gram_of(2, np.array([beyond]))[0, 1] == np.sign(beyond)
+    with pytest.raises(ProtocolAborted, match="are no cosines of vectors"):
+        gram_of(2, np.array([2 * beyond]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The primitives give the answers that their standards print."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.secagg import primitives as crypto
 from fedproxy_secure.secagg.masks import add_masks
 from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.terms import HASH_BYTES
 
 
 def secret(text: str) -> Secret:
@@ -79,3 +82,11 @@ def test_the_tag_is_aes_256_gcm_of_nothing_nist_test_case_13():
     for bad in (b"", bytes(16), bytes(15)):
         with pytest.raises(ProtocolAborted, match="case 13: verification failed"):
             crypto.check_tag(key, b"", bad, what="case 13")
+
+
+def test_a_digest_is_sha_256_of_its_parts_each_behind_its_length():
+    assert crypto.digest().hex() == hashlib.sha256(b"").hexdigest()
+    raw = b"\0" * 7 + b"\2ab" + b"\0" * 7 + b"\1c"
+    assert crypto.digest(b"ab", b"c").hex() == hashlib.sha256(raw).hexdigest()
+    assert crypto.digest(b"ab", b"c") != crypto.digest(b"a", b"bc")
+    assert len(crypto.digest(b"ab")) == HASH_BYTES
