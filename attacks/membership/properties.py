@@ -118,8 +118,8 @@ class PropertyInference(Attack):
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Shadows whose labels say nothing: half of each kind are called the other.
 
-        Labels permuted over both kinds at once agree with the truth a little, by chance, and a property that
-        is plain to see makes much of that.
+        Labels permuted over both kinds at once agree with the truth a little, by chance, and a property
+        that is plain to see makes much of that.
         """
         asked = exam.question
         labels = asked.labels.copy()
