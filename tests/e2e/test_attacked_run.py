@@ -21,7 +21,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 def typed(*words, **more):
     command = [sys.executable, "-m", "fedproxy_secure", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=110, **more)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, **more)
+
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_processes_end_with_an_interrupt_and_the_resumed_suite_takes_over_their_
         while time.monotonic() < until and not (events.exists() and events.read_text().count("\n") >= 1):
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "resume with: fedproxy-secure attack run" in err
     assert "Traceback" not in err
