@@ -1,5 +1,6 @@
 """CKKS rounds: the sum, drop-outs, and what clients and server refuse."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -33,11 +34,18 @@ def new_client(name, terms=TERMS):
     return CkksClient(name=name, identity=KEYS[name], terms=terms, roster=ROSTER)
 
 
-def run(tamper=lambda at, who, message: message, lost=lambda step, who: False, frozen=False):
+def run(
+    tamper=lambda at, who, message: message,
+    lost=lambda step, who: False,
+    frozen=False,
+    errors=None,
+    clients=None,
+):
     """A round; returns the aggregate and what went wrong by client."""
     server = CkksServer(terms=TERMS, roster=ROSTER, private=SERVER)
-    clients = {n: new_client(n) for n in names(K)}
-    errors = {}
+    clients = {} if clients is None else clients
+    clients |= {n: new_client(n) for n in names(K)}
+    errors = {} if errors is None else errors
 
     def ask(step, who, action, take):
         for n in who:
@@ -144,13 +152,24 @@ def test_what_is_altered_is_refused(at, who, change, line):
     def tamper(here, name, message):
         return change(message) if (here, name) == (at, who) else message
 
-    try:
-        _, errors = run(tamper)
-    except ProtocolAborted as error:
-        errors = {who: str(error)}
-        if at == "share to client":
-            errors = {who: "columns must have the same length"}  # the leader itself stopped
+    with contextlib.suppress(ProtocolAborted):
+        run(tamper, errors=errors)
     assert line in errors[who]
+
+
+def test_a_client_opens_once_and_forgets_the_key():
+    clients, shown = {}, {}
+
+    def watch(at, who, message):
+        shown[at] = message
+        return message
+
+    run(watch, clients=clients)
+    for client in clients.values():
+        assert client._key is None
+        assert client._root.reveal() == b""
+        with pytest.raises(ProtocolAborted, match="unmask: asked when over is next"):
+            client.unmask(shown["unmask to client"])
 
 
 def test_a_single_clients_ciphertext_is_not_opened_as_a_sum():

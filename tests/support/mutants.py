@@ -180,19 +180,23 @@ def difference(mutant: Mutant) -> str:
 
 
 def chosen(mutants: list[Mutant], *, sample: int, seed: int) -> list[Mutant]:
-    """All removals, and a sample of the places of other changes: `FEWEST` a module, the rest by size."""
-    rng = random.Random(seed)
-    removed = {k.__name__ for k in REMOVALS}
-    places: dict[str, dict[tuple[int, int], list[Mutant]]] = {}
+    """All removals, and a sample of the places of other changes: `FEWEST` a module, the rest by chance.
+
+    Chance follows from the seed and the line's text, so that an edit elsewhere leaves the sample as it is.
+    """
+    removals = [m for m in mutants if m.operator in {k.__name__ for k in REMOVALS}]
+    places: dict[tuple[str, int, int], list[Mutant]] = {}
     for m in mutants:
-        if m.operator not in removed:
-            places.setdefault(m.module, {}).setdefault((m.line, m.column), []).append(m)
-    every = [(module, at) for module in sorted(places) for at in sorted(places[module])]
-    rng.shuffle(every)
-    few = {m: [p for p in every if p[0] == m][:FEWEST] for m in sorted(places)}
-    picked = [p for ps in few.values() for p in ps]
-    picked += [p for p in every if p not in set(picked)][: max(0, sample - len(picked))]
-    sampled = [rng.choice(places[module][at]) for module, at in sorted(picked)]
-    return sorted(
-        [m for m in mutants if m.operator in removed] + sampled, key=lambda m: (m.module, m.line, m.column)
-    )
+        if m not in removals:
+            places.setdefault((m.module, m.line, m.column), []).append(m)
+
+    def chance(place: tuple[str, int, int]) -> random.Random:
+        module, line, column = place
+        return random.Random(f"{seed}|{module}|{_source(module).splitlines()[line - 1]}|{column}")
+
+    drawn = sorted(places, key=lambda place: (chance(place).random(), place))
+    by_module = {module: [p for p in drawn if p[0] == module] for module, *_ in sorted(places)}
+    picked = {p for own in by_module.values() for p in own[:FEWEST]}
+    picked |= set([p for p in drawn if p not in picked][: max(0, sample - len(picked))])
+    sampled = [chance(place).choice(places[place]) for place in sorted(picked)]
+    return sorted(removals + sampled, key=lambda m: (m.module, m.line, m.column))

@@ -1,9 +1,9 @@
 """Judge the mutants of `fedproxy_secure.secagg`: does a test notice when the code is wrong?
 
-    make mutate-secagg                                              all removals, a sample of other changes
-    python -m tests.support.mutation --sample 2000 --seed 7         more of them
-    python -m tests.support.mutation --modules ring --line 96       every mutant of one line
-    python -m tests.support.mutation --again                        what survived last time, once more
+    make mutate-secagg                                           all removals, a sample of other changes
+    python -m tests.support.mutation --sample 2000 --seed 7      more of them
+    python -m tests.support.mutation --modules ring --line 96    every mutant of one line
+    python -m tests.support.mutation --again                     what survived or was not reached last time
 
 Each mutant is judged in a process forked from one that has numpy, pytest and the rest loaded but nothing
 of `secagg`; an import hook puts the changed module in, so the working tree stays as it is. First come the
@@ -200,9 +200,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--modules", nargs="+", choices=sorted(TESTS), default=sorted(TESTS))
     parser.add_argument("--line", type=int, help="every mutant of this line of the modules")
-    parser.add_argument(
-        "--again", action="store_true", help="judge anew what survived in the file of --out"
-    )
+    parser.add_argument("--again", action="store_true", help="keep the killed in the file of --out")
     parser.add_argument("--own-tests", action="store_true", help="the module's own tests alone judge")
     parser.add_argument("--count", action="store_true", help="count the mutants and stop")
     parser.add_argument("--out", type=Path, default=ROOT / "build/mutation/secagg.json")
@@ -214,10 +212,8 @@ def main() -> None:
         picked = [m for m in every if m.line == asked.line]
     earlier: list[dict[str, Any]] = []
     if asked.again:
-        earlier = json.loads(asked.out.read_text())["mutants"]
-        survived = [row for row in earlier if row["survived"]]
-        picked = [m for m in every if any(asdict(m).items() <= row.items() for row in survived)]
-        earlier = [row for row in earlier if not row["survived"]]
+        earlier = [row for row in json.loads(asked.out.read_text())["mutants"] if not row["survived"]]
+        picked = [m for m in picked if not any(asdict(m).items() <= row.items() for row in earlier)]
     if not asked.count:
         preload()
         rows = earlier

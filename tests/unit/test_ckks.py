@@ -36,6 +36,13 @@ def test_sums_up_to_the_bound_do_not_wrap(keys):
     assert np.abs(ckks.decrypt(keys.secret, total.packed(), 3) - 2 * half).max() < 1e-8
 
 
+def test_the_bound_is_8192(keys):
+    opened = ckks.decrypt(keys.secret, ckks.encrypt(keys.public, np.array([8191.9, -8191.9])), 2)
+    assert np.abs(opened - [8191.9, -8191.9]).max() < 1e-8
+    with pytest.raises(DataError, match="must be below 8192"):
+        ckks.encrypt(keys.public, np.array([-8192.0]))
+
+
 def test_a_number_takes_at_most_33_bytes(keys):
     made = ckks.encrypt(keys.public, np.zeros(10**5))
     assert len(made) <= 33 * 10**5
@@ -44,7 +51,9 @@ def test_a_number_takes_at_most_33_bytes(keys):
 
 def test_what_leaves_a_decryption_lies_on_the_public_grid(keys):
     opened = ckks.decrypt(keys.secret, ckks.encrypt(keys.public, np.linspace(-1, 1, 999)), 999)
-    assert np.array_equal(opened, np.round(opened / ckks.GRID) * ckks.GRID)
+    steps = opened * 2**27
+    assert np.array_equal(steps, np.round(steps))
+    assert (np.round(steps) % 2 != 0).any()  # and on no coarser one
 
 
 def test_the_public_context_cannot_decrypt_and_another_key_gives_nothing(keys):
@@ -69,7 +78,11 @@ def test_frames_that_are_not_whole_are_refused_and_change_nothing(keys):
     total.add(good)
     before = total.packed()
     short = ckks.encrypt(keys.public, np.ones(4999))
+    alone = ckks.encrypt(keys.public, np.ones(4096))
     for bad in (
+        ckks._HEAD.pack(5000, 1) + alone[ckks._HEAD.size :],
+        ckks._HEAD.pack(5000, 3) + good[ckks._HEAD.size :],
+        ckks._HEAD.pack(4999, 2) + good[ckks._HEAD.size :],
         ckks._HEAD.pack(5000, 2) + short[ckks._HEAD.size :],
         b"",
         good[:-1],
@@ -86,9 +99,23 @@ def test_frames_that_are_not_whole_are_refused_and_change_nothing(keys):
     assert total.packed() == before
 
 
+def test_one_vector_made_of_two_ciphertexts_is_refused(keys):
+    """Serialised vectors put end to end are read as one, of both lengths together."""
+    context = ckks._context(keys.public)
+    halves = [ckks.tenseal().ckks_vector(context, [1.0, 2.0]).serialize() for _ in range(2)]
+    joined = b"".join(halves)
+    assert ckks.tenseal().ckks_vector_from(context, joined).size() == 4
+    with pytest.raises(DataError, match="CKKS vector: must be 4 numbers"):
+        ckks.CkksSum(keys.public, 4).add(ckks._HEAD.pack(4, 1) + ckks._SIZE.pack(len(joined)) + joined)
+
+
 def test_keys_of_other_parameters_and_junk_are_refused(keys):
     import tenseal as ts
 
+    weaker = ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 60])
+    weaker.global_scale = 2**40
+    with pytest.raises(DataError, match="degree, bits, moduli, scale"):
+        ckks.encrypt(weaker.serialize(), np.ones(3))
     other = ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 60])
     other.global_scale = 2**40
     with pytest.raises(DataError, match="degree, bits, moduli, scale"):
