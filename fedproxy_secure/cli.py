@@ -385,7 +385,7 @@ def _show(report: Report, folder: Path) -> None:
     if report.rows:
         console.print(rich_table(report))
     if report.configurations:
-        console.print(rich_trilemma(report.configurations))
+        console.print(*rich_trilemma(report.configurations, width=console.width))
     for configuration in report.configurations:
         for line in (*configuration.unsafe, *configuration.failed):
             console.print(f"{configuration.name}: {line}", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""The trilemma as a table: one line a configuration, for terminals and Markdown.
+"""The trilemma as a table: one line a configuration in Markdown, one a measure in a terminal.
 
 The full list of measures is in the report's page; here stand those that people compare first. Of privacy,
 the worst that any attack of the suite reached, beside what is claimed.
@@ -32,6 +32,8 @@ COLUMNS: tuple[tuple[str, str, float], ...] = (
     ("seconds", "seconds_total", 1),
 )
 
+_NAMES_WIDTH, _COLUMN_WIDTH = 15, 21  # of a terminal's table, with borders
+
 
 def headings(configurations: Sequence[Configuration]) -> tuple[str, ...]:
     """First the configuration's name, then every column that some configuration has a number for."""
@@ -51,17 +53,23 @@ def lines(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
     return made
 
 
-def rich_trilemma(configurations: Sequence[Configuration]) -> Table:
-    """For a terminal."""
+def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> list[Table]:
+    """For a terminal of `width` columns: a line a measure, as many configurations beside each other as fit."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="performance, privacy, IP and cost: value ± half a 95 % interval")
-    for index, heading in enumerate(headings(configurations)):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for texts in lines(configurations):
-        table.add_row(*map(Text, texts))
-    return table
+    texts = lines(configurations)
+    beside = max(1, (width - _NAMES_WIDTH) // _COLUMN_WIDTH)
+    tables = []
+    for start in range(0, len(texts), beside):
+        table = Table(title=Text("value ± half a 95 % interval, or [interval]"))  # brackets are no markup
+        table.add_column("measure", overflow="fold", max_width=_NAMES_WIDTH)
+        for name, *_ in texts[start : start + beside]:
+            table.add_column(Text(name), justify="right", overflow="fold")
+        for row, heading in enumerate(headings(configurations)[1:], start=1):
+            table.add_row(Text(heading), *(Text(own[row]) for own in texts[start : start + beside]))
+        tables.append(table)
+    return tables
 
 
 def _columns(configurations: Sequence[Configuration]) -> list[tuple[str, str, float]]:

@@ -20,6 +20,8 @@ from fedproxy_secure.report import (
     proportion_interval,
 )
 from fedproxy_secure.report.table import HEADINGS, cell, cells, markdown_report, rich_table
+from fedproxy_secure.report.trilemma_table import lines, rich_trilemma
+from tests.support.sample_report import sample_report
 
 SCHEMA = json.loads((resources.files("fedproxy_secure.report") / "report.schema.json").read_text())
 
@@ -120,3 +122,15 @@ def test_the_terminal_table_has_the_same_cells(report: Report):
     for row in report.rows:
         for text in cells(row):
             assert text in shown
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_terminals_trilemma_stays_within_its_width_and_folds_no_number(width):
+    configurations = sample_report().configurations
+    written = io.StringIO()
+    Console(width=width, file=written).print(*rich_trilemma(configurations, width=width))
+    shown = written.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    for _, *texts in lines(configurations):
+        for text in texts:
+            assert f" {text} " in shown
