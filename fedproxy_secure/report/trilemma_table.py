@@ -54,7 +54,7 @@ def lines(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
 
 
 def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> list[Table]:
-    """For a terminal of `width` columns: a line a measure, as many configurations beside each other as fit."""
+    """For a terminal of `width` columns: a line a measure; as many configurations to a table as fit."""
     from rich.table import Table
     from rich.text import Text
 
