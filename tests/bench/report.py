@@ -33,7 +33,7 @@ POLL_S = 0.5
 
 def main() -> None:
     """Measure everything, print, write."""
-    rows = [demo_seconds(), *matrix_rows(), *page_rows()]
+    rows = [*matrix_rows(), *page_rows(), demo_seconds()]
     publish("report", rows)
 
 

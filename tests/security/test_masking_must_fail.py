@@ -13,6 +13,7 @@ from fedproxy_secure.secagg.rehearsal import SERVER, Cohort, identities, names, 
 from fedproxy_secure.secagg.ring import read_sum
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.server import ServerSession
+from fedproxy_secure.secagg.shamir import SHARE_BYTES
 from fedproxy_secure.secagg.terms import Policy, Roster, Terms, least_threshold
 
 K, D = 5, 40
@@ -406,6 +407,7 @@ def test_one_malicious_client_moves_the_sum_as_far_as_the_ring_goes_and_no_furth
         lambda m: replace(m, dropped=[], key_shares=[]),
         lambda m: replace(m, self_shares=m.self_shares[1:]),
         lambda m: replace(m, key_shares=[]),
+        lambda m: replace(m, key_shares=[*m.key_shares, m.key_shares[-1]]),
         lambda m: replace(m, self_shares=m.self_shares[:-1], key_shares=[m.self_shares[-1], *m.key_shares]),
     ],
 )
@@ -531,6 +533,7 @@ def check(terms=TERMS, *, name="c00", broadcast=b"b" * 32, plan=PLAN, rules=None
 
 def test_terms_like_a_clients_own_are_accepted():
     check()
+    check(replace(TERMS, round=7, attempt=2))
 
 
 @pytest.mark.parametrize(
@@ -620,12 +623,9 @@ def test_a_session_frozen_under_other_terms_is_not_thawed():
         ClientSession.thaw(frozen, name="c00", identity=KEYS["c00"], terms=TERMS, roster=ROSTER)
 
 
-def test_frozen_shares_of_the_wrong_size_are_refused():
-    def grow(at, who, message):
-        return message
-
-    c = cohort(tamper=grow)
-    c.run(updates())  # a sealed pair of another size can only come from a malicious client:
+@pytest.mark.parametrize("pair", [b"short", bytes(2 * SHARE_BYTES + 1)])
+def test_a_sealed_pair_of_another_size_is_refused(pair):
+    """It can only come from a malicious client."""
     client, peer = session("c00"), session("c01")
     row = [client.advertise(), peer.advertise(), *(session(n).advertise() for n in names(K)[2:])]
     book = KeyBook(
@@ -637,8 +637,8 @@ def test_frozen_shares_of_the_wrong_size_are_refused():
     )
     client.share(book)
     peer.share(book)
-    short = crypto.seal(peer._channel("c00", outgoing=True), b"short", associated=peer._route("c01", "c00"))
-    client._inbox = type("Inbox", (), {"senders": ["c01"], "sealed": [short]})()
+    sealed = crypto.seal(peer._channel("c00", outgoing=True), pair, associated=peer._route("c01", "c00"))
+    client._inbox = type("Inbox", (), {"senders": ["c01"], "sealed": [sealed]})()
     with pytest.raises(ProtocolAborted, match="shares from c01: verification failed"):
         client._shares_from("c01")
 
