@@ -235,6 +235,11 @@ def test_sketches_that_do_not_multiply_abort():
         ckks_gram.products(ckks.make_keys().public, [])
     with pytest.raises(DataError, match="must be 4096 finite numbers"):
         ckks_gram.encrypt(keys.secret, np.zeros(5))
+    with pytest.raises(DataError, match="must be 4096 finite numbers"):
+        ckks_gram.encrypt(keys.secret, np.where(np.arange(4096) == 7, np.nan, 1.0))
+    halves = [ckks.tenseal().ckks_vector(ckks_gram._context(keys.secret.reveal()), np.ones(2048))] * 2
+    with pytest.raises(DataError, match="must be one of 4096 numbers"):  # it reads as one vector of 4096
+        ckks_gram.products(keys.public, [b"".join(h.serialize() for h in halves)] * 2)
     made = ckks_gram.encrypt(keys.secret, np.ones(4096))
     with pytest.raises(DataError, match="cannot be multiplied under this key"):
         ckks_gram.products(keys.secret.reveal(), [made, made])  # it has no rotation keys

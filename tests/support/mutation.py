@@ -37,7 +37,7 @@ from tests.support.mutants import PACKAGE, REMOVALS, ROOT, Mutant, changed, chos
 SECURITY, UNIT = "tests/security/test_", "tests/unit/test_"
 COVER = f"{SECURITY}what_signatures_cover.py"
 MASKING = ("tests/vectors/test_frozen_transcript.py", COVER, f"{SECURITY}masking_must_fail.py")
-CKKS = (COVER, f"{SECURITY}ckks_session.py")
+CKKS = (COVER, "tests/vectors/test_what_ckks_messages_bind.py", f"{SECURITY}ckks_session.py")
 GRAM = (f"{SECURITY}gram.py",)
 GRANULARITY = (f"{UNIT}granularity.py", "tests/properties/test_granularity_properties.py")
 PROVISION = (f"{SECURITY}provision.py",)
