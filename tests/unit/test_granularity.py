@@ -214,9 +214,11 @@ def test_bad_input_is_refused():
     [
         ({"clients": 0}, "clients=0: must be >= 1"),
         ({"weight": 0.0}, "weight=0.0: must be > 0"),
+        ({"weight": -0.5}, "weight=-0.5: must be > 0"),
         ({"weight": float("nan")}, "weight=nan: must be > 0"),
         ({"rho": 0.9}, "rho=0.9: must be >= 1"),
         ({"kept": 0.0}, r"kept=0.0: must be in \(0, 1\]"),
+        ({"kept": -0.5}, r"kept=-0.5: must be in \(0, 1\]"),
         ({"update": np.zeros(9)}, r"sum of update: shape \(9,\); must be \(10,\)"),
         ({"squares": np.zeros(2)}, r"sum of squares: shape \(2,\); must be \(1,\)"),
         ({"squares": None}, r"sum of squares: shape None; must be \(1,\)"),
