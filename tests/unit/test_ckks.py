@@ -43,6 +43,10 @@ def test_the_bound_is_8192(keys):
         ckks.encrypt(keys.public, np.array([-8192.0]))
 
 
+def test_a_vector_of_no_numbers_stays_one(keys):
+    assert ckks.decrypt(keys.secret, ckks.encrypt(keys.public, np.empty(0)), 0).shape == (0,)
+
+
 def test_a_number_takes_at_most_33_bytes(keys):
     made = ckks.encrypt(keys.public, np.zeros(10**5))
     assert len(made) <= 33 * 10**5
