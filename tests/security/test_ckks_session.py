@@ -157,14 +157,17 @@ def test_what_is_altered_is_refused(at, who, change, line):
     assert line in errors[who]
 
 
-def test_a_client_opens_once_and_forgets_the_key():
-    clients, shown = {}, {}
+def test_one_client_opens_to_the_server_and_each_forgets_the_key():
+    clients, shown, sent = {}, {}, {}
 
     def watch(at, who, message):
         shown[at] = message
+        if at == "unmask to server":
+            sent[who] = message.values
         return message
 
     run(watch, clients=clients)
+    assert [n for n, values in sent.items() if values] == [shown["unmask to client"].opener]
     for client in clients.values():
         assert client._key is None
         assert client._root.reveal() == b""

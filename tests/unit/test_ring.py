@@ -227,3 +227,16 @@ def test_masks_do_not_depend_on_how_many_threads_make_them(threads, words):
         assert np.array_equal(one, many)
         add_masks(many, plus=keys[2:], minus=keys[:2], threads=threads)
         assert not many.any()
+
+
+def test_the_largest_value_seen_may_be_a_small_one():
+    made = quantise(plan_of(d=4), {"x": np.array([0.25, -0.5, 0, 0], np.float32)})
+    assert (made.clipped, made.largest) == (0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("clients", "bits", "levels"), [(7, 16, 4681), (47, 24, 178481), (3, 32, 715827882)]
+)
+def test_levels_are_the_most_that_do_not_wrap(clients, bits, levels):
+    assert plan_of(bits, clients).levels == levels
+    assert clients * levels < 2 ** (bits - 1) <= clients * (levels + 1)
