@@ -243,11 +243,16 @@ def test_the_server_refuses_grants_and_vectors_that_do_not_belong():
         server.advertised(hellos[n])
     with pytest.raises(ProtocolAborted, match="answered already"):
         server.advertised(hellos[OTHER])
+    low = replace(hellos[OTHER], share_key=bytes(32))  # of low order
+    low = replace(low, signature=crypto.sign(KEYS[OTHER], low.signed(TERMS.context())))
+    with pytest.raises(ProtocolAborted, match=f"key of {OTHER}: verification failed"):
+        CkksServer(terms=TERMS, roster=ROSTER, private=SERVER).advertised(low)
     leader, book = server.hello_book()
     grants = clients[leader].share(book)
     for bad, line in (
         (replace(grants, client=OTHER), "do not belong there"),
         (replace(grants, sealed=grants.sealed[1:]), "one for each client"),
+        (replace(grants, receivers=grants.receivers[::-1]), "one for each client"),
         (replace(grants, public=b"junk"), "CKKS key: cannot be read"),
     ):
         with pytest.raises(ProtocolAborted, match=line):
@@ -259,6 +264,33 @@ def test_the_server_refuses_grants_and_vectors_that_do_not_belong():
     short = ckks.encrypt(grants.public, row[:-1])
     with pytest.raises(ProtocolAborted, match=f"{OTHER}: CKKS vector: must be {row_length(TERMS.plan)}"):
         server.encrypted(replace(good, encrypted=short, tag=crypto.tag(key, short)))
+    with pytest.raises(ProtocolAborted, match="do not belong there"):
+        server.granted(grants)
+
+
+def test_vectors_may_come_in_any_order_and_each_answer_once():
+    server = CkksServer(terms=TERMS, roster=ROSTER, private=SERVER)
+    clients = {n: new_client(n) for n in reversed(names(K))}
+    for client in clients.values():
+        server.advertised(client.advertise())
+    leader, book = server.hello_book()
+    server.granted(clients[leader].share(book))
+    grants = server.grants()
+    for n, client in clients.items():
+        row = payload(TERMS.plan, {"update": updates()[n]}, CONTROL, TERMS.context())
+        sent = client.mask(grants[n], row)
+        server.encrypted(sent)
+        with pytest.raises(ProtocolAborted, match="answered already"):
+            server.encrypted(sent)
+    total = server.total()
+    assert total.clients == list(names(K))
+    for client in clients.values():
+        opened = client.unmask(total)
+        server.opened(opened)
+        with pytest.raises(ProtocolAborted, match="answered already"):
+            server.opened(opened)
+    expected = np.sum(list(updates().values()), axis=0, dtype=np.float64)
+    assert np.abs(server.finish().sums["update"] - expected).max() < 1e-6
 
 
 def test_rows_with_bad_numbers_or_a_wrong_count_are_refused():
