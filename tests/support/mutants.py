@@ -184,10 +184,11 @@ def chosen(mutants: list[Mutant], *, sample: int, seed: int) -> list[Mutant]:
 
     Chance follows from the seed and the line's text, so that an edit elsewhere leaves the sample as it is.
     """
-    removals = [m for m in mutants if m.operator in {k.__name__ for k in REMOVALS}]
+    removing = {k.__name__ for k in REMOVALS}
+    removals = [m for m in mutants if m.operator in removing]
     places: dict[tuple[str, int, int], list[Mutant]] = {}
     for m in mutants:
-        if m not in removals:
+        if m.operator not in removing:
             places.setdefault((m.module, m.line, m.column), []).append(m)
 
     def chance(place: tuple[str, int, int]) -> random.Random:

@@ -212,7 +212,9 @@ def main() -> None:
         picked = [m for m in every if m.line == asked.line]
     earlier: list[dict[str, Any]] = []
     if asked.again:
-        earlier = [row for row in json.loads(asked.out.read_text())["mutants"] if not row["survived"]]
+        killed = [row for row in json.loads(asked.out.read_text())["mutants"] if not row["survived"]]
+        # of this sample alone: of another one the killed would stay and the survivors be forgotten
+        earlier = [row for row in killed if any(asdict(m).items() <= row.items() for m in picked)]
         picked = [m for m in picked if not any(asdict(m).items() <= row.items() for row in earlier)]
     if not asked.count:
         preload()
