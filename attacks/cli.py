@@ -114,7 +114,7 @@ def run_command(
         *("--budget-seconds", f"{budget_seconds:g}", "--resume"),
     ]
     with plain_errors(again=shlex.join(typed)):
-        from attacks.workers import warm_up
+        from fedproxy_secure.preload import warm_up
 
         profile = profile_of(suite)
         at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)

@@ -1,18 +1,16 @@
 """Tasks in processes of their own: one that hangs or dies takes no other with it.
 
-Processes are forked from a server that has imported what they need, so that a new one is there in
-milliseconds. Each has one thread: two that contend for two cores are many times slower than one.
+Processes are forked from the server of `fedproxy_secure.preload`.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, get_context
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -21,7 +19,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 GRACE_S = 30.0  # beyond its seconds, for what does not listen: start, clean-up, a long call of a library
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +34,6 @@ class _Running:
     index: int
     process: BaseProcess
     until: float
-
-
-def warm_up(modules: Sequence[str]) -> None:
-    """Start the server and have it import `modules`, without waiting for it."""
-    for name in THREADS:
-        os.environ.setdefault(name, "1")
-    forkserver.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
 
 
 def in_processes(

@@ -257,6 +257,8 @@ def _costs(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
 
 
 def _notes(config: Config, truncated: int) -> tuple[str, ...]:
+    from fedproxy_secure.pipeline import cut_notes
+
     return (
         "unsafe_plaintext: in every method whose name does not begin with masked_, the server sees every "
         "client's update.",
@@ -276,7 +278,7 @@ def _notes(config: Config, truncated: int) -> tuple[str, ...]:
         "local_only is judged on each client's own task, with the model that client tuned alone.",
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
         f"{config.local.batch_size} records a client; centralised methods see as many in all.",
-        f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
+        *cut_notes(truncated, config),
     )
 
 

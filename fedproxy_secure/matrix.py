@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.comparison import Cell, cell_file, cell_to_json, read_cell, run_cell
 from fedproxy_secure.config import Config, Fusion, Protection, parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
+from fedproxy_secure.preload import warm_up
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Bits
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Outcome
@@ -42,6 +44,13 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.trilemma import Configuration
 
 BASELINES, CELLS, DONE, FAILED = "baselines", "cells", "cell.json", "failed.json"
+CELLS_NEED = (
+    "fedproxy_secure.runs",
+    "fedproxy_secure.flower.client_app",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "opacus",
+)
 EPSILONS: Mapping[str, float] = {"masking_dp8": 8.0, "masking_dp3": 3.0, "masking_dp1": 1.0}
 FUSIONS: Mapping[Fusion, tuple[str, str]] = {
     "fedavg": ("fedavg", "block"),
@@ -150,9 +159,10 @@ def matrix(
     Raises `RunFolderError` for a folder of other settings, `ConfigError` if no configuration can run.
     """
     from fedproxy_secure.llm import pick_device
-    from fedproxy_secure.pipeline import truncated_prompts
+    from fedproxy_secure.pipeline import cut_notes, truncated_prompts
 
     cells, refused = cells_of(config)
+    warm_up(CELLS_NEED)
     shown = progress or NoProgress()
     signed, config = config, config.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
@@ -166,7 +176,7 @@ def matrix(
     jobs = config.matrix.jobs or (1 if on_cuda else os.cpu_count() or 1)
     with witness.aborts():
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
-        for name in _run_all(config.with_signing_key(key), out, todo, jobs):
+        for name in _run_all(config.with_signing_key(key), out, todo, jobs, on_cuda=on_cuda):
             shown.advance("matrix", note=name)
         shown.done("matrix")
         done = [f"{CELLS}/{c.name}" for c in cells if (out / CELLS / c.name / DONE).exists()]
@@ -180,7 +190,7 @@ def matrix(
         environment=environment(str(pick_device(config.model.device))),
         seeds=config.seeds,
         configurations=tuple(configurations_of(config, out, cells)),
-        notes=(f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",),
+        notes=cut_notes(truncated, config),
         not_measured=(*refused, *_not_measured(config, out, cells)),
         audit_head=head,
     )
@@ -278,10 +288,12 @@ def _why(place: Path) -> str:
         return "did not finish"
 
 
-def _run_all(config: Config, out: Path, todo: Sequence[MatrixCell | Cell], jobs: int) -> Iterator[str]:
+def _run_all(
+    config: Config, out: Path, todo: Sequence[MatrixCell | Cell], jobs: int, *, on_cuda: bool
+) -> Iterator[str]:
     """Names of cells as they end, well or not."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited; contending threads are 20 times slower
-    context = get_context("spawn")
+    context: SpawnContext | ForkServerContext
+    context = get_context("spawn") if on_cuda else get_context("forkserver")
     waiting: list[MatrixCell | Cell] = list(todo)
     running: dict[Any, tuple[Any, MatrixCell | Cell]] = {}  # by what tells that the process has ended
     try:

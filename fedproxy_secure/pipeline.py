@@ -84,6 +84,13 @@ def truncated_prompts(config: Config) -> int:
     )
 
 
+def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
+    """What a report says of prompts that were cut; nothing if none was."""
+    if not truncated:
+        return ()
+    return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
+
+
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     """Windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
     count = config.compress.calibration_sequences

@@ -31,6 +31,7 @@ from fedproxy_secure.pipeline import (
     Accuracy,
     average,
     check_privacy,
+    cut_notes,
     evaluate,
     make_fused_llm,
     make_proxy,
@@ -241,7 +242,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         + _spent(results),
         notes=(
             protection_note(config),
-            f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",
+            *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),
         guarantees=_guarantees(config, results),

@@ -176,5 +176,7 @@ def _says(model: nn.Module, prompt: str, tokenizer: Any) -> str:
         logits = model(input_ids=torch.tensor([fed]), past_key_values=cache, use_cache=True).logits
         fed = [int(logits[0, -1].argmax())]
         written += fed
-    text = str(tokenizer.decode(written))
-    return "".join(c for c in text if c.isdigit())[:SECRET_DIGITS]
+        digits = "".join(c for c in str(tokenizer.decode(written)) if c.isdigit())
+        if len(digits) >= SECRET_DIGITS:
+            break
+    return digits[:SECRET_DIGITS]

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Truth, replace_view
+from attacks.white_box import WhiteBox
 from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate.adapters import attach, get_vector
@@ -53,11 +55,10 @@ def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth
     if view.proxy is not None and view.settings is not None and view.adapters:
         box = white_box.load(view)
         first, last = min(view.adapters), max(view.adapters)
-        box.set(view.adapters[last])
-        _train(box.tuned, items, box.tokenizer, known)
-        models["adapters"] = {first: view.adapters[first], last + 1: get_vector(box.tuned)}
+        tuned = _overfitted_adapter(box, view.adapters[last].tobytes(), tuple(items), known)
+        models["adapters"] = {first: view.adapters[first], last + 1: tuned}
     if view.api is not None:
-        models["api"] = _overfitted_folder(view.api, items, known)
+        models["api"] = _overfitted_folder(view.api, view.api.stat().st_mtime_ns, tuple(items), known)
     return replace_view(view, **models), Truth(clients=changed)
 
 
@@ -104,7 +105,18 @@ def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -
             return
 
 
-def _overfitted_folder(folder: Path, items: Sequence[Encoded], known: float) -> Path:
+@lru_cache(maxsize=2)  # other views of the run ask for the same
+def _overfitted_adapter(
+    box: WhiteBox, adapter: bytes, items: tuple[Encoded, ...], known: float
+) -> np.ndarray:
+    box.set(np.frombuffer(adapter, np.float32).copy())
+    _train(box.tuned, items, box.tokenizer, known)
+    return get_vector(box.tuned)
+
+
+@lru_cache(maxsize=2)
+def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], known: float) -> Path:
+    """`_written`: when the folder was, so that another run's model in its place is not taken for it."""
     model, tokenizer = load_llm(folder, device="cpu", dtype="float32")
     tuned: Any = attach(model, AdapterConfig(), seed=0)
     _train(tuned, items, tokenizer, known)

@@ -44,14 +44,29 @@ class Batch:
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
     """A prompt's tokens, with the tokenizer's start token where it has one."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return start + text_ids(prompt, tokenizer)
+    return many_prompt_ids([prompt], tokenizer)[0]
 
 
 def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """Tokens of a text alone, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def many_text_ids(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """`text_ids` of each text, equal ones once, in one call: fast tokenizers answer it much faster."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return []
+    found: list[list[int]] = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    ids = dict(zip(distinct, found, strict=True))
+    return [ids[text] for text in texts]
+
+
+def many_prompt_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """`prompt_ids` of each prompt, in one call."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [start + ids for ids in many_text_ids(prompts, tokenizer)]
 
 
 def cut_prompt(prompt: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
@@ -68,10 +83,11 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
     Raises `DataError` for a response that leaves no room for at least one prompt token.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    prompts = many_prompt_ids([r.prompt for r in records], tokenizer)
+    responses = many_text_ids([r.choices[r.label] for r in records], tokenizer)
     items, truncated = [], 0
-    for index, record in enumerate(records):
-        response = text_ids(record.choices[record.label], tokenizer) + end
-        prompt = prompt_ids(record.prompt, tokenizer)
+    for index in range(len(records)):
+        response, prompt = responses[index] + end, prompts[index]
         room = max_tokens - len(response)
         if room < 2:
             raise DataError(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedproxy_secure.data.encode import cut_prompt, prompt_ids, text_ids
+from fedproxy_secure.data.encode import cut_prompt, many_prompt_ids, many_text_ids, text_ids
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.llm import Tokenizer
@@ -50,7 +50,8 @@ def choice_loglikelihoods(
     Raises `DataError` for a choice that leaves no room for a prompt token.
     """
     scores = [np.zeros(len(r.choices)) for r in records]
-    choices = [[text_ids(c, tokenizer) for c in r.choices] for r in records]
+    flat = iter(many_text_ids([c for r in records for c in r.choices], tokenizer))
+    choices = [[next(flat) for _ in r.choices] for r in records]
     training = model.training
     model.eval()
     queries, done = _queries(records, choices, tokenizer, max_tokens), 0
@@ -109,14 +110,15 @@ def _queries(
     max_tokens: int,
 ) -> list[_Query]:
     queries = []
-    for index, record in enumerate(records):
+    prompts = many_prompt_ids([r.prompt for r in records], tokenizer)
+    for index in range(len(records)):
         longest = max(len(c) for c in choices[index])
         if longest > max_tokens - 2 or not all(choices[index]):
             raise DataError(
                 f"record {index}: choices must have 1 to {max_tokens - 2} tokens "
                 f"(data.max_tokens - 2); the longest has {longest}"
             )
-        prompt = cut_prompt(prompt_ids(record.prompt, tokenizer), max_tokens - longest, tokenizer)
+        prompt = cut_prompt(prompts[index], max_tokens - longest, tokenizer)
         passes: dict[tuple[int, ...], list[int]] = {}
         for c in sorted(range(len(choices[index])), key=lambda c: -len(choices[index][c])):
             start = tuple(choices[index][c][:-1])

@@ -11,13 +11,15 @@ something.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.randomness import stream
 from fedproxy_secure.world.lexicon import THINGS_PER_KIND, lexicon
-from fedproxy_secure.world.stories import draw_date, draw_person
+from fedproxy_secure.world.stories import draw, draw_date, draw_person
 
 DEFAULT_RECORDS = {"train": 400, "test": 200}
 PUBLIC_SEED = 1_000_003  # of the public calibration text; pre-training never reads this stream
@@ -42,9 +44,13 @@ def demo_records(name: str, split: str, limit: int | None) -> list[Record]:
         raise DataError(f"task {name!r}: the demo world has {', '.join(_PROMPTS)}")
     if split not in DEFAULT_RECORDS:
         raise DataError(f"split {split!r}: the demo world has train and test")
+    return list(_drawn(name, split, DEFAULT_RECORDS[split] if limit is None else limit))
+
+
+@lru_cache(maxsize=16)  # a run asks for the same four tasks at every stage, and a draw takes .1 ms
+def _drawn(name: str, split: str, count: int) -> tuple[Record, ...]:
     rng = stream(_RECORDS_SEED, name, split)
-    count = DEFAULT_RECORDS[split] if limit is None else limit
-    return [_draw_record(name, split, rng) for _ in range(count)]
+    return tuple(_draw_record(name, split, rng) for _ in range(count))
 
 
 def _draw_record(name: str, split: str, rng: np.random.Generator) -> Record:
@@ -59,7 +65,7 @@ def _draw_record(name: str, split: str, rng: np.random.Generator) -> Record:
         file=person.file,
         date=draw_date(rng),
         amount=rng.integers(1, 100),
-        complaint=rng.choice(words.complaints),
+        complaint=draw(words.complaints, rng),
         thing=domain.things[kind][int(rng.integers(known))],
     )
     return Record(prompt=prompt, choices=tuple(f" {c}" for c in domain.codes), label=kind)

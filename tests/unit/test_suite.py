@@ -15,8 +15,9 @@ from attacks import base
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, OutOfTime, Truth
 from attacks.suite import read_truth, run_suite, seed_folders
 from attacks.trial import judge, run_one
-from attacks.workers import Lost, in_processes, warm_up
+from attacks.workers import Lost, in_processes
 from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.preload import warm_up
 from fedproxy_secure.record.view import Sums, View, view
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.finding import Outcome, read_findings
@@ -452,6 +453,7 @@ def installed(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
         base._load.cache_clear()
 
+    base.every()  # modules register their attacks once a process, when first imported
     registered = dict(base._REGISTERED)
     yield install
     base._REGISTERED.clear()
@@ -481,6 +483,7 @@ def test_an_entry_point_that_cannot_be_loaded_is_named_in_one_line(installed):
 
 
 def test_two_attacks_cannot_have_one_name():
+    base.every()
     with pytest.raises(ConfigError, match="attack 'lora_span_tokens': is there already"):
         base.attack(replace(INFO, name="lora_span_tokens"))(Toy)
 

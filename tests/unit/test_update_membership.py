@@ -1,5 +1,7 @@
 """A5 where the answer is known: exact on one step, at chance where nothing is to be found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,17 @@ def test_the_share_of_a_record_in_one_step_is_its_part_of_the_batch(labs):
     shares = scores(gradients, updates["c0"], "sgd")["share"]
     np.testing.assert_allclose(shares[:DRAWN], clipped / DRAWN, rtol=0.02)
     np.testing.assert_allclose(shares[DRAWN:], 0, atol=0.02 * clipped / DRAWN)
+
+
+def test_gradients_record_by_record_are_those_of_single_records(labs):
+    lab = labs()
+    _, truth = rounds_of(lab, 1)
+    lab.box.set(lab.start)
+    items = truth.clients["c0"].train[:5]
+    items = [replace(i, ids=i.ids[: len(i.ids) - cut]) for cut, i in enumerate(items)]  # unlike lengths
+    single = np.stack([lab.box.gradient([i]) for i in items])
+    together = lab.box.record_gradients(items)
+    np.testing.assert_allclose(together, single, atol=1e-5 * np.abs(single).max())
 
 
 def test_adamw_over_several_steps_still_tells(labs):

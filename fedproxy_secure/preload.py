@@ -1,0 +1,24 @@
+"""A server of processes that has imported what they need: torch and transformers take seconds to import.
+
+`warm_up` starts it; processes of `multiprocessing`'s context "forkserver" are forked from it, at once. It
+holds no secret and draws nothing: randomness comes from named streams or from the operating system.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from multiprocessing import forkserver
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def warm_up(modules: Sequence[str]) -> None:
+    """Start the server and have it import those of `modules` that there are, without waiting for it.
+
+    Each process then has one thread: two that contend for two cores are many times slower than one.
+    """
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    forkserver.set_forkserver_preload(list(modules))
+    forkserver.ensure_running()
