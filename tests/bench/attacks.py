@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,7 +50,10 @@ LEARNING_RATES = {"sgd": 0.1, "adamw": 3e-3}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One kind of round. `epsilon`: of record-level differential privacy; None: without."""
+    """One kind of round. `epsilon`: of record-level differential privacy; None: without.
+
+    `modules`, `first_block`: what is adapted.
+    """
 
     adapter: AdapterKind
     rank: int = 16
@@ -57,12 +61,16 @@ class Setting:
     steps: int = 10
     batch: int = 16
     epsilon: float | None = None
+    modules: Literal["all", "attention", "mlp"] = "all"
+    first_block: bool = True
 
     @property
     def name(self) -> str:
         """For the table."""
         private = "" if self.epsilon is None else f", epsilon {self.epsilon:g}"
-        return f"{self.adapter} r{self.rank} {self.optimizer} {self.steps}x{self.batch}{private}"
+        where = "" if self.modules == "all" else f", {self.modules} only"
+        where += "" if self.first_block else ", not block 0"
+        return f"{self.adapter} r{self.rank} {self.optimizer} {self.steps}x{self.batch}{where}{private}"
 
 
 SETTINGS = (
@@ -70,6 +78,9 @@ SETTINGS = (
     *(Setting(adapter=a) for a in ("lora", "ffa", "core")),
     Setting(adapter="lora", optimizer="sgd"),
     Setting(adapter="lora", rank=4),
+    Setting(adapter="lora", rank=4, optimizer="sgd", steps=1, batch=4),
+    Setting(adapter="lora", optimizer="sgd", steps=1, batch=4, modules="mlp"),
+    Setting(adapter="lora", optimizer="sgd", steps=1, batch=4, first_block=False),
     *(Setting(adapter="lora", epsilon=e) for e in (8.0, 3.0, 1.0)),
     *(Setting(adapter=a, epsilon=8.0) for a in ("ffa", "core")),
 )
@@ -111,7 +122,15 @@ def rounds(
     """The server's view of one round of each cohort, and the truth."""
     proxy = make_proxy(config, materials, seed=0, remove_ratio=0.5)
     save_model(proxy.model, materials.tokenizer, folder)
-    adapter = config.adapter.model_copy(update={"kind": setting.adapter, "rank": setting.rank})
+    adapted = None if setting.first_block else tuple(range(1, len(proxy.plan.kept)))
+    adapter = config.adapter.model_copy(
+        update={
+            "kind": setting.adapter,
+            "rank": setting.rank,
+            "modules": setting.modules,
+            "blocks": adapted,
+        }
+    )
     tuned = attach(proxy.model, adapter, seed=0)
     clients = _clients(config, materials)
     local = config.local.model_copy(
