@@ -54,8 +54,16 @@ class Estimate:
                 raise DataError(f"{self.metric}: {number}: must be a finite number")
 
 
-def mean_interval(values_by_seed: Mapping[int, float], *, metric: str, unit: str) -> Estimate:
+def mean_interval(
+    values_by_seed: Mapping[int, float],
+    *,
+    metric: str,
+    unit: str,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Mean over seeds with its Student t interval; a single seed has no interval.
+
+    `within`: the interval is cut to what values can be.
 
     >>> mean_interval({0: 0.5, 1: 0.7}, metric="accuracy", unit="share").n
     2
@@ -70,8 +78,10 @@ def mean_interval(values_by_seed: Mapping[int, float], *, metric: str, unit: str
     how = "one seed, no interval"
     if len(values) > 1:
         half = _t_half_width(values, mean)
-        low, high = mean - half, mean + half
+        low, high = max(mean - half, within[0]), min(mean + half, within[1])
         how = "mean over seeds, Student t 95 %"
+        if (low, high) != (mean - half, mean + half):
+            how += f", cut to [{within[0]:g}, {within[1]:g}]"
     return Estimate(
         metric=metric,
         value=mean,

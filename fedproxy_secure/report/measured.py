@@ -11,6 +11,7 @@ out, never guessed: `not_measured` says which and why.
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ LEAKS: Mapping[str, tuple[str, Set[str], str]] = {
     "canary_exposure_bits": ("canary exposure", {"A7"}, "exposure in the*"),
     "epsilon_audited": ("audited epsilon, lower bound", {"A8"}, "audited epsilon"),
 }
+SHARES = {"token_auc", "exact_sequence_recall", "tpr_at_1pct_fpr", "membership_auc"}  # between 0 and 1
 EXTRACTION = {
     "extraction_R": "extraction R",
     "api_gain": "API gain",
@@ -371,7 +373,9 @@ def _worst(
     if len(seeds) == 1:
         estimate = Estimate(**{**vars(first), "metric": metric, "seeds": (seeds[0].seed,)})
     else:
-        estimate = mean_interval({k: e.value for k, (e, _) in best.items()}, metric=metric, unit=first.unit)
+        values = {k: e.value for k, (e, _) in best.items()}
+        limits = (0.0, 1.0) if key in SHARES else (-math.inf, math.inf)
+        estimate = mean_interval(values, metric=metric, unit=first.unit, within=limits)
     how = f"{estimate.how}; the worst of {', '.join(sorted(attacks))} over all views"
     place = seeds[0].place
     return [

@@ -8,6 +8,14 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.report import Estimate, mean_interval, paired_difference, proportion_interval
 
 
+def test_an_interval_over_seeds_is_cut_to_what_values_can_be_and_says_so():
+    cut = mean_interval({0: 0.0, 1: 0.1}, metric="m", unit="share", within=(0, 1))
+    whole = mean_interval({0: 0.0, 1: 0.1}, metric="m", unit="share")
+    assert whole.low < 0 == cut.low
+    assert cut.high == whole.high < 1
+    assert cut.how == f"{whole.how}, cut to [0, 1]"
+
+
 def test_mean_interval_is_students_t():
     # Mean 3, standard deviation sqrt(2.5), t(4, .975) = 2.776445 from the printed table.
     estimate = mean_interval({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, metric="m", unit="s")
