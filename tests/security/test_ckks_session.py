@@ -294,6 +294,48 @@ def test_vectors_may_come_in_any_order_each_answer_once_and_the_opener_alone_ope
     assert np.abs(server.finish().sums["update"] - expected).max() < 1e-6
 
 
+def until_opened():
+    """A round without `OTHER`'s vector, up to the total: the server, who is in the sum, what they open."""
+    server = CkksServer(terms=TERMS, roster=ROSTER, private=SERVER)
+    clients = {n: new_client(n) for n in names(K)}
+    for client in clients.values():
+        server.advertised(client.advertise())
+    leader, book = server.hello_book()
+    server.granted(clients[leader].share(book))
+    grants = server.grants()
+    for n in set(names(K)) - {OTHER}:
+        row = payload(TERMS.plan, {"update": updates()[n]}, CONTROL, TERMS.context())
+        server.encrypted(clients[n].mask(grants[n], row))
+    total = server.total()
+    return server, total.opener, {n: clients[n].unmask(total) for n in total.clients}
+
+
+def test_whoever_is_not_in_the_sum_opens_nothing():
+    server, opener, opened = until_opened()
+    foreign = replace(opened[opener], client=OTHER)
+    foreign = replace(foreign, signature=crypto.sign(KEYS[OTHER], foreign.signed(TERMS.context())))
+    with pytest.raises(ProtocolAborted, match=f"unmask: {OTHER} does not belong there"):
+        server.opened(foreign)
+
+
+def test_an_opened_sum_has_the_hash_that_was_signed():
+    server, opener, opened = until_opened()
+    raw = opened[opener].values
+    altered = [raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :] for at in range(16)]
+    assert {crypto.digest(a) > crypto.digest(raw) for a in altered} == {True, False}
+    for values in altered:
+        with pytest.raises(ProtocolAborted, match="does not have the hash it signed"):
+            server.opened(replace(opened[opener], values=values))
+
+
+def test_an_opener_that_sends_the_hash_alone_opens_nothing():
+    server, opener, opened = until_opened()
+    for n, message in opened.items():
+        server.opened(replace(message, values=b"") if n == opener else message)
+    with pytest.raises(ProtocolAborted, match=f"unmask: {opener} did not send the opened sum"):
+        server.finish()
+
+
 def test_rows_with_bad_numbers_or_a_wrong_count_are_refused():
     for bad in (np.zeros(D + 1), np.full(D, np.nan)):
         with pytest.raises(DataError, match="segment update: must be 50 finite numbers"):
@@ -306,6 +348,13 @@ def test_rows_with_bad_numbers_or_a_wrong_count_are_refused():
     doubled[D + 6 :] *= 2
     with pytest.raises(ProtocolAborted, match=r"count in the sum is 1\.000: must be 2"):
         read_payload(TERMS.plan, doubled, TERMS.context(), 2)
+
+
+def test_control_numbers_go_in_units_that_keep_sums_small_and_come_back():
+    control = Control(clients=1, weight=0.5, clipped=2**20, loss=1.25, steps=40, largest=0.25)
+    row = payload(TERMS.plan, {"update": np.zeros(D)}, control, TERMS.context())
+    np.testing.assert_allclose(row[D : D + 6], [1, 0.5, 2**-4, 1.25, 0.04, 0.25 / 1000])
+    assert read_payload(TERMS.plan, row, TERMS.context(), 1).control == control
 
 
 def test_a_session_frozen_under_other_terms_is_not_thawed():
