@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,14 +15,15 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.base import NotApplicable
+from attacks.base import Budget, NotApplicable
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.federate.adapters import ADAPTER, attach, set_vector, trained_parameters
-from fedproxy_secure.llm import blocks_of, load_llm
+from fedproxy_secure.llm import blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
 
 ROWS_A_PASS = 2048
+RECORDS_A_PASS = 16  # whose gradients are taken together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,22 @@ class WhiteBox:
         grads = torch.autograd.grad(batch_loss(self.tuned, batch), parameters)
         return torch.cat([g.reshape(-1).float() for g in grads]).numpy()
 
-    def record_gradients(self, items: Sequence[Encoded]) -> np.ndarray:
-        """`gradient` of each record alone, float32 [n, d], in one pass.
+    def record_gradients(self, items: Sequence[Encoded], *, budget: Budget) -> np.ndarray:
+        """`gradient` of each record alone, float32 [n, d], in their order; those of like length together.
 
-        Records are padded on the right, where a causal model does not look, so no mask is needed.
+        Raises `OutOfTime` between two passes once the budget is over.
         """
-        pad = self.tokenizer.pad_token_id
-        batch = training_batch(items, pad_id=pad if pad is not None else 0, device="cpu")
+        order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
+        rows = np.empty((len(items), sum(math.prod(shape) for shape in self.shapes)), np.float32)
+        for at in range(0, len(order), RECORDS_A_PASS):
+            budget.check()
+            chosen = order[at : at + RECORDS_A_PASS]
+            rows[chosen] = self._gradients([items[i] for i in chosen])
+        return rows
+
+    def _gradients(self, items: Sequence[Encoded]) -> np.ndarray:
+        """In one pass. Padding stands on the right, where a causal model does not look: no mask needed."""
+        batch = training_batch(items, pad_id=self.tokenizer.pad_token_id, device="cpu")
         positions = batch.response.any(dim=0).nonzero().flatten()
         frozen, trained = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
         for name, p in self.tuned.named_parameters():
@@ -237,7 +248,7 @@ def load(view: View) -> WhiteBox:
     if view.proxy is None or view.settings is None:
         raise NotApplicable("this view holds no proxy")
     s = view.settings
-    return _load(str(view.proxy), view.proxy.stat().st_mtime_ns, s.adapter, s.blocks, s.seed)
+    return _load(str(view.proxy), weights_written_ns(view.proxy), s.adapter, s.blocks, s.seed)
 
 
 @lru_cache(maxsize=2)

@@ -83,6 +83,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
+def weights_written_ns(folder: Path) -> int:
+    """When a folder's weights were last written, ns; caches ask, as another model may take their place."""
+    return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+
+
 def _source(path: str | Path) -> str:
     return str(demo_llm_folder() if str(path) == "demo" else path)
 

@@ -162,15 +162,16 @@ def matrix(
     from fedproxy_secure.pipeline import cut_notes, truncated_prompts
 
     cells, refused = cells_of(config)
-    warm_up(CELLS_NEED)
     shown = progress or NoProgress()
     signed, config = config, config.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
-    truncated = truncated_prompts(config)  # first of all: unreadable records stop here
     ceilings = [Cell(method="centralised_llm", remove_ratio=None, seed=s) for s in config.seeds]
     todo: list[MatrixCell | Cell] = [c for c in cells if not (out / CELLS / c.name / DONE).exists()]
     todo += [c for c in ceilings if not cell_file(out / BASELINES, c).exists()]
+    if todo:
+        warm_up(CELLS_NEED)  # imports while this process reads the records
+    truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
     shown.start("matrix", len(todo))
     on_cuda = pick_device(config.model.device).type == "cuda"
     jobs = config.matrix.jobs or (1 if on_cuda else os.cpu_count() or 1)

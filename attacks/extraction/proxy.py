@@ -52,7 +52,7 @@ from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.texts import texts_for
 from attacks.extraction.thief import Thief, effort, held_model, leaked
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.llm import blocks_of, load_llm
+from fedproxy_secure.llm import blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
 from fedproxy_secure.report.estimate import Estimate, counted, proportion_interval
 
@@ -91,8 +91,7 @@ def queries(count: int) -> str:
 
 def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:
     """Held-out texts of a seed with these records, and what the LLM in a folder answers."""
-    written = max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
-    return _posed(folder, written, records, seed)
+    return _posed(folder, weights_written_ns(folder), records, seed)
 
 
 @lru_cache(maxsize=2)

@@ -20,7 +20,7 @@ from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate.adapters import attach, get_vector
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.llm import load_llm, without_library_bars
+from fedproxy_secure.llm import load_llm, weights_written_ns, without_library_bars
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 
@@ -58,7 +58,7 @@ def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth
         tuned = _overfitted_adapter(box, view.adapters[last].tobytes(), tuple(items), known)
         models["adapters"] = {first: view.adapters[first], last + 1: tuned}
     if view.api is not None:
-        models["api"] = _overfitted_folder(view.api, view.api.stat().st_mtime_ns, tuple(items), known)
+        models["api"] = _overfitted_folder(view.api, weights_written_ns(view.api), tuple(items), known)
     return replace_view(view, **models), Truth(clients=changed)
 
 
@@ -116,7 +116,7 @@ def _overfitted_adapter(
 
 @lru_cache(maxsize=2)
 def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], known: float) -> Path:
-    """`_written`: when the folder was, so that another run's model in its place is not taken for it."""
+    """`_written`: when its weights were, so that another run's model in its place is not taken for it."""
     model, tokenizer = load_llm(folder, device="cpu", dtype="float32")
     tuned: Any = attach(model, AdapterConfig(), seed=0)
     _train(tuned, items, tokenizer, known)

@@ -30,7 +30,6 @@ from fedproxy_secure.report.estimate import Estimate
 MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEASURE 2.10"))
 RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # of the mean eigenvalue
 MOST_DOCUMENTS = 400  # a question
-AT_ONCE = 16  # gradients
 QUESTIONS = KEPT = 2  # and gradients of as many are kept, for controls
 
 
@@ -145,12 +144,7 @@ class UpdateMembership(Attack):
         key = (adapter.tobytes(), tuple(documents))
         if key not in self._kept:
             box.set(adapter)
-            order = sorted(range(len(documents)), key=lambda i: len(documents[i].ids))
-            rows = np.empty((len(documents), len(adapter)), np.float32)
-            for at in range(0, len(order), AT_ONCE):
-                budget.check()
-                chosen = order[at : at + AT_ONCE]
-                rows[chosen] = -box.record_gradients([documents[i] for i in chosen])
+            rows = -box.record_gradients(documents, budget=budget)
             while len(self._kept) >= KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = rows

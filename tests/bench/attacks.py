@@ -251,17 +251,7 @@ def _row(where: str, setting: Setting, cohort: int, found: Finding) -> Row:
         metric=wanted, value=0.0, low=None, high=None, n=1, unit="AUC", seeds=(0,), how=found.reason
     )
     metric = {"A2": "token AUC", "A3": "sequences found exactly", "A5": "membership AUC"}[found.id]
-    return Row(
-        metric=f"{where}, {setting.name}, {seen}: {metric} ({found.outcome})",
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        n=estimate.n,
-        unit=estimate.unit,
-        target="",
-        ok=None,
-        command=COMMAND,
-    )
+    return Row.of(f"{where}, {setting.name}, {seen}: {metric} ({found.outcome})", estimate, command=COMMAND)
 
 
 if __name__ == "__main__":

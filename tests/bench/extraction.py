@@ -149,17 +149,7 @@ def _lineage_rows(victim: str, proxy: Path) -> list[Row]:
 
 
 def _row(metric: str, made: Estimate) -> Row:
-    return Row(
-        metric=metric,
-        value=made.value,
-        low=made.low,
-        high=made.high,
-        n=made.n,
-        unit=made.unit,
-        target="",
-        ok=None,
-        command=COMMAND,
-    )
+    return Row.of(metric, made, command=COMMAND)
 
 
 if __name__ == "__main__":

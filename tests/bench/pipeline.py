@@ -155,17 +155,7 @@ def _gap(row: MethodRow) -> float:
 
 def _row(metric: str, estimate: Estimate | None, target: str, ok: bool | None) -> Row:
     assert estimate is not None, f"{metric}: the comparison lacks what this row needs"
-    return Row(
-        metric=metric,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        n=estimate.n,
-        unit=estimate.unit,
-        target=target,
-        ok=ok,
-        command=COMMAND,
-    )
+    return Row.of(metric, estimate, command=COMMAND, target=target, ok=ok)
 
 
 def _cli(*arguments: str) -> None:

@@ -77,17 +77,7 @@ def revealed_rows(where: str, view: View, truth: Truth) -> list[Row]:
 
 
 def _row(metric: str, e: Estimate) -> Row:
-    return Row(
-        metric=metric,
-        value=e.value,
-        low=e.low,
-        high=e.high,
-        n=e.n,
-        unit=e.unit,
-        target="",
-        ok=None,
-        command=COMMAND,
-    )
+    return Row.of(metric, e, command=COMMAND)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedproxy_secure.report.estimate import Estimate
+
 FOLDER = Path("build/bench")
 
 
@@ -26,6 +28,23 @@ class Row:
     target: str
     ok: bool | None
     command: str
+
+    @classmethod
+    def of(
+        cls, metric: str, made: Estimate, *, command: str, target: str = "", ok: bool | None = None
+    ) -> Row:
+        """The row of an estimate."""
+        return cls(
+            metric=metric,
+            value=made.value,
+            low=made.low,
+            high=made.high,
+            n=made.n,
+            unit=made.unit,
+            target=target,
+            ok=ok,
+            command=command,
+        )
 
 
 def interleaved_ratio(
