@@ -18,7 +18,8 @@ from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate import fusion as rules
 from fedproxy_secure.federate.adapters import tensor_sizes
-from fedproxy_secure.federate.client import ClientUpdate, LocalClient
+from fedproxy_secure.federate.client import LocalClient
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.record.view import PublicSettings
 from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution, merge, segments_of
 from fedproxy_secure.secagg.ring import RingPlan

@@ -27,26 +27,15 @@ from fedproxy_secure.federate.adapters import (
     get_vector,
     set_vector,
     split_like,
+    tensor_sizes,
     trained_parameters,
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.private_training import RecordNoise, check_private, train_privately
 from fedproxy_secure.federate.training import train
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.randomness import stream, stream_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientUpdate:
-    """What one client sends after a round: `tau_k = phi_k - phi_g`, float32 [d], and its metrics."""
-
-    client: str
-    update: np.ndarray
-    records: int
-    loss: float
-    steps: int
-    seconds: float
-    truncated: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +76,11 @@ class LocalClient:
             raise DataError(
                 f"client {self.name}: has {len(self.items)} training records; at least 2 are needed"
             )
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers of an update belong to each trained tensor, in order."""
+        return tensor_sizes(self.tuned)
 
     def train(
         self,

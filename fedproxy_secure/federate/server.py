@@ -16,7 +16,7 @@ from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.federate import fusion as rules
 from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
-from fedproxy_secure.federate.client import ClientUpdate
+from fedproxy_secure.federate.update import ClientUpdate
 
 FEDADAM_BETAS = (0.9, 0.99)
 FEDADAM_TAU = 1e-3  # floor of the adaptive step (Reddi et al. 2021)

@@ -3,6 +3,9 @@
 A client's records are its own business: with `config` in the node's settings it reads them from that
 file, and the server's job says only how to train. Without it (in-process and simulation engines, where
 one machine plays everybody) client `partition-id` of the job's list is played.
+
+torch is imported where a model is needed: a deployment starts this app anew for every message, and most
+messages of secure aggregation need none.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,16 +24,17 @@ from pydantic import BaseModel
 
 from fedproxy_secure.config import load_config
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
-from fedproxy_secure.federate.client import LocalClient, build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import masked_client, masked_gram, proxy_store, wire
-from fedproxy_secure.flower.recording import watched
+
+if TYPE_CHECKING:
+    from fedproxy_secure.federate.client import LocalClient
 
 log = logging.getLogger(__name__)
 app = ClientApp()
 
 _KEPT_CLIENTS = 64
-Play = Callable[[LocalClient], LocalClient]
+Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
 _players: dict[str, Play] = {}
 _clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
 
@@ -87,6 +92,8 @@ def setup(message: Message, context: Context) -> RecordDict:
 @_answers_in_one_line
 def train(message: Message, context: Context) -> RecordDict:
     """One round of local training."""
+    from fedproxy_secure.flower.recording import watched
+
     job, index = _own_job(context)
     client = _client(context)
     folder = proxy_store.find(str(context.state.config_records["job"]["sha256"]))
@@ -201,6 +208,8 @@ def _check_same(section: str, *, asked: BaseModel, own: BaseModel, but: str) -> 
 
 def _client(context: Context) -> LocalClient:
     """This node's client, built once a process."""
+    from fedproxy_secure.federate.client import build_client
+
     job, index = _own_job(context)
     sha256 = str(context.state.config_records["job"]["sha256"])
     key = (sha256, job.to_json(), index)

@@ -17,15 +17,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
-from fedproxy_secure.federate.adapters import tensor_sizes
-from fedproxy_secure.federate.client import ClientUpdate, LocalClient
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower import client_privacy, wire
 from fedproxy_secure.flower.masked_terms import first_clip, parts_of, ring_plan, run_name
 from fedproxy_secure.secagg import primitives as crypto
@@ -40,6 +39,9 @@ from fedproxy_secure.secagg.ring import RingPlan, Segment, quantise
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.sketch import Standing
 from fedproxy_secure.secagg.terms import Policy, Roster, Terms
+
+if TYPE_CHECKING:  # it brings torch
+    from fedproxy_secure.federate.client import LocalClient
 
 STATE = "masking"
 
@@ -65,7 +67,7 @@ def train(client: LocalClient, job: FederationJob, content: RecordDict, context:
     """Check the terms of a round that is new to this client, then train."""
     broadcast, proposed = wire.decode_broadcast(content), wire.decode_terms(content)
     identity, roster = own_keys(job, client.name)
-    sizes = tensor_sizes(client.tuned)
+    sizes = client.sizes
     plan = ring_plan(job, sizes, clip=proposed.clip, clients=len(proposed.cohort))
     terms = proposed.with_plan(plan)
     policy = Policy(
@@ -117,7 +119,7 @@ def advertise(
 ) -> Message:
     """Step 1, once it is known how the update enters the sum; the words to be masked are kept sealed."""
     identity, roster = own_keys(job, client.name)
-    terms, sizes = trained.terms, tensor_sizes(client.tuned)
+    terms, sizes = trained.terms, client.sizes
     values, control = parts_of(
         trained.update, job, sizes, terms.plan, previous=trained.previous, standing=standing
     )

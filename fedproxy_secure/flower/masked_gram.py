@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.federate.client import ClientUpdate, LocalClient
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower import masked_client as masked
 from fedproxy_secure.flower import wire
 from fedproxy_secure.secagg.ckks_messages import Hello, HelloBook, KeyGrant, KeyGrants
@@ -22,6 +22,9 @@ from fedproxy_secure.secagg.gram import EncryptedSketch, GramClient, GramProduct
 from fedproxy_secure.secagg.messages import Advertise
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.terms import Terms
+
+if TYPE_CHECKING:  # it brings torch
+    from fedproxy_secure.federate.client import LocalClient
 
 STATE = "gram"
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from fedproxy_secure.config import FusionConfig, LocalConfig
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower.client_privacy import clip_to_norm
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, segments_of

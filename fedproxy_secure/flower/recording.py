@@ -22,8 +22,9 @@ from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.federate.client import ClientUpdate, LocalClient
+from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.llm import load_tokenizer
 from fedproxy_secure.record import private
 from fedproxy_secure.record.transcript import SERVER, Recorder

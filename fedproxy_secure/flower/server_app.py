@@ -15,9 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedproxy_secure import errors
 from fedproxy_secure.artifacts import RunFolder, write_bytes
 from fedproxy_secure.errors import DataError, FedProxyError, RoundAborted, TrainingError
-from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, fuse_round
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower import proxy_store, wire
 from fedproxy_secure.flower.ledger import LEDGER, Ledger
 from fedproxy_secure.flower.masked_server import masked_round

@@ -21,7 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.federate.client import ClientUpdate
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.secagg.messages import Message, from_fields
 from fedproxy_secure.secagg.primitives import digest
 from fedproxy_secure.secagg.ring import RingPlan

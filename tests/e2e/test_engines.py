@@ -1,6 +1,7 @@
 """Flower's simulation and deployment run the same apps and end with the in-process engine's adapter."""
 
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -56,3 +57,8 @@ def test_a_clients_one_line_error_arrives_through_a_deployment(world, tmp_path):
     job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
     with pytest.raises(DataError, match="client c1: has 1 training records"):
         federate(on_engine(job, "deployment"), folder, initial, run_folder=tmp_path)
+
+
+def test_a_step_that_trains_nothing_starts_without_torch():
+    check = "import sys, fedproxy_secure.flower.client_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

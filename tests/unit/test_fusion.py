@@ -6,8 +6,8 @@ import pytest
 from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.federate import fusion
-from fedproxy_secure.federate.client import ClientUpdate
 from fedproxy_secure.federate.server import ServerState, fuse_round
+from fedproxy_secure.federate.update import ClientUpdate
 
 
 def f32(rows):
