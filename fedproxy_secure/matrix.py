@@ -46,7 +46,9 @@ from fedproxy_secure.report.trilemma import Configuration
 BASELINES, CELLS, DONE, FAILED = "baselines", "cells", "cell.json", "failed.json"
 CELLS_NEED = (
     "fedproxy_secure.runs",
+    "fedproxy_secure.federate.client",
     "fedproxy_secure.flower.client_app",
+    "fedproxy_secure.flower.recording",
     "peft",
     "transformers.models.llama.modeling_llama",
     "opacus",

@@ -20,5 +20,5 @@ def warm_up(modules: Sequence[str]) -> None:
     """
     for name in THREADS:
         os.environ.setdefault(name, "1")
-    forkserver.set_forkserver_preload(list(modules))
+    forkserver.set_forkserver_preload(["__main__", *modules, "fedproxy_secure.frozen"])
     forkserver.ensure_running()

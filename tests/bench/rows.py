@@ -21,8 +21,8 @@ class Row:
 
     metric: str
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     n: int
     unit: str
     target: str

@@ -1,0 +1,10 @@
+"""Imported last by a server of processes: what is loaded by then is left out of garbage collection.
+
+Otherwise the first collection of every process forked from it reads, and thereby copies, the pages of torch
+and all else: half a second a process.
+"""
+
+import gc
+
+gc.collect()
+gc.freeze()
