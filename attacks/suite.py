@@ -161,7 +161,7 @@ def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Ge
             apart.append(trial)
         else:
             yield trial.run(one)
-    apart.sort(key=lambda t: not attacks[t.attack].info.long)
+    apart.sort(key=lambda t: -attacks[t.attack].info.long)
     seconds = apart[0].seconds if apart else 0.0
     with closing(in_processes(run_trial, apart, jobs=jobs, seconds=seconds)) as ended:
         for index, result in ended:

@@ -117,7 +117,7 @@ def _posed(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int)
         chance=0.0,
         margin=0.5,
         mapping=EXTRACTION,
-        long=True,
+        long=2,
     )
 )
 class ProxyExtraction(Attack):

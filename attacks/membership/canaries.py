@@ -79,6 +79,7 @@ def rank_of(loss: float, references: np.ndarray) -> int:
         title="planted secrets, from the tuned proxy and from the fused LLM",
         paper="arXiv 1802.08232",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
+        long=1,
         mapping=(("MITRE ATLAS", "5", "AML.T0057"), ("OWASP LLM", "2025", "LLM02")),
     )
 )

@@ -73,6 +73,7 @@ class Scored:
         title="which records a model was trained on",
         paper="arXiv 2112.03570, 2312.03262, 2404.02936",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
+        long=1,
         mapping=MEMBERSHIP,
     )
 )

@@ -59,7 +59,7 @@ def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
         mapping=MEMBERSHIP,
         smoke=False,
-        long=True,
+        long=1,
     )
 )
 class PropertyInference(Attack):

@@ -158,7 +158,7 @@ def _edited(
         margin=0.05,
         mapping=PRIVACY_OF_GRADIENTS,
         smoke=False,
-        long=True,
+        long=2,
     )
 )
 class GradientMatching(Attack):
