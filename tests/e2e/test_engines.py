@@ -19,7 +19,7 @@ from tests.support.tiny import tiny_settings
 
 def on_engine(job, engine):
     return replace(
-        job, federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 200.0, "rounds": 2})
+        job, federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 500.0, "rounds": 2})
     )
 
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["simulation", "deployment"])
 def test_an_engine_of_flowers_own_ends_like_the_in_process_one(world, tmp_path, engine):
     job, folder, initial = world
@@ -50,7 +50,7 @@ def test_an_engine_of_flowers_own_ends_like_the_in_process_one(world, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_clients_one_line_error_arrives_through_a_deployment(world, tmp_path):
     job, folder, initial = world
     lonely = job.clients[1].model_copy(update={"train_records": 1})

@@ -267,9 +267,9 @@ def test_recording_without_a_folder_to_record_into_is_refused(world):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_flowers_own_engines_record_the_same(tmp_path):
-    job, proxy, initial = prepared(tmp_path, protect=PLAIN, federate={"rounds": 2, "timeout_s": 200.0})
+    job, proxy, initial = prepared(tmp_path, protect=PLAIN, federate={"rounds": 2, "timeout_s": 500.0})
     found = {}
     for engine in ("in_process", "deployment"):
         place = tmp_path / engine / "seed-0" / "federation"
