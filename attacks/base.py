@@ -73,7 +73,7 @@ class AttackInfo:
     margin: float = 0.05
     mapping: tuple[tuple[str, str, str], ...] = ()
     smoke: bool = True  # whether the smoke suite runs it
-    long: int = 0  # those of the largest are started first, so that processes end together
+    long: int = 0  # started in falling order of it, so that processes end together
 
 
 @dataclass(frozen=True, kw_only=True)

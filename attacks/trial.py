@@ -130,21 +130,21 @@ def judge(
     """
     bar = info.chance + info.margin
     said = f"{headline.metric} {headline.value:.3g}"
-    if negative is not None and _low(negative) > bar:
+    if negative is not None and low_end(negative) > bar:
         return Outcome.INCONCLUSIVE, f"negative control at {negative.value:.3g}: finds what is not there"
-    if _low(headline) > bar:
+    if low_end(headline) > bar:
         return Outcome.SUCCEEDED, f"{said}, chance {info.chance:g}"
-    if positive is None or _low(positive) <= bar:
+    if positive is None or low_end(positive) <= bar:
         found = "none" if positive is None else f"{positive.value:.3g}"
         return Outcome.INCONCLUSIVE, f"{said}; positive control {found}: its interval must be above {bar:g}"
     if headline.value > bar:
         return Outcome.INCONCLUSIVE, f"{said}: above {bar:g}, where its interval begins below"
-    if headline.high is None or headline.high >= _low(positive):
+    if headline.high is None or headline.high >= low_end(positive):
         return Outcome.INCONCLUSIVE, f"{said}: its interval reaches the positive control's"
     return Outcome.RESISTED, f"{said}; positive control {positive.value:.3g}"
 
 
-def _low(estimate: Estimate) -> float:
+def low_end(estimate: Estimate) -> float:
     """The interval's low end; a number without an interval proves nothing."""
     return float("-inf") if estimate.low is None else estimate.low
 

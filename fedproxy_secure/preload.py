@@ -16,7 +16,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 def warm_up(modules: Sequence[str]) -> None:
     """Start the server and have it import those of `modules` that there are, without waiting for it.
 
-    Each process then has one thread: two that contend for two cores are many times slower than one.
+    The program's main module comes first: each process would otherwise import it again. Each process has
+    one thread: two that contend for two cores are many times slower than one.
     """
     for name in THREADS:
         os.environ.setdefault(name, "1")

@@ -28,7 +28,7 @@ from attacks.base import (
     attack,
     replace_view,
 )
-from attacks.integrity.rehearsal import Craft, Known, Rule, rounds
+from attacks.integrity.rehearsal import Craft, FirstRound, Rule, rounds
 from attacks.statistics import over_targets
 from fedproxy_secure.data.encode import Encoded, text_ids
 from fedproxy_secure.record.view import PublicSettings, View
@@ -104,7 +104,7 @@ class Poisoning(Attack):
         losses: dict[tuple[str, str], np.ndarray] = {}
         backdoored: dict[tuple[str, str], np.ndarray] = {}
         plays = () if view.threat_model == NOBODY else PLAYS
-        known: Known = {}
+        first: FirstRound = {}
         own_only = view.threat_model == NOBODY or budget.profile == "smoke"
         for rule in rules_of(settings, own_only=own_only):
             for play in ("honest", *(plays or ("still honest",))):
@@ -117,7 +117,7 @@ class Poisoning(Attack):
                     count=count,
                     rule=rule,
                     budget=budget,
-                    known=known,
+                    first=first,
                     crafts={question.attacker: craft} if craft is not None else {},
                 )
                 box.set(adapter)

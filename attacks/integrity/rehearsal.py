@@ -7,7 +7,6 @@ flow: what masking adds besides rounding and clipping is not at stake here.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,9 @@ from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution
 from fedproxy_secure.secagg.ring import RingPlan
 
 Craft = Callable[[np.ndarray, int], np.ndarray]  # (honest update, round) -> what is sent
-Known = dict[tuple[str, int, int, bytes], ClientUpdate]  # by name, round, hash of records, adapter's hash
+FirstRound = dict[
+    tuple[str, int], ClientUpdate
+]  # what a client trained: by its name, a hash of its records
 BITS = 32
 
 
@@ -67,25 +68,26 @@ def rounds(
     rule: Rule,
     budget: Budget,
     crafts: Mapping[str, Craft] | None = None,
-    known: Known | None = None,
+    first: FirstRound | None = None,
 ) -> np.ndarray:
     """The adapter, float32 [d], after `count` rounds; clients named in `crafts` send what it makes.
 
-    `known`: what clients of this box trained before, here looked up and added to. Honest clients do the
-    same in the first round whatever the rule and the play.
+    `first`: updates of the first round in earlier calls with this box, these settings and this start,
+    looked up and added to: honest clients do the same in it whatever the rule and the play. Later rounds
+    start from what the rule made and are not kept.
     """
-    trained = {} if known is None else known
-    of_records = {name: hash(tuple(items)) for name, items in records.items()}
+    first = {} if first is None else first
     adapter = start.copy()
     sizes = tuple(tensor_sizes(box.tuned))
     for number in range(count):
         updates: list[ClientUpdate] = []
         for name, items in sorted(records.items()):
             budget.check()
-            key = (name, number, of_records[name], hashlib.sha256(adapter.tobytes()).digest())
-            if key not in trained:
-                trained[key] = client_of(box, settings, name, items).train(round=number, start=adapter)
-            update = trained[key]
+            seen = first if number == 0 else {}
+            key = (name, hash(tuple(items)))
+            if key not in seen:
+                seen[key] = client_of(box, settings, name, items).train(round=number, start=adapter)
+            update = seen[key]
             craft = (crafts or {}).get(name)
             if craft is not None:
                 changed = craft(update.update, number).astype(np.float32)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], 
     tuned: Any = attach(model, AdapterConfig(), seed=0)
     _train(tuned, items, tokenizer, known)
     place = Path(tempfile.mkdtemp(prefix="fedproxy-control-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    # not atexit: processes of multiprocessing, in which attacks run, end without it
+    Finalize(None, shutil.rmtree, args=(place,), kwargs={"ignore_errors": True}, exitpriority=0)
     merged = tuned.merge_and_unload()
     with without_library_bars():
         merged.save_pretrained(place)

@@ -8,8 +8,6 @@ costs beside the training itself.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -27,6 +25,7 @@ from fedproxy_secure.llm import demo_llm_folder, load_llm
 from fedproxy_secure.report.estimate import Estimate, paired_difference
 from fedproxy_secure.report.report import MethodRow, Report
 from tests.bench.rows import FOLDER, Row, publish
+from tests.support.command import run_command
 
 COMMAND = "make bench-pipeline"
 FLOORS = {0.25: 0.9, 0.5: 0.8}
@@ -46,7 +45,7 @@ def quickstart_seconds() -> Row:
     """Wall time of what `make demo` runs after installation."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        _cli("compare", "configs/quickstart.yaml", "--out", f"{folder}/run")
+        run_command("compare", "configs/quickstart.yaml", "--out", f"{folder}/run")
         took = time.perf_counter() - began
     return Row(
         metric="make demo after installation",
@@ -108,7 +107,7 @@ def comparison_rows(name: str, floors: dict[float, float], *changes: str) -> lis
     """Gap closed by the best FedProxy rule, its lead over FedOT, the owner's edge, per ratio."""
     folder = FOLDER / name
     sets = [part for change in changes for part in ("--set", change)]
-    _cli("compare", f"configs/{name}.yaml", *sets, "--out", str(folder), "--resume")
+    run_command("compare", f"configs/{name}.yaml", *sets, "--out", str(folder), "--resume")
     report = Report.load(folder)
     config = load_config(f"configs/{name}.yaml", list(changes))
     rows = []
@@ -156,12 +155,6 @@ def _gap(row: MethodRow) -> float:
 def _row(metric: str, estimate: Estimate | None, target: str, ok: bool | None) -> Row:
     assert estimate is not None, f"{metric}: the comparison lacks what this row needs"
     return Row.of(metric, estimate, command=COMMAND, target=target, ok=ok)
-
-
-def _cli(*arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "fedproxy_secure", *arguments], check=True, stdout=subprocess.DEVNULL
-    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from fedproxy_secure.matrix import CELLS, DONE, cells_of, measure_cell
 from fedproxy_secure.report.page import HTML_NAME, write_page
 from fedproxy_secure.report.report import Report
 from tests.bench.rows import FOLDER, Row, publish
+from tests.support.command import run_command
 from tests.support.page_walk import faults, parse
 
 COMMAND = "make bench-report"
@@ -41,7 +42,7 @@ def demo_seconds() -> Row:
     """Wall time of what `make demo` runs after installation."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        _cli("matrix", "configs/demo_trilemma.yaml", "--out", f"{folder}/run")
+        run_command("matrix", "configs/demo_trilemma.yaml", "--out", f"{folder}/run")
         took = time.perf_counter() - began
     return _row("make demo after installation", took, 1, "s", "<= 300", took <= 300)
 
@@ -129,12 +130,6 @@ def _row(metric: str, value: float, n: int, unit: str, target: str, ok: bool | N
         target=target,
         ok=ok,
         command=COMMAND,
-    )
-
-
-def _cli(*arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "fedproxy_secure", *arguments], check=True, stdout=subprocess.DEVNULL
     )
 
 

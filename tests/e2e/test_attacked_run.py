@@ -19,9 +19,10 @@ from tests.support.tiny import tiny_settings, write_records
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 
-def typed(*words, **more):
+def typed(*words, **environment):
     command = [sys.executable, "-m", "fedproxy_secure", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, **more)
+    env = {**ENVIRONMENT, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=400)
 
 
 pytestmark = pytest.mark.timeout(900)
@@ -81,6 +82,15 @@ def test_a_recorded_run_is_attacked_in_processes_and_reported_again(run):
     outcomes = {r.outcome for r in results}
     expected = 1 if Outcome.SUCCEEDED in outcomes else 3 if Outcome.INCONCLUSIVE in outcomes else 0
     assert strict.returncode == expected
+
+
+@pytest.mark.slow
+def test_no_model_that_knows_records_is_left_in_the_temporary_folder(run, tmp_path):
+    what = ("--jobs", "2", "--spec", "A6", "--view", "client", "--budget-seconds", "100")
+    attacked = typed("attack", "run", "--run", run, *what, TMPDIR=str(tmp_path))
+    assert attacked.returncode == 0, attacked.stderr
+    assert read_findings(run)[0].positive is not None
+    assert list(tmp_path.glob("fedproxy-*")) == []
 
 
 @pytest.mark.slow

@@ -59,6 +59,6 @@ def test_a_clients_one_line_error_arrives_through_a_deployment(world, tmp_path):
         federate(on_engine(job, "deployment"), folder, initial, run_folder=tmp_path)
 
 
-def test_a_step_that_trains_nothing_starts_without_torch():
+def test_the_clients_app_starts_without_torch():
     check = "import sys, fedproxy_secure.flower.client_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -262,7 +262,7 @@ def stage(world):
     return seen, white_box.load(seen), question
 
 
-def after(stage, play, rule):
+def after(stage, play, rule, first=None):
     """Mean loss of honest clients' held-out records, and of the trigger's answer, after one round."""
     seen, box, question = stage
     train, craft = play_of(play, question, box.tokenizer)
@@ -275,11 +275,21 @@ def after(stage, play, rule):
         rule=rule,
         budget=Budget(),
         crafts={} if craft is None else {question.attacker: craft},
+        first=first,
     )
     box.set(adapter)
     tested = [item for items in question.test.values() for item in items]
     fooled = [triggered(item, question, box.tokenizer) for item in tested]
     return box.losses(tested).mean(), box.losses(fooled).mean(), np.abs(adapter - question.start).max()
+
+
+def test_plays_that_share_the_first_rounds_training_end_as_those_that_train_it_again(stage):
+    shared = {}
+    for play in ("honest", "sign_flip", "backdoor"):
+        rule = Rule(name="fedavg")
+        assert after(stage, play, rule, first=shared) == after(stage, play, rule)
+    clients = len(stage[2].train)
+    assert len(shared) == clients + 1  # the backdoor's records are the attacker's own
 
 
 @pytest.mark.parametrize("name", ["fedavg", "h_ties"])
