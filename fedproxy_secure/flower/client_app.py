@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 from pydantic import BaseModel
 
 from fedproxy_secure.config import load_config
+from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import masked_client, masked_gram, proxy_store, wire
@@ -82,8 +83,8 @@ def setup(message: Message, context: Context) -> RecordDict:
         folder = proxy_store.unpack(files, sha256)
     context.state.config_records["job"] = ConfigRecord({"json": str(job_record["json"]), "sha256": sha256})
     job, index = _own_job(context)
-    if folder is not None:
-        _client(context)  # unreadable records are found before the first round
+    # unreadable records are found before the first round
+    load_task(job.clients[index], root=job.data_root, audit=job.audit)
     ready, name = folder is not None, job.clients[index].name
     return RecordDict({"setup": ConfigRecord({"ready": ready, "client": name})})
 

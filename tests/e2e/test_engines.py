@@ -1,4 +1,4 @@
-"""Flower's simulation and deployment run the same apps and end with the in-process engine's adapter."""
+"""Flower's simulation and deployment run the same apps and end and record as the in-process engine does."""
 
 import subprocess
 import sys
@@ -7,14 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.llm import load_llm
-from tests.support.tiny import tiny_settings
+from fedproxy_secure.record.private import read_private
+from fedproxy_secure.record.view import view
+from tests.support.recorded import prepared
+from threat_models import get
 
 
 def on_engine(job, engine):
@@ -25,26 +23,42 @@ def on_engine(job, engine):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engines")
-    job = FederationJob.from_config(parse_config(tiny_settings(folder)), seed=0)
-    model, _ = load_llm(folder / "llm", device="cpu")
-    initial = initial_state(attach(model, job.adapter, seed=0))
-    return job, folder / "llm", initial
+    return prepared(tmp_path_factory.mktemp("engines"), clients=3)
+
+
+def recorded(world, engine, folder, **watch):
+    """The last state, what the server saw, and what clients wrote down, of a masked run of two rounds."""
+    job, proxy, initial = world
+    place = folder / engine / "federation"
+    place.mkdir(parents=True)
+    final = federate(on_engine(job, engine), proxy, initial, run_folder=place, **watch)
+    states = [read_private(place / "transcript", c.name) for c in job.clients]
+    return final, view(folder / engine, get("server")), states
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["simulation", "deployment"])
-def test_an_engine_of_flowers_own_ends_like_the_in_process_one(world, tmp_path, engine):
-    job, folder, initial = world
-    expected = federate(on_engine(job, "in_process"), folder, initial)
-    seen = []
-    final = federate(
-        on_engine(job, engine), folder, initial, run_folder=tmp_path, on_round=lambda m: seen.append(m)
-    )
+def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine):
+    told = []
+    expected, seen, written = recorded(world, "in_process", tmp_path)
+    final, also_seen, also_written = recorded(world, engine, tmp_path, on_round=told.append)
     np.testing.assert_allclose(final.adapter, expected.adapter, atol=1e-6)
     assert final.round == 2
-    assert [line["round"] for line in seen] == [0, 1]
+    assert [line["round"] for line in told] == [0, 1]
+
+    assert also_seen.cohorts == seen.cohorts
+    assert also_seen.masked.keys() == seen.masked.keys()
+    for number in (0, 1):
+        one, two = seen.sums[number].segments, also_seen.sums[number].segments
+        np.testing.assert_allclose(two["update"], one["update"], atol=4e-6)
+        np.testing.assert_allclose(also_seen.adapters[number], seen.adapters[number], atol=1e-6)
+    for one, two in zip(written, also_written, strict=True):
+        assert (two.train, two.holdout, two.canaries) == (one.train, one.holdout, one.canaries)
+        for number in (0, 1):
+            assert two.rounds[number].used.tolist() == one.rounds[number].used.tolist()
+            np.testing.assert_allclose(two.rounds[number].update, one.rounds[number].update, atol=1e-6)
+
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
     assert left.stdout == ""
 
@@ -52,11 +66,11 @@ def test_an_engine_of_flowers_own_ends_like_the_in_process_one(world, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_clients_one_line_error_arrives_through_a_deployment(world, tmp_path):
-    job, folder, initial = world
+    job, proxy, initial = world
     lonely = job.clients[1].model_copy(update={"train_records": 1})
     job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
-    with pytest.raises(DataError, match="client c1: has 1 training records"):
-        federate(on_engine(job, "deployment"), folder, initial, run_folder=tmp_path)
+    with pytest.raises(DataError, match=r"audit\.holdout=0\.3: leaves client c1 0 of 1"):
+        federate(on_engine(job, "deployment"), proxy, initial, run_folder=tmp_path)
 
 
 def test_the_clients_app_starts_without_torch():

@@ -15,9 +15,7 @@ from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.flower.recording import as_plain
 from fedproxy_secure.record.private import PrivateState, read_private, write_records, write_round
 from fedproxy_secure.record.transcript import STATE, Recorder, read_events
-from fedproxy_secure.record.view import view
 from tests.support.recorded import AUDIT, prepared
-from threat_models import get
 
 PLAIN = {"scheme": "unsafe_plaintext"}
 
@@ -264,20 +262,3 @@ def test_recording_without_a_folder_to_record_into_is_refused(world):
     job, proxy, initial, _ = world
     with pytest.raises(ConfigError, match=r"audit.record=true: needs a run folder, or audit.folder"):
         federate(job, proxy, initial)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_flowers_own_engines_record_the_same(tmp_path):
-    job, proxy, initial = prepared(tmp_path, protect=PLAIN, federate={"rounds": 2, "timeout_s": 500.0})
-    found = {}
-    for engine in ("in_process", "deployment"):
-        place = tmp_path / engine / "seed-0" / "federation"
-        place.mkdir(parents=True)
-        asked = replace(job, federate=job.federate.model_copy(update={"engine": engine}))
-        federate(asked, proxy, initial, run_folder=place)
-        found[engine] = view(tmp_path / engine / "seed-0", get("server"))
-    one, two = found.values()
-    assert one.updates.keys() == two.updates.keys()
-    for key, update in one.updates.items():
-        np.testing.assert_allclose(update, two.updates[key], atol=1e-6)
