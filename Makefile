@@ -1,4 +1,4 @@
-# `make demo` shows what this is; `make check test` is what a change must pass.
+# `make demo` shows what this is; `.ci/run` is what a change must pass.
 
 VENV := .venv
 PY := $(VENV)/bin/python

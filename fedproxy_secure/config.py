@@ -169,8 +169,8 @@ class ProtectConfig(_Strict):
     with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all.
 
     Clients hold the server to two more: no sum of fewer than `min_cohort`; with `refuse_differencing` none
-    over survivors that differ by exactly one client from those of an earlier sum. After a drop-out such a
-    run ends with an abort: its sums would tell that client's part.
+    over survivors that differ by exactly one client from those of an earlier sum: after one client's drop-out
+    the run ends with an abort, since its sums would tell that client's part. Two that drop out at once pass.
     """
 
     scheme: Literal["masking", "ckks", "unsafe_plaintext"] = "masking"

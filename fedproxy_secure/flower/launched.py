@@ -151,7 +151,7 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
     data: dict[str, Any] = {
         "root": job.data_root,
         "max_tokens": job.max_tokens,
-        "clients": [c.model_dump(mode="json") for c in job.clients],
+        "clients": [job.clients[index].model_dump(mode="json")],
     }
     protect = job.protect.model_dump(mode="json")
     if job.protect.keys is not None:
@@ -164,7 +164,7 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
         "audit": job.audit.model_dump(mode="json"),
     }
     own.write_text(yaml.safe_dump(settings_of_its_own))
-    settings = f'partition-id={index} num-partitions={len(job.clients)} config="{own}"'
+    settings = f'config="{own}"'
     return [
         "--insecure",
         "--superlink",
