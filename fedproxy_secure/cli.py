@@ -333,7 +333,7 @@ def _start(
     with plain_errors(again=None):
         config = load_config(find_config(name), changes)
     folder = out or Path("runs") / config.name
-    typed = _typed(command, name, changes, folder)
+    typed = _typed(command, name, changes, folder, suite)
     with plain_errors(again=f"{typed} --resume"):
         if dry_run:
             for label, value in _plan_rows(command, config):
@@ -400,9 +400,10 @@ def _signed_with(key: Path | None) -> list[str]:
     return [] if key is None else [f"audit.signing_key={json.dumps(str(key))}"]
 
 
-def _typed(command: str, name: str, changes: list[str], folder: Path) -> str:
+def _typed(command: str, name: str, changes: list[str], folder: Path, suite: str = "none") -> str:
     sets = [part for change in changes for part in ("--set", change)]
-    return shlex.join(["fedproxy-secure", command, name, *sets, "--out", str(folder)])
+    attacks = [] if suite == "none" else ["--suite", suite]
+    return shlex.join(["fedproxy-secure", command, name, *sets, *attacks, "--out", str(folder)])
 
 
 app.command("gate")(cli_evidence.gate)

@@ -17,6 +17,7 @@ from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.config import RATIO_FREE_METHODS, Config, Method
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.preload import end_with_parent
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import (
     Bits,
@@ -135,7 +136,7 @@ def _run_cells(config: Config, todo: Sequence[Cell]) -> Iterator[CellResult]:
         return
     # spawned workers inherit this; contending threads are 20 times slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         running: set[Future[CellResult]] = set()
         while running or (waiting and failed is None):
             while waiting and failed is None and len(running) < jobs:

@@ -169,8 +169,8 @@ class ProtectConfig(_Strict):
     with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all.
 
     Clients hold the server to two more: no sum of fewer than `min_cohort`; with `refuse_differencing` none
-    over survivors that differ by exactly one client from those of an earlier sum: after one client's drop-out
-    the run ends with an abort, since its sums would tell that client's part. Two that drop out at once pass.
+    over survivors that differ by exactly one client from those of an earlier sum: after a drop-out the run
+    ends with an abort, since its sums would tell that client's part. Two that drop out at once pass.
     """
 
     scheme: Literal["masking", "ckks", "unsafe_plaintext"] = "masking"
@@ -244,6 +244,14 @@ class AuditConfig(_Strict):
     signing_key: str | None = None
 
 
+def _all_differ(section: BaseModel, *names: str) -> None:
+    """Two cells of one name would be one folder with two writers; ratios are named by 6 digits."""
+    for name in names:
+        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in getattr(section, name)]
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name}=[{', '.join(values)}]: must all differ")
+
+
 class CompareConfig(_Strict):
     """What `compare` runs: methods x remove ratios x seeds."""
 
@@ -254,6 +262,11 @@ class CompareConfig(_Strict):
     fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     prox_mu: Annotated[float, Field(ge=0)] = 0.01
     pcr_lambda: Annotated[float, Field(ge=0)] = 1e-5  # the paper's
+
+    @model_validator(mode="after")
+    def _nothing_comes_twice(self) -> CompareConfig:
+        _all_differ(self, "methods", "remove_ratios")
+        return self
 
 
 class MatrixConfig(_Strict):
@@ -271,6 +284,11 @@ class MatrixConfig(_Strict):
     views: tuple[str, ...] = ("server", "client")
     suite_seconds: Annotated[float, Field(gt=0)] = 120.0
     jobs: Annotated[int, Field(ge=0)] = 0  # worker processes; 0: one per core
+
+    @model_validator(mode="after")
+    def _nothing_comes_twice(self) -> MatrixConfig:
+        _all_differ(self, "protections", "remove_ratios", "fusions", "adapters", "views")
+        return self
 
 
 class Config(_Strict):
@@ -396,6 +414,8 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # another encoding, a date that is none
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold settings as `key: value`, holds {type(raw).__name__}")
     for override in overrides or []:

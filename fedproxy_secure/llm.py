@@ -62,7 +62,7 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files raise what the library they are read with likes
         raise _cannot_be_loaded(path, error) from error
     blocks_of(model)
     tokenizer = load_tokenizer(path)
@@ -76,7 +76,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(_source(path), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files raise what the library they are read with likes
         raise _cannot_be_loaded(path, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -93,7 +93,8 @@ def _source(path: str | Path) -> str:
 
 
 def _cannot_be_loaded(path: str | Path, error: Exception) -> ModelError:
-    return ModelError(f"model.path={path}: cannot be loaded: {str(error).strip().splitlines()[0]}")
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(f"model.path={path}: cannot be loaded: {said}")
 
 
 @contextmanager

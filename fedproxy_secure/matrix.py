@@ -16,12 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -34,7 +33,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.comparison import Cell, cell_file, cell_to_json, read_cell, run_cell
 from fedproxy_secure.config import Config, Fusion, Protection, parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
-from fedproxy_secure.preload import warm_up
+from fedproxy_secure.preload import end_with_parent, warm_up
 from fedproxy_secure.progress import NoProgress, Progress
 from fedproxy_secure.report.estimate import Bits
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Outcome
@@ -194,7 +193,7 @@ def matrix(
         seeds=config.seeds,
         configurations=tuple(configurations_of(config, out, cells)),
         notes=cut_notes(truncated, config),
-        not_measured=(*refused, *_not_measured(config, out, cells)),
+        not_measured=(*refused, *_no_ceiling(config, out), *_not_measured(config, out, cells)),
         audit_head=head,
     )
     publish(report, folder.path)
@@ -275,6 +274,16 @@ def _not_measured(config: Config, out: Path, cells: Sequence[MatrixCell]) -> lis
     return made
 
 
+def _no_ceiling(config: Config, out: Path) -> list[str]:
+    """Why no gap can be told: seeds whose centralised LLM failed."""
+    cells = [Cell(method="centralised_llm", remove_ratio=None, seed=seed) for seed in config.seeds]
+    return [
+        f"gap closed: {cell.name} failed: {_why(out / BASELINES / cell.name)}"
+        for cell in cells
+        if _ceiling(out, cell.seed) is None
+    ]
+
+
 def _ceiling(out: Path, seed: int) -> Bits | None:
     try:
         return read_cell(
@@ -322,7 +331,7 @@ def _work(config: Config, cell: MatrixCell | Cell, out: Path) -> None:
     """One cell, in a process of its own, which ends with its parent."""
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     try:
         if isinstance(cell, Cell):
@@ -356,11 +365,3 @@ def _note_failure(out: Path, cell: MatrixCell | Cell, line: str, *, again: bool)
     place = out / (BASELINES if isinstance(cell, Cell) else CELLS) / cell.name
     if again or not (place / FAILED).exists():
         RunFolder(path=place).write_json(FAILED, {"error": line})
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing beside the resumed one."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -98,7 +98,7 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
         stream = stories(PUBLIC_SEED)
         text = "\n".join(next(stream) for _ in range(4 * count))
     else:
-        name = config.data.public_text.format(data=config.data.root or "{data}")
+        name = config.data.public_text.replace("{data}", config.data.root or "{data}")
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -7,8 +7,10 @@ holds no secret and draws nothing: randomness comes from named streams or from t
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, parent_process
+from multiprocessing.connection import wait
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -23,3 +25,16 @@ def warm_up(modules: Sequence[str]) -> None:
         os.environ.setdefault(name, "1")
     forkserver.set_forkserver_preload(["__main__", *modules, "fedproxy_secure.frozen"])
     forkserver.ensure_running()
+
+
+def end_with_parent() -> None:
+    """From now on this worker ends when its parent does: it must not write beside a resumed one."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
-from attacks.statistics import auc_estimate, share
+from attacks.statistics import auc_value, over_targets, share
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.secagg.granularity import unpack_signs
@@ -221,7 +221,10 @@ class CohortDifferencing(Attack):
             seeds=(0,),
             how="exact",
         )
-        return (auc_estimate(np.array(cosines), np.array(own), metric="auc", seed=0), rank)
+        # an AUC a part: within one, pairs are centred over the same clients and far from independent
+        by_part, mine = np.reshape(cosines, (-1, PARTS)), np.reshape(own, (-1, PARTS))
+        aucs = [auc_value(by_part[:, part], mine[:, part]) for part in range(PARTS)]
+        return (over_targets(aucs, metric="auc", unit="AUC", seed=0, within=(0, 1)), rank)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One more sum for every client left out."""

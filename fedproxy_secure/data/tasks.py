@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedproxy_secure.config import AuditConfig, ClientConfig
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.data.sources import HUB, read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
@@ -14,9 +14,18 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
     """Read a client's train and test records; canaries come last among those to train on.
 
     Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, and for
-    fewer than 2 training records or 1 test record.
+    fewer than 2 training records or 1 test record; also where training and test would read the same.
     """
     audit = audit or AuditConfig()
+    same_file = (
+        client.source != "demo" and not client.source.startswith(HUB) and "{split}" not in client.source
+    )
+    if same_file or client.train_split == client.test_split:
+        raise DataError(
+            f"client {client.name}: source {client.source!r} with splits {client.train_split!r} and "
+            f"{client.test_split!r}: test records would be those trained on; a file's name must hold "
+            "{split}, and the splits must differ"
+        )
     found = _records(client, client.train_split, client.train_records, root)
     train, holdout = set_aside(found, audit.holdout, client.name)
     for canary in draw_canaries(client.name, audit.canaries):

@@ -16,6 +16,21 @@ from fedproxy_secure.errors import DataError
 
 Row = dict[str, Any]
 Template = Callable[[Row], Record]
+# columns that templates write into prompts and answers
+TEXTS = (
+    "text",
+    "sentence",
+    "question",
+    "question_stem",
+    "premise",
+    "hypothesis",
+    "sentence1",
+    "sentence2",
+    "prompt",
+    "instruction",
+    "response",
+    "output",
+)
 
 
 def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
@@ -27,6 +42,7 @@ def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
     records = []
     for index, row in enumerate(rows):
         try:
+            _check_texts(row)
             records.append(template(row))
         except KeyError as error:
             raise DataError(f"task {task}, row {index}: lacks the column {error}") from error
@@ -44,10 +60,19 @@ def template_of(task: str) -> Template:
     return TEMPLATES[task]
 
 
+def _check_texts(row: Row) -> None:
+    """Raise `DataError` for a null where a text is read: it would be trained on as the word None."""
+    for column in TEXTS:
+        if column in row and row[column] is None:
+            raise DataError(f"{column}: is null, must be a text")
+
+
 def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
     number = int(label)
     if isinstance(label, bool) or number != float(label) or not 0 <= number < len(choices):
         raise DataError(f"label={label!r}: must be 0 .. {len(choices) - 1}, one of the choices")
+    if not all(isinstance(c, str) for c in choices):
+        raise DataError(f"choices={list(choices)!r}: must be texts")
     return Record(prompt=prompt.strip(), choices=tuple(f" {c.strip()}" for c in choices), label=number)
 
 

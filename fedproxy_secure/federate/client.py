@@ -34,7 +34,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.private_training import RecordNoise, check_private, train_privately
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.llm import load_llm, weights_written_ns
 from fedproxy_secure.randomness import stream, stream_seed
 
 
@@ -112,7 +112,6 @@ class LocalClient:
         update = ClientUpdate(
             client=self.name,
             update=get_vector(self.tuned) - start,
-            records=len(self.items),
             loss=loss,
             steps=self.local.steps,
             seconds=time.perf_counter() - began,
@@ -233,7 +232,13 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
     Clients of one process share one copy of the model. Raises `DataError` for records it cannot use.
     """
     tuned, tokenizer = shared_model(
-        str(model_folder), job.adapter, job.blocks, job.seed, job.device, job.dtype
+        str(model_folder),
+        weights_written_ns(model_folder),
+        job.adapter,
+        job.blocks,
+        job.seed,
+        job.device,
+        job.dtype,
     )
     client = job.clients[index]
     encoded = encode_records(
@@ -305,12 +310,13 @@ def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy
 @lru_cache(maxsize=2)
 def shared_model(
     folder: str,
+    _written_ns: int,
     adapter: AdapterConfig,
     blocks: tuple[int, ...] | None,
     seed: int,
     device: str,
     dtype: str,
 ) -> tuple[nn.Module, Any]:
-    """The model in `folder` with a fresh adapter, loaded once a process."""
+    """The model in `folder` with a fresh adapter, loaded once a process unless it is written anew."""
     model, tokenizer = load_llm(folder, device=device, dtype=dtype)
     return attach(model, adapter, seed=seed, blocks=blocks), tokenizer

@@ -56,25 +56,27 @@ def train(
     stream = batches(len(items), local.batch_size, rng)
     total = 0.0
     tuned.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
-        for step in range(steps):
-            batch = training_batch([items[i] for i in next(stream)], pad_id=pad_id, device=device)
-            loss = batch_loss(tuned, batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{who}: loss={value} at local step {step}: must be finite; "
-                    "lower local.learning_rate or check the records"
-                )
-            total += value
-            if penalty is not None:
-                loss = loss + penalty()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
-            optimizer.step()
-            if on_step is not None:
-                on_step(step)
-    tuned.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(rng.integers(2**62)))  # dropout
+            for step in range(steps):
+                batch = training_batch([items[i] for i in next(stream)], pad_id=pad_id, device=device)
+                loss = batch_loss(tuned, batch)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"{who}: loss={value} at local step {step}: must be finite; "
+                        "lower local.learning_rate or check the records"
+                    )
+                total += value
+                if penalty is not None:
+                    loss = loss + penalty()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
+                optimizer.step()
+                if on_step is not None:
+                    on_step(step)
+    finally:
+        tuned.eval()  # also for whoever stops it: the model may be shared
     return total / steps

@@ -17,7 +17,6 @@ class ClientUpdate:
 
     client: str
     update: np.ndarray
-    records: int
     loss: float
     steps: int
     seconds: float

@@ -4,13 +4,15 @@ Both start a SuperLink on loopback and submit the same server app and client app
 `simulation` plays the clients in Ray workers; `deployment` starts one SuperNode per client, each with its
 own cache and with its records named in a file of its own, as on machines of their own.
 
-Guarantees: every process started here has ended when `federate_launched` returns or raises. Nothing
-listens on anything but 127.0.0.1. Traffic is not encrypted: for real clients start `flower-superlink`
-and `flower-supernode` with certificates and node keys yourself.
+Guarantees: every process started here has ended when `federate_launched` returns or raises, on SIGTERM
+too; after a SIGKILL they are left, and the folder is refused until they have ended. Nothing listens on
+anything but 127.0.0.1. Traffic is not encrypted: for real clients start `flower-superlink` and
+`flower-supernode` with certificates and node keys yourself.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,7 +31,7 @@ from typing import Any
 import yaml
 
 from fedproxy_secure import errors
-from fedproxy_secure.errors import FedProxyError, RoundAborted
+from fedproxy_secure.errors import FedProxyError, RoundAborted, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, ROUNDS, TROUBLE, OnRound
@@ -80,6 +83,8 @@ def federate_launched(
         control = run_folder if run_folder is not None else temporary / "control"
         logs = control / "flower"
         logs.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_terminated_like_interrupted())
+        lock = stack.enter_context(_alone_in(logs))
         for stale in (FINAL, TROUBLE):
             (control / stale).unlink(missing_ok=True)
         (control / JOB).write_text(job.to_json(), encoding="utf-8")
@@ -93,7 +98,7 @@ def federate_launched(
         if job.federate.engine == "simulation":
             link.append("--simulation")
         superlink = stack.enter_context(
-            _process("flower-superlink", link, environment, logs / "superlink.log")
+            _process("flower-superlink", link, environment, logs / "superlink.log", lock)
         )
         _wait_until_listening(port, superlink, logs / "superlink.log")
         _write_app(temporary, control, port)
@@ -102,7 +107,7 @@ def federate_launched(
                 arguments = _supernode(job, index, port, temporary)
                 mine = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
                 stack.enter_context(
-                    _process("flower-supernode", arguments, mine, logs / f"supernode-{index}.log")
+                    _process("flower-supernode", arguments, mine, logs / f"supernode-{index}.log", lock)
                 )
         submit = ["run", str(temporary / "app"), SUPERLINK, "--stream"]
         if job.federate.engine == "simulation":
@@ -110,7 +115,7 @@ def federate_launched(
                 "--federation-config",
                 f"num-supernodes={len(job.clients)} client-resources-num-cpus=1",
             ]
-        run = stack.enter_context(_process("flwr", submit, environment, logs / "run.log"))
+        run = stack.enter_context(_process("flwr", submit, environment, logs / "run.log", lock))
         _watch(run, control, logs, job, on_round)
         return ServerState.load(control / FINAL)
 
@@ -186,10 +191,43 @@ def _own_keys(keys: Path, client: str, temporary: Path) -> Path:
 
 
 @contextmanager
+def _alone_in(logs: Path) -> Iterator[int]:
+    """A locked file's descriptor, which processes started here inherit: they hold it while they live.
+
+    Raises `RunFolderError` if some of an earlier call are left, which nothing but a SIGKILL leaves.
+    """
+    with (logs / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"{logs}: Flower's processes of an earlier, killed run still write here; end them first"
+            ) from None
+        yield file.fileno()
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Meanwhile SIGTERM unwinds, so that what was started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def unwind(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _process(
-    program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+    program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own; the whole group has ended when the context is left."""
+    """A process in a group of its own, holding `lock`; the group has ended when the context is left."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, *arguments],
@@ -198,6 +236,7 @@ def _process(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(lock,),
         )
     try:
         yield process

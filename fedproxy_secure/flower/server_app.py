@@ -78,7 +78,8 @@ def serve(
     """Run the job's rounds over a grid and return the last state.
 
     With a `run_folder` the state is saved after every round and a later call goes on from it, with the
-    same result: every random choice depends on (seed, round) alone. Clients that fail or stay silent
+    same result: every random choice depends on (seed, round) alone. Not with H-TIES' weights `self`: they
+    rest on what clients remember, and such a run is refused. Clients that fail or stay silent
     longer than `federate.timeout_s` are left out of the round. With `audit.record` the transcript goes to
     `audit.folder`; `tamper` is an active adversary, for evaluation.
 
@@ -95,6 +96,7 @@ def serve(
             _drop_lines_from(folder, name, state.round)
     if state.round >= job.federate.rounds:
         return state
+    _check_resumable(job, state, initial)
     recorder = None
     if job.audit.record and job.audit.folder is not None:
         recorder = Recorder(Path(job.audit.folder))
@@ -296,6 +298,15 @@ def _need_enough(count: int, job: FederationJob, what: str) -> None:
     if count < job.federate.min_clients:
         raise RoundAborted(
             f"{count} clients {what}: must be >= {job.federate.min_clients} (federate.min_clients)"
+        )
+
+
+def _check_resumable(job: FederationJob, state: ServerState, initial: ServerState) -> None:
+    """Raise `RunFolderError` for a run whose clients have forgotten what its next round needs."""
+    if state.round > initial.round and job.fusion.rule == "h_ties" and job.protect.weights == "self":
+        raise errors.RunFolderError(
+            f"protect.weights=self: cannot go on from round {state.round}, clients' memory of the last "
+            "step ended with their processes; start again in another folder"
         )
 
 

@@ -98,7 +98,6 @@ def encode_update(update: ClientUpdate) -> RecordDict:
             "metrics": ConfigRecord(
                 {
                     "client": update.client,
-                    "records": update.records,
                     "loss": update.loss,
                     "steps": update.steps,
                     "seconds": update.seconds,
@@ -119,7 +118,6 @@ def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
         return ClientUpdate(
             client=_text(metrics, "client"),
             update=update,
-            records=_integer(metrics, "records"),
             loss=_number(metrics, "loss"),
             steps=_integer(metrics, "steps"),
             seconds=_number(metrics, "seconds"),

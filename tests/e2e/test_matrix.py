@@ -14,10 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli import app
+from fedproxy_secure.comparison import Cell
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.join import join
-from fedproxy_secure.matrix import cell_config, cells_of, matrix
+from fedproxy_secure.matrix import _no_ceiling, _note_failure, cell_config, cells_of, matrix
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
@@ -120,6 +121,17 @@ def test_a_failed_cell_stands_in_the_report_and_loses_nothing(settings, tmp_path
     assert not fine.failed
     assert failed.measures == ()
     assert "target_delta=0.5: must be < 1/12" in failed.failed[0]
+
+
+def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path):
+    config = parse_config(settings)
+    _note_failure(
+        tmp_path, Cell(method="centralised_llm", remove_ratio=None, seed=1), "out of memory", again=True
+    )
+    assert _no_ceiling(config, tmp_path) == [
+        "gap closed: centralised_llm-seed0 failed: did not finish",
+        "gap closed: centralised_llm-seed1 failed: out of memory",
+    ]
 
 
 def test_runs_of_the_same_settings_join_over_their_seeds(settings, tmp_path: Path):

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure.config import ProtectConfig, parse_config
-from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
+from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted, RunFolderError
 from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
@@ -226,6 +226,15 @@ def test_a_masked_run_resumed_after_a_kill_ends_like_an_unbroken_one_bit_for_bit
     resumed = federate(job, folder, initial, run_folder=tmp_path)
     assert resumed.adapter.tobytes() == whole.adapter.tobytes()
     assert resumed.clip is not None
+
+
+def test_a_run_whose_weights_rest_on_what_clients_remember_is_not_resumed_to_another_result(
+    world, tmp_path
+):
+    job, folder, initial = world
+    federate(with_(job, "h_ties", rounds=2, weights="self"), folder, initial, run_folder=tmp_path)
+    with pytest.raises(RunFolderError, match=r"protect\.weights=self: cannot go on from round 2"):
+        federate(with_(job, "h_ties", rounds=3, weights="self"), folder, initial, run_folder=tmp_path)
 
 
 def test_the_ledger_says_what_flowed(world, tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fedproxy_secure
 from fedproxy_secure import doctor
-from fedproxy_secure.cli import app, find_config
+from fedproxy_secure.cli import _typed, app, find_config
 from fedproxy_secure.cli_errors import plain_errors
 from fedproxy_secure.cli_progress import PlainLines, shown_on
 from fedproxy_secure.errors import ConfigError, FedProxyError
@@ -172,3 +172,8 @@ def test_doctor_finds_this_installation_fit():
     shown = CliRunner().invoke(app, ["doctor"])
     assert shown.exit_code == 0, shown.output
     assert "demo LLM" in shown.stdout
+
+
+def test_the_command_that_resumes_a_run_with_a_suite_attacks_it_again():
+    typed = _typed("run", "quickstart", ["matrix.suite=smoke"], Path("runs/q"), "smoke")
+    assert typed == "fedproxy-secure run quickstart --set matrix.suite=smoke --suite smoke --out runs/q"

@@ -124,6 +124,14 @@ def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_broken_download_is_refused_in_one_line(tmp_path, name):
+    folder = save_tiny(tmp_path / "llm")
+    (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"cannot be loaded: .+"):
+        load_llm(folder)
+
+
 def test_a_local_folder_loads(tmp_path):
     model, tokenizer = load_llm(save_tiny(tmp_path), device="cpu")
     assert same_weights(model, tiny_llama())

@@ -126,3 +126,26 @@ def test_encrypted_cosines_need_masking_and_h_ties(change):
     raw["protect"] = {**raw["protect"], "weights": "encrypted_gram"}
     with pytest.raises(ConfigError, match=r"protect\.weights=encrypted_gram: needs"):
         parse_config(raw).check_protection()
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [("name: é".encode("latin-1"), "can't decode"), (b"name: 2024-13-45", "month must be in 1..12")],
+)
+def test_a_file_of_another_encoding_or_with_an_impossible_date_is_one_line(tmp_path, written, line):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(written)
+    with pytest.raises(ConfigError, match=f"settings.yaml: cannot be read: .*{line}"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ({"matrix": {"protections": ["masking", "masking"]}}, "protections=[masking, masking]"),
+        ({"matrix": {"remove_ratios": [0.5, 0.50000001]}}, "remove_ratios=[0.5, 0.5]"),
+        ({"compare": {"methods": ["zero_shot", "zero_shot"]}}, "methods=[zero_shot, zero_shot]"),
+    ],
+)
+def test_two_cells_of_one_name_are_refused(raw: dict, line: str):
+    assert f"{line}: must all differ" in complaint(raw)

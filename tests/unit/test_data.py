@@ -112,6 +112,9 @@ def test_the_papers_eight_tasks_have_templates():
         ("sst2", {"sentence": "s", "label": 2}, r"task sst2, row 0: label=2: must be 0 \.\. 1"),
         ("sst2", {"sentence": "s", "label": -1}, "label=-1"),
         ("sst2", {"label": 1}, "row 0: lacks the column 'text'"),
+        ("sst2", {"sentence": None, "label": 1}, "row 0: sentence: is null"),
+        ("arc_easy", {"question": "q", "choices": {"text": [3], "label": ["A"]}, "answerKey": "A"},
+         r"choices=\[3\]: must be texts"),
         ("arc_easy", {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": "C"},
          "answerKey='C'"),
     ],
@@ -207,3 +210,13 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_its_vocabulary(
 def test_a_text_shorter_than_a_window_is_refused():
     with pytest.raises(DataError, match="at least one window"):
         text_windows("short", tiny_tokenizer(), window_tokens=16, limit=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "splits"),
+    [("a.jsonl", {}), ("a.{split}.jsonl", {"test_split": "train"}), ("demo", {"train_split": "test"})],
+)
+def test_a_client_whose_test_records_would_be_those_it_trains_on_is_refused(source, splits):
+    client = ClientConfig(name="a", task="sst2", source=source, **splits)
+    with pytest.raises(DataError, match=r"client a: .* test records would be those trained on"):
+        load_task(client, root=None)

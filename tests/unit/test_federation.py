@@ -10,14 +10,16 @@ from flwr.clientapp import ClientApp
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError, RoundAborted, TrainingError
 from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.federate.client import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
+from fedproxy_secure.federate.training import train
 from fedproxy_secure.flower import client_app, proxy_store
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.llm import load_llm
-from tests.support.tiny import tiny_settings
+from tests.support.tiny import save_tiny, tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +169,35 @@ def test_prox_and_conflict_penalties_hold_the_adapter_back(world):
 def test_a_job_survives_json(world):
     job, _, _ = world
     assert FederationJob.from_json(job.to_json()) == job
+
+
+def test_a_model_written_anew_in_the_same_folder_is_the_one_that_clients_train(world, tmp_path):
+    job, _, initial = world
+    job, folder = with_rounds(job, 1), save_tiny(tmp_path / "llm")
+    first = federate(job, folder, initial)
+    save_tiny(folder, seed=1)
+    second = federate(job, folder, initial)
+    elsewhere = federate(job, save_tiny(tmp_path / "other", seed=1), initial)
+    assert second.adapter.tobytes() == elsewhere.adapter.tobytes()
+    assert second.adapter.tobytes() != first.adapter.tobytes()
+
+
+def test_whoever_stops_training_finds_the_model_in_evaluation_mode(world):
+    job, folder, _ = world
+    client = build_client(job, 0, folder)
+
+    def stop(step):
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        train(
+            client.tuned,
+            client.items,
+            steps=2,
+            local=job.local,
+            pad_id=client.pad_id,
+            rng=np.random.default_rng(0),
+            who="c",
+            on_step=stop,
+        )
+    assert not client.tuned.training

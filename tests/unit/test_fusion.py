@@ -14,10 +14,8 @@ def f32(rows):
     return np.array(rows, dtype=np.float32)
 
 
-def update(name, values, records=10):
-    return ClientUpdate(
-        client=name, update=f32(values), records=records, loss=1.0, steps=1, seconds=0.0, truncated=0
-    )
+def update(name, values):
+    return ClientUpdate(client=name, update=f32(values), loss=1.0, steps=1, seconds=0.0, truncated=0)
 
 
 def test_conflict_is_zero_where_all_agree_and_one_where_as_many_go_up_as_down():
@@ -52,8 +50,8 @@ def test_election_follows_the_ratio_rule():
     np.testing.assert_allclose(value, [-0.75 / 0.5, 1.25 / 1.0, 0, 0])
 
 
-def test_fedavg_weighs_by_records():
-    np.testing.assert_allclose(fusion.fedavg(f32([[0], [4]]), np.array([30, 10])), [1])
+def test_fedavg_counts_each_client_alike():
+    np.testing.assert_allclose(fusion.fedavg(f32([[0], [4]])), [2])
 
 
 def test_h_ties_with_one_client_and_full_retention_is_that_client():

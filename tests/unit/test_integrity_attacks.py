@@ -18,7 +18,13 @@ from attacks.integrity.mask_seeds import (
     seed_stream,
 )
 from attacks.integrity.masked_words import MaskedWords, byte_p_value, packed_update, words_of
-from attacks.integrity.passive_sums import CohortDifferencing, SignCounts, coordinate_sums, disaggregate
+from attacks.integrity.passive_sums import (
+    Apart,
+    CohortDifferencing,
+    SignCounts,
+    coordinate_sums,
+    disaggregate,
+)
 from attacks.integrity.poisoning import PLAYS, Poisoning, Stage, play_of, rules_of, triggered
 from attacks.integrity.rehearsal import Rule, rounds
 from attacks.suite import read_truth
@@ -104,7 +110,7 @@ def test_a_masked_message_is_uniform_and_tells_no_token_where_an_unmasked_one_do
     assert len(seen.masked) == 8
     found = tried(MaskedWords(), seen, truth)
     assert found.headline.low < 0.5 < found.headline.high
-    assert found.negative.low < 0.5 < found.negative.high
+    assert found.negative.low <= 0.5 <= found.negative.high
     assert found.positive.value > max(found.headline.value, 0.55)
     assert {e.metric: e for e in found.estimates}["p-value of uniform bytes"].value > 1e-4
 
@@ -234,8 +240,20 @@ def test_a_cohort_that_never_changes_keeps_its_clients_apart_from_nobody(world):
     assert found.outcome == Outcome.RESISTED, found.reason
     assert found.headline.value == pytest.approx(0.5, abs=0.01)
     assert found.positive.value > 0.99
-    assert found.negative.low < 0.5 < found.negative.high
+    assert found.negative.low <= 0.5 <= found.negative.high
     assert {e.metric: e.value for e in found.estimates}["rank of participation over clients"] == 0.25
+
+
+@pytest.mark.parametrize("clients", [2, 4])
+def test_estimates_that_say_nothing_have_chance_within_their_interval_as_often_as_it_says(clients):
+    names, hits, draws = "abcd"[:clients], 0, 200
+    for draw in range(draws):
+        r = rng(draw)
+        truth = truth_of({n: r.normal(0, 1, 640) for n in names}, rounds_=(0, 1))
+        guess = Apart(means={n: r.normal(0, 1, 640) for n in names}, rank=1, rounds=2)
+        auc, _ = CohortDifferencing().score(guess, truth)
+        hits += auc.low <= 0.5 <= auc.high
+    assert 0.9 * draws <= hits < draws  # 190 expected, standard deviation 3
 
 
 def test_clients_that_work_with_the_server_take_their_own_part_out_of_the_sums(settings):

@@ -1,0 +1,45 @@
+"""Flower's processes end with what started them, and none of an earlier call writes beside a later one."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.flower.engines import federate
+from tests.support.recorded import prepared
+from tests.unit.test_preload import ends_within
+
+STARTS = """
+import os, sys
+from pathlib import Path
+from fedproxy_secure.flower.launched import _alone_in, _process, _terminated_like_interrupted
+
+logs = Path(sys.argv[1])
+with _terminated_like_interrupted(), _alone_in(logs) as lock:
+    with _process("sleep", ["300"], os.environ, logs / "log", lock) as child:
+        print(child.pid, flush=True)
+        child.wait()
+"""
+
+
+def test_what_was_started_is_stopped_by_a_sigterm_to_whoever_started_it(tmp_path):
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(20) == 128 + signal.SIGTERM
+        assert ends_within(child, seconds=1)
+
+
+def test_a_folder_in_which_processes_of_a_killed_run_still_write_is_refused(tmp_path):
+    job, proxy, initial = prepared(tmp_path, clients=3)
+    job = replace(job, federate=job.federate.model_copy(update={"engine": "deployment"}))
+    (tmp_path / "run" / "flower").mkdir(parents=True)
+    with (tmp_path / "run" / "flower" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match="of an earlier, killed run still write here"):
+            federate(job, proxy, initial, run_folder=tmp_path / "run")
