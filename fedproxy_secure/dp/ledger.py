@@ -2,6 +2,7 @@
 
     NAME.ledger.jsonl   a header (run, unit, delta, limit), then one event a round
     NAME.noise.key      the key of the last round's noise, mode 0600
+    NAME.salt.key       goes into the hash of the records in `run`, mode 0600
 
 A round asked for again with the same inputs (a run that was killed and goes on) gets the same key, so the
 same noise, and gives the same update: nothing new is revealed and nothing is spent twice. Any other input
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
 
 SCHEMA_VERSION = 1
-SUFFIX, KEY_SUFFIX = ".ledger.jsonl", ".noise.key"
+SUFFIX, KEY_SUFFIX, SALT_SUFFIX = ".ledger.jsonl", ".noise.key", ".salt.key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +68,8 @@ class PrivacyLedger:
         found = self._lines()[0]
         for name, own in header.items():
             if found.get(name) != own:
-                raise RunFolderError(
-                    f"{self.path}: is of another run ({name} {found.get(name)!r}); must be {own!r}"
-                )
+                said = "" if name == "run" else f" ({found.get(name)!r}); must be {own!r}"
+                raise RunFolderError(f"{self.path}: is of another run: {name} differs{said}")
 
     def events(self) -> list[Event]:
         """All that was spent."""
@@ -148,6 +149,24 @@ class PrivacyLedger:
             part.replace(path)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def own_salt(folder: Path, client: str) -> bytes:
+    """32 secret bytes of this client, made once and kept in `folder`, mode 0600."""
+    path = folder / f"{client}{SALT_SUFFIX}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            suppress(FileExistsError),
+            open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
+        ):
+            file.write(fresh_key())
+        salt = path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read or written: {error.strerror}") from error
+    if len(salt) != KEY_BYTES:
+        raise RunFolderError(f"{path}: has {len(salt)} bytes; must have {KEY_BYTES}")
+    return salt
 
 
 def read_all(folder: Path) -> dict[str, Spent]:

@@ -19,7 +19,7 @@ from fedproxy_secure.data.encode import Encoded, encode_records
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.dp.events import SampledGaussian
-from fedproxy_secure.dp.ledger import PrivacyLedger
+from fedproxy_secure.dp.ledger import PrivacyLedger, own_salt
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.adapters import (
@@ -168,7 +168,8 @@ class LocalClient:
             key = hashlib.sha256(f"{stream_seed(self.seed, 'noise', self.name, round)}".encode()).digest()
         set_vector(self.tuned, start)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(self.seed, "dropout", self.name, round))
+            # secret, as the noise is: by masks that all know, one record more changes others' gradients
+            torch.manual_seed(int.from_bytes(hashlib.sha256(key + b"dropout").digest()[:7], "big"))
             train_privately(
                 self.tuned,
                 items,
@@ -294,11 +295,15 @@ def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy
     if settings.ledger is None:
         raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
     noise = record_noise(settings, job.local, rounds=job.federate.rounds, records=len(items))
-    records = hashlib.sha256(repr([(i.ids, i.response_start) for i in items]).encode()).hexdigest()
+    # salted: whoever reads the ledger could else try out whether a record is among them
+    salt = own_salt(Path(settings.ledger), name)
+    plain = repr([(i.ids, i.response_start) for i in items]).encode()
+    records = hashlib.sha256(salt + plain).hexdigest()
     ledger = PrivacyLedger(
         folder=Path(settings.ledger),
         client=name,
-        run=f"{job.agreed_sha256().hex()}/{records}",
+        # where another model or other arithmetic would be trained, the same noise must not serve again
+        run=f"{job.agreed_sha256().hex()}/{records}/{job.device}/{job.dtype}",
         unit="record",
         delta=settings.target_delta,
         max_epsilon=settings.limit,

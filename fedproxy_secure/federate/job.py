@@ -25,7 +25,8 @@ class FederationJob:
     """One federation: which blocks of the model are adapted, by whom, how, and how updates merge.
 
     `blocks` are indices into the model that clients hold (None: all). `clients` and `data_root` say
-    where records lie when one machine plays all clients; a real client uses its own.
+    where records lie when one machine plays all clients; a real client uses its own. `proxy_sha256` is of
+    the proxy's folder; the server fills it in.
     """
 
     seed: int
@@ -42,6 +43,7 @@ class FederationJob:
     blocks: tuple[int, ...] | None = None
     device: str = "auto"
     dtype: str = "auto"
+    proxy_sha256: str = ""
 
     @classmethod
     def from_config(
@@ -104,6 +106,7 @@ class FederationJob:
                 "blocks": self.blocks,
                 "device": self.device,
                 "dtype": self.dtype,
+                "proxy_sha256": self.proxy_sha256,
             },
             sort_keys=True,
         )
@@ -127,4 +130,5 @@ class FederationJob:
             blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
             device=raw["device"],
             dtype=raw["dtype"],
+            proxy_sha256=raw["proxy_sha256"],
         )

@@ -123,12 +123,13 @@ def private_steps(
             chosen = noise.poisson_sample(records, private.sampling_rate)
             passes = np.array_split(chosen, math.ceil(len(chosen) / max(1.0, LARGEST_PASS * expected)) or 1)
             for number, part in enumerate(passes):
-                total, seen = total + _backward(loss, part, parameters, who, step), seen + len(part)
+                total, seen = total + _backward(loss, part, parameters), seen + len(part)
                 last = number == len(passes) - 1
                 guard.signal_skip_step(not last)
                 if last and guard.pre_step():
                     _add(parameters, pull)
                     optimizer.step()
+                    _check_finite(parameters, who, step)
                 elif not last:
                     guard.step()  # clips and adds up, no more
                     guard.zero_grad(set_to_none=True)
@@ -139,9 +140,7 @@ def private_steps(
     return total / max(seen, 1)
 
 
-def _backward(
-    loss: Loss, chosen: np.ndarray, parameters: Sequence[nn.Parameter], who: str, step: int
-) -> float:
+def _backward(loss: Loss, chosen: np.ndarray, parameters: Sequence[nn.Parameter]) -> float:
     """Leave each record's gradient at the parameters; the sum of the records' losses."""
     if len(chosen) == 0:  # a model cannot run on nothing, but the step counts
         for p in parameters:
@@ -149,15 +148,28 @@ def _backward(
         return 0.0
     value = loss(chosen)
     number = float(value.detach())
-    if not math.isfinite(number):
-        raise TrainingError(
-            f"{who}: loss={number} at local step {step}: must be finite; "
-            "lower local.learning_rate or check the records"
-        )
     with warnings.catch_warnings():  # of the first adapted layers: their inputs need no gradient
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         value.backward()
+    _drop_what_is_not_finite(parameters)
     return number * len(chosen)
+
+
+def _drop_what_is_not_finite(parameters: Sequence[nn.Parameter]) -> None:
+    """Such a record's gradient counts as zero: an error would tell, without noise, that it was drawn."""
+    samples: list[torch.Tensor] = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
+    good = torch.stack([g.flatten(1).isfinite().all(dim=1) for g in samples]).all(dim=0)
+    if not good.all():
+        for sample in samples:
+            sample[~good] = 0
+
+
+def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:
+    """Of the adapter after noise, which may be told."""
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        raise TrainingError(
+            f"{who}: the adapter is not finite after local step {step}; lower local.learning_rate"
+        )
 
 
 def _add(parameters: Sequence[nn.Parameter], pull: Callable[[], Sequence[torch.Tensor]] | None) -> None:

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from fedproxy_secure.config import load_config
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
+from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import masked_client, masked_gram, proxy_store, wire
 
@@ -83,6 +83,8 @@ def setup(message: Message, context: Context) -> RecordDict:
         folder = proxy_store.unpack(files, sha256)
     context.state.config_records["job"] = ConfigRecord({"json": str(job_record["json"]), "sha256": sha256})
     job, index = _own_job(context)
+    if job.proxy_sha256 != sha256:  # all clients of a sum train the same: it is in what they sign
+        raise ProtocolAborted(f"proxy {sha256[:12]}: must be {job.proxy_sha256[:12]}, which the job names")
     # unreadable records are found before the first round
     load_task(job.clients[index], root=job.data_root, audit=job.audit)
     ready, name = folder is not None, job.clients[index].name

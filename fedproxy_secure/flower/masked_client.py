@@ -9,7 +9,7 @@ unmasked once is unmasked again only for the same survivors, so that no two sums
 With `protect.refuse_differencing` so it is under masking for all rounds together: it takes a threshold of
 clients to unmask a sum, two thresholds have an honest client in common, and that one refuses the second.
 Not guaranteed: a server may ask for the same round under other settings (a seed), which is another run; and
-three sums or more may be combined.
+three sums or more may be combined. Survivors are kept in a file: whoever puts back an old one undoes that.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from fedproxy_secure.artifacts import write_bytes
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # it brings torch
     from fedproxy_secure.federate.client import LocalClient
 
 STATE = "masking"
+SURVIVORS = ".sums.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,13 @@ def train(client: LocalClient, job: FederationJob, content: RecordDict, context:
         raise ProtocolAborted(
             f"round {terms.round}, attempt {terms.attempt}: must come after {seen[0]}, {seen[1]}"
         )
+    # one clip a round: whether a client's values exceed it would else tell them, clip by clip
+    asked = [terms.run, terms.round, proposed.clip]
+    before = json.loads(str(record.get("asked", "[]")))
+    if before[:2] == asked[:2] and before != asked:
+        raise ProtocolAborted(f"clip {proposed.clip:g}: must be {before[2]:g}, as asked for in this round")
+    record["asked"] = json.dumps(asked)
+    context.state.config_records[STATE] = record
     update = client.train(
         round=broadcast.round,
         start=broadcast.adapter,
@@ -120,6 +129,8 @@ def advertise(
     """Step 1, once it is known how the update enters the sum; the words to be masked are kept sealed."""
     identity, roster = own_keys(job, client.name)
     terms, sizes = trained.terms, client.sizes
+    if job.agreed_sha256() != terms.settings_sha256:
+        raise ProtocolAborted("settings: were changed within an attempt")
     values, control = parts_of(
         trained.update, job, sizes, terms.plan, previous=trained.previous, standing=standing
     )
@@ -190,8 +201,8 @@ def confirm(job: FederationJob, name: str, content: RecordDict, context: Context
     if isinstance(session, CkksClient):
         raise ProtocolAborted("confirm: is no step of CKKS")
     survivors = wire.decode_message(Survivors, content)
-    _refuse_other_survivors(session.terms, survivors.clients, context)
-    _refuse_differencing(job, survivors.clients, context, identity)
+    _refuse_other_survivors(job, name, session.terms, survivors.clients, context)
+    _refuse_differencing(job, name, survivors.clients)
     answer = session.confirm(survivors)
     _keep(context, session, identity)
     return wire.encode_message(answer)
@@ -199,61 +210,69 @@ def confirm(job: FederationJob, name: str, content: RecordDict, context: Context
 
 def unmask(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:
     """Step 5; afterwards nothing of the attempt is left but which survivors were unmasked."""
-    session, identity = _session(job, name, context)
+    session, _ = _session(job, name, context)
     record = context.state.config_records[STATE]
     if isinstance(session, CkksClient):
         total = wire.decode_message(Total, content)
-        _refuse_other_survivors(session.terms, total.clients, context)
-        _refuse_differencing(job, total.clients, context, identity)
+        _refuse_other_survivors(job, name, session.terms, total.clients, context)
+        _refuse_differencing(job, name, total.clients)
         answer: Message = session.unmask(total)
     else:
         answer = session.unmask(wire.decode_message(Confirmations, content))
-    record["unmasked"] = str(record["confirmed"])
-    if job.protect.refuse_differencing:
-        _remember_survivors(context, identity)
+    run, number, survivors = json.loads(str(record["confirmed"]))
+    _remember_survivors(job, name, f"{run}/{number}", survivors)
     record["session"] = b""
     return wire.encode_message(answer)
 
 
-def _refuse_other_survivors(terms: Terms, survivors: list[str], context: Context) -> None:
-    record = context.state.config_records[STATE]
-    unmasked = json.loads(str(record.get("unmasked", "[]")))
-    mine = [terms.run, terms.round, sorted(survivors)]
-    if unmasked and unmasked[:2] == mine[:2] and unmasked != mine:
+def _refuse_other_survivors(
+    job: FederationJob, name: str, terms: Terms, survivors: list[str], context: Context
+) -> None:
+    mine = sorted(survivors)
+    if _survivors_so_far(job, name).get(f"{terms.run}/{terms.round}", mine) != mine:
         raise ProtocolAborted(
             f"survivors: round {terms.round} was unmasked for others; two sums tell them apart"
         )
-    record["confirmed"] = json.dumps(mine)
+    context.state.config_records[STATE]["confirmed"] = json.dumps([terms.run, terms.round, mine])
 
 
-def _refuse_differencing(
-    job: FederationJob, survivors: list[str], context: Context, identity: Secret
-) -> None:
+def _refuse_differencing(job: FederationJob, name: str, survivors: list[str]) -> None:
     """Raise `ProtocolAborted` if an earlier sum was over one client more, or one less."""
     if not job.protect.refuse_differencing:
         return
-    for earlier in _earlier_survivors(context, identity):
+    for earlier in _survivors_so_far(job, name).values():
         if len(set(survivors) ^ set(earlier)) == 1:
             raise ProtocolAborted(
                 "survivors: an earlier sum differs by one client; together they tell that one's part"
             )
 
 
-def _remember_survivors(context: Context, identity: Secret) -> None:
-    record = context.state.config_records[STATE]
-    now = json.loads(str(record["unmasked"]))[2]
-    earlier = _earlier_survivors(context, identity)
-    if now not in earlier:
-        record["survivors"] = seal(identity, json.dumps([*earlier, now]).encode(), b"survivors")
+def _survivors_file(job: FederationJob, name: str) -> Path:
+    """Beside the key or, with noise of its own, the ledger: it must live as long as those.
+
+    Not in Flower's state: a server opens as many of Flower's runs as it likes, each with its own state.
+    """
+    own = job.privacy.ledger if job.privacy.unit == "client" else job.protect.keys
+    assert own is not None  # a session was opened with it
+    return Path(own) / f"{name}{SURVIVORS}"
 
 
-def _earlier_survivors(context: Context, identity: Secret) -> list[list[str]]:
-    """The survivors of all sums that this client helped to unmask, each set once."""
-    record = context.state.config_records[STATE]
-    sets: list[list[str]] = (
-        json.loads(unseal(identity, record, "survivors")) if "survivors" in record else []
-    )
-    return sets
+def _survivors_so_far(job: FederationJob, name: str) -> dict[str, list[str]]:
+    """Of every sum that this client helped to unmask, by run and round."""
+    file = _survivors_file(job, name)
+    if not file.exists():
+        return {}
+    try:
+        found: dict[str, list[str]] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ProtocolAborted(f"{file}: is damaged: {error}; what was unmasked is unknown") from error
+    return found
+
+
+def _remember_survivors(job: FederationJob, name: str, place: str, survivors: list[str]) -> None:
+    """On disk before the answer leaves."""
+    known = _survivors_so_far(job, name) | {place: survivors}
+    write_bytes(_survivors_file(job, name), json.dumps(known).encode())
 
 
 def kept_terms(record: ConfigRecord) -> Terms:

@@ -1,7 +1,8 @@
 """The proxy's files: their hash, and how they reach a client that does not have them.
 
 Guarantees: a client runs only a proxy whose files hash to what the server named, and a server's file
-names cannot leave the client's cache folder. Not guaranteed: that the server named an honest proxy.
+names cannot leave the client's cache folder. Under masking all
+clients of a sum run the same one. Not guaranteed: that the server named an honest proxy.
 """
 
 from __future__ import annotations
@@ -45,11 +46,17 @@ def offered_on_this_host(folder: Path) -> Iterator[None]:
 
 
 def find(sha256: str) -> Path | None:
-    """Where this client has the proxy of that hash, or None."""
+    """Where this client has the proxy of that hash, or None. Raises `DataError` for what is no hash."""
+    _check_hash(sha256)
     if sha256 in _on_this_host:
         return _on_this_host[sha256]
     folder = cache_folder() / sha256
     return folder if folder.is_dir() else None
+
+
+def _check_hash(sha256: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise DataError(f"proxy hash {sha256[:80]!r}: must be 64 hex digits")
 
 
 def cache_folder() -> Path:
@@ -69,8 +76,7 @@ def unpack(files: ConfigRecord, sha256: str) -> Path:
     Raises `DataError` for a name with a path in it, or contents that do not hash to `sha256`; then
     nothing is kept.
     """
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise DataError(f"proxy hash {sha256[:80]!r}: must be 64 hex digits")
+    _check_hash(sha256)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))

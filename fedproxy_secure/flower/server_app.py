@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def serve(
     Raises `RoundAborted` if fewer than `federate.min_clients` answer, `TrainingError` if a client's loss
     stops being finite, `DataError` if a client cannot use its records; the last good round stays saved.
     """
+    job = replace(job, proxy_sha256=proxy_store.folder_sha256(proxy_folder))
     state, folder = initial, None
     if run_folder is not None:
         folder = RunFolder(path=run_folder)
@@ -145,9 +147,8 @@ def _set_up(grid: Grid, job: FederationJob, proxy_folder: Path) -> tuple[dict[st
 
     Returns client name -> node id, and client name -> bytes of the proxy that were sent to it.
     """
-    sha256 = proxy_store.folder_sha256(proxy_folder)
     node_ids = _wait_for_nodes(grid, job)
-    ask = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": sha256})})
+    ask = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": job.proxy_sha256})})
     ready, lacking, shipped = {}, [], {}
     for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(node_ids, ask), "setup"):
         if bool(reply.config_records["setup"]["ready"]):

@@ -8,6 +8,7 @@ do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from fedproxy_secure.errors import DataError, ProtocolAborted
 
 SKETCH = 4096
+LEAST_WEIGHT = math.exp(-1)  # of the largest, as with weights `self`
 GRID = 2.0**-10  # of an opened cosine: far below the sketch's own error
 TOLERANCE = 6 / SKETCH**0.5  # of a Gram matrix's smallest eigenvalue
 
@@ -61,7 +63,11 @@ def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
 
 
 def standing(cosines: np.ndarray, index: int, *, r0: float, delta: float) -> Standing:
-    """Weight and retention of client `index`, as the fusion in the clear computes them."""
+    """Weight and retention of client `index`, as the fusion in the clear computes them.
+
+    But no weight is below `LEAST_WEIGHT` of the largest: a server that encrypts cosines of its own making
+    would otherwise leave one client almost alone in the sum.
+    """
     clients = len(cosines)
     others = ~np.eye(clients, dtype=bool)
     strength = np.where(others, np.abs(cosines), 0).sum(axis=1)
@@ -69,5 +75,6 @@ def standing(cosines: np.ndarray, index: int, *, r0: float, delta: float) -> Sta
     span = unlike.max() - unlike.min()
     place = (unlike[index] - unlike.min()) / span if span > 0 else 0.0
     return Standing(
-        weight=float(np.exp(strength[index] - strength.max())), retention=float(r0 - delta * place)
+        weight=max(LEAST_WEIGHT, float(np.exp(strength[index] - strength.max()))),
+        retention=float(r0 - delta * place),
     )

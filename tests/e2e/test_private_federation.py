@@ -11,6 +11,7 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.errors import ConfigError, PrivacyError, RunFolderError
 from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.federate.client import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.client_privacy import noise_of, ring_clip, signal_to_noise
@@ -76,7 +77,7 @@ def test_a_killed_round_goes_on_with_the_same_noise_and_is_paid_for_once(world, 
     with pytest.raises(Killed):
         serve(world, job, run_folder=tmp_path, on_client=kill)
     during = {n: c.epsilon for n, c in read_all(tmp_path / "privacy").items()}
-    keys = {p.name: p.read_text() for p in (tmp_path / "privacy").glob("*.key")}
+    keys = {p.name: p.read_text() for p in (tmp_path / "privacy").glob("*.noise.key")}
     once = serve(world, private(world[0], **settings, rounds=3), run_folder=tmp_path)
     assert np.isfinite(once.adapter).all()
     after = read_all(tmp_path / "privacy")
@@ -96,7 +97,7 @@ def test_the_limit_stops_a_run_before_the_step_that_would_pass_it(world, tmp_pat
     job = private(world[0], 2, **RECORD)
     serve(world, job, run_folder=tmp_path)
     (tmp_path / "state.safetensors").unlink()  # a server that asks for all rounds once more
-    for key in (tmp_path / "privacy").glob("*.key"):
+    for key in (tmp_path / "privacy").glob("*.noise.key"):
         key.unlink()
     with pytest.raises(PrivacyError, match=r"epsilon would be .* must be <= 8 \(privacy.max_epsilon\)"):
         serve(world, job, run_folder=tmp_path)
@@ -108,6 +109,15 @@ def test_a_ledger_of_other_settings_is_refused_before_training(world, tmp_path):
     changed = private(world[0], 1, **RECORD | {"clip_norm": 2.0}, ledger=str(tmp_path / "a" / "privacy"))
     with pytest.raises(RunFolderError, match="is of another run"):
         serve(world, changed)
+
+
+def test_the_noise_of_a_round_does_not_serve_again_on_another_proxy(world, tmp_path):
+    """Where it did, the difference of the two updates would be free of it."""
+    job, folder, _ = world
+    job = replace(private(job, 1, **RECORD, ledger=str(tmp_path)), proxy_sha256="a" * 64)
+    build_client(job, 0, folder)
+    with pytest.raises(RunFolderError, match="is of another run: run differs"):
+        build_client(replace(job, proxy_sha256="b" * 64), 0, folder)
 
 
 def test_processes_elsewhere_find_the_ledgers_of_a_run_folder_that_was_named_from_here(

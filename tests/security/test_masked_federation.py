@@ -22,7 +22,7 @@ from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.primitives import digest
-from tests.support.tiny import tiny_settings
+from tests.support.tiny import save_tiny, tiny_settings
 
 STEPS = ("train", "query.share", "query.mask", "query.confirm", "query.unmask")
 
@@ -296,7 +296,7 @@ def test_between_messages_a_client_keeps_nothing_readable(world):
             "broadcast",
             "session",
             "confirmed",
-            "unmasked",
+            "asked",
         }
 
 
@@ -391,10 +391,44 @@ def test_a_round_unmasked_once_is_not_unmasked_for_other_survivors(world):
         grid = InProcessGrid(app, 5)
         serve(grid, keyed, folder, initial)
         lost["now"] = True
-        with pytest.raises(ProtocolAborted, match="confirm: 0 of 5 clients"):
-            serve(grid, keyed, folder, initial)
+        for same in (grid, InProcessGrid(app, 5)):  # in another of Flower's runs clients' states are new
+            with pytest.raises(ProtocolAborted, match="confirm: 0 of 5 clients"):
+                serve(same, keyed, folder, initial)
         lost["now"] = False
         serve(grid, keyed, folder, initial)  # the same survivors: nothing new is learnt
+
+
+class OtherProxies(InProcessGrid):
+    """A server that has all but one client train another proxy, on which their gradients vanish."""
+
+    def __init__(self, other, clients):
+        super().__init__(client_app.app, clients)
+        self.other = other
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            record = message.content.config_records.get("job")
+            if message.metadata.message_type == "query.setup" and message.metadata.dst_node_id != 2:
+                record["sha256"] = self.other
+                if self.in_job:
+                    record["json"] = json.dumps(json.loads(record["json"]) | {"proxy_sha256": self.other})
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("in_job", [False, True], ids=["beside the job", "in the job too"])
+def test_clients_that_were_given_another_proxy_enter_no_sum_with_the_rest(world, tmp_path, in_job):
+    job, folder, initial = world
+    other = save_tiny(tmp_path / "other", seed=9)
+    with (
+        proxy_store.offered_on_this_host(folder),
+        proxy_store.offered_on_this_host(other),
+        with_keys(with_(job, rounds=1)) as keyed,
+    ):
+        grid = OtherProxies(proxy_store.folder_sha256(other), 5)
+        grid.in_job = in_job
+        with pytest.raises((ProtocolAborted, RoundAborted)):
+            serve(grid, keyed, folder, initial)
 
 
 def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_path):
@@ -440,6 +474,7 @@ def test_a_client_whose_own_settings_demand_masking_refuses_a_server_that_does_n
             state=RecordDict(),
             run_config={},
         )
+        job = replace(job, proxy_sha256="0" * 64)
         ask = {"job": ConfigRecord({"json": with_(job, **asked).to_json(), "sha256": "0" * 64})}
         reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
         kind, said = wire.decode_failure(reply)

@@ -39,3 +39,9 @@ def test_files_of_another_hash_are_refused_and_nothing_is_kept(cache):
 def test_a_hash_that_is_none_is_refused(cache, sha256):
     with pytest.raises(DataError, match="64 hex digits"):
         proxy_store.unpack(ConfigRecord({"config.json": b"{}"}), sha256)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc", "", "A" * 64])
+def test_a_server_cannot_ask_which_folders_a_client_has(cache, name):
+    with pytest.raises(DataError, match="must be 64 hex digits"):
+        proxy_store.find(name)

@@ -276,15 +276,6 @@ def test_equal_cohorts_and_those_that_differ_by_more_go_on(world, tmp_path):
     assert len(first ^ second) == 2
 
 
-def test_earlier_survivors_are_remembered_sealed(world):
-    _, app = serve_losing(world, {}, refuse_differencing=True)
-    record = app.states[2].config_records["masking"]
-    assert isinstance(record["survivors"], bytes)
-    assert b"c1" not in record["survivors"]
-    _, app = serve_losing(world, {})
-    assert "survivors" not in app.states[2].config_records["masking"]
-
-
 def test_ckks_refuses_such_sums_too(world):
     pytest.importorskip("tenseal")
     with pytest.raises(ProtocolAborted):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fedproxy_secure.dp.events import SampledGaussian
-from fedproxy_secure.dp.ledger import PrivacyLedger, read_all
+from fedproxy_secure.dp.ledger import PrivacyLedger, own_salt, read_all
 from fedproxy_secure.errors import PrivacyError, RunFolderError
 
 ROUND = SampledGaussian(noise_multiplier=2.0, sampling_rate=0.1, steps=10)
@@ -88,9 +88,9 @@ def test_a_line_cut_short_was_never_spent_and_does_not_spoil_the_next(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"run": "another"}, r"is of another run \(run 'run'\); must be 'another'"),
-        ({"delta": 1e-6}, r"is of another run \(delta 1e-05\); must be 1e-06"),
-        ({"unit": "client"}, r"is of another run \(unit 'record'\)"),
+        ({"run": "another"}, r"is of another run: run differs$"),
+        ({"delta": 1e-6}, r"is of another run: delta differs \(1e-05\); must be 1e-06"),
+        ({"unit": "client"}, r"is of another run: unit differs \('record'\)"),
     ],
 )
 def test_a_ledger_of_another_run_is_refused(tmp_path, change, line):
@@ -130,3 +130,10 @@ def test_all_ledgers_of_a_run_are_read_together(tmp_path):
     ledger(tmp_path, client="bank")
     found = read_all(tmp_path)
     assert found["clinic"].epsilon > found["bank"].epsilon == 0
+
+
+def test_a_salt_is_made_once_for_each_client_and_nobody_else_reads_it(tmp_path):
+    one, two = own_salt(tmp_path, "one"), own_salt(tmp_path, "two")
+    assert one != two
+    assert own_salt(tmp_path, "one") == one
+    assert (tmp_path / "one.salt.key").stat().st_mode & 0o777 == 0o600

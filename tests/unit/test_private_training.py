@@ -184,8 +184,24 @@ def test_training_leaves_nothing_of_opacus_behind():
 def test_a_loss_that_is_no_number_stops_and_names_client_and_step():
     tuned = adapted()
     set_vector(tuned, np.full_like(get_vector(tuned), np.nan))
-    with pytest.raises(TrainingError, match="client x, round 0: loss=nan at local step 0"):
+    with pytest.raises(
+        TrainingError, match="client x, round 0: the adapter is not finite after local step"
+    ):
         tune(tuned)
+
+
+def test_a_record_without_a_finite_gradient_counts_as_zero_and_is_not_told_of():
+    """A server's proxy can make it so for records with a token of its choice."""
+    tuned, plain = adapted(), adapted()
+    for model in (tuned, plain):
+        with torch.no_grad():
+            model.get_input_embeddings().weight[200] = torch.inf
+    odd = Encoded(ids=(1, 200, 11, 12, 2), response_start=3)
+    with_it = tune(tuned, items=[*ITEMS[:4], odd], steps=1, rate=1.0, clip=1.0)
+    without = tune(plain, items=ITEMS[:4], steps=1, rate=1.0, clip=1.0)
+    start = get_vector(adapted())
+    assert np.isfinite(with_it).all()
+    np.testing.assert_allclose((with_it - start) * 5, (without - start) * 4, rtol=1e-3, atol=1e-6)
 
 
 def test_a_layer_that_opacus_cannot_handle_is_refused_before_training():

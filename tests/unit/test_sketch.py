@@ -5,7 +5,7 @@ import pytest
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.federate import fusion
-from fedproxy_secure.secagg.sketch import SKETCH, count_sketch, gram_of, standing
+from fedproxy_secure.secagg.sketch import LEAST_WEIGHT, SKETCH, count_sketch, gram_of, standing
 
 
 def updates(clients=5, d=20_000, seed=0):
@@ -56,7 +56,8 @@ def test_exact_cosines_give_the_weights_and_retentions_of_h_ties(clients):
     wanted = fusion.retention(analysis.heterogeneity, r0=0.9, delta=0.3)
     made = [standing(analysis.cosines, i, r0=0.9, delta=0.3) for i in range(clients)]
     weights = np.array([m.weight for m in made])
-    np.testing.assert_allclose(weights / weights.sum(), analysis.weights, rtol=1e-12)
+    floored = np.maximum(analysis.weights, LEAST_WEIGHT * analysis.weights.max())
+    np.testing.assert_allclose(weights / weights.sum(), floored / floored.sum(), rtol=1e-12)
     np.testing.assert_allclose([m.retention for m in made], wanted, rtol=1e-12)
     assert weights.max() == 1
 
@@ -93,3 +94,12 @@ def test_a_sketchs_error_beyond_one_is_cut_off(beyond):
 def test_what_cannot_be_cosines_is_refused(clients, opened, line):
     with pytest.raises(ProtocolAborted, match=line):
         gram_of(clients, np.array(opened))
+
+
+@pytest.mark.parametrize("clients", [4, 16, 64])
+def test_cosines_of_a_servers_making_leave_no_client_alone_in_the_sum(clients):
+    star = np.eye(clients)
+    star[0, 1:] = star[1:, 0] = 1 / np.sqrt(clients - 1)  # client 0 like all, no two others alike
+    made = [standing(star, i, r0=1.0, delta=0.2).weight for i in range(clients)]
+    assert max(made) == 1
+    assert min(made) >= np.exp(-1)
