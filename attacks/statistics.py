@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import binom, norm, rankdata
 
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.report.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
@@ -80,14 +81,12 @@ def mean_auc(
 ) -> Estimate:
     """The mean AUC over targets (scores, labels); `inflation` as in `auc_estimate`.
 
-    From 5 targets on the interval is Student's t over targets. Below, it is as wide as the targets' own on
-    average: what it would be if they all erred together.
+    The interval is as wide as the targets' own on average, what it would be if they all erred together:
+    rounds draw on the same records, and what an attack thinks of a token it thinks in every round.
     """
     values = [auc_estimate(s, p, metric=metric, seed=seed, inflation=inflation) for s, p in per_target]
     if len(values) == 1:
         return values[0]
-    if len(values) >= 5:
-        return over_targets([v.value for v in values], metric=metric, unit="AUC", seed=seed, within=(0, 1))
     return Estimate(
         metric=metric,
         value=float(np.mean([v.value for v in values])),
@@ -120,10 +119,13 @@ def over_targets(
 def tpr_estimates(
     scores: np.ndarray, positive: np.ndarray, *, seed: int, rates: Sequence[float] = (0.01, 0.001)
 ) -> tuple[Estimate, ...]:
-    """True positive rates at fixed false positive rates, Wilson intervals over positives.
+    """True positive rates at fixed false positive rates, with intervals that count both samples.
 
     The threshold lets at most `rate` of the negatives through; ties count as negatives. A rate below
-    1 / negatives cannot be told from 0 false positives, which the metric's name says.
+    1 / negatives cannot be told from 0 false positives, which the metric's name says. The interval is
+    Wilson's over positives at both ends of the threshold's own: how many of n negatives lie above the
+    rate's true threshold is binomial. Chance is (allowed + 1) / (negatives + 1), more than `rate` where
+    negatives are few.
     """
     negatives = np.sort(scores[~positive])[::-1]
     made = []
@@ -132,7 +134,22 @@ def tpr_estimates(
         threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
         caught = int((scores[positive] > threshold).sum())
         name = f"TPR at {rate:.1%} FPR" + (" (0 false positives)" if allowed == 0 else "")
-        made.append(proportion_interval(caught, int(positive.sum()), metric=name, seeds=(seed,)))
+        most, least = (int(binom.ppf(q, len(negatives), rate)) for q in (0.975, 0.025))
+        strict = negatives[least - 1] if least else math.inf
+        lax = negatives[most] if most < len(negatives) else -math.inf
+        found = [caught, *(int((scores[positive] > t).sum()) for t in (strict, lax))]
+        here, few, many = (
+            proportion_interval(n, int(positive.sum()), metric=name, seeds=(seed,)) for n in found
+        )
+        low, high = few.low or 0.0, 1.0 if many.high is None else many.high
+        made.append(
+            replace(
+                here,
+                low=min(low, here.value),
+                high=max(high, here.value),
+                how="share of positives, Wilson 95 % at both ends of the threshold's 95 %",
+            )
+        )
     return tuple(made)
 
 

@@ -119,6 +119,22 @@ def proportion_interval(
     )
 
 
+def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
+    """`joined` over seeds, no narrower than the seeds' own intervals are on average.
+
+    Few seeds that agree, at 0 of 64 each, would otherwise have an interval without width.
+    """
+    lows, highs = [p.low for p in parts], [p.high for p in parts]
+    if joined.low is None or joined.high is None or None in lows or None in highs:
+        return joined
+    low = min(joined.low, math.fsum(v for v in lows if v is not None) / len(parts))
+    high = max(joined.high, math.fsum(v for v in highs if v is not None) / len(parts))
+    if (low, high) == (joined.low, joined.high):
+        return joined
+    how = joined.how + ", no narrower than a seed's own"
+    return Estimate(**{**vars(joined), "low": low, "high": high, "how": how})
+
+
 def paired_difference(
     a: Mapping[int, float], b: Mapping[int, float], *, metric: str, unit: str
 ) -> Estimate:

@@ -14,7 +14,7 @@ import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from fedproxy_secure.report.estimate import (
     gap_closed,
     mean_interval,
     mean_share,
+    no_surer,
     over_seeds_or_records,
 )
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Finding, Outcome, read_findings
@@ -221,7 +222,7 @@ def _ip(seeds: Sequence[SeedRun]) -> list[Measure]:
     units = {"proxy_kl_nats": "nats", "proxy_cka": "CKA", "proxy_perplexity_ratio": "ratio"}
     made += [_values(seeds, v, "ip", key, "neither", units[key]) for key, v in fidelity.items()]
     for key, metric in EXTRACTION.items():
-        made += _worst(seeds, "ip", key, metric, {"A12"}, f"{metric}*")
+        made += _worst(seeds, "ip", key, metric, {"A12"}, metric)
     return made
 
 
@@ -366,7 +367,11 @@ def _worst(
             if _called(e.metric, named)
         ]
         if found:
-            best[s.seed] = max(found, key=lambda pair: pair[0].value)
+            worst, finding = max(found, key=lambda pair: pair[0].value)
+            ends = [e.high for e, _ in found if e.high is not None]
+            if worst.high is not None:  # of another view it may reach further
+                worst = replace(worst, high=max(ends))
+            best[s.seed] = worst, finding
     if len(best) < len(seeds):
         return []
     ((first, where), *_) = best.values()
@@ -375,7 +380,8 @@ def _worst(
     else:
         values = {k: e.value for k, (e, _) in best.items()}
         limits = (0.0, 1.0) if key in SHARES else (-math.inf, math.inf)
-        estimate = mean_interval(values, metric=metric, unit=first.unit, within=limits)
+        joined = mean_interval(values, metric=metric, unit=first.unit, within=limits)
+        estimate = no_surer(joined, [e for e, _ in best.values()])
     how = f"{estimate.how}; the worst of {', '.join(sorted(attacks))} over all views"
     place = seeds[0].place
     return [

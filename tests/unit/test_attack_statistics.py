@@ -160,15 +160,32 @@ def test_over_many_targets_the_interval_is_students_and_stays_within_bounds():
     assert over_targets([0.5], metric="m", unit="share", seed=0).low is None
 
 
-def test_few_targets_get_an_interval_as_wide_as_one_of_them_and_many_students():
+def test_targets_have_an_interval_as_wide_as_one_of_them():
     rng = np.random.default_rng(0)
     targets = [scores(rng, 20, 40, 0.3) for _ in range(6)]
     one = mean_auc(targets[:1], metric="auc", seed=0)
     assert one == auc(*targets[0])
-    few = mean_auc(targets[:3], metric="auc", seed=0)
-    widths = [auc(*t).high - auc(*t).low for t in targets[:3]]
-    assert few.high - few.low == pytest.approx(np.mean(widths))
-    assert few.how.endswith("as if they erred together")
     many = mean_auc(targets, metric="auc", seed=0)
+    widths = [auc(*t).high - auc(*t).low for t in targets]
     assert many.value == pytest.approx(np.mean([auc_value(*t) for t in targets]))
-    assert many.how == "mean over targets, Student t 95 %"
+    assert many.high - many.low == pytest.approx(np.mean(widths))
+    assert many.how.endswith("as if they erred together")
+
+
+def test_rounds_that_think_alike_of_every_token_do_not_make_chance_look_like_a_leak():
+    rng, positive, misses = np.random.default_rng(0), np.arange(800) < 200, 0
+    for _ in range(60):
+        common = rng.normal(size=800) * 0.5
+        targets = [(common + rng.normal(size=800) * 0.75**0.5, positive) for _ in range(16)]
+        found = mean_auc(targets, metric="auc", seed=0)
+        misses += not found.low <= 0.5 <= found.high
+    assert misses <= 6  # Student's t over targets missed in 4 of 10
+
+
+def test_a_rate_that_says_nothing_is_above_chance_no_more_often_than_its_interval_says():
+    """Thresholds are estimated from few negatives: an interval over positives alone misses in 1 of 5."""
+    rng, labels, above = np.random.default_rng(0), np.arange(240) < 120, 0
+    for _ in range(400):
+        (found,) = tpr_estimates(rng.normal(size=240), labels, seed=0, rates=(0.01,))
+        above += found.low > 0.01
+    assert above <= 20
