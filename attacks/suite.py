@@ -7,7 +7,7 @@ joins them at the end, and after an interrupt those that there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,6 +99,8 @@ def run_suite(
 ) -> list[Finding]:
     """Every attack from every view on every recorded seed of a run; `seconds` is for each attack.
 
+    The attacks' own randomness follows from `seed` in the run's first seed, from `seed + 1` in its second.
+
     With `resume` what was finished under the same profile and seed is kept. An attack that raises, hangs
     or kills its process is a row of the result and nothing more.
 
@@ -119,13 +121,13 @@ def run_suite(
             llm=llm,
             profile=profile,
             seconds=seconds,
-            seed=seed,
+            seed=seed + number,
         )
-        for folder in seed_folders(run)
+        for number, folder in enumerate(seed_folders(run))
         for model in threat_models
         for one in attacks
     ]
-    results = _finished(log_file, profile, seed) if resume else {}
+    results = _finished(log_file, profile, {t.key: t.seed for t in trials}) if resume else {}
     if not resume:
         (log_file.path / EVENTS).unlink(missing_ok=True)
     todo = [t for t in trials if t.key not in results]
@@ -190,12 +192,13 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
     )
 
 
-def _finished(folder: RunFolder, profile: Profile, seed: int) -> dict[Key, Finding]:
+def _finished(folder: RunFolder, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:
     """Findings of an earlier call that need not be made again: not errors, nor what ran out of time."""
     done: dict[Key, Finding] = {}
     for raw in folder.read_jsonl(EVENTS):
         result = Finding.from_json(raw)
         again = result.outcome == Outcome.ERROR or result.reason.startswith(OutOfTime.BEGINS)
-        if (result.profile, result.seed) == (profile, seed) and not again:
-            done[result.seed_folder, result.view, result.attack] = result
+        key = result.seed_folder, result.view, result.attack
+        if (result.profile, result.seed) == (profile, seeds.get(key)) and not again:
+            done[key] = result
     return done

@@ -367,7 +367,7 @@ def test_a_client_of_a_recorded_run_holds_the_fused_llms_own_blocks(tmp_path):
     settings = tiny_settings(tmp_path / "files", audit={"record": True, "holdout": 0.3})
     run(parse_config(settings), tmp_path / "run")
     client = view(tmp_path / "run" / "seed-0", threat_model("client"))
-    done = run_one(ProxyExtraction(), client, NO_CLIENTS, profile="standard", seconds=100, seed=0)
+    done = run_one(ProxyExtraction(), client, NO_CLIENTS, profile="standard", seconds=600, seed=0)
     by_name = {e.metric: e for e in done.estimates}
     block = 2592
     around = 2 * VOCABULARY * 16 + 16
