@@ -25,9 +25,8 @@ from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution
 from fedproxy_secure.secagg.ring import RingPlan
 
 Craft = Callable[[np.ndarray, int], np.ndarray]  # (honest update, round) -> what is sent
-FirstRound = dict[
-    tuple[str, int], ClientUpdate
-]  # what a client trained: by its name, a hash of its records
+# what a client trained, by its name and a hash of its records
+FirstRound = dict[tuple[str, int], ClientUpdate]
 BITS = 32
 
 

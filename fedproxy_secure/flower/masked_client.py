@@ -214,11 +214,14 @@ def unmask(job: FederationJob, name: str, content: RecordDict, context: Context)
     record = context.state.config_records[STATE]
     if isinstance(session, CkksClient):
         total = wire.decode_message(Total, content)
-        _refuse_other_survivors(job, name, session.terms, total.clients, context)
-        _refuse_differencing(job, name, total.clients)
+        survivors = total.clients
         answer: Message = session.unmask(total)
     else:
+        survivors = json.loads(str(record["confirmed"]))[2]
         answer = session.unmask(wire.decode_message(Confirmations, content))
+    # again: in another of Flower's runs others may have been unmasked since step 4
+    _refuse_other_survivors(job, name, session.terms, survivors, context)
+    _refuse_differencing(job, name, survivors)
     run, number, survivors = json.loads(str(record["confirmed"]))
     _remember_survivors(job, name, f"{run}/{number}", survivors)
     record["session"] = b""

@@ -1,8 +1,8 @@
 """The proxy's files: their hash, and how they reach a client that does not have them.
 
 Guarantees: a client runs only a proxy whose files hash to what the server named, and a server's file
-names cannot leave the client's cache folder. Under masking all
-clients of a sum run the same one. Not guaranteed: that the server named an honest proxy.
+names cannot leave the client's cache folder. Under masking all clients of a sum run the same one. Not
+guaranteed: that the server named an honest proxy.
 """
 
 from __future__ import annotations

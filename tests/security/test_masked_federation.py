@@ -398,6 +398,21 @@ def test_a_round_unmasked_once_is_not_unmasked_for_other_survivors(world):
         serve(grid, keyed, folder, initial)  # the same survivors: nothing new is learnt
 
 
+def test_two_of_flowers_runs_side_by_side_do_not_unmask_a_round_for_different_survivors(world):
+    """Both get their confirmations before either is unmasked."""
+    job, folder, initial = world
+    app = Wrapped(fails=lambda kind, node: kind == "query.mask" and node == 6)
+
+    def run_the_other(message, context):
+        if (message.metadata.message_type, context.node_id) == ("query.confirm", 6):
+            serve(InProcessGrid(app, 5), keyed, folder, initial)
+
+    with proxy_store.offered_on_this_host(folder), with_keys(with_(job, rounds=1)) as keyed:
+        grid = InProcessGrid(Wrapped(sees=run_the_other), 5)
+        with pytest.raises(ProtocolAborted, match="unmask: 1 of 5 clients"):
+            serve(grid, keyed, folder, initial)
+
+
 class OtherProxies(InProcessGrid):
     """A server that has all but one client train another proxy, on which their gradients vanish."""
 

@@ -10,8 +10,8 @@ import pytest
 
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.flower.engines import federate
+from tests.support.processes import ends_within
 from tests.support.recorded import prepared
-from tests.unit.test_preload import ends_within
 
 STARTS = """
 import os, sys

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+
+from tests.support.processes import ends_within
 
 POOL = """
 import os, time
@@ -17,20 +18,6 @@ if __name__ == "__main__":
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 300).result()
 """
-
-
-def ends_within(pid, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        with open(f"/proc/{pid}/stat") as stat:
-            if stat.read().split()[2] == "Z":  # it ended, and whoever inherited it has not looked yet
-                return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_worker_does_not_outlive_a_parent_that_was_killed(tmp_path):
