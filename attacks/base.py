@@ -7,8 +7,12 @@
 Surfaces that an attack may need: IND an individual update, AGG an aggregate, MR many rounds, MOD the models
 of the rounds, API queries to the fused LLM, ACT the power to deviate.
 
-Guarantees: `guess` cannot see the truth: the run is no argument of it, and import rules keep attack modules
-from reading transcripts. Two calls with the same view, question and seed give the same guess.
+Guarantees: `guess` is given no truth: neither run nor truth is an argument of it, and tests keep this
+project's attacks from reading transcripts, frames or the garbage collector. Two calls with the same view,
+question and seed give the same guess. Not guaranteed: that an attack of somebody else's guesses. The wall
+is against mistakes, not against malice: an attack is code that runs as you, in the process that knows the
+truth and with the right to read the run's files. Install attacks that you trust, and read those whose
+numbers you rely on.
 """
 
 from __future__ import annotations
@@ -60,7 +64,8 @@ class AttackInfo:
     """What an attack is for. `needs`: sets of surfaces, one of which the view must have in full.
 
     `headline`: the metric that decides, with its value by `chance` and the `margin` above it that counts
-    as success. `mapping`: (framework, version, id) triples.
+    as success. `mapping`: (framework, version, id) triples. `by`: parties of a threat model (`server`,
+    `network`, `clients`, `api`), one of which must be corrupted; empty: whoever has the surfaces.
     """
 
     id: str
@@ -73,6 +78,7 @@ class AttackInfo:
     margin: float = 0.05
     mapping: tuple[tuple[str, str, str], ...] = ()
     smoke: bool = True  # whether the smoke suite runs it
+    by: tuple[Literal["server", "network", "clients", "api"], ...] = ()
     long: int = 0  # started in falling order of it, so that processes end together
 
 

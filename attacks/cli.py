@@ -221,10 +221,12 @@ def llm_of(run: Path) -> str | None:
     """The owner's model, as the run's settings name it."""
     import yaml
 
+    from fedproxy_secure.untrusted import parse_yaml
+
     try:
-        raw = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        raw = parse_yaml((run / "config.yaml").read_bytes())
         return str(raw["model"]["path"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedproxy_secure.escape import printable
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.finding import Finding, Outcome
 from fedproxy_secure.report.table import markdown_table
@@ -47,7 +48,7 @@ def cells(result: Finding) -> tuple[str, ...]:
 
 def outcome_line(result: Finding) -> str:
     """For a terminal, as results come."""
-    return f"{result.outcome:<14} {result.id} {result.attack}, {result.view}: {result.reason}"
+    return printable(f"{result.outcome:<14} {result.id} {result.attack}, {result.view}: {result.reason}")
 
 
 def rich_tables(results: Sequence[Finding]) -> Group:
@@ -59,7 +60,7 @@ def rich_tables(results: Sequence[Finding]) -> Group:
     for view, seed_folder in dict.fromkeys((r.view, r.seed_folder) for r in results):
         own = [r for r in results if (r.view, r.seed_folder) == (view, seed_folder)]
         measured = [r for r in own if r.headline is not None]
-        title = f"{view}, {seed_folder}"
+        title = printable(f"{view}, {seed_folder}")
         parts.append(_rich_table(title, measured) if measured else Text(title, style="italic"))
         parts += [Text(outcome_line(r), style="dim") for r in own if r.headline is None]
     return Group(*parts, Text(EXPLAINED))
@@ -70,16 +71,16 @@ def _rich_table(title: str, results: Sequence[Finding]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("attack", overflow="fold", min_width=max(len(f"{r.id} {r.attack}") for r in results))
     table.add_column("outcome", no_wrap=True)
     for heading in ("value", "pos.", "neg.", "s"):
         table.add_column(heading, justify="right", overflow="fold")
     for result in results:
         assert result.headline is not None
-        name = Text(f"{result.id} {result.attack}")
+        name = Text(printable(f"{result.id} {result.attack}"))
         if result.headline.metric != "auc":
-            name.append(f"\n{result.headline.metric}", style="dim")
+            name.append(f"\n{printable(result.headline.metric)}", style="dim")
         controls = [c and f"{c.value:.2g}" for c in (result.positive, result.negative)]
         table.add_row(
             name,

@@ -2,6 +2,10 @@
 
 Whatever the attack does, what comes out is a `Finding`: one that raises is ERROR, one that cannot tell or
 runs out of time INCONCLUSIVE, one whose view lacks what it needs NOT_APPLICABLE.
+
+The truth is in this process while an attack guesses, and below it on the stack: an attack that looks there
+finds it. A process without it would not change that, for the same user may read the transcript; see the
+guarantees of `attacks.base`.
 """
 
 from __future__ import annotations

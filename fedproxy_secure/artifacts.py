@@ -7,6 +7,8 @@
 
 Every write goes to a temporary file beside the target, is flushed to the disk and then renamed over
 it. A crash or a full disk leaves the old file or none, never half of one.
+
+What others wrote is read by `fedproxy_secure.untrusted`: nothing in a file can exhaust the stack.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.untrusted import parse_json
 
 MANIFEST = "manifest.json"
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"  # how the name of an unfinished write begins
 _PACKAGES = (
     "fedproxy-secure",
     "torch",
@@ -57,9 +60,13 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A folder that belongs to one resolved config. One process writes to it at a time."""
+    """A folder that belongs to one resolved config. One process writes to it at a time.
+
+    `private`: its files are for their owner alone (0600, see `private_folder`), whatever the umask.
+    """
 
     path: Path
+    private: bool = False
 
     @classmethod
     def create(cls, path: Path, config: Settings) -> RunFolder:
@@ -85,7 +92,7 @@ class RunFolder:
         if not _contents(path):
             return cls.create(path, config)
         try:
-            owner = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["config_sha256"]
+            owner = parse_json((path / MANIFEST).read_bytes())["config_sha256"]
         except FileNotFoundError:
             raise RunFolderError(f"{path}: is not a run folder: has no {MANIFEST}") from None
         except OSError as error:
@@ -101,7 +108,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file of the folder atomically. Raises `RunFolderError` if that fails."""
-        write_bytes(self.path / name, data)
+        write_bytes(self.path / name, data, private=self.private)
         return self.path / name
 
     def write_text(self, name: str, text: str) -> Path:
@@ -122,7 +129,10 @@ class RunFolder:
         line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab+", buffering=0) as file:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            with open(os.open(path, flags, 0o600 if self.private else 0o666), "ab+", buffering=0) as file:
+                if self.private:
+                    os.fchmod(file.fileno(), 0o600)  # a file that was there may be anybody's
                 end = _end_of_last_whole_line(file.seek(0, os.SEEK_END), path)
                 file.truncate(end)
                 try:
@@ -143,7 +153,7 @@ class RunFolder:
         path = self.path / name
         try:
             lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
-            return [json.loads(line) for line in lines]
+            return [parse_json(line) for line in lines]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -157,8 +167,25 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def private_folder(path: Path) -> Path:
+    """Make a folder that its owner alone may enter (0700), or make the one there so; returns it.
+
+    Folders above it are made as usual: whoever may not enter `path` reaches nothing below it.
+
+    Raises `RunFolderError` if it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)  # whatever the umask, and whoever made it
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+    return path
+
+
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write `data` to `path` atomically, making its folder if need be.
+
+    A `private` file has mode 0600, any other 0644, whatever the umask.
 
     Raises `RunFolderError` if the disk is full or the folder cannot be written; what was at `path`
     before is then still there, whole.
@@ -166,10 +193,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     partial: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
         try:
             _write_all(descriptor, data)
-            os.fchmod(descriptor, 0o644)
+            os.fchmod(descriptor, 0o600 if private else 0o644)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -207,7 +234,7 @@ def _versions() -> dict[str, str]:
 def _contents(path: Path) -> list[str]:
     """Names in the folder, without what an interrupted write may have left."""
     try:
-        return [n for n in os.listdir(path) if not n.startswith(_PARTIAL)]
+        return [n for n in os.listdir(path) if not n.startswith(PARTIAL)]
     except FileNotFoundError:
         return []
     except OSError as error:

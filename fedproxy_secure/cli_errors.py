@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.escape import printable
 
 INTERRUPTED = 130
 
@@ -21,7 +22,7 @@ def plain_errors(*, again: str | None) -> Iterator[None]:
     try:
         yield
     except FedProxyError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

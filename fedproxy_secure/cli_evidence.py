@@ -1,7 +1,7 @@
 """`fedproxy-secure gate` and `fedproxy-secure audit`: act on a report, and see whether it is as written.
 
 Exit codes of both: 0 fine; 1 a rule was broken, or something was tampered with; 2 a wrong option or file; 3
-evidence is missing or inconclusive, or nothing is signed yet.
+evidence is missing or inconclusive, something is not signed, or nobody named the signer.
 """
 
 from __future__ import annotations
@@ -80,23 +80,26 @@ audit_app = typer.Typer(
 def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: KeyOption = None) -> None:
     """Find altered, missing, moved or cut-off lines of a run's audit log, and altered files.
 
-    DIR is what `run` or `matrix` wrote. Exit code 0: all as written. 1: something is not. 3: nothing is
-    signed yet, as while a run goes on.
+    DIR is what `run` or `matrix` wrote. Exit code 0: all as it was written by the owner of the key that
+    --key names. 1: something is not. 3: it is consistent, but without --key nobody says who must have
+    signed it, and anybody can forge a folder and sign it; or something in it is not signed, as while a run
+    goes on.
 
-    Example: `fedproxy-secure audit verify runs/demo`
+    Example: `fedproxy-secure audit verify runs/demo --key me.key.pub`
     """
     with plain_errors(again=None):
         from fedproxy_secure.audit.keys import parse_public
         from fedproxy_secure.audit.verify import verify_run
+        from fedproxy_secure.escape import printable
 
         found = verify_run(folder, key=None if key is None else parse_public(key))
         for line in found.problems:
-            typer.echo(f"BAD   {line}")
+            typer.echo(f"BAD   {printable(line)}")
         for line in found.unsettled:
-            typer.echo(f"open  {line}")
+            typer.echo(f"open  {printable(line)}")
         typer.echo(f"{found.lines} lines, {found.files} files, head {found.head}")
         typer.echo(_signer(found))
-    raise typer.Exit(BROKEN if found.problems else UNSETTLED if found.unsettled else 0)
+    raise typer.Exit(BROKEN if found.problems else 0 if found.verified else UNSETTLED)
 
 
 @audit_app.command("keygen")
@@ -165,7 +168,10 @@ def _signer(found: Verified) -> str:
         return "signer: none is named"
     if found.pinned:
         return f"signer: {found.public.hex()}, as asked for"
-    return f"signer: {found.public.hex()}, not pinned: --key PUB says who it must be"
+    return (
+        f"signer: {found.public.hex()}, not pinned: anybody may have signed this folder anew; --key PUB "
+        "says who it must be"
+    )
 
 
 def _print(judgement: Judgement, format: str) -> None:

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from fedproxy_secure import progress as contract
+from fedproxy_secure.escape import printable
 
 LINE_SECONDS = 5.0
 
@@ -63,7 +64,7 @@ class Bars:
         if task in self.ids:
             self.bars.update(self.ids[task], advance=steps)
             if note:
-                self.bars.update(self.ids[task], note=note)
+                self.bars.update(self.ids[task], note=printable(note))
 
     def done(self, task: str) -> None:
         """Stop the bar's clock where it stands."""
@@ -98,7 +99,7 @@ class PlainLines:
         if count is None:
             return
         count.steps += steps
-        count.note = note or count.note
+        count.note = printable(note) or count.note
         now = self.clock()
         if now - self.last_line >= LINE_SECONDS:
             self.last_line = now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 import tempfile
@@ -29,6 +28,7 @@ from fedproxy_secure.report.estimate import (
 )
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.untrusted import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +274,11 @@ def _notes(config: Config, truncated: int) -> tuple[str, ...]:
         *(
             ()
             if config.privacy.unit == "none"
-            else ("Only federated methods are private; zero_shot, centralised_* and local_only are not.",)
+            else (
+                "That is of one federated method with one seed alone: every method, remove ratio and seed "
+                "trains on the same records, so their epsilons compose.",
+                "Only federated methods are private; zero_shot, centralised_* and local_only are not.",
+            )
         ),
         "local_only is judged on each client's own task, with the model that client tuned alone.",
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
@@ -313,7 +317,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
 
     path = cell_file(out, cell)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         return CellResult(
             cell=cell,
             fused=bits(raw["fused"]),
@@ -321,5 +325,5 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
             upload_bytes=raw["upload_bytes"],
             seconds=raw["seconds"],
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path}: is damaged: {error}; delete it and resume") from error

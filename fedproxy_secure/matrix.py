@@ -14,7 +14,6 @@ round, failed ones are tried again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +34,15 @@ from fedproxy_secure.config import Config, Fusion, Protection, parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
 from fedproxy_secure.preload import end_with_parent, warm_up
 from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.estimate import Bits
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Outcome
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.untrusted import read_json
 
 BASELINES, CELLS, DONE, FAILED = "baselines", "cells", "cell.json", "failed.json"
 CELLS_NEED = (
@@ -53,6 +55,10 @@ CELLS_NEED = (
     "opacus",
 )
 EPSILONS: Mapping[str, float] = {"masking_dp8": 8.0, "masking_dp3": 3.0, "masking_dp1": 1.0}
+CEILING_NOT_COUNTED = (
+    "Not counted: the centralised LLM behind `gap closed`, which trains on the same records without "
+    "differential privacy. Its accuracy is told; its weights are not kept."
+)
 FUSIONS: Mapping[Fusion, tuple[str, str]] = {
     "fedavg": ("fedavg", "block"),
     "h_ties": ("h_ties", "block"),
@@ -185,13 +191,17 @@ def matrix(
         for name in done:
             witness.inner(name)
         head = witness.settle(*(f"{name}/{FOLDER}/{RESULTS}" for name in done))
+    configurations = tuple(configurations_of(config, out, cells))
+    together = total(configurations, same_records=True)
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.matrix.matrix(...)",
         config_sha256=config.sha256(),
         environment=environment(str(pick_device(config.model.device))),
         seeds=config.seeds,
-        configurations=tuple(configurations_of(config, out, cells)),
+        configurations=configurations,
+        total_epsilon=together.epsilon,
+        composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
         notes=cut_notes(truncated, config),
         not_measured=(*refused, *_no_ceiling(config, out), *_not_measured(config, out, cells)),
         audit_head=head,
@@ -204,10 +214,12 @@ def matrix(
 def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:
     """Each configuration's measures over its finished seeds, in the order of the settings.
 
-    Costs are told beside those of the unprotected configuration that is alike in all else.
+    Costs are told beside those of the unprotected configuration that is alike in all else. What a cell
+    spent that did not finish is counted with its configuration's.
     """
     runs: dict[str, list[SeedRun]] = {}
     failed: dict[str, list[str]] = {}
+    besides: dict[str, list[Training]] = {}
     order = {key: i for i, key in enumerate(config.matrix.protections)}
     ordered = sorted(cells, key=lambda c: (c.remove_ratio, order[c.protection], c.key, c.seed))
     for cell in ordered:
@@ -216,16 +228,21 @@ def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) ->
             mine.append(read_seed(place, cell.seed, root=out, ceiling=_ceiling(out, cell.seed)))
         else:
             failed.setdefault(cell.key, []).append(f"seed {cell.seed}: {_why(place)}")
+            besides.setdefault(cell.key, []).extend(
+                unfinished_training(place, cell.seed, cell_config(config, cell))
+            )
     made = []
     for key, mine in runs.items():
         first = next(c for c in ordered if c.key == key)
+        own, lost = cell_config(config, first), besides.get(key, [])
         configuration = configuration_of(
             mine,
-            cell_config(config, first),
+            own,
             name=_title(first, config),
             settings=first.settings,
-            guarantees=Report.load(out / mine[0].place).guarantees if mine else (),
+            guarantees=guarantees_of(own, [s.training(own) for s in mine] + lost) if mine else (),
             failed=failed.get(key, ()),
+            besides=lost,
             commands=tuple(
                 f"fedproxy-secure run {CELLS}/{c.name}/config.yaml --record"
                 for c in ordered
@@ -295,8 +312,8 @@ def _ceiling(out: Path, seed: int) -> Bits | None:
 
 def _why(place: Path) -> str:
     try:
-        return str(json.loads((place / FAILED).read_text(encoding="utf-8"))["error"])
-    except (OSError, ValueError, KeyError):
+        return str(read_json(place / FAILED)["error"])
+    except (OSError, ValueError, KeyError, TypeError):
         return "did not finish"
 
 

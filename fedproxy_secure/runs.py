@@ -14,7 +14,7 @@ tracking/                 rounds and measures for TensorBoard and others
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,8 +23,7 @@ from typing import Any
 from fedproxy_secure.artifacts import RunFolder, environment, json_bytes
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
-from fedproxy_secure.dp.guarantees import guarantees
-from fedproxy_secure.dp.ledger import read_all
+from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.llm import pick_device
 from fedproxy_secure.pipeline import (
@@ -40,14 +39,17 @@ from fedproxy_secure.pipeline import (
     tune,
 )
 from fedproxy_secure.progress import NoProgress, Progress
-from fedproxy_secure.report.estimate import Estimate, mean_interval
+from fedproxy_secure.report.composition import Training, composed, one_alone, to_json
+from fedproxy_secure.report.estimate import Estimate, counted, mean_interval
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.spending import guarantees_of, total
 from fedproxy_secure.run_plan import protection_note
 from fedproxy_secure.secagg import ckks
 from fedproxy_secure.stage_clock import StageClock, peak_memory_bytes
 from fedproxy_secure.tracking import Place, Tracker, measure_values, open_tracker, require, round_values
+from fedproxy_secure.untrusted import read_json
 
 STAGES = 5  # of one seed, for the progress bar
 
@@ -155,7 +157,8 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
     save_model(fused, materials.tokenizer, place / "fused")
     clock.stop("fuse")
     shown.advance(name, note="fused")
-    spent = read_all(place / "federation" / PRIVACY)
+    ledgers = place / "federation" / PRIVACY
+    spent = read_all(ledgers)
     result = {
         "seed": seed,
         "fidelity": asdict(faithful),
@@ -170,25 +173,13 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
         "truncated": truncated_prompts(config),
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {client: asdict(s) for client, s in spent.items()},
+        "events": to_json(all_events(ledgers)),
     }
     clock.stop("evaluate")
     result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
     witness.finished(seed, json_bytes(result), epsilon={c: s.epsilon for c, s in spent.items()})
     shown.done(name)
     return result
-
-
-def _guarantees(config: Config, results: dict[int, dict[str, Any]]) -> tuple[str, ...]:
-    privacy = config.privacy
-    costs = [s["epsilon"] for r in results.values() for s in r["spent"].values()]
-    return guarantees(
-        privacy.unit,
-        epsilon=max(costs, default=privacy.target_epsilon),
-        delta=privacy.target_delta,
-        clip_norm=privacy.clip_norm,
-        mechanism=privacy.mechanism,
-        simulated=privacy.randomness == "unsafe_simulated",
-    )
 
 
 def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:
@@ -209,6 +200,23 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         own = mean_interval(over_seeds(model), metric=f"accuracy, {method}", unit="share")
         return MethodRow(method=method, tasks=tasks, average=own, **more)
 
+    seeds = [read_seed(out, seed, root=out) for seed in results]
+    trainings = [seed.training(config) for seed in seeds]
+    guaranteed = guarantees_of(config, trainings)
+    configuration = configuration_of(
+        seeds,
+        config,
+        name=config.name,
+        settings={
+            "protection": config.protect.scheme,
+            "remove_ratio": f"{config.compress.remove_ratio:g}",
+            "fusion": config.fusion.rule,
+            "adapter": config.adapter.kind,
+        },
+        guarantees=guaranteed,
+        commands=(command,),
+    )
+    together = total([configuration], same_records=True)
     fused, tuned = over_seeds("fused"), over_seeds("tuned")
     edge = mean_interval({s: fused[s] - tuned[s] for s in fused}, metric="owner's edge", unit="share")
     ratio = config.compress.remove_ratio
@@ -239,48 +247,38 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
                 ("proxy_perplexity", "proxy perplexity on public text", "perplexity"),
             )
         )
-        + _spent(results),
+        + _spent(trainings, config.seeds),
         notes=(
             protection_note(config),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),
-        guarantees=_guarantees(config, results),
-        configurations=(
-            configuration_of(
-                [read_seed(out, seed, root=out) for seed in results],
-                config,
-                name=config.name,
-                settings={
-                    "protection": config.protect.scheme,
-                    "remove_ratio": f"{ratio:g}",
-                    "fusion": config.fusion.rule,
-                    "adapter": config.adapter.kind,
-                },
-                guarantees=_guarantees(config, results),
-                commands=(command,),
-            ),
-        ),
+        guarantees=guaranteed,
+        configurations=(configuration,),
+        total_epsilon=together.epsilon,
+        composition=together.says,
         not_measured=() if attacked(out) else (ATTACKED,),
     )
 
 
-def _spent(results: dict[int, dict[str, Any]]) -> tuple[Estimate, ...]:
-    """What the client that spent most has spent; both accountants."""
-    if not any(r["spent"] for r in results.values()):
+def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimate, ...]:
+    """What the client that spent most has spent by all seeds together, by both accountants, and by one."""
+    cost, alone = composed(trainings), one_alone(trainings)
+    if cost is None or alone is None or not cost.finite:
         return ()
-    worst = {
-        seed: max(r["spent"].values(), key=lambda s: float(s["epsilon"])) for seed, r in results.items()
+    by = {"rdp": cost.spent.rdp, "prv": cost.spent.prv} if cost.spent is not None else {}
+    told = {"epsilon spent, client that spent most": cost.epsilon}
+    told |= {
+        f"epsilon spent, by the {name.upper()} accountant, client that spent most": value
+        for name, value in by.items()
+        if value is not None
     }
-    made = []
-    for key in ("epsilon", "rdp", "prv"):
-        if all(w[key] is not None for w in worst.values()):
-            name = (
-                "epsilon spent" if key == "epsilon" else f"epsilon spent, by the {key.upper()} accountant"
-            )
-            metric = f"{name}, client that spent most"
-            made.append(mean_interval({s: w[key] for s, w in worst.items()}, metric=metric, unit="epsilon"))
-    return tuple(made)
+    if len(trainings) > 1:
+        told["epsilon spent by one seed alone, client that spent most"] = alone
+    made = [counted(v, metric=name, unit="epsilon", seeds=seeds) for name, v in told.items()]
+    together = f"{len(trainings)} trainings together, " if len(trainings) > 1 else ""
+    how = f"counted, exact: {together}{cost.how}"
+    return tuple(e if "alone" in e.metric else replace(e, how=how) for e in made)
 
 
 def _bits(accuracies: dict[str, Accuracy]) -> dict[str, str]:
@@ -297,7 +295,7 @@ def _average(by_task: dict[str, str]) -> float:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
         return result
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: is damaged; delete it and resume") from error

@@ -9,16 +9,17 @@ signature, which takes the key.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.artifacts import MANIFEST, RunFolder, json_bytes
+from fedproxy_secure.artifacts import MANIFEST, PARTIAL, RunFolder, json_bytes
 from fedproxy_secure.audit.chain import NAME, from_hex
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.secagg.primitives import digest, sign, signing_public, verify
 from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 SIGNATURE = "report.sig"
@@ -26,6 +27,7 @@ DOMAIN = b"fedproxy-secure report 1"
 # what else lies in the folder of a run or a matrix: the log has it, or nobody vouches for it
 SETTINGS = (MANIFEST, "config.yaml", "environment.json")
 EVIDENCE = ("attacks/results.json", "baselines")
+KEY = ".key"
 OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, *SETTINGS)
 
 
@@ -40,17 +42,50 @@ class Seal:
     schema_version: int = SCHEMA_VERSION
 
 
-def files_below(folder: Path, *names: str) -> Iterator[str]:
-    """Paths, relative to `folder`, of the files that these names are or hold, sorted.
+def everything_below(folder: Path, *names: str) -> Iterator[str]:
+    """Paths, relative to `folder`, of all that these names are or hold and that is no folder, sorted.
 
-    Left out are unfinished writes and the keys of clients' noise.
+    Hidden files, keys and unfinished writes are among them, and links, which are not followed.
     """
     for name in names:
         place = folder / name
-        found = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for file in found:
-            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(".key"):
-                yield file.relative_to(folder).as_posix()
+        if place.is_symlink() or not place.is_dir():
+            yield from [name] if os.path.lexists(place) else []
+            continue
+        found = []
+        for here, folders, files in os.walk(place):
+            links = [f for f in folders if os.path.islink(os.path.join(here, f))]
+            found += [Path(here, f).relative_to(folder).as_posix() for f in (*files, *links)]
+        yield from sorted(found)
+
+
+def files_below(folder: Path, *names: str) -> Iterator[str]:
+    """Paths, relative to `folder`, of the files that these names are or hold and that a log vouches for.
+
+    Left out are unfinished writes, links and keys: keys are removed before a folder is passed on.
+    """
+    for name in everything_below(folder, *names):
+        place = folder / name
+        if place.is_file() and not (place.is_symlink() or is_key(name) or place.name.startswith(PARTIAL)):
+            yield name
+
+
+def keys_below(folder: Path, *names: str) -> list[str]:
+    """Paths, relative to `folder`, of clients' keys in these folders: a log has their names alone."""
+    return [name for name in everything_below(folder, *names) if is_key(name)]
+
+
+def is_key(name: str) -> bool:
+    """Whether a file is for its owner alone."""
+    return name.endswith(KEY)
+
+
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what writes that were cut short have left in the folder itself and below these names."""
+    here = [p.name for p in folder.iterdir() if p.name.startswith(PARTIAL)]
+    for name in (*here, *everything_below(folder, *names)):
+        if PurePosixPath(name).name.startswith(PARTIAL):
+            (folder / name).unlink(missing_ok=True)
 
 
 def report_files(folder: Path) -> list[str]:
@@ -70,6 +105,7 @@ def file_sha256(file: Path) -> str:
 
 def sign_report(folder: Path, key: Secret, head: str) -> Path:
     """Sign the report that lies in `folder`, all its files, over the head of the log."""
+    sweep(folder)
     files = {name: file_sha256(folder / name) for name in report_files(folder)}
     made = Seal(
         head=head,
@@ -88,7 +124,7 @@ def read_seal(folder: Path) -> Seal | None:
     path = folder / SIGNATURE
     try:
         raw = path.read_bytes()
-        seal = Seal(**json.loads(raw))
+        seal = Seal(**parse_json(raw))
         if json_bytes(vars(seal)) != raw:
             raise ValueError("another form")
         if seal.schema_version != SCHEMA_VERSION:

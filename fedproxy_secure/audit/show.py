@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from fedproxy_secure.audit.chain import Entry
+from fedproxy_secure.escape import printable
 
 
 def event_text(entry: Entry) -> str:
-    """`2026-01-02T03:04:05+00:00  round: seed 0, round 2: bank, clinic`; long values are counted."""
-    return f"{entry.time}  {entry.event}: {_body(entry)}"
+    """`2026-01-02T03:04:05+00:00  round: seed 0, round 2: bank, clinic`; long values are counted.
+
+    Nobody has checked the log yet: whatever it holds, the line moves no cursor of a terminal.
+    """
+    return printable(f"{entry.time}  {entry.event}: {_body(entry)}")
 
 
 def _body(entry: Entry) -> str:

@@ -1,26 +1,31 @@
 """`audit verify`: is what lies in a run's folder what its audit log and its signature say?
 
 Guarantees: without the signer's key nobody can alter, leave out, move or repeat a line, cut lines off a
-finished run, or alter a file that the log or the report's signature names, without a problem being found.
-Not guaranteed: that what the signer wrote is true; that a folder was not put back to how it was signed
-earlier (note the head that a run prints). If the signer's public key is not known from elsewhere, anybody
-may have signed the folder anew.
+finished run, alter a file that the log or the report's signature names, or add anything to a finished seed
+(hidden files, keys and links too), without a problem being found; what lies elsewhere in the folder and
+nobody vouches for is named. Not guaranteed: that what the signer wrote is true; that a folder was not put
+back to how it was signed earlier (note the head that a run prints); what clients' keys hold; anything in
+`tracking/`. If the signer's public key is not known from elsewhere, anybody may have signed the folder
+anew: then it is consistent, and not `verified`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import Examined, examine
-from fedproxy_secure.audit.seal import SIGNATURE, file_sha256, files_below, read_seal
+from fedproxy_secure.audit.seal import SIGNATURE, everything_below, file_sha256, is_key, read_seal
 from fedproxy_secure.errors import AuditError
+from fedproxy_secure.untrusted import read_json
 
 FINISHED, FILES, INNER = "finished", "files", "inner"  # events that vouch for files and for logs below
 REPORT = "report.json"
+OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is looked at on its own
+# a suite's notes, which `attacks/results.json` joins; and what a matrix writes into a cell that is done
+NOTES = ("attacks/events.jsonl", "cell.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +45,28 @@ class Verified:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong and nothing is left open."""
+        """Whether nothing is wrong and nothing is left open; by whomever it was signed."""
         return not self.problems and not self.unsettled
 
+    @property
+    def verified(self) -> bool:
+        """Whether it is whole, and signed by whom the caller asked for."""
+        return self.whole and self.pinned
 
-def verify_run(folder: Path, *, key: bytes | None = None) -> Verified:
+
+def verify_run(folder: Path, *, key: bytes | None = None, elsewhere: Set[str] = frozenset()) -> Verified:
     """Check the log of a run or a matrix, its report's signature, and every file that they name.
 
     Args:
         folder: where `audit.jsonl` lies.
         key: the signer's public key, 32 bytes, known from elsewhere; None: whoever the log names.
+        elsewhere: files that somebody else vouches for, such as the log of the matrix above.
 
     Raises `AuditError` if there is no log.
     """
     try:
+        if (folder / NAME).exists() and not (folder / NAME).is_file():
+            raise AuditError(f"{folder / NAME}: is no file")  # a pipe would never end
         raw = (folder / NAME).read_bytes()
     except OSError as error:
         raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
@@ -68,30 +81,33 @@ def verify_run(folder: Path, *, key: bytes | None = None) -> Verified:
     vouched = _vouched(found.entries)
     for name, (sha256, where) in vouched.items():
         problems += _check_file(folder, name, sha256, f"line {where} of {NAME}")
-    problems += _strangers(folder, found.entries, vouched)
+    _strangers(folder, found.entries, vouched, problems, unsettled)
     unsettled += _unfinished(folder, found.entries)
-    inner = _inner(folder, found, key)
+    unsettled += _unsigned(folder, found.entries, {*vouched, *sealed, *elsewhere})
+    inner = _inner(folder, found, vouched, key)
     return Verified(
         problems=(*problems, *(p for v in inner for p in v.problems)),
         unsettled=(*unsettled, *(u for v in inner for u in v.unsettled)),
         public=found.public,
         pinned=key is not None and found.public == key,
         lines=len(found.entries) + sum(v.lines for v in inner),
-        files=len(vouched) + sealed + sum(v.files for v in inner),
+        files=len(vouched) + len(sealed) + sum(v.files for v in inner),
         head=found.head,
     )
 
 
-def _check_seal(folder: Path, found: Examined, problems: list[str], unsettled: list[str]) -> int:
-    """The signature of the report against log and files; how many files it names."""
+def _check_seal(
+    folder: Path, found: Examined, problems: list[str], unsettled: list[str]
+) -> Mapping[str, str]:
+    """The signature of the report against log and files; the files that it names."""
     try:
         seal = read_seal(folder)
     except AuditError as error:
         problems.append(str(error))
-        return 0
+        return {}
     if seal is None:
         unsettled.append(f"{SIGNATURE}: is missing: nothing says where the log ends")
-        return 0
+        return {}
     if found.public is None or seal.public_key != found.public.hex():
         problems.append(f"{SIGNATURE}: has another signer than {NAME}")
     heads = [e.hash for e in found.entries]
@@ -108,12 +124,12 @@ def _check_seal(folder: Path, found: Examined, problems: list[str], unsettled: l
         problems.append(f"{REPORT}: its audit_head is not the one that {SIGNATURE} has")
     for name, sha256 in seal.files.items():
         problems += _check_file(folder, name, sha256, SIGNATURE)
-    return len(seal.files)
+    return seal.files
 
 
 def _audit_head(folder: Path) -> object:
     try:
-        return json.loads((folder / REPORT).read_text(encoding="utf-8"))["audit_head"]
+        return read_json(folder / REPORT)["audit_head"] if (folder / REPORT).is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -131,6 +147,8 @@ def _vouched(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
 def _check_file(folder: Path, name: str, sha256: str, where: str) -> list[str]:
     if _outside(name):
         return [f"{name}: lies outside the folder ({where})"]
+    if link := _link_on_the_way(folder, name):
+        return [f"{link}: is a link ({where} has {name} itself)"]
     if not (folder / name).is_file():
         return [f"{name}: is missing ({where} has it)"]
     if file_sha256(folder / name) != sha256:
@@ -144,14 +162,50 @@ def _outside(name: str) -> bool:
     return PurePosixPath(name).is_absolute() or ".." in parts or not parts
 
 
+def _link_on_the_way(folder: Path, name: str) -> str | None:
+    """The first part of a relative path that is a link: what it leads to can be changed elsewhere."""
+    parts = PurePosixPath(name).parts
+    ways = ("/".join(parts[: i + 1]) for i in range(len(parts)))
+    return next((way for way in ways if (folder / way).is_symlink()), None)
+
+
 def _finished(entries: Sequence[Entry]) -> set[str]:
     return {f"seed-{e.body.get('seed')}" for e in entries if e.event == FINISHED}
 
 
-def _strangers(folder: Path, entries: Sequence[Entry], vouched: Mapping[str, object]) -> list[str]:
-    """Files in the folders of finished seeds that the log does not know."""
-    below = files_below(folder, *sorted(_finished(entries)))
-    return [f"{name}: was added: {NAME} does not have it" for name in below if name not in vouched]
+def _strangers(
+    folder: Path,
+    entries: Sequence[Entry],
+    vouched: Mapping[str, object],
+    problems: list[str],
+    unsettled: list[str],
+) -> None:
+    """Whatever lies in the folders of finished seeds and the log does not know."""
+    told = [e.body["keys"] for e in entries if e.event == FINISHED and isinstance(e.body.get("keys"), list)]
+    keys = {str(name) for names in told for name in names}
+    for name in everything_below(folder, *sorted(_finished(entries))):
+        if name in vouched or name in keys:
+            continue
+        if is_key(name) and not told:
+            unsettled.append(f"{name}: is a key, and {NAME} is of a version that does not name keys")
+        else:
+            what = "a link was added" if (folder / name).is_symlink() else "was added"
+            problems.append(f"{name}: {what}: {NAME} does not have it")
+
+
+def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:
+    """What lies beside the seeds, and neither the log nor the report's signature has."""
+    inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
+    own = {NAME, SIGNATURE, *OWN_FOLDERS, *NOTES}
+    beside = [p.name for p in folder.iterdir() if not p.name.startswith("seed-")]
+    for place in ("attacks", "baselines", "cells"):
+        beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
+    found = []
+    for name in sorted(set(beside) - own - known - inner):
+        below = {name} if name.startswith("cells/") else {*everything_below(folder, name)} - known
+        found += [f"{n}: neither {NAME} nor {SIGNATURE} has it" for n in sorted(below)]
+    links = [n for n in (*OWN_FOLDERS, *inner) if not _outside(n) and (folder / n).is_symlink()]
+    return [*found, *(f"{name}: is a link" for name in sorted(links))]
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
@@ -159,7 +213,9 @@ def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
     return [f"{name}: did not finish" for name in found if name not in _finished(entries)]
 
 
-def _inner(folder: Path, found: Examined, key: bytes | None) -> list[Verified]:
+def _inner(
+    folder: Path, found: Examined, vouched: Mapping[str, object], key: bytes | None
+) -> list[Verified]:
     """The logs below this one, such as those of a matrix's cells; their messages name their folders."""
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in found.entries if e.event == INNER}
     made = []
@@ -168,7 +224,8 @@ def _inner(folder: Path, found: Examined, key: bytes | None) -> list[Verified]:
         try:
             if _outside(name):
                 raise AuditError(f"{name}: lies outside the folder")
-            inner = verify_run(folder / name, key=key)
+            above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
+            inner = verify_run(folder / name, key=key, elsewhere=above)
         except AuditError as error:
             nothing = Verified(
                 problems=(str(error),), unsettled=(), public=None, pinned=False, lines=0, files=0, head=head

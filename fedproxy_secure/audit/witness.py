@@ -5,7 +5,8 @@
     started    a seed begins, or goes on after `rounds` rounds
     roster     hash and names of those who may take part, where updates are masked
     round      who took part, and what each spent of its privacy (the mechanism's events)
-    finished   a seed's epsilon by client, and the SHA-256 of every file of it, models included
+    finished   a seed's epsilon by client, the SHA-256 of every file of it, models included, and the names
+               of clients' keys that lie there
     files      settings, environment, findings of attacks: whatever else the report rests on
     inner      the head of a log below this one: of a matrix's cell
     aborted    what was raised, and the reason
@@ -29,7 +30,16 @@ from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.keys import run_key
 from fedproxy_secure.audit.log import AuditLog
-from fedproxy_secure.audit.seal import EVIDENCE, SETTINGS, file_sha256, files_below, read_seal, sign_report
+from fedproxy_secure.audit.seal import (
+    EVIDENCE,
+    SETTINGS,
+    file_sha256,
+    files_below,
+    keys_below,
+    read_seal,
+    sign_report,
+    sweep,
+)
 from fedproxy_secure.audit.verify import FILES, FINISHED, INNER
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import AuditError, FedProxyError
@@ -111,11 +121,13 @@ class Witness:
         self._tell("round", seed=seed, round=number, participants=line["participants"], spends=spends)
 
     def finished(self, seed: int, result: bytes, *, epsilon: Mapping[str, float]) -> None:
-        """A seed is done: tell all its files, then write its result."""
+        """A seed is done: tell all its files, and the names of its clients' keys, then write its result."""
+        sweep(self.folder, f"seed-{seed}")
         name = f"seed-{seed}/{RESULT}"
         files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, f"seed-{seed}")}
         files[name] = hashlib.sha256(result).hexdigest()
-        self._tell(FINISHED, seed=seed, epsilon_spent=dict(epsilon), files=files)
+        keys = keys_below(self.folder, f"seed-{seed}")
+        self._tell(FINISHED, seed=seed, epsilon_spent=dict(epsilon), files=files, keys=keys)
         self.log.folder.write_bytes(name, result)
         self.at = None
 

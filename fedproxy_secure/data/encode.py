@@ -12,6 +12,9 @@ from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.llm import Tokenizer
 
+# Rust libraries panic with errors that are no `Exception`; only these are not about what they were given
+ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
@@ -97,6 +100,32 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
         cut = cut_prompt(prompt, room, tokenizer)
         truncated += len(cut) < len(prompt)
         items.append(Encoded(ids=(*cut, *response), response_start=len(cut)))
+    return EncodedSet(items=tuple(items), truncated=truncated)
+
+
+def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
+    """`encode_records` where nobody may learn from an error what a record says.
+
+    A record that cannot be encoded, for whatever reason, becomes an item without tokens: whoever made the
+    tokenizer can make it fail for texts of their choice.
+    """
+    try:
+        return encode_records(records, tokenizer, max_tokens=max_tokens)
+    except ENDS_THE_PROCESS:
+        raise
+    except BaseException:
+        pass
+    items: list[Encoded] = []
+    truncated = 0
+    for record in records:
+        try:
+            alone = encode_records([record], tokenizer, max_tokens=max_tokens)
+        except ENDS_THE_PROCESS:
+            raise
+        except BaseException:
+            alone = EncodedSet(items=(Encoded(ids=(), response_start=0),), truncated=0)
+        items.extend(alone.items)
+        truncated += alone.truncated
     return EncodedSet(items=tuple(items), truncated=truncated)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.untrusted import MOST_LINE_BYTES, parse_json
 
 Row = dict[str, Any]
 HUB = "hub:"
@@ -41,13 +41,18 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
 
 def _jsonl(path: Path) -> Iterable[Row]:
     with path.open("rb") as handle:  # bytes: a line that is not UTF-8 is then named too
-        for number, line in enumerate(handle, start=1):
+        for number in count(1):
+            line = handle.readline(MOST_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MOST_LINE_BYTES:
+                raise DataError(f"{path}, line {number}: is longer than {MOST_LINE_BYTES:,} bytes")
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: is not JSON") from error
+                raise DataError(f"{path}, line {number}: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: must be an object with columns")
             yield row

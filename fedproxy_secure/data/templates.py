@@ -7,12 +7,12 @@ The local form names its answers itself: `choices` (list of texts) and `label` (
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.untrusted import parse_json
 
 Row = dict[str, Any]
 Template = Callable[[Row], Record]
@@ -82,7 +82,7 @@ def _own_choices(row: Row) -> tuple[list[str], Any] | None:
     if choices is None or isinstance(choices, dict):
         return None
     if isinstance(choices, str):
-        choices = json.loads(choices) if choices.startswith("[") else choices.split("|")
+        choices = parse_json(choices) if choices.startswith("[") else choices.split("|")
     return [str(c) for c in choices], row["label"]
 
 

@@ -6,7 +6,7 @@
     round-0.safetensors   `update` float32 [d], and `used` int64 [n]: the training records drawn, in order
 
 To an adversary that has corrupted the client this is part of the view. For all other clients it is the
-**truth** that guesses are scored against.
+**truth** that guesses are scored against. Folders are 0700 and files 0600, as in all of the transcript.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.artifacts import private_folder, write_bytes
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import Canary
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.untrusted import read_json
 
 CLIENTS = "clients"
 
@@ -56,16 +57,17 @@ def write_records(
     canaries: Sequence[Canary],
 ) -> None:
     """What the client holds before the first round."""
+    place = _place(folder, client)
     arrays = {**_packed("train", train), **_packed("holdout", holdout)}
-    write_bytes(folder / CLIENTS / client / "records.safetensors", save(arrays))
+    write_bytes(place / "records.safetensors", save(arrays), private=True)
     text = json.dumps([asdict(c) for c in canaries], indent=2)
-    write_bytes(folder / CLIENTS / client / "canaries.json", text.encode())
+    write_bytes(place / "canaries.json", text.encode(), private=True)
 
 
 def write_round(folder: Path, client: str, round_number: int, update: np.ndarray, used: list[int]) -> None:
     """What the client did in a round."""
     data = save({"update": update, "used": np.array(used, dtype=np.int64)})
-    write_bytes(folder / CLIENTS / client / f"round-{round_number}.safetensors", data)
+    write_bytes(_place(folder, client) / f"round-{round_number}.safetensors", data, private=True)
 
 
 def forget_rounds(folder: Path, from_round: int) -> None:
@@ -85,7 +87,7 @@ def read_private(folder: Path, client: str) -> PrivateState:
     place = folder / CLIENTS / client
     try:
         records = load_file(place / "records.safetensors")
-        canaries = json.loads((place / "canaries.json").read_text(encoding="utf-8"))
+        canaries = read_json(place / "canaries.json")
         rounds = {}
         for file in sorted(place.glob("round-*.safetensors"), key=_round_of):
             rounds[_round_of(file)] = PrivateRound(**load_file(file))
@@ -98,6 +100,13 @@ def read_private(folder: Path, client: str) -> PrivateState:
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RunFolderError(f"{place}: is not a client's state: {error}") from error
+
+
+def _place(folder: Path, client: str) -> Path:
+    """The client's folder below a transcript, made with all above it up to the transcript's own."""
+    private_folder(folder)
+    private_folder(folder / CLIENTS)
+    return private_folder(folder / CLIENTS / client)
 
 
 def _round_of(file: Path) -> int:

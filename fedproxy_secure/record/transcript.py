@@ -5,8 +5,8 @@
     clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
 
 Guarantees: bounded memory (one event's arrays at a time), a line is whole or absent, events are in the
-order in which the server sent and received. It holds what protection hides: whoever reads the folder sees
-all of it.
+order in which the server sent and received. It holds what protection hides, so its folders are 0700 and its
+files 0600 whatever the umask: the user who ran it, and root, see all of it; nobody else does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fedproxy_secure.artifacts import RunFolder, write_bytes
+from fedproxy_secure.artifacts import RunFolder, private_folder, write_bytes
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.record.private import forget_rounds
 
@@ -60,10 +60,13 @@ class Event:
 
 
 class Recorder:
-    """Writes events; `round` is set by whoever runs the rounds. A round that starts again is forgotten."""
+    """Writes events; `round` is set by whoever runs the rounds. A round that starts again is forgotten.
+
+    Raises `RunFolderError` if its folder cannot be made, or made private.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = RunFolder(path=folder)
+        self._folder = RunFolder(path=private_folder(folder), private=True)
         self._index = len(self._folder.read_jsonl(EVENTS))
         self.round = 0
 
@@ -94,9 +97,9 @@ class Recorder:
         if arrays:
             data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
             blob = hashlib.sha256(data).hexdigest()
-            file = self._folder.path / BLOBS / f"{blob}.safetensors"
+            file = private_folder(self._folder.path / BLOBS) / f"{blob}.safetensors"
             if not file.exists():
-                write_bytes(file, data)
+                write_bytes(file, data, private=True)
         line = {
             "index": self._index,
             "round": self.round,

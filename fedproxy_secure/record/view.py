@@ -9,7 +9,6 @@ and ledgers lie. A client also gets the final adapter, as the tuned proxy, thoug
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from fedproxy_secure.config import (
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
+from fedproxy_secure.untrusted import parse_json
 
 TRANSCRIPT = "transcript"
 SETUP = "query.setup"  # goes to every client before any has a name
@@ -203,7 +203,7 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
             if segments:
                 sums[event.round] = Sums(clients=cohorts[event.round], segments=segments)
         raw = raw or event.values.get("job/json")
-    if last is not None and raw is not None and last.round + 1 == json.loads(raw)["federate"]["rounds"]:
+    if last is not None and raw is not None and last.round + 1 == parse_json(raw)["federate"]["rounds"]:
         adapters[last.round + 1] = last.arrays()["adapter"]
     return View(
         threat_model=corrupted.name,
@@ -226,7 +226,7 @@ def _folder(path: Path) -> Path | None:
 
 
 def _settings(text: str, clients: tuple[str, ...], adapters: Mapping[int, np.ndarray]) -> PublicSettings:
-    raw = json.loads(text)
+    raw = parse_json(text)
     protect = ProtectConfig.model_validate(raw["protect"])
     privacy = PrivacyConfig.model_validate(raw["privacy"])
     return PublicSettings(

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+from fedproxy_secure.escape import printable
+
 Spec = dict[str, Any]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
 VERSION = "6.4"  # of Vega-Lite, among those that vl-convert holds
@@ -140,7 +142,16 @@ def side_by_side(specs: Sequence[Spec], *, columns: int, width: int) -> Spec:
 
 def to_svg(spec: Spec) -> str:
     """Draw it; colours stay variables."""
-    return _drawn(json.dumps(spec))
+    return _drawn(json.dumps(visible(spec)))
+
+
+def visible(spec: Any) -> Any:
+    """A spec whose texts hold no control characters: an SVG with one is no XML."""
+    if isinstance(spec, str):
+        return printable(spec)
+    if isinstance(spec, dict):
+        return {key: visible(value) for key, value in spec.items()}
+    return [visible(value) for value in spec] if isinstance(spec, list | tuple) else spec
 
 
 def to_png(spec: Spec) -> bytes:

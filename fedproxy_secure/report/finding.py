@@ -6,7 +6,6 @@ the form alone, so that the core needs no attack.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.untrusted import read_json
 
 SCHEMA_VERSION = 1
 FOLDER, RESULTS = "attacks", "results.json"  # below a run's folder
@@ -89,7 +89,7 @@ def read_findings(run: Path) -> list[Finding]:
     """The findings of a run's last suite. Raises `RunFolderError` if they are missing or damaged."""
     path = run / FOLDER / RESULTS
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         if raw["schema_version"] != SCHEMA_VERSION:
             raise RunFolderError(
                 f"{path}: schema_version={raw['schema_version']}: must be {SCHEMA_VERSION}"

@@ -4,7 +4,8 @@
 
 Each measure is judged by the end of its interval that speaks against it. Where the interval reaches over
 the bound, or there is none, nothing is shown either way: that is inconclusive, and so is a measure whose
-attack was. What was not measured does not pass, nor does a rule that no configuration answers to.
+attack was. What was not measured does not pass, nor does a rule that no configuration answers to, nor a
+signature by somebody whom neither policy nor caller named.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from enum import StrEnum
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.evidence import UNDECIDED, shown, weakness
 from fedproxy_secure.report.finding import Outcome
-from fedproxy_secure.report.policy import LIMITS, Policy, Rule, Side
+from fedproxy_secure.report.policy import LIMITS, WHOLE, Policy, Rule, Side
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import SPENT
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
 CLAIMS = ("epsilon_claimed", "delta")  # without differential privacy they are infinite, not missing
@@ -89,6 +91,9 @@ def judge(report: Report, policy: Policy, *, signed: Signed | None = None) -> Ju
         rows.append(_audit(report, policy, signed))
     judged: dict[str, Configuration] = {}
     for rule in policy.rules:
+        if rule.name in WHOLE:
+            rows.append(_total(report, rule))
+            continue
         fits = [c for c in report.configurations if _applies(rule, c)]
         judged |= {c.name: c for c in fits}
         if not fits:
@@ -155,7 +160,7 @@ def _limit(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
                 yield _row(
                     rule, configuration, Verdict.FAILED, f"no differential privacy: {key} is infinite"
                 )
-            elif not (key == "epsilon_spent" and configuration.privacy_unit == "none"):
+            elif not (key == SPENT and configuration.privacy_unit == "none"):
                 yield _row(rule, configuration, *_without(rule, configuration, limit.attacks, key))
         for measure in measures:
             yield _compared(rule, configuration, measure)
@@ -164,13 +169,7 @@ def _limit(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
 def _compared(rule: Rule, configuration: Configuration, measure: Measure) -> Judged:
     limit = LIMITS[rule.name]
     verdict, excess = compare(measure.estimate, limit.side, rule.bound)
-    if excess is None:
-        why = "has no interval: one seed, or too few"
-    elif excess > 0:
-        crosses = ", but not all of its interval" if verdict == Verdict.INCONCLUSIVE else ""
-        why = f"{'over' if limit.side == 'max' else 'short'} by {excess:.3g}{crosses}"
-    else:
-        why = f"{abs(excess):.3g} to spare"
+    why = _by_how_much(rule, verdict, excess)
     if verdict != Verdict.FAILED and limit.attacks:
         weak = weakness(configuration, limit.attacks)
         if weak is not None:
@@ -180,11 +179,25 @@ def _compared(rule: Rule, configuration: Configuration, measure: Measure) -> Jud
         rule=rule.text,
         configuration=configuration.name,
         verdict=verdict,
-        why=f"{measure.key}: {why}",
+        why=f"{_named(measure, configuration)}: {why}",
         measured=measure.estimate,
         excess=excess,
         source=measure.source,
     )
+
+
+def _by_how_much(rule: Rule, verdict: Verdict, excess: float | None) -> str:
+    if excess is None:
+        return "has no interval: one seed, or too few"
+    if excess > 0:
+        crosses = ", but not all of its interval" if verdict == Verdict.INCONCLUSIVE else ""
+        return f"{'over' if LIMITS[rule.name].side == 'max' else 'short'} by {excess:.3g}{crosses}"
+    return f"{abs(excess):.3g} to spare"
+
+
+def _named(measure: Measure, configuration: Configuration) -> str:
+    seeds = len(configuration.seeds)
+    return f"{measure.key}, {seeds} seeds together" if measure.key == SPENT and seeds > 1 else measure.key
 
 
 def _without(
@@ -236,6 +249,29 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
     return _row(rule, configuration, *_without(rule, configuration, AUDITS, "audited epsilon"))
 
 
+def _total(report: Report, rule: Rule) -> Judged:
+    """Epsilon of all configurations together: their records' owner spent all of it."""
+    total = report.total_epsilon
+    if total is not None:
+        verdict, excess = compare(total, LIMITS[rule.name].side, rule.bound)
+        how_much = _by_how_much(rule, verdict, excess)
+        return Judged(
+            rule=rule.text,
+            configuration=WHOLE_REPORT,
+            verdict=verdict,
+            why=f"{len(report.configurations)} configurations together: {how_much}",
+            measured=total,
+            excess=excess,
+            source="report.json#total_epsilon",
+        )
+    bare = next((c.name for c in report.configurations if c.privacy_unit == "none"), None)
+    if bare is not None:
+        verdict, why = Verdict.FAILED, f"no differential privacy in {bare}: epsilon_total is infinite"
+    else:
+        verdict, why = Verdict.MISSING, "epsilon_total is not known"
+    return Judged(rule=rule.text, configuration=WHOLE_REPORT, verdict=verdict, why=why)
+
+
 def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
     verdict, why = Verdict.MISSING, "no audit log, or no signature over it"
     if signed is not None and report.audit_head is not None:
@@ -245,9 +281,10 @@ def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
             verdict, why = Verdict.FAILED, f"is signed by {signed.signer}, not by {policy.signer}"
         elif signed.unsettled:
             why = signed.unsettled[0]
+        elif policy.signer is None:
+            why = f"is signed by {signed.signer}, whom nobody pinned; name the signer with --key PUB"
         else:
-            pinned = "" if policy.signer else "; the policy names no signer: this shows integrity alone"
-            verdict, why = Verdict.PASSED, f"signed by {signed.signer}{pinned}"
+            verdict, why = Verdict.PASSED, f"signed by {signed.signer}"
     return Judged(rule="require_signed_audit: true", configuration=WHOLE_REPORT, verdict=verdict, why=why)
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from fedproxy_secure.escape import escaped, printable
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.gate import Judged, Judgement, Verdict
 from fedproxy_secure.report.table import markdown_table
@@ -36,10 +37,11 @@ def measured_text(estimate: Estimate) -> str:
 
 
 def summary(judgement: Judgement) -> str:
-    """One line: the verdict, how many rows ended how."""
+    """One line for a terminal: the verdict, how many rows ended how."""
     counts = {v: sum(row.verdict == v for row in judgement.rows) for v in Verdict}
     told = ", ".join(f"{count} {verdict.value.lower()}" for verdict, count in counts.items() if count)
-    return f"gate {judgement.policy.name}: {judgement.verdict.value} ({told or 'nothing to judge'})"
+    name = printable(judgement.policy.name)
+    return f"gate {name}: {judgement.verdict.value} ({told or 'nothing to judge'})"
 
 
 def rich_gate(judgement: Judgement) -> Table:
@@ -47,19 +49,20 @@ def rich_gate(judgement: Judgement) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"policy {judgement.policy.name}"))
+    table = Table(title=Text(printable(f"policy {judgement.policy.name}")))
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
     for row in judgement.rows:
         style = STYLES.get(row.verdict, "")
-        table.add_row(*(Text(text, style=style if i == 2 else "") for i, text in enumerate(cells(row))))
+        texts = map(printable, cells(row))
+        table.add_row(*(Text(text, style=style if i == 2 else "") for i, text in enumerate(texts)))
     return table
 
 
 def markdown_gate(judgement: Judgement) -> str:
     """For a pull request's comment."""
-    lines = [tuple(text.replace("|", "\\|") for text in cells(row)) for row in judgement.rows]
-    return f"**{summary(judgement)}**\n\n{markdown_table(HEADINGS, lines)}\n"
+    table = markdown_table(HEADINGS, [cells(row) for row in judgement.rows])
+    return f"**{escaped(summary(judgement))}**\n\n{table}\n"
 
 
 def json_gate(judgement: Judgement) -> str:

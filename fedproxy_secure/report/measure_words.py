@@ -50,13 +50,22 @@ WORDS: Mapping[str, Words] = {
         title="perplexity after", meaning="Of the fused LLM on public text: above before, it has forgotten."
     ),
     "epsilon_claimed": Words(
-        title="ε claimed",
-        meaning="What differential privacy promises at most; smaller is stronger.",
+        title="ε claimed, one seed",
+        meaning="What differential privacy promises of one seed alone at most; smaller is stronger.",
     ),
     "epsilon_spent": Words(
-        title="ε spent",
-        meaning="By the accountant, of the client that spent most.",
-        phrase="differential privacy has spent ε {}",
+        title="ε spent, all seeds",
+        meaning="By the accountant, of all seeds together, which train on the same records; of the client "
+        "that spent most.",
+        phrase="differential privacy has spent ε {} over all seeds",
+    ),
+    "epsilon_spent_one_seed": Words(
+        title="ε spent, one seed",
+        meaning="Of the seed that spent most, as if it had been the only one.",
+    ),
+    "epsilon_total": Words(
+        title="ε of all configurations",
+        meaning="Of all configurations of the report together, which train on the same records.",
     ),
     "epsilon_audited": Words(
         title="ε audited", meaning="A lower bound from attacks; above the claim, the claim is wrong."

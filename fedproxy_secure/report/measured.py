@@ -1,16 +1,16 @@
 """From what a run left on disk to the measures of a configuration: the trilemma's numbers and sources.
 
-    result.json           accuracies, perplexities, fidelity, what was spent, seconds
+    result.json           accuracies, perplexities, fidelity, privacy events and what they cost, seconds
     federation/*.jsonl    rounds (curves) and the leakage ledger (bytes, who saw what)
     attacks/results.json  findings of a suite, where one ran
 
-Each number is made per seed first and then joined over seeds. A number that a run does not have is left
-out, never guessed: `not_measured` says which and why.
+Each number is made per seed first and then joined over seeds; epsilon is composed over them (see
+`report.composition`), for they train on the same records. A number that a run does not have is left out,
+never guessed: `not_measured` says which and why.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -20,7 +20,8 @@ from typing import Any
 
 from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.config import Config
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import DataError, RunFolderError
+from fedproxy_secure.report.composition import Training, joined
 from fedproxy_secure.report.estimate import (
     Bits,
     Estimate,
@@ -33,7 +34,9 @@ from fedproxy_secure.report.estimate import (
     over_seeds_or_records,
 )
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Finding, Outcome, read_findings
+from fedproxy_secure.report.spending import epsilons
 from fedproxy_secure.report.trilemma import Axis, Better, Configuration, Curve, LedgerRow, Measure
+from fedproxy_secure.untrusted import read_json
 
 VECTORS = ("Update", "MaskedInput", "Encrypted", "Broadcast", "Proxy")  # payload; all else is protocol
 ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; add --suite smoke"
@@ -67,6 +70,13 @@ class SeedRun:
     findings: tuple[Finding, ...]
     ceiling: Bits | None = None  # the centralised LLM's answers, same seed and records
 
+    def training(self, config: Config) -> Training:
+        """What it spent. Raises `RunFolderError` if what its result says of that is no event or number."""
+        try:
+            return Training.of_result(self.result, delta=config.privacy.target_delta)
+        except DataError as error:
+            raise RunFolderError(f"{self.place}/seed-{self.seed}/result.json: {error}") from error
+
 
 def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) -> SeedRun:
     """One seed of the run in `run`; sources are told relative to `root`, the report's folder.
@@ -75,7 +85,7 @@ def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) 
     """
     folder = run / f"seed-{seed}"
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = read_json(folder / "result.json")
     except OSError as error:
         raise RunFolderError(f"{folder / 'result.json'}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -107,8 +117,15 @@ def configuration_of(
     guarantees: Sequence[str] = (),
     failed: Sequence[str] = (),
     commands: Sequence[str] = (),
+    besides: Sequence[Training] = (),
 ) -> Configuration:
-    """All measures, curves, findings and ledger rows of one configuration's finished seeds."""
+    """All measures, curves, findings and ledger rows of one configuration's finished seeds.
+
+    Args:
+        besides: what trainings on the same records spent that are none of `seeds`, as they did not finish.
+    """
+    private = config.privacy.unit != "none"
+    trainings = [*(s.training(config) for s in seeds), *besides] if private else []
     if not seeds:
         return Configuration(
             name=name,
@@ -118,12 +135,13 @@ def configuration_of(
             privacy_unit=config.privacy.unit,
             failed=tuple(failed),
             commands=tuple(commands),
+            spends=joined(trainings) or {},
         )
     return Configuration(
         name=name,
         settings=settings,
         seeds=tuple(s.seed for s in seeds),
-        measures=(*_performance(seeds), *_privacy(seeds, config), *_ip(seeds), *_cost(seeds)),
+        measures=(*_performance(seeds), *_privacy(seeds, config, trainings), *_ip(seeds), *_cost(seeds)),
         curves=_curves(seeds),
         findings=tuple(f for s in seeds for f in s.findings),
         ledger=_ledger(seeds),
@@ -133,6 +151,7 @@ def configuration_of(
         failed=tuple(failed),
         commands=tuple(commands),
         folders={f"seed-{s.seed}": s.place for s in seeds},
+        spends=joined(trainings) or {},
     )
 
 
@@ -164,6 +183,16 @@ def unsafe_stamps(config: Config) -> tuple[str, ...]:
     stamps = []
     if config.protect.scheme == "unsafe_plaintext":
         stamps.append("unsafe_plaintext: the server sees every client's update.")
+    if config.protect.scheme == "ckks":
+        stamps.append(
+            "ckks: protects against a server that follows the protocol and that no client helps; any one "
+            "client and the server open every update."
+        )
+    if config.protect.weights == "encrypted_gram":
+        stamps.append(
+            "encrypted_gram: cosines are hidden from a server that follows the protocol; one that deviates "
+            "reads a number of one client's update per round."
+        )
     if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
         stamps.append("unsafe_simulated: the noise follows from the seed; nothing is private.")
     return tuple(stamps)
@@ -226,36 +255,9 @@ def _ip(seeds: Sequence[SeedRun]) -> list[Measure]:
     return made
 
 
-def _privacy(seeds: Sequence[SeedRun], config: Config) -> list[Measure]:
-    made: list[Measure] = []
-    privacy = config.privacy
+def _privacy(seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Training]) -> list[Measure]:
     numbers = [s.seed for s in seeds]
-    if privacy.unit != "none":
-        for key, value, unit in (
-            ("epsilon_claimed", privacy.limit, "epsilon"),
-            ("delta", privacy.target_delta, "delta"),
-        ):
-            made.append(
-                Measure(
-                    axis="privacy",
-                    key=key,
-                    better="lower",
-                    estimate=counted(value, metric=_words(key), unit=unit, seeds=numbers),
-                    source=f"{seeds[0].place}/config.yaml#privacy",
-                )
-            )
-        costs = [float(c["epsilon"]) for s in seeds for c in s.result["spent"].values()]
-        if costs:  # else the ledgers lie with the clients
-            most = counted(max(costs), metric="epsilon spent, the most", unit="epsilon", seeds=numbers)
-            made.append(
-                Measure(
-                    axis="privacy",
-                    key="epsilon_spent",
-                    better="lower",
-                    estimate=most,
-                    source=f"{seeds[0].place}/seed-{seeds[0].seed}/result.json#spent",
-                )
-            )
+    made = epsilons(config, trainings, seeds=numbers, place=seeds[0].place) if trainings else []
     least = min(len(r["participants"]) for s in seeds for r in s.rounds)
     cohort = 1 if config.protect.scheme == "unsafe_plaintext" else least - config.protect.colluders
     made.append(

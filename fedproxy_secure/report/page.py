@@ -2,7 +2,7 @@
 
 Everything is in the file: style, script, charts, numbers. Its content security policy forbids the browser
 to load or send anything, and to run any script but the two whose hashes it names. Text that came from
-settings or records is escaped.
+settings, attacks or clients is escaped, and holds no control characters.
 
 Every measured number stands in a `data` element with `data-n`, `data-seeds`, `data-source` and an interval
 (`data-low` and `data-high`), `data-exact` if it was counted, or `data-single` where one value allows none.
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.escape import printable
 from fedproxy_secure.report import page_tables, page_words
 from fedproxy_secure.report.charts import Figure, figures
-from fedproxy_secure.report.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script
+from fedproxy_secure.report.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
 from fedproxy_secure.report.finding import Outcome
 from fedproxy_secure.report.number import Number
 from fedproxy_secure.report.page_words import Said
@@ -83,7 +84,11 @@ def page(report: Report) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_visible,
     )
     environment.tests["number"] = lambda part: isinstance(part, Number)
     environment.tests["said"] = lambda part: isinstance(part, Said)
@@ -152,6 +157,9 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "guarantees": page_tables.guarantee_groups(report),
         "environment": _facts(report.environment),
         "commands": [(c.name, c.commands) for c in report.configurations if c.commands],
+        "total": None
+        if report.total_epsilon is None
+        else Number(report.total_epsilon, "report.json#/total_epsilon"),
         "estimates": [Number(e, f"report.json#/estimates/{i}") for i, e in enumerate(report.estimates)],
     }
     content["contents"] = _contents(content)
@@ -204,7 +212,7 @@ def _style() -> str:
 
 def _specs(drawn: list[Figure]) -> str:
     """The charts' specs as JSON that cannot end its script element."""
-    specs = {c.id: [spec for _, spec in c.specs] for f in drawn for c in f.charts}
+    specs = {c.id: [visible(spec) for _, spec in c.specs] for f in drawn for c in f.charts}
     text = json.dumps(specs, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -218,11 +226,16 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
+def _visible(value: Any) -> Any:
+    """What a template shows: texts that are no markup without control characters but line breaks."""
+    return printable(value, keep="\n") if type(value) is str else value
+
+
 def _ticked(text: str) -> Any:
     """Text with what stands between backticks as code."""
     from markupsafe import Markup
 
-    parts = text.split("`")
+    parts = printable(text).split("`")
     made = [Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(parts)]
     return Markup("").join(made)
 
@@ -231,7 +244,7 @@ def _source(source: str) -> Any:
     """A source as a link to its file where it is a plain relative path."""
     from markupsafe import Markup, escape
 
-    path, _, what = source.partition("#")
+    path, _, what = printable(source).partition("#")
     if not re.fullmatch(r"[\w][\w .@=+-]*(/[\w .@=+-]+)*", path) or ".." in path.split("/"):
         return source
     shown = f" {what}" if what else ""

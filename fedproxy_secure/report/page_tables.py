@@ -17,7 +17,13 @@ from fedproxy_secure.report.trilemma import Axis, Configuration, LedgerRow
 # Of an axis that has many measures, those that people compare first.
 FIRST: dict[Axis, tuple[str, ...]] = {
     "performance": ("accuracy_fused", "gap_closed"),
-    "privacy": ("epsilon_claimed", "token_auc", "exact_sequence_recall", "tpr_at_1pct_fpr"),
+    "privacy": (
+        "epsilon_claimed",
+        "epsilon_spent",
+        "token_auc",
+        "exact_sequence_recall",
+        "tpr_at_1pct_fpr",
+    ),
     "ip": ("verbatim_share", "owners_edge", "extraction_R"),
 }
 EDGE = "owner's edge"

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ import yaml
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.report.measured import EXTRACTION, LEAKS
+from fedproxy_secure.untrusted import parse_yaml, read_bytes
 
 SCHEMA_VERSION = 1
 PACKAGE = Path(__file__).parents[1]
@@ -67,7 +69,8 @@ LIMITS: Mapping[str, Limit] = {
     "min_accuracy_fused": _least("accuracy_fused", high=1),
     "min_gap_closed": _least("gap_closed", low=-math.inf),
     "max_perplexity_after": _most("perplexity_after"),
-    "max_epsilon": _most("epsilon_claimed", "epsilon_spent"),
+    "max_epsilon": _most("epsilon_claimed", "epsilon_spent"),  # spent: by all seeds together
+    "max_total_epsilon": _most("epsilon_total"),
     "max_delta": _most("delta", high=1),
     "max_audited_epsilon": _most("epsilon_audited"),
     "max_tpr_at_1pct_fpr": _most("tpr_at_1pct_fpr", high=1),
@@ -92,6 +95,7 @@ LIMITS: Mapping[str, Limit] = {
     "max_seconds_total": _most("seconds_total"),
     "max_peak_memory_bytes": _most("peak_memory_bytes"),
 }
+WHOLE = frozenset({"max_total_epsilon"})  # of all configurations together, whatever they are
 # rules that are no limit of a measure -> what they must be given
 OTHERS: Mapping[str, str] = {
     "forbid_unsafe": "true",
@@ -165,11 +169,11 @@ def find_policy(name: str, folders: Sequence[Path] = FOLDERS) -> Path:
 def load_policy(path: Path) -> Policy:
     """Read a policy. Raises `ConfigError` with one line: the key, the value, the rule."""
     try:
-        data = path.read_bytes()
-        raw = yaml.load(data, Loader=_Strict)
+        data = read_bytes(path)
+        raw = parse_yaml(data, _Strict)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
     try:
         return _policy(raw, hashlib.sha256(data).hexdigest(), path.stem)
@@ -182,8 +186,8 @@ class _Strict(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As the base class, once no key repeats."""
-        names = [key.value for key, _ in node.value]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
+        names = Counter(str(key.value) for key, _ in node.value)
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ConfigError(f"line {node.start_mark.line + 1}: {twice[0]} is given twice")
         return super().construct_mapping(node, deep=deep)
 
@@ -234,6 +238,8 @@ def _rule(raw: Any, common: Mapping[str, tuple[str, ...]], where: str) -> Rule:
     attacked = name in ("resist", "require_audit_within_claim") or (name in LIMITS and LIMITS[name].attacks)
     if allowed not in (None, "pass") or (allowed and not attacked):
         _refuse(f"{where}: not_applicable", allowed, "`pass`, with rules on attacks alone")
+    if name in WHOLE and "applies_to" in raw:
+        _refuse(f"{where}: applies_to", raw["applies_to"], "left out: the rule is for the whole report")
     own = _applies_to(raw["applies_to"], f"{where}: applies_to") if "applies_to" in raw else common
     return Rule(
         name=name,

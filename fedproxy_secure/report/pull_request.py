@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.escape import Markdown, code, escaped, escaped_line
 from fedproxy_secure.report.finding import Finding, Outcome
 from fedproxy_secure.report.number import Number
 from fedproxy_secure.report.page import HTML_NAME
@@ -31,16 +32,18 @@ def write_pull_request_summary(report: Report, folder: Path) -> Path:
 
 def pull_request_summary(report: Report) -> str:
     """Stamps, the trilemma, what went wrong, where to read on."""
-    parts = [f"## {_plain(report.name)}: performance, privacy, IP"]
+    parts = [f"## {escaped(report.name)}: performance, privacy, IP"]
     parts += [
-        f"> [!CAUTION]\n> **Unsafe.** {_plain(stamp)}\n> {_plain('; '.join(names))}"
+        f"> [!CAUTION]\n> **Unsafe.** {escaped(stamp)}\n> {escaped_line('; '.join(names))}"
         for stamp, names in stamps(report)
     ]
     failed = [f"{c.name}: {line}" for c in report.configurations for line in c.failed]
     if failed:
-        parts.append("> [!WARNING]\n" + "\n".join(f"> Failed: {_plain(line)}" for line in failed))
+        parts.append("> [!WARNING]\n" + "\n".join(f"> Failed: {escaped(line)}" for line in failed))
     if report.configurations:
         parts.append(_trilemma(report))
+    if report.composition:
+        parts.append("\n".join(f"- {escaped_line(line)}" for line in report.composition))
     if report.rows:
         parts.append(_methods(report))
     parts += _findings(report)
@@ -49,7 +52,7 @@ def pull_request_summary(report: Report) -> str:
         parts.append(f"{missing} {'thing was' if missing == 1 else 'things were'} not measured.")
     parts.append(
         f"All numbers, sources and guarantees: [{HTML_NAME}]({HTML_NAME}). "
-        f"Settings `{report.config_sha256[:12]}`, seeds {', '.join(map(str, report.seeds))}."
+        f"Settings {code(report.config_sha256[:12])}, seeds {', '.join(map(str, report.seeds))}."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -59,19 +62,20 @@ def _trilemma(report: Report) -> str:
     headings = ["configuration", *(f"{c.label} {c.arrow}".strip() for c in columns)]
     rows = []
     for item in labelled(report.configurations):
-        name = item.name + (" **(unsafe)**" if item.configuration.unsafe else "")
-        rows.append([_plain(name, bold=True), *(_cell(item.number(c.key), bool(c.unit)) for c in columns)])
+        stamp = " **(unsafe)**" if item.configuration.unsafe else ""
+        name = Markdown(escaped(item.name) + stamp)
+        rows.append([name, *(_cell(item.number(c.key), bool(c.unit)) for c in columns)])
     legend = "± is half a 95 % interval; ↑ higher is better, ↓ lower."
-    return f"{markdown_table([_plain(h) for h in headings], rows)}\n\n{legend}"
+    return f"{markdown_table(headings, rows)}\n\n{legend}"
 
 
 def _methods(report: Report) -> str:
     columns = method_columns(report)
     lines = [
-        [_plain(method), removed or "-", *(_cell(numbers.get(c), True) for c, _ in columns)]
+        [method, removed or "-", *(_cell(numbers.get(c), True) for c, _ in columns)]
         for method, removed, numbers in method_rows(report)
     ]
-    return markdown_table(["method", "removed", *(_plain(label) for _, label in columns)], lines)
+    return markdown_table(["method", "removed", *(label for _, label in columns)], lines)
 
 
 def _findings(report: Report) -> list[str]:
@@ -101,8 +105,7 @@ def _red_rows(every: Sequence[tuple[str, Finding]]) -> list[list[str]]:
             worst = max(heads, key=lambda e: e.value, default=None)
             told = mine[0][1].reason if worst is None else f"{worst.metric} {Number(worst, '').short}"
             names = "; ".join(dict.fromkeys(n for n, _ in mine))
-            line = (f"{id} {attack}", view, str(mine[0][1].outcome), names, told)
-            rows.append([_plain(part) for part in line])
+            rows.append([f"{id} {attack}", view, str(mine[0][1].outcome), names, told])
     return rows
 
 
@@ -110,11 +113,4 @@ def _cell(number: Number | None, unit_above: bool) -> str:
     if number is None:
         return "-"
     parts = (number.text, number.spread, "" if unit_above else number.unit)
-    return _plain(" ".join(part for part in parts if part))
-
-
-def _plain(text: str, *, bold: bool = False) -> str:
-    """Text that Markdown takes as it is; with `bold`, `**` stays."""
-    for sign in "\\`|<>[]_" + ("" if bold else "*"):
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(text.split())
+    return " ".join(part for part in parts if part)

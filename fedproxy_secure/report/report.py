@@ -18,8 +18,9 @@ from fedproxy_secure import artifacts
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.untrusted import read_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
 
@@ -48,6 +49,8 @@ class Report:
     as a proxy's fidelity. `notes` are what a reader must know before believing a number: truncated prompts,
     settings that are not safe. `not_measured` says what nobody looked at, and why. `audit_head`: hash of
     the audit log's last line, hex, over which the report is signed; None without a log.
+    `total_epsilon`: of all configurations together, which train on the same records; None where that is
+    not finite or not known. `composition` says so, and which costs of privacy add up to which.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Report:
     configurations: tuple[Configuration, ...] = ()
     not_measured: tuple[str, ...] = ()
     audit_head: str | None = None
+    total_epsilon: Estimate | None = None
+    composition: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -91,10 +96,12 @@ class Report:
         Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
         """
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             version = raw["schema_version"]
             if version != SCHEMA_VERSION:
-                raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}")
+                old = isinstance(version, int) and version < SCHEMA_VERSION
+                again = "; `run --resume` or `matrix --resume` writes it again" if old else ""
+                raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}{again}")
             made: Report = adapter().validate_python(raw)
             return made
         except OSError as error:

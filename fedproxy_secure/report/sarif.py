@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.escape import printable
 from fedproxy_secure.report.finding import Finding, Outcome
 from fedproxy_secure.report.number import Number
 from fedproxy_secure.report.page_words import attacks_in_order
@@ -95,7 +96,7 @@ def sarif(report: Report) -> Json:
             "not_measured": list(report.not_measured),
         },
     }
-    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [_plain(run)]}
 
 
 def _rules(findings: Sequence[Finding]) -> list[Json]:
@@ -180,6 +181,15 @@ def _stamp(configuration: Configuration, stamp: str, rule: int) -> Json:
         "partialFingerprints": {"finding/v1": _digest((configuration.name, stamp))},
         "properties": {"configuration": configuration.name},
     }
+
+
+def _plain(value: Any) -> Any:
+    """Every text without control characters, and without `](`: in a message that makes a link."""
+    if isinstance(value, str):
+        return printable(value).replace("](", "] (")
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _location(path: str) -> Json:

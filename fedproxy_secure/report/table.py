@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedproxy_secure.escape import Markdown, code, escaped, escaped_line, printable
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.report import MethodRow, Report
 
@@ -53,9 +54,12 @@ def cells(row: MethodRow) -> tuple[str, ...]:
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
-    """A Markdown table: first column to the left, the others, unless not `right`, to the right."""
-    rule = ["---", *["---:" if right else "---"] * (len(headings) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *rows))
+    """A Markdown table: first column to the left, the others, unless not `right`, to the right.
+
+    Texts are shown letter by letter, but for those that are `Markdown`.
+    """
+    rule = [Markdown(r) for r in ("---", *["---:" if right else "---"] * (len(headings) - 1))]
+    return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in (headings, rule, *rows))
 
 
 def rich_table(report: Report) -> Table:
@@ -63,11 +67,11 @@ def rich_table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(report.name))
+    table = Table(title=Text(printable(report.name)))
     for index, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if index else "left", overflow="fold")
     for row in report.rows:
-        table.add_row(*map(Text, cells(row)))  # as Text: brackets are not markup
+        table.add_row(*(Text(printable(text)) for text in cells(row)))  # as Text: brackets are not markup
     return table
 
 
@@ -75,7 +79,7 @@ def markdown_report(report: Report) -> str:
     """The whole report as Markdown: methods, tasks, other estimates, notes, how to run it again."""
     from fedproxy_secure.report import trilemma_table
 
-    parts = [f"# {report.name}"]
+    parts = [f"# {escaped(report.name)}"]
     if report.configurations:
         parts += [
             "## Performance, privacy, IP, cost",
@@ -83,8 +87,8 @@ def markdown_report(report: Report) -> str:
                 trilemma_table.headings(report.configurations), trilemma_table.lines(report.configurations)
             ),
         ]
-        said = [f"- {c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
-        parts += ["\n".join(said)] if said else []
+        said = [f"{c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
+        parts += [_items([*said, *report.composition])] if said or report.composition else []
     if report.rows:
         parts += [markdown_table(HEADINGS, [cells(row) for row in report.rows])]
         parts += _tasks(report.rows)
@@ -92,17 +96,21 @@ def markdown_report(report: Report) -> str:
         parts += ["## Other estimates", _estimates(report.estimates)]
     parts += ["## How to read it", _legend(report)]
     if report.guarantees:
-        parts += ["## Guarantees", "\n".join(f"- {line}" for line in report.guarantees)]
+        parts += ["## Guarantees", _items(report.guarantees)]
     if report.not_measured:
-        parts += ["## Not measured", "\n".join(f"- {line}" for line in report.not_measured)]
+        parts += ["## Not measured", _items(report.not_measured)]
     if report.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
+        parts += ["## Notes", _items(report.notes)]
     parts += [
         "## Run it again",
-        f"    {report.command}",
-        f"Settings: SHA-256 `{report.config_sha256}`.",
+        f"    {printable(report.command)}",  # indented: code, in which nothing is a sign
+        f"Settings: SHA-256 {code(report.config_sha256)}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {escaped_line(line)}" for line in lines)
 
 
 def _tasks(rows: Sequence[MethodRow]) -> list[str]:
@@ -137,7 +145,7 @@ def _legend(report: Report) -> str:
     measured = [row.average for row in report.rows if row.average is not None]
     how = "; ".join(dict.fromkeys(e.how for e in measured))
     return (
-        f"Seeds: {seeds}. ± is half a 95 % interval{f' ({how})' if how else ''}.\n"
+        f"Seeds: {seeds}. ± is half a 95 % interval{f' ({escaped(how)})' if how else ''}.\n"
         "Gap closed: 0 is the LLM as it came (zero-shot), 100 the LLM tuned on all data together.\n"
         "Owner's edge: the fused LLM, which only the server has, minus the tuned proxy, which\n"
         "every client has."

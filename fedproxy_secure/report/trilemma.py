@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedproxy_secure.dp.events import Event
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.finding import FOLDER, RESULTS, Finding
 
@@ -62,6 +63,7 @@ class Configuration:
     `settings`: what was swept, such as `{"protection": "masking", "remove_ratio": "0.5"}`. `unsafe`:
     stamps, sentences that stand on every report. `failed`: seeds that did not finish, and why. `folders`:
     the run folder of each seed, relative to the report's, by the name of the seed's own, such as `seed-0`.
+    `spends`: by client, the privacy events of all trainings, alike ones as one; {} if not all are known.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Configuration:
     commands: tuple[str, ...] = field(default=())  # that run this configuration alone
     folders: Mapping[str, str] = field(default_factory=dict)
     privacy_unit: str = "none"  # what differential privacy hides: `record`, `client`
+    spends: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
 
     def measure(self, key: str) -> Measure | None:
         """The measure under `key`, or None where it was not measured."""

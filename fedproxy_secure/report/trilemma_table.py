@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedproxy_secure.escape import printable
 from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.report.table import cell
 from fedproxy_secure.report.trilemma import Configuration
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 COLUMNS: tuple[tuple[str, str, float], ...] = (
     ("fused LLM (%)", "accuracy_fused", 1),
     ("gap closed (%)", "gap_closed", 1),
-    ("epsilon", "epsilon_claimed", 1),
+    ("epsilon claimed, one seed", "epsilon_claimed", 1),
+    ("epsilon spent, all seeds", "epsilon_spent", 1),
     ("token AUC", "token_auc", 1),
     ("sequences (%)", "exact_sequence_recall", 1),
     ("TPR at 1% FPR (%)", "tpr_at_1pct_fpr", 1),
@@ -65,7 +67,7 @@ def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> lis
         table = Table(title=Text("value ± half a 95 % interval, or [interval]"))  # brackets are no markup
         table.add_column("measure", overflow="fold", max_width=_NAMES_WIDTH)
         for name, *_ in texts[start : start + beside]:
-            table.add_column(Text(name), justify="right", overflow="fold")
+            table.add_column(Text(printable(name)), justify="right", overflow="fold")
         for row, heading in enumerate(headings(configurations)[1:], start=1):
             table.add_row(Text(heading), *(Text(own[row]) for own in texts[start : start + beside]))
         tables.append(table)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import PrivacyError
 from fedproxy_secure.federate import client
 from fedproxy_secure.report.gate import Verdict, judge
 from fedproxy_secure.report.policy import load_policy
+from fedproxy_secure.report.report import Report
 from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
 
@@ -57,6 +59,16 @@ def test_masks_off_is_caught_by_the_stamp_and_the_cohort(settings, tmp_path):
 
 def test_less_noise_is_caught_by_epsilon(settings, tmp_path):
     assert broken_rules(settings, tmp_path, privacy={"target_epsilon": 16}) == {"max_epsilon"}
+
+
+def test_another_seed_on_the_same_records_is_caught_by_epsilon(settings, tmp_path):
+    assert broken_rules({**settings, "seeds": [0, 1]}, tmp_path) == {"max_epsilon"}
+    (private,) = Report.load(tmp_path / "run").configurations
+    together, alone = (
+        private.measure(k).estimate.value for k in ("epsilon_spent", "epsilon_spent_one_seed")
+    )
+    assert alone <= 8 < together < 16
+    assert verify_run(tmp_path / "run").whole
 
 
 def test_half_the_noise_behind_the_accountants_back_never_becomes_a_report(settings, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
     whole = compare(config, tmp_path)
     (tmp_path / "cells" / "fedproxy_h_ties-0.5-seed1.json").unlink()
     assert compare(config, tmp_path, resume=True).rows == whole.rows
-    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 2
+    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 3
 
 
 def test_a_run_folder_of_another_config_is_refused(settings, tmp_path):

@@ -1,7 +1,11 @@
-"""No guess reads the truth: neither by import, nor from disk after the view was taken."""
+"""No guess of ours reads the truth: not by import, not around it, not from disk after the view was taken.
+
+The wall is against mistakes. The last test shows what it does not stop: code that means to look.
+"""
 
 import ast
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from attacks.membership.updates import UpdateMembership
 from attacks.reconstruction.sequences import LoraSpanSequences
 from attacks.reconstruction.spans import LoraSpanTokens
 from attacks.suite import read_truth
+from attacks.trial import run_one
 from fedproxy_secure.config import ClientConfig
 from fedproxy_secure.record.view import view
 from tests.support.recorded import record_run
@@ -42,6 +47,26 @@ SEALED = (
     "fedproxy_secure.runs",
 )
 READERS = {"view", "client_names", "read_private", "read_events", "read_truth"}
+# ways around arguments: frames, the garbage collector, memory, modules by name
+AROUND = {
+    "_current_frames",
+    "_getframe",
+    "cr_frame",
+    "ctypes",
+    "currentframe",
+    "f_back",
+    "f_locals",
+    "gc",
+    "get_objects",
+    "get_referents",
+    "get_referrers",
+    "gi_frame",
+    "inspect",
+    "modules",
+    "tb_frame",
+    "tracemalloc",
+}
+FILES = ("transcript", "records.safetensors", "canaries.json")  # of a run, that hold the truth
 
 
 def modules():
@@ -57,6 +82,27 @@ def imports(file):
             yield from ((node.module or "", alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
+
+
+def ways_around(source):
+    """Names and texts in Python source by which a guess could get at the truth; docstrings aside."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    said = {n.body[0].value for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names} & AROUND
+        elif isinstance(node, ast.ImportFrom):
+            found |= {(node.module or "").split(".")[0], *(alias.name for alias in node.names)} & AROUND
+        elif isinstance(node, ast.Attribute):
+            called = isinstance(node.value, ast.Name) and node.value.id != "sys"
+            found |= {node.attr} & (AROUND - {"modules"} if called else AROUND)
+        elif isinstance(node, ast.Name):
+            found |= {node.id} & (AROUND - {"modules"})
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in said:
+            found |= {f for f in FILES if f in node.value} | ({node.value} & AROUND)
+    return found
 
 
 def guessers():
@@ -75,6 +121,32 @@ def test_no_module_that_guesses_can_read_a_run(name, file):
         full = f"{module}.{what}"
         assert not any(module == s or full == s or module.startswith(f"{s}.") for s in SEALED), full
         assert what not in READERS, full
+
+
+@pytest.mark.parametrize(("name", "file"), guessers(), ids=[n for n, _ in guessers()])
+def test_no_module_that_guesses_looks_around_its_arguments(name, file):
+    assert ways_around(file.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys\nframe = sys._getframe(1)",
+        "from inspect import currentframe",
+        "import gc\ngc.get_objects()",
+        "getattr(sys, '_getframe')(3)",
+        "import sys\nsys.modules['attacks.suite']",
+        "try:\n    f()\nexcept E as e:\n    e.__traceback__.tb_frame",
+        "(view.proxy.parent / 'federation' / 'transcript')",
+        "import ctypes.util",
+    ],
+)
+def test_a_module_that_does_look_around_is_found(source):
+    assert ways_around(source)
+
+
+def test_a_docstring_may_speak_of_transcripts():
+    assert not ways_around('"""From the transcript."""\n\n\ndef f():\n    """Of a transcript."""\n')
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +216,21 @@ def test_a_view_says_nothing_of_where_other_clients_records_lie(run):
         text = repr(view(run, model))
         assert ".jsonl" not in text
         assert ClientConfig.__name__ not in text
+
+
+def test_an_attack_that_means_to_look_finds_the_truth_on_the_stack(run):
+    """Not a claim but its limit, which `attacks.base` states: an attack is code that runs as you."""
+    seen = view(run, get("server"))
+    truth = read_truth(run)
+    found = []
+
+    class Peeks(LoraSpanTokens):
+        def guess(self, view, question, budget, rng):
+            frame = sys._getframe()
+            while frame is not None:
+                found.extend(v for v in frame.f_locals.values() if v is truth)
+                frame = frame.f_back
+            return super().guess(view, question, budget, rng)
+
+    run_one(Peeks(), seen, truth, profile="smoke", seconds=60, seed=0)
+    assert found

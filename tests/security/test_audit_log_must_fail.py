@@ -1,10 +1,13 @@
 """Who lacks the signer's key changes nothing of a finished run unseen: each attempt is found and placed."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
 
 from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
@@ -12,6 +15,7 @@ from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import SIGNATURE, sign_report
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.cli import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
@@ -25,8 +29,6 @@ LINES = 1 + 1 + ROUNDS + 2  # opened, started, rounds, finished, files
 @pytest.fixture
 def run(tmp_path):
     """A finished run, told and signed as `run` does it, without the training."""
-    from dataclasses import replace
-
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     witness = Witness.open(folder, CONFIG, command="fedproxy-secure run x")
     witness.started(0)
@@ -195,6 +197,92 @@ def test_an_altered_missing_or_added_file_is_found_with_its_line(run):
     assert problems(run) == (f"seed-0/fused/modeling_evil.py: was added: {NAME} does not have it",)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seed-0/.hidden",
+        "seed-0/fused/.gitattributes",
+        "seed-0/.partial-forged",
+        "seed-0/federation/evil.key",
+        "seed-0/.cache/x.py",
+    ],
+)
+def test_hidden_files_and_keys_that_were_added_to_a_seed_are_found(run, name):
+    RunFolder(path=run).write_text(name, "import os")
+    assert problems(run) == (f"{name}: was added: {NAME} does not have it",)
+
+
+def test_a_folder_that_is_linked_into_a_seed_is_found(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "modeling_evil.py").write_text("import os")
+    (run / "seed-0/more").symlink_to(tmp_path / "elsewhere")
+    (run / "seed-0/nowhere").symlink_to(tmp_path / "gone")
+    assert problems(run) == (
+        f"seed-0/more: a link was added: {NAME} does not have it",
+        f"seed-0/nowhere: a link was added: {NAME} does not have it",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["seed-0/fused/model.safetensors", "seed-0/fused", "seed-0", "report.json"]
+)
+def test_what_was_moved_away_and_linked_back_is_found_though_its_bytes_are_the_same(run, tmp_path, name):
+    """Its content can be changed later, where nobody looks."""
+    shutil.move(run / name, tmp_path / "moved")
+    (run / name).symlink_to(tmp_path / "moved")
+    found = problems(run)
+    assert any(p.startswith(f"{name}: is a link") for p in found)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_found_and_hangs_nobody(run):
+    for name in ("seed-0/fused/model.safetensors", "report.json"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    os.mkfifo(run / "seed-0/pipe")
+    found = problems(run)
+    assert any(p.startswith("seed-0/fused/model.safetensors: is missing") for p in found)
+    assert any(p.startswith("report.json: is missing") for p in found)
+    assert f"seed-0/pipe: was added: {NAME} does not have it" in found
+
+
+@pytest.mark.parametrize(
+    "name", ["better-report.html", ".hidden", "evil.key", "more/x.py", ".git/config", "attacks/more.json"]
+)
+def test_what_lies_beside_the_report_and_is_not_signed_is_named(run, name):
+    RunFolder(path=run).write_text(name, "x")
+    found = verify_run(run, key=public_of(run))
+    assert found.unsettled == (f"{name}: neither {NAME} nor {SIGNATURE} has it",)
+    assert not found.verified
+
+
+def test_folders_beside_the_seeds_that_are_links_are_named(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("more", "attacks", "tracking"):
+        (run / name).symlink_to(tmp_path / "elsewhere")
+    found = verify_run(run, key=public_of(run))
+    assert set(found.unsettled) == {
+        f"more: neither {NAME} nor {SIGNATURE} has it",
+        "attacks: is a link",
+        "tracking: is a link",
+    }
+
+
+def test_a_clients_key_that_was_there_when_the_seed_ended_may_be_there_or_be_removed(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    witness = Witness.open(folder, CONFIG, command="c")
+    folder.write_text("seed-0/federation/privacy/bank.salt.key", "00")
+    witness.finished(0, b"{}", epsilon={})
+    replace(sample_report(), audit_head=witness.settle()).write(folder.path)
+    witness.sign()
+    assert verify_run(folder.path).whole
+    (folder.path / "seed-0/federation/privacy/bank.salt.key").unlink()
+    assert verify_run(folder.path).whole
+    folder.write_text("seed-0/federation/privacy/clinic.salt.key", "00")
+    assert problems(folder.path) == (
+        f"seed-0/federation/privacy/clinic.salt.key: was added: {NAME} does not have it",
+    )
+
+
 @pytest.mark.parametrize("name", ["report.json", "report.md", "config.yaml", "seed-0/result.json"])
 def test_no_file_of_the_report_or_its_evidence_can_be_altered(run, name):
     (run / name).write_bytes((run / name).read_bytes() + b" ")
@@ -260,6 +348,12 @@ def test_a_whole_forgery_by_another_key_falls_to_the_pinned_key(run):
     sign_report(run, thief, previous)
     assert verify_run(run).whole  # integrity alone, and not pinned
     assert not verify_run(run).pinned
+    assert not verify_run(run).verified
+    unpinned = CliRunner().invoke(app, ["audit", "verify", str(run)])
+    assert unpinned.exit_code == 3
+    assert "not pinned: anybody may have signed this folder anew" in unpinned.stdout
+    pinned = CliRunner().invoke(app, ["audit", "verify", str(run), "--key", signer.hex()])
+    assert pinned.exit_code == 1
     found = verify_run(run, key=signer)
     assert found.problems == (f"{NAME}: line 1: names another signer than the key asked for",)
     assert not found.pinned
@@ -343,8 +437,6 @@ def test_a_run_without_its_key_does_not_go_on(run):
 @pytest.fixture
 def matrix(run, tmp_path):
     """A matrix whose one cell is `run`."""
-    from dataclasses import replace
-
     out = RunFolder.create(tmp_path / "matrix", CONFIG)
     shutil.copytree(run, out.path / "cells" / "a")
     shutil.copy(own_key_file(run), own_key_file(out.path))

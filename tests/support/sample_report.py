@@ -7,6 +7,7 @@ import numpy as np
 from fedproxy_secure.report.estimate import Estimate, counted, mean_interval, proportion_interval
 from fedproxy_secure.report.finding import Finding, Outcome
 from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.spending import total
 from fedproxy_secure.report.trilemma import Axis, Better, Configuration, Curve, LedgerRow, Measure
 
 SEEDS = (0, 1, 2)
@@ -72,6 +73,7 @@ def sample_report(
             "The suite `smoke` leaves out the slower attacks; `fedproxy-secure attack list` names them.",
         ),
         audit_head="c3" * 32,
+        composition=total(configurations, same_records=True).says,
     )
 
 
@@ -148,7 +150,9 @@ def _configuration(
     private = (
         (
             measure("privacy", "epsilon_claimed", "lower", 8.0, 0, "epsilon"),
-            measure("privacy", "epsilon_spent", "lower", 7.4, 0.1, "epsilon"),
+            measure("privacy", "epsilon_spent", "lower", 12.1, 0, "epsilon"),
+            measure("privacy", "epsilon_spent_one_seed", "lower", 7.4, 0.1, "epsilon"),
+            measure("privacy", "delta", "lower", 1e-5, 0, "delta"),
         )
         if level == 2
         else ()
@@ -210,6 +214,7 @@ def _configuration(
         failed=(f"seed {seeds[-1]}: its process ended with code 137",) if broken else (),
         commands=tuple(f"fedproxy-secure run cells/{key}-seed{s}/config.yaml --record" for s in seeds),
         folders={f"seed-{s}": folder for s, folder in place.items()},
+        privacy_unit="record" if level == 2 else "none",
     )
 
 

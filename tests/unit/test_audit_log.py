@@ -318,6 +318,21 @@ def test_what_a_client_spent_stands_beside_its_round(tmp_path):
     assert round_.body["spends"] == {"clinic": {"noise_multiplier": 1.5}}
     assert done.body["epsilon_spent"] == {"clinic": 3.25}
     assert not any(name.endswith(".key") for name in done.body["files"])
+    assert done.body["keys"] == ["seed-0/federation/privacy/clinic.noise.key"]
+
+
+def test_what_a_killed_write_left_is_swept_away_before_a_seed_is_told(tmp_path):
+    config = parse_config({"seeds": [0]})
+    folder = RunFolder.create(tmp_path / "run", config)
+    witness = Witness.open(folder, config, command="c")
+    folder.write_text("seed-0/plan.json", "{}")
+    for place in ("seed-0", "seed-0/federation", "."):
+        (folder.path / place).mkdir(exist_ok=True)
+        (folder.path / place / ".partial-x").write_text("ha")
+    witness.finished(0, b"{}", epsilon={})
+    witness.sign()
+    assert not list(folder.path.rglob(".partial-*"))
+    assert "seed-0/plan.json" in events(folder.path)[-1].body["files"]
 
 
 def test_an_abort_is_told_with_its_reason_and_others_by_name_alone(tmp_path):
@@ -375,8 +390,9 @@ def invoke(*arguments):
 
 def test_verify_says_who_signed_and_whether_that_was_pinned(finished, tmp_path):
     shown = invoke("verify", finished)
-    assert shown.exit_code == 0
+    assert shown.exit_code == 3
     assert "not pinned" in shown.stdout
+    assert "BAD" not in shown.stdout
     (tmp_path / "key.pub").write_text(signer_of(finished) + "\n")
     for key in (signer_of(finished), tmp_path / "key.pub"):
         pinned = invoke("verify", finished, "--key", key)
@@ -384,6 +400,11 @@ def test_verify_says_who_signed_and_whether_that_was_pinned(finished, tmp_path):
         assert "as asked for" in pinned.stdout
     assert invoke("verify", finished, "--key", "zz" * 32).exit_code == 2
     assert invoke("verify", tmp_path).exit_code == 2
+
+
+def test_help_says_what_exit_code_3_means():
+    shown = " ".join(invoke("verify", "--help").stdout.replace("│", " ").split())
+    assert "without --key nobody says who must have signed it" in shown
 
 
 def test_a_run_that_goes_on_is_neither_whole_nor_bad(tmp_path):
@@ -419,6 +440,25 @@ def test_another_key_cannot_go_on(tmp_path):
     with pytest.raises(AuditError, match="is signed by another key"):
         Witness.open(folder, other, command="c")
     assert len(events(tmp_path / "run")) == 1
+
+
+def test_neither_show_nor_verify_hands_a_terminal_what_it_would_obey(tmp_path):
+    """Whoever looks at somebody's folder has not checked it yet: a log may hold anything."""
+    thief = Secret(bytes(32))
+    body = {"public_key": signing_public(thief).hex(), "schema_version": 1}
+    first = make_entry(thief, previous=START, seq=0, time="", event="opened", body=body)
+    evil = "\x1b[2J\x1b]0;owned\x07\u202egnp"
+    second = make_entry(
+        thief, previous=first.hash, seq=1, time=evil, event=evil, body={"files": {evil: evil}, evil: [evil]}
+    )
+    third = make_entry(
+        thief, previous=second.hash, seq=2, time="", event="files", body={"files": {evil: "00" * 32}}
+    )
+    (tmp_path / NAME).write_bytes(b"".join(e.line() + b"\n" for e in (first, second, third)))
+    for command in ("show", "verify"):
+        shown = invoke(command, tmp_path)
+        assert "[2J" in shown.stdout
+        assert all(c.isprintable() or c == "\n" for c in shown.stdout)
 
 
 def test_show_prints_one_line_an_event(finished, tmp_path):

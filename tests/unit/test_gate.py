@@ -93,6 +93,7 @@ def report(*configurations, **changes):
         seeds=SEEDS,
         configurations=configurations,
         audit_head="c3" * 32,
+        total_epsilon=counted(7.9, metric="epsilon", unit="epsilon", seeds=SEEDS),
     )
     return replace(made, **changes)
 
@@ -119,7 +120,8 @@ def verdicts(tmp_path, rules, *configurations, top=""):
 
 @pytest.fixture
 def release():
-    return load_policy(SHIPPED / "release.yaml")
+    """As shipped, with the signer's key put in as its first lines ask for."""
+    return replace(load_policy(SHIPPED / "release.yaml"), signer=SIGNER)
 
 
 def red_rules(judgement):
@@ -369,6 +371,14 @@ def test_a_policy_that_wants_a_signature_gets_one_or_stays_shut(release):
         assert judgement.rows[0].verdict != Verdict.PASSED
 
 
+def test_a_signature_by_somebody_whom_nobody_named_opens_no_gate(release):
+    """Anybody can forge a whole folder and sign it with a key made for it."""
+    judgement = judge(report(SAFE), replace(release, signer=None), signed=SIGNED)
+    assert judgement.exit_code == 3
+    assert judgement.rows[0].verdict == Verdict.MISSING
+    assert "whom nobody pinned; name the signer with --key PUB" in judgement.rows[0].why
+
+
 def test_a_named_signer_must_have_signed(release):
     assert judge(report(SAFE), replace(release, signer=SIGNER), signed=SIGNED).exit_code == 0
     assert judge(report(SAFE), replace(release, signer="cd" * 32), signed=SIGNED).exit_code == 1
@@ -487,7 +497,7 @@ def test_a_damaged_report_or_one_of_another_version_never_passes(folder, change)
     file = folder / "report.json"
     text = file.read_text()
     changed = {
-        "version": text.replace('"schema_version": 2', '"schema_version": 1'),
+        "version": text.replace('"schema_version": 3', '"schema_version": 2'),
         "cut": text[: len(text) // 2],
         "nothing": "",
     }

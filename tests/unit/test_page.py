@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_a_one_line_error(report: Report, tmp
 def test_the_pull_request_summary_has_stamps_numbers_and_red_findings(report: Report):
     text = pull_request_summary(report)
     assert text.count("[!CAUTION]") == 1
-    assert "unsafe\\_plaintext" in text
+    assert "unsafe_plaintext" in text
     assert "code 137" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len([r for r in rows if "% removed |" in r or "**(unsafe)** |" in r]) >= 6

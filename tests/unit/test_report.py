@@ -74,12 +74,20 @@ def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, ke
 
 
 def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
-    replace(report, schema_version=3).write(tmp_path)
-    with pytest.raises(RunFolderError, match="schema_version=3: must be 2"):
+    replace(report, schema_version=4).write(tmp_path)
+    with pytest.raises(RunFolderError, match=r"schema_version=4: must be 3$"):
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2, "seeds": 3}'])
+def test_a_report_whose_epsilon_is_the_highest_seeds_is_refused_with_the_way_to_a_new_one(
+    report: Report, tmp_path: Path
+):
+    replace(report, schema_version=2).write(tmp_path)
+    with pytest.raises(RunFolderError, match="schema_version=2: must be 3; `run --resume` or `matrix"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 3, "seeds": 3}'])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunFolderError, match="is damaged") as raised:

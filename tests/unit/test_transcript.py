@@ -1,6 +1,7 @@
 """The transcript: whole lines, bounded memory, equal arrays once, forgotten rounds; it changes nothing."""
 
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 
@@ -256,6 +257,47 @@ def test_what_a_client_wrote_down_is_what_it_sent_and_what_it_was_drawn_from(wor
     step = first.arrays()["adapter"] - world[2].adapter
     mean = np.mean([s.rounds[0].update for s in states], axis=0)
     np.testing.assert_allclose(step, mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+def test_nobody_but_the_owner_reads_a_transcript_whatever_the_umask(tmp_path, umask):
+    place, before = tmp_path / "seed-0" / "federation" / "transcript", os.umask(umask)
+    try:
+        recorder = Recorder(place)
+        note(recorder, "train.reply", {"vectors/update": np.zeros(3)})
+        recorder.round = 1
+        note(recorder, "train")
+        recorder.forget_from(1)
+        item = Encoded(ids=(1, 2), response_start=1)
+        write_records(place, "a", train=[item], holdout=[], canaries=draw_canaries("a", [1]))
+        write_round(place, "a", 0, np.zeros(3, dtype=np.float32), [0])
+    finally:
+        os.umask(before)
+    found = {p.relative_to(place).as_posix(): p.stat().st_mode & 0o777 for p in place.rglob("*")}
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert {name: mode for name, mode in found.items() if (place / name).is_dir()} == dict.fromkeys(
+        ("blobs", "clients", "clients/a"), 0o700
+    )
+    files = {name: mode for name, mode in found.items() if (place / name).is_file()}
+    assert len(files) == 5
+    assert set(files.values()) == {0o600}
+    assert read_private(place, "a").train == (item,)
+
+
+def test_a_transcript_that_others_could_read_is_closed_when_it_goes_on(tmp_path):
+    place = tmp_path / "transcript"
+    place.mkdir(mode=0o755)
+    (place / "events.jsonl").touch(mode=0o644)
+    note(Recorder(place), "one")
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert (place / "events.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_recorded_federation_leaves_nothing_that_others_may_read(world, tmp_path):
+    runs_in(world, tmp_path / "recorded")
+    transcript = tmp_path / "recorded" / "transcript"
+    for place in (transcript, *transcript.rglob("*")):
+        assert place.stat().st_mode & 0o077 == 0, place
 
 
 def test_recording_without_a_folder_to_record_into_is_refused(world):

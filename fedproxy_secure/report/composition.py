@@ -1,0 +1,169 @@
+"""What several trainings on the same records cost their owner together: composition over seeds and runs.
+
+A seed more is a training more on the same records, so what it spends is added to what the others spent:
+three seeds of epsilon 8 each are not 8 together. Composed are
+
+    seeds            of one configuration: their events, client by client, by the accountant
+    configurations   of one report, where they train on the same records: the same
+    runs             that are joined: the same if their settings name the same records; else nobody knows
+                     whether some records are in both, and their epsilons and deltas are added up
+
+Where a training left no events (its report is of an older version), epsilons and deltas are added up too
+(basic composition): more than the accountant would say, never less.
+
+Guarantees: `Cost.epsilon` at `Cost.delta` bounds everything that was counted together, for the client that
+spent most. Not guaranteed: anything that was not counted, such as runs that no folder of the report is of,
+or one owner's records under the names of two clients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from fedproxy_secure.dp.accounting import Spent, spent
+from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian, from_fields, to_fields
+from fedproxy_secure.errors import DataError
+
+Spends = Mapping[str, tuple[Event, ...]]  # events by client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What one training spent. `alone`: by client, its epsilon at `delta` if nothing else is counted.
+
+    `events`: by client; None if they are not known.
+    """
+
+    delta: float
+    alone: Mapping[str, float] = field(default_factory=dict)
+    events: Spends | None = None
+
+    @classmethod
+    def of_events(cls, events: Spends, *, delta: float) -> Training:
+        """A training of which the events alone are known, such as one that did not finish."""
+        alone = {name: cost_of(merged(own), delta).epsilon for name, own in events.items()}
+        return cls(delta=delta, alone=alone, events=events)
+
+    @classmethod
+    def of_result(cls, result: Mapping[str, Any], *, delta: float) -> Training:
+        """From a seed's `result.json`. Raises `DataError` if what stands there is no event or number."""
+        raw = result.get("events")
+        try:
+            alone = {str(name): float(cost["epsilon"]) for name, cost in result["spent"].items()}
+            if raw is None:
+                return cls(delta=delta, alone=alone)
+            events = {str(name): tuple(from_fields(e) for e in own) for name, own in raw.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"what was spent: {error}") from error
+        return cls(delta=delta, alone=alone, events=events if events.keys() >= alone.keys() else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """(`epsilon`, `delta`)-DP of `trainings` together, for `client`, which spent most.
+
+    `how`: the way it was found, in words.
+    """
+
+    epsilon: float
+    delta: float
+    client: str
+    trainings: int
+    how: str
+    spent: Spent | None = None  # by both accountants; None where epsilons were added up
+
+    @property
+    def finite(self) -> bool:
+        """Whether it bounds anything."""
+        return math.isfinite(self.epsilon)
+
+
+def merged(events: Iterable[Event]) -> tuple[Event, ...]:
+    """The same events, alike ones as one of more steps or rounds: composition knows no order."""
+    counts: dict[Event, int] = {}
+    for event in events:
+        many = event.steps if isinstance(event, SampledGaussian) else event.rounds
+        one = replace(event, steps=1) if isinstance(event, SampledGaussian) else replace(event, rounds=1)
+        counts[one] = counts.get(one, 0) + many
+    return tuple(_times(one, many) for one, many in counts.items())
+
+
+def to_json(spends: Spends) -> dict[str, list[dict[str, Any]]]:
+    """Plain values, as `Training.of_result` reads them."""
+    return {name: [to_fields(e) for e in merged(own)] for name, own in spends.items()}
+
+
+def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]] | None:
+    """All events of every client; None if those of some training are not known."""
+    made: dict[str, tuple[Event, ...]] = {}
+    for training in trainings:
+        if training.events is None:
+            return None
+        for name, own in training.events.items():
+            made[name] = merged((*made.get(name, ()), *own))
+    return made
+
+
+def composed(trainings: Sequence[Training]) -> Cost | None:
+    """What trainings on the same records cost together; None if some training left no word of its cost."""
+    if not trainings or not all(t.alone for t in trainings):
+        return None
+    delta, count = min(t.delta for t in trainings), len(trainings)
+    events = joined(trainings)
+    if events is not None:
+        name, most = _worst({name: cost_of(own, delta) for name, own in events.items()})
+        how = f"composed by the {most.accountant.upper()} accountant"
+        return Cost(epsilon=most.epsilon, delta=delta, client=name, trainings=count, how=how, spent=most)
+    names = dict.fromkeys(name for t in trainings for name in t.alone)
+    sums = {name: math.fsum(t.alone.get(name, 0.0) for t in trainings) for name in names}
+    client = max(sums, key=lambda name: sums[name])
+    how = "as the training says" if count == 1 else "epsilons and deltas added up"
+    whole = math.fsum(t.delta for t in trainings)
+    return Cost(epsilon=sums[client], delta=whole, client=client, trainings=count, how=how)
+
+
+def one_alone(trainings: Sequence[Training]) -> float | None:
+    """The most that one client spent in one training; None if some training left no word of its cost."""
+    if not trainings or not all(t.alone for t in trainings):
+        return None
+    return max(epsilon for t in trainings for epsilon in t.alone.values())
+
+
+def added_up(costs: Sequence[Cost]) -> Cost:
+    """What trainings cost together of which nobody knows whether they share records: as if they did."""
+    worst = max(costs, key=lambda c: c.epsilon)
+    return Cost(
+        epsilon=math.fsum(c.epsilon for c in costs),
+        delta=math.fsum(c.delta for c in costs),
+        client=worst.client,
+        trainings=sum(c.trainings for c in costs),
+        how="epsilons and deltas added up",
+    )
+
+
+def sentence(cost: Cost, *, alone: float) -> str:
+    """For the guarantees of one configuration: what composes, and what one seed alone is."""
+    return (
+        f"Seeds compose: the {cost.trainings} trainings use the same records, so epsilon "
+        f"{cost.epsilon:.4g} is of all of them together ({cost.how}); one seed alone spent {alone:.4g}."
+    )
+
+
+@lru_cache(maxsize=1024)
+def cost_of(events: tuple[Event, ...], delta: float) -> Spent:
+    """`dp.accounting.spent`, once for events that are alike: clients with as many records have the same."""
+    return spent(events, delta=delta)
+
+
+def _times(event: Event, many: int) -> Event:
+    if isinstance(event, DiscreteSum):
+        return replace(event, rounds=many)
+    return replace(event, steps=many)
+
+
+def _worst(costs: Mapping[str, Spent]) -> tuple[str, Spent]:
+    return max(costs.items(), key=lambda pair: pair[1].epsilon)

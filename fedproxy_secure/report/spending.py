@@ -1,0 +1,177 @@
+"""Epsilon on a report: of one configuration, and of all of them together; in numbers and in sentences.
+
+The number that counts is `epsilon_spent`: of all trainings of a configuration together, those of seeds that
+did not finish too. `epsilon_spent_one_seed` and `epsilon_claimed` are of one training alone and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.dp.ledger import all_events
+from fedproxy_secure.errors import DataError, RunFolderError
+from fedproxy_secure.report.composition import (
+    Cost,
+    Training,
+    added_up,
+    composed,
+    one_alone,
+    sentence,
+)
+from fedproxy_secure.report.estimate import Estimate, counted
+from fedproxy_secure.report.trilemma import Configuration, Measure
+
+LEDGERS = "federation/privacy"  # of a seed's clients, below its folder; of engines on one machine
+SPENT, ALONE, CLAIMED, DELTA = "epsilon_spent", "epsilon_spent_one_seed", "epsilon_claimed", "delta"
+SEEDS_COMPOSE = (
+    "Epsilon spent counts all seeds of a configuration together, for they train on the same records. It is "
+    "the cost of this configuration alone; other configurations add to it."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """All configurations of a report together. `epsilon` is None where no finite number is known.
+
+    `says`: what composes with what, and why there is no number, in sentences.
+    """
+
+    epsilon: Estimate | None = None
+    says: tuple[str, ...] = ()
+
+
+def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
+    """What a seed spent that did not finish: it trained on the same records. [] if it did not begin to.
+
+    A ledger that cannot be read makes a training of unknown cost.
+    """
+    folder, delta = run / f"seed-{seed}" / LEDGERS, config.privacy.target_delta
+    if config.privacy.unit == "none" or not folder.is_dir():
+        return []
+    try:
+        events = {name: own for name, own in all_events(folder).items() if own}
+    except (DataError, RunFolderError):
+        return [Training(delta=delta)]
+    return [Training.of_events(events, delta=delta)] if events else []
+
+
+def epsilons(
+    config: Config, trainings: Sequence[Training], *, seeds: Sequence[int], place: str
+) -> list[Measure]:
+    """What is claimed, and what was spent: by all trainings together, and by one alone.
+
+    Args:
+        seeds: those that finished, at least one.
+        place: of the first one's run, relative to the report.
+    """
+    settings, result = f"{place}/config.yaml#privacy", f"{place}/seed-{seeds[0]}/result.json#events"
+    cost, alone = composed(trainings), one_alone(trainings)
+    delta = config.privacy.target_delta if cost is None else cost.delta
+    made = [
+        _measure(CLAIMED, config.privacy.limit, "epsilon claimed, one seed alone", settings, seeds),
+        _measure(DELTA, delta, "delta", settings, seeds),
+    ]
+    if cost is None or alone is None or not cost.finite:  # the ledgers lie with the clients
+        return made
+    many = _measure(SPENT, cost.epsilon, f"epsilon spent, {_together(cost)}", result, seeds)
+    how = f"{many.estimate.how}: the client that spent most, {cost.how}"
+    return [
+        *made,
+        replace(many, estimate=replace(many.estimate, how=how)),
+        _measure(ALONE, alone, "epsilon spent, one seed alone", result, seeds),
+    ]
+
+
+def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, ...]:
+    """The guarantees of one configuration, in sentences: of all its trainings together."""
+    privacy, count = config.privacy, len(trainings)
+    cost, alone = composed(trainings), one_alone(trainings)
+    if cost is None or alone is None:
+        epsilon, delta = count * privacy.limit, count * privacy.target_delta
+        said = (
+            f"Seeds compose: this is of {count} trainings on the same records, each ({privacy.limit:.4g}, "
+            f"{privacy.target_delta:g})-DP at most; epsilons and deltas are added up, for the ledgers lie "
+            "with the clients."
+        )
+    else:
+        epsilon, delta, said = cost.epsilon, cost.delta, sentence(cost, alone=alone)
+    first, *others = guarantees(
+        privacy.unit,
+        epsilon=epsilon,
+        delta=delta,
+        clip_norm=privacy.clip_norm,
+        mechanism=privacy.mechanism,
+        simulated=privacy.randomness == "unsafe_simulated",
+    )
+    return (first, *((said,) if count > 1 and privacy.unit != "none" else ()), *others)
+
+
+def total(configurations: Sequence[Configuration], *, same_records: bool) -> Total:
+    """What all configurations of a report cost together, as they train on the same records.
+
+    Args:
+        same_records: whether that is known; if not, it is assumed, and epsilons are added up.
+    """
+    ran = [c for c in configurations if c.seeds or c.spends]
+    private = [c for c in ran if c.privacy_unit != "none"]
+    if not private:
+        return Total()
+    open_ones = [c.name for c in ran if c.privacy_unit == "none"]
+    cost, why = _of_all(private, same_records=same_records)
+    says = [SEEDS_COMPOSE]
+    if len(ran) > 1:
+        whose = "All private configurations" if open_ones else "All configurations"
+        unsure = "" if same_records else " Whether their records are the same is not known; it is assumed."
+        together = why if cost is None else f"({cost.epsilon:.4g}, {cost.delta:g})-DP, {cost.how}"
+        says.append(f"{whose} together: {together}.{unsure}")
+    if open_ones:
+        verb = "trains" if len(open_ones) == 1 else "train"
+        says.append(
+            f"All configurations together: no finite epsilon, for {'; '.join(open_ones)} {verb} on the "
+            "same records without differential privacy."
+        )
+    if cost is None or open_ones or not cost.finite:
+        return Total(says=tuple(says))
+    seeds = sorted({s for c in private for s in c.seeds}) or [0]
+    exact = counted(cost.epsilon, metric="epsilon spent, all configurations", unit="epsilon", seeds=seeds)
+    how = f"{exact.how}: the client that spent most, {cost.how}, at delta {cost.delta:g}"
+    return Total(epsilon=replace(exact, how=how), says=tuple(says))
+
+
+def _of_all(private: Sequence[Configuration], *, same_records: bool) -> tuple[Cost | None, str]:
+    """Their cost, or why it is not known."""
+    units = sorted({c.privacy_unit for c in private})
+    if len(units) > 1:
+        return None, f"not known, for their units differ ({', '.join(units)})"
+    costs = []
+    for c in private:
+        epsilon, delta = c.measure(SPENT), c.measure(DELTA)
+        if epsilon is None or delta is None:
+            return None, f"not known, for {c.name} does not say what it spent"
+        costs.append(_told(c, epsilon.estimate.value, delta.estimate.value))
+    if not all(c.spends for c in private):
+        return added_up(costs), ""
+    least = min(cost.delta for cost in costs)
+    if same_records:
+        return composed([Training.of_events(c.spends, delta=least) for c in private]), ""
+    share = least / len(private)  # so that together they hold at this delta
+    alone = [composed([Training.of_events(c.spends, delta=share)]) for c in private]
+    return added_up([c for c in alone if c is not None]), ""
+
+
+def _told(configuration: Configuration, epsilon: float, delta: float) -> Cost:
+    return Cost(epsilon=epsilon, delta=delta, client="", trainings=len(configuration.seeds), how="")
+
+
+def _together(cost: Cost) -> str:
+    return "one training" if cost.trainings == 1 else f"{cost.trainings} trainings together"
+
+
+def _measure(key: str, value: float, metric: str, source: str, seeds: Sequence[int]) -> Measure:
+    unit = "delta" if key == DELTA else "epsilon"
+    estimate = counted(value, metric=metric, unit=unit, seeds=seeds)
+    return Measure(axis="privacy", key=key, better="lower", estimate=estimate, source=source)

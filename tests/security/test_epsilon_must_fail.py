@@ -1,0 +1,98 @@
+"""Three seeds at epsilon 8 are not epsilon 8: the same records were trained on three times. No gate opens.
+
+Where only the highest seed counts, every test here fails: the gate passes, and the report says 8.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.dp.accounting import Spent, noise_multiplier_for, spent
+from fedproxy_secure.dp.events import SampledGaussian, to_fields
+from fedproxy_secure.report.gate import Verdict, judge
+from fedproxy_secure.report.measured import configuration_of, read_seed
+from fedproxy_secure.report.policy import find_policy, load_policy
+from fedproxy_secure.report.report import Report
+from tests.unit.test_measured import write_run
+
+TARGET, DELTA, ROUNDS, STEPS, SEEDS = 8.0, 1e-5, 8, 10, (0, 1, 2)
+
+
+def rounds_at(target: float, *, rate: float) -> list[SampledGaussian]:
+    """What a client's ledger holds after a run of one seed that aims at `target`."""
+    noise = noise_multiplier_for(
+        target_epsilon=target, delta=DELTA, sampling_rate=rate, steps=ROUNDS * STEPS
+    )
+    return [SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=STEPS)] * ROUNDS
+
+
+def run_of(folder: Path, target: float, *, rate: float = 1.0, told: bool = True) -> Path:
+    """Three finished seeds at `target` each; with `told` their results hold the events besides the cost."""
+    events = rounds_at(target, rate=rate)
+    cost: Spent = spent(events, delta=DELTA)
+    write_run(folder, seeds=SEEDS)
+    for seed in SEEDS:
+        file = folder / f"seed-{seed}" / "result.json"
+        result = json.loads(file.read_text())
+        result["spent"] = {name: asdict(cost) for name in ("clinic", "bank")}
+        if told:
+            result["events"] = {name: [to_fields(e) for e in events] for name in ("clinic", "bank")}
+        file.write_text(json.dumps(result))
+    return folder
+
+
+def report_of(folder: Path, target: float) -> Report:
+    config = parse_config(
+        {
+            "seeds": list(SEEDS),
+            "privacy": {"unit": "record", "target_epsilon": target, "target_delta": DELTA},
+        }
+    )
+    read = [read_seed(folder, seed, root=folder) for seed in SEEDS]
+    configuration = configuration_of(read, config, name="private", settings={})
+    return Report(
+        name="private",
+        command="c",
+        config_sha256="5a" * 32,
+        environment={},
+        seeds=SEEDS,
+        configurations=(configuration,),
+    )
+
+
+def verdict(report: Report, place: Path, rule: str = "max_epsilon: 8") -> Verdict:
+    (place / "policy.yaml").write_text(f"schema_version: 1\nrules:\n- {rule}\n")
+    return judge(report, load_policy(place / "policy.yaml")).verdict
+
+
+def test_three_seeds_at_8_do_not_pass_a_gate_at_8(tmp_path):
+    report = report_of(run_of(tmp_path / "run", TARGET), TARGET)
+    assert verdict(report, tmp_path) == Verdict.FAILED
+    together = report.configurations[0].measure("epsilon_spent").estimate.value
+    assert together == pytest.approx(15.83, abs=0.05)  # the exact epsilon of the Gaussian mechanism
+    assert verdict(report, tmp_path, "max_epsilon: 16") == Verdict.PASSED
+
+
+def test_nor_do_they_with_sampling(tmp_path):
+    report = report_of(run_of(tmp_path / "run", TARGET, rate=0.008), TARGET)
+    assert verdict(report, tmp_path) == Verdict.FAILED
+    assert report.configurations[0].measure("epsilon_spent").estimate.value > 10
+
+
+def test_nor_where_results_do_not_hold_the_events(tmp_path):
+    report = report_of(run_of(tmp_path / "run", TARGET, told=False), TARGET)
+    assert verdict(report, tmp_path) == Verdict.FAILED
+    assert report.configurations[0].measure("epsilon_spent").estimate.value > 23
+
+
+def test_the_release_policy_gets_three_seeds_within_epsilon_8_from_lower_seeds_alone(tmp_path):
+    release = load_policy(find_policy("release"))
+    rows = judge(report_of(run_of(tmp_path / "eight", TARGET), TARGET), release).rows
+    failed = {row.rule.split(":")[0] for row in rows if row.verdict == Verdict.FAILED}
+    assert "max_epsilon" in failed
+    rows = judge(report_of(run_of(tmp_path / "less", 4.0), 4.0), release).rows
+    kept = {row.rule.split(":")[0] for row in rows if row.verdict == Verdict.PASSED}
+    assert {"max_epsilon", "min_seeds"} <= kept

@@ -1,0 +1,422 @@
+"""Trainings on the same records compose: over seeds, configurations and joined runs, in every form."""
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import pytest
+import yaml
+from scipy.special import ndtr
+
+from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
+from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, to_fields
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.join import join
+from fedproxy_secure.report.composition import (
+    Training,
+    added_up,
+    composed,
+    joined,
+    merged,
+    one_alone,
+    to_json,
+)
+from fedproxy_secure.report.gate import Verdict, judge
+from fedproxy_secure.report.measured import configuration_of, read_seed
+from fedproxy_secure.report.page import page
+from fedproxy_secure.report.policy import load_policy
+from fedproxy_secure.report.pull_request import pull_request_summary
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
+from fedproxy_secure.report.table import markdown_report
+from fedproxy_secure.runs import report_of
+from tests.support.page_walk import faults, parse
+from tests.unit.test_measured import write_run
+
+DELTA = 1e-5
+WHOLE = SampledGaussian(noise_multiplier=3.0, sampling_rate=1.0, steps=2)  # no sampling: known exactly
+SUM = DiscreteSum(
+    mechanism="skellam", variance=1e6, l2=300.0, l1=3000.0, dimension=100, summands=5, rounds=4
+)
+PRIVATE = {"privacy": {"unit": "record", "target_epsilon": 8, "target_delta": DELTA}}
+
+
+def exact_epsilon(mu: float) -> float:
+    """Of the Gaussian mechanism with sensitivity over noise `mu` (Balle & Wang 2018, Theorem 8)."""
+
+    def delta(epsilon: float) -> float:
+        tail = math.exp(epsilon) * ndtr(-mu / 2 - epsilon / mu)
+        return float(ndtr(mu / 2 - epsilon / mu) - tail)
+
+    low, high = 0.0, 100.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if delta(middle) > DELTA else (low, middle)
+    return high
+
+
+def training(*, events=(WHOLE,), names=("clinic", "bank"), delta=DELTA):
+    return Training.of_events({name: tuple(events) for name in names}, delta=delta)
+
+
+def untold(epsilon, *, names=("clinic",), delta=DELTA):
+    """Of an older version: what it spent, and not how."""
+    return Training(delta=delta, alone=dict.fromkeys(names, epsilon))
+
+
+# --- the arithmetic
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_seeds_compose_to_the_known_epsilon_of_the_gaussian_mechanism(count):
+    cost = composed([training()] * count)
+    exact = exact_epsilon(math.sqrt(2 * count) / WHOLE.noise_multiplier)
+    assert exact <= cost.epsilon <= exact * 1.01
+    assert (cost.delta, cost.trainings) == (DELTA, count)
+
+
+def test_three_seeds_of_epsilon_8_are_far_from_8_together_and_below_24():
+    noise = noise_multiplier_for(target_epsilon=8, delta=DELTA, sampling_rate=1.0, steps=80)
+    seed = training(events=[SampledGaussian(noise_multiplier=noise, sampling_rate=1.0, steps=10)] * 8)
+    assert one_alone([seed] * 3) == pytest.approx(8, rel=0.01)
+    exact = exact_epsilon(math.sqrt(3 * 80) / noise)
+    assert composed([seed] * 3).epsilon == pytest.approx(exact, rel=0.01)
+    assert 15 < exact < 16
+
+
+def test_rounds_that_hide_clients_compose_too():
+    seeds = [training(events=[SUM])] * 3
+    assert composed(seeds).epsilon == spent([replace(SUM, rounds=12)], delta=DELTA).epsilon
+    assert composed(seeds).epsilon > 1.5 * composed(seeds[:1]).epsilon
+
+
+def test_each_client_composes_its_own_ledgers_and_the_one_that_spent_most_counts():
+    """`clinic` spends more in one seed, `bank` over all: the worst seed of any client is not the answer."""
+    loud, quiet = replace(WHOLE, steps=8), replace(WHOLE, steps=5)
+    seeds = [
+        Training.of_events({"clinic": (loud,), "bank": (quiet,)}, delta=DELTA),
+        Training.of_events({"bank": (quiet,)}, delta=DELTA),  # clinic dropped out
+    ]
+    cost = composed(seeds)
+    assert cost.client == "bank"
+    assert cost.epsilon == spent([quiet] * 2, delta=DELTA).epsilon
+    assert one_alone(seeds) == spent([loud], delta=DELTA).epsilon < cost.epsilon
+
+
+def test_alike_events_are_merged_without_a_change_of_cost():
+    events = [WHOLE, replace(WHOLE, noise_multiplier=2.0), WHOLE, WHOLE]
+    assert merged(events) == (replace(WHOLE, steps=6), replace(WHOLE, noise_multiplier=2.0))
+    assert merged([SUM, SUM]) == (replace(SUM, rounds=8),)
+    assert spent(merged(events), delta=DELTA) == spent(events, delta=DELTA)
+    assert merged(merged(events)) == merged(events)
+
+
+def test_without_events_epsilons_and_deltas_are_added_up():
+    cost = composed([untold(8.0), untold(7.5), untold(8.0)])
+    assert (cost.epsilon, cost.delta) == (23.5, pytest.approx(3 * DELTA))
+    mixed = composed([training(names=("clinic",)), untold(8.0)])
+    assert mixed.epsilon == pytest.approx(8 + spent([WHOLE], delta=DELTA).epsilon)
+    assert mixed.delta == pytest.approx(2 * DELTA)
+
+
+def test_adding_up_never_says_less_than_the_accountant():
+    told = [training()] * 3
+    alone = one_alone(told)
+    assert composed(told).epsilon < composed([untold(alone)] * 3).epsilon == pytest.approx(3 * alone)
+
+
+def test_one_training_of_unknown_cost_makes_the_whole_unknown():
+    assert composed([training(), Training(delta=DELTA)]) is None
+    assert one_alone([training(), Training(delta=DELTA)]) is None
+    assert composed([]) is None
+    assert joined([training(), untold(3.0)]) is None
+
+
+def test_no_noise_is_no_finite_epsilon():
+    assert not composed([training(events=[replace(WHOLE, noise_multiplier=0.0)])]).finite
+
+
+def test_a_result_is_read_back_as_what_it_was_written_from():
+    events = {"clinic": (WHOLE, WHOLE), "bank": (SUM,)}
+    result = {
+        "spent": {"clinic": {"epsilon": 3.0}, "bank": {"epsilon": 1.0}},
+        "events": json.loads(json.dumps(to_json(events))),
+    }
+    read = Training.of_result(result, delta=DELTA)
+    assert read.events == {"clinic": (replace(WHOLE, steps=4),), "bank": (SUM,)}
+    assert read.alone == {"clinic": 3.0, "bank": 1.0}
+
+
+def test_events_of_some_clients_alone_are_not_taken_for_all():
+    result = {
+        "spent": {"clinic": {"epsilon": 3.0}, "bank": {"epsilon": 9.0}},
+        "events": {"clinic": [to_fields(WHOLE)]},
+    }
+    assert Training.of_result(result, delta=DELTA).events is None
+
+
+# --- on disk, and in reports
+
+
+def private_run(folder: Path, *, seeds=(0, 1, 2), events=(WHOLE,), old=False) -> Path:
+    """A run whose two clients spent these events in every seed; `old`: as results were written before."""
+    write_run(folder, seeds=seeds)
+    for seed in seeds:
+        file = folder / f"seed-{seed}" / "result.json"
+        result = json.loads(file.read_text())
+        cost = asdict(spent(merged(events), delta=DELTA))
+        result["spent"] = {"clinic": cost, "bank": cost}
+        if not old:
+            result["events"] = to_json({"clinic": events, "bank": events})
+        RunFolder(path=folder).write_json(f"seed-{seed}/result.json", {**result, "truncated": 0})
+    return folder
+
+
+def configuration(folder: Path, seeds=(0, 1, 2), name="c", besides=(), **settings):
+    config = parse_config({**PRIVATE, **settings})
+    read = [read_seed(folder, s, root=folder) for s in seeds]
+    return configuration_of(read, config, name=name, settings={}, besides=besides)
+
+
+def test_the_measure_that_counts_is_composed_and_the_others_say_what_they_are(tmp_path):
+    found = configuration(private_run(tmp_path))
+    alone = spent([WHOLE], delta=DELTA).epsilon
+    together = spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon
+    values = {m.key: m.estimate for m in found.measures if m.axis == "privacy"}
+    assert values["epsilon_spent"].value == pytest.approx(together)
+    assert values["epsilon_spent_one_seed"].value == pytest.approx(alone)
+    assert values["epsilon_claimed"].value == 8
+    assert values["delta"].value == DELTA
+    assert "3 trainings together" in values["epsilon_spent"].metric
+    assert "composed by the PRV accountant" in values["epsilon_spent"].how
+    assert all("one seed alone" in values[k].metric for k in ("epsilon_claimed", "epsilon_spent_one_seed"))
+    assert found.spends == {name: (replace(WHOLE, steps=6),) for name in ("clinic", "bank")}
+
+
+def test_results_of_an_older_version_are_judged_by_the_sum(tmp_path):
+    found = configuration(private_run(tmp_path, old=True))
+    alone = spent([WHOLE], delta=DELTA).epsilon
+    assert found.measure("epsilon_spent").estimate.value == pytest.approx(3 * alone)
+    assert found.measure("delta").estimate.value == pytest.approx(3 * DELTA)
+    assert found.spends == {}
+
+
+def test_a_result_whose_events_are_none_is_one_line(tmp_path):
+    folder = private_run(tmp_path)
+    file = folder / "seed-0" / "result.json"
+    for events in ({"clinic": [{"kind": "free"}], "bank": []}, {"clinic": 3, "bank": []}, [1]):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "events": events}))
+        with pytest.raises(RunFolderError, match=r"seed-0/result\.json: ") as raised:
+            configuration(folder)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_seed_that_did_not_finish_has_spent_what_is_in_its_ledgers(tmp_path):
+    config = parse_config(PRIVATE)
+    header = {
+        "schema_version": 1,
+        "client": "clinic",
+        "run": "r",
+        "unit": "record",
+        "delta": DELTA,
+        "max_epsilon": 8.0,
+    }
+    place = RunFolder(path=tmp_path / "seed-3" / "federation" / "privacy")
+    place.append_jsonl("clinic.ledger.jsonl", header)
+    assert unfinished_training(tmp_path, 3, config) == []
+    place.append_jsonl("clinic.ledger.jsonl", {"round": 0, "inputs": "00", "event": to_fields(WHOLE)})
+    (lost,) = unfinished_training(tmp_path, 3, config)
+    assert lost.events == {"clinic": (WHOLE,)}
+    found = configuration(private_run(tmp_path / "run"), besides=[lost])
+    four = spent([replace(WHOLE, steps=8)], delta=DELTA).epsilon
+    assert found.measure("epsilon_spent").estimate.value == pytest.approx(four)
+    assert found.measure("epsilon_spent").estimate.seeds == (0, 1, 2)
+
+
+@pytest.mark.parametrize("text", ["{}\n", "not JSON\n", "", "[" * 200_000 + "\n"])
+def test_a_ledger_that_cannot_be_read_makes_the_cost_unknown_not_free(tmp_path, text):
+    RunFolder(path=tmp_path).write_text("seed-3/federation/privacy/clinic.ledger.jsonl", text)
+    lost = unfinished_training(tmp_path, 3, parse_config(PRIVATE))
+    assert lost == [Training(delta=DELTA)]
+    found = configuration(private_run(tmp_path / "run"), besides=lost)
+    assert found.measure("epsilon_spent") is None
+    assert judged(report(found), "max_epsilon: 8") == {
+        Verdict.PASSED,
+        Verdict.MISSING,
+    }  # the claim alone passes
+
+
+def report(*configurations, same_records=True):
+    together = total(configurations, same_records=same_records)
+    return Report(
+        name="r",
+        command="c",
+        config_sha256="5a" * 32,
+        environment={},
+        seeds=(0, 1, 2),
+        configurations=configurations,
+        total_epsilon=together.epsilon,
+        composition=together.says,
+    )
+
+
+def judged(made, *rules):
+    text = "schema_version: 1\nrules:\n" + "".join(f"- {rule}\n" for rule in rules)
+    with NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        return {row.verdict for row in judge(made, load_policy(Path(file.name))).rows}
+
+
+def test_all_configurations_together_cost_what_all_their_events_cost(tmp_path):
+    one, two = (configuration(private_run(tmp_path / n), name=n) for n in ("one", "two"))
+    made = report(one, two)
+    six = spent([replace(WHOLE, steps=12)], delta=DELTA).epsilon
+    assert made.total_epsilon.value == pytest.approx(six)
+    assert f"All configurations together: ({six:.4g}, {DELTA:g})-DP" in made.composition[1]
+    alone = one.measure("epsilon_spent").estimate.value
+    assert one.measure("epsilon_spent").estimate.value == alone < six
+    bound = (alone + six) / 2
+    assert judged(made, "max_epsilon: 8", "max_total_epsilon: 100") == {Verdict.PASSED}
+    assert judged(made, f"max_total_epsilon: {bound}") == {Verdict.FAILED}
+
+
+def test_a_configuration_without_differential_privacy_leaves_no_finite_total(tmp_path):
+    private = configuration(private_run(tmp_path / "one"), name="one")
+    bare = replace(private, name="bare", privacy_unit="none", measures=(), spends={})
+    made = report(private, bare)
+    assert made.total_epsilon is None
+    assert "no finite epsilon, for bare trains on the same records" in made.composition[-1]
+    assert judged(made, "max_total_epsilon: 1000") == {Verdict.FAILED}
+    assert report(bare).composition == ()
+
+
+def test_a_total_that_is_not_known_does_not_pass(tmp_path):
+    private = configuration(private_run(tmp_path / "one"), name="one")
+    untold_ = replace(
+        private,
+        name="two",
+        spends={},
+        measures=tuple(m for m in private.measures if m.key != "epsilon_spent"),
+    )
+    made = report(private, untold_)
+    assert made.total_epsilon is None
+    assert "not known, for two does not say what it spent" in " ".join(made.composition)
+    assert judged(made, "max_total_epsilon: 1000") == {Verdict.MISSING}
+    units = report(private, replace(private, name="two", privacy_unit="client"))
+    assert "their units differ" in " ".join(units.composition)
+    assert judged(units, "max_total_epsilon: 1000") == {Verdict.MISSING}
+
+
+def test_where_the_records_may_differ_epsilons_are_added_up_at_the_same_delta(tmp_path):
+    one, two = (configuration(private_run(tmp_path / n), name=n) for n in ("one", "two"))
+    known, unknown = report(one, two), report(one, two, same_records=False)
+    half = spent([replace(WHOLE, steps=6)], delta=DELTA / 2).epsilon
+    assert unknown.total_epsilon.value == pytest.approx(2 * half)
+    assert unknown.total_epsilon.value > known.total_epsilon.value
+    assert f"at delta {DELTA:g}" in unknown.total_epsilon.how
+    assert "Whether their records are the same is not known; it is assumed." in unknown.composition[1]
+
+
+def test_added_up_is_the_sum_of_all():
+    costs = [composed([untold(3.0)]), composed([untold(4.0)])]
+    assert added_up(costs).epsilon == 7
+    assert added_up(costs).delta == pytest.approx(2 * DELTA)
+
+
+def test_every_form_of_a_report_says_what_composes_with_what(tmp_path):
+    made = report(*(configuration(private_run(tmp_path / n), name=n) for n in ("one", "two")))
+    html = page(made)
+    text = parse(html).text
+    for line in made.composition:
+        assert line in text
+        assert line in markdown_report(made)
+        assert line in pull_request_summary(made)
+    assert "ε spent, all seeds" in text
+    assert "ε claimed, one seed" in text
+    assert "ε of all configurations together" in text
+    assert faults(parse(html)) == []
+    assert "epsilon spent, all seeds" in markdown_report(made)
+    Report.read(made.write(tmp_path))
+
+
+def test_a_runs_guarantee_and_estimates_are_of_all_its_seeds(tmp_path):
+    config = parse_config({**PRIVATE, "seeds": [0, 1, 2]})
+    private_run(tmp_path)
+    results = {s: json.loads((tmp_path / f"seed-{s}/result.json").read_text()) for s in (0, 1, 2)}
+    for result in results.values():
+        result["privacy_notes"] = []
+        result["fidelity"]["agreement"] = 0.5
+    made = report_of(config, tmp_path, results, "c")
+    together = spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon
+    alone = spent([WHOLE], delta=DELTA).epsilon
+    assert f"({together:.3g}, {DELTA:g})-DP" in made.guarantees[0]
+    assert (
+        f"Seeds compose: the 3 trainings use the same records, so epsilon {together:.4g}"
+        in made.guarantees[1]
+    )
+    told = {e.metric: e.value for e in made.estimates}
+    assert told["epsilon spent, client that spent most"] == pytest.approx(together)
+    assert told["epsilon spent by one seed alone, client that spent most"] == pytest.approx(alone)
+    assert told["epsilon spent, by the RDP accountant, client that spent most"] > together
+    assert made.total_epsilon.value == pytest.approx(together)
+
+
+def test_where_ledgers_lie_with_clients_the_guarantee_is_the_sum_of_the_limits():
+    config = parse_config(PRIVATE)
+    lines = guarantees_of(config, [Training(delta=DELTA)] * 3)
+    assert "(24, 3e-05)-DP" in lines[0]
+    assert "the ledgers lie with the clients" in lines[1]
+    (first, *_), (only, *_) = (guarantees_of(config, [Training(delta=DELTA)] * n) for n in (1, 1))
+    assert "(8, 1e-05)-DP" in first == only
+
+
+# --- runs that are joined
+
+
+def run_folder(place: Path, *, seeds, **changes) -> Path:
+    config = parse_config({**PRIVATE, "seeds": list(seeds), **changes})
+    RunFolder(path=place).write_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json")))
+    return private_run(place, seeds=seeds)
+
+
+def test_joined_seeds_of_one_setting_compose(tmp_path):
+    folders = [run_folder(tmp_path / f"r{s}", seeds=(s,)) for s in (0, 1, 2)]
+    made = join(folders, tmp_path / "out", command="c")
+    (one,) = made.configurations
+    together = spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon
+    assert one.measure("epsilon_spent").estimate.value == pytest.approx(together)
+    assert f"({together:.3g}, {DELTA:g})-DP" in one.guarantees[0]
+    assert made.total_epsilon.value == pytest.approx(together)
+
+
+def test_the_same_seed_run_twice_is_paid_twice_and_the_same_folder_named_twice_once(tmp_path):
+    folders = [run_folder(tmp_path / n, seeds=(0,)) for n in ("a", "b")]
+    twice = join(folders, tmp_path / "out", command="c").configurations[0]
+    assert twice.measure("epsilon_spent").estimate.value == pytest.approx(
+        spent([replace(WHOLE, steps=4)], delta=DELTA).epsilon
+    )
+    once = join([folders[0], folders[0]], tmp_path / "once", command="c").configurations[0]
+    assert once.measure("epsilon_spent").estimate.value == pytest.approx(
+        spent([WHOLE], delta=DELTA).epsilon
+    )
+
+
+def test_runs_on_other_records_are_counted_as_if_they_were_the_same_and_it_says_so(tmp_path):
+    other = {"data": {"root": "elsewhere", "clients": [{"name": n, "task": n} for n in ("clinic", "bank")]}}
+    folders = [
+        run_folder(tmp_path / "a", seeds=(0,)),
+        run_folder(tmp_path / "b", seeds=(0,), **other),
+    ]
+    made = join(folders, tmp_path / "out", command="c")
+    half = spent([WHOLE], delta=DELTA / 2).epsilon
+    assert made.total_epsilon.value == pytest.approx(2 * half)
+    assert "not known; it is assumed" in " ".join(made.composition)
+    alike = [run_folder(tmp_path / f"c{r}", seeds=(0,), compress={"remove_ratio": r}) for r in (0.25, 0.5)]
+    known = join(alike, tmp_path / "alike", command="c")
+    assert "not known" not in " ".join(known.composition)
+    assert known.total_epsilon.value == pytest.approx(spent([replace(WHOLE, steps=4)], delta=DELTA).epsilon)

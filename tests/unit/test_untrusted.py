@@ -1,0 +1,207 @@
+"""No file that somebody else wrote ends in a stack that ran out: every reader says one line."""
+
+import json
+
+import pytest
+import yaml
+
+from fedproxy_secure.artifacts import MANIFEST, RunFolder
+from fedproxy_secure.audit.chain import NAME, parse_line
+from fedproxy_secure.audit.seal import SIGNATURE, read_seal
+from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.comparison import Cell, cell_file, read_cell
+from fedproxy_secure.config import load_config, parse_config
+from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.data.templates import to_records
+from fedproxy_secure.errors import AuditError, DataError, FedProxyError, RunFolderError
+from fedproxy_secure.join import join
+from fedproxy_secure.record.private import read_private, write_records
+from fedproxy_secure.report.finding import FOLDER, RESULTS, read_findings
+from fedproxy_secure.report.measured import read_seed
+from fedproxy_secure.report.policy import load_policy
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.untrusted import MOST_LINE_BYTES, MOST_NESTED, parse_json, parse_yaml
+
+DEEP = "[" * 200_000
+CLOSED = "[" * 500 + "]" * 500  # the parser takes it; printing it needs as many frames
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)  # 10^9 texts once references are followed
+
+
+# --- the two parsers
+
+
+@pytest.mark.parametrize("text", [DEEP, CLOSED, '{"a":' * 200_000, '{"a": [' * 100 + "]}" * 100])
+@pytest.mark.parametrize("form", [str, str.encode])
+def test_json_nested_too_deeply_is_a_value_error(text, form):
+    with pytest.raises(ValueError, match=r"is nested more than 64 levels deep|is not JSON"):
+        parse_json(form(text))
+
+
+def test_json_at_the_limit_is_read_and_one_level_more_is_not():
+    deepest = "[" * MOST_NESTED + "1" + "]" * MOST_NESTED
+    assert parse_json(deepest) == json.loads(deepest)
+    with pytest.raises(ValueError, match="nested"):
+        parse_json(f"[{deepest}]")
+
+
+def test_brackets_in_texts_are_no_nesting():
+    assert parse_json(json.dumps(["[" * 1000])) == ["[" * 1000]
+
+
+def test_a_wide_value_is_no_deep_one():
+    assert parse_json("[" + ",".join(["[]"] * 10_000) + "]") == [[]] * 10_000
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", b"", b"{", b"1" * 5000, "é".encode("latin-1")])
+def test_what_is_no_json_is_one_line(raw):
+    with pytest.raises(ValueError, match="is not JSON: ") as raised:
+        parse_json(raw)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [(DEEP, "nested"), (CLOSED, "nested"), (BOMB, "100,000 values"), ("&a [*a]", "nested|100,000 values")],
+    ids=["open", "closed", "references", "a list in itself"],
+)
+def test_yaml_that_would_fill_stack_or_memory_is_a_value_error(text, line):
+    with pytest.raises(ValueError, match=line):
+        parse_yaml(text)
+
+
+def test_yaml_with_references_of_ordinary_size_is_read():
+    assert parse_yaml("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}
+
+
+# --- every reader
+
+
+def rows(place, text):
+    (place / "x.jsonl").write_text('{"text": "a"}\n' + text + "\n")
+    return read_rows(str(place / "x.jsonl"), "train", root=None, limit=None)
+
+
+def choices(place, text):
+    return to_records("classification", [{"text": "a", "choices": text, "label": 0}])
+
+
+def report(place, text):
+    (place / "report.json").write_text(text)
+    return Report.load(place)
+
+
+def joined(place, text):
+    RunFolder(path=place).write_text("m/config.yaml", "name: m\n")
+    RunFolder(path=place).write_text("m/report.json", text)
+    RunFolder(path=place).write_text("m/cells/a/cell.json", "{}")
+    return join([place / "m"], place / "out", command="c")
+
+
+def findings(place, text):
+    RunFolder(path=place).write_text(f"{FOLDER}/{RESULTS}", text)
+    return read_findings(place)
+
+
+def result(place, text):
+    RunFolder(path=place).write_text("seed-0/result.json", text)
+    return read_seed(place, 0, root=place)
+
+
+def lines(place, text):
+    RunFolder(path=place).write_text("rounds.jsonl", text + "\n")
+    return RunFolder(path=place).read_jsonl("rounds.jsonl")
+
+
+def manifest(place, text):
+    (place / MANIFEST).write_text(text)
+    return RunFolder.resume(place, parse_config({}))
+
+
+def seal(place, text):
+    (place / SIGNATURE).write_text(text)
+    return read_seal(place)
+
+
+def audit_line(place, text):
+    return parse_line(text.encode())
+
+
+def cell(place, text):
+    one = Cell(method="zero_shot", remove_ratio=None, seed=0)
+    cell_file(place, one).parent.mkdir()
+    cell_file(place, one).write_text(text)
+    return read_cell(place, one)
+
+
+def private(place, text):
+    write_records(place, "a", train=[], holdout=[], canaries=[])
+    (place / "clients/a/canaries.json").write_text(text)
+    return read_private(place, "a")
+
+
+def settings(place, text):
+    (place / "c.yaml").write_text(text)
+    return load_config(place / "c.yaml")
+
+
+def policy(place, text):
+    (place / "p.yaml").write_text(text)
+    return load_policy(place / "p.yaml")
+
+
+READERS = [
+    rows, choices, report, joined, findings, result, lines, manifest, seal, audit_line, cell, private,
+    settings, policy,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [DEEP, CLOSED], ids=["open", "closed"])
+@pytest.mark.parametrize("read", READERS, ids=lambda f: f.__name__)
+def test_every_reader_says_one_line_of_a_file_that_is_nested_too_deeply(tmp_path, read, text):
+    with pytest.raises(FedProxyError) as raised:
+        read(tmp_path, text)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("read", [settings, policy], ids=lambda f: f.__name__)
+def test_references_that_name_a_billion_values_are_refused(tmp_path, read):
+    with pytest.raises(FedProxyError, match="100,000 values"):
+        read(tmp_path, BOMB)
+
+
+def test_the_line_at_fault_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: is nested more than 64 levels deep"):
+        rows(tmp_path, DEEP)
+
+
+def test_a_line_too_long_to_be_a_record_is_named_before_it_is_held(tmp_path):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 2: is longer than 16,777,216 bytes"):
+        rows(tmp_path, '{"text": "' + "a" * MOST_LINE_BYTES + '"}')
+
+
+def test_a_line_of_an_audit_log_that_is_nested_too_deeply_is_a_problem_of_that_line(tmp_path):
+    (tmp_path / NAME).write_text(DEEP + "\n" + CLOSED + "\n")
+    found = verify_run(tmp_path).problems
+    assert f"{NAME}: line 1: is not a line of an audit log" in found
+    assert f"{NAME}: line 2: is not a line of an audit log" in found
+
+
+def test_errors_keep_their_kind(tmp_path):
+    with pytest.raises(RunFolderError, match=r"report\.json: is damaged: is nested"):
+        report(tmp_path, DEEP)
+    with pytest.raises(AuditError, match="is not a line of an audit log"):
+        audit_line(tmp_path, DEEP)
+
+
+def test_a_policy_whose_keys_are_lists_is_refused_in_one_line(tmp_path):
+    with pytest.raises(FedProxyError) as raised:
+        policy(tmp_path, "? [a]\n: 1\n? [a]\n: 2\n")
+    assert "\n" not in str(raised.value)
+
+
+def test_yaml_is_still_refused_as_before():
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml("rules: [}")
