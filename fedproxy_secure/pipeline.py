@@ -74,9 +74,15 @@ def prepare(config: Config) -> Materials:
 
 
 def truncated_prompts(config: Config) -> int:
-    """How many training and test prompts are longer than `data.max_tokens` and lose their beginning."""
+    """How many training and test prompts are longer than `data.max_tokens` and lose their beginning.
+
+    Under differential privacy 0: the number follows from records, without noise. Raises `DataError` for
+    records that cannot be read.
+    """
     tokenizer = load_tokenizer(config.model.path)
     tasks = [load_task(client, root=config.data.root, audit=config.audit) for client in config.data.clients]
+    if config.privacy.unit != "none":
+        return 0
     return sum(
         encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
         for task in tasks
@@ -85,7 +91,9 @@ def truncated_prompts(config: Config) -> int:
 
 
 def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
-    """What a report says of prompts that were cut; nothing if none was."""
+    """What a report says of prompts that were cut; nothing if none was. No number under privacy."""
+    if config.privacy.unit != "none":
+        return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; how many is private.",)
     if not truncated:
         return ()
     return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)

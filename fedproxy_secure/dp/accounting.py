@@ -3,7 +3,8 @@
 Record level: Opacus's PRV accountant (Gopi, Lee & Wutschitz 2021) and RDP accountant (Mironov, Talwar &
 Zhang 2019), both upper bounds; the tighter one counts. Client level: RDP of the Skellam mechanism
 (Agarwal, Kairouz & Liu 2021, Theorem 3.5) or of sums of discrete Gaussians (Kairouz, Liu & Steinke 2021,
-Proposition 14).
+Proposition 14), and what it costs that numbers are drawn almost, not exactly, by those laws
+(`sampler_delta`).
 
 Guarantees: `epsilon` bounds (epsilon, delta)-DP of everything in the events together, for neighbours that
 differ by one record (or one client) being there or not. Not guaranteed: anything that is no event. Other
@@ -21,14 +22,14 @@ from typing import Literal
 
 import numpy as np
 
+from fedproxy_secure.dp.discrete import DISTANCE
 from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian
 from fedproxy_secure.errors import ConfigError, DataError
 
 PRV_ERROR = 0.002  # of epsilon, relative; the bound that counts is the upper one
 MOST_NOISE = 1e4  # noise multipliers above are refused: nothing could be learned
 CALIBRATION = 1e-3  # relative width to which a noise multiplier is searched
-# statistical distance of one drawn integer from its law: rounding of its table, 2^-63 of its uniforms
-DISCRETE_SLACK = 2.0**-50
+_MOST_TURNS = 200  # of a fixed point that a few turns find, unless there is none
 # integers: the Skellam bound is proved for those
 _DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
 
@@ -89,8 +90,8 @@ def noise_multiplier_for(*, target_epsilon: float, delta: float, sampling_rate: 
         high *= 2
         if high > MOST_NOISE:
             raise ConfigError(
-                f"privacy.target_epsilon={target_epsilon}: {steps} steps at sampling rate "
-                f"{sampling_rate:.3g} and delta {delta:g} do not reach it with noise below {MOST_NOISE:g}"
+                f"privacy.target_epsilon={target_epsilon}: {steps} steps at delta {delta:g} do not reach "
+                f"it with noise below {MOST_NOISE:g} times a record's part"
             )
     low = high / 2
     while cost(low) <= target_epsilon:  # less noise than .25 is enough
@@ -187,15 +188,52 @@ def _prv_epsilon(history: list[tuple[float, float, int]], delta: float, *, about
 def _discrete_epsilon(events: Sequence[DiscreteSum], delta: float) -> float:
     if any(e.variance == 0 and e.l2 > 0 for e in events):
         return math.inf
-    left = delta - sum(e.rounds * e.dimension for e in events) * DISCRETE_SLACK
-    if left <= 0:
-        raise DataError(f"delta={delta}: must be above {delta - left:.1g}, which the sampler's error takes")
+    least = sampler_delta(events, 0.0)
+    if least >= delta:
+        raise DataError(f"delta={delta}: must be above {least:.2g}, which the sampler's error takes")
     total = np.sum([e.rounds * discrete_rdp(e, _DISCRETE_ORDERS) for e in events], axis=0)
-    return rdp_to_epsilon(_DISCRETE_ORDERS, total, delta=left)
+    epsilon = 0.0
+    for _ in range(_MOST_TURNS):  # each turn leaves less of delta and so needs a larger epsilon
+        left = delta - sampler_delta(events, epsilon)
+        if left <= 0:
+            return math.inf
+        needed = rdp_to_epsilon(_DISCRETE_ORDERS, total, delta=left)
+        if needed <= epsilon:
+            return epsilon
+        epsilon = needed * (1 + 1e-9)
+    return math.inf
+
+
+def sampler_delta(events: Sequence[DiscreteSum], epsilon: float) -> float:
+    """What the sampler's error adds to delta at this epsilon: (1 + e^epsilon) rounds d n `DISTANCE`.
+
+    A number that is drawn is within `DISTANCE` of its law, in statistical distance. The n clients that are
+    counted on draw d numbers each in every round, so all that is released is within eta = rounds d n
+    `DISTANCE` of the same with exact noise, whatever is chosen from round to round: a coupling of the two
+    fails with at most that probability. Let exact noise be (epsilon, delta)-DP. For neighbours P, Q with
+    the noise that was drawn, P', Q' with exact noise, and any event S,
+
+        P(S) <= P'(S) + eta <= e^epsilon Q'(S) + delta + eta
+             <= e^epsilon Q(S) + delta + (1 + e^epsilon) eta.
+    """
+    eta = sum(e.rounds * e.dimension * e.summands for e in events) * DISTANCE
+    try:
+        return (1 + math.exp(epsilon)) * eta
+    except OverflowError:
+        return math.inf
 
 
 def discrete_rdp(event: DiscreteSum, orders: np.ndarray) -> np.ndarray:
-    """RDP of one noisy sum at integer orders, float64 [orders]."""
+    """RDP of one noisy sum at integer orders, float64 [orders].
+
+    Sums of n discrete Gaussians of parameter sigma >= 1/2 each, over vectors of d integers (Kairouz, Liu &
+    Steinke 2021, Proposition 14; without a bound below 1/2): with tau = 10 sum_{k=1}^{n-1} exp(-2 pi^2
+    sigma^2 k / (k + 1)) the least of
+
+        alpha l2^2 / (2 n sigma^2) + tau d
+        alpha / 2 (l2^2 / (n sigma^2) + 2 tau l1 / (sqrt(n) sigma) + tau^2 d)
+        alpha / 2 (l2 / (sqrt(n) sigma) + tau sqrt(d))^2
+    """
     alpha = orders.astype(np.float64)
     l2, l1, mu = event.l2, event.l1, event.variance
     if l2 == 0:
@@ -204,12 +242,14 @@ def discrete_rdp(event: DiscreteSum, orders: np.ndarray) -> np.ndarray:
     if event.mechanism == "skellam":
         more = np.minimum(((2 * alpha - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
         return np.asarray(gaussian + more)
-    n, own = event.summands, mu / event.summands
+    n, own, d = event.summands, mu / event.summands, event.dimension
+    if n > 1 and own < 0.25:
+        return np.full_like(alpha, math.inf)
     k = np.arange(1, n)
     tau = 10 * float(np.exp(-2 * math.pi**2 * own * k / (k + 1)).sum())
-    d = event.dimension
-    root = min(math.sqrt(l2**2 / mu + 2 * tau * d), l2 / math.sqrt(mu) + tau * math.sqrt(d))
-    return np.asarray(alpha * root**2 / 2)
+    second = alpha / 2 * (l2**2 / mu + 2 * tau * l1 / math.sqrt(mu) + tau**2 * d)
+    third = alpha / 2 * (l2 / math.sqrt(mu) + tau * math.sqrt(d)) ** 2
+    return np.minimum(np.minimum(gaussian + tau * d, second), third)
 
 
 def rdp_to_epsilon(orders: np.ndarray, rdp: np.ndarray, *, delta: float) -> float:

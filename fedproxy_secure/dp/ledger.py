@@ -1,41 +1,68 @@
-"""One client's privacy ledger: what it spent, written down before it is spent.
+"""One client's privacy ledger: what it spent, written down before it is spent; and each round's one result.
 
-    NAME.ledger.jsonl   a header (run, unit, delta, limit), then one event a round
-    NAME.noise.key      the key of the last round's noise, mode 0600
-    NAME.salt.key       goes into the hash of the records in `run`, mode 0600
+    NAME.ledger.jsonl   a header (run, unit, delta, limit), then one event a line
+    NAME.ledger.lock    held while a round is judged, written down and computed
+    NAME.noise.key      the key of the noise of the round under way; gone when its result is stored
+    NAME.result.key     the last round's result, and the line of the ledger that paid for it
+    NAME.salt.key       goes into the hash of the records in `run`
 
-A round asked for again with the same inputs (a run that was killed and goes on) gets the same key, so the
-same noise, and gives the same update: nothing new is revealed and nothing is spent twice. Any other input
-makes a new key and a new event. The key of the round before is overwritten then: who gets at the files
-later can take no noise off earlier rounds.
+`PrivacyLedger.once` takes a round through these steps, alone among all threads and processes:
 
-Guarantees: `authorise` returns only after the event is on disk, and never if all events together would
-exceed the limit. Not guaranteed: a ledger that somebody deletes is forgotten; copies of the key file let
-the last round's noise be subtracted.
+    judge, append the event, keep a fresh noise key, compute, store the result, remove the key
+
+A round asked for again with the same inputs gets the stored result; nothing is computed. So it gives the
+same bytes also where training does not repeat to the bit, and noise never serves two results. What is left
+when the process ends between two steps, and what the next call with the same inputs does:
+
+    before the event is whole   nothing          a line cut short is dropped; as if never asked
+    before the key is whole     event            pays again: what was drawn, if anything, is unknown
+    before the result is whole  event, key       computes again, same key, for nothing: no result has left
+    before the key is removed   event, both      returns the result, removes the key
+    after that                  event, result    returns the result
+
+Any other inputs make a new event and a new key, which takes the old one's place. So the events are never
+fewer than the results that left. An exception of `compute` is an answer too, which the server may get to
+see: its key is removed, its event stays, and another attempt pays for other noise. A process that is
+interrupted (`KeyboardInterrupt`, `SystemExit`) has answered nothing and keeps its key.
+
+Guarantees: all events together never exceed the limit, however many processes ask at once; every result was
+paid for on disk before it was computed; a noise key is gone from the folder when its result is returned.
+All files are mode 0600. Not guaranteed: a ledger that somebody deletes or puts back to an older copy is
+forgotten; removed keys may lie in free disk blocks; see also `private_files`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.artifacts import write_bytes
+from fedproxy_secure.artifacts import private_folder
 from fedproxy_secure.dp.accounting import Spent, spent
 from fedproxy_secure.dp.events import Event, from_fields, to_fields
 from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
+from fedproxy_secure.dp.private_files import alone, remove_private, write_private
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
+from fedproxy_secure.untrusted import parse_json
 
 SCHEMA_VERSION = 1
-SUFFIX, KEY_SUFFIX, SALT_SUFFIX = ".ledger.jsonl", ".noise.key", ".salt.key"
+SUFFIX, LOCK_SUFFIX = ".ledger.jsonl", ".ledger.lock"
+KEY_SUFFIX, RESULT_SUFFIX, SALT_SUFFIX = ".noise.key", ".result.key", ".salt.key"
+WAIT_S = 3600.0  # for another process that trains the same client's round; as long as a server waits
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyLedger:
-    """`run` names the settings and the records that the events belong to; `max_epsilon` is the limit."""
+    """`run` names the settings and the records that the events belong to; `max_epsilon` is the limit.
+
+    `wait_s`: how long to wait for another process or thread that has this client's round under way. Its
+    lock ends with it, however it ends; if it hangs, somebody must end it.
+    """
 
     folder: Path
     client: str
@@ -43,6 +70,7 @@ class PrivacyLedger:
     unit: str
     delta: float
     max_epsilon: float
+    wait_s: float = WAIT_S
 
     @property
     def path(self) -> Path:
@@ -62,9 +90,11 @@ class PrivacyLedger:
             "delta": self.delta,
             "max_epsilon": self.max_epsilon,
         }
-        if not self.path.exists():
-            write_bytes(self.path, (json.dumps(header) + "\n").encode())
-            return
+        private_folder(self.folder)
+        if not self.path.exists():  # a ledger that is there is only read: no need to wait for a round
+            with _locked(self.folder, self.client, self.wait_s):
+                if not self.path.exists():
+                    write_private(self.path, (json.dumps(header) + "\n").encode())
         found = self._lines()[0]
         for name, own in header.items():
             if found.get(name) != own:
@@ -79,25 +109,51 @@ class PrivacyLedger:
         """Its cost."""
         return spent(self.events(), delta=self.delta)
 
-    def authorise(self, *, round: int, inputs_sha256: bytes, event: Event) -> bytes:
-        """The noise key, 32 bytes, for a round that starts from these inputs; spends `event`.
+    def once(
+        self, *, round: int, inputs_sha256: bytes, event: Event, compute: Callable[[bytes], bytes]
+    ) -> bytes:
+        """The result of a round that starts from these inputs: the stored one, or `compute` of a noise key.
 
-        Raises `PrivacyError` if that would exceed `max_epsilon`; nothing is written then.
+        Args:
+            inputs_sha256: 32 bytes, of all that the result depends on besides the key and `run`.
+            event: what `compute` spends of the records' privacy.
+            compute: from 32 secret bytes to the result. It must not use this ledger.
+
+        Raises `PrivacyError` if the event would exceed `max_epsilon`; nothing is written then. Raises
+        `RunFolderError` for files that are damaged or cannot be written, or a lock held too long. What
+        `compute` raises is passed on; the event stays spent.
         """
         place = {"round": round, "inputs": inputs_sha256.hex(), "event": to_fields(event)}
-        lines = self._lines()
-        if place in lines[1:] and (key := self._kept_key(place)) is not None:
-            return key
+        with _locked(self.folder, self.client, self.wait_s):
+            lines = self._lines()
+            result = self._kept_result(place, lines)
+            if result is None:
+                number, key = self._kept_key(place, lines) or self._pay(place, lines, event)
+                try:
+                    result = compute(key)
+                except Exception:
+                    remove_private(self._file(KEY_SUFFIX))
+                    raise
+                self._keep_result(place, number, result)
+            remove_private(self._file(KEY_SUFFIX))
+            return result
+
+    def _pay(self, place: dict[str, Any], lines: list[dict[str, Any]], event: Event) -> tuple[int, bytes]:
+        """Append the event, if it may be spent; the number of its line and a key that is kept for it.
+
+        In this order: a key that came first could be taken for that of an earlier event with these inputs.
+        """
         would = spent([*(from_fields(line["event"]) for line in lines[1:]), event], delta=self.delta)
-        if would.epsilon > self.max_epsilon:
+        if not would.epsilon <= self.max_epsilon:  # also for what is no number
             raise PrivacyError(
-                f"client {self.client}, round {round}: epsilon would be {would.epsilon:.4g}; must be <= "
-                f"{self.max_epsilon:.4g} (privacy.max_epsilon)"
+                f"client {self.client}, round {place['round']}: epsilon would be {would.epsilon:.4g}; "
+                f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon)"
             )
-        key = fresh_key()
-        self._keep_key(place, key)
         self._append(place)
-        return key
+        key = fresh_key()
+        kept = {"line": len(lines), **place, "key": key.hex()}
+        write_private(self._file(KEY_SUFFIX), json.dumps(kept).encode())
+        return len(lines), key
 
     def _append(self, line: dict[str, Any]) -> None:
         """After a line that was cut short, a new one begins where it began."""
@@ -121,8 +177,8 @@ class PrivacyLedger:
     def _lines(self) -> list[dict[str, Any]]:
         """Whole lines; one cut short was never returned from, so nothing was spent on it."""
         try:
-            lines = [json.loads(raw) for raw in self._raw() if raw.endswith(b"\n")]
-            if not lines:
+            lines = [parse_json(raw) for raw in self._raw() if raw.endswith(b"\n")]
+            if not lines or not isinstance(lines[0], dict):
                 raise ValueError("no header")
             for line in lines[1:]:
                 from_fields(line["event"])
@@ -130,40 +186,46 @@ class PrivacyLedger:
             raise RunFolderError(f"{self.path}: is damaged: {error}; what was spent is unknown") from error
         return lines
 
-    def _kept_key(self, place: dict[str, Any]) -> bytes | None:
-        try:
-            raw = json.loads((self.folder / f"{self.client}{KEY_SUFFIX}").read_text(encoding="utf-8"))
-            key = bytes.fromhex(raw.pop("key"))
-        except (OSError, ValueError, KeyError):
-            return None
-        return key if raw == place and len(key) == KEY_BYTES else None
+    def _file(self, suffix: str) -> Path:
+        return self.folder / f"{self.client}{suffix}"
 
-    def _keep_key(self, place: dict[str, Any], key: bytes) -> None:
-        path = self.folder / f"{self.client}{KEY_SUFFIX}"
-        part = path.with_suffix(".part")
+    def _kept_key(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[int, bytes] | None:
+        """The number of the line that paid for it, and the key; None without one for this place."""
         try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(json.dumps({**place, "key": key.hex()}).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+            kept = parse_json(self._file(KEY_SUFFIX).read_bytes())
+            number, key = kept.pop("line"), bytes.fromhex(kept.pop("key"))
+            mine = kept == place == lines[number] and number > 0 and len(key) == KEY_BYTES
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+        return (number, key) if mine else None
+
+    def _kept_result(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> bytes | None:
+        """The stored result, if it is of this place; a damaged one is none: the round is paid for again."""
+        try:
+            head, _, result = self._file(RESULT_SUFFIX).read_bytes().partition(b"\n")
+            kept = parse_json(head)
+            number, sha256 = kept.pop("line"), kept.pop("sha256")
+            mine = kept == place == lines[number] and number > 0 and sha256 == _sha256(result)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+        return result if mine else None
+
+    def _keep_result(self, place: dict[str, Any], number: int, result: bytes) -> None:
+        head = {"line": number, **place, "sha256": _sha256(result)}
+        write_private(self._file(RESULT_SUFFIX), json.dumps(head).encode() + b"\n" + result)
 
 
 def own_salt(folder: Path, client: str) -> bytes:
     """32 secret bytes of this client, made once and kept in `folder`, mode 0600."""
-    path = folder / f"{client}{SALT_SUFFIX}"
+    path = private_folder(folder) / f"{client}{SALT_SUFFIX}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            suppress(FileExistsError),
-            open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
-        ):
-            file.write(fresh_key())
+        if not path.exists():
+            with _locked(folder, client, WAIT_S):
+                if not path.exists():
+                    write_private(path, fresh_key())
         salt = path.read_bytes()
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read or written: {error.strerror}") from error
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
     if len(salt) != KEY_BYTES:
         raise RunFolderError(f"{path}: has {len(salt)} bytes; must have {KEY_BYTES}")
     return salt
@@ -171,12 +233,30 @@ def own_salt(folder: Path, client: str) -> bytes:
 
 def read_all(folder: Path) -> dict[str, Spent]:
     """What every client of a run on this machine spent, by name."""
-    found = {}
+    return {ledger.client: ledger.spent() for ledger in _ledgers(folder)}
+
+
+def all_events(folder: Path) -> dict[str, tuple[Event, ...]]:
+    """The events of every client of a run on this machine, by name: what composes with other runs' events.
+
+    Raises `RunFolderError` for a damaged ledger.
+    """
+    return {ledger.client: tuple(ledger.events()) for ledger in _ledgers(folder)}
+
+
+def _ledgers(folder: Path) -> Iterator[PrivacyLedger]:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        header = json.loads(path.read_bytes().splitlines()[0])
-        ledger = PrivacyLedger(
-            folder=folder,
-            **{k: header[k] for k in ("client", "run", "unit", "delta", "max_epsilon")},
-        )
-        found[ledger.client] = ledger.spent()
-    return found
+        try:
+            header = parse_json(path.read_bytes().splitlines()[0])
+            own = {k: header[k] for k in ("client", "run", "unit", "delta", "max_epsilon")}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RunFolderError(f"{path}: is damaged: {error}; what was spent is unknown") from error
+        yield PrivacyLedger(folder=folder, **own)
+
+
+def _locked(folder: Path, client: str, wait_s: float) -> AbstractContextManager[None]:
+    return alone(folder / f"{client}{LOCK_SUFFIX}", wait_s=wait_s)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

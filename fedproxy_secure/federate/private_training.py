@@ -4,9 +4,15 @@ Each step takes a Poisson sample of the records, clips every record's gradient t
 noise of `noise_multiplier x clip_norm` to their sum and divides by the *expected* number of records. What
 follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-in) sees the noisy sums only.
 
+A record whose gradient cannot be taken, for whatever reason, counts as one whose gradient is zero, and
+nobody is told: whoever made the model could make it so for records with a token of its choice. What is
+wrong with the model for all records, `check_private` and `check_fits` find before round 0, on made-up ones.
+
 Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the records, for
-neighbours that differ by one record being there or not; an empty sample is a step like any other. Not
-covered: the returned loss, which is for the client's own eyes; how long a step takes.
+neighbours that differ by one record being there or not; an empty sample is a step like any other. Whether a
+call ends in an error, and its text, follow from settings, from noisy sums or from the machine, never from a
+record's own gradient. Not covered: the returned loss, which is for the client's own eyes; how long a step
+takes; a machine whose memory is too small for some samples.
 
 Opacus's ghost clipping gives the same gradients without holding them per record; for adapters, whose
 gradients are small beside the activations, it is slower and saves nothing (`make bench-dp`).
@@ -14,8 +20,8 @@ gradients are small beside the activations, it is slower and saves nothing (`mak
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +33,17 @@ from torch import nn
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.errors import ConfigError, TrainingError
+from fedproxy_secure.errors import ConfigError, FedProxyError, ModelError, TrainingError
 from fedproxy_secure.federate.adapters import trained_parameters
+from fedproxy_secure.federate.record_gradients import (
+    OF_THE_MACHINE,
+    Loss,
+    hooked,
+    pass_gradients,
+    record_gradients,
+)
 
-Loss = Callable[[np.ndarray], torch.Tensor]  # indices of records -> mean over them of each one's loss
+log = logging.getLogger(__name__)
 LARGEST_PASS = 1.25  # records in one forward pass, over the expected batch; larger samples are split
 
 
@@ -51,6 +64,45 @@ def check_private(tuned: nn.Module) -> None:
         raise ConfigError(f"privacy.unit=record: {str(wrong[0]).splitlines()[0]}")
 
 
+def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> None:
+    """Raise `ModelError` for a model that cannot take a gradient of every record there may be.
+
+    No record is looked at: two made-up ones are tried, of different lengths.
+
+    Args:
+        tokens: one more than the largest token that the tokenizer can give.
+        longest: tokens in the longest record that the settings allow, >= 8.
+        pad_id: what shorter records are filled up with.
+    """
+    rows, positions = _rows(tuned), _positions(tuned)
+    if rows < tokens:
+        raise ModelError(f"proxy: has embeddings of {rows} tokens; must have {tokens}, its tokenizer's")
+    if not 0 <= pad_id < rows:
+        raise ModelError(f"proxy: fills up with token {pad_id}; must be in [0, {rows})")
+    if positions is not None and positions < longest:
+        raise ModelError(f"proxy: has {positions} positions; must have {longest} (data.max_tokens)")
+    short = Encoded(ids=(0, rows - 1, 0), response_start=1)
+    long = Encoded(ids=(rows - 1,) * 8, response_start=2)
+    _rehearse(tuned, [short, long], pad_id)
+
+
+def _rehearse(tuned: nn.Module, items: Sequence[Encoded], pad_id: int) -> None:
+    parameters = trained_parameters(tuned)
+    device = parameters[0].device
+    batch = training_batch(items, pad_id=pad_id, device=device)
+    tuned.train()
+    try:
+        with hooked(tuned), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            pass_gradients(lambda _: batch_loss(tuned, batch), np.arange(len(items)), parameters)
+    except OF_THE_MACHINE:
+        raise
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"proxy: gives no gradients of made-up records: {said}") from error
+    finally:
+        tuned.eval()
+
+
 def train_privately(
     tuned: nn.Module,
     items: Sequence[Encoded],
@@ -69,12 +121,21 @@ def train_privately(
         pull: gradients of the penalties (PCR, FedProx), one a trained parameter; they depend on what was
             broadcast and on the parameters, not on records, and are added after the noise.
 
-    Raises `TrainingError`, naming `who` and the step, as soon as the loss is not a finite number.
+    Raises `TrainingError`, naming `who`: with the step, as soon as the adapter is not finite; or in one
+    constant line if the machine has too little memory, or for anything that nobody thought of.
     """
     device = trained_parameters(tuned)[0].device
+    rows, positions = _rows(tuned), _positions(tuned)
+    taken: dict[int, Encoded] = {}
+
+    def usable(index: int) -> bool:
+        item = taken[index] = items[index]
+        longest = len(item.ids) if positions is None else positions
+        fits = 0 < item.response_start < len(item.ids) <= longest
+        return fits and min(item.ids) >= 0 and max(item.ids) < rows
 
     def loss(chosen: np.ndarray) -> torch.Tensor:
-        batch = training_batch([items[i] for i in chosen], pad_id=pad_id, device=device)
+        batch = training_batch([taken[i] for i in chosen], pad_id=pad_id, device=device)
         return batch_loss(tuned, batch)
 
     tuned.train()
@@ -89,7 +150,13 @@ def train_privately(
             noise=noise,
             who=who,
             pull=pull,
+            usable=usable,
         )
+    except FedProxyError:
+        raise
+    except Exception:  # its text may be about a record
+        log.info("%s: training failed", who, exc_info=True)
+        raise TrainingError(f"{who}: training failed; the client's own log says why") from None
     finally:
         tuned.eval()
 
@@ -105,25 +172,29 @@ def private_steps(
     noise: Noise,
     who: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
+    usable: Callable[[int], bool] | None = None,
 ) -> float:
     """DP-SGD on any module whose layers Opacus knows; see `train_privately`.
 
-    `loss` runs `module` itself on the chosen records and must not couple them.
+    `loss` runs `module` itself on the chosen records and must not couple them. A record that is not
+    `usable` never reaches it, and counts like one for which it fails.
     """
-    from opacus.grad_sample import GradSampleModule
-
     parameters = [p for p in module.parameters() if p.requires_grad]
     expected = private.sampling_rate * records
-    hooked = GradSampleModule(module, loss_reduction="mean", strict=True)
     guard = _noisy_optimizer(optimizer, private, noise, expected)
-    total, seen = 0.0, 0
-    try:
+    total, seen, failed = 0.0, 0, 0
+    with hooked(module):
         for step in range(steps):
             guard.zero_grad(set_to_none=True)
-            chosen = noise.poisson_sample(records, private.sampling_rate)
+            drawn = noise.poisson_sample(records, private.sampling_rate)
+            chosen = (
+                drawn if usable is None else drawn[np.array([usable(int(i)) for i in drawn], dtype=bool)]
+            )
+            failed += len(drawn) - len(chosen)
             passes = np.array_split(chosen, math.ceil(len(chosen) / max(1.0, LARGEST_PASS * expected)) or 1)
             for number, part in enumerate(passes):
-                total, seen = total + _backward(loss, part, parameters), seen + len(part)
+                value, lost = record_gradients(module, loss, part, parameters)
+                total, seen, failed = total + value, seen + len(part) - lost, failed + lost
                 last = number == len(passes) - 1
                 guard.signal_skip_step(not last)
                 if last and guard.pre_step():
@@ -133,35 +204,21 @@ def private_steps(
                 elif not last:
                     guard.step()  # clips and adds up, no more
                     guard.zero_grad(set_to_none=True)
-    finally:
-        hooked.to_standard_module()
-        for p in parameters:
-            p.grad = None
+    if failed:
+        log.info("%s: %d times a drawn record gave no gradient and counted as zero", who, failed)
     return total / max(seen, 1)
 
 
-def _backward(loss: Loss, chosen: np.ndarray, parameters: Sequence[nn.Parameter]) -> float:
-    """Leave each record's gradient at the parameters; the sum of the records' losses."""
-    if len(chosen) == 0:  # a model cannot run on nothing, but the step counts
-        for p in parameters:
-            p.grad_sample = torch.zeros((0, *p.shape), device=p.device, dtype=p.dtype)  # type: ignore[attr-defined]
-        return 0.0
-    value = loss(chosen)
-    number = float(value.detach())
-    with warnings.catch_warnings():  # of the first adapted layers: their inputs need no gradient
-        warnings.filterwarnings("ignore", "Full backward hook is firing")
-        value.backward()
-    _drop_what_is_not_finite(parameters)
-    return number * len(chosen)
+def _rows(tuned: Any) -> int:
+    """How many tokens the model knows, going in and coming out."""
+    ends = (tuned.get_input_embeddings(), tuned.get_output_embeddings())
+    return min(int(end.weight.shape[0]) for end in ends if end is not None)
 
 
-def _drop_what_is_not_finite(parameters: Sequence[nn.Parameter]) -> None:
-    """Such a record's gradient counts as zero: an error would tell, without noise, that it was drawn."""
-    samples: list[torch.Tensor] = [p.grad_sample for p in parameters]  # type: ignore[attr-defined]
-    good = torch.stack([g.flatten(1).isfinite().all(dim=1) for g in samples]).all(dim=0)
-    if not good.all():
-        for sample in samples:
-            sample[~good] = 0
+def _positions(tuned: Any) -> int | None:
+    """How many tokens a record may have; None where the model does not say."""
+    found = getattr(tuned.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:

@@ -99,7 +99,7 @@ def signal_to_noise(job: FederationJob, sizes: Sequence[int]) -> float:
 def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
     """t of a round of so many clients (None: the whole cohort): the least that settings and rule allow."""
     least = least_threshold(clients or job.clients_a_round, job.protect.colluders)
-    return max(job.protect.threshold or least, job.protect.min_cohort or 0, job.federate.min_clients)
+    return max(least, job.protect.threshold or 0, job.protect.min_cohort or 0, job.federate.min_clients)
 
 
 def clip_to_norm(update: np.ndarray, norm: float) -> np.ndarray:
@@ -120,7 +120,8 @@ def add_noise(
 ) -> None:
     """Add this client's share of the noise to the segment `update` of its words, in place.
 
-    The round is in the client's ledger before. Raises `PrivacyError` if it would spend more than allowed.
+    The round is in the client's ledger before, and its noisy words after: asked again with the same words,
+    it gives the very same. Raises `PrivacyError` if it would spend more than allowed.
     """
     segment = plan.segments[0]
     assert segment.name == "update"
@@ -142,16 +143,21 @@ def add_noise(
     names = "|".join([str(terms.threshold), *terms.cohort]).encode()
     # the words too: if training does not repeat to the bit, another attempt needs its own noise
     inputs = digest(terms.broadcast_sha256, names, own.tobytes())
-    key = ledger.authorise(round=terms.round, inputs_sha256=inputs, event=noisy)
-    if privacy.randomness == "unsafe_simulated":
-        key = hashlib.sha256(f"{stream_seed(job.seed, 'noise', client, terms.round)}".encode()).digest()
-    share = noisy.variance / noisy.summands
-    own += discrete.draw(noisy.mechanism, share, Noise(key), segment.length).astype(words.dtype)
+
+    def computed(key: bytes) -> bytes:
+        if privacy.randomness == "unsafe_simulated":
+            place = f"{stream_seed(job.seed, 'noise', client, terms.round)}"
+            key = hashlib.sha256(place.encode()).digest()
+        share = noisy.variance / noisy.summands
+        drawn = discrete.draw(noisy.mechanism, share, Noise(key), segment.length)
+        return bytes((own + drawn.astype(words.dtype)).tobytes())
+
+    result = ledger.once(round=terms.round, inputs_sha256=inputs, event=noisy, compute=computed)
+    own[:] = np.frombuffer(result, dtype=words.dtype)
 
 
 def _check_sensitivity(words: np.ndarray, plan: RingPlan, l2: float) -> None:
     signed = words.astype(np.int64)
     signed[signed >= 2 ** (plan.bits - 1)] -= 2 ** (8 * words.itemsize)
-    length = float(np.linalg.norm(signed.astype(np.float64)))
-    if length > l2:
-        raise DataError(f"clipped update of {length:.1f} steps: must be <= {l2:.1f}, what the noise covers")
+    if float(np.linalg.norm(signed.astype(np.float64))) > l2:  # how long it is, nobody else may know
+        raise DataError(f"clipped update: is longer than {l2:.1f} steps, which the noise covers")

@@ -1,6 +1,7 @@
 """Differential privacy through the whole federation: both units, resume, refusals."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,17 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.ledger import read_all
-from fedproxy_secure.errors import ConfigError, PrivacyError, RunFolderError
+from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, PrivacyError, RunFolderError
 from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client
+from fedproxy_secure.federate.client import build_client, with_proxy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.client_privacy import noise_of, ring_clip, signal_to_noise
 from fedproxy_secure.flower.engines import federate, with_ledger
 from fedproxy_secure.llm import load_llm
+from fedproxy_secure.pipeline import cut_notes, truncated_prompts
 from fedproxy_secure.runs import run
-from tests.support.tiny import tiny_settings
+from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer
 
 RECORD = {"unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
 CLIENT = {"unit": "client", "target_epsilon": 8.0, "target_delta": 1e-3, "clip_norm": 0.05}
@@ -77,12 +79,109 @@ def test_a_killed_round_goes_on_with_the_same_noise_and_is_paid_for_once(world, 
     with pytest.raises(Killed):
         serve(world, job, run_folder=tmp_path, on_client=kill)
     during = {n: c.epsilon for n, c in read_all(tmp_path / "privacy").items()}
-    keys = {p.name: p.read_text() for p in (tmp_path / "privacy").glob("*.noise.key")}
+    assert not list((tmp_path / "privacy").glob("*.noise.key"))  # no key outlives its round
     once = serve(world, private(world[0], **settings, rounds=3), run_folder=tmp_path)
     assert np.isfinite(once.adapter).all()
     after = read_all(tmp_path / "privacy")
     assert all(during[n] <= after[n].epsilon <= 8 for n in after)
-    assert all((tmp_path / "privacy" / n).read_text() != key for n, key in keys.items())
+    for file in (tmp_path / "privacy").glob("*.ledger.jsonl"):
+        assert [json.loads(line)["round"] for line in file.read_text().splitlines()[1:]] == [0, 1, 2]
+    assert not list((tmp_path / "privacy").glob("*.noise.key"))
+
+
+def test_the_files_of_a_ledger_are_for_the_client_alone(world, tmp_path):
+    serve(world, private(world[0], 1, **RECORD), run_folder=tmp_path)
+    assert (tmp_path / "privacy").stat().st_mode & 0o777 == 0o700
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "privacy").iterdir()}
+    assert "c0.ledger.jsonl" in modes
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_repeated_round_gives_the_same_bytes_where_training_does_not_repeat_to_the_bit(world, tmp_path):
+    """Otherwise the difference of the two updates would be free of the noise."""
+    job, folder, initial = world
+    job = with_proxy(private(job, 2, **RECORD, ledger=str(tmp_path)), folder)
+    client = build_client(job, 0, folder)
+    first = client.train(round=0, start=initial.adapter).update
+    weights = next(p for p in client.tuned.parameters() if not p.requires_grad)
+    exact = weights.detach().clone()
+    weights.data *= 1.01  # far more than a GPU's rounding
+    try:
+        again = client.train(round=0, start=initial.adapter).update
+        assert again.tobytes() == first.tobytes()
+        other = client.train(round=1, start=initial.adapter).update
+    finally:
+        weights.data.copy_(exact)
+    assert np.abs(other - first).max() > 0.1 * np.abs(first).max()
+
+
+def test_a_broadcast_that_cannot_be_trained_from_is_not_paid_for(world, tmp_path):
+    job, folder, initial = world
+    job = with_proxy(private(job, 1, **RECORD, ledger=str(tmp_path)), folder)
+    client = build_client(job, 0, folder)
+    with pytest.raises(DataError, match=r"client c0, round 0: broadcast of shape \(3,\); must be"):
+        client.train(round=0, start=np.zeros(3, dtype=np.float32))
+    with pytest.raises(DataError, match=r"broadcast of shape \(3,\)"):
+        client.train(round=0, start=initial.adapter, conflict=np.zeros(3, dtype=np.float32))
+    assert read_all(tmp_path)["c0"].epsilon == 0
+
+
+def test_repeated_rounds_remember_which_records_were_drawn_for_evaluations_alone(world, tmp_path):
+    job, folder, initial = world
+    job = with_proxy(private(job, 2, **RECORD, ledger=str(tmp_path)), folder)
+    seen = []
+    client = build_client(job, 0, folder)
+    watched = replace(client, on_trained=lambda round, update, drawn: seen.append(drawn))
+    for _ in range(2):
+        update = watched.train(round=0, start=initial.adapter)
+    assert seen[0] == seen[1] != []
+    stored = (tmp_path / "c0.result.key").stat().st_size
+    client.train(round=1, start=initial.adapter)
+    assert (tmp_path / "c0.result.key").stat().st_size < stored
+    assert update.truncated == update.loss == 0
+
+
+def test_a_proxy_that_fails_for_a_token_ends_a_run_alike_with_and_without_that_token(world, tmp_path):
+    """Before round 0, and in one line that says nothing about records."""
+    job, folder, initial = world
+    token = tiny_tokenizer()("q", add_special_tokens=False)["input_ids"][0]
+    small = tiny_llama(4)
+    small.resize_token_embeddings(token)
+    shutil.copytree(folder, tmp_path / "proxy")
+    small.save_pretrained(tmp_path / "proxy")
+    ends = []
+    for word in ("the", "queue"):
+        root = tmp_path / word
+        for split in ("train", "test"):
+            rows = [{"text": f"{word} {i}", "choices": ["no", "yes"], "label": i % 2} for i in range(12)]
+            for client in range(3):
+                file = root / f"{client}.{split}.jsonl"
+                file.parent.mkdir(exist_ok=True)
+                file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        asked = replace(private(job, 1, **RECORD), data_root=str(root))
+        with pytest.raises(FedProxyError) as found:
+            federate(asked, tmp_path / "proxy", initial)
+        ends.append((type(found.value), str(found.value)))
+    assert ends[0] == ends[1]
+
+
+def test_how_many_prompts_were_cut_is_said_without_differential_privacy_only(tmp_path):
+    for privacy, line in (
+        ({"unit": "none"}, "72 prompts were cut to data.max_tokens=12."),
+        (RECORD, "Prompts above data.max_tokens=12 were cut; how many is private."),
+        (CLIENT, "Prompts above data.max_tokens=12 were cut; how many is private."),
+    ):
+        raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=privacy)
+        raw["data"]["max_tokens"] = 12
+        config = parse_config(raw)
+        assert cut_notes(truncated_prompts(config), config) == (line,)
+        if privacy["unit"] == "record":
+            settings = {**privacy, "ledger": str(tmp_path / "ledger")}
+            job = FederationJob.from_config(parse_config({**raw, "privacy": settings}), seed=0)
+            client = build_client(with_proxy(job, tmp_path / "llm"), 0, tmp_path / "llm")
+            assert client.truncated > 0
+            start = np.zeros(sum(client.sizes), dtype=np.float32)
+            assert client.train(round=0, start=start).truncated == 0
 
 
 def test_simulated_randomness_repeats_and_the_system_s_does_not(world):
@@ -97,8 +196,6 @@ def test_the_limit_stops_a_run_before_the_step_that_would_pass_it(world, tmp_pat
     job = private(world[0], 2, **RECORD)
     serve(world, job, run_folder=tmp_path)
     (tmp_path / "state.safetensors").unlink()  # a server that asks for all rounds once more
-    for key in (tmp_path / "privacy").glob("*.noise.key"):
-        key.unlink()
     with pytest.raises(PrivacyError, match=r"epsilon would be .* must be <= 8 \(privacy.max_epsilon\)"):
         serve(world, job, run_folder=tmp_path)
     assert all(c.epsilon <= 8 for c in read_all(tmp_path / "privacy").values())
@@ -114,7 +211,8 @@ def test_a_ledger_of_other_settings_is_refused_before_training(world, tmp_path):
 def test_the_noise_of_a_round_does_not_serve_again_on_another_proxy(world, tmp_path):
     """Where it did, the difference of the two updates would be free of it."""
     job, folder, _ = world
-    job = replace(private(job, 1, **RECORD, ledger=str(tmp_path)), proxy_sha256="a" * 64)
+    job = with_proxy(private(job, 1, **RECORD, ledger=str(tmp_path)), folder)
+    job = replace(job, proxy_sha256="a" * 64)
     build_client(job, 0, folder)
     with pytest.raises(RunFolderError, match="is of another run: run differs"):
         build_client(replace(job, proxy_sha256="b" * 64), 0, folder)
@@ -150,12 +248,20 @@ def test_client_noise_in_the_sum_has_the_accounted_scale(world):
 @pytest.mark.parametrize(
     ("section", "change", "line"),
     [
-        ("privacy", {**RECORD, "target_delta": 0.1}, r"target_delta=0.1: must be < 1/12"),
-        ("local", {"batch_size": 13}, r"local.batch_size=13: must be <= 12"),
+        (
+            "privacy",
+            {**RECORD, "target_delta": 0.1},
+            r"target_delta=0.1: must be < 1 / the client's number of records; [^\d]*$",
+        ),
+        (
+            "local",
+            {"batch_size": 13},
+            r"local.batch_size=13: must be <= the client's number of records, [^\d]*$",
+        ),
         (
             "privacy",
             {**RECORD, "target_epsilon": 1e-9, "target_delta": 1e-12},
-            r"target_epsilon=1e-09: .* do not reach it",
+            r"target_epsilon=1e-09: 2 steps at delta 1e-12 do not reach it",
         ),
     ],
 )

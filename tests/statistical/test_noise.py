@@ -1,5 +1,9 @@
 """Noise has the scale it is said to have: the right one is accepted, 2/3 and 3/2 of it are rejected."""
 
+import itertools
+import math
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -50,6 +54,57 @@ def test_small_integer_noise_follows_its_law_number_by_number(mechanism):
     rest, rest_law = len(sample) - seen.sum(), 1 - law.sum()
     found = stats.chisquare([*seen, rest], np.array([*law, rest_law]) * len(sample))
     assert found.pvalue > ALPHA
+
+
+def exact_law(mechanism, variance, k):
+    """P(X = k) up to a common factor, from its definition, to 80 digits."""
+    v = Decimal(variance)
+    if mechanism == "discrete_gaussian":
+        return (-(Decimal(k) ** 2) / (2 * v)).exp()
+    term = (v / 2) ** k / Decimal(math.factorial(k))  # I_k(v) = sum_j (v / 2)^(2j + k) / (j! (j + k)!)
+    total, j = Decimal(0), 0
+    while term > total * Decimal("1e-90") or j < variance:
+        total += term
+        j += 1
+        term *= (v / 2) ** 2 / (j * (j + k))
+    return total
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+@pytest.mark.parametrize("variance", [0.3, 9.0, 400.0])
+def test_integer_noise_is_as_close_to_its_law_as_the_accountant_takes_it_to_be(mechanism, variance):
+    steps = discrete.tail_steps(mechanism, variance)[::-1]  # of P(|X| >= k), k = 1 .. last
+    last = len(steps)
+    with localcontext() as context:
+        context.prec = 80
+        exact = [exact_law(mechanism, variance, k) for k in range(2 * last)]
+        total = exact[0] + 2 * sum(exact[1:])
+        ends = [2**127, *steps, 0]
+        drawn = [Decimal(a - b) / 2**127 for a, b in itertools.pairwise(ends)]  # P(|X| = k), k = 0 .. last
+        wanted = [exact[0] / total, *(2 * e / total for e in exact[1:])]
+        pairs = itertools.zip_longest(drawn, wanted, fillvalue=Decimal(0))
+        distance = sum(abs(d - w) for d, w in pairs) / 2
+    assert distance < Decimal(2) ** -110
+    assert Decimal(2) ** -110 * 2**10 <= Decimal(discrete.DISTANCE)
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+def test_a_number_is_drawn_by_all_128_bits_of_its_words(mechanism):
+    """Words next to an entry of the table: the lower half decides where the upper halves are equal."""
+
+    class Chosen(Noise):
+        def __init__(self, words):
+            self._left = list(words)
+
+        def words(self, count):
+            return np.array(self._left.pop(0), dtype=np.uint64)
+
+    entry = discrete.tail_steps(mechanism, 9.0)[::-1][2]  # P(|X| >= 3)
+    for uniform, magnitude in ((entry - 1, 3), (entry, 2), (entry + 1, 2)):
+        for sign in (0, 1):
+            high, low = uniform >> 63, (uniform & (2**63 - 1)) << 1 | sign
+            found = discrete.draw(mechanism, 9.0, Chosen([[high], [low]]), 1)
+            assert found.tolist() == [magnitude if sign else -magnitude]
 
 
 def test_the_sum_of_clients_noise_has_the_variance_that_is_accounted():

@@ -11,9 +11,11 @@ from fedproxy_secure.dp.accounting import (
     discrete_rdp,
     noise_multiplier_for,
     rdp_to_epsilon,
+    sampler_delta,
     spent,
     variance_for,
 )
+from fedproxy_secure.dp.discrete import DISTANCE
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, from_fields, to_fields
 from fedproxy_secure.errors import ConfigError, DataError
 
@@ -151,6 +153,72 @@ def test_the_bound_for_summed_discrete_gaussians_lies_above_the_exact_divergence
         assert exact <= float(discrete_rdp(event, np.array([order]))[0]) * (1 + 1e-9)
 
 
+def test_the_bound_for_summed_discrete_gaussians_is_proposition_14_with_its_three_terms():
+    """By hand, at sigma = 1/2: n = 2, tau = 10 exp(-pi^2 / 4) = .8480; n = 3 adds 10 exp(-pi^2 / 3)."""
+    two = 10 * math.exp(-(math.pi**2) / 4)
+    three = two + 10 * math.exp(-(math.pi**2) / 3)
+    assert two == pytest.approx(0.8480, abs=6e-5)
+    for n, tau in ((2, two), (3, three)):
+        for l2, l1, d in ((1.0, 1.0, 1), (3.0, 5.0, 40), (0.01, 0.01, 1000), (40.0, 41.0, 3)):
+            mu = n / 4
+            for alpha in (2, 7):
+                terms = (
+                    alpha * l2**2 / (2 * mu) + tau * d,
+                    alpha / 2 * (l2**2 / mu + 2 * tau * l1 / math.sqrt(mu) + tau**2 * d),
+                    alpha / 2 * (l2 / math.sqrt(mu) + tau * math.sqrt(d)) ** 2,
+                )
+                event = summed("discrete_gaussian", mu, l2, l1, d, n, 1)
+                found = float(discrete_rdp(event, np.array([alpha]))[0])
+                assert found == pytest.approx(min(terms), rel=1e-12)
+
+
+def test_discrete_gaussians_narrower_than_the_proposition_allows_have_no_bound():
+    narrow = summed("discrete_gaussian", 2 * 0.2499, 0.1, 0.1, 1, 2, 1)
+    assert spent([narrow], delta=DELTA).epsilon == math.inf
+    assert spent([summed("discrete_gaussian", 2 * 0.25, 0.1, 0.1, 1, 2, 1)], delta=DELTA).epsilon < math.inf
+    one = summed("discrete_gaussian", 0.2, 0.1, 0.1, 1, 1, 1)  # a single one needs no such condition
+    assert spent([one], delta=DELTA).epsilon < math.inf
+
+
+def test_the_sampler_s_error_counts_for_every_client_number_and_round_and_both_neighbours():
+    """43 clients, 10^5 numbers, 10 rounds: 4.3 x 10^7 draws, times 1 + e^8 = 2981.96 at epsilon 8."""
+    events = [summed(dimension=10**5, summands=43, rounds=rounds) for rounds in (4, 6)]
+    assert sampler_delta(events, 8.0) / DISTANCE == pytest.approx(4.3e7 * 2981.957987, rel=1e-9)
+    # with numbers that are within 2^-50 of their law this would be 1.1e-4, ten times a delta of 1e-5
+    assert sampler_delta(events, 8.0) / DISTANCE * 2.0**-50 == pytest.approx(1.14e-4, rel=0.01)
+    assert sampler_delta(events, 8.0) < 1e-18
+    assert sampler_delta(events, 1e4) == math.inf
+
+
+def test_the_sampler_s_error_cannot_be_charged_less():
+    """A sampler within eta of its law for which (1 + e^epsilon) eta of delta is just enough."""
+    epsilon, delta, eta = 1.5, 1e-3, 1e-4
+    q = 0.2
+    p = math.exp(epsilon) * q + delta  # exact noise: P(S) - e^epsilon Q(S) = delta on the event S
+    drawn_p, drawn_q = p + eta, q - eta
+    needed = drawn_p - math.exp(epsilon) * drawn_q
+    charged = sampler_delta([summed(dimension=1, summands=1, rounds=1)], epsilon) / DISTANCE * eta
+    assert needed == pytest.approx(delta + charged, rel=1e-12)
+
+
+def test_epsilon_leaves_room_in_delta_for_the_sampler_s_error_at_that_epsilon():
+    """Where that error matters: a delta of 10^-17 and 10^10 draws."""
+    event = summed(variance=4e4, dimension=10**10, summands=1, rounds=1)
+    delta = 500 * sampler_delta([event], 0.0)
+    found = spent([event], delta=delta).epsilon
+    orders = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
+    rdp = discrete_rdp(event, orders)
+
+    def holds(epsilon):
+        left = delta - sampler_delta([event], epsilon)
+        return left > 0 and rdp_to_epsilon(orders, rdp, delta=left) <= epsilon
+
+    assert holds(found)
+    assert not holds(found * 0.999)
+    assert found > rdp_to_epsilon(orders, rdp, delta=delta - sampler_delta([event], 0.0))
+    assert spent([event], delta=1.01 * sampler_delta([event], 0.0)).epsilon == math.inf
+
+
 def test_renyi_bounds_turn_into_epsilon_as_for_one_gaussian():
     orders = np.arange(2, 200)
     found = rdp_to_epsilon(orders, orders / (2 * 3.0**2), delta=DELTA)
@@ -199,4 +267,4 @@ def test_what_cannot_be_accounted_is_refused():
     with pytest.raises(DataError, match="a ledger must hold one unit"):
         spent([gaussian(), summed()], delta=DELTA)
     with pytest.raises(DataError, match="which the sampler's error takes"):
-        spent([summed(dimension=10**9, rounds=10**3)], delta=1e-6)
+        spent([summed(dimension=10**9, rounds=10**3)], delta=1e-18)

@@ -9,8 +9,9 @@ from torch import nn
 
 from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
+from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.errors import ConfigError, TrainingError
+from fedproxy_secure.errors import ConfigError, ModelError, TrainingError
 from fedproxy_secure.federate.adapters import (
     attach,
     get_vector,
@@ -20,11 +21,12 @@ from fedproxy_secure.federate.adapters import (
 )
 from fedproxy_secure.federate.private_training import (
     RecordNoise,
+    check_fits,
     check_private,
     private_steps,
     train_privately,
 )
-from tests.support.tiny import tiny_llama
+from tests.support.tiny import VOCABULARY, tiny_llama
 
 KEY = bytes(range(32))
 KINDS = ("lora", "ffa", "core")
@@ -202,6 +204,236 @@ def test_a_record_without_a_finite_gradient_counts_as_zero_and_is_not_told_of():
     start = get_vector(adapted())
     assert np.isfinite(with_it).all()
     np.testing.assert_allclose((with_it - start) * 5, (without - start) * 4, rtol=1e-3, atol=1e-6)
+
+
+# a record for which the model fails, as a server could have made it for texts of its choice
+
+EMPTY = Encoded(ids=(), response_start=0)  # has a gradient of zeros and no way to fail
+CHOSEN = 200  # the token
+BAD = Encoded(ids=(1, CHOSEN, 11, 12, 2), response_start=3)
+EPSILON_1 = noise_multiplier_for(target_epsilon=1.0, delta=1e-5, sampling_rate=0.6, steps=3)
+
+
+def gpt2(positions):
+    """A model with learned positions, which fails beyond the last of them."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=positions, n_embd=16, n_layer=2, n_head=2, attn_pdrop=0.0,
+        embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return attach(GPT2LMHeadModel(config).eval(), AdapterConfig(rank=2, alpha=4), seed=0)
+
+
+class Refused(Exception):
+    pass
+
+
+def refuses_in_the_forward_pass(error=Refused):
+    tuned = adapted()
+
+    def look(module, arguments):
+        if (arguments[0] == CHOSEN).any():
+            raise error(f"the token {CHOSEN} was there")
+
+    tuned.get_input_embeddings().register_forward_pre_hook(look)
+    return tuned
+
+
+def refuses_half_way(error=Refused):
+    """After the hooks of some layers have kept what they need for a backward pass that never comes."""
+    tuned, seen = adapted(), []
+    tuned.get_input_embeddings().register_forward_pre_hook(
+        lambda module, arguments: seen.append(bool((arguments[0] == CHOSEN).any()))
+    )
+
+    def look(module, arguments):
+        if seen[-1]:
+            raise error(f"the token {CHOSEN} was there")
+
+    tuned.get_base_model().model.layers[1].mlp.register_forward_pre_hook(look)
+    return tuned
+
+
+def refuses_in_the_backward_pass(error=Refused):
+    tuned, seen = adapted(), []
+    tuned.get_input_embeddings().register_forward_pre_hook(
+        lambda module, arguments: seen.append(bool((arguments[0] == CHOSEN).any()))
+    )
+
+    def look(gradient):
+        if seen[-1]:
+            raise error(f"the token {CHOSEN} was there")
+
+    tuned.get_base_model().model.layers[0].mlp.register_forward_hook(
+        lambda module, arguments, output: output.register_hook(look) and None
+    )
+    return tuned
+
+
+def has_fewer_embeddings():
+    tuned = adapted()
+    base = tuned.get_base_model()
+    for name, place in (("embed_tokens", base.model), ("lm_head", base)):
+        whole = getattr(place, name)
+        whole.weight = nn.Parameter(whole.weight[:CHOSEN].detach().clone(), requires_grad=False)
+    base.model.embed_tokens.num_embeddings = CHOSEN
+    return tuned
+
+
+HOSTILE = [
+    has_fewer_embeddings,
+    refuses_in_the_forward_pass,
+    refuses_half_way,
+    refuses_in_the_backward_pass,
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_round_at_epsilon_1_ends_alike_with_and_without_a_record_that_the_model_cannot_take(
+    hostile, seed
+):
+    """Otherwise a server learns without noise, from the error, whether a token of its choice is there."""
+    for items in (ITEMS, [*ITEMS[:-1], BAD], [BAD] * len(ITEMS)):
+        tuned = hostile()
+        end = tune(tuned, noise=EPSILON_1, clip=1.0, rate=0.6, items=items, key=bytes([seed]) * 32)
+        assert np.isfinite(end).all()
+        assert not tuned.training
+        assert not any(hasattr(p, "grad_sample") or p.grad is not None for p in tuned.parameters())
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("largest_pass", [0.3, 10.0])
+def test_the_other_records_of_the_pass_have_the_gradients_they_would_have_had(
+    hostile, largest_pass, monkeypatch
+):
+    monkeypatch.setattr("fedproxy_secure.federate.private_training.LARGEST_PASS", largest_pass)
+    settings = {"noise": EPSILON_1, "clip": 0.05, "rate": 0.8, "lr": 1.0, "steps": 4}
+    for place in (0, 3, 7):
+        with_it = tune(hostile(), items=[*ITEMS[:place], BAD, *ITEMS[place:7]], **settings)
+        without = tune(adapted(), items=[*ITEMS[:place], EMPTY, *ITEMS[place:7]], **settings)
+        alone = tune(adapted(), items=[EMPTY] * 8, **settings)
+        if hostile is has_fewer_embeddings:  # another softmax: compare with itself
+            without = tune(hostile(), items=[*ITEMS[:place], EMPTY, *ITEMS[place:7]], **settings)
+        np.testing.assert_allclose(with_it, without, rtol=0, atol=3e-6)
+        assert np.abs(with_it - alone).max() > 1e-4
+
+
+def test_a_record_longer_than_the_model_s_positions_counts_as_zero():
+    settings = {"noise": EPSILON_1, "clip": 0.05, "rate": 0.8, "lr": 1.0}
+    long = Encoded(ids=tuple(range(3, 3 + 17)), response_start=4)
+    with_it = tune(gpt2(16), items=[*ITEMS[:7], long], **settings)
+    np.testing.assert_allclose(
+        with_it, tune(gpt2(16), items=[*ITEMS[:7], EMPTY], **settings), rtol=0, atol=3e-6
+    )
+    assert np.abs(with_it - tune(gpt2(32), items=[*ITEMS[:7], long], **settings)).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "broken", [EMPTY, Encoded(ids=(1, 5, 6), response_start=3), Encoded(ids=(1, -1, 6), response_start=1)]
+)
+def test_a_record_that_was_never_encoded_counts_as_zero(broken):
+    with_it = tune(adapted(), items=[*ITEMS[:7], broken], noise=1.0, clip=0.05, rate=0.8)
+    without = tune(adapted(), items=[*ITEMS[:7], EMPTY], noise=1.0, clip=0.05, rate=0.8)
+    np.testing.assert_array_equal(with_it, without)
+
+
+def test_a_parameter_that_no_record_of_a_pass_comes_by_has_a_gradient_of_zeros():
+    """Experts, say, that only some tokens choose."""
+
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.always, self.sometimes = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x):
+            found = self.always(x)
+            return found + self.sometimes(x) if (x > 0).all() else found
+
+    module = Choosing()
+    before = module.sometimes.weight.detach().clone()
+    private_steps(
+        module,
+        lambda chosen: module(-torch.ones(len(chosen), 3)).mean(),
+        records=4,
+        steps=2,
+        optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
+        private=RecordNoise(noise_multiplier=0.0, clip_norm=1.0, sampling_rate=1.0),
+        noise=Noise(KEY),
+        who="x",
+    )
+    assert torch.equal(module.sometimes.weight, before)
+    assert not torch.equal(module.always.weight, -torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_whoever_interrupts_training_is_heard(interruption):
+    with pytest.raises(interruption):
+        tune(refuses_in_the_forward_pass(interruption), items=[BAD] * 4)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_too_little_memory_is_no_matter_of_a_record_and_said_in_one_constant_line(error):
+    tuned = refuses_in_the_forward_pass(error)
+    line = r"^client x, round 0: training failed; the client's own log says why$"
+    with pytest.raises(TrainingError, match=line) as found:
+        tune(tuned, items=[BAD] * 4)
+    assert found.value.__cause__ is None  # nothing that a traceback would tell on
+    with pytest.raises(error):
+        private_steps(
+            tuned,
+            lambda chosen: batch_loss(tuned, training_batch([BAD], pad_id=0, device="cpu")),
+            records=1,
+            steps=1,
+            optimizer=torch.optim.SGD(trained_parameters(tuned), lr=1.0),
+            private=RecordNoise(noise_multiplier=1.0, clip_norm=1.0, sampling_rate=1.0),
+            noise=Noise(KEY),
+            who="x",
+        )
+
+
+def test_what_nobody_thought_of_is_said_in_one_constant_line():
+    def pull():
+        raise RuntimeError("the adapter is 12.5 now")
+
+    line = r"^client x, round 0: training failed; the client's own log says why$"
+    with pytest.raises(TrainingError, match=line):
+        tune(adapted(), pull=pull)
+
+
+def test_a_model_that_does_not_fit_its_tokenizer_is_refused_without_looking_at_a_record():
+    check_fits(adapted(), tokens=VOCABULARY, longest=128, pad_id=0)
+    check_fits(gpt2(16), tokens=VOCABULARY, longest=16, pad_id=0)
+    for tuned, change, line in (
+        (has_fewer_embeddings(), {}, rf"proxy: has embeddings of {CHOSEN} tokens; must have {VOCABULARY}"),
+        (adapted(), {"pad_id": VOCABULARY}, r"proxy: fills up with token 259; must be in \[0, 259\)"),
+        (adapted(), {"longest": 129}, r"proxy: has 128 positions; must have 129 \(data.max_tokens\)"),
+        (gpt2(16), {"longest": 17}, r"proxy: has 16 positions; must have 17"),
+    ):
+        with pytest.raises(ModelError, match=line):
+            check_fits(tuned, **{"tokens": VOCABULARY, "longest": 8, "pad_id": 0} | change)
+
+
+def test_a_model_without_gradients_of_made_up_records_is_refused_instead_of_tuned_by_noise_alone():
+    tuned = adapted()
+    tuned.get_base_model().model.layers[0].register_forward_pre_hook(
+        lambda module, arguments: (_ for _ in ()).throw(Refused("never works"))
+    )
+    with pytest.raises(ModelError, match="proxy: gives no gradients of made-up records: never works"):
+        check_fits(tuned, tokens=VOCABULARY, longest=8, pad_id=0)
+
+
+def test_the_made_up_records_leave_nothing_behind():
+    tuned, state = adapted(), torch.random.get_rng_state()
+    before = get_vector(tuned)
+    check_fits(tuned, tokens=VOCABULARY, longest=8, pad_id=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.array_equal(get_vector(tuned), before)
+    assert not tuned.training
+    assert not any(hasattr(p, "grad_sample") or p.grad is not None for p in tuned.parameters())
 
 
 def test_a_layer_that_opacus_cannot_handle_is_refused_before_training():
