@@ -71,11 +71,17 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of an LLM, without its weights. Raises `ModelError` if it cannot be loaded."""
+    """The tokenizer of an LLM, without its weights. Raises `ModelError` if it cannot be loaded.
+
+    Nothing is asked of a model hub for a tokenizer in a local folder.
+    """
     from transformers import AutoTokenizer
 
+    source = _source(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_source(path), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=Path(source).is_dir()
+        )
     except Exception as error:  # damaged files raise what the library they are read with likes
         raise _cannot_be_loaded(path, error) from error
     if tokenizer.pad_token_id is None:

@@ -72,8 +72,9 @@ def build_proxy(
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder (config, safetensors, tokenizer)."""
+    """Write a Hugging Face folder (config, safetensors, tokenizer), flat, as a proxy's must be."""
     folder.mkdir(parents=True, exist_ok=True)
     with without_library_bars():
         model.save_pretrained(folder)  # type: ignore[operator]
-    tokenizer.save_pretrained(folder)
+    # several chat templates would go into a folder of their own
+    tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import torch
 from torch import nn
 
 from fedproxy_secure.config import AdapterConfig, LocalConfig, PrivacyConfig
-from fedproxy_secure.data.encode import Encoded, encode_records
+from fedproxy_secure.data.encode import Encoded, encode_each, encode_records
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.ledger import PrivacyLedger, own_salt
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
 from fedproxy_secure.federate.adapters import (
     attach,
     get_vector,
@@ -31,11 +32,19 @@ from fedproxy_secure.federate.adapters import (
     trained_parameters,
 )
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.private_training import RecordNoise, check_private, train_privately
+from fedproxy_secure.federate.private_training import (
+    RecordNoise,
+    check_fits,
+    check_private,
+    train_privately,
+)
+from fedproxy_secure.federate.proxy_files import verified_sha256
+from fedproxy_secure.federate.proxy_model import ProxyModel, load_proxy
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.llm import load_llm, weights_written_ns
 from fedproxy_secure.randomness import stream, stream_seed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +115,13 @@ class LocalClient:
         began, drawn = time.perf_counter(), _Drawn(self.items)
         loss = 0.0
         if self.privacy is not None:
-            self._train_privately(self.privacy, drawn, round, start, conflict, pcr_lambda, prox_mu)
+            moved = self._train_privately(self.privacy, drawn, round, start, conflict, pcr_lambda, prox_mu)
         else:
             loss = self._train(drawn, round, start, conflict, pcr_lambda, prox_mu)
+            moved = get_vector(self.tuned) - start
         update = ClientUpdate(
             client=self.name,
-            update=get_vector(self.tuned) - start,
+            update=moved,
             loss=loss,
             steps=self.local.steps,
             seconds=time.perf_counter() - began,
@@ -145,42 +155,57 @@ class LocalClient:
     def _train_privately(
         self,
         privacy: Privacy,
-        items: Sequence[Encoded],
+        items: _Drawn,
         round: int,
         start: np.ndarray,
         conflict: np.ndarray | None,
         pcr_lambda: float,
         prox_mu: float,
-    ) -> None:
-        broadcast = hashlib.sha256(start.tobytes() + (b"" if conflict is None else conflict.tobytes()))
-        broadcast.update(f"{round}|{pcr_lambda!r}|{prox_mu!r}".encode())
-        noise = privacy.noise
-        key = privacy.ledger.authorise(
+    ) -> np.ndarray:
+        """The update, float32 [d]: computed once for the same inputs, then the ledger's stored one."""
+        noise, who = privacy.noise, f"client {self.name}, round {round}"
+        d = sum(self.sizes)
+        for vector in (start, conflict):  # what cannot be trained from must not be paid for
+            if vector is not None and vector.shape != (d,):
+                raise DataError(f"{who}: broadcast of shape {vector.shape}; must be ({d},)")
+
+        def computed(key: bytes) -> bytes:
+            if privacy.simulated:
+                place = f"{stream_seed(self.seed, 'noise', self.name, round)}"
+                key = hashlib.sha256(place.encode()).digest()
+            set_vector(self.tuned, start)
+            device = trained_parameters(self.tuned)[0].device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                # secret, as the noise is: by masks that all know, one record more changes others' gradients
+                torch.manual_seed(int.from_bytes(hashlib.sha256(key + b"dropout").digest()[:7], "big"))
+                train_privately(
+                    self.tuned,
+                    items,
+                    steps=self.local.steps,
+                    local=self.local,
+                    private=noise,
+                    noise=Noise(key),
+                    pad_id=self.pad_id,
+                    who=who,
+                    pull=self._pull(start, conflict, pcr_lambda, prox_mu),
+                )
+            moved = (get_vector(self.tuned) - start).astype(np.float32)
+            # which records were drawn is kept for evaluation alone: it is as secret as the noise
+            drawn = [] if self.on_trained is None else items.indices
+            return bytes(moved.tobytes() + np.array(drawn, dtype=np.int64).tobytes())
+
+        result = privacy.ledger.once(
             round=round,
-            inputs_sha256=broadcast.digest(),
+            inputs_sha256=_inputs_sha256(round, start, conflict, pcr_lambda, prox_mu),
             event=SampledGaussian(
                 noise_multiplier=noise.noise_multiplier,
                 sampling_rate=noise.sampling_rate,
                 steps=self.local.steps,
             ),
+            compute=computed,
         )
-        if privacy.simulated:
-            key = hashlib.sha256(f"{stream_seed(self.seed, 'noise', self.name, round)}".encode()).digest()
-        set_vector(self.tuned, start)
-        with torch.random.fork_rng(devices=[]):
-            # secret, as the noise is: by masks that all know, one record more changes others' gradients
-            torch.manual_seed(int.from_bytes(hashlib.sha256(key + b"dropout").digest()[:7], "big"))
-            train_privately(
-                self.tuned,
-                items,
-                steps=self.local.steps,
-                local=self.local,
-                private=noise,
-                noise=Noise(key),
-                pad_id=self.pad_id,
-                who=f"client {self.name}, round {round}",
-                pull=self._pull(start, conflict, pcr_lambda, prox_mu),
-            )
+        items.indices[:] = np.frombuffer(result[4 * d :], dtype=np.int64).tolist()
+        return np.frombuffer(result[: 4 * d], dtype=np.float32).copy()
 
     def _pull(
         self, start: np.ndarray, conflict: np.ndarray | None, pcr_lambda: float, prox_mu: float
@@ -227,28 +252,46 @@ class _Drawn(Sequence[Encoded]):
         return self._items[index]
 
 
-def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalClient:
-    """Client `index` of a job, its records read and encoded, on the model in `model_folder`.
+def _inputs_sha256(
+    round: int, start: np.ndarray, conflict: np.ndarray | None, pcr_lambda: float, prox_mu: float
+) -> bytes:
+    """Of all that the server chooses in a round, 32 bytes; what else training depends on is in the run."""
+    numbers = f"{round}|{pcr_lambda!r}|{prox_mu!r}|{start.size}|{conflict is not None}|".encode()
+    vectors = [v.astype(np.float32).tobytes() for v in (start, conflict) if v is not None]
+    return hashlib.sha256(b"".join([numbers, *vectors])).digest()
 
-    Clients of one process share one copy of the model. Raises `DataError` for records it cannot use.
+
+def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalClient:
+    """Client `index` of a job, its records read and encoded, on the proxy in `model_folder`.
+
+    Clients of one process share one copy of the model. The proxy is loaded and checked before any record is
+    read; with `privacy.unit` record no error depends on what a record says.
+
+    Raises `ProtocolAborted` for a proxy that loads as another than the job names, `DataError` and
+    `ModelError` as `load_proxy`, `DataError` for records that cannot be used.
     """
-    tuned, tokenizer = shared_model(
-        str(model_folder),
-        weights_written_ns(model_folder),
-        job.adapter,
-        job.blocks,
-        job.seed,
-        job.device,
-        job.dtype,
-    )
+    held = shared_model(job, model_folder)
+    if held.loaded_sha256 != job.proxy_loaded_sha256:
+        raise ProtocolAborted(
+            f"proxy loads as {held.loaded_sha256[:12]}: must be as the job says, "
+            f"{job.proxy_loaded_sha256[:12] or 'nothing'}; server and clients need the same files and the "
+            "same version of transformers"
+        )
+    tuned, tokenizer = held.model, held.tokenizer
+    private = job.privacy.unit == "record"
+    if private:
+        check_private(tuned)
+        check_fits(
+            tuned,
+            tokens=max(tokenizer.get_vocab().values()) + 1,
+            longest=job.max_tokens,
+            pad_id=tokenizer.pad_token_id,
+        )
     client = job.clients[index]
-    encoded = encode_records(
+    encode = encode_each if private else encode_records
+    encoded = encode(
         load_task(client, root=job.data_root, audit=job.audit).train, tokenizer, max_tokens=job.max_tokens
     )
-    privacy = None
-    if job.privacy.unit == "record":
-        check_private(tuned)
-        privacy = _privacy(job, client.name, encoded.items)
     return LocalClient(
         name=client.name,
         tuned=tuned,
@@ -257,7 +300,7 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
         pad_id=tokenizer.pad_token_id,
         local=job.local,
         seed=job.seed,
-        privacy=privacy,
+        privacy=_privacy(job, client.name, encoded.items) if private else None,
     )
 
 
@@ -265,16 +308,18 @@ def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, rec
     """The noise with which a client of so many records stays within the target over all rounds.
 
     Raises `ConfigError` for a delta of 1 / records or more, a batch larger than the records, or a target
-    that no noise reaches.
+    that no noise reaches. A client's error goes to the server, so its text does not say how many there are.
     """
     if privacy.target_delta >= 1 / records:
+        log.info("privacy.target_delta=%g: must be < 1/%d", privacy.target_delta, records)
         raise ConfigError(
-            f"privacy.target_delta={privacy.target_delta:g}: must be < 1/{records}, the records' number; "
+            f"privacy.target_delta={privacy.target_delta:g}: must be < 1 / the client's number of records; "
             "publishing one record at random would pass otherwise"
         )
     if local.batch_size > records:
+        log.info("local.batch_size=%d: must be <= %d", local.batch_size, records)
         raise ConfigError(
-            f"local.batch_size={local.batch_size}: must be <= {records}, the client's records, with "
+            f"local.batch_size={local.batch_size}: must be <= the client's number of records, with "
             "privacy.unit=record"
         )
     rate = local.batch_size / records
@@ -312,16 +357,52 @@ def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy
     return Privacy(noise=noise, ledger=ledger, simulated=settings.randomness == "unsafe_simulated")
 
 
+def with_proxy(job: FederationJob, folder: Path) -> FederationJob:
+    """The job with both hashes of the proxy in `folder`, as a server names it to clients.
+
+    Loads it once a process. Raises as `load_proxy`: a server does not offer what its clients would refuse.
+    """
+    if job.federate.engine == "in_process":  # its clients train this very copy
+        loaded = shared_model(job, folder).loaded_sha256
+    else:
+        loaded = _loaded_once(
+            folder.resolve(), verified_sha256(folder), job.device, job.dtype, job.max_tokens
+        )
+    return replace(job, proxy_sha256=verified_sha256(folder), proxy_loaded_sha256=loaded)
+
+
+def shared_model(job: FederationJob, folder: Path) -> ProxyModel:
+    """The proxy in `folder` with a fresh adapter, loaded once a process unless its files change.
+
+    Raises as `load_proxy`.
+    """
+    return _shared(
+        folder.resolve(),
+        verified_sha256(folder),
+        job.adapter,
+        job.blocks,
+        job.seed,
+        job.device,
+        job.dtype,
+        job.max_tokens,
+    )
+
+
 @lru_cache(maxsize=2)
-def shared_model(
-    folder: str,
-    _written_ns: int,
+def _shared(
+    folder: Path,
+    _files_sha256: str,
     adapter: AdapterConfig,
     blocks: tuple[int, ...] | None,
     seed: int,
     device: str,
     dtype: str,
-) -> tuple[nn.Module, Any]:
-    """The model in `folder` with a fresh adapter, loaded once a process unless it is written anew."""
-    model, tokenizer = load_llm(folder, device=device, dtype=dtype)
-    return attach(model, adapter, seed=seed, blocks=blocks), tokenizer
+    max_tokens: int,
+) -> ProxyModel:
+    loaded = load_proxy(folder, max_tokens=max_tokens, device=device, dtype=dtype)
+    return replace(loaded, model=attach(loaded.model, adapter, seed=seed, blocks=blocks))
+
+
+@lru_cache(maxsize=8)
+def _loaded_once(folder: Path, _files_sha256: str, device: str, dtype: str, max_tokens: int) -> str:
+    return load_proxy(folder, max_tokens=max_tokens, device=device, dtype=dtype).loaded_sha256

@@ -18,6 +18,7 @@ from fedproxy_secure.config import (
     PrivacyConfig,
     ProtectConfig,
 )
+from fedproxy_secure.untrusted import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class FederationJob:
     """One federation: which blocks of the model are adapted, by whom, how, and how updates merge.
 
     `blocks` are indices into the model that clients hold (None: all). `clients` and `data_root` say
-    where records lie when one machine plays all clients; a real client uses its own. `proxy_sha256` is of
-    the proxy's folder; the server fills it in.
+    where records lie when one machine plays all clients; a real client uses its own. The server fills
+    in `proxy_sha256`, of the proxy's files, and `proxy_loaded_sha256`, of what they load as.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class FederationJob:
     device: str = "auto"
     dtype: str = "auto"
     proxy_sha256: str = ""
+    proxy_loaded_sha256: str = ""
 
     @classmethod
     def from_config(
@@ -107,6 +109,7 @@ class FederationJob:
                 "device": self.device,
                 "dtype": self.dtype,
                 "proxy_sha256": self.proxy_sha256,
+                "proxy_loaded_sha256": self.proxy_loaded_sha256,
             },
             sort_keys=True,
         )
@@ -114,7 +117,7 @@ class FederationJob:
     @classmethod
     def from_json(cls, text: str) -> FederationJob:
         """The job that `to_json` wrote."""
-        raw = json.loads(text)
+        raw = parse_json(text)
         return cls(
             seed=raw["seed"],
             clients=tuple(ClientConfig.model_validate(c) for c in raw["clients"]),
@@ -131,4 +134,5 @@ class FederationJob:
             device=raw["device"],
             dtype=raw["dtype"],
             proxy_sha256=raw["proxy_sha256"],
+            proxy_loaded_sha256=raw["proxy_loaded_sha256"],
         )

@@ -1,13 +1,13 @@
-"""The proxy's files: their hash, and how they reach a client that does not have them.
+"""The proxy's files on their way: how they reach a client that does not have them, and where it keeps them.
 
-Guarantees: a client runs only a proxy whose files hash to what the server named, and a server's file
-names cannot leave the client's cache folder. Under masking all clients of a sum run the same one. Not
-guaranteed: that the server named an honest proxy.
+Guarantees: a client runs only a proxy whose files hash to what the server named, read again before use;
+only files that a proxy may hold are kept (see `federate.proxy_files`), and their names cannot leave the
+client's cache folder. Under masking all clients of a sum run the same one. Not guaranteed: that the server
+named an honest proxy; what the files load as, which the digest in the job fixes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -19,25 +19,24 @@ from pathlib import Path
 from flwr.app import ConfigRecord
 
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.federate.proxy_files import (
+    check_count,
+    check_folder,
+    check_name,
+    folder_sha256,
+    proxy_files,
+    verified_sha256,
+)
+from fedproxy_secure.quoting import quoted
 
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _on_this_host: dict[str, Path] = {}  # proxies that server and clients of one process share
 
 
-def folder_sha256(folder: Path) -> str:
-    """Hex digest over the sorted names and contents of a folder's files."""
-    total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        with file.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{file.name}\0{digest}\n".encode())
-    return total.hexdigest()
-
-
 @contextmanager
 def offered_on_this_host(folder: Path) -> Iterator[None]:
     """Meanwhile, let clients in this process use the folder as it lies."""
-    sha256 = folder_sha256(folder)
+    sha256 = verified_sha256(folder)
     _on_this_host[sha256] = folder
     try:
         yield
@@ -46,17 +45,25 @@ def offered_on_this_host(folder: Path) -> Iterator[None]:
 
 
 def find(sha256: str) -> Path | None:
-    """Where this client has the proxy of that hash, or None. Raises `DataError` for what is no hash."""
+    """Where this client has the proxy of that hash, or None.
+
+    Raises `DataError` for what is no hash, and for files that have changed since they came.
+    """
     _check_hash(sha256)
-    if sha256 in _on_this_host:
-        return _on_this_host[sha256]
-    folder = cache_folder() / sha256
-    return folder if folder.is_dir() else None
+    kept = cache_folder() / sha256
+    folder = _on_this_host.get(sha256, kept)
+    if not folder.is_dir():
+        return None
+    if folder == kept and folder.is_symlink():
+        raise DataError(f"proxy {sha256[:12]}: is a link in the cache; must be a folder; remove it")
+    if verified_sha256(folder) != sha256:
+        raise DataError(f"proxy {sha256[:12]}: its files have changed since they came; remove its folder")
+    return folder
 
 
 def _check_hash(sha256: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise DataError(f"proxy hash {sha256[:80]!r}: must be 64 hex digits")
+        raise DataError(f"proxy hash {quoted(sha256)}: must be 64 hex digits")
 
 
 def cache_folder() -> Path:
@@ -66,34 +73,43 @@ def cache_folder() -> Path:
 
 
 def pack(folder: Path) -> ConfigRecord:
-    """The folder's files as a record of bytes."""
-    return ConfigRecord({p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()})
+    """The folder's files as a record of bytes. Raises `DataError` for a folder that is no proxy's."""
+    check_folder(folder)
+    return ConfigRecord({file.name: file.read_bytes() for file in proxy_files(folder)})
 
 
 def unpack(files: ConfigRecord, sha256: str) -> Path:
     """Store received files in the cache and return their folder.
 
-    Raises `DataError` for a name with a path in it, or contents that do not hash to `sha256`; then
-    nothing is kept.
+    Raises `DataError` for files that a proxy may not hold, or that do not hash to `sha256`; then nothing is
+    kept.
     """
     _check_hash(sha256)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
+    check_count(len(files))
+    for name, data in files.items():
+        if not _PLAIN_NAME.match(name) or not isinstance(data, bytes):
+            raise DataError(f"proxy file {quoted(name)}: must be a plain file name with bytes")
+    for name in files:
+        check_name(name)
     partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
     try:
         for name, data in files.items():
-            if not _PLAIN_NAME.match(name) or not isinstance(data, bytes):
-                raise DataError(f"proxy file {name!r}: must be a plain file name with bytes")
-            (partial / name).write_bytes(data)
+            assert isinstance(data, bytes)
+            with (partial / name).open("xb") as file:  # fails where names differ in case alone
+                file.write(data)
         found = folder_sha256(partial)
         if found != sha256:
             raise DataError(f"proxy files hash to {found[:12]}: must be {sha256[:12]}")
-        target = cache / sha256
+        check_folder(partial)
         try:
-            os.replace(partial, target)
+            os.replace(partial, cache / sha256)
         except OSError:  # another client of this machine was faster
-            if not target.is_dir():
+            if not (cache / sha256).is_dir():
                 raise
-        return target
+        kept = find(sha256)
+        assert kept is not None
+        return kept
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,7 +19,7 @@ from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import FusionConfig, load_config
 from fedproxy_secure.federate import fusion as exact_rules
 from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
-from fedproxy_secure.federate.client import build_client
+from fedproxy_secure.federate.client import build_client, with_proxy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.masked_terms import kept_share
 from fedproxy_secure.pipeline import make_proxy, prepare
@@ -56,7 +56,8 @@ def distance_rows() -> list[Row]:
     found: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         save_model(proxy.model, materials.tokenizer, Path(folder))
-        clients = [build_client(job, i, Path(folder)) for i in range(len(job.clients))]
+        named = with_proxy(job, Path(folder))
+        clients = [build_client(named, i, Path(folder)) for i in range(len(job.clients))]
         layout = Layout(sizes=tuple(tensor_sizes(clients[0].tuned)))
         adapter = get_vector(clients[0].tuned)
         for round_number in range(ROUNDS):

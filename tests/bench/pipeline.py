@@ -17,7 +17,7 @@ import torch
 
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client
+from fedproxy_secure.federate.client import build_client, with_proxy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower.engines import federate
@@ -75,7 +75,8 @@ def overhead() -> Row:
     folder = demo_llm_folder()
     model, _ = load_llm(folder)
     initial = initial_state(attach(model, job.adapter, seed=0))
-    clients = [build_client(job, i, folder) for i in range(len(job.clients))]
+    named = with_proxy(job, folder)
+    clients = [build_client(named, i, folder) for i in range(len(job.clients))]
 
     def bare() -> None:
         for round_number in range(job.federate.rounds):

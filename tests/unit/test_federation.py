@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError, RoundAborted, TrainingError
 from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client
+from fedproxy_secure.federate.client import build_client, with_proxy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
 from fedproxy_secure.federate.training import train
@@ -184,7 +184,7 @@ def test_a_model_written_anew_in_the_same_folder_is_the_one_that_clients_train(w
 
 def test_whoever_stops_training_finds_the_model_in_evaluation_mode(world):
     job, folder, _ = world
-    client = build_client(job, 0, folder)
+    client = build_client(with_proxy(job, folder), 0, folder)
 
     def stop(step):
         raise TimeoutError
