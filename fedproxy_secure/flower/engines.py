@@ -106,4 +106,5 @@ def federate(
             on_round=on_round,
             on_client=on_client,
             tamper=tamper,
+            one_machine=True,
         )

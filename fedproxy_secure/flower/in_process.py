@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 log = logging.getLogger(__name__)
+ONE_MACHINE = "one-machine"  # of a node's settings: this machine plays server and clients
 CLIENT_APP_FAILED = 1000  # the reply's error code when the client app raised
 
 
@@ -31,7 +32,7 @@ class InProcessGrid(Grid):
             index + 2: Context(
                 run_id=1,
                 node_id=index + 2,
-                node_config={"partition-id": index, "num-partitions": nodes},
+                node_config={"partition-id": index, "num-partitions": nodes, ONE_MACHINE: True},
                 state=RecordDict(),
                 run_config={},
             )

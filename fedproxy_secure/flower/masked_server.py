@@ -1,7 +1,13 @@
 """The server's part in a protected round (masking or CKKS): carry the messages, then fuse the sums.
 
 Guarantees: what the server learns of a round is in the ledger, written from the messages. If a check fails
-or too few clients are left, `ProtocolAborted` is raised and nothing of the round is used.
+or too few clients are left, `ProtocolAborted` is raised and nothing of the round is used. A client whose
+answer is malformed, or names another client, is left out. Sums are checked against what the settings imply
+for honest clients, and the fused step is no longer than theirs can be (`step_bound`).
+
+**Not guaranteed**: that a lying client moves the adapter no more than an honest one. Within those bounds
+one client can choose every coordinate of the mean, whatever the others sent (`granularity.merge`), and it
+can make every attempt abort. A sum does not tell which client lied.
 """
 
 from __future__ import annotations
@@ -16,14 +22,24 @@ from typing import TypeVar
 import numpy as np
 from flwr.app import RecordDict
 
-from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
+from fedproxy_secure.errors import ConfigError, FedProxyError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, advance
 from fedproxy_secure.flower import client_privacy, masked_gram, wire
 from fedproxy_secure.flower.ledger import Ledger
-from fedproxy_secure.flower.masked_terms import first_clip, kept_share, next_clip, ring_plan, run_name
+from fedproxy_secure.flower.masked_terms import (
+    first_clip,
+    kept_share,
+    largest_clip,
+    next_clip,
+    ring_plan,
+    run_name,
+)
+from fedproxy_secure.flower.step_bound import held, longest_step
 from fedproxy_secure.secagg.ckks_messages import Encrypted, Hello, KeyGrants, Opened
+from fedproxy_secure.secagg.ckks_row import CKKS_ERROR
 from fedproxy_secure.secagg.ckks_server import CkksServer
+from fedproxy_secure.secagg.control import Expected
 from fedproxy_secure.secagg.gram import GramServer
 from fedproxy_secure.secagg.granularity import Layout, merge
 from fedproxy_secure.secagg.messages import (
@@ -37,6 +53,7 @@ from fedproxy_secure.secagg.messages import (
 from fedproxy_secure.secagg.primitives import agreement_public, fresh_secret
 from fedproxy_secure.secagg.provision import load_roster
 from fedproxy_secure.secagg.server import Aggregate, ServerSession
+from fedproxy_secure.secagg.sketch import LEAST_WEIGHT
 from fedproxy_secure.secagg.terms import Terms
 
 log = logging.getLogger(__name__)
@@ -54,7 +71,10 @@ def masked_round(
     ledger: Ledger,
     on_client: Callable[[str], None] | None = None,
 ) -> tuple[ServerState, dict[str, float], list[str], dict[str, np.ndarray]]:
-    """One round: the next state, numbers for the metrics line, whose updates are in the sums, the sums."""
+    """One round: the next state, numbers for the metrics line, whose updates are in the sums, the sums.
+
+    `cohort`: all that the round is meant for; those that cannot be asked count as drop-outs of step 1.
+    """
     if state.sizes is None:
         raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")
     sizes = state.sizes.tolist()
@@ -87,16 +107,18 @@ def masked_round(
     )
     invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
     carrier = Carrier(ask=ask, ledger=ledger, round=state.round, on_client=on_client)
+    expected = expected_numbers(job, d=len(state.adapter))
     if job.protect.scheme == "ckks":
-        made = _run_ckks(carrier, CkksServer(terms=terms, roster=roster, private=private), invitation)
+        ckks = CkksServer(terms=terms, roster=roster, private=private, expected=expected)
+        made = _run_ckks(carrier, ckks, invitation)
     elif job.protect.weights == "encrypted_gram":
         gram = GramServer(terms=terms, roster=roster, private=private)
         terms, advertised = masked_gram.gather(carrier, gram, invitation)
-        session = ServerSession(terms=terms, roster=roster, private=private)
+        session = ServerSession(terms=terms, roster=roster, private=private, expected=expected)
         carrier.take(advertised, session.advertised)
         made = _run(carrier, session)
     else:
-        session = ServerSession(terms=terms, roster=roster, private=private)
+        session = ServerSession(terms=terms, roster=roster, private=private, expected=expected)
         cohort_asked = dict.fromkeys(clients, invitation)
         carrier.step(wire.TRAIN, cohort_asked, Advertise, session.advertised)
         made = _run(carrier, session)
@@ -116,13 +138,30 @@ def masked_round(
         weight=made.control.weight,
         rho=1.0 if job.fusion.rule == "ties" else job.fusion.rho,
         kept=kept_share(job.fusion),
+        error=CKKS_ERROR if job.protect.scheme == "ckks" else 0.0,
     )
+    most = longest_step(
+        job,
+        state.adapter,
+        cohort=len(clients),
+        threshold=terms.threshold,
+        clients=len(made.clients),
+        weight=made.control.weight,
+    )
+    step, cut = held(merged.step, most)
+    if cut > 0:
+        log.warning(
+            "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g",
+            state.round,
+            100 * cut,
+            most,
+        )
     new = advance(
         state,
-        merged.step,
+        step,
         job.fusion,
         conflict=merged.conflict,
-        clip=np.array([next_clip(clip, made.control)]),
+        clip=np.array([min(next_clip(clip, made.control), largest_clip(job.local))]),
     )
     metrics = {
         "loss": made.control.loss / made.control.clients,
@@ -131,8 +170,20 @@ def masked_round(
         "clipped": float(made.control.clipped),
         "masked_bytes": float(terms.plan.upload_bytes),
         "step_norm": float(np.linalg.norm(new.adapter - state.adapter)),
+        "step_cut": cut,
     }
     return new, metrics, list(made.clients), made.sums
+
+
+def expected_numbers(job: FederationJob, *, d: int) -> Expected:
+    """What the settings imply for a client's control numbers, for an adapter of length d."""
+    weighted = job.fusion.rule == "h_ties" and job.protect.weights != "uniform"
+    return Expected(
+        least_weight=LEAST_WEIGHT if weighted else 1.0,
+        steps=job.local.steps,
+        coordinates=d,
+        silent=job.privacy.unit == "client",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +211,13 @@ class Carrier:
         for client, reply in self.ask(kind, contents, f"round {self.round}, {kind}"):
             try:
                 message = wire.decode_message(answer, reply)
-                if message.to_fields()["client"] != client:
+                if getattr(message, "client", None) != client:
                     raise ProtocolAborted(f"{answer.__name__} of {client}: names another client")
                 if look is not None:
                     look(client, reply)
                 _note(self.ledger, message)
                 take(message)
-            except (ProtocolAborted, DataError) as error:
+            except FedProxyError as error:
                 log.warning("round %d: %s is left out: %s", self.round, client, error)
                 continue
             if kind == wire.TRAIN and self.on_client is not None:
@@ -177,7 +228,7 @@ class Carrier:
         for client, message in messages.items():
             try:
                 take(message)
-            except ProtocolAborted as error:
+            except FedProxyError as error:
                 log.warning("round %d: %s is left out: %s", self.round, client, error)
 
     def send(self, messages: Mapping[str, Message]) -> dict[str, RecordDict]:

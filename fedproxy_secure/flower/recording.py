@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -21,10 +22,12 @@ from flwr.serverapp import Grid
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.flower import wire
+from fedproxy_secure.flower.records import vector
 from fedproxy_secure.llm import load_tokenizer
 from fedproxy_secure.record import private
 from fedproxy_secure.record.transcript import SERVER, Recorder
@@ -117,9 +120,8 @@ class WatchedGrid(Grid):
                     )
                 yield reply
                 continue
-            setup = reply.content.config_records.get("setup")
-            if setup is not None:
-                self._names[node] = str(setup["client"])
+            with suppress(DataError):
+                self._names[node] = wire.decode_ready(reply.content).client
             if self._tamper is not None and self._tamper.place == "network":
                 reply.content = self._tamper.change(f"{kind}.reply", self._name(node), reply.content)
             self._note(f"{kind}.reply", self._name(node), SERVER, reply.content)
@@ -143,19 +145,27 @@ class WatchedGrid(Grid):
 def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Values and arrays of Flower records by `record/key`; bytes become uint8 arrays.
 
-    Numbers that are not finite, which only a malicious party sends, become text; JSON has none.
+    What only a malicious party sends is kept in another form: numbers that are not finite become text,
+    since JSON has none, and arrays that are no vectors become the bytes that were received.
     """
     values: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, vectors in content.array_records.items():
         for key, array in vectors.items():
-            arrays[f"{name}/{key}"] = array.numpy()
+            try:
+                arrays[f"{name}/{key}"] = vector(vectors, key)
+            except DataError:  # of a malicious party: its bytes, not what they claim to be
+                arrays[f"{name}/{key}"] = np.frombuffer(bytes(array.data), dtype=np.uint8)
     for name, record in content.config_records.items():
         for key, value in record.items():
             if isinstance(value, bytes) and name == FILES:
                 values[f"{name}/{key}"] = hashlib.sha256(value).hexdigest()
             elif isinstance(value, bytes):
                 arrays[f"{name}/{key}"] = np.frombuffer(value, dtype=np.uint8)
+            elif isinstance(value, list) and any(
+                isinstance(v, float) and not math.isfinite(v) for v in value
+            ):
+                values[f"{name}/{key}"] = [str(v) for v in value]
             elif isinstance(value, list) and value and isinstance(value[0], bytes):
                 for index, part in enumerate(value):
                     assert isinstance(part, bytes)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedproxy_secure import errors
 from fedproxy_secure.artifacts import RunFolder, write_bytes
-from fedproxy_secure.errors import DataError, FedProxyError, RoundAborted, TrainingError
+from fedproxy_secure.errors import ConfigError, FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.flower import client_privacy, proxy_store, wire
+from fedproxy_secure.flower.asking import POLL_S, Asker
 from fedproxy_secure.flower.ledger import LEDGER, Ledger
 from fedproxy_secure.flower.masked_server import masked_round
 from fedproxy_secure.flower.recording import Tamper, WatchedGrid
+from fedproxy_secure.quoting import quoted
 from fedproxy_secure.randomness import stream
 from fedproxy_secure.record.transcript import Recorder
+from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
 app = ServerApp()
@@ -42,7 +43,6 @@ TROUBLE = "trouble.json"
 
 STATE = "state.safetensors"
 ROUNDS = "rounds.jsonl"
-POLL_S = 0.2
 
 OnRound = Callable[[Mapping[str, float]], None]  # the round's metrics
 OnClient = Callable[[str], None]  # the name of a client that has trained
@@ -75,19 +75,25 @@ def serve(
     on_round: OnRound | None = None,
     on_client: OnClient | None = None,
     tamper: Tamper | None = None,
+    one_machine: bool = False,
 ) -> ServerState:
     """Run the job's rounds over a grid and return the last state.
 
     With a `run_folder` the state is saved after every round and a later call goes on from it, with the
     same result: every random choice depends on (seed, round) alone. Not with H-TIES' weights `self`: they
-    rest on what clients remember, and such a run is refused. Clients that fail or stay silent
-    longer than `federate.timeout_s` are left out of the round. With `audit.record` the transcript goes to
-    `audit.folder`; `tamper` is an active adversary, for evaluation.
+    rest on what clients remember, and such a run is refused. Clients that fail, answer what cannot be
+    used, or stay silent longer than `federate.timeout_s` are left out of the round. With `audit.record`
+    the transcript goes to `audit.folder`; `tamper` is an active adversary, for evaluation.
 
-    Raises `RoundAborted` if fewer than `federate.min_clients` answer, `TrainingError` if a client's loss
-    stops being finite, `DataError` if a client cannot use its records; the last good round stays saved.
+    A node says once which of the job's clients it is; a name that two nodes claim belongs to neither, and
+    afterwards a node speaks in its own name alone. Who takes part in a round follows from the job's names,
+    the seed and the round, not from who is there.
+
+    Raises `RoundAborted` if fewer than `federate.min_clients` answer, or than a secure sum needs. If
+    clients said what went wrong (a loss that is not finite, records that cannot be used), the first of
+    their errors is raised instead: it says what a person must mend. With `one_machine`, where no client is
+    anybody else's, such an error ends the run at once. The last good round stays saved.
     """
-    job = replace(job, proxy_sha256=proxy_store.folder_sha256(proxy_folder))
     state, folder = initial, None
     if run_folder is not None:
         folder = RunFolder(path=run_folder)
@@ -106,10 +112,16 @@ def serve(
         recorder.round = state.round
     if recorder is not None or tamper is not None:
         grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
-    nodes, shipped = _set_up(grid, job, proxy_folder)
+    from fedproxy_secure.federate.client import with_proxy  # loads models
+
+    job = with_proxy(job, proxy_folder)
+    _check_roster(job)
+    asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine)
+    nodes, shipped = _set_up(asker, grid, job, proxy_folder)
     while state.round < job.federate.rounds:
-        chosen = _participants(sorted(nodes), job, state.round)
-        cohort = {name: nodes[name] for name in chosen}
+        asker.begin()
+        chosen = _participants(job, state.round)
+        cohort = {name: nodes[name] for name in chosen if name in nodes}
         ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
         if round_number == 0:
             for name in nodes:
@@ -120,10 +132,14 @@ def serve(
         for _ in cohort:
             ledger.note("Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=size)
         if job.protect.scheme != "unsafe_plaintext":
-            ask = _by_name(grid, job, cohort)
-            state, metrics, clients, sums = masked_round(ask, job, state, chosen, ledger, on_client)
+            try:
+                ask = _by_name(asker, cohort)
+                state, metrics, clients, sums = masked_round(ask, job, state, chosen, ledger, on_client)
+            except RoundAborted:
+                asker.explain()
+                raise
         else:
-            updates = _gather(grid, job, state, cohort, ledger, on_client)
+            updates = _gather(asker, job, state, cohort, ledger, on_client)
             state, metrics = fuse_round(state, updates, job.fusion)
             clients, sums = [u.client for u in updates], {}
         if job.privacy.unit != "none":
@@ -142,28 +158,74 @@ def serve(
     return state
 
 
-def _set_up(grid: Grid, job: FederationJob, proxy_folder: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Tell every node the job, ship the proxy where it is missing.
+def _check_roster(job: FederationJob) -> None:
+    """Raise `ConfigError` for a client that no secure sum can have."""
+    if job.protect.scheme == "unsafe_plaintext":
+        return
+    if job.protect.keys is None:
+        raise ConfigError("protect.keys: must name the folder with roster.json")
+    roster = load_roster(Path(job.protect.keys))
+    if strangers := [c.name for c in job.clients if c.name not in roster.members]:
+        raise ConfigError(
+            f"client {strangers[0]}: is not in the roster; all clients of a secure sum must be"
+        )
+
+
+def _set_up(
+    asker: Asker, grid: Grid, job: FederationJob, proxy_folder: Path
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Tell every node the job, ship the proxy where it is missing, learn which client each node is.
 
     Returns client name -> node id, and client name -> bytes of the proxy that were sent to it.
     """
     node_ids = _wait_for_nodes(grid, job)
-    ask = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": job.proxy_sha256})})
-    ready, lacking, shipped = {}, [], {}
-    for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(node_ids, ask), "setup"):
-        if bool(reply.config_records["setup"]["ready"]):
-            ready[str(reply.config_records["setup"]["client"])] = node
-        else:
-            lacking.append(node)
+    said: dict[int, str] = {}
+    ready: list[int] = []
+    lacking: list[int] = []
+    plain = dict.fromkeys(node_ids, wire.encode_setup(job))
+    for node, answer in asker.ask(wire.SETUP, plain, "setup", wire.decode_ready):
+        said[node] = answer.client
+        (ready if answer.ready else lacking).append(node)
+    sent: dict[int, int] = {}
     if lacking:
         files = proxy_store.pack(proxy_folder)
-        ship = RecordDict({**ask, "files": files})
-        for node, reply in _ask(grid, job, wire.SETUP, dict.fromkeys(lacking, ship), "setup"):
-            client = str(reply.config_records["setup"]["client"])
-            ready[client] = node
-            shipped[client] = sum(len(data) for data in files.values() if isinstance(data, bytes))
-    _need_enough(len(ready), job, "set up")
-    return ready, shipped
+        size = sum(len(data) for data in files.values() if isinstance(data, bytes))
+        ship = dict.fromkeys(lacking, wire.encode_setup(job, files))
+        for node, answer in asker.ask(wire.SETUP, ship, "setup", wire.decode_ready):
+            if not answer.ready or answer.client != said[node]:
+                log.warning(
+                    "setup: node %d is left out: it has no proxy, or another name than before", node
+                )
+                continue
+            ready.append(node)
+            sent[node] = size
+    nodes = _bound(said, ready, {c.name for c in job.clients})
+    asker.names.update({node: name for name, node in nodes.items()})
+    least, setting = job.federate.min_clients, "federate.min_clients"
+    if job.protect.scheme != "unsafe_plaintext":
+        threshold = client_privacy.planned_threshold(job)
+        least, setting = max((least, setting), (threshold, "the threshold of a secure sum"))
+    asker.enough(len(nodes), least, "set up", setting)
+    return nodes, {name: sent[node] for name, node in nodes.items() if node in sent}
+
+
+def _bound(said: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:
+    """Client name -> node, for nodes that are ready and alone in claiming the name of one of the clients.
+
+    If two claim one, neither has it: nothing here tells which is the client.
+    """
+    claims: dict[str, list[int]] = {}
+    for node, name in said.items():
+        claims.setdefault(name, []).append(node)
+    nodes = {}
+    for name, claimants in sorted(claims.items()):
+        if name not in known:
+            log.warning("setup: node %d is left out: no client is called %s", claimants[0], quoted(name))
+        elif len(claimants) > 1:
+            log.warning("setup: nodes %s are left out: all say that they are %s", claimants, name)
+        elif claimants[0] in ready:
+            nodes[name] = claimants[0]
+    return nodes
 
 
 def _wait_for_nodes(grid: Grid, job: FederationJob) -> list[int]:
@@ -172,15 +234,22 @@ def _wait_for_nodes(grid: Grid, job: FederationJob) -> list[int]:
     wanted = len(job.clients)
     while len(nodes := sorted(grid.get_node_ids())) < wanted:
         if time.monotonic() > deadline:
-            _need_enough(len(nodes), job, "connected")
+            if len(nodes) < job.federate.min_clients:
+                raise RoundAborted(
+                    f"{len(nodes)} clients connected: must be >= {job.federate.min_clients} "
+                    "(federate.min_clients)"
+                )
             break
         time.sleep(POLL_S)
     return nodes
 
 
-def _participants(names: list[str], job: FederationJob, round_number: int) -> list[str]:
-    """Which clients take part in a round; depends on (seed, round) alone."""
-    count = max(1, round(job.federate.participation * len(names)))
+def _participants(job: FederationJob, round_number: int) -> list[str]:
+    """Which of the job's clients a round is meant for, sorted.
+
+    Depends on the names, the seed and the round alone, so that every attempt at a round has one cohort.
+    """
+    names, count = sorted(c.name for c in job.clients), job.clients_a_round
     if count == len(names):
         return names
     rng = stream(job.seed, "participants", round_number)
@@ -188,7 +257,7 @@ def _participants(names: list[str], job: FederationJob, round_number: int) -> li
 
 
 def _gather(
-    grid: Grid,
+    asker: Asker,
     job: FederationJob,
     state: ServerState,
     nodes: Mapping[str, int],
@@ -206,12 +275,15 @@ def _gather(
         )
     )
     updates: dict[str, ClientUpdate] = {}
+    names = {node: name for name, node in nodes.items()}
     group = f"round {state.round}"
-    for _, reply in _ask(grid, job, wire.TRAIN, dict.fromkeys(nodes.values(), content), group):
-        try:
-            update = wire.decode_update(reply, d=len(state.adapter))
-        except DataError as error:
-            log.warning("round %d: an update is left out: %s", state.round, error)
+
+    def decode(content: RecordDict) -> ClientUpdate:
+        return wire.decode_update(content, d=len(state.adapter))
+
+    for node, update in asker.ask(wire.TRAIN, dict.fromkeys(names, content), group, decode):
+        if update.client != names[node]:
+            log.warning("%s: %s is left out: it sent another client's update", group, asker.who(node))
             continue
         ledger.note(
             "Update", to="server", reveals="the client's whole update", payload_bytes=update.update.nbytes
@@ -219,87 +291,25 @@ def _gather(
         updates[update.client] = update
         if on_client is not None:
             on_client(update.client)
-    _need_enough(len(updates), job, f"answered in round {state.round}")
+    least = job.federate.min_clients
+    asker.enough(len(updates), least, f"answered in round {state.round}", "federate.min_clients")
     return [updates[name] for name in sorted(updates)]
 
 
-def _ask(
-    grid: Grid, job: FederationJob, kind: str, contents: Mapping[int, RecordDict], group: str
-) -> Iterator[tuple[int, RecordDict]]:
-    """Send to nodes and yield (node, content) of those that answer in time and did not fail."""
-    messages = [
-        Message(content, node, kind, group_id=group, ttl=job.federate.timeout_s)
-        for node, content in contents.items()
-    ]
-    waiting = dict.fromkeys(grid.push_messages(messages))  # ordered: the in-process engine's order
-    deadline = time.monotonic() + job.federate.timeout_s
-    while waiting:
-        for reply in _pull(grid, waiting):
-            waiting.pop(reply.metadata.reply_to_message_id, None)
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                log.warning("%s: node %d failed: %s", group, node, reply.error.reason)
-                continue
-            if _aborted(reply.content, group, node):
-                continue
-            _raise_failure(reply.content)
-            yield node, reply.content
-        if waiting and time.monotonic() > deadline:
-            log.warning(
-                "%s: %d clients did not answer in %.0f s",
-                group,
-                len(waiting),
-                job.federate.timeout_s,
-            )
-            return
-        if waiting:
-            time.sleep(POLL_S)
-
-
 def _by_name(
-    grid: Grid, job: FederationJob, nodes: Mapping[str, int]
+    asker: Asker, nodes: Mapping[str, int]
 ) -> Callable[[str, Mapping[str, RecordDict], str], Iterator[tuple[str, RecordDict]]]:
-    """`_ask` with clients' names in the place of node ids."""
+    """`Asker.ask` with clients' names in the place of node ids; who is not connected is not asked."""
     names = {node: name for name, node in nodes.items()}
 
     def ask(kind: str, contents: Mapping[str, RecordDict], group: str) -> Iterator[tuple[str, RecordDict]]:
-        by_node = {nodes[name]: content for name, content in contents.items()}
-        for node, reply in _ask(grid, job, kind, by_node, group):
+        if absent := sorted(set(contents) - set(nodes)):
+            log.warning("%s: not connected: %s", group, ", ".join(absent))
+        by_node = {nodes[name]: content for name, content in contents.items() if name in nodes}
+        for node, reply in asker.ask(kind, by_node, group, lambda content: content):
             yield names[node], reply
 
     return ask
-
-
-def _pull(grid: Grid, waiting: Iterable[str]) -> Iterable[Message]:
-    return grid.pull_messages(list(waiting))
-
-
-def _aborted(content: RecordDict, group: str, node: int) -> bool:
-    """Whether a client left the masking protocol: it counts as dropped, and its reason is logged."""
-    failure = wire.decode_failure(content)
-    if failure is None or failure[0] != "ProtocolAborted":
-        return False
-    log.warning("%s: node %d left the protocol: %s", group, node, failure[1])
-    return True
-
-
-def _raise_failure(content: RecordDict) -> None:
-    """A client's own one-line error ends the run: it says something a person must mend."""
-    failure = wire.decode_failure(content)
-    if failure is None:
-        return
-    kind, line = failure
-    known: Any = getattr(errors, kind, None)
-    if isinstance(known, type) and issubclass(known, FedProxyError):
-        raise known(line)
-    raise TrainingError(line)
-
-
-def _need_enough(count: int, job: FederationJob, what: str) -> None:
-    if count < job.federate.min_clients:
-        raise RoundAborted(
-            f"{count} clients {what}: must be >= {job.federate.min_clients} (federate.min_clients)"
-        )
 
 
 def _check_resumable(job: FederationJob, state: ServerState, initial: ServerState) -> None:

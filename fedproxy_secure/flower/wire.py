@@ -1,4 +1,4 @@
-"""What server and clients say to each other, as Flower records; decoding is strict.
+"""What server and clients say to each other, as Flower records; decoding is strict, both ways.
 
     server -> client  query.setup   the job and the proxy's hash; the proxy's files if the client lacks them
     client -> server  ready or not, and the client's name
@@ -8,30 +8,126 @@
 Under masking the training request also carries the round's terms; the client answers with its keys and
 keeps the update, and the protocol's messages follow (`query.share` ... `query.unmask`).
 
-Guarantees: a decoded vector has the expected shape and holds finite numbers only. Without masking nothing
-is secret: the update travels in the clear (Flower's TLS aside), and the server reads it.
+Guarantees: whatever arrives, a decoder returns a value whose types, shapes, sizes and ranges were judged
+before anything was allocated or copied, or raises `DataError` or `ProtocolAborted` in one bounded line of
+printable characters; a decoded vector holds finite numbers only. Without masking nothing is secret: the
+update travels in the clear (Flower's TLS aside), and the server reads it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import ValidationError
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.secagg.messages import Message, from_fields
+from fedproxy_secure.flower.records import (
+    check_records,
+    flag,
+    integer,
+    number,
+    plain_text,
+    raw_bytes,
+    record,
+    text,
+    vector,
+)
+from fedproxy_secure.quoting import one_line, quoted
+from fedproxy_secure.secagg.messages import MOST_NAME, Message, check_names, from_fields
 from fedproxy_secure.secagg.primitives import digest
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.terms import HASH_BYTES, Terms
+from fedproxy_secure.untrusted import parse_json
 
 SETUP = "query.setup"
 TRAIN = "train"
 SHARE, MASK, CONFIRM, UNMASK = "query.share", "query.mask", "query.confirm", "query.unmask"
 GRAM_SHARE, GRAM_SKETCH, GRAM_WEIGH = "query.gram_share", "query.gram_sketch", "query.gram_weigh"
+MOST_JOB = 2**20  # characters of a job's JSON
+MOST_KIND = 64  # characters of the name of an error class
+_ROUND = {"round", "pcr_lambda", "prox_mu"}
+_METRICS = {"client", "loss", "steps", "seconds", "truncated"}
+_HASHES = ("server_key", "settings_sha256", "roster_sha256", "broadcast_sha256", "plan_sha256")
+_TERMS = {"run", "round", "attempt", "cohort", "threshold", "clip", *_HASHES}
 M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The first message to a client: the job, as text and as it reads, and the proxy.
+
+    `sha256`: 64 hex digits. `files`: the proxy's, by name, for `proxy_store.unpack`; None if they did not
+    come along.
+    """
+
+    job: FederationJob
+    job_json: str
+    sha256: str
+    files: ConfigRecord | None
+
+
+def encode_setup(job: FederationJob, files: ConfigRecord | None = None) -> RecordDict:
+    """The job with the hash of its proxy, and the proxy's files where a client lacks them."""
+    asked = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": job.proxy_sha256})})
+    if files is not None:
+        asked["files"] = files
+    return asked
+
+
+def decode_setup(content: RecordDict) -> Setup:
+    """Raises `DataError` for anything missing, unknown, of the wrong type, or no job."""
+    check_records(content, "setup", must={"job"}, may={"files"})
+    asked = record(content, "job", ConfigRecord, "setup", keys={"json", "sha256"})
+    files = content.get("files")
+    if files is not None and not isinstance(files, ConfigRecord):
+        raise DataError("setup: record `files` must be a ConfigRecord")
+    job_json = text(asked, "json", most=MOST_JOB)
+    sha256 = text(asked, "sha256")
+    if len(sha256) != 2 * HASH_BYTES or not set(sha256) <= set("0123456789abcdef"):
+        raise DataError(f"proxy hash {quoted(sha256)}: must be {2 * HASH_BYTES} hex digits")
+    return Setup(job=read_job(job_json), job_json=job_json, sha256=sha256, files=files)
+
+
+def read_job(job_json: str) -> FederationJob:
+    """The job in a text of another party. Raises `DataError` for anything but a whole job."""
+    try:
+        raw = parse_json(job_json)
+        if not isinstance(raw, dict):
+            raise DataError(f"job: is {quoted(raw)}; must be an object")
+        return FederationJob.from_json(job_json)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(one_line(f"job: {where}: {first['msg']}", 200)) from None
+    except KeyError as error:
+        raise DataError(f"job: lacks {quoted(str(error.args[0]))}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(one_line(f"job: is not one: {type(error).__name__}: {error}", 200)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A client's answer to the setup: whether it has the proxy, and what it is called."""
+
+    ready: bool
+    client: str
+
+
+def encode_ready(ready: Ready) -> RecordDict:
+    """As a record of two values."""
+    return RecordDict({"setup": ConfigRecord({"ready": ready.ready, "client": ready.client})})
+
+
+def decode_ready(content: RecordDict) -> Ready:
+    """Raises `DataError` for anything missing, unknown or of the wrong type."""
+    check_records(content, "setup reply", must={"setup"})
+    found = record(content, "setup", ConfigRecord, "setup reply", keys={"ready", "client"})
+    return Ready(ready=flag(found, "ready"), client=plain_text(found, "client", most=MOST_NAME))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +167,23 @@ def broadcast_sha256(broadcast: Broadcast) -> bytes:
     return digest(broadcast.adapter.tobytes(), conflict, numbers)
 
 
-def decode_broadcast(content: RecordDict) -> Broadcast:
-    """Raises `DataError` for anything missing, of the wrong type or not finite."""
-    try:
-        vectors, numbers = content.array_records["vectors"], content.config_records["round"]
-        adapter = _vector(vectors, "adapter")
-        conflict = _vector(vectors, "conflict") if "conflict" in vectors else None
-        if conflict is not None and conflict.shape != adapter.shape:
-            raise DataError(f"broadcast: conflict map {conflict.shape}; must be {adapter.shape}")
-        return Broadcast(
-            round=_integer(numbers, "round"),
-            adapter=adapter,
-            conflict=conflict,
-            pcr_lambda=_number(numbers, "pcr_lambda"),
-            prox_mu=_number(numbers, "prox_mu"),
-        )
-    except KeyError as error:
-        raise DataError(f"broadcast: lacks {error}") from error
+def decode_broadcast(content: RecordDict, *, d: int | None = None) -> Broadcast:
+    """A round as it arrived. `d`: the adapter's length, where the client knows it.
+
+    Raises `DataError` for anything missing, unknown, of the wrong type, shape or range, or not finite.
+    """
+    check_records(content, "broadcast", must={"vectors", "round"}, may={"terms"})
+    numbers = record(content, "round", ConfigRecord, "broadcast", keys=_ROUND)
+    conflicted = isinstance(content["vectors"], ArrayRecord) and "conflict" in content["vectors"]
+    keys = {"adapter", "conflict"} if conflicted else {"adapter"}
+    vectors = record(content, "vectors", ArrayRecord, "broadcast", keys=keys)
+    weights = {name: number(numbers, name) for name in ("pcr_lambda", "prox_mu")}
+    if (least := min(weights.values())) < 0:
+        raise DataError(f"broadcast: has a penalty of weight {least}; must be >= 0")
+    round_number = integer(numbers, "round")
+    adapter = vector(vectors, "adapter", d=d)
+    conflict = vector(vectors, "conflict", d=len(adapter)) if conflicted else None
+    return Broadcast(round=round_number, adapter=adapter, conflict=conflict, **weights)
 
 
 def encode_update(update: ClientUpdate) -> RecordDict:
@@ -109,22 +205,18 @@ def encode_update(update: ClientUpdate) -> RecordDict:
 
 
 def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
-    """Raises `DataError` for anything missing, of the wrong type or shape, or not finite."""
-    try:
-        metrics = content.config_records["metrics"]
-        update = _vector(content.array_records["vectors"], "update")
-        if update.shape != (d,):
-            raise DataError(f"update of shape {update.shape}: must be ({d},)")
-        return ClientUpdate(
-            client=_text(metrics, "client"),
-            update=update,
-            loss=_number(metrics, "loss"),
-            steps=_integer(metrics, "steps"),
-            seconds=_number(metrics, "seconds"),
-            truncated=_integer(metrics, "truncated"),
-        )
-    except KeyError as error:
-        raise DataError(f"update: lacks {error}") from error
+    """Raises `DataError` for anything missing, unknown, of the wrong type or shape, or not finite."""
+    check_records(content, "update", must={"vectors", "metrics"})
+    metrics = record(content, "metrics", ConfigRecord, "update", keys=_METRICS)
+    vectors = record(content, "vectors", ArrayRecord, "update", keys={"update"})
+    return ClientUpdate(
+        client=plain_text(metrics, "client", most=MOST_NAME),
+        loss=number(metrics, "loss"),
+        steps=integer(metrics, "steps"),
+        seconds=number(metrics, "seconds"),
+        truncated=integer(metrics, "truncated"),
+        update=vector(vectors, "update", d=d),
+    )
 
 
 def encode_message(message: Message) -> RecordDict:
@@ -133,10 +225,12 @@ def encode_message(message: Message) -> RecordDict:
 
 
 def decode_message(kind: type[M], content: RecordDict) -> M:
-    """Raises `DataError` for anything missing, unknown or of the wrong type."""
-    if "protocol" not in content.config_records:
-        raise DataError(f"{kind.__name__}: lacks the record `protocol`")
-    return from_fields(kind, dict(content.config_records["protocol"]))
+    """Raises `DataError` for anything missing, unknown, of the wrong type or too large."""
+    check_records(content, kind.__name__, must={"protocol"}, may={"gram"})
+    found = content["protocol"]
+    if not isinstance(found, ConfigRecord):
+        raise DataError(f"{kind.__name__}: record `protocol` must be a ConfigRecord")
+    return from_fields(kind, found)
 
 
 def with_gram(content: RecordDict, gram_sha256: bytes) -> RecordDict:
@@ -147,11 +241,9 @@ def with_gram(content: RecordDict, gram_sha256: bytes) -> RecordDict:
 
 def gram_of(content: RecordDict) -> bytes:
     """What `with_gram` added. Raises `DataError` if it is missing or no hash."""
-    record = content.config_records.get("gram")
-    value = None if record is None else record.get("sha256")
-    if not isinstance(value, bytes) or len(value) != HASH_BYTES:
-        raise DataError(f"gram hash: must be {HASH_BYTES} bytes")
-    return value
+    return raw_bytes(
+        record(content, "gram", ConfigRecord, "gram hash", keys={"sha256"}), "sha256", length=HASH_BYTES
+    )
 
 
 def encode_terms(terms: Terms, clip: float) -> ConfigRecord:
@@ -198,29 +290,20 @@ class ProposedTerms:
 
 
 def decode_terms(content: RecordDict) -> ProposedTerms:
-    """Raises `DataError` for anything missing or of the wrong type."""
-    try:
-        record = content.config_records["terms"]
-        cohort = record["cohort"]
-        if not isinstance(cohort, list) or not all(isinstance(c, str) for c in cohort):
-            raise DataError(f"cohort={cohort!r}: must be a list of names")
-        hashes = {}
-        for name in ("server_key", "settings_sha256", "roster_sha256", "broadcast_sha256", "plan_sha256"):
-            value = record[name]
-            if not isinstance(value, bytes):
-                raise DataError(f"{name}: must be bytes")
-            hashes[name] = value
-        return ProposedTerms(
-            run=_text(record, "run"),
-            round=_integer(record, "round"),
-            attempt=_integer(record, "attempt"),
-            cohort=tuple(str(c) for c in cohort),
-            threshold=_integer(record, "threshold"),
-            clip=_number(record, "clip"),
-            **hashes,
-        )
-    except KeyError as error:
-        raise DataError(f"terms: lack {error}") from error
+    """Raises `DataError` for anything missing, unknown, of the wrong type or too long."""
+    found = record(content, "terms", ConfigRecord, "terms", keys=_TERMS)
+    cohort: Any = found["cohort"]
+    check_names(cohort, "terms: cohort")
+    hashes = {name: raw_bytes(found, name, length=HASH_BYTES) for name in _HASHES}
+    return ProposedTerms(
+        run=plain_text(found, "run", most=MOST_NAME),
+        round=integer(found, "round"),
+        attempt=integer(found, "attempt"),
+        cohort=tuple(cohort),
+        threshold=integer(found, "threshold"),
+        clip=number(found, "clip"),
+        **hashes,
+    )
 
 
 def encode_failure(kind: str, line: str) -> RecordDict:
@@ -229,36 +312,15 @@ def encode_failure(kind: str, line: str) -> RecordDict:
 
 
 def decode_failure(content: RecordDict) -> tuple[str, str] | None:
-    """(kind, line), or None if the reply is not a failure."""
-    failure = content.config_records.get("failure")
-    return None if failure is None else (_text(failure, "kind"), _text(failure, "line"))
+    """(kind, line), or None if the reply is not a failure. The line is printable and bounded.
 
-
-def _vector(record: ArrayRecord, name: str) -> np.ndarray:
-    vector = record[name].numpy()
-    if vector.dtype != np.float32 or vector.ndim != 1:
-        raise DataError(f"{name}: {vector.dtype} {vector.shape}; must be float32 of one dimension")
-    if not np.isfinite(vector).all():
-        raise DataError(f"{name}: holds NaN or infinity; must be finite")
-    return vector
-
-
-def _number(record: ConfigRecord, name: str) -> float:
-    value = record[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise DataError(f"{name}={value!r}: must be a finite number")
-    return float(value)
-
-
-def _integer(record: ConfigRecord, name: str) -> int:
-    value = record[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise DataError(f"{name}={value!r}: must be an integer >= 0")
-    return value
-
-
-def _text(record: ConfigRecord, name: str) -> str:
-    value = record[name]
-    if not isinstance(value, str):
-        raise DataError(f"{name}={value!r}: must be text")
-    return value
+    Raises `DataError` for a failure that is malformed itself.
+    """
+    if "failure" not in content:
+        return None
+    check_records(content, "failure", must={"failure"})
+    failure = record(content, "failure", ConfigRecord, "failure", keys={"kind", "line"})
+    line = failure["line"]
+    if type(line) is not str:
+        raise DataError(f"line={quoted(line)}: must be text")
+    return one_line(text(failure, "kind", most=MOST_KIND), MOST_KIND), one_line(line)

@@ -142,11 +142,23 @@ def _ciphertexts(context: Any, encrypted: bytes, length: int) -> list[Any]:
             raise wrong from error
         if part.size() != min(SLOTS, length - i * SLOTS) or len(part.ciphertext()) != 1:
             raise wrong
+        check_form(part, primes=len(MODULI) - 1, scale_bits=SCALE_BITS)
         parts.append(part)
         at += size
     if at != len(encrypted):
         raise wrong
     return parts
+
+
+def check_form(part: Any, *, primes: int, scale_bits: int) -> None:
+    """Raise `DataError` unless this vector of one ciphertext adds to the others: fresh, at this scale.
+
+    One of another scale or level does not add up, and as the first of a sum it would shut out all others.
+    """
+    (one,) = part.ciphertext()
+    form = (one.size(), one.poly_modulus_degree(), one.coeff_modulus_size(), one.scale, one.is_ntt_form())
+    if form != (2, DEGREE, primes, 2.0**scale_bits, True):
+        raise DataError("ciphertext: is of another scale or level; must be as `encrypt` makes it")
 
 
 def _context(serialised: bytes) -> Any:

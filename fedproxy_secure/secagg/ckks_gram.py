@@ -8,13 +8,13 @@ guaranteed: that a ciphertext is what it is said to be. Opened numbers must be r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.secagg.ckks import DEGREE, CkksKeys, tenseal
+from fedproxy_secure.secagg.ckks import DEGREE, CkksKeys, check_form, tenseal
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.sketch import SKETCH
 
@@ -46,6 +46,16 @@ def encrypt(secret: Secret, sketch: np.ndarray) -> bytes:
     return packed
 
 
+def reader(public: bytes) -> Callable[[bytes], None]:
+    """What raises `DataError` for anything but a sketch under this context, as `encrypt` makes it."""
+    context = _context(public)
+
+    def read(encrypted: bytes) -> None:
+        _sketch(context, encrypted)
+
+    return read
+
+
 def products(public: bytes, encrypted: Sequence[bytes]) -> list[bytes]:
     """The encrypted inner products of all pairs (i, j), i < j, in rows' order.
 
@@ -53,7 +63,7 @@ def products(public: bytes, encrypted: Sequence[bytes]) -> list[bytes]:
     """
     context = _context(public)
     try:
-        vectors = [_vector(context, e, SKETCH) for e in encrypted]
+        vectors = [_sketch(context, e) for e in encrypted]
         made = []
         for i, left in enumerate(vectors):
             made += [left.dot(right).serialize() for right in vectors[i + 1 :]]
@@ -67,7 +77,17 @@ def open_products(secret: Secret, encrypted: Sequence[bytes]) -> np.ndarray:
     context = _context(secret.reveal())
     if not context.is_private():
         raise DataError("CKKS key: is a public one; opening needs the secret one")
-    return np.array([_vector(context, one, 1).decrypt()[0] for one in encrypted])
+    vectors = [_vector(context, one, 1) for one in encrypted]
+    try:
+        return np.array([v.decrypt()[0] for v in vectors])
+    except (ValueError, RuntimeError) as error:
+        raise DataError("products: do not decrypt") from error
+
+
+def _sketch(context: Any, encrypted: bytes) -> Any:
+    vector = _vector(context, encrypted, SKETCH)
+    check_form(vector, primes=len(MODULI) - 1, scale_bits=SCALE_BITS)
+    return vector
 
 
 def _vector(context: Any, encrypted: bytes, length: int) -> Any:

@@ -20,11 +20,15 @@ server that adds to ciphertexts (whoever can encrypt can forge the count). Maski
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.messages import Message, Surface
+from fedproxy_secure.secagg.messages import HASH, KEY, SIGNATURE, TAG, VECTOR, Message, Size, Surface
+
+PUBLIC = Size(least=0, most=2**25)  # with rotation keys a context takes 18 MB
+SEALED_CONTEXT = Size(least=0, most=2**20)  # without them half a megabyte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class Hello(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "that the client takes part"
+    sizes: ClassVar[Mapping[str, Size]] = {"share_key": KEY, "signature": SIGNATURE}
     client: str
     share_key: bytes
     signature: bytes
@@ -48,6 +53,7 @@ class HelloBook(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "which clients take part"
+    sizes: ClassVar[Mapping[str, Size]] = {"share_keys": KEY, "signatures": SIGNATURE}
     clients: list[str]
     share_keys: list[bytes]
     signatures: list[bytes]
@@ -59,6 +65,12 @@ class KeyGrants(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "the public CKKS context"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "share_key": KEY,
+        "public": PUBLIC,
+        "sealed": SEALED_CONTEXT,
+        "signatures": SIGNATURE,
+    }
     client: str
     share_key: bytes
     public: bytes
@@ -73,6 +85,12 @@ class KeyGrant(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "the secret CKKS key, to every client: any one can open every vector"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "share_key": KEY,
+        "public": PUBLIC,
+        "sealed": SEALED_CONTEXT,
+        "signature": SIGNATURE,
+    }
     leader: str
     share_key: bytes
     public: bytes
@@ -91,6 +109,7 @@ class Encrypted(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "ciphertexts; to whoever has the secret key, the whole update"
+    sizes: ClassVar[Mapping[str, Size]] = {"encrypted": VECTOR, "tag": TAG}
     client: str
     encrypted: bytes
     tag: bytes
@@ -102,6 +121,7 @@ class Total(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "the sum, to every client"
+    sizes: ClassVar[Mapping[str, Size]] = {"encrypted": VECTOR}
     clients: list[str]
     encrypted: bytes
     opener: str
@@ -113,6 +133,7 @@ class Opened(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "the sum over the clients, rounded to a grid"
+    sizes: ClassVar[Mapping[str, Size]] = {"values": VECTOR, "values_sha256": HASH, "signature": SIGNATURE}
     client: str
     values: bytes
     values_sha256: bytes

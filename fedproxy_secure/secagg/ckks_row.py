@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.control import NAMES, SENTINELS, Control, sentinels
+from fedproxy_secure.secagg.control import (
+    NAMES,
+    SENTINELS,
+    Control,
+    Expected,
+    check_control,
+    sentinels,
+)
 from fedproxy_secure.secagg.ring import RingPlan, Segment
 from fedproxy_secure.secagg.server import Aggregate
 
@@ -20,6 +29,7 @@ CONTROL_UNITS = {
     "largest": 1000.0,
 }
 TOLERANCE = 1e-3  # of counts and sentinels
+CKKS_ERROR = 1e-6  # of a number in the opened sum of a cohort, with much room
 
 
 def leader_of(context: bytes, clients: list[str]) -> str:
@@ -58,11 +68,20 @@ def payload(plan: RingPlan, values: dict[str, np.ndarray], control: Control, con
     return np.concatenate(parts)
 
 
-def read_payload(plan: RingPlan, total: np.ndarray, context: bytes, clients: int) -> Aggregate:
+def read_payload(
+    plan: RingPlan,
+    total: np.ndarray,
+    context: bytes,
+    clients: int,
+    expected: Expected | None = None,
+) -> Aggregate:
     """The sums from an opened row.
 
-    Raises `ProtocolAborted` if the count or the sentinels are not those of `clients` vectors.
+    Raises `ProtocolAborted` if the count or the sentinels are not those of `clients` vectors, or a control
+    number is one that clients of the `expected` settings cannot have.
     """
+    if total.shape != (row_length(plan),) or not np.isfinite(total).all():
+        raise ProtocolAborted(f"opened row: must be {row_length(plan)} finite numbers")
     tail = total[len(total) - control_length() :]
     if np.abs(tail[len(NAMES) :] - clients * sentinels(context) / 1000.0).max() > TOLERANCE:
         raise ProtocolAborted("sentinels: are wrong; the vector is not the sum of these clients")
@@ -79,6 +98,15 @@ def read_payload(plan: RingPlan, total: np.ndarray, context: bytes, clients: int
         clipped=round(numbers["clipped"]),
         loss=numbers["loss"],
         steps=round(numbers["steps"]),
-        largest=max(numbers["largest"], 0.0),
+        largest=numbers["largest"],
+    )
+    errors = {n: TOLERANCE * CONTROL_UNITS[n] for n in ("weight", "clipped", "loss", "largest")}
+    check_control(control, expected or Expected(), errors=errors)
+    # CKKS's errors: where nothing was clipped a sum may be just below 0
+    control = replace(
+        control,
+        clipped=max(control.clipped, 0),
+        loss=max(control.loss, 0.0),
+        largest=max(control.largest, 0.0),
     )
     return Aggregate(clients=(), sums=sums, control=control)

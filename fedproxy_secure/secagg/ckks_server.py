@@ -18,8 +18,10 @@ from fedproxy_secure.secagg.ckks_messages import (
     Opened,
     Total,
 )
+from fedproxy_secure.secagg.ckks_probe import Kind, Probe
 from fedproxy_secure.secagg.ckks_row import leader_of, read_payload, row_length
 from fedproxy_secure.secagg.client import upload_key
+from fedproxy_secure.secagg.control import Expected
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.server import Aggregate
 from fedproxy_secure.secagg.terms import Roster, Terms
@@ -27,14 +29,23 @@ from fedproxy_secure.secagg.terms import Roster, Terms
 
 class CkksServer:
     """The server in one attempt: `advertised`*, `hello_book`, `granted`, `grants`, `encrypted`*, `total`,
-    `opened`*, `finish` (* once per client that answers)."""
+    `opened`*, `finish` (* once per client that answers).
 
-    def __init__(self, *, terms: Terms, roster: Roster, private: Secret) -> None:
+    `expected`: what the settings imply for the control numbers; None: what holds for all settings.
+    """
+
+    def __init__(
+        self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
+    ) -> None:
+        if strangers := [c for c in terms.cohort if c not in roster.members]:
+            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
         self.terms, self.roster, self._private = terms, roster, private
+        self._expected = expected
         self._context = terms.context()
         self._hellos: dict[str, Hello] = {}
         self._grants: KeyGrants | None = None
         self._sum: ckks.CkksSum | None = None
+        self._probe: Probe | None = None
         self._added: list[str] = []
         self._opened: dict[str, Opened] = {}
 
@@ -67,8 +78,14 @@ class CkksServer:
         self._grants = message
 
     def _take_public(self, message: KeyGrants) -> None:
+        length = row_length(self.terms.plan)
+        self._probe = self._tried("sum", message, length)
+        self._sum = ckks.CkksSum(message.public, length)
+
+    def _tried(self, kind: Kind, message: KeyGrants, length: int) -> Probe:
+        """What tries ciphertexts under the leader's context, which is tried first."""
         try:
-            self._sum = ckks.CkksSum(message.public, row_length(self.terms.plan))
+            return Probe(kind, message.public, length)
         except DataError as error:
             raise ProtocolAborted(f"key grants of {message.client}: {error}") from error
 
@@ -96,17 +113,20 @@ class CkksServer:
         self._expect(message.client, self._hellos, self._added, "mask")
         self._check_upload(message.client, message.encrypted, message.tag)
         assert self._sum is not None  # `grants` sees to it
-        try:
-            self._sum.add(message.encrypted)
-        except DataError as error:
-            raise ProtocolAborted(f"{message.client}: {error}") from error
+        self._sum.add(message.encrypted)
         self._added.append(message.client)
 
     def _check_upload(self, client: str, encrypted: bytes, tag: bytes) -> None:
+        """Raise `ProtocolAborted` unless the client sent this, and it can be read."""
         what = f"mask, tag of {client}"
         public = self._hellos[client].share_key
         key = upload_key(self._private, public, self._context, client, what)
         crypto.check_tag(key, encrypted, tag, what=what)
+        assert self._probe is not None  # `grants` sees to it
+        try:
+            self._probe.check(encrypted)
+        except DataError as error:
+            raise ProtocolAborted(f"{client}: {error}") from error
 
     def total(self) -> Total:
         """Close step 3."""
@@ -122,6 +142,8 @@ class CkksServer:
     def opened(self, message: Opened) -> None:
         """Take an opened sum, or a hash of it."""
         self._expect(message.client, self._added, self._opened, "unmask")
+        if len(message.values) not in (0, 8 * row_length(self.terms.plan)):
+            raise ProtocolAborted(f"opened by {message.client}: has {len(message.values)} bytes")
         self._verify(message.client, message.signed(self._context), message.signature)
         if message.values and crypto.digest(message.values) != message.values_sha256:
             raise ProtocolAborted(f"opened by {message.client}: does not have the hash it signed")
@@ -136,7 +158,7 @@ class CkksServer:
         agree = sum(o.values_sha256 == raw.values_sha256 for o in self._opened.values())
         self._enough(agree, "unmask, opened alike")
         values = np.frombuffer(raw.values, dtype="<f8")
-        made = read_payload(self.terms.plan, values, self._context, len(self._added))
+        made = read_payload(self.terms.plan, values, self._context, len(self._added), self._expected)
         return replace(made, clients=tuple(self._added))
 
     def _expect(self, client: str, among: object, done: object, step: str) -> None:

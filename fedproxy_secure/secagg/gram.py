@@ -10,15 +10,18 @@ The hash goes into the masking context, so clients that were shown different pro
 with signatures that do not verify: the attempt aborts. It is salted with the clients' key, so the server
 cannot find the cosines by trying.
 
-Guarantees, against a server that no client helps: it learns none of the cosines. Every client learns all
-of them. **Not guaranteed**: anything against a server together with one client, which has the key: it opens
-every sketch, 4096 numbers of each update. A server that tampers can hand out the cosines of other vectors,
-the same to all, and so choose among weights that H-TIES could have given; `sketch.gram_of` refuses others.
+Guarantees, against a server that follows the protocol and that no client helps: it learns none of the
+cosines. Every client learns all of them. **Not guaranteed**: anything against a server that deviates. It
+can hand out products that it chose, the same to all (of a sketch with a vector of its own, for example),
+and read from the sum of weights what the clients made of them: a linear functional of one client's update
+per attempt. A client helps to unmask such a round once, so a round gives one such number; the reports of
+runs with these weights say so. Nor anything against a server together with one client, which has the
+key: it opens every sketch, 4096 numbers of each update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,8 +35,11 @@ from fedproxy_secure.secagg.ckks_client import CkksClient
 from fedproxy_secure.secagg.ckks_messages import KeyGrant, KeyGrants
 from fedproxy_secure.secagg.ckks_server import CkksServer
 from fedproxy_secure.secagg.client import upload_key
-from fedproxy_secure.secagg.messages import Message, Surface
-from fedproxy_secure.secagg.sketch import GRID, Standing, count_sketch, gram_of, standing
+from fedproxy_secure.secagg.messages import TAG, Message, Size, Surface
+from fedproxy_secure.secagg.ring import MAX_CLIENTS
+from fedproxy_secure.secagg.sketch import GRID, SKETCH, Standing, count_sketch, gram_of, standing
+
+CIPHERTEXT = Size(least=0, most=2**19)  # a sketch takes 235 kB, a product 131 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,7 @@ class EncryptedSketch(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "a ciphertext; to whoever has the secret key, 4096 numbers of the update"
+    sizes: ClassVar[Mapping[str, Size]] = {"encrypted": CIPHERTEXT, "tag": TAG}
     client: str
     encrypted: bytes
     tag: bytes
@@ -53,6 +60,9 @@ class GramProducts(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "the cosine of every two clients' updates, to every client"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "products": Size(least=0, most=CIPHERTEXT.most, rows=MAX_CLIENTS * (MAX_CLIENTS - 1) // 2)
+    }
     clients: list[str]
     products: list[bytes]
 
@@ -117,6 +127,7 @@ class GramServer(CkksServer):
     """The server: `advertised`*, `hello_book`, `granted`, `grants`, `sketched`*, `products`."""
 
     def _take_public(self, message: KeyGrants) -> None:
+        self._probe = self._tried("sketch", message, SKETCH)
         self._sketches: dict[str, bytes] = {}
 
     def _public_for_clients(self, made: KeyGrants) -> bytes:

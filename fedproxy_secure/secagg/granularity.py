@@ -29,7 +29,7 @@ Guarantees (of what the server sees; the masking protocol hides all else):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,8 @@ import numpy as np
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.secagg.expectations import Z_GRID, plain_tables, trimmed_tables
 from fedproxy_secure.secagg.ring import RingPlan, Segment
+from fedproxy_secure.secagg.signs import largest_word, pack_signs, unpack_signs, words_for
+from fedproxy_secure.secagg.sum_checks import check_sums
 
 Granularity = Literal["plain", "coordinate", "block"]
 BLOCK_COORDINATES = 64  # one word more for each: 1.6 % of the bytes
@@ -84,10 +86,10 @@ def segments_of(
     if granularity == "block":
         made.append(Segment(name="squares", length=len(layout.starts()), clip=clip**2))
     elif granularity == "coordinate":
-        per_word = _coordinates_a_word(clients, bits)
-        most = sum(1 << (i * 2 * _count_bits(clients) + _count_bits(clients)) for i in range(per_word))
+        words = words_for(layout.d, clients=clients, bits=bits)
+        most = largest_word(clients=clients, bits=bits)
         made.append(Segment(name="magnitude", length=layout.d, clip=clip))
-        made.append(Segment(name="signs", length=-(-layout.d // per_word), largest=most))
+        made.append(Segment(name="signs", length=words, largest=most))
     return tuple(made)
 
 
@@ -109,12 +111,12 @@ def contribution(
     scaled = update if weight == 1 else np.float32(weight) * update
     parts = {"update": scaled}
     if granularity == "block":
-        clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
+        clip = _clip_of(plan)
         inside = np.clip(update, -clip, clip)
         parts["squares"] = weight * _block_means(inside.astype(np.float64) ** 2, layout.starts())
     elif granularity == "coordinate":
         parts["magnitude"] = np.abs(scaled)
-        parts["signs"] = _pack_signs(update, plan)
+        parts["signs"] = pack_signs(update, clients=plan.clients, bits=plan.bits)
     return parts
 
 
@@ -128,6 +130,7 @@ def merge(
     weight: float,
     rho: float,
     kept: float = 1.0,
+    error: float = 0.0,
 ) -> Merged:
     """Fuse the sums over `clients` survivors, whose weights add up to `weight`.
 
@@ -135,19 +138,30 @@ def merge(
         sums: by segment name, as `read_sum` gives them.
         rho: election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
         kept: public share of each update that clients kept when they trimmed, (0, 1]; `block` needs it.
+        error: by how much sums may be off besides rounding in the ring (CKKS).
 
-    Raises `DataError` for a sum of another length or not finite, or a number out of range.
+    Raises `DataError` for a sum of another length or not finite, or a number out of range, and
+    `ProtocolAborted` for sums that clients within the clip cannot have.
+
+    Guarantees: no coordinate of the step is beyond `clip x clients / weight`: with equal weights the clip.
+    **Not guaranteed**: that one client moves it by 1 / K of that alone. A client that sends words beyond
+    the clip, which nobody sees in a sum, can bring a coordinate of the mean to any value within that bound,
+    whatever the others sent: with equal weights it moves it by up to two clips, an honest one by 2 / K.
     """
     _check_merge(sums, granularity, layout, plan, clients=clients, weight=weight, rho=rho, kept=kept)
+    check_sums(sums, plan, clients=clients, error=error)
     mean = sums["update"] / weight
     if granularity == "plain":
-        return Merged(step=mean.astype(np.float32), conflict=None)
-    if granularity == "coordinate":
-        return _merge_exactly(sums, mean, plan, clients=clients, weight=weight, rho=rho)
-    starts = layout.starts()
-    variance = sums["squares"] / weight - _block_means(mean**2, starts)
-    sigma = np.sqrt(np.maximum(variance, 0))[_block_index(starts, layout.d)]
-    return _merge_by_blocks(mean, sigma, clients=clients, rho=rho, kept=kept)
+        merged = Merged(step=mean.astype(np.float32), conflict=None)
+    elif granularity == "coordinate":
+        merged = _merge_exactly(sums, mean, plan, clients=clients, weight=weight, rho=rho)
+    else:
+        starts = layout.starts()
+        variance = sums["squares"] / weight - _block_means(mean**2, starts)
+        sigma = np.sqrt(np.maximum(variance, 0))[_block_index(starts, layout.d)]
+        merged = _merge_by_blocks(mean, sigma, clients=clients, rho=rho, kept=kept)
+    most = np.float32(_clip_of(plan) * clients / weight)
+    return Merged(step=np.clip(merged.step, -most, most), conflict=merged.conflict)
 
 
 def _check_merge(
@@ -228,6 +242,10 @@ def keep_largest(update: np.ndarray, share: float) -> np.ndarray:
     return sparse
 
 
+def _clip_of(plan: RingPlan) -> float:
+    return next(s.clip for s in plan.segments if s.name == "update") or 0.0
+
+
 def _block_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     lengths = np.diff(np.append(starts, len(values)))
     means: np.ndarray = np.add.reduceat(values, starts) / lengths
@@ -236,32 +254,3 @@ def _block_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 def _block_index(starts: np.ndarray, d: int) -> np.ndarray:
     return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, d)))
-
-
-def _count_bits(clients: int) -> int:
-    """Bits of a count from 0 to `clients`."""
-    return clients.bit_length()
-
-
-def _coordinates_a_word(clients: int, bits: int) -> int:
-    return bits // (2 * _count_bits(clients))
-
-
-def _pack_signs(update: np.ndarray, plan: RingPlan) -> np.ndarray:
-    """Of each coordinate two counts, side by side in one word with its neighbours': int64 words."""
-    width, per_word = _count_bits(plan.clients), _coordinates_a_word(plan.clients, plan.bits)
-    padded = np.zeros(-(-len(update) // per_word) * per_word, dtype=np.int64)
-    padded[: len(update)] = (update > 0) + ((update < 0).astype(np.int64) << width)
-    shifts = 2 * width * np.arange(per_word)
-    words: np.ndarray = (padded.reshape(-1, per_word) << shifts).sum(axis=1)
-    return words
-
-
-def unpack_signs(words: np.ndarray, *, clients: int, bits: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of `clients` are positive and negative at each coordinate, int64 [d] each, from the sum of
-    their words of the segment `signs` in a ring of `bits`."""
-    width, per_word = _count_bits(clients), _coordinates_a_word(clients, bits)
-    shifts: Sequence[int] = [2 * width * i for i in range(per_word)]
-    pairs = np.stack([words >> s for s in shifts], axis=1).reshape(-1)[:d]
-    mask = (1 << width) - 1
-    return pairs & mask, (pairs >> width) & mask

@@ -11,25 +11,57 @@
     client -> server   Unmask         shares of the survivors' self masks and of the drop-outs' mask keys
 
 Fields are plain (str, bytes, lists of them), so that any transport can carry them.
+
+Guarantees: what `from_fields` returns has exactly the message's fields, of their types and within their
+sizes: lists of at most as many rows as a cohort can need, names that are short and printable, keys,
+signatures and hashes of their one length. It judges what is there and makes no copy.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.secagg.primitives import digest
+from fedproxy_secure.quoting import quoted
+from fedproxy_secure.secagg.primitives import KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES, digest
+from fedproxy_secure.secagg.ring import MAX_CLIENTS
+from fedproxy_secure.secagg.shamir import SHARE_BYTES
 
 Surface = Literal["server", "clients"]
+MOST_NAME = 200  # characters of a client's name
+MOST_VECTOR_BYTES = 2**32  # of a client's vector, however it travels; its receiver knows the exact length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How long a field of bytes may be, each row of it if it is a list, and how many rows there may be."""
+
+    least: int
+    most: int
+    rows: int = MAX_CLIENTS
+
+
+KEY = Size(least=KEY_BYTES, most=KEY_BYTES)
+HASH = Size(least=32, most=32)
+SIGNATURE = Size(least=SIGNATURE_BYTES, most=SIGNATURE_BYTES)
+TAG = Size(least=TAG_BYTES, most=TAG_BYTES)
+SHARE = Size(least=SHARE_BYTES, most=SHARE_BYTES)
+SEALED_SHARES = Size(least=0, most=NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES)  # empty: for oneself
+VECTOR = Size(least=0, most=MOST_VECTOR_BYTES)
 
 
 class Message:
-    """Field types are checked on arrival. `reveals`: what the receiver learns, in words."""
+    """Field types and sizes are checked on arrival.
+
+    `reveals`: what the receiver learns, in words. `sizes`: of the fields of bytes, by name.
+    """
 
     to: ClassVar[Surface]
     reveals: ClassVar[str]
+    sizes: ClassVar[Mapping[str, Size]] = {}
 
     def to_fields(self) -> dict[str, Any]:
         """Plain values by field name."""
@@ -42,6 +74,12 @@ class Advertise(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "that the client takes part"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "share_key": KEY,
+        "mask_key": KEY,
+        "commitment": HASH,
+        "signature": SIGNATURE,
+    }
     client: str
     share_key: bytes
     mask_key: bytes
@@ -61,6 +99,12 @@ class KeyBook(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "which clients take part"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "share_keys": KEY,
+        "mask_keys": KEY,
+        "commitments": HASH,
+        "signatures": SIGNATURE,
+    }
     clients: list[str]
     share_keys: list[bytes]
     mask_keys: list[bytes]
@@ -74,6 +118,7 @@ class Shares(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "nothing: shares are sealed for their receivers"
+    sizes: ClassVar[Mapping[str, Size]] = {"sealed": SEALED_SHARES}
     client: str
     receivers: list[str]
     sealed: list[bytes]
@@ -85,6 +130,7 @@ class Inbox(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "which clients shared; one share of each of their secrets"
+    sizes: ClassVar[Mapping[str, Size]] = {"sealed": SEALED_SHARES}
     senders: list[str]
     sealed: list[bytes]
 
@@ -99,6 +145,7 @@ class MaskedInput(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "uniform words, while one honest pair remains"
+    sizes: ClassVar[Mapping[str, Size]] = {"masked": VECTOR, "tag": TAG}
     client: str
     masked: bytes
     tag: bytes
@@ -119,6 +166,7 @@ class Confirmation(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "nothing new"
+    sizes: ClassVar[Mapping[str, Size]] = {"signature": SIGNATURE}
     client: str
     signature: bytes
 
@@ -135,6 +183,7 @@ class Confirmations(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "nothing new"
+    sizes: ClassVar[Mapping[str, Size]] = {"signatures": SIGNATURE}
     clients: list[str]
     signatures: list[bytes]
 
@@ -145,6 +194,11 @@ class Unmask(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "with t of them: the sum over the survivors"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "self_shares": SHARE,
+        "key_shares": SHARE,
+        "signature": SIGNATURE,
+    }
     client: str
     survivors: list[str]
     self_shares: list[bytes]
@@ -172,18 +226,57 @@ MESSAGES: tuple[type[Message], ...] = (
 M = TypeVar("M", bound=Message)
 
 
-def from_fields(kind: type[M], raw: dict[str, Any]) -> M:
-    """A message from plain values. Raises `DataError` for a missing, unknown or wrongly typed field."""
-    hints = {f.name: get_type_hints(kind)[f.name] for f in fields(kind)}  # type: ignore[arg-type]
-    if set(raw) != set(hints):
-        raise DataError(f"{kind.__name__}: fields {sorted(raw)}; must be {sorted(hints)}")
+def from_fields(kind: type[M], raw: Mapping[str, Any]) -> M:
+    """A message from plain values.
+
+    Raises `DataError` for a missing or unknown field, or one of the wrong type or size.
+    """
+    hints = _hints(kind)
+    if len(raw) != len(hints) or any(name not in raw for name in hints):
+        raise DataError(f"{kind.__name__}: fields {_some(raw)}; must be {sorted(hints)}")
     for name, hint in hints.items():
-        value = raw[name]
-        inner = {"list[str]": str, "list[bytes]": bytes}.get(str(hint))
-        if inner is None:
-            good = type(value) is hint
-        else:
-            good = isinstance(value, list) and all(type(v) is inner for v in value)
-        if not good:
-            raise DataError(f"{kind.__name__}: field {name} must be {getattr(hint, '__name__', hint)}")
+        _check_field(kind, name, hint, raw[name])
     return kind(**raw)
+
+
+def check_names(value: Any, what: str) -> None:
+    """Raise `DataError` unless this is a list of at most `MAX_CLIENTS` client names."""
+    if type(value) is not list or len(value) > MAX_CLIENTS:
+        raise DataError(f"{what} must be a list of at most {MAX_CLIENTS} names, is {quoted(value)}")
+    for name in value:
+        check_name(name, what)
+
+
+def check_name(value: Any, what: str) -> None:
+    """Raise `DataError` unless this is text of 1 to `MOST_NAME` printable characters."""
+    if type(value) is not str or not 0 < len(value) <= MOST_NAME or not value.isprintable():
+        raise DataError(f"{what} must be 1 to {MOST_NAME} printable characters, is {quoted(value)}")
+
+
+def _hints(kind: type[Message]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}  # type: ignore[arg-type]
+
+
+def _check_field(kind: type[Message], name: str, hint: Any, value: Any) -> None:
+    what = f"{kind.__name__}: field {name}"
+    if hint is str:
+        check_name(value, what)
+    elif hint == list[str]:
+        check_names(value, what)
+    else:
+        size = kind.sizes[name]
+        rows = value if hint == list[bytes] else [value]
+        if type(rows) is not list or len(rows) > size.rows:
+            raise DataError(f"{what} must be a list of at most {size.rows}, is {quoted(value)}")
+        for row in rows:
+            if type(row) is not bytes:
+                raise DataError(f"{what} must be bytes, is {quoted(row)}")
+            if not size.least <= len(row) <= size.most:
+                wanted = f"{size.most}" if size.least == size.most else f"{size.least} to {size.most}"
+                raise DataError(f"{what} must be of {wanted} bytes, is of {len(row)}")
+
+
+def _some(raw: Mapping[str, Any]) -> str:
+    names = [quoted(name) for name, _ in zip(raw, range(4), strict=False)]
+    return f"[{', '.join(names)}{', ...' if len(raw) > len(names) else ''}]"

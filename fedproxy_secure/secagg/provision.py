@@ -1,7 +1,8 @@
-"""Keys for a federation: one identity a client, and the roster that all of them share.
+"""Keys for a federation: one identity per client, and the roster that all of them share.
 
     roster.json     every client's public key; the same file for the server and all clients
     NAME.key        one client's private key, readable by its owner alone (mode 0600)
+    NAME.journal    what that key has answered (`fedproxy_secure.journal`); it stays beside the key for good
 
 In production each client makes its own key and sends the public half over a channel that the server does
 not control; `provision` makes all of them in one place, for a federation on one machine.
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.journal.store import SUFFIX as JOURNAL
+from fedproxy_secure.journal.store import create_journal
 from fedproxy_secure.secagg.key_file import read_key, write_key
 from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
 from fedproxy_secure.secagg.secret import Secret
@@ -22,17 +25,18 @@ ROSTER = "roster.json"
 
 
 def provision(clients: Sequence[str], folder: Path) -> Roster:
-    """Write a new roster and one key file a client into `folder`.
+    """Write a new roster, and one key file and one empty journal per client, into `folder`.
 
     Raises `ConfigError` if there are keys already, or the folder cannot be written: keys are never
     overwritten, because a roster that others hold would no longer match.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if taken := [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix == ".key"]:
+        if taken := [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in (".key", JOURNAL)]:
             raise ConfigError(f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten")
         keys = {name: fresh_secret() for name in clients}
         for name, key in keys.items():
+            create_journal(folder, name)
             write_key(folder / f"{name}.key", key)
         roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
         (folder / ROSTER).write_text(roster.to_json(), encoding="utf-8")

@@ -76,13 +76,14 @@ class Cohort:
     drops: Mapping[str, set[str]] = field(default_factory=dict)
     frozen: bool = False
     session: type[ClientSession] = ClientSession
+    server: type[ServerSession] = ServerSession
     client_errors: dict[str, str] = field(default_factory=dict)
     server_errors: dict[str, str] = field(default_factory=dict)
     quantised: dict[str, Quantised] = field(default_factory=dict)
 
     def run(self, updates: Mapping[str, np.ndarray]) -> Aggregate:
         """One round over updates float [d] by client. Raises what the server raises."""
-        server = ServerSession(terms=self.terms, roster=self.roster, private=SERVER)
+        server = self.server(terms=self.terms, roster=self.roster, private=SERVER)
         clients = {
             n: self.session(name=n, identity=self.keys[n], terms=self.terms, roster=self.roster)
             for n in self.terms.cohort

@@ -5,7 +5,13 @@ message that fails its check raises and changes nothing: its sender counts as dr
 fewer than t clients ends the attempt.
 
 Guarantees: `finish` returns the exact sum over the survivors or raises `ProtocolAborted`; there is no
-third outcome. Memory is a few vectors, whatever the number of clients.
+third outcome. The sums of control words are some that honest clients of the expected settings can have.
+Memory is a few vectors, whatever the number of clients.
+
+**Not guaranteed**: that a client's words lie within the clip; the server sees sums only, and there is no
+proof with a vector. One client that sends any words can bring every sum to any word of the ring: the sum
+of K clients' values to anything within +- K clips, as if the others were not there. It cannot go beyond,
+because nothing beyond exists in the ring. See `granularity.merge` for what that does to the fused step.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import numpy as np
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg import primitives as crypto
 from fedproxy_secure.secagg.client import commitment, mask_key, pairwise_key, upload_key
-from fedproxy_secure.secagg.control import Control, decode_control
+from fedproxy_secure.secagg.control import Control, Expected, decode_control
 from fedproxy_secure.secagg.masks import add_masks
 from fedproxy_secure.secagg.messages import (
     Advertise,
@@ -52,17 +58,21 @@ class Aggregate:
 class ServerSession:
     """One attempt at one round; `private` is the X25519 key whose public half the terms name.
 
+    `expected`: what the settings imply for the control words; None: what holds for all settings.
+
     The order of calls is: `advertised`*, `key_book`, `shared`*, `inboxes`, `masked`*, `survivors`,
     `confirmed`*, `confirmations`, `unmasked`*, `finish` (* once per client that answers).
     """
 
-    def __init__(self, *, terms: Terms, roster: Roster, private: Secret) -> None:
+    def __init__(
+        self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
+    ) -> None:
         if crypto.agreement_public(private) != terms.server_key:
             raise ProtocolAborted("server key: the terms name another one")
         if strangers := [c for c in terms.cohort if c not in roster.members]:
             raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
         self.terms, self.roster = terms, roster
-        self._private = private
+        self._private, self._expected = private, expected
         self._context = terms.context()
         self._step = "advertise"
         self._advertised: dict[str, Advertise] = {}
@@ -215,7 +225,7 @@ class ServerSession:
                 (minus if survivor < client else plus).append(key)
         add_masks(self._total, plus=plus, minus=minus, threads=os.cpu_count() or 1)
         sums = read_sum(self.terms.plan, self._total)
-        control = decode_control(sums, self._context, clients=len(self._survivors))
+        control = decode_control(sums, self._context, clients=len(self._survivors), expected=self._expected)
         return Aggregate(clients=tuple(self._survivors), sums=sums, control=control)
 
     @property

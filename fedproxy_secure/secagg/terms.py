@@ -16,6 +16,7 @@ from pathlib import Path
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.secagg.primitives import KEY_BYTES, digest
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS, RingPlan
+from fedproxy_secure.untrusted import read_json
 
 VERSION = b"fedproxy-secure masking 1"
 HASH_BYTES = 32
@@ -49,7 +50,7 @@ class Roster:
     def load(cls, file: Path) -> Roster:
         """Read what `to_json` wrote. Raises `ConfigError` for anything else."""
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw = read_json(file)
             return cls(members={str(n): bytes.fromhex(k) for n, k in raw.items()})
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
@@ -115,13 +116,17 @@ class Policy:
     """What a client demands, whatever the server proposes.
 
     `settings_sha256` and `roster` are the client's own. `colluders`: how many other clients may work with
-    the server without harm to this one. `min_cohort`: no sum may be over fewer.
+    the server without harm to this one. `rounds`: how many there are, so that no later one is answered.
+    `min_cohort`: the least cohort, and `min_threshold`: the least threshold, besides what is always safe;
+    no sum is over fewer clients than the threshold.
     """
 
     roster: Roster
     settings_sha256: bytes
     colluders: int
+    rounds: int
     min_cohort: int = 1
+    min_threshold: int = 1
 
     def check(self, terms: Terms, *, name: str, broadcast_sha256: bytes, plan: RingPlan) -> None:
         """Raise `ProtocolAborted` unless the terms are this client's own.
@@ -136,12 +141,17 @@ class Policy:
         if strangers := [n for n in terms.cohort if n not in self.roster.members]:
             raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
         if clients < self.min_cohort:
-            raise ProtocolAborted(f"cohort of {clients}: must be >= {self.min_cohort}, this client's least")
-        least = max(least_threshold(clients, self.colluders), self.min_cohort)
+            raise ProtocolAborted(
+                f"cohort of {clients}: must be >= {self.min_cohort}, this client's least "
+                "(protect.min_cohort)"
+            )
+        least = max(least_threshold(clients, self.colluders), self.min_cohort, self.min_threshold)
         if not least <= terms.threshold <= clients:
             raise ProtocolAborted(f"threshold={terms.threshold}: must be {least} to {clients}")
-        if terms.round < 0 or terms.attempt < 0:
-            raise ProtocolAborted(f"round {terms.round}, attempt {terms.attempt}: must be >= 0")
+        if not 0 <= terms.round < self.rounds:
+            raise ProtocolAborted(f"round {terms.round}: must be 0 to {self.rounds - 1}, the run's last")
+        if not 0 <= terms.attempt < 2**63:
+            raise ProtocolAborted(f"attempt {terms.attempt}: must be >= 0 and below 2^63")
         for what, theirs, own in (
             ("settings", terms.settings_sha256, self.settings_sha256),
             ("roster", terms.roster_sha256, self.roster.sha256()),

@@ -135,9 +135,7 @@ def fresh(world: World) -> Client:
     """A client that was asked nothing."""
     attempts = len(world.attempts)
     runs = 1 + max(attempt.run for attempt in world.attempts)
-    return Client(
-        sessions=(None,) * attempts, pins=(Pin(),) * runs, said=(frozenset[Answer](),) * attempts
-    )
+    return Client(sessions=(None,) * attempts, pins=(Pin(),) * runs, said=(frozenset[Answer](),) * attempts)
 
 
 def messages(world: World) -> Iterator[Message]:
@@ -157,7 +155,9 @@ def decide(world: World, me: int, client: Client, message: Message) -> Client | 
     number = message.attempt
     if message.kind == "leave":
         return _left(client, number)
-    made = _begun(world, me, client, number) if message.kind == "begin" else _step(world, me, client, message)
+    made = (
+        _begun(world, me, client, number) if message.kind == "begin" else _step(world, me, client, message)
+    )
     if made is None:
         return None
     answer, session, after = made
@@ -196,6 +196,16 @@ def sendable(world: World, clients: Sequence[Client], me: int, message: Message)
             if need.step == "share" and not any(a.step == "share" and a.names >> me & 1 for a in answers):
                 return False
     return True
+
+
+def ended_by(client: Client, message: Message) -> Client:
+    """The real client after a message that it refused: a step granted and failed ends the attempt."""
+    under_way = [s for s in client.sessions if s is not None]
+    if message.kind in ("begin", "leave") or client.pending is not None or not under_way:
+        return client
+    if STEPS.index(message.kind) < under_way[0].done:  # it was answered before, and is not granted again
+        return client
+    return client._replace(sessions=(None,) * len(client.sessions))
 
 
 def _begun(

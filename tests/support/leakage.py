@@ -5,9 +5,9 @@ mask `b_i` is known from `threshold` shares of it, all masks of a pair from `thr
 mask key or because one end is corrupted; fewer shares say nothing (Shamir). Combinations of the equations
 in which every unknown mask cancels are what the server learns; everything else is hidden by a uniform word.
 
-The ring is Z / 2^bits. The equations of unknown masks are those of a directed graph's edges with loops, so a
-combination over that ring is one over the rationals; that the combinations modulo 2, and modulo a large
-prime, have the same supports is checked for every case.
+The ring is Z / 2^bits. The unknown masks of pairs enter as the edges of a directed graph do, so that what
+cancels over the ring cancels over the rationals, and the other way round. For every case it is checked that
+combinations modulo 2 and modulo a large prime have the same supports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Basis = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`supports`: each sum that can be computed, as a set of clients. `wrong`: what is wrong, or nothing."""
+    """`supports`: each sum that can be computed, as a set of clients. `wrong`: what is wrong, or empty."""
 
     supports: frozenset[int]
     wrong: str = ""
@@ -39,9 +39,7 @@ def learned(world: World, attempt: Attempt, said: Sequence[Collection[Answer]]) 
     known_self, known_key = _reconstructed(world, attempt, said)
     open_ = known_key | world.traitors
     pairs = [
-        pair
-        for pair in combinations(range(world.clients), 2)
-        if not any(open_ >> one & 1 for one in pair)
+        pair for pair in combinations(range(world.clients), 2) if not any(open_ >> one & 1 for one in pair)
     ]
     hidden = [i for i in range(world.honest) if not known_self >> i & 1]
     rows = []
@@ -82,7 +80,9 @@ def judge(world: World, bases: Collection[Basis], *, least: int, disjoint: bool 
 
 def _reconstructed(world: World, attempt: Attempt, said: Sequence[Collection[Answer]]) -> tuple[int, int]:
     """Honest clients whose self mask, and whose mask key, are known."""
-    released = [(r, a.names, a.survivors) for r, answers in enumerate(said) for a in answers if a.step == "unmask"]
+    released = [
+        (r, a.names, a.survivors) for r, answers in enumerate(said) for a in answers if a.step == "unmask"
+    ]
     books = [_union([a.names for a in answers if a.step == "share"]) for answers in said]
     selves = keys = 0
     for i in range(world.honest):

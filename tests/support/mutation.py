@@ -42,7 +42,7 @@ GRAM = (f"{SECURITY}gram.py",)
 GRANULARITY = (f"{UNIT}granularity.py", "tests/properties/test_granularity_properties.py")
 PROVISION = (f"{SECURITY}provision.py",)
 SHAMIR = (f"{UNIT}shamir_and_control.py",)
-# The first judges; `rehearsal` and `selftest` play attacks and are no part of the protocol.
+# The first judges; `rehearsal`, `hostile` and `selftest` play attacks and are no part of the protocol.
 TESTS = {
     "ckks": (f"{UNIT}ckks.py",),
     "ckks_client": CKKS,

@@ -18,14 +18,28 @@ NAMES = [
     "server_with_clients",
     "network",
     "api_user",
+    "active_server_with_clients",
+    "parallel_server",
+    "malicious_proxy",
+    "sybils",
+    "lying_clients",
+    "active_network",
 ]
+DEVIATING = {
+    "active_server_with_clients": "the server, 1 client;",
+    "parallel_server": "the server;",
+    "malicious_proxy": "the server;",
+    "sybils": "the server;",
+    "lying_clients": "1 client;",
+    "active_network": "the network;",
+}
 
 
 def run(*arguments):
     return CliRunner().invoke(app, ["threat-model", *arguments])
 
 
-def test_the_seven_adversaries_are_there_in_order():
+def test_the_adversaries_are_there_in_order():
     assert list(every()) == NAMES
 
 
@@ -52,6 +66,7 @@ def test_every_model_says_who_is_corrupted_what_it_can_what_is_assumed_and_what_
         ("server_with_clients", "the server, 2 clients;"),
         ("network", "the network;"),
         ("api_user", "a user of the API;"),
+        *DEVIATING.items(),
     ],
 )
 def test_the_corrupted_parties_are_named(name, parties):
@@ -90,6 +105,36 @@ def test_list_shows_a_line_for_each():
     result = run("list")
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == NAMES
+
+
+@pytest.mark.parametrize("name", DEVIATING)
+def test_those_that_deviate_are_active_and_say_what_they_leave_open(name):
+    model = get(name)
+    assert model.active
+    assert model.assumptions
+    assert model.non_goals
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "other"),
+    [
+        ("parallel_server", ["A10 secagg_active", "A10 trapped_proxy"], "A13 poisoning"),
+        ("malicious_proxy", ["A10 secagg_active", "A10 trapped_proxy"], "A13 poisoning"),
+        ("sybils", ["A10 secagg_active"], "A13 poisoning"),
+        ("active_server_with_clients", ["A10 secagg_active", "A13 poisoning"], "A1 nothing"),
+        ("active_network", ["A10 secagg_active", "A11 masked_words"], "A13 poisoning"),
+        ("lying_clients", ["A13 poisoning"], "A10 secagg_active"),
+        ("client", ["A13 poisoning"], "A10 trapped_proxy"),
+    ],
+)
+def test_the_attacks_shown_are_those_of_the_parties_that_are_corrupted(name, wanted, other):
+    shown = run("show", name).stdout.partition("attacks that fit:")[2]
+    assert all(f"  - {attack}: " in shown for attack in wanted)
+    assert f"  - {other}: " not in shown
+
+
+def test_with_tls_an_active_network_can_drop_and_delay_no_more():
+    assert any("with TLS" in line and "no more" in line for line in get("active_network").assumptions)
 
 
 def test_show_prints_the_model_and_the_attacks_that_fit():

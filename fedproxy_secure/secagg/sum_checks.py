@@ -1,0 +1,61 @@
+"""Whether sums of update segments are some that clients within the clip can have.
+
+    update       within +- K clips
+    squares      0 to K clips squared (`block`)
+    magnitude    P = (A + S) / 2 is 0 to (number of clients that go up) x clip, N = (A - S) / 2 likewise
+                 (`coordinate`)
+    signs        at each coordinate at most K on both sides together (`coordinate`)
+
+Guarantees: sums that pass are those of some K vectors within the clip. Not guaranteed: that they are those
+of the K clients. Nothing in a sum tells whose words are wrong, and one client can bring the sum to any
+values that pass; see `granularity.merge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.signs import check_counts, unpack_signs
+
+FLOAT_ROUNDING = 2.0**-20  # of sums in float32, over their range
+
+
+def check_sums(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, error: float = 0.0) -> None:
+    """Raise `ProtocolAborted`, naming no client, for sums that `clients` honest ones cannot have.
+
+    `error`: by how much a sum may be off for other reasons than rounding in the ring (CKKS).
+    """
+    for segment in plan.segments:
+        if segment.clip is None or segment.name not in sums:
+            continue
+        top = clients * segment.clip
+        room = top * FLOAT_ROUNDING + error
+        least = -top if segment.name == "update" else 0.0
+        total = sums[segment.name]
+        low, high = float(total.min(initial=0.0)), float(total.max(initial=0.0))
+        if low < least - room or high > top + room:
+            raise ProtocolAborted(
+                f"sum of {segment.name}: has {low:g} to {high:g}; must be {least:g} to {top:g}"
+            )
+    if "signs" in sums:
+        _check_sides(sums, plan, clients=clients, error=error)
+
+
+def _check_sides(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, error: float) -> None:
+    """The mass of each side against the number of clients on it."""
+    (segment,) = (s for s in plan.segments if s.name == "update")
+    clip, d = float(segment.clip or 0), segment.length
+    check_counts(sums["signs"], cohort=plan.clients, bits=plan.bits, d=d, clients=clients)
+    ups, downs = unpack_signs(sums["signs"], clients=plan.clients, bits=plan.bits, d=d)
+    # each client's value and magnitude were rounded on their own
+    room = clients * (2 * plan.step_of(segment) + clip * FLOAT_ROUNDING) + error
+    for side, counts in ((1, ups), (-1, downs)):
+        mass = (sums["magnitude"].astype(np.float64) + side * sums["update"]) / 2
+        if ((mass < -room) | (mass > counts * clip + room)).any():
+            raise ProtocolAborted(
+                "sums of update, magnitude and signs: do not belong together; a client lied"
+            )

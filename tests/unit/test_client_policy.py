@@ -1,0 +1,88 @@
+"""A client's policy is one complete file, and what `provision` writes agrees with the run it is for."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedproxy_secure.cli import app
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.client_policy import ClientPolicy, load_policy, policy_for
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.secagg.provision import load_identity, load_roster
+
+
+def job(**changes):
+    return FederationJob.from_config(parse_config(changes), seed=0)
+
+
+def test_a_policy_written_for_a_job_is_read_back_and_agrees_to_it(tmp_path):
+    asked = job()
+    policy = policy_for(asked, 1, seeds=(0, 1))
+    policy.write(tmp_path / "bank.policy.yaml")
+    assert load_policy(tmp_path / "bank.policy.yaml") == policy
+    own = policy.own_job(replace(asked, device="cpu", data_root="/the/servers/choice"))
+    assert own == replace(asked, clients=(asked.clients[1],))
+    assert own.agreed_sha256() == asked.agreed_sha256()
+    assert policy.own_job(replace(asked, seed=1)).seed == 1
+
+
+@pytest.mark.parametrize("key", sorted(ClientPolicy.model_fields))
+def test_a_policy_that_lacks_a_key_is_refused(tmp_path, key):
+    raw = policy_for(job(), 0, seeds=(0,)).model_dump(mode="json")
+    del raw[key]
+    file = tmp_path / "policy.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: Field required"):
+        load_policy(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [", "is not YAML"),
+        ("[" * 100_000, "is not YAML"),
+        ("just text", "Input should be"),
+        ("", "Input should be"),
+    ],
+    ids=["cut short", "deep", "text", "empty"],
+)
+def test_what_is_no_policy_is_refused_in_one_line(tmp_path, text, line):
+    file = tmp_path / "policy.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=line) as refused:
+        load_policy(file)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        load_policy(tmp_path / "none.yaml")
+
+
+def test_two_policies_are_one_agreement_if_they_differ_in_places_and_seeds_alone():
+    one = policy_for(job(), 0, seeds=(0,))
+    elsewhere = one.model_copy(
+        update={
+            "data_root": "/srv",
+            "seeds": (0, 1),
+            "device": "cpu",
+            "protect": one.protect.model_copy(update={"keys": "/srv/keys"}),
+            "privacy": one.privacy.model_copy(update={"ledger": "/srv/ledger"}),
+        }
+    )
+    assert elsewhere.sha256() == one.sha256()
+    other = one.model_copy(update={"rounds": one.rounds + 1})
+    assert other.sha256() != one.sha256()
+
+
+def test_provision_writes_a_policy_and_a_journal_beside_each_key(tmp_path):
+    out = tmp_path / "keys"
+    said = CliRunner().invoke(app, ["provision", "quickstart", "--out", str(out)])
+    assert said.exit_code == 0, said.stderr
+    roster = load_roster(out)
+    for name in roster.members:
+        load_identity(out, name, roster)
+        assert (out / f"{name}.journal").stat().st_mode & 0o777 == 0o600
+        policy = load_policy(out / f"{name}.policy.yaml")
+        assert policy.client.name == name
+        assert policy.protect.keys == str(out)

@@ -1,0 +1,119 @@
+"""A proxy made to leak tells which tokens records hold, in sums as in updates; noise alone hides them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attacks.base import NotApplicable, replace_view
+from attacks.integrity.trapped_proxy import EVERYBODY, Round, TrappedProxy, chosen, trap
+from attacks.suite import read_truth
+from attacks.trial import run_one
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.record.view import view
+from fedproxy_secure.report.finding import Outcome
+from tests.support.recorded import record_run
+from tests.support.tiny import write_records
+from threat_models import get as threat_model
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    place = tmp_path_factory.mktemp("trapped")
+    return record_run(
+        place,
+        data={"root": write_records(place / "records", clients=4, records=60)},
+        adapter={"rank": 4, "alpha": 8},
+        local={"steps": 5, "batch_size": 8},
+    )
+
+
+@pytest.fixture(scope="module")
+def world(recorded):
+    return view(recorded, threat_model("malicious_proxy")), read_truth(recorded)
+
+
+def under(seen, scheme="masking", **privacy):
+    protect = seen.settings.protect.model_copy(update={"scheme": scheme})
+    own = seen.settings.privacy.model_copy(update=privacy)
+    return replace_view(seen, settings=replace(seen.settings, protect=protect, privacy=own))
+
+
+def tried(seen, truth):
+    return run_one(TrappedProxy(), seen, truth, profile="standard", seconds=100, seed=0)
+
+
+@pytest.mark.parametrize("scheme", ["masking", "unsafe_plaintext"])
+def test_tokens_are_read_exactly_off_a_masked_sum_as_off_updates_in_the_clear(world, scheme):
+    """After five steps of AdamW; the sum hides whose they are, not that they are there."""
+    seen, truth = world
+    found = tried(under(seen, scheme), truth)
+    assert found.outcome == Outcome.SUCCEEDED, found.reason
+    assert found.headline.value == 1
+    assert found.negative.low <= 0.5 <= found.negative.high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [8.0, 1.0])
+def test_under_record_level_privacy_the_same_proxy_tells_no_token(world, epsilon):
+    pytest.importorskip("opacus")
+    seen, truth = world
+    private = under(seen, unit="record", target_epsilon=epsilon, target_delta=1e-3)
+    found = tried(private, truth)
+    assert found.outcome == Outcome.RESISTED, found.reason
+    assert found.headline.low < 0.5 < found.headline.high
+    assert found.positive.value == 1
+
+
+def test_under_client_level_privacy_the_sum_is_noise(world):
+    seen, truth = world
+    fusion = seen.settings.fusion.model_copy(update={"rule": "fedavg"})
+    plain = replace_view(seen, settings=replace(seen.settings, fusion=fusion))
+    found = tried(under(plain, unit="client", target_delta=1e-3, clip_norm=0.05), truth)
+    assert found.outcome == Outcome.RESISTED, found.reason
+
+
+def test_under_a_sum_there_is_one_vector_and_in_the_clear_one_a_client(world):
+    seen, truth = world
+    for scheme, who in (("masking", {EVERYBODY}), ("unsafe_plaintext", set(truth.clients))):
+        exam = TrappedProxy().exam(truth, under(seen, scheme), np.random.default_rng(0))
+        assert isinstance(exam.question, Round)
+        assert set(exam.question.seen) == set(exam.answer) == who
+        assert all(len(labels) == len(exam.question.tokens) for labels in exam.answer.values())
+
+
+def test_the_trapped_proxy_passes_every_check_that_clients_make(world, tmp_path):
+    """`trap` loads it as they do. What weights are for, nobody can check."""
+    seen, _ = world
+    box = trap(seen, seen.settings, (100, 101), tmp_path)
+    assert box.vocabulary == 259
+
+
+def test_half_of_the_tokens_are_in_the_records_and_half_in_none():
+    items = {"a": [Encoded(ids=(1, *range(10, 30), 2), response_start=3)]}
+    tokens = chosen(items, vocabulary=100, most=16, rng=np.random.default_rng(0))
+    assert len(tokens) == len(set(tokens)) == 16
+    assert sum(10 <= t < 30 for t in tokens) == 8
+    with pytest.raises(NotApplicable, match="none can be told apart"):
+        chosen(items, vocabulary=4, most=16, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"kind": "ffa"}, {"kind": "core"}, {"blocks": [1]}, {"modules": "mlp"}], ids=str
+)
+def test_where_adapters_read_no_embeddings_no_trap_is_built_and_it_says_so(tmp_path, adapter):
+    folder = record_run(tmp_path, clients=3, adapter={"rank": 2, **adapter}, federate={"rounds": 1})
+    seen, truth = view(folder, threat_model("malicious_proxy")), read_truth(folder)
+    with pytest.raises(NotApplicable, match="no trap is built"):
+        TrappedProxy().exam(truth, seen, np.random.default_rng(0))
+
+
+def test_a_client_sets_no_traps(recorded):
+    model = threat_model("lying_clients")
+    seen, truth = view(recorded, model), read_truth(recorded, honest_besides=1)
+    with pytest.raises(NotApplicable, match="no server is corrupted"):
+        TrappedProxy().exam(truth, seen, np.random.default_rng(0))
+
+
+def test_the_smallest_suite_leaves_it_out():
+    assert not TrappedProxy().info.smoke
