@@ -11,8 +11,12 @@ SECAGG_TESTS := \
 	tests/vectors \
 	tests/properties/test_granularity_properties.py \
 	tests/properties/test_masking_properties.py \
+	tests/security/test_ckks_probe.py \
 	tests/security/test_ckks_session.py \
 	tests/security/test_gram.py \
+	tests/security/test_journal.py \
+	tests/security/test_lying_clients.py \
+	tests/security/test_malformed_messages.py \
 	tests/security/test_masking_must_fail.py \
 	tests/security/test_provision.py \
 	tests/security/test_selftest.py \
@@ -53,10 +57,11 @@ check: $(STAMP)
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m tests.support.wheel_contents
 
-# every branch of secagg, by its own tests
+# every branch of secagg and of the clients' journals, by their own tests
 coverage-secagg: $(STAMP)
-	@HYPOTHESIS_PROFILE=short $(PYTEST) --no-header $(SECAGG_TESTS) --cov=fedproxy_secure.secagg \
-		--cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	@HYPOTHESIS_PROFILE=short $(PYTEST) --no-header $(SECAGG_TESTS) \
+		--cov=fedproxy_secure.secagg --cov=fedproxy_secure.journal --cov-branch \
+		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
 # what would no test notice? about 40 minutes of one core
 mutate-secagg: $(VENV)/.mutation

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.untrusted import parse_yaml, read_bytes
 
 Importance = Literal["block_influence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
@@ -166,7 +167,8 @@ class ProtectConfig(_Strict):
     `unsafe_plaintext`: it sees every update. Under masking a rule that elects signs (h_ties, ties) works at
     a `granularity`: `block` reveals one variance a block besides the sum, `coordinate` counts of signs too.
     H-TIES' `weights` come from cosines between clients: `uniform` does without, `self` takes each client's
-    with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all.
+    with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all; it holds
+    against a server that follows the protocol alone.
 
     Clients hold the server to two more: no sum of fewer than `min_cohort`; with `refuse_differencing` none
     over survivors that differ by exactly one client from those of an earlier sum: after a drop-out the run
@@ -409,7 +411,7 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     Raises `ConfigError` with one line: the key, the value, the rule.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        raw = parse_yaml(read_bytes(Path(path)).decode()) or {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -440,7 +442,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         for parent in parents:
             node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
         if isinstance(node, list):
             node[int(last)] = parsed
         else:

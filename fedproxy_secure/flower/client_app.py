@@ -1,8 +1,13 @@
 """The client's Flower app: gets ready for a job, then trains when asked.
 
-A client's records are its own business: with `config` in the node's settings it reads them from that
-file, and the server's job says only how to train. Without it (in-process and simulation engines, where
-one machine plays everybody) client `partition-id` of the job's list is played.
+What a server may ask is the client's own business: `policy` in the node's settings names the file that says
+it (`fedproxy_secure.federate.client_policy`). A node without one answers nothing. Only where one machine
+plays everybody (in-process and simulation engines) is client `partition-id` of the job's list played, as
+the job says.
+
+What a client says when something fails: its own machine's log has the whole line. To the server of another
+machine goes a line that does not quote records; under differential privacy a failure in training gives one
+constant reply, whatever the reason.
 
 torch is imported where a model is needed: a deployment starts this app anew for every message, and most
 messages of secure aggregation need none.
@@ -11,28 +16,39 @@ messages of secure aggregation need none.
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from pydantic import BaseModel
 
-from fedproxy_secure.config import load_config
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, ProtocolAborted
+from fedproxy_secure.errors import (
+    ConfigError,
+    DataError,
+    FedProxyError,
+    PrivacyError,
+    ProtocolAborted,
+)
+from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import masked_client, masked_gram, proxy_store, wire
+from fedproxy_secure.flower import attempt, masked_client, masked_gram, proxy_store, wire
+from fedproxy_secure.flower.in_process import ONE_MACHINE
+from fedproxy_secure.flower.masked_terms import agreed_broadcast
 
 if TYPE_CHECKING:
     from fedproxy_secure.federate.client import LocalClient
 
 log = logging.getLogger(__name__)
 app = ClientApp()
+
+# set to 1 by what starts clients on the machine that plays everybody, where node settings cannot say so
+ONE_MACHINE_VARIABLE = "FEDPROXY_ONE_MACHINE"
 
 _KEPT_CLIENTS = 64
 Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
@@ -55,40 +71,75 @@ def _as_played(client: LocalClient) -> LocalClient:
     return _players[client.name](client) if client.name in _players else client
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnJob:
+    """The server's job as this client takes it: its own records in it, checked against its own policy.
+
+    `index`: which of the job's clients this one is. `policy`: the hash of its policy, 32 bytes; None where
+    one machine plays everybody.
+    """
+
+    job: FederationJob
+    index: int
+    policy: bytes | None
+
+    @property
+    def name(self) -> str:
+        """This client's name."""
+        return self.job.clients[self.index].name
+
+
 def _answers_in_one_line(
     handler: Callable[[Message, Context], RecordDict],
 ) -> Callable[[Message, Context], Message]:
-    """Turn errors raised on purpose into a failure reply; others reach Flower as they are."""
+    """Turn errors into a failure reply that quotes no record; see the module's docstring."""
 
     def answer(message: Message, context: Context) -> Message:
         try:
             content = handler(message, context)
-        except FedProxyError as error:
-            log.warning("%s", error)
-            content = wire.encode_failure(type(error).__name__, str(error))
+        except Exception as error:
+            if _plays_everybody(context):
+                if not isinstance(error, FedProxyError):
+                    raise
+                log.warning("%s", error)
+                kind, line = type(error).__name__, str(error)
+            else:
+                log.exception("%s: failed", message.metadata.message_type)
+                kind, line = _told_elsewhere(error)
+            content = wire.encode_failure(kind, line)
         return Message(content, reply_to=message)
 
     return answer
+
+
+def _told_elsewhere(error: Exception) -> tuple[str, str]:
+    """What a server on another machine is told of an error: the line only where it rests on no record."""
+    if isinstance(error, ProtocolAborted | ConfigError | PrivacyError):
+        return type(error).__name__, str(error)
+    if isinstance(error, DataError):
+        return "DataError", "this client's records or messages cannot be used; its own log has the reason"
+    return "TrainingError", "this client failed; its own log has the reason"
 
 
 @app.query("setup")
 @_answers_in_one_line
 def setup(message: Message, context: Context) -> RecordDict:
     """Remember the job; say whether the proxy is here, taking its files if they came along."""
-    job_record = message.content.config_records["job"]
-    sha256 = str(job_record["sha256"])
+    asked = wire.decode_setup(message.content)
+    own = _checked(asked.job_json, context)
+    sha256 = own.job.proxy_sha256
+    if asked.sha256 != sha256:  # all clients of a sum train the same: it is in what they sign
+        raise ProtocolAborted(f"proxy {asked.sha256[:12]}: must be {sha256[:12]}, which the job names")
+    if own.policy is not None and own.job.protect.scheme != "unsafe_plaintext":
+        # before its files are kept or a record is read: a seed is spent on the first proxy that is named
+        attempt.agree(own.job, own.name, own.policy, context)
     folder = proxy_store.find(sha256)
-    files = message.content.config_records.get("files")
-    if folder is None and files is not None:
-        folder = proxy_store.unpack(files, sha256)
-    context.state.config_records["job"] = ConfigRecord({"json": str(job_record["json"]), "sha256": sha256})
-    job, index = _own_job(context)
-    if job.proxy_sha256 != sha256:  # all clients of a sum train the same: it is in what they sign
-        raise ProtocolAborted(f"proxy {sha256[:12]}: must be {job.proxy_sha256[:12]}, which the job names")
+    if folder is None and asked.files is not None:
+        folder = proxy_store.unpack(asked.files, sha256)
     # unreadable records are found before the first round
-    load_task(job.clients[index], root=job.data_root, audit=job.audit)
-    ready, name = folder is not None, job.clients[index].name
-    return RecordDict({"setup": ConfigRecord({"ready": ready, "client": name})})
+    load_task(own.job.clients[own.index], root=own.job.data_root, audit=own.job.audit)
+    context.state.config_records["job"] = ConfigRecord({"json": asked.job_json})
+    return wire.encode_ready(wire.Ready(ready=folder is not None, client=own.name))
 
 
 @app.train()
@@ -97,18 +148,26 @@ def train(message: Message, context: Context) -> RecordDict:
     """One round of local training."""
     from fedproxy_secure.flower.recording import watched
 
-    job, index = _own_job(context)
-    client = _client(context)
-    folder = proxy_store.find(str(context.state.config_records["job"]["sha256"]))
+    own = _own_job(context)
+    job, client = own.job, _client(context)
+    folder = proxy_store.find(job.proxy_sha256)
     assert folder is not None  # _client found it
-    client = _as_played(watched(client, job, index, folder))
-    if job.privacy.unit == "client" and (job.protect.scheme, job.granularity) != ("masking", "plain"):
-        raise ConfigError("privacy.unit=client: needs protect.scheme=masking and a rule that only adds")
+    sizes = client.sizes
+    client = _as_played(watched(client, job, own.index, folder))
+    sent = (job.protect.scheme, job.granularity, job.protect.weights)
+    if job.privacy.unit == "client" and sent != ("masking", "plain", "uniform"):
+        raise ConfigError(
+            "privacy.unit=client: needs protect.scheme=masking, protect.weights=uniform and a rule that "
+            "only adds; all else would be sent without noise"
+        )
     if job.protect.scheme != "unsafe_plaintext":
-        if job.protect.weights == "encrypted_gram":
-            return masked_gram.train_and_say_hello(client, job, message.content, context)
-        return masked_client.train_and_advertise(client, job, message.content, context)
-    broadcast = wire.decode_broadcast(message.content)
+        begin = (
+            masked_gram.train_and_say_hello
+            if job.protect.weights == "encrypted_gram"
+            else masked_client.train_and_advertise
+        )
+        return begin(client, job, message.content, context, policy=own.policy)
+    broadcast = agreed_broadcast(message.content, job, sizes)
     return wire.encode_update(
         client.train(
             round=broadcast.round,
@@ -138,8 +197,7 @@ def gram_sketch(message: Message, context: Context) -> RecordDict:
 @_answers_in_one_line
 def gram_weigh(message: Message, context: Context) -> RecordDict:
     """Weights `encrypted_gram`, step 4; masking's step 1."""
-    client, (job, _) = _client(context), _own_job(context)
-    return masked_gram.weigh(client, job, message.content, context)
+    return masked_gram.weigh(_client(context), _own_job(context).job, message.content, context)
 
 
 @app.query("share")
@@ -171,56 +229,57 @@ def unmask(message: Message, context: Context) -> RecordDict:
 
 
 def _who(context: Context) -> tuple[FederationJob, str]:
-    job, index = _own_job(context)
-    return job, job.clients[index].name
+    own = _own_job(context)
+    return own.job, own.name
 
 
-def _own_job(context: Context) -> tuple[FederationJob, int]:
-    """The server's job with this client's own records in it, and which of its clients this one is."""
+def _plays_everybody(context: Context) -> bool:
+    """Whether this machine plays server and clients, as the in-process and simulation engines do.
+
+    Said by what started the client: the node's settings or the environment, which no server writes.
+    """
+    return bool(context.node_config.get(ONE_MACHINE)) or os.environ.get(ONE_MACHINE_VARIABLE) == "1"
+
+
+def _own_job(context: Context) -> OwnJob:
+    """The server's job as this client takes it.
+
+    Raises `ConfigError` for a node without a policy, or a job that its policy does not allow.
+    """
     if "job" not in context.state.config_records:
         raise DataError("train: asked before setup")
-    job = FederationJob.from_json(str(context.state.config_records["job"]["json"]))
-    index = int(context.node_config.get("partition-id", 0))
-    own = context.node_config.get("config")
-    if own is not None:
-        mine = load_config(Path(str(own)))
-        _check_same("protect", asked=job.protect, own=mine.protect, but="keys")
-        _check_same("privacy", asked=job.privacy, own=mine.privacy, but="ledger")
-        job = replace(
-            job,
-            clients=mine.data.clients,
-            data_root=mine.data.root,
-            protect=mine.protect,
-            privacy=mine.privacy,
-            audit=mine.audit,  # what is written about a client's records is the client's to say
+    return _checked(str(context.state.config_records["job"]["json"]), context)
+
+
+def _checked(job_json: str, context: Context) -> OwnJob:
+    asked = wire.read_job(job_json)
+    file = context.node_config.get("policy")
+    if file is not None:
+        policy = load_policy(Path(str(file)))
+        return OwnJob(job=policy.own_job(asked), index=0, policy=policy.sha256())
+    if not _plays_everybody(context):
+        raise ConfigError(
+            'node-config: must name this client\'s policy, as policy="FILE"; without one the server would '
+            "choose which records are read and how they are protected"
         )
-    if not 0 <= index < len(job.clients):
-        raise DataError(f"partition-id={index}: must be below {len(job.clients)}, the clients named")
-    return job, index
-
-
-def _check_same(section: str, *, asked: BaseModel, own: BaseModel, but: str) -> None:
-    """Raise `ConfigError` unless the server asks for the protection that this client's settings demand."""
-    for name in sorted(set(type(own).model_fields) - {but}):
-        theirs, mine = getattr(asked, name), getattr(own, name)
-        if theirs != mine:
-            raise ConfigError(
-                f"{section}.{name}={theirs!r} asked by the server: must be {mine!r} as set here"
-            )
+    index = int(context.node_config.get("partition-id", 0))
+    if not 0 <= index < len(asked.clients):
+        raise DataError(f"partition-id={index}: must be below {len(asked.clients)}, the clients named")
+    return OwnJob(job=asked, index=index, policy=None)
 
 
 def _client(context: Context) -> LocalClient:
-    """This node's client, built once a process."""
+    """This node's client, built once per process."""
     from fedproxy_secure.federate.client import build_client
 
-    job, index = _own_job(context)
-    sha256 = str(context.state.config_records["job"]["sha256"])
-    key = (sha256, job.to_json(), index)
+    own = _own_job(context)
+    sha256 = own.job.proxy_sha256
+    key = (sha256, own.job.to_json(), own.index)
     if key not in _clients:
         folder = proxy_store.find(sha256)
         if folder is None:
             raise DataError(f"proxy {sha256[:12]}: is not here; setup must bring it")
-        _clients[key] = build_client(job, index, folder)
+        _clients[key] = build_client(own.job, own.index, folder)
         while len(_clients) > _KEPT_CLIENTS:
             _clients.popitem(last=False)
     return _clients[key]

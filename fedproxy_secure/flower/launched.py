@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,22 +27,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedproxy_secure import errors
 from fedproxy_secure.errors import FedProxyError, RoundAborted, RunFolderError
+from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower.client_app import ONE_MACHINE_VARIABLE
 from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, ROUNDS, TROUBLE, OnRound
-from fedproxy_secure.secagg.provision import ROSTER
 
 POLL_S = 0.5
 START_S = 60.0  # how long a SuperLink may take to listen
 STOP_S = 15.0  # how long a process may take to stop when asked
 SUPERLINK = "fedproxy"
 
+SERVER = "fedproxy_secure.flower.server_app"
 _APP = """from fedproxy_secure.flower.client_app import app as client
-from fedproxy_secure.flower.server_app import app as server
+from {server} import app as server
 
 __all__ = ["client", "server"]
 """
@@ -73,8 +72,12 @@ def federate_launched(
     *,
     run_folder: Path | None = None,
     on_round: OnRound | None = None,
+    server: str = SERVER,
 ) -> ServerState:
     """Run a job on Flower's simulation or deployment engine; logs go to `run_folder/flower`.
+
+    `server` names the module of the server's app: another one than this project's shows what clients do
+    when the server deviates.
 
     Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
     """
@@ -97,11 +100,12 @@ def federate_launched(
         link += ["--port", str(port)]
         if job.federate.engine == "simulation":
             link.append("--simulation")
+            environment[ONE_MACHINE_VARIABLE] = "1"
         superlink = stack.enter_context(
             _process("flower-superlink", link, environment, logs / "superlink.log", lock)
         )
         _wait_until_listening(port, superlink, logs / "superlink.log")
-        _write_app(temporary, control, port)
+        _write_app(temporary, control, port, server)
         if job.federate.engine == "deployment":
             for index in range(len(job.clients)):
                 arguments = _supernode(job, index, port, temporary)
@@ -136,10 +140,10 @@ def _environment(temporary: Path) -> dict[str, str]:
     }
 
 
-def _write_app(temporary: Path, control: Path, port: int) -> None:
+def _write_app(temporary: Path, control: Path, port: int, server: str) -> None:
     app = temporary / "app"
     app.mkdir()
-    (app / "fedproxy_app.py").write_text(_APP)
+    (app / "fedproxy_app.py").write_text(_APP.format(server=server))
     text = _PYPROJECT.replace('control = ""', f"control = {json.dumps(str(control.resolve()))}")
     (app / "pyproject.toml").write_text(text)
     home = temporary / "flwr"
@@ -151,25 +155,12 @@ def _write_app(temporary: Path, control: Path, port: int) -> None:
 
 
 def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> list[str]:
-    """Arguments of client `index`'s SuperNode; its records are named in a file only it reads."""
-    own = temporary / f"client-{index}.yaml"
-    data: dict[str, Any] = {
-        "root": job.data_root,
-        "max_tokens": job.max_tokens,
-        "clients": [job.clients[index].model_dump(mode="json")],
-    }
-    protect = job.protect.model_dump(mode="json")
-    if job.protect.keys is not None:
-        protect["keys"] = str(_own_keys(Path(job.protect.keys), job.clients[index].name, temporary))
-    settings_of_its_own = {
-        "data": data,
-        "federate": {"min_clients": 1},
-        "protect": protect,
-        "privacy": job.privacy.model_dump(mode="json"),
-        "audit": job.audit.model_dump(mode="json"),
-    }
-    own.write_text(yaml.safe_dump(settings_of_its_own))
-    settings = f'config="{own}"'
+    """Arguments of client `index`'s SuperNode, with a policy of its own.
+
+    Keys are read where they lie: beside each lies the journal of what it has answered, which no copy has.
+    """
+    policy = temporary / f"client-{index}.policy.yaml"
+    policy_for(job, index, seeds=(job.seed,)).write(policy)
     return [
         "--insecure",
         "--superlink",
@@ -177,17 +168,8 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
         "--port",
         str(_free_port()),
         "--node-config",
-        settings,
+        f'policy="{policy}"',
     ]
-
-
-def _own_keys(keys: Path, client: str, temporary: Path) -> Path:
-    """A folder with the roster and this client's key alone."""
-    folder = temporary / f"keys-{client}"
-    folder.mkdir(mode=0o700)
-    for name in (ROSTER, f"{client}.key"):
-        shutil.copy2(keys / name, folder / name)
-    return folder
 
 
 @contextmanager

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from flwr.app import RecordDict
 
 from fedproxy_secure.config import FusionConfig, LocalConfig
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower.client_privacy import clip_to_norm
+from fedproxy_secure.flower.wire import Broadcast, decode_broadcast
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.sketch import Standing
+from fedproxy_secure.secagg.terms import least_threshold
 
 CLIP_MARGIN = 1.5  # over the mean of the clients' largest values; a clipped coordinate doubles the clip
+ADAM_LONGEST_STEP = 3.2  # over the learning rate, per step
 MOST_CUT = 0.05  # of the coordinates that a client sends, where the server proposes the clip
 
 
@@ -28,6 +32,25 @@ def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients:
     bits, layout = job.protect.bits, Layout(sizes=tuple(sizes))
     own = segments_of(job.granularity, layout, clip=clip, clients=clients, bits=bits)
     return RingPlan(bits=bits, clients=clients, segments=(*own, *SEGMENTS))
+
+
+def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[int]) -> Broadcast:
+    """What a server broadcasts for a round, if it is what the job says.
+
+    Raises `DataError` for content that is none, `ProtocolAborted` for penalties other than the job's, a
+    conflict map outside [0, 1], or a round after the last.
+    """
+    broadcast = decode_broadcast(content, d=sum(sizes))
+    if not 0 <= broadcast.round < job.federate.rounds:
+        raise ProtocolAborted(f"round {broadcast.round}: must be 0 to {job.federate.rounds - 1}")
+    for name in ("pcr_lambda", "prox_mu"):
+        asked, own = getattr(broadcast, name), getattr(job.fusion, name)
+        if asked != own:
+            raise ProtocolAborted(f"{name}={asked:g}: must be {own:g}, fusion.{name} of the job")
+    conflict = broadcast.conflict
+    if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
+        raise ProtocolAborted("conflict map: must be between 0 and 1")
+    return broadcast
 
 
 def run_name(job: FederationJob) -> str:
@@ -43,6 +66,25 @@ def first_clip(local: LocalConfig) -> float:
     """
     reach = local.learning_rate * local.steps
     return reach * local.max_grad_norm if local.optimizer == "sgd" else 2 * reach
+
+
+def largest_clip(local: LocalConfig) -> float:
+    """The largest clip that a client accepts: as far as a coordinate can move in one round.
+
+    SGD: `first_clip`. AdamW: .1 / sqrt(.001) = 3.2 times the learning rate a step, the longest step of its
+    default betas (Kingma & Ba 2015, section 2.1).
+    """
+    return first_clip(local) * (1.0 if local.optimizer == "sgd" else ADAM_LONGEST_STEP / 2)
+
+
+def least_sum(job: FederationJob, *, clients: int) -> int:
+    """How many clients a sum must have at least, for a client whose roster has so many.
+
+    `protect.min_cohort` if it is set; otherwise the threshold of the cohort that `federate.participation`
+    takes of the whole roster, so that a server cannot pick a smaller one.
+    """
+    planned = max(1, round(job.federate.participation * clients))
+    return job.protect.min_cohort or least_threshold(planned, job.protect.colluders)
 
 
 def next_clip(clip: float, control: Control) -> float:

@@ -65,12 +65,16 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_clients_one_line_error_arrives_through_a_deployment(world, tmp_path):
+def test_a_clients_error_on_its_records_ends_a_deployment_and_stays_in_its_own_log(world, tmp_path):
+    """The server learns that a client cannot use its records, and not what they say."""
     job, proxy, initial = world
     lonely = job.clients[1].model_copy(update={"train_records": 1})
     job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
-    with pytest.raises(DataError, match=r"audit\.holdout=0\.3: leaves client c1 0 of 1"):
+    with pytest.raises(DataError, match="records or messages cannot be used; its own log has the reason"):
         federate(on_engine(job, "deployment"), proxy, initial, run_folder=tmp_path)
+    logs = tmp_path / "flower"
+    assert "audit.holdout=0.3: leaves client c1 0 of 1" in (logs / "supernode-1.log").read_text()
+    assert "audit.holdout" not in (logs / "run.log").read_text()
 
 
 def test_the_clients_app_starts_without_torch():

@@ -9,6 +9,7 @@ from attacks import white_box
 from attacks.base import KNOWN_BAD, Budget, NotApplicable, replace_view
 from attacks.integrity.active_server import SecaggActive
 from attacks.integrity.inconsistency import CANARY_BIT, SUPPRESSION, played_round, silenced
+from attacks.integrity.protocol_attempts import asked
 from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.config import ProtectConfig
@@ -33,8 +34,14 @@ def seen_by_the_server(folder, **settings):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return seen_by_the_server(tmp_path_factory.mktemp("active"))
+def recorded(tmp_path_factory):
+    """The folder of a masked run of four clients."""
+    return record_run(tmp_path_factory.mktemp("active"))
+
+
+@pytest.fixture(scope="module")
+def world(recorded):
+    return view(recorded, threat_model("active_server")), read_truth(recorded)
 
 
 def play(world, attempt, *, checked, mask=None):
@@ -90,8 +97,62 @@ def test_every_attempt_on_installed_clients_fails_and_every_one_on_known_bad_cli
     assert found.headline.value == 0
     assert found.headline.n >= 15
     assert found.positive.value == 1
-    assert found.positive.n == 5
+    assert found.positive.n == 8
     assert found.negative.value == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "installed", "known_bad"),
+    [
+        ("active_network", 8, 3),
+        ("active_server_with_clients", 19, 9),
+        pytest.param("sybils", 4, 4, marks=pytest.mark.slow),
+        pytest.param("malicious_proxy", 4, 4, marks=pytest.mark.slow),
+        pytest.param("parallel_server", 9, 9, marks=pytest.mark.slow),
+    ],
+)
+def test_every_adversary_that_deviates_is_resisted_and_succeeds_where_a_check_is_missing(
+    recorded, name, installed, known_bad
+):
+    """A known limit of the self test is no attempt: the threat model says that it is not covered."""
+    model = threat_model(name)
+    seen, truth = view(recorded, model), read_truth(recorded, honest_besides=model.clients)
+    found = run_one(SecaggActive(), seen, truth, profile="smoke", seconds=280, seed=0)
+    assert found.outcome == Outcome.RESISTED, found.reason
+    assert (found.headline.value, found.headline.n) == (0, installed)
+    assert (found.positive.value, found.positive.n) == (1, known_bad)
+    assert found.negative.value == 0
+
+
+@pytest.mark.slow
+def test_beyond_the_smallest_profile_an_active_server_also_asks_for_what_no_policy_says(world):
+    seen, _ = world
+    tried = SecaggActive().guess(seen, {}, Budget(profile="standard"), np.random.default_rng(0))
+    assert "active_server: plaintext of clients whose policy says masking" in tried.protocol
+    assert not any(tried.protocol.values())
+
+
+def test_a_liar_and_a_client_have_no_masking_to_cheat(recorded):
+    for name in ("lying_clients", "client"):
+        model = threat_model(name)
+        seen, truth = view(recorded, model), read_truth(recorded, honest_besides=1)
+        with pytest.raises(NotApplicable, match="no server is corrupted in this view"):
+            SecaggActive().exam(truth, seen, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("active_server", ("installed", "active_server")),
+        ("known-bad", ("known-bad", "active_server")),
+        ("known-bad sybils", ("known-bad", "sybils")),
+        ("nobody", ("nobody", "active_server")),
+        ("somebody_else_s", ("installed", "active_server")),
+    ],
+)
+def test_a_view_says_who_is_attacked_by_whom(name, who):
+    assert asked(name) == who
 
 
 def test_the_attempts_are_those_of_the_literature(world):

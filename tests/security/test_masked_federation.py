@@ -2,26 +2,30 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure.config import ProtectConfig, parse_config
 from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted, RunFolderError
 from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
-from fedproxy_secure.flower import client_app, masked_client, proxy_store, wire
+from fedproxy_secure.flower import attempt, client_app, proxy_store, wire
 from fedproxy_secure.flower.engines import federate, with_keys
+from fedproxy_secure.flower.hostile import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
 from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.journal.store import journal_file, reading, writing
 from fedproxy_secure.llm import load_llm
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.primitives import digest
+from fedproxy_secure.secagg.provision import provision
 from tests.support.tiny import save_tiny, tiny_settings
 
 STEPS = ("train", "query.share", "query.mask", "query.confirm", "query.unmask")
@@ -153,10 +157,32 @@ def test_a_client_shown_other_cosines_is_not_in_the_sum(world, tmp_path):
     assert json.loads(line)["participants"] == [names[0], *names[2:]]
 
 
+def journal_of(context):
+    """The journal's file of the client that answered with this context."""
+    job = json.loads(context.state.config_records["job"]["json"])
+    index = context.node_config["partition-id"]
+    return journal_file(Path(job["protect"]["keys"]), job["clients"][index]["name"])
+
+
+def kept_in(journal):
+    with reading(journal) as database:
+        return dict(database.execute("SELECT name, value FROM kept").fetchall())
+
+
+def test_a_round_with_encrypted_cosines_is_summed_once(world):
+    """A server that makes up cosines would have the same updates summed under weights of its choice."""
+    job, (_, folder, initial) = gram_job(world), world
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)
+        with pytest.raises(ProtocolAborted, match="products: 0 clients opened the same cosines"):
+            serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)
+
+
 def test_clients_that_forget_the_attempt_between_its_steps_abort_it(world):
     def drop(message, context):
         if message.metadata.message_type == "query.gram_sketch":
-            context.state.config_records["gram"]["session"] = b""
+            with writing(journal_of(context)) as database:
+                database.execute("DELETE FROM kept")
 
     with pytest.raises(ProtocolAborted, match="products: 0 clients opened the same cosines"):
         serve_with(world, gram_job(world), Wrapped(sees=drop))
@@ -186,9 +212,10 @@ def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world,
     plain = with_(job, rounds=1, scheme="unsafe_plaintext")
     with proxy_store.offered_on_this_host(folder):
         for i in survivors:
-            from fedproxy_secure.federate.client import build_client
+            from fedproxy_secure.federate.client import build_client, with_proxy
 
-            expected.append(build_client(plain, i, folder).train(round=0, start=initial.adapter).update)
+            client = build_client(with_proxy(plain, folder), i, folder)
+            expected.append(client.train(round=0, start=initial.adapter).update)
     np.testing.assert_allclose(move(world, masked), np.mean(expected, axis=0), atol=1e-6)
 
 
@@ -272,35 +299,37 @@ def test_in_the_clear_the_ledger_says_so(world, tmp_path):
 
 
 def test_between_messages_a_client_keeps_nothing_readable(world):
-    job, _, initial = world
-    states = []
+    job, folder, initial = world
+    states, kept, files, plain = [], {}, [], []
 
     def watch(message, context):
-        record = context.state.config_records.get("masking")
-        if record is not None:
-            states.append((message.metadata.message_type, dict(record)))
+        states.append(set(context.state.config_records))
+        kind = message.metadata.message_type
+        if kind in STEPS and context.node_id == 2:
+            kept[kind] = kept_in(journal_of(context))
+            files.append(journal_of(context).read_bytes())
 
+    with proxy_store.offered_on_this_host(folder):
+        from fedproxy_secure.federate.client import build_client, with_proxy
+
+        clear = with_(job, rounds=1, scheme="unsafe_plaintext")
+        client = build_client(with_proxy(clear, folder), 0, folder)
+        plain.append(client.train(round=0, start=initial.adapter).update)
     serve_with(world, with_(job, rounds=1), Wrapped(sees=watch))
-    kept = {kind: record for kind, record in states}
-    assert kept["train"]["words"]
-    assert initial.adapter.tobytes() not in b"".join(
-        v for v in kept["train"].values() if isinstance(v, bytes)
-    )
-    assert kept["query.mask"]["words"] == b""
-    assert kept["query.unmask"]["session"] == b""
-    for _, record in states:
-        assert set(record) <= {
-            "seen",
-            "terms",
-            "words",
-            "broadcast",
-            "session",
-            "confirmed",
-            "asked",
-        }
+    assert all(names <= {"job", "journal"} for names in states)
+    assert {k: set(v) for k, v in kept.items()} == {
+        "train": {"terms", "session", "words"},
+        "query.share": {"terms", "session", "words"},
+        "query.mask": {"terms", "session"},
+        "query.confirm": {"terms", "session", "survivors"},
+        "query.unmask": set(),
+    }
+    for content in files:
+        assert plain[0][:8].tobytes() not in content
+        assert initial.adapter[:8].tobytes() not in content
 
 
-def replayed(world, change, **protect):
+def replayed(world, change, rounds=1, **protect):
     """Run a round; then send one client all its requests again, the training request changed."""
     job, folder, _ = world
     requests, contexts = {}, {}
@@ -309,7 +338,7 @@ def replayed(world, change, **protect):
         contexts[context.node_id] = context
         requests.setdefault((context.node_id, message.metadata.message_type), message)
 
-    job = with_(job, rounds=1, **protect)
+    job = with_(job, rounds=rounds, **protect)
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         serve(InProcessGrid(Wrapped(sees=watch), 5), keyed, folder, world[2])
         original = requests[2, "train"]
@@ -340,7 +369,8 @@ def test_a_replayed_training_request_is_refused(world):
         ({"settings_sha256": bytes(32)}, "settings: differs"),
         ({"broadcast_sha256": bytes(32)}, "broadcast adapter: differs"),
         ({"roster_sha256": bytes(32)}, "roster: differs"),
-        ({"round": 1}, "terms of round 1: the broadcast is of 0"),
+        ({"round": 1}, "round 1: must be 0 to 0, the run's last"),
+        ({"round": 1000}, "round 1000: must be 0 to 0"),
         ({"clip": 1.0}, "ring plan: differs"),
         ({"run": "another"}, "run another: must be"),
     ],
@@ -353,6 +383,12 @@ def test_terms_that_a_client_would_not_sign_end_before_any_training(world, chang
     assert line in said
 
 
+def test_the_broadcast_must_be_of_the_round_that_the_terms_name(world):
+    change = {"round": 1}
+    reply, _ = replayed(world, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change, rounds=2)
+    assert "terms of round 1: the broadcast is of 0" in wire.decode_failure(reply)[1]
+
+
 @pytest.mark.parametrize("protect", [{}, {"clip": 0.5}], ids=["the optimiser's", "the settings'"])
 def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, protect):
     """With a tiny clip every value is cut, and the sum says how many clients go up and how many down."""
@@ -363,6 +399,75 @@ def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, protect)
     kind, said = wire.decode_failure(reply)
     assert kind == "ProtocolAborted"
     assert said.startswith("clip 1e-09: must be")
+
+
+def other_terms(world, job, clip=None, cohort=None):
+    """Changes of the terms to another clip or cohort, with the ring that goes with it."""
+    clip, cohort = clip or first_clip(job.local), cohort or [c.name for c in job.clients]
+    plan = ring_plan(job, world[2].sizes.tolist(), clip=clip, clients=len(cohort))
+    return {"clip": clip, "cohort": cohort, "plan_sha256": digest(plan.canonical())}
+
+
+class OtherTerms(GridAround):
+    """A server that proposes other terms from a round on."""
+
+    def __init__(self, grid, change, from_round):
+        super().__init__(grid)
+        self.change, self.from_round = change, from_round
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            terms = message.content.config_records.get("terms")
+            if terms is not None and terms["round"] >= self.from_round:
+                message.content["terms"] = ConfigRecord(dict(terms) | self.change)
+        return super().push_messages(messages)
+
+
+def test_a_clip_beyond_the_optimisers_reach_is_refused_in_every_later_round(world, caplog):
+    """A ring whose step is as large as the clients' values counts their signs."""
+    job, folder, initial = world
+    change = other_terms(world, with_(job), clip=1e6)
+    with proxy_store.offered_on_this_host(folder), with_keys(with_(job)) as keyed:
+        grid = OtherTerms(InProcessGrid(Wrapped(), 5), change, from_round=1)
+        with pytest.raises(RoundAborted):
+            serve(grid, keyed, folder, initial)
+    assert "clip 1e+06: must be above 0 and at most" in caplog.text
+
+
+def test_a_round_is_answered_for_one_clip_also_in_new_runs_of_flower(world, caplog):
+    """Whether a client's values exceed a clip would tell them, clip by clip."""
+    job, folder, initial = world
+    job = with_(job)
+    after_one = federate(with_(job, rounds=1, scheme="unsafe_plaintext"), folder, initial)
+    first = replace(after_one, clip=np.array([first_clip(job.local) * 0.9]))
+    second = replace(after_one, clip=np.array([first_clip(job.local) * 0.8]))
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        serve(InProcessGrid(Wrapped(), 5), keyed, folder, first)
+        with pytest.raises(RoundAborted):  # every client's state at Flower is new
+            serve(InProcessGrid(Wrapped(), 5), keyed, folder, second)
+    assert f"must be {first_clip(job.local) * 0.9:g}, as asked for in this round" in caplog.text
+
+
+def test_a_server_picks_no_smaller_cohort_than_the_roster_and_the_participation_give(world):
+    cohort = ["c0", "c1", "c2"]
+    reply, _ = replayed(
+        world,
+        lambda terms: (
+            terms
+            | other_terms(world, with_(world[0]), cohort=cohort)
+            | {"threshold": 3, "attempt": terms["attempt"] + 1}
+        ),
+    )
+    assert "cohort of 3: must be >= 4, this client's least" in wire.decode_failure(reply)[1]
+
+
+def test_a_clients_own_threshold_is_not_lowered_by_a_server(world):
+    change = {"threshold": 4}
+    reply, _ = replayed(
+        world, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change, threshold=5
+    )
+    assert "threshold=4: must be 5 to 5" in wire.decode_failure(reply)[1]
 
 
 def test_a_clip_that_cuts_much_of_an_update_is_refused_in_every_later_round(world, monkeypatch, caplog):
@@ -409,7 +514,8 @@ def test_two_of_flowers_runs_side_by_side_do_not_unmask_a_round_for_different_su
 
     with proxy_store.offered_on_this_host(folder), with_keys(with_(job, rounds=1)) as keyed:
         grid = InProcessGrid(Wrapped(sees=run_the_other), 5)
-        with pytest.raises(ProtocolAborted, match="unmask: 1 of 5 clients"):
+        # the newer attempt ended the older one at every client
+        with pytest.raises(ProtocolAborted, match="unmask: 0 of 5 clients"):
             serve(grid, keyed, folder, initial)
 
 
@@ -453,12 +559,12 @@ def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_p
     job = replace(with_(job, rounds=1, bits=24), privacy=job.privacy.model_copy(update=private))
     words = []
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
-        identity, _ = masked_client.own_keys(keyed, job.clients[0].name)
+        identity, _ = attempt.own_keys(keyed, job.clients[0].name)
 
         def watch(message, context):
             if (message.metadata.message_type, context.node_id) == ("train", 2):
-                record = context.state.config_records["masking"]
-                words.append(masked_client.unseal(identity, record, "words"))
+                sealed = kept_in(journal_file(tmp_path, job.clients[0].name))["words"]
+                words.append(attempt.unseal(identity, sealed, "words"))
 
         grid = InProcessGrid(Wrapped(sees=watch), 5)
         for _ in range(2):
@@ -468,33 +574,71 @@ def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_p
     assert len(words[0]) == 4 * d + control
 
 
-def test_a_client_whose_own_settings_demand_masking_refuses_a_server_that_does_not(world, tmp_path):
-    job, _, _ = world
-    own = tmp_path / "client.yaml"
-    data = {
-        "root": job.data_root,
-        "max_tokens": job.max_tokens,
-        "clients": [c.model_dump(mode="json") for c in job.clients],
+def setup_reply(job, node_config):
+    """What a client says to a job, as a node of its own."""
+    context = Context(run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config={})
+    job = replace(job, proxy_sha256="0" * 64)
+    ask = {"job": ConfigRecord({"json": job.to_json(), "sha256": "0" * 64})}
+    return client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (
+            {"protect": {"scheme": "unsafe_plaintext"}},
+            "protect.scheme='unsafe_plaintext' asked by the server: must be",
+        ),
+        (
+            {"protect": {"granularity": "coordinate"}},
+            "protect.granularity='coordinate' asked by the server",
+        ),
+        ({"protect": {"bits": 16}}, "protect.bits=16 asked by the server: must be 32"),
+        ({"local": {"learning_rate": 1e9}}, "local.learning_rate=1000000000.0 asked by the server"),
+        ({"federate": {"rounds": 1000}}, "federate.rounds=1000 asked by the server: must be 2"),
+        ({"federate": {"participation": 0.6}}, "federate.participation=0.6 asked by the server"),
+        ({"privacy": {"unit": "record"}}, "privacy.unit='record' asked by the server: must be 'none'"),
+        ({"adapter": {"rank": 4}}, "adapter.rank=4 asked by the server: must be 2"),
+        ({"max_tokens": 63}, "max_tokens=63 asked by the server: must be 64"),
+        ({"seed": 1}, "seed=1 asked by the server: must be one of [0]"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_a_client_refuses_a_server_that_asks_for_what_its_policy_does_not_say(world, tmp_path, asked, line):
+    own = tmp_path / "client.policy.yaml"
+    job = with_(world[0], keys=str(tmp_path / "keys"))
+    provision([c.name for c in job.clients], tmp_path / "keys")
+    policy_for(job, 0, seeds=(0,)).write(own)
+    changed = {
+        k: getattr(job, k).model_copy(update=v) if isinstance(v, dict) else v for k, v in asked.items()
     }
-    own.write_text(yaml.safe_dump({"data": data}))
-    for asked, line in (
-        ({"scheme": "unsafe_plaintext"}, "protect.scheme='unsafe_plaintext' asked by the server: must be"),
-        ({"granularity": "coordinate"}, "protect.granularity='coordinate' asked by the server"),
-        ({"bits": 16}, "protect.bits=16 asked by the server: must be 32"),
-    ):
-        context = Context(
-            run_id=1,
-            node_id=2,
-            node_config={"partition-id": 0, "config": str(own)},
-            state=RecordDict(),
-            run_config={},
-        )
-        job = replace(job, proxy_sha256="0" * 64)
-        ask = {"job": ConfigRecord({"json": with_(job, **asked).to_json(), "sha256": "0" * 64})}
-        reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
-        kind, said = wire.decode_failure(reply)
+    reply = setup_reply(replace(job, **changed), {"policy": str(own)})
+    kind, said = wire.decode_failure(reply)
+    assert kind == "ConfigError"
+    assert line in said
+    assert wire.decode_failure(setup_reply(job, {"policy": str(own)})) is None
+
+
+def test_a_node_without_a_policy_answers_nothing(world):
+    """Else the server would say which files are read, and that nothing is protected."""
+    for scheme in ("masking", "unsafe_plaintext"):
+        kind, said = wire.decode_failure(setup_reply(with_(world[0], scheme=scheme), {"partition-id": 0}))
         assert kind == "ConfigError"
-        assert line in said
+        assert said.startswith("node-config: must name this client's policy")
+
+
+def test_a_server_on_another_machine_is_not_told_what_records_say(world, tmp_path):
+    job = with_(world[0], keys=str(tmp_path / "keys"))
+    provision([c.name for c in job.clients], tmp_path / "keys")
+    records = tmp_path / "secret.train.jsonl"
+    for name in ("train", "test"):
+        records.with_name(f"secret.{name}.jsonl").write_text('{"text": "HIV positive", "label": 7}\n')
+    client = job.clients[0].model_copy(update={"source": str(tmp_path / "secret.{split}.jsonl")})
+    own = tmp_path / "client.policy.yaml"
+    policy_for(replace(job, clients=(client,)), 0, seeds=(0,)).write(own)
+    kind, said = wire.decode_failure(setup_reply(job, {"policy": str(own)}))
+    assert kind == "DataError"
+    assert said == "this client's records or messages cannot be used; its own log has the reason"
 
 
 def test_masking_without_keys_or_sizes_is_refused(world):
@@ -524,3 +668,84 @@ def test_the_clip_follows_what_clients_needed():
     assert next_clip(1.0, control(clipped=1)) == 2.0
     assert next_clip(1.0, control(largest=0.0)) == 1.0
     assert next_clip(1.0, control(largest=1e-6)) == pytest.approx(1 / 16)
+
+
+def test_a_round_that_is_asked_for_again_has_the_update_of_the_first_time(world, monkeypatch):
+    """Training that does not repeat would give two sums that differ by what one client changed."""
+    from fedproxy_secure.federate.client import LocalClient
+
+    job, folder, initial = world
+    trained, train = [], LocalClient.train
+
+    def drifting(self, **arguments):
+        trained.append(self.name)
+        update = train(self, **arguments)
+        return replace(update, update=update.update + np.float32(1e-4 * len(trained)))
+
+    monkeypatch.setattr(LocalClient, "train", drifting)
+    with proxy_store.offered_on_this_host(folder), with_keys(with_(job, rounds=1)) as keyed:
+        first, second = (serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial) for _ in range(2))
+    assert len(trained) == 5
+    np.testing.assert_allclose(second.adapter, first.adapter, atol=1e-7)
+
+
+def test_penalties_other_than_the_settings_are_refused_masked_and_in_the_clear(world, caplog):
+    """A pull of the server's choice towards the broadcast adapter singles out what moves against it."""
+    job, folder, initial = world
+
+    class Pulling(GridAround):
+        def __init__(self, grid, change):
+            super().__init__(grid)
+            self.change = change
+
+        def push_messages(self, messages):
+            messages = list(messages)
+            for message in messages:
+                numbers = message.content.config_records.get("round")
+                if numbers is not None:
+                    message.content["round"] = ConfigRecord(dict(numbers) | self.change)
+            return super().push_messages(messages)
+
+    for scheme in ("masking", "unsafe_plaintext"):
+        for change, line in (
+            ({"prox_mu": 1e4}, "prox_mu=10000: must be 0, fusion.prox_mu of the job"),
+            ({"pcr_lambda": 1e4}, "pcr_lambda=10000: must be 0, fusion.pcr_lambda of the job"),
+            ({"round": 1000}, "round 1000: must be 0 to 1"),
+        ):
+            with proxy_store.offered_on_this_host(folder), with_keys(with_(job, scheme=scheme)) as keyed:
+                grid = Pulling(InProcessGrid(Wrapped(), 5), change)
+                caplog.clear()
+                with pytest.raises(RoundAborted):
+                    serve(grid, keyed, folder, initial)
+            assert line in caplog.text
+
+
+def test_a_refused_setup_leaves_nothing_to_train_with(world):
+    job, folder, _ = world
+    with proxy_store.offered_on_this_host(folder):
+        context = Context(
+            run_id=1,
+            node_id=2,
+            node_config={"partition-id": 0, "one-machine": True},
+            state=RecordDict(),
+            run_config={},
+        )
+        asked = replace(with_(job), proxy_sha256="1" * 64)
+        ask = {"job": ConfigRecord({"json": asked.to_json(), "sha256": "0" * 64})}
+        reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
+        assert "which the job names" in wire.decode_failure(reply)[1]
+        assert not context.state.config_records
+
+
+def test_a_node_whose_policy_refuses_the_job_keeps_none_of_its_files(tmp_path, world, monkeypatch):
+    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
+    job, folder, _ = world
+    sha256 = proxy_store.folder_sha256(folder)
+    ask = {
+        "job": ConfigRecord({"json": replace(with_(job), proxy_sha256=sha256).to_json(), "sha256": sha256}),
+        "files": proxy_store.pack(folder),
+    }
+    context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+    reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
+    assert wire.decode_failure(reply)[0] == "ConfigError"
+    assert not (tmp_path / "cache").exists()

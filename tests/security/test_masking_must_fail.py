@@ -524,7 +524,7 @@ def test_a_client_that_was_shown_another_adapter_drops_out():
 
 
 def policy(colluders=0, roster=ROSTER):
-    return Policy(roster=roster, settings_sha256=b"s" * 32, colluders=colluders)
+    return Policy(roster=roster, settings_sha256=b"s" * 32, colluders=colluders, rounds=8)
 
 
 def check(terms=TERMS, *, name="c00", broadcast=b"b" * 32, plan=PLAN, rules=None):
@@ -550,8 +550,11 @@ def test_terms_like_a_clients_own_are_accepted():
         ({"cohort": ("c00", "c00", "c01")}, "cohort: must be sorted"),
         ({"cohort": ("c01", "c02", "c03")}, "cohort: must be sorted, without repeats, and contain c00"),
         ({"cohort": ("c00", "c01", "eve")}, "cohort: eve is not in the roster"),
-        ({"round": -1}, "round -1, attempt 0: must be >= 0"),
-        ({"attempt": -1}, "round 0, attempt -1: must be >= 0"),
+        ({"round": -1}, "round -1: must be 0 to 7, the run's last"),
+        ({"round": 8}, "round 8: must be 0 to 7, the run's last"),
+        ({"round": 1000}, "round 1000: must be 0 to 7, the run's last"),
+        ({"attempt": -1}, "attempt -1: must be >= 0 and below 2"),
+        ({"attempt": 2**63}, "must be >= 0 and below 2"),
     ],
 )
 def test_terms_that_differ_are_refused(change, line):
@@ -572,6 +575,12 @@ def test_a_client_can_demand_that_no_sum_is_over_fewer_than_it_says():
         check(rules=replace(policy(), min_cohort=5))
     with pytest.raises(ProtocolAborted, match="cohort of 5: must be >= 6, this client's least"):
         check(rules=replace(policy(), min_cohort=6))
+
+
+def test_a_clients_own_threshold_is_not_the_servers_to_lower():
+    check(replace(TERMS, threshold=5), rules=replace(policy(), min_threshold=5))
+    with pytest.raises(ProtocolAborted, match="threshold=4: must be 5 to 5"):
+        check(rules=replace(policy(), min_threshold=5))
 
 
 @pytest.mark.parametrize("clients", range(3, 65))

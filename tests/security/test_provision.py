@@ -5,6 +5,7 @@ import os
 import pytest
 
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.secagg.key_file import read_key, write_key
 from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
 from fedproxy_secure.secagg.provision import load_identity, load_roster, provision
@@ -19,14 +20,21 @@ def folder(tmp_path):
 def test_provisioned_keys_are_private_and_the_rosters_own(folder):
     roster = provision(["a", "b"], folder)
     assert load_roster(folder) == roster
-    assert sorted(f.name for f in folder.iterdir()) == ["a.key", "b.key", "roster.json"]
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "a.journal",
+        "a.key",
+        "b.journal",
+        "b.key",
+        "roster.json",
+    ]
     for name in ("a", "b"):
         assert (folder / f"{name}.key").stat().st_mode & 0o777 == 0o600
+        assert Journal(folder=folder, client=name).sequence() == 0
         assert signing_public(load_identity(folder, name, roster)) == roster.members[name]
     assert roster.members["a"] != roster.members["b"]
 
 
-@pytest.mark.parametrize("there", ["roster.json", "z.key"])
+@pytest.mark.parametrize("there", ["roster.json", "z.key", "z.journal"])
 def test_keys_are_never_overwritten(folder, there):
     folder.mkdir(parents=True)
     (folder / there).write_text("mine")

@@ -1,0 +1,220 @@
+"""Servers that deviate, as grids around a grid, to be tried against installed clients.
+
+`SnapshotGrid` delivers as Flower does: messages that are pushed together see the same copy of a node's
+state, and what each leaves there is stored after its reply. `TwoInboxes` is the attack that this makes
+possible against a client whose steps are counted in that state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower import wire
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.masked_terms import ring_plan
+from fedproxy_secure.secagg.client import mask_key
+from fedproxy_secure.secagg.masks import add_masks
+from fedproxy_secure.secagg.messages import Inbox, MaskedInput, Unmask
+from fedproxy_secure.secagg.ring import RingPlan, add_packed, read_sum
+from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.shamir import Combiner
+from fedproxy_secure.secagg.terms import Terms
+
+
+class SnapshotGrid(InProcessGrid):
+    """The in-process engine with Flower's delivery: each message gets a copy of the state at its push."""
+
+    def __init__(self, app: ClientApp, nodes: int) -> None:
+        super().__init__(app, nodes)
+        self._snapshots: dict[str, RecordDict] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Keep messages, each with a copy of its node's state."""
+        kept = list(messages)
+        pushed = list(super().push_messages(kept))
+        for message in kept:
+            state = self._contexts[message.metadata.dst_node_id].state
+            self._snapshots[message.metadata.message_id] = copy.deepcopy(state)
+        return pushed
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        shared = self._contexts[node]
+        self._contexts[node] = Context(
+            run_id=shared.run_id,
+            node_id=node,
+            node_config=shared.node_config,
+            state=self._snapshots.pop(message.metadata.message_id),
+            run_config=shared.run_config,
+        )
+        return super()._answer(message)
+
+
+class GridAround(Grid):
+    """A grid that passes everything on; a server that deviates changes what it needs."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Any) -> None:
+        """As the grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As the grid."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """As the grid."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As the grid."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As the grid."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """As the grid."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push and pull in one call."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+class TwoInboxes(GridAround):
+    """Ask each client for its masked vector twice at once: with the victim in the inbox, and without.
+
+    The difference of a client's two answers is the mask that it shares with the victim. The round goes on
+    with the first answers and ends normally; its honest unmasking gives the victim's self mask. Then
+    nothing hides the victim's vector.
+    """
+
+    def __init__(self, grid: Grid, *, job: FederationJob, sizes: Sequence[int], victim: str) -> None:
+        super().__init__(grid)
+        self._job, self._sizes, self._victim = job, sizes, victim
+        self._terms: Terms | None = None
+        self._second: set[str] = set()  # ids of the messages that no honest server sends
+        self._with: dict[str, bytes] = {}  # masked vectors by client, the victim in the inbox
+        self._without: dict[str, bytes] = {}
+        self._refused: list[str] = []
+        self._shares: dict[str, bytes] = {}  # of the victim's self mask, by who gave it
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send what the server sends; a second inbox beside each first one."""
+        honest = list(messages)
+        for message in honest:
+            if message.metadata.message_type == wire.TRAIN:
+                proposed = wire.decode_terms(message.content)
+                clients = len(proposed.cohort)
+                plan = ring_plan(self._job, self._sizes, clip=proposed.clip, clients=clients)
+                self._terms = proposed.with_plan(plan)
+        second = [m for m in map(self._without_victim, honest) if m is not None]
+        # the honest ones last: what they leave at the clients is what the round goes on with
+        ids = list(self._grid.push_messages([*second, *honest]))
+        self._second.update(ids[: len(second)])
+        return ids[len(second) :]
+
+    def _without_victim(self, message: Message) -> Message | None:
+        if message.metadata.message_type != wire.MASK:
+            return None
+        inbox = wire.decode_message(Inbox, message.content)
+        at = inbox.senders.index(self._victim)
+        if inbox.sealed[at] == b"":  # the victim's own: its row has no letter to itself
+            return None
+        fewer = replace(
+            inbox,
+            senders=[s for i, s in enumerate(inbox.senders) if i != at],
+            sealed=[s for i, s in enumerate(inbox.sealed) if i != at],
+        )
+        return Message(
+            wire.encode_message(fewer),
+            message.metadata.dst_node_id,
+            wire.MASK,
+            group_id=message.metadata.group_id,
+            ttl=message.metadata.ttl,
+        )
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand the server its replies; note those that the attack needs."""
+        wanted = list(message_ids)
+        for reply in self._grid.pull_messages([*self._second, *wanted]):
+            extra = reply.metadata.reply_to_message_id in self._second
+            self._note(reply, extra)
+            if extra:
+                self._second.discard(reply.metadata.reply_to_message_id)
+            else:
+                yield reply
+
+    def _note(self, reply: Message, extra: bool) -> None:
+        if reply.has_error():
+            self._refused.append(str(reply.error.reason))
+            return
+        failure = wire.decode_failure(reply.content)
+        if failure is not None:
+            self._refused.append(failure[1])
+            return
+        kind = reply.metadata.message_type
+        try:
+            if kind == wire.MASK:
+                masked = wire.decode_message(MaskedInput, reply.content)
+                (self._without if extra else self._with)[masked.client] = masked.masked
+            elif kind == wire.UNMASK:
+                given = wire.decode_message(Unmask, reply.content)
+                if self._victim in given.survivors:
+                    at = given.survivors.index(self._victim)
+                    self._shares[given.client] = given.self_shares[at]
+        except DataError as error:
+            self._refused.append(str(error))
+
+    def answered_twice(self) -> list[str]:
+        """Clients that gave their masked vector both times."""
+        return sorted(set(self._with) & set(self._without))
+
+    def victims_update(self) -> np.ndarray:
+        """What the victim's vector holds of its update, float32 [d], read without the masks.
+
+        Raises `ProtocolAborted` if the clients' answers did not give it away.
+        """
+        terms = self._terms
+        if terms is None:
+            raise ProtocolAborted("no round began")
+        peers = sorted((set(self._with) | set(self._without)) - {self._victim})
+        if self._victim not in self._with or self.answered_twice() != peers:
+            reason = self._refused[0] if self._refused else "too few answers"
+            raise ProtocolAborted(f"{len(self.answered_twice())} clients answered twice: {reason}")
+        if len(self._shares) < terms.threshold:
+            raise ProtocolAborted(f"{len(self._shares)} shares of the victim's self mask are not enough")
+        plan = terms.plan
+        words = _words(plan, self._with[self._victim])
+        for peer in peers:
+            shared = _words(plan, self._with[peer]) - _words(plan, self._without[peer])
+            # the two ends of a pair add the same mask with opposite signs
+            words += shared
+        points = {terms.point_of(n): Secret(s) for n, s in self._shares.items()}
+        chosen = dict(sorted(points.items())[: terms.threshold])
+        self_mask = Combiner(sorted(chosen)).combine(chosen)
+        add_masks(words, plus=[], minus=[mask_key(self_mask, terms.context())])
+        return read_sum(plan, words & plan.word_type(2**plan.bits - 1))["update"]
+
+
+def _words(plan: RingPlan, packed: bytes) -> np.ndarray:
+    words = np.zeros(plan.words, dtype=plan.word_type)
+    add_packed(plan, words, packed)
+    return words

@@ -1,0 +1,304 @@
+"""Which rounds and steps a client may still answer: each step once, each round on one set of terms.
+
+A **run** is what server and clients agreed on (`FederationJob.agreed_sha256`), a **round** one step of its
+training, an **attempt** one try at a round. The newest attempt is the one under way; beginning another ends
+it. Every method that grants something writes it to the disk before it returns, in one transaction, so that
+of two messages at once only one is granted, whatever processes they reach and whatever their order.
+
+    begin    (run, round, attempt) is newer than all before; the round's clip, broadcast and cohort are
+             those it was first asked with
+    take     a step of the attempt under way that was never taken, while no other step is being answered
+    put      the attempt is still the one under way: only then may the answer leave
+    release  the round was unmasked for these survivors or for none; the attempt is over
+
+Guarantees, as long as the file is kept: a client answers each step of an attempt once; all attempts at a
+round share its clip, its broadcast adapter, its cohort and what this client sends; all its sums that this
+client helped to unmask have the same survivors. With one policy and one seed there is one run. Not
+guaranteed: anything after the file is replaced by an older copy together with everything else that
+remembers (`check_not_older`).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.journal.store import check_journal, journal_file, reading, writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What a server asks for when it begins an attempt; `context` is the terms' hash, 32 bytes."""
+
+    run: str
+    round: int
+    attempt: int
+    context: bytes
+    clip: float
+    broadcast_sha256: bytes
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """One client's journal. Raises `ConfigError` if the file is missing, open to others or not its own."""
+
+    folder: Path
+    client: str
+
+    def __post_init__(self) -> None:
+        check_journal(self.file, self.client)
+
+    @property
+    def file(self) -> Path:
+        """The database."""
+        return journal_file(self.folder, self.client)
+
+    def sequence(self) -> int:
+        """How many times it was written: the larger, the newer."""
+        with reading(self.file) as database:
+            return int(database.execute("SELECT sequence FROM journal").fetchone()[0])
+
+    def check_not_older(self, *, sequence: int = 0, ledger_events: int = 0) -> None:
+        """Raise `ProtocolAborted` if something outside remembers more than the journal does, or less.
+
+        `sequence`: the last one that Flower's state saw. `ledger_events`: how many events the privacy
+        ledger has; the journal remembers how many it had.
+        """
+        with reading(self.file) as database:
+            own, events = database.execute("SELECT sequence, ledger_events FROM journal").fetchone()
+        if own < sequence:
+            raise ProtocolAborted(
+                f"journal: was written {own} times, and {sequence} times when last used; it was put back"
+            )
+        if ledger_events < events:
+            raise ProtocolAborted(
+                f"privacy ledger: has {ledger_events} events, and had {events}; it was put back"
+            )
+
+    def note_ledger(self, events: int) -> None:
+        """Remember how many events the privacy ledger has."""
+        with writing(self.file) as database:
+            database.execute("UPDATE journal SET ledger_events = max(ledger_events, ?)", (events,))
+
+    def agree(self, *, policy: bytes, seed: int, run: str, roster_sha256: bytes) -> None:
+        """Bind a policy and a seed to the run and the roster that are first asked for under them.
+
+        Raises `ProtocolAborted` for another run, with which a server would get as many rounds as it likes,
+        or another roster, with which new members could outnumber the honest ones halfway.
+        """
+        with writing(self.file) as database:
+            database.execute(
+                "INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", (policy, seed, run, roster_sha256)
+            )
+            first, roster = database.execute(
+                "SELECT run, roster_sha256 FROM agreed WHERE policy = ? AND seed = ?", (policy, seed)
+            ).fetchone()
+            if first != run:
+                raise ProtocolAborted(
+                    f"run {run[:12]}: seed {seed} of this client's policy belongs to run {first[:12]}; "
+                    "another proxy or plan needs a seed or a policy of its own"
+                )
+            if roster != roster_sha256:
+                raise ProtocolAborted(
+                    f"roster: run {run[:12]} began with another one; it is fixed for a run"
+                )
+
+    def begin(self, asked: Attempt) -> None:
+        """Grant an attempt and end the one before.
+
+        Raises `ProtocolAborted` unless it is newer than all attempts of its run, and the round's clip,
+        broadcast adapter and cohort are those of the round's first attempt.
+        """
+        with writing(self.file) as database:
+            seen = database.execute(
+                "SELECT round, attempt FROM attempts WHERE run = ?"
+                " ORDER BY round DESC, attempt DESC LIMIT 1",
+                (asked.run,),
+            ).fetchone()
+            if seen is not None and (asked.round, asked.attempt) <= seen:
+                raise ProtocolAborted(
+                    f"round {asked.round}, attempt {asked.attempt}: must come after {seen[0]}, {seen[1]}, "
+                    "which this key has answered"
+                )
+            cohort = json.dumps(sorted(asked.cohort))
+            database.execute(
+                "INSERT OR IGNORE INTO rounds VALUES (?, ?, ?, ?, ?, NULL)",
+                (asked.run, asked.round, asked.clip, asked.broadcast_sha256, cohort),
+            )
+            clip, broadcast, first_cohort = database.execute(
+                "SELECT clip, broadcast_sha256, cohort FROM rounds WHERE run = ? AND round = ?",
+                (asked.run, asked.round),
+            ).fetchone()
+            if clip != asked.clip:
+                raise ProtocolAborted(f"clip {asked.clip:g}: must be {clip:g}, as asked for in this round")
+            if broadcast != asked.broadcast_sha256:
+                raise ProtocolAborted(
+                    f"broadcast adapter: round {asked.round} was asked for with another one"
+                )
+            if first_cohort != cohort:
+                raise ProtocolAborted(f"cohort: round {asked.round} was asked for with other clients")
+            database.execute(
+                "INSERT INTO attempts VALUES (?, ?, ?, ?)",
+                (asked.run, asked.round, asked.attempt, asked.context),
+            )
+            _end(database)
+            database.execute("INSERT INTO current VALUES (?, 1)", (asked.context,))
+
+    def put(self, context: bytes, kept: Mapping[str, bytes]) -> None:
+        """Keep what the next step needs; the answer of this one may leave when this has returned.
+
+        Raises `ProtocolAborted` if the attempt is not under way any more: the answer must not leave.
+        """
+        with writing(self.file) as database:
+            changed = database.execute(
+                "UPDATE current SET busy = 0 WHERE context = ? AND busy = 1", (context,)
+            ).rowcount
+            if changed != 1:
+                raise ProtocolAborted("attempt: ended while this step was computed")
+            database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", kept.items())
+
+    def take(self, step: str) -> dict[str, bytes]:
+        """Consume a step of the attempt under way and return what was kept for it, which is forgotten.
+
+        Raises `ProtocolAborted` if no attempt is under way, another step is being answered, or this one
+        was asked for before.
+        """
+        with writing(self.file) as database:
+            row = database.execute("SELECT context, busy FROM current").fetchone()
+            if row is None:
+                raise ProtocolAborted(f"client {self.client}: has no attempt under way")
+            context, busy = row
+            if busy:
+                raise ProtocolAborted(
+                    f"{step}: asked while another step is answered; each runs once, alone"
+                )
+            try:
+                database.execute("INSERT INTO steps VALUES (?, ?)", (context, step))
+            except sqlite3.IntegrityError:
+                raise ProtocolAborted(f"{step}: was asked for before; each step runs once") from None
+            database.execute("UPDATE current SET busy = 1")
+            kept = dict(database.execute("SELECT name, value FROM kept").fetchall())
+            database.execute("DELETE FROM kept")
+            return kept
+
+    def check_survivors(
+        self, *, run: str, round: int, survivors: Sequence[str], refuse_differencing: bool
+    ) -> None:
+        """Raise `ProtocolAborted` if `release` would be refused now."""
+        with reading(self.file) as database:
+            _check_survivors(database, run, round, sorted(survivors), refuse_differencing)
+
+    def release(
+        self,
+        context: bytes,
+        *,
+        run: str,
+        round: int,
+        survivors: Sequence[str],
+        refuse_differencing: bool,
+        once: bool = False,
+    ) -> None:
+        """Write down for whom the round is unmasked, and end the attempt; the answer may leave after it.
+
+        Raises `ProtocolAborted` if the round was unmasked for others, if the attempt is not under way any
+        more, with `refuse_differencing` if any earlier sum was over one client more or one less, and with
+        `once` if the round was unmasked at all: where weights differ between attempts, so do their sums.
+        """
+        names = sorted(survivors)
+        with writing(self.file) as database:
+            if database.execute("SELECT busy FROM current WHERE context = ?", (context,)).fetchone() != (
+                1,
+            ):
+                raise ProtocolAborted("attempt: ended while this step was computed")
+            _check_survivors(database, run, round, names, refuse_differencing)
+            if once and _survivors(database, run, round) is not None:
+                raise ProtocolAborted(f"round {round}: was unmasked before; its weights may be others now")
+            written = database.execute(
+                "UPDATE rounds SET survivors = ? WHERE run = ? AND round = ?",
+                (json.dumps(names), run, round),
+            ).rowcount
+            if written != 1:
+                raise ProtocolAborted(f"round {round}: was never begun in this run")
+            _end(database)
+
+    def open_once(self, *, run: str, round: int) -> None:
+        """Consume the one opening of a round's cosines.
+
+        Raises `ProtocolAborted` if they were opened in an earlier attempt: whether products that a server
+        made up can be opened tells something of the vectors in them.
+        """
+        with writing(self.file) as database:
+            try:
+                database.execute("INSERT INTO opened VALUES (?, ?)", (run, round))
+            except sqlite3.IntegrityError:
+                raise ProtocolAborted(f"round {round}: its cosines were opened before") from None
+
+    def keep_sent(
+        self, context: bytes, *, run: str, round: int, values: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Keep what a round's sums hold of this client, for all attempts alike; return what is kept.
+
+        What an earlier attempt kept stays: a second set of values, from training that does not repeat to
+        the bit, would be told by the difference of two sums. Rounds before the last are forgotten.
+
+        Raises `ProtocolAborted` if the attempt is not under way any more.
+        """
+        with writing(self.file) as database:
+            if database.execute("SELECT busy FROM current WHERE context = ?", (context,)).fetchone() != (
+                1,
+            ):
+                raise ProtocolAborted("attempt: ended while its update was computed")
+            database.execute("DELETE FROM sent WHERE run = ? AND round < ?", (run, round - 1))
+            kept = _sent(database, run, round)
+            if kept:
+                return kept
+            rows = [(run, round, name, value) for name, value in values.items()]
+            database.executemany("INSERT INTO sent VALUES (?, ?, ?, ?)", rows)
+            return dict(values)
+
+    def sent(self, *, run: str, round: int) -> dict[str, bytes]:
+        """What `keep_sent` kept of a round; empty if nothing is left."""
+        with reading(self.file) as database:
+            return _sent(database, run, round)
+
+
+def _sent(database: sqlite3.Connection, run: str, round: int) -> dict[str, bytes]:
+    rows = database.execute("SELECT name, value FROM sent WHERE run = ? AND round = ?", (run, round))
+    return dict(rows.fetchall())
+
+
+def _check_survivors(
+    database: sqlite3.Connection, run: str, round: int, names: list[str], refuse_differencing: bool
+) -> None:
+    before = _survivors(database, run, round)
+    if before is not None and before != names:
+        raise ProtocolAborted(f"survivors: round {round} was unmasked for others; two sums tell them apart")
+    if not refuse_differencing:
+        return
+    with closing(database.execute("SELECT survivors FROM rounds WHERE survivors IS NOT NULL")) as rows:
+        for (earlier,) in rows:
+            if len(set(names) ^ set(json.loads(earlier))) == 1:
+                raise ProtocolAborted(
+                    "survivors: an earlier sum differs by one client; together they tell that one's part"
+                )
+
+
+def _survivors(database: sqlite3.Connection, run: str, round: int) -> list[str] | None:
+    row = database.execute(
+        "SELECT survivors FROM rounds WHERE run = ? AND round = ?", (run, round)
+    ).fetchone()
+    if row is None or row[0] is None:
+        return None
+    names: list[str] = json.loads(row[0])
+    return names
+
+
+def _end(database: sqlite3.Connection) -> None:
+    database.execute("DELETE FROM current")
+    database.execute("DELETE FROM kept")

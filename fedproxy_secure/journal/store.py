@@ -1,0 +1,131 @@
+"""The journal's file: one SQLite database beside a client's key, and how it is opened and written.
+
+Guarantees: `writing` runs alone among all processes and threads of the machine, and what it wrote is on the
+disk when it returns, or nothing of it is. A journal that others may read, that is damaged, that belongs to
+another client or that is missing beside its key is refused. Not guaranteed: that the file was not replaced
+by an older copy of itself; `Journal.check_not_older` finds that out where something else remembers more.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+
+SUFFIX = ".journal"
+SCHEMA_VERSION = 1
+WAIT_S = 60.0  # for another process's transaction, which takes milliseconds
+
+_SCHEMA = (
+    "CREATE TABLE journal (schema_version INTEGER, client TEXT, sequence INTEGER, ledger_events INTEGER)"
+    " STRICT",
+    "CREATE TABLE agreed (policy BLOB, seed INTEGER, run TEXT, roster_sha256 BLOB,"
+    " PRIMARY KEY (policy, seed)) STRICT",
+    "CREATE TABLE rounds (run TEXT, round INTEGER, clip REAL, broadcast_sha256 BLOB, cohort TEXT,"
+    " survivors TEXT, PRIMARY KEY (run, round)) STRICT",
+    "CREATE TABLE attempts (run TEXT, round INTEGER, attempt INTEGER, context BLOB,"
+    " PRIMARY KEY (run, round, attempt)) STRICT",
+    "CREATE TABLE steps (context BLOB, step TEXT, PRIMARY KEY (context, step)) STRICT",
+    "CREATE TABLE current (context BLOB, busy INTEGER) STRICT",
+    "CREATE TABLE kept (name TEXT PRIMARY KEY, value BLOB) STRICT",
+    "CREATE TABLE sent (run TEXT, round INTEGER, name TEXT, value BLOB,"
+    " PRIMARY KEY (run, round, name)) STRICT",
+    "CREATE TABLE opened (run TEXT, round INTEGER, PRIMARY KEY (run, round)) STRICT",
+)
+
+
+def journal_file(folder: Path, client: str) -> Path:
+    """Where a client's journal lies."""
+    return folder / f"{client}{SUFFIX}"
+
+
+def create_journal(folder: Path, client: str) -> Path:
+    """Write a new, empty journal, mode 0600, beside a key that has answered nothing yet.
+
+    Raises `ConfigError` if there is one already or the folder cannot be written.
+    """
+    file = journal_file(folder, client)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            with _connected(partial) as database:
+                database.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA:
+                    database.execute(statement)
+                database.execute("INSERT INTO journal VALUES (?, ?, 0, 0)", (SCHEMA_VERSION, client))
+                database.execute("COMMIT")
+            os.link(partial, file)
+        finally:
+            os.unlink(partial)
+    except FileExistsError:
+        raise ConfigError(f"{file}: is there already; a journal is never overwritten") from None
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"{file}: cannot be written: {error}") from error
+    return file
+
+
+def check_journal(file: Path, client: str) -> None:
+    """Raise `ConfigError` unless the journal is there, whole, the client's own and its owner's alone."""
+    try:
+        mode = file.stat().st_mode & 0o777
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read: {error.strerror}; without it nobody knows what {client}'s key has "
+            "answered: put it back, or make a new key with `provision`"
+        ) from error
+    if mode & 0o077:
+        raise ConfigError(f"{file}: has mode {mode:o}; must be 600, readable by its owner alone")
+    with reading(file) as database:
+        row = database.execute("SELECT schema_version, client FROM journal").fetchone()
+    if row != (SCHEMA_VERSION, client):
+        raise ConfigError(f"{file}: is not the journal of {client}, schema {SCHEMA_VERSION}")
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[sqlite3.Connection]:
+    """A connection for reading one consistent state. Raises `ProtocolAborted` for a damaged file."""
+    with _aborting(file), _connected(file) as database:
+        yield database
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[sqlite3.Connection]:
+    """One transaction that no other overlaps; it is on the disk when the context is left without an error.
+
+    Raises `ProtocolAborted` for a damaged file, a full disk, or another process that keeps it locked.
+    """
+    with _aborting(file), _connected(file) as database:
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("UPDATE journal SET sequence = sequence + 1")
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+
+@contextmanager
+def _aborting(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise ProtocolAborted(f"{file}: cannot be used: {error}; what was answered is unknown") from error
+
+
+@contextmanager
+def _connected(file: Path) -> Iterator[sqlite3.Connection]:
+    database = sqlite3.connect(
+        f"{file.resolve().as_uri()}?mode=rw", timeout=WAIT_S, isolation_level=None, uri=True
+    )
+    try:
+        database.execute("PRAGMA synchronous = EXTRA")
+        database.execute("PRAGMA secure_delete = ON")  # secrets of ended attempts are overwritten
+        yield database
+    finally:
+        database.close()

@@ -1,0 +1,330 @@
+"""A client's journal grants each step once: to overlapping processes, after crashes, over many runs."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.journal.rounds import Attempt, Journal
+from fedproxy_secure.journal.store import create_journal, journal_file, reading, writing
+
+PROCESSES = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def journal(tmp_path):
+    create_journal(tmp_path, "a")
+    return Journal(folder=tmp_path, client="a")
+
+
+def asked(**changes):
+    fields = {
+        "run": "run",
+        "round": 0,
+        "attempt": 1,
+        "context": b"first",
+        "clip": 0.5,
+        "broadcast_sha256": b"b" * 32,
+        "cohort": ("a", "b", "c"),
+    }
+    return Attempt(**fields | changes)
+
+
+def release(journal, context=b"first", survivors=("a", "b", "c"), round=0, refuse_differencing=False):
+    journal.release(
+        context, run="run", round=round, survivors=survivors, refuse_differencing=refuse_differencing
+    )
+
+
+def at_once(journal, actions):
+    """Run each action in a process of its own, all at the same moment; what each raised, or nothing."""
+    barrier, results = PROCESSES.Barrier(len(actions)), PROCESSES.Queue()
+
+    def play(number, action):
+        barrier.wait()
+        try:
+            action(Journal(folder=journal.folder, client="a"))
+            results.put((number, ""))
+        except ProtocolAborted as error:
+            results.put((number, str(error)))
+
+    workers = [PROCESSES.Process(target=play, args=item) for item in enumerate(actions)]
+    for worker in workers:
+        worker.start()
+    found = dict(results.get(timeout=30) for _ in workers)
+    for worker in workers:
+        worker.join()
+    return [found[i] for i in range(len(actions))]
+
+
+@pytest.mark.parametrize("repeat", range(5))
+def test_of_many_processes_that_ask_for_one_step_one_is_granted(journal, repeat):
+    journal.begin(asked())
+    journal.put(b"first", {"session": b"secret"})
+    seen = at_once(journal, [lambda j: j.take("mask")] * 6)
+    assert sorted(said == "" for said in seen) == [False] * 5 + [True]
+    assert all("another step is answered" in said for said in seen if said)
+
+
+def test_of_many_processes_that_begin_one_attempt_one_is_granted(journal):
+    seen = at_once(journal, [lambda j: j.begin(asked())] * 6)
+    assert sum(said == "" for said in seen) == 1
+    assert all("must come after 0, 1" in said for said in seen if said)
+
+
+def test_two_attempts_that_are_unmasked_at_once_are_not_for_different_survivors(journal):
+    """Each process holds an attempt that was under way when it asked; one round, two sets of survivors."""
+
+    def unmask(number, survivors):
+        def action(own):
+            context = f"attempt {number}".encode()
+            own.begin(asked(attempt=number, context=context))
+            release(own, context, survivors)
+
+        return action
+
+    for start in range(10, 100, 10):
+        at_once(
+            journal,
+            [unmask(start, ("a", "b", "c")), unmask(start + 1, ("a", "b")), unmask(start + 2, ("b", "c"))],
+        )
+        with reading(journal.file) as database:
+            rows = database.execute("SELECT survivors FROM rounds WHERE survivors IS NOT NULL").fetchall()
+        assert len(rows) <= 1
+    assert rows  # some process was granted
+
+
+def test_a_step_is_consumed_before_it_is_answered_so_that_a_crash_leaves_nothing(journal):
+    journal.begin(asked())
+    journal.put(b"first", {"session": b"secret"})
+
+    def crash():
+        Journal(folder=journal.folder, client="a").take("mask")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker = PROCESSES.Process(target=crash)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    with pytest.raises(ProtocolAborted, match="asked while another step is answered"):
+        journal.take("mask")
+    assert b"secret" not in journal.file.read_bytes()
+    journal.begin(asked(attempt=2, context=b"second"))  # the next attempt goes on
+
+
+def test_a_process_killed_within_a_transaction_leaves_the_journal_as_it_was(journal):
+    journal.begin(asked())
+    before = journal.sequence()
+
+    def crash():
+        with writing(journal.file) as database:
+            database.execute("DELETE FROM rounds")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    worker = PROCESSES.Process(target=crash)
+    worker.start()
+    worker.join()
+    assert journal.sequence() == before
+    with pytest.raises(ProtocolAborted, match="must come after"):
+        journal.begin(asked())
+
+
+def test_a_step_taken_in_order_is_granted_once_and_its_secrets_are_wiped(journal):
+    journal.begin(asked())
+    journal.put(b"first", {"session": b"the secret of step one"})
+    assert journal.take("share") == {"session": b"the secret of step one"}
+    assert b"the secret of step one" not in journal.file.read_bytes()
+    journal.put(b"first", {"session": b"next"})
+    with pytest.raises(ProtocolAborted, match="share: was asked for before; each step runs once"):
+        journal.take("share")
+    assert journal.take("mask") == {"session": b"next"}
+
+
+def test_without_an_attempt_under_way_there_is_no_step_to_take(journal):
+    with pytest.raises(ProtocolAborted, match="client a: has no attempt under way"):
+        journal.take("share")
+
+
+def test_an_answer_computed_for_an_attempt_that_ended_meanwhile_does_not_leave(journal):
+    journal.begin(asked())
+    journal.put(b"first", {})
+    journal.take("mask")
+    journal.begin(asked(attempt=2, context=b"second"))
+    with pytest.raises(ProtocolAborted, match="ended while this step was computed"):
+        journal.put(b"first", {"session": b"x"})
+    with pytest.raises(ProtocolAborted, match="ended while this step was computed"):
+        release(journal, b"first")
+    journal.put(b"second", {})
+
+
+@pytest.mark.parametrize("older", [(0, 1), (0, 0)])
+def test_an_attempt_that_is_not_newer_is_refused(journal, older):
+    journal.begin(asked())
+    with pytest.raises(ProtocolAborted, match="must come after 0, 1"):
+        journal.begin(asked(round=older[0], attempt=older[1]))
+    journal.begin(asked(round=1, attempt=0, context=b"next round"))
+    with pytest.raises(ProtocolAborted, match="round 0, attempt 9: must come after 1, 0"):
+        journal.begin(asked(attempt=9))
+    journal.begin(asked(run="another run", context=b"another"))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"clip": 1.0}, "clip 1: must be 0.5, as asked for in this round"),
+        ({"broadcast_sha256": b"c" * 32}, "broadcast adapter: round 0 was asked for with another one"),
+        ({"cohort": ("a", "b", "d")}, "cohort: round 0 was asked for with other clients"),
+    ],
+    ids=["clip", "broadcast", "cohort"],
+)
+def test_all_attempts_at_a_round_are_on_the_same_terms(journal, change, line):
+    journal.begin(asked())
+    with pytest.raises(ProtocolAborted, match=line):
+        journal.begin(asked(attempt=2, context=b"second", **change))
+    journal.begin(asked(attempt=2, context=b"second"))
+    journal.begin(asked(round=1, context=b"third", **change))
+
+
+def test_a_round_is_unmasked_for_one_set_of_survivors(journal):
+    journal.begin(asked())
+    journal.check_survivors(run="run", round=0, survivors=["a", "b"], refuse_differencing=False)
+    release(journal)
+    journal.begin(asked(attempt=2, context=b"second"))
+    for call in (
+        lambda: release(journal, b"second", ("a", "b")),
+        lambda: journal.check_survivors(
+            run="run", round=0, survivors=["a", "b"], refuse_differencing=False
+        ),
+    ):
+        with pytest.raises(ProtocolAborted, match="survivors: round 0 was unmasked for others"):
+            call()
+    release(journal, b"second", ("c", "b", "a"))
+
+
+def test_a_round_whose_weights_may_change_is_unmasked_once(journal):
+    """Sums of the same updates under several sets of weights would tell each update."""
+    journal.begin(asked())
+    journal.release(
+        b"first", run="run", round=0, survivors=["a", "b"], refuse_differencing=False, once=True
+    )
+    journal.begin(asked(attempt=2, context=b"second"))
+    with pytest.raises(ProtocolAborted, match="round 0: was unmasked before; its weights may be others"):
+        journal.release(
+            b"second", run="run", round=0, survivors=["a", "b"], refuse_differencing=False, once=True
+        )
+
+
+def test_sums_that_differ_by_one_client_are_refused_over_all_rounds_and_runs_where_asked_for(journal):
+    journal.begin(asked())
+    release(journal)
+    journal.begin(asked(run="other", context=b"second"))
+    for survivors, refused in ((("a", "b"), True), (("a", "b", "c", "d"), True), (("a",), False)):
+        if refused:
+            with pytest.raises(ProtocolAborted, match="an earlier sum differs by one client"):
+                journal.check_survivors(run="other", round=0, survivors=survivors, refuse_differencing=True)
+        else:
+            journal.check_survivors(run="other", round=0, survivors=survivors, refuse_differencing=True)
+
+
+def test_a_policy_and_a_seed_belong_to_one_run(journal):
+    def agree(policy, seed, run, roster=b"r"):
+        journal.agree(policy=policy, seed=seed, run=run * 64, roster_sha256=roster)
+
+    for policy, seed, run in ((b"p", 0, "a"), (b"p", 0, "a"), (b"p", 1, "b"), (b"q", 0, "b")):
+        agree(policy, seed, run)
+    with pytest.raises(ProtocolAborted, match="seed 0 of this client's policy belongs to run aaaaaaaaaaaa"):
+        agree(b"p", 0, "b")
+    with pytest.raises(ProtocolAborted, match="roster: run aaaaaaaaaaaa began with another one"):
+        agree(b"p", 0, "a", roster=b"with new members")
+
+
+def test_all_attempts_at_a_round_send_what_the_first_one_kept(journal):
+    """Training that does not repeat would else give two sums whose difference is one client's alone."""
+    for attempt, value in ((1, b"first"), (2, b"second")):
+        context = f"attempt {attempt}".encode()
+        journal.begin(asked(attempt=attempt, context=context))
+        assert journal.keep_sent(context, run="run", round=0, values={"u": value}) == {"u": b"first"}
+    assert journal.sent(run="run", round=0) == {"u": b"first"}
+
+
+def test_training_that_ends_after_its_attempt_keeps_nothing(journal):
+    journal.begin(asked())
+    journal.begin(asked(attempt=2, context=b"second"))
+    with pytest.raises(ProtocolAborted, match="ended while its update was computed"):
+        journal.keep_sent(b"first", run="run", round=0, values={"u": b"late"})
+    assert journal.sent(run="run", round=0) == {}
+
+
+def test_what_is_sent_is_kept_for_the_last_two_rounds(journal):
+    for number in range(4):
+        context = bytes([number])
+        journal.begin(asked(round=number, context=context))
+        journal.keep_sent(context, run="run", round=number, values={"u": context})
+    assert journal.sent(run="run", round=3) == {"u": b"\x03"}
+    assert journal.sent(run="run", round=2) == {"u": b"\x02"}
+    assert journal.sent(run="run", round=1) == {}
+    assert journal.sent(run="other", round=3) == {}
+
+
+def test_a_rounds_cosines_are_opened_once(journal):
+    journal.open_once(run="run", round=0)
+    journal.open_once(run="run", round=1)
+    with pytest.raises(ProtocolAborted, match="round 0: its cosines were opened before"):
+        journal.open_once(run="run", round=0)
+
+
+def test_a_journal_that_was_put_back_is_noticed_where_something_else_remembers(journal, tmp_path):
+    journal.begin(asked())
+    copy = tmp_path / "copy"
+    shutil.copy2(journal.file, copy)
+    release(journal)
+    journal.note_ledger(3)
+    remembered = journal.sequence()
+    journal.check_not_older(sequence=remembered, ledger_events=3)
+    with pytest.raises(ProtocolAborted, match="privacy ledger: has 2 events, and had 3; it was put back"):
+        journal.check_not_older(sequence=remembered, ledger_events=2)
+    journal.note_ledger(2)  # never counts down
+    with pytest.raises(ProtocolAborted, match="privacy ledger"):
+        journal.check_not_older(ledger_events=2)
+    os.replace(copy, journal.file)
+    with pytest.raises(ProtocolAborted, match="journal: was written 1 times, and 3 times when last used"):
+        journal.check_not_older(sequence=remembered, ledger_events=3)
+    journal.check_not_older()  # nothing else remembers: it cannot be noticed
+
+
+def test_a_key_whose_journal_is_missing_answers_nothing(tmp_path):
+    with pytest.raises(ConfigError, match=r"a\.journal: cannot be read: .* put it back, or make a new key"):
+        Journal(folder=tmp_path, client="a")
+
+
+def test_a_journal_is_its_owners_alone_and_never_overwritten(tmp_path):
+    file = create_journal(tmp_path, "a")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["a.journal"]
+    with pytest.raises(ConfigError, match="is there already; a journal is never overwritten"):
+        create_journal(tmp_path, "a")
+    file.chmod(0o640)
+    with pytest.raises(ConfigError, match="has mode 640; must be 600"):
+        Journal(folder=tmp_path, client="a")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        create_journal(tmp_path / "none", "a")
+    assert os.listdir(tmp_path) == ["a.journal"]
+
+
+def test_another_clients_journal_and_one_of_another_version_are_refused(tmp_path):
+    create_journal(tmp_path, "a").rename(journal_file(tmp_path, "b"))
+    with pytest.raises(ConfigError, match="is not the journal of b"):
+        Journal(folder=tmp_path, client="b")
+
+
+def test_a_damaged_journal_ends_the_attempt_and_not_the_secret(journal):
+    raw = bytearray(journal.file.read_bytes())
+    raw[:100] = bytes(100)
+    journal.file.write_bytes(raw)
+    with pytest.raises(ProtocolAborted, match="cannot be used: file is not a database; what was answered"):
+        journal.begin(asked())
+    with pytest.raises(ProtocolAborted, match="cannot be used"):
+        Journal(folder=journal.folder, client="a")
