@@ -106,8 +106,9 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
 def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
     """`encode_records` where nobody may learn from an error what a record says.
 
-    A record that cannot be encoded, for whatever reason, becomes an item without tokens: whoever made the
-    tokenizer can make it fail for texts of their choice.
+    A record that cannot be encoded, whatever is raised, becomes an item without tokens: whoever made the
+    tokenizer can make it fail for texts of their choice. Not covered: native code that ends the process;
+    tokenizers that grow a text without bound are refused before (`check_tokenizer`).
     """
     try:
         return encode_records(records, tokenizer, max_tokens=max_tokens)
@@ -143,7 +144,11 @@ def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.devic
 
 
 def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean over records of the mean over their response tokens, in nats; records do not couple.
+    """Mean over records of the mean over their response tokens, in nats.
+
+    What is done here with the model's outputs adds records up and no more. Whether the model keeps the rows
+    of a batch apart is the model's affair: most do, up to rounding; some stretch positions with the longest
+    row. Where one record must not touch another's gradient, call it with one record.
 
     The LM head runs only at positions that some record of the batch needs: with a large vocabulary it
     costs more memory than all the rest. Cross entropy is taken in float32.

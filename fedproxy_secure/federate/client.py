@@ -66,8 +66,9 @@ class LocalClient:
     `on_trained` is told the round, the update and which records were drawn, for evaluation.
 
     Guarantees: with `privacy`, a round's update is (epsilon, delta)-DP in the client's records as its
-    ledger says, and its `loss` and `truncated` are 0. What the server makes of updates (trimming, weights,
-    conflict, plug-in) is post-processing. Not covered: how many records there are, and how long it takes.
+    ledger says, under what `private_training` says that it rests on; its `loss` and `truncated` are 0. What
+    the server makes of updates (trimming, weights, conflict, plug-in) is post-processing. Not covered: how
+    many records there are, how long it takes, a process that native code ends.
     """
 
     name: str
@@ -264,8 +265,10 @@ def _inputs_sha256(
 def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalClient:
     """Client `index` of a job, its records read and encoded, on the proxy in `model_folder`.
 
-    Clients of one process share one copy of the model. The proxy is loaded and checked before any record is
-    read; with `privacy.unit` record no error depends on what a record says.
+    Clients of one process share one copy of the model. The proxy, its tokenizer included, is loaded and
+    checked before any record is read. With `privacy.unit` record, no exception that encoding a record
+    raises is passed on; errors of reading the client's own files are, and so is how many records there are.
+    Not excluded by proof: native code of the tokenizer that ends the process on some text.
 
     Raises `ProtocolAborted` for a proxy that loads as another than the job names, `DataError` and
     `ModelError` as `load_proxy`, `DataError` for records that cannot be used.

@@ -1,4 +1,4 @@
-"""DP-SGD on a client's adapter (Abadi et al. 2016), with Opacus's per-record gradients and clipping.
+"""DP-SGD on a client's adapter (Abadi et al. 2016), with gradients of single records and Opacus's clipping.
 
 Each step takes a Poisson sample of the records, clips every record's gradient to `clip_norm`, adds Gaussian
 noise of `noise_multiplier x clip_norm` to their sum and divides by the *expected* number of records. What
@@ -8,14 +8,20 @@ A record whose gradient cannot be taken, for whatever reason, counts as one whos
 nobody is told: whoever made the model could make it so for records with a token of its choice. What is
 wrong with the model for all records, `check_private` and `check_fits` find before round 0, on made-up ones.
 
-Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the records, for
-neighbours that differ by one record being there or not; an empty sample is a step like any other. Whether a
-call ends in an error, and its text, follow from settings, from noisy sums or from the machine, never from a
-record's own gradient. Not covered: the returned loss, which is for the client's own eyes; how long a step
-takes; a machine whose memory is too small for some samples.
+A record's gradient comes from a pass of its own (`record_gradients`): what one record says, or how long it
+is, cannot change another's. So one record more or less moves the sum of the clipped gradients by at most
+one clip, whatever the model was made for.
 
-Opacus's ghost clipping gives the same gradients without holding them per record; for adapters, whose
-gradients are small beside the activations, it is slower and saves nothing (`make bench-dp`).
+Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records,
+for neighbours that differ by one record being there or not; an empty sample is a step like any other. It
+holds for real numbers: in floating point the sum of the clipped gradients rounds. It rests on two things
+beside: the model keeps nothing of a pass for the next, which `check_model` and `check_fits` look for but do
+not prove, and the tokenizer encodes each record by itself. No exception of a record's pass is passed on:
+whether a call ends in an error, and its text, follow from settings, from noisy sums or from the machine.
+
+Not covered: the returned loss, which is for the client's own eyes; how long a step takes; a machine whose
+memory is too small for some samples; native code that ends the process on a pass of some record, which no
+proof excludes.
 """
 
 from __future__ import annotations
@@ -38,13 +44,13 @@ from fedproxy_secure.federate.adapters import trained_parameters
 from fedproxy_secure.federate.record_gradients import (
     OF_THE_MACHINE,
     Loss,
-    hooked,
-    pass_gradients,
+    record_gradient,
     record_gradients,
 )
 
 log = logging.getLogger(__name__)
-LARGEST_PASS = 1.25  # records in one forward pass, over the expected batch; larger samples are split
+LARGEST_PASS = 1.25  # records whose gradients are held at once, over the expected batch
+SAME_GRADIENT = 0.01  # length of a difference over the gradient's; accelerators do not repeat sums exactly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ class RecordNoise:
 
 
 def check_private(tuned: nn.Module) -> None:
-    """Raise `ConfigError` for a model in which Opacus cannot take a record's gradient."""
+    """Raise `ConfigError` for a model with layers that Opacus refuses, as some keep records in buffers."""
     from opacus.grad_sample import GradSampleModule
 
     if wrong := GradSampleModule.validate(tuned):
@@ -67,7 +73,9 @@ def check_private(tuned: nn.Module) -> None:
 def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> None:
     """Raise `ModelError` for a model that cannot take a gradient of every record there may be.
 
-    No record is looked at: two made-up ones are tried, of different lengths.
+    No record is looked at: two made-up ones are tried, of 3 tokens and of `longest`. The short one must
+    have the same gradient before and after the long one (up to `SAME_GRADIENT`), and neither may change a
+    buffer of the model: a model that remembers records couples them.
 
     Args:
         tokens: one more than the largest token that the tokenizer can give.
@@ -82,18 +90,32 @@ def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> N
     if positions is not None and positions < longest:
         raise ModelError(f"proxy: has {positions} positions; must have {longest} (data.max_tokens)")
     short = Encoded(ids=(0, rows - 1, 0), response_start=1)
-    long = Encoded(ids=(rows - 1,) * 8, response_start=2)
-    _rehearse(tuned, [short, long], pad_id)
+    long = Encoded(ids=(rows - 1,) * longest, response_start=2)
+    first, kept = _rehearsed(tuned, short, pad_id)
+    _, after = _rehearsed(tuned, long, pad_id)
+    again, _ = _rehearsed(tuned, short, pad_id)
+    same_buffers = kept.keys() == after.keys() and all(torch.equal(kept[n], after[n]) for n in kept)
+    if not same_buffers or float((again - first).norm()) > SAME_GRADIENT * float(first.norm()):
+        raise ModelError("proxy: a record changes what becomes of the next; must keep nothing of a pass")
 
 
-def _rehearse(tuned: nn.Module, items: Sequence[Encoded], pad_id: int) -> None:
+def _rehearsed(
+    tuned: nn.Module, item: Encoded, pad_id: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A made-up record's gradient, flat, with the same masks of dropout each time; the buffers after it."""
     parameters = trained_parameters(tuned)
     device = parameters[0].device
-    batch = training_batch(items, pad_id=pad_id, device=device)
+
+    def loss(_: np.ndarray) -> torch.Tensor:
+        return batch_loss(tuned, training_batch([item], pad_id=pad_id, device=device))
+
     tuned.train()
     try:
-        with hooked(tuned), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            pass_gradients(lambda _: batch_loss(tuned, batch), np.arange(len(items)), parameters)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            _, gradients = record_gradient(loss, 0, parameters)
+        buffers = {name: buffer.detach().clone() for name, buffer in tuned.named_buffers()}
+        return torch.cat([g.reshape(-1).float() for g in gradients]), buffers
     except OF_THE_MACHINE:
         raise
     except Exception as error:
@@ -174,16 +196,16 @@ def private_steps(
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
     usable: Callable[[int], bool] | None = None,
 ) -> float:
-    """DP-SGD on any module whose layers Opacus knows; see `train_privately`.
+    """DP-SGD on any module; see `train_privately`.
 
-    `loss` runs `module` itself on the chosen records and must not couple them. A record that is not
-    `usable` never reaches it, and counts like one for which it fails.
+    `loss` is asked for one record at a time. A record that is not `usable` never reaches it, and counts
+    like one for which it fails.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     expected = private.sampling_rate * records
     guard = _noisy_optimizer(optimizer, private, noise, expected)
     total, seen, failed = 0.0, 0, 0
-    with hooked(module):
+    try:
         for step in range(steps):
             guard.zero_grad(set_to_none=True)
             drawn = noise.poisson_sample(records, private.sampling_rate)
@@ -191,11 +213,13 @@ def private_steps(
                 drawn if usable is None else drawn[np.array([usable(int(i)) for i in drawn], dtype=bool)]
             )
             failed += len(drawn) - len(chosen)
-            passes = np.array_split(chosen, math.ceil(len(chosen) / max(1.0, LARGEST_PASS * expected)) or 1)
-            for number, part in enumerate(passes):
-                value, lost = record_gradients(module, loss, part, parameters)
+            parts = np.array_split(chosen, math.ceil(len(chosen) / max(1.0, LARGEST_PASS * expected)) or 1)
+            for number, part in enumerate(parts):
+                gradients, value, lost = record_gradients(loss, part, parameters)
+                for p, gradient in zip(parameters, gradients, strict=True):
+                    p.grad_sample = gradient  # type: ignore[attr-defined]
                 total, seen, failed = total + value, seen + len(part) - lost, failed + lost
-                last = number == len(passes) - 1
+                last = number == len(parts) - 1
                 guard.signal_skip_step(not last)
                 if last and guard.pre_step():
                     _add(parameters, pull)
@@ -204,6 +228,11 @@ def private_steps(
                 elif not last:
                     guard.step()  # clips and adds up, no more
                     guard.zero_grad(set_to_none=True)
+    finally:
+        for p in parameters:
+            p.grad = None
+            for name in ("grad_sample", "summed_grad"):
+                p.__dict__.pop(name, None)
     if failed:
         log.info("%s: %d times a drawn record gave no gradient and counted as zero", who, failed)
     return total / max(seen, 1)

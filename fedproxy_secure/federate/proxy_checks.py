@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fedproxy_secure.errors import ModelError
+from fedproxy_secure.errors import DataError, ModelError
 from fedproxy_secure.federate.proxy_digest import persistent_buffers
+from fedproxy_secure.federate.proxy_files import check_rope
 from fedproxy_secure.llm import Tokenizer, blocks_of
 from fedproxy_secure.quoting import quoted
 
@@ -51,6 +52,21 @@ def check_shapes(model: nn.Module, tokenizer: Tokenizer, *, max_tokens: int) -> 
     longest = next((v for n in _LENGTHS if isinstance(v := getattr(config, n, None), int)), max_tokens)
     if longest < max_tokens:
         raise ModelError(f"proxy: takes {longest} tokens; must take {max_tokens} (data.max_tokens)")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise `DataError` for a model, as built, in which one row of a batch changes what becomes of another.
+
+    Looked at: the kinds of positions in every module and configuration, and normalisation over a batch. Not
+    found by it: mixtures of experts with room for so many tokens of a batch, of which transformers 5.23 has
+    none among causal LMs; training under record-level privacy does not rely on it.
+    """
+    for module in model.modules():
+        kind = vars(module).get("rope_type")
+        for one in kind.values() if isinstance(kind, dict) else [kind]:
+            check_rope(one)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise DataError("proxy: normalises over a batch; must keep its rows apart")
 
 
 def _rows(layer: Any, what: str) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.federate.proxy_tokenizer import check_tokenizer
 from fedproxy_secure.quoting import quoted
 from fedproxy_secure.untrusted import read_json
 
@@ -57,6 +58,11 @@ _STEERING = frozenset(
         "use_kernels",
     }
 )
+# how positions enter attention. What `longrope` and `dynamic` make of a token depends on the longest row of
+# the batch, so one record would change what becomes of the others
+ROPE_TYPES = frozenset({"default", "linear", "llama3", "proportional", "yarn"})
+_ROPE = frozenset({"rope_parameters", "rope_scaling"})
+_BY_LENGTH = frozenset({"long_factor", "long_mscale", "short_factor", "short_mscale"})
 # settings of tokenizer_config.json that name files or stand in for tokenizer.json
 _TOKENIZER_STEERING = frozenset(
     {
@@ -154,6 +160,7 @@ def check_folder(folder: Path) -> None:
     else:
         raise DataError(f"proxy: must have {WEIGHTS} alone, or {INDEX} with its shards")
     _check_config(_object(folder / CONFIG))
+    check_tokenizer(_object(folder / TOKENIZER))
     if TOKENIZER_CONFIG in names:
         _check_tokenizer_config(_object(folder / TOKENIZER_CONFIG))
 
@@ -181,6 +188,22 @@ def _check_config(config: dict[str, Any]) -> None:
     for key, value in _settings(config):
         if key in _STEERING and value is not None:
             raise DataError(f"proxy file {CONFIG}: {key!r} is not allowed; it leads outside of the folder")
+        if key in _BY_LENGTH and value is not None:
+            raise DataError(f"proxy file {CONFIG}: {key!r} is not allowed; rows of a batch would couple")
+        if key == "rope_type":
+            check_rope(value)
+        elif key in _ROPE and isinstance(value, dict):
+            for kind in (value, *(inner for inner in value.values() if isinstance(inner, dict))):
+                check_rope(kind.get("type"))
+
+
+def check_rope(kind: object) -> None:
+    """Raise `DataError` for positions that depend on the longest row of a batch; None is allowed."""
+    if kind is not None and (not isinstance(kind, str) or kind not in ROPE_TYPES):
+        raise DataError(
+            f"proxy: its rope_type is {quoted(kind)}; must be one of {', '.join(sorted(ROPE_TYPES))}, "
+            "which do not depend on the longest record of a batch"
+        )
 
 
 def _check_tokenizer_config(config: dict[str, Any]) -> None:

@@ -23,12 +23,13 @@ from torch import nn
 
 from fedproxy_secure.data.encode import ENDS_THE_PROCESS
 from fedproxy_secure.errors import FedProxyError, ModelError
-from fedproxy_secure.federate.proxy_checks import check_finite, check_runs, check_shapes
+from fedproxy_secure.federate.proxy_checks import check_finite, check_model, check_runs, check_shapes
 from fedproxy_secure.federate.proxy_digest import loaded_sha256, persistent_buffers
 from fedproxy_secure.federate.proxy_files import CONFIG, TOKENIZER_CONFIG, check_folder
+from fedproxy_secure.federate.proxy_tokenizer import check_tokenizer
 from fedproxy_secure.llm import Tokenizer, load_tokenizer, pick_device, pick_dtype, without_library_bars
 from fedproxy_secure.quoting import one_line, quoted
-from fedproxy_secure.untrusted import read_json
+from fedproxy_secure.untrusted import parse_json, read_json
 
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _PLAIN = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64"})  # of buffers that are no weights
@@ -55,6 +56,8 @@ def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: st
     place = pick_device(device)
     try:
         model, tokenizer = _load_stored(folder.resolve())
+        check_model(model)
+        check_tokenizer(parse_json(tokenizer.backend_tokenizer.to_str()))  # files may be read in two ways
         check_shapes(model, tokenizer, max_tokens=max_tokens)
         check_finite(model)
         sha256 = loaded_sha256(model, tokenizer)

@@ -1,4 +1,4 @@
-"""A proxy cannot load anything but its own files, nor fail on some records only."""
+"""A proxy cannot load anything but its own files, nor fail on some records only, nor couple records."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import DataError, FedProxyError, ModelError, ProtocolAborted
 from fedproxy_secure.federate.client import build_client, with_proxy
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.proxy_checks import check_model
 from fedproxy_secure.federate.proxy_files import check_folder
 from fedproxy_secure.federate.proxy_model import load_proxy
 from fedproxy_secure.flower import proxy_store
@@ -416,6 +417,101 @@ def test_a_response_too_long_for_a_tokenizer_made_for_it_does_not_tell(world, tm
     assert client.items[12].ids == ()
     update = client.train(round=0, start=start_of(client))
     assert torch.isfinite(torch.from_numpy(update.update)).all()
+
+
+def edit_tokenizer(folder, **changes):
+    return edit_json(folder / "tokenizer.json", **changes)
+
+
+def replace_part(word, content):
+    return {"type": "Replace", "pattern": {"String": word}, "content": content}
+
+
+GROWING = {  # a word of 7 letters becomes 2.5e14, and the process ends where it is read
+    "type": "Sequence",
+    "normalizers": [
+        replace_part("Mallory", "\x01" * 4000),
+        replace_part("\x01", "\x02" * 4000),
+        replace_part("\x02", "\x03" * 4000),
+        replace_part("\x03", "x" * 4000),
+    ],
+}
+LONG_WORD = replace_part("Mallory", "x" * 40)
+SEARCHING = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"normalizer": GROWING}, "Replace: content must be a word of at most 64"),
+        ({"normalizer": LONG_WORD}, None),  # grows by less than the bound: see the models that couple
+        ({"pre_tokenizer": SEARCHING}, "its regular expression"),
+    ],
+    ids=["grows", "grows little", "searches for ever"],
+)
+def test_a_tokenizer_that_ends_the_process_on_a_word_is_refused_before_records_are_read(
+    world, tmp_path, changes, line
+):
+    job, folder = world
+    edit_tokenizer(folder, **changes)
+    if line is None:
+        assert says(with_proxy(job, folder), folder) == "built"
+        return
+    refused(folder, line, DataError)
+    private = replace(job, privacy=job.privacy.model_copy(update=RECORD_DP), data_root="/nowhere")
+    for one in (job, private):
+        assert says(one, folder).startswith("DataError: proxy's tokenizer: ")
+        with pytest.raises(DataError, match=r"^proxy's tokenizer: "):
+            with_proxy(one, folder)
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_refused(proxy):
+    """Training would not be repeatable: the same noise would serve other gradients."""
+    raw = json.loads((proxy / "tokenizer.json").read_text())
+    edit_tokenizer(proxy, model=raw["model"] | {"dropout": 0.1})
+    refused(proxy, "has dropout; must have none", DataError)
+    edit_tokenizer(proxy, model=raw["model"] | {"dropout": 0.0})
+    load(proxy)
+
+
+ROPE = {"rope_theta": 10_000.0, "factor": 2.0, "original_max_position_embeddings": 45}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [0.02] * 4, "attention_factor": 1.0}
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("named", ["rope_type", "type"])
+@pytest.mark.parametrize("kind", ["longrope", "dynamic", "su", ["default"]])
+@pytest.mark.parametrize("deep", [False, True], ids=["all layers", "of some layers"])
+def test_positions_that_depend_on_the_longest_record_of_a_batch_are_refused(proxy, key, named, kind, deep):
+    rope = {**ROPE, named: kind}
+    edit_json(proxy / "config.json", **{key: {"full_attention": rope} if deep else rope})
+    refused(proxy, "its rope_type is .*; must be one of default, linear", DataError)
+
+
+def test_factors_by_length_are_refused(proxy):
+    edit_json(proxy / "config.json", rope_parameters={**ROPE, **FACTORS, "rope_type": "yarn"})
+    refused(proxy, "_factor' is not allowed; rows of a batch would couple", DataError)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "yarn", "llama3"])
+def test_positions_that_depend_on_a_token_s_place_alone_are_allowed(proxy, kind):
+    more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    edit_json(proxy / "config.json", rope_parameters={**ROPE, **more, "rope_type": kind})
+    load(proxy)
+
+
+def test_what_a_model_was_built_with_is_looked_at_too(proxy):
+    model = load(proxy).model
+    check_model(model)
+    rotary = model.model.rotary_emb
+    for kind in ("dynamic", {"sliding_attention": "default", "full_attention": "longrope"}):
+        rotary.rope_type = kind
+        with pytest.raises(DataError, match="its rope_type is"):
+            check_model(model)
+    rotary.rope_type = "default"
+    model.extra = torch.nn.BatchNorm1d(4)
+    with pytest.raises(DataError, match="normalises over a batch"):
+        check_model(model)
 
 
 def start_of(client):
