@@ -262,11 +262,13 @@ def provision(
 ) -> None:
     """Make the roster and, for each client, a private key, its journal and its policy.
 
-    The keys serve federations on this machine: use them with `--set protect.keys=DIR`. Without, `run` makes
-    fresh keys every time. Clients on machines of their own make their keys there, and only the public halves
-    come together in the roster. A journal remembers what its key has answered and stays beside it for good.
-    A policy, `NAME.policy.yaml`, says all that a server may ask of a client: read it, set where the records
-    lie, and start the node with `--node-config 'policy="NAME.policy.yaml"'`.
+    The keys serve federations on this machine: use them with `--set protect.keys=DIR`. Without, `run`
+    makes fresh keys every time. Clients on machines of their own make their keys there, and only the public
+    halves come together in the roster.
+
+    A journal remembers what its key has answered and stays beside it for good. A policy, NAME.policy.yaml,
+    says all that a server may ask of a client: read it, set where the records lie, and start the node with
+    `--node-config 'policy="NAME.policy.yaml"'`.
 
     Example: `fedproxy-secure provision quickstart --out keys`
     """

@@ -167,8 +167,8 @@ class ProtectConfig(_Strict):
     `unsafe_plaintext`: it sees every update. Under masking a rule that elects signs (h_ties, ties) works at
     a `granularity`: `block` reveals one variance a block besides the sum, `coordinate` counts of signs too.
     H-TIES' `weights` come from cosines between clients: `uniform` does without, `self` takes each client's
-    with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all; it holds
-    against a server that follows the protocol alone.
+    with the last step, `encrypted_gram` (extra `ckks`) has the clients, all of them, learn them all; it
+    holds against a server that follows the protocol alone.
 
     Clients hold the server to two more: no sum of fewer than `min_cohort`; with `refuse_differencing` none
     over survivors that differ by exactly one client from those of an earlier sum: after a drop-out the run

@@ -1,8 +1,9 @@
 """Servers that deviate, as grids around a grid, to be tried against installed clients.
 
-`SnapshotGrid` delivers as Flower does: messages that are pushed together see the same copy of a node's
-state, and what each leaves there is stored after its reply. `TwoInboxes` is the attack that this makes
-possible against a client whose steps are counted in that state.
+`SnapshotGrid` delivers as Flower may: messages that are pushed together see the same copy of a node's
+state, and what each leaves there is stored after its reply. (In our runs a SuperNode of Flower 1.41
+answered those of one run one after another; nothing promises it.) `TwoInboxes` is the attack that this
+makes possible against a client whose steps are counted in that state.
 """
 
 from __future__ import annotations

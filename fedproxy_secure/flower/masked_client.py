@@ -319,7 +319,8 @@ class _Sent:
         before = self.read(self.terms.round - 1)
         if before is None or before.start.shape != adapter.shape:
             return None
-        return adapter - before.start
+        step: np.ndarray = adapter - before.start
+        return step
 
     def _opened(self, stored: Mapping[str, bytes], number: int) -> _Kept:
         raw = {n: attempt.unseal(self.identity, v, f"{n}|{number}") for n, v in stored.items()}

@@ -13,7 +13,11 @@ from tests.support.recorded import prepared
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_flowers_processes_answer_two_messages_at_once_once(tmp_path, monkeypatch):
-    """SuperNodes answer messages side by side; their clients' journals let one of the two pass."""
+    """Also where a SuperNode answers them one after another, as Flower 1.41 does within one of its runs.
+
+    Overlapping processes are in `tests/security/test_parallel_messages.py`; this shows that the journal and
+    the policy are found and used by clients that Flower starts anew for every message.
+    """
     monkeypatch.setenv("PYTHONPATH", ".")
     job, proxy, initial = prepared(
         tmp_path,

@@ -88,7 +88,8 @@ def attacked(world, grid_kind):
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         sizes = initial.sizes.tolist()
         grid = TwoInboxes(grid_kind(client_app.app, 5), job=keyed, sizes=sizes, victim="c2")
-        truth = build_client(with_proxy(job, folder), 2, folder).train(round=0, start=initial.adapter).update
+        victim = build_client(with_proxy(job, folder), 2, folder)
+        truth = victim.train(round=0, start=initial.adapter).update
         try:
             serve(grid, keyed, folder, initial)
             ended = "normally"

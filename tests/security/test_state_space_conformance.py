@@ -4,6 +4,7 @@ Clients, journals and Flower's records are the project's own; after every messag
 off the masked vectors is taken off, and all combinations are tried.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -242,7 +243,7 @@ class AnyCohort(Held):
 
     def begin(self, asked):
         with writing(self.file) as database:
-            database.execute("UPDATE rounds SET cohort = ?", (str(list(asked.cohort)).replace("'", '"'),))
+            database.execute("UPDATE rounds SET cohort = ?", (json.dumps(sorted(asked.cohort)),))
         super().begin(asked)
 
 

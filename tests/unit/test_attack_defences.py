@@ -216,7 +216,8 @@ def test_a_round_that_loses_more_than_the_least_cohort_allows_is_aborted(world):
 def accepts(asked, least):
     plan, (_, roster) = ring(5, 8), identities(5)
     terms = replace(terms_for(plan, roster), threshold=asked)
-    own = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1, min_cohort=least)
+    settings = terms.settings_sha256
+    own = Policy(roster=roster, settings_sha256=settings, colluders=0, rounds=1, min_cohort=least)
     own.check(terms, name="c00", broadcast_sha256=terms.broadcast_sha256, plan=plan)
 
 
