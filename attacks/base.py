@@ -220,6 +220,7 @@ _OWN = (
     "attacks.membership.canaries",
     "attacks.audit.suite_entries",
     "attacks.integrity.active_server",
+    "attacks.integrity.trapped_proxy",
     "attacks.integrity.passive_sums",
     "attacks.integrity.masked_words",
     "attacks.integrity.mask_seeds",

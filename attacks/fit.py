@@ -21,8 +21,9 @@ def possible_surfaces(model: ThreatModel) -> frozenset[str]:
 
 
 def fits(one: Attack, model: ThreatModel) -> bool:
-    """Whether some run could give the attack what it needs."""
-    return any(needed <= possible_surfaces(model) for needed in one.info.needs)
+    """Whether some run could give the attack what it needs, and the adversary is one that it is for."""
+    played = not one.info.by or any(getattr(model, party) for party in one.info.by)
+    return played and any(needed <= possible_surfaces(model) for needed in one.info.needs)
 
 
 def fitting(one: Attack) -> list[str]:

@@ -75,6 +75,13 @@ def every() -> dict[str, ThreatModel]:
         lambda: (server.HONEST_BUT_CURIOUS_SERVER, server.ACTIVE_SERVER),
         lambda: (clients.MALICIOUS_CLIENT, clients.COLLUDING_CLIENTS, clients.SERVER_WITH_CLIENTS),
         lambda: (outsider.NETWORK_EAVESDROPPER, outsider.API_USER),
+        lambda: (
+            server.ACTIVE_SERVER_WITH_CLIENTS,
+            server.PARALLEL_SERVER,
+            server.MALICIOUS_PROXY,
+            server.SYBILS,
+        ),
+        lambda: (clients.LYING_CLIENTS, outsider.ACTIVE_NETWORK),
         *(_loaded(point) for point in entry_points(group=GROUP)),
     ]
     found: dict[str, ThreatModel] = {}

@@ -18,7 +18,7 @@ def list_command() -> None:
         from threat_models import every
 
         for name, model in every().items():
-            typer.echo(f"{name:<22} {model.title}")
+            typer.echo(f"{name:<27} {model.title}")
 
 
 @app.command()

@@ -14,6 +14,28 @@ NETWORK_EAVESDROPPER = ThreatModel(
     ),
     non_goals=("traffic analysis",),
 )
+ACTIVE_NETWORK = ThreatModel(
+    name="active_network",
+    title="network that alters, drops and replays messages",
+    network=True,
+    active=True,
+    knowledge="proxy only",
+    capabilities=(
+        "all that the eavesdropper can",
+        "alters, drops, delays, repeats and replays messages, and puts in its own, in both directions",
+    ),
+    assumptions=(
+        "there is no TLS, or it is broken: with TLS and Flower's node authentication it can drop and delay "
+        "messages, no more",
+        "the roster came another way; client keys and the server's host are not its own",
+    ),
+    non_goals=(
+        "availability: a round whose messages are dropped ends",
+        "unsafe_plaintext: nothing signs an update there, so an altered one enters the mean",
+        "what it could ask for in the server's place: see active_server",
+        "traffic analysis",
+    ),
+)
 API_USER = ThreatModel(
     name="api_user",
     title="user of the fused LLM",

@@ -1,10 +1,12 @@
 """A10: a server that deviates, against the masking protocol as installed and against known-bad clients.
 
 Key swap, split views of who survived (a client in both sets), a lowered threshold, altered, repeated and
-reordered messages: the protocol's own must-fail attempts (`fedproxy_secure.secagg.selftest`). Another
-adapter for one client than for the others: `attacks.integrity.inconsistency`, played with the recorded
-clients' records. Each must end in an abort or in the exact sum of the others; against clients with one
-check taken out the same attack must read a client's vector, or it proves nothing.
+reordered messages; messages at once, runs begun again, disks put back; proxies whose files lie; Sybils that
+join: the installation's own must-fail attempts, those that are the view's adversary's
+(`attacks.integrity.protocol_attempts`). Another adapter for one client than for the others:
+`attacks.integrity.inconsistency`, played with the recorded clients' records. Each must end in an abort or
+in the exact sum of the others; against parties with one check taken out the same attack must read a
+client's vector, or it proves nothing.
 
 It plays rounds of its own: who is in a recording cannot deviate any more.
 """
@@ -31,6 +33,7 @@ from attacks.base import (
 )
 from attacks.integrity.inconsistency import CANARY_BIT, SUPPRESSION, played_round, silenced
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.integrity.protocol_attempts import asked, tried
 from attacks.statistics import share
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.record.view import View
@@ -38,6 +41,7 @@ from fedproxy_secure.report.estimate import Estimate
 
 READ = 0.99  # cosine with the victim's own numbers from which on they count as read
 RECORDS = 8  # of each client in a round that is played
+BROADCASTS = ("active_server", "active_server_with_clients")  # who may send one client another adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Attempts:
         chance=0.0,
         margin=0.01,
         mapping=SECURE_AGGREGATION,
+        by=("server", "network"),
     )
 )
 class SecaggActive(Attack):
@@ -77,9 +82,12 @@ class SecaggActive(Attack):
             raise NotApplicable("unsafe_plaintext: the server has every update; nothing to cheat for")
         if settings.protect.scheme == "ckks":
             raise NotApplicable("ckks: any client with the server opens every update, by design")
+        who, adversary = asked(view.threat_model)
+        if adversary not in BROADCASTS:
+            return Exam(question={}, answer={})
         box = white_box.load(view)
         records = {n: s.train[:RECORDS] for n, s in truth.clients.items()}
-        known_bad = view.threat_model == KNOWN_BAD
+        known_bad = who == KNOWN_BAD
         seen: dict[str, np.ndarray | str] = {}
         sent: dict[str, np.ndarray] = {}
         for attempt in (SUPPRESSION, CANARY_BIT):
@@ -108,19 +116,8 @@ class SecaggActive(Attack):
         budget: Budget,
         rng: np.random.Generator,
     ) -> Attempts:
-        """The sums are taken for the victim's; the protocol's own attempts are made here."""
-        from fedproxy_secure.secagg.selftest import findings
-
-        tried: dict[str, bool] = {}
-        for finding in findings():
-            budget.check()
-            bad_client, idle = KNOWN_BAD in finding.attempt, finding.adversary == "nobody"
-            wanted = KNOWN_BAD if bad_client else NOBODY if idle else "installed"
-            asked = view.threat_model if view.threat_model in (KNOWN_BAD, NOBODY) else "installed"
-            if wanted == asked:
-                read = finding.ok if bad_client else not finding.ok
-                tried[f"{finding.adversary}: {finding.attempt}"] = read
-        return Attempts(protocol=tried, read=question)
+        """The sums are taken for the victim's; the installation's own attempts are made here."""
+        return Attempts(protocol=tried(view.threat_model, budget), read=question)
 
     def score(self, guess: Attempts, answer: Mapping[str, np.ndarray]) -> tuple[Estimate, ...]:
         """Of all attempts."""
@@ -133,8 +130,8 @@ class SecaggActive(Attack):
         return (share(hits, n, metric=self.info.headline, seed=0),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same attempts against clients with one check taken out."""
-        return replace_view(view, threat_model=KNOWN_BAD), truth
+        """The same attempts against parties with one check taken out."""
+        return replace_view(view, threat_model=f"{KNOWN_BAD} {view.threat_model}"), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Nobody cheats: one honest round of the protocol."""

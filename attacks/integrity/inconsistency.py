@@ -80,7 +80,7 @@ def played_round(
     # ten times what a step can move: nothing is clipped
     plan = ring(len(records), len(adapter), clip=10 * max(settings.local.learning_rate, 1e-3))
     terms = terms_for(plan, roster, broadcast_sha256=sha256_of(adapter))
-    policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0)
+    policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
     maimed = np.where(mask, np.float32(0), adapter)
     updates: dict[str, np.ndarray] = {}
     refused = ""

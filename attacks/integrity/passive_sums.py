@@ -18,7 +18,7 @@ from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth,
 from attacks.statistics import auc_value, over_targets, share
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.secagg.granularity import unpack_signs
+from fedproxy_secure.secagg.signs import unpack_signs
 
 PARTS = 32  # of an update, judged one by one
 FLOAT32_SUMS = 2.5e-7  # relative error of sums and magnitudes as they are revealed

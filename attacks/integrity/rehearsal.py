@@ -1,32 +1,36 @@
 """A federation in memory, for attacks that need rounds which nobody recorded: poisoning, shadow rounds.
 
 The recorded clients train on their recorded records through the project's own client, and updates merge by
-the project's own fusion rules, in the clear or over sums of quantised updates as under masking. No messages
-flow: what masking adds besides rounding and clipping is not at stake here.
+the project's own fusion rules, in the clear or over sums as under masking, with what the server checks of a
+sum and of a step. No messages flow: what masking adds besides is not at stake here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from attacks.base import Budget
 from attacks.white_box import WhiteBox
-from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.config import AuditConfig, ClientConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate import fusion as rules
 from fedproxy_secure.federate.adapters import tensor_sizes
 from fedproxy_secure.federate.client import LocalClient
+from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.flower.masked_terms import largest_clip
+from fedproxy_secure.flower.step_bound import held, longest_step
 from fedproxy_secure.record.view import PublicSettings
 from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution, merge, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.sketch import LEAST_WEIGHT
 
 Craft = Callable[[np.ndarray, int], np.ndarray]  # (honest update, round) -> what is sent
-# what a client trained, by its name and a hash of its records
-FirstRound = dict[tuple[str, int], ClientUpdate]
+# what a client trained, by its name, its seed and a hash of its records
+FirstRound = dict[tuple[str, int, int], ClientUpdate]
 BITS = 32
 
 
@@ -42,9 +46,14 @@ class Rule:
 
 
 def client_of(
-    box: WhiteBox, settings: PublicSettings, name: str, items: Sequence[Encoded], steps: int | None = None
+    box: WhiteBox,
+    settings: PublicSettings,
+    name: str,
+    items: Sequence[Encoded],
+    steps: int | None = None,
+    seed: int | None = None,
 ) -> LocalClient:
-    """The project's client on these records; its adapter is the white box's."""
+    """The project's client on these records; its adapter is the white box's. `seed`: None for the run's."""
     local = settings.local if steps is None else settings.local.model_copy(update={"steps": steps})
     return LocalClient(
         name=name,
@@ -53,8 +62,35 @@ def client_of(
         truncated=0,
         pad_id=box.tokenizer.pad_token_id,
         local=LocalConfig.model_validate(local.model_dump()),
-        seed=settings.seed,
+        seed=settings.seed if seed is None else seed,
     )
+
+
+def job_of(settings: PublicSettings) -> FederationJob:
+    """The job of a run as far as it is public: its clients' records are not."""
+    return FederationJob(
+        seed=settings.seed,
+        clients=tuple(ClientConfig(name=n, task="classification") for n in settings.clients),
+        data_root=None,
+        max_tokens=settings.max_tokens,
+        adapter=settings.adapter,
+        local=settings.local,
+        fusion=settings.fusion,
+        federate=settings.federate,
+        protect=settings.protect,
+        privacy=settings.privacy,
+        audit=AuditConfig(),
+    )
+
+
+def lied_clip(rule: Rule, settings: PublicSettings, number: int) -> float | None:
+    """The clip of a round whose predecessors had a client that said, falsely, that values were clipped.
+
+    It doubles each time, up to what clients accept; settings that name a clip keep it.
+    """
+    if rule.clip is None or number == 0 or settings.protect.clip is not None:
+        return rule.clip
+    return max(rule.clip, min(rule.clip * 2.0**number, largest_clip(settings.local)))
 
 
 def rounds(
@@ -67,9 +103,15 @@ def rounds(
     rule: Rule,
     budget: Budget,
     crafts: Mapping[str, Craft] | None = None,
+    unclipped: Collection[str] = (),
+    seeds: Mapping[str, int] | None = None,
+    trace: list[np.ndarray] | None = None,
     first: FirstRound | None = None,
 ) -> np.ndarray:
     """The adapter, float32 [d], after `count` rounds; clients named in `crafts` send what it makes.
+
+    `unclipped`: clients whose words go into the ring as they are, and whose control words lie. `seeds`: of
+    clients that have others than the run's. `trace` gets each round's step.
 
     `first`: updates of the first round in earlier calls with this box, these settings and this start,
     looked up and added to: honest clients do the same in it whatever the rule and the play. Later rounds
@@ -83,39 +125,91 @@ def rounds(
         for name, items in sorted(records.items()):
             budget.check()
             seen = first if number == 0 else {}
-            key = (name, hash(tuple(items)))
+            seed = (seeds or {}).get(name, settings.seed)
+            key = (name, seed, hash(tuple(items)))
             if key not in seen:
-                seen[key] = client_of(box, settings, name, items).train(round=number, start=adapter)
+                client = client_of(box, settings, name, items, seed=seed)
+                seen[key] = client.train(round=number, start=adapter)
             update = seen[key]
             craft = (crafts or {}).get(name)
             if craft is not None:
                 changed = craft(update.update, number).astype(np.float32)
                 update = ClientUpdate(**{**vars(update), "update": changed})
             updates.append(update)
-        adapter = adapter + _merged(updates, rule, settings, sizes)
+        now = replace(rule, clip=lied_clip(rule, settings, number)) if unclipped else rule
+        step = _merged(updates, now, settings, sizes, adapter, unclipped)
+        if trace is not None:
+            trace.append(step)
+        adapter = adapter + step
     return adapter
 
 
 def _merged(
-    updates: Sequence[ClientUpdate], rule: Rule, settings: PublicSettings, sizes: tuple[int, ...]
+    updates: Sequence[ClientUpdate],
+    rule: Rule,
+    settings: PublicSettings,
+    sizes: tuple[int, ...],
+    adapter: np.ndarray,
+    unclipped: Collection[str],
 ) -> np.ndarray:
     fusion = settings.fusion
     tau = np.stack([u.update for u in updates]).astype(np.float32)
+    free = np.array([u.client in unclipped for u in updates])
     if rule.clip is not None:
-        tau = np.clip(tau, -rule.clip, rule.clip)
-    if rule.name == "fedavg":
-        return np.asarray(tau.mean(axis=0))
+        tau[~free] = np.clip(tau[~free], -rule.clip, rule.clip)
     if rule.name == "h_ties":
+        if rule.clip is not None:
+            tau = np.clip(tau, -rule.clip, rule.clip)
         analysis = rules.analyse(tau)
         return rules.h_ties(tau, analysis, rho=fusion.rho, r0=fusion.r0, delta=fusion.delta)
-    layout = Layout(sizes=sizes)
-    granularity: Granularity = "coordinate" if rule.name == "coordinate" else "block"
+    if rule.name == "fedavg" and rule.clip is None:
+        return np.asarray(tau.mean(axis=0))
+    layout, granularity = Layout(sizes=sizes), _GRANULARITY[rule.name]
     clip = rule.clip if rule.clip is not None else float(np.abs(tau).max()) + 1e-9
     own = segments_of(granularity, layout, clip=clip, clients=len(tau), bits=BITS)
     plan = RingPlan(bits=BITS, clients=len(tau), segments=own)
-    parts = [contribution(t, granularity, layout, plan) for t in tau]
+    parts = [
+        _words(t, granularity, layout, plan) if at_will else contribution(t, granularity, layout, plan)
+        for t, at_will in zip(tau, free, strict=True)
+    ]
     sums = {name: np.sum([p[name] for p in parts], axis=0) for name in parts[0]}
+    # the ring ends where the sum of all clips does; what goes beyond comes back from the other end
+    reach = 2 ** (BITS - 1) * plan.step_of(plan.segments[0])
+    sums["update"] = (sums["update"].astype(np.float64) + reach) % (2 * reach) - reach
+    weight = float(len(tau))
+    if settings.fusion.rule == "h_ties" and settings.protect.weights != "uniform":
+        weight -= float(free.sum()) * (1 - LEAST_WEIGHT)  # the least that the server takes from a liar
     merged = merge(
-        sums, granularity, layout, plan, clients=len(tau), weight=float(len(tau)), rho=fusion.rho, kept=1.0
+        sums, granularity, layout, plan, clients=len(tau), weight=weight, rho=fusion.rho, kept=1.0
     )
-    return merged.step
+    if rule.clip is None or settings.privacy.unit == "client":
+        return merged.step
+    most = longest_step(
+        job_of(settings),
+        adapter,
+        cohort=len(tau),
+        threshold=len(tau),
+        clients=len(tau),
+        weight=weight,
+    )
+    return held(merged.step, most)[0]
+
+
+_GRANULARITY: dict[str, Granularity] = {"fedavg": "plain", "coordinate": "coordinate", "block": "block"}
+
+
+def _words(
+    values: np.ndarray, granularity: Granularity, layout: Layout, plan: RingPlan
+) -> dict[str, np.ndarray]:
+    """What a client sends that does not clip, float [d] and what the granularity has besides.
+
+    It says squares of zero, so that its values are taken for agreement. Where signs are counted it keeps to
+    the clip: mass beyond what the counts allow would end the round.
+    """
+    if granularity == "coordinate":
+        clip = plan.segments[0].clip or 0.0
+        return contribution(np.clip(values, -clip, clip), granularity, layout, plan)
+    words = {"update": values}
+    if granularity == "block":
+        words["squares"] = np.zeros(len(layout.starts()))
+    return words

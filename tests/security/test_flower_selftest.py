@@ -139,6 +139,13 @@ def test_under_record_level_privacy_a_proxy_that_overflows_for_a_token_fails_nob
         proxies.overflows_for_a_token(world, privacy=changed)
 
 
+def test_clients_that_refuse_differences_stop_what_two_seeds_of_a_policy_would_tell(world, heard):
+    assert "reads all 2048 numbers of c3's update" in renewed.other_seed(world, allowed=True)
+    with pytest.raises(ProtocolAborted, match="confirm: 0 of 3 clients"):
+        renewed.other_seed(world, allowed=True, refuse_differencing=True)
+    assert "an earlier sum differs by one client" in heard.take()
+
+
 def test_the_tokens_read_off_a_masked_sum_are_true(world):
     said = proxies.traps_in_a_sum(world)
     assert "in somebody's records and" in said

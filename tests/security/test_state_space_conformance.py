@@ -46,6 +46,11 @@ def expected_sums(case, members):
     return {tuple(support >> i & 1 for i in range(case.honest)) for support in verdict.supports}
 
 
+def differs(member, message):
+    """Whether a message is another one than for the attempt under way: survivors are named without it."""
+    return message.kind != "confirm" or member.sessions[message.attempt] or not any(member.sessions)
+
+
 def changed(members, me, member):
     return (*members[:me], member, *members[me + 1 :])
 
@@ -69,6 +74,8 @@ def walked(case, folder, *, refusals):
                 after = decide(case, me, members[me], message)
                 if after is None or not sendable(case, members, me, message):
                     if me or (members[0], message) in met or number % refusals:
+                        continue
+                    if not differs(members[0], message):
                         continue
                     met.add((members[0], message))
                     real.load(saved)
@@ -177,7 +184,7 @@ class HostileServer(RuleBasedStateMachine):
     def something_is_sent(self, data):
         """Anything, or what is next, but after another job was set up."""
         me, seed = data.draw(st.integers(0, self.case.honest - 1)), data.draw(st.sampled_from((0, 0, 1)))
-        choice = self.acceptable(me) if seed else self.all
+        choice = self.acceptable(me) if seed else [m for m in self.all if differs(self.members[me], m)]
         if choice:
             self.send(me, data.draw(st.sampled_from(choice)), seed=seed)
 

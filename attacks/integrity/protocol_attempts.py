@@ -1,0 +1,69 @@
+"""Which of the self test's attempts belong to which adversary, and how each went.
+
+The attempts themselves are the installation's own (`fedproxy_secure.secagg.selftest` without a transport,
+`fedproxy_secure.flower.selftest` over Flower messages): A10 counts those that succeed. What the self test
+calls a known limit is outside of what a threat model assumes, and is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attacks.base import KNOWN_BAD, NOBODY, Budget
+from fedproxy_secure.secagg.selftest import WITH_CLIENT, Finding
+
+INSTALLED = "installed"
+DEFAULT = "active_server"
+# threat model -> who is meant in the protocol's own attempts, and in those over Flower messages
+PROTOCOL = {
+    "active_server": ("server", "network", "client"),
+    "active_server_with_clients": ("server", "network", "client", WITH_CLIENT),
+    "active_network": ("network",),
+}
+OVER_FLOWER = {
+    "active_server": ("active_server",),
+    "active_server_with_clients": ("active_server",),
+    "parallel_server": ("parallel_server",),
+    "malicious_proxy": ("malicious_proxy",),
+    "sybils": ("sybils",),
+}
+
+
+def asked(threat_model: str) -> tuple[str, str]:
+    """(who is attacked, the adversary) of a view's name, which controls prefix; or `DEFAULT`.
+
+    >>> asked("known-bad sybils")
+    ('known-bad', 'sybils')
+    """
+    who = next((w for w in (KNOWN_BAD, NOBODY) if threat_model.startswith(w)), INSTALLED)
+    name = threat_model.removeprefix(who).strip()
+    return who, name if name in PROTOCOL or name in OVER_FLOWER else DEFAULT
+
+
+def tried(threat_model: str, budget: Budget) -> dict[str, bool]:
+    """Each attempt of a view's adversary, by name, and whether it succeeded."""
+    who, adversary = asked(threat_model)
+    made: dict[str, bool] = {}
+    for finding in _findings(who, adversary, budget):
+        budget.check()
+        known_bad = KNOWN_BAD in finding.attempt
+        on = NOBODY if finding.adversary == NOBODY else KNOWN_BAD if known_bad else INSTALLED
+        if on == who and not finding.limit:
+            made[f"{finding.adversary}: {finding.attempt}"] = finding.ok if known_bad else not finding.ok
+    return made
+
+
+def _findings(who: str, adversary: str, budget: Budget) -> Iterator[Finding]:
+    """Protocol first; in the smallest profile alone, where an adversary has attempts of both kinds."""
+    from fedproxy_secure.secagg.selftest import findings
+
+    own = PROTOCOL.get(adversary, ())
+    for finding in findings():
+        if finding.adversary in (NOBODY, *own):
+            yield finding
+    over_flower = OVER_FLOWER.get(adversary, ())
+    if who == NOBODY or not over_flower or (own and budget.profile == "smoke"):
+        return
+    from fedproxy_secure.flower.selftest import findings as flower_findings
+
+    yield from flower_findings(*over_flower)

@@ -1,0 +1,261 @@
+"""A10 by the proxy itself: all embeddings are zero but those of chosen tokens, each a direction of its own.
+
+Where an adapter reads zeros, its A gets no gradient. So column j of the first adapted maps' A moves if a
+record with token j was drawn, and not otherwise: for AdamW as for SGD, and in a sum as in one update. The
+sum hides whose record it was. The server needs no message out of turn: it chooses the proxy and the first
+adapter, and all clients get the same.
+
+What a client checks: the proxy's files, what they load as, that every token has its place, that weights and
+outputs are finite. This proxy passes; what weights are for, nobody can check. What bounds the leak is
+differential privacy: of a record's gradient (unit `record`) or of a client's update (unit `client`).
+
+The exam plays one round with the recorded clients' records, at the run's settings. A target is a token: one
+of the cohort's under a sum, one of each client's where updates are in the clear. Not built: traps for
+adapters that do not read embeddings, or whose A is frozen; it says so and is not applicable there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from attacks import white_box
+from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
+from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.integrity.rehearsal import client_of, job_of
+from attacks.statistics import auc_estimate
+from attacks.white_box import WhiteBox
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.dp import discrete
+from fedproxy_secure.dp.ledger import PrivacyLedger
+from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.federate.client import LocalClient, Privacy, record_noise
+from fedproxy_secure.federate.proxy_model import load_proxy
+from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.flower import client_privacy
+from fedproxy_secure.flower.masked_terms import first_clip, parts_of, ring_plan
+from fedproxy_secure.record.view import PublicSettings, View
+from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.secagg.control import encode_control
+from fedproxy_secure.secagg.ring import quantise, read_sum
+
+TRAPS = 64  # tokens at most; half of them are in the records
+START = 0.1  # standard deviation of the adapter that is broadcast
+EVERYBODY = "the cohort"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What the server sees of a round: vectors float32 [d] by whose they are; `tokens`: token j's trap is
+    column j."""
+
+    seen: Mapping[str, np.ndarray]
+    tokens: tuple[int, ...]
+
+
+@attack(
+    AttackInfo(
+        id="A10",
+        name="trapped_proxy",
+        title="tokens of a round's records, from a proxy that is made to leak them",
+        paper="ours; after Fowl et al. 2022, arXiv 2110.13057",
+        needs=(frozenset({"ACT", "MOD"}),),
+        mapping=SECURE_AGGREGATION,
+        smoke=False,
+        by=("server",),
+        long=2,
+    )
+)
+class TrappedProxy(Attack):
+    """Reads which columns moved."""
+
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """A round on the trapped proxy; the answer is which tokens were drawn, by whose vector tells."""
+        settings = view.settings
+        if settings is None or not (view.masked or view.updates or view.sums):
+            raise NotApplicable("no server is corrupted in this view")
+        box = white_box.load(view)
+        if settings.adapter.kind != "lora" or not box.reads_tokens:
+            raise NotApplicable("adapters that read no embeddings, or whose A is frozen: no trap is built")
+        records = {n: s.train for n, s in truth.clients.items()}
+        tokens = chosen(records, vocabulary=len(box.tokenizer), most=_width(box), rng=rng)
+        with tempfile.TemporaryDirectory(prefix="fedproxy-trap-") as folder:
+            trapped = trap(view, settings, tokens, Path(folder))
+            start = rng.normal(0, START, settings.d).astype(np.float32)
+            updates, drawn = _trained(trapped, settings, records, start, Path(folder), rng)
+        seen = revealed(updates, settings, sizes=[int(np.prod(s)) for s in trapped.shapes], rng=rng)
+        everywhere = set.union(*drawn.values())
+        held = {who: everywhere if who == EVERYBODY else drawn[who] for who in seen}
+        labels = {who: np.array([t in held[who] for t in tokens]) for who in seen}
+        return Exam(question=Round(seen=seen, tokens=tokens), answer=labels)
+
+    def guess(
+        self, view: View, question: Round, budget: Budget, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """How far each trap's column moved, float64 [tokens] by whose vector it is."""
+        box = white_box.load(view)
+        return {who: columns(box, vector, len(question.tokens)) for who, vector in question.seen.items()}
+
+    def score(
+        self, guess: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]
+    ) -> tuple[Estimate, ...]:
+        """Over all tokens, of all vectors."""
+        scores = np.concatenate([guess[who] for who in answer])
+        labels = np.concatenate([answer[who] for who in answer])
+        return (auc_estimate(scores, labels, metric="auc", seed=0),)
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """The same proxy, updates in the clear, without differential privacy."""
+        if view.settings is None:
+            return None
+        protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
+        privacy = view.settings.privacy.model_copy(update={"unit": "none"})
+        return replace_view(view, settings=replace(view.settings, protect=protect, privacy=privacy)), truth
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The answer's tokens are mixed."""
+        mixed = {who: rng.permutation(labels) for who, labels in exam.answer.items()}
+        return view, Exam(question=exam.question, answer=mixed)
+
+
+def chosen(
+    records: Mapping[str, Sequence[Encoded]], *, vocabulary: int, most: int, rng: np.random.Generator
+) -> tuple[int, ...]:
+    """As many tokens that some record holds as tokens that none does, mixed; ids above 2, `most` at most.
+
+    Raises `NotApplicable` if there are not two of each.
+    """
+    there = {t for items in records.values() for item in items for t in item.ids[:-1]}
+    present = [t for t in sorted(there) if t > 2]
+    absent = [t for t in range(3, vocabulary) if t not in there]
+    count = min(len(present), len(absent), min(most, TRAPS) // 2)
+    if count < 2:
+        raise NotApplicable(f"records hold {len(present)} of {vocabulary} tokens: none can be told apart")
+    both = [*rng.choice(present, count, replace=False), *rng.choice(absent, count, replace=False)]
+    return tuple(int(t) for t in rng.permutation(both))
+
+
+def trap(view: View, settings: PublicSettings, tokens: Sequence[int], folder: Path) -> WhiteBox:
+    """The trapped proxy with the run's adapter, loaded and checked as clients load and check it.
+
+    Raises `NotApplicable` where other tokens leave a trace all the same.
+    """
+    from fedproxy_secure.compress.proxy import save_model
+    from fedproxy_secure.llm import load_llm
+
+    assert view.proxy is not None
+    model, tokenizer = load_llm(view.proxy, device="cpu", dtype="float32")
+    with torch.no_grad():
+        weight = cast(Any, model).get_input_embeddings().weight
+        weight.zero_()
+        for place, token in enumerate(tokens):
+            weight[token, place] = 1.0
+    save_model(model, tokenizer, folder / "proxy")
+    loaded = load_proxy(folder / "proxy", max_tokens=settings.max_tokens, device="cpu", dtype="float32")
+    tuned = attach(loaded.model, settings.adapter, seed=settings.seed, blocks=settings.blocks)
+    box = WhiteBox(tuned.eval(), loaded.tokenizer)
+    others = [t for t in range(3, box.vocabulary) if t not in tokens][:2]
+    if box.block_inputs(torch.tensor([others]), box.adapted[0]).abs().max() > 0:
+        raise NotApplicable("this model adds something to every embedding: no trap is built")
+    return box
+
+
+def revealed(
+    updates: Mapping[str, ClientUpdate],
+    settings: PublicSettings,
+    *,
+    sizes: Sequence[int],
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """What the run's protection leaves of updates: each of them, or what the ring makes of their sum."""
+    if settings.protect.scheme == "unsafe_plaintext":
+        return {name: update.update for name, update in updates.items()}
+    job, clients = job_of(settings), len(updates)
+    clip = settings.protect.clip or first_clip(settings.local)
+    if settings.privacy.unit == "client":
+        clip = client_privacy.ring_clip(settings.privacy, bits=settings.protect.bits, clients=clients)
+    plan = ring_plan(job, sizes, clip=clip, clients=clients)
+    total = np.zeros(plan.words, dtype=plan.word_type)
+    for update in updates.values():
+        values, control = parts_of(update, job, sizes, plan, previous=None)
+        total += quantise(plan, {**values, **encode_control(control, bytes(32))}).words
+    if settings.privacy.unit == "client":
+        noisy = client_privacy.noise_of(
+            job,
+            d=settings.d,
+            clients=clients,
+            threshold=client_privacy.planned_threshold(job, clients),
+        )
+        share = noisy.variance / noisy.summands
+        for _ in range(clients):
+            drawn = discrete.draw(noisy.mechanism, share, Noise(rng.bytes(32)), settings.d)
+            total[: settings.d] += drawn.astype(total.dtype)
+    return {EVERYBODY: read_sum(plan, total)["update"]}
+
+
+def columns(box: WhiteBox, vector: np.ndarray, traps: int) -> np.ndarray:
+    """Length of what moved in each of the first `traps` columns of A, float64 [traps].
+
+    Summed in squares over the maps that read embeddings.
+    """
+    block = box.adapted[0]
+    found = np.zeros(traps)
+    for name, part in box.pieces(vector).items():
+        read = any(f".{block}.{layer}." in name for layer in box.shared_input(block).names)
+        if read and ".lora_A." in name:
+            found += np.square(part[:, :traps]).sum(axis=0)
+    return np.sqrt(found)
+
+
+def _width(box: WhiteBox) -> int:
+    return int(box.tuned.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+
+
+def _trained(
+    box: WhiteBox,
+    settings: PublicSettings,
+    records: Mapping[str, Sequence[Encoded]],
+    start: np.ndarray,
+    folder: Path,
+    rng: np.random.Generator,
+) -> tuple[dict[str, ClientUpdate], dict[str, set[int]]]:
+    """Each client's update from `start`, and the tokens that it read."""
+    updates: dict[str, ClientUpdate] = {}
+    drawn: dict[str, set[int]] = {}
+    for name, items in sorted(records.items()):
+        client = _client(box, settings, name, items, folder)
+
+        def note(_round: int, _update: ClientUpdate, used: list[int], name: str = name) -> None:
+            drawn[name] = {t for i in set(used) for t in records[name][i].ids[:-1]}
+
+        updates[name] = replace(client, on_trained=note).train(round=0, start=start)
+    return updates, drawn
+
+
+def _client(
+    box: WhiteBox, settings: PublicSettings, name: str, items: Sequence[Encoded], folder: Path
+) -> LocalClient:
+    """The project's client, private if the run's records are; its noise follows from the run's seed."""
+    client = client_of(box, settings, name, items)
+    if settings.privacy.unit != "record":
+        return client
+    noise = record_noise(
+        settings.privacy, settings.local, rounds=settings.federate.rounds, records=len(items)
+    )
+    ledger = PrivacyLedger(
+        folder=folder / "ledgers",
+        client=name,
+        run="trap",
+        unit="record",
+        delta=settings.privacy.target_delta,
+        max_epsilon=settings.privacy.limit,
+    )
+    ledger.open()
+    return replace(client, privacy=Privacy(noise=noise, ledger=ledger, simulated=True))

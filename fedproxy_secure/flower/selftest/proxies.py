@@ -1,0 +1,287 @@
+"""A server whose proxy is made to leak: other weights under the same hash, failures that tell, traps.
+
+What a client checks of a proxy: that its files are those of a causal LM and lead nowhere else, that they
+are still what they were, that what was loaded is what the job names, and that it runs on every token before
+a record is read. What it cannot check is what the weights are for: `traps_in_a_sum` reads tokens off a
+masked sum, and only differential privacy bounds what it reads.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedproxy_secure.config import PrivacyConfig
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.errors import FedProxyError, ProtocolAborted
+from fedproxy_secure.federate import client as own_client
+from fedproxy_secure.federate import proxy_files, proxy_model
+from fedproxy_secure.federate.client import build_client, shared_model, with_proxy
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.proxy_digest import loaded_sha256
+from fedproxy_secure.federate.proxy_model import ProxyModel
+from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.flower.asking import Asker
+from fedproxy_secure.flower.hostile import GridAround
+from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
+from fedproxy_secure.flower.selftest.crafted import (
+    VOCABULARY,
+    adapter_of,
+    nudge,
+    overflow,
+    set_traps,
+    sha256_of,
+    spoil,
+    trap_columns,
+)
+from fedproxy_secure.flower.selftest.known_bad import taken_out
+from fedproxy_secure.flower.selftest.stage import Stage, World, small_job, staged
+from fedproxy_secure.llm import load_llm
+
+ADVERSARY = "malicious_proxy"
+WEIGHTS = "model.safetensors"
+
+
+def other_weights_one_hash(world: World) -> str:
+    """An adapter's folder in the place of a model's: its weights are whatever lies where it points."""
+    base = Path(tempfile.mkdtemp(dir=world.folder)) / "base"
+    shutil.copytree(world.proxy, base)
+    files = adapter_of(world.proxy, base)
+    sha256 = sha256_of(files)
+    with staged(world) as stage:
+        job = replace(stage.named(stage.job), proxy_sha256=sha256)
+        asker = Asker(stage.grid(), timeout_s=60)
+        answers = asker.ask(
+            wire.SETUP, {stage.node(0): wire.encode_setup(job, files)}, "", wire.decode_ready
+        )
+        if not [ready for _, ready in answers if ready.ready]:
+            raise FedProxyError("setup: the client does not take the proxy")
+        kept = proxy_store.cache_folder() / sha256
+        before = _first_weight(kept)
+        shutil.copytree(world.another_proxy(nudge), base, dirs_exist_ok=True)
+        after = _first_weight(kept)
+        if before == after:
+            raise ProtocolAborted("proxy: loads the same weights")
+        return f"one hash, {sha256[:12]}, loads as {before:.4f} and as {after:.4f}, whatever lies elsewhere"
+
+
+def changed_on_disk(world: World) -> str:
+    """Weights that are exchanged after the client has said that it has the proxy."""
+    folder = Path(tempfile.mkdtemp(dir=world.folder)) / "proxy"
+    shutil.copytree(world.proxy, folder)
+    other = world.another_proxy(nudge) / WEIGHTS
+    with staged(world) as stage, proxy_store.offered_on_this_host(folder):
+        truth = stage.update()
+        grid = _Exchanges(stage.grid(), folder / WEIGHTS, other.read_bytes())
+        state = stage.serve(grid, proxy=folder)
+        apart = np.abs(stage.sum_of(state, 4) / 4 - truth).max()
+        return f"gets a sum from weights that no hash names, up to {apart:.0e} from the victim's update"
+
+
+def fails_on_a_token(world: World) -> str:
+    """A proxy with fewer embeddings than its tokenizer has tokens: training fails where one is missing."""
+    with staged(world, small_job(scheme="unsafe_plaintext")) as stage:
+        largest = {
+            c.name: max(max(i.ids) for i in _records(world, n)) for n, c in enumerate(stage.job.clients)
+        }
+        holder, rows = max(largest.items(), key=lambda item: item[1])
+        return _fails_at(
+            stage, [holder], rows, lambda model, _: cast(Any, model).resize_token_embeddings(rows)
+        )
+
+
+def not_finite_for_a_token(world: World) -> str:
+    """A token's embedding is no number: the loss is none where a record has it."""
+    with staged(world, small_job(scheme="unsafe_plaintext")) as stage:
+        ids = [{t for item in _records(world, n) for t in item.ids} for n in range(4)]
+        token = max(ids[-1] - set[int]().union(*ids[:-1]))
+        return _fails_at(stage, [stage.victim], token, lambda model, _: spoil(model, token))
+
+
+def overflows_for_a_token(world: World, *, privacy: PrivacyConfig | None = None) -> str:
+    """All weights are finite, but attention overflows where a token stands; no look at them shows it.
+
+    `privacy`: None for none.
+    """
+    job = small_job(scheme="unsafe_plaintext")
+    with staged(world, replace(job, privacy=privacy or job.privacy)) as stage:
+        ids = [{t for item in _records(world, n) for t in item.ids[:-1]} for n in range(4)]
+        tried = set(np.linspace(0, VOCABULARY - 1, stage.job.max_tokens).round().astype(int).tolist())
+        token = max(ids[-1] - set[int]().union(*ids[:-1]) - tried)
+        return _fails_at(stage, [stage.victim], token, lambda model, _: overflow(model, token))
+
+
+def traps_in_a_sum(world: World) -> str:
+    """All embeddings are zero but two: an adapter's column moves if its token is in somebody's records."""
+    with staged(world) as stage:
+        tokenizer, job = load_llm(world.proxy, device="cpu", dtype="float32")[1], stage.job
+        ids = [{t for item in _records(world, n) for t in item.ids[:-1]} for n in range(4)]
+        words = [tokenizer.decode([t]).strip() for t in range(len(tokenizer))]
+        here = max(ids[-1] - set[int]().union(*ids[:-1]), key=lambda t: len(words[t]))
+        nowhere = max(set(range(len(words))) - set[int]().union(*ids), key=lambda t: len(words[t]))
+        trap = world.another_proxy(lambda model, _: set_traps(model, (here, nowhere)))
+        start = np.random.default_rng(0).normal(0, 0.1, len(stage.initial.adapter)).astype(np.float32)
+        state = replace(stage.initial, adapter=start)
+        with proxy_store.offered_on_this_host(trap):
+            after = stage.serve(stage.grid(), job, state, proxy=trap)
+            moved = trap_columns(job, trap, stage.sum_of(after, 4, state))
+        if not moved[0] > 0 or moved[1] != 0:
+            raise ProtocolAborted(f"columns of both tokens moved by {moved[0]:.1e} and {moved[1]:.1e}")
+        return (
+            f"a masked sum of 4 tells that {words[here]!r} is in somebody's records and "
+            f"{words[nowhere]!r} in nobody's (their columns move by {moved[0]:.1e} and 0)"
+        )
+
+
+def attempts() -> Iterator[Attempt | Limit]:
+    """In the order in which they are shown."""
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="proxy files that load other weights (adapter_config.json)",
+        attack=other_weights_one_hash,
+        known_bad="client that takes any file of a proxy",
+        without=lambda: taken_out(
+            (proxy_store, "check_name", _anything),
+            (proxy_files, "check_name", _anything),
+            (proxy_store, "check_folder", _anything),
+            (proxy_files, "check_folder", _anything),
+            (proxy_model, "load_proxy", _loaded_as_transformers_likes),
+        ),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="weights exchanged on the disk after setup",
+        attack=changed_on_disk,
+        known_bad="client that trains what lies there",
+        without=lambda: taken_out(
+            (proxy_store, "verified_sha256", _first_seen()),
+            (own_client, "shared_model", _loads_as_the_job_says),
+        ),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="a proxy with fewer embeddings than tokens",
+        attack=fails_on_a_token,
+        known_bad="client that does not try the proxy first",
+        without=lambda: taken_out(
+            (proxy_model, "check_shapes", _anything), (proxy_model, "check_runs", _anything)
+        ),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="a proxy that is not finite for a token",
+        attack=not_finite_for_a_token,
+        known_bad="client that does not look at the weights",
+        without=lambda: taken_out(
+            (proxy_model, "check_finite", _anything), (proxy_model, "check_runs", _anything)
+        ),
+    )
+    yield Limit(
+        adversary=ADVERSARY,
+        name="a proxy that overflows for a token",
+        attack=overflows_for_a_token,
+        why="with record-level differential privacy such a record counts as zero; without, a failure tells",
+    )
+    yield Limit(
+        adversary=ADVERSARY,
+        name="a proxy in which chosen tokens alone have gradients",
+        attack=traps_in_a_sum,
+        why="it tells of the cohort, not whose; differential privacy bounds it, nothing else does",
+    )
+
+
+class _Exchanges(GridAround):
+    """Whoever can write to the client's disk, before training is asked for."""
+
+    def __init__(self, grid: Grid, file: Path, content: bytes) -> None:
+        super().__init__(grid)
+        self._file, self._content = file, content
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Exchange the file in time."""
+        kept = list(messages)
+        if any(m.metadata.message_type == wire.TRAIN for m in kept):
+            self._file.write_bytes(self._content)
+        return self._grid.push_messages(kept)
+
+
+def _fails_at(
+    stage: Stage, holders: list[str], token: int, change: Callable[[nn.Module, Any], object]
+) -> str:
+    """Have all clients train a changed proxy, whose maker does not check it; who fails tells."""
+    made = stage.world.another_proxy(change)
+    model, tokenizer = load_llm(made, device="cpu", dtype="float32")
+    sha256 = proxy_files.folder_sha256(made)
+    job = replace(stage.job, proxy_sha256=sha256, proxy_loaded_sha256=loaded_sha256(model, tokenizer))
+    with proxy_store.offered_on_this_host(made):
+        trained = _who_trains(stage, job)
+    failed = [c.name for c in stage.job.clients if c.name not in trained]
+    if failed != holders:
+        alike = "refuse the proxy, before a record is read" if failed else "fail"
+        raise ProtocolAborted(f"{len(failed)} of 4 clients {alike}")
+    return f"training fails at {failed[0]} alone, whose records hold {tokenizer.decode([token]).strip()!r}"
+
+
+def _who_trains(stage: Stage, job: FederationJob) -> set[str]:
+    """Names of clients that answer a plain request for training."""
+    asker = Asker(stage.grid(), timeout_s=60)
+    nodes = dict.fromkeys((stage.node(i) for i in range(4)), wire.encode_setup(job))
+    names = {n: ready.client for n, ready in asker.ask(wire.SETUP, nodes, "", wire.decode_ready)}
+    adapter = stage.initial.adapter
+    content = wire.encode_broadcast(
+        wire.Broadcast(round=0, adapter=adapter, conflict=None, pcr_lambda=0.0, prox_mu=0.0)
+    )
+    asked = asker.ask(
+        wire.TRAIN, dict.fromkeys(names, content), "", lambda c: wire.decode_update(c, d=len(adapter))
+    )
+    return {names[node] for node, _ in asked}
+
+
+def _records(world: World, index: int) -> Sequence[Encoded]:
+    """Client `index`'s records, as its model reads them."""
+    with proxy_store.offered_on_this_host(world.proxy):
+        return build_client(with_proxy(small_job(), world.proxy), index, world.proxy).items
+
+
+def _first_weight(folder: Path) -> float:
+    """One number of a proxy as it is loaded for training."""
+    model = proxy_model.load_proxy(folder, max_tokens=64, device="cpu", dtype="float32").model
+    return float(next(model.parameters()).detach().view(-1)[0])
+
+
+# clients with a check taken out
+
+
+def _anything(*_: object, **__: object) -> None:
+    """Nothing is checked."""
+
+
+def _loaded_as_transformers_likes(folder: Path, **_: object) -> ProxyModel:
+    model, tokenizer = load_llm(folder, device="cpu", dtype="float32")
+    return ProxyModel(model=model, tokenizer=tokenizer, loaded_sha256="")
+
+
+def _first_seen() -> Any:
+    """A hash that is taken once for every folder."""
+    seen: dict[Path, str] = {}
+
+    def sha256_of(folder: Path) -> str:
+        if folder not in seen:
+            seen[folder] = proxy_files.verified_sha256(folder)
+        return seen[folder]
+
+    return sha256_of
+
+
+def _loads_as_the_job_says(job: FederationJob, folder: Path) -> ProxyModel:
+    """What was loaded is taken for what the job names."""
+    return replace(shared_model(job, folder), loaded_sha256=job.proxy_loaded_sha256)

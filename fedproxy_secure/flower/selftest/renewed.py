@@ -1,0 +1,174 @@
+"""A server that sends in parallel, renews Flower's runs, and puts clients' disks back.
+
+What a sum of all clients and a sum of all but one tell together is that one's update. So each attempt is
+after a second answer to the same round: at once, in a new run of Flower, or after a rollback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.flower import attempt as kept
+from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.flower.hostile import TwoInboxes
+from fedproxy_secure.flower.masked_terms import first_clip
+from fedproxy_secure.flower.selftest import known_bad
+from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
+from fedproxy_secure.flower.selftest.stage import DropsOut, Stage, World, read, small_job, staged
+from fedproxy_secure.journal.store import SUFFIX as JOURNAL
+
+ADVERSARY = "parallel_server"
+
+
+def two_at_once(world: World) -> str:
+    """Two inboxes at once, one without the victim: their difference is the mask that both ends share."""
+    with staged(world) as stage:
+        sizes = stage.initial.sizes
+        assert sizes is not None
+        grid = TwoInboxes(stage.grid(), job=stage.job, sizes=sizes.tolist(), victim=stage.victim)
+        stage.serve(grid)
+        return read(grid.victims_update(), stage.update(), stage.victim)
+
+
+def other_survivors(world: World) -> str:
+    """The same round in a new run, in which the victim is said to be lost after it has shared."""
+    with staged(world) as stage:
+        whole = stage.serve(stage.grid())
+        rest = stage.serve(stage.grid(DropsOut(wire.MASK, stage.node(-1))))
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+
+
+def other_cohort(world: World) -> str:
+    """The same round in a new run, to which the victim is not invited."""
+    with staged(world) as stage:
+        whole = stage.serve(stage.grid())
+        rest = stage.serve(stage.grid(), stage.without_victim())
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+
+
+def other_adapter(world: World) -> str:
+    """The same round in a new run, from another broadcast adapter."""
+    with staged(world) as stage:
+        first = stage.serve(stage.grid())
+        moved = replace(stage.initial, adapter=stage.initial.adapter + np.float32(1e-3))
+        second = stage.serve(stage.grid(), state=moved)
+        apart = np.abs(stage.sum_of(first, 4) - stage.sum_of(second, 4, moved)).max()
+        return f"gets sums of one round from two adapters, up to {apart:.1e} apart"
+
+
+def other_clip(world: World) -> str:
+    """The same round in a new run, under another clip: what is cut tells values, clip by clip."""
+    with staged(world, small_job(rounds=2)) as stage:
+        clips = [share * first_clip(stage.job.local) for share in (0.9, 0.8)]
+        for clip in clips:
+            asked = replace(stage.initial, round=1, clip=np.array([clip]))
+            stage.serve(stage.grid(), state=asked)
+        return f"gets sums of one round at the clips {clips[0]:g} and {clips[1]:g}"
+
+
+def other_proxy(world: World) -> str:
+    """Another run under the same policy and seed, on a proxy that differs in one number."""
+    with staged(world) as stage:
+        whole = stage.serve(stage.grid())
+        other = world.another_proxy(_nudge)
+        with proxy_store.offered_on_this_host(other):
+            rest = stage.serve(stage.grid(), stage.without_victim(), proxy=other)
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+
+
+def journals_put_back(world: World, *, flower_too: bool = False) -> str:
+    """The clients' journals from before the round; Flower's states remember, unless they are new too."""
+    with staged(world) as stage:
+        app = DropsOut(wire.MASK, stage.node(-1), active=False)
+        grid = stage.grid(app)
+        before = {file: file.read_bytes() for file in stage.keys.glob(f"*{JOURNAL}")}
+        whole = stage.serve(grid)
+        for file, content in before.items():
+            file.write_bytes(content)
+        app.active = True
+        rest = stage.serve(stage.grid(app) if flower_too else grid)
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+
+
+def other_seed(world: World, *, allowed: bool = False, **protect: Any) -> str:
+    """Another seed is another run; the victim is not invited to it. `allowed`: the policy lists both."""
+    with staged(world, small_job(**protect), seeds=(0, 1) if allowed else (0,)) as stage:
+        whole = stage.serve(stage.grid())
+        rest = stage.serve(stage.grid(), replace(stage.without_victim(), seed=1))
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+
+
+def attempts() -> Iterator[Attempt | Limit]:
+    """In the order in which they are shown."""
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="asks for two masked vectors at once",
+        attack=two_at_once,
+        known_bad="client whose journal grants every step",
+        without=lambda: kept.unsafe_journals(known_bad.Forgetful),
+    )
+    for name, attack in (
+        ("a round again in a new run of Flower, other survivors", other_survivors),
+        ("a round again in a new run of Flower, another cohort", other_cohort),
+        ("a round again in a new run of Flower, another broadcast adapter", other_adapter),
+        ("a round again in a new run of Flower, another clip", other_clip),
+    ):
+        yield Attempt(
+            adversary=ADVERSARY,
+            name=name,
+            attack=attack,
+            known_bad="client whose journal forgets rounds",
+            without=lambda: kept.unsafe_journals(known_bad.ForgetsRounds),
+        )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="another proxy under the same policy and seed",
+        attack=other_proxy,
+        known_bad="client whose journal agrees to any run",
+        without=lambda: kept.unsafe_journals(known_bad.AgreesToAnyRun),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="a seed that the policy does not list",
+        attack=other_seed,
+        known_bad="client that takes the server's job",
+        without=known_bad.trusting_clients,
+    )
+    yield Limit(
+        adversary=ADVERSARY,
+        name="a second seed that the policy lists",
+        attack=lambda world: other_seed(world, allowed=True),
+        why="each seed in a policy is a run of its own: list one, or set protect.refuse_differencing",
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="journals put back, Flower's states not",
+        attack=journals_put_back,
+        known_bad="client that does not ask how old its journal is",
+        without=lambda: kept.unsafe_journals(known_bad.TrustsItsDisk),
+    )
+    yield Limit(
+        adversary=ADVERSARY,
+        name="journals put back, and Flower's states with them",
+        attack=lambda world: journals_put_back(world, flower_too=True),
+        why="nothing on the client's machine remembers more; keep its disk from being put back",
+    )
+
+
+def _difference(stage: Stage, whole: np.ndarray, rest: np.ndarray) -> str:
+    if len(whole) != len(rest):
+        raise ProtocolAborted("sums: are of different lengths")
+    return read(whole - rest, stage.update(), stage.victim)
+
+
+def _nudge(model: nn.Module, _tokenizer: object) -> None:
+    with torch.no_grad():
+        weight = next(model.parameters())
+        weight.view(-1)[0] += 1e-3

@@ -1,0 +1,181 @@
+"""Clients that the server made up: enough of them outvote the honest ones, and a sum is one client's.
+
+How many clients a sum must have follows from the cohort and the roster. If the roster has gained more
+Sybils than it had clients, survivors may be the Sybils and one victim, and the server takes what its own
+clients sent off the sum. Without the roster's help it may try to bring in strangers, to play honest clients
+itself, or to invite fewer clients than the roster asks for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, Message
+
+from fedproxy_secure.federate.client_policy import load_policy
+from fedproxy_secure.flower import attempt as kept
+from fedproxy_secure.flower import masked_client, wire
+from fedproxy_secure.flower.selftest import known_bad
+from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
+from fedproxy_secure.flower.selftest.known_bad import taken_out
+from fedproxy_secure.flower.selftest.stage import (
+    DropsOut,
+    Stage,
+    TwoFacedJob,
+    World,
+    read,
+    small_job,
+    staged,
+)
+from fedproxy_secure.journal.store import SUFFIX as JOURNAL
+from fedproxy_secure.secagg.hostile import TrustsTheServersKeys
+from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
+from fedproxy_secure.secagg.terms import Roster
+
+ADVERSARY = "sybils"
+HONEST, SYBILS = 3, 4
+TRUSTING = (masked_client, "ClientSession", TrustsTheServersKeys)
+ANY_TERMS = (masked_client, "Policy", known_bad.TakesAnyTerms)
+
+
+class Sybils(DropsOut):
+    """Nodes of the server's own, which refuse nothing; some honest nodes may be cut off."""
+
+    def __init__(self, sybils: Sequence[int], cut_off: Sequence[int] = ()) -> None:
+        super().__init__(wire.MASK, *cut_off)
+        self._sybils = sybils
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """As the server likes, for its own."""
+        if context.node_id not in self._sybils:
+            return super().__call__(message, context)
+        with taken_out(TRUSTING, ANY_TERMS), kept.unsafe_journals(known_bad.AgreesToAnyRun):
+            return super().__call__(message, context)
+
+
+def roster_grows(world: World, *, within: bool = True) -> str:
+    """Three honest clients, four Sybils; all but one of the honest are cut off before they send.
+
+    `within`: the Sybils join after the first round of a run, otherwise before it.
+    """
+    with staged(world, small_job(HONEST + SYBILS, rounds=2)) as stage:
+        state, roster = stage.initial, load_roster(stage.keys)
+        if within:
+            few = replace(stage, policies=stage.policies[:HONEST])
+            honest = [c.name for c in stage.job.clients[:HONEST]]
+            _write_roster(stage.keys, {n: roster.members[n] for n in honest})
+            shown = stage.named(replace(stage.job, clients=stage.job.clients[:HONEST]))
+            one = replace(shown, federate=shown.federate.model_copy(update={"rounds": 1}))
+            state = few.serve(few.grid(), TwoFacedJob.of(one, shown=shown))
+            _write_roster(stage.keys, roster.members)
+        state = replace(state, round=1)
+        nodes = [stage.node(i) for i in range(HONEST + SYBILS)]
+        app = Sybils(nodes[HONEST:], cut_off=nodes[: HONEST - 1])
+        total = stage.sum_of(stage.serve(stage.grid(app), state=state), 1 + SYBILS, state)
+        own = np.sum([stage.update(i, state) for i in range(HONEST, HONEST + SYBILS)], axis=0)
+        victim = HONEST - 1
+        return read(total - own, stage.update(victim, state), stage.job.clients[victim].name)
+
+
+def strangers(world: World) -> str:
+    """A cohort of the victim and two Sybils that are in no honest client's roster."""
+    with staged(world, small_job(5)) as stage:
+        everybody = load_roster(stage.keys).members
+        sybils = ["c0", "c1"]
+        place = _servers_place(stage, sybils, everybody, new_keys=False)
+        _write_roster(stage.keys, {n: k for n, k in everybody.items() if n not in sybils})
+        return _alone_among(stage, sybils, place)
+
+
+def honest_names(world: World) -> str:
+    """The server plays two of three honest clients, with keys of its own."""
+    with staged(world, small_job(HONEST)) as stage:
+        played = ["c0", "c1"]
+        place = _servers_place(stage, played, load_roster(stage.keys).members, new_keys=True)
+        return _alone_among(stage, played, place)
+
+
+def fewer_than_asked(world: World) -> str:
+    """The victim and two of four Sybils, where a roster of seven asks for five clients."""
+    with staged(world, small_job(HONEST + SYBILS)) as stage:
+        return _alone_among(stage, ["c0", "c1"], stage.keys)
+
+
+def attempts() -> Iterator[Attempt | Limit]:
+    """In the order in which they are shown."""
+    yield Attempt(
+        adversary=ADVERSARY,
+        name=f"{SYBILS} Sybils join {HONEST} clients within a run",
+        attack=roster_grows,
+        known_bad="client whose journal agrees to any roster",
+        without=lambda: kept.unsafe_journals(known_bad.AgreesToAnyRun),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="two Sybils that are in no roster, and the victim",
+        attack=strangers,
+        known_bad="client that takes any terms and the server's keys",
+        without=lambda: taken_out(TRUSTING, ANY_TERMS),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="two Sybils under honest clients' names, and the victim",
+        attack=honest_names,
+        known_bad="client that takes the server's roster and keys",
+        without=lambda: taken_out(TRUSTING, ANY_TERMS),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="fewer Sybils than the roster asks for, and the victim",
+        attack=fewer_than_asked,
+        known_bad="client that takes any terms",
+        without=lambda: taken_out(ANY_TERMS),
+    )
+    yield Limit(
+        adversary=ADVERSARY,
+        name=f"{SYBILS} Sybils are among {HONEST + SYBILS} clients before a run",
+        attack=lambda world: roster_grows(world, within=False),
+        why="the roster says who is a client; whoever makes it must not be the server",
+    )
+
+
+def _write_roster(folder: Path, members: Mapping[str, bytes]) -> None:
+    (folder / ROSTER).write_text(Roster(members=dict(members)).to_json(), encoding="utf-8")
+
+
+def _servers_place(
+    stage: Stage, names: Sequence[str], members: Mapping[str, bytes], *, new_keys: bool
+) -> Path:
+    """A folder with the server's roster and its clients' keys; their policies name it."""
+    place = Path(tempfile.mkdtemp(dir=stage.world.folder))
+    own = dict(members)
+    if new_keys:
+        own |= provision(names, place).members
+    else:
+        for name in names:
+            for suffix in (".key", JOURNAL):
+                shutil.copy2(stage.keys / f"{name}{suffix}", place)
+    _write_roster(place, own)
+    for name in names:
+        file = stage.keys / f"{name}.policy.yaml"
+        policy = load_policy(file)
+        elsewhere = policy.protect.model_copy(update={"keys": str(place)})
+        policy.model_copy(update={"protect": elsewhere}).write(file)
+    return place
+
+
+def _alone_among(stage: Stage, sybils: Sequence[str], place: Path) -> str:
+    """A round of the victim and two Sybils; what they sent is taken off its sum."""
+    chosen = [i for i, c in enumerate(stage.job.clients) if c.name in (*sybils, stage.victim)]
+    job = replace(stage.job, clients=tuple(stage.job.clients[i] for i in chosen))
+    servers = replace(job, protect=job.protect.model_copy(update={"keys": str(place)}))
+    few = replace(stage, job=job, policies=tuple(stage.policies[i] for i in chosen))
+    app = Sybils([few.node(i) for i in range(len(sybils))])
+    total = few.sum_of(few.serve(few.grid(app), servers), len(chosen))
+    own = np.sum([few.update(i) for i in range(len(sybils))], axis=0)
+    return read(total - own, few.update(), few.victim)
