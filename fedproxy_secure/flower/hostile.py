@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -21,6 +20,7 @@ from flwr.serverapp import Grid
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import wire
+from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.masked_terms import ring_plan
 from fedproxy_secure.secagg.client import mask_key
@@ -59,44 +59,6 @@ class SnapshotGrid(InProcessGrid):
             run_config=shared.run_config,
         )
         return super()._answer(message)
-
-
-class GridAround(Grid):
-    """A grid that passes everything on; a server that deviates changes what it needs."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-
-    def set_run(self, run: Any) -> None:
-        """As the grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """As the grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the grid."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """As the grid."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As the grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As the grid."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull in one call."""
-        return self.pull_messages(self.push_messages(messages))
 
 
 class TwoInboxes(GridAround):

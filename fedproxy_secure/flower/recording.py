@@ -27,6 +27,7 @@ from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower import wire
+from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.records import vector
 from fedproxy_secure.llm import load_tokenizer
 from fedproxy_secure.record import private
@@ -68,31 +69,15 @@ class Tamper:
         return cls(place="network" if adversary.network else "server", change=change)
 
 
-class WatchedGrid(Grid):
+class WatchedGrid(GridAround):
     """A grid whose messages are noted as they arrive, changed before where a `tamper` may."""
 
     def __init__(
         self, grid: Grid, *, recorder: Recorder | None = None, tamper: Tamper | None = None
     ) -> None:
-        self._grid, self._recorder, self._tamper = grid, recorder, tamper
+        super().__init__(grid)
+        self._recorder, self._tamper = recorder, tamper
         self._names: dict[int, str] = {}
-
-    def set_run(self, run: Any) -> None:
-        """As the grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """As the grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the grid."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """As the grid."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Change, note, pass on."""
@@ -126,12 +111,6 @@ class WatchedGrid(Grid):
                 reply.content = self._tamper.change(f"{kind}.reply", self._name(node), reply.content)
             self._note(f"{kind}.reply", self._name(node), SERVER, reply.content)
             yield reply
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull in one call."""
-        return self.pull_messages(self.push_messages(messages))
 
     def _name(self, node: int) -> str:
         return self._names.get(node, f"node {node}")

@@ -17,7 +17,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
 from fedproxy_secure.flower import attempt, client_app, proxy_store, wire
 from fedproxy_secure.flower.engines import federate, with_keys
-from fedproxy_secure.flower.hostile import GridAround
+from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
 from fedproxy_secure.flower.server_app import serve

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import wire
-from fedproxy_secure.flower.hostile import GridAround
+from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.selftest import known_bad
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
 from fedproxy_secure.flower.selftest.stage import DropsOut, TwoFacedJob, World, read, small_job, staged

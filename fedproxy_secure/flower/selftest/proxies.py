@@ -31,7 +31,7 @@ from fedproxy_secure.federate.proxy_digest import loaded_sha256
 from fedproxy_secure.federate.proxy_model import ProxyModel
 from fedproxy_secure.flower import proxy_store, wire
 from fedproxy_secure.flower.asking import Asker
-from fedproxy_secure.flower.hostile import GridAround
+from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
 from fedproxy_secure.flower.selftest.crafted import (
     VOCABULARY,
