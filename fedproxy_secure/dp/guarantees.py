@@ -8,7 +8,8 @@ MECHANISMS = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian"}
 NONE = "Differential privacy: none. What clients send, or their sum, may reveal records."
 RECORD = (
     "Differential privacy: each client's updates of all rounds together are ({epsilon:.3g}, {delta:g})-DP "
-    "in that client's records (unit: one record; neighbours: one record there or not).",
+    "in that client's records (unit: one record; neighbours: a record, or one without gradient in its "
+    "place; how many records there are is public).",
     "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g}, Gaussian noise. Sampling: Poisson, each "
     "record in each step independently, secret. Composition: over all local steps and rounds, the tighter "
     "of the PRV and RDP accountants.",

@@ -113,6 +113,28 @@ class ClientPolicy(BaseModel):
         write_bytes(file, text.encode())
 
 
+def check_sound(policy: ClientPolicy) -> None:
+    """Raise `ConfigError` for a policy whose parts do not protect together as they say.
+
+    Found when the policy is read, before a seed is spent on a run that could not be answered.
+    """
+    scheme, unit = policy.protect.scheme, policy.privacy.unit
+    if unit != "none" and policy.privacy.ledger is None:
+        raise ConfigError(f"privacy.ledger: must name a folder with privacy.unit={unit}")
+    if scheme != "unsafe_plaintext" and policy.protect.keys is None:
+        raise ConfigError(f"protect.keys: must name a folder with protect.scheme={scheme}")
+    if unit == "client" and (scheme != "masking" or policy.fusion.rule not in ("fedavg", "fedadam")):
+        raise ConfigError(
+            "privacy.unit=client: needs protect.scheme=masking and fusion.rule fedavg or fedadam; all else "
+            "would be sent without noise"
+        )
+    if scheme == "unsafe_plaintext" and (policy.protect.min_cohort or policy.protect.refuse_differencing):
+        raise ConfigError(
+            f"protect.scheme={scheme}: makes no sums; protect.min_cohort and protect.refuse_differencing "
+            "need masking or ckks"
+        )
+
+
 def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> ClientPolicy:
     """The policy of client `index` that agrees to a job, for all of `seeds`."""
     return ClientPolicy(
@@ -136,7 +158,7 @@ def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> Cli
 def load_policy(file: Path) -> ClientPolicy:
     """Read a policy. Raises `ConfigError` if it cannot be read, lacks a key or has an unknown one."""
     try:
-        return _policy(file.read_text(encoding="utf-8"))
+        policy = _policy(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
@@ -145,6 +167,8 @@ def load_policy(file: Path) -> ClientPolicy:
         raise ConfigError(f"{file}: {where}: {first['msg']}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
+    check_sound(policy)
+    return policy
 
 
 @lru_cache(maxsize=64)  # a policy is read again for every message, and YAML takes 10 ms

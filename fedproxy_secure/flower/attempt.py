@@ -9,6 +9,7 @@ Flower's state holds one number, the journal's last sequence, to notice a journa
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 
+from fedproxy_secure.artifacts import private_folder
 from fedproxy_secure.dp.ledger import SUFFIX as LEDGER_SUFFIX
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower.in_process import ONE_MACHINE
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import create_journal, journal_file
 from fedproxy_secure.secagg import primitives as crypto
@@ -27,6 +30,8 @@ from fedproxy_secure.secagg.ring import RingPlan, Segment
 from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.terms import Roster, Terms
 
+# set to 1 by what starts clients on the machine that plays everybody, where node settings cannot say so
+ONE_MACHINE_VARIABLE = "FEDPROXY_ONE_MACHINE"
 _STATE = "journal"
 _HASHES = ("server_key", "settings_sha256", "roster_sha256", "broadcast_sha256", "gram_sha256")
 
@@ -59,6 +64,14 @@ class Step:
         return unseal(identity, self.kept[label], label)
 
 
+def plays_everybody(context: Context) -> bool:
+    """Whether this machine plays server and clients, as the in-process and simulation engines do.
+
+    Said by what started the client: the node's settings or the environment, which no server writes.
+    """
+    return bool(context.node_config.get(ONE_MACHINE)) or os.environ.get(ONE_MACHINE_VARIABLE) == "1"
+
+
 def own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
     """This client's signing key and its own roster."""
     if job.protect.keys is None:
@@ -71,26 +84,26 @@ def own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
 def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
     """This client's journal, at least as new as what Flower's state and the privacy ledger remember.
 
-    It lies beside the key, where `provision` made it. With the privacy unit `client` it lies beside the
-    ledger: engines of one machine make new keys for every call, and a round's noise outlives them.
+    It lies beside the key, where `provision` made it. Where one machine plays everybody with the privacy
+    unit `client` it lies beside the ledger: new keys are made for every call, and a round's noise outlives
+    them.
 
     Raises `ConfigError` if it is missing, `ProtocolAborted` if an older copy took its place.
     """
-    if job.privacy.unit == "client":
+    assert job.protect.keys is not None  # `own_keys` came first
+    folder = Path(job.protect.keys)
+    if job.privacy.unit == "client" and plays_everybody(context):
         if job.privacy.ledger is None:
             raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
-        folder = Path(job.privacy.ledger)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = private_folder(Path(job.privacy.ledger))
         fresh = not (folder / f"{name}{LEDGER_SUFFIX}").exists()
         if fresh and not journal_file(folder, name).exists():
             create_journal(folder, name)
-    else:
-        assert job.protect.keys is not None  # `own_keys` came first
-        folder = Path(job.protect.keys)
     journal = _kinds[-1](folder=folder, client=name)
     record = context.state.config_records.get(_STATE)
     journal.check_not_older(
         sequence=0 if record is None else int(str(record["sequence"])),
+        run=job.agreed_sha256().hex(),
         ledger_events=_ledger_events(job, name),
     )
     return journal
@@ -108,14 +121,14 @@ def agree(job: FederationJob, name: str, policy: bytes, context: Context) -> Non
 
 
 def note_written(context: Context, journal: Journal) -> None:
-    """Let Flower's state remember how new the journal is."""
+    """Let Flower's state remember how new the journal is; the last thing before an answer leaves."""
     context.state.config_records[_STATE] = ConfigRecord({"sequence": str(journal.sequence())})
 
 
 def note_ledger(job: FederationJob, name: str, journal: Journal) -> None:
     """Let the journal remember how many events the privacy ledger has."""
     if job.privacy.unit != "none":
-        journal.note_ledger(_ledger_events(job, name))
+        journal.note_ledger(run=job.agreed_sha256().hex(), events=_ledger_events(job, name))
 
 
 def take(job: FederationJob, name: str, step: str, context: Context) -> Step:

@@ -16,7 +16,6 @@ messages of secure aggregation need none.
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,6 @@ from fedproxy_secure.errors import (
 from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import attempt, masked_client, masked_gram, proxy_store, wire
-from fedproxy_secure.flower.in_process import ONE_MACHINE
 from fedproxy_secure.flower.masked_terms import agreed_broadcast
 
 if TYPE_CHECKING:
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 app = ClientApp()
 
-# set to 1 by what starts clients on the machine that plays everybody, where node settings cannot say so
-ONE_MACHINE_VARIABLE = "FEDPROXY_ONE_MACHINE"
 
 _KEPT_CLIENTS = 64
 Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
@@ -98,7 +94,7 @@ def _answers_in_one_line(
         try:
             content = handler(message, context)
         except Exception as error:
-            if _plays_everybody(context):
+            if attempt.plays_everybody(context):
                 if not isinstance(error, FedProxyError):
                     raise
                 log.warning("%s", error)
@@ -114,8 +110,10 @@ def _answers_in_one_line(
 
 def _told_elsewhere(error: Exception) -> tuple[str, str]:
     """What a server on another machine is told of an error: the line only where it rests on no record."""
-    if isinstance(error, ProtocolAborted | ConfigError | PrivacyError):
+    if isinstance(error, ProtocolAborted | ConfigError):
         return type(error).__name__, str(error)
+    if isinstance(error, PrivacyError):  # the exact epsilon follows from the number of records
+        return "PrivacyError", "the round would spend more than this client allows (privacy.max_epsilon)"
     if isinstance(error, DataError):
         return "DataError", "this client's records or messages cannot be used; its own log has the reason"
     return "TrainingError", "this client failed; its own log has the reason"
@@ -233,14 +231,6 @@ def _who(context: Context) -> tuple[FederationJob, str]:
     return own.job, own.name
 
 
-def _plays_everybody(context: Context) -> bool:
-    """Whether this machine plays server and clients, as the in-process and simulation engines do.
-
-    Said by what started the client: the node's settings or the environment, which no server writes.
-    """
-    return bool(context.node_config.get(ONE_MACHINE)) or os.environ.get(ONE_MACHINE_VARIABLE) == "1"
-
-
 def _own_job(context: Context) -> OwnJob:
     """The server's job as this client takes it.
 
@@ -257,7 +247,7 @@ def _checked(job_json: str, context: Context) -> OwnJob:
     if file is not None:
         policy = load_policy(Path(str(file)))
         return OwnJob(job=policy.own_job(asked), index=0, policy=policy.sha256())
-    if not _plays_everybody(context):
+    if not attempt.plays_everybody(context):
         raise ConfigError(
             'node-config: must name this client\'s policy, as policy="FILE"; without one the server would '
             "choose which records are read and how they are protected"

@@ -32,7 +32,7 @@ from fedproxy_secure.errors import FedProxyError, RoundAborted, RunFolderError
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower.client_app import ONE_MACHINE_VARIABLE
+from fedproxy_secure.flower.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, ROUNDS, TROUBLE, OnRound
 
 POLL_S = 0.5

@@ -248,6 +248,7 @@ def unmask(job: FederationJob, name: str, content: RecordDict, context: Context)
         refuse_differencing=job.protect.refuse_differencing,
         once=job.protect.weights == "encrypted_gram",
     )
+    attempt.note_written(context, step.journal)
     return wire.encode_message(answer)
 
 

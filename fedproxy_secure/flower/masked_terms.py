@@ -158,5 +158,7 @@ def parts_of(
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    scale = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    return float(np.dot(a.astype(np.float64), b)) / scale if scale else 0.0
+    """In [-1, 1], also for vectors that a server made as small or as large as float32 allows."""
+    one, two = a.astype(np.float64), b.astype(np.float64)
+    scale = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
+    return float(np.clip(np.dot(one, two) / scale, -1.0, 1.0)) if scale else 0.0

@@ -64,14 +64,16 @@ class Journal:
         with reading(self.file) as database:
             return int(database.execute("SELECT sequence FROM journal").fetchone()[0])
 
-    def check_not_older(self, *, sequence: int = 0, ledger_events: int = 0) -> None:
+    def check_not_older(self, *, sequence: int = 0, run: str = "", ledger_events: int = 0) -> None:
         """Raise `ProtocolAborted` if something outside remembers more than the journal does, or less.
 
         `sequence`: the last one that Flower's state saw. `ledger_events`: how many events the privacy
-        ledger has; the journal remembers how many it had.
+        ledger of `run` has; the journal remembers how many it had.
         """
         with reading(self.file) as database:
-            own, events = database.execute("SELECT sequence, ledger_events FROM journal").fetchone()
+            own = database.execute("SELECT sequence FROM journal").fetchone()[0]
+            row = database.execute("SELECT events FROM ledgers WHERE run = ?", (run,)).fetchone()
+        events = 0 if row is None else row[0]
         if own < sequence:
             raise ProtocolAborted(
                 f"journal: was written {own} times, and {sequence} times when last used; it was put back"
@@ -81,10 +83,14 @@ class Journal:
                 f"privacy ledger: has {ledger_events} events, and had {events}; it was put back"
             )
 
-    def note_ledger(self, events: int) -> None:
-        """Remember how many events the privacy ledger has."""
+    def note_ledger(self, *, run: str, events: int) -> None:
+        """Remember how many events the privacy ledger of a run has."""
         with writing(self.file) as database:
-            database.execute("UPDATE journal SET ledger_events = max(ledger_events, ?)", (events,))
+            database.execute(
+                "INSERT INTO ledgers VALUES (?, ?)"
+                " ON CONFLICT (run) DO UPDATE SET events = max(events, excluded.events)",
+                (run, events),
+            )
 
     def agree(self, *, policy: bytes, seed: int, run: str, roster_sha256: bytes) -> None:
         """Bind a policy and a seed to the run and the roster that are first asked for under them.

@@ -21,8 +21,8 @@ SCHEMA_VERSION = 1
 WAIT_S = 60.0  # for another process's transaction, which takes milliseconds
 
 _SCHEMA = (
-    "CREATE TABLE journal (schema_version INTEGER, client TEXT, sequence INTEGER, ledger_events INTEGER)"
-    " STRICT",
+    "CREATE TABLE journal (schema_version INTEGER, client TEXT, sequence INTEGER) STRICT",
+    "CREATE TABLE ledgers (run TEXT PRIMARY KEY, events INTEGER) STRICT",
     "CREATE TABLE agreed (policy BLOB, seed INTEGER, run TEXT, roster_sha256 BLOB,"
     " PRIMARY KEY (policy, seed)) STRICT",
     "CREATE TABLE rounds (run TEXT, round INTEGER, clip REAL, broadcast_sha256 BLOB, cohort TEXT,"
@@ -57,7 +57,7 @@ def create_journal(folder: Path, client: str) -> Path:
                 database.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     database.execute(statement)
-                database.execute("INSERT INTO journal VALUES (?, ?, 0, 0)", (SCHEMA_VERSION, client))
+                database.execute("INSERT INTO journal VALUES (?, ?, 0)", (SCHEMA_VERSION, client))
                 database.execute("COMMIT")
             os.link(partial, file)
         finally:

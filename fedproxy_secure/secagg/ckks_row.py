@@ -86,7 +86,7 @@ def read_payload(
     if np.abs(tail[len(NAMES) :] - clients * sentinels(context) / 1000.0).max() > TOLERANCE:
         raise ProtocolAborted("sentinels: are wrong; the vector is not the sum of these clients")
     if abs(tail[0] - clients) > TOLERANCE:
-        raise ProtocolAborted(f"count in the sum is {tail[0]:.3f}: must be {clients}")
+        raise ProtocolAborted(f"count in the sum: must be {clients}")
     numbers = {n: float(v) * CONTROL_UNITS[n] for n, v in zip(NAMES, tail, strict=False)}
     sums, at = {}, 0
     for segment in real_segments(plan):

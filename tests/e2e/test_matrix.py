@@ -120,7 +120,7 @@ def test_a_failed_cell_stands_in_the_report_and_loses_nothing(settings, tmp_path
     assert fine.measure("gap_closed") is not None or fine.measure("accuracy_centralised") is not None
     assert not fine.failed
     assert failed.measures == ()
-    assert "target_delta=0.5: must be < 1/12" in failed.failed[0]
+    assert "target_delta=0.5: must be < 1 / the client's number of records" in failed.failed[0]
 
 
 def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path):

@@ -345,7 +345,7 @@ def test_rows_with_bad_numbers_or_a_wrong_count_are_refused():
         read_payload(TERMS.plan, row, TERMS.context(), 2)
     doubled = row.copy()
     doubled[D + 6 :] *= 2
-    with pytest.raises(ProtocolAborted, match=r"count in the sum is 1\.000: must be 2"):
+    with pytest.raises(ProtocolAborted, match="count in the sum: must be 2"):
         read_payload(TERMS.plan, doubled, TERMS.context(), 2)
 
 

@@ -1,6 +1,7 @@
 """Over Flower messages every attack fails on this installation, and succeeds where a check is taken out."""
 
 import logging
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -127,7 +128,8 @@ def test_one_client_moves_a_coordinate_by_no_more_than_two_clips_where_an_honest
     world,
 ):
     said = liars.within_the_bound(world)
-    assert "by 1.50 clips (bound 2; an honest client 0.5)" in said
+    moved = re.search(r"by (\d\.\d\d) clips \(bound 2; an honest client 0\.5\)", said)
+    assert 0.5 < float(moved[1]) <= 2
 
 
 def test_under_record_level_privacy_a_proxy_that_overflows_for_a_token_fails_nobody(world, heard, tmp_path):

@@ -281,17 +281,18 @@ def test_a_journal_that_was_put_back_is_noticed_where_something_else_remembers(j
     copy = tmp_path / "copy"
     shutil.copy2(journal.file, copy)
     release(journal)
-    journal.note_ledger(3)
+    journal.note_ledger(run="run", events=3)
     remembered = journal.sequence()
-    journal.check_not_older(sequence=remembered, ledger_events=3)
+    journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
+    journal.check_not_older(run="another run", ledger_events=0)
     with pytest.raises(ProtocolAborted, match="privacy ledger: has 2 events, and had 3; it was put back"):
-        journal.check_not_older(sequence=remembered, ledger_events=2)
-    journal.note_ledger(2)  # never counts down
+        journal.check_not_older(sequence=remembered, run="run", ledger_events=2)
+    journal.note_ledger(run="run", events=2)  # never counts down
     with pytest.raises(ProtocolAborted, match="privacy ledger"):
-        journal.check_not_older(ledger_events=2)
+        journal.check_not_older(run="run", ledger_events=2)
     os.replace(copy, journal.file)
     with pytest.raises(ProtocolAborted, match="journal: was written 1 times, and 3 times when last used"):
-        journal.check_not_older(sequence=remembered, ledger_events=3)
+        journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
     journal.check_not_older()  # nothing else remembers: it cannot be noticed
 
 

@@ -15,11 +15,12 @@ from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.flower import attempt, client_app, proxy_store, wire
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.masked_terms import first_clip, next_clip, ring_plan
+from fedproxy_secure.flower.masked_terms import first_clip, next_clip, parts_of, ring_plan
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.store import journal_file, reading, writing
 from fedproxy_secure.llm import load_llm
@@ -749,3 +750,17 @@ def test_a_node_whose_policy_refuses_the_job_keeps_none_of_its_files(tmp_path, w
     reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
     assert wire.decode_failure(reply)[0] == "ConfigError"
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("scale", [1e-45, 2.5e-23, 1.0, 1e30])
+def test_a_weight_from_the_last_step_stays_in_its_range_whatever_step_a_server_made_up(world, scale):
+    """A weight above 1 could not be sent, and whether a client fails would tell its cosine."""
+    job = with_(world[0], "h_ties", weights="self")
+    sizes = world[2].sizes.tolist()
+    rng = np.random.default_rng(0)
+    update = rng.standard_normal(sum(sizes)).astype(np.float32) * np.float32(1e-3)
+    plan = ring_plan(job, sizes, clip=first_clip(job.local), clients=5)
+    trained = ClientUpdate(client="c0", update=update, loss=0.0, steps=2, seconds=0.0, truncated=0)
+    previous = (update * np.float32(1e3)).astype(np.float64) * scale
+    _, control = parts_of(trained, job, sizes, plan, previous=previous.astype(np.float32))
+    assert np.exp(-1) <= control.weight <= 1

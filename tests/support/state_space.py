@@ -34,6 +34,7 @@ from tests.support.state_search import Knowledge, Space
 from tests.support.state_tables import State, at_rest, renamed_sums
 
 CHUNK = 1 << 17  # states expanded at once
+MERGED = 1 << 23  # states kept twice at most, so that large layers fit the memory
 _SHOWN = {"share": "key book", "mask": "inbox", "confirm": "survivors", "unmask": "survivors"}
 
 
@@ -132,13 +133,19 @@ class _Search:
             wrong = self._look(depth, layer, found)
             if wrong is not None:
                 return wrong
-            following = [np.array([], dtype=np.uint64)]
-            for states in _chunks(layer):
-                for _, _, after in self.space.moves(states):
-                    found.messages += len(after)
-                    following.append(np.unique(self.space.canonical(after)))
-            layer, depth = np.unique(np.concatenate(following)), depth + 1
+            layer, depth = self._following(layer, found), depth + 1
         return None
+
+    def _following(self, layer: np.ndarray, found: Found) -> np.ndarray:
+        """The states after those of a layer, each once, in order."""
+        met = [np.array([], dtype=np.uint64)]
+        for states in _chunks(layer):
+            after = [self.space.canonical(moved) for _, _, moved in self.space.moves(states)]
+            found.messages += sum(map(len, after))
+            met.append(np.unique(np.concatenate([met[0][:0], *after])))
+            if sum(map(len, met[1:])) > len(met[0]) + MERGED:
+                met = [np.unique(np.concatenate(met))]
+        return np.unique(np.concatenate(met))
 
     def _look(self, depth: int, layer: np.ndarray, found: Found) -> _Place | None:
         """Judge each state, and note what rests of it."""

@@ -15,6 +15,7 @@ from fedproxy_secure.secagg.provision import load_identity, load_roster
 
 
 def job(**changes):
+    changes = {"protect": {"keys": "/srv/keys"}, **changes}
     return FederationJob.from_config(parse_config(changes), seed=0)
 
 
@@ -73,6 +74,27 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_and_seeds_alone
     assert elsewhere.sha256() == one.sha256()
     other = one.model_copy(update={"rounds": one.rounds + 1})
     assert other.sha256() != one.sha256()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"privacy": {"unit": "record"}}, "privacy.ledger: must name a folder"),
+        ({"protect": {}}, "protect.keys: must name a folder with protect.scheme=masking"),
+        ({"privacy": {"unit": "client", "ledger": "/l"}}, "privacy.unit=client: needs"),
+        (
+            {"privacy": {"unit": "client", "ledger": "/l"}, "protect": {"scheme": "unsafe_plaintext"}},
+            "privacy.unit=client: needs",
+        ),
+        ({"protect": {"scheme": "unsafe_plaintext", "min_cohort": 3}}, "makes no sums"),
+        ({"protect": {"scheme": "unsafe_plaintext", "refuse_differencing": True}}, "makes no sums"),
+    ],
+)
+def test_a_policy_that_would_not_protect_as_it_says_is_refused_when_it_is_read(tmp_path, changes, line):
+    file = tmp_path / "policy.yaml"
+    policy_for(job(**changes), 0, seeds=(0,)).write(file)
+    with pytest.raises(ConfigError, match=line):
+        load_policy(file)
 
 
 def test_provision_writes_a_policy_and_a_journal_beside_each_key(tmp_path):

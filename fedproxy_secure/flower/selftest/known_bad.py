@@ -80,7 +80,7 @@ class AgreesToAnyRun(Journal):
 class TrustsItsDisk(Journal):
     """Does not ask whether it was put back."""
 
-    def check_not_older(self, *, sequence: int = 0, ledger_events: int = 0) -> None:
+    def check_not_older(self, *, sequence: int = 0, run: str = "", ledger_events: int = 0) -> None:
         """Nothing is compared."""
 
 
