@@ -13,11 +13,12 @@ is, cannot change another's. So one record more or less moves the sum of the cli
 one clip, whatever the model was made for.
 
 Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records,
-for neighbours that differ by a record, or one without gradient in its place: how many there are is public.
-An empty sample is a step like any other. It holds for real numbers: in floating point the sum of the
-clipped gradients rounds. It rests on two things beside: the model keeps nothing of a pass for the next,
-which `check_model` and `check_fits` look for but do not prove, and the tokenizer encodes each record by itself. No exception of a record's pass is passed on:
-whether a call ends in an error, and its text, follow from settings, from noisy sums or from the machine.
+for neighbours that differ by a record, or one without gradient in its place: how many there are is
+public. An empty sample is a step like any other. It holds for real numbers: in floating point the sum of
+the clipped gradients rounds. It rests on two things beside: the model keeps nothing of a pass for the
+next, which `check_model` and `check_fits` look for but do not prove, and the tokenizer encodes each
+record by itself. No exception of a record's pass is passed on: whether a call ends in an error, and its
+text, follow from settings, from noisy sums or from the machine.
 
 Not covered: the returned loss, which is for the client's own eyes; how long a step takes; a machine whose
 memory is too small for some samples; native code that ends the process on a pass of some record, which no
