@@ -63,7 +63,7 @@ def test_a_recorded_run_is_attacked_in_processes_and_reported_again(run):
         *("--spec", "A2", "--spec", "A6", "--spec", "A11", "--view", "server"),
     )
     assert attacked.returncode == 0, attacked.stderr
-    assert "smoke suite: done in" in attacked.stderr
+    assert "smoke suite: " in attacked.stderr  # how long it took is a line only from 5 s on
     results = read_findings(run)
     assert [r.attack for r in results] == [
         "lora_span_tokens",
