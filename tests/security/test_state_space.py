@@ -231,7 +231,7 @@ def test_these_rules_carry_nothing_alone_for_four_honest_clients(case):
     assert not found.wrong, str(found)
 
 
-@pytest.mark.skipif(not NIGHTLY, reason="takes about an hour and 4 GB; HYPOTHESIS_PROFILE=nightly")
+@pytest.mark.skipif(not NIGHTLY, reason="takes hours; HYPOTHESIS_PROFILE=nightly")
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_of_two_interleaved_attempts_of_four_honest_clients_a_server_learns_one_sum():
