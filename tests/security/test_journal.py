@@ -1,6 +1,5 @@
 """A client's journal grants each step once: to overlapping processes, after crashes, over many runs."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -9,9 +8,8 @@ import pytest
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal.rounds import Attempt, Journal
-from fedproxy_secure.journal.store import create_journal, journal_file, reading, writing
-
-PROCESSES = multiprocessing.get_context("fork")
+from fedproxy_secure.journal.store import create_journal, journal_file, reading
+from tests.support.journal_players import at_once, die_while_writing, exit_code_of, take_and_die
 
 
 @pytest.fixture
@@ -39,38 +37,17 @@ def release(journal, context=b"first", survivors=("a", "b", "c"), round=0, refus
     )
 
 
-def at_once(journal, actions):
-    """Run each action in a process of its own, all at the same moment; what each raised, or nothing."""
-    barrier, results = PROCESSES.Barrier(len(actions)), PROCESSES.Queue()
-
-    def play(number, action):
-        barrier.wait()
-        try:
-            action(Journal(folder=journal.folder, client="a"))
-            results.put((number, ""))
-        except ProtocolAborted as error:
-            results.put((number, str(error)))
-
-    workers = [PROCESSES.Process(target=play, args=item) for item in enumerate(actions)]
-    for worker in workers:
-        worker.start()
-    found = dict(results.get(timeout=30) for _ in workers)
-    for worker in workers:
-        worker.join()
-    return [found[i] for i in range(len(actions))]
-
-
 @pytest.mark.parametrize("repeat", range(5))
 def test_of_many_processes_that_ask_for_one_step_one_is_granted(journal, repeat):
     journal.begin(asked())
     journal.put(b"first", {"session": b"secret"})
-    seen = at_once(journal, [lambda j: j.take("mask")] * 6)
+    seen = at_once(journal.folder, [[("take", ("mask",), {})]] * 6)
     assert sorted(said == "" for said in seen) == [False] * 5 + [True]
     assert all("another step is answered" in said for said in seen if said)
 
 
 def test_of_many_processes_that_begin_one_attempt_one_is_granted(journal):
-    seen = at_once(journal, [lambda j: j.begin(asked())] * 6)
+    seen = at_once(journal.folder, [[("begin", (asked(),), {})]] * 6)
     assert sum(said == "" for said in seen) == 1
     assert all("must come after 0, 1" in said for said in seen if said)
 
@@ -79,18 +56,13 @@ def test_two_attempts_that_are_unmasked_at_once_are_not_for_different_survivors(
     """Each process holds an attempt that was under way when it asked; one round, two sets of survivors."""
 
     def unmask(number, survivors):
-        def action(own):
-            context = f"attempt {number}".encode()
-            own.begin(asked(attempt=number, context=context))
-            release(own, context, survivors)
+        context = f"attempt {number}".encode()
+        named = {"run": "run", "round": 0, "survivors": survivors, "refuse_differencing": False}
+        return [("begin", (asked(attempt=number, context=context),), {}), ("release", (context,), named)]
 
-        return action
-
-    for start in range(10, 100, 10):
-        at_once(
-            journal,
-            [unmask(start, ("a", "b", "c")), unmask(start + 1, ("a", "b")), unmask(start + 2, ("b", "c"))],
-        )
+    for start in range(10, 70, 10):
+        sets = (("a", "b", "c"), ("a", "b"), ("b", "c"))
+        at_once(journal.folder, [unmask(start + i, survivors) for i, survivors in enumerate(sets)])
         with reading(journal.file) as database:
             rows = database.execute("SELECT survivors FROM rounds WHERE survivors IS NOT NULL").fetchall()
         assert len(rows) <= 1
@@ -101,14 +73,7 @@ def test_a_step_is_consumed_before_it_is_answered_so_that_a_crash_leaves_nothing
     journal.begin(asked())
     journal.put(b"first", {"session": b"secret"})
 
-    def crash():
-        Journal(folder=journal.folder, client="a").take("mask")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    worker = PROCESSES.Process(target=crash)
-    worker.start()
-    worker.join()
-    assert worker.exitcode == -signal.SIGKILL
+    assert exit_code_of(take_and_die, journal.folder, "mask") == -signal.SIGKILL
     with pytest.raises(ProtocolAborted, match="asked while another step is answered"):
         journal.take("mask")
     assert b"secret" not in journal.file.read_bytes()
@@ -119,14 +84,7 @@ def test_a_process_killed_within_a_transaction_leaves_the_journal_as_it_was(jour
     journal.begin(asked())
     before = journal.sequence()
 
-    def crash():
-        with writing(journal.file) as database:
-            database.execute("DELETE FROM rounds")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    worker = PROCESSES.Process(target=crash)
-    worker.start()
-    worker.join()
+    assert exit_code_of(die_while_writing, journal.file) == -signal.SIGKILL
     assert journal.sequence() == before
     with pytest.raises(ProtocolAborted, match="must come after"):
         journal.begin(asked())
@@ -214,6 +172,15 @@ def test_a_round_whose_weights_may_change_is_unmasked_once(journal):
     with pytest.raises(ProtocolAborted, match="round 0: was unmasked before; its weights may be others"):
         journal.release(
             b"second", run="run", round=0, survivors=["a", "b"], refuse_differencing=False, once=True
+        )
+
+
+def test_a_round_that_never_began_is_not_unmasked(journal):
+    """Survivors written down for another run would leave this one's open."""
+    journal.begin(asked())
+    with pytest.raises(ProtocolAborted):
+        journal.release(
+            b"first", run="another run", round=0, survivors=["a", "b"], refuse_differencing=False
         )
 
 

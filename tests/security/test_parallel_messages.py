@@ -69,8 +69,13 @@ class ProcessGrid(SnapshotGrid):
             receiver, sender = FORK.Pipe(duplex=False)
             worker = FORK.Process(target=self._play, args=(message, sender))
             worker.start()
-            jobs.append((worker, receiver, message.metadata.dst_node_id))
-        for worker, receiver, node in jobs:
+            jobs.append((worker, receiver, message))
+        for worker, receiver, message in jobs:
+            node = message.metadata.dst_node_id
+            if not receiver.poll(60):  # forked with a lock held: rare, and no matter of what is tested
+                worker.kill()
+                yield self._answer(message)
+                continue
             reply, state = pickle.loads(receiver.recv_bytes())
             worker.join()
             self._contexts[node].state = state
