@@ -168,7 +168,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that its owner alone may enter (0700), or make the one there so; returns it.
+    """Create a folder with mode 0700, or set that mode on an existing one, and return it.
 
     Folders above it are made as usual: whoever may not enter `path` reaches nothing below it.
 

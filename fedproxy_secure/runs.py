@@ -262,7 +262,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
 
 
 def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimate, ...]:
-    """What the client that spent most has spent by all seeds together, by both accountants, and by one."""
+    """Return the largest cost of any client: over all seeds by both accountants, and for one seed."""
     cost, alone = composed(trainings), one_alone(trainings)
     if cost is None or alone is None or not cost.finite:
         return ()

@@ -1,4 +1,4 @@
-"""A10 by the proxy itself: all embeddings are zero but those of chosen tokens, each a direction of its own.
+"""Attack A10 `trapped_proxy`: a proxy whose embeddings are zero except for those of chosen tokens.
 
 Where an adapter reads zeros, its A gets no gradient. So column j of the first adapted maps' A moves if a
 record with token j was drawn, and not otherwise: for AdamW as for SGD, and in a sum as in one update. The
@@ -99,7 +99,7 @@ class TrappedProxy(Attack):
     def guess(
         self, view: View, question: Round, budget: Budget, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """How far each trap's column moved, float64 [tokens] by whose vector it is."""
+        """Return how far each trap's column moved, float64 [tokens], by the owner of the vector."""
         box = white_box.load(view)
         return {who: columns(box, vector, len(question.tokens)) for who, vector in question.seen.items()}
 

@@ -163,7 +163,7 @@ class LocalClient:
         pcr_lambda: float,
         prox_mu: float,
     ) -> np.ndarray:
-        """The update, float32 [d]: computed once for the same inputs, then the ledger's stored one."""
+        """Return the round's update, float32 [d]: computed once, then the result that the ledger stored."""
         noise, who = privacy.noise, f"client {self.name}, round {round}"
         d = sum(self.sizes)
         for vector in (start, conflict):  # what cannot be trained from must not be paid for
@@ -256,7 +256,7 @@ class _Drawn(Sequence[Encoded]):
 def _inputs_sha256(
     round: int, start: np.ndarray, conflict: np.ndarray | None, pcr_lambda: float, prox_mu: float
 ) -> bytes:
-    """Of all that the server chooses in a round, 32 bytes; what else training depends on is in the run."""
+    """Hash what the server chooses in a round, 32 bytes; the ledger's run covers all other inputs."""
     numbers = f"{round}|{pcr_lambda!r}|{prox_mu!r}|{start.size}|{conflict is not None}|".encode()
     vectors = [v.astype(np.float32).tobytes() for v in (start, conflict) if v is not None]
     return hashlib.sha256(b"".join([numbers, *vectors])).digest()

@@ -72,7 +72,7 @@ def check_private(tuned: nn.Module) -> None:
 
 
 def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> None:
-    """Raise `ModelError` for a model that cannot take a gradient of every record there may be.
+    """Raise `ModelError` if the model cannot compute the gradient of every record that the settings allow.
 
     No record is looked at: two made-up ones are tried, of 3 tokens and of `longest`. The short one must
     have the same gradient before and after the long one (up to `SAME_GRADIENT`), and neither may change a

@@ -147,7 +147,7 @@ def _stamp(folder: Path) -> _Stamp:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `DataError` unless a folder holds one whole proxy whose files name nothing outside of it."""
+    """Raise `DataError` unless the folder holds one complete proxy and its files refer to nothing else."""
     names = {file.name for file in proxy_files(folder)}
     for needed in (CONFIG, TOKENIZER):
         if needed not in names:

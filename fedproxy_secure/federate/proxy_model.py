@@ -72,7 +72,7 @@ def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: st
 
 
 def _load_stored(folder: Path) -> tuple[nn.Module, Tokenizer]:
-    """The model in the widest dtype of its files, which loses nothing, and its tokenizer."""
+    """Load the model in the widest dtype that its files hold, which loses nothing, and its tokenizer."""
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     _check_classes(folder)

@@ -55,7 +55,7 @@ def record_gradients(
 def record_gradient(
     loss: Loss, index: int, parameters: Sequence[nn.Parameter]
 ) -> tuple[float, list[torch.Tensor]]:
-    """One record's loss and gradient, zeros where its pass does not come by a parameter.
+    """Return one record's loss and gradient, with zeros for parameters that its pass does not use.
 
     Raises whatever the model raises.
     """

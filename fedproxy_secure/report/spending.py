@@ -143,7 +143,7 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
 
 
 def _of_all(private: Sequence[Configuration], *, same_records: bool) -> tuple[Cost | None, str]:
-    """Their cost, or why it is not known."""
+    """Return the composed cost of the events, or the reason why it is unknown."""
     units = sorted({c.privacy_unit for c in private})
     if len(units) > 1:
         return None, f"not known, for their units differ ({', '.join(units)})"

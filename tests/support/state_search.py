@@ -1,4 +1,4 @@
-"""States as packed numbers: which follow which, one name for states alike, and what is known in each.
+"""Packed states: their successors, one canonical form for equivalent ones, and what the server knows.
 
 All arrays of states are uint64 [n]: for every honest client its number in its table, above them the number
 of the sums learned before.

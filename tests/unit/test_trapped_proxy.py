@@ -45,7 +45,7 @@ def tried(seen, truth):
 
 @pytest.mark.parametrize("scheme", ["masking", "unsafe_plaintext"])
 def test_tokens_are_read_exactly_off_a_masked_sum_as_off_updates_in_the_clear(world, scheme):
-    """After five steps of AdamW; the sum hides whose they are, not that they are there."""
+    """After five AdamW steps the sum hides which client holds a token, not that some client does."""
     seen, truth = world
     found = tried(under(seen, scheme), truth)
     assert found.outcome == Outcome.SUCCEEDED, found.reason
