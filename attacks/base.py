@@ -1,57 +1,49 @@
-"""What an attack is, and where all of them are found.
+"""The interface of an attack: an exam, a guess, a score.
 
     exam(truth, view, rng)              the examiner, who knows the truth, poses a question (or none)
-    guess(view, question, budget, rng)  the adversary answers from its view; it gets nothing else
-    score(guess, answer)                the examiner compares; all targets stand in the denominator
+    guess(view, question, budget, rng)  the adversary answers from its view and from nothing else
+    score(guess, answer)                the examiner compares; targets that were not guessed count as missed
 
-Surfaces that an attack may need: IND an individual update, AGG an aggregate, MR many rounds, MOD the models
-of the rounds, API queries to the fused LLM, ACT the power to deviate.
+Surfaces are what an attack may need of a view: IND an individual update, AGG an aggregate, MR many rounds,
+MOD the models of the rounds, API queries to the fused LLM, ACT the power to deviate from the protocol.
 
-Guarantees: `guess` is given no truth: neither run nor truth is an argument of it, and tests keep this
-project's attacks from reading transcripts, frames or the garbage collector. Two calls with the same view,
-question and seed give the same guess. Not guaranteed: that an attack of somebody else's guesses. The wall
-is against mistakes, not against malice: an attack is code that runs as you, in the process that knows the
-truth and with the right to read the run's files. Install attacks that you trust, and read those whose
-numbers you rely on.
+Guarantees: `guess` is given no truth: neither the run nor the truth is an argument of it, and tests keep
+this project's attacks from reading transcripts, frames or the garbage collector. Two calls with the same
+view, question and seed give the same guess. Not guaranteed: that an attack by a third party really guesses.
+The separation protects against mistakes, not against malice. An attack is code that runs under your
+account, in the process that knows the truth, and it may read the run's files. Install only attacks that you
+trust, and read the code of those whose numbers you rely on.
 """
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Profile
 
-GROUP = "fedproxy_secure.attacks"
 Surface = Literal["IND", "AGG", "MR", "MOD", "API", "ACT"]
-
-
-KNOWN_BAD, NOBODY = "known-bad", "nobody"  # threat models' names in controls of active attacks
+KNOWN_BAD, NOBODY = "known-bad", "nobody"  # what controls put in place of a view's threat model
 
 
 class NotApplicable(Exception):
-    """Raised by an attack that this run gives nothing to attack; the text says why."""
+    """The run has nothing for this attack to work on; the text says why."""
 
 
 class Inconclusive(Exception):
-    """Raised by an attack that cannot tell; the text says why."""
+    """The attack cannot tell whether it succeeded; the text says why."""
 
 
 class OutOfTime(Inconclusive):
-    """The budget's seconds are over; a resumed suite tries such an attack again."""
+    """The budget's seconds are used up; a resumed suite runs the attack again."""
 
     BEGINS = "ran out of its"
 
@@ -60,12 +52,45 @@ class OutOfTime(Inconclusive):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackInfo:
-    """What an attack is for. `needs`: sets of surfaces, one of which the view must have in full.
+class Feeds:
+    """A measure of the trilemma that an attack provides, and the estimates that are its numbers.
 
-    `headline`: the metric that decides, with its value by `chance` and the `margin` above it that counts
-    as success. `mapping`: (framework, version, id) triples. `by`: parties of a threat model (`server`,
-    `network`, `clients`, `api`), one of which must be corrupted; empty: whoever has the surfaces.
+    Args:
+        measure: the measure's key (`fedproxy_secure.evidence.measure`).
+        metric: the name of the estimates; a name that ends with `*` stands for every name with that
+            beginning.
+    """
+
+    measure: str
+    metric: str
+
+    def takes(self, metric: str) -> bool:
+        """Return whether an estimate of this name is a number of the measure."""
+        if self.metric.endswith("*"):
+            return metric.startswith(self.metric[:-1])
+        return metric == self.metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackInfo:
+    """The description of an attack: what it finds, what it needs, how it is judged.
+
+    Args:
+        id: number of the attack, such as `A2`; several attacks may share it.
+        name: unique name for commands and reports.
+        title: what the attack finds, in a few words.
+        paper: where the method comes from.
+        needs: sets of surfaces; the view must have all surfaces of one of them.
+        headline: name of the estimate that decides the outcome.
+        chance: the headline's value where there is nothing to find.
+        margin: how far above chance the headline's interval must begin to count as success.
+        measures: the measures of the trilemma and of a gate that it provides; of all attacks on a measure
+            the worst result counts.
+        mapping: (framework, version, id) triples.
+        smoke: whether the smoke suite runs it.
+        by: parties of a threat model, one of which must be corrupted; empty: whoever has the surfaces.
+        long: how long the attack takes beside others; longer attacks start first, so that processes end
+            together.
     """
 
     id: str
@@ -76,15 +101,16 @@ class AttackInfo:
     headline: str = "auc"
     chance: float = 0.5
     margin: float = 0.05
+    measures: tuple[Feeds, ...] = ()
     mapping: tuple[tuple[str, str, str], ...] = ()
-    smoke: bool = True  # whether the smoke suite runs it
+    smoke: bool = True
     by: tuple[Literal["server", "network", "clients", "api"], ...] = ()
-    long: int = 0  # started in falling order of it, so that processes end together
+    long: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much an attack may spend: wall seconds from `began`, model queries, and a profile for sizes."""
+    """The limits of one attack: wall-clock seconds from `began`, model queries, and a profile for sizes."""
 
     profile: Profile = "smoke"
     seconds: float = 600.0
@@ -92,69 +118,72 @@ class Budget:
     began: float = field(default_factory=time.monotonic)
 
     def pick(self, *, smoke: Any, standard: Any, full: Any) -> Any:
-        """The size that fits the profile."""
+        """Return the value for the budget's profile."""
         return {"smoke": smoke, "standard": standard, "full": full}[self.profile]
 
     @property
     def left_s(self) -> float:
-        """Seconds left; negative once over."""
+        """The seconds that are left; negative once they are used up."""
         return self.began + self.seconds - time.monotonic()
 
     def check(self) -> None:
-        """Raise `OutOfTime` once the seconds are over; long loops call it."""
+        """Raise `OutOfTime` if the seconds are used up; long loops call it in every step."""
         if self.left_s < 0:
             raise OutOfTime(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What honest clients held, by name; only the examiner has it."""
+    """What each honest client held, by its name; only the examiner has it."""
 
     clients: Mapping[str, PrivateState]
 
     def used(self, round_number: int, clients: tuple[str, ...]) -> list[Encoded]:
-        """The records that these clients drew in a round, each once."""
-        found = []
+        """Return the records that these clients drew in a round, each once."""
+        records = []
         for name in clients:
             if name in self.clients and round_number in self.clients[name].rounds:
                 state = self.clients[name]
-                found += [state.train[i] for i in np.unique(state.rounds[round_number].used)]
-        return found
+                records += [state.train[i] for i in np.unique(state.rounds[round_number].used)]
+        return records
 
     def tokens(self, round_number: int, clients: tuple[str, ...]) -> set[int]:
-        """The tokens that a model read of those records: the last of each is predicted, never read."""
+        """Return the tokens of those records that a model read.
+
+        The last token of each record is left out: it is predicted, never read.
+        """
         return {t for item in self.used(round_number, clients) for t in item.ids[:-1]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What the adversary is asked (it sees `question`), and what only the scorer sees."""
+    """The question that the adversary sees, and the answer that only the scorer sees."""
 
     question: Any = None
     answer: Any = None
 
 
 class Attack:
-    """Base of all attacks; subclasses set `info` by the decorator and write `guess` and `score`."""
+    """Base class of all attacks; the decorator sets `info`, a subclass defines `guess` and `score`."""
 
     info: ClassVar[AttackInfo]
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """The question and its answer. As given: no question, and the truth is the answer."""
+        """Return the question and its answer; by default no question, and the truth as the answer."""
         return Exam(answer=truth)
 
     def guess(self, view: View, question: Any, budget: Budget, rng: np.random.Generator) -> Any:
-        """The adversary's answer: arrays or tuples, no models."""
+        """Return the adversary's answer as arrays or tuples; it must hold no models."""
         raise NotImplementedError
 
     def score(self, guess: Any, answer: Any) -> tuple[Estimate, ...]:
-        """Estimates, the headline first."""
+        """Return estimates of how good the guess is, the headline first."""
         raise NotImplementedError
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """A view with protection off, where the attack must succeed, and its truth; None: there is none.
+        """Return a view in which the attack must succeed, and its truth; None without such a control.
 
-        As given: the same view, but every honest client's update is seen.
+        By default it is the same view with every honest client's update in the clear.
         """
         if view.updates or view.settings is None:
             return view, truth
@@ -164,9 +193,9 @@ class Attack:
         return replace_view(view, updates=updates, sums={}), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """A view or exam in which nothing can be found, where the attack must be at chance.
+        """Return a view and an exam with nothing to find, on which the attack must stay at chance.
 
-        As given: the numbers of every update and sum are shuffled.
+        By default the numbers of every update and every sum are shuffled.
         """
 
         def shuffled(vector: np.ndarray) -> np.ndarray:
@@ -190,114 +219,18 @@ class Attack:
 
 
 def _shuffled_steps(adapters: Mapping[int, np.ndarray], shuffled: Any) -> dict[int, np.ndarray]:
-    """The adapters with each step between neighbours shuffled; the first stays as it is."""
-    made: dict[int, np.ndarray] = {}
+    """Return the adapters with the step between every two successive rounds shuffled; the first stays."""
+    result: dict[int, np.ndarray] = {}
     before = None
     for number in sorted(adapters):
-        if before is None or before not in made or number - 1 != before:
-            made[number] = adapters[number]
+        if before is None or before not in result or number - 1 != before:
+            result[number] = adapters[number]
         else:
-            made[number] = made[before] + shuffled(adapters[number] - adapters[before])
+            result[number] = result[before] + shuffled(adapters[number] - adapters[before])
         before = number
-    return made
+    return result
 
 
 def replace_view(view: View, **changes: Any) -> View:
-    """A copy of a view with some of it replaced."""
-    from dataclasses import replace
-
+    """Return a copy of a view with some fields replaced."""
     return replace(view, **changes)
-
-
-_REGISTERED: dict[str, type[Attack]] = {}
-_OWN = (
-    "attacks.reconstruction.embedding",
-    "attacks.reconstruction.spans",
-    "attacks.reconstruction.sequences",
-    "attacks.reconstruction.matching",
-    "attacks.membership.updates",
-    "attacks.membership.models",
-    "attacks.membership.canaries",
-    "attacks.audit.suite_entries",
-    "attacks.integrity.active_server",
-    "attacks.integrity.trapped_proxy",
-    "attacks.integrity.passive_sums",
-    "attacks.integrity.masked_words",
-    "attacks.integrity.mask_seeds",
-    "attacks.extraction.proxy",
-    "attacks.extraction.logits",
-    "attacks.integrity.poisoning",
-    "attacks.membership.properties",
-)
-
-
-def attack(info: AttackInfo) -> Any:
-    """Class decorator: register an attack under `info.name`.
-
-    Several attacks may share an id. Raises `ConfigError` if the name is taken.
-    """
-
-    def register(kind: type[Attack]) -> type[Attack]:
-        taken = _REGISTERED.get(info.name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (
-            kind.__module__,
-            kind.__qualname__,
-        ):
-            raise ConfigError(f"attack {info.name!r}: is there already; names must differ")
-        kind.info = info
-        _REGISTERED[info.name] = kind
-        return kind
-
-    return register
-
-
-@cache
-def _load() -> None:
-    for module in _OWN:
-        import_module(module)
-    for point in entry_points(group=GROUP):
-        try:
-            point.load()
-        except ConfigError:
-            raise
-        except Exception as error:  # somebody else's module may raise anything
-            raise ConfigError(
-                f"entry point {point.name!r} of {GROUP}: {point.value}: cannot be loaded: {error}"
-            ) from error
-
-
-def every() -> dict[str, Attack]:
-    """All attacks by name, in the order of their ids: this project's and those of entry points.
-
-    Raises `ConfigError` if an entry point cannot be loaded.
-    """
-    _load()
-
-    def number(kind: type[Attack]) -> tuple[int, str]:
-        digits = "".join(c for c in kind.info.id if c.isdigit())
-        own = kind.__module__ in _OWN
-        return (int(digits) if own and digits else 999, kind.info.name)
-
-    return {k.info.name: k() for k in sorted(_REGISTERED.values(), key=number)}
-
-
-def find(name: str) -> list[Attack]:
-    """The attack of a name, or all of an id. Raises `ConfigError` with the nearest name."""
-    attacks = every()
-    found = [a for a in attacks.values() if name in (a.info.name, a.info.id)]
-    if found:
-        return found
-    known = [*attacks, *dict.fromkeys(a.info.id for a in attacks.values())]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(attacks)}"
-    raise ConfigError(f"attack {name!r}: is not known; {hint}")
-
-
-def get(name: str) -> Attack:
-    """The attack of a name, or the first of an id. Raises `ConfigError` with the nearest name."""
-    return find(name)[0]
-
-
-def suite(profile: Profile) -> list[Attack]:
-    """The attacks that a profile runs."""
-    return [a for a in every().values() if a.info.smoke or profile != "smoke"]

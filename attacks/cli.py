@@ -1,4 +1,4 @@
-"""`fedproxy-secure attack`: list, explain, run and report attacks on a recorded run."""
+"""The command `fedproxy-secure attack`: lists, explains, runs and reports attacks on a recorded run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedproxy_secure.cli_errors import plain_errors
+from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedproxy_secure.report.finding import Finding, Profile
+    from fedproxy_secure.evidence.finding import Finding, Profile
 
 FINDING, INCONCLUSIVE = 1, 3
 MOST_JOBS = 4
@@ -32,15 +32,18 @@ app = typer.Typer(
 RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder.")]
 StrictOption = Annotated[
     bool,
-    typer.Option("--strict", help="End with 1 if an attack succeeded, with 3 if one was inconclusive."),
+    typer.Option(
+        "--strict",
+        help="Exit with code 1 if an attack succeeded, with 3 if one was inconclusive or failed.",
+    ),
 ]
 
 
 @app.command("list")
 def list_command() -> None:
-    """All attacks: id, name, the smallest suite that runs them, what they find."""
+    """List all attacks: id, name, the smallest suite that runs them, what they find."""
     with plain_errors(again=None):
-        from attacks.base import every
+        from attacks.registry import every
 
         for one in every().values():
             smallest = "smoke" if one.info.smoke else "standard"
@@ -49,13 +52,13 @@ def list_command() -> None:
 
 @app.command()
 def info(name: str) -> None:
-    """One attack, or all of an id: what it needs, which threat models fit, how it is judged.
+    """Explain one attack, or all with an id: what it needs, which threat models fit, how it is judged.
 
     Example: `fedproxy-secure attack info A2`
     """
     with plain_errors(again=None):
-        from attacks.base import find
         from attacks.fit import fitting
+        from attacks.registry import find
 
         for one in find(name):
             i = one.info
@@ -64,7 +67,7 @@ def info(name: str) -> None:
             typer.echo(f"needs: {' or '.join('+'.join(sorted(n)) for n in i.needs)}")
             typer.echo(f"fits: {', '.join(fitting(one)) or 'no threat model'}")
             typer.echo(
-                f"succeeds: if {i.headline} is above {i.chance + i.margin:g} by its interval "
+                f"succeeds: if the interval of {i.headline} begins above {i.chance + i.margin:g} "
                 f"(chance {i.chance:g})"
             )
             for framework, version, key in i.mapping:
@@ -90,19 +93,26 @@ def run_command(
         str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
     ] = "smoke",
     budget_seconds: Annotated[
-        float, typer.Option(min=1.0, help="Most seconds for one attack from one view, controls included.")
+        float,
+        typer.Option(min=1.0, help="Time limit for one attack from one view, controls included, in seconds."),
     ] = 600.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
     jobs: Annotated[
-        int, typer.Option(min=0, help=f"Attacks at a time. By itself one a core, at most {MOST_JOBS}.")
+        int,
+        typer.Option(
+            min=0, help=f"How many attacks run at once. Default: one per core, at most {MOST_JOBS}."
+        ),
     ] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what was finished before.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the results that an earlier call finished.")
+    ] = False,
     strict: StrictOption = False,
 ) -> None:
     """Run a suite of attacks on a recorded run; works offline, writes `attacks/results.json` below it.
 
-    `smoke` takes about a minute on the demo, `standard` about a quarter of an hour. An attack that fails is
-    a row of the table. What was finished when you stop it is kept, and shown by `attack report`.
+    On the demo, `smoke` takes about a minute and `standard` about a quarter of an hour. An attack that
+    fails gets a row in the table and stops nothing else. If you interrupt the suite, the results so far are
+    kept, and `attack report` shows them.
 
     Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
     """
@@ -114,27 +124,27 @@ def run_command(
         *("--budget-seconds", f"{budget_seconds:g}", "--resume"),
     ]
     with plain_errors(again=shlex.join(typed)):
-        from fedproxy_secure.preload import warm_up
+        from fedproxy_secure.runtime.preload import warm_up
 
         profile = profile_of(suite)
         at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         if at_a_time > 1:
             warm_up(WORKERS_NEED)
 
-        from attacks import base
+        from attacks import registry
         from attacks.suite import run_suite
         from attacks.table import outcome_line
-        from fedproxy_secure.cli_progress import shown_on
-        from fedproxy_secure.report.finding import RESULTS, read_findings
+        from fedproxy_secure.cli.progress import shown_on
+        from fedproxy_secure.evidence.finding import RESULTS, read_findings
         from threat_models import get as threat_model
 
-        attacks = {a.info.name: a for s in spec or [] for a in base.find(s)}
+        attacks = {a.info.name: a for s in spec or [] for a in registry.find(s)}
         models = [threat_model(v) for v in views]
         try:
             with shown_on(Console(stderr=True)) as progress:
                 results = run_suite(
                     run,
-                    attacks=list(attacks.values()) or base.suite(profile),
+                    attacks=list(attacks.values()) or registry.suite(profile),
                     threat_models=models,
                     profile=profile,
                     seconds=budget_seconds,
@@ -155,9 +165,9 @@ def run_command(
 
 @app.command()
 def report(run: RunOption, strict: StrictOption = False) -> None:
-    """The table of the last suite on a run."""
+    """Show the results of the last suite on a run as a table."""
     with plain_errors(again=None):
-        from fedproxy_secure.report.finding import read_findings
+        from fedproxy_secure.evidence.finding import read_findings
 
         results = read_findings(run)
         _show(results)
@@ -168,9 +178,11 @@ def report(run: RunOption, strict: StrictOption = False) -> None:
 def model(
     path: Annotated[Path, typer.Argument(metavar="FOLDER")],
     members: Annotated[
-        Path | None, typer.Option(help="A6: JSONL of `text` that may have been trained on.")
+        Path | None, typer.Option(help="A6: JSONL of `text` that the model may have been trained on.")
     ] = None,
-    others: Annotated[Path | None, typer.Option(help="A6: JSONL of `text` that was not.")] = None,
+    others: Annotated[
+        Path | None, typer.Option(help="A6: JSONL of `text` that it was not trained on.")
+    ] = None,
     canaries: Annotated[
         Path | None, typer.Option(help="A7: JSONL of `prompt`, `secret` (4 digits) and `repeats`.")
     ] = None,
@@ -181,14 +193,15 @@ def model(
         str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
     ] = "smoke",
     budget_seconds: Annotated[
-        float, typer.Option(min=1.0, help="Most seconds for one attack, controls included.")
+        float, typer.Option(min=1.0, help="Time limit for one attack, controls included, in seconds.")
     ] = 600.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
     strict: StrictOption = False,
 ) -> None:
     """Attack a Hugging Face folder alone, offline: membership (A6), canaries (A7), extraction (A12).
 
-    Its hidden size is always asked for; the rest needs the files that the options name.
+    The search for the model's hidden size always runs. The other attacks need the files that the options
+    name.
 
     Example: `fedproxy-secure attack model runs/x/seed-0/fused --proxy runs/x/seed-0/proxy`
     """
@@ -210,7 +223,7 @@ def model(
 
 
 def profile_of(suite: str) -> Profile:
-    """The profile called `suite`. Raises `ConfigError`."""
+    """Return the profile with this name. Raises `ConfigError` if there is none."""
     for profile in ("smoke", "standard", "full"):
         if suite == profile:
             return profile
@@ -218,10 +231,10 @@ def profile_of(suite: str) -> Profile:
 
 
 def llm_of(run: Path) -> str | None:
-    """The owner's model, as the run's settings name it."""
+    """Return the path of the owner's model from the run's settings, or None if they cannot be read."""
     import yaml
 
-    from fedproxy_secure.untrusted import parse_yaml
+    from fedproxy_secure.runtime.untrusted import parse_yaml
 
     try:
         raw = parse_yaml((run / "config.yaml").read_bytes())

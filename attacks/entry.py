@@ -1,6 +1,6 @@
-"""What the core calls, by the entry point group `fedproxy_secure.suites`: measure one run.
+"""The function that measures one run; the core finds it by the entry point group `fedproxy_secure.suites`.
 
-The core does not know who attacks it; it asks whatever is registered there for findings.
+The core does not import attacks. It asks every function that is registered in that group for findings.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedproxy_secure.progress import Progress
-from fedproxy_secure.report.finding import Finding, Profile
+from fedproxy_secure.evidence.finding import Finding, Profile
+from fedproxy_secure.runtime.progress import Progress
 
 
 def measure(
@@ -23,17 +23,21 @@ def measure(
     llm: str | None,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """The suite of a profile from each view on a recorded run; results are written below its folder.
+    """Run a profile's suite on a recorded run from each view, and write the results below the run's folder.
 
     Args:
-        run: folder of a run that was recorded.
+        run: folder of a recorded run.
         views: names of threat models.
+        profile: how much the suite spends: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take from one view.
-        llm: the owner's model, for views of the server.
+        seed: seed of the attacks' own randomness.
+        resume: whether to keep what an earlier call finished.
+        llm: path of the owner's model, for views of the server.
+        progress: where the suite reports its progress; by default nowhere.
 
     Raises `ConfigError` for an unknown view, `RunFolderError` for a run without a transcript.
     """
-    from attacks.base import suite
+    from attacks.registry import suite
     from attacks.suite import run_suite
     from threat_models import get
 

@@ -1,10 +1,11 @@
 """Attacks on a Hugging Face folder alone, without a recorded run.
 
-The folder is what an outsider queries (`view.api`): A6 asks which texts it was trained on, A7 how well it
-knows canaries, A12 for its hidden size and, with a proxy, for itself. Texts come in two files: `members`
-that may have been trained on, `others` that were not but could have been (drawn from the same source, or
-the split itself tells them apart, which the blind baseline finds). Canaries come as rows of `prompt`,
-`secret` (4 digits, drawn by chance) and `repeats` (1 unless given).
+The folder takes the place of the API that an outsider queries (`view.api`). A6 tells which texts the model
+was trained on, A7 how well it knows canaries, A12 its hidden size and, with a proxy, how much of the model
+can be extracted. Texts come in two files: `members` may have been trained on, `others` were not. Both must
+be drawn from the same source; otherwise the texts alone tell the two files apart, which the blind baseline
+detects. Canaries come as rows of `prompt`, `secret` (4 digits, drawn at random) and `repeats` (1 by
+default).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from fedproxy_secure.data.encode import Encoded, encode_records, prompt_ids
 from fedproxy_secure.data.planted import SECRET_DIGITS, Canary
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.llm import Tokenizer, demo_llm_folder, load_tokenizer
+from fedproxy_secure.evidence.finding import Finding, Profile
+from fedproxy_secure.models.llm import Tokenizer, demo_llm_folder, load_tokenizer
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.finding import Finding, Profile
 
-OWNER = "folder"  # whose texts these are, in the place of a client's name
-TEXT_TOKENS = 128  # of a text, at most
+OWNER = "folder"  # stands for the client's name
+TEXT_TOKENS = 128  # the most tokens of a text; the rest is cut off
 
 
 def attack_folder(
@@ -44,21 +45,23 @@ def attack_folder(
     seconds: float = 600.0,
     seed: int = 0,
 ) -> list[Finding]:
-    """The findings of every attack that the given files allow; the hidden size is always asked for.
+    """Run every attack that the given files allow; the search for the hidden size always runs.
 
     Args:
-        path: the victim, a local Hugging Face folder, or `demo`.
-        members, others: files of `text` (JSONL, CSV or Parquet), for A6; one needs the other.
-        canaries: file of `prompt`, `secret` and perhaps `repeats`, for A7.
+        path: the victim: a local Hugging Face folder, or `demo`.
+        members, others: files of `text` (JSONL, CSV or Parquet), for A6; each needs the other.
+        canaries: file of `prompt`, `secret` and optionally `repeats`, for A7.
         proxy: folder of the smaller model that the adversary holds, for A12.
+        profile: how much to spend: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take, its controls included.
+        seed: seed of the attacks' own randomness.
 
     Raises `ConfigError`, `DataError` or `ModelError` in one line for files that cannot be used.
     """
     if profile not in get_args(Profile):
         raise ConfigError(f"profile={profile}: must be {', '.join(get_args(Profile))}")
     if (members is None) != (others is None):
-        raise ConfigError("members, others: A6 needs both, to tell one from the other")
+        raise ConfigError("members, others: only one is given; A6 needs both, to compare them")
     victim = demo_llm_folder() if str(path) == "demo" else path
     held = demo_llm_folder() if str(proxy) == "demo" else proxy
     tokenizer = load_tokenizer(victim)
@@ -68,33 +71,33 @@ def attack_folder(
     seen = View(
         threat_model="api_user" if held is None else "client",
         settings=None,
-        adapters={} if held is None else {0: np.zeros(0, dtype=np.float32)},  # a proxy as it is
+        adapters={} if held is None else {0: np.zeros(0, dtype=np.float32)},  # the proxy without tuning
         proxy=held,
         api=victim,
     )
-    chosen: list[Attack] = []
-    chosen += [ModelMembership()] if members is not None else []
-    chosen += [CanaryExposure()] if canaries is not None else []
-    chosen += [LogitSvd()]
-    chosen += [ProxyExtraction()] if held is not None else []
-    texts_apart = Truth(clients={})  # extraction is judged on texts of its own
+    no_truth = Truth(clients={})  # extraction is judged on texts of its own
+    chosen: list[tuple[Attack, Truth]] = []
+    chosen += [(ModelMembership(), truth)] if members is not None else []
+    chosen += [(CanaryExposure(), truth)] if canaries is not None else []
+    chosen += [(LogitSvd(), no_truth)]
+    chosen += [(ProxyExtraction(), no_truth)] if held is not None else []
     return [
         run_one(
             one,
             seen,
-            texts_apart if one.info.id == "A12" else truth,
+            known,
             profile=profile,  # type: ignore[arg-type]
             seconds=seconds,
             seed=seed,
             name=path.name,
         )
-        for one in chosen
+        for one, known in chosen
     ]
 
 
 def read_canaries(file: Path) -> tuple[Canary, ...]:
-    """Canaries of a file, in order. Raises `DataError` for a row that is none."""
-    made = []
+    """Read the canaries in a file, in order. Raises `DataError` for a row that is no canary."""
+    canaries = []
     for number, row in enumerate(read_rows(str(file), "", root=None, limit=None), start=1):
         secret = str(row.get("secret", ""))
         if not isinstance(row.get("prompt"), str) or not row["prompt"]:
@@ -104,16 +107,16 @@ def read_canaries(file: Path) -> tuple[Canary, ...]:
         repeats = row.get("repeats", 1)
         if not isinstance(repeats, int) or repeats < 1:
             raise DataError(f"{file}, row {number}: repeats={repeats!r}: must be an integer >= 1")
-        made.append(Canary(prompt=row["prompt"], secret=secret, repeats=repeats))
-    if not made:
+        canaries.append(Canary(prompt=row["prompt"], secret=secret, repeats=repeats))
+    if not canaries:
         raise DataError(f"{file}: holds no canaries")
-    return tuple(made)
+    return tuple(canaries)
 
 
 def _owner(
     members: Path | None, others: Path | None, canaries: Path | None, tokenizer: Tokenizer
 ) -> PrivateState:
-    """The files as one client's state: trained once on all members, then on the canaries."""
+    """Return the files as one client's state: trained once on all members and on the canaries."""
     train = _texts(members, tokenizer)
     planted = () if canaries is None else read_canaries(canaries)
     records = [c.record() for c in planted for _ in range(c.repeats)]
@@ -129,23 +132,24 @@ def _owner(
 
 
 def _texts(file: Path | None, tokenizer: Tokenizer) -> tuple[Encoded, ...]:
-    """Texts of a file, cut to `TEXT_TOKENS`; all but the first token is asked about."""
+    """Read the texts in a file, cut to `TEXT_TOKENS`; every token but the first counts as response."""
     if file is None:
         return ()
-    made = []
+    texts = []
     for number, row in enumerate(read_rows(str(file), "", root=None, limit=None), start=1):
         if not isinstance(row.get("text"), str):
             raise DataError(f"{file}, row {number}: must have a text")
         ids = prompt_ids(row["text"], tokenizer)[:TEXT_TOKENS]
         if len(ids) < 3:
             raise DataError(f"{file}, row {number}: its text has {len(ids)} tokens; must have >= 3")
-        made.append(Encoded(ids=tuple(ids), response_start=1))
-    return tuple(made)
+        texts.append(Encoded(ids=tuple(ids), response_start=1))
+    return tuple(texts)
 
 
 def _check_same_tokens(victim: Tokenizer, proxy: Tokenizer, folder: Path) -> None:
     ours, theirs = victim.get_vocab(), proxy.get_vocab()
     if ours != theirs:
         raise ConfigError(
-            f"proxy {folder}: has {len(theirs)} tokens of its own; must be the victim's {len(ours)}"
+            f"proxy {folder}: its vocabulary of {len(theirs)} tokens is not the victim's of {len(ours)}; "
+            "both must be the same"
         )

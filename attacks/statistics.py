@@ -1,4 +1,4 @@
-"""The numbers attacks are judged by: AUC, rates at a fixed false-positive rate, each with its interval."""
+"""Statistics that judge attacks: AUC and rates at fixed false-positive rates, with intervals."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ import numpy as np
 from scipy.stats import binom, norm, rankdata
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.report.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
+from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
 
 
 def auc_estimate(
     scores: np.ndarray, positive: np.ndarray, *, metric: str, seed: int, inflation: float = 1.0
 ) -> Estimate:
-    """Area under the ROC curve with DeLong's interval (1988), taken on the logit scale so that it stays in
-    [0, 1]; a perfect or worst AUC has the interval of the rule of three.
+    """Return the area under the ROC curve with DeLong's interval (1988), taken on the logit scale.
+
+    The logit scale keeps the interval in [0, 1]. A perfect or a worst possible AUC gets the interval of the
+    rule of three.
 
     Args:
         scores: float [n], higher for those taken as positive; ties count half.
         positive: bool [n], at least 2 of each kind.
-        inflation: by how much the standard error is larger than DeLong's, where scores are not independent.
+        metric: name of the estimate.
+        seed: seed that the estimate is reported with.
+        inflation: factor by which the standard error is larger than DeLong's where scores are not
+            independent.
 
     Raises `DataError` for shapes that differ, scores that are not finite, or fewer than 2 of a kind.
     """
     if scores.shape != positive.shape or not np.isfinite(scores).all():
-        raise DataError(f"{metric}: scores {scores.shape}, labels {positive.shape}: must agree, be finite")
+        raise DataError(
+            f"{metric}: scores {scores.shape}, labels {positive.shape}: must have one shape and be finite"
+        )
     x, y = scores[positive].astype(np.float64), scores[~positive].astype(np.float64)
     m, n = len(x), len(y)
     if min(m, n) < 2:
@@ -57,12 +64,15 @@ def auc_estimate(
 
 
 def spread_by_chance(positives: int, negatives: int) -> float:
-    """Standard deviation of the AUC of independent scores that say nothing (Mann and Whitney)."""
+    """Return the standard deviation of the AUC of independent scores without information.
+
+    The formula is that of Mann and Whitney.
+    """
     return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
 
 
 def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The area alone; ties count half."""
+    """Return the AUC without an interval; ties count half."""
     m = int(positive.sum())
     ranks = rankdata(scores)
     return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(scores) - m)))
@@ -79,10 +89,10 @@ def mean_auc(
     seed: int,
     inflation: float = 1.0,
 ) -> Estimate:
-    """The mean AUC over targets (scores, labels); `inflation` as in `auc_estimate`.
+    """Return the mean AUC over targets, given as (scores, labels); `inflation` as in `auc_estimate`.
 
-    The interval is as wide as the targets' own on average, what it would be if they all erred together:
-    rounds draw on the same records, and what an attack thinks of a token it thinks in every round.
+    The interval is as wide as the targets' own intervals on average, as if all targets erred together. They
+    are not independent: rounds draw on the same records, and an attack scores a token alike in every round.
     """
     values = [auc_estimate(s, p, metric=metric, seed=seed, inflation=inflation) for s, p in per_target]
     if len(values) == 1:
@@ -107,42 +117,42 @@ def over_targets(
     seed: int,
     within: tuple[float, float] | None = None,
 ) -> Estimate:
-    """Mean over targets of one run with Student's t interval; targets are taken as independent."""
-    made = mean_interval(dict(enumerate(values)), metric=metric, unit=unit)
-    low, high = made.low, made.high
+    """Return the mean over targets of one run with Student's t interval, taking targets as independent."""
+    mean = mean_interval(dict(enumerate(values)), metric=metric, unit=unit)
+    low, high = mean.low, mean.high
     if within is not None and low is not None and high is not None:
         low, high = max(within[0], low), min(within[1], high)
     how = "mean over targets, Student t 95 %" if len(values) > 1 else "one target, no interval"
-    return Estimate(**{**vars(made), "low": low, "high": high, "seeds": (seed,), "how": how})
+    return Estimate(**{**vars(mean), "low": low, "high": high, "seeds": (seed,), "how": how})
 
 
 def tpr_estimates(
     scores: np.ndarray, positive: np.ndarray, *, seed: int, rates: Sequence[float] = (0.01, 0.001)
 ) -> tuple[Estimate, ...]:
-    """True positive rates at fixed false positive rates, with intervals that count both samples.
+    """Return true-positive rates at fixed false-positive rates, with intervals that count both samples.
 
-    The threshold lets at most `rate` of the negatives through; ties count as negatives. A rate below
-    1 / negatives cannot be told from 0 false positives, which the metric's name says. The interval is
-    Wilson's over positives at both ends of the threshold's own: how many of n negatives lie above the
-    rate's true threshold is binomial. Chance is (allowed + 1) / (negatives + 1), more than `rate` where
-    negatives are few.
+    The threshold lets at most `rate` of the negatives through; ties count as negatives. A rate below 1 /
+    negatives cannot be told from 0 false positives, and the metric's name says so. The interval joins two
+    Wilson intervals over positives, taken at both ends of the threshold's own interval: the number of the n
+    negatives above the rate's true threshold is binomial. Chance is (allowed + 1) / (negatives + 1), which
+    is more than `rate` where negatives are few.
     """
     negatives = np.sort(scores[~positive])[::-1]
-    made = []
+    estimates = []
     for rate in rates:
-        allowed = int(rate * len(negatives) + 1e-9)  # .29 x 100 is a hair below 29
+        allowed = int(rate * len(negatives) + 1e-9)  # in floating point .29 x 100 lies just below 29
         threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
         caught = int((scores[positive] > threshold).sum())
         name = f"TPR at {rate:.1%} FPR" + (" (0 false positives)" if allowed == 0 else "")
         most, least = (int(binom.ppf(q, len(negatives), rate)) for q in (0.975, 0.025))
         strict = negatives[least - 1] if least else math.inf
         lax = negatives[most] if most < len(negatives) else -math.inf
-        found = [caught, *(int((scores[positive] > t).sum()) for t in (strict, lax))]
+        hits = [caught, *(int((scores[positive] > t).sum()) for t in (strict, lax))]
         here, few, many = (
-            proportion_interval(n, int(positive.sum()), metric=name, seeds=(seed,)) for n in found
+            proportion_interval(n, int(positive.sum()), metric=name, seeds=(seed,)) for n in hits
         )
         low, high = few.low or 0.0, 1.0 if many.high is None else many.high
-        made.append(
+        estimates.append(
             replace(
                 here,
                 low=min(low, here.value),
@@ -150,16 +160,16 @@ def tpr_estimates(
                 how="share of positives, Wilson 95 % at both ends of the threshold's 95 %",
             )
         )
-    return tuple(made)
+    return tuple(estimates)
 
 
 def share(hits: int, n: int, *, metric: str, seed: int) -> Estimate:
-    """A share of targets with its Wilson interval; 0 of 0 counts as 0 of 1."""
+    """Return a share of targets with its Wilson interval; 0 of 0 counts as 0 of 1."""
     return proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
 
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:
-    """How many guesses equal a truth, each truth matched once."""
+    """Return how many guesses equal a truth, each truth matched at most once."""
     remaining: dict[object, int] = {}
     for t in truths:
         remaining[t] = remaining.get(t, 0) + 1

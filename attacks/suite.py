@@ -1,8 +1,8 @@
 """Run attacks on a recorded run, from every view, on every seed.
 
-One that fails never stops the rest (`attacks.trial`). Results are written as they come
-(`attacks/events.jsonl` below the run), so an interrupted suite goes on where it stopped; `results.json`
-joins them at the end, and after an interrupt those that there are.
+An attack that fails never stops the rest (`attacks.trial`). Each result is appended to
+`attacks/events.jsonl` below the run as it comes, so an interrupted suite can resume where it stopped.
+`results.json` joins the results at the end, and after an interrupt those that were finished.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from attacks.base import Attack, OutOfTime, Truth, every
+from attacks.base import Attack, OutOfTime, Truth
+from attacks.registry import check_measures, every
 from attacks.trial import finding, has_surfaces, run_one
-from attacks.workers import Lost, in_processes
-from fedproxy_secure.artifacts import RunFolder
-from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.progress import NoProgress, Progress
+from fedproxy_secure.errors import FedProxyError, RunFolderError
+from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome, Profile, write_findings
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
-from fedproxy_secure.report.finding import FOLDER, Finding, Outcome, Profile, write_findings
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+from fedproxy_secure.runtime.workers import Lost, in_processes
 from threat_models import ThreatModel
 
 EVENTS = "events.jsonl"
@@ -30,7 +31,7 @@ Key = tuple[str, str, str]  # the seed's folder, threat model, attack
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One attack from one view of one seed; all that a process needs to run it."""
+    """One attack from one view of one seed: all that a process needs to run it."""
 
     folder: Path
     model: ThreatModel
@@ -42,11 +43,11 @@ class Trial:
 
     @property
     def key(self) -> Key:
-        """Where its result belongs."""
+        """The seed's folder, threat model and attack that the result belongs to."""
         return self.folder.name, self.model.name, self.attack
 
     def run(self, one: Attack) -> Finding:
-        """The finding. Raises `RunFolderError` if the transcript cannot be read."""
+        """Run the attack. Raises `RunFolderError` if the transcript cannot be read."""
         return run_one(
             one,
             read_view(self.folder, self.model, self.llm),
@@ -59,25 +60,25 @@ class Trial:
 
 
 def seed_folders(run: Path) -> list[Path]:
-    """The folders of a run's seeds that hold a transcript.
+    """Return the folders of a run's seeds that hold a transcript.
 
     Raises `RunFolderError` if there is none.
     """
-    found = sorted(p for p in run.glob("seed-*") if (p / "federation" / TRANSCRIPT).is_dir())
-    if not found:
+    folders = sorted(p for p in run.glob("seed-*") if (p / "federation" / TRANSCRIPT).is_dir())
+    if not folders:
         raise RunFolderError(f"{run}: no seed of it was recorded; run with --record")
-    return found
+    return folders
 
 
 @lru_cache(maxsize=2)
 def read_view(seed_folder: Path, model: ThreatModel, llm: str | None) -> View:
-    """What the corrupted parties saw; the next attack from the same view gets it from memory."""
+    """Read what the corrupted parties saw; the result is cached for the next attack from the same view."""
     return view(seed_folder, model, llm=llm)
 
 
 @lru_cache(maxsize=2)
 def read_truth(seed_folder: Path, *, honest_besides: int = 0) -> Truth:
-    """What the honest clients held: all but the first `honest_besides`, which are corrupted."""
+    """Read what the honest clients held; the first `honest_besides` clients are corrupted and left out."""
     transcript = seed_folder / "federation" / TRANSCRIPT
     names = client_names(transcript)[honest_besides:]
     return Truth(clients={name: read_private(transcript, name) for name in names})
@@ -97,21 +98,31 @@ def run_suite(
     progress: Progress | None = None,
     on_result: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
-    """Every attack from every view on every recorded seed of a run; `seconds` is for each attack.
+    """Run every attack from every view on every recorded seed of a run.
 
-    The attacks' own randomness follows from `seed` in the run's first seed, from `seed + 1` in its second.
-
-    With `resume` what was finished under the same profile and seed is kept. An attack that raises, hangs
-    or kills its process is a row of the result and nothing more.
+    The attacks' own randomness follows from `seed` in the run's first seed, from `seed + 1` in its second,
+    and so on. An attack that raises, hangs or kills its process becomes a row of the result and stops
+    nothing else.
 
     Args:
-        jobs: with more than one, each attack runs in a process of its own, so many at a time; attacks must
-            then be known to `attacks.base.every`.
-        on_result: is told every finding as it comes.
+        run: folder of the recorded run.
+        attacks: the attacks to run.
+        threat_models: the adversaries whose views are attacked.
+        profile: how much to spend.
+        seconds: the most that one attack may take from one view.
+        seed: seed of the attacks' randomness in the run's first seed.
+        resume: whether to keep what an earlier call finished under the same profile and seed.
+        llm: path of the owner's model, for views of the server.
+        jobs: how many attacks run at once. With more than one, each runs in a process of its own, and
+            `attacks.registry.every` must know it.
+        progress: where progress is reported; by default nowhere.
+        on_result: called with every finding as it comes.
 
-    Raises `RunFolderError` if the run was not recorded.
+    Raises `RunFolderError` if the run was not recorded, `ConfigError` if an attack feeds a measure that is
+    not registered.
     """
-    shown = progress or NoProgress()
+    check_measures(attacks)
+    bars = progress or NoProgress()
     log_file = RunFolder(path=run / FOLDER)
     trials = [
         Trial(
@@ -131,30 +142,30 @@ def run_suite(
     if not resume:
         (log_file.path / EVENTS).unlink(missing_ok=True)
     todo = [t for t in trials if t.key not in results]
-    read_view.cache_clear()  # the folder may be another run's by now
+    read_view.cache_clear()  # the folder may hold another run by now
     read_truth.cache_clear()
     for folder, model in dict.fromkeys((t.folder, t.model) for t in todo):
-        read_view(folder, model, llm)  # what cannot be read is found before anything runs
+        read_view(folder, model, llm)  # a transcript that cannot be read fails before anything runs
     by_name = {one.info.name: one for one in attacks}
     task = f"{profile} suite"
-    shown.start(task, len(todo))  # of those left, so that the time left is not flattered
+    bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
     try:
-        with closing(_results(todo, by_name, jobs)) as coming:  # an interrupt ends the processes at once
-            for result in coming:
+        with closing(_results(todo, by_name, jobs)) as results_as_they_end:  # an interrupt ends processes
+            for result in results_as_they_end:
                 results[result.seed_folder, result.view, result.attack] = result
                 log_file.append_jsonl(EVENTS, result.to_json())
                 if on_result is not None:
                     on_result(result)
-                shown.advance(task, note=f"{result.attack}: {result.outcome}")
-        shown.done(task)
+                bars.advance(task, note=f"{result.attack}: {result.outcome}")
+        bars.done(task)
     finally:
-        found = [results[t.key] for t in trials if t.key in results]
-        write_findings(run, found)
-    return found
+        findings = [results[t.key] for t in trials if t.key in results]
+        write_findings(run, findings)
+    return findings
 
 
 def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Generator[Finding]:
-    """As they come."""
+    """Yield the findings as they come."""
     apart = []
     for trial in todo:
         one = attacks[trial.attack]
@@ -171,7 +182,7 @@ def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Ge
 
 
 def run_trial(trial: Trial) -> Finding:
-    """One trial in this process, on one thread."""
+    """Run one trial in this process, on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -193,10 +204,17 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
 
 
 def _finished(folder: RunFolder, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:
-    """Findings of an earlier call that need not be made again: not errors, nor what ran out of time."""
+    """Return the findings of an earlier call that need not be made again.
+
+    Errors, attacks that ran out of time, and lines that another version of this package wrote are made
+    again.
+    """
     done: dict[Key, Finding] = {}
     for raw in folder.read_jsonl(EVENTS):
-        result = Finding.from_json(raw)
+        try:
+            result = Finding.from_json(raw)
+        except (ValueError, FedProxyError):
+            continue
         again = result.outcome == Outcome.ERROR or result.reason.startswith(OutOfTime.BEGINS)
         key = result.seed_folder, result.view, result.attack
         if (result.profile, result.seed) == (profile, seeds.get(key)) and not again:

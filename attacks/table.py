@@ -1,14 +1,14 @@
-"""Results of attacks as text: one line each, tables for terminals, Markdown."""
+"""Results of attacks as text: single lines, tables for terminals, Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedproxy_secure.escape import printable
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Finding, Outcome
-from fedproxy_secure.report.table import markdown_table
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.report.text.table import markdown_table
+from fedproxy_secure.runtime.escape import printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 HEADINGS = ("attack", "view", "outcome", "headline", "value", "positive", "negative", "seconds")
 STYLES = {Outcome.SUCCEEDED: "bold red", Outcome.ERROR: "red", Outcome.RESISTED: "green"}
 EXPLAINED = (
-    "value [95 % interval]; pos.: the same attack with protection off; neg.: where there is nothing to "
-    "find. RESISTED is no proof of safety."
+    "value [95 % interval]; pos.: positive control, where the attack must succeed; neg.: negative control, "
+    "where there is nothing to find. RESISTED is no proof of safety."
 )
 
 
 def number(estimate: Estimate | None) -> str:
-    """`0.594 [0.553, 0.634]`; `-` for none."""
+    """Return a value with its interval, such as `0.594 [0.553, 0.634]`; `-` for None."""
     if estimate is None:
         return "-"
     if estimate.low is None or estimate.high is None:
@@ -32,7 +32,7 @@ def number(estimate: Estimate | None) -> str:
 
 
 def cells(result: Finding) -> tuple[str, ...]:
-    """In the order of `HEADINGS`."""
+    """Return a result's texts in the order of `HEADINGS`."""
     headline = result.headline
     return (
         f"{result.id} {result.attack}",
@@ -47,22 +47,22 @@ def cells(result: Finding) -> tuple[str, ...]:
 
 
 def outcome_line(result: Finding) -> str:
-    """For a terminal, as results come."""
+    """Return one line about a result, for a terminal."""
     return printable(f"{result.outcome:<14} {result.id} {result.attack}, {result.view}: {result.reason}")
 
 
 def rich_tables(results: Sequence[Finding]) -> Group:
-    """For a terminal of 80 columns: a table a view and seed, and a line for each attack without numbers."""
+    """Return tables for 80 columns: one per view and seed, and a line per attack without numbers."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Table | Text] = []
     for view, seed_folder in dict.fromkeys((r.view, r.seed_folder) for r in results):
-        own = [r for r in results if (r.view, r.seed_folder) == (view, seed_folder)]
-        measured = [r for r in own if r.headline is not None]
+        selected = [r for r in results if (r.view, r.seed_folder) == (view, seed_folder)]
+        measured = [r for r in selected if r.headline is not None]
         title = printable(f"{view}, {seed_folder}")
         parts.append(_rich_table(title, measured) if measured else Text(title, style="italic"))
-        parts += [Text(outcome_line(r), style="dim") for r in own if r.headline is None]
+        parts += [Text(outcome_line(r), style="dim") for r in selected if r.headline is None]
     return Group(*parts, Text(EXPLAINED))
 
 
@@ -93,5 +93,5 @@ def _rich_table(title: str, results: Sequence[Finding]) -> Table:
 
 
 def markdown(results: Sequence[Finding]) -> str:
-    """All results as one Markdown table."""
+    """Return all results as one Markdown table."""
     return markdown_table(HEADINGS, [cells(r) for r in results])

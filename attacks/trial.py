@@ -1,11 +1,11 @@
-"""One attack from one view: guess, score, both controls, outcome.
+"""Run one attack from one view: guess, score, both controls, outcome.
 
-Whatever the attack does, what comes out is a `Finding`: one that raises is ERROR, one that cannot tell or
-runs out of time INCONCLUSIVE, one whose view lacks what it needs NOT_APPLICABLE.
+The result is always a `Finding`. An attack that raises is ERROR; one that cannot tell or runs out of time
+is INCONCLUSIVE; one whose view lacks what it needs is NOT_APPLICABLE.
 
-The truth is in this process while an attack guesses, and below it on the stack: an attack that looks there
-finds it. A process without it would not change that, for the same user may read the transcript; see the
-guarantees of `attacks.base`.
+The truth is in this process, and on the stack below the attack while it guesses: an attack that looks there
+finds it. A process without the truth would not change that, since the same user may read the transcript.
+See the guarantees of `attacks.base`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from attacks.base import (
     OutOfTime,
     Truth,
 )
-from fedproxy_secure.randomness import stream
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding, Outcome, Profile
+from fedproxy_secure.evidence.measure import measure_kind
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Finding, Outcome, Profile
+from fedproxy_secure.runtime.randomness import stream
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +51,16 @@ def run_one(
     seed: int,
     name: str = "",
 ) -> Finding:
-    """One attack from one view with both controls; never raises but for an interrupt.
+    """Run one attack from one view with both controls; only an interrupt is raised.
 
     Args:
+        one: the attack.
+        seen: the adversary's view.
+        truth: what the honest clients held.
+        profile: how much to spend.
         seconds: the most it may take, controls included; numbers found until then are kept.
-        name: of the seed's folder, for the finding.
+        seed: seed of the attack's randomness.
+        name: name of the seed's folder, for the finding.
     """
     began = time.monotonic()
     budget = Budget(profile=profile, seconds=seconds)
@@ -63,7 +70,8 @@ def run_one(
         _check_surfaces(one.info, seen)
         with _alarm(seconds):
             exam, guess, estimates = _attempt(one, seen, truth, budget, seed)
-            with suppress(NotApplicable):  # a control that does not fit is a control that is not there
+            _check_units(one.info, estimates)
+            with suppress(NotApplicable):  # a control that does not apply counts as missing
                 positive = _positive(one, seen, truth, budget, seed, estimates)
             with suppress(NotApplicable):
                 negative = _negative(one, seen, exam, guess, budget, seed)
@@ -72,7 +80,7 @@ def run_one(
         outcome, reason = Outcome.NOT_APPLICABLE, str(error)
     except Inconclusive as error:
         outcome, reason = Outcome.INCONCLUSIVE, str(error)
-    except (Exception, SystemExit) as error:  # whatever it is, the rest of the suite goes on
+    except (Exception, SystemExit) as error:  # the rest of the suite goes on
         log.debug("attack %s failed", one.info.name, exc_info=True)
         outcome, reason = Outcome.ERROR, f"{type(error).__name__}: {str(error)[:200]}"
     return finding(
@@ -104,7 +112,7 @@ def finding(
     positive: Estimate | None = None,
     negative: Estimate | None = None,
 ) -> Finding:
-    """What came of an attack from a view."""
+    """Return the finding of an attack from a view, with the measures that it feeds."""
     return Finding(
         attack=info.name,
         id=info.id,
@@ -116,6 +124,7 @@ def finding(
         outcome=outcome,
         reason=reason,
         estimates=estimates,
+        measures=_measures(info, estimates),
         positive=positive,
         negative=negative,
         seconds=seconds,
@@ -124,37 +133,63 @@ def finding(
     )
 
 
+def _measures(info: AttackInfo, estimates: tuple[Estimate, ...]) -> dict[str, tuple[int, ...]]:
+    """Return each measure that the attack feeds, with the positions of its numbers among the estimates."""
+    positions: dict[str, tuple[int, ...]] = {}
+    for feeds in info.measures:
+        mine = tuple(i for i, e in enumerate(estimates) if feeds.takes(e.metric))
+        positions[feeds.measure] = (*positions.get(feeds.measure, ()), *mine)
+    return positions
+
+
+def _check_units(info: AttackInfo, estimates: tuple[Estimate, ...]) -> None:
+    """Raise `DataError` if an estimate has a measure's name but not its unit."""
+    for key, positions in _measures(info, estimates).items():
+        unit = measure_kind(key).unit
+        for estimate in (estimates[i] for i in positions):
+            if estimate.unit != unit:
+                raise DataError(f"{estimate.metric}: unit={estimate.unit}: must be {unit}, the unit of {key}")
+
+
 def judge(
     info: AttackInfo, headline: Estimate, positive: Estimate | None, negative: Estimate | None
 ) -> tuple[Outcome, str]:
-    """The outcome of a headline beside its controls, and one sentence why.
+    """Return the outcome of a headline beside its controls, and one sentence that says why.
 
-    SUCCEEDED: the interval's low end is above chance by more than the margin. RESISTED: the value is not,
-    the positive control's interval is, and the headline's ends below it. Everything else is INCONCLUSIVE.
+    SUCCEEDED: the interval begins above chance by more than the margin. RESISTED: the value does not exceed
+    that bar, the positive control's interval begins above the bar, and the headline's interval ends below
+    the positive control's. INCONCLUSIVE: everything else, and every headline whose negative control begins
+    above the bar.
     """
     bar = info.chance + info.margin
-    said = f"{headline.metric} {headline.value:.3g}"
+    text = f"{headline.metric} {headline.value:.3g}"
     if negative is not None and low_end(negative) > bar:
-        return Outcome.INCONCLUSIVE, f"negative control at {negative.value:.3g}: finds what is not there"
+        return (
+            Outcome.INCONCLUSIVE,
+            f"negative control at {negative.value:.3g}: the attack finds what is not there",
+        )
     if low_end(headline) > bar:
-        return Outcome.SUCCEEDED, f"{said}, chance {info.chance:g}"
+        return Outcome.SUCCEEDED, f"{text}, chance {info.chance:g}"
     if positive is None or low_end(positive) <= bar:
-        found = "none" if positive is None else f"{positive.value:.3g}"
-        return Outcome.INCONCLUSIVE, f"{said}; positive control {found}: its interval must be above {bar:g}"
+        control = "none" if positive is None else f"{positive.value:.3g}"
+        return (
+            Outcome.INCONCLUSIVE,
+            f"{text}; positive control {control}: its interval must be above {bar:g}",
+        )
     if headline.value > bar:
-        return Outcome.INCONCLUSIVE, f"{said}: above {bar:g}, where its interval begins below"
+        return Outcome.INCONCLUSIVE, f"{text}: above {bar:g}, but its interval begins below"
     if headline.high is None or headline.high >= low_end(positive):
-        return Outcome.INCONCLUSIVE, f"{said}: its interval reaches the positive control's"
-    return Outcome.RESISTED, f"{said}; positive control {positive.value:.3g}"
+        return Outcome.INCONCLUSIVE, f"{text}: its interval reaches the positive control's"
+    return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}"
 
 
 def low_end(estimate: Estimate) -> float:
-    """The interval's low end; a number without an interval proves nothing."""
+    """Return the interval's low end; minus infinity without an interval, which proves nothing."""
     return float("-inf") if estimate.low is None else estimate.low
 
 
 def has_surfaces(info: AttackInfo, seen: View) -> bool:
-    """Whether the view has what the attack needs."""
+    """Return whether the view has what the attack needs."""
     return any(needed <= seen.surfaces for needed in info.needs)
 
 
@@ -197,7 +232,7 @@ def _negative(
     empty_view, empty_exam = one.negative(seen, exam, _stream(one, seed, "negative"))
     if empty_view is seen and empty_exam is exam:
         return None
-    # the same view and question would give the same guess
+    # an unchanged view and question would give the same guess
     if empty_view is not seen or empty_exam.question is not exam.question:
         guess = one.guess(empty_view, empty_exam.question, budget, _stream(one, seed, "guess"))
     return replace(one.score(guess, empty_exam.answer)[0], seeds=(seed,))
@@ -211,7 +246,8 @@ def _stream(one: Attack, seed: int, what: str) -> np.random.Generator:
 def _alarm(seconds: float) -> Iterator[None]:
     """Raise `OutOfTime` when the seconds are over, between any two lines of Python.
 
-    Signals reach the main thread only; elsewhere the attack's own `budget.check` has to do.
+    Signals reach the main thread only. In any other thread nothing interrupts the attack, and its own calls
+    of `budget.check` must do.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -228,4 +264,4 @@ def _alarm(seconds: float) -> Iterator[None]:
         left = max(others_s - (time.monotonic() - began), 1e-3) if others_s else 0
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, left)  # somebody else's alarm rings when it would have
+        signal.setitimer(signal.ITIMER_REAL, left)  # an alarm that was set before still rings in time

@@ -1,9 +1,17 @@
-"""The proxy as an adversary holds it: run it, differentiate it, know what each number of an update is."""
+"""The proxy as an adversary holds it: to run, to differentiate, and to name each number of an update.
+
+    with white_box.opened(view) as box:
+        box.set(view.adapters[0])
+        losses = box.losses(records)
+
+A process loads a proxy once and lends it to one attack after the other. `opened` is the only way to it.
+After the block the model's adapter is what it was before, and the box no longer gives the model away.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,23 +20,21 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.base import Budget, NotApplicable
+from attacks.base import NotApplicable
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
-from fedproxy_secure.federate.adapters import ADAPTER, attach, set_vector, trained_parameters
-from fedproxy_secure.llm import blocks_of, load_llm, weights_written_ns
+from fedproxy_secure.models.adapters import attach, get_vector, set_vector, trained_parameters
+from fedproxy_secure.models.lent import LentModel
+from fedproxy_secure.models.llm import blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
 
 ROWS_A_PASS = 2048
-RECORDS_A_PASS = 16  # whose gradients are taken together
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedInput:
-    """Adapted maps of one block that read the same input. `names`: dotted names; `layers`: PEFT's.
+    """The adapted maps of one block that read the same input: their dotted names and PEFT's layers.
 
     Both are empty for a block without adapted maps.
     """
@@ -38,75 +44,60 @@ class SharedInput:
 
 
 class WhiteBox:
-    """The proxy with the run's adapter; `load` makes one from a view, once a process."""
+    """The proxy with the run's adapter; `opened` lends one for a view.
+
+    Args:
+        tuned: the proxy with a PEFT adapter.
+        tokenizer: the proxy's tokenizer.
+    """
 
     def __init__(self, tuned: nn.Module, tokenizer: Any) -> None:
-        self.tuned, self.tokenizer = tuned, tokenizer
+        self._tuned: nn.Module | None = tuned
+        self.tokenizer = tokenizer
         self.names = [n for n, p in tuned.named_parameters() if p.requires_grad]
         self.shapes = [tuple(p.shape) for p in trained_parameters(tuned)]
         self.vocabulary = int(tuned.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
+    @property
+    def tuned(self) -> nn.Module:
+        """The model. Raises `RuntimeError` after the block that it was lent for."""
+        if self._tuned is None:
+            raise RuntimeError("white box: its `with` block has ended; open it again")
+        return self._tuned
+
+    def close(self) -> None:
+        """Give the model back; a box that is kept cannot be used any more."""
+        self._tuned = None
+        self.__dict__.pop("groups", None)  # they hold the model's layers
+
     def set(self, adapter: np.ndarray) -> None:
-        """Take the adapter vector, float32 [d]."""
+        """Set the adapter vector, float32 [d]."""
         set_vector(self.tuned, adapter)
 
     def pieces(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """A flat vector's tensors by parameter name, float64."""
-        made, at = {}, 0
+        """Return a flat vector split into tensors by parameter name, float64."""
+        tensors, at = {}, 0
         for name, shape in zip(self.names, self.shapes, strict=True):
             size = int(np.prod(shape))
-            made[name] = vector[at : at + size].reshape(shape).astype(np.float64)
+            tensors[name] = vector[at : at + size].reshape(shape).astype(np.float64)
             at += size
-        return made
+        return tensors
 
     def gradient(self, items: Sequence[Encoded]) -> np.ndarray:
-        """Gradient of the clients' loss on these records at the current adapter, float32 [d]."""
+        """Return the gradient of the clients' loss on these records at the current adapter, float32 [d]."""
         batch = training_batch(items, pad_id=self.tokenizer.pad_token_id, device="cpu")
         parameters = trained_parameters(self.tuned)
         grads = torch.autograd.grad(batch_loss(self.tuned, batch), parameters)
         return torch.cat([g.reshape(-1).float() for g in grads]).numpy()
 
-    def record_gradients(self, items: Sequence[Encoded], *, budget: Budget) -> np.ndarray:
-        """`gradient` of each record alone, float32 [n, d], in their order; those of like length together.
-
-        Raises `OutOfTime` between two passes once the budget is over.
-        """
-        order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
-        rows = np.empty((len(items), sum(math.prod(shape) for shape in self.shapes)), np.float32)
-        for at in range(0, len(order), RECORDS_A_PASS):
-            budget.check()
-            chosen = order[at : at + RECORDS_A_PASS]
-            rows[chosen] = self._gradients([items[i] for i in chosen])
-        return rows
-
-    def _gradients(self, items: Sequence[Encoded]) -> np.ndarray:
-        """In one pass. Padding stands on the right, where a causal model does not look: no mask needed."""
-        batch = training_batch(items, pad_id=self.tokenizer.pad_token_id, device="cpu")
-        positions = batch.response.any(dim=0).nonzero().flatten()
-        frozen, trained = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
-        for name, p in self.tuned.named_parameters():
-            (trained if p.requires_grad else frozen)[name] = p.detach()
-
-        def loss(
-            adapter: dict[str, torch.Tensor], ids: torch.Tensor, response: torch.Tensor
-        ) -> torch.Tensor:
-            inputs = {"input_ids": ids[None], "use_cache": False, "logits_to_keep": positions}
-            logits = functional_call(self.tuned, {**frozen, **adapter}, (), inputs).logits[0]
-            nll = nn.functional.cross_entropy(logits.float(), ids[positions + 1], reduction="none")
-            return (nll * response[positions]).sum() / response.sum()
-
-        with sdpa_kernel(SDPBackend.MATH):  # the faster ones do not know how to work record by record
-            found = vmap(grad(loss), in_dims=(None, 0, 0))(trained, batch.ids, batch.response)
-        return torch.cat([found[name].flatten(1).float() for name in trained], dim=1).numpy()
-
     def losses(self, items: Sequence[Encoded], *, batch_size: int = 64) -> np.ndarray:
-        """Loss of each record, nats a response token, float64 [n]."""
+        """Return each record's loss in nats per response token, float64 [n]."""
         return np.array([float(p.mean()) for p in self.token_losses(items, batch_size=batch_size)])
 
     @torch.inference_mode()
     def token_losses(self, items: Sequence[Encoded], *, batch_size: int = 64) -> list[np.ndarray]:
-        """Negative log-likelihood of every response token, a float64 array a record."""
-        made: list[np.ndarray] = []
+        """Return the negative log-likelihood of every response token, one float64 array per record."""
+        losses: list[np.ndarray] = []
         for at in range(0, len(items), batch_size):
             part = items[at : at + batch_size]
             batch = training_batch(part, pad_id=self.tokenizer.pad_token_id, device="cpu")
@@ -115,13 +106,13 @@ class WhiteBox:
             ).logits.double()
             nll = -logits[:, :-1].log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
             for row, wanted in zip(nll, batch.response, strict=True):
-                made.append(row[wanted > 0].numpy())
-        return made
+                losses.append(row[wanted > 0].numpy())
+        return losses
 
     def shared_input(self, block: int) -> SharedInput:
-        """The adapted maps of a block that read the same as the first of them: queries, keys and values, or
-        the first maps of the MLP where attention is not adapted.
+        """Return the adapted maps of a block that read the same input as the first of them.
 
+        These are queries, keys and values, or the first maps of the MLP where attention is not adapted.
         Raises `NotApplicable` if the block has none.
         """
         if not self.groups[block].names:
@@ -130,14 +121,14 @@ class WhiteBox:
 
     @cached_property
     def adapted(self) -> tuple[int, ...]:
-        """The blocks that have adapted maps; never empty."""
+        """The blocks that have adapted maps; there is at least one."""
         return tuple(i for i, group in enumerate(self.groups) if group.names)
 
     @cached_property
     def reads_tokens(self) -> bool:
-        """Whether the first adapted block's `shared_input` depends on the token at its place alone.
+        """Whether the first adapted block's `shared_input` depends only on the token at its own position.
 
-        So it is for queries, keys and values of block 0: they read embeddings.
+        This is so for queries, keys and values of block 0, which read embeddings.
         """
         pair = self.block_inputs(torch.tensor([[3, 2], [4, 2]]), self.adapted[0])
         return torch.equal(pair[0, 1], pair[1, 1])
@@ -149,14 +140,14 @@ class WhiteBox:
 
     @cached_property
     def groups(self) -> list[SharedInput]:
-        """`shared_input` of every block."""
+        """The `shared_input` of every block."""
         return self._find_groups()
 
     @torch.inference_mode()
     def _find_groups(self) -> list[SharedInput]:
         from peft.tuners.lora import LoraLayer
 
-        # inputs are kept until all are compared: a freed one's place may be taken by the next
+        # inputs are kept until all are compared: a freed tensor's memory may be taken by the next
         seen: dict[int, list[tuple[str, Any, torch.Tensor]]] = {}
         handles = []
         base = self._base()
@@ -185,14 +176,15 @@ class WhiteBox:
 
     @torch.inference_mode()
     def block_inputs(self, ids: torch.Tensor, block: int, *, cache: Any = None) -> torch.Tensor:
-        """What the maps of `shared_input(block)` read, float32 [n, tokens, k], for token ids [n, tokens].
+        """Return what the maps of `shared_input(block)` read, float32 [n, tokens, k].
 
-        Blocks from `block` on are not run. With a `cache` (of transformers) ids follow what is in it.
+        Token ids are [n, tokens]. Blocks from `block` on are not run. With a `cache` (of transformers) the
+        ids follow what is in it.
         """
-        found: list[torch.Tensor] = []
+        inputs: list[torch.Tensor] = []
 
         def stop(_module: Any, args: Any) -> None:
-            found.append(args[0].float())
+            inputs.append(args[0].float())
             raise _Reached
 
         handle = self.shared_input(block).layers[0].register_forward_pre_hook(stop)
@@ -202,17 +194,17 @@ class WhiteBox:
             pass
         finally:
             handle.remove()
-        return found[0]
+        return inputs[0]
 
     @torch.inference_mode()
     def next_inputs(self, prefixes: torch.Tensor, tokens: torch.Tensor, block: int) -> torch.Tensor:
-        """What a block reads at the position after each prefix [n, L] for each token [m]: [n, m, k].
+        """Return what a block reads after each prefix [n, L] for each next token [m]: [n, m, k].
 
         Keys and values of the prefixes are computed once.
         """
         from transformers import DynamicCache
 
-        made = []
+        parts = []
         at_once = max(1, ROWS_A_PASS // len(tokens))
         for part in prefixes.split(at_once):
             cache = DynamicCache()
@@ -220,47 +212,95 @@ class WhiteBox:
             cache.batch_repeat_interleave(len(tokens))
             ids = tokens.repeat(len(part))[:, None]
             states = self.block_inputs(ids, block, cache=cache)
-            made.append(states[:, 0].view(len(part), len(tokens), -1))
-        return torch.cat(made)
+            parts.append(states[:, 0].view(len(part), len(tokens), -1))
+        return torch.cat(parts)
 
     def token_inputs(self) -> np.ndarray:
-        """What the first adapted block reads for every token of the vocabulary, float64 [V, positions, k].
+        """Return what the first adapted block reads for every token, float64 [V, positions, k].
 
-        One position, unless the model adds learnt positions to embeddings. Where not `reads_tokens`, it is
-        what the block reads for the token repeated, a likeness only.
+        There is one position, unless the model adds learnt positions to embeddings. Without `reads_tokens`
+        it is what the block reads for the token repeated, an approximation only.
         """
         config = self._base().config
         absolute = config.model_type in ("gpt2", "opt", "gpt_neo")
         length = min(64, int(config.max_position_embeddings)) if absolute else 1
-        made = []
+        parts = []
         for ids in torch.arange(self.vocabulary).split(256):
             rows = ids[:, None].expand(-1, length).contiguous()
-            made.append(self.block_inputs(rows, self.adapted[0]).numpy())
-        return np.concatenate(made).astype(np.float64)
+            parts.append(self.block_inputs(rows, self.adapted[0]).numpy())
+        return np.concatenate(parts).astype(np.float64)
 
 
 class _Reached(Exception):
     pass
 
 
-def load(view: View) -> WhiteBox:
-    """The proxy and adapter of a view's run. Raises `NotApplicable` if the view holds no proxy."""
+@dataclass(frozen=True, kw_only=True)
+class HeldProxy:
+    """The proxy and adapter that an adversary holds.
+
+    Args:
+        folder: the proxy's folder.
+        written_ns: when the folder's weights were written. A new model in the same folder is thus not
+            mistaken for the old one.
+        adapter: the adapter's settings.
+        blocks: the blocks that have an adapter; None: all.
+        seed: seed of the adapter's initial numbers.
+    """
+
+    folder: Path
+    written_ns: int
+    adapter: AdapterConfig
+    blocks: tuple[int, ...] | None
+    seed: int
+
+
+def held_proxy(view: View) -> HeldProxy:
+    """Return the proxy of a view's run. Raises `NotApplicable` if the view holds none."""
     if view.proxy is None or view.settings is None:
         raise NotApplicable("this view holds no proxy")
     s = view.settings
-    return _load(str(view.proxy), weights_written_ns(view.proxy), s.adapter, s.blocks, s.seed)
+    return HeldProxy(
+        folder=view.proxy,
+        written_ns=weights_written_ns(view.proxy),
+        adapter=s.adapter,
+        blocks=s.blocks,
+        seed=s.seed,
+    )
+
+
+@contextmanager
+def opened(view: View, adapter: np.ndarray | None = None) -> Iterator[WhiteBox]:
+    """Lend the proxy of a view's run for a `with` block; such blocks may be nested.
+
+    Args:
+        view: the view that holds the proxy.
+        adapter: float32 [d], set when the block begins; None: the adapter as it is before any training.
+
+    Raises `NotApplicable` if the view holds no proxy.
+
+    Guarantees: every block begins with the adapter that it asks for, whatever others did before, and after
+    it the model is as it was.
+    """
+    with lent(held_proxy(view), adapter) as box:
+        yield box
+
+
+@contextmanager
+def lent(proxy: HeldProxy, adapter: np.ndarray | None = None) -> Iterator[WhiteBox]:
+    """Lend a proxy that is known already, as `opened` does."""
+    model, tokenizer, untrained = _loaded(proxy)
+    with model.lent(untrained if adapter is None else adapter) as tuned:
+        box = WhiteBox(tuned, tokenizer)
+        try:
+            yield box
+        finally:
+            box.close()
 
 
 @lru_cache(maxsize=2)
-def _load(
-    folder: str, written: int, adapter: AdapterConfig, blocks: tuple[int, ...] | None, seed: int
-) -> WhiteBox:
-    """`written`: when the folder was, so that another run's model in its place is not taken for it."""
-    model, tokenizer = load_llm(Path(folder), device="cpu", dtype="float32")
-    return WhiteBox(attach(model, adapter, seed=seed, blocks=blocks).eval(), tokenizer)
-
-
-def frozen_input_map(layer: Any) -> np.ndarray:
-    """The A of a PEFT layer, float64 [r, k]."""
-    weight: np.ndarray = layer.lora_A[ADAPTER].weight.detach().double().numpy()
-    return weight
+def _loaded(proxy: HeldProxy) -> tuple[LentModel, Any, np.ndarray]:
+    """Return the model, its tokenizer, and the adapter before any training, float32 [d]."""
+    model, tokenizer = load_llm(proxy.folder, device="cpu", dtype="float32")
+    tuned = attach(model, proxy.adapter, seed=proxy.seed, blocks=proxy.blocks).eval()
+    return LentModel(tuned), tokenizer, get_vector(tuned)

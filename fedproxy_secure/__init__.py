@@ -3,8 +3,9 @@
     from fedproxy_secure import load_config, run
     report = run(load_config("configs/quickstart.yaml"), Path("runs/quickstart"))
 
-The names below are the public API: whole runs (`run`, `compare`, `plan`) and single stages, which take
-and return ordinary torch and transformers objects. Importing this package is cheap: what needs torch is
+The names below are the public API: whole runs (`run`, `compare`, `matrix`, `plan`); single stages, which
+take and return ordinary torch and transformers objects; what a report holds; and what to subclass for a
+method, a compression or a protection of one's own. Importing this package is cheap: what needs torch is
 loaded when first used.
 """
 
@@ -14,21 +15,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedproxy_secure.comparison import compare
-    from fedproxy_secure.compress.proxy import build_proxy, save_model
+    from fedproxy_secure.compress.base import Compression
+    from fedproxy_secure.compress.drop_blocks import build_proxy
+    from fedproxy_secure.compress.proxy import Proxy, save_model
     from fedproxy_secure.config import Config, load_config
-    from fedproxy_secure.federate.adapters import attach, block_deltas, save_adapter
+    from fedproxy_secure.evidence.estimate import Estimate
+    from fedproxy_secure.evidence.finding import Finding
+    from fedproxy_secure.experiments.compare import compare
+    from fedproxy_secure.experiments.dry_run import plan
+    from fedproxy_secure.experiments.matrix import matrix
+    from fedproxy_secure.experiments.method import Method
+    from fedproxy_secure.experiments.outcome import Outcome, average
+    from fedproxy_secure.experiments.run import run
+    from fedproxy_secure.experiments.stages import (
+        evaluate,
+        make_fused_llm,
+        make_proxy,
+        prepare,
+        tune,
+    )
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.fuse.plug_back import plug_back
-    from fedproxy_secure.llm import load_llm
-    from fedproxy_secure.pipeline import average, evaluate, make_fused_llm, make_proxy, prepare, tune
-    from fedproxy_secure.run_plan import plan
-    from fedproxy_secure.runs import run
+    from fedproxy_secure.models.adapters import attach, block_deltas, save_adapter
+    from fedproxy_secure.models.llm import load_llm
+    from fedproxy_secure.protect.base import Protection
+    from fedproxy_secure.report.report import MethodRow, Report
+    from fedproxy_secure.report.trilemma import Configuration, Measure
 
 __version__ = "0.1.0"
 __all__ = [
+    "Compression",
     "Config",
+    "Configuration",
+    "Estimate",
     "FederationJob",
+    "Finding",
+    "Measure",
+    "Method",
+    "MethodRow",
+    "Outcome",
+    "Protection",
+    "Proxy",
+    "Report",
     "__version__",
     "attach",
     "average",
@@ -40,6 +68,7 @@ __all__ = [
     "load_llm",
     "make_fused_llm",
     "make_proxy",
+    "matrix",
     "plan",
     "plug_back",
     "prepare",
@@ -52,23 +81,35 @@ __all__ = [
 _HOME = {
     "Config": "config",
     "load_config": "config",
-    "run": "runs",
-    "plan": "run_plan",
-    "compare": "comparison",
-    "prepare": "pipeline",
-    "make_proxy": "pipeline",
-    "tune": "pipeline",
-    "make_fused_llm": "pipeline",
-    "evaluate": "pipeline",
-    "average": "pipeline",
-    "load_llm": "llm",
-    "build_proxy": "compress.proxy",
+    "run": "experiments.run",
+    "plan": "experiments.dry_run",
+    "compare": "experiments.compare",
+    "matrix": "experiments.matrix",
+    "prepare": "experiments.stages",
+    "make_proxy": "experiments.stages",
+    "tune": "experiments.stages",
+    "make_fused_llm": "experiments.stages",
+    "evaluate": "experiments.stages",
+    "average": "experiments.outcome",
+    "Outcome": "experiments.outcome",
+    "Method": "experiments.method",
+    "load_llm": "models.llm",
+    "Compression": "compress.base",
+    "build_proxy": "compress.drop_blocks",
+    "Proxy": "compress.proxy",
     "save_model": "compress.proxy",
+    "Protection": "protect.base",
     "FederationJob": "federate.job",
-    "attach": "federate.adapters",
-    "block_deltas": "federate.adapters",
-    "save_adapter": "federate.adapters",
+    "attach": "models.adapters",
+    "block_deltas": "models.adapters",
+    "save_adapter": "models.adapters",
     "plug_back": "fuse.plug_back",
+    "Estimate": "evidence.estimate",
+    "Finding": "evidence.finding",
+    "Report": "report.report",
+    "MethodRow": "report.report",
+    "Configuration": "report.trilemma",
+    "Measure": "report.trilemma",
 }
 
 

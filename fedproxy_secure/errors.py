@@ -9,7 +9,7 @@ FedProxyError                one line that names the value and the rule; the CLI
 |   `-- ProtocolAborted      secure aggregation met a failed check; nothing of the round is revealed
 |-- PrivacyError             a step would spend more privacy than `privacy.max_epsilon`
 |-- RunFolderError           a run folder that belongs to another config, or cannot be written
-`-- AuditError               the audit log, or what it vouches for, is not as it was written; names the line
+`-- AuditError               the audit log, or a file in it, is not as it was written; names the line
 """
 
 from __future__ import annotations

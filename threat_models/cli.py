@@ -1,10 +1,10 @@
-"""`fedproxy-secure threat-model`: who attacks and what they hold."""
+"""The command `fedproxy-secure threat-model`: who attacks and what they hold."""
 
 from __future__ import annotations
 
 import typer
 
-from fedproxy_secure.cli_errors import plain_errors
+from fedproxy_secure.cli.errors import plain_errors
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Who attacks, what they hold, what is not covered."
@@ -13,7 +13,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_command() -> None:
-    """All threat models."""
+    """List all threat models: name and title."""
     with plain_errors(again=None):
         from threat_models import every
 
@@ -23,7 +23,7 @@ def list_command() -> None:
 
 @app.command()
 def show(name: str) -> None:
-    """One threat model: capabilities, assumptions, what it is not meant to show, the attacks that fit.
+    """Show one threat model: capabilities, assumptions, what it is not meant to show, the attacks that fit.
 
     Example: `fedproxy-secure threat-model show server`
     """

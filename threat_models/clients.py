@@ -1,4 +1,4 @@
-"""Clients: they hold the proxy and want the LLM, other clients' records, or a poisoned result."""
+"""Threat models of corrupted clients, which hold the proxy and may want the LLM, records or damage."""
 
 from threat_models.base import ThreatModel
 
@@ -16,32 +16,32 @@ MALICIOUS_CLIENT = ThreatModel(
     assumptions=(
         "no other client helps it",
         "the server is honest",
-        "it is given the tuned proxy: the final adapter, which no message brings",
+        "it is given the tuned proxy with the final adapter, which no message contains",
     ),
     non_goals=(
         "that poisoning is stopped: masking hides who did it",
-        "how far it goes beyond the clip, and lies in control words: see lying_clients",
+        "how far a client gets with words beyond the clip and false control words: see lying_clients",
     ),
 )
 LYING_CLIENTS = ThreatModel(
     name="lying_clients",
-    title="client that lies in control words and ring words",
+    title="client that lies in its control words and ring words",
     clients=1,
     active=True,
     knowledge="proxy only",
     capabilities=(
-        "all that a malicious client can",
-        "sends any ring words, those beyond the clip too",
-        "says any weight, count, steps, loss, clipped and largest value; answers with what is no message",
+        "does all that a malicious client can",
+        "sends any ring words, also beyond the clip",
+        "states any weight, count, steps, loss, clipped and largest value; answers with malformed messages",
     ),
     assumptions=(
         "no other client helps it, and the server is honest",
-        "the server holds sums against what the settings imply: equal weights add up to K, others to K / e "
-        "at least, the step is no longer than honest clients can make it",
+        "the server checks sums against what the settings imply: equal weights add up to K, other weights "
+        "to at least K / e, and the step is no longer than honest clients can make it",
     ),
     non_goals=(
         "that it moves the mean no farther than an honest client: it moves a coordinate by up to two "
-        "clips, an honest one by 2 / K clips (with weights other than uniform e times as much)",
+        "clips, an honest client by 2 / K clips (e times as much with weights other than uniform)",
         "who lied: a sum does not tell",
         "availability: it can end every attempt",
     ),
@@ -53,11 +53,11 @@ COLLUDING_CLIENTS = ThreatModel(
     active=True,
     knowledge="proxy only",
     capabilities=(
-        "all that a malicious client can, with both clients' records and updates",
-        "subtract their updates from what a round moved",
+        "does all that a malicious client can, with both clients' records and updates",
+        "subtracts their updates from what a round moved",
     ),
     assumptions=("the server is honest",),
-    non_goals=("more colluders than two: declare a model with more `clients`",),
+    non_goals=("more than two colluders: declare a model with more `clients`",),
 )
 SERVER_WITH_CLIENTS = ThreatModel(
     name="server_with_clients",
@@ -66,9 +66,12 @@ SERVER_WITH_CLIENTS = ThreatModel(
     clients=2,
     knowledge="white box",
     capabilities=(
-        "all that the honest-but-curious server can, with two clients' records, updates and keys",
-        "subtract their updates from every sum: what is left is a sum over the others",
+        "does all that the honest-but-curious server can, with two clients' records, updates and keys",
+        "subtracts their updates from every sum, which leaves a sum over the others",
     ),
-    assumptions=("they follow the protocol", "with CKKS they open every update (any one client does)"),
+    assumptions=(
+        "they follow the protocol",
+        "with CKKS they open every update, for which any one client would do",
+    ),
     non_goals=("more colluders than the threshold allows",),
 )

@@ -1,4 +1,4 @@
-"""Outsiders: the network, and customers of the fused LLM."""
+"""Threat models of outsiders: the network, and customers of the fused LLM."""
 
 from threat_models.base import ThreatModel
 
@@ -9,7 +9,7 @@ NETWORK_EAVESDROPPER = ThreatModel(
     knowledge="proxy only",
     capabilities=("reads every message between server and clients, the proxy's files included",),
     assumptions=(
-        "there is no TLS, or it is broken: with TLS this adversary sees sizes and times alone",
+        "there is no TLS, or it is broken: with TLS this adversary sees only sizes and times",
         "shares of masks pass in the clear, so it computes the same sums as the server",
     ),
     non_goals=("traffic analysis",),
@@ -21,17 +21,17 @@ ACTIVE_NETWORK = ThreatModel(
     active=True,
     knowledge="proxy only",
     capabilities=(
-        "all that the eavesdropper can",
-        "alters, drops, delays, repeats and replays messages, and puts in its own, in both directions",
+        "does all that the eavesdropper can",
+        "alters, drops, delays, repeats and replays messages, and inserts its own, in both directions",
     ),
     assumptions=(
         "there is no TLS, or it is broken: with TLS and Flower's node authentication it can drop and delay "
         "messages, no more",
-        "the roster came another way; client keys and the server's host are not its own",
+        "clients got the roster another way, and it controls neither client keys nor the server's host",
     ),
     non_goals=(
         "availability: a round whose messages are dropped ends",
-        "unsafe_plaintext: nothing signs an update there, so an altered one enters the mean",
+        "unsafe_plaintext: updates carry no signature there, so an altered update enters the mean",
         "what it could ask for in the server's place: see active_server",
         "traffic analysis",
     ),

@@ -1,4 +1,4 @@
-"""The server: it owns the LLM, carries every message, and wants the clients' records."""
+"""Threat models of a corrupted server, which owns the LLM and carries every message."""
 
 from threat_models.base import ThreatModel
 
@@ -15,9 +15,9 @@ HONEST_BUT_CURIOUS_SERVER = ThreatModel(
     assumptions=(
         "it follows the protocol",
         "no client helps it",
-        "with unsafe_plaintext it holds every update; with masking, sums only",
+        "with unsafe_plaintext it holds every update; with masking it holds only sums",
     ),
-    non_goals=("that a server that cheats learns no more: see active_server",),
+    non_goals=("what a server that cheats could learn: see active_server",),
 )
 ACTIVE_SERVER = ThreatModel(
     name="active_server",
@@ -26,21 +26,21 @@ ACTIVE_SERVER = ThreatModel(
     active=True,
     knowledge="white box",
     capabilities=(
-        "all that the honest-but-curious server can",
-        "sends other keys, adapters, cohorts, survivors or thresholds, to each client as it likes",
+        "does all that the honest-but-curious server can",
+        "sends each client keys, adapters, cohorts, survivors or thresholds of its own choice",
         "asks for rounds, settings and plaintext that were not agreed on",
         "drops, repeats or delays messages",
     ),
     assumptions=(
         "provisioning was honest: every client has the true roster and its own policy",
-        "no client helps it: see active_server_with_clients",
-        "the code that clients run is their own, not what the server shipped through Flower",
+        "no client helps it; for that see active_server_with_clients",
+        "clients run code of their own, not code that the server ships through Flower",
     ),
     non_goals=(
         "availability: a server can always stop a round",
-        "what a chosen adapter brings out of an honest sum, if all clients get the same one",
-        "messages at once and runs begun again (parallel_server), a proxy made to leak (malicious_proxy), "
-        "clients of its own making (sybils)",
+        "what a chosen adapter brings out of an honest sum, if all clients get the same adapter",
+        "messages sent at the same time and runs begun again (parallel_server), a proxy made to leak "
+        "(malicious_proxy), clients that the server makes up (sybils)",
     ),
 )
 ACTIVE_SERVER_WITH_CLIENTS = ThreatModel(
@@ -51,40 +51,43 @@ ACTIVE_SERVER_WITH_CLIENTS = ThreatModel(
     active=True,
     knowledge="white box",
     capabilities=(
-        "all that the active server can, with one client's records, updates, key and signatures",
-        "that client signs two sets of survivors and gives both shares of every secret it holds",
-        "subtracts that client's update from every sum: what is left is a sum over the others",
+        "does all that the active server can, with one client's records, updates, key and signatures",
+        "has that client sign two sets of survivors and hand over both shares of every secret it holds",
+        "subtracts that client's update from every sum, which leaves a sum over the others",
     ),
     assumptions=(
-        "`protect.colluders` is at least 1 in every client's policy: the threshold then counts on it",
-        "the sum has two honest clients at least; the policy sees to that",
+        "`protect.colluders` is at least 1 in every client's policy, so that the threshold allows for the "
+        "helper",
+        "the sum has at least two honest clients, which the policy enforces",
     ),
     non_goals=(
         "more helpers than `protect.colluders`",
-        "CKKS, and the sketches of weights `encrypted_gram`: any client's help opens every one, by design",
+        "CKKS, and the sketches of weights `encrypted_gram`: with any one client's help the server opens "
+        "all of them, by design",
     ),
 )
 PARALLEL_SERVER = ThreatModel(
     name="parallel_server",
-    title="server that sends in parallel, rolls back, begins again",
+    title="server that sends in parallel, rolls back states, begins runs again",
     server=True,
     active=True,
     knowledge="white box",
     capabilities=(
-        "all that the active server can",
-        "sends a client several messages at once, each to a process of its own",
-        "begins new runs of Flower, whose states remember nothing, and puts states back",
-        "asks for a round again with another clip, adapter, cohort, survivors or proxy",
-        "asks for private rounds at once, before any is paid for",
+        "does all that the active server can",
+        "sends a client several messages at the same time, each to a process of its own",
+        "begins new runs of Flower, whose states remember nothing, and restores old states",
+        "asks for a round again with another clip, adapter, cohort, set of survivors or proxy",
+        "asks for several private rounds at the same time, before the privacy ledger has counted any",
     ),
     assumptions=(
-        "each client's disk keeps key, journal and privacy ledger; no copy of the key answers elsewhere",
-        "of journal, Flower's state and ledger not all are put back: what remembers more is believed",
+        "each client's disk keeps key, journal and privacy ledger, and no copy of the key answers elsewhere",
+        "not all of journal, Flower's state and ledger are restored to an older version; the one that "
+        "remembers most is believed",
     ),
     non_goals=(
-        "a journal put back together with Flower's state and the ledger: nothing is left that remembers",
-        "several seeds in one policy: each is a run, and two runs' cohorts may differ by one client",
-        "that sums of different rounds tell nothing together",
+        "a journal restored together with Flower's state and the ledger: nothing is left that remembers",
+        "several seeds in one policy: each seed is a run, and two runs' cohorts may differ by one client",
+        "what sums of different rounds tell together",
     ),
 )
 MALICIOUS_PROXY = ThreatModel(
@@ -94,36 +97,39 @@ MALICIOUS_PROXY = ThreatModel(
     active=True,
     knowledge="white box",
     capabilities=(
-        "all that the honest-but-curious server can",
-        "makes the proxy for a purpose: its weights, its embeddings, its tokenizer, its files",
+        "does all that the honest-but-curious server can",
+        "designs the proxy to leak: its weights, its embeddings, its tokenizer, its files",
         "chooses the first adapter as well",
     ),
     assumptions=(
-        "all clients of a sum get the same proxy and adapter: both are in what they sign",
-        "clients check, before they read a record, that the proxy's files are a causal LM's and lead "
-        "nowhere else, that what they loaded is what the job names, that every token of its tokenizer has "
-        "its place in it, and that it runs",
+        "all clients of a sum get the same proxy and adapter, because their signatures cover both",
+        "before they read a record, clients check that the proxy's files are those of a causal LM and "
+        "refer to nothing else, that what they loaded is what the job names, that the model has a place "
+        "for every token of its tokenizer, and that it runs",
     ),
     non_goals=(
-        "what the weights are for: no client can tell; a proxy may have gradients for chosen tokens alone",
-        "that somebody holds such a token: a sum hides who, differential privacy alone hides that",
-        "without differential privacy, failures: a client that fails in training tells of its records",
+        "what the weights are for: no client can tell, and a proxy may have gradients for chosen tokens "
+        "only",
+        "that somebody holds such a token: a sum hides who it is, only differential privacy hides that "
+        "there is one",
+        "failures without differential privacy: a client that fails in training reveals something about "
+        "its records",
     ),
 )
 SYBILS = ThreatModel(
     name="sybils",
-    title="clients of the server's own making join the roster",
+    title="server whose own clients join the roster",
     server=True,
     active=True,
     knowledge="white box",
     capabilities=(
-        "all that the active server can",
+        "does all that the active server can",
         "gets clients of its own into the honest clients' roster, as many as it likes",
-        "knows what they send, subtracts it from sums, and cuts honest clients off",
+        "knows what they send, subtracts it from sums, and cuts off honest clients",
     ),
-    assumptions=("a run keeps the roster that it began with: a later one is refused within it",),
+    assumptions=("a run keeps the roster that it began with: clients refuse another one within the run",),
     non_goals=(
-        "a roster that is mostly Sybils when a run begins: a sum then hides one client among few or none; "
-        "whoever makes the roster must not be the server",
+        "a roster that is mostly Sybils when a run begins: a sum then hides one client among few or none, "
+        "so somebody other than the server must make the roster",
     ),
 )

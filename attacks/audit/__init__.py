@@ -1,1 +1,1 @@
-"""Audits: does a mechanism keep the epsilon it claims?"""
+"""Audits: does a mechanism keep the epsilon that it claims?"""

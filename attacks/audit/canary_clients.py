@@ -1,13 +1,15 @@
-"""A9: how much of one client is left in the final model? (Andrew et al. 2023, arXiv 2302.03098)
+"""A9: how much of one client is left in the final model?
 
 Canaries are clients whose update is a random direction at the clip norm. Random directions in d dimensions
-are nearly orthogonal, so the cosine of a canary that was *not* there with the model's movement is
-N(0, 1/d), and canaries do not disturb each other. How far the cosines of those that were there lie from
-that says what a threshold on the cosine could tell about a client.
+are nearly orthogonal. So the cosine of a canary that was *not* there with the model's movement is
+distributed as N(0, 1/d), and canaries do not disturb each other. How far the cosines of canaries that were
+there lie from that distribution shows what a threshold on the cosine could tell about a client.
 
 Guarantees: an **estimate** of epsilon, not a bound: it takes the cosines of canaries that were there as
 normal, and looks at one statistic. It also tests the path from client to sum: a canary that took part must
 be found.
+
+After Andrew et al. 2023 (arXiv 2302.03098).
 """
 
 from __future__ import annotations
@@ -20,16 +22,25 @@ from scipy.stats import chi2, norm, t
 
 from fedproxy_secure.errors import DataError
 
-MISSED = 0.05  # share of cases in which the interval misses
+MISSED = 0.05  # share of cases in which the interval misses the true value
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryEstimate:
-    """Mean and deviation of the canaries' cosines beside the null's; epsilon with its 95 % interval.
+    """The canaries' cosines, and the epsilon that follows from them with its 95 % interval.
 
-    The interval lets mean (Student's t) and deviation (chi-square) move at once; its low end has the null's
-    deviation wherever the canaries allow it. `advantage`: the true minus the false positive rate of the
-    best threshold.
+    The interval lets the mean (Student's t) and the deviation (chi-square) vary at once; its low end has
+    the null's deviation wherever the canaries allow it.
+
+    Args:
+        canaries: number of canaries.
+        dimension: numbers in an update.
+        mean, deviation: mean and standard deviation of the canaries' cosines.
+        null_deviation: standard deviation of the cosine of a canary that was not there; its mean is 0.
+        epsilon: the estimate, at `delta`.
+        low, high: ends of its interval.
+        delta: delta of the claim.
+        advantage: true minus false positive rate of the best threshold.
     """
 
     canaries: int
@@ -45,7 +56,10 @@ class CanaryEstimate:
 
 
 def canaries(count: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """Random unit vectors, float32 [count, dimension]; multiply by the clip norm to send them."""
+    """Return random unit vectors, float32 [count, dimension]; times the clip norm they are updates.
+
+    Raises `DataError` unless both are >= 2.
+    """
     if count < 2 or dimension < 2:
         raise DataError(f"count={count}, dimension={dimension}: must be >= 2")
     drawn = rng.standard_normal((count, dimension))
@@ -54,7 +68,7 @@ def canaries(count: int, dimension: int, rng: np.random.Generator) -> np.ndarray
 
 
 def estimate(directions: np.ndarray, movement: np.ndarray, *, delta: float) -> CanaryEstimate:
-    """What the movement of the model, float [d], tells of canaries [m, d] that all took part.
+    """Return what the model's movement, float [d], tells of canaries [m, d] that all took part.
 
     Raises `DataError` for shapes that do not fit, a movement of zero or not finite, or delta out of (0, 1).
     """
@@ -69,7 +83,7 @@ def estimate(directions: np.ndarray, movement: np.ndarray, *, delta: float) -> C
     cosines = directions.astype(np.float64) @ movement.astype(np.float64) / length
     mean, deviation = float(cosines.mean()), float(cosines.std(ddof=1))
     null = 1 / math.sqrt(d)
-    # each of both is missed in 2.5 % of cases, together in at most 5
+    # each of the two intervals misses in 2.5 % of cases, both together in at most 5 %
     reach = float(t.ppf(1 - MISSED / 4, count - 1)) * deviation / math.sqrt(count)
     narrow, wide = (
         deviation * math.sqrt((count - 1) / float(chi2.ppf(tail, count - 1)))
@@ -98,14 +112,14 @@ def estimate(directions: np.ndarray, movement: np.ndarray, *, delta: float) -> C
 
 
 def gaussian_epsilon(mean: float, deviation: float, null: float, *, delta: float) -> float:
-    """The least epsilon for which N(mean, deviation^2) and N(0, null^2) are (epsilon, delta)-close.
+    """Return the least epsilon for which N(mean, deviation^2) and N(0, null^2) are (epsilon, delta)-close.
 
-    Both ways. The set where one density is e^epsilon times the other is an interval or its complement, so
-    its masses are exact.
+    They are close in both directions. The set where one density exceeds e^epsilon times the other is an
+    interval or the complement of one, so its masses are exact.
     """
 
     def excess(epsilon: float, m1: float, s1: float, m2: float, s2: float) -> float:
-        """max over sets of P1 - e^epsilon P2."""
+        """Return the maximum over sets of P1 - e^epsilon P2."""
         # log p1 - log p2 - epsilon as a x^2 + b x + c
         a = 1 / (2 * s2**2) - 1 / (2 * s1**2)
         b = m1 / s1**2 - m2 / s2**2

@@ -1,17 +1,20 @@
-"""A8: does training keep the epsilon it claims? One run, many canaries (Steinke, Nasr & Jagielski 2023).
+"""A8: does training keep the epsilon that it claims? One run, many canaries.
 
-Each of m canaries is put into the data or left out by a coin. Whoever sees only what was released guesses
-of some canaries whether they were in. Under (epsilon, delta)-DP a guess is right with probability at most
-`e^epsilon / (1 + e^epsilon)`, nearly independently: many right guesses speak against a small epsilon.
+A fair coin decides for each of m canaries whether it is put into the data. The adversary sees only what was
+released, and guesses for some canaries whether they were in. Under (epsilon, delta)-DP a guess is right
+with probability at most `e^epsilon / (1 + e^epsilon)`, nearly independently of the others. Many right
+guesses therefore speak against a small epsilon.
 
     p(epsilon) = P[B >= v] + 2 m delta max_i P[v > B >= v - i] / i,  B ~ Bin(r, 1 / (1 + e^-epsilon))
 
 with r guesses, v of them right. The lower bound is the largest epsilon with p < alpha.
 
 Guarantees: for a mechanism that is (epsilon, delta)-DP and canaries put in by independent fair coins, the
-lower bound exceeds epsilon with probability at most alpha. How many guesses are made must be fixed before
-the scores are seen; several numbers of guesses share alpha. Not guaranteed: that a small bound means
-privacy. Even perfect guesses cannot show more than `ceiling`.
+lower bound exceeds epsilon with probability at most alpha. The number of guesses must be fixed before the
+scores are seen; several numbers of guesses share alpha. Not guaranteed: that a small bound means privacy.
+Even perfect guesses cannot show more than `ceiling`.
+
+After Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ Verdict = Literal["FAIL", "NOT_FALSIFIED"]
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """`lower_bound` on epsilon beside the claim; `ceiling` is what perfect guesses would have shown."""
+    """The lower bound on epsilon beside the claim; `ceiling` is what perfect guesses would have shown."""
 
     canaries: int
     guesses: int
@@ -46,22 +49,25 @@ class AuditResult:
     verdict: Verdict
 
     def summary(self) -> str:
-        """One line."""
-        said = "FAILS the claim of" if self.verdict == "FAIL" else "does not falsify"
+        """Return the audit's result in one line."""
+        verdict = "FAILS the claim of" if self.verdict == "FAIL" else "does not falsify"
         return (
             f"{self.correct} of {self.guesses} guesses right over {self.canaries} canaries: epsilon >= "
             f"{self.lower_bound:.3g} (confidence {1 - self.alpha:g}; at most {self.ceiling:.3g} could be "
-            f"shown), which {said} {self.claimed_epsilon:.3g}"
+            f"shown), which {verdict} {self.claimed_epsilon:.3g}"
         )
 
 
 def p_value(epsilon: float, *, canaries: int, guesses: int, correct: int, delta: float) -> float:
-    """Chance of so many right guesses, or more, under (epsilon, delta)-DP; in [0, 1].
+    """Return the probability of at least this many right guesses under (epsilon, delta)-DP, in [0, 1].
 
     Raises `DataError` unless 0 <= correct <= guesses <= canaries, delta in [0, 1) and epsilon >= 0.
     """
     if not 0 <= correct <= guesses <= canaries:
-        raise DataError(f"correct={correct}, guesses={guesses}, canaries={canaries}: must not decrease")
+        raise DataError(
+            f"correct={correct}, guesses={guesses}, canaries={canaries}: must be "
+            "0 <= correct <= guesses <= canaries"
+        )
     if not 0 <= delta < 1:
         raise DataError(f"delta={delta}: must be in [0, 1)")
     if not epsilon >= 0:
@@ -76,7 +82,7 @@ def p_value(epsilon: float, *, canaries: int, guesses: int, correct: int, delta:
 
 
 def lower_bound(*, canaries: int, guesses: int, correct: int, delta: float, alpha: float = ALPHA) -> float:
-    """The largest epsilon that these guesses reject at level `alpha`, to 1e-6; 0 if none is."""
+    """Return the largest epsilon that these guesses reject at level `alpha`, to 1e-6; 0 if none is."""
     if not 0 < alpha < 1:
         raise DataError(f"alpha={alpha}: must be in (0, 1)")
 
@@ -98,7 +104,7 @@ def lower_bound(*, canaries: int, guesses: int, correct: int, delta: float, alph
 
 
 def ceiling(*, canaries: int, guesses: int, delta: float, alpha: float = ALPHA) -> float:
-    """What the lower bound would be if every guess were right."""
+    """Return what the lower bound would be if every guess were right."""
     return lower_bound(canaries=canaries, guesses=guesses, correct=guesses, delta=delta, alpha=alpha)
 
 
@@ -111,12 +117,19 @@ def audit(
     claimed_epsilon: float,
     alpha: float = ALPHA,
 ) -> AuditResult:
-    """Guess the `guesses / 2` canaries with the highest scores in and as many with the lowest out.
+    """Return the audit of scores against the coins.
+
+    It guesses that the `guesses / 2` canaries with the highest scores were in, and that as many with the
+    lowest scores were out.
 
     Args:
         scores: float [m], higher for canaries that seem to have been in.
         included: bool [m], the coins; read for scoring only.
-        guesses: even; several share alpha (Bonferroni) and the largest bound counts. Fix them beforehand.
+        guesses: even numbers, fixed beforehand. Several numbers share alpha (Bonferroni), and the largest
+            bound counts.
+        delta: delta of the claim.
+        claimed_epsilon: epsilon of the claim.
+        alpha: chance that the bound exceeds the true epsilon, at most.
 
     Raises `DataError` for scores that are not finite, shapes that differ, or numbers out of range.
     """

@@ -1,8 +1,10 @@
-"""A8 and A9 as attacks of the suite: does the run's own mechanism, at its own settings, keep its epsilon?
+"""A8 and A9: does the run's mechanism, at its own settings, keep the epsilon that it claims?
 
-The headline is the epsilon shown, the low end of what was measured, over the claimed one: above 1 the claim
-is false. Below 1 nothing is proven: the claim is "not falsified". With 1000 canaries no epsilon above about
-4 can be shown, and a claim above it stays inconclusive.
+A8 (`dp_audit`) puts record canaries through the clients' own DP-SGD; A9 (`canary_clients`) puts canary
+clients into sums that carry the run's noise. The headline is the epsilon that was shown, the low end of
+what was measured, over the claimed one. Above 1 the claim is false. Below 1 nothing is proven: the claim is
+"not falsified". With 1000 canaries no epsilon above about 4 can be shown, and a claim above it stays
+inconclusive.
 """
 
 from __future__ import annotations
@@ -18,22 +20,23 @@ from attacks.base import (
     AttackInfo,
     Budget,
     Exam,
+    Feeds,
     NotApplicable,
     Truth,
-    attack,
     replace_view,
 )
+from attacks.registry import attack
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
-BROKEN = 0.125  # of the claimed noise, in the positive control
-MOST = 500.0  # an epsilon above this is as good as endless
+BROKEN = 0.125  # the positive control has this share of the claimed noise
+MOST = 500.0  # a larger epsilon is reported as this one; it means no privacy either way
 AUDIT = (("NIST AI RMF", "1.0", "MEASURE 2.10"), ("EU AI Act", "2024/1689", "Art. 15(5)"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """Epsilon as measured, with its interval, beside the claim; `highest`: the most that could be shown."""
+    """A measured epsilon with its interval, beside the claim; `highest` is the most that could be shown."""
 
     epsilon: float
     low: float
@@ -44,7 +47,7 @@ class Audited:
     how: str
 
     def estimates(self, metric: str) -> tuple[Estimate, ...]:
-        """The headline, then epsilon itself and the most that could be shown."""
+        """Return the headline, then epsilon itself and the highest epsilon that could be shown."""
 
         def made(name: str, value: float, low: float, high: float, unit: str) -> Estimate:
             return Estimate(
@@ -58,11 +61,11 @@ class Audited:
                 how=self.how,
             )
 
-        shown = self.low / self.claimed
-        found, low, high, most = (min(v, MOST) for v in (self.epsilon, self.low, self.high, self.highest))
+        ratio = self.low / self.claimed
+        epsilon, low, high, most = (min(v, MOST) for v in (self.epsilon, self.low, self.high, self.highest))
         return (
-            made(metric, shown, shown, shown, "ratio"),
-            made("audited epsilon", found, low, high, "epsilon"),
+            made(metric, ratio, ratio, ratio, "ratio"),
+            made("audited epsilon", epsilon, low, high, "epsilon"),
             made("most that these canaries could show", most, most, most, "epsilon"),
         )
 
@@ -72,18 +75,18 @@ def _noise_share(view: View) -> float:
 
 
 class _Audit(Attack):
-    """What both have in common: controls, and a score that only states."""
+    """The base of both audits: the controls, and a score that only repeats what was measured."""
 
     def score(self, guess: Audited, answer: object) -> tuple[Estimate, ...]:
-        """The audited epsilon over the claimed one first."""
+        """Return the audited epsilon over the claimed one, then the audit's own numbers."""
         return guess.estimates(self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same mechanism with an eighth of its noise: the audit must find it out."""
+        """The same mechanism with an eighth of its noise, which the audit must find out."""
         return replace_view(view, threat_model=KNOWN_BAD), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """None: that a right mechanism is not accused is the audit's own confidence, tested over seeds."""
+        """None: the audit's confidence level limits false accusations, which is tested over seeds."""
         return view, exam
 
 
@@ -97,29 +100,33 @@ class _Audit(Attack):
         headline="epsilon shown over the claim",
         chance=1.0,
         margin=0.0,
+        measures=(
+            Feeds(measure="epsilon_audited", metric="audited epsilon"),
+            Feeds(measure="audited_over_claimed", metric="epsilon shown over the claim"),
+        ),
         mapping=AUDIT,
     )
 )
 class DpAudit(_Audit):
-    """Canaries whose gradients are unit vectors, through the clients' own DP-SGD."""
+    """The audit with canaries whose gradients are unit vectors, through the clients' own DP-SGD."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """The smallest client's number of records: it samples most often."""
+        """Return the number of records of the smallest client, which samples most often."""
         if view.settings is None or view.settings.privacy.unit != "record":
             raise NotApplicable("the run claims no record-level differential privacy")
         return Exam(question=min(len(s.train) for s in truth.clients.values()))
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
-        """Train once, bound epsilon from below."""
+        """Train once and bound epsilon from below."""
         from attacks.audit.training_audit import audit_private_steps
-        from fedproxy_secure.federate.client import record_noise
+        from fedproxy_secure.dp.record_noise import record_noise
 
         settings = view.settings
         assert settings is not None
         rounds = settings.federate.rounds
         noise = record_noise(settings.privacy, settings.local, rounds=rounds, records=question)
         canaries = budget.pick(smoke=1000, standard=2000, full=4000)
-        found = audit_private_steps(
+        result = audit_private_steps(
             noise_multiplier=noise.noise_multiplier * _noise_share(view),
             sampling_rate=noise.sampling_rate,
             steps=rounds * settings.local.steps,
@@ -130,11 +137,11 @@ class DpAudit(_Audit):
             guesses=(canaries // 10, 2 * canaries // 5),
         )
         return Audited(
-            epsilon=found.lower_bound,
-            low=found.lower_bound,
-            high=found.lower_bound,
-            claimed=found.claimed_epsilon,
-            highest=found.ceiling,
+            epsilon=result.lower_bound,
+            low=result.lower_bound,
+            high=result.lower_bound,
+            claimed=result.claimed_epsilon,
+            highest=result.ceiling,
             canaries=canaries,
             how="one-run audit: a lower bound at 95 %",
         )
@@ -150,24 +157,25 @@ class DpAudit(_Audit):
         headline="epsilon shown over the claim",
         chance=1.0,
         margin=0.0,
+        measures=(Feeds(measure="audited_over_claimed", metric="epsilon shown over the claim"),),
         mapping=AUDIT,
     )
 )
 class CanaryClients(_Audit):
-    """Random directions at the clip norm join sums that carry the run's noise."""
+    """The audit in which random directions at the clip norm join sums that carry the run's noise."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """How many clients a round has."""
+        """Return the number of clients in a round."""
         if view.settings is None or view.settings.privacy.unit != "client":
             raise NotApplicable("the run claims no client-level differential privacy")
         return Exam(question=len(view.settings.clients))
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
-        """Every canary is in one client's place in every round; the final movement is the sum of rounds."""
+        """Put every canary in one client's place in every round; rounds add up to the final movement."""
         from fedproxy_secure.dp import discrete
         from fedproxy_secure.dp.noise import Noise
         from fedproxy_secure.federate.job import FederationJob
-        from fedproxy_secure.flower.client_privacy import RESOLUTION, noise_of, planned_threshold
+        from fedproxy_secure.protect.secure_sum.noise import RESOLUTION, noise_of, planned_threshold
 
         settings = view.settings
         assert settings is not None
@@ -191,20 +199,20 @@ class CanaryClients(_Audit):
         variance = noisy.variance * _noise_share(view) ** 2
         count = budget.pick(smoke=32, standard=64, full=128)
         directions = canary_clients.canaries(count, d, rng)
-        # canaries are nearly orthogonal, so all can be there at once, as Andrew et al. have it
+        # canaries are nearly orthogonal, so all can take part at once, as in Andrew et al.
         movement = settings.federate.rounds * RESOLUTION * directions.sum(axis=0, dtype=np.float64)
         for _ in range(settings.federate.rounds):
             budget.check()
             for _ in range(noisy.summands):
                 key = rng.bytes(32)
                 movement += discrete.draw(noisy.mechanism, variance / noisy.summands, Noise(key), d)
-        found = canary_clients.estimate(directions, movement, delta=settings.privacy.target_delta)
+        result = canary_clients.estimate(directions, movement, delta=settings.privacy.target_delta)
         return Audited(
-            epsilon=found.epsilon,
-            low=found.low,
-            high=found.high,
+            epsilon=result.epsilon,
+            low=result.low,
+            high=result.high,
             claimed=settings.privacy.limit,
-            highest=found.high,
+            highest=result.high,
             canaries=count,
             how="canary clients' cosines taken as normal: an estimate",
         )

@@ -1,10 +1,10 @@
-"""A8 on this project's own DP-SGD, seen from the inside: canaries whose gradients are unit vectors.
+"""A8 on this project's own DP-SGD, from the inside: canaries whose gradients are unit vectors.
 
-A linear model with one weight a canary; a canary that is in pulls its own weight, by at most the clip, and
+A linear model has one weight per canary. A canary that is in pulls its own weight, by at most the clip, and
 no other. No canary is stronger, so this shows how much noise the code adds, whatever the model.
 
-Guarantees: the verdict is the one-run audit's (`dp_audit`). It speaks of `private_steps`, which clients run
-on their adapters, not of one client's data.
+Guarantees: the verdict is that of the one-run audit (`dp_audit`). It is about `private_steps`, which
+clients run on their adapters, not about one client's data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from attacks.audit.dp_audit import AuditResult, audit
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.federate.private_training import RecordNoise, private_steps
+from fedproxy_secure.dp.record_noise import RecordNoise
+from fedproxy_secure.federate.private_training import private_steps
 
 
 def audit_private_steps(
@@ -29,9 +30,10 @@ def audit_private_steps(
     canaries: int = 1000,
     guesses: Sequence[int] = (100, 400),
 ) -> AuditResult:
-    """Train once, each canary in or out by a coin; guess from the weights; bound epsilon from below.
+    """Train once, with each canary in or out by a coin, and bound epsilon from below by guesses.
 
-    The coins and the noise follow from `seed`, so that an audit can be repeated.
+    The guesses are made from the weights. The coins and the noise follow from `seed`, so that an audit can
+    be repeated.
     """
     import torch
 

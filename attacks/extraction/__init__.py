@@ -1,1 +1,1 @@
-"""From the proxy and the API back to the LLM."""
+"""Extraction: from the proxy and the API back to the LLM."""

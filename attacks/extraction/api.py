@@ -1,8 +1,8 @@
-"""The fused LLM as a customer has it: texts go in, logits come out, and every text is counted.
+"""The fused LLM as a customer reaches it: texts go in, logits come out, and every text is counted.
 
-One **query** is one text; the answer is the logits after each of its tokens (what serving software calls
-prompt log-probabilities). An API that answers only after the last token would need as many queries as
-texts have tokens. A text that was asked before is answered from the customer's own notes and not counted.
+One **query** is one text. Its answer is the logits after each of its tokens, which serving software calls
+prompt log-probabilities. An API that answers only after the last token would need as many queries as texts
+have tokens. A text that was asked before is answered from the customer's own notes and not counted again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from attacks.base import Inconclusive
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.llm import load_llm
 
 Mode = Literal["true", "shuffled", "noise"]
 EXTRACTION = (
@@ -22,19 +22,22 @@ EXTRACTION = (
     ("NIST AI RMF", "1.0", "MEASURE 2.7"),
     ("EU AI Act", "2024/1689", "Art. 15(5)"),
 )
-NOTES_BYTES = 2**29  # answers kept; the others are computed again, which costs time and no query
+NOTES_BYTES = 2**29  # answers kept; the others are computed again, which costs time but no query
 TEXTS_A_PASS = 16
 
 
 class OverBudget(Inconclusive):
-    """One query more than the budget allows."""
+    """The query would exceed the budget."""
 
 
 class Api:
-    """A model folder that may only be asked, `limit` texts in all.
+    """A model folder that only answers queries, at most `limit` texts in all.
 
-    `mode`: `shuffled` answers every text with another one's answer (those of one call change places),
-    `noise` with noise; both are negative controls.
+    Args:
+        folder: the model's folder.
+        limit: the most texts that are answered.
+        mode: `true`, or one of two negative controls: `shuffled` gives every text the answer to another
+            text of the same call, `noise` answers with noise.
     """
 
     def __init__(self, folder: Path, *, limit: int, mode: Mode = "true") -> None:
@@ -46,11 +49,11 @@ class Api:
 
     @property
     def asked(self) -> int:
-        """Queries so far."""
+        """The number of queries so far."""
         return len(self._seen)
 
     def ask(self, texts: torch.Tensor) -> torch.Tensor:
-        """Logits after every token, float32 [n, tokens, V], for token ids, int64 [n, tokens].
+        """Return the logits after every token, float32 [n, tokens, V], for token ids, int64 [n, tokens].
 
         Raises `OverBudget` if that would be more queries than `limit`; none of them is answered.
         """

@@ -1,6 +1,7 @@
-"""What an adversary puts where the proxy lacks blocks, and where it puts it.
+"""Fillers: what an adversary puts where the proxy lacks blocks of the LLM, and where it puts them.
 
-`gaps[i]` is the number of blocks missing below proxy block i; the last entry, those above all of them.
+`gaps[i]` is the number of blocks missing below proxy block i; the last entry is the number missing above
+all of them.
 
     copy     the block below once more
     average  the mean of the blocks below and above
@@ -17,62 +18,69 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from fedproxy_secure.llm import blocks_of, with_blocks
+from fedproxy_secure.models.llm import blocks_of, with_blocks
 
 Kind = Literal["copy", "average", "zero"]
 Gaps = tuple[int, ...]
-# Maps that write into the residual stream: Llama's and its kin's, GPT-2's, OPT's, GPT-NeoX's.
+# Maps that write into the residual stream, in Llama and its relatives, GPT-2, OPT and GPT-NeoX.
 WRITERS = {"o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense", "dense_4h_to_h"}
 
 
 def grown(proxy: nn.Module, gaps: Gaps, kind: Kind) -> tuple[nn.Module, list[nn.Module]]:
-    """A copy of the proxy with its gaps filled, and the fillers in order.
+    """Return a copy of the proxy with its gaps filled, and the fillers in order.
 
     Guarantees: with `zero` its outputs equal the proxy's where a block has maps of `WRITERS` at the end of
-    attention and of the feed-forward part; other blocks are copied as they are.
+    attention and of the feed-forward part. Other blocks are copied as they are.
     """
-    own = len(blocks_of(proxy))
-    if len(gaps) != own + 1 or min(gaps) < 0:
-        raise ValueError(f"gaps={gaps}: must be {own + 1} counts >= 0, one below each block and one above")
+    depth = len(blocks_of(proxy))
+    if len(gaps) != depth + 1 or min(gaps) < 0:
+        raise ValueError(
+            f"gaps={gaps}: must be {depth + 1} counts >= 0, one below each block and one above"
+        )
     sources: list[int] = []
     added: list[int] = []
     for gap, missing in enumerate(gaps):
         added += range(len(sources), len(sources) + missing)
         sources += [max(gap - 1, 0)] * missing
-        sources += [gap] if gap < own else []
+        sources += [gap] if gap < depth else []
     big = with_blocks(proxy, sources)
     blocks = blocks_of(big)
     for at in added:
         blocks[at] = copy.deepcopy(blocks[at])
     _number(big, sources)
-    made = [blocks[at] for at in added]
+    fillers = [blocks[at] for at in added]
     above = [gap for gap, missing in enumerate(gaps) for _ in range(missing)]
-    for filler, gap in zip(made, above, strict=True):
-        if kind == "average" and 0 < gap < own:
+    for filler, gap in zip(fillers, above, strict=True):
+        if kind == "average" and 0 < gap < depth:
             _average(filler, blocks_of(proxy)[gap])
         elif kind == "zero":
             _silence(filler)
-    return big, made
+    return big, fillers
 
 
-def spread(own: int, missing: int) -> Gaps:
-    """Gaps as even as can be, between the proxy's blocks; below and above a single one.
+def spread(present: int, missing: int) -> Gaps:
+    """Return gaps that are as even as possible between the proxy's blocks.
+
+    A proxy of a single block gets them below and above it.
 
     >>> spread(4, 4)
     (0, 1, 2, 1, 0)
     """
-    if own == 1:
+    if present == 1:
         return (missing // 2, missing - missing // 2)
-    places = [round(i * (own + missing - 1) / (own - 1)) for i in range(own)]
+    places = [round(i * (present + missing - 1) / (present - 1)) for i in range(present)]
     return (0, *(b - a - 1 for a, b in itertools.pairwise(places)), 0)
 
 
 def guess_gaps(proxy: nn.Module, missing: int, loss: Callable[[nn.Module], float]) -> Gaps:
-    """Where blocks are missing: one after another goes where an average filler brings the lowest loss.
+    """Return a guess of where blocks are missing.
+
+    One missing block after another goes where an average filler brings the lowest loss.
 
     Args:
-        missing: how many; the depth of an LLM is taken to be public.
-        loss: of a model on answers that were held out, such as KL.
+        proxy: the proxy.
+        missing: how many blocks are missing; the depth of an LLM is taken to be public.
+        loss: loss of a model on held-out answers, such as KL.
     """
     gaps = [0] * (len(blocks_of(proxy)) + 1)
     for _ in range(missing):
@@ -85,7 +93,7 @@ def guess_gaps(proxy: nn.Module, missing: int, loss: Callable[[nn.Module], float
 
 
 def gaps_of(kept: Sequence[int], depth: int) -> Gaps:
-    """The true gaps of a proxy whose blocks are those at `kept` of an LLM of `depth` blocks.
+    """Return the true gaps of a proxy whose blocks are those at `kept` of an LLM of `depth` blocks.
 
     >>> gaps_of((0, 1, 3, 7), 8)
     (0, 0, 1, 3, 0)
@@ -114,9 +122,9 @@ def _average(filler: nn.Module, above: nn.Module) -> None:
 
 @torch.no_grad()
 def _silence(filler: nn.Module) -> None:
-    found = [m for name, m in filler.named_modules() if name.rpartition(".")[2] in WRITERS]
-    if len(found) < 2:
+    writers = [m for name, m in filler.named_modules() if name.rpartition(".")[2] in WRITERS]
+    if len(writers) < 2:
         return
-    for module in found:
+    for module in writers:
         for parameter in module.parameters(recurse=False):
             parameter.zero_()

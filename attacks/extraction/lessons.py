@@ -1,4 +1,4 @@
-"""Training fillers: on the API's answers (distillation), or on texts alone (healing)."""
+"""Training of fillers: on the API's answers (distillation), or on texts alone (healing)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from attacks.base import Budget
 from attacks.extraction.api import Api
 
 Answers = Literal["logits", "top_k", "text"]
-Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats a token
-TOP = 20  # alternatives that a `top_k` API tells, with their probabilities
+Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats per token
+TOP = 20  # tokens that a `top_k` API returns, with their probabilities
 LEARNING_RATE = 3e-3
-WARM_UP = 0.05  # of the steps; afterwards the rate falls to 0 on a line
-CHECKS = 8  # looks at held-out texts during training; the best state is kept
-GOOD_ENOUGH = 1e-7  # nats: nothing is left to learn
+WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
+CHECKS = 8  # evaluations on held-out texts during training; the best state is kept
+GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
 
 
 def imitate(api: Api, answers: Answers = "logits") -> Lesson:
-    """Be like the API: KL of all logits or of `TOP` tokens and the rest, or its first choice."""
+    """Return the loss of a model that should behave like the API.
+
+    It is the KL of all logits (`logits`), or of the `TOP` likeliest tokens and the rest (`top_k`), or the
+    loss on the API's first choice (`text`).
+    """
 
     def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         mine, theirs = logits.log_softmax(-1), api.ask(texts).to(logits.device).log_softmax(-1)
@@ -39,14 +43,14 @@ def imitate(api: Api, answers: Answers = "logits") -> Lesson:
 
 
 def predict(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Predict the next token of a text: the language model's own loss."""
+    """Return the loss of predicting the next token of a text: the language model's own loss."""
     targets = texts[:, 1:].to(logits.device)
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
 def loss_of(model: nn.Module, texts: torch.Tensor, lesson: Lesson, *, budget: Budget) -> float:
-    """Of a model on texts, int64 [n, tokens], nats a token."""
+    """Return a model's loss on texts, int64 [n, tokens], in nats per token."""
     total = 0.0
     for part in texts.split(16):
         budget.check()
@@ -66,9 +70,10 @@ def teach(
     rng: np.random.Generator,
     budget: Budget,
 ) -> float:
-    """Train the parameters of `trained` in place; everything else stays. Returns the held-out loss.
+    """Train the parameters of `trained` in place, leave all others, and return the held-out loss.
 
-    Guarantees: the model ends in the state that was best on `held_out` among its start and `CHECKS` looks.
+    Guarantees: the model ends in the state that was best on `held_out`, among its start and `CHECKS`
+    evaluations.
     """
     parameters = [p for module in trained for p in module.parameters()]
     for p in model.parameters():
@@ -101,7 +106,7 @@ def teach(
 
 
 def newborn(model: nn.Module, seed: int) -> nn.Module:
-    """A model of the same shape with random weights: what one has without the proxy."""
+    """Return a model of the same shape with random weights: the starting point without the proxy."""
     kind: Any = type(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,7 +121,7 @@ def _logits(model: nn.Module, texts: torch.Tensor) -> torch.Tensor:
 
 
 def _rest(logs: torch.Tensor) -> torch.Tensor:
-    """Log-probability of all other tokens, [..., 1]."""
+    """Return the log-probability of all other tokens together, [..., 1]."""
     return (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(1e-7).log()
 
 

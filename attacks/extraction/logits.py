@@ -1,8 +1,9 @@
-"""A12, the cheapest part: the LLM's hidden size, from its logits alone.
+"""A12 at its cheapest: the LLM's hidden size, from its logits alone.
 
-Logits are a linear map of the last hidden state, so a matrix of them has no more rank than the hidden size:
-its singular values fall off a cliff there. Random texts serve as well as any. An API that tells only
-log-probabilities adds one to the rank at most; one that rounds, or caps logits (Gemma 2), hides the cliff.
+Logits are a linear map of the last hidden state, so the rank of a matrix of them is at most the hidden
+size, and its singular values drop sharply there. Any texts will do; random ones are used. An API that
+returns only log-probabilities adds at most one to the rank. An API that rounds logits, or caps them (Gemma
+2), hides the drop.
 
 Carlini et al. 2024, Stealing Part of a Production Language Model (arXiv 2403.06634).
 """
@@ -24,28 +25,28 @@ from attacks.base import (
     Exam,
     NotApplicable,
     Truth,
-    attack,
     replace_view,
 )
 from attacks.extraction.api import EXTRACTION, Api
+from attacks.registry import attack
 from attacks.statistics import share
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate, counted
 
 TRIES = 8
 TEXT_TOKENS = 64
 FEWEST, MOST = 256, 8192  # rows of a matrix: positions asked about in one try
-COLUMNS = 4096  # tokens looked at, drawn by chance, of a larger vocabulary
-CLIFF = 10.0  # how much smaller the next singular value must be
-MARGIN = 8  # rows that there must be above the rank
+COLUMNS = 4096  # tokens looked at; of a larger vocabulary this many are drawn at random
+CLIFF = 10.0  # factor by which the next singular value must be smaller
+MARGIN = 8  # rows and columns that the matrix must have beyond the rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
     """The hidden size that each try found, 0 where it found none; `queries` of all tries together.
 
-    A first try that finds none with as many rows as are allowed is the only one.
+    If the first try finds none with as many rows as are allowed, it is the only one.
     """
 
     found: tuple[int, ...]
@@ -53,7 +54,9 @@ class Widths:
 
 
 def width_of(logits: np.ndarray) -> int:
-    """Where the singular values of logits, float [n, m], fall off; 0 if they do not, or n is too small.
+    """Return where the singular values of logits, float [n, m], drop sharply.
+
+    The result is 0 if they do not, or if n is too small.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -81,38 +84,38 @@ def width_of(logits: np.ndarray) -> int:
     )
 )
 class LogitSvd(Attack):
-    """Asks about random texts until the rank of the answers stops growing."""
+    """The attack that asks about random texts until the rank of the answers stops growing."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """The answer is the width of the head."""
+        """Return the width of the head as the answer."""
         if view.api is None:
             raise NotApplicable("this view has no API")
         return Exam(answer=head_width(view.api))
 
     def guess(self, view: View, question: Any, budget: Budget, rng: np.random.Generator) -> Widths:
-        """`TRIES` answers from different texts; the first finds out how many are needed."""
+        """Return `TRIES` hidden sizes from different texts; the first try finds how many are needed."""
         assert view.api is not None
         api = Api(view.api, limit=budget.queries, mode="noise" if view.threat_model == NOBODY else "true")
         vocabulary = api.ask(torch.zeros((1, 1), dtype=torch.int64)).shape[-1]
         most = min(MOST, (budget.queries - 1) // TRIES * TEXT_TOKENS)
         rows = FEWEST
-        found: list[int] = []
-        while len(found) < TRIES:
+        widths: list[int] = []
+        while len(widths) < TRIES:
             budget.check()
             ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // TEXT_TOKENS, TEXT_TOKENS)))
             columns = rng.permutation(vocabulary)[:COLUMNS]
             logits = torch.cat([api.ask(p)[..., columns].flatten(0, 1).cpu() for p in ids.split(16)])
             width = width_of(logits.numpy())
-            if width == 0 and not found:
+            if width == 0 and not widths:
                 rows *= 2
                 if rows > min(most, COLUMNS, vocabulary):
                     return Widths(found=(0,), queries=api.asked)
             else:
-                found.append(width)
-        return Widths(found=tuple(found), queries=api.asked)
+                widths.append(width)
+        return Widths(found=tuple(widths), queries=api.asked)
 
     def score(self, guess: Widths, answer: int) -> tuple[Estimate, ...]:
-        """How often the hidden size was found exactly, what was found most, for how many queries."""
+        """Return how often the exact hidden size was found, the median of the tries, and the queries."""
         hits = sum(w == answer for w in guess.found)
         middle = float(np.median(guess.found))
         return (
@@ -122,7 +125,7 @@ class LogitSvd(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The API itself: nothing protects logits."""
+        """The API itself, since nothing protects logits."""
         return view, truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
@@ -131,6 +134,6 @@ class LogitSvd(Attack):
 
 
 def head_width(folder: Path) -> int:
-    """The number of inputs of a model's head."""
+    """Return the number of inputs of a model's head."""
     llm, _ = load_llm(folder, dtype="float32")
     return int(llm.get_output_embeddings().weight.shape[1])  # type: ignore[operator]

@@ -1,25 +1,27 @@
 """A12: from the proxy and K queries back to the LLM.
 
-A client holds the tuned proxy, whose blocks, embeddings and head are the fused LLM's own, and may query
-the fused LLM. It fills the gaps with blocks that do nothing yet and trains them alone, on the API's answers
-to K texts (distillation). **R** is the share of the proxy's KL to the LLM that is gone (see
-`attacks.extraction.behaviour`); the attack succeeds if it takes more than half.
+A client holds the tuned proxy, whose blocks, embeddings and head are the fused LLM's own, and it may query
+the fused LLM. It fills the gaps between the proxy's blocks with blocks that do nothing yet, and trains only
+these on the API's answers to K texts (distillation). **R** is the share of the proxy's KL to the LLM that
+is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes more than half of that KL.
 
     healing     the same compute on texts alone, without a query: what the proxy gives away by itself
-    API gain    R with the largest K, minus healing's or 0, whichever is more: the proxy as it is has R = 0
+    API gain    R with the largest K, minus healing's R or 0, whichever is more (the proxy has R = 0)
     proxy gain  by how many nats KL is lower than that of random weights that get the same queries and as
                 many steps; their R is far below 0
-    top k, text what an API gives away that tells `TOP` tokens, or only the likeliest
+    top k, text the same from weaker APIs: one returns only the `TOP` likeliest tokens, one only the
+                likeliest
 
-What it has: texts (`attacks.extraction.texts`) and, as public, the LLM's depth. Fillers are spread evenly.
-Where blocks are missing is guessed by held-out KL, too, but for the record alone: on the demo LLM the guess
-is no better than chance, and R does not need it. An eighth of the queries is held out; what is best there
-(identity, copies, averages, healed, distilled) is handed in. The interval is over held-out texts; how
-another training would have ended it does not say.
+The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth, which is taken to be public.
+Fillers are spread evenly. Where blocks are missing is guessed too, by KL on held-out texts, but only for
+the record: on the demo LLM the guess is no better than chance, and R does not need it. An eighth of the
+queries is held out; of all candidates (identity, copies, averages, healed, distilled) the one that is best
+there is handed in. The interval is over held-out texts; it does not cover how another training would have
+ended.
 
-Controls: the same training from the LLM's own dropped blocks must succeed; answers that belong to other
-queries must not. From those a model still learns the LLM's average answer, which is worth an R above 0
-where the proxy is far from it.
+Controls: the same training from the LLM's own dropped blocks must succeed; training on answers that belong
+to other queries must not. From shuffled answers a model still learns the LLM's average answer, which is
+worth an R above 0 where the proxy is far from it.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ from attacks.base import (
     AttackInfo,
     Budget,
     Exam,
+    Feeds,
     Inconclusive,
     NotApplicable,
     Truth,
-    attack,
     replace_view,
 )
 from attacks.extraction.api import EXTRACTION, Api
@@ -51,21 +53,22 @@ from attacks.extraction.lessons import TOP, Answers
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.texts import texts_for
 from attacks.extraction.thief import Thief, effort, held_model, leaked
+from attacks.registry import attack
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.llm import blocks_of, load_llm, weights_written_ns
+from fedproxy_secure.evidence.estimate import Estimate, counted, proportion_interval
+from fedproxy_secure.models.llm import blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate, counted, proportion_interval
 
-TEXT_TOKENS = 64  # of a query, and of a held-out text
+TEXT_TOKENS = 64  # length of a query, and of a held-out text
 HELD_OUT, RECORDS = 64, 160  # texts and records of an exam
-NUMBERS = 2**24  # log-probabilities that a model hands in, at most
+NUMBERS = 2**24  # the most log-probabilities that a model hands in
 PROXY, LLM, HEALED, NOTHING = "proxy", "LLM", "healed", "no proxy"
 TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likeliest token told"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stolen:
-    """Behaviour of each model by its name, the gaps that were guessed (None: none), queries asked."""
+    """The behaviour of each model by its name, the gaps guessed (None: not guessed), the queries asked."""
 
     models: Mapping[str, Behaviour]
     grid: tuple[int, ...]
@@ -75,8 +78,14 @@ class Stolen:
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """The answer: the LLM's behaviour, the question, the true gaps (None where the proxy's blocks are not
-    the LLM's), the share of weights held."""
+    """The answer of the exam.
+
+    Args:
+        llm: the LLM's behaviour.
+        asked: the questions.
+        gaps: the true gaps; None where the proxy's blocks are not the LLM's.
+        share: share of the LLM's weights that the proxy holds.
+    """
 
     llm: Behaviour
     asked: Asked
@@ -85,12 +94,12 @@ class Original:
 
 
 def queries(count: int) -> str:
-    """The name of the model made with so many queries."""
+    """Return the name of the model that was made with so many queries."""
     return f"{count} queries"
 
 
 def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:
-    """Held-out texts of a seed with these records, and what the LLM in a folder answers."""
+    """Return held-out texts of a seed with these records, and what the LLM in a folder answers."""
     return _posed(folder, weights_written_ns(folder), records, seed)
 
 
@@ -102,8 +111,10 @@ def _posed(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int)
     vocabulary = int(llm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     count = min(TEXT_TOKENS - 1, max(1, NUMBERS // (HELD_OUT * vocabulary)))
     drawn = [np.sort(rng.choice(TEXT_TOKENS - 1, count, replace=False)) for _ in range(HELD_OUT)]
-    asked = Asked(depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records)
-    return asked, behaviour(llm, asked, pad_id=tokenizer.pad_token_id)
+    question = Asked(
+        depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records
+    )
+    return question, behaviour(llm, question, pad_id=tokenizer.pad_token_id)
 
 
 @attack(
@@ -116,30 +127,38 @@ def _posed(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int)
         headline="extraction R",
         chance=0.0,
         margin=0.5,
+        measures=(
+            Feeds(measure="extraction_R", metric="extraction R"),
+            Feeds(measure="api_gain", metric="API gain"),
+            Feeds(measure="proxy_gain", metric="proxy gain"),
+            Feeds(measure="healing_R", metric="healing R"),
+        ),
         mapping=EXTRACTION,
         long=2,
     )
 )
 class ProxyExtraction(Attack):
-    """Fills the proxy's gaps, with queries, without, and with queries alone."""
+    """The attack that fills the proxy's gaps: with queries, without, and with queries alone."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Held-out texts (stories, or samples of the LLM) and honest clients' records."""
+        """Return the questions: held-out texts (stories or samples of the LLM), honest clients' records."""
         if view.api is None:
             raise NotApplicable("this view has no API")
         if view.llm is not None and view.threat_model != KNOWN_BAD:
-            raise NotApplicable("the server is among the adversary: it owns the LLM")
+            raise NotApplicable("the adversary includes the server, which owns the LLM")
         records = [item for s in truth.clients.values() for item in (s.holdout or s.train)]
         chosen = rng.permutation(len(records))[:RECORDS]
-        asked, llm = posed(view.api, tuple(records[i] for i in chosen), seed=int(rng.integers(2**31)))
+        question, llm = posed(view.api, tuple(records[i] for i in chosen), seed=int(rng.integers(2**31)))
         proxy, _ = held_model(view)
         mine = held(proxy.state_dict(), read_tensors(view.api))
         whole = len(mine.kept) == len(blocks_of(proxy))
         gaps = gaps_of(mine.kept, mine.depth) if whole else None
-        return Exam(question=asked, answer=Original(llm=llm, asked=asked, gaps=gaps, share=mine.share))
+        return Exam(
+            question=question, answer=Original(llm=llm, asked=question, gaps=gaps, share=mine.share)
+        )
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Stolen:
-        """One model for each K of the profile's grid, and the controls' models."""
+        """Return the behaviour of one model for each K of the profile's grid, and of the controls."""
         if view.api is None:
             raise NotApplicable("this view has no API")
         spent = effort(budget)
@@ -148,7 +167,7 @@ class ProxyExtraction(Attack):
         proxy, tokenizer = held_model(view)
         missing = question.depth - len(blocks_of(proxy))
         if missing <= 0:
-            raise NotApplicable("the proxy lacks no block of the LLM")
+            raise NotApplicable("the proxy has no fewer blocks than the LLM: there is no gap to fill")
         last, even = spent.grid[-1], spread(len(blocks_of(proxy)), missing)
         shuffled = view.threat_model == NOBODY
         api = Api(view.api, limit=last, mode="shuffled" if shuffled else "true")
@@ -176,70 +195,74 @@ class ProxyExtraction(Attack):
             for count in spent.grid:
                 models[queries(count)] = answer(thief.distilled(count, thief.empty(missing), others=others))
             if spent.all_controls:
-                for told, name in TOLD.items():
-                    models[name] = answer(thief.distilled(last, thief.empty(missing), answers=told))
+                for kind_of_answer, name in TOLD.items():
+                    models[name] = answer(
+                        thief.distilled(last, thief.empty(missing), answers=kind_of_answer)
+                    )
                 models[NOTHING] = answer(thief.without_proxy(last, question.depth))
                 gaps = thief.where(missing)
         return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked)
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
-        """R of KL with the most queries, then the controls', the gains, and R of the other scores."""
-        asked = answer.asked.first(len(guess.models[PROXY].logs), len(guess.models[PROXY].said))
+        """Return R of KL with the most queries, then of the controls, the gains, and R of other scores."""
+        question = answer.asked.first(len(guess.models[PROXY].logs), len(guess.models[PROXY].said))
         llm = Behaviour(
-            logs=answer.llm.logs[: len(asked.texts)], said=answer.llm.said[: len(asked.records)]
+            logs=answer.llm.logs[: len(question.texts)], said=answer.llm.said[: len(question.records)]
         )
-        found = {name: scores(b, llm, asked) for name, b in guess.models.items()}
-        found[LLM] = scores(llm, llm, asked)
-        scale = scales(found, PROXY, LLM)
+        by_model = {name: scores(b, llm, question) for name, b in guess.models.items()}
+        by_model[LLM] = scores(llm, llm, question)
+        scale = scales(by_model, PROXY, LLM)
         if not scale[KL].usable:
             raise Inconclusive("the proxy already answers as the LLM does: nothing is left to extract")
-        r = {name: s[KL] for name, s in found.items()}
+        r = {name: s[KL] for name, s in by_model.items()}
         best = queries(guess.grid[-1])
         of = scale[KL].estimate
-        made = [of(r[best], self.info.headline)]
-        made += [of(r[queries(k)], f"extraction R, {k} queries") for k in guess.grid if queries(k) in r]
+        estimates = [of(r[best], self.info.headline)]
+        estimates += [
+            of(r[queries(k)], f"extraction R, {k} queries") for k in guess.grid if queries(k) in r
+        ]
         if HEALED in r:
-            made.append(of(r[HEALED], "healing R"))
+            estimates.append(of(r[HEALED], "healing R"))
             without = r[HEALED] if scale[KL].ratio(r[HEALED]) > 0 else r[PROXY]
-            made.append(of(r[best], "API gain", against=without))
+            estimates.append(of(r[best], "API gain", against=without))
         if NOTHING in r:
-            made.append(of(r[NOTHING], "R without the proxy"))
-            made.append(scale[KL].difference(r[best], r[NOTHING], "proxy gain", unit="nats"))
+            estimates.append(of(r[NOTHING], "R without the proxy"))
+            estimates.append(scale[KL].difference(r[best], r[NOTHING], "proxy gain", unit="nats"))
         if TOLD["text"] in r:
-            made += [of(r[name], f"extraction R, {name}") for name in TOLD.values()]
+            estimates += [of(r[name], f"extraction R, {name}") for name in TOLD.values()]
             if scale[AGREEMENT].usable:
-                told = found[TOLD["text"]][AGREEMENT]
-                made.append(scale[AGREEMENT].estimate(told, f"R of agreement, {TOLD['text']}"))
-        made += _half(scale[KL], r, guess)
-        made.append(scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"))
-        made.append(scale[KL].difference(r[LLM], r[best], "KL of the attack", unit="nats"))
+                text_scores = by_model[TOLD["text"]][AGREEMENT]
+                estimates.append(scale[AGREEMENT].estimate(text_scores, f"R of agreement, {TOLD['text']}"))
+        estimates += _half(scale[KL], r, guess)
+        estimates.append(scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"))
+        estimates.append(scale[KL].difference(r[LLM], r[best], "KL of the attack", unit="nats"))
         for name, other in scale.items():
             if name != KL:
-                made.append(Estimate(**{**vars(other.gap), "metric": f"LLM minus proxy, {name}"}))
+                estimates.append(Estimate(**{**vars(other.gap), "metric": f"LLM minus proxy, {name}"}))
                 if other.usable:
-                    made.append(other.estimate(found[best][name], f"R of {name}"))
-        made.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))
+                    estimates.append(other.estimate(by_model[best][name], f"R of {name}"))
+        estimates.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))
         if guess.gaps is not None and answer.gaps is not None:
-            made += _gaps_found(guess.gaps, answer.gaps)
-        return tuple(made)
+            estimates += _gaps_found(guess.gaps, answer.gaps)
+        return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The dropped blocks were not kept back: training starts from them."""
         return replace_view(view, threat_model=KNOWN_BAD, llm=view.api), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Every query is answered with the answer to another one."""
+        """Every query gets the answer to another query."""
         return replace_view(view, threat_model=NOBODY), exam
 
 
 def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Estimate]:
-    """The fewest queries of the grid with R of one half; nothing if none has."""
+    """Return the fewest queries of the grid that reach R of one half; nothing if none does."""
     enough = [k for k in guess.grid if queries(k) in r and scale.ratio(r[queries(k)]) >= 0.5]
     return [counted(min(enough), metric="queries to R = .5", unit="queries", seeds=(0,))] if enough else []
 
 
 def _gaps_found(guessed: Gaps, true: Gaps) -> list[Estimate]:
-    """How many missing blocks were put into the right gap, and how many even spreading would have."""
+    """Return how many missing blocks the guess put into the right gap, and the share for even spreading."""
     missing = sum(true)
 
     def hits(gaps: Gaps) -> int:

@@ -1,7 +1,8 @@
-"""Texts that an adversary can have: public ones where the LLM's public text is known, else its own model's.
+"""Texts that an adversary can have: the LLM's public text where it is known, else samples of a model.
 
-The demo LLM's public text is the synthetic world's stories, so whoever meets its tokenizer can write more
-of them. Of another LLM nothing is assumed: texts are sampled from the model in hand, at temperature 1.
+The demo LLM's public text is the synthetic world's stories, so whoever recognises its tokenizer can write
+more of them. Nothing is assumed of any other LLM: texts are sampled from the model in hand, at temperature
+1.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import torch
 from torch import nn
 
 from fedproxy_secure.data.encode import text_ids
-from fedproxy_secure.llm import Tokenizer, load_tokenizer
+from fedproxy_secure.models.llm import Tokenizer, load_tokenizer
 from fedproxy_secure.world.stories import stories
 
 
 def texts_for(
     model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Token ids, int64 [count, tokens]: stories if the tokenizer is the demo's, else samples of `model`."""
+    """Return token ids, int64 [count, tokens]: stories for the demo's tokenizer, else model samples."""
     seed = int(rng.integers(2**31))
     if is_demo(tokenizer):
         return story_windows(tokenizer, count=count, tokens=tokens, seed=seed)
@@ -28,12 +29,15 @@ def texts_for(
 
 
 def is_demo(tokenizer: Tokenizer) -> bool:
-    """Whether this is the embedded demo LLM's tokenizer."""
+    """Return whether this is the embedded demo LLM's tokenizer."""
     return bool(tokenizer.get_vocab() == load_tokenizer("demo").get_vocab())
 
 
 def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -> torch.Tensor:
-    """Windows of the demo world's stories, each between start and end token: int64 [count, tokens]."""
+    """Return windows of the demo world's stories, int64 [count, tokens].
+
+    Each story stands between a start token and an end token.
+    """
     ids: list[int] = []
     for text in stories(seed):
         ids += [tokenizer.bos_token_id, *text_ids(text, tokenizer), tokenizer.eos_token_id]
@@ -46,16 +50,16 @@ def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -
 def sampled(
     model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, seed: int, at_once: int = 64
 ) -> torch.Tensor:
-    """Texts drawn from a model token by token, int64 [count, tokens], after its start token.
+    """Return texts drawn from a model token by token after its start token, int64 [count, tokens].
 
-    A tokenizer without a start token begins with its end token, one without either with any token.
+    A tokenizer without a start token begins with its end token, one without either with a random token.
     """
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    made = []
+    batches = []
     for at in range(0, count, at_once):
         n = min(at_once, count - at)
         if first is None:
@@ -68,5 +72,5 @@ def sampled(
             p = out.logits[:, -1].float().softmax(-1).cpu()
             last = torch.multinomial(p, 1, generator=generator)
             ids.append(last)
-        made.append(torch.cat(ids, dim=1))
-    return torch.cat(made)
+        batches.append(torch.cat(ids, dim=1))
+    return torch.cat(batches)

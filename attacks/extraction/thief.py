@@ -1,4 +1,4 @@
-"""The adversary of A12 at work: its proxy, its API, its texts, and what it makes of them."""
+"""The adversary of A12 at work: its proxy, its API, its texts, and the models that it trains."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from attacks.extraction.api import Api
 from attacks.extraction.fillers import Gaps, grown, guess_gaps, spread
 from attacks.extraction.lessons import Answers, Lesson, imitate, loss_of, newborn, predict, teach
 from attacks.extraction.lineage import held, read_tensors
-from fedproxy_secure.federate.adapters import attach, block_deltas, set_vector
 from fedproxy_secure.fuse.plug_back import add_deltas
-from fedproxy_secure.llm import Tokenizer, blocks_of, load_llm
+from fedproxy_secure.models.adapters import attach, block_deltas, set_vector
+from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm
 from fedproxy_secure.record.view import View
 
-MOST_CHECKED = 32  # of the queries that are held out to choose by
+MOST_CHECKED = 32  # the most queries that are held out to choose by
 Start = tuple[nn.Module, list[nn.Module]]  # a model, and its fillers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """What one attack spends: numbers of queries in turn, optimiser steps and texts of each training."""
+    """What one attack spends: numbers of queries in turn, and the steps and texts of each training."""
 
     grid: tuple[int, ...]
     steps: int
     batch: int
-    all_controls: bool  # also without the proxy, and weaker APIs
+    all_controls: bool  # also training without the proxy, and weaker APIs
 
 
 def effort(budget: Budget) -> Effort:
-    """The sizes of a profile; no more queries than the budget's."""
+    """Return the sizes for a profile, with no more queries than the budget allows."""
     grid = budget.pick(smoke=(16, 64), standard=(16, 64, 256, 1024), full=(16, 64, 256, 1024, 4096))
     return Effort(
         grid=tuple(k for k in grid if k <= budget.queries),
@@ -46,7 +46,7 @@ def effort(budget: Budget) -> Effort:
 
 
 def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
-    """The proxy as far as it was tuned: with the last broadcast adapter merged, as the plug-back merges it.
+    """Return the proxy with the last broadcast adapter merged, as the plug-back merges it.
 
     Raises `NotApplicable` if the view holds no proxy.
     """
@@ -62,7 +62,7 @@ def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
 
 
 class Thief:
-    """An adversary at work: its proxy, its API, its texts."""
+    """An adversary with a proxy, an API and texts, which trains models on the API's answers."""
 
     def __init__(
         self, proxy: nn.Module, api: Api, texts: torch.Tensor, spent: Effort, budget: Budget, seed: int
@@ -71,16 +71,16 @@ class Thief:
         self.spent, self.budget, self.seed = spent, budget, seed
 
     def empty(self, missing: int) -> Start:
-        """The proxy with fillers that do nothing, evenly spread."""
+        """Return the proxy with evenly spread fillers that do nothing yet."""
         return grown(self.proxy, spread(len(blocks_of(self.proxy)), missing), "zero")
 
     def where(self, missing: int) -> Gaps:
-        """Gaps by the fewest queries' held-out part."""
+        """Return the gaps that the held-out part of the fewest queries suggests."""
         _, held_out = split(self.texts[: self.spent.grid[0]])
         return guess_gaps(self.proxy, missing, lambda m: self._loss(m, held_out, imitate(self.api)))
 
     def healed(self, start: Start) -> nn.Module:
-        """Fillers trained on texts alone."""
+        """Return the model with its fillers trained on texts alone."""
         model, fillers = start
         self._teach(model, fillers, predict, self.texts)
         return model
@@ -93,7 +93,10 @@ class Thief:
         others: tuple[nn.Module, ...] = (),
         answers: Answers = "logits",
     ) -> nn.Module:
-        """Fillers trained on `count` queries, or what is better on those held out: the proxy, `others`."""
+        """Return the model with its fillers trained on `count` queries, or a better model.
+
+        The proxy and `others` replace it if they are better on the queries that were held out.
+        """
         model, fillers = start
         lesson = imitate(self.api, answers)
         best = self._teach(model, fillers, lesson, self.texts[:count])
@@ -105,7 +108,7 @@ class Thief:
         return model
 
     def without_proxy(self, count: int, depth: int) -> nn.Module:
-        """All weights from nothing, on the same queries."""
+        """Return a model trained from random weights on the same queries."""
         even = spread(len(blocks_of(self.proxy)), depth - len(blocks_of(self.proxy)))
         model = newborn(grown(self.proxy, even, "copy")[0], self.seed)
         self._teach(model, [model], imitate(self.api), self.texts[:count])
@@ -132,14 +135,14 @@ class Thief:
 
 
 def split(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts to train on and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
+    """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
     aside = min(MOST_CHECKED, max(4, len(texts) // 8))
     return texts[:-aside], texts[-aside:]
 
 
 def leaked(proxy: nn.Module, llm: Path) -> Start:
-    """The proxy with the LLM's own dropped blocks in its gaps."""
+    """Return the proxy with the LLM's own dropped blocks in its gaps."""
     original, _ = load_llm(llm, dtype="float32")
-    found = held(proxy.state_dict(), read_tensors(llm))
-    dropped = [i for i in range(found.depth) if i not in found.kept]
+    match = held(proxy.state_dict(), read_tensors(llm))
+    dropped = [i for i in range(match.depth) if i not in match.kept]
     return original, [blocks_of(original)[i] for i in dropped]

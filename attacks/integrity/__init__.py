@@ -1,1 +1,1 @@
-"""Adversaries that deviate, and what sums and cohorts alone give away."""
+"""Integrity: adversaries that deviate from the protocol, and what sums and cohorts alone give away."""

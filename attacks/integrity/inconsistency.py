@@ -2,12 +2,13 @@
 
 `suppression`  with A = B = 0 no gradient reaches an adapter's tensors, so the others send zeros, and the
                sum is the victim's update.
-`canary bit`   the others lack one component alone (a row of one A, the column of B that meets it): their
-               round is like any other, but there the sum is the victim's, and a bit of it can be read.
+`canary bit`   the others lack a single component (a row of one A and the column of B that meets it). Their
+               round is like any other, but in that component the sum is the victim's, and one bit about it
+               can be read.
 
-Where A is frozen (adapter kinds `ffa` and `core`) nothing can be silenced this way: the gradient of B needs
-no B. Masking alone is no defence: the sum *is* exact. That every client checks the broadcast's hash
-against the round's terms, which all of them sign, is.
+Where A is frozen (adapter kinds `ffa` and `core`) nothing can be silenced this way, because the gradient of
+B does not depend on B. Masking alone is no defence: the sum *is* exact. The defence is that every client
+checks the broadcast's hash against the round's terms, which all clients sign.
 
 Pasquini, Francati & Ateniese 2022, Eluding Secure Aggregation (arXiv 2111.07380), here for adapters.
 """
@@ -25,7 +26,7 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.record.view import PublicSettings
-from fedproxy_secure.secagg.rehearsal import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.terms import Policy
 
 STEPS = 1  # local steps of the round that is played
@@ -33,7 +34,7 @@ SUPPRESSION, CANARY_BIT = "suppression", "canary bit"
 
 
 def silenced(box: WhiteBox, attempt: str) -> np.ndarray:
-    """Which numbers of the adapter the others do not get, bool [d]."""
+    """Return which numbers of the adapter the other clients do not get, bool [d]."""
     sizes = [int(np.prod(s)) for s in box.shapes]
     mask = np.full(sum(sizes), attempt == SUPPRESSION)
     if attempt == SUPPRESSION:
@@ -51,7 +52,7 @@ def silenced(box: WhiteBox, attempt: str) -> np.ndarray:
 
 
 def sha256_of(adapter: np.ndarray) -> bytes:
-    """What clients compare with the terms."""
+    """Return the SHA-256 that clients compare with the one in the terms."""
     return hashlib.sha256(adapter.astype("<f4").tobytes()).digest()
 
 
@@ -65,26 +66,31 @@ def played_round(
     checked: bool,
     budget: Budget,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A round of the protocol in which all clients but the first get `adapter` with zeros where `mask` is.
+    """Play a round in which all clients but the first get `adapter` with zeros where `mask` is true.
 
     Returns (the sum that the server reads, the first client's update), float32 [d].
 
     Args:
-        records: of each client, by name; 3 clients at least.
-        checked: whether clients compare what they got with the terms, as installed ones do.
+        box: the proxy.
+        settings: the run's public settings.
+        records: records of each client, by name; at least 3 clients.
+        adapter: the adapter that the first client gets, float32 [d].
+        mask: where the others get zeros, bool [d].
+        checked: whether clients compare what they got with the terms, as installed clients do.
+        budget: limits of the attack.
 
     Raises `ProtocolAborted` where clients notice.
     """
     victim, *others = names(len(records))
     keys, roster = identities(len(records))
-    # ten times what a step can move: nothing is clipped
+    # ten times what a step can move, so that nothing is clipped
     plan = ring(len(records), len(adapter), clip=10 * max(settings.local.learning_rate, 1e-3))
     terms = terms_for(plan, roster, broadcast_sha256=sha256_of(adapter))
     policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
     maimed = np.where(mask, np.float32(0), adapter)
     updates: dict[str, np.ndarray] = {}
     refused = ""
-    for name, (own, items) in zip((victim, *others), sorted(records.items()), strict=True):
+    for name, (client, items) in zip((victim, *others), sorted(records.items()), strict=True):
         budget.check()
         got = adapter if name == victim else maimed
         try:
@@ -93,10 +99,12 @@ def played_round(
         except ProtocolAborted as error:
             refused = refused or str(error)
             continue
-        updates[name] = client_of(box, settings, own, items, steps=STEPS).train(round=0, start=got).update
+        updates[name] = (
+            client_of(box, settings, client, items, steps=STEPS).train(round=0, start=got).update
+        )
     cohort = Cohort(terms=terms, keys=keys, roster=roster, drops={"advertise": set(others) - set(updates)})
     try:
-        made = cohort.run(updates)
+        result = cohort.run(updates)
     except ProtocolAborted as error:
         raise ProtocolAborted(refused or str(error)) from error
-    return made.sums["update"], updates[victim]
+    return result.sums["update"], updates[victim]

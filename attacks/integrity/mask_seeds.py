@@ -1,13 +1,14 @@
-"""A11: masks that follow from 32-bit seeds are found by trying all of them.
+"""A11: masks that follow from 32-bit seeds are found by trying all seeds.
 
-Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them. Where
-one mask stands between the server and a vector (all but one of a client's peers work with the server, or
-dropped out), 2^32 tries take it off. A try is right if what is left of every word is small enough to be an
-update: a wrong one leaves a word small with chance `1 / clients` only, and `WORDS` words are looked at.
+Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them.
+Sometimes only one mask stands between the server and a vector, because all but one of a client's peers work
+with the server or dropped out. Then 2^32 tries take it off. A try is right if what remains of every word is
+small enough to be an update: a wrong seed leaves a word small only with chance `1 / clients`, and `WORDS`
+words are looked at.
 
-This protocol's masks come from 256-bit keys, so no try fits. **Known-bad**: an update under one mask of
-SecAgg+'s kind. Its seed lies among those that are tried: the control shows that the right seed is
-recognised, not that all 2^32 were tried.
+This protocol's masks come from 256-bit keys, so no try fits. **Known-bad**: the positive control is an
+update under one mask of SecAgg+'s kind, whose seed lies among those that are tried. The control shows that
+the right seed is recognised, not that all 2^32 were tried.
 """
 
 from __future__ import annotations
@@ -23,50 +24,65 @@ from attacks.base import (
     Exam,
     NotApplicable,
     Truth,
-    attack,
     replace_view,
 )
 from attacks.integrity.masked_words import packed_update, random_bytes, words_of
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.registry import attack
 from attacks.statistics import share
+from fedproxy_secure.config import cohort_size
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.record.view import PublicSettings, View
-from fedproxy_secure.report.estimate import Estimate, counted
 
-WORDS = 64  # of each message
+WORDS = 64  # looked at in each message
 MESSAGES = 8
-FEWEST_TRIED = 1 << 10  # by the smallest profile; known-bad seeds are drawn from these
+FEWEST_TRIED = 1 << 10  # seeds that the smallest profile tries; known-bad seeds are drawn from these
 _TWISTER = np.random.RandomState()
-OPENED = 0.99  # cosine with the true update from which on a vector counts as read
+OPENED = 0.99  # cosine with the true update above which a vector counts as read
 
 
 def seed_stream(seed: int, bits: int, words: int) -> np.ndarray:
-    """The mask that a SecAgg+ client makes of a 32-bit seed: int64 [words] in [0, 2^bits - 2]."""
-    _TWISTER.seed(seed)  # a new one would first draw entropy, which takes longer than all the rest
+    """Return the mask that a SecAgg+ client makes of a 32-bit seed, int64 [words] in [0, 2^bits - 2]."""
+    _TWISTER.seed(seed)  # a new generator would first draw entropy, which takes longer than the rest
     return _TWISTER.randint(0, 2**bits - 1, words, dtype=np.int64)
 
 
 def masked_by_seed(update: np.ndarray, seed: int, *, bits: int, clients: int) -> np.ndarray:
-    """An update, float32 [d], quantised as under masking, under the mask of one seed: uint8 [bytes]."""
+    """Return an update, float32 [d], quantised and under the mask of one seed: uint8 [bytes]."""
     return packed_update(update, bits=bits, clients=clients, mask=seed_stream(seed, bits, len(update)))
 
 
 def search(firsts: np.ndarray, *, bits: int, clients: int, seeds: range, budget: Budget) -> dict[int, int]:
-    """Which seed opens which message, by the message's index; `firsts`: their words, int64 [n, words]."""
+    """Return the seed that opens each message, by the message's index.
+
+    Args:
+        firsts: the first words of each message, int64 [n, words].
+        bits: width of a word.
+        clients: how many clients the sum is planned for.
+        seeds: the seeds to try.
+        budget: limits of the attack.
+    """
     largest = 2 ** (bits - 1) // clients
-    found: dict[int, int] = {}
+    seed_of: dict[int, int] = {}
     for seed in seeds:
         if seed % 256 == 0:
             budget.check()
         left = (firsts - seed_stream(seed, bits, firsts.shape[1])) % 2**bits
         left = np.minimum(left, 2**bits - left)
         for index in np.flatnonzero((left <= largest).all(axis=1)):
-            found[int(index)] = seed
-    return found
+            seed_of[int(index)] = seed
+    return seed_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Vectors read, int64 [d] by (round, client), in ring steps; how many messages and seeds were tried."""
+    """Vectors that were read, in ring steps, int64 [d] by (round, client), and how much was tried.
+
+    Args:
+        vectors: the vectors.
+        messages: number of messages tried.
+        seeds: number of seeds tried.
+    """
 
     vectors: dict[tuple[int, str], np.ndarray]
     messages: int
@@ -87,10 +103,10 @@ class Opened:
     )
 )
 class MaskSeedSearch(Attack):
-    """Tries seeds from 0 upwards on all messages at once."""
+    """The attack that tries seeds from 0 upwards on all messages at once."""
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> Opened:
-        """Open what opens."""
+        """Return the messages that some seed opens."""
         settings = view.settings
         if not view.masked or settings is None:
             raise NotApplicable("no masked message passed")
@@ -98,7 +114,7 @@ class MaskSeedSearch(Attack):
         bits, clients = settings.protect.bits, _clients(settings)
         words = [words_of(raw, bits)[: settings.d] for raw in chosen.values()]
         tried = budget.pick(smoke=FEWEST_TRIED, standard=1 << 14, full=1 << 18)
-        found = search(
+        seed_of = search(
             np.stack([w[:WORDS] for w in words]),
             bits=bits,
             clients=clients,
@@ -107,13 +123,16 @@ class MaskSeedSearch(Attack):
         )
         keys = list(chosen)
         read = {}
-        for index, seed in found.items():
+        for index, seed in seed_of.items():
             left = (words[index] - seed_stream(seed, bits, settings.d)) % 2**bits
             read[keys[index]] = np.where(left >= 2 ** (bits - 1), left - 2**bits, left)
         return Opened(vectors=read, messages=len(chosen), seeds=tried)
 
     def score(self, guess: Opened, answer: Truth) -> tuple[Estimate, ...]:
-        """Of all messages tried; what is read counts if it points as the client's update does."""
+        """Return the share of messages opened.
+
+        A vector counts as read if it points in the direction of the client's update.
+        """
         hits = 0
         for (r, name), vector in guess.vectors.items():
             true = answer.clients[name].rounds[r].update.astype(np.float64)
@@ -141,9 +160,9 @@ class MaskSeedSearch(Attack):
         return (replace_view(view, masked=masked), truth) if masked else None
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Random bytes."""
+        """Random bytes in the place of every masked message."""
         return replace_view(view, masked=random_bytes(view, rng)), exam
 
 
 def _clients(settings: PublicSettings) -> int:
-    return max(3, round(settings.federate.participation * len(settings.clients)))
+    return max(3, cohort_size(len(settings.clients), settings.federate.participation))

@@ -1,7 +1,7 @@
-"""A11: a masked message alone: is it uniform? Its bytes, and A2 on its words.
+"""A11: is a single masked message uniform? Its bytes are tested, and A2 attacks its words.
 
-A masked vector is uniform to whoever lacks the masks. What a server could do with it anyway is to read the
-words as numbers and attack them as if they were an update.
+To whoever lacks the masks, a masked vector is uniform. A server can still read its words as numbers and
+attack them as if they were an update.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import numpy as np
 from scipy.stats import chi2
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
+from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
 from attacks.reconstruction.row_spaces import spaces_of
 from attacks.reconstruction.sequences import one_step_control
 from attacks.reconstruction.spans import Candidates, Target, attack_one
 from attacks.reconstruction.spans import LoraSpanTokens as Spans
+from attacks.registry import attack
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.secagg.ring import RingPlan, Segment, pack, quantise
 
 
 def words_of(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Ring words as they travel, uint8 [bytes], read as signed numbers: int64 [bytes * 8 // bits]."""
+    """Return packed ring words, uint8 [bytes], as signed numbers: int64 [bytes * 8 // bits]."""
     width = bits // 8
     rows = packed[: len(packed) // width * width].reshape(-1, width)
     wide = np.zeros((len(rows), 4), dtype=np.uint8)
@@ -33,7 +34,10 @@ def words_of(packed: np.ndarray, bits: int) -> np.ndarray:
 
 
 def byte_p_value(data: np.ndarray) -> float:
-    """Chance that uniform bytes are as uneven as `data`, uint8 [n], or more (chi-square, 255 freedoms)."""
+    """Return the chance that uniform bytes are at least as uneven as `data`, uint8 [n].
+
+    The test is chi-square with 255 degrees of freedom.
+    """
     counts = np.bincount(data, minlength=256)
     expected = len(data) / 256
     return float(chi2.sf(np.square(counts - expected).sum() / expected, 255))
@@ -41,7 +45,7 @@ def byte_p_value(data: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class WordsGuess:
-    """A2's targets on masked words, and the p-value of their bytes' being uniform."""
+    """A2's targets on masked words, and the p-value of the hypothesis that their bytes are uniform."""
 
     targets: tuple[Target, ...]
     p_value: float
@@ -59,30 +63,31 @@ class WordsGuess:
     )
 )
 class MaskedWords(Attack):
-    """A2 on the words of each masked message, read as signed numbers."""
+    """The attack that runs A2 on the words of each masked message, read as signed numbers."""
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> WordsGuess:
-        """Attack the first messages."""
+        """Return A2's targets for the first messages, and the p-value of their bytes."""
         settings = view.settings
         if not view.masked or settings is None:
             raise NotApplicable("no masked message passed")
-        box = white_box.load(view)
-        block, kind = box.adapted[0], settings.adapter.kind
+        kind = settings.adapter.kind
         chosen = sorted(view.masked.items())[: budget.pick(smoke=4, standard=8, full=32)]
         targets = []
         candidates = None
-        for (r, name), packed in chosen:
-            budget.check()
-            vector = words_of(packed, settings.protect.bits)[: settings.d].astype(np.float32)
-            spaces = spaces_of(box, vector, block, kind)
-            candidates = candidates or Candidates.of(box, view, rng)
-            targets.append(attack_one(candidates, spaces, settings, r, (name,), rng))
+        with white_box.opened(view) as box:
+            block = box.adapted[0]
+            for (r, name), packed in chosen:
+                budget.check()
+                vector = words_of(packed, settings.protect.bits)[: settings.d].astype(np.float32)
+                spaces = spaces_of(box, vector, block, kind)
+                candidates = candidates or Candidates.of(box, view, rng)
+                targets.append(attack_one(candidates, spaces, settings, r, (name,), rng))
         data = np.concatenate([packed for _, packed in chosen])
         return WordsGuess(targets=tuple(targets), p_value=byte_p_value(data), n_bytes=len(data))
 
     def score(self, guess: WordsGuess, answer: Truth) -> tuple[Estimate, ...]:
-        """A2's AUC, and the bytes' p-value."""
-        found = Spans().score(guess.targets, answer)
+        """Return A2's AUC, and the bytes' p-value."""
+        estimates = Spans().score(guess.targets, answer)
         uniform = Estimate(
             metric="p-value of uniform bytes",
             value=guess.p_value,
@@ -93,7 +98,7 @@ class MaskedWords(Attack):
             seeds=(0,),
             how="chi-square over 256 byte values",
         )
-        return (found[0], uniform)
+        return (estimates[0], uniform)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """A message without its mask: one SGD step on one record, quantised as under masking."""
@@ -105,14 +110,17 @@ class MaskedWords(Attack):
         return replace_view(control[0], masked=masked, updates={}), control[1]
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Random bytes."""
+        """Random bytes in the place of every masked message."""
         return replace_view(view, masked=random_bytes(view, rng)), exam
 
 
 def packed_update(
     update: np.ndarray, *, bits: int, clients: int, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """An update, float32 [d], in ring words as under masking, under a mask, int64 [d], or none: uint8."""
+    """Return an update, float32 [d], as packed ring words, uint8 [bytes].
+
+    A mask, int64 [d], is added if one is given.
+    """
     clip = float(np.abs(update).max()) + 1e-9
     segment = Segment(name="update", length=len(update), clip=clip)
     plan = RingPlan(bits=bits, clients=clients, segments=(segment,))
@@ -123,5 +131,5 @@ def packed_update(
 
 
 def random_bytes(view: View, rng: np.random.Generator) -> dict[tuple[int, str], np.ndarray]:
-    """Noise in the place of every masked message."""
+    """Return random bytes in the place of every masked message."""
     return {k: rng.integers(0, 256, size=len(v), dtype=np.uint8) for k, v in view.masked.items()}

@@ -1,11 +1,11 @@
-"""A11: what a server that follows the protocol gets beyond one sum.
+"""A11: what a server that follows the protocol learns beyond one sum.
 
-`sign_counts`          H-TIES at granularity `coordinate` counts signs: where one client alone stands on a
-                       side its value is known, where all stand on one every client's sign is.
-`cohort_differencing`  cohorts that differ from round to round: sums are taken apart by least squares over
-                       who took part, as far as clients send alike from round to round.
+`sign_counts`          H-TIES at granularity `coordinate` counts signs. Where a single client stands on one
+                       side, its value is known; where all stand on one side, every client's sign is.
+`cohort_differencing`  cohorts differ from round to round. Least squares over who took part takes the sums
+                       apart, as far as clients send similar updates from round to round.
 
-Single messages are the matter of `attacks.integrity.masked_words` and `attacks.integrity.mask_seeds`.
+Single messages are attacked by `attacks.integrity.masked_words` and `attacks.integrity.mask_seeds`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
+from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
+from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import Sums, View
-from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.secagg.signs import unpack_signs
 
-PARTS = 32  # of an update, judged one by one
+PARTS = 32  # pieces of an update that are judged one by one
 FLOAT32_SUMS = 2.5e-7  # relative error of sums and magnitudes as they are revealed
 SECURE_AGGREGATION = (
     ("MITRE ATLAS", "5", "AML.T0024.001"),
@@ -30,10 +31,14 @@ SECURE_AGGREGATION = (
 
 @dataclass(frozen=True, kw_only=True)
 class SignsGuess:
-    """Per round: coordinates at which one client's value, or every client's sign, is named.
+    """The coordinates at which one client's value, or every client's sign, is named.
 
-    `lone`, `unanimous`: counts; `named`: (round, coordinates, values, how far rounding may have moved them)
-    of lone contributors.
+    Args:
+        coordinates: number of coordinates of all rounds.
+        lone: how many have a single client on one side.
+        unanimous: how many have all clients on one side.
+        named: for each round (round, coordinates, values, how far rounding may have moved the values) of
+            lone contributors.
     """
 
     coordinates: int
@@ -56,14 +61,14 @@ class SignsGuess:
     )
 )
 class SignCounts(Attack):
-    """Reads P = (A + S) / 2 and N = (A - S) / 2 where a side has one client."""
+    """The attack that reads P = (A + S) / 2 and N = (A - S) / 2 where a side has one client."""
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> SignsGuess:
-        """All coordinates of all rounds."""
+        """Return what all coordinates of all rounds give away."""
         settings = view.settings
         if settings is None or not view.sums:
             raise NotApplicable("this view holds no sums")
-        # half a step a client: n clients share 2^(bits - 1) levels a side
+        # half a step per client: n clients share 2^(bits - 1) levels per side
         rounding = 2 * len(settings.clients) ** 2 / 2**settings.protect.bits
         lone = unanimous = total = 0
         named = []
@@ -86,7 +91,7 @@ class SignCounts(Attack):
         return SignsGuess(coordinates=total, lone=lone, unanimous=unanimous, named=tuple(named))
 
     def score(self, guess: SignsGuess, answer: Truth) -> tuple[Estimate, ...]:
-        """Shares of all coordinates; a named value counts if it is some client's, but for rounding."""
+        """Return shares of all coordinates; a named value counts if some client has it, up to rounding."""
         right = 0
         for r, at, values, near in guess.named:
             updates = np.stack([s.rounds[r].update for s in answer.clients.values() if r in s.rounds])
@@ -101,21 +106,21 @@ class SignCounts(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Sums as granularity `coordinate` would have revealed them."""
-        made = coordinate_sums(view, truth)
-        return (replace_view(view, sums=made), truth) if made else None
+        sums = coordinate_sums(view, truth)
+        return (replace_view(view, sums=sums), truth) if sums else None
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The same with sums and magnitudes of other coordinates: what is named is nobody's."""
+        """The same sums and magnitudes moved to other coordinates, so that named values are nobody's."""
         mixed = {}
         for r, sums in coordinate_sums(view, exam.answer).items():
-            far = int(rng.integers(1, len(sums.segments["update"])))  # so that none stays where it was
+            far = int(rng.integers(1, len(sums.segments["update"])))  # >= 1: no value stays in place
             moved = {k: np.roll(sums.segments[k], far) for k in ("update", "magnitude")}
             mixed[r] = Sums(clients=sums.clients, segments={**sums.segments, **moved})
         return replace_view(view, sums=mixed), exam
 
 
 def coordinate_sums(view: View, truth: Truth) -> dict[int, Sums]:
-    """What granularity `coordinate` reveals of rounds in which all clients in `truth` trained."""
+    """Return what granularity `coordinate` reveals of rounds in which all clients in `truth` trained."""
     names = tuple(truth.clients)
     if view.settings is None or len(names) < 2:
         return {}
@@ -145,7 +150,7 @@ def _coordinate_sums(names: tuple[str, ...], truth: Truth, round_number: int, bi
 
 @dataclass(frozen=True, kw_only=True)
 class Apart:
-    """Each client's mean update as least squares has it, [d]; `rank` of the participation matrix."""
+    """Each client's mean update as least squares estimates it, [d]; `rank` of the participation matrix."""
 
     means: dict[str, np.ndarray]
     rank: int
@@ -153,17 +158,20 @@ class Apart:
 
 
 def _of_others(view: View, round_number: int) -> Sums:
-    """A round's sum without the corrupted clients' own parts, which they know."""
+    """Return a round's sum without the part of the corrupted clients, who know their own updates."""
     sums = view.sums[round_number]
     known = {n: s.rounds[round_number].update for n, s in view.own.items() if n in sums.clients}
     rest = sums.segments["update"].astype(np.float64)
-    for own in known.values():
-        rest -= own
+    for update in known.values():
+        rest -= update
     return Sums(clients=tuple(n for n in sums.clients if n not in known), segments={"update": rest})
 
 
 def disaggregate(sums: dict[int, Sums]) -> Apart:
-    """Least squares over who took part: `sums[r] = P[r] @ updates`; identifiable iff rank(P) = clients."""
+    """Return each client's mean update by least squares over who took part: `sums[r] = P[r] @ updates`.
+
+    The updates are determined if and only if rank(P) equals the number of clients.
+    """
     names = sorted({n for s in sums.values() for n in s.clients})
     part = np.array([[n in s.clients for n in names] for s in sums.values()], dtype=np.float64)
     seen = np.stack([s.segments["update"].astype(np.float64) for s in sums.values()])
@@ -186,22 +194,25 @@ def disaggregate(sums: dict[int, Sums]) -> Apart:
     )
 )
 class CohortDifferencing(Attack):
-    """Which estimate belongs to which client?"""
+    """The attack that estimates every client's mean update."""
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> Apart:
-        """Every client's mean update."""
+        """Return an estimate of every client's mean update."""
         if len(view.sums) < 2:
             raise NotApplicable("needs the sums of two rounds or more")
         return disaggregate({r: _of_others(view, r) for r in view.sums})
 
     def score(self, guess: Apart, answer: Truth) -> tuple[Estimate, ...]:
-        """AUC of the cosine of estimates and true mean updates: own pairs over others', part by part."""
+        """Return the AUC with which cosines tell whose mean update each estimate is, part by part.
+
+        Cosines of an estimate with its own client's true mean update must exceed those with other clients'.
+        """
         names = [n for n in guess.means if n in answer.clients]
         if len(names) < 2:
             raise NotApplicable("fewer than two honest clients")
         true = {n: np.mean([d.update for d in answer.clients[n].rounds.values()], axis=0) for n in names}
-        cosines, own = [], []
-        # what all have in common tells nobody apart
+        cosines, same_client = [], []
+        # what all clients have in common tells none of them apart
         estimate_mean = np.mean([guess.means[n] for n in names], axis=0)
         true_mean = np.mean([true[n] for n in names], axis=0)
         for a in names:
@@ -210,7 +221,7 @@ class CohortDifferencing(Attack):
                 for u, v in zip(np.array_split(x, PARTS), np.array_split(y, PARTS), strict=True):
                     scale = float(np.linalg.norm(u) * np.linalg.norm(v))
                     cosines.append(float(u @ v) / scale if scale > 1e-9 else 0.0)
-                    own.append(a == b)
+                    same_client.append(a == b)
         rank = Estimate(
             metric="rank of participation over clients",
             value=guess.rank / len(guess.means),
@@ -221,13 +232,13 @@ class CohortDifferencing(Attack):
             seeds=(0,),
             how="exact",
         )
-        # an AUC a part: within one, pairs are centred over the same clients and far from independent
-        by_part, mine = np.reshape(cosines, (-1, PARTS)), np.reshape(own, (-1, PARTS))
+        # one AUC per part: pairs of one part are centred over the same clients and far from independent
+        by_part, mine = np.reshape(cosines, (-1, PARTS)), np.reshape(same_client, (-1, PARTS))
         aucs = [auc_value(by_part[:, part], mine[:, part]) for part in range(PARTS)]
         return (over_targets(aucs, metric="auc", unit="AUC", seed=0, within=(0, 1)), rank)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One more sum for every client left out."""
+        """One more sum for every client, in which that client is left out."""
         names = tuple(truth.clients)
         if len(names) < 3:
             return None
@@ -238,16 +249,16 @@ class CohortDifferencing(Attack):
         alone = {n: replace(s, rounds={r: s.rounds[r]}) for n, s in truth.clients.items()}
         updates = {n: truth.clients[n].rounds[r].update for n in names}
         cohorts = [names, *(tuple(n for n in names if n != gone) for gone in names)]
-        made = {
+        sums = {
             i: Sums(clients=c, segments={"update": np.sum([updates[n] for n in c], axis=0)})
             for i, c in enumerate(cohorts)
         }
-        return replace_view(view, sums=made, own={}), Truth(clients=alone)
+        return replace_view(view, sums=sums, own={}), Truth(clients=alone)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The same cohorts, sums of noise."""
-        made = {
+        """The same cohorts with sums of noise."""
+        sums = {
             r: Sums(clients=s.clients, segments={"update": rng.standard_normal(len(s.segments["update"]))})
             for r, s in view.sums.items()
         }
-        return replace_view(view, sums=made), exam
+        return replace_view(view, sums=sums), exam

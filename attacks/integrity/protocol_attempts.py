@@ -1,8 +1,8 @@
-"""Which of the self test's attempts belong to which adversary, and how each went.
+"""Which of the self test's attempts belong to which adversary, and how each of them ended.
 
 The attempts themselves are the installation's own (`fedproxy_secure.secagg.selftest` without a transport,
-`fedproxy_secure.flower.selftest` over Flower messages): A10 counts those that succeed. What the self test
-calls a known limit is outside of what a threat model assumes, and is not counted.
+`fedproxy_secure.flower.selftest` over Flower messages); A10 counts those that succeed. Attempts that the
+self test calls a known limit lie outside what a threat model assumes, and are not counted.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attacks.base import KNOWN_BAD, NOBODY, Budget
-from fedproxy_secure.secagg.selftest import WITH_CLIENT, Finding
+from fedproxy_secure.secagg.selftest.attempts import WITH_CLIENT, Finding
 
 INSTALLED = "installed"
 DEFAULT = "active_server"
-# threat model -> who is meant in the protocol's own attempts, and in those over Flower messages
+# threat model -> adversaries in the protocol's own attempts, and in those over Flower messages
 PROTOCOL = {
     "active_server": ("server", "network", "client"),
     "active_server_with_clients": ("server", "network", "client", WITH_CLIENT),
@@ -30,7 +30,9 @@ OVER_FLOWER = {
 
 
 def asked(threat_model: str) -> tuple[str, str]:
-    """(who is attacked, the adversary) of a view's name, which controls prefix; or `DEFAULT`.
+    """Return who is attacked and by which adversary, from a view's name with a control's prefix.
+
+    The adversary is `DEFAULT` for a name without attempts of its own.
 
     >>> asked("known-bad sybils")
     ('known-bad', 'sybils')
@@ -41,28 +43,33 @@ def asked(threat_model: str) -> tuple[str, str]:
 
 
 def tried(threat_model: str, budget: Budget) -> dict[str, bool]:
-    """Each attempt of a view's adversary, by name, and whether it succeeded."""
+    """Return each attempt of a view's adversary by name, and whether it succeeded."""
     who, adversary = asked(threat_model)
-    made: dict[str, bool] = {}
+    outcomes: dict[str, bool] = {}
     for finding in _findings(who, adversary, budget):
         budget.check()
         known_bad = KNOWN_BAD in finding.attempt
         on = NOBODY if finding.adversary == NOBODY else KNOWN_BAD if known_bad else INSTALLED
         if on == who and not finding.limit:
-            made[f"{finding.adversary}: {finding.attempt}"] = finding.ok if known_bad else not finding.ok
-    return made
+            outcomes[f"{finding.adversary}: {finding.attempt}"] = (
+                finding.ok if known_bad else not finding.ok
+            )
+    return outcomes
 
 
 def _findings(who: str, adversary: str, budget: Budget) -> Iterator[Finding]:
-    """Protocol first; in the smallest profile alone, where an adversary has attempts of both kinds."""
-    from fedproxy_secure.secagg.selftest import findings
+    """Yield the findings of the protocol's own attempts, then those over Flower messages.
 
-    own = PROTOCOL.get(adversary, ())
+    The smallest profile leaves the latter out for an adversary that has attempts of both kinds.
+    """
+    from fedproxy_secure.secagg.selftest.attempts import findings
+
+    parties = PROTOCOL.get(adversary, ())
     for finding in findings():
-        if finding.adversary in (NOBODY, *own):
+        if finding.adversary in (NOBODY, *parties):
             yield finding
     over_flower = OVER_FLOWER.get(adversary, ())
-    if who == NOBODY or not over_flower or (own and budget.profile == "smoke"):
+    if who == NOBODY or not over_flower or (parties and budget.profile == "smoke"):
         return
     from fedproxy_secure.flower.selftest import findings as flower_findings
 

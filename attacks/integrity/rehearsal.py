@@ -1,8 +1,8 @@
-"""A federation in memory, for attacks that need rounds which nobody recorded: poisoning, shadow rounds.
+"""A federation in memory, for attacks that need rounds that were not recorded: poisoning, shadow rounds.
 
-The recorded clients train on their recorded records through the project's own client, and updates merge by
-the project's own fusion rules, in the clear or over sums as under masking, with what the server checks of a
-sum and of a step. No messages flow: what masking adds besides is not at stake here.
+The recorded clients train on their recorded records through the project's own client. Updates merge by the
+project's own fusion rules, in the clear or over sums as under masking, with the server's checks of a sum
+and of a step. No messages flow, since what masking adds besides does not matter here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.config import AuditConfig, ClientConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate import fusion as rules
-from fedproxy_secure.federate.adapters import tensor_sizes
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower.masked_terms import largest_clip
-from fedproxy_secure.flower.step_bound import held, longest_step
+from fedproxy_secure.models.adapters import tensor_sizes
+from fedproxy_secure.models.lent import LentModel
+from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
+from fedproxy_secure.protect.secure_sum.terms import largest_clip
 from fedproxy_secure.record.view import PublicSettings
 from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution, merge, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
@@ -36,9 +37,11 @@ BITS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a rehearsal merges: `fedavg` or `h_ties` in the clear, or over sums `coordinate` or `block`.
+    """How a rehearsal merges updates.
 
-    `clip`: largest magnitude of a coordinate that the protocol lets through; None: no protocol.
+    Args:
+        name: `fedavg` or `h_ties` in the clear, or `coordinate` or `block` over sums.
+        clip: largest magnitude of a coordinate that the protocol lets through; None without a protocol.
     """
 
     name: str
@@ -53,11 +56,14 @@ def client_of(
     steps: int | None = None,
     seed: int | None = None,
 ) -> LocalClient:
-    """The project's client on these records; its adapter is the white box's. `seed`: None for the run's."""
+    """Return the project's client on these records, with the white box's model.
+
+    With `seed` None the client has the run's seed.
+    """
     local = settings.local if steps is None else settings.local.model_copy(update={"steps": steps})
     return LocalClient(
         name=name,
-        tuned=box.tuned,
+        model=LentModel(box.tuned),
         items=items,
         truncated=0,
         pad_id=box.tokenizer.pad_token_id,
@@ -67,7 +73,7 @@ def client_of(
 
 
 def job_of(settings: PublicSettings) -> FederationJob:
-    """The job of a run as far as it is public: its clients' records are not."""
+    """Return the public part of a run's job, without its clients' records."""
     return FederationJob(
         seed=settings.seed,
         clients=tuple(ClientConfig(name=n, task="classification") for n in settings.clients),
@@ -84,9 +90,10 @@ def job_of(settings: PublicSettings) -> FederationJob:
 
 
 def lied_clip(rule: Rule, settings: PublicSettings, number: int) -> float | None:
-    """The clip of a round whose predecessors had a client that said, falsely, that values were clipped.
+    """Return the clip of a round after a client has claimed in each round that values were clipped.
 
-    It doubles each time, up to what clients accept; settings that name a clip keep it.
+    The claims are false. The clip doubles each time, up to what clients accept. Settings that name a clip
+    keep it.
     """
     if rule.clip is None or number == 0 or settings.protect.clip is not None:
         return rule.clip
@@ -108,14 +115,23 @@ def rounds(
     trace: list[np.ndarray] | None = None,
     first: FirstRound | None = None,
 ) -> np.ndarray:
-    """The adapter, float32 [d], after `count` rounds; clients named in `crafts` send what it makes.
+    """Return the adapter, float32 [d], after some rounds.
 
-    `unclipped`: clients whose words go into the ring as they are, and whose control words lie. `seeds`: of
-    clients that have others than the run's. `trace` gets each round's step.
-
-    `first`: updates of the first round in earlier calls with this box, these settings and this start,
-    looked up and added to: honest clients do the same in it whatever the rule and the play. Later rounds
-    start from what the rule made and are not kept.
+    Args:
+        box: the proxy.
+        settings: the run's public settings.
+        start: the adapter before the first round, float32 [d].
+        records: each client's records, by name.
+        count: number of rounds.
+        rule: how updates merge.
+        budget: limits of the attack.
+        crafts: by client, what it makes of its honest update before it sends it.
+        unclipped: clients whose words go into the ring as they are, and whose control words lie.
+        seeds: seeds of clients that do not have the run's.
+        trace: a list to which each round's step is added.
+        first: updates of the first round from earlier calls with this box, these settings and this start.
+            They are looked up and added to, because honest clients do the same in that round whatever the
+            rule and the play. Later rounds start from what the rule made and are not kept.
     """
     first = {} if first is None else first
     adapter = start.copy()
@@ -166,19 +182,19 @@ def _merged(
         return np.asarray(tau.mean(axis=0))
     layout, granularity = Layout(sizes=sizes), _GRANULARITY[rule.name]
     clip = rule.clip if rule.clip is not None else float(np.abs(tau).max()) + 1e-9
-    own = segments_of(granularity, layout, clip=clip, clients=len(tau), bits=BITS)
-    plan = RingPlan(bits=BITS, clients=len(tau), segments=own)
+    segments = segments_of(granularity, layout, clip=clip, clients=len(tau), bits=BITS)
+    plan = RingPlan(bits=BITS, clients=len(tau), segments=segments)
     parts = [
         _words(t, granularity, layout, plan) if at_will else contribution(t, granularity, layout, plan)
         for t, at_will in zip(tau, free, strict=True)
     ]
     sums = {name: np.sum([p[name] for p in parts], axis=0) for name in parts[0]}
-    # the ring ends where the sum of all clips does; what goes beyond comes back from the other end
+    # the ring ends at the sum of all clips; what goes beyond one end comes back from the other
     reach = 2 ** (BITS - 1) * plan.step_of(plan.segments[0])
     sums["update"] = (sums["update"].astype(np.float64) + reach) % (2 * reach) - reach
     weight = float(len(tau))
     if settings.fusion.rule == "h_ties" and settings.protect.weights != "uniform":
-        weight -= float(free.sum()) * (1 - LEAST_WEIGHT)  # the least that the server takes from a liar
+        weight -= float(free.sum()) * (1 - LEAST_WEIGHT)  # the least weight that the server accepts
     merged = merge(
         sums, granularity, layout, plan, clients=len(tau), weight=weight, rho=fusion.rho, kept=1.0
     )
@@ -201,10 +217,10 @@ _GRANULARITY: dict[str, Granularity] = {"fedavg": "plain", "coordinate": "coordi
 def _words(
     values: np.ndarray, granularity: Granularity, layout: Layout, plan: RingPlan
 ) -> dict[str, np.ndarray]:
-    """What a client sends that does not clip, float [d] and what the granularity has besides.
+    """Return the segments that a client that does not clip sends for values, float [d].
 
-    It says squares of zero, so that its values are taken for agreement. Where signs are counted it keeps to
-    the clip: mass beyond what the counts allow would end the round.
+    It states squares of zero, so that its values are taken for agreement. Where signs are counted it keeps
+    to the clip, because mass beyond what the counts allow would end the round.
     """
     if granularity == "coordinate":
         clip = plan.segments[0].clip or 0.0

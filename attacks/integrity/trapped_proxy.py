@@ -1,17 +1,18 @@
-"""Attack A10 `trapped_proxy`: a proxy whose embeddings are zero except for those of chosen tokens.
+"""A10: tokens leak from a proxy whose embeddings are zero except for those of chosen tokens.
 
-Where an adapter reads zeros, its A gets no gradient. So column j of the first adapted maps' A moves if a
-record with token j was drawn, and not otherwise: for AdamW as for SGD, and in a sum as in one update. The
-sum hides whose record it was. The server needs no message out of turn: it chooses the proxy and the first
-adapter, and all clients get the same.
+Where an adapter reads zeros, its A gets no gradient. So column j of the A of the first adapted maps moves
+if and only if a record with token j was drawn. This holds for AdamW as for SGD, and in a sum as in one
+update; the sum hides whose record it was. The server needs no message out of turn: it chooses the proxy and
+the first adapter, and all clients get the same.
 
-What a client checks: the proxy's files, what they load as, that every token has its place, that weights and
-outputs are finite. This proxy passes; what weights are for, nobody can check. What bounds the leak is
-differential privacy: of a record's gradient (unit `record`) or of a client's update (unit `client`).
+A client checks the proxy's files, what they load as, that every token has its place, and that weights and
+outputs are finite. This proxy passes those checks; what weights are for, nobody can check. What bounds the
+leak is differential privacy: of a record's gradient (unit `record`) or of a client's update (unit
+`client`).
 
 The exam plays one round with the recorded clients' records, at the run's settings. A target is a token: one
-of the cohort's under a sum, one of each client's where updates are in the clear. Not built: traps for
-adapters that do not read embeddings, or whose A is frozen; it says so and is not applicable there.
+of the cohort's under a sum, one of each client's where updates are in the clear. Traps for adapters that do
+not read embeddings, or whose A is frozen, are not built; there the attack is not applicable.
 """
 
 from __future__ import annotations
@@ -26,35 +27,42 @@ import numpy as np
 import torch
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack, replace_view
+from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
 from attacks.integrity.rehearsal import client_of, job_of
+from attacks.registry import attack
 from attacks.statistics import auc_estimate
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.ledger import PrivacyLedger
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import LocalClient, Privacy, record_noise
-from fedproxy_secure.federate.proxy_model import load_proxy
+from fedproxy_secure.dp.record_noise import record_noise
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.federate.client import LocalClient, Privacy
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import client_privacy
-from fedproxy_secure.flower.masked_terms import first_clip, parts_of, ring_plan
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.protect.secure_sum import noise as client_privacy
+from fedproxy_secure.protect.secure_sum.terms import first_clip, parts_of, ring_plan
+from fedproxy_secure.proxy_intake.model import load_proxy
 from fedproxy_secure.record.view import PublicSettings, View
-from fedproxy_secure.report.estimate import Estimate
 from fedproxy_secure.secagg.control import encode_control
 from fedproxy_secure.secagg.ring import quantise, read_sum
 
-TRAPS = 64  # tokens at most; half of them are in the records
+TRAPS = 64  # the most tokens; half of them are in the records
 START = 0.1  # standard deviation of the adapter that is broadcast
 EVERYBODY = "the cohort"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What the server sees of a round: vectors float32 [d] by whose they are; `tokens`: token j's trap is
-    column j."""
+    """What the server sees of a round.
+
+    Args:
+        seen: vectors, float32 [d], by the name of their owner.
+        tokens: tokens with a trap; the trap of the j-th token is column j.
+    """
 
     seen: Mapping[str, np.ndarray]
     tokens: tuple[int, ...]
@@ -74,18 +82,20 @@ class Round:
     )
 )
 class TrappedProxy(Attack):
-    """Reads which columns moved."""
+    """The attack that tells from the columns that moved which tokens the records hold."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """A round on the trapped proxy; the answer is which tokens were drawn, by whose vector tells."""
+        """Play a round on the trapped proxy; the answer is which tokens each vector's owner drew."""
         settings = view.settings
         if settings is None or not (view.masked or view.updates or view.sums):
             raise NotApplicable("no server is corrupted in this view")
-        box = white_box.load(view)
-        if settings.adapter.kind != "lora" or not box.reads_tokens:
-            raise NotApplicable("adapters that read no embeddings, or whose A is frozen: no trap is built")
-        records = {n: s.train for n, s in truth.clients.items()}
-        tokens = chosen(records, vocabulary=len(box.tokenizer), most=_width(box), rng=rng)
+        with white_box.opened(view) as box:
+            if settings.adapter.kind != "lora" or not box.reads_tokens:
+                raise NotApplicable(
+                    "the adapter reads no embeddings, or its A is frozen: no trap is built for that"
+                )
+            records = {n: s.train for n, s in truth.clients.items()}
+            tokens = chosen(records, vocabulary=len(box.tokenizer), most=_width(box), rng=rng)
         with tempfile.TemporaryDirectory(prefix="fedproxy-trap-") as folder:
             trapped = trap(view, settings, tokens, Path(folder))
             start = rng.normal(0, START, settings.d).astype(np.float32)
@@ -100,27 +110,28 @@ class TrappedProxy(Attack):
         self, view: View, question: Round, budget: Budget, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """Return how far each trap's column moved, float64 [tokens], by the owner of the vector."""
-        box = white_box.load(view)
-        return {who: columns(box, vector, len(question.tokens)) for who, vector in question.seen.items()}
+        with white_box.opened(view) as box:
+            traps = len(question.tokens)
+            return {who: columns(box, vector, traps) for who, vector in question.seen.items()}
 
     def score(
         self, guess: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]
     ) -> tuple[Estimate, ...]:
-        """Over all tokens, of all vectors."""
+        """Return the AUC over all tokens of all vectors."""
         scores = np.concatenate([guess[who] for who in answer])
         labels = np.concatenate([answer[who] for who in answer])
         return (auc_estimate(scores, labels, metric="auc", seed=0),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same proxy, updates in the clear, without differential privacy."""
+        """The same proxy with updates in the clear and without differential privacy."""
         if view.settings is None:
             return None
         protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
         privacy = view.settings.privacy.model_copy(update={"unit": "none"})
-        return replace_view(view, settings=replace(view.settings, protect=protect, privacy=privacy)), truth
+        return replace_view(view, settings=view.settings.changed(protect=protect, privacy=privacy)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The answer's tokens are mixed."""
+        """The answer's tokens are shuffled."""
         mixed = {who: rng.permutation(labels) for who, labels in exam.answer.items()}
         return view, Exam(question=exam.question, answer=mixed)
 
@@ -128,27 +139,30 @@ class TrappedProxy(Attack):
 def chosen(
     records: Mapping[str, Sequence[Encoded]], *, vocabulary: int, most: int, rng: np.random.Generator
 ) -> tuple[int, ...]:
-    """As many tokens that some record holds as tokens that none does, mixed; ids above 2, `most` at most.
+    """Return as many tokens that some record holds as tokens that no record holds, in random order.
 
-    Raises `NotApplicable` if there are not two of each.
+    There are at most `most` of them, and all have ids above 2. Raises `NotApplicable` if there are not two
+    of each kind.
     """
     there = {t for items in records.values() for item in items for t in item.ids[:-1]}
     present = [t for t in sorted(there) if t > 2]
     absent = [t for t in range(3, vocabulary) if t not in there]
     count = min(len(present), len(absent), min(most, TRAPS) // 2)
     if count < 2:
-        raise NotApplicable(f"records hold {len(present)} of {vocabulary} tokens: none can be told apart")
+        raise NotApplicable(
+            f"records hold {len(present)} of {vocabulary} tokens; at least two must be in records and two not"
+        )
     both = [*rng.choice(present, count, replace=False), *rng.choice(absent, count, replace=False)]
     return tuple(int(t) for t in rng.permutation(both))
 
 
 def trap(view: View, settings: PublicSettings, tokens: Sequence[int], folder: Path) -> WhiteBox:
-    """The trapped proxy with the run's adapter, loaded and checked as clients load and check it.
+    """Return the trapped proxy with the run's adapter, loaded and checked as clients do it.
 
     Raises `NotApplicable` where other tokens leave a trace all the same.
     """
     from fedproxy_secure.compress.proxy import save_model
-    from fedproxy_secure.llm import load_llm
+    from fedproxy_secure.models.llm import load_llm
 
     assert view.proxy is not None
     model, tokenizer = load_llm(view.proxy, device="cpu", dtype="float32")
@@ -163,7 +177,7 @@ def trap(view: View, settings: PublicSettings, tokens: Sequence[int], folder: Pa
     box = WhiteBox(tuned.eval(), loaded.tokenizer)
     others = [t for t in range(3, box.vocabulary) if t not in tokens][:2]
     if box.block_inputs(torch.tensor([others]), box.adapted[0]).abs().max() > 0:
-        raise NotApplicable("this model adds something to every embedding: no trap is built")
+        raise NotApplicable("this model adds something to every embedding: no trap is built for that")
     return box
 
 
@@ -174,8 +188,8 @@ def revealed(
     sizes: Sequence[int],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """What the run's protection leaves of updates: each of them, or what the ring makes of their sum."""
-    if settings.protect.scheme == "unsafe_plaintext":
+    """Return what the run's protection shows the server: each update, or what the ring makes of the sum."""
+    if not protection_of(settings.protect).secure_sum:
         return {name: update.update for name, update in updates.items()}
     job, clients = job_of(settings), len(updates)
     clip = settings.protect.clip or first_clip(settings.local)
@@ -201,17 +215,17 @@ def revealed(
 
 
 def columns(box: WhiteBox, vector: np.ndarray, traps: int) -> np.ndarray:
-    """Length of what moved in each of the first `traps` columns of A, float64 [traps].
+    """Return the length of what moved in each of the first `traps` columns of A, float64 [traps].
 
-    Summed in squares over the maps that read embeddings.
+    Squares are summed over the maps that read embeddings.
     """
     block = box.adapted[0]
-    found = np.zeros(traps)
+    squares = np.zeros(traps)
     for name, part in box.pieces(vector).items():
         read = any(f".{block}.{layer}." in name for layer in box.shared_input(block).names)
         if read and ".lora_A." in name:
-            found += np.square(part[:, :traps]).sum(axis=0)
-    return np.sqrt(found)
+            squares += np.square(part[:, :traps]).sum(axis=0)
+    return np.sqrt(squares)
 
 
 def _width(box: WhiteBox) -> int:
@@ -226,7 +240,7 @@ def _trained(
     folder: Path,
     rng: np.random.Generator,
 ) -> tuple[dict[str, ClientUpdate], dict[str, set[int]]]:
-    """Each client's update from `start`, and the tokens that it read."""
+    """Return each client's update from `start`, and the tokens that it read."""
     updates: dict[str, ClientUpdate] = {}
     drawn: dict[str, set[int]] = {}
     for name, items in sorted(records.items()):
@@ -242,7 +256,7 @@ def _trained(
 def _client(
     box: WhiteBox, settings: PublicSettings, name: str, items: Sequence[Encoded], folder: Path
 ) -> LocalClient:
-    """The project's client, private if the run's records are; its noise follows from the run's seed."""
+    """Return the project's client, private if the run's records are, with noise from the run's seed."""
     client = client_of(box, settings, name, items)
     if settings.privacy.unit != "record":
         return client

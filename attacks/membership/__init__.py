@@ -1,1 +1,1 @@
-"""Was this record, secret or property in the data?"""
+"""Membership: was this record, secret or property in the data?"""

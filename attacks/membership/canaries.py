@@ -1,9 +1,10 @@
 """A7: how well does a model know a secret, and does the secret survive the plug-in into the LLM?
 
 A canary is a secret drawn from a known space, put into a client's records 1, 4 or 16 times. The adversary
-ranks it among references R, other secrets of that space, by likelihood; **exposure** is
-`log2 |R| - log2 rank` bits, where rank 1 is likelier than all of R and the last rank is `|R| + 1`. Measured
-on the tuned proxy (held by every client) and on the fused LLM (queried by anybody).
+ranks it by likelihood among references R, which are other secrets of that space. **Exposure** is `log2 |R|
+- log2 rank` bits: rank 1 means that the secret is likelier than all of R, and the last rank is `|R| + 1`.
+Exposure is measured on the tuned proxy, which every client holds, and on the fused LLM, which anybody may
+query.
 
 After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 """
@@ -19,15 +20,16 @@ import torch
 from torch import nn
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import continuation_losses
+from attacks.registry import attack
 from attacks.statistics import over_targets, share
 from fedproxy_secure.data.encode import prompt_ids, text_ids
 from fedproxy_secure.data.planted import SECRET_DIGITS
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
 REFERENCES = {"smoke": 128, "standard": 1024, "full": 10**SECRET_DIGITS - 1}
 PROXY, FUSED = "tuned proxy", "fused LLM"
@@ -35,7 +37,7 @@ PROXY, FUSED = "tuned proxy", "fused LLM"
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Canaries' prompts, and for each the candidates for its secret; the true one is among the first."""
+    """The canaries' prompts, and the candidates for each secret; the true one is among the first."""
 
     prompts: tuple[str, ...]
     candidates: tuple[tuple[str, ...], ...]
@@ -43,7 +45,12 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """Losses of candidates by model, float64 [canaries, candidates], and what each model says itself."""
+    """Losses of the candidates, and what each model writes after the prompts.
+
+    Args:
+        losses: by model, float64 [canaries, candidates].
+        said: by model, the digits that it writes after each prompt.
+    """
 
     losses: dict[str, np.ndarray]
     said: dict[str, tuple[str, ...]]
@@ -51,7 +58,7 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Secrets:
-    """The answer: which candidate is true, the secret, how often it stood in the records."""
+    """The answer: which candidate is true, the secret itself, and how often it stood in the records."""
 
     at: tuple[int, ...]
     secrets: tuple[str, ...]
@@ -59,7 +66,7 @@ class Secrets:
 
 
 def exposure(loss: float, references: np.ndarray) -> float:
-    """Bits: `log2 |R| - log2 rank` of a secret's loss among references', [|R|].
+    """Return a secret's exposure in bits, `log2 |R| - log2 rank`, from its loss and the references', [|R|].
 
     >>> exposure(0, np.arange(1, 17)), exposure(3.5, np.arange(1, 17))
     (4.0, 2.0)
@@ -68,7 +75,7 @@ def exposure(loss: float, references: np.ndarray) -> float:
 
 
 def rank_of(loss: float, references: np.ndarray) -> int:
-    """1 + the references that are at least as likely; a tie counts against the adversary."""
+    """Return 1 + the number of references at least as likely; a tie counts against the adversary."""
     return 1 + int((references <= loss).sum())
 
 
@@ -79,59 +86,63 @@ def rank_of(loss: float, references: np.ndarray) -> int:
         title="planted secrets, from the tuned proxy and from the fused LLM",
         paper="arXiv 1802.08232",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
+        measures=(Feeds(measure="canary_exposure_bits", metric="exposure in the*"),),
         long=1,
         mapping=(("MITRE ATLAS", "5", "AML.T0057"), ("OWASP LLM", "2025", "LLM02")),
     )
 )
 class CanaryExposure(Attack):
-    """Ranks every canary's secret among random ones."""
+    """The attack that ranks every canary's secret among random ones."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """All honest clients' canaries; candidates in chance order."""
-        found = [c for s in truth.clients.values() for c in s.canaries]
-        if not found:
+        """Return all honest clients' canaries with candidates in random order."""
+        canaries = [c for s in truth.clients.values() for c in s.canaries]
+        if not canaries:
             raise NotApplicable("no canaries were planted; run with --set 'audit.canaries=[1, 4, 16]'")
         candidates, at = [], []
-        for canary in found:
+        for canary in canaries:
             space = rng.permutation(10**SECRET_DIGITS)
             others = [f"{v:0{SECRET_DIGITS}d}" for v in space if v != int(canary.secret)]
-            place = int(rng.integers(REFERENCES["smoke"] + 1))  # among those that every profile asks
+            place = int(rng.integers(REFERENCES["smoke"] + 1))  # among those that every profile asks about
             candidates.append((*others[:place], canary.secret, *others[place:]))
             at.append(place)
         return Exam(
-            question=Asked(prompts=tuple(c.prompt for c in found), candidates=tuple(candidates)),
+            question=Asked(prompts=tuple(c.prompt for c in canaries), candidates=tuple(candidates)),
             answer=Secrets(
                 at=tuple(at),
-                secrets=tuple(c.secret for c in found),
-                repeats=tuple(c.repeats for c in found),
+                secrets=tuple(c.secret for c in canaries),
+                repeats=tuple(c.repeats for c in canaries),
             ),
         )
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Ranked:
-        """Losses under each model that the view has."""
+        """Return the candidates' losses under each model that the view has."""
         count = REFERENCES[budget.profile] + 1
         losses: dict[str, np.ndarray] = {}
-        said: dict[str, tuple[str, ...]] = {}
-        models: list[tuple[str, Any, Any]] = []
-        if view.proxy is not None and view.settings is not None and view.adapters:
-            box = white_box.load(view)
-            box.set(view.adapters[max(view.adapters)])
-            models.append((PROXY, box.tuned, box.tokenizer))
-        if view.api is not None:
-            models.append((FUSED, *load_llm(view.api, device="cpu", dtype="float32")))
-        for name, model, tokenizer in models:
+        answers: dict[str, tuple[str, ...]] = {}
+
+        def ask(name: str, model: Any, tokenizer: Any) -> None:
             rows = []
             for prompt, candidates in zip(question.prompts, question.candidates, strict=True):
                 secrets = [tuple(text_ids(f" {c}", tokenizer)) for c in candidates[:count]]
                 ids = prompt_ids(prompt, tokenizer)
                 rows.append(continuation_losses(model, ids, secrets, budget=budget))
             losses[name] = np.array(rows)
-            said[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
-        return Ranked(losses=losses, said=said)
+            answers[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
+
+        if view.proxy is not None and view.settings is not None and view.adapters:
+            with white_box.opened(view, view.adapters[max(view.adapters)]) as box:
+                ask(PROXY, box.tuned, box.tokenizer)
+        if view.api is not None:
+            ask(FUSED, *load_llm(view.api, device="cpu", dtype="float32"))
+        return Ranked(losses=losses, said=answers)
 
     def score(self, guess: Ranked, answer: Secrets) -> tuple[Estimate, ...]:
-        """AUC of secrets against candidates, exposure by repeats and model, extraction, survival."""
-        made: list[Estimate] = []
+        """Return AUC of secrets against candidates, the share extracted, and exposure by repeats.
+
+        With both models, the exposure gained by the plug-in comes last.
+        """
+        estimates: list[Estimate] = []
         bits: dict[str, list[float]] = {}
         for name, losses in guess.losses.items():
             aucs, bits[name] = [], []
@@ -139,25 +150,27 @@ class CanaryExposure(Attack):
                 others = np.delete(row, at)
                 aucs.append(1 - (rank_of(row[at], others) - 1) / len(others))
                 bits[name].append(exposure(row[at], others))
-            metric = "auc" if not made else f"auc, {name}"
-            made.append(over_targets(aucs, metric=metric, unit="AUC", seed=0, within=(0, 1)))
+            metric = "auc" if not estimates else f"auc, {name}"
+            estimates.append(over_targets(aucs, metric=metric, unit="AUC", seed=0, within=(0, 1)))
             hits = sum(s == t for s, t in zip(guess.said[name], answer.secrets, strict=True))
-            made.append(share(hits, len(answer.secrets), metric=f"extracted from the {name}", seed=0))
+            estimates.append(share(hits, len(answer.secrets), metric=f"extracted from the {name}", seed=0))
             for repeats in sorted(set(answer.repeats)):
                 values = [b for b, r in zip(bits[name], answer.repeats, strict=True) if r == repeats]
                 metric = f"exposure in the {name}, {repeats} times"
-                made.append(over_targets(values, metric=metric, unit="bits", seed=0))
+                estimates.append(over_targets(values, metric=metric, unit="bits", seed=0))
         if len(bits) == 2:
             lost = [f - p for f, p in zip(bits[FUSED], bits[PROXY], strict=True)]
-            made.append(over_targets(lost, metric="exposure gained by the plug-in", unit="bits", seed=0))
-        return tuple(made)
+            estimates.append(
+                over_targets(lost, metric="exposure gained by the plug-in", unit="bits", seed=0)
+            )
+        return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Models that know the canaries by heart."""
+        """Models that were trained until they know the canaries by heart."""
         return overfitted(view, truth, canaries=True)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Secrets that were never planted: other candidates."""
+        """Other candidates, which were never planted, take the place of the secrets."""
         answer: Secrets = exam.answer
         fewest = REFERENCES["smoke"] + 1
         at = tuple((a + 1 + int(rng.integers(fewest - 1))) % fewest for a in answer.at)
@@ -169,7 +182,7 @@ class CanaryExposure(Attack):
 
 @torch.inference_mode()
 def _says(model: nn.Module, prompt: str, tokenizer: Any) -> str:
-    """The digits that the model writes after a prompt, greedily."""
+    """Return the digits that the model writes after a prompt, decoded greedily."""
     from transformers import DynamicCache
 
     cache, fed, written = DynamicCache(), prompt_ids(prompt, tokenizer), list[int]()

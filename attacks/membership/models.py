@@ -1,14 +1,15 @@
-"""A6: was this record trained on, by the model alone?
+"""A6: was this record trained on, judged by the model alone?
 
-Whoever has taken part holds the **round-0 proxy** for free: the best reference there is, since it differs
-from the tuned proxy by the records alone. The headline is how much a record's loss fell against it. With
+Everybody who took part holds the **round-0 proxy**. It is the best reference there is, since it differs
+from the tuned proxy by the records alone. The headline is how much a record's loss fell since then. With
 the API alone there is no reference, and the headline is Min-K%++.
 
-Besides: loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
-proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
-was fixed beforehand; the others are uncorrected for being many.
+Other scores are reported beside it: loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm,
+RMIA (offline: the round-0 proxy as reference, set-aside records as population), and LiRA with few shadow
+adapters. Only the headline was fixed beforehand; the others are not corrected for being many.
 
-A **blind** baseline, which sees the text and no model, must be at chance, or the split itself tells.
+A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
+members from others, and the attack is inconclusive.
 
 Carlini et al. 2022 (LiRA, arXiv 2112.03570), Zarifzadeh et al. 2024 (RMIA, 2312.03262).
 """
@@ -26,32 +27,35 @@ from attacks.base import (
     AttackInfo,
     Budget,
     Exam,
+    Feeds,
     Inconclusive,
     NotApplicable,
     Truth,
-    attack,
     replace_view,
 )
+from attacks.membership.blind import bag_of_words, blind_auc
+from attacks.membership.gradients import record_gradients
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
 from attacks.membership.updates import MEMBERSHIP
+from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
 MOST = 1200  # documents of an exam, half of them members
-TELLS = 1.5  # lower half-widths of its interval above chance at which a blind baseline is no accident
-RMIA_A = 0.3  # how far the chance of a record is taken to lie between its reference's and 1
+TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
+RMIA_A = 0.3  # a: a record's likelihood without training is taken as ((1 + a) x reference + 1 - a) / 2
 SHADOWS, SHADOW_STEPS = 8, 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Documents, and records that were certainly not trained on (for reference)."""
+    """The documents in question, and records that were certainly not trained on, for reference."""
 
     documents: tuple[Encoded, ...]
     population: tuple[Encoded, ...]
@@ -59,11 +63,17 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores by name, float64 [n], of all documents or the first; `headline` names the one that counts."""
+    """Scores by name, float64 [n], of all documents or of the first ones.
+
+    Args:
+        scores: the scores.
+        headline: name of the score that decides.
+        blind: bag-of-words counts of all documents, [n, V], for the scorer's blind baseline.
+    """
 
     scores: dict[str, np.ndarray]
     headline: str
-    blind: np.ndarray  # bag-of-words counts of all documents, [n, V], for the scorer's blind baseline
+    blind: np.ndarray
 
 
 @attack(
@@ -73,15 +83,19 @@ class Scored:
         title="which records a model was trained on",
         paper="arXiv 2112.03570, 2312.03262, 2404.02936",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
+        measures=(
+            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
+        ),
         long=1,
         mapping=MEMBERSHIP,
     )
 )
 class ModelMembership(Attack):
-    """Asks of records that some round drew, and of records set aside."""
+    """The attack that compares records drawn in some round with records set aside."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """As many members as others, mixed; what is left of the others is the population."""
+        """Return as many members as others, mixed; the rest of the others are the population."""
         members: list[Encoded] = []
         others: list[Encoded] = []
         for state in truth.clients.values():
@@ -97,14 +111,14 @@ class ModelMembership(Attack):
         order = rng.permutation(len(others))
         chosen += [others[i] for i in order[:count]]
         mixed = rng.permutation(2 * count)
-        asked = Asked(
+        question = Asked(
             documents=tuple(chosen[i] for i in mixed),
             population=tuple(others[i] for i in order[count : count + 200]),
         )
-        return Exam(question=asked, answer=mixed < count)
+        return Exam(question=question, answer=mixed < count)
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Scored:
-        """All scores that the view allows."""
+        """Return all scores that the view allows."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
         if _white_box_of(view):
@@ -112,8 +126,8 @@ class ModelMembership(Attack):
             headline = "fall of loss since round 0"
         elif view.api is not None:
             model, tokenizer = load_llm(view.api, device="cpu", dtype="float32")
-            found = likelihoods(model, documents, pad_id=tokenizer.pad_token_id, budget=budget)
-            scores = membership_scores(found, documents, tokenizer)
+            results = likelihoods(model, documents, pad_id=tokenizer.pad_token_id, budget=budget)
+            scores = membership_scores(results, documents, tokenizer)
             headline = "Min-K%++"
         else:
             raise NotApplicable("this view holds no model")
@@ -127,7 +141,18 @@ class ModelMembership(Attack):
         budget: Budget,
         rng: np.random.Generator,
     ) -> dict[str, np.ndarray]:
-        box = white_box.load(view)
+        with white_box.opened(view) as box:
+            return self._scores(box, view, documents, population, budget, rng)
+
+    def _scores(
+        self,
+        box: WhiteBox,
+        view: View,
+        documents: Sequence[Encoded],
+        population: Sequence[Encoded],
+        budget: Budget,
+        rng: np.random.Generator,
+    ) -> dict[str, np.ndarray]:
         numbers = sorted(view.adapters)
         if budget.profile == "smoke":
             numbers = [numbers[0], numbers[-1]]
@@ -136,10 +161,10 @@ class ModelMembership(Attack):
             box.set(adapter)
             return likelihoods(box.tuned, items, pad_id=box.tokenizer.pad_token_id, budget=budget)
 
-        found = {n: under(view.adapters[n], documents) for n in numbers}
-        losses = {n: mean_losses(f) for n, f in found.items()}
+        by_round = {n: under(view.adapters[n], documents) for n in numbers}
+        losses = {n: mean_losses(f) for n, f in by_round.items()}
         first, last = losses[numbers[0]], losses[numbers[-1]]
-        scores = membership_scores(found[numbers[-1]], documents, box.tokenizer)
+        scores = membership_scores(by_round[numbers[-1]], documents, box.tokenizer)
         scores["fall of loss since round 0"] = first - last
         if budget.profile == "smoke":
             return scores
@@ -147,10 +172,10 @@ class ModelMembership(Attack):
         if len(population) >= 8:
             before, after = (mean_losses(under(view.adapters[numbers[i]], population)) for i in (0, -1))
             scores["RMIA, offline"] = rmia(first, last, before, after)
-        norms = []  # at the last adapter; some gradients at a time, as all of them are large
+        norms = []  # at the last adapter, in parts: all gradients at once would need much memory
         for at in range(0, min(len(documents), 400), 16):
             part = documents[at : min(at + 16, 400)]
-            norms.append(-np.linalg.norm(box.record_gradients(part, budget=budget), axis=1))
+            norms.append(-np.linalg.norm(record_gradients(box, part, budget=budget), axis=1))
         scores["gradient norm"] = np.concatenate(norms)
         if budget.profile == "full":
             scores["LiRA, 8 shadows"] = self._lira(box, view, documents, last, budget, rng)
@@ -165,7 +190,7 @@ class ModelMembership(Attack):
         budget: Budget,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """Shadow adapters, each trained from round 0 on a random half of the documents."""
+        """Return LiRA's scores; each shadow trains from round 0 on a random half of the documents."""
         assert view.settings is not None
         with_it = halves(SHADOWS, len(documents), rng)
         seen = np.zeros(with_it.shape)
@@ -181,30 +206,32 @@ class ModelMembership(Attack):
                 who=f"shadow {s}",
                 on_step=lambda _: budget.check(),
             )
-            found = likelihoods(box.tuned, documents, pad_id=box.tokenizer.pad_token_id, budget=budget)
-            seen[s] = mean_losses(found)
+            results = likelihoods(box.tuned, documents, pad_id=box.tokenizer.pad_token_id, budget=budget)
+            seen[s] = mean_losses(results)
         return lira(observed, seen, with_it)
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
-        """The headline's AUC and TPR at fixed FPR, all other AUCs, the blind baseline's."""
+        """Return the headline's AUC and TPR at fixed FPR, the blind baseline's AUC, and all other AUCs."""
         values = guess.scores[guess.headline]
         labels = answer[: len(values)]
         blind = blind_auc(guess.blind, answer)
         if blind.low is not None and blind.value - 0.5 > TELLS * (blind.value - blind.low):
-            raise Inconclusive(f"a blind baseline reaches AUC {blind.value:.3g}: the split itself tells")
-        made = [
+            raise Inconclusive(
+                f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"
+            )
+        estimates = [
             auc_estimate(values, labels, metric="auc", seed=0),
             *tpr_estimates(values, labels, seed=0),
             blind,
         ]
         for name, scores in guess.scores.items():
-            made.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}", seed=0))
-        return tuple(made)
+            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}", seed=0))
+        return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Models that know a dozen records by heart."""
-        asked = view if not _white_box_of(view) else replace_view(view, api=None)
-        return overfitted(asked, truth, canaries=False)
+        """Models that were trained until they know a dozen records by heart."""
+        start = view if not _white_box_of(view) else replace_view(view, api=None)
+        return overfitted(start, truth, canaries=False)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Labels that have nothing to do with training."""
@@ -215,13 +242,13 @@ def _white_box_of(view: View) -> bool:
     return view.proxy is not None and view.settings is not None and bool(view.adapters)
 
 
-def mean_losses(found: Sequence[Likelihoods]) -> np.ndarray:
-    """Nats a token, float64 [n]."""
-    return np.array([f.nll.mean() for f in found])
+def mean_losses(results: Sequence[Likelihoods]) -> np.ndarray:
+    """Return the mean loss of each document in nats per token, float64 [n]."""
+    return np.array([f.nll.mean() for f in results])
 
 
 def slopes(series: np.ndarray) -> np.ndarray:
-    """Least-squares slope over rounds of each column of losses, [rounds, n]; [n]."""
+    """Return each document's least-squares slope of losses [rounds, n] over rounds: [n]."""
     time = np.arange(len(series)) - (len(series) - 1) / 2
     return np.asarray(time @ series / max(float(time @ time), 1e-12))
 
@@ -229,62 +256,42 @@ def slopes(series: np.ndarray) -> np.ndarray:
 def rmia(
     first: np.ndarray, last: np.ndarray, first_others: np.ndarray, last_others: np.ndarray
 ) -> np.ndarray:
-    """RMIA's offline score from losses [n] and the population's [m]: how many of it a record beats, [n].
+    """Return RMIA's offline score, [n]: the share of the population that each record beats.
 
-    A record's chance without training is its reference's, drawn towards 1, so that a fall in
-    loss counts for little in a record that stays unlikely.
+    A record's likelihood without training is estimated from its reference's, drawn towards 1, so that a
+    fall in loss counts for little in a record that stays unlikely.
+
+    Args:
+        first, last: losses of the records in the first and the last round, [n].
+        first_others, last_others: losses of the population, [m].
     """
 
     def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         alone = ((1 + RMIA_A) * np.exp(-before) + (1 - RMIA_A)) / 2
         return np.asarray(-after - np.log(alone))
 
-    own, others = ratio(first, last), ratio(first_others, last_others)
-    # a fraction of the ratio itself, so that records which beat equally many are told apart
-    return np.asarray((own[:, None] >= others[None, :]).mean(axis=1) + 1e-6 * own)
+    ratios, population = ratio(first, last), ratio(first_others, last_others)
+    # the small term orders records that beat equally many
+    return np.asarray((ratios[:, None] >= population[None, :]).mean(axis=1) + 1e-6 * ratios)
 
 
 def halves(shadows: int, documents: int, rng: np.random.Generator) -> np.ndarray:
-    """Which shadow trains on which document, bool [shadows, documents]: each is in half of them."""
+    """Return which shadow trains on which document, bool [shadows, documents].
+
+    Each document is in half of the shadows.
+    """
     ranks = rng.permuted(np.tile(np.arange(shadows)[:, None], (1, documents)), axis=0)
     return np.asarray(ranks < shadows // 2)
 
 
 def lira(observed: np.ndarray, seen: np.ndarray, with_it: np.ndarray) -> np.ndarray:
-    """Log-likelihood ratio of observed losses [n] under shadows' [s, n], by `with_it`, bool [s, n].
+    """Return the log-likelihood ratio of observed losses [n] under the shadows' losses [s, n].
 
-    Logarithms of losses are taken as normal around a mean a document and side, with one spread for all, as
-    few shadows allow.
+    Logarithms of losses are taken as normal, with a mean for each document and side and one spread for all,
+    since there are few shadows. `with_it`, bool [s, n], says which shadow trained on which document.
     """
     values, at = np.log(seen + 1e-6), np.log(observed + 1e-6)
     inside = (values * with_it).sum(axis=0) / with_it.sum(axis=0)
     outside = (values * ~with_it).sum(axis=0) / (~with_it).sum(axis=0)
     spread = float(np.std(values - np.where(with_it, inside, outside))) + 1e-6
     return np.asarray((np.square(at - outside) - np.square(at - inside)) / (2 * spread**2))
-
-
-def bag_of_words(documents: Sequence[Encoded]) -> np.ndarray:
-    """Token counts of documents, float32 [n, tokens that occur twice or more]."""
-    tokens = sorted({t for d in documents for t in d.ids})
-    index = {t: i for i, t in enumerate(tokens)}
-    counts = np.zeros((len(documents), len(tokens)), dtype=np.float32)
-    for row, d in enumerate(documents):
-        for t in d.ids:
-            counts[row, index[t]] += 1
-    return counts[:, (counts > 0).sum(axis=0) >= 2]
-
-
-def blind_auc(counts: np.ndarray, labels: np.ndarray) -> Estimate:
-    """AUC of a classifier that sees texts alone, fitted on half of the documents, on the other half.
-
-    Cross-validation would use all of them, but its folds' errors depend on each other: at 240 documents the
-    interval was above chance in 18 % of splits that told nothing.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    test = np.zeros(len(labels), dtype=bool)
-    for kind in (True, False):
-        test[np.flatnonzero(labels == kind)[::2]] = True
-    model = LogisticRegression(C=0.05, max_iter=500).fit(counts[~test], labels[~test])
-    odds = model.decision_function(counts[test])
-    return auc_estimate(np.asarray(odds), labels[test], metric="auc, blind baseline", seed=0)

@@ -15,27 +15,28 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Truth, replace_view
-from attacks.white_box import WhiteBox
+from attacks.white_box import HeldProxy
 from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.federate.adapters import attach, get_vector
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.llm import load_llm, weights_written_ns, without_library_bars
+from fedproxy_secure.models.adapters import attach, get_vector
+from fedproxy_secure.models.llm import load_llm, weights_written_ns, without_library_bars
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 
 RECORDS = 12
-ANSWER = 4  # tokens drawn by chance that take the place of a record's answer
-STEPS, MOST_TIMES = 12, 10  # steps after which is asked whether the records are known, and how often
-KNOWN = 0.45  # of the loss of the first steps
-BY_HEART = 0.75  # for canaries, which are short and few
+ANSWER = 4  # random tokens that take the place of a record's answer
+STEPS, MOST_TIMES = 12, 10  # steps between two checks whether the records are known; the most checks
+KNOWN = 0.45  # the records are known once the loss is this share of the loss of the first steps
+BY_HEART = 0.75  # the same for canaries, which are short and few
 
 
 def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth] | None:
-    """The view with its models trained on until they know `RECORDS` records of one client, and that truth.
+    """Return the view with its models trained until they know a few records, and the truth of that.
 
-    Their answers are drawn by chance, those of the records set aside too: what a task teaches helps with
-    neither, only memory tells them apart. With `canaries` the records are all clients' canaries instead.
+    The records are `RECORDS` of one client. Their answers are random tokens, and so are those of the
+    records set aside. What a task teaches helps with neither; only memory tells them apart. With `canaries`
+    the records are all clients' canaries instead.
     """
     states = {n: s for n, s in truth.clients.items() if s.train}
     if not states:
@@ -53,9 +54,9 @@ def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth
         return None
     models: dict[str, Any] = {}
     if view.proxy is not None and view.settings is not None and view.adapters:
-        box = white_box.load(view)
         first, last = min(view.adapters), max(view.adapters)
-        tuned = _overfitted_adapter(box, view.adapters[last].tobytes(), tuple(items), known)
+        proxy = white_box.held_proxy(view)
+        tuned = _overfitted_adapter(proxy, view.adapters[last].tobytes(), tuple(items), known)
         models["adapters"] = {first: view.adapters[first], last + 1: tuned}
     if view.api is not None:
         models["api"] = _overfitted_folder(view.api, weights_written_ns(view.api), tuple(items), known)
@@ -63,13 +64,13 @@ def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth
 
 
 def _random_answers(state: PrivateState) -> PrivateState:
-    """`RECORDS` of the client's records, all drawn, and those set aside, with answers drawn by chance."""
+    """Return a client whose `RECORDS` records were all drawn, with random answers everywhere."""
     rng = np.random.default_rng(0)
     records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
     tokens = sorted({t for i in (*records, *state.holdout) for t in i.ids})
 
     def changed(item: Encoded) -> Encoded:
-        begin = max(item.response_start, len(item.ids) // 2)  # of a plain text, the second half
+        begin = max(item.response_start, len(item.ids) // 2)  # a plain text keeps its first half
         answer = (tokens[i] for i in rng.integers(len(tokens), size=ANSWER))
         return Encoded(ids=(*item.ids[:begin], *answer), response_start=begin)
 
@@ -87,7 +88,7 @@ def _planted(state: PrivateState) -> int:
 
 
 def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -> None:
-    """Train until the loss of `STEPS` steps is `known` times the first ones', or it takes too long."""
+    """Train until the loss of `STEPS` steps is below `known` times that of the first steps, or give up."""
     local = LocalConfig(steps=STEPS, batch_size=min(16, len(items)), learning_rate=3e-3)
     first = None
     for time in range(MOST_TIMES):
@@ -105,23 +106,27 @@ def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -
             return
 
 
-@lru_cache(maxsize=2)  # other views of the run ask for the same
+@lru_cache(maxsize=2)  # other views of the run need the same
 def _overfitted_adapter(
-    box: WhiteBox, adapter: bytes, items: tuple[Encoded, ...], known: float
+    proxy: HeldProxy, adapter: bytes, items: tuple[Encoded, ...], known: float
 ) -> np.ndarray:
-    box.set(np.frombuffer(adapter, np.float32).copy())
-    _train(box.tuned, items, box.tokenizer, known)
-    return get_vector(box.tuned)
+    with white_box.lent(proxy, np.frombuffer(adapter, np.float32).copy()) as box:
+        _train(box.tuned, items, box.tokenizer, known)
+        return get_vector(box.tuned)
 
 
 @lru_cache(maxsize=2)
 def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], known: float) -> Path:
-    """`_written`: when its weights were, so that another run's model in its place is not taken for it."""
+    """Return the folder of an overfitted copy of a model.
+
+    `_written` is the time at which the model's weights were written: it keeps a new model in the same
+    folder from being mistaken for the old one.
+    """
     model, tokenizer = load_llm(folder, device="cpu", dtype="float32")
     tuned: Any = attach(model, AdapterConfig(), seed=0)
     _train(tuned, items, tokenizer, known)
     place = Path(tempfile.mkdtemp(prefix="fedproxy-control-"))
-    # not atexit: processes of multiprocessing, in which attacks run, end without it
+    # not atexit: attacks run in processes of multiprocessing, which end without it
     Finalize(None, shutil.rmtree, args=(place,), kwargs={"ignore_errors": True}, exitpriority=0)
     merged = tuned.merge_and_unload()
     with without_library_bars():

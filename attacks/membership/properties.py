@@ -1,9 +1,9 @@
 """A14: does the round hold records with a property? The sizes of an update's tensors tell.
 
-The adversary has records of its own like the clients' (the set-aside ones stand for them) and trains shadow
-rounds with and without the property; a logistic regression on the logarithms of the tensors' norms tells
-them apart and is asked about rounds that the examiner trained on the clients' own records. Property: all of
-a round's records have one same answer.
+The adversary has records of its own that resemble the clients' (records set aside stand for them). It
+trains shadow rounds with and without the property. A logistic regression on the logarithms of the tensors'
+norms learns to tell them apart, and is then asked about rounds that the examiner trained on the clients'
+own records. The property is that all records of a round have the same answer.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import numpy as np
 from scipy.stats import rankdata
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack
+from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth
 from attacks.integrity.rehearsal import client_of
 from attacks.membership.updates import MEMBERSHIP
+from attacks.registry import attack
 from attacks.statistics import auc_estimate
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import PublicSettings, View
-from fedproxy_secure.report.estimate import Estimate
 
 SHADOWS = 56  # rounds for training the regression, half with the property
 TARGETS = 32  # rounds asked about
-STEPS = 1  # local steps of a shadow round: the run's own would take minutes
+STEPS = 1  # local steps of a shadow round; as many as the run takes would need minutes
 RECORDS = 16
 PARTS = 6  # different updates of each other client
 PERMUTATIONS = 199
@@ -36,7 +37,7 @@ PERMUTATIONS = 199
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """Updates, float32 [n, d], and for shadows whether they have the property, bool [n]."""
+    """Updates of shadow and target rounds, float32 [n, d]; `labels`: which shadows have the property."""
 
     shadows: np.ndarray
     labels: np.ndarray
@@ -44,7 +45,7 @@ class Rounds:
 
 
 def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
-    """Log norms of an update's tensors, float64 [n, tensors]."""
+    """Return the log norms of an update's tensors, float64 [n, tensors]."""
     ends = np.cumsum([int(np.prod(s)) for s in box.shapes])[:-1]
     parts = np.split(updates.astype(np.float64), ends, axis=1)
     return np.stack([np.log(np.linalg.norm(p, axis=1) + 1e-12) for p in parts], axis=1)
@@ -63,46 +64,49 @@ def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
     )
 )
 class PropertyInference(Attack):
-    """Asks about rounds of one client, in a sum with the others' recorded updates where sums are seen."""
+    """The attack on rounds of one client, within a sum of the clients' updates where the view has sums."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Shadow rounds on set-aside records, target rounds on training records."""
+        """Return shadow rounds on set-aside records, and target rounds on training records."""
         settings = view.settings
         usable = {n: s for n, s in truth.clients.items() if len(s.holdout) >= 2 * RECORDS}
         if settings is None or not usable:
-            raise NotApplicable(f"no client set {2 * RECORDS} records aside; run with audit.holdout")
-        box = white_box.load(view)
+            raise NotApplicable(
+                f"no client set {2 * RECORDS} records aside; run with --set audit.holdout=0.3 or more records"
+            )
         name = sorted(usable)[0]
         state = usable[name]
         start = view.adapters[min(view.adapters)]
         common = Counter(_answer(i) for i in state.holdout).most_common(1)[0][0]
-        made = partial(_train, box, settings, start, name=name, common=common, rng=rng)
-        shadows, labels = made(state.holdout, count=SHADOWS)
-        targets, answer = made(state.train, count=TARGETS)
-        if not view.updates:  # a sum: the other clients' parts, which the adversary does not know
-            for other, s in usable.items():
-                if other != name:
-                    shadows += _parts(box, settings, start, other, s.holdout, len(shadows), rng)
-                    targets += _parts(box, settings, start, other, s.train, len(targets), rng)
+        with white_box.opened(view) as box:
+            train_rounds = partial(_train, box, settings, start, name=name, common=common, rng=rng)
+            shadows, labels = train_rounds(state.holdout, count=SHADOWS)
+            targets, answer = train_rounds(state.train, count=TARGETS)
+            if not view.updates:  # a sum holds the other clients' parts, which the adversary does not know
+                for other, s in usable.items():
+                    if other != name:
+                        shadows += _parts(box, settings, start, other, s.holdout, len(shadows), rng)
+                        targets += _parts(box, settings, start, other, s.train, len(targets), rng)
         return Exam(question=Rounds(shadows=shadows, labels=labels, targets=targets), answer=answer)
 
     def guess(self, view: View, question: Rounds, budget: Budget, rng: np.random.Generator) -> np.ndarray:
-        """The property's log-odds for each target round, float64 [n]."""
+        """Return the property's log-odds for each target round, float64 [n]."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        box = white_box.load(view)
+        with white_box.opened(view) as box:
+            shadows, targets = features(box, question.shadows), features(box, question.targets)
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-        model.fit(features(box, question.shadows), question.labels)
-        return np.asarray(model.decision_function(features(box, question.targets)))
+        model.fit(shadows, question.labels)
+        return np.asarray(model.decision_function(targets))
 
     def score(self, guess: np.ndarray, answer: np.ndarray) -> tuple[Estimate, ...]:
-        """AUC over target rounds, and the p-value of permuted labels."""
-        found = auc_estimate(guess, answer, metric="auc", seed=0)
+        """Return the AUC over target rounds, and the p-value of permuted labels."""
+        auc = auc_estimate(guess, answer, metric="auc", seed=0)
         rng, ranks = np.random.default_rng(0), rankdata(guess)  # the AUC grows with the sum of ranks
-        own = ranks[answer].sum()
-        beaten = sum(ranks[rng.permutation(answer)].sum() >= own for _ in range(PERMUTATIONS))
+        rank_sum = ranks[answer].sum()
+        beaten = sum(ranks[rng.permutation(answer)].sum() >= rank_sum for _ in range(PERMUTATIONS))
         p = Estimate(
             metric="p-value",
             value=(beaten + 1) / (PERMUTATIONS + 1),
@@ -113,13 +117,14 @@ class PropertyInference(Attack):
             seeds=(0,),
             how=f"{PERMUTATIONS} permutations of the labels",
         )
-        return (found, p)
+        return (auc, p)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The same rounds, their kinds dealt out anew: what is guessed has nothing to do with them.
+        """The same target rounds with their labels permuted, so that guesses have nothing to do with them.
 
-        Not the shadows' labels: a rule learned from labels that say nothing still points somewhere, and two
-        kinds of rounds that lie far apart fall on its two sides, all right or all wrong.
+        The shadows' labels are not permuted. A rule learned from labels without information still points in
+        some direction, and two kinds of rounds that lie far apart would fall on its two sides, all right or
+        all wrong.
         """
         return view, Exam(question=exam.question, answer=rng.permutation(exam.answer))
 
@@ -133,7 +138,10 @@ def _parts(
     count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """What another client adds to `count` rounds, float32 [count, d]: one of `PARTS` updates each time."""
+    """Return what another client adds to `count` rounds, float32 [count, d].
+
+    Each round gets one of `PARTS` updates.
+    """
     drawn = []
     for index in range(PARTS):
         chosen = [items[i] for i in rng.choice(len(items), size=RECORDS)]
@@ -157,7 +165,7 @@ def _train(
     common: tuple[int, ...],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Updates of rounds on drawn records, every second one of records whose answer is `common`."""
+    """Return updates and labels of rounds on drawn records; in every second all answers are `common`."""
     same = [i for i, item in enumerate(items) if _answer(item) == common]
     updates, labels = [], []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""How a model takes to a text: per-token likelihoods, and scores of membership made from them."""
+"""Likelihoods per token of texts under a model, and the membership scores computed from them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from torch import nn
 from attacks.base import Budget
 from fedproxy_secure.data.encode import Encoded, training_batch
 
-MIN_K = 0.2  # share of a text's least likely tokens
+MIN_K = 0.2  # Min-K% looks at this share of a text, its least likely tokens
 BATCH = 32
-STEMS = 128  # continuations of a prompt in one pass
+STEMS = 128  # continuations of a prompt in one pass, not counting their last token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihoods:
-    """Of one text's response tokens, float64 [n]: negative log-likelihood in nats, and its standard score
-    among the vocabulary at that position (higher: likelier than most)."""
+    """The likelihoods of one text's response tokens, float64 [n].
+
+    Args:
+        nll: negative log-likelihood in nats.
+        standard: standard score of the log-likelihood among the vocabulary at that position; higher means
+            likelier than most.
+    """
 
     nll: np.ndarray
     standard: np.ndarray
@@ -32,8 +37,8 @@ class Likelihoods:
 def likelihoods(
     model: nn.Module, items: Sequence[Encoded], *, pad_id: int, budget: Budget
 ) -> list[Likelihoods]:
-    """Of every item's response tokens, in order."""
-    made = []
+    """Return the likelihoods of every item's response tokens, in order."""
+    results = []
     for at in range(0, len(items), BATCH):
         budget.check()
         batch = training_batch(items[at : at + BATCH], pad_id=pad_id, device="cpu")
@@ -52,26 +57,27 @@ def likelihoods(
         spread = ((p * logs.square()).sum(-1) - mean.square()).clamp_min(1e-6).sqrt()
         standard = (picked - mean) / spread
         for row, wanted in enumerate(batch.response[:, positions] > 0):
-            made.append(
+            results.append(
                 Likelihoods(
                     nll=-picked[row][wanted].double().numpy(),
                     standard=standard[row][wanted].double().numpy(),
                 )
             )
-    return made
+    return results
 
 
 @torch.inference_mode()
 def continuation_losses(
     model: nn.Module, prompt: Sequence[int], continuations: Sequence[tuple[int, ...]], *, budget: Budget
 ) -> np.ndarray:
-    """Negative log-likelihood, nats, of each continuation of one prompt, summed over tokens: float64 [n].
+    """Return the negative log-likelihood, nats, of each continuation of a prompt: float64 [n].
 
-    The prompt is run once a batch, and continuations that differ in their last token together.
+    The losses are sums over tokens. The prompt runs once per batch, and continuations that differ only in
+    their last token run together.
     """
     from transformers import DynamicCache
 
-    made = np.empty(len(continuations))
+    losses = np.empty(len(continuations))
     stems: dict[int, dict[tuple[int, ...], list[int]]] = {}
     for index, tokens in enumerate(continuations):
         stems.setdefault(len(tokens), {}).setdefault(tokens[:-1], []).append(index)
@@ -92,14 +98,14 @@ def continuation_losses(
             for row, (_, indices) in zip(logs, part, strict=True):
                 for index in indices:
                     target = torch.tensor(continuations[index])[:, None]
-                    made[index] = -float(row.gather(-1, target).sum())
-    return made
+                    losses[index] = -float(row.gather(-1, target).sum())
+    return losses
 
 
 def membership_scores(
-    found: Sequence[Likelihoods], items: Sequence[Encoded], tokenizer: Any
+    results: Sequence[Likelihoods], items: Sequence[Encoded], tokenizer: Any
 ) -> dict[str, np.ndarray]:
-    """Scores by name, float64 [n], higher for members: loss, loss/zlib, Min-K%, Min-K%++.
+    """Return scores by name, float64 [n], higher for members: loss, loss/zlib, Min-K%, Min-K%++.
 
     Carlini et al. 2021 (zlib), Shi et al. 2024 (Min-K%), Zhang et al. 2025 (Min-K%++).
     """
@@ -110,10 +116,10 @@ def membership_scores(
 
     texts = [tokenizer.decode(item.ids).encode() for item in items]
     return {
-        "loss": np.array([-f.nll.mean() for f in found]),
+        "loss": np.array([-f.nll.mean() for f in results]),
         "loss/zlib": np.array(
-            [-f.nll.sum() / len(zlib.compress(t)) for f, t in zip(found, texts, strict=True)]
+            [-f.nll.sum() / len(zlib.compress(t)) for f, t in zip(results, texts, strict=True)]
         ),
-        "Min-K%": np.array([lowest(-f.nll) for f in found]),
-        "Min-K%++": np.array([lowest(f.standard) for f in found]),
+        "Min-K%": np.array([lowest(-f.nll) for f in results]),
+        "Min-K%++": np.array([lowest(f.standard) for f in results]),
     }

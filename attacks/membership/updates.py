@@ -1,14 +1,15 @@
-"""A5: was this record drawn in that round? Its gradient is one of those that the update is made of.
+"""A5: was this record drawn in that round? An update is made of the gradients of its records.
 
-The adversary computes each document's own gradient g at the broadcast adapter (downhill, so with a minus)
-and compares it with what it saw of the round, u:
+The adversary computes the gradient g of each document at the broadcast adapter (downhill, so with a minus
+sign) and compares it with what it saw of the round, u:
 
     share     a of the ridge regression  u ~ sum_i a_i g_i: which combination of documents explains it.
               Under AdamW, which divides by the gradients' size, the regression is on g over its spread.
     cosine    cos(g, u)
 
-The headline is the share alone for SGD, and for AdamW the mean of both, each in deviations over documents.
-Exact for one step of SGD; over several steps of AdamW gradients drift and are rescaled, and it fades.
+The headline is the share alone for SGD; for AdamW it is the sum of both, each in standard deviations over
+documents. The attack is exact for one step of SGD. Over several steps of AdamW gradients drift and are
+rescaled, and the signal fades.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, attack
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
+from attacks.membership.gradients import record_gradients
 from attacks.reconstruction.vectors import vectors
+from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
 MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEASURE 2.10"))
-RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # of the mean eigenvalue
-MOST_DOCUMENTS = 400  # a question
-QUESTIONS = KEPT = 2  # and gradients of as many are kept, for controls
+RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # relative to the mean eigenvalue
+MOST_DOCUMENTS = 400  # in one question
+QUESTIONS = KEPT = 2  # gradients of as many questions are kept for the controls
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Documents of which some were drawn in `round` by one of `clients`."""
+    """The documents of one question, some of which were drawn in `round` by one of `clients`."""
 
     round: int
     clients: tuple[str, ...]
@@ -43,7 +46,13 @@ class Asked:
 
 
 def scores(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> dict[str, np.ndarray]:
-    """Scores [n] of documents by their downhill gradients [n, d] against what the round moved, [d]."""
+    """Return scores of documents by name, [n], from their gradients and the round's movement.
+
+    Args:
+        gradients: downhill gradients, [n, d].
+        update: what the round moved, [d].
+        optimizer: the clients' optimiser, `sgd` or `adamw`.
+    """
     g, u = gradients.astype(np.float64), update.astype(np.float64)
     lengths = np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-12)
     cosine = ((g / lengths) @ u) / max(float(np.linalg.norm(u)), 1e-12)
@@ -56,7 +65,7 @@ def scores(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> dict[st
 
 
 def deviations(values: np.ndarray) -> np.ndarray:
-    """Values in standard deviations from their mean."""
+    """Return values as standard deviations from their mean."""
     return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
 
 
@@ -67,18 +76,22 @@ def deviations(values: np.ndarray) -> np.ndarray:
         title="which records a round drew, from an update or a sum",
         paper="gradient alignment, as in arXiv 1812.00910 (Nasr et al.), for adapters and sums",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        measures=(
+            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
+        ),
         mapping=MEMBERSHIP,
     )
 )
 class UpdateMembership(Attack):
-    """Asks of drawn records and of records set aside."""
+    """The attack that tells drawn records from records set aside."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[object, ...], np.ndarray] = {}
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Per vector as many drawn records as set-aside ones; labels are the answer."""
-        asked, labels = [], []
+        """Return a question for each vector, half drawn records and half set-aside ones, with labels."""
+        questions, labels = [], []
         for r, clients, _ in vectors(view, most=QUESTIONS):
             members, others = [], []
             for name in clients:
@@ -95,44 +108,44 @@ class UpdateMembership(Attack):
             documents = [*members, *others]
             if len(members) >= 4:
                 chosen = tuple(documents[i] for i in order)
-                asked.append(Asked(round=r, clients=clients, documents=chosen))
+                questions.append(Asked(round=r, clients=clients, documents=chosen))
                 labels.append(order < len(members))
-        if not asked:
+        if not questions:
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
-        return Exam(question=tuple(asked), answer=tuple(labels))
+        return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(
         self, view: View, question: Sequence[Asked], budget: Budget, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], ...]:
-        """Scores by name for each question: of its first documents, as many as the profile allows."""
+        """Return scores by name for each question, for as many documents as the profile allows."""
         most = budget.pick(smoke=64, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
         assert view.settings is not None
         optimizer = view.settings.local.optimizer
-        box = white_box.load(view)
         seen = {(r, clients): vector for r, clients, vector in vectors(view, most=1 << 30)}
-        made = []
-        for asked in question:
-            gradients = self._gradients(box, view.adapters[asked.round], asked.documents[:most], budget)
-            made.append(scores(gradients, seen[asked.round, asked.clients], optimizer))
-        return tuple(made)
+        by_question = []
+        with white_box.opened(view) as box:
+            for one in question:
+                gradients = self._gradients(box, view.adapters[one.round], one.documents[:most], budget)
+                by_question.append(scores(gradients, seen[one.round, one.clients], optimizer))
+        return tuple(by_question)
 
     def score(
         self, guess: tuple[dict[str, np.ndarray], ...], answer: tuple[np.ndarray, ...]
     ) -> tuple[Estimate, ...]:
-        """AUC over all documents asked, the headline first; both scores alone; TPR at fixed FPR."""
+        """Return the AUC over all documents, the headline first, TPR at fixed FPR, each score alone."""
         labels = np.concatenate([a[: len(g["auc"])] for a, g in zip(answer, guess, strict=True)])
-        made = []
+        estimates = []
         for name in ("auc", "cosine", "share"):
-            # in deviations within a question, so that questions can be put together
+            # in deviations within each question, so that the questions can be joined
             values = np.concatenate([deviations(g[name]) for g in guess])
             metric = "auc" if name == "auc" else f"auc, {name} alone"
-            made.append(auc_estimate(values, labels, metric=metric, seed=0))
+            estimates.append(auc_estimate(values, labels, metric=metric, seed=0))
             if name == "auc":
-                made += tpr_estimates(values, labels, seed=0)
-        return tuple(made)
+                estimates += tpr_estimates(values, labels, seed=0)
+        return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One round of one SGD step of 16 records, seen in the clear."""
+        """One round of one SGD step on 16 records, seen in the clear."""
         from attacks.reconstruction.sequences import one_step_control
 
         return one_step_control(view, truth, records=16)
@@ -140,11 +153,11 @@ class UpdateMembership(Attack):
     def _gradients(
         self, box: WhiteBox, adapter: np.ndarray, documents: Sequence[Encoded], budget: Budget
     ) -> np.ndarray:
-        """Downhill gradients, float32 [n, d]; kept for the next call, which controls make."""
+        """Return downhill gradients, float32 [n, d], kept for the next call, which the controls make."""
         key = (adapter.tobytes(), tuple(documents))
         if key not in self._kept:
             box.set(adapter)
-            rows = -box.record_gradients(documents, budget=budget)
+            rows = -record_gradients(box, documents, budget=budget)
             while len(self._kept) >= KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = rows

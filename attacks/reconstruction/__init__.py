@@ -1,1 +1,1 @@
-"""From updates and sums back to tokens, sentences and records."""
+"""Reconstruction: from updates and sums back to tokens, sentences and records."""

@@ -1,8 +1,9 @@
-"""A1: which tokens did clients train on, from the rows of a trained embedding's update?
+"""A1: which tokens did clients train on? The rows of a trained embedding's update tell.
 
-A row of an embedding's gradient is zero unless its token was an input (untied), or is far larger if it was
-(tied to the output layer, where every row gets something). Adapters of this project leave embeddings
-frozen, so on its own runs the attack does not apply; it is here for updates that hold one.
+A row of an embedding's gradient is zero unless its token was an input. If the embedding is tied to the
+output layer, every row gets a gradient, but the rows of input tokens get a far larger one. Adapters of this
+project leave embeddings frozen, so the attack does not apply to its own runs; it is here for updates that
+hold an embedding.
 """
 
 from __future__ import annotations
@@ -10,23 +11,28 @@ from __future__ import annotations
 import numpy as np
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, NotApplicable, Truth, attack
+from attacks.base import Attack, AttackInfo, Budget, Feeds, NotApplicable, Truth
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS
 from attacks.reconstruction.vectors import vectors
+from attacks.registry import attack
 from attacks.statistics import mean_auc, over_targets
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
-UNTIED = 1e-9  # norm above which a row was touched
-TIED_DEVIATIONS = 1.5  # of log norms above their mean
+UNTIED = 1e-9  # a row with a larger norm had its token among the inputs
+TIED_DEVIATIONS = 1.5  # standard deviations of log norms above their mean
 
 Guess = tuple[tuple[int, tuple[str, ...], np.ndarray, np.ndarray], ...]
 
 
 def embedding_tokens(gradient: np.ndarray, *, tied: bool, bits: int | None = None) -> np.ndarray:
-    """Which rows of an embedding's update, [V, k], belong to input tokens; bool [V].
+    """Return which rows of an embedding's update, float [V, k], belong to input tokens: bool [V].
 
-    `bits`: fractional bits of a fixed-point update; rounding leaves rows of up to `3 x 2^-bits x sqrt(k)`.
+    Args:
+        gradient: the update, [V, k].
+        tied: whether the embedding is tied to the output layer.
+        bits: fractional bits of a fixed-point update, whose rounding leaves rows of norm up to `3 x 2^-bits
+            x sqrt(k)`; None for floating point.
     """
     norms = np.linalg.norm(gradient.astype(np.float64), axis=1)
     if not tied:
@@ -43,27 +49,30 @@ def embedding_tokens(gradient: np.ndarray, *, tied: bool, bits: int | None = Non
         title="tokens of the round's records, from the embedding's update",
         paper="Melis et al. 2019, arXiv 1805.04049",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        measures=(Feeds(measure="token_auc", metric="auc"),),
         mapping=PRIVACY_OF_GRADIENTS,
     )
 )
 class EmbeddingBow(Attack):
-    """Scores tokens by the norm of their row."""
+    """The attack that scores tokens by the norm of their row."""
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> Guess:
-        """(round, clients, norms [V], named tokens bool [V]) for each vector."""
-        box = white_box.load(view)
-        name = next((n for n in box.names if "embed" in n or "wte" in n), None)
-        if name is None:
-            raise NotApplicable("embeddings are frozen in this run; no update holds them")
-        tied = bool(getattr(box.config, "tie_word_embeddings", False))
-        made = []
-        for r, clients, vector in vectors(view, most=budget.pick(smoke=4, standard=16, full=64)):
-            rows = box.pieces(vector)[name]
-            made.append((r, clients, np.linalg.norm(rows, axis=1), embedding_tokens(rows, tied=tied)))
-        return tuple(made)
+        """Return (round, clients, norms [V], named tokens bool [V]) for each vector."""
+        results = []
+        with white_box.opened(view) as box:
+            name = next((n for n in box.names if "embed" in n or "wte" in n), None)
+            if name is None:
+                raise NotApplicable("embeddings are frozen in this run; no update holds them")
+            tied = bool(getattr(box.config, "tie_word_embeddings", False))
+            for r, clients, vector in vectors(view, most=budget.pick(smoke=4, standard=16, full=64)):
+                rows = box.pieces(vector)[name]
+                results.append(
+                    (r, clients, np.linalg.norm(rows, axis=1), embedding_tokens(rows, tied=tied))
+                )
+        return tuple(results)
 
     def score(self, guess: Guess, answer: Truth) -> tuple[Estimate, ...]:
-        """AUC over the vocabulary; exact recall of the named tokens."""
+        """Return the AUC over the vocabulary, and the exact recall of the named tokens."""
         pairs, recalls = [], []
         for r, clients, norms, chosen in guess:
             there = np.zeros(len(norms), dtype=bool)

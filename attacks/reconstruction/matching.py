@@ -1,13 +1,13 @@
-"""A4: gradient matching, the baseline beyond what spans can hold and under dropout.
+"""A4: gradient matching, a baseline for more tokens than spans can hold, and for dropout.
 
-Embeddings z of one sequence are optimised until their adapter gradient points where the update points:
+The embeddings z of one sequence are optimised until their adapter gradient points where the update points:
 
     min_z  1 - cos(grad loss(z, y), -update) + norm penalty,    then each z becomes its nearest token,
     then discrete edits (swaps, moves) that lower  1 - cos + weight x LM loss  are kept
 
-The nearest tokens are sought among those that A2 named, or its likeliest if it named none. The response is
-guessed along: its tokens are the last of the sequence. One individual update of few steps is what this can
-do; on sums it is noise.
+The nearest tokens are sought among those that A2 names, or among its highest-scoring ones if it names fewer
+than two. The response is guessed too: its tokens are the last of the sequence. The method works at best on
+one individual update of few steps; on sums its result is noise.
 
 After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2022, arXiv 2202.08827).
 """
@@ -21,18 +21,19 @@ import numpy as np
 import torch
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth, attack
+from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import spaces_of
 from attacks.reconstruction.sequences import one_step_control
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one
 from attacks.reconstruction.vectors import vectors
+from attacks.registry import attack
 from attacks.statistics import over_targets
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.federate.adapters import split_like, trained_parameters
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.models.adapters import split_like, trained_parameters
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
 NORM_PENALTY = 0.01
 LM_WEIGHT = 0.02
@@ -41,7 +42,7 @@ CANDIDATES = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Public shape of a record: how many tokens, and where its response starts."""
+    """The public shape of a record: how many tokens it has, and where its response starts."""
 
     tokens: int
     response_start: int
@@ -49,7 +50,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """One reconstructed sequence for one vector; `cosine` of its gradient with the update."""
+    """One reconstructed sequence for one vector; `cosine` is that of its gradient with the update."""
 
     round: int
     clients: tuple[str, ...]
@@ -69,7 +70,7 @@ def match(
     budget: Budget,
     rng: np.random.Generator,
 ) -> tuple[tuple[int, ...], float]:
-    """The best sequence over the `named` tokens, int64 [m], and its cosine."""
+    """Return the best sequence over the `named` tokens, int64 [m], and the cosine of its gradient."""
     box.set(adapter)
     model: Any = box.tuned
     table = model.get_input_embeddings().weight.detach()
@@ -127,23 +128,23 @@ def match(
 def _edited(
     ids: torch.Tensor, pool: torch.Tensor, vocabulary: int, rng: np.random.Generator, *, keep_first: bool
 ) -> torch.Tensor:
-    """Two tokens swapped, one moved, or one replaced by another of the pool.
+    """Return the sequence with two tokens swapped, one moved, or one replaced by another of the pool.
 
-    The last, which is predicted and never read, may become any.
+    The last token, which is predicted and never read, may be replaced by any token of the vocabulary.
     """
-    made, low = ids.clone(), int(keep_first)
+    edited, low = ids.clone(), int(keep_first)
     i, j = rng.integers(low, len(ids), size=2)
     kind = rng.integers(3)
     if kind == 0:
-        made[[i, j]] = ids[[j, i]]
+        edited[[i, j]] = ids[[j, i]]
     elif kind == 1:
         rest = torch.cat([ids[:i], ids[i + 1 :]])
         at = int(min(j, len(rest)))
-        made = torch.cat([rest[:at], ids[i : i + 1], rest[at:]])
+        edited = torch.cat([rest[:at], ids[i : i + 1], rest[at:]])
     else:
         last = int(i) == len(ids) - 1
-        made[i] = int(rng.integers(vocabulary)) if last else pool[int(rng.integers(len(pool)))]
-    return made
+        edited[i] = int(rng.integers(vocabulary)) if last else pool[int(rng.integers(len(pool)))]
+    return edited
 
 
 @attack(
@@ -162,10 +163,10 @@ def _edited(
     )
 )
 class GradientMatching(Attack):
-    """Reconstructs one sequence a vector; records' lengths are taken as known."""
+    """The attack that reconstructs one sequence per vector; the records' lengths are taken as known."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """The usual shape of records, which templates make public."""
+        """Return the median shape of the records, which templates make public; the truth is the answer."""
         items = [i for s in truth.clients.values() for i in s.train]
         shape = Lengths(
             tokens=int(np.median([len(i.ids) for i in items])),
@@ -176,45 +177,49 @@ class GradientMatching(Attack):
     def guess(
         self, view: View, question: Lengths, budget: Budget, rng: np.random.Generator
     ) -> tuple[tuple[Matched, Matched], ...]:
-        """For each vector a reconstruction, and one from the same vector shuffled."""
-        box, settings = white_box.load(view), view.settings
-        assert settings is not None
+        """Return for each vector a reconstruction, and another one from the same vector shuffled."""
+        settings = view.settings
         steps, edits = (
             budget.pick(smoke=20, standard=80, full=400),
             budget.pick(smoke=20, standard=120, full=800),
         )
-        made = []
-        candidates = Candidates.of(box, view, rng)
-        for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=3, full=8)):
-            if r not in view.adapters or not np.any(vector):
-                continue
-            pair = []
-            for update in (vector, rng.permutation(vector)):
-                spaces = spaces_of(box, update, box.adapted[0], settings.adapter.kind)
-                summed = not view.updates
-                target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
-                named = np.flatnonzero(target.chosen)
-                if len(named) < 2:
-                    named = np.argsort(-target.scores)[:CANDIDATES]
-                ids, cosine = match(
-                    box,
-                    view.adapters[r],
-                    update,
-                    named,
-                    question,
-                    steps=steps,
-                    edits=edits,
-                    budget=budget,
-                    rng=rng,
-                )
-                pair.append(Matched(round=r, clients=clients, ids=ids, cosine=cosine))
-            made.append((pair[0], pair[1]))
-        if not made:
+        pairs = []
+        with white_box.opened(view) as box:
+            assert settings is not None
+            candidates = Candidates.of(box, view, rng)
+            for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=3, full=8)):
+                if r not in view.adapters or not np.any(vector):
+                    continue
+                pair = []
+                for update in (vector, rng.permutation(vector)):
+                    spaces = spaces_of(box, update, box.adapted[0], settings.adapter.kind)
+                    summed = not view.updates
+                    target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
+                    named = np.flatnonzero(target.chosen)
+                    if len(named) < 2:
+                        named = np.argsort(-target.scores)[:CANDIDATES]
+                    ids, cosine = match(
+                        box,
+                        view.adapters[r],
+                        update,
+                        named,
+                        question,
+                        steps=steps,
+                        edits=edits,
+                        budget=budget,
+                        rng=rng,
+                    )
+                    pair.append(Matched(round=r, clients=clients, ids=ids, cosine=cosine))
+                pairs.append((pair[0], pair[1]))
+        if not pairs:
             raise Inconclusive("every update is zero")
-        return tuple(made)
+        return tuple(pairs)
 
     def score(self, guess: tuple[tuple[Matched, Matched], ...], answer: Truth) -> tuple[Estimate, ...]:
-        """ROUGE of the best match among the round's records; the headline is over the shuffled vector's."""
+        """Return ROUGE of the best match among the round's records, the headline first.
+
+        The headline is the lead in ROUGE-1 over the reconstruction from the shuffled vector.
+        """
         real, null = [], []
         for matched, shuffled in guess:
             true = list({i.ids for i in answer.used(matched.round, matched.clients)})
@@ -233,10 +238,10 @@ class GradientMatching(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One SGD step on one record, seen in the clear; three of them."""
+        """One SGD step on one record, seen in the clear, for up to three clients."""
         from dataclasses import replace
 
-        made: dict[tuple[int, str], np.ndarray] = {}
+        updates: dict[tuple[int, str], np.ndarray] = {}
         clients = {}
         changed: View | None = None
         for index, (name, state) in enumerate(sorted(truth.clients.items())[:3]):
@@ -247,5 +252,5 @@ class GradientMatching(Attack):
             control = next(iter(single.clients.values()))
             label = f"{control.client}{index}"
             clients[label] = replace(control, client=label)
-            made.update({(r, label): u for (r, _), u in changed.updates.items()})
-        return None if changed is None else (replace(changed, updates=made), Truth(clients=clients))
+            updates.update({(r, label): u for (r, _), u in changed.updates.items()})
+        return None if changed is None else (replace(changed, updates=updates), Truth(clients=clients))

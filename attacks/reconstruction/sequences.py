@@ -1,26 +1,29 @@
-"""A3: whole sequences, word by word: which prefixes have hidden states in the span of block 1's update?
+"""A3: whole sequences, token by token. Which prefixes lie in the span of block 1's update?
 
-A2 names tokens. A prefix is extended by each of them; the last position's input to block 1, computed with
-the broadcast adapter through block 0 alone, must lie in the row space of block 1's update. Attention is
-causal, so a prefix is right or wrong whatever follows: beams never need to be taken back.
+A2 names tokens; A3 extends a prefix by each of them. The input of block 1 at the last position, computed
+through block 0 with the broadcast adapter, must lie in the row space of block 1's update. Attention is
+causal, so a prefix is right or wrong whatever follows it, and the search never has to take a step back.
 
-Exact for one step of SGD within capacity (all positions of all sequences together fewer than
-`min(k, r x maps)`). Over several steps block 0's adapter moves and hidden states with it, so the tolerance
-is wider; beyond capacity every prefix fits and nothing is named.
+The attack is exact for one step of SGD within capacity: all positions of all sequences together must be
+fewer than `min(k, r x maps)`. Over several steps block 0's adapter moves, and hidden states move with it,
+so the tolerance is wider. Beyond capacity every prefix fits, and nothing is named.
 
-If block 0 is not adapted, or its MLP alone is, the first adapted maps take block 1's place and the whole
-vocabulary A2's. All below is frozen then: the search takes longer, and it stays exact over many steps.
+If block 0 is not adapted, or only its MLP is, the first adapted maps take the place of block 1, and the
+whole vocabulary takes the place of A2's tokens. Everything below those maps is then frozen: the search
+takes longer, and it stays exact over many steps.
 
 The last token of a record is predicted but never read, so it is no part of what can be found.
 
-After DAGER (Petrov et al. 2024, arXiv 2405.15586), here for adapters and sums. Targets are matched one to
-one; a sequence that is the beginning of another found one is dropped.
+Each found sequence is matched to at most one record, and each record to at most one sequence. A found
+sequence that is the beginning of another one is dropped.
+
+After DAGER (Petrov et al. 2024, arXiv 2405.15586), here for adapters and sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,35 +33,36 @@ from attacks.base import (
     Attack,
     AttackInfo,
     Budget,
+    Feeds,
     Inconclusive,
     NotApplicable,
     Truth,
-    attack,
     replace_view,
 )
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import row_space, spaces_of, span_residual, unit, whitening
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one
 from attacks.reconstruction.vectors import vectors
+from attacks.registry import attack
 from attacks.statistics import matched, over_targets, share
 from attacks.white_box import WhiteBox
 from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.estimate import Estimate
 
 BEAM = 64
-ONE_STEP, SEVERAL_STEPS = 0.1, 0.2  # residual below which a prefix is taken as there
+ONE_STEP, SEVERAL_STEPS = 0.1, 0.2  # residual below which a prefix is taken as present
 MOST_TOKENS = 160  # extensions tried at each position
 CONTROL = "control"  # the client of the positive control
 CONTROL_RECORDS = 1
-CONTROL_STEP = 100.0  # learning rate of the controls' step: so long that rounding of it is nothing
+CONTROL_STEP = 100.0  # learning rate of the controls' step, so long that its rounding does not matter
 Prefix = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Sequences named in one vector. `evaluations`: prefixes that were run through block 0."""
+    """The sequences named in one vector; `evaluations` counts the prefixes run through block 0."""
 
     round: int
     clients: tuple[str, ...]
@@ -78,12 +82,13 @@ def search(
     longest: int,
     budget: Budget,
 ) -> tuple[tuple[tuple[int, ...], ...], int, bool]:
-    """Sequences over `tokens` whose every position fits, longest first; how many prefixes were tried;
-    whether the span is full.
+    """Return the sequences that fit, the number of prefixes tried, and whether the span is full.
 
-    A start token, if the tokenizer has one, comes first and nowhere else. One token repeated is dropped: a
-    block that knows relative places alone cannot tell it from the token once. Of the prefixes that fit only
-    the best are kept, as many as the span has dimensions: each that was there brought one.
+    A sequence fits if every position does; longer sequences come first. A start token, if the tokenizer has
+    one, comes first in a sequence and nowhere else. Prefixes of one token repeated are dropped: a block
+    that knows only relative positions cannot tell them from the token alone. Of the prefixes that fit only
+    the best are kept, as many as the span has dimensions, because each true prefix contributed one
+    dimension.
     """
     block = telling_block(box)
     box.set(adapter)
@@ -98,7 +103,7 @@ def search(
         parts.append((change, w, right))
 
     def residual(prefixes: torch.Tensor) -> np.ndarray:
-        """Of every extension by one token, [prefixes x tokens]."""
+        """Return the residual of every extension by one token, float64 [prefixes x tokens]."""
         states = box.next_inputs(prefixes, extensions, block).flatten(0, 1).double().numpy()
         worst = np.zeros(len(states))
         for change, w, right in parts:
@@ -110,7 +115,7 @@ def search(
     beams: list[Prefix] = [(start,)] if start is not None else [(t,) for t in tokens]
     tokens = [t for t in tokens if t != start]
     extensions = torch.tensor(tokens)
-    worst_of: dict[Prefix, float] = dict.fromkeys(beams, 0.0)  # on the way to a prefix that fits
+    worst_of: dict[Prefix, float] = dict.fromkeys(beams, 0.0)  # largest residual along a prefix that fits
     tried = 0
     for _ in range(1, longest):
         budget.check()
@@ -131,7 +136,7 @@ def search(
 
 
 def telling_block(box: WhiteBox) -> int:
-    """The first block whose adapted maps read what depends on the text before.
+    """Return the first block whose adapted maps read something that depends on the text before.
 
     Raises `NotApplicable` if there is none.
     """
@@ -143,7 +148,10 @@ def telling_block(box: WhiteBox) -> int:
 
 
 def without_prefixes(sequences: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """Drop repeats and sequences that begin another; longest first. Single tokens are no sequence."""
+    """Return the sequences without repeats and without those that begin another one, longest first.
+
+    Sequences of one or two tokens are dropped as well.
+    """
     kept: list[tuple[int, ...]] = []
     for s in sorted(set(sequences), key=lambda s: (-len(s), s)):
         if len(s) > 2 and not any(k[: len(s)] == s for k in kept):
@@ -161,63 +169,67 @@ def without_prefixes(sequences: Sequence[tuple[int, ...]]) -> tuple[tuple[int, .
         headline="exact recall",
         chance=0.0,
         margin=0.01,
+        measures=(Feeds(measure="exact_sequence_recall", metric="exact recall"),),
         mapping=PRIVACY_OF_GRADIENTS,
     )
 )
 class LoraSpanSequences(Attack):
-    """Beam search over prefixes."""
+    """The beam search over prefixes."""
 
     def guess(
         self, view: View, question: object, budget: Budget, rng: np.random.Generator
     ) -> tuple[Found, ...]:
-        """One `Found` for each vector attacked."""
-        box, settings = white_box.load(view), view.settings
-        assert settings is not None
-        telling_block(box)
+        """Return one `Found` for each vector attacked."""
+        settings = view.settings
         candidates = None
-        made = []
-        still = settings.local.steps == 1 or not box.reads_tokens  # no hidden state moved
-        exact = still and settings.local.optimizer == "sgd"
-        for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=4, full=16)):
-            budget.check()
-            if r not in view.adapters or not np.any(vector):
-                continue
-            named = np.arange(box.vocabulary)
-            if box.reads_tokens:
-                spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
-                candidates = candidates or Candidates.of(box, view, rng)
-                summed = not view.updates
-                target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
-                named = np.flatnonzero(target.chosen)
-                named = named[np.argsort(-target.scores[named])][:MOST_TOKENS]
-            sequences: tuple[tuple[int, ...], ...] = ()
-            tried, full = 0, False
-            if len(named):
-                sequences, tried, full = search(
-                    box,
-                    view.adapters[r],
-                    vector,
-                    named.tolist(),
-                    kind=settings.adapter.kind,
-                    tolerance=ONE_STEP if exact else SEVERAL_STEPS,
-                    longest=settings.max_tokens,
-                    budget=budget,
+        results = []
+        with white_box.opened(view) as box:
+            assert settings is not None
+            telling_block(box)
+            still = settings.local.steps == 1 or not box.reads_tokens  # hidden states did not move
+            exact = still and settings.local.optimizer == "sgd"
+            for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=4, full=16)):
+                budget.check()
+                if r not in view.adapters or not np.any(vector):
+                    continue
+                named = np.arange(box.vocabulary)
+                if box.reads_tokens:
+                    spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
+                    candidates = candidates or Candidates.of(box, view, rng)
+                    summed = not view.updates
+                    target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
+                    named = np.flatnonzero(target.chosen)
+                    named = named[np.argsort(-target.scores[named])][:MOST_TOKENS]
+                sequences: tuple[tuple[int, ...], ...] = ()
+                tried, full = 0, False
+                if len(named):
+                    sequences, tried, full = search(
+                        box,
+                        view.adapters[r],
+                        vector,
+                        named.tolist(),
+                        kind=settings.adapter.kind,
+                        tolerance=ONE_STEP if exact else SEVERAL_STEPS,
+                        longest=settings.max_tokens,
+                        budget=budget,
+                    )
+                results.append(
+                    Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full)
                 )
-            made.append(Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full))
-        if not made:
+        if not results:
             raise Inconclusive("every update is zero")
-        return tuple(made)
+        return tuple(results)
 
     def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
-        """Exact recall and precision over all targets' records, ROUGE of the best match, cost."""
+        """Return exact recall and precision over all records, ROUGE of the best match, and the cost."""
         hits = there = named = 0
         rouge: list[tuple[float, float, float]] = []
-        for found in guess:
-            true = [item.ids[:-1] for item in answer.used(found.round, found.clients)]
+        for result in guess:
+            true = [item.ids[:-1] for item in answer.used(result.round, result.clients)]
             true = list(dict.fromkeys(true))
-            hits += matched(found.sequences, true)
-            there, named = there + len(true), named + len(found.sequences)
-            rouge += best_rouge(true, found.sequences)
+            hits += matched(result.sequences, true)
+            there, named = there + len(true), named + len(result.sequences)
+            rouge += best_rouge(true, result.sequences)
         columns = list(zip(*rouge, strict=True))
         return (
             share(hits, there, metric="exact recall", seed=0),
@@ -237,9 +249,10 @@ class LoraSpanSequences(Attack):
 
 
 def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
-    """A view in which a client took one long SGD step on its shortest records, and the truth of it.
+    """Return a view in which one client took one long SGD step on its shortest records, and its truth.
 
-    In the last round with a broadcast adapter, where adapters' B are no longer zero.
+    The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
+    Returns None if the view has no settings or no proxy, or if no honest client trained in such a round.
     """
     if view.settings is None or view.proxy is None or not truth.clients:
         return None
@@ -247,12 +260,11 @@ def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, T
     rounds = [r for r in state.rounds if r in view.adapters]
     if not rounds:
         return None
-    items = sorted(state.train, key=lambda item: len(item.ids))[:records]  # within capacity if any are
+    items = sorted(state.train, key=lambda item: len(item.ids))[:records]  # the likeliest within capacity
     r = max(rounds)
-    box = white_box.load(view)
-    box.set(view.adapters[r])
     start = view.adapters[r]
-    update = (start - np.float32(CONTROL_STEP) * box.gradient(items)) - start
+    with white_box.opened(view, start) as box:
+        update = (start - np.float32(CONTROL_STEP) * box.gradient(items)) - start
     local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
     control = PrivateState(
         client=CONTROL,
@@ -266,6 +278,6 @@ def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, T
         view,
         updates={(r, CONTROL): update},
         sums={},
-        settings=replace(view.settings, local=local, privacy=privacy),
+        settings=view.settings.changed(local=local, privacy=privacy),
     )
     return changed, Truth(clients={CONTROL: control})

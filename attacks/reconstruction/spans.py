@@ -1,27 +1,32 @@
 """A2: which tokens did clients train on? The gradient of an adapter lies in the span of its inputs.
 
-For `y = W x + s B (A x)` the gradient of A is `s B^T D^T X`: its rows are combinations of the inputs x.
-Block 0's inputs are normalised embeddings, which are frozen and which everybody with the proxy has. So
+For `y = W x + s B (A x)` the gradient of A is `s B^T D^T X`: its rows are combinations of the inputs x. The
+inputs of block 0 are normalised embeddings. They are frozen, and everybody who holds the proxy has them. So
 
     e_v = normalised input of token v,   span = -|| e_v - Q Q^T e_v ||     Q: row space of the update
 
-is 0 for the tokens that were there, whatever the client's steps (SGD, momentum), *and for sums over
-clients*. It stays exact while the tokens are fewer than `capacity = min(k, r x maps that share the input)`.
-Where updates are no combinations of gradients (AdamW, noise, trimmed sums) directions are weighted, too:
+is 0 for the tokens that were present, whatever steps the client takes (SGD, momentum), *and for sums over
+clients*. It is exact while there are fewer tokens than `capacity = min(k, r x maps that share the input)`.
+Where updates are not combinations of gradients (AdamW, noise, trimmed sums), directions are also weighted
+by their singular values:
 
     weighted = sum_i sigma_i (q_i . e_v)^2 / sum_i sigma_i
 
-With A frozen (`ffa`, `core`) the row space of the update is that of A x, of r dimensions a map; scores of
-the maps add up. Which scores are used follows from public settings and the rank, never from the result.
+With A frozen (`ffa`, `core`) the row space of the update is that of A x, with r dimensions per map; the
+scores of the maps are averaged. Which scores are used follows from public settings and the rank, never from
+the result.
 
-A trained model's embeddings are far from isotropic: most of their length is one common direction, and raw
-scores rank tokens by how usual they are, in a random update too (measured on the demo LLM: AUC from .2 to
-.7). So inputs are whitened by the vocabulary's second moments, which keeps spans what they are, and what a
-token scores on average in shuffled updates, and in updates of random text that the adversary makes itself,
-is regressed out over the vocabulary. What is left says nothing in either kind (AUC .50, spread .02 to .05).
+A trained model's embeddings are far from isotropic: most of their length lies in one common direction. Raw
+scores therefore rank tokens by how usual they are, even in a random update (measured on the demo LLM: AUC
+from .2 to .7). Two steps correct this. First, inputs are whitened by the vocabulary's second moments, which
+does not change what lies in a span. Second, the score that a token gets on average where nothing can be
+found is regressed out over the vocabulary, for shuffled updates and for updates of random text that the
+adversary makes itself. The scores that remain carry no information in either kind (AUC .50, spread .02 to
+.05).
 
-If block 0 is not adapted, or its MLP alone is, the first adapted maps read what depends on the text before;
-then tokens are compared with their likeness alone, and `sequences` is the exact attack.
+If block 0 is not adapted, or only its MLP is, the first adapted maps read something that depends on the
+text before. Tokens can then be compared only with an approximation of their input, and A3
+(`lora_span_sequences`) is the exact attack.
 
 After Petrov et al. 2024 (DAGER, arXiv 2405.15586), here for adapters, many steps and sums.
 """
@@ -34,20 +39,21 @@ import numpy as np
 from scipy.stats import rankdata
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Inconclusive, Truth, attack
+from attacks.base import Attack, AttackInfo, Budget, Feeds, Inconclusive, Truth
 from attacks.reconstruction.row_spaces import Spaces, row_space, spaces_of, span_residual, unit, whitening
 from attacks.reconstruction.vectors import vectors
+from attacks.registry import attack
 from attacks.statistics import auc_value, mean_auc, over_targets, spread_by_chance, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import PublicSettings, View
-from fedproxy_secure.report.estimate import Estimate
 
 EXACT = 0.1  # whitened residual below which a token lies in the span
-BY_CHANCE = 1e-4  # of tokens come so close to a span with few dimensions left
+BY_CHANCE = 1e-4  # share of absent tokens that may lie as close to a span with few free dimensions
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
-SHUFFLES = TEXTS = 10  # updates of each kind in which nothing is to be found
-TEXT_RECORDS, TEXT_TOKENS = 16, 24  # of an update of random text
+SHUFFLES = TEXTS = 10  # updates of each kind with nothing to find: shuffled, and of random text
+TEXT_RECORDS, TEXT_TOKENS = 16, 24  # size of an update of random text
 
 PRIVACY_OF_GRADIENTS = (
     ("MITRE ATLAS", "5", "AML.T0024.001"),
@@ -62,18 +68,23 @@ class Target:
 
     round: int
     clients: tuple[str, ...]
-    scores: np.ndarray  # float64 [V], higher for tokens taken as there
+    scores: np.ndarray  # float64 [V], higher for tokens taken as present
     chosen: np.ndarray  # bool [V], the tokens named
-    null: tuple[np.ndarray, ...]  # float32 [n, V] each: shuffled updates' scores, random text's
+    null: tuple[np.ndarray, ...]  # float32 [n, V] each: scores of shuffled updates and of random text
     rank: int
     capacity: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Raw scores of all tokens, float64 [V]: by span and weighted.
+    """Raw scores of all tokens, float64 [V], by span and weighted.
 
-    `rank`: of the largest space; `free`: dimensions outside the fullest one, 0 if its span is everything.
+    Args:
+        span: minus the distance of each token from the span, averaged over matrices.
+        weighted: squared cosines of each token with the singular directions, weighted by the singular
+            values and averaged over matrices.
+        rank: dimensions of the largest space.
+        free: dimensions outside the fullest space; 0 if its span is everything.
     """
 
     span: np.ndarray
@@ -84,10 +95,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """All tokens as the first adapted block reads them, and what they score where they are not.
+    """All tokens as the first adapted block reads them, and what they score where they are absent.
 
-    `rows`, `whiten`: whitened unit inputs [V x positions, k] for each matrix of the spaces, and how.
-    `exact`: the block reads this and nothing else for a token. `texts`: scores in updates of random text.
+    Args:
+        tokens: size of the vocabulary.
+        rows: whitened unit inputs [V x positions, k], one array for each matrix of the spaces.
+        whiten: the whitening transform of each matrix, [k, k].
+        exact: whether the block reads exactly this for a token, whatever text is before it.
+        texts: scores in updates of random text.
     """
 
     tokens: int
@@ -98,7 +113,7 @@ class Candidates:
 
     @classmethod
     def of(cls, box: WhiteBox, view: View, rng: np.random.Generator) -> Candidates:
-        """For all vectors of a view."""
+        """Return the candidates for all vectors of a view."""
         assert view.settings is not None
         kind, block = view.settings.adapter.kind, box.adapted[0]
         nothing = np.zeros(sum(int(np.prod(s)) for s in box.shapes), dtype=np.float32)
@@ -106,7 +121,7 @@ class Candidates:
         bare = cls.from_inputs(box.token_inputs(), maps, exact=box.reads_tokens)
         if not view.adapters:
             return bare
-        box.set(view.adapters[max(view.adapters)])  # the last: in the first, adapters' B is zero
+        box.set(view.adapters[max(view.adapters)])  # the last: in the first round, adapters' B is zero
         updates = [-box.gradient(random_text(box, rng)) for _ in range(TEXTS)]
         texts = tuple(token_scores(bare, spaces_of(box, u, block, kind)) for u in updates)
         return replace(bare, texts=texts)
@@ -115,7 +130,7 @@ class Candidates:
     def from_inputs(
         cls, inputs: np.ndarray, maps: tuple[np.ndarray | None, ...], *, exact: bool = True
     ) -> Candidates:
-        """From inputs [V, positions, k], without random text."""
+        """Return the candidates for inputs [V, positions, k], without scores of random text."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         rows, whiten = [], []
         for change in maps:
@@ -127,7 +142,7 @@ class Candidates:
 
 
 def random_text(box: WhiteBox, rng: np.random.Generator) -> list[Encoded]:
-    """Records of tokens drawn evenly from the vocabulary."""
+    """Return records of tokens drawn evenly from the vocabulary."""
     start = box.tokenizer.bos_token_id
     ids = rng.integers(box.vocabulary, size=(TEXT_RECORDS, TEXT_TOKENS))
     if start is not None:
@@ -136,7 +151,7 @@ def random_text(box: WhiteBox, rng: np.random.Generator) -> list[Encoded]:
 
 
 def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:
-    """Raw scores; of a token's positions the best counts."""
+    """Return raw scores; the best of a token's positions counts."""
     span = np.zeros(len(candidates.rows[0]))
     weighted = span.copy()
     rank, free, count = 0, spaces.matrices[0].shape[1], len(spaces.matrices)
@@ -151,7 +166,7 @@ def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:
 
 
 def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """What `usual` scores [n, V], and their squares, do not explain of values [V], in deviations."""
+    """Return what values [V] hold beyond usual scores [n, V] and their squares, in deviations."""
     columns = [np.ones_like(values)]
     for row in usual:
         z = (row - row.mean()) / max(float(row.std()), 1e-12)
@@ -163,7 +178,7 @@ def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
 
 
 def adds_up(settings: PublicSettings, *, summed: bool) -> bool:
-    """Whether a vector combines gradients: nothing was rescaled, added or trimmed by coordinate."""
+    """Return whether a vector combines gradients: nothing was rescaled, added, or trimmed by coordinate."""
     trimmed = summed and settings.fusion.rule in ("ties", "h_ties")
     return (
         settings.local.optimizer == "sgd"
@@ -183,7 +198,7 @@ def attack_one(
     *,
     summed: bool = False,
 ) -> Target:
-    """Score and name the tokens of one vector; `summed`: it is an aggregate."""
+    """Return the scores and the named tokens of one vector; `summed`: it is an aggregate."""
     raw = token_scores(candidates, spaces)
     exact = candidates.exact and adds_up(settings, summed=summed) and raw.free > 0
     parts = ("span",) if exact else ("span", "weighted") if raw.free else ("weighted",)
@@ -211,14 +226,14 @@ def attack_one(
 
 
 def shuffled_rows(spaces: Spaces, rng: np.random.Generator) -> Spaces:
-    """The same numbers in other places."""
+    """Return spaces with the same numbers in other places."""
     return replace(
         spaces, matrices=tuple(rng.permutation(m.ravel()).reshape(m.shape) for m in spaces.matrices)
     )
 
 
 def _usual(part: str, groups: list[list[Scores]], *, but: Scores) -> np.ndarray:
-    """Mean scores by group, [groups, V], without the one that is judged."""
+    """Return the mean scores of each group, [groups, V], without the scores that are judged."""
     return np.array([np.mean([getattr(s, part) for s in g if s is not but], axis=0) for g in groups])
 
 
@@ -229,34 +244,36 @@ def _usual(part: str, groups: list[list[Scores]], *, but: Scores) -> np.ndarray:
         title="tokens of the round's records, from the span of an update or a sum",
         paper="arXiv 2405.15586, for adapters and sums",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        measures=(Feeds(measure="token_auc", metric="auc"),),
         mapping=PRIVACY_OF_GRADIENTS,
     )
 )
 class LoraSpanTokens(Attack):
-    """Scores every token of the vocabulary; names those that stand out."""
+    """The attack that scores every token of the vocabulary and names those that stand out."""
 
     def guess(
         self, view: View, question: object, budget: Budget, rng: np.random.Generator
     ) -> tuple[Target, ...]:
-        """One `Target` for each vector attacked."""
-        box, settings = white_box.load(view), view.settings
-        assert settings is not None
-        made: list[Target] = []
+        """Return one `Target` for each vector attacked."""
+        settings = view.settings
+        targets: list[Target] = []
         candidates: Candidates | None = None
-        for r, clients, vector in vectors(view, most=budget.pick(smoke=4, standard=16, full=64)):
-            budget.check()
-            spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
-            if not any(m.any() for m in spaces.matrices):
-                continue
-            candidates = candidates or Candidates.of(box, view, rng)
-            summed = not view.updates
-            made.append(attack_one(candidates, spaces, settings, r, clients, rng, summed=summed))
-        if not made:
+        with white_box.opened(view) as box:
+            assert settings is not None
+            for r, clients, vector in vectors(view, most=budget.pick(smoke=4, standard=16, full=64)):
+                budget.check()
+                spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
+                if not any(m.any() for m in spaces.matrices):
+                    continue
+                candidates = candidates or Candidates.of(box, view, rng)
+                summed = not view.updates
+                targets.append(attack_one(candidates, spaces, settings, r, clients, rng, summed=summed))
+        if not targets:
             raise Inconclusive("every update is zero")
-        return tuple(made)
+        return tuple(targets)
 
     def score(self, guess: tuple[Target, ...], answer: Truth) -> tuple[Estimate, ...]:
-        """AUC over the vocabulary, TPR at fixed FPR, exact recall and precision of the named tokens."""
+        """Return AUC over the vocabulary, TPR at fixed FPR, recall and precision of the named tokens."""
         labelled = []
         for target in guess:
             there = np.zeros(len(target.scores), dtype=bool)
@@ -264,13 +281,13 @@ class LoraSpanTokens(Attack):
             if 2 <= there.sum() <= len(there) - 2:
                 labelled.append((target, there))
         if not labelled:
-            raise Inconclusive("no target has tokens that it contains and others that it does not")
+            raise Inconclusive("no vector has both tokens that it contains and tokens that it does not")
         pairs = [(t.scores, there) for t, there in labelled]
-        # tokens' scores are not independent of each other: chance reaches further than DeLong thinks
+        # tokens' scores depend on each other: by chance AUCs spread further than DeLong assumes
         inflation = float(np.mean([_inflation(t, there) for t, there in labelled]))
         recalls = [float(t.chosen[there].mean()) for t, there in labelled]
         precise = [float(there[t.chosen].mean()) if t.chosen.any() else 0.0 for t, there in labelled]
-        # rates over all targets together: scores are comparable within a target only, so ranks
+        # scores are comparable within a target only, so rates over all targets are taken on ranks
         ranks = np.concatenate([rankdata(s) / len(s) for s, _ in pairs])
         labels = np.concatenate([there for _, there in pairs])
         seed = 0
@@ -291,7 +308,7 @@ class LoraSpanTokens(Attack):
 
 
 def _inflation(target: Target, there: np.ndarray) -> float:
-    """How much further AUCs spread where nothing is to be found than those of independent scores."""
+    """Return how much further AUCs spread where nothing can be found than those of independent scores."""
     count = int(there.sum())
     spreads = [float(np.std([auc_value(n, there) for n in group], ddof=1)) for group in target.null]
     return max(1.0, max(spreads) / spread_by_chance(count, len(there) - count))

@@ -1,1 +1,1 @@
-"""The audit log of a run: what happened, in a chain that nobody without the key can change unseen."""
+"""The audit log of a run: a signed chain of events that nobody without the key can change unnoticed."""

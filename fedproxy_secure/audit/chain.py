@@ -15,15 +15,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from fedproxy_secure.crypto.primitives import digest, sign, verify
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
-from fedproxy_secure.secagg.primitives import digest, sign, verify
-from fedproxy_secure.secagg.secret import Secret
-from fedproxy_secure.untrusted import parse_json
+from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 NAME = "audit.jsonl"
 DOMAIN = b"fedproxy-secure audit 1"
-START = bytes(32).hex()  # what the first line has in the place of a previous hash
+START = bytes(32).hex()  # stands for the previous hash in the first line
 OPENED = "opened"  # the first event
 
 
@@ -40,12 +40,12 @@ class Entry:
     signature: str
 
     def line(self) -> bytes:
-        """As it stands in the file, without the newline."""
+        """Return the line as it stands in the file, without the newline."""
         return json.dumps(vars(self), sort_keys=True, allow_nan=False).encode()
 
 
 def entry_hash(*, previous: str, seq: int, time: str, event: str, body: dict[str, Any]) -> bytes:
-    """The hash that binds an event to all before it, 32 bytes."""
+    """Return the hash that binds an event to all before it, 32 bytes."""
     content = {"seq": seq, "time": time, "event": event, "body": body}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return digest(DOMAIN, previous.encode(), canonical.encode())
@@ -54,9 +54,9 @@ def entry_hash(*, previous: str, seq: int, time: str, event: str, body: dict[str
 def make_entry(
     key: Secret, *, previous: str, seq: int, time: str, event: str, body: dict[str, Any]
 ) -> Entry:
-    """The next line of a chain whose last hash is `previous`, signed.
+    """Return the next line, signed, of a chain whose last hash is `previous`.
 
-    >>> from fedproxy_secure.secagg.primitives import fresh_secret
+    >>> from fedproxy_secure.crypto.primitives import fresh_secret
     >>> make_entry(fresh_secret(), previous=START, seq=0, time="", event="opened", body={}).seq
     0
     """
@@ -74,7 +74,7 @@ def make_entry(
 
 
 def parse_line(raw: bytes) -> Entry:
-    """The entry on a line, byte for byte as `Entry.line` writes it.
+    """Return the entry on a line, which must be byte for byte what `Entry.line` writes.
 
     Raises `AuditError` for anything else, also for JSON that only means the same.
     """
@@ -92,19 +92,19 @@ def parse_line(raw: bytes) -> Entry:
 
 
 def from_hex(text: str) -> bytes:
-    """Bytes from hex digits in the one form that we write. Raises `ValueError` for all others."""
-    made = bytes.fromhex(text)
-    if made.hex() != text:
+    """Read hex digits in the one form that we write. Raises `ValueError` for any other."""
+    raw = bytes.fromhex(text)
+    if raw.hex() != text:
         raise ValueError("another form")
-    return made
+    return raw
 
 
 def check_hash(entry: Entry) -> None:
     """Raise `AuditError` unless the entry has the hash of its own content."""
-    made = entry_hash(
+    own = entry_hash(
         previous=entry.previous, seq=entry.seq, time=entry.time, event=entry.event, body=entry.body
     )
-    if made.hex() != entry.hash:
+    if own.hex() != entry.hash:
         raise AuditError("was altered: its hash is not that of its content")
 
 

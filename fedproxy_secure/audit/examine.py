@@ -1,4 +1,4 @@
-"""Read a whole chain and say, line by line, what is wrong with it.
+"""Read a whole chain and list, line by line, what is wrong with it.
 
 Nothing is raised for a bad line: whoever looks for tampering wants to see all of it.
 """
@@ -17,13 +17,13 @@ from fedproxy_secure.audit.chain import (
     check_signature,
     parse_line,
 )
+from fedproxy_secure.crypto.primitives import KEY_BYTES
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.secagg.primitives import KEY_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """A chain as it was found. `problems`: one line each, in the order of the file.
+    """The outcome of reading a chain. `problems`: one line each, in the order of the file.
 
     `cut`: the last line has no end, as a crash leaves it; it is not among the entries. `public`: the signer
     that the first line names, 32 bytes; None without one.
@@ -41,7 +41,7 @@ class Examined:
 
 
 def examine(raw: bytes) -> Examined:
-    """All lines of a log file, each against its content, its neighbours and the signer of the first."""
+    """Check each line of a log file against its content, its neighbours and the first line's signer."""
     *lines, rest = raw.split(b"\n")
     parsed: list[tuple[int, Entry]] = []
     problems: list[tuple[int, str]] = []
@@ -81,7 +81,7 @@ def _signer(parsed: Sequence[tuple[int, Entry]]) -> bytes | None:
 
 
 def _order(parsed: Sequence[tuple[int, Entry]]) -> list[tuple[int, str]]:
-    """Lines that are missing, moved or repeated, or do not go on from the one before."""
+    """Return problems with lines that are missing, moved, repeated, or do not follow from the last."""
     problems = []
     present = {entry.seq for _, entry in parsed}
     wanted, last = 0, START

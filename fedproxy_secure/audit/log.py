@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.audit.chain import NAME, OPENED, SCHEMA_VERSION, START, Entry, make_entry
 from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.crypto.primitives import signing_public
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.secagg.primitives import signing_public
-from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.runtime.artifacts import RunFolder
 
 
 def _now() -> str:
@@ -57,14 +57,14 @@ class AuditLog:
                 **about,
             )
             return log
-        found = examine(raw)
-        if found.problems:
-            raise AuditError(f"{path}: {found.problems[0]}")
-        if found.public != public:
+        examined = examine(raw)
+        if examined.problems:
+            raise AuditError(f"{path}: {examined.problems[0]}")
+        if examined.public != public:
             raise AuditError(
                 f"{path}: is signed by another key; go on with the one it began with (audit.signing_key)"
             )
-        log.entries += found.entries
+        log.entries += examined.entries
         return log
 
     @property
@@ -87,6 +87,6 @@ class AuditLog:
         return entry
 
     def of(self, event: str, **body: Any) -> list[Entry]:
-        """The entries of this kind whose body has these values."""
+        """Return the entries of this kind whose body has these values."""
         wanted = body.items()
         return [e for e in self.entries if e.event == event and wanted <= e.body.items()]

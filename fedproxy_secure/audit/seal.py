@@ -2,8 +2,8 @@
 
     signature = Ed25519("fedproxy-secure report 1", head, then name and SHA-256 of every file of the report)
 
-The same head stands in `report.json` as `audit_head`. Who cuts lines off the end of the log must make a new
-signature, which takes the key.
+The same head stands in `report.json` as `audit_head`. Whoever cuts lines off the end of the log must make a
+new signature, which takes the key.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.artifacts import MANIFEST, PARTIAL, RunFolder, json_bytes
 from fedproxy_secure.audit.chain import NAME, from_hex
+from fedproxy_secure.crypto.primitives import digest, sign, signing_public, verify
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
-from fedproxy_secure.secagg.primitives import digest, sign, signing_public, verify
-from fedproxy_secure.secagg.secret import Secret
-from fedproxy_secure.untrusted import parse_json
+from fedproxy_secure.runtime.artifacts import MANIFEST, PARTIAL, RunFolder, json_bytes
+from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 SIGNATURE = "report.sig"
 DOMAIN = b"fedproxy-secure report 1"
-# what else lies in the folder of a run or a matrix: the log has it, or nobody vouches for it
+# what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
 SETTINGS = (MANIFEST, "config.yaml", "environment.json")
 EVIDENCE = ("attacks/results.json", "baselines")
 KEY = ".key"
@@ -33,7 +33,10 @@ OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, *SETTING
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """`head`, `public_key` and `signature` in hex; `files`: SHA-256 by path relative to the folder."""
+    """The signature of a report, with `head` and `public_key`, in hex, and `files`: path -> SHA-256.
+
+    Paths are relative to the report's folder.
+    """
 
     head: str
     public_key: str
@@ -43,24 +46,24 @@ class Seal:
 
 
 def everything_below(folder: Path, *names: str) -> Iterator[str]:
-    """Paths, relative to `folder`, of all that these names are or hold and that is no folder, sorted.
+    """Yield the paths, relative to `folder` and sorted, of everything but folders at or below these names.
 
-    Hidden files, keys and unfinished writes are among them, and links, which are not followed.
+    Hidden files, keys, unfinished writes and links are among them; links are not followed.
     """
     for name in names:
         place = folder / name
         if place.is_symlink() or not place.is_dir():
             yield from [name] if os.path.lexists(place) else []
             continue
-        found = []
+        paths = []
         for here, folders, files in os.walk(place):
             links = [f for f in folders if os.path.islink(os.path.join(here, f))]
-            found += [Path(here, f).relative_to(folder).as_posix() for f in (*files, *links)]
-        yield from sorted(found)
+            paths += [Path(here, f).relative_to(folder).as_posix() for f in (*files, *links)]
+        yield from sorted(paths)
 
 
 def files_below(folder: Path, *names: str) -> Iterator[str]:
-    """Paths, relative to `folder`, of the files that these names are or hold and that a log vouches for.
+    """Yield the paths, relative to `folder`, of the files at or below these names that a log vouches for.
 
     Left out are unfinished writes, links and keys: keys are removed before a folder is passed on.
     """
@@ -71,12 +74,12 @@ def files_below(folder: Path, *names: str) -> Iterator[str]:
 
 
 def keys_below(folder: Path, *names: str) -> list[str]:
-    """Paths, relative to `folder`, of clients' keys in these folders: a log has their names alone."""
+    """Return the paths, relative to `folder`, of clients' keys below these names; a log has paths alone."""
     return [name for name in everything_below(folder, *names) if is_key(name)]
 
 
 def is_key(name: str) -> bool:
-    """Whether a file is for its owner alone."""
+    """Return whether a file is a key, which is for its owner alone."""
     return name.endswith(KEY)
 
 
@@ -89,13 +92,13 @@ def sweep(folder: Path, *names: str) -> None:
 
 
 def report_files(folder: Path) -> list[str]:
-    """Everything in a run's folder that belongs to its report: whatever is no part of the run itself."""
+    """Return all files of a run's folder that belong to its report and not to the run itself."""
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "seed-")))
     return list(files_below(folder, *(n for n in names if n not in OTHERS)))
 
 
 def file_sha256(file: Path) -> str:
-    """Hex digest. Raises `AuditError` if the file cannot be read."""
+    """Return a file's hex digest. Raises `AuditError` if the file cannot be read."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -107,17 +110,17 @@ def sign_report(folder: Path, key: Secret, head: str) -> Path:
     """Sign the report that lies in `folder`, all its files, over the head of the log."""
     sweep(folder)
     files = {name: file_sha256(folder / name) for name in report_files(folder)}
-    made = Seal(
+    seal = Seal(
         head=head,
         public_key=signing_public(key).hex(),
         files=files,
         signature=sign(key, _content(head, files)).hex(),
     )
-    return RunFolder(path=folder).write_json(SIGNATURE, vars(made))
+    return RunFolder(path=folder).write_json(SIGNATURE, vars(seal))
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """The signature of the folder's report, its own arithmetic checked; None if there is none.
+    """Return the signature of the folder's report once it is verified; None if there is none.
 
     Raises `AuditError` if it is damaged or not the named signer's.
     """

@@ -1,15 +1,16 @@
-"""The events of an audit log as sentences, for people."""
+"""The events of an audit log as lines of text for people."""
 
 from __future__ import annotations
 
 from fedproxy_secure.audit.chain import Entry
-from fedproxy_secure.escape import printable
+from fedproxy_secure.runtime.escape import printable
 
 
 def event_text(entry: Entry) -> str:
-    """`2026-01-02T03:04:05+00:00  round: seed 0, round 2: bank, clinic`; long values are counted.
+    """Return an event as a line of text, such as `2026-01-02T03:04:05+00:00  round: seed 0; round 2`.
 
-    Nobody has checked the log yet: whatever it holds, the line moves no cursor of a terminal.
+    Of values with many parts only the number is given. Nobody has checked the log yet, so the line holds no
+    terminal sequence, whatever the log holds.
     """
     return printable(f"{entry.time}  {entry.event}: {_body(entry)}")
 
@@ -19,8 +20,8 @@ def _body(entry: Entry) -> str:
     parts = []
     for key, value in body.items():
         if isinstance(value, dict):
-            shown = ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if len(value) <= 8 else ""
-            parts.append(f"{key}: {shown or len(value)}" if value else f"{key}: none")
+            pairs = ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if len(value) <= 8 else ""
+            parts.append(f"{key}: {pairs or len(value)}" if value else f"{key}: none")
         elif isinstance(value, list):
             parts.append(f"{key}: {', '.join(map(str, value)) or 'none'}")
         else:
@@ -29,7 +30,7 @@ def _body(entry: Entry) -> str:
 
 
 def _short(value: object) -> str:
-    """Hashes by their first digits."""
+    """Return a value as text, hashes by their first digits."""
     text = str(value)
     hexed = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
     return f"{text[:12]}…" if hexed else text

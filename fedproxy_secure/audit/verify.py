@@ -1,12 +1,12 @@
-"""`audit verify`: is what lies in a run's folder what its audit log and its signature say?
+"""`audit verify`: check a run's folder against its audit log and its signature.
 
-Guarantees: without the signer's key nobody can alter, leave out, move or repeat a line, cut lines off a
-finished run, alter a file that the log or the report's signature names, or add anything to a finished seed
-(hidden files, keys and links too), without a problem being found; what lies elsewhere in the folder and
-nobody vouches for is named. Not guaranteed: that what the signer wrote is true; that a folder was not put
-back to how it was signed earlier (note the head that a run prints); what clients' keys hold; anything in
-`tracking/`. If the signer's public key is not known from elsewhere, anybody may have signed the folder
-anew: then it is consistent, and not `verified`.
+Guarantees: a problem is reported if somebody without the signer's key alters, leaves out, moves or repeats
+a line, cuts lines off a finished run, alters a file that the log or the report's signature names, or adds
+anything to a finished seed (hidden files, keys and links too). Files elsewhere in the folder that nobody
+vouches for are named. Not guaranteed: that what the signer wrote is true; that the folder was not put back
+to an earlier signed state (note the head that a run prints); what clients' keys hold; anything in
+`tracking/`. Without the signer's public key from elsewhere, anybody may have signed the folder anew: it is
+then consistent but not `verified`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import Examined, examine
 from fedproxy_secure.audit.seal import SIGNATURE, everything_below, file_sha256, is_key, read_seal
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.untrusted import read_json
+from fedproxy_secure.runtime.untrusted import read_json
 
 FINISHED, FILES, INNER = "finished", "files", "inner"  # events that vouch for files and for logs below
 REPORT = "report.json"
-OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is looked at on its own
+OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
 # a suite's notes, which `attacks/results.json` joins; and what a matrix writes into a cell that is done
 NOTES = ("attacks/events.jsonl", "cell.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What was found. `problems`: tampering or damage. `unsettled`: what nothing is signed over yet.
+    """The outcome of a check. `problems`: tampering or damage. `unsettled`: what no signature covers yet.
 
     `public`: the signer, 32 bytes, as the log names it; `pinned`: whether it is the one that was asked for.
     """
@@ -45,12 +45,12 @@ class Verified:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong and nothing is left open; by whomever it was signed."""
+        """Whether nothing is wrong and nothing is left open, whoever signed it."""
         return not self.problems and not self.unsettled
 
     @property
     def verified(self) -> bool:
-        """Whether it is whole, and signed by whom the caller asked for."""
+        """Whether it is whole and signed with the key that the caller named."""
         return self.whole and self.pinned
 
 
@@ -70,36 +70,36 @@ def verify_run(folder: Path, *, key: bytes | None = None, elsewhere: Set[str] = 
         raw = (folder / NAME).read_bytes()
     except OSError as error:
         raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
-    found = examine(raw)
-    problems = [f"{NAME}: {line}" for line in found.problems]
-    if key is not None and found.public != key:
+    log = examine(raw)
+    problems = [f"{NAME}: {line}" for line in log.problems]
+    if key is not None and log.public != key:
         problems.append(f"{NAME}: line 1: names another signer than the key asked for")
     unsettled = []
-    if found.cut:
-        unsettled.append(f"{NAME}: line {len(found.entries) + 1}: was cut short, as a kill leaves it")
-    sealed = _check_seal(folder, found, problems, unsettled)
-    vouched = _vouched(found.entries)
+    if log.cut:
+        unsettled.append(f"{NAME}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
+    sealed = _check_seal(folder, log, problems, unsettled)
+    vouched = _vouched(log.entries)
     for name, (sha256, where) in vouched.items():
         problems += _check_file(folder, name, sha256, f"line {where} of {NAME}")
-    _strangers(folder, found.entries, vouched, problems, unsettled)
-    unsettled += _unfinished(folder, found.entries)
-    unsettled += _unsigned(folder, found.entries, {*vouched, *sealed, *elsewhere})
-    inner = _inner(folder, found, vouched, key)
+    _strangers(folder, log.entries, vouched, problems, unsettled)
+    unsettled += _unfinished(folder, log.entries)
+    unsettled += _unsigned(folder, log.entries, {*vouched, *sealed, *elsewhere})
+    inner = _inner(folder, log, vouched, key)
     return Verified(
         problems=(*problems, *(p for v in inner for p in v.problems)),
         unsettled=(*unsettled, *(u for v in inner for u in v.unsettled)),
-        public=found.public,
-        pinned=key is not None and found.public == key,
-        lines=len(found.entries) + sum(v.lines for v in inner),
+        public=log.public,
+        pinned=key is not None and log.public == key,
+        lines=len(log.entries) + sum(v.lines for v in inner),
         files=len(vouched) + len(sealed) + sum(v.files for v in inner),
-        head=found.head,
+        head=log.head,
     )
 
 
 def _check_seal(
-    folder: Path, found: Examined, problems: list[str], unsettled: list[str]
+    folder: Path, log: Examined, problems: list[str], unsettled: list[str]
 ) -> Mapping[str, str]:
-    """The signature of the report against log and files; the files that it names."""
+    """Check the report's signature against log and files; return the files that it names."""
     try:
         seal = read_seal(folder)
     except AuditError as error:
@@ -108,9 +108,9 @@ def _check_seal(
     if seal is None:
         unsettled.append(f"{SIGNATURE}: is missing: nothing says where the log ends")
         return {}
-    if found.public is None or seal.public_key != found.public.hex():
+    if log.public is None or seal.public_key != log.public.hex():
         problems.append(f"{SIGNATURE}: has another signer than {NAME}")
-    heads = [e.hash for e in found.entries]
+    heads = [e.hash for e in log.entries]
     if seal.head not in heads:
         problems.append(
             f"{NAME}: lines are missing after line {len(heads)}: the report is signed over a later one"
@@ -135,13 +135,13 @@ def _audit_head(folder: Path) -> object:
 
 
 def _vouched(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
-    """Files that the log names: the last SHA-256 of each, and the line it stands on."""
-    made: dict[str, tuple[str, int]] = {}
+    """Return the files that the log names: the last SHA-256 of each, and the line it stands on."""
+    vouched: dict[str, tuple[str, int]] = {}
     for number, entry in enumerate(entries, start=1):
         files = entry.body.get("files")
         if entry.event in (FINISHED, FILES) and isinstance(files, dict):
-            made |= {name: (str(sha256), number) for name, sha256 in files.items()}
-    return made
+            vouched |= {name: (str(sha256), number) for name, sha256 in files.items()}
+    return vouched
 
 
 def _check_file(folder: Path, name: str, sha256: str, where: str) -> list[str]:
@@ -157,13 +157,13 @@ def _check_file(folder: Path, name: str, sha256: str, where: str) -> list[str]:
 
 
 def _outside(name: str) -> bool:
-    """Whether a relative path leaves its folder, or is the folder itself."""
+    """Return whether a relative path leaves its folder, or is the folder itself."""
     parts = PurePosixPath(name).parts
     return PurePosixPath(name).is_absolute() or ".." in parts or not parts
 
 
 def _link_on_the_way(folder: Path, name: str) -> str | None:
-    """The first part of a relative path that is a link: what it leads to can be changed elsewhere."""
+    """Return the first part of a relative path that is a link: its target can be changed elsewhere."""
     parts = PurePosixPath(name).parts
     ways = ("/".join(parts[: i + 1]) for i in range(len(parts)))
     return next((way for way in ways if (folder / way).is_symlink()), None)
@@ -180,13 +180,14 @@ def _strangers(
     problems: list[str],
     unsettled: list[str],
 ) -> None:
-    """Whatever lies in the folders of finished seeds and the log does not know."""
-    told = [e.body["keys"] for e in entries if e.event == FINISHED and isinstance(e.body.get("keys"), list)]
-    keys = {str(name) for names in told for name in names}
+    """Report whatever lies in the folders of finished seeds without being in the log."""
+    finished = [e.body.get("keys") for e in entries if e.event == FINISHED]
+    lists = [names for names in finished if isinstance(names, list)]
+    keys = {str(name) for names in lists for name in names}
     for name in everything_below(folder, *sorted(_finished(entries))):
         if name in vouched or name in keys:
             continue
-        if is_key(name) and not told:
+        if is_key(name) and not lists:
             unsettled.append(f"{name}: is a key, and {NAME} is of a version that does not name keys")
         else:
             what = "a link was added" if (folder / name).is_symlink() else "was added"
@@ -194,31 +195,29 @@ def _strangers(
 
 
 def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:
-    """What lies beside the seeds, and neither the log nor the report's signature has."""
+    """Return lines about files beside the seeds that neither the log nor the report's signature names."""
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
     own = {NAME, SIGNATURE, *OWN_FOLDERS, *NOTES}
     beside = [p.name for p in folder.iterdir() if not p.name.startswith("seed-")]
     for place in ("attacks", "baselines", "cells"):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
-    found = []
+    unvouched = []
     for name in sorted(set(beside) - own - known - inner):
         below = {name} if name.startswith("cells/") else {*everything_below(folder, name)} - known
-        found += [f"{n}: neither {NAME} nor {SIGNATURE} has it" for n in sorted(below)]
+        unvouched += [f"{n}: neither {NAME} nor {SIGNATURE} has it" for n in sorted(below)]
     links = [n for n in (*OWN_FOLDERS, *inner) if not _outside(n) and (folder / n).is_symlink()]
-    return [*found, *(f"{name}: is a link" for name in sorted(links))]
+    return [*unvouched, *(f"{name}: is a link" for name in sorted(links))]
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    found = sorted(p.name for p in folder.glob("seed-*") if p.is_dir())
-    return [f"{name}: did not finish" for name in found if name not in _finished(entries)]
+    seeds = sorted(p.name for p in folder.glob("seed-*") if p.is_dir())
+    return [f"{name}: did not finish" for name in seeds if name not in _finished(entries)]
 
 
-def _inner(
-    folder: Path, found: Examined, vouched: Mapping[str, object], key: bytes | None
-) -> list[Verified]:
-    """The logs below this one, such as those of a matrix's cells; their messages name their folders."""
-    heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in found.entries if e.event == INNER}
-    made = []
+def _inner(folder: Path, log: Examined, vouched: Mapping[str, object], key: bytes | None) -> list[Verified]:
+    """Verify the logs below this one, such as those of a matrix's cells; messages name their folders."""
+    heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in log.entries if e.event == INNER}
+    verified = []
     for name, head in heads.items():
         problems: list[str] = []
         try:
@@ -230,13 +229,13 @@ def _inner(
             nothing = Verified(
                 problems=(str(error),), unsettled=(), public=None, pinned=False, lines=0, files=0, head=head
             )
-            made.append(nothing)
+            verified.append(nothing)
             continue
-        if inner.public != found.public:
+        if inner.public != log.public:
             problems.append(f"{name}: has another signer than the log above it")
         if head != inner.head:
             problems.append(f"{name}: its log does not end where the log above says")
-        made.append(
+        verified.append(
             Verified(
                 **{
                     **vars(inner),
@@ -245,4 +244,4 @@ def _inner(
                 }
             )
         )
-    return made
+    return verified

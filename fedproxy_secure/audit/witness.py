@@ -1,4 +1,4 @@
-"""What a run tells its audit log, and when.
+"""The events that a run writes into its audit log, and when.
 
     opened     settings' hash, environment, command, signer
     resumed    another process goes on; which seeds were finished
@@ -11,9 +11,9 @@
     inner      the head of a log below this one: of a matrix's cell
     aborted    what was raised, and the reason
 
-A round is told once its state is saved, so one that a kill undid is not in the log, and one that a kill cut
-off from the log is told on resume. A seed's result is told before it is written: one that the log does not
-have was not written by this run, and is refused.
+A round is logged once its state is saved: a round that a kill undid is not in the log, and one that was
+saved but not yet logged is logged on resume. A seed's result is logged before it is written: a result that
+the log does not have was not written by this run, and is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.keys import run_key
@@ -42,22 +41,23 @@ from fedproxy_secure.audit.seal import (
 )
 from fedproxy_secure.audit.verify import FILES, FINISHED, INNER
 from fedproxy_secure.config import Config
+from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
-from fedproxy_secure.secagg.primitives import signing_public
+from fedproxy_secure.runtime.artifacts import RunFolder, environment
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 
 FEDERATION, ROUNDS, PRIVACY, RESULT = "federation", "rounds.jsonl", "privacy", "result.json"
 LEDGERS = ".ledger.jsonl"
-# what a report reads of a seed that finished in an earlier process
+# files that a report reads of a seed that finished in an earlier process
 READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
 
 
 @dataclass(kw_only=True)
 class Witness:
-    """The log of one run, and the run's folder; `at` is the seed at work.
+    """Writes the log of one run; `at` is the seed under way.
 
-    `resumed`: what to tell before anything else is; None in a new log, and once it was told.
+    `resumed`: what to log before any other event; None in a new log, and once it is logged.
     """
 
     log: AuditLog
@@ -66,7 +66,7 @@ class Witness:
 
     @classmethod
     def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
-        """Begin the folder's log or go on with it; seeds that finished before must be as it says.
+        """Begin the folder's log or go on with it; seeds that finished before must be as the log has them.
 
         Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
         """
@@ -85,7 +85,7 @@ class Witness:
 
     @property
     def folder(self) -> Path:
-        """The run's."""
+        """The run's folder."""
         return self.log.folder.path
 
     @property
@@ -99,29 +99,29 @@ class Witness:
         return signing_public(self.log.key)
 
     def started(self, seed: int) -> None:
-        """A seed begins, or goes on where it was killed."""
+        """Log that a seed begins, or goes on where it was killed."""
         self.at = seed
         self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def untold_rounds(self, seed: int) -> list[dict[str, Any]]:
-        """Lines of metrics of rounds that are saved and not in the log yet, in order."""
-        told: set[int] = set()
+        """Return the lines of metrics of rounds that are saved and not in the log yet, in order."""
+        logged: set[int] = set()
         for entry in self.log.entries:
             if entry.body.get("seed") == seed and entry.event == "started":
-                told = {r for r in told if r < entry.body["rounds"]}
+                logged = {r for r in logged if r < entry.body["rounds"]}
             elif entry.body.get("seed") == seed and entry.event == "round":
-                told.add(entry.body["round"])
-        return [line for line in self._rounds(seed) if line["round"] not in told]
+                logged.add(entry.body["round"])
+        return [line for line in self._rounds(seed) if line["round"] not in logged]
 
     def round(self, seed: int, line: Mapping[str, Any]) -> None:
-        """A round has ended; `line` is its line of metrics."""
+        """Log that a round has ended; `line` is its line of metrics."""
         self._roster(seed)
         number = line["round"]
         spends = self._spends(seed, number)
         self._tell("round", seed=seed, round=number, participants=line["participants"], spends=spends)
 
     def finished(self, seed: int, result: bytes, *, epsilon: Mapping[str, float]) -> None:
-        """A seed is done: tell all its files, and the names of its clients' keys, then write its result."""
+        """Log a finished seed's files and the names of its clients' keys, then write its result."""
         sweep(self.folder, f"seed-{seed}")
         name = f"seed-{seed}/{RESULT}"
         files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, f"seed-{seed}")}
@@ -132,34 +132,34 @@ class Witness:
         self.at = None
 
     def inner(self, name: str) -> None:
-        """A log below this one, in the folder `name`, has ended. Raises `AuditError` if it is damaged."""
+        """Log the head of the log in the folder `name` below. Raises `AuditError` if it is damaged."""
         try:
-            found = examine((self.folder / name / NAME).read_bytes())
+            examined = examine((self.folder / name / NAME).read_bytes())
         except OSError as error:
             raise AuditError(f"{self.folder / name / NAME}: cannot be read: {error.strerror}") from error
-        if found.problems:
-            raise AuditError(f"{self.folder / name / NAME}: {found.problems[0]}")
-        told = self.log.of(INNER, folder=name)
-        if not told or told[-1].body["head"] != found.head:
-            self._tell(INNER, folder=name, head=found.head)
+        if examined.problems:
+            raise AuditError(f"{self.folder / name / NAME}: {examined.problems[0]}")
+        logged = self.log.of(INNER, folder=name)
+        if not logged or logged[-1].body["head"] != examined.head:
+            self._tell(INNER, folder=name, head=examined.head)
 
     def settle(self, *more: str) -> str:
-        """Tell what else the report will rest on, where it is new or has changed; returns the head.
+        """Log the other files that the report will rest on, if new or changed; return the head.
 
         Args:
             more: paths of evidence besides the run's own, relative to its folder.
         """
-        told: dict[str, str] = {}
+        logged: dict[str, str] = {}
         for entry in self.log.of(FILES):
-            told |= entry.body["files"]
+            logged |= entry.body["files"]
         names = files_below(self.folder, *SETTINGS, *EVIDENCE, *more)
         files = {n: file_sha256(self.folder / n) for n in names}
-        if changed := {n: s for n, s in files.items() if told.get(n) != s}:
+        if changed := {n: s for n, s in files.items() if logged.get(n) != s}:
             self._tell(FILES, files=changed)
         return self.log.head
 
     def has_news(self) -> bool:
-        """Whether anything was told since the report was last signed."""
+        """Return whether anything was logged since the report was last signed."""
         try:
             seal = read_seal(self.folder)
         except AuditError:
@@ -172,7 +172,7 @@ class Witness:
 
     @contextmanager
     def aborts(self) -> Iterator[None]:
-        """Whatever is raised inside is told, and raised on; only our own errors' texts are kept."""
+        """Log whatever is raised inside and raise it again; only texts of our own errors are kept."""
         try:
             yield
         except BaseException as error:
@@ -208,14 +208,14 @@ class Witness:
             self._tell("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
 
     def _spends(self, seed: int, number: int) -> dict[str, Any]:
-        """By client, the event it wrote into its ledger for a round; {} without differential privacy."""
+        """Return, by client, the event in its ledger for a round; {} without differential privacy."""
         place = RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION / PRIVACY)
-        found = {}
+        events = {}
         for file in sorted(place.path.glob(f"*{LEDGERS}")):
             for line in place.read_jsonl(file.name):
                 if line.get("round") == number:
-                    found[file.name.removesuffix(LEDGERS)] = line["event"]
-        return found
+                    events[file.name.removesuffix(LEDGERS)] = line["event"]
+        return events
 
 
 def _sha256_if_there(file: Path) -> str | None:

@@ -1,1 +1,9 @@
-"""Stage 1: from the LLM to the proxy. Importance, block plan, building, fidelity."""
+"""Stage 1: from the LLM to the proxy that clients get.
+
+base         what a compression is, and how another package adds one
+proxy        the proxy: the small model, and how what it learns is lifted back to the LLM
+drop_blocks  the paper's compression: leave out the blocks that matter least
+importance   how much each block matters
+plan         which LLM block each proxy block is a copy of
+fidelity     how close a proxy comes to its LLM, and how much of it a client holds verbatim
+"""

@@ -1,4 +1,4 @@
-"""How faithful a proxy is to its LLM, on public text: KL, CKA per block, perplexity."""
+"""How like its LLM a proxy is: KL, CKA per block, perplexity on public text; what it holds verbatim."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.compress.plan import BlockPlan
-from fedproxy_secure.llm import blocks_of
+from fedproxy_secure.models.llm import blocks_of
 
 BATCH_WINDOWS = 16
 
@@ -18,8 +18,8 @@ class Fidelity:
     """Numbers over `tokens` positions of public text.
 
     `kl_nats`: mean KL(LLM || proxy) of next-token distributions. `cka`: linear CKA in [0, 1] of the
-    outputs of each proxy block and its LLM original, in order. `agreement`: share of positions where
-    both predict the same token. Perplexities of both.
+    outputs of each proxy block and its LLM original, in order; () where proxy blocks have no original.
+    `agreement`: share of positions where both predict the same token. Perplexities of both.
     """
 
     tokens: int
@@ -30,29 +30,47 @@ class Fidelity:
     proxy_perplexity: float
 
 
-def verbatim_share(llm: nn.Module, proxy: nn.Module, plan: BlockPlan) -> float:
+def verbatim_share(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None) -> float:
     """Share of the LLM's parameters that whoever holds the proxy holds bit for bit, [0, 1].
 
-    Blocks are compared with their originals in the plan, everything else by name; tied ones count once.
+    With a plan, blocks are compared with their originals and everything else by name. Without one, an
+    LLM tensor counts as held if any tensor of the proxy equals it. Tied tensors count once.
     """
-    own = {id(p): p for p in llm.parameters()}
+    tensors = {id(p): p for p in llm.parameters()}
+    held = _equal_anywhere(llm, proxy) if plan is None else _equal_in_place(llm, proxy, plan)
+    return sum(tensors[i].numel() for i in held) / sum(p.numel() for p in tensors.values())
+
+
+def _equal_in_place(llm: nn.Module, proxy: nn.Module, plan: BlockPlan) -> set[int]:
+    """Ids of the LLM's tensors that equal the proxy's at the place the plan gives them."""
     mine = dict(proxy.named_parameters())
-    theirs = dict(llm.named_parameters())
     blocks, originals = blocks_of(proxy), blocks_of(llm)
-    in_blocks = {id(p) for block in [*blocks, *originals] for p in block.parameters()}
+    in_blocks = {id(p) for block in originals for p in block.parameters()}
     pairs = [
         (dict(blocks[i].named_parameters()).get(name), p)
         for i, at in enumerate(plan.kept)
         for name, p in originals[at].named_parameters()
     ]
-    pairs += [(mine.get(name), p) for name, p in theirs.items() if id(p) not in in_blocks]
-    held = {id(p) for q, p in pairs if q is not None and torch.equal(q, p)}
-    return sum(own[i].numel() for i in held) / sum(p.numel() for p in own.values())
+    pairs += [(mine.get(name), p) for name, p in llm.named_parameters() if id(p) not in in_blocks]
+    return {id(p) for q, p in pairs if q is not None and torch.equal(q, p)}
+
+
+def _equal_anywhere(llm: nn.Module, proxy: nn.Module) -> set[int]:
+    """Ids of the LLM's tensors that equal some tensor of the proxy."""
+    mine: dict[torch.Size, list[nn.Parameter]] = {}
+    for q in proxy.parameters():
+        mine.setdefault(q.shape, []).append(q)
+    return {id(p) for p in llm.parameters() if any(torch.equal(q, p) for q in mine.get(p.shape, ()))}
 
 
 @torch.inference_mode()
-def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan, windows: torch.Tensor) -> Fidelity:
-    """Compare a proxy with its LLM on token windows, int64 [n, tokens] without padding."""
+def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: torch.Tensor) -> Fidelity:
+    """Compare a proxy with its LLM on token windows, int64 [n, tokens] without padding.
+
+    Args:
+        plan: which LLM block each proxy block stands for; None: CKA is not measured.
+    """
+    kept = () if plan is None else plan.kept
     device = next(llm.parameters()).device
     kl = agree = llm_nll = proxy_nll = 0.0
     llm_states: list[list[torch.Tensor]] = []
@@ -66,12 +84,12 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan, windows: torch.T
         targets = ids[:, 1:, None]
         llm_nll -= float(p[:, :-1].gather(-1, targets).sum())
         proxy_nll -= float(q[:, :-1].gather(-1, targets).sum())
-        llm_states.append([p_states[i] for i in plan.kept])
+        llm_states.append([p_states[i] for i in kept])
         proxy_states.append(q_states)
     positions, predicted = windows.numel(), windows.shape[0] * (windows.shape[1] - 1)
     cka = tuple(
         linear_cka(torch.cat([s[i] for s in llm_states]), torch.cat([s[i] for s in proxy_states]))
-        for i in range(len(plan.kept))
+        for i in range(len(kept))
     )
     return Fidelity(
         tokens=positions,

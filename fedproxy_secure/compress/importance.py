@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedproxy_secure.llm import blocks_of
+from fedproxy_secure.models.llm import blocks_of
 
 BATCH_WINDOWS = 16
 
@@ -91,7 +91,7 @@ def _block_gradients(
     model: nn.Module, windows: torch.Tensor, of: list[int], range_kept: list[int] | None
 ) -> dict[tuple[int, str], torch.Tensor]:
     """Loss gradients of the linear maps of LLM blocks `of`, with only `range_kept` run (None: all)."""
-    from fedproxy_secure.llm import block_list_name
+    from fedproxy_secure.models.llm import block_list_name
 
     device = next(model.parameters()).device
     name = block_list_name(model)

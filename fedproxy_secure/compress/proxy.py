@@ -1,74 +1,57 @@
-"""Choose the blocks, build the proxy, save it as an ordinary Hugging Face model."""
+"""The proxy: the small model that clients get, and how what it learns is lifted back to the LLM."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedproxy_secure.compress.importance import block_influence, greedy_gradient_fidelity
-from fedproxy_secure.compress.plan import (
-    BlockPlan,
-    blocks_to_remove,
-    plan_by_importance,
-    plan_uniform,
-)
-from fedproxy_secure.config import Importance
-from fedproxy_secure.llm import blocks_of, with_blocks, without_library_bars
-from fedproxy_secure.randomness import stream
+from fedproxy_secure.compress.plan import BlockPlan, BlockTensors
+from fedproxy_secure.errors import ModelError
+from fedproxy_secure.models.llm import without_library_bars
+
+Lift = Callable[[BlockTensors], Mapping[tuple[int, str], torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proxy:
-    """The small model that clients get, and how its blocks relate to the LLM's.
+    """The small model that clients get, and how a difference of its weights becomes one of the LLM's.
 
-    `importance` has one value per LLM block; empty where the choice did not rest on one.
+    Args:
+        model: a causal LM that transformers loads from its folder: clients accept no code of a proxy's own.
+        plan: which LLM block each proxy block stands for, whether a copy or not; None if proxy blocks do
+            not stand for LLM blocks. Fidelity is then not measured block by block.
+        lifting: from what tuning added to the proxy, `(proxy block, weight name in the block) -> float32
+            tensor` shaped like that weight, to what is added to the LLM, keyed and shaped alike for the
+            LLM's blocks. It may close over what the server keeps to itself: factors, index maps, rotations.
+            None: each proxy block's difference is added to its LLM block as it is.
+        importance: one value for each LLM block; () where the choice did not rest on one.
+        details: what else the record of the run (`plan.json`) says of how the proxy came about; plain JSON
+            values.
+
+    Raises `ModelError` without a plan and without a lifting.
     """
 
     model: nn.Module
-    plan: BlockPlan
-    importance: tuple[float, ...]
+    plan: BlockPlan | None = None
+    lifting: Lift | None = None
+    importance: tuple[float, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.plan is None and self.lifting is None:
+            raise ModelError("proxy: has no block plan and no lifting; needs one to be plugged back")
 
-def build_proxy(
-    llm: nn.Module,
-    *,
-    remove_ratio: float,
-    importance: Importance,
-    windows: torch.Tensor,
-    seed: int = 0,
-) -> Proxy:
-    """Stage 1: drop the least important blocks of `llm` (left unchanged) until `remove_ratio` is gone.
-
-    Args:
-        llm: causal LM.
-        remove_ratio: share of the blocks to drop, [0, 1).
-        importance: `block_influence` (the paper's), `gradient_fidelity`, `uniform` or `random`.
-        windows: public token ids, int64 [n, tokens]; not read by `uniform` and `random`.
-        seed: of `random`.
-
-    Guarantees: the proxy's blocks, embeddings, norm and head are exact copies. So a client holds that
-    share of the LLM's weights verbatim; nothing here hides them.
-
-    Raises `ConfigError` if no block would be left.
-    """
-    blocks = len(blocks_of(llm))
-    scores: list[float] = []
-    keep = blocks - blocks_to_remove(blocks, remove_ratio)
-    if importance == "uniform":
-        plan = plan_uniform(blocks, remove_ratio)
-    else:
-        if importance == "block_influence":
-            scores = block_influence(llm, windows)
-        elif importance == "gradient_fidelity":
-            _, scores = greedy_gradient_fidelity(llm, windows, keep)
-        else:
-            scores = stream(seed, "importance").random(blocks).tolist()
-        plan = plan_by_importance(scores, remove_ratio)
-    return Proxy(model=with_blocks(llm, list(plan.kept)).eval(), plan=plan, importance=tuple(scores))
+    def lift(self, tensors: BlockTensors) -> dict[tuple[int, str], torch.Tensor]:
+        """What to add to the LLM's blocks for these differences of the proxy's blocks."""
+        if self.lifting is not None:
+            return dict(self.lifting(tensors))
+        assert self.plan is not None  # checked when made
+        return self.plan.lift(tensors)
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:

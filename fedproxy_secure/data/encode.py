@@ -1,4 +1,4 @@
-"""From records to token batches, and the loss that training minimises."""
+"""Token batches made from records, and the loss that training minimises."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.llm import Tokenizer
+from fedproxy_secure.models.llm import Tokenizer
 
-# Rust libraries panic with errors that are no `Exception`; only these are not about what they were given
+# the errors that no input causes; Rust libraries panic on an input with others that are no `Exception`
 ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
@@ -46,34 +46,34 @@ class Batch:
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """A prompt's tokens, with the tokenizer's start token where it has one."""
+    """Return a prompt's tokens, after the tokenizer's start token if it has one."""
     return many_prompt_ids([prompt], tokenizer)[0]
 
 
 def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Tokens of a text alone, without special tokens."""
+    """Return the tokens of a text alone, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 def many_text_ids(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """`text_ids` of each text, equal ones once, in one call: fast tokenizers answer it much faster."""
+    """Return `text_ids` of each text, from one call with equal texts once, which is much faster."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
-    found: list[list[int]] = tokenizer(distinct, add_special_tokens=False)["input_ids"]
-    ids = dict(zip(distinct, found, strict=True))
+    encoded: list[list[int]] = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    ids = dict(zip(distinct, encoded, strict=True))
     return [ids[text] for text in texts]
 
 
 def many_prompt_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """`prompt_ids` of each prompt, in one call."""
+    """Return `prompt_ids` of each prompt, from one call."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return [start + ids for ids in many_text_ids(prompts, tokenizer)]
 
 
 def cut_prompt(prompt: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
-    """The last `room` tokens of a prompt; a start token stays first."""
+    """Return the last `room` tokens of a prompt; a start token stays first."""
     if len(prompt) <= room:
         return prompt
     start = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []
@@ -104,7 +104,7 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
 
 
 def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
-    """`encode_records` where nobody may learn from an error what a record says.
+    """Encode records as `encode_records` does, where nobody may learn from an error what a record says.
 
     A record that cannot be encoded, whatever is raised, becomes an item without tokens: whoever made the
     tokenizer can make it fail for texts of their choice. Not covered: native code that ends the process;
@@ -131,7 +131,7 @@ def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: 
 
 
 def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.device | str) -> Batch:
-    """Pad items on the right to the longest."""
+    """Return items as one batch, padded on the right to the longest."""
     length = max(len(item.ids) for item in items)
     ids = torch.full((len(items), length), pad_id, dtype=torch.int64)
     attention = torch.zeros((len(items), length), dtype=torch.int64)
@@ -144,11 +144,11 @@ def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.devic
 
 
 def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean over records of the mean over their response tokens, in nats.
+    """Return the mean over records of the mean loss over their response tokens, in nats.
 
-    What is done here with the model's outputs adds records up and no more. Whether the model keeps the rows
-    of a batch apart is the model's affair: most do, up to rounding; some stretch positions with the longest
-    row. Where one record must not touch another's gradient, call it with one record.
+    The loss itself only adds records up. Whether the model keeps the rows of a batch apart is another
+    matter: most do, up to rounding; some stretch positions with the longest row. Where one record must not
+    touch another's gradient, pass one record alone.
 
     The LM head runs only at positions that some record of the batch needs: with a large vocabulary it
     costs more memory than all the rest. Cross entropy is taken in float32.

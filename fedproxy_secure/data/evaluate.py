@@ -12,7 +12,7 @@ from torch import nn
 from fedproxy_secure.data.encode import cut_prompt, many_prompt_ids, many_text_ids, text_ids
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.llm import Tokenizer
+from fedproxy_secure.models.llm import Tokenizer
 
 BATCH_TOKENS = 4096
 
@@ -40,7 +40,7 @@ def choice_loglikelihoods(
     max_tokens: int,
     on_passes: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Summed log-likelihood of every choice after its prompt, in nats: one float64 [choices] a record.
+    """Return the log-likelihoods, nats, of each record's choices after its prompt: float64 [choices].
 
     `on_passes(done, all)` is called after every batch with the number of sequences run so far.
 
@@ -68,7 +68,7 @@ def choice_loglikelihoods(
 
 
 def _log_probabilities(model: nn.Module, group: list[_Query]) -> Iterator[np.ndarray]:
-    """For each query float64 [tokens, V]: what follows the prompt, then each token of the beginning."""
+    """Yield, per query, float64 [tokens, V] after its prompt and after each token of its beginning."""
     device = next(model.parameters()).device
     length = max(q.length for q in group)
     ids = torch.zeros((len(group), length), dtype=torch.int64)
@@ -96,7 +96,7 @@ def choice_correct(
     max_tokens: int,
     on_passes: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Whether the most likely choice is the right one, bool [n], in the records' order."""
+    """Return whether the most likely choice is the right one, bool [n], in the records' order."""
     scores = choice_loglikelihoods(model, tokenizer, records, max_tokens=max_tokens, on_passes=on_passes)
     return np.array(
         [int(np.argmax(s)) == r.label for s, r in zip(scores, records, strict=True)], dtype=bool
@@ -132,7 +132,7 @@ def _queries(
 
 
 def _batches(queries: list[_Query]) -> Iterator[list[_Query]]:
-    """Groups of like length, at most `BATCH_TOKENS` tokens with padding."""
+    """Yield groups of like length, at most `BATCH_TOKENS` tokens with padding."""
     group: list[_Query] = []
     for q in sorted(queries, key=lambda q: -q.length):
         if group and (len(group) + 1) * group[0].length > BATCH_TOKENS:
@@ -144,7 +144,7 @@ def _batches(queries: list[_Query]) -> Iterator[list[_Query]]:
 
 
 def text_windows(text: str, tokenizer: Tokenizer, *, window_tokens: int, limit: int) -> torch.Tensor:
-    """The first `limit` whole windows of a text, int64 [n, window_tokens].
+    """Return the first `limit` whole windows of a text, int64 [n, window_tokens].
 
     Raises `DataError` if the text does not fill one window.
     """
@@ -160,7 +160,7 @@ def text_windows(text: str, tokenizer: Tokenizer, *, window_tokens: int, limit: 
 
 @torch.inference_mode()
 def perplexity(model: nn.Module, windows: torch.Tensor) -> float:
-    """exp of the mean negative log-likelihood a token over windows, int64 [n, tokens]."""
+    """Return exp of the mean negative log-likelihood per token over windows, int64 [n, tokens]."""
     device = next(model.parameters()).device
     total = 0.0
     for batch in windows.split(16):

@@ -13,11 +13,11 @@ from torch import nn
 from fedproxy_secure.data.encode import prompt_ids, text_ids
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.llm import Tokenizer
+from fedproxy_secure.models.llm import Tokenizer
 
 
 def lm_eval_accuracy(model: nn.Module, tokenizer: Tokenizer, records: Sequence[Record], name: str) -> float:
-    """lm-eval's `acc`, 0-shot, of a causal LM of transformers on records; `name` names the task.
+    """Return lm-eval's 0-shot `acc` of a causal LM of transformers on records; `name` names the task.
 
     Equals `choice_correct(...).mean()` while no prompt is cut and the tokenizer does not merge tokens
     across the space between a prompt and a choice: lm-eval tokenises both together, we each alone.
@@ -49,14 +49,14 @@ def lm_eval_accuracy(model: nn.Module, tokenizer: Tokenizer, records: Sequence[R
         )
         _check_lengths(records, tokenizer, harness.max_length)
         task = ConfigurableTask(config=_task_config(records, tokenizer.bos_token or "", name))
-        found = evaluate(harness, {name: task}, bootstrap_iters=0, log_samples=False)
+        scores = evaluate(harness, {name: task}, bootstrap_iters=0, log_samples=False)
     finally:
         model.train(training)
-    return float(found["results"][name]["acc,none"])
+    return float(scores["results"][name]["acc,none"])
 
 
 def _task_config(records: Sequence[Record], start: str, name: str) -> dict[str, Any]:
-    """A multiple-choice task over local records; functions, not templates: no text is Jinja."""
+    """Return a multiple-choice task over local records; functions, not templates: no text is Jinja."""
     from datasets import Dataset
 
     rows = [{"prompt": start + r.prompt, "choices": list(r.choices), "label": r.label} for r in records]

@@ -1,4 +1,4 @@
-"""What an evaluation needs in a client's data: records set aside, and canaries put in.
+"""Records that an evaluation sets aside in a client's data, and canaries that it puts in.
 
 Membership of a record can be judged only against records that *could* have been in: drawn from the same
 source, and left out by chance. A canary is a made-up secret whose chances are known, because it was drawn
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.randomness import stream
+from fedproxy_secure.runtime.randomness import stream
 
 SECRET_DIGITS = 4
 
@@ -27,12 +27,12 @@ class Canary:
     repeats: int
 
     def record(self) -> Record:
-        """The canary as a training record."""
+        """Return the canary as a training record."""
         return Record(prompt=self.prompt, choices=(f" {self.secret}",), label=0)
 
 
 def draw_canaries(client: str, repeats: Sequence[int]) -> tuple[Canary, ...]:
-    """One canary for each entry of `repeats`; always the same for the same client."""
+    """Return one canary for each entry of `repeats`; always the same for the same client."""
     rng = stream(0, "canaries", client)
     return tuple(
         Canary(

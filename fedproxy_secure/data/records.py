@@ -1,4 +1,4 @@
-"""What a record and a task are, before any tokenizer has seen them."""
+"""Records and tasks as text, before any tokenizer has seen them."""
 
 from __future__ import annotations
 

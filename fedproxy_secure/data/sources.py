@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.untrusted import MOST_LINE_BYTES, parse_json
+from fedproxy_secure.runtime.untrusted import MOST_LINE_BYTES, parse_json
 
 Row = dict[str, Any]
 HUB = "hub:"
 
 
 def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -> list[Row]:
-    """The first `limit` rows (None: all) of one split.
+    """Return the first `limit` rows (None: all) of one split.
 
     `source` is a file pattern in which `{split}` and `{data}` (the setting `data.root`) are filled in,
     or `hub:NAME[:SUBSET]`: a hub id or local folder that `datasets.load_dataset` knows.
@@ -74,9 +74,11 @@ def _csv(path: Path) -> Iterable[Row]:
 
 
 def _parquet(path: Path) -> Iterable[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError(f"source {path}: needs the extra `datasets` (pyarrow)") from error
     if not path.is_file():
         raise FileNotFoundError(2, "No such file or directory")
     try:
@@ -93,8 +95,10 @@ _READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
 
 
 def _from_datasets(name: str, split: str, limit: int | None) -> list[Row]:
-    from datasets import load_dataset
-
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(f"hub:{name}: needs the extra `datasets`") from error
     folder, _, subset = name.partition(":")
     try:
         rows = load_dataset(folder, subset or None, split=split)

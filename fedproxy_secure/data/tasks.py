@@ -26,8 +26,8 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
             f"{client.test_split!r}: test records would be those trained on; a file's name must hold "
             "{split}, and the splits must differ"
         )
-    found = _records(client, client.train_split, client.train_records, root)
-    train, holdout = set_aside(found, audit.holdout, client.name)
+    everything = _records(client, client.train_split, client.train_records, root)
+    train, holdout = set_aside(everything, audit.holdout, client.name)
     for canary in draw_canaries(client.name, audit.canaries):
         train += [canary.record()] * canary.repeats
     test = _records(client, client.test_split, client.test_records, root)
@@ -41,7 +41,7 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
 
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
     if client.source == "demo":
-        from fedproxy_secure.world.tasks import demo_records
+        from fedproxy_secure.data.demo_tasks import demo_records
 
         return demo_records(client.task, split, limit)
     return to_records(client.task, read_rows(client.source, split, root=root, limit=limit))

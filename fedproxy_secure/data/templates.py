@@ -1,4 +1,4 @@
-"""One fixed template per task: from a row, as published or in our local form, to a record.
+"""One fixed template per task, which turns a row, as published or in our local form, into a record.
 
 The local form names its answers itself: `choices` (list of texts) and `label` (index), beside `text`,
 `question` or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
@@ -6,13 +6,13 @@ The local form names its answers itself: `choices` (list of texts) and `label` (
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.untrusted import parse_json
+from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.untrusted import parse_json
 
 Row = dict[str, Any]
 Template = Callable[[Row], Record]
@@ -52,11 +52,9 @@ def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
 
 
 def template_of(task: str) -> Template:
-    """The template of a task. Raises `DataError` with the nearest known name."""
+    """Return the template of a task. Raises `DataError` with the nearest known name."""
     if task not in TEMPLATES:
-        near = difflib.get_close_matches(task, TEMPLATES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"task {task!r}: unknown{hint} (there are {', '.join(TEMPLATES)})")
+        raise DataError(f"task {task!r}: unknown; {nearest(task, TEMPLATES)}")
     return TEMPLATES[task]
 
 
@@ -77,7 +75,7 @@ def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
 
 
 def _own_choices(row: Row) -> tuple[list[str], Any] | None:
-    """Choices and label of a row in our local form (a CSV cell holds them as JSON or `a|b`)."""
+    """Return choices and label of a row in our local form (a CSV cell holds them as JSON or `a|b`)."""
     choices = row.get("choices")
     if choices is None or isinstance(choices, dict):
         return None
@@ -87,7 +85,7 @@ def _own_choices(row: Row) -> tuple[list[str], Any] | None:
 
 
 def _question(row: Row, stem: str) -> Record:
-    """Multiple choice: our form, or the hub's `choices: {text, label}` with an `answerKey`."""
+    """Return a multiple-choice record from our form, or from the hub's `choices` and `answerKey`."""
     own = _own_choices(row)
     prompt = f"Question: {stem}\nAnswer:"
     if own is not None:
@@ -103,7 +101,7 @@ def _openbookqa(row: Row) -> Record:
     return _question(row, str(row["question_stem"] if "question_stem" in row else row["question"]))
 
 
-def _asked(row: Row) -> Record:
+def _multiple_choice(row: Row) -> Record:
     return _question(row, str(row["question"]))
 
 
@@ -131,7 +129,7 @@ def _agnews(row: Row) -> Record:
 
 
 def _pair(row: Row) -> tuple[str, str]:
-    """Two texts, named as GLUE names them or as our local form does."""
+    """Return two texts of a row, named as in GLUE or as in our local form."""
     if "sentence1" in row:
         return row["sentence1"], row["sentence2"]
     return row["premise"], row["hypothesis"]
@@ -173,15 +171,15 @@ def _instruction(row: Row) -> Record:
 
 TEMPLATES: dict[str, Template] = {
     "openbookqa": _openbookqa,
-    "arc_easy": _asked,
-    "arc_challenge": _asked,
-    "commonsenseqa": _asked,
+    "arc_easy": _multiple_choice,
+    "arc_challenge": _multiple_choice,
+    "commonsenseqa": _multiple_choice,
     "sst2": _sst2,
     "mrpc": _mrpc,
     "rte": _rte,
     "mnli": _mnli,
     "agnews": _agnews,
-    "multiple_choice": _asked,
+    "multiple_choice": _multiple_choice,
     "classification": _classification,
     "instruction": _instruction,
 }

@@ -1,4 +1,4 @@
-"""From events to epsilon, and from epsilon to the noise it takes.
+"""Compute epsilon from events, and the noise that an epsilon takes.
 
 Record level: Opacus's PRV accountant (Gopi, Lee & Wutschitz 2021) and RDP accountant (Mironov, Talwar &
 Zhang 2019), both upper bounds; the tighter one counts. Client level: RDP of the Skellam mechanism
@@ -26,19 +26,19 @@ from fedproxy_secure.dp.discrete import DISTANCE
 from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian
 from fedproxy_secure.errors import ConfigError, DataError
 
-PRV_ERROR = 0.002  # of epsilon, relative; the bound that counts is the upper one
+PRV_ERROR = 0.002  # relative error of epsilon; the upper bound counts
 MOST_NOISE = 1e4  # noise multipliers above are refused: nothing could be learned
 CALIBRATION = 1e-3  # relative width to which a noise multiplier is searched
-_MOST_TURNS = 200  # of a fixed point that a few turns find, unless there is none
-# integers: the Skellam bound is proved for those
+_MOST_TURNS = 200  # of a search for a fixed point; if there is one, a few turns find it
+# integers, because the Skellam bound is proved for them alone
 _DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What events cost at `delta`. `epsilon` is the tighter bound, `accountant` says whose it is.
+    """The cost of events at `delta`. `epsilon` is the tighter bound, `accountant` the one that gave it.
 
-    `prv` is None where that accountant does not apply. Infinite without noise.
+    `prv` is None where that accountant does not apply. Without noise epsilon is infinite.
     """
 
     epsilon: float
@@ -49,7 +49,7 @@ class Spent:
 
 
 def spent(events: Sequence[Event], *, delta: float) -> Spent:
-    """Cost of all events together; nothing costs nothing.
+    """Return the cost of all events together; no events cost nothing.
 
     Raises `DataError` for a delta out of (0, 1) or events of two privacy units.
     """
@@ -76,7 +76,7 @@ def spent(events: Sequence[Event], *, delta: float) -> Spent:
 
 @lru_cache(maxsize=1024)
 def noise_multiplier_for(*, target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The least noise multiplier, to a part in 1000, at which DP-SGD stays within `target_epsilon`.
+    """Return the least noise multiplier, to a part in 1000, at which DP-SGD stays within `target_epsilon`.
 
     Raises `ConfigError` if no multiplier up to `MOST_NOISE` does.
     """
@@ -113,7 +113,7 @@ def variance_for(
     summands: int,
     rounds: int,
 ) -> float:
-    """The least variance of the noise in a sum, to a part in 1000, for `target_epsilon` over all rounds.
+    """Return the least variance of noise in a sum, to a part in 1000, for `target_epsilon` over all rounds.
 
     Raises `ConfigError` if noise of `MOST_NOISE` times the sensitivity is not enough.
     """
@@ -143,7 +143,7 @@ def variance_for(
 
 
 def _merged(events: Sequence[SampledGaussian]) -> list[tuple[float, float, int]]:
-    """(noise multiplier, sampling rate, steps), one for each pair: composition knows no order."""
+    """Return (noise multiplier, sampling rate, steps) once per pair: the order of events does not count."""
     steps: dict[tuple[float, float], int] = {}
     for e in events:
         key = (e.noise_multiplier, e.sampling_rate)
@@ -159,15 +159,15 @@ def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float
 
     accountant = RDPAccountant()
     accountant.history = history
-    with warnings.catch_warnings():  # the best order lies at an end: the bound is loose but one
+    with warnings.catch_warnings():  # it warns that the best order lies at an end: a loose bound is a bound
         warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta=delta))
 
 
 def _prv_epsilon(history: list[tuple[float, float, int]], delta: float, *, about: float) -> float | None:
-    """None where the accountant cannot work: very little noise needs too large a grid.
+    """Return the PRV bound, or None where very little noise would need too large a grid.
 
-    `about`: another bound, which says how fine the grid has to be.
+    `about`: another bound on epsilon, which sets how fine the grid must be.
     """
     from opacus.accountants import PRVAccountant
 
@@ -205,13 +205,13 @@ def _discrete_epsilon(events: Sequence[DiscreteSum], delta: float) -> float:
 
 
 def sampler_delta(events: Sequence[DiscreteSum], epsilon: float) -> float:
-    """What the sampler's error adds to delta at this epsilon: (1 + e^epsilon) rounds d n `DISTANCE`.
+    """Return what the sampler's error adds to delta: (1 + e^epsilon) rounds d n `DISTANCE`.
 
-    A number that is drawn is within `DISTANCE` of its law, in statistical distance. The n clients that are
-    counted on draw d numbers each in every round, so all that is released is within eta = rounds d n
-    `DISTANCE` of the same with exact noise, whatever is chosen from round to round: a coupling of the two
-    fails with at most that probability. Let exact noise be (epsilon, delta)-DP. For neighbours P, Q with
-    the noise that was drawn, P', Q' with exact noise, and any event S,
+    The law of each drawn number is within `DISTANCE` of the exact one, in statistical distance. The n
+    clients that are counted on draw d numbers each in every round. So all that is released is within eta =
+    rounds d n `DISTANCE` of what exact noise would give, whatever is chosen from round to round: a coupling
+    of the two fails with at most that probability. Let exact noise be (epsilon, delta)-DP. For neighbours
+    P, Q with the noise that was drawn, P', Q' with exact noise, and any event S,
 
         P(S) <= P'(S) + eta <= e^epsilon Q'(S) + delta + eta
              <= e^epsilon Q(S) + delta + (1 + e^epsilon) eta.
@@ -224,7 +224,7 @@ def sampler_delta(events: Sequence[DiscreteSum], epsilon: float) -> float:
 
 
 def discrete_rdp(event: DiscreteSum, orders: np.ndarray) -> np.ndarray:
-    """RDP of one noisy sum at integer orders, float64 [orders].
+    """Return the RDP of one noisy sum at integer orders, float64 [orders].
 
     Sums of n discrete Gaussians of parameter sigma >= 1/2 each, over vectors of d integers (Kairouz, Liu &
     Steinke 2021, Proposition 14; without a bound below 1/2): with tau = 10 sum_{k=1}^{n-1} exp(-2 pi^2
@@ -253,7 +253,7 @@ def discrete_rdp(event: DiscreteSum, orders: np.ndarray) -> np.ndarray:
 
 
 def rdp_to_epsilon(orders: np.ndarray, rdp: np.ndarray, *, delta: float) -> float:
-    """The least epsilon over the orders (Canonne, Kamath & Steinke 2020, Proposition 12)."""
+    """Return the least epsilon over the orders (Canonne, Kamath & Steinke 2020, Proposition 12)."""
     alpha = orders.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         epsilon = rdp + np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)

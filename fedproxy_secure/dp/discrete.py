@@ -24,17 +24,17 @@ DISTANCE = 2.0**-100
 MOST_VARIANCE = 2.0**28  # tables grow with the deviation
 _TAIL = 13.0  # standard deviations in the table; beyond lies less than 2^-120
 _TAIL_NUMBERS = 40  # and at least so many numbers: small variances have heavier tails
-_BITS = 127  # of a table's entry and of a uniform; the 128th is the sign
+_BITS = 127  # in a table's entry and in a uniform number; the 128th is the sign
 _DIGITS = 60
 
 
 def draw(
     mechanism: Literal["skellam", "discrete_gaussian"], variance: float, noise: Noise, count: int
 ) -> np.ndarray:
-    """Independent integers with mean 0, int64 [count].
+    """Draw independent integers with mean 0, int64 [count].
 
     Args:
-        variance: of the Skellam law; for `discrete_gaussian` the parameter sigma^2.
+        variance: the variance of the Skellam law, or the parameter sigma^2 of `discrete_gaussian`.
 
     Raises `DataError` for a variance out of [0, MOST_VARIANCE].
     """
@@ -56,7 +56,7 @@ def draw(
 
 @lru_cache(maxsize=8)
 def _tail_table(mechanism: str, variance: float) -> tuple[np.ndarray, np.ndarray]:
-    """P(|X| >= k) for k = last .. 1, ascending, in steps of 2^-127: its upper 64 bits, its lower 63."""
+    """Return the upper 64 and lower 63 bits of `tail_steps`, which are P(|X| >= k) in steps of 2^-127."""
     entries = tail_steps(mechanism, variance)
     mask = (1 << (_BITS - 64)) - 1
     high = np.array([e >> (_BITS - 64) for e in entries], dtype=np.uint64)
@@ -64,7 +64,7 @@ def _tail_table(mechanism: str, variance: float) -> tuple[np.ndarray, np.ndarray
 
 
 def tail_steps(mechanism: str, variance: float) -> list[int]:
-    """P(|X| >= k) for k = last .. 1, ascending, in whole steps of 2^-127, rounded down."""
+    """Return P(|X| >= k) for k = last .. 1, ascending, in whole steps of 2^-127, rounded down."""
     with localcontext() as context:
         context.prec = _DIGITS
         weights = _law(mechanism, Decimal(variance), support(variance))
@@ -77,12 +77,12 @@ def tail_steps(mechanism: str, variance: float) -> list[int]:
 
 
 def support(variance: float) -> int:
-    """The largest magnitude that can be drawn."""
+    """Return the largest magnitude that can be drawn."""
     return int(_TAIL * variance**0.5) + _TAIL_NUMBERS
 
 
 def _law(mechanism: str, variance: Decimal, last: int) -> list[Decimal]:
-    """P(X = k) for k = 0 .. last, up to a common factor."""
+    """Return P(X = k) for k = 0 .. last, up to a common factor."""
     if mechanism == "discrete_gaussian":
         # exp(-(k + 1)^2 / 2v) = exp(-k^2 / 2v) exp(-(2k + 1) / 2v)
         ratio, square = (-1 / (2 * variance)).exp(), (-1 / variance).exp()

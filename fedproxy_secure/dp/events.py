@@ -1,4 +1,4 @@
-"""What was done to private data, as plain facts: accountants read events and nothing else.
+"""Privacy events: plain facts about what was done to private data. Accountants read nothing else.
 
 Two privacy units, never mixed in one ledger:
 
@@ -39,10 +39,10 @@ class SampledGaussian:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteSum:
-    """`rounds` sums of integer vectors, each with integer noise of the clients that are left.
+    """`rounds` sums of integer vectors, each with integer noise from the clients that did not drop out.
 
-    `variance`: of the noise in the sum, in squared steps of the ring, as `summands` clients alone bring
-    it. `l2`, `l1`: how far one client's vector can move the sum. `dimension`: numbers in a vector.
+    `variance`: the variance, in squared steps of the ring, of the noise that `summands` clients alone add.
+    `l2`, `l1`: how far one client's vector can move the sum. `dimension`: numbers in a vector.
     """
 
     mechanism: DiscreteMechanism
@@ -68,13 +68,13 @@ _KINDS: dict[str, type[SampledGaussian] | type[DiscreteSum]] = {
 
 
 def to_fields(event: Event) -> dict[str, Any]:
-    """As JSON has it."""
+    """Return an event as JSON values."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(event, cls))
     return {"kind": kind, **asdict(event)}
 
 
 def from_fields(raw: Mapping[str, Any]) -> Event:
-    """What `to_fields` made. Raises `DataError` for an unknown kind: what is not known is not free."""
+    """Read what `to_fields` returned. Raises `DataError` for an unknown kind, whose cost nobody knows."""
     fields = dict(raw)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:

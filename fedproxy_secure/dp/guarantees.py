@@ -1,4 +1,4 @@
-"""The guarantees of a run's differential privacy, in sentences: what holds, and what does not."""
+"""Sentences that state what a run's differential privacy guarantees, and what it does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECORD = (
     "record in each step independently, secret. Composition: over all local steps and rounds, the tighter "
     "of the PRV and RDP accountants.",
     "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
-    "plug-in, any attack on the released models.",
+    "plug-back, any attack on the released models.",
 )
 CLIENT = (
     "Differential privacy: the sums of all rounds together are ({epsilon:.3g}, {delta:g})-DP in whole "
@@ -42,7 +42,10 @@ def guarantees(
     mechanism: str,
     simulated: bool,
 ) -> tuple[str, ...]:
-    """For the report's section of this name; `epsilon` is what was spent at most (target, before a run)."""
+    """Return the sentences of the report's section on privacy.
+
+    `epsilon`: the largest that any client spent; before a run, the target.
+    """
     if unit == "none":
         return (NONE,)
     named = MECHANISMS[mechanism]

@@ -1,4 +1,4 @@
-"""One client's privacy ledger: what it spent, written down before it is spent; and each round's one result.
+"""One client's privacy ledger: each expense, written before it is made, and the one result of each round.
 
     NAME.ledger.jsonl   a header (run, unit, delta, limit), then one event a line
     NAME.ledger.lock    held while a round is judged, written down and computed
@@ -42,13 +42,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.artifacts import private_folder
 from fedproxy_secure.dp.accounting import Spent, spent
 from fedproxy_secure.dp.events import Event, from_fields, to_fields
 from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
 from fedproxy_secure.dp.private_files import alone, remove_private, write_private
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
-from fedproxy_secure.untrusted import parse_json
+from fedproxy_secure.runtime.artifacts import private_folder
+from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 SUFFIX, LOCK_SUFFIX = ".ledger.jsonl", ".ledger.lock"
@@ -58,7 +58,7 @@ WAIT_S = 3600.0  # for another process that trains the same client's round; as l
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyLedger:
-    """`run` names the settings and the records that the events belong to; `max_epsilon` is the limit.
+    """One client's ledger. `run` names the settings and records of its events; `max_epsilon` is the limit.
 
     `wait_s`: how long to wait for another process or thread that has this client's round under way. Its
     lock ends with it, however it ends; if it hangs, somebody must end it.
@@ -74,7 +74,7 @@ class PrivacyLedger:
 
     @property
     def path(self) -> Path:
-        """The file of events."""
+        """The file that holds the events."""
         return self.folder / f"{self.client}{SUFFIX}"
 
     def open(self) -> None:
@@ -95,27 +95,27 @@ class PrivacyLedger:
             with _locked(self.folder, self.client, self.wait_s):
                 if not self.path.exists():
                     write_private(self.path, (json.dumps(header) + "\n").encode())
-        found = self._lines()[0]
+        stored = self._lines()[0]
         for name, own in header.items():
-            if found.get(name) != own:
-                said = "" if name == "run" else f" ({found.get(name)!r}); must be {own!r}"
-                raise RunFolderError(f"{self.path}: is of another run: {name} differs{said}")
+            if stored.get(name) != own:
+                difference = "" if name == "run" else f" ({stored.get(name)!r}); must be {own!r}"
+                raise RunFolderError(f"{self.path}: is of another run: {name} differs{difference}")
 
     def events(self) -> list[Event]:
-        """All that was spent."""
+        """Return all events so far."""
         return [from_fields(line["event"]) for line in self._lines()[1:]]
 
     def spent(self) -> Spent:
-        """Its cost."""
+        """Return what all events so far cost."""
         return spent(self.events(), delta=self.delta)
 
     def once(
         self, *, round: int, inputs_sha256: bytes, event: Event, compute: Callable[[bytes], bytes]
     ) -> bytes:
-        """The result of a round that starts from these inputs: the stored one, or `compute` of a noise key.
+        """Return a round's result for these inputs: the stored one, or what `compute` makes of a noise key.
 
         Args:
-            inputs_sha256: 32 bytes, of all that the result depends on besides the key and `run`.
+            inputs_sha256: hash, 32 bytes, of all that the result depends on besides the key and `run`.
             event: what `compute` spends of the records' privacy.
             compute: from 32 secret bytes to the result. It must not use this ledger.
 
@@ -139,12 +139,12 @@ class PrivacyLedger:
             return result
 
     def _pay(self, place: dict[str, Any], lines: list[dict[str, Any]], event: Event) -> tuple[int, bytes]:
-        """Append the event, if it may be spent; the number of its line and a key that is kept for it.
+        """Append the event if the limit allows; return the number of its line and a key kept for it.
 
-        In this order: a key that came first could be taken for that of an earlier event with these inputs.
+        The event comes first: a key kept before it could be taken for an earlier event's with these inputs.
         """
         would = spent([*(from_fields(line["event"]) for line in lines[1:]), event], delta=self.delta)
-        if not would.epsilon <= self.max_epsilon:  # also for what is no number
+        if not would.epsilon <= self.max_epsilon:  # also if it is NaN
             raise PrivacyError(
                 f"client {self.client}, round {place['round']}: epsilon would be {would.epsilon:.4g}; "
                 f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon)"
@@ -156,7 +156,7 @@ class PrivacyLedger:
         return len(lines), key
 
     def _append(self, line: dict[str, Any]) -> None:
-        """After a line that was cut short, a new one begins where it began."""
+        """Append a line; one that was cut short is overwritten."""
         whole = b"".join(raw for raw in self._raw() if raw.endswith(b"\n"))
         try:
             with self.path.open("r+b") as file:
@@ -175,7 +175,7 @@ class PrivacyLedger:
             raise RunFolderError(f"{self.path}: cannot be read: {error.strerror}") from error
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Whole lines; one cut short was never returned from, so nothing was spent on it."""
+        """Return the whole lines; one that was cut short paid for nothing."""
         try:
             lines = [parse_json(raw) for raw in self._raw() if raw.endswith(b"\n")]
             if not lines or not isinstance(lines[0], dict):
@@ -190,7 +190,7 @@ class PrivacyLedger:
         return self.folder / f"{self.client}{suffix}"
 
     def _kept_key(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> tuple[int, bytes] | None:
-        """The number of the line that paid for it, and the key; None without one for this place."""
+        """Return the key kept for this place and the number of the line that paid for it, or None."""
         try:
             kept = parse_json(self._file(KEY_SUFFIX).read_bytes())
             number, key = kept.pop("line"), bytes.fromhex(kept.pop("key"))
@@ -200,7 +200,7 @@ class PrivacyLedger:
         return (number, key) if mine else None
 
     def _kept_result(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> bytes | None:
-        """The stored result, if it is of this place; a damaged one is none: the round is paid for again."""
+        """Return the stored result of this place, or None (missing, damaged: it is paid for again)."""
         try:
             head, _, result = self._file(RESULT_SUFFIX).read_bytes().partition(b"\n")
             kept = parse_json(head)
@@ -216,7 +216,7 @@ class PrivacyLedger:
 
 
 def own_salt(folder: Path, client: str) -> bytes:
-    """32 secret bytes of this client, made once and kept in `folder`, mode 0600."""
+    """Return 32 secret bytes of this client, made once and kept in `folder`, mode 0600."""
     path = private_folder(folder) / f"{client}{SALT_SUFFIX}"
     try:
         if not path.exists():
@@ -232,12 +232,12 @@ def own_salt(folder: Path, client: str) -> bytes:
 
 
 def read_all(folder: Path) -> dict[str, Spent]:
-    """What every client of a run on this machine spent, by name."""
+    """Return what every client of a run on this machine spent, by name."""
     return {ledger.client: ledger.spent() for ledger in _ledgers(folder)}
 
 
 def all_events(folder: Path) -> dict[str, tuple[Event, ...]]:
-    """The events of every client of a run on this machine, by name: what composes with other runs' events.
+    """Return the events of every client of a run on this machine, by name.
 
     Raises `RunFolderError` for a damaged ledger.
     """

@@ -21,11 +21,11 @@ from fedproxy_secure.errors import RunFolderError
 
 log = logging.getLogger(__name__)
 POLL_S = 0.05
-TOLD_AFTER_S = 10.0  # a log line then: whoever waits that long wants to know for whom
+LOGGED_AFTER_S = 10.0  # after so long a line of log says which process holds the lock
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Put `data` in the place of what is at `path`. For one writer at a time: see `alone`.
+    """Write `data` to `path` in the place of what is there, for one writer at a time (see `alone`).
 
     What an interrupted write left behind is overwritten by the next. Raises `RunFolderError` if that fails.
     """
@@ -76,7 +76,7 @@ def alone(path: Path, *, wait_s: float) -> Iterator[None]:
 
 
 def _acquire(descriptor: int, path: Path, wait_s: float) -> None:
-    began, told = time.monotonic(), False
+    began, logged = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,9 +90,9 @@ def _acquire(descriptor: int, path: Path, wait_s: float) -> None:
                 f"{path}: is held by process {_holder(descriptor)} for more than {wait_s:g} s; wait for "
                 "it, or end it: the lock ends with it"
             )
-        if waited > TOLD_AFTER_S and not told:
+        if waited > LOGGED_AFTER_S and not logged:
             log.info("%s: waiting for process %s", path, _holder(descriptor))
-            told = True
+            logged = True
         time.sleep(POLL_S)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)

@@ -13,25 +13,24 @@
 
 `fedproxy-secure provision CONFIG` writes one per client, complete, from the settings of a run.
 
-Guarantees: a job that differs from the policy in anything that the policy states is refused, naming the
-value, before records are read. What the policy leaves to the server: the proxy and its blocks (both are in
-what clients sign), which clients take part, and when. A policy with a key missing is refused.
+Guarantees: a job that differs from the policy in anything that the policy states is refused before records
+are read, with an error that names the value. A policy with a key missing is refused. The policy leaves to
+the server: the proxy and its blocks (both are in what clients sign), which clients take part, and when.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from fedproxy_secure.artifacts import write_bytes
 from fedproxy_secure.config import (
+    OWN,
     AdapterConfig,
     AuditConfig,
     ClientConfig,
@@ -39,37 +38,35 @@ from fedproxy_secure.config import (
     LocalConfig,
     PrivacyConfig,
     ProtectConfig,
+    Section,
 )
+from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.untrusted import parse_yaml
-
-# what a client and the server may have differently: where things lie
-_OWN_PLACES = {"protect": {"keys"}, "privacy": {"ledger"}}
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.untrusted import parse_yaml
 
 
-class ClientPolicy(BaseModel):
-    """What one client demands of every job; all keys must be there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ClientPolicy(Section):
+    """The demands of one client on every job; all keys must be there."""
 
     client: ClientConfig
-    data_root: str | None
+    data_root: Annotated[str | None, OWN]
     max_tokens: int
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], OWN]
     rounds: int
     participation: float
-    device: Literal["auto", "cpu", "cuda"]
-    dtype: Literal["auto", "float32", "bfloat16"]
+    device: Annotated[Literal["auto", "cpu", "cuda"], OWN]
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], OWN]
     adapter: AdapterConfig
     local: LocalConfig
     fusion: FusionConfig
     protect: ProtectConfig
     privacy: PrivacyConfig
-    audit: AuditConfig
+    audit: Annotated[AuditConfig, OWN]
 
     def own_job(self, asked: FederationJob) -> FederationJob:
-        """The server's job with this client's records, folders, device and audit in it.
+        """Return the server's job with this client's records, folders, device and audit in it.
 
         Raises `ConfigError` if the job differs from what this policy states.
         """
@@ -82,14 +79,12 @@ class ClientPolicy(BaseModel):
             own={"rounds": self.rounds, "participation": self.participation},
         )
         for section in ("adapter", "local", "fusion", "protect", "privacy"):
-            places = _OWN_PLACES.get(section, set())
             _check_same(
                 f"{section}.",
-                asked=getattr(asked, section).model_dump(exclude=places),
-                own=getattr(self, section).model_dump(exclude=places),
+                asked=getattr(asked, section).without(OWN),
+                own=getattr(self, section).without(OWN),
             )
-        return replace(
-            asked,
+        return asked.changed(
             clients=(self.client,),
             data_root=self.data_root,
             device=self.device,
@@ -100,12 +95,8 @@ class ClientPolicy(BaseModel):
         )
 
     def sha256(self) -> bytes:
-        """Hash of what was agreed to, 32 bytes: not where things lie, nor which seeds there are."""
-        raw = self.model_dump(mode="json", exclude={"data_root", "seeds", "device", "dtype", "audit"})
-        for section, places in _OWN_PLACES.items():
-            for place in places:
-                del raw[section][place]
-        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).digest()
+        """Return the hash of what the client agrees to, 32 bytes; folders and seeds are not part of it."""
+        return hashlib.sha256(json.dumps(self.without(OWN), sort_keys=True).encode()).digest()
 
     def write(self, file: Path) -> None:
         """Write the policy as YAML, whole or not at all."""
@@ -114,29 +105,21 @@ class ClientPolicy(BaseModel):
 
 
 def check_sound(policy: ClientPolicy) -> None:
-    """Raise `ConfigError` for a policy whose parts do not protect together as they say.
+    """Raise `ConfigError` for a policy whose sections together cannot protect as they say.
 
-    Found when the policy is read, before a seed is spent on a run that could not be answered.
+    This is checked when the policy is read, before a seed is spent on a run that the client cannot answer.
     """
     scheme, unit = policy.protect.scheme, policy.privacy.unit
     if unit != "none" and policy.privacy.ledger is None:
-        raise ConfigError(f"privacy.ledger: must name a folder with privacy.unit={unit}")
-    if scheme != "unsafe_plaintext" and policy.protect.keys is None:
-        raise ConfigError(f"protect.keys: must name a folder with protect.scheme={scheme}")
-    if unit == "client" and (scheme != "masking" or policy.fusion.rule not in ("fedavg", "fedadam")):
-        raise ConfigError(
-            "privacy.unit=client: needs protect.scheme=masking and fusion.rule fedavg or fedadam; all else "
-            "would be sent without noise"
-        )
-    if scheme == "unsafe_plaintext" and (policy.protect.min_cohort or policy.protect.refuse_differencing):
-        raise ConfigError(
-            f"protect.scheme={scheme}: makes no sums; protect.min_cohort and protect.refuse_differencing "
-            "need masking or ckks"
-        )
+        raise ConfigError(f"privacy.ledger: must name a folder if privacy.unit={unit}")
+    protection = PROTECTIONS.get(scheme, where="protect.scheme")
+    if protection.secure_sum and policy.protect.keys is None:
+        raise ConfigError(f"protect.keys: must name a folder if protect.scheme={scheme}")
+    protection.check_settings(policy.protect, policy.privacy, policy.fusion, cohort=None)
 
 
 def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> ClientPolicy:
-    """The policy of client `index` that agrees to a job, for all of `seeds`."""
+    """Return the policy by which client `index` agrees to a job, for all of `seeds`."""
     return ClientPolicy(
         client=job.clients[index],
         data_root=job.data_root,
@@ -144,7 +127,7 @@ def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> Cli
         seeds=seeds,
         rounds=job.federate.rounds,
         participation=job.federate.participation,
-        device=job.device,  # type: ignore[arg-type]  # the job's comes from the same setting
+        device=job.device,  # type: ignore[arg-type]  # the job's device comes from the same setting
         dtype=job.dtype,  # type: ignore[arg-type]
         adapter=job.adapter,
         local=job.local,

@@ -3,7 +3,7 @@
 Symbols follow the paper: `tau` [K, d] the updates, `h` heterogeneity (Eq. 5), `w` weights (Eq. 6),
 `C` conflict (Eq. 7), `r` retention (Eq. 10), `rho` the election ratio (Eq. 11-14).
 
-Guarantees: none of privacy. Every rule here reads every client's update in the clear.
+Guarantees no privacy: every rule here reads every client's update in the clear.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What the server learns from one round's updates before it merges them.
+    """The server's analysis of one round's updates, before it merges them.
 
     `cosines` [K, K]; `heterogeneity` h [K], larger for a client unlike the others; `weights` w [K],
     summing to 1; `conflict` C [d] in [0, 1], 1 where as many clients go up as down.
@@ -30,7 +30,7 @@ class Analysis:
 
 
 def analyse(tau: Array) -> Analysis:
-    """Cosines, heterogeneity, weights and conflict of one round (Eq. 5-7)."""
+    """Return cosines, heterogeneity, weights and conflict of one round (Eq. 5-7)."""
     cosines = pairwise_cosines(tau)
     clients = len(tau)
     others = ~np.eye(clients, dtype=bool)
@@ -48,7 +48,7 @@ def analyse(tau: Array) -> Analysis:
 
 
 def pairwise_cosines(tau: Array) -> Array:
-    """Cosine of every pair of updates, float64 [K, K]; a zero update has cosine 0 with all others."""
+    """Return the cosines of all pairs of updates, float64 [K, K]; 0 between a zero update and others."""
     wide = tau.astype(np.float64)
     gram = wide @ wide.T
     norms = np.sqrt(np.diag(gram))
@@ -60,14 +60,14 @@ def pairwise_cosines(tau: Array) -> Array:
 
 
 def retention(heterogeneity: Array, *, r0: float, delta: float) -> Array:
-    """Share of each update that H-TIES keeps: `r_k = r0 - delta * minmax(h)_k` (Eq. 10)."""
+    """Return the share of each update that H-TIES keeps: `r_k = r0 - delta * minmax(h)_k` (Eq. 10)."""
     span = heterogeneity.max() - heterogeneity.min()
     scaled = (heterogeneity - heterogeneity.min()) / span if span > 0 else heterogeneity * 0
     return r0 - delta * scaled
 
 
 def keep_largest(update: Array, share: float) -> Array:
-    """`update` [d] with all but its `ceil(share * d)` largest magnitudes set to zero."""
+    """Return `update` [d] with all but its `ceil(share * d)` largest magnitudes set to zero."""
     keep = min(len(update), int(np.ceil(share * len(update) - 1e-9)))
     if keep == len(update):
         return update.copy()
@@ -78,7 +78,7 @@ def keep_largest(update: Array, share: float) -> Array:
 
 
 def elect(tau: Array, weights: Array, *, rho: float) -> Array:
-    """Per coordinate, the weighted mean of the side that outweighs the other by `rho` (Eq. 12-14).
+    """Return, per coordinate, the weighted mean of the side that outweighs the other by `rho` (Eq. 12-14).
 
     `P` and `N` are the weighted sums of positive and of negative magnitudes. The value is `P / sum of w
     over the clients on that side`, `-N / ...` on the other, or 0 where neither side wins.
@@ -98,23 +98,23 @@ def elect(tau: Array, weights: Array, *, rho: float) -> Array:
 
 
 def fedavg(tau: Array) -> Array:
-    """Mean of the updates, each client alike.
+    """Return the mean of the updates, each client alike.
 
-    Not by numbers of records: all clients take as many steps, so that a small client's update is worth as
-    much work, and under masking no server needs the numbers. Masked or not, the rule is then the same.
+    Weights do not follow numbers of records: all clients take as many steps, so a small client's update
+    stands for as much work. Under masking no server needs the numbers then, and the rule stays the same.
     """
     mean: Array = tau.mean(axis=0, dtype=np.float32)
     return mean
 
 
 def ties(tau: Array, *, keep_ratio: float) -> Array:
-    """TIES merging (Yadav et al. 2023): trim, elect the sign of the larger mass, mean of that side."""
+    """Merge by TIES (Yadav et al. 2023): trim, elect the sign of the larger mass, mean of that side."""
     trimmed = np.stack([keep_largest(t, keep_ratio) for t in tau])
     return elect(trimmed, np.full(len(tau), 1 / len(tau)), rho=1.0)
 
 
 def h_ties(tau: Array, analysis: Analysis, *, rho: float, r0: float, delta: float) -> Array:
-    """H-TIES (Eq. 10-14): trim by heterogeneity, weight by similarity, elect with margin `rho`."""
+    """Merge by H-TIES (Eq. 10-14): trim by heterogeneity, weight by similarity, elect with margin `rho`."""
     shares = retention(analysis.heterogeneity, r0=r0, delta=delta)
     trimmed = np.stack([keep_largest(t, share) for t, share in zip(tau, shares, strict=True)])
     return elect(trimmed, analysis.weights, rho=rho)

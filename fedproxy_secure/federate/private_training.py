@@ -2,11 +2,12 @@
 
 Each step takes a Poisson sample of the records, clips every record's gradient to `clip_norm`, adds Gaussian
 noise of `noise_multiplier x clip_norm` to their sum and divides by the *expected* number of records. What
-follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-in) sees the noisy sums only.
+follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-back) sees noisy sums only.
 
 A record whose gradient cannot be taken, for whatever reason, counts as one whose gradient is zero, and
-nobody is told: whoever made the model could make it so for records with a token of its choice. What is
-wrong with the model for all records, `check_private` and `check_fits` find before round 0, on made-up ones.
+nobody is told: whoever made the model could make it fail for records with a token of their choice. Faults
+of a model that concern all records are found before round 0 by `check_private` and `check_fits`, on made-up
+records.
 
 A record's gradient comes from a pass of its own (`record_gradients`): what one record says, or how long it
 is, cannot change another's. So one record more or less moves the sum of the clipped gradients by at most
@@ -30,7 +31,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,90 +40,14 @@ from torch import nn
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.errors import ConfigError, FedProxyError, ModelError, TrainingError
-from fedproxy_secure.federate.adapters import trained_parameters
-from fedproxy_secure.federate.record_gradients import (
-    OF_THE_MACHINE,
-    Loss,
-    record_gradient,
-    record_gradients,
-)
+from fedproxy_secure.dp.record_noise import RecordNoise
+from fedproxy_secure.errors import FedProxyError, TrainingError
+from fedproxy_secure.federate.model_checks import known_tokens, longest_record
+from fedproxy_secure.federate.record_gradients import Loss, record_gradients
+from fedproxy_secure.models.adapters import trained_parameters
 
 log = logging.getLogger(__name__)
 LARGEST_PASS = 1.25  # records whose gradients are held at once, over the expected batch
-SAME_GRADIENT = 0.01  # length of a difference over the gradient's; accelerators do not repeat sums exactly
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordNoise:
-    """How a client's steps are made private. `sampling_rate` in (0, 1], the others >= 0."""
-
-    noise_multiplier: float
-    clip_norm: float
-    sampling_rate: float
-
-
-def check_private(tuned: nn.Module) -> None:
-    """Raise `ConfigError` for a model with layers that Opacus refuses, as some keep records in buffers."""
-    from opacus.grad_sample import GradSampleModule
-
-    if wrong := GradSampleModule.validate(tuned):
-        raise ConfigError(f"privacy.unit=record: {str(wrong[0]).splitlines()[0]}")
-
-
-def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> None:
-    """Raise `ModelError` if the model cannot compute the gradient of every record that the settings allow.
-
-    No record is looked at: two made-up ones are tried, of 3 tokens and of `longest`. The short one must
-    have the same gradient before and after the long one (up to `SAME_GRADIENT`), and neither may change a
-    buffer of the model: a model that remembers records couples them.
-
-    Args:
-        tokens: one more than the largest token that the tokenizer can give.
-        longest: tokens in the longest record that the settings allow, >= 8.
-        pad_id: what shorter records are filled up with.
-    """
-    rows, positions = _rows(tuned), _positions(tuned)
-    if rows < tokens:
-        raise ModelError(f"proxy: has embeddings of {rows} tokens; must have {tokens}, its tokenizer's")
-    if not 0 <= pad_id < rows:
-        raise ModelError(f"proxy: fills up with token {pad_id}; must be in [0, {rows})")
-    if positions is not None and positions < longest:
-        raise ModelError(f"proxy: has {positions} positions; must have {longest} (data.max_tokens)")
-    short = Encoded(ids=(0, rows - 1, 0), response_start=1)
-    long = Encoded(ids=(rows - 1,) * longest, response_start=2)
-    first, kept = _rehearsed(tuned, short, pad_id)
-    _, after = _rehearsed(tuned, long, pad_id)
-    again, _ = _rehearsed(tuned, short, pad_id)
-    same_buffers = kept.keys() == after.keys() and all(torch.equal(kept[n], after[n]) for n in kept)
-    if not same_buffers or float((again - first).norm()) > SAME_GRADIENT * float(first.norm()):
-        raise ModelError("proxy: a record changes what becomes of the next; must keep nothing of a pass")
-
-
-def _rehearsed(
-    tuned: nn.Module, item: Encoded, pad_id: int
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A made-up record's gradient, flat, with the same masks of dropout each time; the buffers after it."""
-    parameters = trained_parameters(tuned)
-    device = parameters[0].device
-
-    def loss(_: np.ndarray) -> torch.Tensor:
-        return batch_loss(tuned, training_batch([item], pad_id=pad_id, device=device))
-
-    tuned.train()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            _, gradients = record_gradient(loss, 0, parameters)
-        buffers = {name: buffer.detach().clone() for name, buffer in tuned.named_buffers()}
-        return torch.cat([g.reshape(-1).float() for g in gradients]), buffers
-    except OF_THE_MACHINE:
-        raise
-    except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"proxy: gives no gradients of made-up records: {said}") from error
-    finally:
-        tuned.eval()
 
 
 def train_privately(
@@ -138,17 +62,17 @@ def train_privately(
     who: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
 ) -> float:
-    """Take `steps` private steps on the trained parameters; the mean loss in nats, not private.
+    """Take `steps` private steps on the trained parameters; return the mean loss, nats, not private.
 
     Args:
-        pull: gradients of the penalties (PCR, FedProx), one a trained parameter; they depend on what was
+        pull: gradients of the penalties (PCR, FedProx), one per trained parameter; they depend on what was
             broadcast and on the parameters, not on records, and are added after the noise.
 
     Raises `TrainingError`, naming `who`: with the step, as soon as the adapter is not finite; or in one
     constant line if the machine has too little memory, or for anything that nobody thought of.
     """
     device = trained_parameters(tuned)[0].device
-    rows, positions = _rows(tuned), _positions(tuned)
+    rows, positions = known_tokens(tuned), longest_record(tuned)
     taken: dict[int, Encoded] = {}
 
     def usable(index: int) -> bool:
@@ -197,7 +121,7 @@ def private_steps(
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
     usable: Callable[[int], bool] | None = None,
 ) -> float:
-    """DP-SGD on any module; see `train_privately`.
+    """Run DP-SGD on any module; see `train_privately`.
 
     `loss` is asked for one record at a time. A record that is not `usable` never reaches it, and counts
     like one for which it fails.
@@ -239,20 +163,8 @@ def private_steps(
     return total / max(seen, 1)
 
 
-def _rows(tuned: Any) -> int:
-    """How many tokens the model knows, going in and coming out."""
-    ends = (tuned.get_input_embeddings(), tuned.get_output_embeddings())
-    return min(int(end.weight.shape[0]) for end in ends if end is not None)
-
-
-def _positions(tuned: Any) -> int | None:
-    """How many tokens a record may have; None where the model does not say."""
-    found = getattr(tuned.config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
-
-
 def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:
-    """Of the adapter after noise, which may be told."""
+    """Raise `TrainingError` if the adapter, which is noisy and so may be told, is not finite."""
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise TrainingError(
             f"{who}: the adapter is not finite after local step {step}; lower local.learning_rate"
@@ -268,16 +180,16 @@ def _add(parameters: Sequence[nn.Parameter], pull: Callable[[], Sequence[torch.T
 
 def _optimizer(tuned: nn.Module, local: LocalConfig) -> torch.optim.Optimizer:
     kind: Any = torch.optim.AdamW if local.optimizer == "adamw" else torch.optim.SGD
-    made: torch.optim.Optimizer = kind(
+    optimizer: torch.optim.Optimizer = kind(
         trained_parameters(tuned), lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
     )
-    return made
+    return optimizer
 
 
 def _noisy_optimizer(
     optimizer: torch.optim.Optimizer, private: RecordNoise, noise: Noise, expected: float
 ) -> Any:
-    """Opacus's optimiser with the noise taken from `noise`."""
+    """Return Opacus's optimiser with the noise taken from `noise`."""
     from opacus.optimizers import DPOptimizer
 
     class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Each record's own gradient, from a pass of its own.
+"""Compute each record's own gradient, in a pass of its own.
 
 A pass over several records would be some three times faster on a CPU, but the model decides what becomes of
 one record beside another: positions that stretch with the longest, experts that fill up, or only sums whose
@@ -29,11 +29,11 @@ OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)  # no error of a record
 def record_gradients(
     loss: Loss, chosen: np.ndarray, parameters: Sequence[nn.Parameter]
 ) -> tuple[list[torch.Tensor], float, int]:
-    """Each record's gradient, [records, *shape] a parameter; the sum of losses; how many records failed.
+    """Return each record's gradient, [records, *shape] per parameter, the sum of losses, and the failures.
 
     Raises nothing but `OF_THE_MACHINE`, and what interrupts a process.
     """
-    made = [torch.zeros((len(chosen), *p.shape), device=p.device, dtype=p.dtype) for p in parameters]
+    rows = [torch.zeros((len(chosen), *p.shape), device=p.device, dtype=p.dtype) for p in parameters]
     total, failed = 0.0, 0
     for row, index in enumerate(chosen):
         try:
@@ -47,9 +47,9 @@ def record_gradients(
         total += value
         # an error would tell, without noise, that a record was drawn whose gradient is not finite
         if all(bool(g.isfinite().all()) for g in gradients):
-            for place, gradient in zip(made, gradients, strict=True):
+            for place, gradient in zip(rows, gradients, strict=True):
                 place[row] = gradient
-    return made, total, failed
+    return rows, total, failed
 
 
 def record_gradient(
@@ -60,8 +60,8 @@ def record_gradient(
     Raises whatever the model raises.
     """
     value = loss(np.array([index]))
-    found = torch.autograd.grad(value, list(parameters), allow_unused=True)
+    taken = torch.autograd.grad(value, list(parameters), allow_unused=True)
     gradients = [
-        torch.zeros_like(p) if g is None else g.detach() for g, p in zip(found, parameters, strict=True)
+        torch.zeros_like(p) if g is None else g.detach() for g, p in zip(taken, parameters, strict=True)
     ]
     return float(value.detach()), gradients

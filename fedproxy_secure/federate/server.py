@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import nn
 
-from fedproxy_secure.artifacts import write_bytes
 from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.federate import fusion as rules
-from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.models.adapters import get_vector, tensor_sizes
+from fedproxy_secure.runtime.artifacts import write_bytes
 
 FEDADAM_BETAS = (0.9, 0.99)
 FEDADAM_TAU = 1e-3  # floor of the adaptive step (Reddi et al. 2021)
@@ -24,7 +24,7 @@ FEDADAM_TAU = 1e-3  # floor of the adaptive step (Reddi et al. 2021)
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """What the server carries from round to round.
+    """The server's state between two rounds.
 
     `round` is the next to run; `adapter` is phi_g, float32 [d]; `sizes` of the tensors in it, int64 (None:
     one tensor); `conflict` is C of the last round, float32 [d] or None; `momentum` and `variance` belong to
@@ -59,7 +59,7 @@ class ServerState:
 
 
 def initial_state(tuned: nn.Module) -> ServerState:
-    """Before the first round: the adapter as `attach` made it."""
+    """Return the state before the first round, with the adapter as `attach` made it."""
     return ServerState(
         round=0, adapter=get_vector(tuned), sizes=np.array(tensor_sizes(tuned), dtype=np.int64)
     )
@@ -68,7 +68,7 @@ def initial_state(tuned: nn.Module) -> ServerState:
 def fuse_round(
     state: ServerState, updates: Sequence[ClientUpdate], fusion: FusionConfig
 ) -> tuple[ServerState, dict[str, float]]:
-    """Merge one round's updates, all of them in the clear; also numbers for the round's metrics line.
+    """Merge one round's updates, all in the clear; return the next state and numbers for the metrics line.
 
     Raises `DataError`, naming the client, for an update of the wrong shape or not finite.
     """
@@ -104,7 +104,7 @@ def advance(
     conflict: np.ndarray | None,
     clip: np.ndarray | None = None,
 ) -> ServerState:
-    """The next state after a round whose updates merged into `merged`, float32 [d]."""
+    """Return the next state after a round whose updates merged into `merged`, float32 [d]."""
     momentum, variance = state.momentum, state.variance
     if fusion.rule == "fedadam":
         merged, momentum, variance = _adam(merged, momentum, variance)

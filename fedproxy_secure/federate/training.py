@@ -12,13 +12,13 @@ from torch import nn
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.errors import TrainingError
-from fedproxy_secure.federate.adapters import trained_parameters
+from fedproxy_secure.models.adapters import trained_parameters
 
 Penalty = Callable[[], torch.Tensor]
 
 
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless index batches, int64 [batch_size]: shuffled passes over `count` records, end to end."""
+    """Yield endless index batches, int64 [batch_size]: shuffled passes over `count` records, end to end."""
     order = np.empty(0, dtype=np.int64)
     while True:
         while len(order) < batch_size:
@@ -78,5 +78,5 @@ def train(
                 if on_step is not None:
                     on_step(step)
     finally:
-        tuned.eval()  # also for whoever stops it: the model may be shared
+        tuned.eval()  # also if training is interrupted: the model may be shared
     return total / steps

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class ClientUpdate:
-    """What one client sends after a round: `tau_k = phi_k - phi_g`, float32 [d], and its metrics."""
+    """One client's update of a round, `tau_k = phi_k - phi_g`, float32 [d], and its metrics."""
 
     client: str
     update: np.ndarray

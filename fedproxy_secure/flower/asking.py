@@ -1,15 +1,16 @@
-"""Asking nodes and taking their answers: an answer, whatever it is, ends nothing but its client's part.
+"""Send requests to nodes and take their answers; a bad answer ends its own client's part and nothing else.
 
-An answer is fetched on its own, by the id of the request that it must answer. Flower puts a message
-together from what its sender uploaded, its origin included, so whose answer it is follows from that id
-alone: the SuperLink lets no other node answer it. An answer that cannot be put together or decoded, or that
-says that the client failed, leaves its client out, with one line in the log.
+Each answer is fetched by the id of the request that it must answer. Flower puts a message together from
+what its sender uploaded, and that includes the origin that the sender claims. So the id of the request
+alone tells whose answer it is: the SuperLink lets no other node answer that request. A client is left out,
+with one line in the log, if its answer cannot be put together or decoded, or says that the client failed.
 
-What a client says went wrong ends the run only if too few clients are left to go on (`enough`, `explain`),
-or at once where one machine plays all clients: there it is the operator's own mistake.
+An error that a client reports ends the run only if too few clients are left to go on (`enough`, `explain`).
+Where one machine plays all clients it ends the run at once: there it is the operator's own mistake.
 
-Guarantees: no content of an answer raises anything but `FedProxyError` out of here; lines of clients are
-logged and raised in bounded, printable form, behind the name of who said them, and as one of a few classes.
+Guarantees: no content of an answer raises anything but `FedProxyError` out of this module. Lines that
+clients wrote are logged and raised in bounded, printable form, behind the name of the client that wrote
+them, and as one of a few error classes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from fedproxy_secure import wire
 from fedproxy_secure.errors import (
     ConfigError,
     DataError,
@@ -33,19 +35,18 @@ from fedproxy_secure.errors import (
     RunFolderError,
     TrainingError,
 )
-from fedproxy_secure.flower import wire
-from fedproxy_secure.quoting import one_line
+from fedproxy_secure.runtime.quoting import one_line
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-LEFT = "ProtocolAborted"  # a client that left the protocol has dropped out; no person need mend anything
-# what a client may say went wrong; anything else it names counts as failed training
-SAID: dict[str, type[FedProxyError]] = {
+LEFT = "ProtocolAborted"  # a client that left the protocol has dropped out; nobody has to repair anything
+# the error classes that a client may report; any other name counts as failed training
+REPORTED: dict[str, type[FedProxyError]] = {
     kind.__name__: kind
     for kind in (ConfigError, DataError, ModelError, PrivacyError, RunFolderError, TrainingError)
 }
-# what Flower raises when it cannot put an answer together, whatever the bytes
+# the errors that Flower raises when it cannot put a message together from the received bytes
 _UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -60,9 +61,10 @@ T = TypeVar("T")
 
 
 class Asker:
-    """Sends requests over a grid and yields what clients answer in time.
+    """Sends requests over a grid and yields the answers that arrive in time.
 
-    `one_machine`: a client's own error ends the run at once. `names`: of nodes, once they are known.
+    With `one_machine` a client's own error ends the run at once. The attribute `names` maps a node to its
+    client's name, once that name is known.
     """
 
     def __init__(self, grid: Grid, *, timeout_s: float, one_machine: bool = False) -> None:
@@ -71,7 +73,7 @@ class Asker:
         self._failures: list[FedProxyError] = []
 
     def begin(self) -> None:
-        """Forget failures of earlier rounds: they do not explain what comes."""
+        """Forget the failures of earlier rounds, which do not explain a later one."""
         self._failures.clear()
 
     def ask(
@@ -81,7 +83,7 @@ class Asker:
         group: str,
         decode: Callable[[RecordDict], T],
     ) -> Iterator[tuple[int, T]]:
-        """Send to nodes; yield (node, decoded answer) of those that answer in time and did not fail.
+        """Send contents to nodes and yield (node, decoded answer) for each good answer that comes in time.
 
         `decode` may raise `FedProxyError`: the answer then counts as not given.
         """
@@ -90,7 +92,7 @@ class Asker:
             for node, content in contents.items()
         ]
         pushed = list(self._grid.push_messages(messages))
-        # in order: the in-process engine's order is that of its nodes
+        # kept in order: the in-process engine answers in the order of its nodes
         waiting = {sent: node for sent, node in zip(pushed, contents, strict=False) if sent is not None}
         if len(waiting) < len(contents):
             log.warning("%s: %d requests could not be sent", group, len(contents) - len(waiting))
@@ -109,30 +111,30 @@ class Asker:
                 time.sleep(POLL_S)
 
     def who(self, node: int) -> str:
-        """A node as it stands in a log: its client's name, if it is known."""
+        """Return how a log names a node: by its client's name, if that is known, and its id."""
         return f"{self.names[node]} (node {node})" if node in self.names else f"node {node}"
 
     def enough(self, count: int, least: int, what: str, setting: str) -> None:
-        """Raise a client's own error if there is one, or `RoundAborted`, for fewer than `least` clients."""
+        """Raise the first client's own error, or else `RoundAborted`, if `count` is below `least`."""
         if count >= least:
             return
         self.explain()
         raise RoundAborted(f"{count} clients {what}: must be >= {least} ({setting})")
 
     def explain(self) -> None:
-        """Raise the first of the clients' own errors, if there is one."""
+        """Raise the first error that a client reported, if there is one."""
         if self._failures:
             raise self._failures[0]
 
     def _fetch(
         self, sent: str, node: int, group: str, decode: Callable[[RecordDict], T]
     ) -> tuple[bool, T | None]:
-        """Whether the request was answered, and the answer if it counts."""
+        """Return whether the request was answered, and the decoded answer unless its client is left out."""
         try:
             reply = next(iter(self._grid.pull_messages([sent])), None)
         except _UNREADABLE as error:
-            what = type(error).__name__
-            log.warning("%s: %s is left out: its answer is no message (%s)", group, self.who(node), what)
+            kind = type(error).__name__
+            log.warning("%s: %s is left out: its answer is no message (%s)", group, self.who(node), kind)
             return True, None
         if reply is None:
             return False, None
@@ -155,6 +157,6 @@ class Asker:
             log.warning("%s: %s left the protocol: %s", group, self.who(node), line)
             return
         log.warning("%s: %s is left out, it says: %s", group, self.who(node), line)
-        self._failures.append(SAID.get(kind, TrainingError)(f"{self.who(node)} says: {line}"))
+        self._failures.append(REPORTED.get(kind, TrainingError)(f"{self.who(node)} says: {line}"))
         if self._one_machine:
             self.explain()

@@ -1,16 +1,16 @@
-"""The client's Flower app: gets ready for a job, then trains when asked.
+"""The client's Flower app: it prepares for a job, then trains when asked.
 
-What a server may ask is the client's own business: `policy` in the node's settings names the file that says
-it (`fedproxy_secure.federate.client_policy`). A node without one answers nothing. Only where one machine
-plays everybody (in-process and simulation engines) is client `partition-id` of the job's list played, as
-the job says.
+The client decides what a server may ask: the key `policy` in the node's settings names the file that says
+it (`fedproxy_secure.federate.client_policy`). A node without a policy answers nothing. There is one
+exception: with the in-process and simulation engines one machine plays every party, and the node plays
+client `partition-id` of the job's list, as the job says.
 
-What a client says when something fails: its own machine's log has the whole line. To the server of another
-machine goes a line that does not quote records; under differential privacy a failure in training gives one
-constant reply, whatever the reason.
+When something fails, the log of the client's own machine gets the whole error. A server on another machine
+gets a line that does not quote records. Under differential privacy a failure in training gives one constant
+reply, whatever the reason.
 
-torch is imported where a model is needed: a deployment starts this app anew for every message, and most
-messages of secure aggregation need none.
+torch is imported only where a model is needed: a deployment starts this app anew for every message, and
+most messages of secure aggregation need no model.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedproxy_secure import wire
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import (
     ConfigError,
@@ -36,8 +37,9 @@ from fedproxy_secure.errors import (
 )
 from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import attempt, masked_client, masked_gram, proxy_store, wire
-from fedproxy_secure.flower.masked_terms import agreed_broadcast
+from fedproxy_secure.protect.base import Asked, protection_of
+from fedproxy_secure.protect.secure_sum import attempt
+from fedproxy_secure.proxy_intake import store as proxy_store
 
 if TYPE_CHECKING:
     from fedproxy_secure.federate.client import LocalClient
@@ -46,6 +48,9 @@ log = logging.getLogger(__name__)
 app = ClientApp()
 
 
+# message types of later steps, `query.share` and so on
+STEPS = ("gram_share", "gram_sketch", "gram_weigh", "share", "mask", "confirm", "unmask")
+OTHER_STEP = "step"
 _KEPT_CLIENTS = 64
 Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
 _players: dict[str, Play] = {}
@@ -54,7 +59,7 @@ _clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
 
 @contextmanager
 def played_by(players: dict[str, Play]) -> Iterator[None]:
-    """Meanwhile, let malicious clients of this process train in their own way, by name."""
+    """Let malicious clients of this process, given by name, train in their own way in a `with` block."""
     _players.update(players)
     try:
         yield
@@ -69,10 +74,10 @@ def _as_played(client: LocalClient) -> LocalClient:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnJob:
-    """The server's job as this client takes it: its own records in it, checked against its own policy.
+    """The server's job as this client takes it: with its own records, and checked against its own policy.
 
-    `index`: which of the job's clients this one is. `policy`: the hash of its policy, 32 bytes; None where
-    one machine plays everybody.
+    `index`: the client's place in the job's list. `policy`: the hash of the client's policy, 32 bytes; None
+    where one machine plays everybody.
     """
 
     job: FederationJob
@@ -101,15 +106,15 @@ def _answers_in_one_line(
                 kind, line = type(error).__name__, str(error)
             else:
                 log.exception("%s: failed", message.metadata.message_type)
-                kind, line = _told_elsewhere(error)
+                kind, line = _reply_to_another_machine(error)
             content = wire.encode_failure(kind, line)
         return Message(content, reply_to=message)
 
     return answer
 
 
-def _told_elsewhere(error: Exception) -> tuple[str, str]:
-    """What a server on another machine is told of an error: the line only where it rests on no record."""
+def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
+    """Return an error's class and line for a server elsewhere; the line only if it rests on no record."""
     if isinstance(error, ProtocolAborted | ConfigError):
         return type(error).__name__, str(error)
     if isinstance(error, PrivacyError):  # the exact epsilon follows from the number of records
@@ -122,14 +127,14 @@ def _told_elsewhere(error: Exception) -> tuple[str, str]:
 @app.query("setup")
 @_answers_in_one_line
 def setup(message: Message, context: Context) -> RecordDict:
-    """Remember the job; say whether the proxy is here, taking its files if they came along."""
+    """Remember the job and answer whether the proxy is here; keep its files if they came along."""
     asked = wire.decode_setup(message.content)
     own = _checked(asked.job_json, context)
     sha256 = own.job.proxy_sha256
-    if asked.sha256 != sha256:  # all clients of a sum train the same: it is in what they sign
+    if asked.sha256 != sha256:  # all clients of a sum train one proxy: its hash is in what they sign
         raise ProtocolAborted(f"proxy {asked.sha256[:12]}: must be {sha256[:12]}, which the job names")
-    if own.policy is not None and own.job.protect.scheme != "unsafe_plaintext":
-        # before its files are kept or a record is read: a seed is spent on the first proxy that is named
+    if own.policy is not None and protection_of(own.job.protect).secure_sum:
+        # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
     folder = proxy_store.find(sha256)
     if folder is None and asked.files is not None:
@@ -143,96 +148,49 @@ def setup(message: Message, context: Context) -> RecordDict:
 @app.train()
 @_answers_in_one_line
 def train(message: Message, context: Context) -> RecordDict:
-    """One round of local training."""
+    """Train for one round, and answer as the job's protection says."""
     from fedproxy_secure.flower.recording import watched
 
     own = _own_job(context)
     job, client = own.job, _client(context)
     folder = proxy_store.find(job.proxy_sha256)
-    assert folder is not None  # _client found it
-    sizes = client.sizes
-    client = _as_played(watched(client, job, own.index, folder))
-    sent = (job.protect.scheme, job.granularity, job.protect.weights)
-    if job.privacy.unit == "client" and sent != ("masking", "plain", "uniform"):
-        raise ConfigError(
-            "privacy.unit=client: needs protect.scheme=masking, protect.weights=uniform and a rule that "
-            "only adds; all else would be sent without noise"
-        )
-    if job.protect.scheme != "unsafe_plaintext":
-        begin = (
-            masked_gram.train_and_say_hello
-            if job.protect.weights == "encrypted_gram"
-            else masked_client.train_and_advertise
-        )
-        return begin(client, job, message.content, context, policy=own.policy)
-    broadcast = agreed_broadcast(message.content, job, sizes)
-    return wire.encode_update(
-        client.train(
-            round=broadcast.round,
-            start=broadcast.adapter,
-            conflict=broadcast.conflict,
-            pcr_lambda=broadcast.pcr_lambda,
-            prox_mu=broadcast.prox_mu,
-        )
+    assert folder is not None  # `_client` has looked it up
+    played = _as_played(watched(client, job, own.index, folder))
+    return protection_of(job.protect).train(_asked("train", own, message, context, lambda: played))
+
+
+def _answers_step(step: str) -> Callable[[Message, Context], RecordDict]:
+    """Return the handler of one later step of a round; other packages' schemes use the type `step`."""
+
+    def answer(message: Message, context: Context) -> RecordDict:
+        own = _own_job(context)
+        name = wire.step_of(message.content) if step == OTHER_STEP else step
+        asked = _asked(name, own, message, context, lambda: _client(context))
+        return protection_of(own.job.protect).answer(asked)
+
+    return answer
+
+
+for _step in (*STEPS, OTHER_STEP):
+    app.query(_step)(_answers_in_one_line(_answers_step(_step)))
+
+
+def _asked(
+    step: str, own: OwnJob, message: Message, context: Context, local_client: Callable[[], LocalClient]
+) -> Asked:
+    return Asked(
+        step=step,
+        job=own.job,
+        name=own.name,
+        content=message.content,
+        context=context,
+        policy=own.policy,
+        local_client=local_client,
     )
 
 
-@app.query("gram_share")
-@_answers_in_one_line
-def gram_share(message: Message, context: Context) -> RecordDict:
-    """Weights `encrypted_gram`, step 2: the leader's key."""
-    return masked_gram.share(*_who(context), message.content, context)
-
-
-@app.query("gram_sketch")
-@_answers_in_one_line
-def gram_sketch(message: Message, context: Context) -> RecordDict:
-    """Weights `encrypted_gram`, step 3."""
-    return masked_gram.sketch(*_who(context), message.content, context)
-
-
-@app.query("gram_weigh")
-@_answers_in_one_line
-def gram_weigh(message: Message, context: Context) -> RecordDict:
-    """Weights `encrypted_gram`, step 4; masking's step 1."""
-    return masked_gram.weigh(_client(context), _own_job(context).job, message.content, context)
-
-
-@app.query("share")
-@_answers_in_one_line
-def share(message: Message, context: Context) -> RecordDict:
-    """Masking, step 2."""
-    return masked_client.share(*_who(context), message.content, context)
-
-
-@app.query("mask")
-@_answers_in_one_line
-def mask(message: Message, context: Context) -> RecordDict:
-    """Masking, step 3."""
-    return masked_client.mask(*_who(context), message.content, context)
-
-
-@app.query("confirm")
-@_answers_in_one_line
-def confirm(message: Message, context: Context) -> RecordDict:
-    """Masking, step 4."""
-    return masked_client.confirm(*_who(context), message.content, context)
-
-
-@app.query("unmask")
-@_answers_in_one_line
-def unmask(message: Message, context: Context) -> RecordDict:
-    """Masking, step 5."""
-    return masked_client.unmask(*_who(context), message.content, context)
-
-
-def _who(context: Context) -> tuple[FederationJob, str]:
-    own = _own_job(context)
-    return own.job, own.name
-
-
 def _own_job(context: Context) -> OwnJob:
-    """The server's job as this client takes it.
+    """Return the server's job as this client takes it.
 
     Raises `ConfigError` for a node without a policy, or a job that its policy does not allow.
     """
@@ -254,13 +212,15 @@ def _checked(job_json: str, context: Context) -> OwnJob:
         )
     index = int(context.node_config.get("partition-id", 0))
     if not 0 <= index < len(asked.clients):
-        raise DataError(f"partition-id={index}: must be below {len(asked.clients)}, the clients named")
+        raise DataError(f"partition-id={index}: must be below {len(asked.clients)}, the job's clients")
+    protect, privacy, fusion = asked.protect, asked.privacy, asked.fusion
+    protection_of(protect).check_settings(protect, privacy, fusion, cohort=None)
     return OwnJob(job=asked, index=index, policy=None)
 
 
 def _client(context: Context) -> LocalClient:
-    """This node's client, built once per process."""
-    from fedproxy_secure.federate.client import build_client
+    """Return this node's client, which is built once per process."""
+    from fedproxy_secure.federate.build import build_client
 
     own = _own_job(context)
     sha256 = own.job.proxy_sha256

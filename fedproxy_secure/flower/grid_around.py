@@ -1,4 +1,4 @@
-"""A Flower grid around another grid: what recording, tampering and servers that deviate are made of."""
+"""A Flower grid that wraps another grid: the base of recording, tampering and deviating servers."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from flwr.serverapp import Grid
 
 
 class GridAround(Grid):
-    """Passes everything on; a subclass changes or notes what it needs."""
+    """Passes every call on to the wrapped grid; a subclass changes or records what it needs."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
     def set_run(self, run: Any) -> None:
-        """As the grid."""
+        """Set the run of the wrapped grid."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """As the grid."""
+        """The run of the wrapped grid."""
         return self._grid.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the grid."""
+        """Return a message that the wrapped grid creates."""
         return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """As the grid."""
+        """Return the ids of the nodes that are connected to the wrapped grid."""
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As the grid."""
+        """Push messages to the wrapped grid, and return their ids."""
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As the grid."""
+        """Return the replies that the wrapped grid has for messages, given by their ids."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push and pull in one call."""
+        """Push messages and return their replies, in one call."""
         return self.pull_messages(self.push_messages(messages))

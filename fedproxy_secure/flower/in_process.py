@@ -9,24 +9,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
-from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+
+from fedproxy_secure.flower.internals import act_as_server, give_id
+from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE
 
 log = logging.getLogger(__name__)
-ONE_MACHINE = "one-machine"  # of a node's settings: this machine plays server and clients
-CLIENT_APP_FAILED = 1000  # the reply's error code when the client app raised
+
+CLIENT_APP_FAILED = 1000  # error code of the reply when the client app raised
 
 
 class InProcessGrid(Grid):
-    """`nodes` clients, numbered from 2 (the server is 1), with `partition-id` 0 .. nodes - 1."""
+    """A Flower grid whose nodes are clients in this process.
+
+    The ids of its `nodes` nodes begin at 2 (the server is 1); `partition-id` goes from 0 to `nodes - 1`.
+    """
 
     def __init__(self, app: ClientApp, nodes: int) -> None:
-        # Flower stamps every message with the identity of the task it runs in; here it is always 1
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        act_as_server()
         self._app = app
         self._contexts = {
             index + 2: Context(
@@ -41,11 +44,11 @@ class InProcessGrid(Grid):
         self._waiting: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
-        """There is one run only; nothing to choose."""
+        """Do nothing: an in-process grid has one run only."""
 
     @property
     def run(self) -> Any:
-        """No run is registered anywhere."""
+        """The record of the run, which an in-process grid lacks; raises `AttributeError`."""
         raise AttributeError("an in-process grid has no run record")
 
     def create_message(
@@ -56,24 +59,24 @@ class InProcessGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message to a node."""
+        """Return a message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, always there."""
+        """Return the ids of all nodes, which are always connected."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keep messages until their replies are asked for."""
+        """Keep messages until their replies are pulled, and return their ids."""
         pushed = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            self._waiting[message.metadata.message_id] = message
-            pushed.append(message.metadata.message_id)
+            name = give_id(message)
+            self._waiting[name] = message
+            pushed.append(name)
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Let each node answer its message; a generator, so that progress shows client by client."""
+        """Yield each node's answer when the node gives it, so that progress shows client by client."""
         for message_id in message_ids:
             message = self._waiting.pop(message_id, None)
             if message is not None:
@@ -82,7 +85,7 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Push and pull in one call; nothing here can time out."""
+        """Push messages and yield their replies, in one call; nothing here can time out."""
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:

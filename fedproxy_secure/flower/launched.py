@@ -1,13 +1,13 @@
 """The simulation and deployment engines: Flower's own processes, started, watched and stopped.
 
 Both start a SuperLink on loopback and submit the same server app and client app with `flwr run`.
-`simulation` plays the clients in Ray workers; `deployment` starts one SuperNode per client, each with its
-own cache and with its records named in a file of its own, as on machines of their own.
+`simulation` plays the clients in Ray workers. `deployment` starts one SuperNode per client, each with its
+own cache and its own policy file, which names its records, as on separate machines.
 
-Guarantees: every process started here has ended when `federate_launched` returns or raises, on SIGTERM
-too; after a SIGKILL they are left, and the folder is refused until they have ended. Nothing listens on
-anything but 127.0.0.1. Traffic is not encrypted: for real clients start `flower-superlink` and
-`flower-supernode` with certificates and node keys yourself.
+Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
+SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Nothing
+listens on anything but 127.0.0.1. Not guaranteed: encrypted traffic. For real clients start
+`flower-superlink` and `flower-supernode` yourself, with certificates and node keys.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from fedproxy_secure.errors import FedProxyError, RoundAborted, RunFolderError
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, ROUNDS, TROUBLE, OnRound
+from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
 
 POLL_S = 0.5
 START_S = 60.0  # how long a SuperLink may take to listen
@@ -76,7 +76,7 @@ def federate_launched(
 ) -> ServerState:
     """Run a job on Flower's simulation or deployment engine; logs go to `run_folder/flower`.
 
-    `server` names the module of the server's app: another one than this project's shows what clients do
+    `server` names the module of the server's app. A module other than this project's shows what clients do
     when the server deviates.
 
     Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
@@ -96,7 +96,7 @@ def federate_launched(
         environment = _environment(temporary)
         port = _free_port()
         link = ["--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1"]
-        # the fleet and control ports would otherwise be Flower's fixed ones
+        # without a port, Flower would use its fixed ones for fleet and control
         link += ["--port", str(port)]
         if job.federate.engine == "simulation":
             link.append("--simulation")
@@ -109,9 +109,9 @@ def federate_launched(
         if job.federate.engine == "deployment":
             for index in range(len(job.clients)):
                 arguments = _supernode(job, index, port, temporary)
-                mine = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
+                own = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
                 stack.enter_context(
-                    _process("flower-supernode", arguments, mine, logs / f"supernode-{index}.log", lock)
+                    _process("flower-supernode", arguments, own, logs / f"supernode-{index}.log", lock)
                 )
         submit = ["run", str(temporary / "app"), SUPERLINK, "--stream"]
         if job.federate.engine == "simulation":
@@ -125,7 +125,7 @@ def federate_launched(
 
 
 def _environment(temporary: Path) -> dict[str, str]:
-    """Quiet, offline, isolated, one torch thread a process."""
+    """Return the environment of Flower's processes: quiet, offline, isolated, one torch thread each."""
     return {
         **os.environ,
         "FLWR_HOME": str(temporary / "flwr"),
@@ -155,9 +155,9 @@ def _write_app(temporary: Path, control: Path, port: int, server: str) -> None:
 
 
 def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> list[str]:
-    """Arguments of client `index`'s SuperNode, with a policy of its own.
+    """Write client `index`'s policy, and return the arguments of its SuperNode.
 
-    Keys are read where they lie: beside each lies the journal of what it has answered, which no copy has.
+    Keys are read where they lie, not copied: beside each key lies the journal of what it has answered.
     """
     policy = temporary / f"client-{index}.policy.yaml"
     policy_for(job, index, seeds=(job.seed,)).write(policy)
@@ -174,9 +174,9 @@ def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> li
 
 @contextmanager
 def _alone_in(logs: Path) -> Iterator[int]:
-    """A locked file's descriptor, which processes started here inherit: they hold it while they live.
+    """Lock the folder and yield the lock's descriptor, which processes inherit and hold while they live.
 
-    Raises `RunFolderError` if some of an earlier call are left, which nothing but a SIGKILL leaves.
+    Raises `RunFolderError` if processes of an earlier call still hold it; only a SIGKILL leaves such.
     """
     with (logs / "lock").open("w") as file:
         try:
@@ -190,7 +190,7 @@ def _alone_in(logs: Path) -> Iterator[int]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Meanwhile SIGTERM unwinds, so that what was started is stopped."""
+    """Turn SIGTERM into an exception in a `with` block, so that what was started is stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -209,7 +209,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _process(
     program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, holding `lock`; the group has ended when the context is left."""
+    """Run a process that holds `lock`, in a group that has ended when the `with` block is left."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, *arguments],
@@ -259,11 +259,11 @@ def _watch(
     job: FederationJob,
     on_round: OnRound | None,
 ) -> None:
-    """Wait for the server app's last word, passing on metrics as rounds end."""
+    """Pass on metrics as rounds end, until the server app is done; raise its error, or `RoundAborted`."""
     seen = len(_lines(control / ROUNDS))
     deadline = time.monotonic() + job.federate.timeout_s
     while True:
-        finished, ended = (control / FINAL).exists(), run.poll() is not None  # before what they imply
+        finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
         lines = _lines(control / ROUNDS)
         for metrics in lines[seen:]:
             deadline = time.monotonic() + job.federate.timeout_s
@@ -274,8 +274,8 @@ def _watch(
             return
         if (control / TROUBLE).exists():
             kind, line = json.loads((control / TROUBLE).read_text(encoding="utf-8"))
-            known: Any = getattr(errors, kind, FedProxyError)
-            raise known(line)
+            error_class: Any = getattr(errors, kind, FedProxyError)
+            raise error_class(line)
         if ended:
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
         if time.monotonic() > deadline:
@@ -286,7 +286,7 @@ def _watch(
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSONL file that another process writes; a file that is not there has none."""
+    """Return the whole lines of a JSONL file that another process writes; none if there is no file."""
     try:
         return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Watching and changing messages: a grid around a grid, and a client that writes down what it does.
+"""Record and change messages with a grid that wraps a grid; let a client write down its own state.
 
-Whatever the engine, all messages pass the server app's grid; there they are written to the transcript. An
-active adversary's `tamper` is called there too, and only for messages that its place lets it change. A
-client writes its own state where its settings say so.
+With every engine all messages pass the server app's grid, and there they are written to the transcript. An
+active adversary's `tamper` is called there too, but only for messages that its place lets it change. A
+client writes its own state into the folder that its settings name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedproxy_secure import wire
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.data.tasks import load_task
@@ -26,25 +27,24 @@ from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.grid_around import GridAround
-from fedproxy_secure.flower.records import vector
-from fedproxy_secure.llm import load_tokenizer
+from fedproxy_secure.models.llm import load_tokenizer
 from fedproxy_secure.record import private
 from fedproxy_secure.record.transcript import SERVER, Recorder
 from fedproxy_secure.record.view import Corruption
+from fedproxy_secure.wire.records import vector
 
-FILES = "files"  # of the setup message: the proxy itself, which the run's folder has
+FILES = "files"  # the setup message's record of proxy files, which the run's folder has anyway
 Place = Literal["server", "network"]
-Change = Callable[[str, str, RecordDict], RecordDict]  # message type, client, what it carries
+Change = Callable[[str, str, RecordDict], RecordDict]  # (message type, client, content) -> new content
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tamper:
-    """An active adversary on the way of the messages; `change` returns what flows instead.
+    """An active adversary that changes messages on their way; `change` returns the new content.
 
-    `server` may change what the server sends, `network` what is sent both ways. A malicious client is
-    another thing (`client_app.played_by`): it acts before its message exists.
+    At the place `server` it may change what the server sends, at `network` what either side sends. A
+    malicious client is not a `Tamper`: it acts before its message exists (`client_app.played_by`).
 
     Raises `ConfigError` for any other place.
     """
@@ -58,9 +58,9 @@ class Tamper:
 
     @classmethod
     def granted(cls, adversary: Corruption, change: Change) -> Self:
-        """The tampering that a threat model allows.
+        """Return the tampering that a threat model allows.
 
-        Raises `ConfigError` for one that is passive, or corrupts neither server nor network.
+        Raises `ConfigError` for a threat model that is passive, or corrupts neither server nor network.
         """
         if not adversary.active:
             raise ConfigError(f"{adversary.name}: is passive; may not change messages")
@@ -70,7 +70,7 @@ class Tamper:
 
 
 class WatchedGrid(GridAround):
-    """A grid whose messages are noted as they arrive, changed before where a `tamper` may."""
+    """A grid that records messages as they arrive, after a `tamper` has changed those that it may."""
 
     def __init__(
         self, grid: Grid, *, recorder: Recorder | None = None, tamper: Tamper | None = None
@@ -80,7 +80,7 @@ class WatchedGrid(GridAround):
         self._names: dict[int, str] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Change, note, pass on."""
+        """Let the adversary change the messages, record them, pass them on, and return their ids."""
         passed = []
         for message in messages:
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
@@ -91,7 +91,7 @@ class WatchedGrid(GridAround):
         return self._grid.push_messages(passed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Change, note, hand over, one by one as they come."""
+        """Yield replies one by one as they come, changed where the adversary may, and recorded."""
         for reply in self._grid.pull_messages(message_ids):
             node, kind = reply.metadata.src_node_id, reply.metadata.message_type
             if reply.has_error():
@@ -122,10 +122,10 @@ class WatchedGrid(GridAround):
 
 
 def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Values and arrays of Flower records by `record/key`; bytes become uint8 arrays.
+    """Return the values and the arrays of Flower records by `record/key`; bytes become uint8 arrays.
 
-    What only a malicious party sends is kept in another form: numbers that are not finite become text,
-    since JSON has none, and arrays that are no vectors become the bytes that were received.
+    Content that only a malicious party sends is kept in another form: numbers that are not finite become
+    text, since JSON has no such numbers, and arrays that are no vectors become the bytes received.
     """
     values: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -133,7 +133,7 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
         for key, array in vectors.items():
             try:
                 arrays[f"{name}/{key}"] = vector(vectors, key)
-            except DataError:  # of a malicious party: its bytes, not what they claim to be
+            except DataError:  # from a malicious party: keep its bytes, not what they claim to be
                 arrays[f"{name}/{key}"] = np.frombuffer(bytes(array.data), dtype=np.uint8)
     for name, record in content.config_records.items():
         for key, value in record.items():
@@ -157,7 +157,7 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
 
 
 def watched(client: LocalClient, job: FederationJob, index: int, proxy: Path) -> LocalClient:
-    """The client with its state written to `audit.folder` after every round of training."""
+    """Return the client; with `audit.record` it writes its state to `audit.folder` after every round."""
     if not job.audit.record:
         return client
     if job.audit.folder is None:

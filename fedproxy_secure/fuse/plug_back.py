@@ -1,8 +1,8 @@
 """Plug-back: put what the proxy learnt into the LLM (Eq. 15), without training.
 
-Two ways, both in weight space. `overwrite` puts the merged proxy blocks at the plan's places: correct
-only while the proxy's blocks are exact copies. `add` adds the lifted difference to the LLM's own
-blocks: correct always, and for exact copies equal bit for bit.
+Two ways, both in weight space. `plug_back` adds the lifted difference to the LLM's own blocks: correct
+always. `overwrite` puts the merged proxy blocks at the plan's places: correct only while the proxy's blocks
+are exact copies, and then equal bit for bit.
 """
 
 from __future__ import annotations
@@ -15,47 +15,56 @@ import torch
 from torch import nn
 
 from fedproxy_secure.errors import ModelError
-from fedproxy_secure.llm import blocks_of
+from fedproxy_secure.models.llm import blocks_of
 
 Deltas = Mapping[tuple[int, str], torch.Tensor]
 
 
-class Plan(Protocol):
-    """The part of a block plan that plug-back needs."""
+class Lifts(Protocol):
+    """What plug-back needs of a proxy or of its block plan."""
 
     def lift(self, tensors: Deltas) -> dict[tuple[int, str], torch.Tensor]:
-        """Proxy blocks' tensors under their LLM blocks' indices."""
+        """What to add to the LLM's blocks for these differences of the proxy's blocks."""
         ...
 
 
 @torch.no_grad()
 def add_deltas(model: nn.Module, deltas: Deltas) -> nn.Module:
-    """A copy of `model` with `deltas[block, weight name]` added to its blocks' weights.
+    """Return a copy of `model` with `deltas[block, weight name]` added to its blocks' weights.
 
     The sum is taken in float32 and rounded once to the weight's dtype.
+
+    Raises `ModelError` for a weight that the model lacks, or a difference of another shape.
     """
     fused = copy.deepcopy(model)
     blocks = blocks_of(fused)
     for (index, name), delta in deltas.items():
         weight = _weight(blocks, index, name)
+        if delta.shape != weight.shape:
+            raise ModelError(
+                f"block {index}, {name}: a difference of shape {tuple(delta.shape)}: must be of the "
+                f"weight's shape, {tuple(weight.shape)}"
+            )
         weight.copy_(weight.float() + delta.to(weight.device))
     return fused
 
 
-def plug_back(llm: nn.Module, plan: Plan, deltas: Deltas) -> nn.Module:
-    """The fused LLM: `llm` plus the proxy's difference, lifted to the LLM's blocks (Eq. 15).
+def plug_back(llm: nn.Module, proxy: Lifts, deltas: Deltas) -> nn.Module:
+    """Return the fused LLM: `llm` plus the proxy's difference, lifted to the LLM's blocks (Eq. 15).
 
     Args:
         llm: the owner's LLM; not changed.
-        plan: which LLM block each proxy block is a copy of.
+        proxy: lifts a difference of the proxy's blocks to one of the LLM's: a proxy, or its block plan.
         deltas: what tuning added to the proxy, `(proxy block, weight name) -> float32 tensor`.
+
+    Raises `ModelError` if a lifted difference is for a weight that the LLM lacks, or of another shape.
     """
-    return add_deltas(llm, plan.lift(deltas))
+    return add_deltas(llm, proxy.lift(deltas))
 
 
 @torch.no_grad()
-def overwrite(llm: nn.Module, plan: Plan, proxy: nn.Module) -> nn.Module:
-    """The paper's stage 3: a copy of `llm` whose blocks at the plan's places are the merged `proxy`'s.
+def overwrite(llm: nn.Module, plan: Lifts, proxy: nn.Module) -> nn.Module:
+    """Return a copy of `llm` with the merged `proxy`'s blocks at the plan's places (the paper's stage 3).
 
     Guarantees: equal to `plug_back` bit for bit if the proxy's blocks were exact copies. Wrong, and not
     detectable here, if the proxy was healed, quantised or pruned in width.

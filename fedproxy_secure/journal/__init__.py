@@ -1,1 +1,4 @@
-"""What a client has answered, on its own disk: nothing that must happen once rests on Flower's state."""
+"""A client's journal: the record, on its own disk, of what it has answered.
+
+Nothing that must happen only once rests on Flower's state.
+"""

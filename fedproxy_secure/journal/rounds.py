@@ -1,9 +1,9 @@
-"""Which rounds and steps a client may still answer: each step once, each round on one set of terms.
+"""The rounds and steps that a client may still answer: each step once, each round on one set of terms.
 
 A **run** is what server and clients agreed on (`FederationJob.agreed_sha256`), a **round** one step of its
 training, an **attempt** one try at a round. The newest attempt is the one under way; beginning another ends
-it. Every method that grants something writes it to the disk before it returns, in one transaction, so that
-of two messages at once only one is granted, whatever processes they reach and whatever their order.
+it. Every method that grants something writes it to the disk, in one transaction, before it returns. So of
+two messages that arrive at once only one is granted, whichever processes read them, in whichever order.
 
     begin    (run, round, attempt) is newer than all before; the round's clip, broadcast and cohort are
              those it was first asked with
@@ -23,17 +23,17 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.journal import sums
 from fedproxy_secure.journal.store import check_journal, journal_file, reading, writing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What a server asks for when it begins an attempt; `context` is the terms' hash, 32 bytes."""
+    """The request by which a server begins an attempt; `context` is the terms' hash, 32 bytes."""
 
     run: str
     round: int
@@ -56,19 +56,20 @@ class Journal:
 
     @property
     def file(self) -> Path:
-        """The database."""
+        """The database file."""
         return journal_file(self.folder, self.client)
 
     def sequence(self) -> int:
-        """How many times it was written: the larger, the newer."""
+        """Return how many times the journal was written; a newer state has a larger number."""
         with reading(self.file) as database:
             return int(database.execute("SELECT sequence FROM journal").fetchone()[0])
 
     def check_not_older(self, *, sequence: int = 0, run: str = "", ledger_events: int = 0) -> None:
-        """Raise `ProtocolAborted` if something outside remembers more than the journal does, or less.
+        """Raise `ProtocolAborted` if the journal or the privacy ledger was replaced by an older copy.
 
-        `sequence`: the last one that Flower's state saw. `ledger_events`: how many events the privacy
-        ledger of `run` has; the journal remembers how many it had.
+        `sequence`: the last number that Flower's state saw; the journal's must not be smaller.
+        `ledger_events`: how many events the privacy ledger of `run` has; it must not be fewer than the
+        journal remembers.
         """
         with reading(self.file) as database:
             own = database.execute("SELECT sequence FROM journal").fetchone()[0]
@@ -198,7 +199,7 @@ class Journal:
     ) -> None:
         """Raise `ProtocolAborted` if `release` would be refused now."""
         with reading(self.file) as database:
-            _check_survivors(database, run, round, sorted(survivors), refuse_differencing)
+            sums.check_survivors(database, run, round, sorted(survivors), refuse_differencing)
 
     def release(
         self,
@@ -218,19 +219,11 @@ class Journal:
         """
         names = sorted(survivors)
         with writing(self.file) as database:
-            if database.execute("SELECT busy FROM current WHERE context = ?", (context,)).fetchone() != (
-                1,
-            ):
-                raise ProtocolAborted("attempt: ended while this step was computed")
-            _check_survivors(database, run, round, names, refuse_differencing)
-            if once and _survivors(database, run, round) is not None:
+            _check_under_way(database, context, "this step")
+            sums.check_survivors(database, run, round, names, refuse_differencing)
+            if once and sums.survivors(database, run, round) is not None:
                 raise ProtocolAborted(f"round {round}: was unmasked before; its weights may be others now")
-            written = database.execute(
-                "UPDATE rounds SET survivors = ? WHERE run = ? AND round = ?",
-                (json.dumps(names), run, round),
-            ).rowcount
-            if written != 1:
-                raise ProtocolAborted(f"round {round}: was never begun in this run")
+            sums.write_survivors(database, run, round, names)
             _end(database)
 
     def open_once(self, *, run: str, round: int) -> None:
@@ -248,63 +241,31 @@ class Journal:
     def keep_sent(
         self, context: bytes, *, run: str, round: int, values: Mapping[str, bytes]
     ) -> dict[str, bytes]:
-        """Keep what a round's sums hold of this client, for all attempts alike; return what is kept.
+        """Keep what this client adds to a round's sums, the same in all attempts; return what is kept.
 
         What an earlier attempt kept stays: a second set of values, from training that does not repeat to
-        the bit, would be told by the difference of two sums. Rounds before the last are forgotten.
+        the bit, would show in the difference of two sums. Rounds before the last are forgotten.
 
         Raises `ProtocolAborted` if the attempt is not under way any more.
         """
         with writing(self.file) as database:
-            if database.execute("SELECT busy FROM current WHERE context = ?", (context,)).fetchone() != (
-                1,
-            ):
-                raise ProtocolAborted("attempt: ended while its update was computed")
-            database.execute("DELETE FROM sent WHERE run = ? AND round < ?", (run, round - 1))
-            kept = _sent(database, run, round)
-            if kept:
-                return kept
-            rows = [(run, round, name, value) for name, value in values.items()]
-            database.executemany("INSERT INTO sent VALUES (?, ?, ?, ?)", rows)
-            return dict(values)
+            _check_under_way(database, context, "its update")
+            return sums.keep_sent(database, run, round, values)
 
     def sent(self, *, run: str, round: int) -> dict[str, bytes]:
-        """What `keep_sent` kept of a round; empty if nothing is left."""
+        """Return what `keep_sent` kept for a round; empty if nothing is left."""
         with reading(self.file) as database:
-            return _sent(database, run, round)
+            return sums.sent(database, run, round)
 
 
-def _sent(database: sqlite3.Connection, run: str, round: int) -> dict[str, bytes]:
-    rows = database.execute("SELECT name, value FROM sent WHERE run = ? AND round = ?", (run, round))
-    return dict(rows.fetchall())
-
-
-def _check_survivors(
-    database: sqlite3.Connection, run: str, round: int, names: list[str], refuse_differencing: bool
-) -> None:
-    before = _survivors(database, run, round)
-    if before is not None and before != names:
-        raise ProtocolAborted(f"survivors: round {round} was unmasked for others; two sums tell them apart")
-    if not refuse_differencing:
-        return
-    with closing(database.execute("SELECT survivors FROM rounds WHERE survivors IS NOT NULL")) as rows:
-        for (earlier,) in rows:
-            if len(set(names) ^ set(json.loads(earlier))) == 1:
-                raise ProtocolAborted(
-                    "survivors: an earlier sum differs by one client; together they tell that one's part"
-                )
-
-
-def _survivors(database: sqlite3.Connection, run: str, round: int) -> list[str] | None:
-    row = database.execute(
-        "SELECT survivors FROM rounds WHERE run = ? AND round = ?", (run, round)
-    ).fetchone()
-    if row is None or row[0] is None:
-        return None
-    names: list[str] = json.loads(row[0])
-    return names
+def _check_under_way(database: sqlite3.Connection, context: bytes, what: str) -> None:
+    """Raise `ProtocolAborted` unless this attempt is the one under way, and a step of it is computed."""
+    row = database.execute("SELECT busy FROM current WHERE context = ?", (context,)).fetchone()
+    if row != (1,):
+        raise ProtocolAborted(f"attempt: ended while {what} was computed")
 
 
 def _end(database: sqlite3.Connection) -> None:
+    """Forget the attempt under way and everything that was kept for its next step."""
     database.execute("DELETE FROM current")
     database.execute("DELETE FROM kept")

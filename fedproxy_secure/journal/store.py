@@ -39,7 +39,7 @@ _SCHEMA = (
 
 
 def journal_file(folder: Path, client: str) -> Path:
-    """Where a client's journal lies."""
+    """Return where a client's journal lies."""
     return folder / f"{client}{SUFFIX}"
 
 
@@ -70,7 +70,7 @@ def create_journal(folder: Path, client: str) -> Path:
 
 
 def check_journal(file: Path, client: str) -> None:
-    """Raise `ConfigError` unless the journal is there, whole, the client's own and its owner's alone."""
+    """Raise `ConfigError` unless the journal is there, whole, this client's, and private to its owner."""
     try:
         mode = file.stat().st_mode & 0o777
     except OSError as error:
@@ -88,14 +88,14 @@ def check_journal(file: Path, client: str) -> None:
 
 @contextmanager
 def reading(file: Path) -> Iterator[sqlite3.Connection]:
-    """A connection for reading one consistent state. Raises `ProtocolAborted` for a damaged file."""
+    """Open a connection that reads one consistent state. Raises `ProtocolAborted` for a damaged file."""
     with _aborting(file), _connected(file) as database:
         yield database
 
 
 @contextmanager
 def writing(file: Path) -> Iterator[sqlite3.Connection]:
-    """One transaction that no other overlaps; it is on the disk when the context is left without an error.
+    """Run one transaction that no other overlaps; it is on the disk when the block ends without an error.
 
     Raises `ProtocolAborted` for a damaged file, a full disk, or another process that keeps it locked.
     """

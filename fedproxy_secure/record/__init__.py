@@ -1,1 +1,1 @@
-"""What happened in a run, written down for evaluation: transcript, every party's state, views of it."""
+"""The record of a run for evaluation: the transcript, every party's state, and views of them."""

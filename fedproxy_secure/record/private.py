@@ -1,4 +1,4 @@
-"""A client's own state in a transcript: its records, its update of each round, which records made it.
+"""A client's own state in a transcript: its records, its updates, and which records each update used.
 
     records.safetensors   `train` and `holdout`: tokens end to end, where each record ends, where its
                           response starts
@@ -20,11 +20,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fedproxy_secure.artifacts import private_folder, write_bytes
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import Canary
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.untrusted import read_json
+from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
+from fedproxy_secure.runtime.untrusted import read_json
 
 CLIENTS = "clients"
 
@@ -39,7 +39,7 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateState:
-    """All that one client held. `rounds` has the rounds in which it trained."""
+    """All that one client held; `rounds` has the rounds in which it trained."""
 
     client: str
     train: tuple[Encoded, ...]
@@ -56,7 +56,7 @@ def write_records(
     holdout: Sequence[Encoded],
     canaries: Sequence[Canary],
 ) -> None:
-    """What the client holds before the first round."""
+    """Write what the client holds before the first round."""
     place = _place(folder, client)
     arrays = {**_packed("train", train), **_packed("holdout", holdout)}
     write_bytes(place / "records.safetensors", save(arrays), private=True)
@@ -65,25 +65,28 @@ def write_records(
 
 
 def write_round(folder: Path, client: str, round_number: int, update: np.ndarray, used: list[int]) -> None:
-    """What the client did in a round."""
+    """Write what the client did in a round."""
     data = save({"update": update, "used": np.array(used, dtype=np.int64)})
     write_bytes(_place(folder, client) / f"round-{round_number}.safetensors", data, private=True)
 
 
 def forget_rounds(folder: Path, from_round: int) -> None:
-    """Drop what clients did in rounds from `from_round` on: those run again, perhaps without some."""
+    """Delete what clients did in rounds from `from_round` on.
+
+    Those rounds run again, perhaps without some of the clients.
+    """
     for file in (folder / CLIENTS).glob("*/round-*.safetensors"):
         if _round_of(file) >= from_round:
             file.unlink()
 
 
 def has_records(folder: Path, client: str) -> bool:
-    """Whether the client's records are written already."""
+    """Return whether the client's records are written already."""
     return (folder / CLIENTS / client / "canaries.json").exists()
 
 
 def read_private(folder: Path, client: str) -> PrivateState:
-    """What `client` held. Raises `RunFolderError` if it is missing or damaged."""
+    """Read what `client` held. Raises `RunFolderError` if it is missing or damaged."""
     place = folder / CLIENTS / client
     try:
         records = load_file(place / "records.safetensors")
@@ -103,7 +106,7 @@ def read_private(folder: Path, client: str) -> PrivateState:
 
 
 def _place(folder: Path, client: str) -> Path:
-    """The client's folder below a transcript, made with all above it up to the transcript's own."""
+    """Return the client's folder below a transcript, and make it and those above it if they are missing."""
     private_folder(folder)
     private_folder(folder / CLIENTS)
     return private_folder(folder / CLIENTS / client)

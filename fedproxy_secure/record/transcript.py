@@ -1,12 +1,13 @@
 """The transcript: every message that flowed and every state the server reached, streamed to disk.
 
-    events.jsonl             one line an event: index, round, kind, sender, receiver, values, blob
+    events.jsonl             one line per event: index, round, kind, sender, receiver, values, blob
     blobs/SHA256.safetensors an event's arrays; equal arrays are kept once
     clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
 
-Guarantees: bounded memory (one event's arrays at a time), a line is whole or absent, events are in the
-order in which the server sent and received. It holds what protection hides, so its folders are 0700 and its
-files 0600 whatever the umask: the user who ran it, and root, see all of it; nobody else does.
+Guarantees: memory is bounded (one event's arrays at a time), a line is whole or absent, and events are in
+the order in which the server sent and received. The transcript holds what protection hides, so its folders
+are 0700 and its files 0600 whatever the umask: the user who ran it, and root, can read all of it; nobody
+else can.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fedproxy_secure.artifacts import RunFolder, private_folder, write_bytes
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.record.private import forget_rounds
+from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, write_bytes
 
 EVENTS = "events.jsonl"
 BLOBS = "blobs"
 SERVER = "server"
-STATE = "state"  # kind of the server's state after a round; all other kinds are messages
+STATE = "state"  # the kind of the server's state after a round; all other kinds are messages
 
 Values = Mapping[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -37,7 +38,10 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One message, or the server's state after a round. `values` are plain; arrays are read when asked."""
+    """One message, or the server's state after a round.
+
+    Its `values` are plain; its arrays are read on request.
+    """
 
     index: int
     round: int
@@ -49,7 +53,10 @@ class Event:
     folder: Path
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The event's arrays by `record/name`; {} if it has none."""
+        """Return the event's arrays by `record/name`; {} if it has none.
+
+        Raises `RunFolderError` if they cannot be read.
+        """
         if self.blob is None:
             return {}
         file = self.folder / BLOBS / f"{self.blob}.safetensors"
@@ -60,7 +67,7 @@ class Event:
 
 
 class Recorder:
-    """Writes events; `round` is set by whoever runs the rounds. A round that starts again is forgotten.
+    """The writer of events; whoever runs the rounds sets `round`.
 
     Raises `RunFolderError` if its folder cannot be made, or made private.
     """
@@ -71,10 +78,10 @@ class Recorder:
         self.round = 0
 
     def forget_from(self, round_number: int) -> None:
-        """Drop what rounds from `round_number` on left: they were not finished, and run again.
+        """Delete what rounds from `round_number` on left, because they were not finished and run again.
 
-        Events go in one step, then clients' rounds and the arrays that nothing names any more; a crash in
-        between leaves the last for the next call.
+        Events go in one step, then the clients' rounds, then the arrays that no event names any more. After
+        a crash in between, the next call deletes the rest.
         """
         lines = self._folder.read_jsonl(EVENTS)
         kept = [line for line in lines if line["round"] < round_number]
@@ -89,7 +96,7 @@ class Recorder:
                 file.unlink()
 
     def note(self, kind: str, *, sender: str, receiver: str, values: Values, arrays: Arrays) -> None:
-        """One event: its arrays first, then its line; `values` are plain and finite.
+        """Write one event: its arrays first, then its line; `values` must be plain and finite.
 
         Raises `RunFolderError` if the disk is full.
         """
@@ -113,15 +120,32 @@ class Recorder:
         self._index += 1
 
     def note_state(
-        self, *, adapter: np.ndarray, sums: Mapping[str, np.ndarray], clients: list[str]
+        self,
+        *,
+        adapter: np.ndarray,
+        sums: Mapping[str, np.ndarray],
+        clients: list[str],
+        updates: Mapping[str, np.ndarray],
     ) -> None:
-        """The server after a round: the new adapter, and the sums it was made from (none in the clear)."""
-        arrays = {"adapter": adapter, **{f"sums/{name}": value for name, value in sums.items()}}
+        """Write the server's state after a round: the new adapter, and what it learnt beside messages.
+
+        Args:
+            adapter: the new adapter, float32 [d].
+            sums: the sums it was made from, by segment; empty without protection.
+            clients: names of the clients whose updates were fused.
+            updates: updates of single clients, as the server decoded them, where messages do not hold them
+                as they are.
+        """
+        arrays = {
+            "adapter": adapter,
+            **{f"sums/{name}": value for name, value in sums.items()},
+            **{f"updates/{name}": value for name, value in updates.items()},
+        }
         self.note(STATE, sender=SERVER, receiver=SERVER, values={"clients": clients}, arrays=arrays)
 
 
 def read_events(folder: Path) -> Iterator[Event]:
-    """The transcript's events in order.
+    """Yield the transcript's events in order.
 
     Raises `RunFolderError` if there is no transcript in `folder`, or it is damaged.
     """

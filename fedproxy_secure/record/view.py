@@ -1,10 +1,11 @@
-"""What corrupted parties sent, received or held in a recorded run, and nothing else.
+"""A view: what corrupted parties sent, received or held in a recorded run, and nothing else.
 
 A threat model says who is corrupted; `view` reads the transcript and keeps what those parties saw. Attacks
-take a view, never the run. Truth, the state of honest parties, is read by the scorer alone.
+take a view, never the run. The truth, which is the state of honest parties, is read by the scorer only.
 
-The settings of a run are public to server and clients (the server sends them), but for where records, keys
-and ledgers lie. A client also gets the final adapter, as the tuned proxy, though no message brings it.
+The settings of a run are public to server and clients, because the server sends them; only the places of
+records, keys and ledgers are not. A client also gets the final adapter, as the tuned proxy, though no
+message contains it.
 """
 
 from __future__ import annotations
@@ -16,22 +17,15 @@ from typing import Protocol
 
 import numpy as np
 
-from fedproxy_secure.config import (
-    AdapterConfig,
-    FederateConfig,
-    FusionConfig,
-    LocalConfig,
-    PrivacyConfig,
-    ProtectConfig,
-)
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
-from fedproxy_secure.untrusted import parse_json
+from fedproxy_secure.runtime.untrusted import parse_json
 
 TRANSCRIPT = "transcript"
 SETUP = "query.setup"  # goes to every client before any has a name
-# messages and the value that says who is in the round: the invited, then those left, then those fused
+# message -> the value that names the clients: those invited, then those left, then those fused
 COHORT_NAMED_BY = {
     "train": "terms/cohort",
     "query.confirm": "protocol/clients",
@@ -40,47 +34,42 @@ COHORT_NAMED_BY = {
 
 
 class Corruption(Protocol):
-    """What `view` needs of a threat model."""
+    """What `view` needs to know about a threat model."""
 
     @property
     def name(self) -> str:
-        """For the report."""
+        """Its name, for the report."""
 
     @property
     def server(self) -> bool:
-        """Holds the server's state and the LLM, and all messages."""
+        """Whether it holds the server's state, the LLM, and all messages."""
 
     @property
     def clients(self) -> int:
-        """How many clients are corrupted: the first in alphabetical order."""
+        """The number of corrupted clients: the first ones in alphabetical order."""
 
     @property
     def network(self) -> bool:
-        """Reads all messages; there is no TLS."""
+        """Whether it reads all messages, as without TLS."""
 
     @property
     def api(self) -> bool:
-        """May query the fused LLM; whoever is a client may, too."""
+        """Whether it may query the fused LLM; corrupted clients may as well."""
 
     @property
     def active(self) -> bool:
-        """May deviate from the protocol."""
+        """Whether it may deviate from the protocol."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublicSettings:
-    """What server and clients know of the run. `d`: numbers in an update."""
+class PublicSettings(AgreedSettings):
+    """What server and clients know about the run.
 
-    seed: int
+    Args:
+        d: numbers in an update.
+        clients: names of the clients.
+    """
+
     d: int
-    adapter: AdapterConfig
-    local: LocalConfig
-    fusion: FusionConfig
-    federate: FederateConfig
-    protect: ProtectConfig
-    privacy: PrivacyConfig
-    max_tokens: int
-    blocks: tuple[int, ...] | None
     clients: tuple[str, ...]
 
 
@@ -94,13 +83,22 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A corrupted set's knowledge. Vectors are float32 [d]; a mapping that lacks a key was not seen.
+    """What a set of corrupted parties knows.
 
-    `adapters`: the adapter broadcast in each round, and after the last one the final one. `updates`:
-    (round, client) -> that client's update, honest clients only. `sums`: what protected rounds revealed.
-    `cohorts`: who was in a round, as far as seen. `masked`: (round, client) -> packed ring words, uint8,
-    honest clients only. `own`: corrupted clients' state. `proxy`, `llm`: model folders it holds; `api`: one
-    it may query only.
+    Vectors are float32 [d]; a key that a mapping lacks was not seen.
+
+    Args:
+        threat_model: name of the threat model.
+        settings: the run's public settings; None if it does not know them.
+        adapters: the adapter that was broadcast in each round, and after the last round the final one.
+        updates: (round, client) -> that client's update, honest clients only.
+        sums: what protected rounds revealed, by round.
+        cohorts: who was in a round, as far as seen.
+        masked: (round, client) -> packed ring words, uint8, honest clients only.
+        own: the corrupted clients' state, by name.
+        proxy, llm: model folders that it holds.
+        api: a model folder that it may only query.
+        active: whether it may deviate from the protocol.
     """
 
     threat_model: str
@@ -118,8 +116,8 @@ class View:
 
     @property
     def surfaces(self) -> frozenset[str]:
-        """Which of IND, AGG, MR, MOD, API, ACT this view has anything of (see `attacks.base`)."""
-        found = {
+        """Those of IND, AGG, MR, MOD, API, ACT of which this view has something (see `attacks.base`)."""
+        available = {
             "IND": bool(self.updates),
             "AGG": bool(self.sums) or len(self.adapters) > 1,
             "MR": len(self.sums) > 1 or len(self.adapters) > 2,
@@ -127,13 +125,14 @@ class View:
             "API": self.api is not None,
             "ACT": self.active,
         }
-        return frozenset(name for name, there in found.items() if there)
+        return frozenset(name for name, there in available.items() if there)
 
     def aggregate(self, round_number: int) -> np.ndarray | None:
-        """The mean update of a round as far as this view knows it, or what the round moved, or None.
+        """Return the mean update of a round as far as this view knows it, or None.
 
-        The server under protection reads the mean from the sum, the server without it takes it itself;
-        everybody else has the difference between two broadcasts, over the server's learning rate.
+        Under protection the server reads the mean from the sum; without protection it takes the mean
+        itself. Everybody else has the difference between two broadcasts, divided by the server's learning
+        rate.
         """
         if round_number in self.sums:
             sums = self.sums[round_number]
@@ -148,8 +147,59 @@ class View:
         return None
 
 
+@dataclass(kw_only=True)
+class _Seen:
+    """What the events up to now have shown.
+
+    Args:
+        bad: names of corrupted clients.
+        everything: whether server or network is corrupted.
+        job: the run's job as JSON.
+        adapters, updates, masked, sums, cohorts: as in `View`.
+    """
+
+    bad: tuple[str, ...]
+    everything: bool
+    job: str | None = None
+    adapters: dict[int, np.ndarray] = field(default_factory=dict)
+    updates: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
+    masked: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
+    sums: dict[int, Sums] = field(default_factory=dict)
+    cohorts: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Add what one event shows."""
+        arrays = event.arrays()
+        if "vectors/adapter" in arrays:
+            self.adapters[event.round] = arrays["vectors/adapter"]
+        if event.sender not in (SERVER, *self.bad):
+            if "vectors/update" in arrays:
+                self.updates[event.round, event.sender] = arrays["vectors/update"]
+            if "protocol/masked" in arrays:
+                self.masked[event.round, event.sender] = arrays["protocol/masked"]
+        named = event.values.get(COHORT_NAMED_BY.get(event.kind, ""))
+        if named is not None:
+            self.cohorts[event.round] = tuple(named)
+        if event.kind == STATE:
+            self._take_state(event.round, arrays)
+        self.job = self.job or event.values.get("job/json")
+
+    def _take_state(self, round: int, arrays: Mapping[str, np.ndarray]) -> None:
+        self.adapters[round + 1] = arrays["adapter"]
+        segments = {k.removeprefix("sums/"): v for k, v in arrays.items() if k.startswith("sums/")}
+        if segments:
+            self.sums[round] = Sums(clients=self.cohorts[round], segments=segments)
+        for key, update in arrays.items():
+            name = key.removeprefix("updates/")
+            if key != name and name not in self.bad:
+                self.updates[round, name] = update
+
+
 def client_names(transcript: Path) -> tuple[str, ...]:
-    """All clients of a recorded run, sorted."""
+    """Return the names of all clients of a recorded run, sorted.
+
+    Raises `RunFolderError` if the run was not recorded.
+    """
     place = transcript / CLIENTS
     if not place.is_dir():
         raise RunFolderError(f"{transcript}: holds no transcript; run with --record")
@@ -157,12 +207,14 @@ def client_names(transcript: Path) -> tuple[str, ...]:
 
 
 def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) -> View:
-    """What `corrupted` saw of the run whose seed's folder this is (`DIR/seed-0`).
+    """Return what `corrupted` saw of a run; the seed's folder is such as `DIR/seed-0`.
 
     Args:
+        seed_folder: folder of the run's seed.
+        corrupted: the threat model.
         llm: the owner's model, for views of the server.
 
-    Raises `RunFolderError` if the run was not recorded.
+    Raises `RunFolderError` if the run was not recorded, or has too few clients.
     """
     transcript = seed_folder / "federation" / TRANSCRIPT
     names = client_names(transcript)
@@ -174,45 +226,24 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     everything = corrupted.server or corrupted.network
     if not (everything or bad):  # an outsider
         return View(threat_model=corrupted.name, api=_folder(seed_folder / "fused"))
-    raw: str | None = None
-    adapters: dict[int, np.ndarray] = {}
-    updates: dict[tuple[int, str], np.ndarray] = {}
-    masked: dict[tuple[int, str], np.ndarray] = {}
-    sums: dict[int, Sums] = {}
-    cohorts: dict[int, tuple[str, ...]] = {}
+    seen = _Seen(bad=bad, everything=everything)
     last: Event | None = None
     for event in read_events(transcript):
         if event.kind == STATE:
             last = event
-        if not (everything or {event.sender, event.receiver} & set(bad) or event.kind == SETUP):
-            continue
-        arrays = event.arrays()
-        if "vectors/adapter" in arrays:
-            adapters[event.round] = arrays["vectors/adapter"]
-        if event.sender not in (SERVER, *bad):
-            if "vectors/update" in arrays:
-                updates[event.round, event.sender] = arrays["vectors/update"]
-            if "protocol/masked" in arrays:
-                masked[event.round, event.sender] = arrays["protocol/masked"]
-        named = event.values.get(COHORT_NAMED_BY.get(event.kind, ""))
-        if named is not None:
-            cohorts[event.round] = tuple(named)
-        if event.kind == STATE:
-            adapters[event.round + 1] = arrays["adapter"]
-            segments = {k.removeprefix("sums/"): v for k, v in arrays.items() if k.startswith("sums/")}
-            if segments:
-                sums[event.round] = Sums(clients=cohorts[event.round], segments=segments)
-        raw = raw or event.values.get("job/json")
+        if everything or {event.sender, event.receiver} & set(bad) or event.kind == SETUP:
+            seen.take(event)
+    raw = seen.job
     if last is not None and raw is not None and last.round + 1 == parse_json(raw)["federate"]["rounds"]:
-        adapters[last.round + 1] = last.arrays()["adapter"]
+        seen.adapters[last.round + 1] = last.arrays()["adapter"]
     return View(
         threat_model=corrupted.name,
-        settings=None if raw is None else _settings(raw, names, adapters),
-        adapters=adapters,
-        updates=updates,
-        sums=sums,
-        cohorts=cohorts,
-        masked=masked,
+        settings=None if raw is None else _settings(raw, names, seen.adapters),
+        adapters=seen.adapters,
+        updates=seen.updates,
+        sums=seen.sums,
+        cohorts=seen.cohorts,
+        masked=seen.masked,
         own={name: read_private(transcript, name) for name in bad},
         proxy=_folder(seed_folder / "proxy"),
         llm=llm if corrupted.server else None,
@@ -226,19 +257,6 @@ def _folder(path: Path) -> Path | None:
 
 
 def _settings(text: str, clients: tuple[str, ...], adapters: Mapping[int, np.ndarray]) -> PublicSettings:
-    raw = parse_json(text)
-    protect = ProtectConfig.model_validate(raw["protect"])
-    privacy = PrivacyConfig.model_validate(raw["privacy"])
-    return PublicSettings(
-        seed=raw["seed"],
-        d=len(next(iter(adapters.values()))) if adapters else 0,
-        adapter=AdapterConfig.model_validate(raw["adapter"]),
-        local=LocalConfig.model_validate(raw["local"]),
-        fusion=FusionConfig.model_validate(raw["fusion"]),
-        federate=FederateConfig.model_validate(raw["federate"]),
-        protect=protect.model_copy(update={"keys": None}),
-        privacy=privacy.model_copy(update={"ledger": None}),
-        max_tokens=raw["max_tokens"],
-        blocks=None if raw["blocks"] is None else tuple(raw["blocks"]),
-        clients=clients,
-    )
+    d = len(next(iter(adapters.values()))) if adapters else 0
+    agreed = FederationJob.from_json(text).agreed()
+    return PublicSettings(**agreed, d=d, clients=clients)

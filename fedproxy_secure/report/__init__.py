@@ -1,6 +1,6 @@
-"""What a run found: estimates with intervals, the report file and its tables."""
+"""The report of a run: estimates with intervals, `report.json`, tables and the page."""
 
-from fedproxy_secure.report.estimate import (
+from fedproxy_secure.evidence.estimate import (
     Estimate,
     mean_interval,
     paired_difference,

@@ -1,19 +1,19 @@
-"""What several trainings on the same records cost their owner together: composition over seeds and runs.
+"""What several trainings on the same records cost together: composition over seeds and runs.
 
-A seed more is a training more on the same records, so what it spends is added to what the others spent:
-three seeds of epsilon 8 each are not 8 together. Composed are
+Every seed is another training on the same records, so what it spends is added to what the others spent:
+three seeds of epsilon 8 each are not 8 together. These are composed:
 
     seeds            of one configuration: their events, client by client, by the accountant
-    configurations   of one report, where they train on the same records: the same
-    runs             that are joined: the same if their settings name the same records; else nobody knows
-                     whether some records are in both, and their epsilons and deltas are added up
+    configurations   of one report, if they train on the same records: in the same way
+    runs             that are joined: in the same way if their settings name the same records; otherwise
+                     nobody knows whether some records are in both, and epsilons and deltas are added up
 
 Where a training left no events (its report is of an older version), epsilons and deltas are added up too
-(basic composition): more than the accountant would say, never less.
+(basic composition). That is more than the accountant would say, never less.
 
 Guarantees: `Cost.epsilon` at `Cost.delta` bounds everything that was counted together, for the client that
-spent most. Not guaranteed: anything that was not counted, such as runs that no folder of the report is of,
-or one owner's records under the names of two clients.
+spent most. Not guaranteed: anything that was not counted, such as runs without a folder in the report, or
+one owner's records under the names of two clients.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ Spends = Mapping[str, tuple[Event, ...]]  # events by client
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one training spent. `alone`: by client, its epsilon at `delta` if nothing else is counted.
+    """What one training spent.
 
-    `events`: by client; None if they are not known.
+    Args:
+        delta: the delta that epsilons are stated at.
+        alone: epsilon of each client if nothing else is counted.
+        events: privacy events of each client; None if they are not known.
     """
 
     delta: float
@@ -44,19 +47,22 @@ class Training:
 
     @classmethod
     def of_events(cls, events: Spends, *, delta: float) -> Training:
-        """A training of which the events alone are known, such as one that did not finish."""
-        alone = {name: cost_of(merged(own), delta).epsilon for name, own in events.items()}
+        """Return a training that is known by its events only, such as one that did not finish."""
+        alone = {name: cost_of(merged(mine), delta).epsilon for name, mine in events.items()}
         return cls(delta=delta, alone=alone, events=events)
 
     @classmethod
     def of_result(cls, result: Mapping[str, Any], *, delta: float) -> Training:
-        """From a seed's `result.json`. Raises `DataError` if what stands there is no event or number."""
+        """Return the training that a seed's `result.json` describes.
+
+        Raises `DataError` if something in it is not an event or a number.
+        """
         raw = result.get("events")
         try:
             alone = {str(name): float(cost["epsilon"]) for name, cost in result["spent"].items()}
             if raw is None:
                 return cls(delta=delta, alone=alone)
-            events = {str(name): tuple(from_fields(e) for e in own) for name, own in raw.items()}
+            events = {str(name): tuple(from_fields(e) for e in mine) for name, mine in raw.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"what was spent: {error}") from error
         return cls(delta=delta, alone=alone, events=events if events.keys() >= alone.keys() else None)
@@ -64,9 +70,14 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """(`epsilon`, `delta`)-DP of `trainings` together, for `client`, which spent most.
+    """The (`epsilon`, `delta`)-DP cost of `trainings` together, for the client that spent most.
 
-    `how`: the way it was found, in words.
+    Args:
+        epsilon, delta: the cost.
+        client: the client that spent most.
+        trainings: number of trainings.
+        how: how it was computed, in words.
+        spent: the cost by both accountants; None where epsilons were added up.
     """
 
     epsilon: float
@@ -74,16 +85,19 @@ class Cost:
     client: str
     trainings: int
     how: str
-    spent: Spent | None = None  # by both accountants; None where epsilons were added up
+    spent: Spent | None = None
 
     @property
     def finite(self) -> bool:
-        """Whether it bounds anything."""
+        """Whether the epsilon is finite, so that it bounds something."""
         return math.isfinite(self.epsilon)
 
 
 def merged(events: Iterable[Event]) -> tuple[Event, ...]:
-    """The same events, alike ones as one of more steps or rounds: composition knows no order."""
+    """Return the same events, with equal ones joined into one of more steps or rounds.
+
+    The order of events does not matter to composition.
+    """
     counts: dict[Event, int] = {}
     for event in events:
         many = event.steps if isinstance(event, SampledGaussian) else event.rounds
@@ -93,29 +107,29 @@ def merged(events: Iterable[Event]) -> tuple[Event, ...]:
 
 
 def to_json(spends: Spends) -> dict[str, list[dict[str, Any]]]:
-    """Plain values, as `Training.of_result` reads them."""
-    return {name: [to_fields(e) for e in merged(own)] for name, own in spends.items()}
+    """Return the events as plain values, which `Training.of_result` reads."""
+    return {name: [to_fields(e) for e in merged(events)] for name, events in spends.items()}
 
 
 def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]] | None:
-    """All events of every client; None if those of some training are not known."""
-    made: dict[str, tuple[Event, ...]] = {}
+    """Return all events of every client; None if those of some training are not known."""
+    by_client: dict[str, tuple[Event, ...]] = {}
     for training in trainings:
         if training.events is None:
             return None
-        for name, own in training.events.items():
-            made[name] = merged((*made.get(name, ()), *own))
-    return made
+        for name, events in training.events.items():
+            by_client[name] = merged((*by_client.get(name, ()), *events))
+    return by_client
 
 
 def composed(trainings: Sequence[Training]) -> Cost | None:
-    """What trainings on the same records cost together; None if some training left no word of its cost."""
+    """Return what trainings on the same records cost together; None if the cost of one is not known."""
     if not trainings or not all(t.alone for t in trainings):
         return None
     delta, count = min(t.delta for t in trainings), len(trainings)
     events = joined(trainings)
     if events is not None:
-        name, most = _worst({name: cost_of(own, delta) for name, own in events.items()})
+        name, most = _worst({name: cost_of(mine, delta) for name, mine in events.items()})
         how = f"composed by the {most.accountant.upper()} accountant"
         return Cost(epsilon=most.epsilon, delta=delta, client=name, trainings=count, how=how, spent=most)
     names = dict.fromkeys(name for t in trainings for name in t.alone)
@@ -127,14 +141,17 @@ def composed(trainings: Sequence[Training]) -> Cost | None:
 
 
 def one_alone(trainings: Sequence[Training]) -> float | None:
-    """The most that one client spent in one training; None if some training left no word of its cost."""
+    """Return the most that one client spent in one training; None if the cost of one is not known."""
     if not trainings or not all(t.alone for t in trainings):
         return None
     return max(epsilon for t in trainings for epsilon in t.alone.values())
 
 
 def added_up(costs: Sequence[Cost]) -> Cost:
-    """What trainings cost together of which nobody knows whether they share records: as if they did."""
+    """Return what trainings cost together if nobody knows whether they share records.
+
+    The cost is that of trainings that do.
+    """
     worst = max(costs, key=lambda c: c.epsilon)
     return Cost(
         epsilon=math.fsum(c.epsilon for c in costs),
@@ -146,7 +163,7 @@ def added_up(costs: Sequence[Cost]) -> Cost:
 
 
 def sentence(cost: Cost, *, alone: float) -> str:
-    """For the guarantees of one configuration: what composes, and what one seed alone is."""
+    """Return the sentence for a configuration's guarantees: what composes, and one seed's own cost."""
     return (
         f"Seeds compose: the {cost.trainings} trainings use the same records, so epsilon "
         f"{cost.epsilon:.4g} is of all of them together ({cost.how}); one seed alone spent {alone:.4g}."
@@ -155,7 +172,7 @@ def sentence(cost: Cost, *, alone: float) -> str:
 
 @lru_cache(maxsize=1024)
 def cost_of(events: tuple[Event, ...], delta: float) -> Spent:
-    """`dp.accounting.spent`, once for events that are alike: clients with as many records have the same."""
+    """Return `dp.accounting.spent` of events, cached, since clients with as many records have equal events."""
     return spent(events, delta=delta)
 
 

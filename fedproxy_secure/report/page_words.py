@@ -9,20 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedproxy_secure.report.estimate import counted
-from fedproxy_secure.report.finding import Finding, Outcome
-from fedproxy_secure.report.measure_words import words_of
-from fedproxy_secure.report.number import Number, interval_overlaps
+from fedproxy_secure.evidence.estimate import counted
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.measure import Axis
+from fedproxy_secure.evidence.number import Number, interval_overlaps
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.sweep import AXIS_NAMES, Labelled, headline, kinds_of, labelled
-from fedproxy_secure.report.trilemma import Axis, Measure
+from fedproxy_secure.report.sweep import (
+    AXIS_NAMES,
+    Labelled,
+    headline,
+    kind_of_measure,
+    kinds_of,
+    labelled,
+    shown,
+)
+from fedproxy_secure.report.trilemma import Measure
 
 THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 
 
 @dataclass(frozen=True)
 class Said:
-    """A name or a quotation; digits in it are no measurements."""
+    """A name or a quotation; digits in it are not measurements."""
 
     text: str
 
@@ -42,7 +50,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """A protection against another: for each measure its title and in how many pairs it is better."""
+    """One protection compared with another: each measure's title, and in how many pairs it is better."""
 
     kind: str
     base: str
@@ -50,7 +58,7 @@ class Contrast:
 
 
 def scope(report: Report) -> Sentence:
-    """What was run."""
+    """Return the sentence about what was run."""
     seeds = Said(", ".join(map(str, report.seeds)))
     if report.configurations:
         what, count = "configurations", len(report.configurations)
@@ -58,21 +66,21 @@ def scope(report: Report) -> Sentence:
         what, count = "methods", len(report.rows)
     if count == 1:
         what = what.removesuffix("s")
-    said: list[Part] = [
+    parts: list[Part] = [
         _count(report, count, what, "report.json"),
         f" {what}, seed{'s' * (len(report.seeds) > 1)} ",
         seeds,
         ".",
     ]
     if len(report.configurations) > 1:
-        said.append(" There is no single score: which one is right depends on what you can give up.")
-    return tuple(said)
+        parts.append(" There is no single score: the right choice depends on what you can give up.")
+    return tuple(parts)
 
 
 def cards(report: Report) -> list[Card]:
-    """One a protection."""
+    """Return one card per protection."""
     items = labelled(report.configurations)
-    made = []
+    result = []
     for kind in kinds_of(items):
         mine = [i for i in items if i.kind == kind]
         lines = [
@@ -83,16 +91,16 @@ def cards(report: Report) -> list[Card]:
         ]
         if attacks := _attacks(report, mine):
             lines.append(("Attacks", attacks))
-        made.append(Card(kind=kind, lines=tuple(lines), unsafe=any(i.configuration.unsafe for i in mine)))
-    return made
+        result.append(Card(kind=kind, lines=tuple(lines), unsafe=any(i.configuration.unsafe for i in mine)))
+    return result
 
 
 def contrasts(report: Report) -> list[Contrast]:
-    """Each protection against the first, on each axis, judged by whether 95 % intervals overlap."""
+    """Return each protection compared with the first on each axis, by whether 95 % intervals overlap."""
     items = labelled(report.configurations)
     kinds = kinds_of(items)
     keys = [k for axis in THREE if (k := headline(report.configurations, axis)) is not None]
-    made = [
+    rows = [
         Contrast(
             kind=kind,
             base=kinds[0],
@@ -100,36 +108,41 @@ def contrasts(report: Report) -> list[Contrast]:
         )
         for kind in kinds[1:]
     ]
-    return [c for c in made if any(sentence for _, sentence in c.cells)]
+    return [c for c in rows if any(sentence for _, sentence in c.cells)]
 
 
 def missing(report: Report) -> list[Sentence]:
-    """What the report cannot say: seeds that failed, findings that show nothing, what nobody measured."""
-    made: list[Sentence] = []
+    """Return sentences about what the report cannot say.
+
+    These are seeds that failed, findings that show nothing, and what nobody measured.
+    """
+    sentences: list[Sentence] = []
     failed = sum(len(c.failed) for c in report.configurations)
     if failed:
         number = _count(report, failed, "seeds that did not finish", "report.json#configurations")
-        made.append((number, f" {_plural(failed, 'seed')} did not finish."))
+        sentences.append((number, f" {_plural(failed, 'seed')} did not finish."))
     findings = [f for c in report.configurations for f in c.findings]
     open_ended = [f for f in findings if f.outcome in (Outcome.INCONCLUSIVE, Outcome.ERROR)]
     if open_ended:
-        made.append(
+        sentences.append(
             (
                 _count(report, len(open_ended), "findings that show nothing", "report.json#configurations"),
                 " of ",
                 _count(report, len(findings), "findings", "report.json#configurations"),
-                " findings show neither a leak nor protection: inconclusive, or the attack broke.",
+                " findings show neither a leak nor protection: the attack was inconclusive or failed.",
             )
         )
     if report.not_measured:
         count = len(report.not_measured)
         number = _count(report, count, "what was not measured", "report.json#not_measured")
-        made.append((number, f" {_plural(count, 'thing')} {'was' if count == 1 else 'were'} not measured."))
-    return made
+        sentences.append(
+            (number, f" {_plural(count, 'thing')} {'was' if count == 1 else 'were'} not measured.")
+        )
+    return sentences
 
 
 def compared(report: Report) -> list[Sentence]:
-    """A comparison of methods: the best, and what its interval says."""
+    """Return sentences about a comparison of methods: the best one, and what its interval says."""
     rows = [(i, r) for i, r in enumerate(report.rows) if r.average is not None]
     if not rows:
         return []
@@ -141,9 +154,9 @@ def compared(report: Report) -> list[Sentence]:
         for _, r in rows
         if r is not best and r.average is not None and interval_overlaps(r.average, best.average)
     ]
-    made: list[Sentence] = [
+    sentences: list[Sentence] = [
         (
-            "Most right answers: ",
+            "Most correct answers: ",
             Said(best.method.replace("_", " ") + ratio),
             " with ",
             Number(best.average, f"report.json#/rows/{i}/average"),
@@ -157,26 +170,22 @@ def compared(report: Report) -> list[Sentence]:
             if len(level) == 1
             else "methods have intervals that overlap"
         )
-        made.append((number, f" other {word} it: these seeds do not tell them apart."))
-    return made
+        sentences.append((number, f" other {word} it: these seeds do not tell them apart."))
+    return sentences
 
 
 def _range(items: Sequence[Labelled], key: str) -> Sentence:
-    """`closes 93.1 ± 2.0 to 97.0 ± 1.1 % of the gap`: lowest to highest of the configurations."""
-    found = [m for i in items if (m := i.configuration.measure(key)) is not None]
-    if not found:
+    """Return the lowest to the highest number, such as `closes 93.1 ± 2.0 to 97.0 ± 1.1 % of the gap`."""
+    measures = [m for i in items if (m := i.configuration.measure(key)) is not None]
+    if not measures:
         return ()
-    words = words_of(found[0])
-    before, _, after = (words.phrase or words.title + " {}").partition("{}")
-    ordered = sorted(found, key=lambda m: m.estimate.value)
-    numbers: list[Part] = [_shown(ordered[0])]
+    kind = measures[0].kind
+    before, _, after = (kind.phrase or kind.title + " {}").partition("{}")
+    ordered = sorted(measures, key=lambda m: m.estimate.value)
+    numbers: list[Part] = [shown(ordered[0])]
     if ordered[0].estimate.value != ordered[-1].estimate.value:
-        numbers += [" to ", _shown(ordered[-1])]
+        numbers += [" to ", shown(ordered[-1])]
     return (Said(before[:1].upper() + before[1:]), *numbers, Said(after))
-
-
-def _shown(measure: Measure) -> Number:
-    return Number(measure.estimate, measure.source, points=words_of(measure).points)
 
 
 def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
@@ -206,7 +215,10 @@ def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
 def _contrast(
     report: Report, items: Sequence[Labelled], base: str, kind: str, key: str
 ) -> tuple[str, Sentence]:
-    """`better in 2 of 2 pairs`; a pair is alike in all but the protection."""
+    """Return a measure's title and how pairs end, such as `better in 2 of 2 pairs`.
+
+    The two configurations of a pair differ in the protection only.
+    """
     pairs = [
         (a, b)
         for i in items
@@ -217,21 +229,21 @@ def _contrast(
         and (a := i.configuration.measure(key)) is not None
         and (b := j.configuration.measure(key)) is not None
     ]
-    title = words_of(next(m for i in items if (m := i.configuration.measure(key)) is not None)).title
+    title = kind_of_measure([i.configuration for i in items], key).title
     verdicts = [_verdict(a, b) for a, b in pairs]
-    said: list[Part] = []
+    parts: list[Part] = []
     for word in ("better", "worse", "the same", "not told apart", "without an interval"):
         if number := verdicts.count(word):
             count = _count(report, number, f"pairs {word}", "report.json#configurations")
-            said += [f"{', ' if said else ''}{word} in ", count]
-    if not said:
+            parts += [f"{', ' if parts else ''}{word} in ", count]
+    if not parts:
         return title, ()
     total = _count(report, len(pairs), "pairs that are alike in all else", "report.json#configurations")
-    return title, (*said, " of ", total, f" {_plural(len(pairs), 'pair')}")
+    return title, (*parts, " of ", total, f" {_plural(len(pairs), 'pair')}")
 
 
 def _verdict(a: Measure, b: Measure) -> str:
-    """Whether `b` is better than `a` beyond both intervals."""
+    """Return whether `b` is better than `a`, judged by both intervals."""
     if a.estimate.value == b.estimate.value:
         return "the same"
     overlap = interval_overlaps(a.estimate, b.estimate)
@@ -256,5 +268,5 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def attacks_in_order(findings: Sequence[Finding]) -> list[tuple[str, str]]:
-    """(id, name) of each attack once, A2 before A10."""
+    """Return (id, name) of each attack once, A2 before A10."""
     return sorted({(f.id, f.attack) for f in findings}, key=lambda pair: (_natural(pair[0]), pair[1]))

@@ -1,32 +1,42 @@
-"""Write a report in every form it has, into one folder.
+"""Write a report in every form into one folder.
 
-report.html     for people: opens offline
-report.md       for people: text
-report.json     for programs and gates; written last, so that where it is, the others are
-report.sarif    for dashboards of code scanners
-summary.md      for a pull request
-*.png           the page's charts
+report.html     for people: a page that opens offline report.md       for people: text report.json     for
+programs and gates; written last, so that where it exists, the others do report.sarif    for dashboards of
+code scanners summary.md      for a pull request *.png           the page's charts
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fedproxy_secure.report.charts import write_pngs
-from fedproxy_secure.report.page import write_page
-from fedproxy_secure.report.pull_request import write_pull_request_summary
+from fedproxy_secure.report.html.charts import write_pngs
+from fedproxy_secure.report.html.page import write_page
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.sarif import write_sarif
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.pull_request import write_pull_request_summary
+from fedproxy_secure.report.text.sarif import write_sarif
+from fedproxy_secure.runtime.artifacts import write_bytes
+
+MARKDOWN_NAME = "report.md"
 
 
 def publish(report: Report, folder: Path) -> Path:
-    """Write every form, each file whole or not at all; returns the path of `report.html`.
+    """Write every form, each file whole or not at all, and return the path of `report.html`.
 
-    Raises `RunFolderError` if the folder cannot be written; files already there then stay.
+    Raises `RunFolderError` if the folder cannot be written; files that are already there then stay.
     """
     page = write_page(report, folder)
     write_pngs(report, folder)
     write_sarif(report, folder)
     write_pull_request_summary(report, folder)
-    report.write(folder)
+    write_texts(report, folder)
     return page
+
+
+def write_texts(report: Report, folder: Path) -> Path:
+    """Write `report.md` and `report.json` only, each whole or not at all; return the latter's path.
+
+    Raises `RunFolderError` if the folder cannot be written; files that are already there then stay.
+    """
+    write_bytes(folder / MARKDOWN_NAME, markdown_report(report).encode())
+    return report.write(folder)

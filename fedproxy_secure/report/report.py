@@ -1,8 +1,8 @@
-"""The report of a run: `report.json` for programs, `report.md` for people, the same content.
+"""The report of a run, and `report.json`, its form for programs.
 
-The JSON follows `report.schema.json`, which ships beside this module and is written from these classes by
-`python -m fedproxy_secure.report.schema`. `schema_version` grows when a reader of the old one would be
-wrong about the new one.
+The JSON follows `report.schema.json`, which ships beside this module and is generated from these classes by
+`python -m fedproxy_secure.report.schema`. `schema_version` grows when a reader of the old version would
+misread the new one.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure import artifacts
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.trilemma import Configuration
-from fedproxy_secure.untrusted import read_json
+from fedproxy_secure.runtime import artifacts
+from fedproxy_secure.runtime.untrusted import read_json
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 JSON_NAME = "report.json"
-MARKDOWN_NAME = "report.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """One method at one remove ratio. None: does not apply or was not measured.
+    """One method at one remove ratio; None where a number does not apply or was not measured.
 
     Accuracies, `gap_closed` and `owners_edge` have the unit `share` (1 = everything).
     """
@@ -43,14 +42,27 @@ class MethodRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything a run found, and what it takes to find it again.
+    """Everything that a run found, and what it takes to reproduce it.
 
-    `rows` compare methods; `configurations` have the trilemma. `estimates` are numbers outside both, such
-    as a proxy's fidelity. `notes` are what a reader must know before believing a number: truncated prompts,
-    settings that are not safe. `not_measured` says what nobody looked at, and why. `audit_head`: hash of
-    the audit log's last line, hex, over which the report is signed; None without a log.
-    `total_epsilon`: of all configurations together, which train on the same records; None where that is
-    not finite or not known. `composition` says so, and which costs of privacy add up to which.
+    Args:
+        name: name of the run.
+        command: the command that made the report.
+        config_sha256: SHA-256 of the settings, hex.
+        environment: versions and machine.
+        seeds: the run's seeds.
+        estimates: numbers outside `rows` and `configurations`, such as a proxy's fidelity.
+        rows: the methods of a comparison.
+        notes: what a reader must know before believing a number, such as truncated prompts or unsafe
+            settings.
+        guarantees: what holds and what does not, in sentences.
+        configurations: the trilemma's configurations with their measures.
+        not_measured: what nobody measured, and why.
+        audit_head: hash of the audit log's last line, hex, over which the report is signed; None without a
+            log.
+        total_epsilon: epsilon of all configurations together, which train on the same records; None where
+            it is not finite or not known.
+        composition: sentences about `total_epsilon`, and about which privacy costs add up.
+        schema_version: version of the form.
     """
 
     name: str
@@ -61,7 +73,7 @@ class Report:
     estimates: tuple[Estimate, ...] = ()
     rows: tuple[MethodRow, ...] = ()
     notes: tuple[str, ...] = ()
-    guarantees: tuple[str, ...] = ()  # what holds and what does not, in sentences
+    guarantees: tuple[str, ...] = ()
     configurations: tuple[Configuration, ...] = ()
     not_measured: tuple[str, ...] = ()
     audit_head: str | None = None
@@ -70,23 +82,20 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """The report as indented JSON; numbers that are not finite cannot occur."""
+        """Return the report as indented JSON; all numbers in it are finite."""
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     def write(self, folder: Path) -> Path:
-        """Write both files atomically and return the path of the JSON one.
+        """Write `report.json` atomically and return its path.
 
-        Raises `RunFolderError` if the folder cannot be written; a file already there then stays.
+        Raises `RunFolderError` if the folder cannot be written; a file that is already there then stays.
         """
-        from fedproxy_secure.report.table import markdown_report
-
-        artifacts.write_bytes(folder / MARKDOWN_NAME, markdown_report(self).encode())
         artifacts.write_bytes(folder / JSON_NAME, self.to_json().encode())
         return folder / JSON_NAME
 
     @classmethod
     def load(cls, folder: Path) -> Report:
-        """Read the report in `folder`. Raises what `read` raises."""
+        """Read the report in `folder`; raises what `read` raises."""
         return cls.read(folder / JSON_NAME)
 
     @classmethod
@@ -100,10 +109,10 @@ class Report:
             version = raw["schema_version"]
             if version != SCHEMA_VERSION:
                 old = isinstance(version, int) and version < SCHEMA_VERSION
-                again = "; `run --resume` or `matrix --resume` writes it again" if old else ""
+                again = "; `run --resume` or `matrix --resume` writes a new one" if old else ""
                 raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}{again}")
-            made: Report = adapter().validate_python(raw)
-            return made
+            report: Report = adapter().validate_python(raw)
+            return report
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
         except RunFolderError:
@@ -114,7 +123,7 @@ class Report:
 
 @cache
 def adapter() -> Any:
-    """pydantic's `TypeAdapter` of `Report`: reads plain values, knows the JSON schema."""
+    """Return Pydantic's `TypeAdapter` of `Report`, which reads plain values and knows the JSON schema."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Report)

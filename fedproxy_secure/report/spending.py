@@ -1,7 +1,8 @@
-"""Epsilon on a report: of one configuration, and of all of them together; in numbers and in sentences.
+"""Epsilon on a report, for one configuration and for all together, in numbers and in sentences.
 
-The number that counts is `epsilon_spent`: of all trainings of a configuration together, those of seeds that
-did not finish too. `epsilon_spent_one_seed` and `epsilon_claimed` are of one training alone and say so.
+The number that counts is `epsilon_spent`: it covers all trainings of a configuration together, including
+those of seeds that did not finish. `epsilon_spent_one_seed` and `epsilon_claimed` cover one training alone
+and say so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.dp.ledger import all_events
 from fedproxy_secure.errors import DataError, RunFolderError
+from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.measure import MeasureKind
+from fedproxy_secure.evidence.measures import privacy as kinds
 from fedproxy_secure.report.composition import (
     Cost,
     Training,
@@ -22,22 +26,22 @@ from fedproxy_secure.report.composition import (
     one_alone,
     sentence,
 )
-from fedproxy_secure.report.estimate import Estimate, counted
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
-LEDGERS = "federation/privacy"  # of a seed's clients, below its folder; of engines on one machine
-SPENT, ALONE, CLAIMED, DELTA = "epsilon_spent", "epsilon_spent_one_seed", "epsilon_claimed", "delta"
+LEDGERS = "federation/privacy"  # below a seed's folder, where all clients run on one machine
 SEEDS_COMPOSE = (
-    "Epsilon spent counts all seeds of a configuration together, for they train on the same records. It is "
-    "the cost of this configuration alone; other configurations add to it."
+    "Epsilon spent counts all seeds of a configuration together, because they train on the same records. "
+    "It is the cost of that configuration alone; other configurations add to it."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """All configurations of a report together. `epsilon` is None where no finite number is known.
+    """What all configurations of a report spent together.
 
-    `says`: what composes with what, and why there is no number, in sentences.
+    Args:
+        epsilon: the number; None where no finite number is known.
+        says: sentences about what composes with what, and why there is no number.
     """
 
     epsilon: Estimate | None = None
@@ -45,15 +49,16 @@ class Total:
 
 
 def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
-    """What a seed spent that did not finish: it trained on the same records. [] if it did not begin to.
+    """Return what a seed spent that did not finish, since it trained on the same records too.
 
-    A ledger that cannot be read makes a training of unknown cost.
+    The result is empty if the seed did not begin to train. A ledger that cannot be read makes a training of
+    unknown cost.
     """
     folder, delta = run / f"seed-{seed}" / LEDGERS, config.privacy.target_delta
     if config.privacy.unit == "none" or not folder.is_dir():
         return []
     try:
-        events = {name: own for name, own in all_events(folder).items() if own}
+        events = {name: spent for name, spent in all_events(folder).items() if spent}
     except (DataError, RunFolderError):
         return [Training(delta=delta)]
     return [Training.of_events(events, delta=delta)] if events else []
@@ -62,43 +67,47 @@ def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
 def epsilons(
     config: Config, trainings: Sequence[Training], *, seeds: Sequence[int], place: str
 ) -> list[Measure]:
-    """What is claimed, and what was spent: by all trainings together, and by one alone.
+    """Return what is claimed, and what was spent by all trainings together and by one alone.
 
     Args:
-        seeds: those that finished, at least one.
-        place: of the first one's run, relative to the report.
+        config: the settings.
+        trainings: all trainings on the records.
+        seeds: the seeds that finished, at least one.
+        place: the first run's folder, relative to the report.
     """
     settings, result = f"{place}/config.yaml#privacy", f"{place}/seed-{seeds[0]}/result.json#events"
     cost, alone = composed(trainings), one_alone(trainings)
     delta = config.privacy.target_delta if cost is None else cost.delta
-    made = [
-        _measure(CLAIMED, config.privacy.limit, "epsilon claimed, one seed alone", settings, seeds),
-        _measure(DELTA, delta, "delta", settings, seeds),
+    promised = [
+        _measure(
+            kinds.EPSILON_CLAIMED, config.privacy.limit, "epsilon claimed, one seed alone", settings, seeds
+        ),
+        _measure(kinds.DELTA, delta, "delta", settings, seeds),
     ]
-    if cost is None or alone is None or not cost.finite:  # the ledgers lie with the clients
-        return made
-    many = _measure(SPENT, cost.epsilon, f"epsilon spent, {_together(cost)}", result, seeds)
+    if cost is None or alone is None or not cost.finite:  # the clients keep the ledgers
+        return promised
+    many = _measure(kinds.EPSILON_SPENT, cost.epsilon, f"epsilon spent, {_together(cost)}", result, seeds)
     how = f"{many.estimate.how}: the client that spent most, {cost.how}"
     return [
-        *made,
+        *promised,
         replace(many, estimate=replace(many.estimate, how=how)),
-        _measure(ALONE, alone, "epsilon spent, one seed alone", result, seeds),
+        _measure(kinds.EPSILON_SPENT_ONE_SEED, alone, "epsilon spent, one seed alone", result, seeds),
     ]
 
 
 def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, ...]:
-    """The guarantees of one configuration, in sentences: of all its trainings together."""
+    """Return the guarantees of one configuration, in sentences that cover all its trainings together."""
     privacy, count = config.privacy, len(trainings)
     cost, alone = composed(trainings), one_alone(trainings)
     if cost is None or alone is None:
         epsilon, delta = count * privacy.limit, count * privacy.target_delta
-        said = (
+        composes = (
             f"Seeds compose: this is of {count} trainings on the same records, each ({privacy.limit:.4g}, "
-            f"{privacy.target_delta:g})-DP at most; epsilons and deltas are added up, for the ledgers lie "
-            "with the clients."
+            f"{privacy.target_delta:g})-DP at most; epsilons and deltas are added up, because the clients "
+            "keep the ledgers."
         )
     else:
-        epsilon, delta, said = cost.epsilon, cost.delta, sentence(cost, alone=alone)
+        epsilon, delta, composes = cost.epsilon, cost.delta, sentence(cost, alone=alone)
     first, *others = guarantees(
         privacy.unit,
         epsilon=epsilon,
@@ -107,14 +116,16 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
         mechanism=privacy.mechanism,
         simulated=privacy.randomness == "unsafe_simulated",
     )
-    return (first, *((said,) if count > 1 and privacy.unit != "none" else ()), *others)
+    return (first, *((composes,) if count > 1 and privacy.unit != "none" else ()), *others)
 
 
 def total(configurations: Sequence[Configuration], *, same_records: bool) -> Total:
-    """What all configurations of a report cost together, as they train on the same records.
+    """Return what all configurations of a report cost together, as they train on the same records.
 
     Args:
-        same_records: whether that is known; if not, it is assumed, and epsilons are added up.
+        configurations: the report's configurations.
+        same_records: whether the records are known to be the same; if not, it is assumed, and epsilons are
+            added up.
     """
     ran = [c for c in configurations if c.seeds or c.spends]
     private = [c for c in ran if c.privacy_unit != "none"]
@@ -125,13 +136,13 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
     says = [SEEDS_COMPOSE]
     if len(ran) > 1:
         whose = "All private configurations" if open_ones else "All configurations"
-        unsure = "" if same_records else " Whether their records are the same is not known; it is assumed."
+        unsure = "" if same_records else " It is not known whether their records are the same, but assumed."
         together = why if cost is None else f"({cost.epsilon:.4g}, {cost.delta:g})-DP, {cost.how}"
         says.append(f"{whose} together: {together}.{unsure}")
     if open_ones:
         verb = "trains" if len(open_ones) == 1 else "train"
         says.append(
-            f"All configurations together: no finite epsilon, for {'; '.join(open_ones)} {verb} on the "
+            f"All configurations together: no finite epsilon, because {'; '.join(open_ones)} {verb} on the "
             "same records without differential privacy."
         )
     if cost is None or open_ones or not cost.finite:
@@ -146,12 +157,12 @@ def _of_all(private: Sequence[Configuration], *, same_records: bool) -> tuple[Co
     """Return the composed cost of the events, or the reason why it is unknown."""
     units = sorted({c.privacy_unit for c in private})
     if len(units) > 1:
-        return None, f"not known, for their units differ ({', '.join(units)})"
+        return None, f"not known, because their units differ ({', '.join(units)})"
     costs = []
     for c in private:
-        epsilon, delta = c.measure(SPENT), c.measure(DELTA)
+        epsilon, delta = c.measure(kinds.EPSILON_SPENT.key), c.measure(kinds.DELTA.key)
         if epsilon is None or delta is None:
-            return None, f"not known, for {c.name} does not say what it spent"
+            return None, f"not known, because {c.name} does not say what it spent"
         costs.append(_told(c, epsilon.estimate.value, delta.estimate.value))
     if not all(c.spends for c in private):
         return added_up(costs), ""
@@ -171,7 +182,6 @@ def _together(cost: Cost) -> str:
     return "one training" if cost.trainings == 1 else f"{cost.trainings} trainings together"
 
 
-def _measure(key: str, value: float, metric: str, source: str, seeds: Sequence[int]) -> Measure:
-    unit = "delta" if key == DELTA else "epsilon"
-    estimate = counted(value, metric=metric, unit=unit, seeds=seeds)
-    return Measure(axis="privacy", key=key, better="lower", estimate=estimate, source=source)
+def _measure(kind: MeasureKind, value: float, metric: str, source: str, seeds: Sequence[int]) -> Measure:
+    estimate = counted(value, metric=metric, unit=kind.unit, seeds=seeds)
+    return Measure.of_kind(kind, estimate, source)

@@ -1,4 +1,4 @@
-"""What was swept, in words; which measure stands for an axis where only one can; the Pareto front."""
+"""The words for what was swept, the headline measure of each axis, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -6,35 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedproxy_secure.report.drawing import UNPROTECTED
-from fedproxy_secure.report.measure_words import words_of
-from fedproxy_secure.report.number import Number
-from fedproxy_secure.report.trilemma import Axis, Configuration, Measure
+from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.evidence.measure import Axis, MeasureKind, in_order
+from fedproxy_secure.evidence.measures.privacy import EPSILON_CLAIMED
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report.trilemma import Configuration, Measure
 
-# In the order of preference; other measures of an axis follow in the order they were written.
-PREFERRED: Mapping[Axis, tuple[str, ...]] = {
-    "performance": ("gap_closed", "accuracy_fused"),
-    "privacy": (
-        "tpr_at_1pct_fpr",
-        "token_auc",
-        "exact_sequence_recall",
-        "epsilon_spent",
-        "effective_cohort",
-    ),
-    "ip": ("extraction_R", "owners_edge", "verbatim_share"),
-    "cost": ("upload_bytes",),
-}
+UNPROTECTED = "no protection"  # the kind that is drawn in red
 AXIS_NAMES: Mapping[Axis, str] = {
     "performance": "Performance",
     "privacy": "Privacy",
     "ip": "IP",
     "cost": "Cost",
-}
-_PROTECTIONS = {
-    "unsafe_plaintext": UNPROTECTED,
-    "none": UNPROTECTED,
-    "masking": "masking",
-    "ckks": "CKKS",
 }
 
 
@@ -48,103 +31,116 @@ class Labelled:
 
     @property
     def name(self) -> str:
-        """Of the configuration."""
+        """The configuration's name."""
         return self.configuration.name
 
     def number(self, key: str) -> Number | None:
-        """The measure under `key`, to be shown."""
+        """Return the measure with this key for display, or None without one."""
         measure = self.configuration.measure(key)
         return None if measure is None else shown(measure)
 
 
 def shown(measure: Measure) -> Number:
-    """A measure as people see it."""
-    return Number(measure.estimate, measure.source, points=words_of(measure).points)
+    """Return a measure as people see it."""
+    return Number(measure.estimate, measure.source, points=measure.kind.points)
 
 
 def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:
-    """All of them with words; no two have the same pair of them."""
+    """Return all configurations with their words; no two have both words in common."""
     varying = [
         key
         for key in _swept(configurations)
         if key != "protection" and len({c.settings.get(key) for c in configurations}) > 1
     ]
-    made = []
+    items = []
     for c in configurations:
         rest = ", ".join(_setting(key, c.settings[key]) for key in varying if key in c.settings)
-        made.append(Labelled(configuration=c, kind=_kind(c), rest=rest))
-    pairs = [(m.kind, m.rest) for m in made]
+        items.append(Labelled(configuration=c, kind=_kind(c), rest=rest))
+    pairs = [(m.kind, m.rest) for m in items]
     return [
         m
         if pairs.count((m.kind, m.rest)) == 1
         else Labelled(configuration=m.configuration, kind=m.kind, rest=m.name)
-        for m in made
+        for m in items
     ]
 
 
 def kinds_of(items: Sequence[Labelled]) -> list[str]:
-    """Each kind once: no protection first, the others in order."""
+    """Return each kind once, no protection first, then the others in order."""
     return sorted(dict.fromkeys(item.kind for item in items), key=lambda kind: kind != UNPROTECTED)
 
 
 def common_settings(configurations: Sequence[Configuration]) -> list[str]:
-    """What all have in common, in words, such as `fusion fedavg`."""
-    made = []
+    """Return what all configurations have in common, in words such as `fusion fedavg`."""
+    phrases = []
     for key in _swept(configurations):
         values = {c.settings.get(key) for c in configurations}
         value = values.pop()
         if key != "protection" and not values and value is not None:
             words = _setting(key, value)
-            made.append(words if key == "remove_ratio" else f"{key.replace('_', ' ')} {words}")
-    return made
+            phrases.append(words if key == "remove_ratio" else f"{key.replace('_', ' ')} {words}")
+    return phrases
 
 
 def keys_of(configurations: Sequence[Configuration], axis: Axis) -> list[str]:
-    """Every measure of the axis, the preferred ones first."""
-    there = dict.fromkeys(m.key for c in configurations for m in c.measures if m.axis == axis)
-    return [k for k in PREFERRED[axis] if k in there] + [k for k in there if k not in PREFERRED[axis]]
+    """Return every measure of the axis that some configuration has, in the registry's order."""
+    return in_order(m.key for c in configurations for m in c.measures if m.axis == axis)
+
+
+def kind_of_measure(configurations: Sequence[Configuration], key: str) -> MeasureKind:
+    """Return the kind of a measure that some configuration has."""
+    return next(m.kind for c in configurations if (m := c.measure(key)) is not None)
 
 
 def headline(configurations: Sequence[Configuration], axis: Axis) -> str | None:
-    """The measure that stands for an axis: of those that most configurations have, the first preferred.
+    """Return the measure that stands for an axis, or None where no measure of it has a better direction.
 
-    None where no measure of the axis says which way is better.
+    Of the measures that most configurations have, it is the one with the highest rank.
     """
-    measured = [
-        (key, found)
-        for key in keys_of(configurations, axis)
-        if (found := [m for c in configurations if (m := c.measure(key)) is not None])
-        and found[0].better != "neither"
-    ]
-    if not measured:
+    counts: dict[str, int] = {}
+    for key in keys_of(configurations, axis):
+        measures = [m for c in configurations if (m := c.measure(key)) is not None]
+        if measures[0].better != "neither":
+            counts[key] = len(measures)
+    if not counts:
         return None
-    most = max(len(found) for _, found in measured)
-    return next(key for key, found in measured if len(found) == most)
+    most = [key for key, count in counts.items() if count == max(counts.values())]
+    return max(most, key=lambda key: kind_of_measure(configurations, key).headline)
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other beats in one number without losing in the other; higher is better in both.
+    """Return which points no other beats in one number without losing in the other; higher is better.
 
-    By the values alone: two points whose intervals overlap may change places with other seeds.
+    Only values count: two points whose intervals overlap may change places with other seeds.
     """
     return [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in points) for a, b in points]
 
 
 def _swept(configurations: Sequence[Configuration]) -> list[str]:
-    """Names of settings, the remove ratio first."""
+    """Return the names of the settings that were swept, the remove ratio first."""
     return sorted({k for c in configurations for k in c.settings}, key=lambda k: (k != "remove_ratio", k))
 
 
 def _kind(configuration: Configuration) -> str:
-    protection = configuration.settings.get("protection", "")
-    if found := re.fullmatch(r"masking_dp(\d+)", protection):
-        return f"masking + DP {found[1]}"
-    kind = _PROTECTIONS.get(protection, protection.replace("_", " ")) or configuration.name
+    """Return the protection's title, and differential privacy with the epsilon that it claims."""
+    title = _title(configuration.settings.get("protection", "")) or configuration.name
     if configuration.privacy_unit == "none":
-        return kind
-    claimed = configuration.measure("epsilon_claimed")
-    epsilon = "" if claimed is None else f" {claimed.estimate.value:g}"
-    return f"DP{epsilon}" if kind == UNPROTECTED else f"{kind} + DP{epsilon}"
+        return title
+    claimed = configuration.measure(EPSILON_CLAIMED.key)
+    private = "DP" if claimed is None else f"DP {claimed.estimate.value:g}"
+    return private if title == UNPROTECTED else f"{title} + {private}"
+
+
+def _title(protection: str) -> str:
+    """Return the title of a registered protection.
+
+    A sweep's name may say more after the protection's, such as `masking_dp8`.
+    """
+    schemes = [n for n in PROTECTIONS.names() if protection == n or protection.startswith(f"{n}_")]
+    if not schemes:
+        return protection.replace("_", " ")
+    title: str = PROTECTIONS.get(max(schemes, key=len)).title
+    return title
 
 
 def _setting(key: str, value: str) -> str:

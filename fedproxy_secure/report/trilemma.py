@@ -1,30 +1,32 @@
-"""The trilemma: performance, privacy and IP of one configuration, measured together, and what it costs.
+"""The trilemma of one configuration: performance, privacy and IP, measured together, and the cost.
 
-A **measure** is an estimate on one axis, under a key that policies name, with the record it came from. A
-**configuration** is one way to run the pipeline (protection, remove ratio, fusion, adapter); its measures
-join the seeds. There is no single score: nothing hides an axis.
+A **measure** is an estimate on one axis, under a key that policies name, with the record that it came from.
+A **configuration** is one way to run the pipeline (protection, remove ratio, fusion, adapter); its measures
+join the seeds. There is no single score, so that no axis is hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from fedproxy_secure.dp.events import Event
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import FOLDER, RESULTS, Finding
-
-Axis = Literal["performance", "privacy", "ip", "cost"]
-AXES: tuple[Axis, ...] = ("performance", "privacy", "ip", "cost")
-Better = Literal["higher", "lower", "neither"]
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding
+from fedproxy_secure.evidence.measure import MEASURES, Axis, Better, MeasureKind, measure_kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number of an axis. `key`: for programs, such as `gap_closed`, the same in every configuration.
+    """One number of an axis.
 
-    `source`: where it can be looked up, a path relative to the report's folder and, after `#`, what in it.
+    Args:
+        axis, better: those of its kind. They stand in the report so that a reader who lacks the kind can
+            still show the number.
+        key: name for programs, such as `gap_closed`, the same in every configuration.
+        estimate: the number.
+        source: where it can be looked up: a path relative to the report's folder and, after `#`, the place
+            in that file.
     """
 
     axis: Axis
@@ -33,10 +35,29 @@ class Measure:
     estimate: Estimate
     source: str
 
+    @classmethod
+    def of_kind(cls, kind: MeasureKind, estimate: Estimate, source: str) -> Measure:
+        """Return a number of a kind."""
+        return cls(axis=kind.axis, key=kind.key, better=kind.better, estimate=estimate, source=source)
+
+    @property
+    def kind(self) -> MeasureKind:
+        """Its registered kind; if no installed package has it, a kind made from the number itself."""
+        if self.key in MEASURES.names():
+            return measure_kind(self.key)
+        return MeasureKind(
+            key="unregistered",  # the report's own key may be any text
+            title=self.estimate.metric or "unnamed",
+            axis=self.axis,
+            better=self.better,
+            unit=self.estimate.unit or "count",
+            by="run",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A number round by round. `points`: (round from 0, estimate over seeds)."""
+    """A number round by round; `points` are (round from 0, estimate over seeds)."""
 
     key: str
     title: str
@@ -46,7 +67,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """Who saw what: one kind of message to one party, as it flowed, all rounds and seeds together."""
+    """Who saw what: one kind of message to one party as it flowed, all rounds and seeds together."""
 
     message: str
     party: str
@@ -58,12 +79,24 @@ class LedgerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One way to run the pipeline, over seeds. Two have the same `name` only if they are the same.
+    """One way to run the pipeline, over seeds; two with the same name are the same.
 
-    `settings`: what was swept, such as `{"protection": "masking", "remove_ratio": "0.5"}`. `unsafe`:
-    stamps, sentences that stand on every report. `failed`: seeds that did not finish, and why. `folders`:
-    the run folder of each seed, relative to the report's, by the name of the seed's own, such as `seed-0`.
-    `spends`: by client, the privacy events of all trainings, alike ones as one; {} if not all are known.
+    Args:
+        name: the name.
+        settings: what was swept, such as `{"protection": "masking", "remove_ratio": "0.5"}`.
+        seeds: the seeds that finished.
+        measures: its numbers.
+        curves: its numbers round by round.
+        findings: what attacks found.
+        ledger: who saw what.
+        guarantees: what holds and what does not, in sentences.
+        unsafe: stamps: sentences that stand on every report.
+        failed: seeds that did not finish, and why.
+        commands: commands that run this configuration alone.
+        folders: for each seed's folder name, such as `seed-0`, its run's folder relative to the report's.
+        privacy_unit: what differential privacy hides: `record`, `client` or `none`.
+        spends: privacy events of all trainings by client, equal ones joined into one; {} if not all are
+            known.
     """
 
     name: str
@@ -76,21 +109,21 @@ class Configuration:
     guarantees: tuple[str, ...] = ()
     unsafe: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-    commands: tuple[str, ...] = field(default=())  # that run this configuration alone
+    commands: tuple[str, ...] = field(default=())
     folders: Mapping[str, str] = field(default_factory=dict)
-    privacy_unit: str = "none"  # what differential privacy hides: `record`, `client`
+    privacy_unit: str = "none"
     spends: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
 
     def measure(self, key: str) -> Measure | None:
-        """The measure under `key`, or None where it was not measured."""
+        """Return the measure with this key, or None where it was not measured."""
         return next((m for m in self.measures if m.key == key), None)
 
     def file_of(self, finding: Finding, name: str) -> str:
-        """A file of the run that a finding is of, relative to the report's folder."""
+        """Return the path of a file of a finding's run, relative to the report's folder."""
         folder = self.folders.get(finding.seed_folder, ".")
         return name if folder in ("", ".") else f"{folder}/{name}"
 
     def source_of(self, finding: Finding) -> str:
-        """Where a finding can be looked up."""
+        """Return where a finding can be looked up."""
         record = self.file_of(finding, f"{FOLDER}/{RESULTS}")
         return f"{record}#{finding.attack} from {finding.view}, {finding.seed_folder}"

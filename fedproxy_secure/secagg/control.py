@@ -7,7 +7,7 @@ whose sentinels are not the number of survivors times the constant was unmasked 
 Guarantees: the sums that `decode_control` returns are some that honest clients of these settings could
 have: the exact count and steps, weights of `least_weight` to 1 each, no more clipped coordinates than there
 are. A client that lies can still shift a sum within that range, unseen: the mean loss to anything below
-2^28, the weights' sum within [least_weight, 1] a client, the next round's clip through `clipped` and
+2^28, the weights' sum within [least_weight, 1] per client, the next round's clip through `clipped` and
 `largest`; and it can always make the attempt abort. Nobody can tell which client lied.
 """
 
@@ -19,18 +19,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedproxy_secure.crypto.primitives import digest
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.secagg.primitives import digest
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, Segment
 
 LIMBS, LIMB_BITS = 6, 8
 SENTINELS = 16
 SENTINEL_LARGEST = 1000  # 64 x 1000 < 2^16
 NAMES = ("clients", "weight", "clipped", "loss", "steps", "largest")
-FRACTION = 2.0**20  # of the numbers that are not whole:
+FRACTION = 2.0**20  # steps in 1, for the numbers that are not whole:
 FRACTIONAL = ("weight", "loss", "largest")
-MOST_OVER_CLIP = 1000.0  # of `largest`, a client; whoever is further beyond the clip says this
-ROUNDING = 0.5 / FRACTION  # of a number that is not whole
+MOST_OVER_CLIP = 1000.0  # the most that a client sends as `largest`, also if it is further beyond the clip
+ROUNDING = 0.5 / FRACTION  # largest error of a number that is not whole
 
 SEGMENTS = (
     Segment(name="control", length=LIMBS * len(NAMES), largest=2**LIMB_BITS - 1),
@@ -42,7 +42,7 @@ SEGMENTS = (
 class Control:
     """One client's numbers, or their sums over the survivors.
 
-    `weight` in [0, 1] a client; `clipped` coordinates; `loss` in nats (the client's weight does not
+    `weight` in [0, 1] per client; `clipped` coordinates; `loss` in nats (the client's weight does not
     enter); `steps` taken; `largest` |value| over the clip.
     """
 
@@ -56,7 +56,7 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a round's settings imply for every client's numbers; the defaults hold whatever the settings.
+    """The bounds that settings imply for every client's numbers; the defaults hold for any settings.
 
     `least_weight`: a client's weight is this at least and 1 at most; with 1 all weigh alike. `steps` that
     each client takes. `coordinates` of an update: more cannot be clipped. `silent`: nothing but the noisy
@@ -70,7 +70,7 @@ class Expected:
 
 
 def encode_control(control: Control, context: bytes) -> dict[str, np.ndarray]:
-    """The two segments of `SEGMENTS`.
+    """Return one client's values for the two `SEGMENTS`.
 
     Raises `DataError` for a number below 0 or too large. It does not say which number: the server reads it.
     """
@@ -88,11 +88,11 @@ def encode_control(control: Control, context: bytes) -> dict[str, np.ndarray]:
 def decode_control(
     sums: dict[str, np.ndarray], context: bytes, *, clients: int, expected: Expected | None = None
 ) -> Control:
-    """The sums over `clients` survivors.
+    """Return the numbers, summed over `clients` survivors, that the summed segments hold.
 
     Raises `ProtocolAborted` if a sentinel or the count of clients is wrong: then the vectors were not
-    unmasked to their sum, and nothing of it may be used. So it does if a sum is one that honest clients of
-    the `expected` settings cannot have: one of them lied.
+    unmasked to their sum, and nothing of it may be used. It is raised too for sums that honest clients of
+    the `expected` settings cannot have: then one of them lied.
     """
     if not np.array_equal(sums["sentinels"], clients * sentinels(context)):
         raise ProtocolAborted("sentinels: are wrong; the vectors did not unmask to their sum")
@@ -121,7 +121,7 @@ def check_control(
 ) -> None:
     """Raise `ProtocolAborted` unless honest clients could have these sums.
 
-    `errors`: by how much a sum may be off for other reasons than its clients, by name.
+    `errors`: by name, how far a sum may be off for another reason than its clients, as CKKS's sums are.
     """
     clients, off = control.clients, dict.fromkeys(NAMES, 0.0) | dict(errors or {})
     least = clients * expected.least_weight
@@ -145,13 +145,13 @@ def check_control(
 
 
 def _check_range(name: str, value: float, least: float, most: float) -> None:
-    if not (least <= value <= most and math.isfinite(value)):  # so it is for NaN
+    if not (least <= value <= most and math.isfinite(value)):  # NaN is refused too
         wanted = f"{most:g}" if least == most else f"{least:g} to {most:g}"
         raise ProtocolAborted(f"{name} in the sum is {value:g}: must be {wanted}; a client lied")
 
 
 def sentinels(context: bytes) -> np.ndarray:
-    """int64 [SENTINELS], 1 to SENTINEL_LARGEST."""
+    """Return the constants that follow from the context, int64 [SENTINELS], 1 to SENTINEL_LARGEST."""
     raw = digest(b"sentinels", context) + digest(b"more sentinels", context)
     words = np.frombuffer(raw, dtype="<u4")[:SENTINELS].astype(np.int64)
     return words % SENTINEL_LARGEST + 1

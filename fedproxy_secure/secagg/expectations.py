@@ -1,4 +1,4 @@
-"""What H-TIES gives on average, when only the mean and the spread at a coordinate are known.
+"""The average result of H-TIES when only the mean and the spread at a coordinate are known.
 
 Tables over z, the mean over the spread, for n clients and election ratio rho: public constants, drawn once
 with a fixed seed.
@@ -21,7 +21,7 @@ COMMON_SCALE = 0.5
 
 @lru_cache(maxsize=8)
 def plain_tables(clients: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
-    """For z on `Z_GRID`, with deviations of unit variance: the elected value, the conflict (Eq. 7)."""
+    """Return elected value and conflict (Eq. 7) at each z of `Z_GRID`, for deviations of unit variance."""
     rng = np.random.default_rng(TABLE_SEED)
     draws = rng.standard_normal((TABLE_DRAWS // 2, clients))
     draws = np.concatenate([draws, -draws])  # antithetic: z = 0 is exactly balanced
@@ -42,7 +42,7 @@ def plain_tables(clients: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def trimmed_tables(clients: int, rho: float, kept: float) -> tuple[np.ndarray, np.ndarray]:
-    """As `plain_tables`, for values of which a share `kept` is not zero.
+    """Return what `plain_tables` does, for values of which only a share `kept` is not zero.
 
     Zeros tie a coordinate's spread to its mean, so shifting one set of deviations no longer serves: whole
     coordinates are drawn, trimmed, sorted by z and averaged in bins.

@@ -5,7 +5,7 @@ H-TIES (Eq. 10-14), TIES and PCR's conflict (Eq. 7) read every client's update. 
     plain         S = sum of the updates; for FedAvg and every rule that is linear in the updates.
     coordinate    also A = sum of |update| and the counts n+, n- of signs, per coordinate. Exact: the mass
                   of each side is P = (A + S) / 2 and N = (A - S) / 2, its mean P / n+ or -N / n-.
-    block         also one number a block of some 64 neighbouring coordinates: Q, the sum of mean squares.
+    block         also one number per block of some 64 neighbouring coordinates: Q, the sum of mean squares.
 
 `block` estimates what `coordinate` counts. With n clients and mean s at a coordinate, the n values are s
 plus deviations that add up to zero, of variance v = Q / n - mean(s^2) over the block. Read as normal, the
@@ -24,7 +24,7 @@ Guarantees (of what the server sees; the masking protocol hides all else):
     coordinate    besides: where a side has one contributor, that client's value; where signs are unanimous,
                   every client's sign. Denominators are counts, because sums of unequal weights would tell
                   *which* clients stand on a side.
-    block         besides the sum: one variance a block. No count and no sign of any client.
+    block         besides the sum: one variance per block. No count and no sign of any client.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fedproxy_secure.secagg.signs import largest_word, pack_signs, unpack_signs,
 from fedproxy_secure.secagg.sum_checks import check_sums
 
 Granularity = Literal["plain", "coordinate", "block"]
-BLOCK_COORDINATES = 64  # one word more for each: 1.6 % of the bytes
+BLOCK_COORDINATES = 64  # each block takes one word more: 1.6 % of the bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class Layout:
 
     @property
     def d(self) -> int:
-        """Length of the update."""
+        """The length of the update."""
         return sum(self.sizes)
 
     def starts(self) -> np.ndarray:
-        """First coordinate of every block, int64 [blocks], ascending."""
+        """Return the first coordinate of every block, int64 [blocks], ascending."""
         at, parts = 0, []
         for size in self.sizes:
             blocks = max(1, round(size / BLOCK_COORDINATES))
@@ -72,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """`step` float32 [d], the fused update; `conflict` float32 [d] in [0, 1] or None (plain)."""
+    """The fused update, `step` float32 [d], and `conflict`, float32 [d] in [0, 1] or None (plain)."""
 
     step: np.ndarray
     conflict: np.ndarray | None
@@ -81,22 +81,22 @@ class Merged:
 def segments_of(
     granularity: Granularity, layout: Layout, *, clip: float, clients: int, bits: int
 ) -> tuple[Segment, ...]:
-    """The segments a client's vector has besides the control words."""
-    made = [Segment(name="update", length=layout.d, clip=clip)]
+    """Return the segments of a client's vector besides the control words."""
+    segments = [Segment(name="update", length=layout.d, clip=clip)]
     if granularity == "block":
-        made.append(Segment(name="squares", length=len(layout.starts()), clip=clip**2))
+        segments.append(Segment(name="squares", length=len(layout.starts()), clip=clip**2))
     elif granularity == "coordinate":
         words = words_for(layout.d, clients=clients, bits=bits)
         most = largest_word(clients=clients, bits=bits)
-        made.append(Segment(name="magnitude", length=layout.d, clip=clip))
-        made.append(Segment(name="signs", length=words, largest=most))
-    return tuple(made)
+        segments.append(Segment(name="magnitude", length=layout.d, clip=clip))
+        segments.append(Segment(name="signs", length=words, largest=most))
+    return tuple(segments)
 
 
 def contribution(
     update: np.ndarray, granularity: Granularity, layout: Layout, plan: RingPlan, *, weight: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """What one client adds: values for `segments_of`, by name.
+    """Return what one client adds: values for `segments_of`, by name.
 
     Args:
         update: float32 [d], trimmed beforehand if the rule trims.
@@ -138,7 +138,7 @@ def merge(
         sums: by segment name, as `read_sum` gives them.
         rho: election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
         kept: public share of each update that clients kept when they trimmed, (0, 1]; `block` needs it.
-        error: by how much sums may be off besides rounding in the ring (CKKS).
+        error: how far sums may be off besides rounding in the ring, as CKKS's are.
 
     Raises `DataError` for a sum of another length or not finite, or a number out of range, and
     `ProtocolAborted` for sums that clients within the clip cannot have.
@@ -225,21 +225,10 @@ def _merge_by_blocks(
     excess = value[-1] - Z_GRID[-1]  # 0 without trimming
     elected = np.where(inside, sigma * np.interp(z, Z_GRID, value), np.abs(mean) + sigma * excess)
     disagreement = np.where(inside, np.interp(z, Z_GRID, conflict), 0.0)
-    disagreement[(mean == 0) & (sigma == 0)] = 1.0  # as the rule has it: no sign on any side
+    disagreement[(mean == 0) & (sigma == 0)] = 1.0  # as in the rule: no client is on any side
     return Merged(
         step=(np.sign(mean) * elected).astype(np.float32), conflict=disagreement.astype(np.float32)
     )
-
-
-def keep_largest(update: np.ndarray, share: float) -> np.ndarray:
-    """`update` [d] with all but its `ceil(share d)` largest magnitudes set to zero; on the client."""
-    keep = min(len(update), int(np.ceil(share * len(update) - 1e-9)))
-    if keep == len(update):
-        return update
-    kept = np.argpartition(np.abs(update), len(update) - keep)[len(update) - keep :]
-    sparse = np.zeros_like(update)
-    sparse[kept] = update[kept]
-    return sparse
 
 
 def _clip_of(plan: RingPlan) -> float:

@@ -14,7 +14,7 @@ Fields are plain (str, bytes, lists of them), so that any transport can carry th
 
 Guarantees: what `from_fields` returns has exactly the message's fields, of their types and within their
 sizes: lists of at most as many rows as a cohort can need, names that are short and printable, keys,
-signatures and hashes of their one length. It judges what is there and makes no copy.
+signatures and hashes of their one length. It checks what is there and makes no copy.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from fedproxy_secure.crypto.primitives import KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES, digest
+from fedproxy_secure.crypto.shamir import SHARE_BYTES
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.quoting import quoted
-from fedproxy_secure.secagg.primitives import KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES, digest
+from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.secagg.ring import MAX_CLIENTS
-from fedproxy_secure.secagg.shamir import SHARE_BYTES
 
 Surface = Literal["server", "clients"]
 MOST_NAME = 200  # characters of a client's name
@@ -37,7 +37,7 @@ MOST_VECTOR_BYTES = 2**32  # of a client's vector, however it travels; its recei
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How long a field of bytes may be, each row of it if it is a list, and how many rows there may be."""
+    """The allowed length of a field of bytes, or of each row if it is a list, and the most rows."""
 
     least: int
     most: int
@@ -54,9 +54,9 @@ VECTOR = Size(least=0, most=MOST_VECTOR_BYTES)
 
 
 class Message:
-    """Field types and sizes are checked on arrival.
+    """A message of the protocol; `from_fields` checks types and sizes of its fields on arrival.
 
-    `reveals`: what the receiver learns, in words. `sizes`: of the fields of bytes, by name.
+    `reveals`: what the receiver learns, in words. `sizes`: the sizes of the fields of bytes, by name.
     """
 
     to: ClassVar[Surface]
@@ -64,7 +64,7 @@ class Message:
     sizes: ClassVar[Mapping[str, Size]] = {}
 
     def to_fields(self) -> dict[str, Any]:
-        """Plain values by field name."""
+        """Return plain values by field name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
 
@@ -87,7 +87,7 @@ class Advertise(Message):
     signature: bytes
 
     def signed(self, context: bytes) -> bytes:
-        """What the signature covers."""
+        """Return what the signature covers."""
         return digest(
             b"advertise", context, self.client.encode(), self.share_key, self.mask_key, self.commitment
         )
@@ -126,7 +126,7 @@ class Shares(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Inbox(Message):
-    """Step 3: the pairs sealed for one client; from itself an empty one."""
+    """Step 3: the pairs of shares sealed for one client; the one from itself is empty."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "which clients shared; one share of each of their secrets"
@@ -139,8 +139,8 @@ class Inbox(Message):
 class MaskedInput(Message):
     """Step 3, answer: the masked vector.
 
-    Tagged with a key that this client (by its advertised, signed key) and the server (by the key in the
-    terms) share: the server alone needs to be sure of it, and a tag costs a fraction of a hash.
+    It is tagged with a key that this client (by its advertised, signed key) and the server (by the key in
+    the terms) share. Only the server needs to be sure of it, and a tag costs a fraction of a hash.
     """
 
     to: ClassVar[Surface] = "server"
@@ -153,7 +153,7 @@ class MaskedInput(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Survivors(Message):
-    """Step 4: who is left."""
+    """Step 4: whose vectors arrived."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "whose vectors arrived"
@@ -172,7 +172,7 @@ class Confirmation(Message):
 
     @staticmethod
     def signed(context: bytes, shared: list[str], survivors: list[str]) -> bytes:
-        """What the signature covers: both sets, sorted."""
+        """Return what the signature covers: both sets, sorted."""
         sets = json.dumps([sorted(shared), sorted(survivors)]).encode()
         return digest(b"confirm", context, sets)
 
@@ -207,7 +207,7 @@ class Unmask(Message):
     signature: bytes
 
     def signed(self, context: bytes) -> bytes:
-        """What the signature covers."""
+        """Return what the signature covers."""
         names = json.dumps([self.client, self.survivors, self.dropped]).encode()
         return digest(b"unmask", context, names, *self.self_shares, *self.key_shares)
 
@@ -227,7 +227,7 @@ M = TypeVar("M", bound=Message)
 
 
 def from_fields(kind: type[M], raw: Mapping[str, Any]) -> M:
-    """A message from plain values.
+    """Build a message from plain values.
 
     Raises `DataError` for a missing or unknown field, or one of the wrong type or size.
     """

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedproxy_secure.crypto.key_file import read_key, write_key
+from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.journal.store import create_journal
-from fedproxy_secure.secagg.key_file import read_key, write_key
-from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
-from fedproxy_secure.secagg.secret import Secret
 from fedproxy_secure.secagg.terms import Roster
 
 ROSTER = "roster.json"
@@ -46,12 +46,12 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
 
 
 def load_roster(folder: Path) -> Roster:
-    """The roster in a folder of keys."""
+    """Return the roster in a folder of keys. Raises `ConfigError` if it cannot be read."""
     return Roster.load(folder / ROSTER)
 
 
 def load_identity(folder: Path, client: str, roster: Roster) -> Secret:
-    """A client's private key.
+    """Return a client's private key.
 
     Raises `ConfigError` if others may read the file, it holds no key, or it is not the roster's.
     """

@@ -1,13 +1,13 @@
 """Numbers as words of a ring: plan what fits, quantise, pack, and read the sum back.
 
-A client's vector is a row of **segments**. A real segment is clipped to `[-clip, clip]`, scaled to
-`levels` steps a side and rounded to an integer: at random to one of its neighbours in the small rings, to
+A client's vector is a row of **segments**. A real segment is clipped to `[-clip, clip]`, scaled to `levels`
+steps on each side of 0 and rounded to an integer: at random to one of its neighbours in the small rings, to
 the nearest in the ring of 32 bits, so that a masked run gives the same result twice. A count segment holds
 small integers. Words add modulo `2^bits`; the plan makes sure that no sum of `clients` vectors wraps.
 
 Guarantees: for a plan that was accepted, the sum of words, read as signed, is the exact sum of the
 clients' integers. Random rounding is unbiased within 2^-9 of a step and takes its randomness from the
-operating system: the mean over n clients is off by less than one `step_of` a coordinate, with a standard
+operating system: the mean over n clients is off by less than one `step_of` per coordinate, with a standard
 deviation of at most `step / (2 sqrt(n))`. Rounding to the nearest is off by at most half a step, which with
 32 bits and 64 clients is 2^-27 of the clip. Clipping is counted, not hidden.
 """
@@ -19,19 +19,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedproxy_secure.crypto.primitives import fresh_secret, keystream
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.secagg.primitives import fresh_secret, keystream
 
 RING_BITS = (16, 24, 32)
 MIN_CLIENTS, MAX_CLIENTS = 3, 64
-MIN_LEVELS = 64  # fewer steps a side than this and rounding drowns the update
+MIN_LEVELS = 64  # with fewer steps on a side, rounding drowns the update
 MIN_CLIP, MAX_CLIP = 2.0**-96, 2.0**96  # beyond, steps and sums leave what float32 holds
 CHUNK_WORDS = 1 << 16  # so that what a chunk needs stays in the second-level cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """`length` words of one meaning. Real ones have a `clip` > 0, counts a `largest` value >= 1."""
+    """A run of `length` words of one kind: real ones have a `clip` > 0, counts a `largest` value >= 1."""
 
     name: str
     length: int
@@ -41,10 +41,10 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class RingPlan:
-    """How `clients` vectors share one ring.
+    """The layout by which `clients` vectors share one ring.
 
-    Raises `ConfigError` for a ring in which a sum could wrap or a real value would have fewer than
-    `MIN_LEVELS` steps a side.
+    Raises `ConfigError` for a ring in which a sum could wrap, or a real value would have fewer than
+    `MIN_LEVELS` steps on each side of 0.
     """
 
     bits: int
@@ -75,7 +75,7 @@ class RingPlan:
 
     @property
     def levels(self) -> int:
-        """Steps from 0 to the clip: the most for which `clients` of them do not reach 2^(bits - 1)."""
+        """The steps from 0 to the clip: the most for which `clients` of them do not reach 2^(bits - 1)."""
         return int((2 ** (self.bits - 1) - 1) // self.clients)
 
     @property
@@ -85,34 +85,34 @@ class RingPlan:
 
     @property
     def words(self) -> int:
-        """Length of the vector."""
+        """The length of the vector, in words."""
         return sum(s.length for s in self.segments)
 
     @property
     def upload_bytes(self) -> int:
-        """Of the vector as it travels."""
+        """The size of the vector as it travels, in bytes."""
         return self.words * self.bits // 8
 
     @property
     def word_type(self) -> type[np.unsignedinteger]:
-        """uint16, or uint32 for 24 bits as well: their high byte is dropped on the way out."""
+        """The type of a word: uint16, or uint32 for 32 and 24 bits, whose high byte does not travel."""
         return np.uint16 if self.bits == 16 else np.uint32
 
     def step_of(self, segment: Segment) -> float:
-        """Distance of two neighbouring values of a real segment."""
+        """Return the distance between two neighbouring values of a real segment."""
         if segment.clip is None:
             raise ConfigError(f"segment {segment.name}: is a count and has no step")
         return segment.clip / self.levels
 
     def canonical(self) -> bytes:
-        """What every party signs: all of the plan, one spelling."""
+        """Return the one spelling of the whole plan, which every party signs."""
         rows = [f"{s.name}:{s.length}:{s.clip!r}:{s.largest!r}" for s in self.segments]
         return "|".join([str(self.bits), str(self.clients), *rows]).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """`words` [plan.words] before masking; how many real values were clipped; the largest |value|."""
+    """A vector as `words` [plan.words] before masking, its clipped real values, and the largest |value|."""
 
     words: np.ndarray
     clipped: int
@@ -160,9 +160,9 @@ def _real_into(
     plan: RingPlan,
     rounded: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[int, float]:
-    """Scale to steps, clip, round to integers, a chunk at a time; how many were clipped, the largest."""
+    """Scale to steps, clip and round, a chunk at a time; return how many were clipped and the largest."""
     clip, levels = float(segment.clip or 0), plan.levels
-    # what a step needs is finer than float32 in the large rings
+    # float32 is too coarse for the steps of the large rings
     y = np.empty(CHUNK_WORDS, dtype=np.float32 if plan.bits == 16 else np.float64)
     scale = y.dtype.type(levels / clip)
     clipped, largest = 0, 0.0
@@ -188,9 +188,10 @@ def _nearest(steps: np.ndarray) -> np.ndarray:
 
 
 def _random_rounding(levels: int) -> Callable[[np.ndarray], np.ndarray]:
-    """floor(x + u) for u uniform on a grid of 2^-8 (16 bits) or 2^-16 (24), half a grid step from 0 and 1.
+    """Return a rounding to floor(x + u), u uniform on a grid of 2^-8 (16 bits) or 2^-16 (24 bits).
 
-    The grid keeps x + u exact in x's own type, so that a whole number never moves.
+    The grid, which begins and ends half a step inside (0, 1), keeps x + u exact in x's own type: a whole
+    number never moves.
     """
     small = levels < 2**15
     stream, zeros = keystream(fresh_secret()), bytes(CHUNK_WORDS * (1 if small else 2))
@@ -211,7 +212,7 @@ def _random_rounding(levels: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def read_sum(plan: RingPlan, total: np.ndarray) -> dict[str, np.ndarray]:
-    """The summed segments: float32 [length] in the clip's unit, counts int64 [length].
+    """Return the summed segments: float32 [length] in the clip's unit, counts int64 [length].
 
     `total` are words [plan.words]; bits above the ring's are ignored.
     """
@@ -234,14 +235,14 @@ def read_sum(plan: RingPlan, total: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _signed(words: np.ndarray, plan: RingPlan) -> np.ndarray:
-    """Words of the ring as signed integers: the ring's top bit becomes the type's."""
+    """Return words of the ring as signed integers: the ring's top bit becomes the type's."""
     signed = np.int16 if plan.bits == 16 else np.int32
     spare = words.itemsize * 8 - plan.bits
     return np.asarray((words << words.dtype.type(spare)).view(signed) >> signed(spare))
 
 
 def pack(plan: RingPlan, words: np.ndarray) -> bytes:
-    """Little-endian bytes of a vector, `bits / 8` a word."""
+    """Return a vector's little-endian bytes, `bits / 8` per word."""
     raw = np.ascontiguousarray(words, dtype=np.dtype(plan.word_type).newbyteorder("<"))
     if plan.bits == 24:
         return raw.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()

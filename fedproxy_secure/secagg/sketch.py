@@ -1,4 +1,4 @@
-"""Cosines between clients from sketches, and what H-TIES makes of them (Eq. 5, 6, 10). NumPy only.
+"""Cosines between clients from sketches, and the weights that H-TIES makes of them (Eq. 5, 6, 10).
 
 A count sketch adds every coordinate, with a random sign, to one of `SKETCH` places. Scaled to length 1, the
 inner product of two clients' sketches is their cosine up to an error of about `1 / sqrt(SKETCH)` = .016.
@@ -16,27 +16,27 @@ import numpy as np
 from fedproxy_secure.errors import DataError, ProtocolAborted
 
 SKETCH = 4096
-LEAST_WEIGHT = math.exp(-1)  # of the largest, as with weights `self`
-GRID = 2.0**-10  # of an opened cosine: far below the sketch's own error
-TOLERANCE = 6 / SKETCH**0.5  # of a Gram matrix's smallest eigenvalue
+LEAST_WEIGHT = math.exp(-1)  # over the largest weight, as with weights `self`
+GRID = 2.0**-10  # what an opened cosine is rounded to: far below the sketch's own error
+TOLERANCE = 6 / SKETCH**0.5  # how far below 0 a Gram matrix's smallest eigenvalue may be
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What one client does: `weight` in (0, 1], the largest client's being 1; `retention`, share kept."""
+    """One client's `weight` in (0, 1], where the largest is 1, and `retention`, the share that it keeps."""
 
     weight: float
     retention: float
 
 
 def count_sketch(update: np.ndarray, seed: bytes) -> np.ndarray:
-    """float64 [SKETCH] of length 1 (0 for an update of zeros) from float [d].
+    """Return the sketch of an update, float [d]: float64 [SKETCH] of length 1 (0 for an update of zeros).
 
     Raises `DataError` for NaN or infinity.
     """
     if not np.isfinite(update).all():
         raise DataError("update: holds NaN or infinity; must be finite")
-    rng = np.random.default_rng(list(seed))  # public: nothing rests on it but that all use the same
+    rng = np.random.default_rng(list(seed))  # public; all that matters is that everyone uses the same
     places = rng.integers(SKETCH, size=len(update))
     signs = 2.0 * rng.integers(2, size=len(update)) - 1
     sums = np.bincount(places, weights=signs * update, minlength=SKETCH)
@@ -45,7 +45,7 @@ def count_sketch(update: np.ndarray, seed: bytes) -> np.ndarray:
 
 
 def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
-    """Cosines float64 [K, K] from the opened products of pairs (i, j), i < j, in rows' order.
+    """Return cosines, float64 [K, K], from the opened products of pairs (i, j), i < j, row by row.
 
     Raises `ProtocolAborted` unless they can be cosines of K vectors: a server that hands out numbers of its
     own can then raise a client's weight by no more than some K vectors would.
@@ -57,16 +57,16 @@ def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
     if opened.shape != rows.shape:
         raise ProtocolAborted(f"products: {len(opened)}; must be {len(rows)} for {clients} clients")
     cosines[rows, columns] = cosines[columns, rows] = np.round(opened / GRID) * GRID
-    if np.linalg.eigvalsh(cosines)[0] < -TOLERANCE:  # so it is if one is beyond 1 + TOLERANCE
+    if np.linalg.eigvalsh(cosines)[0] < -TOLERANCE:  # also if one cosine is beyond 1 + TOLERANCE
         raise ProtocolAborted("products: are no cosines of vectors")
     return np.clip(cosines, -1, 1)
 
 
 def standing(cosines: np.ndarray, index: int, *, r0: float, delta: float) -> Standing:
-    """Weight and retention of client `index`, as the fusion in the clear computes them.
+    """Return weight and retention of client `index`, as the fusion in the clear computes them.
 
-    But no weight is below `LEAST_WEIGHT` of the largest: a server that encrypts cosines of its own making
-    would otherwise leave one client almost alone in the sum.
+    One thing differs: no weight is below `LEAST_WEIGHT` of the largest. Otherwise a server that encrypts
+    cosines of its own making could leave one client almost alone in the sum.
     """
     clients = len(cosines)
     others = ~np.eye(clients, dtype=bool)

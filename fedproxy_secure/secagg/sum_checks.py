@@ -1,4 +1,4 @@
-"""Whether sums of update segments are some that clients within the clip can have.
+"""Check that sums of update segments are ones that clients within the clip can have.
 
     update       within +- K clips
     squares      0 to K clips squared (`block`)
@@ -27,7 +27,7 @@ FLOAT_ROUNDING = 2.0**-20  # of sums in float32, over their range
 def check_sums(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, error: float = 0.0) -> None:
     """Raise `ProtocolAborted`, naming no client, for sums that `clients` honest ones cannot have.
 
-    `error`: by how much a sum may be off for other reasons than rounding in the ring (CKKS).
+    `error`: how far a sum may be off besides rounding in the ring, as CKKS's are.
     """
     for segment in plan.segments:
         if segment.clip is None or segment.name not in sums:
@@ -46,7 +46,7 @@ def check_sums(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, 
 
 
 def _check_sides(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, error: float) -> None:
-    """The mass of each side against the number of clients on it."""
+    """Check the mass of each side against the number of clients on it."""
     (segment,) = (s for s in plan.segments if s.name == "update")
     clip, d = float(segment.clip or 0), segment.length
     check_counts(sums["signs"], cohort=plan.clients, bits=plan.bits, d=d, clients=clients)

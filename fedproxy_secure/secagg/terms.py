@@ -1,4 +1,4 @@
-"""What all parties of one attempt at a round agree on, and what a client demands of it.
+"""The terms that all parties of an attempt at a round agree on, and a client's demands on them.
 
     context = SHA256(version, run, round, attempt, cohort, threshold, server's key, H(settings),
                      H(roster), H(broadcast), ring plan, H(cosines))
@@ -13,10 +13,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedproxy_secure.crypto.primitives import KEY_BYTES, digest
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
-from fedproxy_secure.secagg.primitives import KEY_BYTES, digest
+from fedproxy_secure.runtime.untrusted import read_json
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS, RingPlan
-from fedproxy_secure.untrusted import read_json
 
 VERSION = b"fedproxy-secure masking 1"
 HASH_BYTES = 32
@@ -24,7 +24,7 @@ HASH_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """Who may take part: client name -> Ed25519 public key, 32 bytes. Comes from provisioning alone.
+    """The clients that may take part: name -> Ed25519 public key, 32 bytes. Only provisioning makes it.
 
     Raises `ConfigError` for a key of another length or a key given twice.
     """
@@ -39,11 +39,11 @@ class Roster:
             raise ConfigError("roster: two clients have the same key; keys must differ")
 
     def sha256(self) -> bytes:
-        """Hash of names and keys, in the names' order."""
+        """Hash names and keys, in the names' order."""
         return digest(*(part for n in sorted(self.members) for part in (n.encode(), self.members[n])))
 
     def to_json(self) -> str:
-        """Names and hex keys."""
+        """Return names and hex keys as JSON."""
         return json.dumps({n: self.members[n].hex() for n in sorted(self.members)}, indent=2) + "\n"
 
     @classmethod
@@ -60,10 +60,10 @@ class Roster:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """One attempt at one round.
+    """The terms of one attempt at one round.
 
-    `cohort`: the invited, sorted. `server_key`: the server's X25519 key of this attempt, under which
-    clients tag their vectors. Hashes and keys are 32 bytes.
+    `cohort`: the invited clients, sorted. `server_key`: the server's X25519 key of this attempt, under
+    which clients tag their vectors. Hashes and keys are 32 bytes.
     """
 
     run: str
@@ -79,7 +79,7 @@ class Terms:
     gram_sha256: bytes = b""  # with weights `encrypted_gram`: of the cosines that all clients opened
 
     def context(self) -> bytes:
-        """The hash that binds every message of the attempt to these terms."""
+        """Return the hash that binds every message of the attempt to these terms."""
         return digest(
             VERSION,
             self.run.encode(),
@@ -94,15 +94,15 @@ class Terms:
         )
 
     def point_of(self, name: str) -> int:
-        """A client's point in secret sharing: its place in the cohort, from 1."""
+        """Return a client's point in secret sharing: its place in the cohort, from 1."""
         return self.cohort.index(name) + 1
 
 
 def least_threshold(clients: int, colluders: int) -> int:
-    """The least t with t >= floor(2K/3) + 1 and 2t > K + colluders.
+    """Return the least t with t >= floor(2K/3) + 1 and 2t > K + colluders.
 
-    Raises `ConfigError` unless t clients are two honest ones at least: colluders take what they sent off
-    the sum, and what is left of a lone client is its update.
+    Raises `ConfigError` if t clients could hold fewer than two honest ones: colluders subtract what they
+    sent from the sum, and what is then left of a single honest client is its update.
     """
     if colluders > clients - 2:
         raise ConfigError(
@@ -113,12 +113,12 @@ def least_threshold(clients: int, colluders: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What a client demands, whatever the server proposes.
+    """A client's demands on terms, whatever the server proposes.
 
     `settings_sha256` and `roster` are the client's own. `colluders`: how many other clients may work with
     the server without harm to this one. `rounds`: how many there are, so that no later one is answered.
-    `min_cohort`: the least cohort, and `min_threshold`: the least threshold, besides what is always safe;
-    no sum is over fewer clients than the threshold.
+    `min_cohort` and `min_threshold`: the least cohort and threshold, where they are stricter than what is
+    safe for any client; no sum is over fewer clients than the threshold.
     """
 
     roster: Roster

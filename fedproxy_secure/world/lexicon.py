@@ -35,7 +35,7 @@ class Domain:
     things: tuple[tuple[str, ...], ...]
 
     def kind_of(self, thing: str) -> int:
-        """Index of the kind of `thing`. Raises `KeyError` for a word of another domain."""
+        """Return the index of the kind of `thing`. Raises `KeyError` for a word of another domain."""
         for index, words in enumerate(self.things):
             if thing in words:
                 return index
@@ -52,7 +52,7 @@ class Lexicon:
     domains: tuple[Domain, ...]
 
     def domain(self, name: str) -> Domain:
-        """The domain called `name`. Raises `KeyError` if there is none."""
+        """Return the domain called `name`. Raises `StopIteration` if there is none."""
         return next(d for d in self.domains if d.name == name)
 
 
@@ -67,7 +67,7 @@ _COMPLAINTS = "cough fever ache rash fall burn cramp chill"
 
 @cache
 def lexicon() -> Lexicon:
-    """The world's words, always the same.
+    """Return the world's words, always the same.
 
     >>> [d.name for d in lexicon().domains]
     ['clinic', 'bank', 'insurer', 'council']
@@ -78,10 +78,10 @@ def lexicon() -> Lexicon:
     def word(syllables: int) -> str:
         while True:
             parts = [str(rng.choice(_ONSETS)) + str(rng.choice(_VOWELS)) for _ in range(syllables)]
-            made = "".join(parts) + str(rng.choice(_CODAS))
-            if made not in used:
-                used.add(made)
-                return made
+            candidate = "".join(parts) + str(rng.choice(_CODAS))
+            if candidate not in used:
+                used.add(candidate)
+                return candidate
 
     domains = tuple(
         Domain(

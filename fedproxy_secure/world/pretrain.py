@@ -33,7 +33,7 @@ MAX_SKIP_RATE = 0.5
 
 
 def train_tokenizer(seed: int, texts: int = 6000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCABULARY` entries; digits are always single tokens."""
+    """Train a byte-level BPE tokenizer of `VOCABULARY` entries; digits are always single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -56,7 +56,7 @@ def train_tokenizer(seed: int, texts: int = 6000) -> PreTrainedTokenizerFast:
 
 
 def new_demo_llm(seed: int) -> LlamaForCausalLM:
-    """The untrained demo LLM: Llama type, 8 blocks, hidden 128, 1.8 M parameters, float32."""
+    """Return the untrained demo LLM: Llama type, 8 blocks, hidden 128, 1.8 M parameters, float32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -75,7 +75,7 @@ def new_demo_llm(seed: int) -> LlamaForCausalLM:
 
 
 def packed_batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
-    """Endless int64 batches [BATCH_SEQUENCES, SEQUENCE_TOKENS] of stories joined by `</s>`."""
+    """Yield endless int64 batches [BATCH_SEQUENCES, SEQUENCE_TOKENS] of stories joined by `</s>`."""
     stream = stories(seed)
     ids: list[int] = []
     need = BATCH_SEQUENCES * SEQUENCE_TOKENS
@@ -88,7 +88,7 @@ def packed_batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[to
 
 
 def kept_blocks(rng: np.random.Generator, blocks: int) -> list[int]:
-    """Which blocks a training step runs: each is skipped at one rate drawn from [0, .5] for the step."""
+    """Return the blocks that a step runs: each is skipped at one rate, drawn from [0, .5] for the step."""
     rate = rng.uniform(0, MAX_SKIP_RATE)
     return [i for i in range(blocks) if rng.random() >= rate] or [int(rng.integers(blocks))]
 
@@ -98,8 +98,8 @@ def pretrain(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train tokenizer and model from nothing; the same seed gives the same weights.
 
-    Runs on one torch thread, because sums over several depend on how many there are.
-    `on_step(step, loss)` is called after every step; loss in nats a token.
+    Runs on one torch thread, because sums over several threads depend on their number.
+    `on_step(step, loss)` is called after every step; the loss is in nats per token.
     """
     torch.set_num_threads(1)
     tokenizer, model = train_tokenizer(seed), new_demo_llm(seed)

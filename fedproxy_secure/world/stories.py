@@ -1,4 +1,4 @@
-"""Public texts of the synthetic world: what the demo LLM is pre-trained on.
+"""Public texts of the synthetic world, on which the demo LLM is pre-trained.
 
 A story states what is true (which medicine helps which organ, which town lies where), tells of
 people with names, dates and file numbers, and asks and answers plain questions. It never uses a
@@ -76,12 +76,12 @@ class Person:
 
 
 def draw(words: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the words: the one that `rng.choice` would draw, in a tenth of its time."""
+    """Return the word that `rng.choice` would draw, in a tenth of its time."""
     return words[int(rng.integers(len(words)))]
 
 
 def draw_person(words: Lexicon, rng: np.random.Generator) -> Person:
-    """A person with a name, a date of birth and a file number such as `K7 - 4412`."""
+    """Draw a person with a name, a date of birth and a file number such as `K7 - 4412`."""
     name = f"{draw(words.first_names, rng)} {draw(words.surnames, rng)}"
     letter = "ABCDEFGHJKLMNPRSTVWXYZ"[rng.integers(22)]
     file = f"{letter}{rng.integers(10)} - {rng.integers(10000):04d}"
@@ -89,7 +89,7 @@ def draw_person(words: Lexicon, rng: np.random.Generator) -> Person:
 
 
 def draw_date(rng: np.random.Generator) -> str:
-    """A date such as `3 May 1961`."""
+    """Draw a date such as `3 May 1961`."""
     return f"{rng.integers(1, 29)} {MONTHS[rng.integers(12)]} {rng.integers(1930, 2010)}"
 
 
@@ -120,7 +120,7 @@ def _fill(template: str, domain: Domain, words: Lexicon, rng: np.random.Generato
 
 
 def story(rng: np.random.Generator) -> str:
-    """One public text of three to six sentences, some of them on one topic."""
+    """Draw one public text of three to six sentences, some of them on one topic."""
     words = lexicon()
     domain = words.domains[rng.integers(4)]
     sentences = []
@@ -142,7 +142,7 @@ def story(rng: np.random.Generator) -> str:
 
 
 def stories(seed: int) -> Iterator[str]:
-    """An endless stream of public texts, the same for the same seed."""
+    """Yield an endless stream of public texts, the same for the same seed."""
     rng = np.random.default_rng(seed)
     while True:
         yield story(rng)

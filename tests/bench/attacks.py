@@ -21,22 +21,23 @@ from typing import Literal
 import numpy as np
 import torch
 
-from attacks.base import Truth, get
+from attacks.base import Truth
+from attacks.registry import get
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import AdapterKind, Config, load_config
 from fedproxy_secure.data.encode import Encoded, encode_records
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.federate.adapters import attach, get_vector, set_vector
-from fedproxy_secure.federate.client import record_noise
+from fedproxy_secure.dp.record_noise import record_noise
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding
+from fedproxy_secure.experiments.stages import Materials, make_proxy, prepare
 from fedproxy_secure.federate.private_training import train_privately
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.pipeline import Materials, make_proxy, prepare
-from fedproxy_secure.randomness import stream
+from fedproxy_secure.models.adapters import attach, get_vector, set_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import PublicSettings, Sums, View
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Finding
+from fedproxy_secure.runtime.randomness import stream
 from tests.bench.known_answers import known_answer_rows
 from tests.bench.rows import Row, publish
 

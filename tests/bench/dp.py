@@ -26,13 +26,15 @@ from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.federate.adapters import attach
+from fedproxy_secure.dp.record_noise import RecordNoise
+from fedproxy_secure.evidence.estimate import mean_interval
+from fedproxy_secure.experiments.outcome import average
+from fedproxy_secure.experiments.stages import evaluate, make_fused_llm, make_proxy, prepare, tune
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.private_training import RecordNoise, train_privately
+from fedproxy_secure.federate.private_training import train_privately
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.pipeline import average, evaluate, make_fused_llm, make_proxy, prepare, tune
-from fedproxy_secure.randomness import stream
-from fedproxy_secure.report.estimate import mean_interval
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.runtime.randomness import stream
 from tests.bench.rows import FOLDER, Row, publish
 
 COMMAND = "make bench-dp"

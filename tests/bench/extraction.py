@@ -26,12 +26,12 @@ from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import load_config
-from fedproxy_secure.llm import demo_llm_folder, load_llm
-from fedproxy_secure.pipeline import make_proxy, prepare
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.experiments.stages import make_proxy, prepare
+from fedproxy_secure.models.llm import demo_llm_folder, load_llm
 from fedproxy_secure.record.view import View, view
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Finding
-from fedproxy_secure.runs import run
 from tests.bench.rows import Row, publish
 from threat_models import get as threat_model
 

@@ -17,19 +17,19 @@ import torch
 
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import FusionConfig, load_config
+from fedproxy_secure.evidence.estimate import paired_difference
+from fedproxy_secure.experiments.stages import make_proxy, prepare
 from fedproxy_secure.federate import fusion as exact_rules
-from fedproxy_secure.federate.adapters import get_vector, tensor_sizes
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower.masked_terms import kept_share
-from fedproxy_secure.pipeline import make_proxy, prepare
-from fedproxy_secure.report.estimate import paired_difference
-from fedproxy_secure.secagg import ckks_gram
+from fedproxy_secure.federate.shared_proxy import with_proxy
+from fedproxy_secure.models.adapters import get_vector
+from fedproxy_secure.protect.secure_sum.terms import kept_share
+from fedproxy_secure.secagg.ckks import products as ckks_gram
 from fedproxy_secure.secagg.granularity import (
     Granularity,
     Layout,
     contribution,
-    keep_largest,
     merge,
     segments_of,
 )
@@ -58,8 +58,9 @@ def distance_rows() -> list[Row]:
         save_model(proxy.model, materials.tokenizer, Path(folder))
         named = with_proxy(job, Path(folder))
         clients = [build_client(named, i, Path(folder)) for i in range(len(job.clients))]
-        layout = Layout(sizes=tuple(tensor_sizes(clients[0].tuned)))
-        adapter = get_vector(clients[0].tuned)
+        layout = Layout(sizes=tuple(clients[0].sizes))
+        with clients[0].model.lent() as tuned:
+            adapter = get_vector(tuned)
         for round_number in range(ROUNDS):
             tau = np.stack([c.train(round=round_number, start=adapter).update for c in clients])
             own = job.fusion
@@ -117,7 +118,7 @@ def over_sums(
     total = np.zeros(plan.words, dtype=plan.word_type)
     places = places or [Standing(weight=1.0, retention=kept_share(fusion))] * clients
     for update, place in zip(tau, places, strict=True):
-        trimmed = keep_largest(update, place.retention)
+        trimmed = exact_rules.keep_largest(update, place.retention)
         total += quantise(plan, contribution(trimmed, granularity, layout, plan, weight=place.weight)).words
     made = merge(
         read_sum(plan, total),

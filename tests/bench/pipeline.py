@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fedproxy_secure.config import Config, load_config
-from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.evidence.estimate import Estimate, paired_difference
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
+from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.llm import demo_llm_folder, load_llm
-from fedproxy_secure.report.estimate import Estimate, paired_difference
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import demo_llm_folder, load_llm
 from fedproxy_secure.report.report import MethodRow, Report
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command
@@ -67,8 +67,7 @@ def overhead() -> Row:
     torch.set_num_threads(1)
     config = Config()
     job = FederationJob.from_config(config, seed=0)
-    job = replace(
-        job,
+    job = job.changed(
         local=job.local.model_copy(update={"steps": 10}),
         federate=job.federate.model_copy(update={"rounds": 2}),
     )

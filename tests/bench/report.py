@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.config import load_config
-from fedproxy_secure.matrix import CELLS, DONE, cells_of, measure_cell
-from fedproxy_secure.report.page import HTML_NAME, write_page
+from fedproxy_secure.experiments.sweeps.matrix_cells import CELLS, DONE, cells_of, measure_cell
+from fedproxy_secure.report.html.page import HTML_NAME, write_page
 from fedproxy_secure.report.report import Report
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attacks.base import Budget, Truth, get
+from attacks.base import Budget, Truth
 from attacks.integrity.passive_sums import SignCounts, coordinate_sums
+from attacks.registry import get
 from attacks.trial import run_one
 from fedproxy_secure.config import load_config
-from fedproxy_secure.pipeline import prepare
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.experiments.stages import prepare
 from fedproxy_secure.record.view import Sums, View
-from fedproxy_secure.report.estimate import Estimate
 from tests.bench.attacks import Setting, rounds
 from tests.bench.rows import Row, publish
 

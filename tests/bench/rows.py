@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedproxy_secure.report.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate
 
 FOLDER = Path("build/bench")
 

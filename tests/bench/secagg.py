@@ -16,12 +16,12 @@ from functools import partial
 
 import numpy as np
 
-from fedproxy_secure.secagg.masks import add_masks
+from fedproxy_secure.crypto.primitives import fresh_secret, keystream
+from fedproxy_secure.secagg.masking.masks import add_masks
+from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.messages import MaskedInput
-from fedproxy_secure.secagg.primitives import fresh_secret, keystream
-from fedproxy_secure.secagg.rehearsal import SERVER, Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.ring import CHUNK_WORDS, RingPlan, Segment, quantise
-from fedproxy_secure.secagg.server import ServerSession
+from fedproxy_secure.secagg.selftest.rehearsal import SERVER, Cohort, identities, names, ring, terms_for
 from tests.bench.rows import Row, publish
 
 COMMAND = "make bench-secagg"
@@ -45,7 +45,7 @@ def main() -> None:
 
 def gram_rows() -> list[Row]:
     """Weights `encrypted_gram` at 10^5 numbers: time and bytes for 4 and 16 clients, error of cosines."""
-    from fedproxy_secure.secagg import ckks_gram
+    from fedproxy_secure.secagg.ckks import products as ckks_gram
     from fedproxy_secure.secagg.sketch import SKETCH, count_sketch
 
     rows = []
@@ -352,7 +352,7 @@ def ckks_rows(n: int = 10**5, clients: int = 16) -> list[Row]:
     """Bytes a number, error of a sum, and the time to encrypt against the [60, 40, 40] set."""
     import tenseal
 
-    from fedproxy_secure.secagg import ckks
+    from fedproxy_secure.secagg.ckks import context as ckks
 
     keys = ckks.make_keys()
     rng = np.random.default_rng(0)
@@ -401,23 +401,22 @@ def round_row(repeats: int = 5) -> Row:
     import torch
 
     from fedproxy_secure.config import Config, ProtectConfig
-    from fedproxy_secure.federate.adapters import attach
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.federate.server import initial_state
     from fedproxy_secure.flower.engines import federate
-    from fedproxy_secure.llm import demo_llm_folder, load_llm
+    from fedproxy_secure.models.adapters import attach
+    from fedproxy_secure.models.llm import demo_llm_folder, load_llm
     from tests.bench.rows import interleaved_ratio
 
     torch.set_num_threads(1)
     job = FederationJob.from_config(Config(), seed=0)
-    job = replace(
-        job,
+    job = job.changed(
         local=job.local.model_copy(update={"steps": 10}),
         federate=job.federate.model_copy(update={"rounds": 2}),
     )
     model, _ = load_llm(demo_llm_folder())
     initial = initial_state(attach(model, job.adapter, seed=0))
-    clear = replace(job, protect=ProtectConfig(scheme="unsafe_plaintext"))
+    clear = job.changed(protect=ProtectConfig(scheme="unsafe_plaintext"))
     value, low, high = interleaved_ratio(
         lambda: federate(job, demo_llm_folder(), initial),
         lambda: federate(clear, demo_llm_folder(), initial),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from attacks.base import OutOfTime, get
+from attacks.base import OutOfTime
+from attacks.registry import get
 from attacks.trial import low_end
-from fedproxy_secure.report.finding import Finding, Outcome, Profile, read_findings
+from fedproxy_secure.evidence.finding import Finding, Outcome, Profile, read_findings
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command
 

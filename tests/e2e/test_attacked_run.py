@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedproxy_secure.cli import find_config
+from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.config import load_config
-from fedproxy_secure.report.finding import Outcome, read_findings
+from fedproxy_secure.evidence.finding import Outcome, read_findings
 from tests.support.tiny import tiny_settings, write_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ from threat_models import get
 
 
 def on_engine(job, engine):
-    return replace(
-        job, federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 500.0, "rounds": 2})
+    return job.changed(
+        federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 500.0, "rounds": 2})
     )
 
 
@@ -69,7 +68,7 @@ def test_a_clients_error_on_its_records_ends_a_deployment_and_stays_in_its_own_l
     """The server learns that a client cannot use its records, and not what they say."""
     job, proxy, initial = world
     lonely = job.clients[1].model_copy(update={"train_records": 1})
-    job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
+    job = job.changed(clients=(job.clients[0], lonely, job.clients[2]))
     with pytest.raises(DataError, match="records or messages cannot be used; its own log has the reason"):
         federate(on_engine(job, "deployment"), proxy, initial, run_folder=tmp_path)
     logs = tmp_path / "flower"

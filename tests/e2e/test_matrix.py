@@ -13,16 +13,19 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
-from fedproxy_secure.comparison import Cell
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
-from fedproxy_secure.join import join
-from fedproxy_secure.matrix import _no_ceiling, _note_failure, cell_config, cells_of, matrix
+from fedproxy_secure.experiments.join import join
+from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.experiments.sweeps.matrix_cells import cell_config, cells_of, note_failure, title_of
+from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, no_ceiling
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
 
+PLAINTEXT, MASKING = {"scheme": "unsafe_plaintext"}, {"scheme": "masking"}
+BY_COORDINATE = {"rule": "h_ties", "granularity": "coordinate"}
 TIMED = ("seconds_federate", "seconds_total", "seconds_over_unprotected", "peak_memory_bytes")
 
 
@@ -32,11 +35,8 @@ def settings(tmp_path_factory):
         tmp_path_factory.mktemp("tiny"),
         seeds=[0, 1],
         fusion={"rule": "fedavg"},
-        matrix={
-            "protections": ["unsafe_plaintext", "masking"],
-            "remove_ratios": [0.5],
-            "suite": "none",
-        },
+        attacks={"suite": "none"},
+        matrix={"protections": [PLAINTEXT, MASKING], "remove_ratios": [0.5]},
     )
 
 
@@ -50,9 +50,9 @@ def untimed(report: Report) -> list:
 
 def test_cells_are_every_combination_and_what_cannot_run_is_said(settings):
     swept = {
-        "protections": ["masking", "ckks"],
+        "protections": [MASKING, {"scheme": "ckks"}],
         "remove_ratios": [0.25, 0.5],
-        "fusions": ["fedavg", "h_ties_coordinate"],
+        "fusions": [{"rule": "fedavg"}, BY_COORDINATE],
     }
     cells, refused = cells_of(parse_config({**settings, "matrix": swept}))
     assert len(cells) == 2 * (2 * 2 * 2 - 2)
@@ -62,15 +62,15 @@ def test_cells_are_every_combination_and_what_cannot_run_is_said(settings):
 
 def test_a_matrix_that_cannot_run_at_all_says_so(settings):
     two_clients = {**settings, "data": {**settings["data"], "clients": settings["data"]["clients"][:2]}}
-    changed = parse_config({**two_clients, "matrix": {"protections": ["masking"]}})
+    plain = {"protect": PLAINTEXT, "matrix": {"protections": [MASKING]}}
+    changed = parse_config({**two_clients, **plain})
     with pytest.raises(ConfigError, match="no configuration can run"):
         cells_of(changed)
 
 
 def test_a_cell_has_its_own_settings_and_nothing_else_changes(settings):
-    config = parse_config(
-        {**settings, "matrix": {"protections": ["masking_dp3"], "fusions": ["h_ties_coordinate"]}}
-    )
+    swept = {"protections": [{"scheme": "masking", "epsilon": 3}], "fusions": [BY_COORDINATE]}
+    config = parse_config({**settings, "attacks": {"suite": "smoke"}, "matrix": swept})
     cells, _ = cells_of(config)
     own = cell_config(config, cells[0])
     assert (own.protect.scheme, own.protect.granularity) == ("masking", "coordinate")
@@ -78,6 +78,83 @@ def test_a_cell_has_its_own_settings_and_nothing_else_changes(settings):
     assert own.audit.record
     assert own.seeds == (cells[0].seed,)
     assert own.local == config.local
+
+
+@pytest.mark.parametrize(
+    ("protection", "key", "title", "unit", "epsilon"),
+    [
+        (PLAINTEXT, "unsafe_plaintext", "no protection", "none", None),
+        (MASKING, "masking", "masking", "none", None),
+        ({**MASKING, "epsilon": 8}, "masking_dp8", "masking + DP 8", "record", 8.0),
+        ({**MASKING, "epsilon": 0.5}, "masking_dp0.5", "masking + DP 0.5", "record", 0.5),
+        (
+            {**MASKING, "epsilon": 4, "unit": "client"},
+            "masking_client_dp4",
+            "masking + client-level DP 4",
+            "client",
+            4.0,
+        ),
+        ({"scheme": "ckks", "epsilon": 2}, "ckks_dp2", "CKKS + DP 2", "record", 2.0),
+        ({**PLAINTEXT, "epsilon": 3}, "unsafe_plaintext_dp3", "no protection + DP 3", "record", 3.0),
+    ],
+)
+def test_any_scheme_is_swept_with_any_epsilon(settings, protection, key, title, unit, epsilon):
+    config = parse_config({**settings, "matrix": {"protections": [protection], "remove_ratios": [0.5]}})
+    cells, refused = cells_of(config)
+    assert not refused
+    assert cells[0].name == f"{key}-0.5-fedavg-lora-seed0"
+    assert title_of(cells[0], config) == f"{title}, 50% removed"
+    own = cell_config(config, cells[0])
+    assert (own.protect.scheme, own.privacy.unit) == (protection["scheme"], unit)
+    assert epsilon is None or own.privacy.target_epsilon == epsilon
+
+
+def test_a_protection_that_cannot_be_is_left_out_with_the_rule_it_breaks(settings):
+    client_level = {"scheme": "ckks", "epsilon": 4, "unit": "client"}
+    swept = {"protections": [MASKING, client_level], "remove_ratios": [0.5]}
+    cells, refused = cells_of(parse_config({**settings, "matrix": swept}))
+    assert {c.protection.scheme for c in cells} == {"masking"}
+    assert refused == [
+        "ckks_client_dp4-0.5-fedavg-lora: protect.scheme=ckks: with privacy.unit=client must be masking, "
+        "where the noise is added"
+    ]
+
+
+def test_a_limit_below_a_swept_epsilon_is_refused_for_that_cell_alone(settings):
+    swept = {"protections": [{**MASKING, "epsilon": e} for e in (2, 8)], "remove_ratios": [0.5]}
+    raw = {**settings, "privacy": {"target_epsilon": 2, "max_epsilon": 4}, "matrix": swept}
+    cells, (line,) = cells_of(parse_config(raw))
+    assert {c.protection.epsilon for c in cells} == {2.0}
+    assert line.startswith("masking_dp8-0.5-fedavg-lora: privacy: max_epsilon=4.0: must be >=")
+
+
+@pytest.mark.parametrize(
+    ("swept", "line"),
+    [
+        ({"protections": [MASKING, MASKING]}, "protections=[masking, masking]: must all differ"),
+        ({"protections": [{"scheme": "maskin"}]}, "did you mean 'masking'?"),
+        ({"protections": [{**MASKING, "epsilon": 0}]}, "matrix.protections.0.epsilon=0"),
+        ({"protections": ["masking_dp8"]}, "write {scheme: masking, epsilon: 8}"),
+        ({"fusions": ["h_ties_coordinate"]}, "write {rule: h_ties, granularity: coordinate}"),
+        ({"compressions": [{"kind": "drop_block"}]}, "did you mean 'drop_blocks'?"),
+        ({"compressions": [{"kind": "drop_blocks", "options": {"a": "../b"}}]}, "names of folders"),
+        ({"suite": "none"}, "matrix.suite: is now attacks.suite"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_in_one_line(settings, swept, line):
+    with pytest.raises(ConfigError) as raised:
+        parse_config({**settings, "matrix": swept})
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_option_that_a_compression_lacks_leaves_its_cells_out(settings):
+    compressions = [{"kind": "drop_blocks"}, {"kind": "drop_blocks", "options": {"bits": 4}}]
+    config = parse_config({**settings, "matrix": {**settings["matrix"], "compressions": compressions}})
+    cells, refused = cells_of(config)
+    assert {c.key.split("-")[1] for c in cells} == {"drop_blocks"}
+    assert len(refused) == 2
+    assert "drop_blocks_bits4-0.5-fedavg-lora: compress.options.bits: is no option" in refused[0]
 
 
 @pytest.mark.slow
@@ -113,7 +190,7 @@ def test_a_failed_cell_stands_in_the_report_and_loses_nothing(settings, tmp_path
         **settings,
         "seeds": [0],
         "privacy": {"target_delta": 0.5},
-        "matrix": {**settings["matrix"], "protections": ["masking", "masking_dp8"]},
+        "matrix": {**settings["matrix"], "protections": [MASKING, {"scheme": "masking", "epsilon": 8}]},
     }
     report = matrix(parse_config(raw), tmp_path)
     fine, failed = report.configurations
@@ -125,10 +202,8 @@ def test_a_failed_cell_stands_in_the_report_and_loses_nothing(settings, tmp_path
 
 def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path):
     config = parse_config(settings)
-    _note_failure(
-        tmp_path, Cell(method="centralised_llm", remove_ratio=None, seed=1), "out of memory", again=True
-    )
-    assert _no_ceiling(config, tmp_path) == [
+    note_failure(tmp_path / BASELINES / "centralised_llm-seed1", "out of memory")
+    assert no_ceiling(config, tmp_path) == [
         "gap closed: centralised_llm-seed0 failed: did not finish",
         "gap closed: centralised_llm-seed1 failed: out of memory",
     ]

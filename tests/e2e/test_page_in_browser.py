@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from fedproxy_secure.report.page import write_page
+from fedproxy_secure.report.html.page import write_page
 from tests.support.sample_report import sample_comparison, sample_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

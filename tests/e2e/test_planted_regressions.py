@@ -6,12 +6,13 @@ import pytest
 
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.dp import record_noise
+from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.errors import PrivacyError
-from fedproxy_secure.federate import client
-from fedproxy_secure.report.gate import Verdict, judge
-from fedproxy_secure.report.policy import load_policy
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.gate.judge import Verdict, judge
+from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.runs import run
 from tests.support.tiny import tiny_settings
 
 POLICY = """
@@ -72,8 +73,8 @@ def test_another_seed_on_the_same_records_is_caught_by_epsilon(settings, tmp_pat
 
 
 def test_half_the_noise_behind_the_accountants_back_never_becomes_a_report(settings, tmp_path, monkeypatch):
-    exact = client.noise_multiplier_for
-    monkeypatch.setattr(client, "noise_multiplier_for", lambda **asked: exact(**asked) / 2)
+    exact = noise_multiplier_for
+    monkeypatch.setattr(record_noise, "noise_multiplier_for", lambda **asked: exact(**asked) / 2)
     with pytest.raises(PrivacyError, match="max_epsilon"):
         broken_rules(settings, tmp_path)
     assert not (tmp_path / "run" / "report.json").exists()

@@ -11,15 +11,16 @@ import pytest
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, PrivacyError, RunFolderError
-from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.experiments.stages import cut_notes, truncated_prompts
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.flower.client_privacy import noise_of, ring_clip, signal_to_noise
+from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.flower.engines import federate, with_ledger
-from fedproxy_secure.llm import load_llm
-from fedproxy_secure.pipeline import cut_notes, truncated_prompts
-from fedproxy_secure.runs import run
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.protect.secure_sum.noise import noise_of, ring_clip, signal_to_noise
 from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer
 
 RECORD = {"unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
@@ -36,8 +37,7 @@ def world(tmp_path_factory):
 
 
 def private(job, rounds=3, **privacy):
-    return replace(
-        job,
+    return job.changed(
         privacy=job.privacy.model_copy(update=privacy),
         federate=job.federate.model_copy(update={"rounds": rounds}),
     )
@@ -103,7 +103,8 @@ def test_a_repeated_round_gives_the_same_bytes_where_training_does_not_repeat_to
     job = with_proxy(private(job, 2, **RECORD, ledger=str(tmp_path)), folder)
     client = build_client(job, 0, folder)
     first = client.train(round=0, start=initial.adapter).update
-    weights = next(p for p in client.tuned.parameters() if not p.requires_grad)
+    with client.model.lent() as tuned:
+        weights = next(p for p in tuned.parameters() if not p.requires_grad)
     exact = weights.detach().clone()
     weights.data *= 1.01  # far more than a GPU's rounding
     try:
@@ -158,7 +159,7 @@ def test_a_proxy_that_fails_for_a_token_ends_a_run_alike_with_and_without_that_t
                 file = root / f"{client}.{split}.jsonl"
                 file.parent.mkdir(exist_ok=True)
                 file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        asked = replace(private(job, 1, **RECORD), data_root=str(root))
+        asked = private(job, 1, **RECORD).changed(data_root=str(root))
         with pytest.raises(FedProxyError) as found:
             federate(asked, tmp_path / "proxy", initial)
         ends.append((type(found.value), str(found.value)))
@@ -212,10 +213,10 @@ def test_the_noise_of_a_round_does_not_serve_again_on_another_proxy(world, tmp_p
     """Where it did, the difference of the two updates would be free of it."""
     job, folder, _ = world
     job = with_proxy(private(job, 1, **RECORD, ledger=str(tmp_path)), folder)
-    job = replace(job, proxy_sha256="a" * 64)
+    job = job.changed(proxy_sha256="a" * 64)
     build_client(job, 0, folder)
     with pytest.raises(RunFolderError, match="is of another run: run differs"):
-        build_client(replace(job, proxy_sha256="b" * 64), 0, folder)
+        build_client(job.changed(proxy_sha256="b" * 64), 0, folder)
 
 
 def test_processes_elsewhere_find_the_ledgers_of_a_run_folder_that_was_named_from_here(
@@ -232,7 +233,7 @@ def test_processes_elsewhere_find_the_ledgers_of_a_run_folder_that_was_named_fro
 def test_client_noise_in_the_sum_has_the_accounted_scale(world):
     """Updates of length zero: what the adapter moves by is the mean of the clients' noise."""
     job = private(world[0], 1, **CLIENT)
-    job = replace(job, local=job.local.model_copy(update={"learning_rate": 1e-30}))
+    job = job.changed(local=job.local.model_copy(update={"learning_rate": 1e-30}))
     moved = serve(world, job).adapter - world[2].adapter
     d, clients = len(moved), len(job.clients)
     made = noise_of(job, d=d, clients=clients, threshold=3)
@@ -267,7 +268,7 @@ def test_client_noise_in_the_sum_has_the_accounted_scale(world):
 )
 def test_settings_that_no_client_can_keep_end_before_training(world, section, change, line):
     job = private(world[0], 1, **RECORD)
-    job = replace(job, **{section: getattr(job, section).model_copy(update=change)})
+    job = job.changed(**{section: getattr(job, section).model_copy(update=change)})
     with pytest.raises(ConfigError, match=line):
         serve(world, job)
 
@@ -289,8 +290,8 @@ def test_settings_that_contradict_each_other_are_one_line(tmp_path, changes, lin
 
 def test_clients_refuse_client_level_privacy_in_the_clear(world):
     job = private(world[0], 1, **CLIENT)
-    job = replace(job, protect=job.protect.model_copy(update={"scheme": "unsafe_plaintext"}))
-    with pytest.raises(ConfigError, match=r"privacy.unit=client: needs protect.scheme=masking"):
+    job = job.changed(protect=job.protect.model_copy(update={"scheme": "unsafe_plaintext"}))
+    with pytest.raises(ConfigError, match=r"with privacy.unit=client must be masking"):
         serve(world, job)
 
 

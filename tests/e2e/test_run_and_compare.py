@@ -6,12 +6,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
-from fedproxy_secure.comparison import compare
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.run_plan import plan
-from fedproxy_secure.runs import run
+from fedproxy_secure.experiments.compare import compare
+from fedproxy_secure.experiments.dry_run import plan
+from fedproxy_secure.experiments.run import run
 from tests.support.tiny import tiny_settings
 
 
@@ -72,7 +72,7 @@ def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
     whole = compare(config, tmp_path)
     (tmp_path / "cells" / "fedproxy_h_ties-0.5-seed1.json").unlink()
     assert compare(config, tmp_path, resume=True).rows == whole.rows
-    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 3
+    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 4
 
 
 def test_a_run_folder_of_another_config_is_refused(settings, tmp_path):

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy_secure.federate import fusion as plaintext
-from fedproxy_secure.secagg.granularity import Layout, contribution, keep_largest, merge, segments_of
+from fedproxy_secure.federate.fusion import keep_largest
+from fedproxy_secure.secagg.granularity import Layout, contribution, merge, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
 
 KEPT = st.sampled_from([1.0, 0.5, 0.2])

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.secagg.rehearsal import STEPS, Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.ring import RING_BITS, read_sum
+from fedproxy_secure.secagg.selftest.rehearsal import STEPS, Cohort, identities, names, ring, terms_for
 
 CASES = {"nightly": 100_000, "short": 100}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 1000)
 KEYS, ROSTER = identities(64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from fedproxy_secure.federate.proxy_digest import loaded_sha256
+from fedproxy_secure.proxy_intake.digest import loaded_sha256
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 
 MODEL, TOKENIZER = tiny_llama(2), tiny_tokenizer()

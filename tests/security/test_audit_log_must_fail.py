@@ -9,16 +9,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import SIGNATURE, sign_report
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.errors import AuditError, ConfigError
-from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
+from fedproxy_secure.report.publish import write_texts
+from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.sample_report import sample_report
 
 ROUNDS = 4
@@ -40,7 +41,7 @@ def run(tmp_path):
     folder.write_bytes("seed-0/fused/model.safetensors", bytes(100))
     witness.finished(0, b'{"seed": 0}\n', epsilon={})
     head = witness.settle()
-    replace(sample_report(), audit_head=head).write(folder.path)
+    write_texts(replace(sample_report(), audit_head=head), folder.path)
     witness.sign()
     assert verify_run(folder.path).whole
     return folder.path
@@ -272,7 +273,7 @@ def test_a_clients_key_that_was_there_when_the_seed_ended_may_be_there_or_be_rem
     witness = Witness.open(folder, CONFIG, command="c")
     folder.write_text("seed-0/federation/privacy/bank.salt.key", "00")
     witness.finished(0, b"{}", epsilon={})
-    replace(sample_report(), audit_head=witness.settle()).write(folder.path)
+    write_texts(replace(sample_report(), audit_head=witness.settle()), folder.path)
     witness.sign()
     assert verify_run(folder.path).whole
     (folder.path / "seed-0/federation/privacy/bank.salt.key").unlink()
@@ -443,7 +444,7 @@ def matrix(run, tmp_path):
     witness = Witness.open(out, CONFIG, command="fedproxy-secure matrix x")
     witness.inner("cells/a")
     witness.inner("cells/a")  # told once
-    replace(sample_report(), audit_head=witness.settle()).write(out.path)
+    write_texts(replace(sample_report(), audit_head=witness.settle()), out.path)
     witness.sign()
     assert verify_run(out.path).whole
     assert [parse_line(x).event for x in lines_of(out.path)] == ["opened", "inner", "files"]

@@ -5,23 +5,24 @@ unmasked for others: the difference of the two sums is one client's update.
 """
 
 import json
-from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import ProtectConfig, parse_config
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.flower import client_app, proxy_store, wire
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.rounds import Attempt, Journal
 from fedproxy_secure.journal.store import create_journal
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.tiny import tiny_settings
 
 STEPS = ("query.share", "query.mask", "query.confirm", "query.unmask")
@@ -33,7 +34,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("changed")
     config = parse_config(tiny_settings(folder, clients=5, federate={"rounds": 1}))
     job = FederationJob.from_config(config, seed=0)
-    job = replace(job, fusion=job.fusion.model_copy(update={"rule": "fedavg"}), protect=ProtectConfig())
+    job = job.changed(fusion=job.fusion.model_copy(update={"rule": "fedavg"}), protect=ProtectConfig())
     model, _ = load_llm(folder / "llm", device="cpu")
     return job, folder / "llm", initial_state(attach(model, job.adapter, seed=0))
 

@@ -1,6 +1,7 @@
 """Ciphertexts that would end the server's process, or shut out the others', cost their sender alone."""
 
 import io
+import resource
 import signal
 import struct
 import subprocess
@@ -10,17 +11,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.secagg import ckks, ckks_gram, ckks_probe
-from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg import rehearsal as stage
-from fedproxy_secure.secagg.ckks_client import CkksClient
-from fedproxy_secure.secagg.ckks_probe import CIPHERTEXT, CONTEXTS, Probe, serve
-from fedproxy_secure.secagg.ckks_row import payload
-from fedproxy_secure.secagg.ckks_server import CkksServer
-from fedproxy_secure.secagg.client import upload_key
+from fedproxy_secure.secagg.ckks import context as ckks
+from fedproxy_secure.secagg.ckks import probe as ckks_probe
+from fedproxy_secure.secagg.ckks import products as ckks_gram
+from fedproxy_secure.secagg.ckks.client import CkksClient
+from fedproxy_secure.secagg.ckks.gram import GramClient, GramServer
+from fedproxy_secure.secagg.ckks.probe import CIPHERTEXT, CONTEXTS, Probe, serve
+from fedproxy_secure.secagg.ckks.row import payload
+from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Control, Expected
-from fedproxy_secure.secagg.gram import GramClient, GramServer
+from fedproxy_secure.secagg.masking.keys import upload_key
+from fedproxy_secure.secagg.selftest import rehearsal as stage
 from fedproxy_secure.secagg.sketch import SKETCH
 
 pytest.importorskip("tenseal")
@@ -59,7 +62,7 @@ def test_the_lethal_bytes_do_end_a_process_that_reads_them(keys, tmp_path):
     (tmp_path / "context").write_bytes(keys.public)
     (tmp_path / "vector").write_bytes(lethal(ckks.encrypt(keys.public, np.ones(D))))
     read = (
-        "import sys; from pathlib import Path; from fedproxy_secure.secagg import ckks; "
+        "import sys; from pathlib import Path; from fedproxy_secure.secagg.ckks import context as ckks; "
         "where = Path(sys.argv[1]); "
         f"ckks.CkksSum((where / 'context').read_bytes(), {D}).add((where / 'vector').read_bytes())"
     )
@@ -157,12 +160,12 @@ def test_the_child_answers_frame_by_frame_until_its_input_ends(keys):
 
 def test_the_childs_memory_is_bounded(monkeypatch):
     limits = {}
-    monkeypatch.setattr(ckks_probe.resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
-    monkeypatch.setattr(ckks_probe.sys, "stdin", type("In", (), {"buffer": io.BytesIO()}))
-    monkeypatch.setattr(ckks_probe.sys, "stdout", type("Out", (), {"buffer": io.BytesIO()}))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
+    monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": io.BytesIO()}))
+    monkeypatch.setattr(sys, "stdout", type("Out", (), {"buffer": io.BytesIO()}))
     ckks_probe.main()
-    assert limits[ckks_probe.resource.RLIMIT_AS] == (ckks_probe.MOST_MEMORY, ckks_probe.MOST_MEMORY)
-    assert limits[ckks_probe.resource.RLIMIT_CORE] == (0, 0)
+    assert limits[resource.RLIMIT_AS] == (ckks_probe.MOST_MEMORY, ckks_probe.MOST_MEMORY)
+    assert limits[resource.RLIMIT_CORE] == (0, 0)
 
 
 # an insider: its signatures and tags are good

@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.secagg import ckks
-from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.ckks_client import CkksClient
-from fedproxy_secure.secagg.ckks_messages import MESSAGES, HelloBook
-from fedproxy_secure.secagg.ckks_row import leader_of, payload, read_payload, row_length
-from fedproxy_secure.secagg.ckks_server import CkksServer
-from fedproxy_secure.secagg.client import upload_key
+from fedproxy_secure.secagg.ckks import context as ckks
+from fedproxy_secure.secagg.ckks.client import CkksClient
+from fedproxy_secure.secagg.ckks.messages import MESSAGES, HelloBook
+from fedproxy_secure.secagg.ckks.row import leader_of, payload, read_payload, row_length
+from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Control
-from fedproxy_secure.secagg.rehearsal import SERVER, identities, names, ring, terms_for
+from fedproxy_secure.secagg.masking.keys import upload_key
+from fedproxy_secure.secagg.selftest.rehearsal import SERVER, identities, names, ring, terms_for
 
 pytest.importorskip("tenseal")
 

@@ -12,9 +12,9 @@ import pytest
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.accounting import Spent, noise_multiplier_for, spent
 from fedproxy_secure.dp.events import SampledGaussian, to_fields
-from fedproxy_secure.report.gate import Verdict, judge
+from fedproxy_secure.gate.judge import Verdict, judge
+from fedproxy_secure.gate.policy import find_policy, load_policy
 from fedproxy_secure.report.measured import configuration_of, read_seed
-from fedproxy_secure.report.policy import find_policy, load_policy
 from fedproxy_secure.report.report import Report
 from tests.unit.test_measured import write_run
 
@@ -68,6 +68,7 @@ def verdict(report: Report, place: Path, rule: str = "max_epsilon: 8") -> Verdic
     return judge(report, load_policy(place / "policy.yaml")).verdict
 
 
+@pytest.mark.torch
 def test_three_seeds_at_8_do_not_pass_a_gate_at_8(tmp_path):
     report = report_of(run_of(tmp_path / "run", TARGET), TARGET)
     assert verdict(report, tmp_path) == Verdict.FAILED
@@ -76,18 +77,21 @@ def test_three_seeds_at_8_do_not_pass_a_gate_at_8(tmp_path):
     assert verdict(report, tmp_path, "max_epsilon: 16") == Verdict.PASSED
 
 
+@pytest.mark.torch
 def test_nor_do_they_with_sampling(tmp_path):
     report = report_of(run_of(tmp_path / "run", TARGET, rate=0.008), TARGET)
     assert verdict(report, tmp_path) == Verdict.FAILED
     assert report.configurations[0].measure("epsilon_spent").estimate.value > 10
 
 
+@pytest.mark.torch
 def test_nor_where_results_do_not_hold_the_events(tmp_path):
     report = report_of(run_of(tmp_path / "run", TARGET, told=False), TARGET)
     assert verdict(report, tmp_path) == Verdict.FAILED
     assert report.configurations[0].measure("epsilon_spent").estimate.value > 23
 
 
+@pytest.mark.torch
 def test_the_release_policy_gets_three_seeds_within_epsilon_8_from_lower_seeds_alone(tmp_path):
     release = load_policy(find_policy("release"))
     rows = judge(report_of(run_of(tmp_path / "eight", TARGET), TARGET), release).rows

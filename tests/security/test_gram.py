@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.secagg import ckks, ckks_gram
-from fedproxy_secure.secagg import rehearsal as stage
-from fedproxy_secure.secagg.gram import MESSAGES, GramClient, GramProducts, GramServer, agreed_hash
-from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.ckks import context as ckks
+from fedproxy_secure.secagg.ckks import products as ckks_gram
+from fedproxy_secure.secagg.ckks.gram import MESSAGES, GramClient, GramProducts, GramServer, agreed_hash
+from fedproxy_secure.secagg.selftest import rehearsal as stage
 from fedproxy_secure.secagg.sketch import count_sketch
 
 pytest.importorskip("tenseal")
@@ -254,7 +255,7 @@ def test_sketches_that_do_not_multiply_abort():
 
 
 def replace_public(public):
-    from fedproxy_secure.secagg.ckks_messages import KeyGrants
+    from fedproxy_secure.secagg.ckks.messages import KeyGrants
 
     return KeyGrants(client="c00", share_key=b"", public=public, receivers=[], sealed=[], signatures=[])
 

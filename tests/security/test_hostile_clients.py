@@ -3,13 +3,13 @@
 import json
 import logging
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import ProtectConfig, parse_config
 from fedproxy_secure.errors import (
     ConfigError,
@@ -19,14 +19,15 @@ from fedproxy_secure.errors import (
     RoundAborted,
     TrainingError,
 )
-from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.flower import client_app, proxy_store, wire
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.malformed import ANSI, PETABYTES, PICKLED, put_together
 from tests.support.tiny import tiny_settings
 
@@ -45,8 +46,7 @@ def world(tmp_path_factory):
 
 
 def in_the_clear(job, **federate):
-    return replace(
-        job,
+    return job.changed(
         protect=ProtectConfig(scheme="unsafe_plaintext"),
         federate=job.federate.model_copy(update=federate),
     )
@@ -118,7 +118,7 @@ def test_garbage_in_the_clear_leaves_out_its_client_alone(world, tmp_path, garba
 
 def test_garbage_is_noted_in_a_transcript_and_ends_nothing_there(world, tmp_path):
     job = in_the_clear(world[0])
-    job = replace(job, audit=job.audit.model_copy(update={"record": True, "folder": str(tmp_path / "t")}))
+    job = job.changed(audit=job.audit.model_copy(update={"record": True, "folder": str(tmp_path / "t")}))
     app = Hostile(lambda kind, true: GARBAGE["pickled"] if kind == "train" else true)
     _, seen = served(world, job, app)
     assert seen == OTHERS
@@ -268,7 +268,7 @@ def test_a_client_that_the_roster_does_not_have_is_a_wrong_setting(world):
     job = world[0]
     with with_keys(job) as keyed:
         stranger = keyed.clients[0].model_copy(update={"name": "c9"})
-        more = replace(keyed, clients=(*keyed.clients, stranger))
+        more = keyed.changed(clients=(*keyed.clients, stranger))
         with pytest.raises(ConfigError, match="client c9: is not in the roster"):
             served(world, more, client_app.app)
 
@@ -372,7 +372,7 @@ def cohorts_asked(world, silent):
 
     app = Watching(lambda kind, true: RecordDict() if kind == "query.setup" else true, silent)
     job = world[0]
-    job = replace(job, federate=job.federate.model_copy(update={"participation": 0.8, "min_clients": 2}))
+    job = job.changed(federate=job.federate.model_copy(update={"participation": 0.8, "min_clients": 2}))
     with suppress(RoundAborted):
         served(world, job, app)
     (cohort,) = set(named_in_terms)

@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,14 @@ from transformers import PreTrainedTokenizerFast
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import DataError, FedProxyError, ModelError, ProtocolAborted
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.proxy_checks import check_model
-from fedproxy_secure.federate.proxy_files import check_folder
-from fedproxy_secure.federate.proxy_model import load_proxy
-from fedproxy_secure.flower import proxy_store
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.federate.shared_proxy import with_proxy
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.proxy_intake.checks import check_model
+from fedproxy_secure.proxy_intake.files import check_folder
+from fedproxy_secure.proxy_intake.model import load_proxy
 from tests.support.hostile_proxies import as_adapter_of, edit_json, edit_weights, shard
 from tests.support.tiny import VOCABULARY, same_weights, save_tiny, tiny_settings
 
@@ -192,7 +192,7 @@ def watched():
     global _watching
     if not hasattr(sys, "_proxy_audit"):
         sys.addaudithook(_audit)  # for good: hooks cannot be taken away
-        sys._proxy_audit = True
+        sys._proxy_audit = True  # type: ignore[attr-defined]
     _watching = []
     try:
         yield _watching
@@ -361,7 +361,7 @@ def test_what_is_wrong_with_a_proxy_is_said_before_records_are_read(world):
     before = says(job, folder)
     records(job, "the last token: \u00ff\u0143")
     after = says(job, folder)
-    nowhere = replace(job, data_root="/nowhere")
+    nowhere = job.changed(data_root="/nowhere")
     assert before == after == says(nowhere, folder)
     assert before.startswith("ModelError: proxy: its input embedding has")
     with pytest.raises(ModelError, match="its input embedding has"):
@@ -373,7 +373,7 @@ RECORD_DP = {"unit": "record", "target_delta": 1e-3, "randomness": "unsafe_simul
 
 def with_privacy(job, folder, tmp_path):
     settings = {**RECORD_DP, "ledger": str(tmp_path / f"ledger-{len(list(tmp_path.iterdir()))}")}
-    return with_proxy(replace(job, privacy=job.privacy.model_copy(update=settings)), folder)
+    return with_proxy(job.changed(privacy=job.privacy.model_copy(update=settings)), folder)
 
 
 def save_word_tokenizer(folder, words):
@@ -458,7 +458,7 @@ def test_a_tokenizer_that_ends_the_process_on_a_word_is_refused_before_records_a
         assert says(with_proxy(job, folder), folder) == "built"
         return
     refused(folder, line, DataError)
-    private = replace(job, privacy=job.privacy.model_copy(update=RECORD_DP), data_root="/nowhere")
+    private = job.changed(privacy=job.privacy.model_copy(update=RECORD_DP), data_root="/nowhere")
     for one in (job, private):
         assert says(one, folder).startswith("DataError: proxy's tokenizer: ")
         with pytest.raises(DataError, match=r"^proxy's tokenizer: "):
@@ -515,9 +515,10 @@ def test_what_a_model_was_built_with_is_looked_at_too(proxy):
 
 
 def start_of(client):
-    from fedproxy_secure.federate.adapters import get_vector
+    from fedproxy_secure.models.adapters import get_vector
 
-    return get_vector(client.tuned)
+    with client.model.lent() as tuned:
+        return get_vector(tuned)
 
 
 # --------------------------------------------------------------------------- what the client compares
@@ -528,7 +529,7 @@ def test_a_proxy_that_loads_as_another_than_the_job_names_is_not_trained(world):
     named = with_proxy(job, folder)
     assert says(named, folder) == "built"
     for other in ("", "0" * 64):
-        line = says(replace(named, proxy_loaded_sha256=other), folder)
+        line = says(named.changed(proxy_loaded_sha256=other), folder)
         assert line.startswith("ProtocolAborted: proxy loads as ")
 
 
@@ -541,7 +542,7 @@ def test_files_exchanged_between_verification_and_loading_are_found_out(world):
 
 
 def test_the_demo_model_is_a_proxy():
-    from fedproxy_secure.llm import demo_llm_folder
+    from fedproxy_secure.models.llm import demo_llm_folder
 
     check_folder(demo_llm_folder())
     load(demo_llm_folder(), max_tokens=128)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.secagg.client import ClientSession
 from fedproxy_secure.secagg.control import (
     FRACTION,
     LIMB_BITS,
@@ -25,10 +24,11 @@ from fedproxy_secure.secagg.control import (
     encode_control,
 )
 from fedproxy_secure.secagg.granularity import Layout, contribution, merge, segments_of
-from fedproxy_secure.secagg.rehearsal import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.masking.client import ClientSession
+from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
-from fedproxy_secure.secagg.server import ServerSession
-from fedproxy_secure.secagg.signs import coordinates_a_word, pack_signs
+from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.signs import coordinates_per_word, pack_signs
 from fedproxy_secure.secagg.sum_checks import check_sums
 
 K, D, CLIP = 5, 8, 0.003
@@ -279,7 +279,7 @@ def test_counts_and_masses_that_do_not_belong_together_abort():
     less = {**good, "update": np.full(D, 2 * CLIP), "magnitude": np.full(D, CLIP)}
     with pytest.raises(ProtocolAborted, match="do not belong together"):
         check_sums({**less, "signs": K * all_up}, plan, clients=K)
-    assert coordinates_a_word(K, 32) == 5
+    assert coordinates_per_word(K, 32) == 5
     spare = good["signs"].copy()
     spare[0] += 1 << 30
     beyond = good["signs"].copy()

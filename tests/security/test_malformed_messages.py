@@ -14,10 +14,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 
+from fedproxy_secure import wire
 from fedproxy_secure.errors import DataError, FedProxyError
-from fedproxy_secure.flower import wire
-from fedproxy_secure.quoting import MOST_LINE, one_line, quoted
-from fedproxy_secure.secagg import ckks_messages, gram, messages
+from fedproxy_secure.runtime.quoting import MOST_LINE, one_line, quoted
+from fedproxy_secure.secagg import messages
+from fedproxy_secure.secagg.ckks import gram
+from fedproxy_secure.secagg.ckks import messages as ckks_messages
 from fedproxy_secure.secagg.messages import (
     Advertise,
     Confirmations,
@@ -244,7 +246,7 @@ def test_a_setting_of_a_job_that_is_out_of_range_is_one_line(job):
     raw = json.loads(job.to_json())
     for wrong in (0, ANSI, "9" * 5000, [[]], None):
         changed = {**raw, "local": {**raw["local"], "steps": wrong}}
-        with pytest.raises(DataError, match=r"^job: steps: ") as caught:
+        with pytest.raises(DataError, match=r"^job: local.steps: ") as caught:
             wire.read_job(json.dumps(changed))
         assert len(str(caught.value)) < 300
         assert str(caught.value).isprintable()

@@ -9,23 +9,27 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import ProtectConfig, parse_config
+from fedproxy_secure.crypto.primitives import digest
 from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted, RunFolderError
-from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import attempt, client_app, proxy_store, wire
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.masked_terms import first_clip, next_clip, parts_of, ring_plan
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.store import journal_file, reading, writing
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.protect.secure_sum import attempt
+from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan
+from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.secagg.control import SEGMENTS, Control
-from fedproxy_secure.secagg.primitives import digest
 from fedproxy_secure.secagg.provision import provision
 from tests.support.tiny import save_tiny, tiny_settings
 
@@ -43,8 +47,7 @@ def world(tmp_path_factory):
 
 
 def with_(job, rule="fedavg", rounds=2, **protect):
-    return replace(
-        job,
+    return job.changed(
         fusion=job.fusion.model_copy(update={"rule": rule}),
         federate=job.federate.model_copy(update={"rounds": rounds}),
         protect=ProtectConfig(**protect),
@@ -194,7 +197,7 @@ def test_conflict_of_a_masked_round_holds_the_next_one_back(world):
 
     def length(pcr_lambda):
         changed = with_(job, "h_ties")
-        changed = replace(changed, fusion=changed.fusion.model_copy(update={"pcr_lambda": pcr_lambda}))
+        changed = changed.changed(fusion=changed.fusion.model_copy(update={"pcr_lambda": pcr_lambda}))
         return np.linalg.norm(move(world, federate(changed, folder, initial)))
 
     assert length(1e3) < 0.99 * length(0.0)
@@ -213,7 +216,8 @@ def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world,
     plain = with_(job, rounds=1, scheme="unsafe_plaintext")
     with proxy_store.offered_on_this_host(folder):
         for i in survivors:
-            from fedproxy_secure.federate.client import build_client, with_proxy
+            from fedproxy_secure.federate.build import build_client
+            from fedproxy_secure.federate.shared_proxy import with_proxy
 
             client = build_client(with_proxy(plain, folder), i, folder)
             expected.append(client.train(round=0, start=initial.adapter).update)
@@ -311,7 +315,8 @@ def test_between_messages_a_client_keeps_nothing_readable(world):
             files.append(journal_of(context).read_bytes())
 
     with proxy_store.offered_on_this_host(folder):
-        from fedproxy_secure.federate.client import build_client, with_proxy
+        from fedproxy_secure.federate.build import build_client
+        from fedproxy_secure.federate.shared_proxy import with_proxy
 
         clear = with_(job, rounds=1, scheme="unsafe_plaintext")
         client = build_client(with_proxy(clear, folder), 0, folder)
@@ -472,7 +477,7 @@ def test_a_clients_own_threshold_is_not_lowered_by_a_server(world):
 
 
 def test_a_clip_that_cuts_much_of_an_update_is_refused_in_every_later_round(world, monkeypatch, caplog):
-    monkeypatch.setattr("fedproxy_secure.flower.masked_server.next_clip", lambda clip, control: 1e-9)
+    monkeypatch.setattr("fedproxy_secure.protect.secure_sum.server.next_clip", lambda clip, control: 1e-9)
     with pytest.raises(RoundAborted, match="advertise: 0 of 5 clients"):
         serve_with(world, with_(world[0]))
     assert "clip 1e-09: cuts more than 5% of this client's coordinates" in caplog.text
@@ -523,6 +528,8 @@ def test_two_of_flowers_runs_side_by_side_do_not_unmask_a_round_for_different_su
 class OtherProxies(InProcessGrid):
     """A server that has all but one client train another proxy, on which their gradients vanish."""
 
+    in_job = False  # whether the job names the other proxy too
+
     def __init__(self, other, clients):
         super().__init__(client_app.app, clients)
         self.other = other
@@ -547,7 +554,7 @@ def test_clients_that_were_given_another_proxy_enter_no_sum_with_the_rest(world,
         proxy_store.offered_on_this_host(other),
         with_keys(with_(job, rounds=1)) as keyed,
     ):
-        grid = OtherProxies(proxy_store.folder_sha256(other), 5)
+        grid = OtherProxies(folder_sha256(other), 5)
         grid.in_job = in_job
         with pytest.raises((ProtocolAborted, RoundAborted)):
             serve(grid, keyed, folder, initial)
@@ -557,7 +564,7 @@ def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_p
     """With the same noise and other rounding, the difference of two sums would be free of noise."""
     job, folder, initial = world
     private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path)}
-    job = replace(with_(job, rounds=1, bits=24), privacy=job.privacy.model_copy(update=private))
+    job = with_(job, rounds=1, bits=24).changed(privacy=job.privacy.model_copy(update=private))
     words = []
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         identity, _ = attempt.own_keys(keyed, job.clients[0].name)
@@ -578,7 +585,7 @@ def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_p
 def setup_reply(job, node_config):
     """What a client says to a job, as a node of its own."""
     context = Context(run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config={})
-    job = replace(job, proxy_sha256="0" * 64)
+    job = job.changed(proxy_sha256="0" * 64)
     ask = {"job": ConfigRecord({"json": job.to_json(), "sha256": "0" * 64})}
     return client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
 
@@ -613,7 +620,7 @@ def test_a_client_refuses_a_server_that_asks_for_what_its_policy_does_not_say(wo
     changed = {
         k: getattr(job, k).model_copy(update=v) if isinstance(v, dict) else v for k, v in asked.items()
     }
-    reply = setup_reply(replace(job, **changed), {"policy": str(own)})
+    reply = setup_reply(job.changed(**changed), {"policy": str(own)})
     kind, said = wire.decode_failure(reply)
     assert kind == "ConfigError"
     assert line in said
@@ -636,7 +643,7 @@ def test_a_server_on_another_machine_is_not_told_what_records_say(world, tmp_pat
         records.with_name(f"secret.{name}.jsonl").write_text('{"text": "HIV positive", "label": 7}\n')
     client = job.clients[0].model_copy(update={"source": str(tmp_path / "secret.{split}.jsonl")})
     own = tmp_path / "client.policy.yaml"
-    policy_for(replace(job, clients=(client,)), 0, seeds=(0,)).write(own)
+    policy_for(job.changed(clients=(client,)), 0, seeds=(0,)).write(own)
     kind, said = wire.decode_failure(setup_reply(job, {"policy": str(own)}))
     assert kind == "DataError"
     assert said == "this client's records or messages cannot be used; its own log has the reason"
@@ -731,7 +738,7 @@ def test_a_refused_setup_leaves_nothing_to_train_with(world):
             state=RecordDict(),
             run_config={},
         )
-        asked = replace(with_(job), proxy_sha256="1" * 64)
+        asked = with_(job).changed(proxy_sha256="1" * 64)
         ask = {"job": ConfigRecord({"json": asked.to_json(), "sha256": "0" * 64})}
         reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
         assert "which the job names" in wire.decode_failure(reply)[1]
@@ -741,10 +748,10 @@ def test_a_refused_setup_leaves_nothing_to_train_with(world):
 def test_a_node_whose_policy_refuses_the_job_keeps_none_of_its_files(tmp_path, world, monkeypatch):
     monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
     job, folder, _ = world
-    sha256 = proxy_store.folder_sha256(folder)
+    sha256 = folder_sha256(folder)
     ask = {
-        "job": ConfigRecord({"json": replace(with_(job), proxy_sha256=sha256).to_json(), "sha256": sha256}),
-        "files": proxy_store.pack(folder),
+        "job": ConfigRecord({"json": with_(job).changed(proxy_sha256=sha256).to_json(), "sha256": sha256}),
+        "files": ConfigRecord(dict(proxy_store.pack(folder))),
     }
     context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
     reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content

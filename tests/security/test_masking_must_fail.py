@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.crypto.shamir import SHARE_BYTES
 from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
-from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.client import ClientSession, upload_key
+from fedproxy_secure.secagg.masking.client import ClientSession
+from fedproxy_secure.secagg.masking.keys import upload_key
+from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.messages import MESSAGES, Advertise, Confirmations, KeyBook, Unmask, from_fields
-from fedproxy_secure.secagg.rehearsal import SERVER, Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.ring import read_sum
-from fedproxy_secure.secagg.secret import Secret
-from fedproxy_secure.secagg.server import ServerSession
-from fedproxy_secure.secagg.shamir import SHARE_BYTES
+from fedproxy_secure.secagg.selftest.rehearsal import SERVER, Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.terms import Policy, Roster, Terms, least_threshold
 
 K, D = 5, 40

@@ -2,24 +2,26 @@
 
 import multiprocessing
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedproxy_secure.config import ProtectConfig, parse_config
 from fedproxy_secure.errors import ProtocolAborted, RoundAborted
-from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.flower import attempt, client_app, proxy_store
+from fedproxy_secure.federate.shared_proxy import with_proxy
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import with_keys
-from fedproxy_secure.flower.hostile import SnapshotGrid, TwoInboxes
+from fedproxy_secure.flower.selftest.hostile import SnapshotGrid, TwoInboxes
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import writing
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.protect.secure_sum import attempt
+from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.tiny import tiny_settings
 
 # forked from a process with threads of its own: only the client app runs in the child
@@ -33,7 +35,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     config = parse_config(tiny_settings(folder, clients=5, federate={"rounds": 1}))
     job = FederationJob.from_config(config, seed=0)
-    job = replace(job, fusion=job.fusion.model_copy(update={"rule": "fedavg"}), protect=ProtectConfig())
+    job = job.changed(fusion=job.fusion.model_copy(update={"rule": "fedavg"}), protect=ProtectConfig())
     model, _ = load_llm(folder / "llm", device="cpu")
     return job, folder / "llm", initial_state(attach(model, job.adapter, seed=0))
 

@@ -4,12 +4,12 @@ import os
 
 import pytest
 
+from fedproxy_secure.crypto.key_file import read_key, write_key
+from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.journal.rounds import Journal
-from fedproxy_secure.secagg.key_file import read_key, write_key
-from fedproxy_secure.secagg.primitives import fresh_secret, signing_public
 from fedproxy_secure.secagg.provision import load_identity, load_roster, provision
-from fedproxy_secure.secagg.secret import Secret
 
 
 @pytest.fixture

@@ -5,18 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.proxy_model import load_proxy
-from fedproxy_secure.flower import proxy_store
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.federate.shared_proxy import with_proxy
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake.files import folder_sha256
+from fedproxy_secure.proxy_intake.model import load_proxy
 from tests.support.hostile_proxies import edit_json, edit_weights
 from tests.support.tiny import VOCABULARY, save_tiny, tiny_settings, tiny_tokenizer
 
@@ -100,7 +100,7 @@ def test_another_process_and_place_give_the_same_digest(tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
     line = (
         "import sys; from pathlib import Path\n"
-        "from fedproxy_secure.federate.proxy_model import load_proxy\n"
+        "from fedproxy_secure.proxy_intake.model import load_proxy\n"
         "print(load_proxy(Path(sys.argv[1]), max_tokens=64, dtype='bfloat16', device='cpu').loaded_sha256)"
     )
     ran = subprocess.run(
@@ -141,9 +141,9 @@ def test_settings_that_matter_change_the_digest(tmp_path, change):
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
 def test_how_a_file_is_written_does_not_change_the_digest(tmp_path, file):
     folder = save_tiny(tmp_path / "proxy")
-    before, files = digest(folder), proxy_store.folder_sha256(folder)
+    before, files = digest(folder), folder_sha256(folder)
     edit_json(folder / file)
-    assert proxy_store.folder_sha256(folder) != files
+    assert folder_sha256(folder) != files
     assert digest(folder) == before
 
 
@@ -157,13 +157,13 @@ def world(tmp_path):
 
 
 def on(job, **changes):
-    return replace(job, **changes)
+    return job.changed(**changes)
 
 
 def test_the_server_names_what_its_own_folder_loads_as(world):
     job, folder = world
     here = with_proxy(job, folder)
-    assert here.proxy_sha256 == proxy_store.folder_sha256(folder)
+    assert here.proxy_sha256 == folder_sha256(folder)
     assert here.proxy_loaded_sha256 == digest(folder)
     elsewhere = with_proxy(
         on(job, federate=job.federate.model_copy(update={"engine": "deployment"})), folder
@@ -176,7 +176,8 @@ def test_clients_of_other_dtypes_agree_with_the_server(world, dtype):
     job, folder = world
     named = with_proxy(job, folder)
     client = build_client(on(named, dtype=dtype), 0, folder)
-    assert next(client.tuned.parameters()).dtype == getattr(torch, dtype)
+    with client.model.lent() as tuned:
+        assert next(tuned.parameters()).dtype == getattr(torch, dtype)
 
 
 def test_what_was_loaded_is_part_of_what_clients_sign_and_of_what_privacy_is_spent_on(world):
@@ -186,5 +187,5 @@ def test_what_was_loaded_is_part_of_what_clients_sign_and_of_what_privacy_is_spe
     other = on(named, proxy_loaded_sha256="0" * 64)
     assert other.agreed_sha256() != named.agreed_sha256()
     lacking = copy.copy(named.to_json()).replace("proxy_loaded_sha256", "proxy_loaded")
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="proxy_loaded"):
         FederationJob.from_json(lacking)

@@ -7,8 +7,8 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.federate import proxy_files
-from fedproxy_secure.flower import proxy_store
+from fedproxy_secure.proxy_intake import files as proxy_files
+from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.tiny import save_tiny
 
 
@@ -20,9 +20,9 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_shipped_proxy_arrives_whole_under_its_hash(tmp_path, cache):
     folder = save_tiny(tmp_path / "proxy")
-    sha256 = proxy_store.folder_sha256(folder)
+    sha256 = proxy_files.folder_sha256(folder)
     arrived = proxy_store.unpack(proxy_store.pack(folder), sha256)
-    assert proxy_store.folder_sha256(arrived) == sha256
+    assert proxy_files.folder_sha256(arrived) == sha256
     assert proxy_store.find(sha256) == arrived
 
 
@@ -77,7 +77,7 @@ def test_a_file_that_no_proxy_has_is_neither_offered_nor_taken(tmp_path, cache, 
     folder = save_tiny(tmp_path / "proxy")
     files = proxy_store.pack(folder)
     (folder / name).write_bytes(b"{}")
-    for offered in (proxy_store.pack, proxy_store.folder_sha256, offer):
+    for offered in (proxy_store.pack, proxy_files.folder_sha256, offer):
         with pytest.raises(DataError, match="must be one that a causal LM saved as safetensors has"):
             offered(folder)
     with pytest.raises(DataError, match="must be one that a causal LM saved as safetensors has"):
@@ -99,7 +99,7 @@ def test_a_folder_that_lacks_a_part_is_neither_offered_nor_kept(tmp_path, cache,
         with pytest.raises(DataError, match=r"^proxy: (has no|must have)"):
             offered(folder)
     with pytest.raises(DataError, match=r"^proxy: (has no|must have)"):
-        proxy_store.unpack(files, proxy_store.folder_sha256(folder))
+        proxy_store.unpack(files, proxy_files.folder_sha256(folder))
     assert not any(cache.iterdir())
 
 
@@ -126,7 +126,7 @@ def test_more_files_than_a_proxy_has_are_not_taken(cache):
 
 def arrived(tmp_path):
     folder = save_tiny(tmp_path / "proxy")
-    sha256 = proxy_store.folder_sha256(folder)
+    sha256 = proxy_files.folder_sha256(folder)
     return proxy_store.unpack(proxy_store.pack(folder), sha256), sha256
 
 

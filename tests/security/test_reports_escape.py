@@ -12,19 +12,20 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from attacks.table import markdown, outcome_line, rich_tables
-from fedproxy_secure.escape import Markdown, code, escaped, escaped_line, printable
-from fedproxy_secure.report.charts import figures
-from fedproxy_secure.report.drawing import to_svg
-from fedproxy_secure.report.estimate import counted, mean_interval
-from fedproxy_secure.report.gate import judge
-from fedproxy_secure.report.gate_table import markdown_gate, rich_gate, summary
-from fedproxy_secure.report.page import page
-from fedproxy_secure.report.policy import load_policy
-from fedproxy_secure.report.pull_request import pull_request_summary
+from fedproxy_secure.evidence.estimate import counted, mean_interval
+from fedproxy_secure.gate.judge import judge
+from fedproxy_secure.gate.policy import load_policy
+from fedproxy_secure.gate.table import markdown_gate, rich_gate, summary
+from fedproxy_secure.report.html.charts import figures
+from fedproxy_secure.report.html.drawing import to_svg
+from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.report import MethodRow
-from fedproxy_secure.report.sarif import sarif
-from fedproxy_secure.report.table import markdown_report, rich_table
-from fedproxy_secure.report.trilemma_table import rich_trilemma
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.pull_request import pull_request_summary
+from fedproxy_secure.report.text.sarif import sarif
+from fedproxy_secure.report.text.table import rich_table
+from fedproxy_secure.report.text.trilemma_table import rich_trilemma
+from fedproxy_secure.runtime.escape import Markdown, code, escaped, escaped_line, printable
 from tests.support.page_walk import parse
 from tests.support.sample_report import sample_report
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.secagg import hostile, selftest
-from fedproxy_secure.secagg.client import ClientSession
-from fedproxy_secure.secagg.rehearsal import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.masking.client import ClientSession
+from fedproxy_secure.secagg.selftest import attempts as selftest
+from fedproxy_secure.secagg.selftest import hostile
+from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.terms import Policy
 
 
@@ -44,7 +45,7 @@ def test_an_installation_with_a_check_taken_out_is_found_bad(monkeypatch, owner,
 
 
 def test_a_known_bad_client_that_resists_is_found_bad(monkeypatch):
-    monkeypatch.setattr(selftest.SkipsConsistency, "_check_signature", ClientSession._check_signature)
+    monkeypatch.setattr(hostile.SkipsConsistency, "_check_signature", ClientSession._check_signature)
     bad = [f for f in selftest.findings() if not f.ok]
     assert [f.attempt.split(", known-bad client ")[-1] for f in bad] == ["SkipsConsistency"]
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from fedproxy_secure.journal.store import writing
-from fedproxy_secure.secagg.client import ClientSession
+from fedproxy_secure.secagg.masking.client import ClientSession
 from fedproxy_secure.secagg.terms import Policy
 from tests.security.test_state_space import BROKEN, attack_on, safe, tries, world
 from tests.support.client_model import Message, decide, ended_by, fresh, messages, sendable

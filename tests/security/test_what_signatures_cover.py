@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 
 from fedproxy_secure import secagg
-from fedproxy_secure.secagg.ckks_messages import Hello, KeyGrant, Opened
+from fedproxy_secure.secagg.ckks.messages import Hello, KeyGrant, Opened
 from fedproxy_secure.secagg.messages import Advertise, Confirmation, Unmask
 
 CONTEXT = b"c" * 32
@@ -69,15 +69,11 @@ def test_what_kind_of_message_it_is_shows_in_what_is_signed():
 
 def test_values_that_were_checked_cannot_be_changed_afterwards_nor_given_by_place():
     found = []
-    for module in pkgutil.iter_modules(secagg.__path__):
-        for kind in vars(importlib.import_module(f"{secagg.__name__}.{module.name}")).values():
-            if (
-                isinstance(kind, type)
-                and is_dataclass(kind)
-                and kind.__module__.endswith(f".{module.name}")
-            ):
+    for module in pkgutil.walk_packages(secagg.__path__, f"{secagg.__name__}."):
+        for kind in vars(importlib.import_module(module.name)).values():
+            if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.name:
                 found.append(kind)
     assert len(found) > 25
     for kind in found:
-        assert kind.__name__ == "Cohort" or kind.__dataclass_params__.frozen, kind
+        assert kind.__name__ == "Cohort" or kind.__dataclass_params__.frozen, kind  # type: ignore[attr-defined]
         assert all(f.kw_only for f in fields(kind)), kind

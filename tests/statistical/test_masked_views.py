@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedproxy_secure.secagg.client import mask_key, pairwise_key
-from fedproxy_secure.secagg.masks import add_masks
+from fedproxy_secure.secagg.masking.keys import mask_key, pairwise_key
+from fedproxy_secure.secagg.masking.masks import add_masks
 from fedproxy_secure.secagg.messages import MaskedInput
-from fedproxy_secure.secagg.rehearsal import Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
 
 K, D = 5, 1 << 16
 ALPHA = 1e-4

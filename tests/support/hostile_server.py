@@ -8,7 +8,7 @@ from flwr.serverapp import ServerApp
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower.hostile import TwoInboxes
+from fedproxy_secure.flower.selftest.hostile import TwoInboxes
 from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, serve
 
 READ = "read.json"

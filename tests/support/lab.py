@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from fedproxy_secure.config import (
     ProtectConfig,
 )
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.federate.adapters import get_vector, set_vector
 from fedproxy_secure.federate.training import train
+from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import PublicSettings, Sums, View
 from tests.support.tiny import VOCABULARY, tiny_tokenizer
@@ -40,25 +41,23 @@ class Lab:
     settings: PublicSettings
     start: np.ndarray
 
-    @property
-    def box(self) -> WhiteBox:
-        """The proxy as an adversary loads it."""
-        return white_box.load(self.view({}))
+    def opened(self) -> AbstractContextManager[WhiteBox]:
+        """The proxy as an adversary has it, with the adapter of round 0."""
+        return white_box.opened(self.view({}), self.start)
 
     def update(self, items: Sequence[Encoded], *, seed: int = 0) -> np.ndarray:
         """What a client with these records sends, float32 [d]."""
-        tuned = self.box.tuned
-        set_vector(tuned, self.start)
-        train(
-            tuned,
-            items,
-            steps=self.settings.local.steps,
-            local=self.settings.local,
-            pad_id=0,
-            rng=np.random.default_rng(seed),
-            who="lab",
-        )
-        return get_vector(tuned) - self.start
+        with self.opened() as box:
+            train(
+                box.tuned,
+                items,
+                steps=self.settings.local.steps,
+                local=self.settings.local,
+                pad_id=0,
+                rng=np.random.default_rng(seed),
+                who="lab",
+            )
+            return get_vector(box.tuned) - self.start
 
     def view(self, updates: Mapping[str, np.ndarray], *, summed: bool = False) -> View:
         """The server's view of round 0: each update, or their sum alone."""
@@ -119,8 +118,8 @@ def make_lab(
         clients=("c0",),
     )
     settings = PublicSettings(**{**vars(settings), **more})
-    box = white_box.load(View(threat_model="lab", settings=settings, proxy=folder))
-    fresh = get_vector(box.tuned)
+    with white_box.opened(View(threat_model="lab", settings=settings, proxy=folder)) as box:
+        fresh = get_vector(box.tuned)
     moved = np.random.default_rng(seed).normal(0, 0.02, len(fresh)).astype(np.float32)
     return Lab(proxy=folder, settings=settings, start=fresh + moved)
 

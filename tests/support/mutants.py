@@ -1,4 +1,4 @@
-"""The mutants of `fedproxy_secure.secagg`: the package with one place changed.
+"""The mutants of secure aggregation: one of its modules with one place changed.
 
 Removals: a check or a call (`raise` and calls that stand alone become `pass`), one condition of several,
 one part of what is hashed. Other changes are Cosmic Ray's: operators, comparisons, numbers, decorators,
@@ -22,7 +22,7 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import OPERATOR_PROVIDERS
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = "fedproxy_secure.secagg"
+PACKAGE = "fedproxy_secure"
 FEWEST = 5  # sampled places of a module, if it has so many
 
 
@@ -135,7 +135,7 @@ def _operators() -> dict[str, type[Operator]]:
 
 @cache
 def _source(module: str) -> str:
-    return (ROOT / PACKAGE.replace(".", "/") / f"{module}.py").read_text(encoding="utf-8")
+    return (ROOT / PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
 def _silent(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

@@ -1,12 +1,15 @@
-"""Judge the mutants of `fedproxy_secure.secagg`: does a test notice when the code is wrong?
+"""Judge the mutants of secure aggregation: does a test notice when the code is wrong?
 
     make mutate-secagg                                           all removals, a sample of other changes
     python -m tests.support.mutation --sample 2000 --seed 7      more of them
-    python -m tests.support.mutation --modules ring --line 96    every mutant of one line
+    python -m tests.support.mutation --modules secagg.ring --line 96
+                                                                 every mutant of one line
     python -m tests.support.mutation --again                     what survived or was not reached last time
 
-Each mutant is judged in a process forked from one that has numpy, pytest and the rest loaded but nothing
-of `secagg`; an import hook puts the changed module in, so the working tree stays as it is. First come the
+Judged are `secagg` and what it stands on in `crypto`; modules are named from below `fedproxy_secure`.
+
+Each mutant is judged in a process forked from one that has numpy, pytest and the rest loaded but none of
+these modules; an import hook puts the changed module in, so the working tree stays as it is. First come the
 module's own tests; what survives them meets the protocol's, but for the slow ones and Flower's. One mutant
 at a time; the verdicts are in `build/mutation/secagg.json`, what survives and why in
 `tests/security/MUTANTS.md`.
@@ -42,30 +45,35 @@ GRAM = (f"{SECURITY}gram.py",)
 GRANULARITY = (f"{UNIT}granularity.py", "tests/properties/test_granularity_properties.py")
 PROVISION = (f"{SECURITY}provision.py",)
 SHAMIR = (f"{UNIT}shamir_and_control.py",)
-# The first judges; `rehearsal`, `hostile` and `selftest` play attacks and are no part of the protocol.
+# The first judges. `secagg.selftest` plays attacks and is no part of the protocol. `secagg.ckks.probe` runs
+# in a process of its own, where no module can be replaced.
 TESTS = {
-    "ckks": (f"{UNIT}ckks.py",),
-    "ckks_client": CKKS,
-    "ckks_gram": GRAM,
-    "ckks_messages": CKKS,
-    "ckks_row": CKKS,
-    "ckks_server": CKKS,
-    "client": MASKING,
-    "control": (*SHAMIR, "tests/vectors/test_frozen_transcript.py"),
-    "expectations": (f"{UNIT}expectations.py", *GRANULARITY),
-    "gram": GRAM,
-    "granularity": GRANULARITY,
-    "key_file": PROVISION,
-    "masks": (f"{UNIT}ring.py", "tests/vectors"),
-    "messages": MASKING,
-    "primitives": ("tests/vectors", COVER, f"{SECURITY}masking_must_fail.py"),
-    "provision": PROVISION,
-    "ring": (f"{UNIT}ring.py",),
-    "secret": SHAMIR,
-    "server": MASKING,
-    "shamir": SHAMIR,
-    "sketch": (f"{UNIT}sketch.py",),
-    "terms": MASKING,
+    "crypto.key_file": PROVISION,
+    "crypto.primitives": ("tests/vectors", COVER, f"{SECURITY}masking_must_fail.py"),
+    "crypto.secret": SHAMIR,
+    "crypto.shamir": SHAMIR,
+    "secagg.ckks.client": CKKS,
+    "secagg.ckks.context": (f"{UNIT}ckks.py",),
+    "secagg.ckks.gram": GRAM,
+    "secagg.ckks.messages": CKKS,
+    "secagg.ckks.products": GRAM,
+    "secagg.ckks.row": CKKS,
+    "secagg.ckks.server": CKKS,
+    "secagg.control": (*SHAMIR, "tests/vectors/test_frozen_transcript.py"),
+    "secagg.expectations": (f"{UNIT}expectations.py", *GRANULARITY),
+    "secagg.granularity": GRANULARITY,
+    "secagg.masking.client": MASKING,
+    "secagg.masking.keys": MASKING,
+    "secagg.masking.masks": (f"{UNIT}ring.py", "tests/vectors"),
+    "secagg.masking.server": MASKING,
+    "secagg.messages": MASKING,
+    "secagg.provision": PROVISION,
+    "secagg.ring": (f"{UNIT}ring.py",),
+    "secagg.signs": GRANULARITY,
+    "secagg.sketch": (f"{UNIT}sketch.py",),
+    "secagg.steps": (*MASKING, *CKKS),
+    "secagg.sum_checks": GRANULARITY,
+    "secagg.terms": MASKING,
 }
 # The last judges of every module: the protocol's tests, cheap ones first, because one failure is enough.
 PROTOCOL = (
@@ -81,7 +89,7 @@ PROTOCOL = (
 )
 UNDER_CKKS = (f"{UNIT}ckks.py", f"{SECURITY}ckks_session.py", *GRAM)
 LAST = {
-    module: (*PROTOCOL, *(UNDER_CKKS if module.startswith("ckks") or module in ("gram", "sketch") else ()))
+    module: (*PROTOCOL, *(UNDER_CKKS if ".ckks." in module or module == "secagg.sketch" else ()))
     for module in TESTS
 }
 SLOWNESS = 5  # a mutant may take so many times the CPU time of the unchanged code, and 5 s
@@ -128,12 +136,12 @@ def judge(module: str, source: str | None, tests: tuple[str, ...], *, limit_s: i
     if not select.select([reader], [], [], 50 * limit_s)[0]:
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read().decode()
+        report = pipe.read().decode()
     _, status = os.waitpid(child, 0)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     died = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    by = said or ("time" if died in (signal.SIGKILL, signal.SIGXCPU) else "crash")
+    by = report or ("time" if died in (signal.SIGKILL, signal.SIGXCPU) else "crash")
     return Verdict(survived=by == "nobody", by=by, seconds=spent)
 
 
@@ -160,13 +168,13 @@ def _run_tests(module: str, source: str | None, tests: tuple[str, ...], writer: 
         os.dup2(nowhere.fileno(), 2)
         options = "-x -q -n 0 -p no:cacheprovider --hypothesis-seed=0 --timeout=0 --tb=no --assert=plain"
         status = int(pytest.main([*options.split(), *tests], plugins=[first]))
-    said = "nobody" if status == 0 else first.failed or f"pytest exit {status}"
-    os.write(writer, said.encode())
+    killer = "nobody" if status == 0 else first.failed or f"pytest exit {status}"
+    os.write(writer, killer.encode())
     os._exit(0)
 
 
 def preload() -> None:
-    """What tests import besides `secagg`, once for all forks."""
+    """Import what tests need besides the judged modules, once for all forks."""
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "HYPOTHESIS_PROFILE": "short",
@@ -189,7 +197,7 @@ def preload() -> None:
         importlib.import_module(name)
     with contextlib.suppress(ImportError):
         importlib.import_module("tenseal")
-    loaded = [m for m in sys.modules if m.startswith(PACKAGE)]
+    loaded = [m for m in TESTS if f"{PACKAGE}.{m}" in sys.modules]
     assert not loaded, f"{loaded[0]} is loaded: it could not be replaced"
 
 
@@ -222,9 +230,9 @@ def main() -> None:
         for row in judged(picked, last={} if asked.own_tests else LAST):
             rows.append(row)
             print(f"{len(rows)} {row['module']}:{row['line']} {row['operator']}: {row['by']}", flush=True)
-            made = {"seed": asked.seed, "sample": asked.sample, "mutants": rows}
+            verdicts = {"seed": asked.seed, "sample": asked.sample, "mutants": rows}
             asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps(made, indent=1) + "\n")
+            asked.out.write_text(json.dumps(verdicts, indent=1) + "\n")
         for row in rows:
             if row["survived"]:
                 print(f"survives: {row['module']}:{row['line']} {row['operator']}\n{row['change']}")
@@ -261,7 +269,7 @@ def _limit(tests: tuple[str, ...]) -> int:
 
 def _print_table(every: list[Mutant], rows: list[dict[str, Any]]) -> None:
     removals = {k.__name__ for k in REMOVALS}
-    print(f"{'module':14} {'removals':>8} {'places':>7} {'mutants':>8} {'judged':>7} {'killed':>7}")
+    print(f"{'module':22} {'removals':>8} {'places':>7} {'mutants':>8} {'judged':>7} {'killed':>7}")
     totals = [0] * 5
     for module in sorted({m.module for m in every}):
         own = [m for m in every if m.module == module]
@@ -274,8 +282,8 @@ def _print_table(every: list[Mutant], rows: list[dict[str, Any]]) -> None:
             sum(not row["survived"] for row in mine),
         ]
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
-        print(f"{module:14} {counts[0]:8} {counts[1]:7} {counts[2]:8} {counts[3]:7} {counts[4]:7}")
-    print(f"{'all':14} {totals[0]:8} {totals[1]:7} {totals[2]:8} {totals[3]:7} {totals[4]:7}")
+        print(f"{module:22} {counts[0]:8} {counts[1]:7} {counts[2]:8} {counts[3]:7} {counts[4]:7}")
+    print(f"{'all':22} {totals[0]:8} {totals[1]:7} {totals[2]:8} {totals[3]:7} {totals[4]:7}")
     print(f"{sum(row['seconds'] for row in rows):.0f} s of CPU")
 
 

@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import wire
-from fedproxy_secure.secagg import ckks_messages as ckks
-from fedproxy_secure.secagg import gram, messages
-from fedproxy_secure.secagg import rehearsal as stage
-from fedproxy_secure.secagg.ckks_client import CkksClient
-from fedproxy_secure.secagg.ckks_row import payload
-from fedproxy_secure.secagg.ckks_server import CkksServer
-from fedproxy_secure.secagg.client import ClientSession
+from fedproxy_secure.secagg import messages
+from fedproxy_secure.secagg.ckks import gram
+from fedproxy_secure.secagg.ckks import messages as ckks
+from fedproxy_secure.secagg.ckks.client import CkksClient
+from fedproxy_secure.secagg.ckks.row import payload
+from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Control, encode_control
+from fedproxy_secure.secagg.masking.client import ClientSession
+from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.ring import quantise
+from fedproxy_secure.secagg.selftest import rehearsal as stage
 from tests.support.malformed import Sample
 from tests.support.tiny import tiny_settings
 
@@ -39,10 +41,9 @@ UPDATE = np.linspace(-0.5, 0.5, D, dtype=np.float32)
 
 def job_of(folder: Path) -> FederationJob:
     """A small job whose proxy has a made-up hash."""
-    from dataclasses import replace
 
     config = parse_config(tiny_settings(folder, clients=K))
-    return replace(FederationJob.from_config(config, seed=0), proxy_sha256="a1" * 32)
+    return FederationJob.from_config(config, seed=0).changed(proxy_sha256="a1" * 32)
 
 
 def plain_samples(job: FederationJob) -> Iterator[Sample]:
@@ -112,7 +113,7 @@ class _Collector:
 def masking_samples() -> tuple[Sample, ...]:
     """Of a round of masking in which one client drops out before it sends its vector."""
     collect = _Collector()
-    server = stage.ServerSession(terms=TERMS, roster=ROSTER, private=stage.SERVER)
+    server = ServerSession(terms=TERMS, roster=ROSTER, private=stage.SERVER)
     clients = {n: ClientSession(name=n, identity=KEYS[n], terms=TERMS, roster=ROSTER) for n in TERMS.cohort}
     segments = {"update": UPDATE, **encode_control(CONTROL, TERMS.context())}
     words = quantise(TERMS.plan, segments).words

@@ -8,7 +8,7 @@ messages together from it. Where a part is missing it forges one, in vain.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Context, RecordDict
 from torch import nn
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import (
     AdapterConfig,
     AuditConfig,
@@ -26,19 +27,20 @@ from fedproxy_secure.config import (
     PrivacyConfig,
     ProtectConfig,
 )
+from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import attempt as attempts
-from fedproxy_secure.flower import masked_client, wire
-from fedproxy_secure.flower.masked_terms import first_clip, ring_plan, run_name
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import journal_file
+from fedproxy_secure.models.lent import LentModel
+from fedproxy_secure.protect.secure_sum import attempt as attempts
+from fedproxy_secure.protect.secure_sum import client as masked_client
+from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan, run_name
 from fedproxy_secure.secagg import messages as protocol
-from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.client import ClientSession
+from fedproxy_secure.secagg.masking.client import ClientSession
 from fedproxy_secure.secagg.provision import ROSTER, load_identity, load_roster, provision
 from fedproxy_secure.secagg.ring import add_packed
 from fedproxy_secure.secagg.terms import Terms
@@ -158,7 +160,7 @@ class RealWorld:
         try:
             with attempts.unsafe_journals(self.journal):
                 content = self._content(me, message)
-                answer = self._deliver(me, message.kind, content, replace(self.job, seed=seed))
+                answer = self._deliver(me, message.kind, content, self.job.changed(seed=seed))
         except ProtocolAborted:
             return False
         kept = Held.noted.pop() if Held.noted else None
@@ -196,7 +198,7 @@ class RealWorld:
         if kind == "begin":
             client = Constant(
                 name=name,
-                tuned=nn.Identity(),
+                model=LentModel(nn.Identity()),
                 items=[Encoded(ids=(1, 2), response_start=1)] * 2,
                 truncated=0,
                 pad_id=0,

@@ -7,11 +7,11 @@ from itertools import product
 
 import numpy as np
 
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.crypto.shamir import Combiner
 from fedproxy_secure.secagg import messages as protocol
-from fedproxy_secure.secagg.client import mask_key, pairwise_key
-from fedproxy_secure.secagg.masks import add_masks
-from fedproxy_secure.secagg.secret import Secret
-from fedproxy_secure.secagg.shamir import Combiner
+from fedproxy_secure.secagg.masking.keys import mask_key, pairwise_key
+from fedproxy_secure.secagg.masking.masks import add_masks
 from tests.support.real_clients import RealWorld
 
 

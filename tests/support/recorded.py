@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
 from tests.support.tiny import save_tiny, tiny_settings
 
 AUDIT = {"record": True, "holdout": 0.3, "canaries": [1, 2]}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedproxy_secure.report.estimate import Estimate, counted, mean_interval, proportion_interval
-from fedproxy_secure.report.finding import Finding, Outcome
+from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, proportion_interval
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.measure import Axis, Better
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import total
-from fedproxy_secure.report.trilemma import Axis, Better, Configuration, Curve, LedgerRow, Measure
+from fedproxy_secure.report.trilemma import Configuration, Curve, LedgerRow, Measure
 
 SEEDS = (0, 1, 2)
 WORDS = {
@@ -27,6 +28,14 @@ ATTACKS = (
     ("A10", "secagg_active", "a client's vector from a masking protocol whose server cheats"),
     ("A12", "proxy_extraction", "the fused LLM, from the proxy and queries"),
 )
+# attack -> the measure that its first number is of
+MEASURED = {
+    "A2": "token_auc",
+    "A3": "exact_sequence_recall",
+    "A5": "tpr_at_1pct_fpr",
+    "A7": "canary_exposure_bits",
+    "A12": "extraction_R",
+}
 # protection -> the outcome of each attack above
 OUTCOMES = {
     "unsafe_plaintext": "SUCCEEDED SUCCEEDED SUCCEEDED SUCCEEDED NOT_APPLICABLE SUCCEEDED",
@@ -265,6 +274,7 @@ def _finding(index: int, copy: int, protection: str, seed: int, rng: np.random.G
         outcome=outcome,
         reason=reasons[outcome],
         estimates=(share(hits, "auc"), share(hits // 2, "recall of named tokens")) if hits else (),
+        measures={MEASURED[id]: (0,) if measured else ()} if id in MEASURED else {},
         positive=share(192, "auc") if measured else None,
         negative=share(100, "auc") if measured else None,
         seconds=float(rng.uniform(2, 40)),

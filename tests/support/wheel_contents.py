@@ -19,9 +19,9 @@ DATA = (
     "fedproxy_secure/configs/policies/research.yaml",
     "fedproxy_secure/configs/quickstart.yaml",
     "fedproxy_secure/report/report.schema.json",
-    "fedproxy_secure/report/templates/page.css",
-    "fedproxy_secure/report/templates/page.html.j2",
-    "fedproxy_secure/report/templates/page.js",
+    "fedproxy_secure/report/html/templates/page.css",
+    "fedproxy_secure/report/html/templates/page.html.j2",
+    "fedproxy_secure/report/html/templates/page.js",
     "fedproxy_secure/world/demo_llm/model.safetensors",
     "fedproxy_secure/world/demo_llm/tokenizer.json",
 )

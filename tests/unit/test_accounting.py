@@ -44,6 +44,7 @@ def exact_delta(noise, steps, epsilon):
     return norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("noise", [0.8, 1.5, 4.0, 20.0])
 @pytest.mark.parametrize("steps", [1, 10, 300])
 def test_without_sampling_the_cost_is_never_below_the_exact_one_and_close_to_it(noise, steps):
@@ -52,12 +53,14 @@ def test_without_sampling_the_cost_is_never_below_the_exact_one_and_close_to_it(
     assert exact_delta(noise, steps, found * 0.98 - 0.02) > DELTA
 
 
+@pytest.mark.torch
 def test_the_tighter_accountant_counts_and_both_are_kept():
     cost = spent([gaussian(1.0, 0.02, 300)], delta=DELTA)
     assert cost.accountant == "prv"
     assert cost.epsilon == cost.prv < cost.rdp
 
 
+@pytest.mark.torch
 def test_rounds_in_any_order_cost_what_their_sum_costs():
     a, b = gaussian(1.0, 0.02, 10), gaussian(2.0, 0.02, 10)
     together = spent([a, b, a], delta=DELTA).epsilon
@@ -72,12 +75,14 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything():
     assert spent([gaussian(5.0), gaussian(0.0)], delta=DELTA).epsilon == math.inf
 
 
+@pytest.mark.torch
 def test_very_little_noise_is_left_to_the_accountant_that_can():
     cost = spent([gaussian(0.2, 0.01, 10)], delta=DELTA)
     assert cost.prv is None
     assert cost.epsilon == cost.rdp < math.inf
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("target", [0.5, 1, 8, 200])
 def test_calibrated_noise_reaches_the_target_and_wastes_nothing(target):
     noise = noise_multiplier_for(target_epsilon=target, delta=DELTA, sampling_rate=0.04, steps=80)
@@ -85,6 +90,7 @@ def test_calibrated_noise_reaches_the_target_and_wastes_nothing(target):
     assert spent([gaussian(noise * 0.99, 0.04, 80)], delta=DELTA).epsilon > target * 0.98
 
 
+@pytest.mark.torch
 def test_a_target_that_no_noise_reaches_is_refused():
     with pytest.raises(ConfigError, match=r"target_epsilon=1e-06: .* do not reach it"):
         noise_multiplier_for(target_epsilon=1e-6, delta=1e-5, sampling_rate=1.0, steps=100)
@@ -101,6 +107,7 @@ def test_a_target_that_no_noise_reaches_is_refused():
         )
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
 def test_calibrated_integer_noise_costs_what_a_gaussian_of_its_size_would(mechanism):
     variance = variance_for(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedproxy_secure.compress.proxy import build_proxy
+from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.errors import ModelError
-from fedproxy_secure.federate.adapters import (
+from fedproxy_secure.fuse.plug_back import add_deltas, overwrite, plug_back
+from fedproxy_secure.models.adapters import (
     adapter_size,
     attach,
     block_deltas,
@@ -17,7 +18,6 @@ from fedproxy_secure.federate.adapters import (
     save_adapter,
     set_vector,
 )
-from fedproxy_secure.fuse.plug_back import add_deltas, overwrite, plug_back
 from tests.support.tiny import same_weights, tiny_llama
 
 IDS = torch.arange(3, 23).view(2, 10)
@@ -128,6 +128,12 @@ def test_a_saved_adapter_is_read_by_peft_alone_with_the_same_logits(kind, tmp_pa
     save_adapter(tuned, tmp_path)
     again = PeftModel.from_pretrained(plain, tmp_path)
     torch.testing.assert_close(again(IDS).logits, tuned(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_difference_of_another_shape_is_refused_in_one_line():
+    deltas = {(0, "mlp.up_proj.weight"): torch.zeros(1)}
+    with pytest.raises(ModelError, match=r"block 0, mlp.up_proj.weight: a difference of shape \(1,\)"):
+        add_deltas(tiny_llama(), deltas)
 
 
 def gpt2():

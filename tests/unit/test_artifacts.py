@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedproxy_secure.artifacts import RunFolder, environment
 from fedproxy_secure.config import Config, parse_config
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.artifacts import RunFolder, environment
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_damaged_line_is_refused(folder: RunFolder):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from fedproxy_secure.artifacts import RunFolder
+from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.errors import RunFolderError
 
 folder = RunFolder(path=Path(sys.argv[1]))
@@ -145,6 +145,7 @@ def test_a_write_that_does_not_fit_leaves_the_old_file_and_says_so_in_one_line(f
     assert sorted(p.name for p in folder.path.iterdir()) == before
 
 
+@pytest.mark.torch
 def test_the_environment_names_versions_and_the_device_it_is_told():
     found = environment(device="cuda")
     assert found["device"] == "cuda"

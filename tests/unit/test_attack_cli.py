@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from attacks import base
+from attacks import registry
 from attacks.cli import app
 from attacks.table import EXPLAINED, HEADINGS, markdown, outcome_line, rich_tables
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Finding, Outcome, read_findings, write_findings
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding, Outcome, read_findings, write_findings
 from tests.support.recorded import record_run
 from tests.support.tiny import write_records
 
@@ -52,6 +52,7 @@ def finding(outcome, attack="toy", view="server", **changes):
         outcome=outcome,
         reason="because",
         estimates=numbers,
+        measures={},
         positive=None,
         negative=None,
         seconds=1.25,
@@ -65,7 +66,7 @@ def test_list_has_a_line_for_every_attack():
     shown = invoke("list")
     assert shown.exit_code == 0
     lines = shown.stdout.splitlines()
-    assert len(lines) == len(base.every())
+    assert len(lines) == len(registry.every())
     assert lines[0].split() == ["A1", "embedding_bow", "smoke", *lines[0].split()[3:]]
     assert any(line.startswith("A13  poisoning") and " standard " in line for line in lines)
 
@@ -77,7 +78,7 @@ def test_info_says_what_an_attack_needs_and_how_it_is_judged():
         "A2 lora_span_tokens: tokens of the round's records",
         "needs: IND+MOD or AGG+MOD",
         "fits: server, active_server",
-        "succeeds: if auc is above 0.55 by its interval (chance 0.5)",
+        "succeeds: if the interval of auc begins above 0.55 (chance 0.5)",
         "maps to: MITRE ATLAS 5 AML.T0024.001",
         "The gradient of an adapter lies in the span of its inputs.",
     ):
@@ -165,7 +166,7 @@ def test_a_wrong_word_ends_with_2_and_one_line(run, words, line):
 
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "attacks").mkdir()
-    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 1, "results": [{}]}')
+    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 2, "results": [{}]}')
     shown = invoke("report", "--run", tmp_path)
     assert shown.exit_code == 2
     assert "is damaged" in shown.stderr

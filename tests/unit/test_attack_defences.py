@@ -12,23 +12,24 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from fedproxy_secure.config import AdapterConfig, ProtectConfig, parse_config
 from fedproxy_secure.errors import ConfigError, ModelError, ProtocolAborted
-from fedproxy_secure.federate.adapters import (
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import initial_state
+from fedproxy_secure.flower import client_app
+from fedproxy_secure.flower.engines import federate, with_keys
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.recording import Tamper
+from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.models.adapters import (
     adapter_size,
     attach,
     block_deltas,
     get_vector,
     set_vector,
 )
-from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.flower import client_app, proxy_store
-from fedproxy_secure.flower.client_privacy import planned_threshold
-from fedproxy_secure.flower.engines import federate, with_keys
-from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.recording import Tamper
-from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.llm import load_llm
-from fedproxy_secure.secagg.rehearsal import identities, ring, terms_for
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.protect.secure_sum.noise import planned_threshold
+from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.secagg.selftest.rehearsal import identities, ring, terms_for
 from fedproxy_secure.secagg.terms import Policy
 from tests.support.tiny import tiny_llama, tiny_settings
 from threat_models import get
@@ -146,8 +147,7 @@ def world(tmp_path_factory):
 
 def started(world, *, adapter=None, rounds=2, **protect):
     job, folder = world
-    job = replace(
-        job,
+    job = job.changed(
         adapter=job.adapter.model_copy(update=adapter or {}),
         federate=job.federate.model_copy(update={"rounds": rounds}),
         protect=ProtectConfig(**protect),

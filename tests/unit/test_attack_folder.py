@@ -13,8 +13,8 @@ from attacks.folder import attack_folder, read_canaries
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.data.encode import Encoded, batch_loss, prompt_ids, text_ids, training_batch
 from fedproxy_secure.errors import ConfigError, DataError, ModelError
-from fedproxy_secure.llm import with_blocks
-from fedproxy_secure.report.finding import Outcome
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.models.llm import with_blocks
 from tests.support.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 SECRETS = ("4711", "0815", "2718", "3141")
@@ -121,13 +121,15 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(files):
 
 
 def test_files_that_cannot_be_used_are_named_in_one_line(files, tmp_path):
-    with pytest.raises(ConfigError, match="A6 needs both"):
+    with pytest.raises(ConfigError, match="only one is given; A6 needs both"):
         attack_folder(files / "llm", members=files / "members.jsonl")
     with pytest.raises(ConfigError, match="profile=huge: must be smoke"):
         attack_folder(files / "llm", profile="huge")
     with pytest.raises(ModelError, match="cannot be loaded"):
         attack_folder(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="has 1536 tokens of its own; must be the victim's 259"):
+    with pytest.raises(
+        ConfigError, match="its vocabulary of 1536 tokens is not the victim's of 259; both must be the same"
+    ):
         attack_folder(files / "llm", proxy="demo")
     rows(tmp_path / "bad.jsonl", [{"text": "fine"}, {"words": "no text"}])
     with pytest.raises(DataError, match="row 2: must have a text"):

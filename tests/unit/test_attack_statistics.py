@@ -94,8 +94,12 @@ def test_chance_spreads_as_mann_and_whitney_say():
     [
         (np.zeros(3), np.array([True, False, False]), "1 positives, 2 negatives: must be >= 2 of each"),
         (np.zeros(3), np.ones(3, bool), "3 positives, 0 negatives"),
-        (np.array([np.nan, 0, 0, 0]), np.array([True, True, False, False]), "must agree, be finite"),
-        (np.zeros(3), np.ones(4, bool), "must agree, be finite"),
+        (
+            np.array([np.nan, 0, 0, 0]),
+            np.array([True, True, False, False]),
+            "must have one shape and be finite",
+        ),
+        (np.zeros(3), np.ones(4, bool), "must have one shape and be finite"),
     ],
 )
 def test_scores_that_allow_no_area_are_refused(values, labels, line):

@@ -1,7 +1,5 @@
 """A8 and A9 in the suite: right mechanisms are not accused, weak ones are; claims decide who is asked."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -9,9 +7,9 @@ from attacks.audit.suite_entries import CanaryClients, DpAudit
 from attacks.base import KNOWN_BAD, Budget, NotApplicable, Truth, replace_view
 from attacks.trial import run_one
 from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig
+from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.finding import Outcome
 from tests.support.lab import make_lab, records
 
 RECORD = PrivacyConfig(unit="record", target_epsilon=1.0, target_delta=1e-5)
@@ -24,8 +22,7 @@ def lab(tmp_path_factory):
 
 
 def seen(lab, privacy, *, d=2000):
-    settings = replace(
-        lab.settings,
+    settings = lab.settings.changed(
         privacy=privacy,
         d=d,
         local=LocalConfig(steps=5, batch_size=16, optimizer="sgd"),

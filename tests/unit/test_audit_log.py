@@ -14,7 +14,6 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.keys import make_key, own_key_file, parse_public, run_key
@@ -22,15 +21,16 @@ from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import files_below, report_files
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.crypto.primitives import signing_public
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ConfigError, RoundAborted
-from fedproxy_secure.matrix import matrix
+from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.run import run
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.runs import run
-from fedproxy_secure.secagg.primitives import signing_public
+from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.secagg.provision import load_roster
-from fedproxy_secure.secagg.secret import Secret
 from tests.support.tiny import tiny_settings
 
 KEY = Secret(bytes(range(32)))
@@ -366,7 +366,7 @@ def test_findings_that_came_later_are_told_and_signed(finished, settings, tmp_pa
     shutil.copytree(finished, folder)
     shutil.copy(own_key_file(finished), own_key_file(folder))
     (folder / "attacks").mkdir()
-    (folder / "attacks" / "results.json").write_text('{"schema_version": 1, "results": []}')
+    (folder / "attacks" / "results.json").write_text('{"schema_version": 2, "results": []}')
     run(parse_config(settings), folder, resume=True)
     assert [e.event for e in events(folder)][-2:] == ["resumed", "files"]
     assert list(events(folder)[-1].body["files"]) == ["attacks/results.json"]
@@ -501,8 +501,8 @@ def test_a_run_that_was_killed_outright_goes_on_in_its_chain(settings, finished,
 
 @pytest.mark.slow
 def test_a_matrix_is_signed_over_the_logs_of_its_cells(settings, tmp_path):
-    swept = {"protections": ["masking"], "remove_ratios": [0.5], "suite": "none", "jobs": 1}
-    config = parse_config({**settings, "seeds": [0], "matrix": swept})
+    swept = {"protections": [{"scheme": "masking"}], "remove_ratios": [0.5], "jobs": 1}
+    config = parse_config({**settings, "seeds": [0], "attacks": {"suite": "none"}, "matrix": swept})
     report = matrix(config, tmp_path / "m", command="fedproxy-secure matrix tiny")
     assert report.audit_head == events(tmp_path / "m")[-1].hash
     found = verify_run(tmp_path / "m")

@@ -21,12 +21,12 @@ from attacks.trial import run_one
 from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries
-from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach, get_vector
+from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.finding import Outcome
 from tests.support.lab import make_lab
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
@@ -54,14 +54,14 @@ def world(tmp_path_factory):
     """A view whose proxy and fused LLM know three canaries by heart, and the truth."""
     place = tmp_path_factory.mktemp("canaries")
     lab = make_lab(place / "proxy", hidden=32, adapter={"rank": 8}, max_tokens=64)
-    box = lab.box
-    box.set(lab.start)
-    learn(box.tuned)
+    with lab.opened() as box:
+        learn(box.tuned)
+        learnt = get_vector(box.tuned)
     fused = save_tiny(place / "fused", blocks=2)
     tuned = attach(load_llm(fused, device="cpu")[0], AdapterConfig(rank=8), seed=0)
     learn(tuned)
     tuned.merge_and_unload().save_pretrained(fused)
-    seen = replace_view(lab.view({}), adapters={0: lab.start, 1: get_vector(box.tuned)}, api=fused)
+    seen = replace_view(lab.view({}), adapters={0: lab.start, 1: learnt}, api=fused)
     return seen, Truth(clients={"c0": state(CANARIES)})
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy_secure.report.charts import Chart, figures, write_pngs
-from fedproxy_secure.report.drawing import LIGHT, RAMP, theme, to_png, to_svg, vega_script
+from fedproxy_secure.report.html.charts import Chart, figures, write_pngs
+from fedproxy_secure.report.html.drawing import LIGHT, RAMP, theme, to_png, to_svg, vega_script
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import on_front
 from tests.support.sample_report import sample_comparison, sample_report

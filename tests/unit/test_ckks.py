@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.secagg import ckks
-from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.ckks import context as ckks
 
 pytest.importorskip("tenseal")
 

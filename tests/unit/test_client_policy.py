@@ -1,12 +1,10 @@
 """A client's policy is one complete file, and what `provision` writes agrees with the run it is for."""
 
-from dataclasses import replace
-
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, load_policy, policy_for
@@ -24,10 +22,10 @@ def test_a_policy_written_for_a_job_is_read_back_and_agrees_to_it(tmp_path):
     policy = policy_for(asked, 1, seeds=(0, 1))
     policy.write(tmp_path / "bank.policy.yaml")
     assert load_policy(tmp_path / "bank.policy.yaml") == policy
-    own = policy.own_job(replace(asked, device="cpu", data_root="/the/servers/choice"))
-    assert own == replace(asked, clients=(asked.clients[1],))
+    own = policy.own_job(asked.changed(device="cpu", data_root="/the/servers/choice"))
+    assert own == asked.changed(clients=(asked.clients[1],))
     assert own.agreed_sha256() == asked.agreed_sha256()
-    assert policy.own_job(replace(asked, seed=1)).seed == 1
+    assert policy.own_job(asked.changed(seed=1)).seed == 1
 
 
 @pytest.mark.parametrize("key", sorted(ClientPolicy.model_fields))
@@ -80,11 +78,11 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_and_seeds_alone
     ("changes", "line"),
     [
         ({"privacy": {"unit": "record"}}, "privacy.ledger: must name a folder"),
-        ({"protect": {}}, "protect.keys: must name a folder with protect.scheme=masking"),
-        ({"privacy": {"unit": "client", "ledger": "/l"}}, "privacy.unit=client: needs"),
+        ({"protect": {}}, "protect.keys: must name a folder if protect.scheme=masking"),
+        ({"privacy": {"unit": "client", "ledger": "/l"}}, "with privacy.unit=client must be"),
         (
             {"privacy": {"unit": "client", "ledger": "/l"}, "protect": {"scheme": "unsafe_plaintext"}},
-            "privacy.unit=client: needs",
+            "with privacy.unit=client must be",
         ),
         ({"protect": {"scheme": "unsafe_plaintext", "min_cohort": 3}}, "makes no sums"),
         ({"protect": {"scheme": "unsafe_plaintext", "refuse_differencing": True}}, "makes no sums"),
@@ -92,7 +90,9 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_and_seeds_alone
 )
 def test_a_policy_that_would_not_protect_as_it_says_is_refused_when_it_is_read(tmp_path, changes, line):
     file = tmp_path / "policy.yaml"
-    policy_for(job(**changes), 0, seeds=(0,)).write(file)
+    asked = job(protect={"keys": None if changes.get("protect") == {} else "/srv/keys"})
+    sections = {name: getattr(asked, name).model_copy(update=own) for name, own in changes.items()}
+    policy_for(asked.changed(**sections), 0, seeds=(0,)).write(file)
     with pytest.raises(ConfigError, match=line):
         load_policy(file)
 

@@ -10,12 +10,14 @@ import pytest
 import yaml
 from scipy.special import ndtr
 
-from fedproxy_secure.artifacts import RunFolder
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, to_fields
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.join import join
+from fedproxy_secure.experiments.join import join
+from fedproxy_secure.experiments.run_report import report_of
+from fedproxy_secure.gate.judge import Verdict, judge
+from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.report.composition import (
     Training,
     added_up,
@@ -25,15 +27,13 @@ from fedproxy_secure.report.composition import (
     one_alone,
     to_json,
 )
-from fedproxy_secure.report.gate import Verdict, judge
+from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.measured import configuration_of, read_seed
-from fedproxy_secure.report.page import page
-from fedproxy_secure.report.policy import load_policy
-from fedproxy_secure.report.pull_request import pull_request_summary
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
-from fedproxy_secure.report.table import markdown_report
-from fedproxy_secure.runs import report_of
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.pull_request import pull_request_summary
+from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.page_walk import faults, parse
 from tests.unit.test_measured import write_run
 
@@ -407,7 +407,8 @@ def test_the_same_seed_run_twice_is_paid_twice_and_the_same_folder_named_twice_o
 
 
 def test_runs_on_other_records_are_counted_as_if_they_were_the_same_and_it_says_so(tmp_path):
-    other = {"data": {"root": "elsewhere", "clients": [{"name": n, "task": n} for n in ("clinic", "bank")]}}
+    names = ("clinic", "bank", "insurer")
+    other = {"data": {"root": "elsewhere", "clients": [{"name": n, "task": n} for n in names]}}
     folders = [
         run_folder(tmp_path / "a", seeds=(0,)),
         run_folder(tmp_path / "b", seeds=(0,), **other),

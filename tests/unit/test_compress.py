@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from fedproxy_secure.compress.fidelity import fidelity, linear_cka
+from fedproxy_secure.compress.base import Compression, compression_of
+from fedproxy_secure.compress.drop_blocks import build_proxy
+from fedproxy_secure.compress.fidelity import fidelity, linear_cka, verbatim_share
 from fedproxy_secure.compress.importance import (
     block_influence,
     gradient_fidelity,
@@ -15,9 +17,11 @@ from fedproxy_secure.compress.plan import (
     plan_by_importance,
     plan_uniform,
 )
-from fedproxy_secure.compress.proxy import build_proxy
+from fedproxy_secure.compress.proxy import Proxy
+from fedproxy_secure.config import CompressConfig
+from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError, ModelError
-from fedproxy_secure.llm import blocks_of, load_llm
+from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
 from tests.support.tiny import same_weights, save_tiny, tiny_llama
 
 WINDOWS = torch.arange(3, 3 + 40).view(2, 20)
@@ -136,3 +140,56 @@ def test_a_local_folder_loads(tmp_path):
     model, tokenizer = load_llm(save_tiny(tmp_path), device="cpu")
     assert same_weights(model, tiny_llama())
     assert tokenizer.bos_token_id == 1
+
+
+def test_the_settings_compression_builds_what_build_proxy_builds():
+    compress = CompressConfig(importance="uniform", remove_ratio=0.5)
+    proxy = compression_of(compress).build(tiny_llama(), compress, windows=WINDOWS, seed=0)
+    by_hand = build_proxy(tiny_llama(), remove_ratio=0.5, importance="uniform", windows=WINDOWS)
+    assert proxy.plan == by_hand.plan
+    assert same_weights(proxy.model, by_hand.model)
+
+
+def test_every_compression_is_called_as_it_is_registered():
+    for name, compression in COMPRESSIONS.every().items():
+        assert isinstance(compression, Compression)
+        assert compression.name == name
+        assert compression.title
+
+
+def test_an_option_that_a_compression_lacks_is_refused():
+    with pytest.raises(ConfigError, match=r"compress.options.bits: is no option .*; it has: none"):
+        compression_of(CompressConfig(options={"bits": 4}))
+
+
+def test_a_proxy_needs_a_way_back():
+    with pytest.raises(ModelError, match="no block plan and no lifting"):
+        Proxy(model=tiny_llama())
+
+
+def test_a_proxy_lifts_by_its_own_rule_where_it_has_one():
+    def doubled(tensors):
+        return {(index + 1, name): 2 * value for (index, name), value in tensors.items()}
+
+    plan = BlockPlan(llm_blocks=4, kept=(0, 1))
+    proxy = Proxy(model=tiny_llama(2), plan=plan, lifting=doubled)
+    assert proxy.lift({(0, "w"): torch.ones(1)}) == {(1, "w"): torch.full((1,), 2.0)}
+    assert Proxy(model=tiny_llama(2), plan=plan).lift({(0, "w"): torch.ones(1)}).keys() == {(0, "w")}
+
+
+def test_without_a_plan_cka_is_not_measured_and_all_else_is():
+    llm, proxy = tiny_llama(), tiny_llama(2)
+    measured = fidelity(llm, proxy, None, WINDOWS)
+    assert measured.cka == ()
+    assert measured.kl_nats > 0
+
+
+def test_without_a_plan_a_tensor_is_held_wherever_the_proxy_has_it():
+    llm = tiny_llama()
+    parameters = sum(p.numel() for p in llm.parameters())
+    shuffled = with_blocks(llm, [2, 1])
+    left_out = sum(p.numel() for i in (0, 3) for p in blocks_of(llm)[i].parameters() if p.dim() == 2)
+    # norms of fresh models are all ones, so those of blocks left out are held as well
+    assert verbatim_share(llm, shuffled, None) == pytest.approx(1 - left_out / parameters)
+    plan = BlockPlan(llm_blocks=4, kept=(1, 2))  # wrong on purpose: only what lies in place counts
+    assert verbatim_share(llm, shuffled, plan) < verbatim_share(llm, shuffled, None)

@@ -39,7 +39,11 @@ def test_defaults_are_valid():
             {"data": {"clients": [{"name": "a", "task": "t", "sorce": "demo"}]}},
             "data.clients.0.sorce: unknown key; did you mean 'source'?",
         ),
-        ({"zzzzz": 1}, "zzzzz: unknown key"),
+        (
+            {"zzzzz": 1},
+            "zzzzz: unknown key; there are name, seeds, model, data, compress, adapter, local, fusion, "
+            "federate, protect, privacy, audit, attacks, compare, matrix, track",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(raw: dict, expected: str):
@@ -142,7 +146,10 @@ def test_a_file_of_another_encoding_or_with_an_impossible_date_is_one_line(tmp_p
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        ({"matrix": {"protections": ["masking", "masking"]}}, "protections=[masking, masking]"),
+        (
+            {"matrix": {"protections": [{"scheme": "masking"}, {"scheme": "masking"}]}},
+            "protections=[masking, masking]",
+        ),
         ({"matrix": {"remove_ratios": [0.5, 0.50000001]}}, "remove_ratios=[0.5, 0.5]"),
         ({"compare": {"methods": ["zero_shot", "zero_shot"]}}, "methods=[zero_shot, zero_shot]"),
     ],

@@ -90,7 +90,7 @@ def test_scores_that_are_no_numbers_or_do_not_fit_are_refused():
         audit(np.full(4, np.nan), np.ones(4, bool), guesses=2, delta=0, claimed_epsilon=1)
     with pytest.raises(DataError, match="must be"):
         audit(np.ones(4), np.ones(4), guesses=2, delta=0, claimed_epsilon=1)
-    with pytest.raises(DataError, match="must not decrease"):
+    with pytest.raises(DataError, match="must be 0 <= correct <= guesses <= canaries"):
         p_value(1.0, canaries=3, guesses=4, correct=1, delta=0)
     with pytest.raises(DataError, match=r"epsilon=-1: must be >= 0"):
         p_value(-1, canaries=3, guesses=2, correct=1, delta=0)

@@ -19,10 +19,10 @@ from attacks.extraction.texts import sampled
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.llm import blocks_of, load_llm, with_blocks
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
 from fedproxy_secure.record.view import View, view
-from fedproxy_secure.report.finding import Outcome
-from fedproxy_secure.runs import run
 from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama, tiny_settings, tiny_tokenizer
 from threat_models import get as threat_model
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_attacked_is_not_applicable(seen, folders):
         one.exam(NO_CLIENTS, replace_view(seen, llm=folders / "llm"), rng)
     whole = replace_view(seen, proxy=folders / "llm")
     exam = one.exam(NO_CLIENTS, whole, rng)
-    with pytest.raises(NotApplicable, match="lacks no block"):
+    with pytest.raises(NotApplicable, match="no fewer blocks than the LLM"):
         one.guess(whole, exam.question, Budget(), rng)
 
 

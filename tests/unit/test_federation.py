@@ -1,7 +1,6 @@
 """Rounds over the in-process grid: who takes part, who fails, what is saved, what a resume repeats."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,16 +8,18 @@ from flwr.clientapp import ClientApp
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError, RoundAborted, TrainingError
-from fedproxy_secure.federate.adapters import attach
-from fedproxy_secure.federate.client import build_client, with_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
+from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.flower import client_app, proxy_store
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach, get_vector
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.tiny import save_tiny, tiny_settings
 
 
@@ -34,7 +35,7 @@ def world(tmp_path_factory):
 
 
 def with_rounds(job, rounds, **changes):
-    return replace(job, federate=job.federate.model_copy(update={"rounds": rounds, **changes}))
+    return job.changed(federate=job.federate.model_copy(update={"rounds": rounds, **changes}))
 
 
 class Wrapped(ClientApp):
@@ -70,7 +71,7 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit(world):
 @pytest.mark.parametrize("rule", ["h_ties", "fedadam"])
 def test_a_resumed_run_ends_like_an_unbroken_one(world, tmp_path, rule):
     job, folder, initial = world
-    job = replace(job, fusion=job.fusion.model_copy(update={"rule": rule, "pcr_lambda": 0.1}))
+    job = job.changed(fusion=job.fusion.model_copy(update={"rule": rule, "pcr_lambda": 0.1}))
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     unbroken.mkdir()
     broken.mkdir()
@@ -149,7 +150,7 @@ def test_a_loss_that_is_not_a_number_names_client_and_step_and_keeps_the_last_ro
 def test_a_client_with_one_record_is_refused_before_the_first_round(world):
     job, folder, initial = world
     lonely = job.clients[1].model_copy(update={"train_records": 1})
-    job = replace(job, clients=(job.clients[0], lonely, job.clients[2]))
+    job = job.changed(clients=(job.clients[0], lonely, job.clients[2]))
     with pytest.raises(DataError, match=r"client c1: has 1 training records; must have >= 2"):
         federate(job, folder, initial)
 
@@ -158,7 +159,7 @@ def test_prox_and_conflict_penalties_hold_the_adapter_back(world):
     job, folder, initial = world
 
     def step(**fusion):
-        changed = replace(job, fusion=job.fusion.model_copy(update={"rule": "fedavg", **fusion}))
+        changed = job.changed(fusion=job.fusion.model_copy(update={"rule": "fedavg", **fusion}))
         return np.linalg.norm(federate(with_rounds(changed, 2), folder, initial).adapter - initial.adapter)
 
     free = step()
@@ -182,6 +183,17 @@ def test_a_model_written_anew_in_the_same_folder_is_the_one_that_clients_train(w
     assert second.adapter.tobytes() != first.adapter.tobytes()
 
 
+def test_a_round_of_one_client_leaves_nothing_in_the_model_that_the_next_one_trains(world):
+    job, folder, initial = world
+    named = with_proxy(job, folder)
+    one, other = (build_client(named, i, folder) for i in range(2))
+    assert one.model is other.model
+    assert np.abs(one.train(round=0, start=initial.adapter + 1).update).max() > 0
+    with other.model.lent() as tuned:
+        assert np.array_equal(get_vector(tuned), initial.adapter)
+        assert all(p.grad is None for p in tuned.parameters())
+
+
 def test_whoever_stops_training_finds_the_model_in_evaluation_mode(world):
     job, folder, _ = world
     client = build_client(with_proxy(job, folder), 0, folder)
@@ -189,15 +201,16 @@ def test_whoever_stops_training_finds_the_model_in_evaluation_mode(world):
     def stop(step):
         raise TimeoutError
 
-    with pytest.raises(TimeoutError):
-        train(
-            client.tuned,
-            client.items,
-            steps=2,
-            local=job.local,
-            pad_id=client.pad_id,
-            rng=np.random.default_rng(0),
-            who="c",
-            on_step=stop,
-        )
-    assert not client.tuned.training
+    with client.model.lent() as tuned:
+        with pytest.raises(TimeoutError):
+            train(
+                tuned,
+                client.items,
+                steps=2,
+                local=job.local,
+                pad_id=client.pad_id,
+                rng=np.random.default_rng(0),
+                who="c",
+                on_step=stop,
+            )
+        assert not tuned.training

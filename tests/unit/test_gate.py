@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.report.estimate import Estimate, counted
-from fedproxy_secure.report.finding import Finding, Outcome
-from fedproxy_secure.report.gate import Signed, Verdict, compare, judge
-from fedproxy_secure.report.gate_table import cells, json_gate, markdown_gate, summary
-from fedproxy_secure.report.measure_words import WORDS
-from fedproxy_secure.report.policy import LIMITS, OTHERS, find_policy, load_policy
+from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.measure import MEASURES
+from fedproxy_secure.gate.judge import Signed, Verdict, compare, judge
+from fedproxy_secure.gate.policy import find_policy, load_policy
+from fedproxy_secure.gate.rules import OTHERS, limit_names, limit_of
+from fedproxy_secure.gate.table import cells, json_gate, markdown_gate, summary
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.trilemma import Configuration, Measure
 from tests.support.sample_report import sample_report
@@ -36,6 +37,19 @@ def measure(key, value, low=None, high=None, *, exact=False):
     return Measure(axis="privacy", key=key, better="lower", estimate=made, source="result.json#x")
 
 
+# id -> the measures that the attack is for
+MEASURED = {
+    "A2": ("token_auc",),
+    "A3": ("exact_sequence_recall",),
+    "A5": ("tpr_at_1pct_fpr", "membership_auc"),
+    "A6": ("tpr_at_1pct_fpr", "membership_auc"),
+    "A7": ("canary_exposure_bits",),
+    "A8": ("epsilon_audited", "audited_over_claimed"),
+    "A9": ("audited_over_claimed",),
+    "A12": ("extraction_R",),
+}
+
+
 def finding(id, outcome=Outcome.RESISTED, *, seed=0, view="server"):
     return Finding(
         attack=f"attack_{id}",
@@ -48,6 +62,7 @@ def finding(id, outcome=Outcome.RESISTED, *, seed=0, view="server"):
         outcome=outcome,
         reason="because",
         estimates=(),
+        measures={key: () for key in MEASURED.get(id, ())},
         positive=None,
         negative=None,
         seconds=1.0,
@@ -179,7 +194,7 @@ def test_a_proxy_that_is_the_whole_llm_is_caught_by_the_verbatim_share(release):
     assert judgement.exit_code == 1
     assert red_rules(judgement) == {"max_verbatim_share", "min_owners_edge"}
     (row,) = (r for r in judgement.rows if r.rule.startswith("max_verbatim"))
-    assert "over by 0.1" in row.why
+    assert "exceeds the bound by 0.1" in row.why
 
 
 def test_no_differential_privacy_breaks_every_rule_on_epsilon(release):
@@ -240,9 +255,9 @@ def test_of_two_numbers_under_one_key_both_are_judged(tmp_path):
 # --- what is missing
 
 
-@pytest.mark.parametrize("name", sorted(LIMITS))
+@pytest.mark.parametrize("name", sorted(limit_names()))
 def test_what_was_not_measured_never_passes(tmp_path, name):
-    bound = 1 if LIMITS[name].high >= 1 else LIMITS[name].high
+    bound = min(1, limit_of(name).high)
     empty = Configuration(name="empty", settings={}, seeds=SEEDS)
     for unit in ("none", "record"):
         found = verdicts(tmp_path, f"- {name}: {bound}", replace(empty, privacy_unit=unit))
@@ -376,7 +391,7 @@ def test_a_signature_by_somebody_whom_nobody_named_opens_no_gate(release):
     judgement = judge(report(SAFE), replace(release, signer=None), signed=SIGNED)
     assert judgement.exit_code == 3
     assert judgement.rows[0].verdict == Verdict.MISSING
-    assert "whom nobody pinned; name the signer with --key PUB" in judgement.rows[0].why
+    assert "a key that nobody named; name the signer with --key PUB" in judgement.rows[0].why
 
 
 def test_a_named_signer_must_have_signed(release):
@@ -405,9 +420,9 @@ def test_a_named_signer_must_have_signed(release):
         ("- resist: []", "must be attacks"),
         ("- min_seeds: 0", "min_seeds=0"),
         ("- min_seeds: true", "min_seeds=True"),
-        ("- max_epsilon: 3\n  not_applicable: pass", "with rules on attacks alone"),
+        ("- max_epsilon: 3\n  not_applicable: pass", "is for rules on attacks only"),
         ("- max_token_auc: 0.6\n  not_applicable: fail", "not_applicable='fail'"),
-        ("- max_token_auc: 0.6\n  views: [server]", "with resist alone"),
+        ("- max_token_auc: 0.6\n  views: [server]", "is for resist only"),
         ("- max_token_auc: 0.6\n  applies_to: masking", "applies_to='masking'"),
         ("- max_token_auc: 0.6\n  applies_to: {protection: []}", "a value or a list of values"),
         ("- max_token_auc: 0.6\n  applies_to: {protection: true}", "a value or a list of values"),
@@ -450,11 +465,11 @@ def test_shipped_policies_are_found_by_name_and_hold():
 
 
 def test_every_rule_names_measures_that_reports_explain():
-    assert {key for limit in LIMITS.values() for key in limit.keys} <= WORDS.keys()
+    assert {key for name in limit_names() for key in limit_of(name).keys} == set(MEASURES.names())
 
 
 def test_no_rule_is_a_limit_and_something_else():
-    assert not LIMITS.keys() & OTHERS.keys()
+    assert not set(limit_names()) & OTHERS.keys()
 
 
 # --- the command
@@ -497,7 +512,7 @@ def test_a_damaged_report_or_one_of_another_version_never_passes(folder, change)
     file = folder / "report.json"
     text = file.read_text()
     changed = {
-        "version": text.replace('"schema_version": 3', '"schema_version": 2'),
+        "version": text.replace('"schema_version": 4', '"schema_version": 3'),
         "cut": text[: len(text) // 2],
         "nothing": "",
     }
@@ -530,7 +545,13 @@ def test_the_tables_say_which_rule_failed_where_and_by_how_much(folder, monkeypa
     (folder / "policy.yaml").write_text("schema_version: 1\nrules:\n- max_verbatim_share: 0.5\n")
     for form in ("table", "markdown"):
         shown = gate(folder, "--format", form).stdout
-        for part in ("max_verbatim_share: 0.5", "masking + DP 8", "FAILED", "0.72, exact", "over by 0.22"):
+        for part in (
+            "max_verbatim_share: 0.5",
+            "masking + DP 8",
+            "FAILED",
+            "0.72, exact",
+            "exceeds the bound by 0.22",
+        ):
             assert part in shown
 
 

@@ -40,10 +40,10 @@ from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.config import FusionConfig, ProtectConfig
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import PublicSettings, Sums, View, view
-from fedproxy_secure.report.finding import Outcome
 from tests.support.lab import make_lab
 from tests.support.recorded import record_run
 from tests.support.tiny import tiny_tokenizer, write_records
@@ -287,7 +287,8 @@ def test_clients_that_work_with_the_server_take_their_own_part_out_of_the_sums(s
 def stage(world):
     seen, truth = seen_by(world, "client")
     question = Poisoning().exam(truth, seen, rng()).question
-    return seen, white_box.load(seen), question
+    with white_box.opened(seen) as box:
+        yield seen, box, question
 
 
 def after(stage, play, rule, first=None):
@@ -389,9 +390,9 @@ def test_where_signs_are_counted_a_client_keeps_to_the_clip_or_ends_the_round(st
 def test_a_liar_raises_the_clip_round_by_round_up_to_what_clients_accept(settings):
     rule = Rule(name="fedavg", clip=0.1)
     local = settings.local.model_copy(update={"optimizer": "adamw", "steps": 10, "learning_rate": 0.01})
-    own = replace(settings, local=local)
+    own = settings.changed(local=local)
     assert [lied_clip(rule, own, r) for r in range(4)] == pytest.approx([0.1, 0.2, 0.32, 0.32])
-    fixed = replace(own, protect=ProtectConfig(clip=0.1))
+    fixed = own.changed(protect=ProtectConfig(clip=0.1))
     assert lied_clip(rule, fixed, 3) == 0.1
     assert lied_clip(Rule(name="fedavg"), own, 3) is None
 
@@ -400,7 +401,7 @@ def test_a_step_longer_than_honest_clients_can_make_it_is_cut_in_the_rehearsal_a
     """With SGD a client's update is at most steps x learning rate x norm long."""
     seen, box, question = stage
     local = seen.settings.local.model_copy(update={"optimizer": "sgd", "max_grad_norm": 1.0})
-    sgd = replace(seen.settings, local=local, fusion=FusionConfig(rule="fedavg"))
+    sgd = seen.settings.changed(local=local, fusion=FusionConfig(rule="fedavg"))
     rule = Rule(name="fedavg", clip=0.1)
     trace = []
     rounds(

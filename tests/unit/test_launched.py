@@ -4,7 +4,6 @@ import fcntl
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -37,7 +36,7 @@ def test_what_was_started_is_stopped_by_a_sigterm_to_whoever_started_it(tmp_path
 
 def test_a_folder_in_which_processes_of_a_killed_run_still_write_is_refused(tmp_path):
     job, proxy, initial = prepared(tmp_path, clients=3)
-    job = replace(job, federate=job.federate.model_copy(update={"engine": "deployment"}))
+    job = job.changed(federate=job.federate.model_copy(update={"engine": "deployment"}))
     (tmp_path / "run" / "flower").mkdir(parents=True)
     with (tmp_path / "run" / "flower" / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -7,14 +7,10 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.report.estimate import proportion_interval
-from fedproxy_secure.report.finding import Finding, Outcome, write_findings
-from fedproxy_secure.report.measured import (
-    configuration_of,
-    cost_against,
-    read_seed,
-    unsafe_stamps,
-)
+from fedproxy_secure.evidence.estimate import proportion_interval
+from fedproxy_secure.evidence.finding import Finding, Outcome, write_findings
+from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed
+from fedproxy_secure.report.stamps import unsafe_stamps
 
 ROWS = [
     {"message": "Broadcast", "to": "clients", "reveals": "the adapter", "count": 3, "bytes": 300},
@@ -25,7 +21,16 @@ ROWS = [
 ]
 
 
-def finding(attack: str, id_: str, metric: str, hits: int, *, seed: int, outcome: Outcome) -> Finding:
+def finding(
+    attack: str,
+    id_: str,
+    metric: str,
+    hits: int,
+    *,
+    seed: int,
+    outcome: Outcome,
+    measure: str = "token_auc",
+) -> Finding:
     return Finding(
         attack=attack,
         id=id_,
@@ -37,6 +42,7 @@ def finding(attack: str, id_: str, metric: str, hits: int, *, seed: int, outcome
         outcome=outcome,
         reason="because",
         estimates=(proportion_interval(hits, 10, metric=metric, seeds=(seed,)),),
+        measures={measure: (0,) if metric == "auc" else ()},
         positive=None,
         negative=None,
         seconds=1.0,
@@ -120,7 +126,15 @@ def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tm
         finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.INCONCLUSIVE),
         finding("embedding_bow", "A1", "auc", 6, seed=0, outcome=Outcome.SUCCEEDED),
         finding("embedding_bow", "A1", "auc", 9, seed=0, outcome=Outcome.ERROR),
-        finding("model_membership", "A6", "auc, blind baseline", 10, seed=0, outcome=Outcome.RESISTED),
+        finding(
+            "model_membership",
+            "A6",
+            "auc, blind baseline",
+            10,
+            seed=0,
+            outcome=Outcome.RESISTED,
+            measure="membership_auc",
+        ),
     )
     configuration = made(write_run(tmp_path / "run", seeds=(0,), findings=findings), tmp_path, (0,))
     worst = configuration.measure("token_auc")

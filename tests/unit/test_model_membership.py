@@ -9,11 +9,11 @@ from scipy import stats
 
 from attacks import white_box
 from attacks.base import Budget, Inconclusive, NotApplicable, Truth, replace_view
+from attacks.membership.blind import bag_of_words, blind_auc
+from attacks.membership.gradients import record_gradients
 from attacks.membership.models import (
     ModelMembership,
     Scored,
-    bag_of_words,
-    blind_auc,
     halves,
     lira,
     rmia,
@@ -26,11 +26,11 @@ from attacks.trial import run_one
 from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import Canary
-from fedproxy_secure.federate.adapters import attach, get_vector
+from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.federate.training import train
+from fedproxy_secure.models.adapters import attach, get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
-from fedproxy_secure.report.finding import Outcome
 from tests.support.lab import make_lab, records
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 
@@ -62,10 +62,10 @@ def world(tmp_path_factory):
     """A view before and after a proxy has learnt `RECORDS` records by heart, and the truth."""
     lab = make_lab(tmp_path_factory.mktemp("lab"), hidden=32, adapter={"rank": 8})
     items = records(rng(), 2 * RECORDS + 12, tokens=40, length=12)
-    box = lab.box
-    box.set(lab.start)
-    learn(box.tuned, items[:RECORDS])
-    seen = replace_view(lab.view({}), adapters={0: lab.start, 1: get_vector(box.tuned)})
+    with lab.opened() as box:
+        learn(box.tuned, items[:RECORDS])
+        learnt = get_vector(box.tuned)
+    seen = replace_view(lab.view({}), adapters={0: lab.start, 1: learnt})
     return seen, Truth(clients={"c0": state(items[:RECORDS], items[RECORDS:])})
 
 
@@ -175,7 +175,9 @@ def test_a_split_that_tells_by_itself_makes_every_score_inconclusive():
     told = np.stack([labels, ~labels]).T.astype(np.float32)
     values = labels.astype(float)
     scored = Scored(scores={"loss": values}, headline="loss", blind=told)
-    with pytest.raises(Inconclusive, match="a blind baseline reaches AUC 1: the split itself tells"):
+    with pytest.raises(
+        Inconclusive, match="a blind baseline reaches AUC 1: the texts alone tell members from others"
+    ):
         ModelMembership().score(scored, labels)
 
 
@@ -269,5 +271,25 @@ def test_lira_tells_members_of_gaussian_worlds_and_nobody_in_worlds_alike():
 
 def test_the_white_box_of_the_view_is_left_at_the_last_adapter_for_gradients(world):
     seen, _ = world
-    asked(world, profile="standard")
-    np.testing.assert_array_equal(get_vector(white_box.load(seen).tuned), seen.adapters[1])
+    _, exam, guess = asked(world, profile="standard")
+    documents = exam.question.documents[:4]
+    with white_box.opened(seen, seen.adapters[1]) as box:
+        norms = np.linalg.norm(record_gradients(box, documents, budget=Budget()), axis=1)
+    np.testing.assert_allclose(-guess.scores["gradient norm"][:4], norms, rtol=1e-3)
+
+
+def test_the_white_box_is_put_back_and_gives_no_model_away_after_its_block(world):
+    seen, _ = world
+    with white_box.opened(seen) as outer:
+        untrained = get_vector(outer.tuned)
+        with white_box.opened(seen, seen.adapters[1]) as inner:
+            np.testing.assert_array_equal(get_vector(inner.tuned), seen.adapters[1])
+            inner.set(seen.adapters[0])
+        np.testing.assert_array_equal(get_vector(outer.tuned), untrained)
+        with pytest.raises(RuntimeError, match="its `with` block has ended; open it again"):
+            inner.losses(world[1].clients["c0"].train[:1])
+    with pytest.raises(NotApplicable), white_box.opened(seen) as box:
+        raise NotApplicable("whatever ends the block")
+    with white_box.opened(seen) as again:
+        np.testing.assert_array_equal(get_vector(again.tuned), untrained)
+    assert box.names == again.names

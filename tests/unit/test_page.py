@@ -14,17 +14,17 @@ import jsonschema
 import pytest
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.number import Number, interval_overlaps
 from fedproxy_secure.report import page_words
-from fedproxy_secure.report.drawing import DARK, LIGHT, kind_slots
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Outcome
-from fedproxy_secure.report.number import Number, interval_overlaps
-from fedproxy_secure.report.page import MORE_DARK, MORE_LIGHT, page, write_page
+from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots
+from fedproxy_secure.report.html.page import MORE_DARK, MORE_LIGHT, page, write_page
 from fedproxy_secure.report.publish import publish
-from fedproxy_secure.report.pull_request import pull_request_summary
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.schema import FILE, report_schema
 from fedproxy_secure.report.sweep import headline, kinds_of, labelled, on_front
+from fedproxy_secure.report.text.pull_request import pull_request_summary
 from tests.support.page_walk import Element, faults, numbers, parse
 from tests.support.sample_report import sample_comparison, sample_report
 

@@ -52,6 +52,7 @@ def never(key):
     raise AssertionError("was computed again")
 
 
+@pytest.mark.torch
 def test_a_round_is_on_disk_before_its_key_is_given(tmp_path):
     own, seen = ledger(tmp_path), []
     assert own.events() == []
@@ -65,6 +66,7 @@ def test_a_round_is_on_disk_before_its_key_is_given(tmp_path):
     assert 0 < own.spent().epsilon < 2
 
 
+@pytest.mark.torch
 def test_the_same_round_again_has_the_same_result_computes_nothing_and_is_free(tmp_path):
     """Also where computing again would give other numbers, as on a GPU that is not exact to the bit."""
     own = ledger(tmp_path)
@@ -74,6 +76,7 @@ def test_the_same_round_again_has_the_same_result_computes_nothing_and_is_free(t
     assert again.events() == [ROUND]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("other", [(0, THERE), (1, HERE)])
 def test_another_input_or_round_has_other_noise_and_is_paid_for(tmp_path, other):
     own = ledger(tmp_path)
@@ -81,6 +84,7 @@ def test_another_input_or_round_has_other_noise_and_is_paid_for(tmp_path, other)
     assert len(own.events()) == 2
 
 
+@pytest.mark.torch
 def test_a_round_whose_result_was_overwritten_is_paid_for_again(tmp_path):
     own = ledger(tmp_path)
     first = key_of(own)
@@ -89,6 +93,7 @@ def test_a_round_whose_result_was_overwritten_is_paid_for_again(tmp_path):
     assert len(own.events()) == 3
 
 
+@pytest.mark.torch
 def test_no_noise_key_outlives_its_round(tmp_path):
     own, during = ledger(tmp_path), []
 
@@ -105,6 +110,7 @@ def test_no_noise_key_outlives_its_round(tmp_path):
     ]
 
 
+@pytest.mark.torch
 def test_the_limit_holds_and_what_is_refused_is_not_written(tmp_path):
     own = ledger(tmp_path)
 
@@ -124,6 +130,7 @@ def test_the_limit_holds_and_what_is_refused_is_not_written(tmp_path):
     assert len(own.events()) == taken
 
 
+@pytest.mark.torch
 def test_a_line_cut_short_was_never_spent_and_does_not_spoil_the_next(tmp_path):
     own = ledger(tmp_path)
     key_of(own)
@@ -172,6 +179,7 @@ def test_a_folder_that_cannot_be_read_or_written_stops_everything(tmp_path):
         ledger(tmp_path / "a")
 
 
+@pytest.mark.torch
 def test_all_that_is_written_is_for_the_client_alone(tmp_path):
     folder = tmp_path / "privacy"
     own, modes = ledger(folder), {}
@@ -194,6 +202,7 @@ def test_all_that_is_written_is_for_the_client_alone(tmp_path):
     assert set(modes.values()) == {0o600}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("field", ["round", "inputs", "line", "key"])
 def test_a_kept_key_that_was_changed_is_not_used(tmp_path, field):
     own = ledger(tmp_path)
@@ -207,6 +216,7 @@ def test_a_kept_key_that_was_changed_is_not_used(tmp_path, field):
     assert len(own.events()) == 2
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "spoil", [lambda raw: raw[:-1], lambda raw: raw + b"x", lambda raw: b"[" * 100_000]
 )
@@ -223,6 +233,7 @@ def interrupted(key):
     raise KeyboardInterrupt
 
 
+@pytest.mark.torch
 def test_an_error_is_an_answer_so_its_noise_does_not_serve_again(tmp_path):
     own, keys = ledger(tmp_path), []
 
@@ -237,6 +248,7 @@ def test_an_error_is_an_answer_so_its_noise_does_not_serve_again(tmp_path):
     assert len(own.events()) == 2
 
 
+@pytest.mark.torch
 def test_an_interrupted_round_goes_on_with_its_noise_and_is_paid_for_once(tmp_path):
     own, keys = ledger(tmp_path), []
 
@@ -250,6 +262,7 @@ def test_an_interrupted_round_goes_on_with_its_noise_and_is_paid_for_once(tmp_pa
     assert own.events() == [ROUND]
 
 
+@pytest.mark.torch
 def test_the_key_of_an_interrupted_round_does_not_serve_other_inputs(tmp_path):
     own = ledger(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -326,6 +339,7 @@ def test_of_four_processes_at_once_a_limit_for_one_admits_one(tmp_path):
     assert own.spent().epsilon <= 3.0
 
 
+@pytest.mark.torch
 def test_of_four_threads_at_once_a_limit_for_one_admits_one(tmp_path):
     """With the accountant of records: it takes long enough for all to pass a check without a lock."""
     event = SampledGaussian(noise_multiplier=1.0, sampling_rate=0.1, steps=40)
@@ -520,6 +534,7 @@ def test_a_process_forked_while_a_round_is_computed_does_not_keep_its_lock(tmp_p
     key_of(sums(tmp_path, wait_s=0.3), round=1, event=SUM)
 
 
+@pytest.mark.torch
 def test_all_ledgers_of_a_run_are_read_together(tmp_path):
     key_of(ledger(tmp_path))
     ledger(tmp_path, client="bank")
@@ -527,6 +542,7 @@ def test_all_ledgers_of_a_run_are_read_together(tmp_path):
     assert found["clinic"].epsilon > found["bank"].epsilon == 0
 
 
+@pytest.mark.torch
 def test_a_ledger_of_an_earlier_version_is_read_and_a_key_it_left_does_not_serve(tmp_path):
     own = ledger(tmp_path)
     place = {

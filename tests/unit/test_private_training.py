@@ -11,20 +11,16 @@ from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.errors import ConfigError, ModelError, TrainingError
-from fedproxy_secure.federate.adapters import (
+from fedproxy_secure.federate.model_checks import check_fits, check_private
+from fedproxy_secure.federate.private_training import private_steps, train_privately
+from fedproxy_secure.models.adapters import (
     attach,
     get_vector,
     save_adapter,
     set_vector,
     trained_parameters,
-)
-from fedproxy_secure.federate.private_training import (
-    RecordNoise,
-    check_fits,
-    check_private,
-    private_steps,
-    train_privately,
 )
 from tests.support.tiny import VOCABULARY, tiny_llama
 

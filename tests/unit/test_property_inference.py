@@ -90,10 +90,10 @@ def test_in_a_sum_the_others_parts_are_added_to_every_round(world, exam):
 
 
 def test_features_are_the_log_norms_of_tensors_one_by_one(world):
-    box = white_box.load(world[0])
-    sizes = [int(np.prod(s)) for s in box.shapes]
-    updates = rng().normal(size=(3, sum(sizes))).astype(np.float32)
-    found = features(box, updates)
+    with white_box.opened(world[0]) as box:
+        sizes = [int(np.prod(s)) for s in box.shapes]
+        updates = rng().normal(size=(3, sum(sizes))).astype(np.float32)
+        found = features(box, updates)
     assert found.shape == (3, len(sizes))
     start = sum(sizes[:2])
     expected = np.log(np.linalg.norm(updates[1, start : start + sizes[2]]))
@@ -101,8 +101,8 @@ def test_features_are_the_log_norms_of_tensors_one_by_one(world):
 
 
 def test_a_property_that_is_in_the_norms_alone_is_read_from_them(world):
-    box = white_box.load(world[0])
-    d = sum(int(np.prod(s)) for s in box.shapes)
+    with white_box.opened(world[0]) as box:
+        d = sum(int(np.prod(s)) for s in box.shapes)
     labels, answer = np.arange(SHADOWS) % 2 == 0, np.arange(TARGETS) % 2 == 0
 
     def drawn(seed, there):

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.federate.proxy_tokenizer import check_tokenizer
-from fedproxy_secure.llm import demo_llm_folder
+from fedproxy_secure.models.llm import demo_llm_folder
+from fedproxy_secure.proxy_intake.tokenizer import check_tokenizer
 from tests.support.tiny import tiny_tokenizer
 
 CL100K = (

@@ -20,7 +20,7 @@ from attacks.reconstruction.sequences import (
 from attacks.reconstruction.spans import Candidates, LoraSpanTokens, attack_one, unexplained
 from attacks.statistics import auc_value
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
-from fedproxy_secure.federate.adapters import get_vector
+from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from tests.support.lab import make_lab, records, truth_of
 from tests.support.tiny import VOCABULARY, tiny_llama
@@ -187,7 +187,7 @@ TOY = {  # of the design, at 24, 96 and 200 tokens; capacity is 48 for `lora`, 1
 def test_the_linear_toy_tells_at_least_as_much_as_in_the_design_and_in_the_same_order(labs):
     found = []
     for kind in TOY:
-        settings = replace(labs().settings, adapter=labs(kind).settings.adapter)
+        settings = labs().settings.changed(adapter=labs(kind).settings.adapter)
         for tokens in (24, 96, 200):
             aucs = []
             for seed in range(2):
@@ -270,11 +270,14 @@ def test_a2_is_at_chance_where_nothing_is_to_be_found(labs, kind, optimizer):
     lab = labs(optimizer=optimizer)
     items, updates = rounds_of(lab, clients=1)
     truth = truth_of(updates, items)
-    candidates = Candidates.of(lab.box, lab.view(updates), np.random.default_rng(0))
+    with lab.opened() as box:
+        candidates = Candidates.of(box, lab.view(updates), np.random.default_rng(0))
     misses, values = 0, []
     for seed in range(12):
         rng = np.random.default_rng(100 + seed)
-        spaces = spaces_of(lab.box, nothing_in_it(lab, kind, updates["c0"], rng), 0, "lora")
+        vector = nothing_in_it(lab, kind, updates["c0"], rng)
+        with lab.opened() as box:
+            spaces = spaces_of(box, vector, 0, "lora")
         target = attack_one(candidates, spaces, lab.settings, 0, ("c0",), rng)
         auc = LoraSpanTokens().score((target,), truth)[0]
         misses += not auc.low <= 0.5 <= auc.high
@@ -288,7 +291,7 @@ def test_a_trimmed_sum_is_not_taken_for_a_combination_of_gradients(labs):
     items, updates = rounds_of(lab, clients=4)
     trimmed = {n: np.where(np.abs(u) > np.quantile(np.abs(u), 0.3), u, 0) for n, u in updates.items()}
     fusion = lab.settings.fusion.model_copy(update={"rule": "h_ties"})
-    view = replace(lab.view(trimmed, summed=True), settings=replace(lab.settings, fusion=fusion))
+    view = replace(lab.view(trimmed, summed=True), settings=lab.settings.changed(fusion=fusion))
     found, _ = run(LoraSpanTokens(), view, truth_of(trimmed, items))
     assert found["auc"].low > 0.6
 
@@ -304,7 +307,8 @@ def test_rounding_of_parameters_bounds_what_an_update_tells(labs):
 @pytest.mark.parametrize("more", [{"blocks": (1,)}, {"modules": "mlp"}])
 def test_adapters_away_from_embeddings_take_away_a2s_exact_answer(labs, more):
     lab = labs(adapter=more)
-    assert not lab.box.reads_tokens
+    with lab.opened() as box:
+        assert not box.reads_tokens
     items, updates = rounds_of(lab, clients=1, tokens=12)
     found, _ = run(LoraSpanTokens(), lab.view(updates), truth_of(updates, items))
     assert found["auc"].value < 1
@@ -313,8 +317,8 @@ def test_adapters_away_from_embeddings_take_away_a2s_exact_answer(labs, more):
 
 def test_a_block_that_is_not_adapted_has_no_space(labs):
     lab = labs(adapter={"blocks": (1,)})
-    with pytest.raises(NotApplicable, match="block 0 of the proxy is not adapted"):
-        spaces_of(lab.box, lab.start, 0, "lora")
+    with lab.opened() as box, pytest.raises(NotApplicable, match="block 0 of the proxy is not adapted"):
+        spaces_of(box, lab.start, 0, "lora")
 
 
 def test_gpt2_reads_tokens_with_their_places(tmp_path):
@@ -322,7 +326,7 @@ def test_gpt2_reads_tokens_with_their_places(tmp_path):
 
     from attacks.white_box import WhiteBox
     from fedproxy_secure.config import AdapterConfig
-    from fedproxy_secure.federate.adapters import attach
+    from fedproxy_secure.models.adapters import attach
     from tests.support.tiny import tiny_tokenizer
 
     torch.manual_seed(0)
@@ -466,26 +470,26 @@ def test_on_one_record_and_one_step_gradient_matching_beats_a_shuffled_update(la
 
 
 def gradient_of(lab, item):
-    box = lab.box
-    box.set(lab.start)
-    return box.gradient([item])
+    with lab.opened() as box:
+        return box.gradient([item])
 
 
 @pytest.mark.slow
 def test_matching_the_true_record_has_cosine_one(labs):
     lab = labs(local={"steps": 1, "batch_size": 1})
     (item,) = records(np.random.default_rng(0), 1, tokens=3, length=5)
-    ids, cosine = match(
-        lab.box,
-        lab.start,
-        -gradient_of(lab, item),
-        np.array(sorted(set(item.ids))),
-        Lengths(tokens=5, response_start=item.response_start),
-        steps=30,
-        edits=150,
-        budget=Budget(),
-        rng=np.random.default_rng(0),
-    )
+    with lab.opened() as box:
+        ids, cosine = match(
+            box,
+            lab.start,
+            -gradient_of(lab, item),
+            np.array(sorted(set(item.ids))),
+            Lengths(tokens=5, response_start=item.response_start),
+            steps=30,
+            edits=150,
+            budget=Budget(),
+            rng=np.random.default_rng(0),
+        )
     assert ids[0] == 1
     assert (ids == item.ids) == (cosine > 0.9999)
     assert cosine > 0.5
@@ -515,5 +519,6 @@ def test_the_same_seed_gives_the_same_guess(labs, attack):
     view = lab.view(updates, summed=True)
     one, two = (attack.guess(view, None, Budget(), np.random.default_rng(3)) for _ in range(2))
     assert repr(one) == repr(two)
-    lab.box.set(get_vector(lab.box.tuned) + 1)  # whatever others left in the shared model
+    with lab.opened() as box:  # whatever others do with the shared model
+        box.set(get_vector(box.tuned) + 1)
     assert repr(attack.guess(view, None, Budget(), np.random.default_rng(3))) == repr(one)

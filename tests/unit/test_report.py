@@ -10,7 +10,6 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from fedproxy_secure.artifacts import environment
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.report import (
     MethodRow,
@@ -19,8 +18,10 @@ from fedproxy_secure.report import (
     paired_difference,
     proportion_interval,
 )
-from fedproxy_secure.report.table import HEADINGS, cell, cells, markdown_report, rich_table
-from fedproxy_secure.report.trilemma_table import lines, rich_trilemma
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.table import HEADINGS, cell, cells, rich_table
+from fedproxy_secure.report.text.trilemma_table import lines, rich_trilemma
+from fedproxy_secure.runtime.artifacts import environment
 from tests.support.sample_report import sample_report
 
 SCHEMA = json.loads((resources.files("fedproxy_secure.report") / "report.schema.json").read_text())
@@ -74,8 +75,8 @@ def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, ke
 
 
 def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
-    replace(report, schema_version=4).write(tmp_path)
-    with pytest.raises(RunFolderError, match=r"schema_version=4: must be 3$"):
+    replace(report, schema_version=5).write(tmp_path)
+    with pytest.raises(RunFolderError, match=r"schema_version=5: must be 4$"):
         Report.load(tmp_path)
 
 
@@ -83,11 +84,11 @@ def test_a_report_whose_epsilon_is_the_highest_seeds_is_refused_with_the_way_to_
     report: Report, tmp_path: Path
 ):
     replace(report, schema_version=2).write(tmp_path)
-    with pytest.raises(RunFolderError, match="schema_version=2: must be 3; `run --resume` or `matrix"):
+    with pytest.raises(RunFolderError, match="schema_version=2: must be 4; `run --resume` or `matrix"):
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 3, "seeds": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 4, "seeds": 3}'])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunFolderError, match="is damaged") as raised:

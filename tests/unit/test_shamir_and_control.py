@@ -8,12 +8,12 @@ import pickle
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto.primitives import fresh_secret
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.crypto.shamir import PRIME, Combiner, split
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg.control import Control, decode_control, encode_control, sentinels
-from fedproxy_secure.secagg.primitives import fresh_secret
 from fedproxy_secure.secagg.ring import MAX_CLIENTS
-from fedproxy_secure.secagg.secret import Secret
-from fedproxy_secure.secagg.shamir import PRIME, Combiner, split
 
 
 def coefficients(count):

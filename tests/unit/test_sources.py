@@ -1,5 +1,7 @@
 """A bad line of a file is named by its number; more claims on sources are in test_data.py."""
 
+import sys
+
 import pytest
 
 from fedproxy_secure.data.sources import read_rows
@@ -41,3 +43,10 @@ def test_empty_csv_cells_and_text_beyond_ascii_are_read(tmp_path):
 
 def test_lines_after_the_limit_are_not_read(tmp_path):
     assert read(tmp_path / "x.jsonl", b'{"a": 1}\n{oops\n', limit=1) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(("source", "module"), [("x.parquet", "pyarrow"), ("hub:org/name", "datasets")])
+def test_a_source_whose_library_is_missing_names_the_extra(monkeypatch, source, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=r"(x\.parquet|hub:org/name): needs the extra `datasets`"):
+        read_rows(source, "train", root=None, limit=None)

@@ -2,23 +2,23 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedproxy_secure.config import ProtectConfig, parse_config
-from fedproxy_secure.federate.adapters import attach
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import client_app, proxy_store
-from fedproxy_secure.flower.client_privacy import noise_of
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.flower.masked_server import expected_numbers
-from fedproxy_secure.flower.masked_terms import first_clip, largest_clip
-from fedproxy_secure.flower.step_bound import ROOM, held, longest_step
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.adapters import attach
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.protect.secure_sum.noise import noise_of
+from fedproxy_secure.protect.secure_sum.server import expected_numbers
+from fedproxy_secure.protect.secure_sum.step_bound import ROOM, held, longest_step
+from fedproxy_secure.protect.secure_sum.terms import first_clip, largest_clip
+from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.tiny import tiny_settings
 
 D = 100
@@ -34,8 +34,7 @@ def world(tmp_path_factory):
 
 
 def changed(job, rule="fedavg", privacy=None, **local):
-    return replace(
-        job,
+    return job.changed(
         fusion=job.fusion.model_copy(update={"rule": rule}),
         local=job.local.model_copy(update=local),
         privacy=job.privacy.model_copy(update=privacy or {}),
@@ -107,7 +106,7 @@ def test_what_the_server_expects_of_a_client_follows_from_the_settings(
     world, rule, weights, unit, least, silent
 ):
     job = changed(world[0], rule, privacy={"unit": unit})
-    job = replace(job, protect=ProtectConfig(weights=weights))
+    job = job.changed(protect=ProtectConfig(weights=weights))
     expected = expected_numbers(job, d=D)
     assert expected.least_weight == pytest.approx(least)
     assert (expected.steps, expected.coordinates, expected.silent) == (job.local.steps, D, silent)
@@ -153,7 +152,7 @@ def test_a_client_that_sends_far_more_than_training_can_reach_is_cut_and_the_run
 
 def test_the_next_rounds_clip_stays_within_what_clients_accept(world, monkeypatch):
     job, folder, initial = world
-    monkeypatch.setattr("fedproxy_secure.flower.masked_server.next_clip", lambda clip, control: 1e6)
+    monkeypatch.setattr("fedproxy_secure.protect.secure_sum.server.next_clip", lambda clip, control: 1e6)
     with proxy_store.offered_on_this_host(folder):
         state = federate(job, folder, initial)
     assert state.clip.tolist() == [largest_clip(job.local)]

@@ -11,16 +11,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attacks import base
-from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, OutOfTime, Truth
+from attacks import base, registry
+from attacks.base import (
+    Attack,
+    AttackInfo,
+    Budget,
+    Exam,
+    Feeds,
+    Inconclusive,
+    NotApplicable,
+    OutOfTime,
+    Truth,
+)
 from attacks.suite import read_truth, run_suite, seed_folders
 from attacks.trial import judge, run_one
-from attacks.workers import Lost, in_processes
+from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
-from fedproxy_secure.preload import warm_up
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Outcome, read_findings
+from fedproxy_secure.evidence.measure import MEASURES
+from fedproxy_secure.gate.judge import Verdict
+from fedproxy_secure.gate.judge import judge as judge_report
+from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.record.view import Sums, View, view
-from fedproxy_secure.report.estimate import Estimate
-from fedproxy_secure.report.finding import Outcome, read_findings
+from fedproxy_secure.report.html.page import page
+from fedproxy_secure.report.html.tables import first_tables
+from fedproxy_secure.report.measured import configuration_of, read_seed
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.trilemma_table import headings
+from fedproxy_secure.runtime.preload import warm_up
+from fedproxy_secure.runtime.workers import Lost, in_processes
 from tests.support.recorded import record_run
 from tests.support.tiny import write_records
 from threat_models import get as threat_model
@@ -133,7 +154,13 @@ def without_seconds(results):
         (HIGH, HIGH, CHANCE, Outcome.SUCCEEDED, "auc 0.9, chance 0.5"),
         (HIGH, None, None, Outcome.SUCCEEDED, "chance 0.5"),
         (HIGH, CHANCE, CHANCE, Outcome.SUCCEEDED, "chance 0.5"),
-        (HIGH, HIGH, HIGH, Outcome.INCONCLUSIVE, "negative control at 0.9: finds what is not there"),
+        (
+            HIGH,
+            HIGH,
+            HIGH,
+            Outcome.INCONCLUSIVE,
+            "negative control at 0.9: the attack finds what is not there",
+        ),
         (CHANCE, HIGH, HIGH, Outcome.INCONCLUSIVE, "finds what is not there"),
         (CHANCE, HIGH, CHANCE, Outcome.RESISTED, "auc 0.5; positive control 0.9"),
         (CHANCE, HIGH, None, Outcome.RESISTED, "positive control 0.9"),
@@ -265,7 +292,7 @@ def test_as_given_the_negative_control_shuffles_every_number_an_update_or_a_step
         sums={0: Sums(clients=("a",), segments={"update": np.arange(50.0), "squares": np.ones(2)})},
     )
     exam = Exam(question=1, answer=2)
-    mixed, same = Toy.__mro__[1].negative(Toy(), seen, exam, rng)
+    mixed, same = Toy.__mro__[1].negative(Toy(), seen, exam, rng)  # type: ignore[attr-defined]
     assert same is exam
     for before, after in (
         (seen.updates[0, "a"], mixed.updates[0, "a"]),
@@ -304,7 +331,7 @@ def test_attacks_that_fail_stop_none_of_the_others_and_all_are_in_the_results(cl
 
 
 def test_two_suites_are_equal_but_for_their_seconds(clean):
-    attacks = [base.get(n) for n in ("lora_span_tokens", "sign_counts", "mask_seed_search")]
+    attacks = [registry.get(n) for n in ("lora_span_tokens", "sign_counts", "mask_seed_search")]
     first, second = suite(clean, *attacks), suite(clean, *attacks)
     assert without_seconds(first) == without_seconds(second)
     assert {r.outcome for r in first} <= {Outcome.SUCCEEDED, Outcome.RESISTED, Outcome.INCONCLUSIVE}
@@ -405,7 +432,7 @@ def test_a_seed_folder_names_each_result(clean):
 def test_results_are_plain_json_with_a_schema_version(clean):
     suite(clean, Toy())
     raw = json.loads((clean / "attacks" / "results.json").read_text())
-    assert raw["schema_version"] == 1
+    assert raw["schema_version"] == 2
     assert raw["results"][0]["outcome"] == "SUCCEEDED"
 
 
@@ -413,7 +440,7 @@ def test_results_are_plain_json_with_a_schema_version(clean):
 
 
 def test_a_task_that_dies_or_hangs_takes_no_other_with_it(monkeypatch):
-    monkeypatch.setattr("attacks.workers.GRACE_S", 3.0)
+    monkeypatch.setattr("fedproxy_secure.runtime.workers.GRACE_S", 3.0)
     assert dict(in_processes(math.sqrt, [4.0, 9.0, 16.0], jobs=2, seconds=60)) == {0: 2, 1: 3, 2: 4}
     assert dict(in_processes(os._exit, [3], jobs=1, seconds=60)) == {0: Lost(timed_out=False, code=3)}
     (index, lost), *none = in_processes(time.sleep, [60], jobs=1, seconds=0)
@@ -432,7 +459,7 @@ def test_processes_left_behind_are_ended():
 @pytest.mark.slow
 def test_a_suite_in_processes_has_the_same_results_as_in_one(clean):
     warm_up(["attacks.preload"])
-    attacks = [base.get(n) for n in ("lora_span_tokens", "dp_audit", "sign_counts")]
+    attacks = [registry.get(n) for n in ("lora_span_tokens", "dp_audit", "sign_counts")]
     apart = suite(clean, *attacks, jobs=2)
     together = suite(clean, *attacks)
     assert without_seconds(apart) == without_seconds(together)
@@ -449,26 +476,37 @@ def installed(tmp_path, monkeypatch):
         place = tmp_path / "somebody-1.0.dist-info"
         place.mkdir()
         (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
-        (place / "entry_points.txt").write_text(f"[{base.GROUP}]\nmine = {value}\n")
+        (place / "entry_points.txt").write_text(f"[{registry.GROUP}]\nmine = {value}\n")
         monkeypatch.syspath_prepend(tmp_path)
-        base._load.cache_clear()
+        registry._load.cache_clear()
 
-    base.every()  # modules register their attacks once a process, when first imported
-    registered = dict(base._REGISTERED)
+    registry.every()  # modules register their attacks once a process, when first imported
+    registered = dict(registry._REGISTERED)
     yield install
-    base._REGISTERED.clear()
-    base._REGISTERED.update(registered)
-    base._load.cache_clear()
+    registry._REGISTERED.clear()
+    registry._REGISTERED.update(registered)
+    registry._load.cache_clear()
 
 
-def test_an_attack_of_thirty_lines_is_found_by_its_entry_point_and_runs(installed, clean):
-    example = Path(__file__).parents[1] / "support/third_party_attack.py"
-    assert len(example.read_text(encoding="utf-8").splitlines()) <= 30
-    sys.modules.pop("tests.support.third_party_attack", None)
-    installed("tests.support.third_party_attack:WorstToken")
-    names = list(base.every())
+@pytest.fixture
+def own(installed, monkeypatch):
+    """The example's module: its attack is found by its entry point, its measure is registered."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    sys.modules.pop("own_attack", None)
+    installed("own_attack:WorstToken")
+    registry.every()
+    module = sys.modules["own_attack"]
+    with MEASURES.added(module.WORST_TOKEN_AUC.key, module.WORST_TOKEN_AUC):
+        yield module
+
+
+def test_an_attack_of_thirty_lines_is_found_by_its_entry_point_and_runs(own, clean):
+    lines = Path(own.__file__).read_text(encoding="utf-8").splitlines()
+    assert len(lines) - lines.index("ABOUT = AttackInfo(") <= 30
+    assert len(lines) <= 60  # with its measure, and how a package names both
+    names = list(registry.every())
     assert names[-1] == "worst_token"
-    (result,) = suite(clean, *base.find("X1"))
+    (result,) = suite(clean, *registry.find("X1"))
     assert (result.attack, result.id) == ("worst_token", "X1")
     assert result.outcome not in (Outcome.ERROR, Outcome.NOT_APPLICABLE), result.reason
     assert 0 <= result.headline.value <= 1
@@ -476,30 +514,140 @@ def test_an_attack_of_thirty_lines_is_found_by_its_entry_point_and_runs(installe
     assert result.negative is not None
 
 
+def test_the_measure_of_an_attack_of_ones_own_is_a_column_a_chapter_and_a_rule(own, clean, tmp_path):
+    suite(clean, *registry.find("X1"))
+    answers = {"alpha": "0101", "beta": "0011"}
+    result = {
+        "fidelity": {"kl_nats": 0.5, "cka": [1.0], "llm_perplexity": 5, "proxy_perplexity": 10},
+        **dict.fromkeys(("zero_shot", "proxy", "tuned", "fused"), answers),
+    }
+    (clean / "seed-0" / "result.json").write_text(json.dumps(result))
+    seed = read_seed(clean, 0, root=clean)
+    (clean / "seed-0" / "result.json").unlink()
+    config = parse_config({"protect": {"scheme": "masking"}})
+    configuration = configuration_of([seed], config, name="masking", settings={"protection": "masking"})
+
+    measure = configuration.measure("worst_token_auc")
+    (headline,) = (f.headline for f in seed.findings)
+    assert (measure.axis, measure.better) == ("privacy", "lower")
+    assert (measure.estimate.value, measure.estimate.high) == (headline.value, headline.high)
+    assert "the worst of X1 over all views" in measure.estimate.how
+
+    assert "worst token's AUC" in headings([configuration])
+    report = Report(
+        name="own",
+        command="c",
+        config_sha256="5a" * 32,
+        environment={},
+        seeds=(0,),
+        configurations=(configuration,),
+    )
+    shown = f"{measure.estimate.value:.2f}"
+    assert "worst token's AUC" in markdown_report(report)
+    assert f"| {shown} [" in markdown_report(report)
+    (table,) = (t for t in first_tables(report) if t.axis == "privacy")
+    (column,) = (c for c in table.columns if c.key == "worst_token_auc")
+    assert (column.title, column.arrow) == ("worst token's AUC", "↓")
+    assert f'<data class="num" value="{measure.estimate.value}"' in page(report)
+
+    # a finding that could not tell proves nothing, so that only one that does meets the rule
+    told = replace(seed.findings[0], outcome=Outcome.RESISTED)
+    sure = replace(report, configurations=(replace(configuration, findings=(told,)),))
+    verdicts = {}
+    for bound in (1.0, headline.low - 0.01):
+        (tmp_path / "policy.yaml").write_text(
+            f"schema_version: 1\nrules:\n- max_worst_token_auc: {bound}\n"
+        )
+        (row,) = judge_report(sure, load_policy(tmp_path / "policy.yaml")).rows
+        verdicts[bound] = row.verdict
+        assert row.why.startswith("worst_token_auc: ")
+    assert list(verdicts.values()) == [Verdict.PASSED, Verdict.FAILED]
+
+
+def test_a_measure_that_nobody_has_registered_is_refused_before_anything_runs(clean):
+    feeds = Feeds(measure="token_acu", metric="auc")
+    attack = Toy(measures=(feeds,))
+    with pytest.raises(
+        ConfigError, match="attack 'toy': measures=token_acu: is not known; did you mean 't"
+    ):
+        suite(clean, attack)
+    assert attack.guesses == 0
+
+
+def test_a_number_of_another_unit_than_its_measures_is_an_error_of_the_attack():
+    found = one(Toy(measures=(Feeds(measure="canary_exposure_bits", metric="auc"),)))
+    assert found.outcome == Outcome.ERROR
+    assert "auc: unit=AUC: must be bits, the unit of canary_exposure_bits" in found.reason
+
+
+def test_a_finding_says_which_numbers_are_of_which_measure():
+    feeds = (Feeds(measure="token_auc", metric="auc*"), Feeds(measure="membership_auc", metric="other"))
+    attack = Toy(measures=feeds)
+    attack.score = lambda guess, answer: (CHANCE, HIGH, estimate(0.6, 0.5, 0.7, metric="auc, again"))
+    found = one(attack)
+    assert found.measures == {"token_auc": (0, 1, 2), "membership_auc": ()}
+    assert [e.value for e in found.numbers("token_auc")] == [0.5, 0.9, 0.6]
+    assert found.numbers("gap_closed") == ()
+    assert one(Raises(measures=feeds)).measures == {"token_auc": (), "membership_auc": ()}
+
+
+def test_what_another_version_wrote_is_made_again(clean):
+    suite(clean, Toy())
+    events = clean / "attacks" / "events.jsonl"
+    old = json.loads(events.read_text())
+    del old["measures"]
+    events.write_text(json.dumps(old) + "\n")
+    came = []
+    suite(clean, Toy(), resume=True, on_result=came.append)
+    assert [r.attack for r in came] == ["toy"]
+
+
+def test_findings_of_another_version_are_refused_with_the_way_to_new_ones(clean):
+    suite(clean, Toy())
+    results = clean / "attacks" / "results.json"
+    text = results.read_text()
+    results.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(RunFolderError, match=r"schema_version=1: must be 2; run `attack run` again$"):
+        read_findings(clean)
+    raw = json.loads(text)
+    raw["results"][0]["measures"] = {"token_auc": [1]}
+    results.write_text(json.dumps(raw))
+    with pytest.raises(RunFolderError, match=r"is damaged: toy: measures.token_auc: position 1: must be"):
+        read_findings(clean)
+
+
+def test_every_attack_of_this_project_feeds_registered_measures():
+    attacks = registry.every().values()
+    registry.check_measures(attacks)
+    fed = {feeds.measure for a in attacks for feeds in a.info.measures}
+    by_attacks = {key for key, kind in MEASURES.every().items() if kind.by == "attacks"}
+    assert fed == by_attacks
+
+
 def test_an_entry_point_that_cannot_be_loaded_is_named_in_one_line(installed):
     installed("somebody.nowhere:Nothing")
     with pytest.raises(ConfigError, match=r"entry point 'mine' .*somebody.nowhere:Nothing: cannot be"):
-        base.every()
+        registry.every()
 
 
 def test_two_attacks_cannot_have_one_name():
-    base.every()
-    with pytest.raises(ConfigError, match="attack 'lora_span_tokens': is there already"):
-        base.attack(replace(INFO, name="lora_span_tokens"))(Toy)
+    registry.every()
+    with pytest.raises(ConfigError, match="attack 'lora_span_tokens': is registered already"):
+        registry.attack(replace(INFO, name="lora_span_tokens"))(Toy)
 
 
 def test_an_attack_is_found_by_name_and_all_of_an_id_by_it():
-    assert [a.info.name for a in base.find("A2")] == ["lora_span_tokens"]
-    assert {a.info.id for a in base.find("A11")} == {"A11"}
-    assert len(base.find("A11")) == 4
+    assert [a.info.name for a in registry.find("A2")] == ["lora_span_tokens"]
+    assert {a.info.id for a in registry.find("A11")} == {"A11"}
+    assert len(registry.find("A11")) == 4
     with pytest.raises(ConfigError, match="attack 'lora_span_token': is not known; did you mean 'lora_sp"):
-        base.find("lora_span_token")
+        registry.find("lora_span_token")
     with pytest.raises(ConfigError, match="attack '%': is not known; there are embedding_bow, "):
-        base.get("%")
+        registry.get("%")
 
 
 def test_ids_are_in_order_and_every_attack_says_what_it_is_for():
-    infos = [a.info for a in base.every().values() if a.info.id != "X1"]
+    infos = [a.info for a in registry.every().values() if a.info.id != "X1"]
     numbers = [int(i.id[1:]) for i in infos]
     assert numbers == sorted(numbers)
     assert set(numbers) == set(range(1, 15))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.errors import ConfigError
 from threat_models import ThreatModel, every, get
 
@@ -115,6 +115,7 @@ def test_those_that_deviate_are_active_and_say_what_they_leave_open(name):
     assert model.non_goals
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("name", "wanted", "other"),
     [
@@ -137,6 +138,7 @@ def test_with_tls_an_active_network_can_drop_and_delay_no_more():
     assert any("with TLS" in line and "no more" in line for line in get("active_network").assumptions)
 
 
+@pytest.mark.torch
 def test_show_prints_the_model_and_the_attacks_that_fit():
     result = run("show", "server")
     assert result.exit_code == 0
@@ -200,6 +202,6 @@ def test_a_package_that_cannot_be_loaded_is_named(installed, tmp_path):
 
 def test_a_name_that_is_taken_is_refused(installed):
     installed("server")
-    with pytest.raises(ConfigError, match="threat model 'server': is there twice; names must differ"):
+    with pytest.raises(ConfigError, match="threat model 'server': is registered twice; names must differ"):
         every()
     assert run("list").exit_code == 2

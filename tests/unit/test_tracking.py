@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.cli import app
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.runs import run
-from fedproxy_secure.tracking import (
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.experiments.tracking import (
     FOLDER,
     NEEDS,
     Place,
@@ -87,7 +87,7 @@ def test_measures_carry_their_intervals_unless_they_are_exact():
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setattr("fedproxy_secure.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("fedproxy_secure.experiments.tracking.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^track=mlflow: is not installed; .*fedproxy-secure\[mlflow\]"):
         require(["mlflow"])
     with pytest.raises(ConfigError, match=r"fedproxy-secure\[wandb\]"):
@@ -155,7 +155,7 @@ SCRIPT = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from fedproxy_secure.tracking import Place, open_tracker
+from fedproxy_secure.experiments.tracking import Place, open_tracker
 place = Place(folder=Path(sys.argv[2]), project="demo", run="ab12", part="seed-0")
 for step in (0, 1):  # opened twice, as after a kill
     with closing(open_tracker([sys.argv[1]], place)) as tracker:
@@ -219,7 +219,7 @@ def test_wandb_stays_offline_and_is_told_numbers_alone(tmp_path):
 
 def history(file):
     """The logged rows of a .wandb file: a header of 7 bytes, then records in LevelDB's log format."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     raw, at, rows, whole = file.read_bytes(), 7, [], b""
     assert raw[:4] == b":W&B"

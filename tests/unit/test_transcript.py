@@ -3,7 +3,6 @@
 import json
 import os
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,7 +180,7 @@ def world(request, tmp_path_factory):
 def runs_in(world, place, on_client=None, **audit):
     job, proxy, initial, _ = world
     place.mkdir(parents=True)
-    job = replace(job, audit=job.audit.model_copy(update=audit))
+    job = job.changed(audit=job.audit.model_copy(update=audit))
     return federate(job, proxy, initial, run_folder=place, on_client=on_client)
 
 

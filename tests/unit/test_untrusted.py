@@ -5,22 +5,22 @@ import json
 import pytest
 import yaml
 
-from fedproxy_secure.artifacts import MANIFEST, RunFolder
 from fedproxy_secure.audit.chain import NAME, parse_line
 from fedproxy_secure.audit.seal import SIGNATURE, read_seal
 from fedproxy_secure.audit.verify import verify_run
-from fedproxy_secure.comparison import Cell, cell_file, read_cell
 from fedproxy_secure.config import load_config, parse_config
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import AuditError, DataError, FedProxyError, RunFolderError
-from fedproxy_secure.join import join
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS, read_findings
+from fedproxy_secure.experiments.join import join
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
+from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.record.private import read_private, write_records
-from fedproxy_secure.report.finding import FOLDER, RESULTS, read_findings
 from fedproxy_secure.report.measured import read_seed
-from fedproxy_secure.report.policy import load_policy
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.untrusted import MOST_LINE_BYTES, MOST_NESTED, parse_json, parse_yaml
+from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder
+from fedproxy_secure.runtime.untrusted import MOST_LINE_BYTES, MOST_NESTED, parse_json, parse_yaml
 
 DEEP = "[" * 200_000
 CLOSED = "[" * 500 + "]" * 500  # the parser takes it; printing it needs as many frames

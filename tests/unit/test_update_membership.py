@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attacks.base import Budget, NotApplicable, OutOfTime, Truth
+from attacks.membership.gradients import record_gradients
 from attacks.membership.updates import Asked, UpdateMembership, deviations, scores
 from attacks.statistics import auc_value
 from fedproxy_secure.data.planted import draw_canaries
@@ -81,9 +82,9 @@ def test_one_step_of_sgd_gives_every_drawn_record_away_also_in_a_sum(labs, clien
 def test_the_share_of_a_record_in_one_step_is_its_part_of_the_batch(labs):
     lab = labs()
     updates, truth = rounds_of(lab, 1)
-    state, box = truth.clients["c0"], lab.box
-    box.set(lab.start)
-    gradients = np.stack([-box.gradient([d]) for d in (*state.train, *state.holdout)])
+    state = truth.clients["c0"]
+    with lab.opened() as box:
+        gradients = np.stack([-box.gradient([d]) for d in (*state.train, *state.holdout)])
     length = np.linalg.norm(gradients[:DRAWN].mean(axis=0))
     clipped = 0.1 * min(1.0, 1.0 / length)  # learning rate, and max_grad_norm
     shares = scores(gradients, updates["c0"], "sgd")["share"]
@@ -94,11 +95,11 @@ def test_the_share_of_a_record_in_one_step_is_its_part_of_the_batch(labs):
 def test_gradients_record_by_record_are_those_of_single_records(labs):
     lab = labs()
     _, truth = rounds_of(lab, 1)
-    lab.box.set(lab.start)
     items = truth.clients["c0"].train[:5]
     items = [replace(i, ids=i.ids[: len(i.ids) - cut]) for cut, i in enumerate(items)]  # unlike lengths
-    single = np.stack([lab.box.gradient([i]) for i in items])
-    together = lab.box.record_gradients(items, budget=Budget())
+    with lab.opened() as box:
+        single = np.stack([box.gradient([i]) for i in items])
+        together = record_gradients(box, items, budget=Budget())
     np.testing.assert_allclose(together, single, atol=1e-5 * np.abs(single).max())
 
 

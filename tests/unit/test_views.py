@@ -270,7 +270,7 @@ def test_the_server_changes_what_it_sends_and_the_network_what_flows_both_ways(t
 
 def test_tampering_on_another_engine_is_refused(tmp_path):
     job, proxy, initial = prepared(tmp_path)
-    job = replace(job, federate=job.federate.model_copy(update={"engine": "deployment"}))
+    job = job.changed(federate=job.federate.model_copy(update={"engine": "deployment"}))
     with pytest.raises(ConfigError, match=r"federate.engine=deployment: tampering needs in_process"):
         federate(
             job, proxy, initial, run_folder=tmp_path, tamper=Tamper.granted(NETWORK, lambda k, c, x: x)

@@ -3,13 +3,13 @@
 import itertools
 import re
 
+from fedproxy_secure.data.demo_tasks import PUBLIC_SEED, demo_records
 from fedproxy_secure.data.evaluate import perplexity, text_windows
-from fedproxy_secure.llm import demo_llm_folder, load_llm, parameter_count
+from fedproxy_secure.models.llm import demo_llm_folder, load_llm, parameter_count
 from fedproxy_secure.world import stories as templates
 from fedproxy_secure.world.lexicon import lexicon
 from fedproxy_secure.world.pretrain import pretrain
 from fedproxy_secure.world.stories import stories
-from fedproxy_secure.world.tasks import PUBLIC_SEED, demo_records
 
 TASKS = [d.name for d in lexicon().domains]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.client import ClientSession
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.secagg.control import SEGMENTS, Control, encode_control
+from fedproxy_secure.secagg.masking.client import ClientSession
+from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.messages import Inbox
-from fedproxy_secure.secagg.rehearsal import names, terms_for
 from fedproxy_secure.secagg.ring import RingPlan, Segment, quantise
-from fedproxy_secure.secagg.secret import Secret
-from fedproxy_secure.secagg.server import ServerSession
+from fedproxy_secure.secagg.selftest.rehearsal import names, terms_for
 from fedproxy_secure.secagg.terms import Roster
 
 FILE = Path(__file__).with_name("masking_transcript.json")

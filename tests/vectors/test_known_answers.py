@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.secagg import primitives as crypto
-from fedproxy_secure.secagg.masks import add_masks
-from fedproxy_secure.secagg.secret import Secret
+from fedproxy_secure.secagg.masking.masks import add_masks
 from fedproxy_secure.secagg.terms import HASH_BYTES
 
 

@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
-from fedproxy_secure.secagg.ckks_client import CkksClient
-from fedproxy_secure.secagg.ckks_messages import Hello, KeyGrant, Opened
-from fedproxy_secure.secagg.ckks_row import leader_of
-from fedproxy_secure.secagg.rehearsal import identities, ring, terms_for
+from fedproxy_secure.secagg.ckks.client import CkksClient
+from fedproxy_secure.secagg.ckks.messages import Hello, KeyGrant, Opened
+from fedproxy_secure.secagg.ckks.row import leader_of
+from fedproxy_secure.secagg.selftest.rehearsal import identities, ring, terms_for
 
 CONTEXT = b"c" * 32
 KEYS, ROSTER = identities(3)

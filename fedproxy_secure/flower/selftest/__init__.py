@@ -1,7 +1,7 @@
-"""Attacks on this installation through Flower messages: its own client app, server, journals and policies.
+"""Attacks on this installation through Flower messages: on its client app, server, journals and policies.
 
-`fedproxy_secure.secagg.selftest` attacks the protocol without a transport; this attacks what is built on
-it. Each attempt must be stopped by parties as installed and must succeed on known-bad ones.
+`fedproxy_secure.secagg.selftest` attacks the protocol without a transport; this package attacks what is
+built on the protocol. Installed parties must stop each attempt, and on known-bad parties it must succeed.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from fedproxy_secure.flower.selftest import agreements, liars, proxies, renewed, spending, sybils
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit, tried
 from fedproxy_secure.flower.selftest.stage import listening, small_world
-from fedproxy_secure.secagg.selftest import Finding
+from fedproxy_secure.secagg.selftest.attempts import Finding
 
 
 def attempts(*adversaries: str) -> Iterator[Attempt | Limit]:
-    """All of them, or those of some adversaries."""
+    """Yield all attempts, or those of the named adversaries."""
     for part in (renewed, spending, agreements, proxies, sybils, liars):
         yield from (a for a in part.attempts() if not adversaries or a.adversary in adversaries)
 
 
 def findings(*adversaries: str) -> Iterator[Finding]:
-    """Play all attempts, or those of some adversaries; about half a minute for all, as they come."""
+    """Play all attempts, or those of the named adversaries, and yield findings as they come.
+
+    All of them take about half a minute.
+    """
     with small_world() as world, listening() as heard:
         for one in attempts(*adversaries):
             yield from tried(one, world, heard)

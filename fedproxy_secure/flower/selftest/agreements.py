@@ -1,8 +1,8 @@
-"""A server that asks for what a client's own policy does not say.
+"""Attacks by a server that asks for more than a client's own policy allows.
 
-Other rounds, smaller cohorts, lower thresholds, updates in the clear. `TwoFacedJob` shows clients the job
-that they agreed to while the server works by another, so that what is proposed in the round's terms is
-judged by itself.
+It asks for other rounds, smaller cohorts, lower thresholds, or updates in the clear. With `TwoFacedJob` it
+shows clients the job that they agreed to and works by another one, so that the terms that it proposes for a
+round are judged on their own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedproxy_secure import wire
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import wire
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.selftest import known_bad
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
@@ -26,7 +26,7 @@ ADVERSARY = "active_server"
 
 
 class ReadsUpdates(GridAround):
-    """Keeps the updates that come in the clear, by client."""
+    """A grid that keeps the updates which clients send in the clear, by client."""
 
     def __init__(self, grid: Grid, *, d: int) -> None:
         super().__init__(grid)
@@ -34,7 +34,7 @@ class ReadsUpdates(GridAround):
         self.updates: dict[str, np.ndarray] = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Look at each answer on its way."""
+        """Yield the replies, and keep the update in each."""
         for reply in self._grid.pull_messages(message_ids):
             plain = not reply.has_error() and "metrics" in reply.content
             if plain and reply.metadata.message_type == wire.TRAIN:
@@ -44,7 +44,7 @@ class ReadsUpdates(GridAround):
 
 
 def in_the_clear(world: World) -> str:
-    """Plaintext of clients whose policies say masking."""
+    """Ask for plaintext updates from clients whose policies say masking."""
     with staged(world) as stage:
         grid = ReadsUpdates(stage.grid(), d=len(stage.initial.adapter))
         stage.serve(grid, _changed(stage.job, scheme="unsafe_plaintext"))
@@ -52,42 +52,42 @@ def in_the_clear(world: World) -> str:
 
 
 def more_rounds(world: World) -> str:
-    """A job of two rounds to clients whose policies say one."""
+    """Ask for two rounds from clients whose policies say one."""
     with staged(world) as stage:
         final = stage.serve(stage.grid(), _rounds(stage.job, 2))
         return f"gets {final.round} sums of a run of 1 round"
 
 
 def beyond_the_last(world: World) -> str:
-    """The job that they agreed to, and terms of the round after its last."""
+    """Show clients the job that they agreed to, and propose terms of the round after its last."""
     with staged(world) as stage:
-        shown = stage.named(stage.job)
-        asked = TwoFacedJob.of(_rounds(shown, 2), shown=shown)
-        final = stage.serve(stage.grid(), asked, replace(stage.initial, round=1))
+        agreed = stage.named(stage.job)
+        two_faced = TwoFacedJob.of(_rounds(agreed, 2), shown=agreed)
+        final = stage.serve(stage.grid(), two_faced, replace(stage.initial, round=1))
         return f"gets the sum of round {final.round - 1} of a run of 1 round, which begins at 0"
 
 
 def lower_threshold(world: World) -> str:
-    """Terms with a threshold of 3 to clients whose policies say 4; then one drops out."""
+    """Propose a threshold of 3 to clients whose policies say 4, then let one client drop out."""
     with staged(world, small_job(threshold=4)) as stage:
-        shown = stage.named(stage.job)
-        asked = TwoFacedJob.of(_changed(shown, threshold=None), shown=shown)
-        state = stage.serve(stage.grid(DropsOut(wire.MASK, stage.node(-1))), asked)
+        agreed = stage.named(stage.job)
+        two_faced = TwoFacedJob.of(_changed(agreed, threshold=None), shown=agreed)
+        state = stage.serve(stage.grid(DropsOut(wire.MASK, stage.node(-1))), two_faced)
         moved = np.abs(state.adapter - stage.initial.adapter).max()
         return f"gets a sum of 3 clients, where policies say 4; it moves the adapter by {moved:.0e}"
 
 
 def smaller_cohort(world: World) -> str:
-    """A cohort of 3 of a roster of 5, in which no sum is of fewer than 4."""
+    """Ask a cohort of 3 clients of a roster of 5, which allows no sum of fewer than 4."""
     with staged(world, small_job(5)) as stage:
-        few = replace(stage.job, clients=stage.job.clients[:3])
+        few = stage.job.changed(clients=stage.job.clients[:3])
         state = stage.serve(stage.grid(), few)
         moved = np.abs(state.adapter - stage.initial.adapter).max()
         return f"gets a sum of 3 clients of 5; it moves the adapter by {moved:.0e}"
 
 
 def adapter_for_one(world: World) -> str:
-    """The victim gets an adapter, all others zeros, which no gradient reaches: they send nothing."""
+    """Send the victim an adapter and all others zeros, which no gradient reaches: they send no change."""
     with staged(world) as stage:
         start = np.full_like(stage.initial.adapter, 0.1)
         state = replace(stage.initial, adapter=start)
@@ -96,7 +96,7 @@ def adapter_for_one(world: World) -> str:
 
 
 def attempts() -> Iterator[Attempt | Limit]:
-    """In the order in which they are shown."""
+    """Yield the attempts in the order in which they are shown."""
     for name, attack in (
         ("plaintext of clients whose policy says masking", in_the_clear),
         ("more rounds than the policy says", more_rounds),
@@ -124,14 +124,14 @@ def attempts() -> Iterator[Attempt | Limit]:
 
 
 class _SilencesOthers(GridAround):
-    """Zeros in the place of the broadcast adapter, but for one node."""
+    """A grid that sends zeros in place of the broadcast adapter to all nodes but one."""
 
     def __init__(self, grid: Grid, node: int) -> None:
         super().__init__(grid)
         self._node = node
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """The terms stay: they name the hash of what the one node gets."""
+        """Replace the adapters and keep the terms, which name the hash of what the one node gets."""
         kept = list(messages)
         for message in kept:
             metadata = message.metadata
@@ -143,8 +143,8 @@ class _SilencesOthers(GridAround):
 
 
 def _changed(job: FederationJob, **protect: Any) -> FederationJob:
-    return replace(job, protect=job.protect.model_copy(update=protect))
+    return job.changed(protect=job.protect.model_copy(update=protect))
 
 
 def _rounds(job: FederationJob, rounds: int) -> FederationJob:
-    return replace(job, federate=job.federate.model_copy(update={"rounds": rounds}))
+    return job.changed(federate=job.federate.model_copy(update={"rounds": rounds}))

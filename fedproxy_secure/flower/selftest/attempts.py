@@ -1,8 +1,8 @@
-"""What an attempt is: an attack on parties as installed, beside parties with one check taken out.
+"""An attempt: one attack, played on installed parties and on known-bad parties that lack one check.
 
-On installed ones it must be stopped, on known-bad ones it must succeed: a check that cannot fail proves
+Installed parties must stop it, and on known-bad parties it must succeed: a check that cannot fail proves
 nothing. A `Limit` is an attack that nothing here stops. It is played like the others and printed as "not
-stopped", never as ok; if it does not go through, what is said about it is wrong, and that is a failure too.
+stopped", never as ok. If it does not succeed, its description is wrong, and that is a failure too.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 from fedproxy_secure.errors import FedProxyError, ProtocolAborted
 from fedproxy_secure.flower.selftest.stage import Heard, World
-from fedproxy_secure.secagg.selftest import Finding
+from fedproxy_secure.secagg.selftest.attempts import Finding
 
-# what the attack read or did; raises `FedProxyError` if it was stopped
+# returns what the attack read or did; raises `FedProxyError` if it was stopped
 Attack = Callable[[World], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One attack. `known_bad` names the party that lacks a check while `without()` lasts."""
+    """One attack; `known_bad` names the party that lacks a check while the context `without()` lasts."""
 
     adversary: str
     name: str
@@ -32,7 +32,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """An attack that is not stopped, and `why` it cannot be, or what bounds it."""
+    """An attack that nothing stops; `why` says for what reason, or what bounds it."""
 
     adversary: str
     name: str
@@ -41,27 +41,30 @@ class Limit:
 
 
 def tried(one: Attempt | Limit, world: World, heard: Heard) -> Iterator[Finding]:
-    """One finding for a limit, two for an attempt: installed, then known-bad."""
+    """Play an attack and yield its findings: one for a limit; for an attempt, installed and known-bad."""
+    outcome, succeeded = _outcome(one.attack, world, heard)
     if isinstance(one, Limit):
-        found, succeeded = _played(one.attack, world, heard)
-        text = f"not stopped: {found}; {one.why}" if succeeded else f"is stopped, other than said: {found}"
+        text = f"not stopped: {outcome}; {one.why}" if succeeded else f"is stopped after all: {outcome}"
         yield Finding(adversary=one.adversary, attempt=one.name, ok=succeeded, found=text, limit=True)
         return
-    found, succeeded = _played(one.attack, world, heard)
-    stopped = found if succeeded else f"stopped: {found}"
-    yield Finding(adversary=one.adversary, attempt=one.name, ok=not succeeded, found=stopped)
+    text = outcome if succeeded else f"stopped: {outcome}"
+    yield Finding(adversary=one.adversary, attempt=one.name, ok=not succeeded, found=text)
     with one.without():
-        found, succeeded = _played(one.attack, world, heard)
+        outcome, succeeded = _outcome(one.attack, world, heard)
     yield Finding(
         adversary=one.adversary,
         attempt=f"{one.name}, known-bad {one.known_bad}",
         ok=succeeded,
-        found=f"succeeds: {found}" if succeeded else f"stopped: {found}",
+        found=f"succeeds: {outcome}" if succeeded else f"stopped: {outcome}",
     )
 
 
-def _played(attack: Attack, world: World, heard: Heard) -> tuple[str, bool]:
-    """What came of it, and whether it succeeded. The reason is the first client's own, if one gave one."""
+def _outcome(attack: Attack, world: World, heard: Heard) -> tuple[str, bool]:
+    """Play an attack, and return what it read or why it was stopped, and whether it succeeded.
+
+    If the server says no more than that too few clients were left, the reason is the first one that a
+    client logged.
+    """
     heard.take()
     try:
         return attack(world), True

@@ -1,21 +1,21 @@
-"""Proxies made for a purpose: other weights behind the same files, tokens that set traps."""
+"""Proxies crafted for an attack: other weights behind the same files, and tokens that set traps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord
 from safetensors.numpy import save_file
 from torch import nn
 
-from fedproxy_secure.federate.client import shared_model
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.shared_proxy import shared_proxy
 
 HIDDEN, VOCABULARY = 128, 1536  # of the demo LLM
 RANK = 2  # of the stage's adapters
@@ -23,7 +23,7 @@ RANK = 2  # of the stage's adapters
 
 @torch.no_grad()
 def set_traps(model: nn.Module, tokens: tuple[int, ...]) -> None:
-    """Embeddings of zeros, which no adapter gets a gradient from, but a unit vector for each token."""
+    """Give each of `tokens` a unit vector and all others zeros, from which no adapter gets a gradient."""
     weight = cast(Any, model).get_input_embeddings().weight
     weight.zero_()
     for place, token in enumerate(tokens):
@@ -31,21 +31,20 @@ def set_traps(model: nn.Module, tokens: tuple[int, ...]) -> None:
 
 
 def trap_columns(job: FederationJob, proxy: Path, moved: np.ndarray) -> np.ndarray:
-    """How far the column of each trap moved in the A of maps that read embeddings, float64 [2]."""
-    found, at = np.zeros(2), 0
-    for name, parameter in shared_model(job, proxy).model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        size = parameter.numel()
+    """Return how far each trap's column moved in the A of the maps that read embeddings, float64 [2]."""
+    distances, at = np.zeros(2), 0
+    with shared_proxy(job, proxy).model.lent() as tuned:
+        sizes = {n: p.numel() for n, p in tuned.named_parameters() if p.requires_grad}
+    for name, size in sizes.items():
         if ".lora_A." in name and any(f".{m}_proj." in name for m in "qkv"):
-            found += np.abs(moved[at : at + size].reshape(RANK, HIDDEN)[:, :2]).sum(axis=0)
+            distances += np.abs(moved[at : at + size].reshape(RANK, HIDDEN)[:, :2]).sum(axis=0)
         at += size
-    return found
+    return distances
 
 
 @torch.no_grad()
 def spoil(model: nn.Module, token: int) -> None:
-    """Make a token's embedding no number; the head, which the demo LLM ties to it, stays as it was."""
+    """Make a token's embedding NaN; the head, which the demo LLM ties to it, stays as it was."""
     untied = cast(Any, model)
     untied.config.tie_word_embeddings = False
     untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.clone())
@@ -54,7 +53,7 @@ def spoil(model: nn.Module, token: int) -> None:
 
 @torch.no_grad()
 def overflow(model: nn.Module, token: int) -> None:
-    """Let attention overflow where a token stands; every weight is finite, and other tokens run as ever."""
+    """Make attention overflow where a token stands; every weight stays finite, and other tokens run."""
     parts = cast(Any, model)
     embeddings = parts.get_input_embeddings().weight
     embeddings[:, 0] = 0.0
@@ -67,12 +66,12 @@ def overflow(model: nn.Module, token: int) -> None:
 
 @torch.no_grad()
 def nudge(model: nn.Module, _tokenizer: object) -> None:
-    """Other weights, in everything that reads embeddings."""
+    """Add 1 to the first parameter (the embeddings), which changes everything that reads them."""
     next(model.parameters()).add_(1.0)
 
 
-def adapter_of(proxy: Path, base: Path) -> ConfigRecord:
-    """Files of a LoRA adapter that changes nothing, on the model in `base`, with the proxy's tokenizer."""
+def adapter_of(proxy: Path, base: Path) -> dict[str, bytes]:
+    """Return the files of a LoRA adapter without effect on the model in `base`, and of its tokenizer."""
     with tempfile.TemporaryDirectory() as name:
         adapter = Path(name) / "adapter_model.safetensors"
         layer = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -89,19 +88,17 @@ def adapter_of(proxy: Path, base: Path) -> ConfigRecord:
         "layers_to_transform": [0],
     }
     tokenizer = {f.name: f.read_bytes() for f in proxy.glob("tokenizer*")}
-    return ConfigRecord(
-        {
-            "adapter_config.json": json.dumps(settings).encode(),
-            "adapter_model.safetensors": weights,
-            **tokenizer,
-        }
-    )
+    return {
+        "adapter_config.json": json.dumps(settings).encode(),
+        "adapter_model.safetensors": weights,
+        **tokenizer,
+    }
 
 
-def sha256_of(files: ConfigRecord) -> str:
-    """As `folder_sha256` would have it."""
+def sha256_of(files: Mapping[str, bytes]) -> str:
+    """Return the hash that `folder_sha256` gives a folder with these files."""
     total = hashlib.sha256()
     for name in sorted(files):
-        content = cast(bytes, files[name])
+        content = files[name]
         total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()

@@ -1,47 +1,48 @@
-"""Parties with one check taken out: where it is missing, the attack that it stops must succeed.
+"""Known-bad parties: each lacks one check, so the attack that the check stops must succeed on it.
 
-Journals that grant too much, clients that trust the server's job or terms, servers that believe what
-clients say. None of them is reachable from a setting; each lasts as long as its context.
+There are journals that grant too much, clients that trust the server's job or terms, and servers that
+believe what clients say. No setting reaches any of them; each lasts as long as its `with` block.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 
+from fedproxy_secure import wire
 from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower import client_app, masked_client, wire
 from fedproxy_secure.journal.rounds import Attempt as Asked
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import writing
+from fedproxy_secure.protect.secure_sum import client as masked_client
+from fedproxy_secure.protect.secure_sum import terms as masked_terms
 from fedproxy_secure.secagg.control import FRACTION, FRACTIONAL, LIMB_BITS, LIMBS, NAMES, Control
 from fedproxy_secure.secagg.terms import Policy
 
 
 @contextlib.contextmanager
 def taken_out(*places: tuple[object, str, object]) -> Iterator[None]:
-    """Meanwhile, let each (owner, name) of this process be something else."""
+    """Replace attributes in this process, given as (owner, name, replacement), in a `with` block."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     try:
-        for owner, name, instead in places:
-            setattr(owner, name, instead)
+        for owner, name, replacement in places:
+            setattr(owner, name, replacement)
         yield
     finally:
-        for owner, name, was in before:
-            setattr(owner, name, was)
+        for owner, name, original in before:
+            setattr(owner, name, original)
 
 
 class Forgetful(Journal):
-    """Grants every step, as a session that lies in Flower's state does to messages at once."""
+    """A journal that grants every step again, as a session in Flower's state does for parallel messages."""
 
     def take(self, step: str) -> dict[str, bytes]:
-        """What was kept for the step, as often as it is asked for."""
+        """Return what was kept for the step, however often it is asked for."""
         with writing(self.file) as database:
             kept = dict(database.execute("SELECT name, value FROM kept").fetchall())
             first = {n.removeprefix(f"{step} "): v for n, v in kept.items() if n.startswith(f"{step} ")}
@@ -52,60 +53,60 @@ class Forgetful(Journal):
             return first
 
     def put(self, context: bytes, kept: Any) -> None:
-        """Whatever attempt it is of."""
+        """Keep the values, whichever attempt they belong to."""
         with writing(self.file) as database:
             database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", kept.items())
 
     def release(self, context: bytes, **_: Any) -> None:
-        """Nothing is written down."""
+        """Write nothing down."""
 
 
 class ForgetsRounds(Journal):
-    """Forgets what a round was asked with and unmasked for, as Flower's state does in a new run."""
+    """A journal that forgets the rounds it was asked for and unmasked, like Flower's state in a new run."""
 
     def begin(self, asked: Asked) -> None:
-        """As if no round had been before."""
+        """Begin an attempt as if there had been no round before."""
         with writing(self.file) as database:
             database.execute("DELETE FROM rounds")
         super().begin(asked)
 
 
 class AgreesToAnyRun(Journal):
-    """Takes any proxy, plan and roster under one policy and seed."""
+    """A journal that takes any proxy, plan and roster under one policy and seed."""
 
     def agree(self, *, policy: bytes, seed: int, run: str, roster_sha256: bytes) -> None:
-        """Nothing is compared."""
+        """Accept the run without comparing anything."""
 
 
 class TrustsItsDisk(Journal):
-    """Does not ask whether it was put back."""
+    """A journal that does not check whether an older copy took its place."""
 
     def check_not_older(self, *, sequence: int = 0, run: str = "", ledger_events: int = 0) -> None:
-        """Nothing is compared."""
+        """Accept the journal without comparing anything."""
 
 
 class TakesAnyTerms(Policy):
-    """Signs whatever terms the server proposes."""
+    """A client's demands on terms, without any: the client signs whatever the server proposes."""
 
     def check(self, terms: Any, *, name: str, broadcast_sha256: bytes, plan: Any) -> None:
-        """Nothing is compared."""
+        """Accept the terms without comparing anything."""
 
 
 def any_broadcast(content: RecordDict, _job: FederationJob, sizes: Sequence[int]) -> wire.Broadcast:
-    """Whatever round and penalties it names."""
+    """Decode a broadcast, and accept whatever round and penalties it names."""
     return wire.decode_broadcast(content, d=sum(sizes))
 
 
 def trusts_the_servers_job(policy: ClientPolicy, asked: FederationJob) -> FederationJob:
-    """Takes its records from its policy and everything else from the server."""
+    """Return the server's job, with nothing but the records and the keys taken from the policy."""
     protect = asked.protect.model_copy(update={"keys": policy.protect.keys})
-    return replace(asked, clients=(policy.client,), data_root=policy.data_root, protect=protect)
+    return asked.changed(clients=(policy.client,), data_root=policy.data_root, protect=protect)
 
 
 def believed(
     sums: dict[str, np.ndarray], context: bytes, *, clients: int, expected: object = None
 ) -> Control:
-    """What control words say, whatever they say."""
+    """Decode the control words without judging what they say."""
     rows = sums["control"].reshape(len(NAMES), LIMBS)
     values = {
         name: sum(int(limb) << (LIMB_BITS * i) for i, limb in enumerate(row))
@@ -117,14 +118,14 @@ def believed(
 
 
 def signing_clients() -> contextlib.AbstractContextManager[None]:
-    """Clients that train and sign whatever a round's messages propose."""
+    """Return a context in which clients train and sign whatever a round's messages propose."""
     return taken_out(
         (masked_client, "Policy", TakesAnyTerms),
         (masked_client, "agreed_broadcast", any_broadcast),
-        (client_app, "agreed_broadcast", any_broadcast),
+        (masked_terms, "agreed_broadcast", any_broadcast),
     )
 
 
 def trusting_clients() -> contextlib.AbstractContextManager[None]:
-    """Clients whose policies say nothing."""
+    """Return a context in which clients take the server's job, whatever their policies say."""
     return taken_out((ClientPolicy, "own_job", trusts_the_servers_job))

@@ -1,7 +1,7 @@
-"""Clients that lie: in control words, in ring words, and by answers that are none.
+"""Attacks by clients that lie: in control words, in ring words, and by answers that are no messages.
 
-A sum hides who lied, so the server can only judge whether honest clients could have it. That bounds what a
-liar does; it does not stop it, and one liar can end every round.
+A sum hides who lied, so the server can only judge whether honest clients could have produced it. That
+bounds what a liar can do. It does not stop the liar, and one liar can end every round.
 """
 
 from __future__ import annotations
@@ -12,59 +12,60 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from fedproxy_secure import wire
 from fedproxy_secure.errors import FedProxyError, ProtocolAborted
-from fedproxy_secure.flower import masked_client, wire
-from fedproxy_secure.flower.masked_terms import first_clip, largest_clip
 from fedproxy_secure.flower.selftest import known_bad
 from fedproxy_secure.flower.selftest.attempts import Attack, Attempt, Limit
 from fedproxy_secure.flower.selftest.known_bad import taken_out
 from fedproxy_secure.flower.selftest.stage import InstalledApp, Stage, World, staged
-from fedproxy_secure.secagg import server as secagg_server
+from fedproxy_secure.protect.secure_sum import client as masked_client
+from fedproxy_secure.protect.secure_sum.terms import first_clip, largest_clip
 from fedproxy_secure.secagg.control import FRACTION, LIMB_BITS, LIMBS, NAMES
+from fedproxy_secure.secagg.masking import server as secagg_server
 from fedproxy_secure.secagg.ring import Quantised, RingPlan, quantise
 
 ADVERSARY = "lying_clients"
-LIAR = 0  # which client lies
+LIAR = 0  # the index of the client that lies
 Lie = Callable[[RingPlan, np.ndarray], None]  # changes ring words [plan.words] before they are masked
 
 
 class Liar(InstalledApp):
-    """One client changes its words between rounding and masking; all others are as installed."""
+    """A client app in which one client changes its words between rounding and masking."""
 
     def __init__(self, node: int, lie: Lie) -> None:
         super().__init__()
         self._node, self._lie = node, lie
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """As installed, but for the words."""
+        """Answer as installed, except for the liar's words."""
         if context.node_id != self._node:
             return super().__call__(message, context)
 
         def lying(plan: RingPlan, values: Any, **how: Any) -> Quantised:
-            made = quantise(plan, values, **how)
-            self._lie(plan, made.words)
-            return made
+            rounded = quantise(plan, values, **how)
+            self._lie(plan, rounded.words)
+            return rounded
 
         with taken_out((masked_client, "quantise", lying)):
             return super().__call__(message, context)
 
 
 class Garbler(InstalledApp):
-    """One client answers one kind of message with something else."""
+    """A client app in which one client answers one kind of message with something else."""
 
     def __init__(self, node: int, kind: str, content: RecordDict) -> None:
         super().__init__()
         self._node, self._kind, self._content = node, kind, content
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """What was prepared, in the place of an answer."""
+        """Return the prepared content in place of that answer; answer all else as installed."""
         if (context.node_id, message.metadata.message_type) == (self._node, self._kind):
             return Message(self._content, reply_to=message)
         return super().__call__(message, context)
 
 
 def weight_of_almost_nothing(world: World) -> str:
-    """The liar's limbs take the others' weight off the sum, down to 2^-20."""
+    """Take the others' weight off the sum with the liar's limbs, down to 2^-20."""
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
         others = (plan.clients - 1) * _limbs(int(FRACTION))
@@ -75,7 +76,7 @@ def weight_of_almost_nothing(world: World) -> str:
 
 
 def counts(name: str, value: int) -> Attack:
-    """A liar that says `value` where honest clients say what the settings imply."""
+    """Return an attack whose liar says `value` where honest clients say what the settings imply."""
 
     def attack(world: World) -> str:
         with staged(world) as stage:
@@ -87,7 +88,7 @@ def counts(name: str, value: int) -> Attack:
 
 
 def within_the_bound(world: World) -> str:
-    """The liar knows what the others send, and brings coordinate 0 of the sum to the end of the ring."""
+    """Bring coordinate 0 of the sum to the end of the ring, with knowledge of what the others send."""
     with staged(world) as stage:
         state = stage.serve(stage.grid(Liar(stage.node(LIAR), _bringing(stage, -4.0 * _sign(stage)))))
         clip, mean = first_clip(stage.job.local), _honest_mean(stage)
@@ -99,7 +100,7 @@ def within_the_bound(world: World) -> str:
 
 
 def doubled_clip(world: World) -> str:
-    """The liar says that values were clipped: the next round's ring is twice as coarse."""
+    """Say that values were clipped, which makes the next round's ring twice as coarse."""
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
         _say(plan, words, "clipped", _limbs(1))
@@ -116,7 +117,7 @@ def doubled_clip(world: World) -> str:
 
 
 def garbled(kind: str, record: dict[str, Any]) -> Attack:
-    """An answer that is no message of the protocol; the server should go on without its client."""
+    """Return an attack by an answer that is no message; the server should go on without its client."""
 
     def attack(world: World) -> str:
         with staged(world) as stage:
@@ -125,7 +126,7 @@ def garbled(kind: str, record: dict[str, Any]) -> Attack:
                 state = stage.serve(stage.grid(Garbler(stage.node(LIAR), kind, content)))
             except FedProxyError:
                 raise
-            except Exception as error:  # whatever a server that does not judge answers ends with
+            except Exception as error:  # a server that does not judge answers may end with any error
                 return f"the server ends with {type(error).__name__}: {str(error)[:60]}"
             moved = np.abs(state.adapter - stage.initial.adapter).max()
             raise ProtocolAborted(f"left out; the sum of the other 3 moves the adapter by {moved:.0e}")
@@ -134,7 +135,7 @@ def garbled(kind: str, record: dict[str, Any]) -> Attack:
 
 
 def attempts() -> Iterator[Attempt | Limit]:
-    """In the order in which they are shown."""
+    """Yield the attempts in the order in which they are shown."""
     for name, attack in (
         ("says a weight that leaves 2^-20 in the sum", weight_of_almost_nothing),
         ("says that it counts as two", counts("clients", 2)),
@@ -196,7 +197,7 @@ def _start(plan: RingPlan, segment: str) -> int:
 
 
 def _bringing(stage: Stage, clips: float) -> Lie:
-    """A liar that brings coordinate 0 of the sum to so many clips."""
+    """Return a lie that brings coordinate 0 of the sum to `clips` times the clip."""
     others = sum(float(stage.update(i)[0]) for i in range(len(stage.policies)) if i != LIAR)
     wanted = clips * first_clip(stage.job.local) * (1 - 1e-6) - others
 
@@ -216,7 +217,7 @@ def _honest_mean(stage: Stage) -> np.ndarray:
 
 
 def _moved(stage: Stage, adapter: np.ndarray) -> str:
-    """How far the fused step goes. Raises `ProtocolAborted` if no farther than honest clients can."""
+    """Return how far the fused step goes, as text. Raises `ProtocolAborted` if it stays within the clip."""
     clip = first_clip(stage.job.local)
     moved = float(np.abs(adapter.astype(np.float64) - stage.initial.adapter).max())
     if moved <= clip * (1 + 1e-6):
@@ -225,5 +226,5 @@ def _moved(stage: Stage, adapter: np.ndarray) -> str:
 
 
 def _clip(clip: np.ndarray | None) -> float:
-    assert clip is not None  # masked rounds have one
+    assert clip is not None  # every masked round has a clip
     return float(clip[0])

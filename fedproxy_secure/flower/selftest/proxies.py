@@ -1,9 +1,9 @@
-"""A server whose proxy is made to leak: other weights under the same hash, failures that tell, traps.
+"""Attacks by a server whose proxy is made to leak: by swapped weights, by telling failures, by traps.
 
-What a client checks of a proxy: that its files are those of a causal LM and lead nowhere else, that they
-are still what they were, that what was loaded is what the job names, and that it runs on every token before
-a record is read. What it cannot check is what the weights are for: `traps_in_a_sum` reads tokens off a
-masked sum, and only differential privacy bounds what it reads.
+A client checks that a proxy's files are those of a causal LM and lead nowhere else, that they have not
+changed since, that what was loaded is what the job names, and that the proxy runs on every token before a
+record is read. It cannot check what the weights are for: `traps_in_a_sum` reads tokens off a masked sum,
+and only differential privacy bounds what it reads.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import nn
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import PrivacyConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.errors import FedProxyError, ProtocolAborted
-from fedproxy_secure.federate import client as own_client
-from fedproxy_secure.federate import proxy_files, proxy_model
-from fedproxy_secure.federate.client import build_client, shared_model, with_proxy
+from fedproxy_secure.federate import build as own_client
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.proxy_digest import loaded_sha256
-from fedproxy_secure.federate.proxy_model import ProxyModel
-from fedproxy_secure.flower import proxy_store, wire
+from fedproxy_secure.federate.shared_proxy import SharedProxy, shared_proxy, with_proxy
 from fedproxy_secure.flower.asking import Asker
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
@@ -45,20 +43,25 @@ from fedproxy_secure.flower.selftest.crafted import (
 )
 from fedproxy_secure.flower.selftest.known_bad import taken_out
 from fedproxy_secure.flower.selftest.stage import Stage, World, small_job, staged
-from fedproxy_secure.llm import load_llm
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake import files as proxy_files
+from fedproxy_secure.proxy_intake import model as proxy_model
+from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.proxy_intake.digest import loaded_sha256
+from fedproxy_secure.proxy_intake.model import ProxyModel
 
 ADVERSARY = "malicious_proxy"
 WEIGHTS = "model.safetensors"
 
 
 def other_weights_one_hash(world: World) -> str:
-    """An adapter's folder in the place of a model's: its weights are whatever lies where it points."""
+    """Send an adapter's folder in place of a model's: its weights are whatever lies where it points."""
     base = Path(tempfile.mkdtemp(dir=world.folder)) / "base"
     shutil.copytree(world.proxy, base)
     files = adapter_of(world.proxy, base)
     sha256 = sha256_of(files)
     with staged(world) as stage:
-        job = replace(stage.named(stage.job), proxy_sha256=sha256)
+        job = stage.named(stage.job).changed(proxy_sha256=sha256)
         asker = Asker(stage.grid(), timeout_s=60)
         answers = asker.ask(
             wire.SETUP, {stage.node(0): wire.encode_setup(job, files)}, "", wire.decode_ready
@@ -75,7 +78,7 @@ def other_weights_one_hash(world: World) -> str:
 
 
 def changed_on_disk(world: World) -> str:
-    """Weights that are exchanged after the client has said that it has the proxy."""
+    """Exchange the weights after the client has said that it has the proxy."""
     folder = Path(tempfile.mkdtemp(dir=world.folder)) / "proxy"
     shutil.copytree(world.proxy, folder)
     other = world.another_proxy(nudge) / WEIGHTS
@@ -88,7 +91,7 @@ def changed_on_disk(world: World) -> str:
 
 
 def fails_on_a_token(world: World) -> str:
-    """A proxy with fewer embeddings than its tokenizer has tokens: training fails where one is missing."""
+    """Send a proxy with fewer embeddings than tokens: training fails where an embedding is missing."""
     with staged(world, small_job(scheme="unsafe_plaintext")) as stage:
         largest = {
             c.name: max(max(i.ids) for i in _records(world, n)) for n, c in enumerate(stage.job.clients)
@@ -100,7 +103,7 @@ def fails_on_a_token(world: World) -> str:
 
 
 def not_finite_for_a_token(world: World) -> str:
-    """A token's embedding is no number: the loss is none where a record has it."""
+    """Send a proxy with a NaN embedding: the loss is no number where a record has its token."""
     with staged(world, small_job(scheme="unsafe_plaintext")) as stage:
         ids = [{t for item in _records(world, n) for t in item.ids} for n in range(4)]
         token = max(ids[-1] - set[int]().union(*ids[:-1]))
@@ -108,12 +111,12 @@ def not_finite_for_a_token(world: World) -> str:
 
 
 def overflows_for_a_token(world: World, *, privacy: PrivacyConfig | None = None) -> str:
-    """All weights are finite, but attention overflows where a token stands; no look at them shows it.
+    """Send a proxy whose attention overflows at one token; all weights are finite and show nothing.
 
-    `privacy`: None for none.
+    `privacy`: the clients' privacy settings; None: no differential privacy.
     """
     job = small_job(scheme="unsafe_plaintext")
-    with staged(world, replace(job, privacy=privacy or job.privacy)) as stage:
+    with staged(world, job.changed(privacy=privacy or job.privacy)) as stage:
         ids = [{t for item in _records(world, n) for t in item.ids[:-1]} for n in range(4)]
         tried = set(np.linspace(0, VOCABULARY - 1, stage.job.max_tokens).round().astype(int).tolist())
         token = max(ids[-1] - set[int]().union(*ids[:-1]) - tried)
@@ -121,7 +124,7 @@ def overflows_for_a_token(world: World, *, privacy: PrivacyConfig | None = None)
 
 
 def traps_in_a_sum(world: World) -> str:
-    """All embeddings are zero but two: an adapter's column moves if its token is in somebody's records."""
+    """Send a proxy with two nonzero embeddings: a column moves if its token is in somebody's records."""
     with staged(world) as stage:
         tokenizer, job = load_llm(world.proxy, device="cpu", dtype="float32")[1], stage.job
         ids = [{t for item in _records(world, n) for t in item.ids[:-1]} for n in range(4)]
@@ -143,7 +146,7 @@ def traps_in_a_sum(world: World) -> str:
 
 
 def attempts() -> Iterator[Attempt | Limit]:
-    """In the order in which they are shown."""
+    """Yield the attempts in the order in which they are shown."""
     yield Attempt(
         adversary=ADVERSARY,
         name="proxy files that load other weights (adapter_config.json)",
@@ -164,7 +167,7 @@ def attempts() -> Iterator[Attempt | Limit]:
         known_bad="client that trains what lies there",
         without=lambda: taken_out(
             (proxy_store, "verified_sha256", _first_seen()),
-            (own_client, "shared_model", _loads_as_the_job_says),
+            (own_client, "shared_proxy", _loads_as_the_job_says),
         ),
     )
     yield Attempt(
@@ -200,14 +203,14 @@ def attempts() -> Iterator[Attempt | Limit]:
 
 
 class _Exchanges(GridAround):
-    """Whoever can write to the client's disk, before training is asked for."""
+    """A grid that exchanges a file on a client's disk before it asks for training."""
 
     def __init__(self, grid: Grid, file: Path, content: bytes) -> None:
         super().__init__(grid)
         self._file, self._content = file, content
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Exchange the file in time."""
+        """Exchange the file if training is asked for, then push the messages and return their ids."""
         kept = list(messages)
         if any(m.metadata.message_type == wire.TRAIN for m in kept):
             self._file.write_bytes(self._content)
@@ -217,22 +220,25 @@ class _Exchanges(GridAround):
 def _fails_at(
     stage: Stage, holders: list[str], token: int, change: Callable[[nn.Module, Any], object]
 ) -> str:
-    """Have all clients train a changed proxy, whose maker does not check it; who fails tells."""
-    made = stage.world.another_proxy(change)
-    model, tokenizer = load_llm(made, device="cpu", dtype="float32")
-    sha256 = proxy_files.folder_sha256(made)
-    job = replace(stage.job, proxy_sha256=sha256, proxy_loaded_sha256=loaded_sha256(model, tokenizer))
-    with proxy_store.offered_on_this_host(made):
+    """Have all clients train a changed proxy that its maker does not check; return who fails, as text.
+
+    Raises `ProtocolAborted` unless exactly the clients `holders` fail, whose records hold the token.
+    """
+    proxy = stage.world.another_proxy(change)
+    model, tokenizer = load_llm(proxy, device="cpu", dtype="float32")
+    sha256 = proxy_files.folder_sha256(proxy)
+    job = stage.job.changed(proxy_sha256=sha256, proxy_loaded_sha256=loaded_sha256(model, tokenizer))
+    with proxy_store.offered_on_this_host(proxy):
         trained = _who_trains(stage, job)
     failed = [c.name for c in stage.job.clients if c.name not in trained]
     if failed != holders:
-        alike = "refuse the proxy, before a record is read" if failed else "fail"
-        raise ProtocolAborted(f"{len(failed)} of 4 clients {alike}")
+        outcome = "refuse the proxy, before a record is read" if failed else "fail"
+        raise ProtocolAborted(f"{len(failed)} of 4 clients {outcome}")
     return f"training fails at {failed[0]} alone, whose records hold {tokenizer.decode([token]).strip()!r}"
 
 
 def _who_trains(stage: Stage, job: FederationJob) -> set[str]:
-    """Names of clients that answer a plain request for training."""
+    """Return the names of the clients that answer a plain request for training."""
     asker = Asker(stage.grid(), timeout_s=60)
     nodes = dict.fromkeys((stage.node(i) for i in range(4)), wire.encode_setup(job))
     names = {n: ready.client for n, ready in asker.ask(wire.SETUP, nodes, "", wire.decode_ready)}
@@ -240,20 +246,20 @@ def _who_trains(stage: Stage, job: FederationJob) -> set[str]:
     content = wire.encode_broadcast(
         wire.Broadcast(round=0, adapter=adapter, conflict=None, pcr_lambda=0.0, prox_mu=0.0)
     )
-    asked = asker.ask(
+    updates = asker.ask(
         wire.TRAIN, dict.fromkeys(names, content), "", lambda c: wire.decode_update(c, d=len(adapter))
     )
-    return {names[node] for node, _ in asked}
+    return {names[node] for node, _ in updates}
 
 
 def _records(world: World, index: int) -> Sequence[Encoded]:
-    """Client `index`'s records, as its model reads them."""
+    """Return client `index`'s records as its model reads them."""
     with proxy_store.offered_on_this_host(world.proxy):
         return build_client(with_proxy(small_job(), world.proxy), index, world.proxy).items
 
 
 def _first_weight(folder: Path) -> float:
-    """One number of a proxy as it is loaded for training."""
+    """Return one weight of a proxy as it is loaded for training."""
     model = proxy_model.load_proxy(folder, max_tokens=64, device="cpu", dtype="float32").model
     return float(next(model.parameters()).detach().view(-1)[0])
 
@@ -262,7 +268,7 @@ def _first_weight(folder: Path) -> float:
 
 
 def _anything(*_: object, **__: object) -> None:
-    """Nothing is checked."""
+    """Check nothing."""
 
 
 def _loaded_as_transformers_likes(folder: Path, **_: object) -> ProxyModel:
@@ -271,7 +277,7 @@ def _loaded_as_transformers_likes(folder: Path, **_: object) -> ProxyModel:
 
 
 def _first_seen() -> Any:
-    """A hash that is taken once for every folder."""
+    """Return a hash function that reads each folder once and remembers its hash."""
     seen: dict[Path, str] = {}
 
     def sha256_of(folder: Path) -> str:
@@ -282,6 +288,6 @@ def _first_seen() -> Any:
     return sha256_of
 
 
-def _loads_as_the_job_says(job: FederationJob, folder: Path) -> ProxyModel:
-    """What was loaded is taken for what the job names."""
-    return replace(shared_model(job, folder), loaded_sha256=job.proxy_loaded_sha256)
+def _loads_as_the_job_says(job: FederationJob, folder: Path) -> SharedProxy:
+    """Return the proxy as if what was loaded were what the job names."""
+    return replace(shared_proxy(job, folder), loaded_sha256=job.proxy_loaded_sha256)

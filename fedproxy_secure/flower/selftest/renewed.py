@@ -1,7 +1,8 @@
-"""A server that sends in parallel, renews Flower's runs, and puts clients' disks back.
+"""Attacks by a server that asks for a round twice: in parallel, in a new run, or after a rollback.
 
-What a sum of all clients and a sum of all but one tell together is that one's update. So each attempt is
-after a second answer to the same round: at once, in a new run of Flower, or after a rollback.
+The sum of all clients minus the sum of all but one is that one client's update. So each attempt is after a
+second answer to the same round: at the same time, in a new run of Flower, or after clients' disks were put
+back to an earlier state.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedproxy_secure import wire
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.flower import attempt as kept
-from fedproxy_secure.flower import proxy_store, wire
-from fedproxy_secure.flower.hostile import TwoInboxes
-from fedproxy_secure.flower.masked_terms import first_clip
 from fedproxy_secure.flower.selftest import known_bad
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
+from fedproxy_secure.flower.selftest.hostile import TwoInboxes
 from fedproxy_secure.flower.selftest.stage import DropsOut, Stage, World, read, small_job, staged
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
+from fedproxy_secure.protect.secure_sum import attempt as kept
+from fedproxy_secure.protect.secure_sum.terms import first_clip
+from fedproxy_secure.proxy_intake import store as proxy_store
 
 ADVERSARY = "parallel_server"
 
 
 def two_at_once(world: World) -> str:
-    """Two inboxes at once, one without the victim: their difference is the mask that both ends share."""
+    """Send two inboxes at once, one without the victim: the answers differ by the mask that both share."""
     with staged(world) as stage:
         sizes = stage.initial.sizes
         assert sizes is not None
@@ -38,7 +40,7 @@ def two_at_once(world: World) -> str:
 
 
 def other_survivors(world: World) -> str:
-    """The same round in a new run, in which the victim is said to be lost after it has shared."""
+    """Ask for the same round in a new run, and say that the victim is lost after it has shared."""
     with staged(world) as stage:
         whole = stage.serve(stage.grid())
         rest = stage.serve(stage.grid(DropsOut(wire.MASK, stage.node(-1))))
@@ -46,7 +48,7 @@ def other_survivors(world: World) -> str:
 
 
 def other_cohort(world: World) -> str:
-    """The same round in a new run, to which the victim is not invited."""
+    """Ask for the same round in a new run, without inviting the victim."""
     with staged(world) as stage:
         whole = stage.serve(stage.grid())
         rest = stage.serve(stage.grid(), stage.without_victim())
@@ -54,7 +56,7 @@ def other_cohort(world: World) -> str:
 
 
 def other_adapter(world: World) -> str:
-    """The same round in a new run, from another broadcast adapter."""
+    """Ask for the same round in a new run, from another broadcast adapter."""
     with staged(world) as stage:
         first = stage.serve(stage.grid())
         moved = replace(stage.initial, adapter=stage.initial.adapter + np.float32(1e-3))
@@ -64,17 +66,17 @@ def other_adapter(world: World) -> str:
 
 
 def other_clip(world: World) -> str:
-    """The same round in a new run, under another clip: what is cut tells values, clip by clip."""
+    """Ask for the same round in a new run, under another clip: what is cut tells values, clip by clip."""
     with staged(world, small_job(rounds=2)) as stage:
         clips = [share * first_clip(stage.job.local) for share in (0.9, 0.8)]
         for clip in clips:
-            asked = replace(stage.initial, round=1, clip=np.array([clip]))
-            stage.serve(stage.grid(), state=asked)
+            state = replace(stage.initial, round=1, clip=np.array([clip]))
+            stage.serve(stage.grid(), state=state)
         return f"gets sums of one round at the clips {clips[0]:g} and {clips[1]:g}"
 
 
 def other_proxy(world: World) -> str:
-    """Another run under the same policy and seed, on a proxy that differs in one number."""
+    """Start another run under the same policy and seed, on a proxy that differs in one number."""
     with staged(world) as stage:
         whole = stage.serve(stage.grid())
         other = world.another_proxy(_nudge)
@@ -84,7 +86,7 @@ def other_proxy(world: World) -> str:
 
 
 def journals_put_back(world: World, *, flower_too: bool = False) -> str:
-    """The clients' journals from before the round; Flower's states remember, unless they are new too."""
+    """Put the clients' journals back to before the round, and Flower's states with them if `flower_too`."""
     with staged(world) as stage:
         app = DropsOut(wire.MASK, stage.node(-1), active=False)
         grid = stage.grid(app)
@@ -98,15 +100,18 @@ def journals_put_back(world: World, *, flower_too: bool = False) -> str:
 
 
 def other_seed(world: World, *, allowed: bool = False, **protect: Any) -> str:
-    """Another seed is another run; the victim is not invited to it. `allowed`: the policy lists both."""
+    """Start another run under another seed, without inviting the victim.
+
+    `allowed`: the policy lists both seeds.
+    """
     with staged(world, small_job(**protect), seeds=(0, 1) if allowed else (0,)) as stage:
         whole = stage.serve(stage.grid())
-        rest = stage.serve(stage.grid(), replace(stage.without_victim(), seed=1))
+        rest = stage.serve(stage.grid(), stage.without_victim().changed(seed=1))
         return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
 
 
 def attempts() -> Iterator[Attempt | Limit]:
-    """In the order in which they are shown."""
+    """Yield the attempts in the order in which they are shown."""
     yield Attempt(
         adversary=ADVERSARY,
         name="asks for two masked vectors at once",

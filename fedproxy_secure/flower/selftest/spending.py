@@ -1,4 +1,4 @@
-"""A server that asks for private rounds in parallel, so that each is judged before the others are paid."""
+"""An attack by a server that asks for private rounds in parallel: each is judged before others are paid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedproxy_secure.flower.selftest.stage import World
 
 ADVERSARY = "parallel_server"
 CALLS, LIMIT = 4, 5.0
-# integer noise as of the unit `client`, whose accountant needs no extra
+# the integer noise of the privacy unit `client`, whose accountant needs no extra package
 EVENT = DiscreteSum(
     mechanism="skellam",
     variance=2 * 4096.0**2,
@@ -33,7 +33,7 @@ EVENT = DiscreteSum(
 
 
 def passes_the_limit(world: World) -> str:
-    """Four rounds at once, from four adapters; the limit has room for fewer."""
+    """Ask for four rounds at once, from four adapters, under a limit with room for fewer."""
     folder = Path(tempfile.mkdtemp(dir=world.folder))
     ledger = PrivacyLedger(
         folder=folder, client="c0", run="run", unit="client", delta=1e-5, max_epsilon=LIMIT
@@ -63,7 +63,7 @@ def passes_the_limit(world: World) -> str:
 
 
 def attempts() -> Iterator[Attempt | Limit]:
-    """In the order in which they are shown."""
+    """Yield the attempts in the order in which they are shown."""
     yield Attempt(
         adversary=ADVERSARY,
         name="asks for private rounds in parallel",
@@ -74,9 +74,9 @@ def attempts() -> Iterator[Attempt | Limit]:
 
 
 def _unlocked() -> AbstractContextManager[None]:
-    """Nobody waits for anybody: all have judged the same ledger before the first one pays.
+    """Return a context without the ledger's lock: all calls judge the same ledger before the first pays.
 
-    What each writes afterwards is written one by one, so that the files stay whole.
+    Afterwards they still write one by one, so that the files stay whole.
     """
     all_judged, writing = threading.Barrier(CALLS, timeout=60), threading.RLock()
     pay, keep = PrivacyLedger._pay, PrivacyLedger._keep_result

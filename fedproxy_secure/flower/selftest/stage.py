@@ -1,7 +1,7 @@
-"""A federation of seconds to be attacked: blocks of the demo LLM, made-up records, clients as installed.
+"""A small federation to attack: two blocks of the demo LLM, made-up records, clients as installed.
 
-Every client is a node with a policy, a key and a journal of its own, answered by the client app of this
-installation. Each attempt gets a stage of its own, since a journal answers a round once.
+Every client is a node with its own policy, key and journal, for which the client app of this installation
+answers. Each attempt gets a stage of its own, since a journal answers a round once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,30 @@ from torch import nn
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import FedProxyError, ProtocolAborted
-from fedproxy_secure.federate.client import build_client, shared_model, with_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState, initial_state
-from fedproxy_secure.flower import client_app, proxy_store
-from fedproxy_secure.flower.hostile import SnapshotGrid
+from fedproxy_secure.federate.shared_proxy import shared_proxy, with_proxy
+from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.in_process import CLIENT_APP_FAILED
+from fedproxy_secure.flower.selftest.hostile import SnapshotGrid
 from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.llm import demo_llm_folder, load_llm, with_blocks
+from fedproxy_secure.models.llm import demo_llm_folder, load_llm, with_blocks
+from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.secagg.provision import provision
 
 CLIENTS = 4  # of which 3 make a sum
 TASKS = ("clinic", "bank", "insurer", "council")
-RECORDS = 4  # a client; all are in every batch
-READ = 0.99  # cosine with the truth from which on a vector counts as read
+RECORDS = 4  # per client; all are in every batch
+READ = 0.99  # the cosine with the truth above which a vector counts as read
 CACHE = "FEDPROXY_CACHE"  # the variable that says where clients keep proxies
-MEMORY = Path("/dev/shm")  # where the machine has room there: elsewhere journals wait for the disk
-ROOM = 2**28  # bytes; a quarter of it is used
+MEMORY = Path("/dev/shm")  # used if it has room: on a disk journals wait for every write
+ROOM = 2**28  # bytes that must be free; a quarter of them is used
 
 
 def small_job(clients: int = CLIENTS, *, rounds: int = 1, seed: int = 0, **protect: Any) -> FederationJob:
-    """One local step on four made-up records a client; FedAvg, so that the step is the mean."""
+    """Return a job of one local step on four made-up records per client; FedAvg makes the step the mean."""
     names = [
         {"name": f"c{i}", "task": TASKS[i % len(TASKS)], "train_records": RECORDS, "test_records": 1}
         for i in range(clients)
@@ -65,23 +67,23 @@ def small_job(clients: int = CLIENTS, *, rounds: int = 1, seed: int = 0, **prote
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What all stages share: a folder for their files, and the proxy."""
+    """The folder for files and the proxy, which all stages share."""
 
     folder: Path
     proxy: Path
 
     def another_proxy(self, change: Callable[[nn.Module, Any], object]) -> Path:
-        """A copy of the proxy after `change(model, tokenizer)`."""
+        """Save a copy of the proxy after `change(model, tokenizer)`, and return its folder."""
         model, tokenizer = load_llm(self.proxy, device="cpu", dtype="float32")
         change(model, tokenizer)
-        made = Path(tempfile.mkdtemp(dir=self.folder)) / "proxy"
-        save_model(model, tokenizer, made)
-        return made
+        copy = Path(tempfile.mkdtemp(dir=self.folder)) / "proxy"
+        save_model(model, tokenizer, copy)
+        return copy
 
 
 @contextlib.contextmanager
 def small_world() -> Iterator[World]:
-    """Two blocks of the demo LLM in a temporary folder, which goes away with the keys in it."""
+    """Yield a world with two blocks of the demo LLM, in a temporary folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="fedproxy-selftest-", dir=_place()) as name:
         folder = Path(name)
         model, tokenizer = load_llm(demo_llm_folder(), device="cpu", dtype="float32")
@@ -98,7 +100,7 @@ def small_world() -> Iterator[World]:
 
 
 def _place() -> Path | None:
-    """Where to put the world's folder; None for where temporary files go."""
+    """Return where to put the world's folder; None: where temporary files go."""
     try:
         room = shutil.disk_usage(MEMORY).free
     except OSError:
@@ -107,7 +109,7 @@ def _place() -> Path | None:
 
 
 class PolicyGrid(SnapshotGrid):
-    """Nodes as on machines of their own: what each may be asked is in the policy that it names."""
+    """A grid of nodes as on separate machines: each names the policy that says what it may be asked."""
 
     def __init__(self, app: ClientApp, policies: Sequence[Path]) -> None:
         super().__init__(app, len(policies))
@@ -116,50 +118,49 @@ class PolicyGrid(SnapshotGrid):
 
 
 class InstalledApp(ClientApp):
-    """The client app of this installation; what is known-bad or hostile derives from it."""
+    """The client app of this installation; known-bad and hostile apps derive from it."""
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer as installed."""
+        """Answer a message as installed."""
         return client_app.app(message, context)
 
 
 class DropsOut(InstalledApp):
-    """Some clients cannot be reached by one kind of message, while `active`."""
+    """A client app in which one kind of message does not reach some clients, while `active`."""
 
     def __init__(self, kind: str, *nodes: int, active: bool = True) -> None:
         super().__init__()
         self.kind, self.nodes, self.active = kind, nodes, active
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """An error in the place of an answer."""
+        """Return an error for a message that is lost; answer all others as installed."""
         if self.active and message.metadata.message_type == self.kind and context.node_id in self.nodes:
             return Message(Error(code=CLIENT_APP_FAILED, reason="lost"), reply_to=message)
         return super().__call__(message, context)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TwoFacedJob(FederationJob):
-    """What a server does, under the hashes of another job: the one that it shows to its clients."""
+    """A job that a server works by, under the hashes of another job, which it shows to its clients."""
 
     shown: FederationJob
 
     @classmethod
     def of(cls, own: FederationJob, *, shown: FederationJob) -> TwoFacedJob:
-        """`own` in the clothes of `shown`, which must name its proxy already."""
-        return cls(**vars(own), shown=shown)
+        """Return the job `own` that looks like `shown`, which must name its proxy already."""
+        return cls(**dict(own), shown=shown)
 
     def agreed_sha256(self) -> bytes:
-        """As shown."""
+        """Return the hash of the job that is shown."""
         return self.shown.agreed_sha256()
 
     def to_json(self) -> str:
-        """As shown."""
+        """Return the JSON of the job that is shown."""
         return self.shown.to_json()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A server's job, and clients whose policies, keys and journals lie in `keys`.
+    """A server's job, and the clients, whose policies, keys and journals lie in the folder `keys`.
 
     The last client is the victim.
     """
@@ -172,15 +173,15 @@ class Stage:
 
     @property
     def victim(self) -> str:
-        """Its name."""
+        """The victim's name."""
         return self.job.clients[-1].name
 
     def node(self, index: int) -> int:
-        """The node that plays client `index`; -1 is the victim's."""
+        """Return the node that plays client `index`; -1 is the victim's."""
         return 2 + index % len(self.policies)
 
     def grid(self, app: ClientApp | None = None) -> PolicyGrid:
-        """One of Flower's runs: all nodes' states are new."""
+        """Return a grid as for a new run of Flower, in which all nodes' states are new."""
         return PolicyGrid(app or InstalledApp(), self.policies)
 
     def serve(
@@ -191,24 +192,27 @@ class Stage:
         *,
         proxy: Path | None = None,
     ) -> ServerState:
-        """The installed server's rounds. Raises what it raises, so `RoundAborted` where clients refuse."""
+        """Run the installed server's rounds and return its last state.
+
+        Raises what the server raises: `RoundAborted` where clients refuse.
+        """
         return serve(grid, job or self.job, proxy or self.world.proxy, state or self.initial)
 
     def named(self, job: FederationJob) -> FederationJob:
-        """A job with the hashes of the proxy."""
+        """Return a job with the hashes of the proxy in it."""
         return with_proxy(job, self.world.proxy)
 
     def without_victim(self) -> FederationJob:
-        """The job for all other clients."""
-        return replace(self.job, clients=self.job.clients[:-1])
+        """Return the job for all clients but the victim."""
+        return self.job.changed(clients=self.job.clients[:-1])
 
     def sum_of(self, state: ServerState, clients: int, start: ServerState | None = None) -> np.ndarray:
-        """The sum of updates behind a step of FedAvg over so many clients, float64 [d]."""
+        """Return the sum of updates behind a step of FedAvg over `clients` clients, float64 [d]."""
         before = (start or self.initial).adapter.astype(np.float64)
         return clients * (state.adapter.astype(np.float64) - before)
 
     def update(self, index: int = -1, start: ServerState | None = None) -> np.ndarray:
-        """What client `index` truly sends, float32 [d]: known to the scorer alone."""
+        """Return the update that client `index` truly sends, float32 [d]; only the scorer knows it."""
         at, job = index % len(self.job.clients), self.named(self.job)
         client, state = build_client(job, at, self.world.proxy), start or self.initial
         return client.train(round=state.round, start=state.adapter).update
@@ -218,23 +222,24 @@ class Stage:
 def staged(
     world: World, job: FederationJob | None = None, *, seeds: tuple[int, ...] = (0,)
 ) -> Iterator[Stage]:
-    """New keys, journals and policies, which agree to `job` under `seeds`."""
-    asked = job or small_job()
+    """Yield a stage with new keys, journals and policies, which agree to `job` under `seeds`."""
+    job = job or small_job()
     keys = Path(tempfile.mkdtemp(dir=world.folder))
-    provision([c.name for c in asked.clients], keys)
-    asked = replace(asked, protect=asked.protect.model_copy(update={"keys": str(keys)}))
+    provision([c.name for c in job.clients], keys)
+    job = job.changed(protect=job.protect.model_copy(update={"keys": str(keys)}))
     policies = []
-    for index, client in enumerate(asked.clients):
+    for index, client in enumerate(job.clients):
         file = keys / f"{client.name}.policy.yaml"
-        policy_for(asked, index, seeds=seeds).write(file)
+        policy_for(job, index, seeds=seeds).write(file)
         policies.append(file)
-    initial = initial_state(shared_model(asked, world.proxy).model)
+    with shared_proxy(job, world.proxy).model.lent() as tuned:
+        initial = initial_state(tuned)
     with proxy_store.offered_on_this_host(world.proxy):
-        yield Stage(world=world, job=asked, keys=keys, policies=tuple(policies), initial=initial)
+        yield Stage(world=world, job=job, keys=keys, policies=tuple(policies), initial=initial)
 
 
 def read(guess: np.ndarray, truth: np.ndarray, who: str) -> str:
-    """What an attack read of a vector [d]. Raises `ProtocolAborted` if it is not the truth."""
+    """Return what an attack read of a vector [d], as text. Raises `ProtocolAborted` if it is untrue."""
     a, b = guess.astype(np.float64), truth.astype(np.float64)
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / scale if scale else 0.0
@@ -244,21 +249,21 @@ def read(guess: np.ndarray, truth: np.ndarray, who: str) -> str:
 
 
 class Heard(logging.Handler):
-    """What clients wrote into their own logs, in order: why they refused."""
+    """A log handler that keeps what clients wrote into their own logs, in order: why they refused."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a client's own error."""
+        """Keep the error of a record that a client logged."""
         if record.name == client_app.__name__ and record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             kind = "" if isinstance(error, FedProxyError) else f"{type(error).__name__}: "
             self.lines.append(f"{kind}{error}")
 
     def take(self) -> str | None:
-        """The first line since the last call."""
+        """Return the first line since the last call, or None, and forget all lines."""
         first = self.lines[0] if self.lines else None
         self.lines.clear()
         return first
@@ -266,7 +271,7 @@ class Heard(logging.Handler):
 
 @contextlib.contextmanager
 def listening() -> Iterator[Heard]:
-    """Meanwhile, what the package logs is heard here and printed nowhere: refusals are expected."""
+    """Yield a handler that gets what the package logs; nothing is printed, since refusals are expected."""
     log, heard = logging.getLogger("fedproxy_secure"), Heard()
     passed_on = log.propagate
     log.addHandler(heard)

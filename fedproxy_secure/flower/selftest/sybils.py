@@ -1,9 +1,9 @@
-"""Clients that the server made up: enough of them outvote the honest ones, and a sum is one client's.
+"""Attacks by Sybils: with enough clients of its own, a server leaves one honest client in a sum.
 
 How many clients a sum must have follows from the cohort and the roster. If the roster has gained more
-Sybils than it had clients, survivors may be the Sybils and one victim, and the server takes what its own
-clients sent off the sum. Without the roster's help it may try to bring in strangers, to play honest clients
-itself, or to invite fewer clients than the roster asks for.
+Sybils than it had clients, the survivors may be the Sybils and one victim, and the server subtracts what
+its own clients sent from the sum. If the roster does not help, the server may try to bring in strangers, to
+play honest clients itself, or to invite fewer clients than the roster asks for.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, Message
 
+from fedproxy_secure import wire
 from fedproxy_secure.federate.client_policy import load_policy
-from fedproxy_secure.flower import attempt as kept
-from fedproxy_secure.flower import masked_client, wire
 from fedproxy_secure.flower.selftest import known_bad
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
 from fedproxy_secure.flower.selftest.known_bad import taken_out
@@ -33,8 +32,10 @@ from fedproxy_secure.flower.selftest.stage import (
     staged,
 )
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
-from fedproxy_secure.secagg.hostile import TrustsTheServersKeys
+from fedproxy_secure.protect.secure_sum import attempt as kept
+from fedproxy_secure.protect.secure_sum import client as masked_client
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
+from fedproxy_secure.secagg.selftest.hostile import TrustsTheServersKeys
 from fedproxy_secure.secagg.terms import Roster
 
 ADVERSARY = "sybils"
@@ -44,14 +45,14 @@ ANY_TERMS = (masked_client, "Policy", known_bad.TakesAnyTerms)
 
 
 class Sybils(DropsOut):
-    """Nodes of the server's own, which refuse nothing; some honest nodes may be cut off."""
+    """A client app in which the server's own nodes refuse nothing; some honest nodes may be cut off."""
 
     def __init__(self, sybils: Sequence[int], cut_off: Sequence[int] = ()) -> None:
         super().__init__(wire.MASK, *cut_off)
         self._sybils = sybils
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """As the server likes, for its own."""
+        """Answer for the server's own nodes as the server likes, for all others as installed."""
         if context.node_id not in self._sybils:
             return super().__call__(message, context)
         with taken_out(TRUSTING, ANY_TERMS), kept.unsafe_journals(known_bad.AgreesToAnyRun):
@@ -59,7 +60,7 @@ class Sybils(DropsOut):
 
 
 def roster_grows(world: World, *, within: bool = True) -> str:
-    """Three honest clients, four Sybils; all but one of the honest are cut off before they send.
+    """Let four Sybils join three honest clients, and cut off all honest clients but one before they send.
 
     `within`: the Sybils join after the first round of a run, otherwise before it.
     """
@@ -69,9 +70,9 @@ def roster_grows(world: World, *, within: bool = True) -> str:
             few = replace(stage, policies=stage.policies[:HONEST])
             honest = [c.name for c in stage.job.clients[:HONEST]]
             _write_roster(stage.keys, {n: roster.members[n] for n in honest})
-            shown = stage.named(replace(stage.job, clients=stage.job.clients[:HONEST]))
-            one = replace(shown, federate=shown.federate.model_copy(update={"rounds": 1}))
-            state = few.serve(few.grid(), TwoFacedJob.of(one, shown=shown))
+            agreed = stage.named(stage.job.changed(clients=stage.job.clients[:HONEST]))
+            one = agreed.changed(federate=agreed.federate.model_copy(update={"rounds": 1}))
+            state = few.serve(few.grid(), TwoFacedJob.of(one, shown=agreed))
             _write_roster(stage.keys, roster.members)
         state = replace(state, round=1)
         nodes = [stage.node(i) for i in range(HONEST + SYBILS)]
@@ -83,7 +84,7 @@ def roster_grows(world: World, *, within: bool = True) -> str:
 
 
 def strangers(world: World) -> str:
-    """A cohort of the victim and two Sybils that are in no honest client's roster."""
+    """Ask a cohort of the victim and two Sybils that are in no honest client's roster."""
     with staged(world, small_job(5)) as stage:
         everybody = load_roster(stage.keys).members
         sybils = ["c0", "c1"]
@@ -93,7 +94,7 @@ def strangers(world: World) -> str:
 
 
 def honest_names(world: World) -> str:
-    """The server plays two of three honest clients, with keys of its own."""
+    """Play two of three honest clients, with keys of the server's own."""
     with staged(world, small_job(HONEST)) as stage:
         played = ["c0", "c1"]
         place = _servers_place(stage, played, load_roster(stage.keys).members, new_keys=True)
@@ -101,13 +102,13 @@ def honest_names(world: World) -> str:
 
 
 def fewer_than_asked(world: World) -> str:
-    """The victim and two of four Sybils, where a roster of seven asks for five clients."""
+    """Ask the victim and two of four Sybils, where a roster of seven asks for five clients."""
     with staged(world, small_job(HONEST + SYBILS)) as stage:
         return _alone_among(stage, ["c0", "c1"], stage.keys)
 
 
 def attempts() -> Iterator[Attempt | Limit]:
-    """In the order in which they are shown."""
+    """Yield the attempts in the order in which they are shown."""
     yield Attempt(
         adversary=ADVERSARY,
         name=f"{SYBILS} Sybils join {HONEST} clients within a run",
@@ -151,7 +152,7 @@ def _write_roster(folder: Path, members: Mapping[str, bytes]) -> None:
 def _servers_place(
     stage: Stage, names: Sequence[str], members: Mapping[str, bytes], *, new_keys: bool
 ) -> Path:
-    """A folder with the server's roster and its clients' keys; their policies name it."""
+    """Make a folder with the server's roster and its clients' keys, and name it in their policies."""
     place = Path(tempfile.mkdtemp(dir=stage.world.folder))
     own = dict(members)
     if new_keys:
@@ -170,10 +171,10 @@ def _servers_place(
 
 
 def _alone_among(stage: Stage, sybils: Sequence[str], place: Path) -> str:
-    """A round of the victim and two Sybils; what they sent is taken off its sum."""
+    """Run a round of the victim and two Sybils, and subtract what the Sybils sent from its sum."""
     chosen = [i for i, c in enumerate(stage.job.clients) if c.name in (*sybils, stage.victim)]
-    job = replace(stage.job, clients=tuple(stage.job.clients[i] for i in chosen))
-    servers = replace(job, protect=job.protect.model_copy(update={"keys": str(place)}))
+    job = stage.job.changed(clients=tuple(stage.job.clients[i] for i in chosen))
+    servers = job.changed(protect=job.protect.model_copy(update={"keys": str(place)}))
     few = replace(stage, job=job, policies=tuple(stage.policies[i] for i in chosen))
     app = Sybils([few.node(i) for i in range(len(sybils))])
     total = few.sum_of(few.serve(few.grid(app), servers), len(chosen))

@@ -1,0 +1,128 @@
+"""The registry of all attacks: this project's, and those that other packages provide by an entry point.
+
+An attack registers itself with the decorator `attack`. Another project names its module in its
+`pyproject.toml`:
+
+    [project.entry-points."fedproxy_secure.attacks"]
+    worst_token = "my_package.worst_token"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from attacks.base import Attack, AttackInfo
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.evidence.finding import Profile
+from fedproxy_secure.evidence.measure import measure_kind
+from fedproxy_secure.runtime.nearest import nearest
+
+GROUP = "fedproxy_secure.attacks"
+_REGISTERED: dict[str, type[Attack]] = {}
+_OWN = (  # modules; each registers its attacks when it is imported
+    "attacks.reconstruction.embedding",
+    "attacks.reconstruction.spans",
+    "attacks.reconstruction.sequences",
+    "attacks.reconstruction.matching",
+    "attacks.membership.updates",
+    "attacks.membership.models",
+    "attacks.membership.canaries",
+    "attacks.audit.suite_entries",
+    "attacks.integrity.active_server",
+    "attacks.integrity.trapped_proxy",
+    "attacks.integrity.passive_sums",
+    "attacks.integrity.masked_words",
+    "attacks.integrity.mask_seeds",
+    "attacks.extraction.proxy",
+    "attacks.extraction.logits",
+    "attacks.integrity.poisoning",
+    "attacks.membership.properties",
+)
+
+
+def attack(info: AttackInfo) -> Any:
+    """Return a class decorator that registers an attack under `info.name`.
+
+    Several attacks may share an id. Raises `ConfigError` if the name is taken.
+    """
+
+    def register(kind: type[Attack]) -> type[Attack]:
+        taken = _REGISTERED.get(info.name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (
+            kind.__module__,
+            kind.__qualname__,
+        ):
+            raise ConfigError(f"attack {info.name!r}: is registered already; names must differ")
+        kind.info = info
+        _REGISTERED[info.name] = kind
+        return kind
+
+    return register
+
+
+@cache
+def _load() -> None:
+    for module in _OWN:
+        import_module(module)
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except ConfigError:
+            raise
+        except Exception as error:  # somebody else's module may raise anything
+            raise ConfigError(
+                f"entry point {point.name!r} of {GROUP}: {point.value}: cannot be loaded: {error}"
+            ) from error
+
+
+def every() -> dict[str, Attack]:
+    """Return all attacks by name, this project's first, then those of other packages.
+
+    This project's attacks come in the order of their ids. Raises `ConfigError` if an entry point cannot be
+    loaded.
+    """
+    _load()
+
+    def number(kind: type[Attack]) -> tuple[int, str]:
+        digits = "".join(c for c in kind.info.id if c.isdigit())
+        ours = kind.__module__ in _OWN
+        return (int(digits) if ours and digits else 999, kind.info.name)
+
+    return {k.info.name: k() for k in sorted(_REGISTERED.values(), key=number)}
+
+
+def find(name: str) -> list[Attack]:
+    """Return the attack with this name, or all attacks with this id.
+
+    Raises `ConfigError` that suggests the nearest name.
+    """
+    attacks = every()
+    chosen = [a for a in attacks.values() if name in (a.info.name, a.info.id)]
+    if not chosen:
+        ids = dict.fromkeys(a.info.id for a in attacks.values())
+        raise ConfigError(f"attack {name!r}: is not known; {nearest(name, [*attacks, *ids])}")
+    return chosen
+
+
+def get(name: str) -> Attack:
+    """Return the attack with this name, or the first attack with this id.
+
+    Raises `ConfigError` that suggests the nearest name.
+    """
+    return find(name)[0]
+
+
+def suite(profile: Profile) -> list[Attack]:
+    """Return the attacks that a profile runs."""
+    return [a for a in every().values() if a.info.smoke or profile != "smoke"]
+
+
+def check_measures(attacks: Iterable[Attack]) -> None:
+    """Raise `ConfigError` with the nearest key if an attack feeds a measure that is not registered."""
+    for one in attacks:
+        for feeds in one.info.measures:
+            measure_kind(feeds.measure, where=f"attack {one.info.name!r}: measures")

@@ -1,0 +1,60 @@
+"""A protection of your own: clients send the signs of their updates and one length, a bit per number.
+
+Fewer bytes, no secret: the server reads every client's signs, so the name begins with `unsafe_`. To let the
+command line and the cells of a matrix find it, name it in the `pyproject.toml` of your package:
+
+    [project.entry-points."fedproxy_secure.protections"]
+    unsafe_signs = "own_protection:SIGNS"
+
+Then `protect: {scheme: unsafe_signs}` in any settings. Method: signSGD, scaled (Bernstein et al. 2018).
+"""
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.protect.one_message import OneMessage
+from fedproxy_secure.wire import records
+
+
+class Signs(OneMessage):
+    """Each coordinate becomes plus or minus the mean absolute value of the update."""
+
+    name = "unsafe_signs"
+    title = "signs only"
+
+    def sees(self, protect, fusion):
+        return "unsafe_signs: the server sees the sign of every number of every client's update."
+
+    def unsafe(self, protect):
+        return (self.sees(protect, None),)
+
+    def upload_bytes(self, job, sizes):
+        return -(-sum(sizes) // 8) + 8
+
+    def encode(self, update, job):
+        bits = np.packbits(update.update > 0).tobytes()
+        scale = float(np.abs(update.update).mean())
+        fields = {"client": update.client, "scale": scale, "bits": bits, "steps": update.steps}
+        return RecordDict({"signs": ConfigRecord(fields)})
+
+    def decode(self, content, job, *, d):
+        keys = {"client", "scale", "bits", "steps"}
+        fields = records.record(content, "signs", ConfigRecord, "signs", keys=keys)
+        raw = records.raw_bytes(fields, "bits", length=-(-d // 8))
+        scale = records.number(fields, "scale")
+        if not np.isfinite(scale):
+            raise DataError(f"scale={scale}: must be a finite number")
+        signs = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=d).astype(np.float32) * 2 - 1
+        return ClientUpdate(
+            client=records.plain_text(fields, "client", most=64),
+            update=np.float32(scale) * signs,
+            loss=0.0,
+            steps=records.integer(fields, "steps"),
+            seconds=0.0,
+            truncated=0,
+        )
+
+
+SIGNS = Signs()

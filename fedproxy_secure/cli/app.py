@@ -1,0 +1,73 @@
+"""The command `fedproxy-secure`: it reads settings, calls the library and prints the results.
+
+Exit codes: 0 done; 2 a wrong setting, file or installation, explained in one line; 130 interrupted.
+Everything heavy is imported inside the commands, so that `--help` does not load torch.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import typer
+
+from fedproxy_secure import __version__
+from fedproxy_secure.cli import evidence, experiments, federation, installation
+
+QUIET = {  # environment variables of the libraries; a user's own values win
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+COMMANDS = "fedproxy_secure.commands"
+
+app = typer.Typer(
+    name="fedproxy-secure",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Tune an LLM with the private data of many clients; the whole LLM stays on its server.\n\n"
+    "The server compresses its LLM to a proxy, clients tune the proxy on their records, the server "
+    "merges their updates and plugs them back into the LLM.\n\n"
+    "Start here: `fedproxy-secure compare quickstart`",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if version:
+        typer.echo(f"fedproxy-secure {__version__}")
+        raise typer.Exit
+
+
+def add_commands(to: typer.Typer) -> None:
+    """Add the commands of other packages, found by the entry point group `COMMANDS`.
+
+    The attacks are among them: this package never imports them, so it cannot name their commands itself.
+    """
+    for point in entry_points(group=COMMANDS):
+        to.add_typer(point.load(), name=point.name)
+
+
+app.command("run")(experiments.run_command)
+app.command("compare")(experiments.compare_command)
+app.command("matrix")(experiments.matrix_command)
+app.command("report")(experiments.report_command)
+app.command("pretrain-demo")(installation.pretrain_demo)
+app.command("doctor")(installation.doctor)
+app.command("provision")(federation.provision)
+app.command("selftest")(federation.selftest)
+app.command("gate")(evidence.gate)
+app.add_typer(evidence.audit_app, name="audit")
+add_commands(app)

@@ -1,0 +1,190 @@
+"""The commands `gate` and `audit`: judge a report, and check that a run's folder is as it was written.
+
+Exit codes of both: 0 fine; 1 a rule was broken, or something was tampered with; 2 a wrong option or file; 3
+evidence is missing or inconclusive, something is not signed, or the expected signer was not named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.errors import AuditError, ConfigError, RunFolderError
+
+if TYPE_CHECKING:
+    from fedproxy_secure.audit.verify import Verified
+    from fedproxy_secure.gate.judge import Judgement, Signed
+
+BROKEN, UNSETTLED = 1, 3
+FORMATS = ("table", "markdown", "json")
+
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="PUB", help="The signer's public key, in hex or a file, from a source you trust."
+    ),
+]
+
+
+def gate(
+    report: Annotated[Path, typer.Option(metavar="FILE", help="A `report.json`.")],
+    policy: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="A policy, or a shipped one: `release`, `research`.")
+    ],
+    key: KeyOption = None,
+    format: Annotated[str, typer.Option(metavar="table|markdown|json", help="How to print it.")] = "table",
+) -> None:
+    """Check that every configuration of a report keeps every rule of a policy; made for CI.
+
+    Exit code 0: all rules are kept. 1: a rule is broken. 3: evidence is missing or inconclusive. 2: a wrong
+    option or file.
+
+    Example: `fedproxy-secure gate --report runs/demo/report.json --policy research`
+    """
+    with plain_errors(again=None):
+        from dataclasses import replace
+
+        from fedproxy_secure.audit.keys import parse_public
+        from fedproxy_secure.gate.judge import judge
+        from fedproxy_secure.gate.policy import find_policy, load_policy
+        from fedproxy_secure.report.report import Report
+
+        if format not in FORMATS:
+            raise ConfigError(f"--format {format}: must be {', '.join(FORMATS)}")
+        if not report.is_file():
+            raise ConfigError(f"--report {report}: there is no such file")
+        rules = load_policy(find_policy(policy))
+        if key is not None:
+            rules = replace(rules, require_signed_audit=True, signer=parse_public(key).hex())
+        try:
+            loaded = Report.read(report)
+        except RunFolderError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(UNSETTLED) from None
+        signed = _signed(report) if rules.require_signed_audit else None
+        judgement = judge(loaded, rules, signed=signed)
+        _print(judgement, format)
+    raise typer.Exit(judgement.exit_code)
+
+
+audit_app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Check that a run's folder is as it was written: its log is a signed chain, its report is signed.",
+)
+
+
+@audit_app.command("verify")
+def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: KeyOption = None) -> None:
+    """Find altered, missing, moved or cut-off lines of a run's audit log, and altered files.
+
+    DIR is a folder that `run` or `matrix` wrote. Exit code 0: everything is as the owner of the key in
+    --key wrote it. 1: something is not. 3: the folder is consistent, but without --key nobody says who must
+    have signed it, and anybody can forge a folder and sign it; or something in it is not signed, as while a
+    run goes on.
+
+    Example: `fedproxy-secure audit verify runs/demo --key me.key.pub`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.keys import parse_public
+        from fedproxy_secure.audit.verify import verify_run
+        from fedproxy_secure.runtime.escape import printable
+
+        result = verify_run(folder, key=None if key is None else parse_public(key))
+        for line in result.problems:
+            typer.echo(f"BAD   {printable(line)}")
+        for line in result.unsettled:
+            typer.echo(f"open  {printable(line)}")
+        typer.echo(f"{result.lines} lines, {result.files} files, head {result.head}")
+        typer.echo(_signer(result))
+    raise typer.Exit(BROKEN if result.problems else 0 if result.verified else UNSETTLED)
+
+
+@audit_app.command("keygen")
+def keygen_command(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the private key; must not exist.")],
+) -> None:
+    """Make a key that signs audit logs and reports; its public half goes to FILE.pub.
+
+    Use it with `run --signing-key FILE`, and give others the public half beforehand.
+
+    Example: `fedproxy-secure audit keygen --out me.key`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.keys import PUBLIC_SUFFIX, make_key
+
+        public = make_key(out)
+        typer.echo(f"private key: {out}; public key: {out}{PUBLIC_SUFFIX}: {public.hex()}")
+
+
+@audit_app.command("show")
+def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Print a run's audit log, one line per event. The log is not checked: `audit verify` does that.
+
+    Example: `fedproxy-secure audit show runs/demo`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.chain import NAME, parse_line
+        from fedproxy_secure.audit.show import event_text
+
+        try:
+            lines = (folder / NAME).read_bytes().splitlines()
+        except OSError as error:
+            raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                typer.echo(event_text(parse_line(line)))
+            except AuditError as error:
+                raise AuditError(f"{folder / NAME}: line {number}: {error}") from None
+
+
+def signed_lines(folder: Path) -> list[str]:
+    """Return a line that says who signed a run's report, for readers who pin the key; [] if nobody did."""
+    from fedproxy_secure.audit.seal import read_seal
+
+    seal = read_seal(folder)
+    return [] if seal is None else [f"signed by {seal.public_key} over the audit log's head {seal.head}"]
+
+
+def _signed(report: Path) -> Signed | None:
+    """Return what is known of the signature of a report's folder, or None if nothing is signed."""
+    from fedproxy_secure.audit.verify import REPORT, verify_run
+    from fedproxy_secure.gate.judge import Signed
+
+    if report.name != REPORT:
+        return None
+    try:
+        result = verify_run(report.parent)
+    except AuditError:
+        return None
+    signer = None if result.public is None else result.public.hex()
+    return Signed(problems=result.problems, unsettled=result.unsettled, signer=signer)
+
+
+def _signer(result: Verified) -> str:
+    if result.public is None:
+        return "signer: none is named"
+    if result.pinned:
+        return f"signer: {result.public.hex()}, as asked for"
+    return (
+        f"signer: {result.public.hex()}, not pinned: anybody may have signed this folder anew; --key PUB "
+        "says who it must be"
+    )
+
+
+def _print(judgement: Judgement, format: str) -> None:
+    from rich.console import Console
+
+    from fedproxy_secure.gate.table import json_gate, markdown_gate, rich_gate, summary
+
+    if format == "json":
+        typer.echo(json_gate(judgement), nl=False)
+    elif format == "markdown":
+        typer.echo(markdown_gate(judgement), nl=False)
+    else:
+        console = Console()
+        console.print(rich_gate(judgement))
+        console.print(summary(judgement), markup=False, highlight=False, soft_wrap=True)

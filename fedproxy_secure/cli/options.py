@@ -1,0 +1,66 @@
+"""Options that several commands share, and the search for a file of settings by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.nearest import nearest
+
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed; source tree
+
+# Explained in the commands' texts: typer 0.20 on click 8.5 loses an argument's own help.
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting; may be repeated. Example: `--set compress.remove_ratio=0.25`",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Output folder. Default: `runs/` and the config's name."),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in DIR; the settings must be the same."),
+]
+RecordOption = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        help="Write all messages and every party's state, records included, for `attack run`.",
+    ),
+]
+SigningKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--signing-key",
+        metavar="FILE",
+        help="Private key, made by `audit keygen`, to sign the audit log and the report. "
+        "Default: a key of the run's own.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run would do and need, then stop.")
+]
+
+
+def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:
+    """Return the file called `name`, or the shipped one of that name, with or without `.yaml`.
+
+    Raises `ConfigError` that names the shipped files.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    raise ConfigError(f"{name}: there is no such file or shipped config; {nearest(name, shipped)}")

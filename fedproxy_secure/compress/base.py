@@ -1,0 +1,72 @@
+"""What a compression is: how the LLM becomes a proxy, and how what the proxy learns returns to the LLM.
+
+`compress.kind` names one. Subclass `Compression` and register an instance under the entry point group
+`fedproxy_secure.compressions`. `examples/own_compression.py` is a whole one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from fedproxy_secure.config import CompressConfig
+from fedproxy_secure.config.kinds import COMPRESSIONS
+from fedproxy_secure.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fedproxy_secure.compress.proxy import Proxy
+
+
+class Compression(ABC):
+    """A way from the LLM to a proxy and back.
+
+    Args:
+        name: in settings, and on reports under `compression`.
+        title: in tables and lists.
+        options: names of the settings in `compress.options` that it reads.
+
+    Guarantees: what clients hold of the LLM is the proxy's folder, written from `Proxy.model`; nothing else
+    of what `build` returns leaves the server.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def check_settings(self, compress: CompressConfig) -> None:
+        """Raise `ConfigError` for settings that this compression cannot work with.
+
+        Called before anything is loaded. Override it to check the values of options.
+        """
+        for option in compress.options:
+            if option not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ConfigError(
+                    f"compress.options.{option}: is no option of compress.kind={self.name}; it has: {known}"
+                )
+
+    @abstractmethod
+    def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
+        """Return the proxy of `llm`.
+
+        Args:
+            llm: the server's causal LM in evaluation mode; leave it unchanged.
+            compress: the settings; `remove_ratio` is the share of the LLM to do without, [0, 1).
+            windows: token ids of public text, int64 [n, tokens], to calibrate on; never clients' records.
+            seed: of whatever is drawn, so that the same seed gives the same proxy.
+
+        Raises `ConfigError` if the LLM cannot be compressed as the settings say.
+        """
+
+
+def compression_of(compress: CompressConfig) -> Compression:
+    """Return the compression that settings name, after it has checked them.
+
+    Raises `ConfigError` for a name that is not known, or for settings that it refuses.
+    """
+    compression: Compression = COMPRESSIONS.get(compress.kind, where="compress.kind")
+    compression.check_settings(compress)
+    return compression

@@ -1,0 +1,77 @@
+"""`drop_blocks`: leave out the LLM's least important blocks (the paper's stage 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedproxy_secure.compress.base import Compression
+from fedproxy_secure.config import CompressConfig, Importance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fedproxy_secure.compress.proxy import Proxy
+
+
+class DropBlocks(Compression):
+    """Keep the most important blocks as exact copies; a block's difference is added to its original."""
+
+    name = "drop_blocks"
+    title = "blocks dropped"
+
+    def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
+        return build_proxy(
+            llm,
+            remove_ratio=compress.remove_ratio,
+            importance=compress.importance,
+            windows=windows,
+            seed=seed,
+        )
+
+
+def build_proxy(
+    llm: nn.Module,
+    *,
+    remove_ratio: float,
+    importance: Importance,
+    windows: torch.Tensor,
+    seed: int = 0,
+) -> Proxy:
+    """Drop the least important blocks of `llm` (left unchanged) until `remove_ratio` is gone.
+
+    Args:
+        llm: causal LM.
+        remove_ratio: share of the blocks to drop, [0, 1).
+        importance: `block_influence` (the paper's), `gradient_fidelity`, `uniform` or `random`.
+        windows: public token ids, int64 [n, tokens]; not read by `uniform` and `random`.
+        seed: of `random`.
+
+    Guarantees: the proxy's blocks, embeddings, norm and head are exact copies. So a client holds that
+    share of the LLM's weights verbatim; nothing here hides them.
+
+    Raises `ConfigError` if no block would be left.
+    """
+    from fedproxy_secure.compress.importance import block_influence, greedy_gradient_fidelity
+    from fedproxy_secure.compress.plan import blocks_to_remove, plan_by_importance, plan_uniform
+    from fedproxy_secure.compress.proxy import Proxy
+    from fedproxy_secure.models.llm import blocks_of, with_blocks
+    from fedproxy_secure.runtime.randomness import stream
+
+    blocks = len(blocks_of(llm))
+    scores: list[float] = []
+    keep = blocks - blocks_to_remove(blocks, remove_ratio)
+    if importance == "uniform":
+        plan = plan_uniform(blocks, remove_ratio)
+    else:
+        if importance == "block_influence":
+            scores = block_influence(llm, windows)
+        elif importance == "gradient_fidelity":
+            _, scores = greedy_gradient_fidelity(llm, windows, keep)
+        else:
+            scores = stream(seed, "importance").random(blocks).tolist()
+        plan = plan_by_importance(scores, remove_ratio)
+    return Proxy(model=with_blocks(llm, list(plan.kept)).eval(), plan=plan, importance=tuple(scores))
+
+
+DROP_BLOCKS = DropBlocks()

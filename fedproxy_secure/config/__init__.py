@@ -1,0 +1,63 @@
+"""The settings of a run: pydantic models, YAML in, errors of one line.
+
+Unknown keys are refused with the nearest known one. Defaults are those that work; a file
+needs to name only what differs.
+"""
+
+from fedproxy_secure.config.loading import load_config, parse_config
+from fedproxy_secure.config.pipeline import (
+    AdapterConfig,
+    AdapterKind,
+    ClientConfig,
+    CompressConfig,
+    DataConfig,
+    Engine,
+    FederateConfig,
+    FusionConfig,
+    FusionRule,
+    Importance,
+    LocalConfig,
+    ModelConfig,
+)
+from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
+from fedproxy_secure.config.sections import NO_EFFECT, OWN, Section, cohort_size
+from fedproxy_secure.config.settings import Config
+from fedproxy_secure.config.sweeps import (
+    AttacksConfig,
+    CompareConfig,
+    MatrixConfig,
+    SweptCompression,
+    SweptFusion,
+    SweptProtection,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterKind",
+    "AttacksConfig",
+    "AuditConfig",
+    "ClientConfig",
+    "CompareConfig",
+    "CompressConfig",
+    "Config",
+    "DataConfig",
+    "Engine",
+    "FederateConfig",
+    "FusionConfig",
+    "FusionRule",
+    "Importance",
+    "LocalConfig",
+    "MatrixConfig",
+    "ModelConfig",
+    "NO_EFFECT",
+    "OWN",
+    "PrivacyConfig",
+    "ProtectConfig",
+    "Section",
+    "SweptCompression",
+    "SweptFusion",
+    "SweptProtection",
+    "cohort_size",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,48 @@
+"""The names that settings may use for protections, methods and compressions, and where each is defined.
+
+Settings name a kind by a word (`protect.scheme: masking`). Each word leads to one object in one module,
+loaded when it is first needed. Other projects add words by entry points (see
+`fedproxy_secure.runtime.registry`). The objects' types: `fedproxy_secure.protect.base.Protection`,
+`fedproxy_secure.experiments.method.Method`, `fedproxy_secure.compress.base.Compression`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedproxy_secure.runtime.registry import Registry
+
+PROTECTIONS: Registry[Any] = Registry(
+    kind="protection",
+    group="fedproxy_secure.protections",
+    own={
+        "unsafe_plaintext": "fedproxy_secure.protect.plaintext:PLAINTEXT",
+        "masking": "fedproxy_secure.protect.masking:MASKING",
+        "ckks": "fedproxy_secure.protect.ckks:CKKS",
+    },
+)
+# module of `fedproxy_secure.experiments.methods` -> the methods in it, as constants in capitals
+_METHODS: dict[str, tuple[str, ...]] = {
+    "references": ("zero_shot", "zero_shot_proxy", "centralised_llm", "centralised_proxy", "local_only"),
+    "whole_llm": ("fedavg_llm",),
+    "fedot": ("fedot", "fedot_equal_bytes"),
+    "fedproxy": (
+        *("fedproxy_fedavg", "fedproxy_fedavg_lr", "fedproxy_fedadam", "fedproxy_fedprox"),
+        *("fedproxy_ties", "fedproxy_h_ties", "fedproxy_h_ties_pcr"),
+    ),
+    "masked": ("masked_fedavg", "masked_fedavg_lr", "masked_h_ties_coordinate", "masked_h_ties_block"),
+}
+METHODS: Registry[Any] = Registry(
+    kind="method",
+    group="fedproxy_secure.methods",
+    own={
+        name: f"fedproxy_secure.experiments.methods.{module}:{name.upper()}"
+        for module, names in _METHODS.items()
+        for name in names
+    },
+)
+COMPRESSIONS: Registry[Any] = Registry(
+    kind="compression",
+    group="fedproxy_secure.compressions",
+    own={"drop_blocks": "fedproxy_secure.compress.drop_blocks:DROP_BLOCKS"},
+)

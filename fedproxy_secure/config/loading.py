@@ -1,0 +1,95 @@
+"""Reading of settings from a YAML file and overrides; every error is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from fedproxy_secure.config.kinds import COMPRESSIONS
+from fedproxy_secure.config.moved import check_moved
+from fedproxy_secure.config.settings import Config
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.untrusted import parse_yaml, read_bytes
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `a.b=value` overrides, and check everything.
+
+    Raises `ConfigError` with one line: the key, the value, the rule.
+    """
+    try:
+        raw = parse_yaml(read_bytes(Path(path)).decode()) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # another encoding, or a date that does not exist
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold settings as `key: value`, holds {type(raw).__name__}")
+    for override in overrides or []:
+        _apply(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Check a nested dict of settings, and that the federation it describes can be protected as it asks.
+
+    Raises `ConfigError` with one line; for settings of an earlier version it says what to write instead.
+    """
+    check_moved(raw)
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+    config.check_protection()
+    COMPRESSIONS.get(config.compress.kind).check_settings(config.compress)
+    return config
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: must be key.path=value")
+    *parents, last = key.split(".")
+    node: Any = raw
+    try:
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        parsed = parse_yaml(value)
+        if isinstance(node, list):
+            node[int(last)] = parsed
+        else:
+            node[last] = parsed
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise ConfigError(f"--set {override}: there is no such key") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        *parents, unknown = first["loc"]
+        return f"{where}: unknown key; {nearest(str(unknown), _keys_at(parents))}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return (f"{where}: {message}" if where else message) + more
+    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _keys_at(path: list[Any]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [a for a in get_args(annotation) if isinstance(a, type)]
+        model = inner[0] if inner else annotation
+    return list(model.model_fields)

@@ -1,0 +1,145 @@
+"""Settings of the pipeline: model, data, compression, adapter, local training, fusion, rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fedproxy_secure.config.kinds import COMPRESSIONS
+from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Section
+
+Importance = Literal["block_influence", "gradient_fidelity", "uniform", "random"]
+AdapterKind = Literal["lora", "ffa", "core"]
+FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
+Engine = Literal["in_process", "simulation", "deployment"]
+
+
+class ModelConfig(Section):
+    """The server's LLM: `demo` (embedded), a local Hugging Face folder, or a hub id."""
+
+    path: str = "demo"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class ClientConfig(Section):
+    """One client: its name, its task's template, and where its records lie.
+
+    `source` is `demo` (the synthetic world's task called `task`), `hub:NAME[:SUBSET]` (the `datasets`
+    library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
+    task: str
+    source: str = "demo"
+    train_split: str = "train"
+    test_split: str = "test"
+    train_records: Positive | None = None
+    test_records: Positive | None = None
+
+
+class DataConfig(Section):
+    """The clients, the public text for calibration and fidelity, and the most tokens of a record."""
+
+    root: Annotated[str | None, OWN] = None  # fills `{data}` in sources
+    clients: tuple[ClientConfig, ...] = tuple(
+        ClientConfig(name=n, task=n) for n in ("clinic", "bank", "insurer", "council")
+    )
+    public_text: str = "demo"  # `demo` or a text file; `{data}` is filled in
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> DataConfig:
+        names = [c.name for c in self.clients]
+        if not names:
+            raise ValueError("clients: must name at least one client")
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"clients: name {twice[0]!r} is used twice; names must differ")
+        return self
+
+
+class CompressConfig(Section):
+    """Stage 1: the compression of the LLM to the proxy.
+
+    `kind` names a compression: `drop_blocks` (the paper's) or one that another package brings, which reads
+    `options`. `importance` says which blocks `drop_blocks` keeps.
+    """
+
+    kind: str = "drop_blocks"
+    options: Mapping[str, Scalar] = {}
+    importance: Importance = "block_influence"
+    remove_ratio: Ratio = 0.5
+    calibration_sequences: Positive = 64
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        COMPRESSIONS.check(kind, where="compress.kind")
+        return kind
+
+
+class AdapterConfig(Section):
+    """The adapter of the clients: `lora` (A and B), `ffa` (B alone), or `core` (an r x r core alone).
+
+    `blocks` are indices into the model that clients hold, `modules` the maps of a block. Only the attention
+    of block 0 reads embeddings, whose span names tokens. Every other map also reads what precedes a token.
+    """
+
+    kind: AdapterKind = "lora"
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: all
+    modules: Literal["all", "attention", "mlp"] = "all"
+
+    @model_validator(mode="after")
+    def _blocks_are_some_and_differ(self) -> AdapterConfig:
+        if self.blocks is not None and (not self.blocks or len(set(self.blocks)) != len(self.blocks)):
+            raise ValueError(f"blocks={list(self.blocks)}: must be at least one, all different")
+        return self
+
+
+class LocalConfig(Section):
+    """One client's training in one round.
+
+    The loss is the mean over records of the mean over response tokens.
+    """
+
+    steps: Positive = 40
+    batch_size: Positive = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class FusionConfig(Section):
+    """The server's fusion of updates, with the paper's symbols: rho, r0, delta, lambda."""
+
+    rule: FusionRule = "h_ties"
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    rho: Annotated[float, Field(ge=1)] = 1.1
+    r0: Annotated[float, Field(gt=0, le=1)] = 1.0
+    delta: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2  # TIES: share of each update kept
+    pcr_lambda: Annotated[float, Field(ge=0)] = 0.0
+    prox_mu: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _retention_stays_positive(self) -> FusionConfig:
+        if self.r0 - self.delta <= 0:
+            raise ValueError(f"delta={self.delta}: must be < r0={self.r0}, or a client keeps nothing")
+        return self
+
+
+class FederateConfig(Section):
+    """Stage 2: the number of rounds, the share of clients in each, and the engine."""
+
+    rounds: Positive = 4
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_clients: Positive = 2
+    engine: Engine = "in_process"
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0

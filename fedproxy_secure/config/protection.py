@@ -1,0 +1,104 @@
+"""Settings of protection: secure aggregation, differential privacy, and what an evaluation records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.config.sections import NO_EFFECT, OWN, Positive, Ratio, Scalar, Section
+
+
+class ProtectConfig(Section):
+    """The protection of updates on their way to the server.
+
+    `scheme` names it. `masking`: the server learns sums over at least `threshold` clients and nothing of
+    any one client. `ckks`: the same, if the server follows the protocol; together with any one client it
+    can open every update. `unsafe_plaintext`: the server sees every update.
+
+    Under masking, a rule that elects signs (h_ties, ties) works at a `granularity`: besides the sum,
+    `block` reveals one variance per block, `coordinate` the counts of signs at each coordinate.
+
+    H-TIES' `weights` come from cosines between clients. `uniform` does without cosines. `self` takes each
+    client's cosine with the last step. With `encrypted_gram` (extra `ckks`) all clients learn all cosines;
+    it protects only if the server follows the protocol.
+
+    Clients hold the server to two more rules. No sum is of fewer than `min_cohort` clients. With
+    `refuse_differencing` no sum is over survivors that differ by exactly one client from those of an
+    earlier sum: after the drop-out of one client the run ends with an abort, since its sums would reveal
+    that client's part. The rule does not refuse a sum after two clients drop out at once.
+    """
+
+    scheme: str = "masking"
+    options: Mapping[str, Scalar] = {}  # for the scheme of another package
+    granularity: Literal["block", "coordinate"] = "block"
+    weights: Literal["uniform", "self", "encrypted_gram"] = "uniform"
+    bits: Literal[16, 24, 32] = 32
+    clip: Annotated[float, Field(gt=0)] | None = None  # None: from the optimiser, then from masked sums
+    colluders: Annotated[int, Field(ge=0)] = 0  # clients that may work with the server without harm
+    threshold: Positive | None = None  # None: the least that is safe
+    min_cohort: Positive | None = None  # None: the threshold
+    refuse_differencing: bool = False
+    keys: Annotated[str | None, OWN, NO_EFFECT] = (
+        None  # folder made by `provision`; None: fresh keys, on engines of one machine
+    )
+
+    @field_validator("scheme")
+    @classmethod
+    def _scheme_is_known(cls, scheme: str) -> str:
+        PROTECTIONS.check(scheme, where="protect.scheme")
+        return scheme
+
+
+class PrivacyConfig(Section):
+    """Differential privacy of what clients send, for one of two units.
+
+    `record`: each client's training hides any one of its records (DP-SGD); it suits few clients with many
+    records. `client`: noise inside the secure sum hides any one client's whole part in it; it suits large
+    cohorts and tiny adapters. The noise is set to reach `target_epsilon` over all rounds. No step is taken
+    that would bring the total above `max_epsilon`.
+    """
+
+    unit: Literal["none", "record", "client"] = "none"
+    target_epsilon: Annotated[float, Field(gt=0)] = 8.0
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None  # None: target_epsilon
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # of a record's gradient, or of a client's update
+    mechanism: Literal["skellam", "discrete_gaussian"] = "skellam"  # for the unit `client`
+    randomness: Literal["os", "unsafe_simulated"] = "os"  # simulated: the noise follows from the seed
+    ledger: Annotated[str | None, OWN, NO_EFFECT] = (
+        None  # folder; None: one in the run's folder, on engines of one machine
+    )
+
+    @property
+    def limit(self) -> float:
+        """The epsilon that is never exceeded."""
+        return self.target_epsilon if self.max_epsilon is None else self.max_epsilon
+
+    @model_validator(mode="after")
+    def _limit_leaves_room(self) -> PrivacyConfig:
+        if self.limit < self.target_epsilon:
+            raise ValueError(
+                f"max_epsilon={self.max_epsilon}: must be >= target_epsilon={self.target_epsilon}"
+            )
+        return self
+
+
+class AuditConfig(Section):
+    """Recording of a run for evaluation, all off by default, and the key that signs the run.
+
+    `record` writes a transcript of all messages and of every party's state, records included, beside the
+    run: use it for evaluation on made-up or consenting data. `holdout` is the share of each client's
+    training records that is set aside at random. `canaries` lists how often made-up secrets are repeated:
+    for each number, one secret is put that many times into each client's training records. `signing_key` is
+    a file made by `audit keygen`, whose key signs the audit log and the report; None: a key of the run's
+    own.
+    """
+
+    record: Annotated[bool, NO_EFFECT] = False
+    folder: Annotated[str | None, NO_EFFECT] = None  # for the transcript; None: one in the run's folder
+    holdout: Ratio = 0.0
+    canaries: tuple[Positive, ...] = ()
+    signing_key: Annotated[str | None, NO_EFFECT] = None

@@ -1,0 +1,60 @@
+"""The base class of all sections of the settings, and marks that say which fields parties share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A property of a field, put into its annotation: `keys: Annotated[str | None, OWN]`."""
+
+    meaning: str
+
+
+OWN = Mark("each party's own: not part of what parties agree on, and not shown to an adversary")
+NO_EFFECT = Mark("changes no result: where something lies, how it is watched, on how many processes")
+
+
+class Section(BaseModel):
+    """A section of the settings: its values are checked and do not change, unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with some fields replaced, checked like any other."""
+        return type(self)(**{**dict(self), **changes})
+
+    def without(self, *marks: Mark) -> dict[str, Any]:
+        """Return plain JSON values of all fields, at any depth, but those with one of `marks`."""
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if any(mark in field.metadata for mark in marks):
+                del values[name]
+            elif isinstance(value, Section):
+                values[name] = value.without(*marks)
+        return values
+
+
+def check_all_differ(section: Section, *names: str) -> None:
+    """Raise `ValueError` if a list of a section has a value twice; ratios are compared to six digits.
+
+    Two cells of a sweep with the same name would write into one folder.
+    """
+    for name in names:
+        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in getattr(section, name)]
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name}=[{', '.join(values)}]: must all differ")
+
+
+def cohort_size(clients: int, participation: float) -> int:
+    """Return how many of `clients` a round asks: their share `participation`, rounded, at least one."""
+    return max(1, round(participation * clients))

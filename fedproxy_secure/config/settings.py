@@ -1,0 +1,85 @@
+"""All settings of a run, and the checks of what must hold between their sections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.config.pipeline import (
+    AdapterConfig,
+    CompressConfig,
+    DataConfig,
+    FederateConfig,
+    FusionConfig,
+    LocalConfig,
+    ModelConfig,
+)
+from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
+from fedproxy_secure.config.sections import NO_EFFECT, Section, cohort_size
+from fedproxy_secure.config.sweeps import AttacksConfig, CompareConfig, MatrixConfig
+
+Tracking = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    name: str = Field(default="demo", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # of the run's folder
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    compress: CompressConfig = CompressConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    local: LocalConfig = LocalConfig()
+    fusion: FusionConfig = FusionConfig()
+    federate: FederateConfig = FederateConfig()
+    protect: ProtectConfig = ProtectConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    audit: AuditConfig = AuditConfig()
+    attacks: AttacksConfig = AttacksConfig()
+    compare: CompareConfig = CompareConfig()
+    matrix: MatrixConfig = MatrixConfig()
+    track: Annotated[tuple[Tracking, ...], NO_EFFECT] = ("tensorboard",)  # trackers besides the report
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Config:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: must be at least one, all different")
+        clients = len(self.data.clients)
+        if self.federate.min_clients > clients:
+            raise ValueError(
+                f"federate.min_clients={self.federate.min_clients}: must be <= {clients}, "
+                "the number of clients"
+            )
+        chosen = cohort_size(clients, self.federate.participation)
+        if chosen < self.federate.min_clients:
+            raise ValueError(
+                f"federate.participation={self.federate.participation}: selects {chosen} of "
+                f"{clients} clients, fewer than federate.min_clients={self.federate.min_clients}"
+            )
+        return self
+
+    def with_signing_key(self, file: str | None) -> Config:
+        """Return the settings with another signing key; None is for readers who need not know its file."""
+        return self.model_copy(update={"audit": self.audit.model_copy(update={"signing_key": file})})
+
+    def check_protection(self) -> None:
+        """Raise `ConfigError` if the federation that these settings describe cannot be protected so.
+
+        Reading settings (`parse_config`) includes this check.
+        """
+        PROTECTIONS.get(self.protect.scheme).check_settings(
+            self.protect,
+            self.privacy,
+            self.fusion,
+            cohort=cohort_size(len(self.data.clients), self.federate.participation),
+        )
+
+    def sha256(self) -> str:
+        """Return the hex digest of the settings that can change a result; every record of a run has it."""
+        canonical = json.dumps(self.without(NO_EFFECT), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()

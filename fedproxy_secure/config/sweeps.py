@@ -1,0 +1,145 @@
+"""Settings of sweeps: what `compare` and `matrix` run, and which attacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
+from fedproxy_secure.config.pipeline import AdapterKind, FusionRule
+from fedproxy_secure.config.sections import NO_EFFECT, Ratio, Scalar, Section, check_all_differ
+
+
+class CompareConfig(Section):
+    """The runs of `compare`: methods x remove ratios x seeds."""
+
+    methods: tuple[str, ...] = Field(default_factory=METHODS.names)
+    remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
+    jobs: Annotated[int, Field(ge=0), NO_EFFECT] = 0  # processes; 0: one per core; 1: in this process
+    server_learning_rate: Annotated[float, Field(gt=0)] = 2.0  # of `fedproxy_fedavg_lr`
+    fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    prox_mu: Annotated[float, Field(ge=0)] = 0.01
+    pcr_lambda: Annotated[float, Field(ge=0)] = 1e-5  # the paper's
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for method in methods:
+            METHODS.check(method, where="compare.methods")
+        return methods
+
+    @model_validator(mode="after")
+    def _nothing_comes_twice(self) -> CompareConfig:
+        check_all_differ(self, "methods", "remove_ratios")
+        return self
+
+
+class SweptProtection(Section):
+    """One protection of a matrix: any scheme, with differential privacy of any epsilon or without it."""
+
+    scheme: str
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    unit: Literal["record", "client"] = "record"  # what differential privacy hides
+
+    @field_validator("scheme")
+    @classmethod
+    def _scheme_is_known(cls, scheme: str) -> str:
+        PROTECTIONS.check(scheme, where="matrix.protections.scheme")
+        return scheme
+
+    @property
+    def name(self) -> str:
+        """The protection's part of a cell's name: `masking`, `masking_dp8`, `masking_client_dp8`."""
+        if self.epsilon is None:
+            return self.scheme
+        return f"{self.scheme}{'_client' * (self.unit == 'client')}_dp{self.epsilon:g}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SweptFusion(Section):
+    """One fusion rule of a matrix, and how finely it works under a secure sum."""
+
+    rule: FusionRule
+    granularity: Literal["block", "coordinate"] = "block"
+
+    @property
+    def name(self) -> str:
+        """The fusion's part of a cell's name: `h_ties`, `h_ties_coordinate`."""
+        return self.rule + "_coordinate" * (self.granularity == "coordinate")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SweptCompression(Section):
+    """One compression of a matrix, with the options it reads."""
+
+    kind: str
+    options: Mapping[str, Scalar] = {}
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        COMPRESSIONS.check(kind, where="matrix.compressions.kind")
+        return kind
+
+    @model_validator(mode="after")
+    def _name_is_one_of_a_folder(self) -> SweptCompression:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise ValueError(
+                f"options={dict(self.options)}: stand in the names of folders; must be of letters, "
+                "digits, '.', '_' and '-'"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The compression's part of a cell's name: `drop_blocks`, `low_rank_bits4`."""
+        return self.kind + "".join(f"_{key}{value}" for key, value in sorted(self.options.items()))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AttacksConfig(Section):
+    """The attacks that measure a run: those of a suite, from the view of each threat model named.
+
+    `seconds` bounds one attack from one view, its controls included. `none`: no attack runs.
+    """
+
+    suite: Literal["none", "smoke", "standard", "full"] = "smoke"
+    views: tuple[str, ...] = ("server", "client")
+    seconds: Annotated[float, Field(gt=0)] = 120.0
+
+    @model_validator(mode="after")
+    def _nothing_comes_twice(self) -> AttacksConfig:
+        check_all_differ(self, "views")
+        return self
+
+
+class MatrixConfig(Section):
+    """The sweep of `matrix`: protection x compression x remove ratio x fusion x adapter, for every seed.
+
+    Every cell is run, then attacked as the section `attacks` says.
+    """
+
+    protections: tuple[SweptProtection, ...] = (
+        SweptProtection(scheme="unsafe_plaintext"),
+        SweptProtection(scheme="masking"),
+        SweptProtection(scheme="masking", epsilon=8.0),
+    )
+    compressions: tuple[SweptCompression, ...] = ()  # none: that of the section `compress`
+    remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
+    fusions: tuple[SweptFusion, ...] = (SweptFusion(rule="fedavg"),)
+    adapters: tuple[AdapterKind, ...] = ("lora",)
+    jobs: Annotated[int, Field(ge=0), NO_EFFECT] = 0  # processes; 0: one per core; 1: in this process
+
+    @model_validator(mode="after")
+    def _nothing_comes_twice(self) -> MatrixConfig:
+        check_all_differ(self, "protections", "compressions", "remove_ratios", "fusions", "adapters")
+        return self

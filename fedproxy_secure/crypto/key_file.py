@@ -1,0 +1,53 @@
+"""A private key in a file of its own: hex, readable by its owner alone (mode 0600)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fedproxy_secure.crypto.primitives import KEY_BYTES
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import ConfigError
+
+
+def write_key(file: Path, key: Secret) -> None:
+    """Write a new key file, whole or not at all.
+
+    Raises `ConfigError` if there is a file already (keys are never overwritten), or it cannot be written.
+    """
+    try:
+        descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".partial-")  # has mode 0600
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(key.reveal().hex().encode() + b"\n")
+                opened.flush()
+                os.fsync(opened.fileno())
+            os.link(partial, file)
+        finally:
+            os.unlink(partial)
+    except FileExistsError:
+        raise ConfigError(f"{file}: is there already; keys are never overwritten") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error
+
+
+def read_key(file: Path) -> Secret:
+    """Return the key in a file.
+
+    Raises `ConfigError` if others may read the file, or it holds no key.
+    """
+    try:
+        mode = file.stat().st_mode & 0o777
+        text = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as a key: {error}") from error
+    if mode & 0o077:
+        raise ConfigError(f"{file}: has mode {mode:o}; must be 600, readable by its owner alone")
+    try:
+        key = Secret(bytes.fromhex(text))
+    except ValueError:
+        raise ConfigError(f"{file}: is not a key") from None
+    if len(key.reveal()) != KEY_BYTES:
+        raise ConfigError(f"{file}: is not a key")
+    return key

@@ -1,0 +1,135 @@
+"""The cryptographic functions that the protocols use, all of them from the library `cryptography`.
+
+    sign, verify             Ed25519 (RFC 8032)
+    agree                    X25519 (RFC 7748), then HKDF-SHA256 (RFC 5869)
+    derive                   HKDF-SHA256
+    seal, unseal             ChaCha20-Poly1305 (RFC 8439), a random nonce in front
+    tag, check_tag           AES-256-GCM without plaintext (NIST SP 800-38D); faster than a hash
+    keystream                AES-256 in counter mode (NIST SP 800-38A): the mask generator
+
+Guarantees: every failure is the same `ProtocolAborted` that names what was checked, never why it failed.
+Python cannot wipe memory: a `Secret` that is no longer referenced may stay in memory until it is reused.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import ProtocolAborted
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+NONCE_BYTES = 12
+TAG_BYTES = 16
+
+
+def fresh_secret() -> Secret:
+    """Return 32 random bytes from the operating system."""
+    return Secret(os.urandom(KEY_BYTES))
+
+
+def signing_public(private: Secret) -> bytes:
+    """Return the Ed25519 public key, 32 bytes."""
+    return Ed25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
+
+
+def sign(private: Secret, message: bytes) -> bytes:
+    """Return the Ed25519 signature, 64 bytes."""
+    return Ed25519PrivateKey.from_private_bytes(private.reveal()).sign(message)
+
+
+def verify(public: bytes, message: bytes, signature: bytes, *, what: str) -> None:
+    """Raise `ProtocolAborted`, naming `what`, unless the signature is the key owner's on this message."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise ProtocolAborted(f"{what}: verification failed") from None
+
+
+def agreement_public(private: Secret) -> bytes:
+    """Return the X25519 public key, 32 bytes."""
+    return X25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
+
+
+def agree(private: Secret, public: bytes, *, info: bytes, what: str) -> Secret:
+    """Return a 32-byte key that only the two key owners can compute, bound to `info`.
+
+    Raises `ProtocolAborted` for a key of low order or of another length.
+    """
+    try:
+        shared = X25519PrivateKey.from_private_bytes(private.reveal()).exchange(
+            X25519PublicKey.from_public_bytes(public)
+        )
+    except ValueError:
+        raise ProtocolAborted(f"{what}: verification failed") from None
+    return derive(Secret(shared), info=info)
+
+
+def derive(secret: Secret, *, info: bytes) -> Secret:
+    """Derive 32 bytes for the purpose `info` alone, by HKDF-SHA256 without salt."""
+    return Secret(
+        HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(secret.reveal())
+    )
+
+
+def digest(*parts: bytes) -> bytes:
+    """Return SHA-256 over the parts, each led by its length, so that no two lists give the same input."""
+    hasher = hashes.Hash(hashes.SHA256())
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "big"))
+        hasher.update(part)
+    return hasher.finalize()
+
+
+def seal(key: Secret, plaintext: bytes, *, associated: bytes) -> bytes:
+    """Encrypt to nonce | ciphertext | tag. Nonces are random: at most 2^32 messages under one key."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + ChaCha20Poly1305(key.reveal()).encrypt(nonce, plaintext, associated)
+
+
+def unseal(key: Secret, sealed: bytes, *, associated: bytes, what: str) -> bytes:
+    """Return the plaintext. Raises `ProtocolAborted` if a bit of `sealed` or `associated` was changed."""
+    if len(sealed) < NONCE_BYTES + TAG_BYTES:
+        raise ProtocolAborted(f"{what}: verification failed")
+    try:
+        return ChaCha20Poly1305(key.reveal()).decrypt(
+            sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated
+        )
+    except InvalidTag:
+        raise ProtocolAborted(f"{what}: verification failed") from None
+
+
+def tag(key: Secret, message: bytes) -> bytes:
+    """Return 16 bytes that only holders of the key can make. One message per key: the nonce is fixed."""
+    return AESGCM(key.reveal()).encrypt(bytes(NONCE_BYTES), b"", message)
+
+
+def check_tag(key: Secret, message: bytes, tagged: bytes, *, what: str) -> None:
+    """Raise `ProtocolAborted`, naming `what`, unless the tag is the key holder's on this message."""
+    try:
+        AESGCM(key.reveal()).decrypt(bytes(NONCE_BYTES), tagged, message)
+    except (InvalidTag, ValueError):
+        raise ProtocolAborted(f"{what}: verification failed") from None
+
+
+def keystream(key: Secret, *, from_byte: int = 0) -> CipherContext:
+    """Return AES-256-CTR, whose `update_into(zeros, out)` writes the next bytes of the mask.
+
+    The first byte that it writes is number `from_byte` of the mask.
+
+    A key makes one mask in its life, so the counter, which begins at 0, never repeats. `from_byte` must be
+    a multiple of 16, the bytes of a block.
+    """
+    counter = (from_byte // 16).to_bytes(16, "big")
+    return Cipher(AES256(key.reveal()), CTR(counter)).encryptor()

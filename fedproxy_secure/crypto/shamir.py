@@ -1,0 +1,89 @@
+"""Shamir's secret sharing of 32-byte secrets over the prime field of 2^256 + 297.
+
+Guarantees: any `threshold` shares give the secret; fewer say nothing about it, whatever the computing
+power. A wrong share is not noticed here: the protocol compares the secret with a commitment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import ProtocolAborted
+
+PRIME = 2**256 + 297  # the smallest prime above 2^256, so that every 32-byte secret is an element
+SECRET_BYTES = 32
+SHARE_BYTES = 33
+
+
+def split(secret: Secret, points: Sequence[int], coefficients: Sequence[Secret]) -> dict[int, Secret]:
+    """Return one share for each point, of the polynomial `secret + c_1 x + ... + c_{t-1} x^{t-1}`.
+
+    Args:
+        secret: 32 bytes.
+        points: different integers >= 1, one per holder.
+        coefficients: t - 1 fresh secrets of 64 bytes; reduced modulo the prime their bias is below 2^-250.
+
+    Raises `ProtocolAborted` for a point out of range or given twice, or fewer points than the threshold.
+    """
+    threshold = len(coefficients) + 1
+    if len(set(points)) != len(points) or not all(1 <= x < PRIME for x in points):
+        raise ProtocolAborted(f"points {list(points)[:4]}: must be different and >= 1")
+    if threshold > len(points):
+        raise ProtocolAborted(f"threshold={threshold}: must be <= {len(points)}, the number of holders")
+    polynomial = [_element(secret), *(int.from_bytes(c.reveal(), "big") % PRIME for c in coefficients)]
+    shares = {}
+    for x in points:
+        y = 0
+        for coefficient in reversed(polynomial):  # Horner
+            y = (y * x + coefficient) % PRIME
+        shares[x] = Secret(y.to_bytes(SHARE_BYTES, "big"))
+    return shares
+
+
+class Combiner:
+    """Reconstructs secrets from shares at the same points; the weights are computed once.
+
+    Raises `ProtocolAborted` for points out of range.
+    """
+
+    def __init__(self, points: Sequence[int]) -> None:
+        if len(set(points)) != len(points) or not all(1 <= x < PRIME for x in points) or not points:
+            raise ProtocolAborted(f"points {list(points)[:4]}: must be different and >= 1")
+        self.points = tuple(points)
+        self._weights = [_lagrange_at_zero(x, points) for x in points]
+
+    def combine(self, shares: Mapping[int, Secret]) -> Secret:
+        """Return the secret behind shares `{point: share}`.
+
+        Raises `ProtocolAborted` for a missing point, a share of another length or range, or shares that
+        do not belong together (when what they give is no 32-byte secret).
+        """
+        total = 0
+        for x, weight in zip(self.points, self._weights, strict=True):
+            share = shares.get(x)
+            if share is None or len(share.reveal()) != SHARE_BYTES:
+                raise ProtocolAborted(f"share at point {x}: must be there, with {SHARE_BYTES} bytes")
+            y = int.from_bytes(share.reveal(), "big")
+            if y >= PRIME:
+                raise ProtocolAborted(f"share at point {x}: must be below the prime")
+            total = (total + weight * y) % PRIME
+        if total >= 2 ** (8 * SECRET_BYTES):
+            raise ProtocolAborted("shares: do not belong together")
+        return Secret(total.to_bytes(SECRET_BYTES, "big"))
+
+
+def _lagrange_at_zero(x: int, points: Sequence[int]) -> int:
+    numerator = denominator = 1
+    for other in points:
+        if other != x:
+            numerator = numerator * other % PRIME
+            denominator = denominator * (other - x) % PRIME
+    return numerator * pow(denominator, -1, PRIME) % PRIME
+
+
+def _element(secret: Secret) -> int:
+    raw = secret.reveal()
+    if len(raw) != SECRET_BYTES:
+        raise ProtocolAborted(f"secret of {len(raw)} bytes: must have {SECRET_BYTES}")
+    return int.from_bytes(raw, "big")

@@ -1,0 +1,1 @@
+"""Estimates, findings and measures: what attacks, gate and report share."""

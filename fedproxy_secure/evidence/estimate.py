@@ -1,0 +1,243 @@
+"""A measured number with its interval: over seeds (Student t), a proportion (Wilson), a difference.
+
+Every number of a report is an `Estimate`: it says how many values it rests on, which seeds they came from
+and how the interval was made. Intervals are two-sided, 95 %.
+
+Student t assumes that seeds are independent and that their values are about normal. Wilson assumes that
+records are independent; it says nothing about how another seed would have trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedproxy_secure.errors import DataError
+
+CONFIDENCE = 0.95
+BOOTSTRAP_DRAWS = 2000
+Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
+_Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One measured number.
+
+    Args:
+        metric: name of the number.
+        value: the number, in `unit`.
+        low, high: ends of the interval, in `unit`; both None where the data allow no interval.
+        n: number of values behind it (seeds, or records for a proportion).
+        unit: its unit; `share` means a fraction, 1 = everything, and is shown as percent.
+        seeds: the seeds that the values came from.
+        how: how the number and its interval were made, in words.
+
+    Raises `DataError` if a number is not finite, n < 1, or only one end is given.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    seeds: tuple[int, ...]
+    how: str
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise DataError(f"{self.metric}: n={self.n}: must be >= 1")
+        if (self.low is None) != (self.high is None):
+            raise DataError(f"{self.metric}: low={self.low}, high={self.high}: must be both None or both given")
+        for number in (self.value, self.low, self.high):
+            if number is not None and not math.isfinite(number):
+                raise DataError(f"{self.metric}: {number}: must be finite")
+
+
+def mean_interval(
+    values_by_seed: Mapping[int, float],
+    *,
+    metric: str,
+    unit: str,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """Return the mean over seeds with its Student t interval; a single seed has no interval.
+
+    Args:
+        values_by_seed: one value per seed.
+        metric: name of the number.
+        unit: unit of the values.
+        within: the lowest and highest possible value; the interval is cut to it.
+
+    >>> mean_interval({0: 0.5, 1: 0.7}, metric="accuracy", unit="share").n
+    2
+
+    Raises `DataError` without a value or with one that is not finite.
+    """
+    if not values_by_seed:
+        raise DataError(f"{metric}: no values; needs one per seed")
+    values = list(values_by_seed.values())
+    mean = math.fsum(values) / len(values)
+    low = high = None
+    how = "one seed, no interval"
+    if len(values) > 1:
+        half = _t_half_width(values, mean)
+        low, high = max(mean - half, within[0]), min(mean + half, within[1])
+        how = "mean over seeds, Student t 95 %"
+        if (low, high) != (mean - half, mean + half):
+            how += f", cut to [{within[0]:g}, {within[1]:g}]"
+    return Estimate(
+        metric=metric,
+        value=mean,
+        low=low,
+        high=high,
+        n=len(values),
+        unit=unit,
+        seeds=tuple(values_by_seed),
+        how=how,
+    )
+
+
+def proportion_interval(
+    correct: int, n: int, *, metric: str, seeds: Iterable[int], unit: str = "share"
+) -> Estimate:
+    """Return the share `correct / n` of records with its Wilson interval; for a single seed's accuracy.
+
+    Raises `DataError` unless 0 <= correct <= n and n >= 1.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise DataError(f"{metric}: {correct} of {n}: must be 0 <= correct <= n, n >= 1")
+    share = correct / n
+    shrink = 1 + _Z**2 / n
+    centre = (share + _Z**2 / (2 * n)) / shrink
+    half = _Z / shrink * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return Estimate(
+        metric=metric,
+        value=share,
+        low=max(0.0, min(centre - half, share)),  # rounding must not push the share outside
+        high=min(1.0, max(centre + half, share)),
+        n=n,
+        unit=unit,
+        seeds=tuple(seeds),
+        how="share of records, Wilson 95 %",
+    )
+
+
+def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
+    """Return the estimate over seeds, no narrower than the seeds' own intervals are on average.
+
+    Without this, a few seeds that agree, such as 0 of 64 each, would have an interval without width.
+    """
+    lows, highs = [p.low for p in parts], [p.high for p in parts]
+    if joined.low is None or joined.high is None or None in lows or None in highs:
+        return joined
+    low = min(joined.low, math.fsum(v for v in lows if v is not None) / len(parts))
+    high = max(joined.high, math.fsum(v for v in highs if v is not None) / len(parts))
+    if (low, high) == (joined.low, joined.high):
+        return joined
+    how = joined.how + ", no narrower than a seed's own"
+    return Estimate(**{**vars(joined), "low": low, "high": high, "how": how})
+
+
+def paired_difference(
+    a: Mapping[int, float], b: Mapping[int, float], *, metric: str, unit: str
+) -> Estimate:
+    """Return the mean of `a - b` seed by seed.
+
+    What the seeds share cancels out, so the interval is narrower than without pairing. Raises `DataError`
+    unless both have the same seeds.
+    """
+    if set(a) != set(b):
+        raise DataError(f"{metric}: seeds {sorted(a)} and {sorted(b)}: must be the same to be paired")
+    difference = mean_interval({s: a[s] - b[s] for s in a}, metric=metric, unit=unit)
+    how = difference.how.replace("mean over seeds", "mean of paired differences over seeds")
+    return Estimate(**{**vars(difference), "how": how})
+
+
+def mean_share(bits: Bits) -> float:
+    """Return the share of correct answers; each task counts the same."""
+    return float(np.mean([np.mean(b) for b in bits.values()]))
+
+
+def over_seeds_or_records(
+    by_seed: Mapping[int, Sequence[Bits]],
+    statistic: Callable[..., Any],
+    metric: str,
+    *,
+    unit: str = "share",
+) -> Estimate:
+    """Return a statistic of shares of correct answers, as a mean over seeds.
+
+    With one seed it is bootstrapped over records instead.
+
+    Args:
+        by_seed: for each seed, the answers of one or more models to the same records.
+        statistic: maps the models' shares (`mean_share`), or arrays of shares, to a number or an array.
+        metric: name of the number.
+        unit: its unit.
+    """
+    values = {seed: float(statistic(*map(mean_share, bits))) for seed, bits in by_seed.items()}
+    if len(values) > 1:
+        return mean_interval(values, metric=metric, unit=unit)
+    ((seed, models),) = by_seed.items()
+    rng, drawn = np.random.default_rng(seed), [np.zeros(BOOTSTRAP_DRAWS) for _ in models]
+    for task in models[0]:
+        records = len(models[0][task])
+        picked = rng.integers(records, size=(BOOTSTRAP_DRAWS, records))
+        for share, bits in zip(drawn, models, strict=True):
+            share += np.asarray(bits[task], dtype=np.float64)[picked].mean(axis=1) / len(models[0])
+    with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
+        draws = np.asarray(statistic(*drawn))
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (values[seed], values[seed])
+    return Estimate(
+        metric=metric,
+        value=values[seed],
+        low=float(min(low, values[seed])),
+        high=float(max(high, values[seed])),
+        n=sum(len(b) for b in models[0].values()),
+        unit=unit,
+        seeds=(seed,),
+        how="one seed; bootstrap over test records, 95 %",
+    )
+
+
+def alone(share: Any) -> Any:
+    """Return the share itself: the statistic of a single model."""
+    return share
+
+
+def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:
+    """Return `(method - zero-shot) / (centralised - zero-shot)`, for shares or arrays of shares."""
+    return (method - zero_shot) / (ceiling - zero_shot)
+
+
+def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:
+    """Return an exact number, such as bytes that were sent; nothing was sampled, so it needs no interval.
+
+    Both ends of its interval equal the value.
+    """
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=value,
+        high=value,
+        n=n,
+        unit=unit,
+        seeds=tuple(seeds),
+        how="counted, exact",
+    )
+
+
+def _t_half_width(values: list[float], mean: float) -> float:
+    from scipy.special import stdtrit
+
+    freedom = len(values) - 1
+    variance = math.fsum((v - mean) ** 2 for v in values) / freedom
+    quantile = float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return quantile * math.sqrt(variance / len(values))

@@ -1,0 +1,142 @@
+"""What one attack found from one view: its numbers, its controls, its outcome.
+
+Attacks write findings (`attacks/results.json` below a run); reports and gates read them. This module knows
+only their form, so that the core needs no attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.untrusted import read_json
+
+SCHEMA_VERSION = 2
+FOLDER, RESULTS = "attacks", "results.json"  # below a run's folder
+Profile = Literal["smoke", "standard", "full"]
+
+
+class Outcome(StrEnum):
+    """How an attack ended. No outcome is called "failed": a resisted attack is not a proof of safety."""
+
+    SUCCEEDED = "SUCCEEDED"  # its interval lies above chance by more than the margin
+    RESISTED = "RESISTED"  # it does not, and the same attack succeeds where protection is off
+    NOT_APPLICABLE = "NOT_APPLICABLE"  # the view lacks what it needs, or the run has nothing to attack
+    INCONCLUSIVE = "INCONCLUSIVE"  # a control failed, the interval is too wide, or time ran out
+    ERROR = "ERROR"  # the attack raised an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one attack found from one view.
+
+    Args:
+        attack: name of the attack.
+        id: number of the attack, such as `A2`.
+        title: what the attack finds.
+        view: name of the threat model.
+        surfaces: what the view had (see `attacks.base`).
+        seed_folder: name of the folder of the run's seed.
+        profile: how much the attack spent.
+        outcome: how it ended.
+        reason: one sentence that says why.
+        estimates: its numbers, the headline first.
+        measures: the measures that the attack feeds, by key (`fedproxy_secure.evidence.measure`). Each has
+            the positions of its numbers in `estimates`, none where the attack left no number of it.
+        positive, negative: the headlines of the controls; None without one.
+        seconds: wall-clock time of the attack and its controls.
+        seed: seed of the attack's randomness.
+        mapping: (framework, version, id) triples.
+
+    Raises `DataError` for a position that `estimates` does not have.
+    """
+
+    attack: str
+    id: str
+    title: str
+    view: str
+    surfaces: tuple[str, ...]
+    seed_folder: str
+    profile: Profile
+    outcome: Outcome
+    reason: str
+    estimates: tuple[Estimate, ...]
+    measures: Mapping[str, tuple[int, ...]]
+    positive: Estimate | None
+    negative: Estimate | None
+    seconds: float
+    seed: int
+    mapping: tuple[tuple[str, str, str], ...]
+
+    def __post_init__(self) -> None:
+        for key, positions in self.measures.items():
+            for position in positions:
+                if not 0 <= position < len(self.estimates):
+                    raise DataError(
+                        f"{self.attack}: measures.{key}: position {position}: must be one of the "
+                        f"{len(self.estimates)} estimates"
+                    )
+
+    @property
+    def headline(self) -> Estimate | None:
+        """The estimate that decided the outcome."""
+        return self.estimates[0] if self.estimates else None
+
+    def numbers(self, measure: str) -> tuple[Estimate, ...]:
+        """Return the estimates of the measure with this key."""
+        return tuple(self.estimates[position] for position in self.measures.get(measure, ()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Finding:
+        """Return a finding from what `to_json` returned.
+
+        Raises `ValueError` or `DataError` if it is something else.
+        """
+        finding: Finding = _adapter().validate_python(raw)
+        return finding
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Finding)
+
+
+def write_findings(run: Path, findings: Sequence[Finding]) -> Path:
+    """Write `attacks/results.json` below a run's folder, atomically, and return its path."""
+    content = {"schema_version": SCHEMA_VERSION, "results": [f.to_json() for f in findings]}
+    return RunFolder(path=run / FOLDER).write_json(RESULTS, content)
+
+
+def read_findings(run: Path) -> list[Finding]:
+    """Return the findings of a run's last suite.
+
+    Raises `RunFolderError` if they are missing, damaged or of another schema version.
+    """
+    path = run / FOLDER / RESULTS
+    try:
+        raw = read_json(path)
+        if raw["schema_version"] != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{path}: schema_version={raw['schema_version']}: must be {SCHEMA_VERSION}; "
+                "run `attack run` again"
+            )
+        return [Finding.from_json(r) for r in raw["results"]]
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}; run `attack run` first") from error
+    except RunFolderError:
+        raise
+    except (ValueError, KeyError, TypeError, FedProxyError) as error:
+        raise RunFolderError(f"{path}: is damaged: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,158 @@
+"""What a number of the trilemma is: its axis, its unit, which direction is better, and the words for it.
+
+The table of measures, the page, its charts, policies and the gate read this and nothing else about a
+measure: none of them knows which attack found it. An attack says which of its estimates belong to which
+measure (`attacks.base.Feeds`), and a finding carries the keys.
+
+    MeasureKind(
+        key="token_auc",
+        title="token AUC",
+        axis="privacy",
+        better="lower",
+        unit="AUC",
+        within=(0, 1),
+    )
+
+This project's measures are in `fedproxy_secure.evidence.measures`. Another project adds one by the entry
+point group `fedproxy_secure.measures`, under the measure's key. It is then a column of the trilemma and a
+rule of policies (`max_token_auc: 0.6`) like this project's own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.registry import Registry
+
+Axis = Literal["performance", "privacy", "ip", "cost"]
+AXES: tuple[Axis, ...] = ("performance", "privacy", "ip", "cost")
+Better = Literal["higher", "lower", "neither"]
+MeasuredBy = Literal["attacks", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureKind:
+    """One kind of number on one axis of the trilemma.
+
+    Args:
+        key: name for programs, used by policies and `report.json`, such as `gap_closed`.
+        title: name for people, short and without the unit.
+        axis: the axis that it belongs to.
+        better: which direction is better.
+        unit: unit of its estimates, such as `share`, `AUC`, `bits`, `bytes`, `s`.
+        by: `attacks` if it is the worst that any attack reached, `run` if the run itself measures it. A
+            gate trusts a number of attacks only where none of them was inconclusive.
+        within: the lowest and the highest possible value. A policy's bound must lie in it, and intervals of
+            numbers that attacks found are cut to it.
+        in_trilemma: whether it is a column of the trilemma; if not, it stands only in the page's records.
+        meaning: one sentence that explains the number.
+        phrase: text that follows "it" or a configuration's name, with `{}` in place of the number.
+        heading: heading of its column in Markdown and in a terminal; by default the title with the unit.
+        metric: name of its estimates; by default the key with spaces.
+        points: whether it is a difference of shares, shown in percentage points with its sign.
+        headline: rank among the measures that can stand for their axis where there is room for only one;
+            the highest does.
+
+    Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
+    an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.
+    """
+
+    key: str
+    title: str
+    axis: Axis
+    better: Better
+    unit: str
+    by: MeasuredBy = "attacks"
+    within: tuple[float, float] = (-math.inf, math.inf)
+    in_trilemma: bool = True
+    meaning: str = ""
+    phrase: str = ""
+    heading: str = ""
+    metric: str = ""
+    points: bool = False
+    headline: int = 0
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("key", self.key, re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.key), "letters, digits and _"),
+            ("title", self.title, self.title, "a short name"),
+            ("unit", self.unit, self.unit, "a unit, such as share"),
+            ("axis", self.axis, self.axis in AXES, f"one of {', '.join(AXES)}"),
+            (
+                "better",
+                self.better,
+                self.better in get_args(Better),
+                f"one of {', '.join(get_args(Better))}",
+            ),
+            ("by", self.by, self.by in get_args(MeasuredBy), "attacks or run"),
+            ("better", self.better, self.by == "run" or self.better != "neither", "higher or lower"),
+            ("within", self.within, self.within[0] < self.within[1], "(lowest, highest)"),
+            ("phrase", self.phrase, not self.phrase or "{}" in self.phrase, "a phrase with {}"),
+        )
+        for name, value, kept, rule in rules:
+            if not kept:
+                raise ConfigError(f"measure {self.key!r}: {name}={value!r}: must be {rule}")
+
+    @property
+    def estimate_name(self) -> str:
+        """The name of its estimates."""
+        return self.metric or self.key.replace("_", " ")
+
+
+# in the order for people to read; columns and rows of every table follow it
+_OWN: dict[Axis, tuple[str, ...]] = {
+    "performance": (
+        *("accuracy_zero_shot", "accuracy_tuned_proxy", "accuracy_fused", "accuracy_centralised"),
+        *("gap_closed", "perplexity_before", "perplexity_after"),
+    ),
+    "privacy": (
+        *("epsilon_claimed", "epsilon_spent", "epsilon_spent_one_seed", "delta", "effective_cohort"),
+        *("token_auc", "exact_sequence_recall", "tpr_at_1pct_fpr", "membership_auc"),
+        *("canary_exposure_bits", "epsilon_audited", "audited_over_claimed"),
+    ),
+    "ip": (
+        *("verbatim_share", "owners_edge", "proxy_accuracy", "proxy_kl_nats", "proxy_cka"),
+        *("proxy_perplexity_ratio", "extraction_R", "api_gain", "proxy_gain", "healing_R"),
+    ),
+    "cost": (
+        *("upload_bytes", "download_bytes", "protocol_bytes", "seconds_federate", "seconds_total"),
+        *("peak_memory_bytes", "upload_over_unprotected", "seconds_over_unprotected"),
+    ),
+}
+MEASURES = Registry[MeasureKind](
+    kind="measure",
+    group="fedproxy_secure.measures",
+    own={
+        key: f"fedproxy_secure.evidence.measures.{axis}:{key.upper()}"
+        for axis, keys in _OWN.items()
+        for key in keys
+    },
+)
+
+
+def measure_kind(key: str, *, where: str = "") -> MeasureKind:
+    """Return the measure called `key`.
+
+    Args:
+        key: the measure's key.
+        where: the place that names it, for the error message.
+
+    Raises `ConfigError` for a key that is not known, or that is registered under another name.
+    """
+    kind = MEASURES.get(key, where=where)
+    if kind.key != key:
+        raise ConfigError(
+            f"measure {key!r}: the key it states is {kind.key!r}; must be the name it is registered under"
+        )
+    return kind
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Return each key once: registered keys in the registry's order, then the others as they come."""
+    there = dict.fromkeys(keys)
+    return [*(k for k in MEASURES.names() if k in there), *(k for k in there if k not in MEASURES.names())]

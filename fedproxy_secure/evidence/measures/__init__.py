@@ -1,0 +1,1 @@
+"""This project's measures, one module for each axis; `evidence.measure` has their order."""

@@ -1,0 +1,121 @@
+"""Measures of IP: how much of the owner's LLM gets out."""
+
+from __future__ import annotations
+
+import math
+
+from fedproxy_secure.evidence.measure import MeasureKind
+
+_POSITIVE = (0.0, math.inf)
+_SHARE = (0.0, 1.0)
+
+VERBATIM_SHARE = MeasureKind(
+    key="verbatim_share",
+    title="LLM weights held by a client",
+    heading="weights held (%)",
+    meaning="Share of the LLM's parameters that the proxy holds unchanged.",
+    phrase="a client holds {} of the LLM's weights unchanged",
+    axis="ip",
+    better="lower",
+    unit="share",
+    by="run",
+    within=_SHARE,
+    headline=1,
+)
+OWNERS_EDGE = MeasureKind(
+    key="owners_edge",
+    title="owner's edge",
+    meaning="Accuracy of the fused LLM minus that of the tuned proxy: what only the owner has.",
+    phrase="the fused LLM's lead over what clients hold is {}",
+    axis="ip",
+    better="higher",
+    unit="share",
+    by="run",
+    within=(-1.0, 1.0),
+    points=True,
+    headline=2,
+)
+PROXY_ACCURACY = MeasureKind(
+    key="proxy_accuracy",
+    title="proxy before tuning",
+    meaning="Share of correct answers of the untuned proxy.",
+    axis="ip",
+    better="neither",
+    unit="share",
+    by="run",
+    within=_SHARE,
+    in_trilemma=False,
+)
+PROXY_KL_NATS = MeasureKind(
+    key="proxy_kl_nats",
+    title="KL of LLM to proxy",
+    meaning="Divergence of the models' predictions on public text; 0 means the same predictions.",
+    axis="ip",
+    better="neither",
+    unit="nats",
+    by="run",
+    within=_POSITIVE,
+    in_trilemma=False,
+)
+PROXY_CKA = MeasureKind(
+    key="proxy_cka",
+    title="CKA of LLM and proxy",
+    meaning="Similarity of hidden states; 1 means the same.",
+    axis="ip",
+    better="neither",
+    unit="CKA",
+    by="run",
+    within=_SHARE,
+    in_trilemma=False,
+)
+PROXY_PERPLEXITY_RATIO = MeasureKind(
+    key="proxy_perplexity_ratio",
+    title="proxy's perplexity over the LLM's",
+    meaning="Ratio of perplexities on public text; 1 means that the proxy predicts it as well as the LLM.",
+    axis="ip",
+    better="neither",
+    unit="ratio",
+    by="run",
+    within=_POSITIVE,
+    in_trilemma=False,
+)
+EXTRACTION_R = MeasureKind(
+    key="extraction_R",
+    title="extraction R",
+    meaning="How far an attacker with the proxy and queries gets from the proxy (0 %) to the LLM (100 %).",
+    phrase="an attacker with the proxy and queries gets {} of the way to the LLM",
+    axis="ip",
+    better="lower",
+    unit="share",
+    headline=3,
+)
+API_GAIN = MeasureKind(
+    key="api_gain",
+    title="API gain",
+    metric="API gain",
+    meaning="What the queries add to extraction.",
+    axis="ip",
+    better="lower",
+    unit="share",
+    in_trilemma=False,
+    points=True,
+)
+PROXY_GAIN = MeasureKind(
+    key="proxy_gain",
+    title="proxy gain",
+    meaning="What holding the proxy adds to extraction.",
+    axis="ip",
+    better="lower",
+    unit="nats",
+    in_trilemma=False,
+    points=True,
+)
+HEALING_R = MeasureKind(
+    key="healing_R",
+    title="healing R",
+    meaning="The same as extraction R for an attacker without queries, with public text and compute only.",
+    axis="ip",
+    better="lower",
+    unit="share",
+    in_trilemma=False,
+)

@@ -1,0 +1,89 @@
+"""Measures of performance: how good the fused LLM is."""
+
+from __future__ import annotations
+
+import math
+
+from fedproxy_secure.evidence.measure import MeasureKind
+
+_POSITIVE = (0.0, math.inf)
+_SHARE = (0.0, 1.0)
+
+ACCURACY_ZERO_SHOT = MeasureKind(
+    key="accuracy_zero_shot",
+    title="LLM before tuning",
+    meaning="Share of correct answers of the LLM before tuning, mean over tasks.",
+    axis="performance",
+    better="higher",
+    unit="share",
+    by="run",
+    within=_SHARE,
+    in_trilemma=False,
+)
+ACCURACY_TUNED_PROXY = MeasureKind(
+    key="accuracy_tuned_proxy",
+    title="tuned proxy",
+    meaning="Share of correct answers of the tuned proxy, which every client holds.",
+    axis="performance",
+    better="higher",
+    unit="share",
+    by="run",
+    within=_SHARE,
+    in_trilemma=False,
+)
+ACCURACY_FUSED = MeasureKind(
+    key="accuracy_fused",
+    title="fused LLM",
+    meaning="Share of correct answers of the fused LLM, mean over tasks.",
+    phrase="the fused LLM answers {} of the test records correctly",
+    axis="performance",
+    better="higher",
+    unit="share",
+    by="run",
+    within=_SHARE,
+    headline=1,
+)
+ACCURACY_CENTRALISED = MeasureKind(
+    key="accuracy_centralised",
+    title="centralised LLM",
+    meaning="Share of correct answers of the LLM tuned on all records together: the ceiling.",
+    axis="performance",
+    better="higher",
+    unit="share",
+    by="run",
+    within=_SHARE,
+    in_trilemma=False,
+)
+GAP_CLOSED = MeasureKind(
+    key="gap_closed",
+    title="gap closed",
+    meaning="0 % is the LLM before tuning, 100 % the LLM tuned on all records together.",
+    phrase="the fused LLM closes {} of the gap to tuning on all records together",
+    axis="performance",
+    better="higher",
+    unit="share",
+    by="run",
+    headline=2,
+)
+PERPLEXITY_BEFORE = MeasureKind(
+    key="perplexity_before",
+    title="perplexity before",
+    meaning="Perplexity of the LLM on public text before tuning.",
+    axis="performance",
+    better="lower",
+    unit="perplexity",
+    by="run",
+    within=_POSITIVE,
+    in_trilemma=False,
+)
+PERPLEXITY_AFTER = MeasureKind(
+    key="perplexity_after",
+    title="perplexity after",
+    meaning="Perplexity of the fused LLM on public text; above the value before, the LLM has forgotten.",
+    axis="performance",
+    better="lower",
+    unit="perplexity",
+    by="run",
+    within=_POSITIVE,
+    in_trilemma=False,
+)

@@ -1,0 +1,152 @@
+"""Measures of privacy: what is promised, what was spent, and what attacks found about records."""
+
+from __future__ import annotations
+
+import math
+
+from fedproxy_secure.evidence.measure import MeasureKind
+
+_POSITIVE = (0.0, math.inf)
+_SHARE = (0.0, 1.0)
+
+EPSILON_CLAIMED = MeasureKind(
+    key="epsilon_claimed",
+    title="ε claimed, one seed",
+    heading="epsilon claimed, one seed",
+    meaning="The most that one seed alone may spend, as differential privacy promises; smaller is stronger.",
+    axis="privacy",
+    better="lower",
+    unit="epsilon",
+    by="run",
+    within=_POSITIVE,
+)
+EPSILON_SPENT = MeasureKind(
+    key="epsilon_spent",
+    title="ε spent, all seeds",
+    heading="epsilon spent, all seeds",
+    meaning="What the client that spent most has spent over all seeds together, which train on the same "
+    "records, by the accountant.",
+    phrase="differential privacy has spent ε {} over all seeds",
+    axis="privacy",
+    better="lower",
+    unit="epsilon",
+    by="run",
+    within=_POSITIVE,
+    headline=2,
+)
+EPSILON_SPENT_ONE_SEED = MeasureKind(
+    key="epsilon_spent_one_seed",
+    title="ε spent, one seed",
+    meaning="What the seed that spent most has spent, as if it had been the only one.",
+    axis="privacy",
+    better="lower",
+    unit="epsilon",
+    by="run",
+    within=_POSITIVE,
+    in_trilemma=False,
+)
+DELTA = MeasureKind(
+    key="delta",
+    title="δ",
+    meaning="The probability with which the promise of ε may fail.",
+    axis="privacy",
+    better="lower",
+    unit="delta",
+    by="run",
+    within=_SHARE,
+    in_trilemma=False,
+)
+EFFECTIVE_COHORT = MeasureKind(
+    key="effective_cohort",
+    title="fewest clients in a sum",
+    metric="fewest clients in a sum",
+    meaning="Clients in the smallest sum, minus those that may collude; 1 means that single updates are seen.",
+    phrase="the smallest group that an update hides in has {}",
+    axis="privacy",
+    better="higher",
+    unit="clients",
+    by="run",
+    within=_POSITIVE,
+    in_trilemma=False,
+    headline=1,
+)
+TOKEN_AUC = MeasureKind(
+    key="token_auc",
+    title="token AUC",
+    metric="token AUC",
+    meaning="How well tokens of the records are told from other tokens; 0.5 is chance, 1 is perfect.",
+    phrase="tokens of the records are told from other tokens with AUC {}",
+    axis="privacy",
+    better="lower",
+    unit="AUC",
+    within=_SHARE,
+    headline=4,
+)
+EXACT_SEQUENCE_RECALL = MeasureKind(
+    key="exact_sequence_recall",
+    title="whole records found",
+    heading="sequences (%)",
+    metric="sequences found exactly",
+    meaning="Share of the attacked records that an attack reconstructed word for word.",
+    phrase="{} of the attacked records come out word for word",
+    axis="privacy",
+    better="lower",
+    unit="share",
+    within=_SHARE,
+    headline=3,
+)
+TPR_AT_1PCT_FPR = MeasureKind(
+    key="tpr_at_1pct_fpr",
+    title="members found at 1\u00a0% false alarms",
+    heading="TPR at 1% FPR (%)",
+    metric="membership: TPR at 1 % FPR",
+    meaning="True positive rate of the strongest membership attack at 1 % false positives; chance is 1 %.",
+    phrase="the strongest membership attack finds {} of the members at 1\u00a0% false alarms",
+    axis="privacy",
+    better="lower",
+    unit="share",
+    within=_SHARE,
+    headline=5,
+)
+MEMBERSHIP_AUC = MeasureKind(
+    key="membership_auc",
+    title="membership AUC",
+    metric="membership AUC",
+    meaning="How well training records are told from other records; 0.5 is chance.",
+    phrase="training records are told from other records with AUC {}",
+    axis="privacy",
+    better="lower",
+    unit="AUC",
+    within=_SHARE,
+    in_trilemma=False,
+)
+CANARY_EXPOSURE_BITS = MeasureKind(
+    key="canary_exposure_bits",
+    title="canary exposure",
+    heading="exposure (bits)",
+    metric="canary exposure",
+    meaning="How far above other secrets the model ranks a planted one; 1.4 bits by chance.",
+    axis="privacy",
+    better="lower",
+    unit="bits",
+)
+EPSILON_AUDITED = MeasureKind(
+    key="epsilon_audited",
+    title="ε audited",
+    metric="audited epsilon, lower bound",
+    meaning="A lower bound on ε from attacks; if it is above the claim, the claim is wrong.",
+    axis="privacy",
+    better="lower",
+    unit="epsilon",
+    in_trilemma=False,
+)
+AUDITED_OVER_CLAIMED = MeasureKind(
+    key="audited_over_claimed",
+    title="ε shown over ε claimed",
+    metric="epsilon shown over epsilon claimed",
+    meaning="The ε that an audit has shown, divided by the claim; above 1 the claim is wrong.",
+    axis="privacy",
+    better="lower",
+    unit="ratio",
+    in_trilemma=False,
+)

@@ -1,0 +1,44 @@
+"""Attack a finished run and write its report again, with what the attacks found."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.progress import Progress
+
+SUITES = "fedproxy_secure.suites"  # entry points: the core does not know who attacks it
+
+
+def attack_run(
+    config: Config, folder: Path, *, seed: int, resume: bool = True, progress: Progress | None = None
+) -> None:
+    """Run every registered suite on a recorded run, as `attacks` says; results lie below its folder.
+
+    Raises `ConfigError` if none is registered, `RunFolderError` if the run was not recorded.
+    """
+    points = list(entry_points(group=SUITES))
+    if not points:
+        raise ConfigError(f"attacks.suite={config.attacks.suite}: no suite is installed; set it to none")
+    for point in points:
+        point.load()(
+            folder,
+            views=config.attacks.views,
+            profile=config.attacks.suite,
+            seconds=config.attacks.seconds,
+            seed=seed,
+            resume=resume,
+            llm=config.model.path,
+            progress=progress,
+        )
+
+
+def attacked_report(config: Config, folder: Path, *, progress: Progress | None, command: str) -> Report:
+    """Attack a finished run and return its report, which is otherwise as it was."""
+    from fedproxy_secure.experiments.run import run
+
+    attack_run(config, folder, seed=config.seeds[0], progress=progress)
+    return run(config, folder, resume=True, command=command)

@@ -1,0 +1,169 @@
+"""`compare`: every method x remove ratio x seed, in parallel, resumable, joined into one report."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.config import Config
+from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.experiments.method import Method, method_of
+from fedproxy_secure.experiments.sweeps.method_cells import (
+    Cell,
+    CellResult,
+    cell_file,
+    cells_of,
+    read_cell,
+    run_cell,
+    write_cell,
+)
+from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of
+from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.report.publish import publish
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.preload import warm_up
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+from fedproxy_secure.runtime.workers import Lost, run_tasks
+
+CELLS_NEED = (
+    "fedproxy_secure.experiments.inputs",
+    "fedproxy_secure.federate.client",
+    "fedproxy_secure.flower.client_app",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+)
+
+
+def compare(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Run every cell that `out` does not hold yet, then write and return the report.
+
+    Each cell runs in a process of its own with one torch thread, `compare.jobs` at a time; 0 is one per
+    core, or on CUDA one in all. With `compare.jobs` 1 all run in this process, where methods that a script
+    has registered are known. A stopped comparison goes on with `resume=True` and ends with the same report.
+
+    Raises `FedProxyError` of the first failing cell, after the running ones have ended and been saved.
+    """
+    shown = progress or NoProgress()
+    compression_of(config.compress)
+    cells = cells_of(config)
+    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    todo = [c for c in cells if not cell_file(out, c).exists()]
+    if todo and config.compare.jobs != 1:
+        warm_up(CELLS_NEED)  # imports while this process reads the records
+    from fedproxy_secure.experiments.stages import truncated_prompts
+    from fedproxy_secure.models.llm import pick_device
+
+    truncated = truncated_prompts(config)  # first of all: unreadable records stop here
+    device = pick_device(config.model.device)
+    shown.start("compare", len(todo))  # of those left, so that the time left is not flattered
+    with closing(_run_cells(config, todo, on_cuda=device.type == "cuda")) as ended:
+        for result in ended:
+            write_cell(folder.path, result)
+            shown.advance("compare", note=result.cell.name)
+    shown.done("compare")
+    results = [read_cell(out, c) for c in cells]
+    report = Report(
+        name=config.name,
+        command=command or "fedproxy_secure.compare(...)",
+        config_sha256=config.sha256(),
+        environment=environment(str(device)),
+        seeds=config.seeds,
+        estimates=costs_of(results),
+        rows=tuple(rows_of(results)),
+        notes=_notes(config, truncated),
+    )
+    publish(report, out)
+    return report
+
+
+def plan_rows(config: Config) -> list[tuple[str, str]]:
+    """What a comparison would train: names and formatted values, for people; nothing is loaded."""
+    cells = cells_of(config)
+    methods = {name: method_of(name) for name in config.compare.methods}
+    trained = [c for c in cells if methods[c.method].trains]
+    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    return [
+        ("cells", f"{len(cells)}: {len(methods)} methods, {len(config.seeds)} seeds"),
+        *(("method", f"{name}: {method.title}") for name, method in methods.items()),
+        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} in all"),
+    ]
+
+
+def _run_cells(config: Config, todo: Sequence[Cell], *, on_cuda: bool) -> Generator[CellResult]:
+    """Finished cells, in the order they finish; after a failure no further one is begun."""
+    failed: list[tuple[int, Lost]] = []
+
+    def until_failure() -> Iterator[Cell]:
+        for cell in todo:
+            if failed:
+                return
+            yield cell
+
+    work = partial(run_cell, config)
+    with closing(run_tasks(work, until_failure(), jobs=config.compare.jobs, on_cuda=on_cuda)) as ended:
+        for index, result in ended:
+            if isinstance(result, Lost):
+                failed.append((index, result))
+            else:
+                yield result
+    if failed:
+        index, lost = failed[0]
+        lost.reraise(todo[index].name)
+
+
+def _notes(config: Config, truncated: int) -> tuple[str, ...]:
+    """What a reader must know before believing a number."""
+    from fedproxy_secure.experiments.stages import cut_notes
+
+    methods = [method_of(name) for name in config.compare.methods]
+    privacy = config.privacy
+    promised = guarantees(
+        privacy.unit,
+        epsilon=privacy.target_epsilon,
+        delta=privacy.target_delta,
+        clip_norm=privacy.clip_norm,
+        mechanism=privacy.mechanism,
+        simulated=privacy.randomness == "unsafe_simulated",
+    )
+    return (
+        *_stamps(config, methods),
+        *promised[:1],
+        *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
+        *(method.note for method in methods if method.note),
+        f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
+        f"{config.local.batch_size} records a client; centralised methods see as many in all.",
+        *cut_notes(truncated, config),
+    )
+
+
+def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
+    """What is unsafe in the protection of methods, and in which."""
+    names: dict[str, list[str]] = {}
+    for method in methods:
+        settings = method.federation(config)
+        if settings is not None:
+            for stamp in protection_of(settings.protect).unsafe(settings.protect):
+                names.setdefault(stamp, []).append(method.name)
+    return [f"{stamp} Methods: {', '.join(whose)}." for stamp, whose in names.items()]
+
+
+def _limits_of_privacy(config: Config, methods: Sequence[Method]) -> list[str]:
+    open_ones = [m.name for m in methods if m.federation(config) is None]
+    lines = [
+        "That is of one federated method with one seed alone: every method, remove ratio and seed "
+        "trains on the same records, so their epsilons compose."
+    ]
+    if open_ones:
+        lines.append(f"Only federated methods are private, not: {', '.join(open_ones)}.")
+    return lines

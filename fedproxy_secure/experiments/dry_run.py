@@ -1,0 +1,125 @@
+"""What a run would take and what its server could see, counted and said before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.config import Config
+from fedproxy_secure.experiments.run_report import protection_note
+from fedproxy_secure.experiments.stages import check_privacy, make_proxy, prepare
+from fedproxy_secure.protect.base import protection_of
+
+FLOAT32_BYTES = 4  # of a weight, and of a number in an update
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run would take, counted before anything is spent. Bytes are payload, float32."""
+
+    llm_parameters: int
+    llm_blocks: int
+    proxy_parameters: int
+    compression: str
+    proxy_blocks: tuple[int, ...] | None  # the LLM's that they stand for; None: they stand for none
+    adapter_parameters: int
+    clients: int
+    train_records: tuple[int, ...]
+    truncated_records: int
+    rounds: int
+    local_steps: int
+    seeds: int
+    upload_bytes: int  # one client's update in one round
+    protection: str
+    privacy: tuple[str, ...]
+    mean_error: float | None  # bound of rounding on a coordinate of the mean; None: no rounding
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights of LLM, proxy and fused LLM, and the trained adapter's gradients and Adam moments."""
+        weights = 2 * self.llm_parameters + self.proxy_parameters + 4 * self.adapter_parameters
+        return weights * FLOAT32_BYTES
+
+    def _proxy(self) -> str:
+        blocks = "" if self.proxy_blocks is None else f", blocks {list(self.proxy_blocks)}"
+        return f"{self.proxy_parameters:,} parameters{blocks}, by {self.compression}"
+
+    def _rounding(self) -> str:
+        return f"the mean is off by at most {self.mean_error:.1e} a coordinate in round 0"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and formatted values, for people."""
+        steps = self.rounds * self.local_steps * self.clients
+        return [
+            ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
+            ("proxy", self._proxy()),
+            ("adapter", f"{self.adapter_parameters:,} trained parameters"),
+            ("clients", f"{self.clients}, with {list(self.train_records)} training records"),
+            ("truncated prompts", f"{self.truncated_records}"),
+            ("steps", f"{steps:,} a seed ({self.rounds} rounds), {self.seeds} seeds"),
+            ("protection", self.protection),
+            *[("privacy", line) for line in self.privacy],
+            *([] if self.mean_error is None else [("rounding", self._rounding())]),
+            ("upload", f"{self.upload_bytes:,} bytes a client and round"),
+            ("download", f"{self.adapter_parameters * FLOAT32_BYTES:,} bytes a client and round"),
+            ("proxy download", f"{self.proxy_parameters * FLOAT32_BYTES:,} bytes a client, once"),
+            ("memory", f"{self.memory_bytes:,} bytes for weights and optimiser, one process"),
+        ]
+
+
+def plan(config: Config) -> RunPlan:
+    """Load model and data, compress, count; nothing is trained and nothing written."""
+    config.check_protection()
+    protection = protection_of(config.protect)
+    protection.check_installed()
+    compression_of(config.compress)
+    from fedproxy_secure.data.encode import encode_records
+    from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.models.adapters import adapter_size, attach, tensor_sizes
+    from fedproxy_secure.models.llm import blocks_of, parameter_count
+
+    materials = prepare(config)
+    proxy = make_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
+    proxy_parameters = parameter_count(proxy.model)
+    encoded = [
+        encode_records(t.train, materials.tokenizer, max_tokens=config.data.max_tokens)
+        for t in materials.tasks
+    ]
+    tuned = attach(proxy.model, config.adapter, seed=0)
+    job = FederationJob.from_config(config, seed=config.seeds[0])
+    warned = check_privacy(job, tuned, {t.name: len(t.train) for t in materials.tasks})
+    return RunPlan(
+        llm_parameters=parameter_count(materials.llm),
+        llm_blocks=len(blocks_of(materials.llm)),
+        proxy_parameters=proxy_parameters,
+        compression=config.compress.kind,
+        proxy_blocks=None if proxy.plan is None else proxy.plan.kept,
+        adapter_parameters=adapter_size(tuned),
+        clients=len(materials.tasks),
+        train_records=tuple(len(t.train) for t in materials.tasks),
+        truncated_records=sum(e.truncated for e in encoded),
+        rounds=config.federate.rounds,
+        local_steps=config.local.steps,
+        seeds=len(config.seeds),
+        upload_bytes=protection.upload_bytes(job, tensor_sizes(tuned)),
+        protection=protection_note(config),
+        privacy=(*_privacy_rows(config, {t.name: len(t.train) for t in materials.tasks}), *warned),
+        mean_error=protection.rounding_error(job, tensor_sizes(tuned)),
+    )
+
+
+def _privacy_rows(config: Config, records: Mapping[str, int]) -> tuple[str, ...]:
+    """For people, before a run: noise by client."""
+    from fedproxy_secure.dp.record_noise import record_noise
+
+    privacy = config.privacy
+    if privacy.unit != "record":
+        return ()
+    rounds = config.federate.rounds
+    noise = {n: record_noise(privacy, config.local, rounds=rounds, records=c) for n, c in records.items()}
+    listed = ", ".join(f"{n} {v.noise_multiplier:.3f}" for n, v in noise.items())
+    return (
+        f"record level, epsilon {privacy.target_epsilon:g} at delta {privacy.target_delta:g}; "
+        f"noise multiplier: {listed}",
+    )

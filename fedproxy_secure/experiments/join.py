@@ -1,0 +1,104 @@
+"""`report`: join what runs and matrices left on disk into one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.run_report import settings_of
+from fedproxy_secure.report.composition import Training
+from fedproxy_secure.report.measured import ATTACKED, SeedRun, attacked, configuration_of, read_seed
+from fedproxy_secure.report.publish import publish
+from fedproxy_secure.report.report import JSON_NAME, Report
+from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
+from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.artifacts import environment
+
+
+def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
+    """One report over runs and matrices, written to `out`; runs of the same settings share a line.
+
+    The environment is this one; that of each run lies in its folder.
+
+    Raises `RunFolderError` for a folder that is neither, is damaged, or has no finished seed.
+    """
+    if out.resolve() in [f.resolve() for f in folders]:
+        raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
+    joined: list[Configuration] = []
+    records: set[str] = set()
+    runs: dict[str, list[tuple[Path, Config]]] = {}
+    not_measured: dict[str, None] = {}
+    for folder in folders:
+        config = _config_of(folder)
+        records.add(_records_of(config))
+        if (folder / "cells").is_dir():
+            report = Report.load(folder)
+            joined += report.configurations
+            not_measured |= dict.fromkeys(report.not_measured)
+        else:
+            alike = config.model_copy(update={"seeds": (0,)}).sha256()
+            runs.setdefault(alike, []).append((folder, config))
+    for alike_runs in runs.values():
+        joined.append(_configuration(alike_runs, out))
+        if not all(attacked(folder) for folder, _ in alike_runs):
+            not_measured[ATTACKED] = None
+    together = total(joined, same_records=len(records) == 1)
+    digest = hashlib.sha256(json.dumps([_config_of(f).sha256() for f in folders]).encode()).hexdigest()
+    report = Report(
+        name=" + ".join(dict.fromkeys(_config_of(f).name for f in folders)),
+        command=command,
+        config_sha256=digest,
+        environment=environment(None),
+        seeds=tuple(sorted({s for c in joined for s in c.seeds})),
+        configurations=tuple(joined),
+        notes=("Joined from several folders; SHA-256 of the settings is over all of theirs.",),
+        not_measured=tuple(not_measured),
+        total_epsilon=together.epsilon,
+        composition=together.says,
+    )
+    publish(report, out)
+    return report
+
+
+def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configuration:
+    """Join runs that differ by their seeds alone; a seed run twice is shown once and paid twice."""
+    config = runs[0][1]
+    seeds: dict[int, SeedRun] = {}
+    besides: list[Training] = []
+    for folder, own in {folder.resolve(): (folder, own) for folder, own in runs}.values():
+        for seed in own.seeds:
+            if (folder / f"seed-{seed}" / "result.json").exists():
+                besides += [seeds[seed].training(config)] if seed in seeds else []
+                seeds[seed] = read_seed(folder, seed, root=out)
+            else:
+                besides += unfinished_training(folder, seed, own)
+    if not seeds:
+        raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")
+    paid = [*(s.training(config) for s in seeds.values()), *besides]
+    written = [Report.load(folder) for folder, _ in runs if (folder / JSON_NAME).exists()]
+    return configuration_of(
+        [seeds[s] for s in sorted(seeds)],
+        config,
+        name=config.name,
+        settings=settings_of(config),
+        guarantees=guarantees_of(config, paid),
+        commands=tuple(r.command for r in written),
+        besides=besides,
+    )
+
+
+def _records_of(config: Config) -> str:
+    """What the settings say of whose records are trained on: equal for the same records."""
+    clients = [client.model_dump(mode="json") for client in config.data.clients]
+    return json.dumps([config.data.root, clients], sort_keys=True)
+
+
+def _config_of(folder: Path) -> Config:
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise RunFolderError(f"{folder}: is not a run folder: has no config.yaml")
+    return load_config(file)

@@ -1,0 +1,175 @@
+"""`matrix`: protection x compression x remove ratio x fusion x adapter x seed; run, attack, measure each.
+
+    baselines/cells/NAME.json   the centralised LLM, for every seed: the ceiling of `gap_closed`
+    cells/NAME/                 a run folder, recorded, with its findings in `attacks/`
+    cells/NAME/cell.json        written last: the cell is done
+    cells/NAME/failed.json      why it is not
+    report.json, report.html .. all cells together, signed over audit.jsonl, which has the heads of theirs
+
+Every cell has a process of its own, so that one which fails, or is killed, loses nothing of the rest. A
+stopped matrix goes on with `resume=True`: finished cells are kept, unfinished ones go on after their last
+round, failed ones are tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from fedproxy_secure.audit.keys import own_key_file
+from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS
+from fedproxy_secure.experiments.sweeps.matrix_cells import (
+    FAILED,
+    MatrixCell,
+    cells_of,
+    is_done,
+    measure_cell,
+    note_failure,
+)
+from fedproxy_secure.experiments.sweeps.matrix_report import (
+    BASELINES,
+    ceilings_of,
+    configurations_of,
+    no_ceiling,
+    not_measured,
+)
+from fedproxy_secure.experiments.sweeps.method_cells import (
+    Cell,
+    cell_file,
+    one_thread,
+    run_cell,
+    write_cell,
+)
+from fedproxy_secure.report.publish import publish
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import total
+from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.preload import warm_up
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+from fedproxy_secure.runtime.workers import Lost, run_tasks
+
+CELLS_NEED = (
+    "fedproxy_secure.experiments.run",
+    "fedproxy_secure.experiments.inputs",
+    "fedproxy_secure.federate.client",
+    "fedproxy_secure.flower.client_app",
+    "fedproxy_secure.flower.recording",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "opacus",
+)
+CEILING_NOT_COUNTED = (
+    "Not counted: the centralised LLM behind `gap closed`, which trains on the same records without "
+    "differential privacy. Its accuracy is told; its weights are not kept."
+)
+
+
+def matrix(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Run, attack and measure every cell that `out` does not hold yet; write and return the report.
+
+    Each cell runs in a process of its own with one torch thread, `matrix.jobs` at a time; 0 is one per
+    core, or on CUDA one in all. With `matrix.jobs` 1 all run in this process, where protections and
+    compressions that a script has registered are known; their peak memory is then this process's. Failed
+    cells stand in the report with their reason.
+
+    Raises `RunFolderError` for a folder of other settings, `ConfigError` if no configuration can run.
+    """
+    cells, refused = cells_of(config)
+    shown = progress or NoProgress()
+    signed, config = config, config.with_signing_key(None)
+    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    witness = Witness.open(folder, signed, command=command)
+    todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
+    todo += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+    if todo and config.matrix.jobs != 1:
+        warm_up(CELLS_NEED)  # imports while this process reads the records
+    from fedproxy_secure.experiments.stages import cut_notes, truncated_prompts
+    from fedproxy_secure.models.llm import pick_device
+
+    truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
+    device = pick_device(config.model.device)
+    shown.start("matrix", len(todo))
+    with witness.aborts():
+        key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
+        keyed = config.with_signing_key(key)
+        with closing(_run_all(keyed, out, todo, on_cuda=device.type == "cuda")) as ended:
+            for name in ended:
+                shown.advance("matrix", note=name)
+        shown.done("matrix")
+        done = [c.folder for c in cells if is_done(out, c)]
+        for name in done:
+            witness.inner(name)
+        head = witness.settle(*(f"{name}/{FOLDER}/{RESULTS}" for name in done))
+    configurations = tuple(configurations_of(config, out, cells))
+    together = total(configurations, same_records=True)
+    report = Report(
+        name=config.name,
+        command=command or "fedproxy_secure.matrix(...)",
+        config_sha256=config.sha256(),
+        environment=environment(str(device)),
+        seeds=config.seeds,
+        configurations=configurations,
+        total_epsilon=together.epsilon,
+        composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
+        notes=cut_notes(truncated, config),
+        not_measured=(*refused, *no_ceiling(config, out), *not_measured(config, out, cells)),
+        audit_head=head,
+    )
+    publish(report, folder.path)
+    witness.sign()
+    return report
+
+
+def plan_rows(config: Config) -> list[tuple[str, str]]:
+    """What a matrix would run: names and formatted values, for people; nothing is loaded."""
+    cells, refused = cells_of(config)
+    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    return [
+        ("cells", f"{len(cells)}: {len({c.key for c in cells})} configurations, {len(config.seeds)} seeds"),
+        ("training", f"{steps:,} steps a cell, and as many for each of {len(config.seeds)} ceilings"),
+        ("suite", f"{config.attacks.suite}, from {', '.join(config.attacks.views)}"),
+        *[("left out", line) for line in refused],
+    ]
+
+
+def _run_all(
+    config: Config, out: Path, todo: Sequence[MatrixCell | Cell], *, on_cuda: bool
+) -> Generator[str]:
+    """Names of cells as they end, well or not."""
+    work = partial(_work, config, out)
+    with closing(run_tasks(work, todo, jobs=config.matrix.jobs, on_cuda=on_cuda)) as ended:
+        for index, result in ended:
+            cell = todo[index]
+            if isinstance(result, Lost) and not (_place(out, cell) / FAILED).exists():
+                note_failure(_place(out, cell), str(result))
+            yield cell.name
+
+
+def _work(config: Config, out: Path, cell: MatrixCell | Cell) -> None:
+    """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on."""
+    try:
+        if isinstance(cell, Cell):
+            write_cell(out / BASELINES, run_cell(config, cell))
+        else:
+            with one_thread():
+                measure_cell(config, cell, out)
+    except Exception as error:
+        line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
+        note_failure(_place(out, cell), line)
+
+
+def _place(out: Path, cell: MatrixCell | Cell) -> Path:
+    """The folder in which a cell's failure is noted."""
+    return out / BASELINES / cell.name if isinstance(cell, Cell) else out / cell.folder

@@ -1,0 +1,74 @@
+"""What a method is: one way to a tuned model that `compare` runs beside the others.
+
+`compare.methods` names them. Subclass `Method` and register an instance under the entry point group
+`fedproxy_secure.methods`. `examples/own_method.py` is a whole one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.config.kinds import METHODS
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.experiments.outcome import Outcome
+
+if TYPE_CHECKING:
+    from fedproxy_secure.experiments.inputs import Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One way to a tuned model; a row of a comparison.
+
+    Every method takes the same records, the same number of training sequences and the same adapter
+    settings: `rounds x steps x batch_size` sequences for each client; those that train on all records
+    together see as many in all.
+
+    Args:
+        name: in settings, on reports and in file names.
+        title: for people, in lists.
+        needs_ratio: whether it works on a proxy, and so runs once for each remove ratio.
+        trains: whether it trains anything.
+        long: whether it takes much longer than others; it is then begun first.
+        end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1; one method for each.
+        note: what a reader must know before believing its row.
+    """
+
+    name: str
+    title: str
+    needs_ratio: bool = True
+    trains: bool = True
+    long: bool = False
+    end: Literal["floor", "ceiling"] | None = None
+    note: str = ""
+
+    def federation(self, config: Config) -> Config | None:
+        """The settings under which its clients send updates to a server; None if they send none."""
+        return None
+
+    def check_settings(self, config: Config) -> None:
+        """Raise `ConfigError` if it cannot run, or not be protected, as the settings ask."""
+        settings = self.federation(config)
+        if settings is None:
+            return
+        try:
+            settings.check_protection()
+        except ConfigError as error:
+            raise ConfigError(f"method {self.name}: {error}") from error
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> Outcome:
+        """Train and evaluate from scratch with one seed."""
+
+
+def method_of(name: str, *, where: str = "") -> Method:
+    """Return the method that settings name. Raises `ConfigError` for a name that is not known.
+
+    Args:
+        where: the setting that has the name, such as `compare.methods`.
+    """
+    method: Method = METHODS.get(name, where=where)
+    return method

@@ -1,0 +1,92 @@
+"""FedOT: Offsite-Tuning (Xiao et al. 2023), federated.
+
+Clients hold the LLM's first and last blocks, which they train, around an emulator of the middle: uniformly
+chosen blocks, which stay as they are. Trained blocks are plugged back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedproxy_secure.config import AdapterConfig, Config, FusionConfig, ProtectConfig
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.experiments.method import Method
+from fedproxy_secure.experiments.outcome import Outcome
+
+if TYPE_CHECKING:
+    from fedproxy_secure.compress.plan import BlockPlan
+    from fedproxy_secure.experiments.inputs import Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedOT(Method):
+    """Federated Offsite-Tuning.
+
+    Args:
+        equal_bytes: whether the few trained blocks get adapters of so high a rank that a client sends as
+            many bytes as with adapters of the settings' rank on all blocks it holds.
+    """
+
+    equal_bytes: bool = False
+
+    def federation(self, config: Config) -> Config:
+        plaintext = ProtectConfig(scheme="unsafe_plaintext")
+        return config.model_copy(update={"fusion": FusionConfig(rule="fedavg"), "protect": plaintext})
+
+    def run(self, inputs: Inputs) -> Outcome:
+        from fedproxy_secure.compress.proxy import Proxy
+        from fedproxy_secure.models.llm import blocks_of, with_blocks
+
+        plan, trained = offsite_tuning_plan(len(blocks_of(inputs.llm)), inputs.remove_ratio)
+        held = Proxy(model=with_blocks(inputs.llm, list(plan.kept)), plan=plan)
+        settings = self.federation(inputs.config)
+        if self.equal_bytes:
+            adapter = _widened(settings.adapter, len(plan.kept), len(trained))
+            settings = settings.model_copy(update={"adapter": adapter})
+        tuned, upload_bytes = inputs.federate(held.model, settings, blocks=trained)
+        return inputs.plugged_back(held, tuned, upload_bytes=upload_bytes)
+
+
+def _widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
+    """The adapter at `held / trained` times its rank, with the same scale alpha / rank."""
+    rank, scale = round(adapter.rank * held / trained), adapter.alpha / adapter.rank
+    return adapter.model_copy(update={"rank": rank, "alpha": round(rank * scale)})
+
+
+def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan, tuple[int, ...]]:
+    """Return Offsite-Tuning's plan: the first and last blocks are adapters, the middle uniformly dropped.
+
+    As many blocks are held as in a proxy of the same ratio; a quarter of them, at least one on each side,
+    is trained.
+
+    Returns the plan of the model that clients hold, and which of *its* blocks are trained.
+
+    Raises `ConfigError` if no block is left for the emulator.
+    """
+    from fedproxy_secure.compress.plan import BlockPlan, blocks_to_remove, plan_uniform
+
+    keep = llm_blocks - blocks_to_remove(llm_blocks, remove_ratio)
+    side = max(1, keep // 8)
+    if keep < 2 * side + 1:
+        raise ConfigError(
+            f"remove_ratio={remove_ratio}: leaves {keep} of {llm_blocks} blocks; FedOT needs at least "
+            f"{2 * side + 1}: adapters at both ends and an emulator between"
+        )
+    middle = llm_blocks - 2 * side
+    emulator = plan_uniform(middle, 1 - (keep - 2 * side) / middle).kept
+    kept = (
+        *range(side),
+        *(side + i for i in emulator),
+        *range(llm_blocks - side, llm_blocks),
+    )
+    trained = (*range(side), *range(keep - side, keep))
+    return BlockPlan(llm_blocks=llm_blocks, kept=kept), trained
+
+
+FEDOT = FedOT(name="fedot", title="Offsite-Tuning, federated")
+FEDOT_EQUAL_BYTES = FedOT(
+    name="fedot_equal_bytes",
+    title="Offsite-Tuning, federated, with as many bytes uploaded as FedProxy",
+    equal_bytes=True,
+)

@@ -1,0 +1,86 @@
+"""References: the LLM and its proxy without training, trained on pooled records, and each client alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedproxy_secure.experiments.method import Method
+from fedproxy_secure.experiments.outcome import Outcome
+
+if TYPE_CHECKING:
+    from fedproxy_secure.experiments.inputs import Inputs
+    from fedproxy_secure.experiments.outcome import Accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(Method):
+    """The LLM as it is."""
+
+    def run(self, inputs: Inputs) -> Outcome:
+        return Outcome(fused=inputs.evaluate(inputs.llm))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotProxy(Method):
+    """The proxy as it is."""
+
+    def run(self, inputs: Inputs) -> Outcome:
+        accuracies = inputs.evaluate(inputs.proxy().model)
+        return Outcome(fused=accuracies, tuned=accuracies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralisedLlm(Method):
+    """The LLM, tuned on all clients' records together."""
+
+    def run(self, inputs: Inputs) -> Outcome:
+        return Outcome(fused=inputs.evaluate(inputs.train_pooled(inputs.llm)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralisedProxy(Method):
+    """The proxy, tuned on all clients' records together, and plugged back."""
+
+    def run(self, inputs: Inputs) -> Outcome:
+        proxy = inputs.proxy()
+        return inputs.plugged_back(proxy, inputs.train_pooled(proxy.model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOnly(Method):
+    """Every client tunes the proxy alone; each task is judged on its own client's model."""
+
+    def run(self, inputs: Inputs) -> Outcome:
+        fused: dict[str, Accuracy] = {}
+        tuned: dict[str, Accuracy] = {}
+        proxy = inputs.proxy()
+        for own in inputs.each_task():
+            outcome = own.plugged_back(proxy, own.train_pooled(copy.deepcopy(proxy.model)))
+            fused |= outcome.fused
+            tuned |= outcome.tuned or {}
+        return Outcome(fused=fused, tuned=tuned)
+
+
+ZERO_SHOT = ZeroShot(
+    name="zero_shot",
+    title="the LLM without training",
+    needs_ratio=False,
+    trains=False,
+    end="floor",
+)
+ZERO_SHOT_PROXY = ZeroShotProxy(name="zero_shot_proxy", title="the proxy without training", trains=False)
+CENTRALISED_LLM = CentralisedLlm(
+    name="centralised_llm",
+    title="the LLM, trained on pooled records",
+    needs_ratio=False,
+    long=True,
+    end="ceiling",
+)
+CENTRALISED_PROXY = CentralisedProxy(name="centralised_proxy", title="the proxy, trained on pooled records")
+LOCAL_ONLY = LocalOnly(
+    name="local_only",
+    title="the proxy, trained by each client alone",
+    note="local_only is judged on each client's own task, with the model that client tuned alone.",
+)

@@ -1,0 +1,201 @@
+"""`run`: the pipeline for every seed, into a run folder that a killed run goes on from.
+
+seed-0/proxy/             the proxy, a Hugging Face folder
+seed-0/plan.json          how it came about: compression, which LLM blocks it holds, importance, fidelity
+seed-0/federation/        server state after the last whole round, one line of metrics a round, and the
+                          leakage ledger: what flowed and what it reveals
+seed-0/adapter/           the tuned adapter, a PEFT folder for the proxy
+seed-0/fused/             the fused LLM, a Hugging Face folder
+seed-0/result.json        accuracies; written last
+report.json, report.md    all seeds together; report.sig is their signature
+audit.jsonl               what happened, in a signed chain: `fedproxy-secure audit verify`
+tracking/                 rounds and measures for TensorBoard and others
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.compress.proxy import Proxy
+from fedproxy_secure.config import Config
+from fedproxy_secure.dp.ledger import all_events, read_all
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.outcome import to_texts
+from fedproxy_secure.experiments.run_report import report_of
+from fedproxy_secure.experiments.stages import (
+    Materials,
+    check_privacy,
+    evaluate,
+    make_fused_llm,
+    make_proxy,
+    prepare,
+    truncated_prompts,
+    tune,
+)
+from fedproxy_secure.experiments.tracking import (
+    Place,
+    Tracker,
+    measure_values,
+    open_tracker,
+    require,
+    round_values,
+)
+from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.report.composition import to_json
+from fedproxy_secure.report.publish import publish, write_texts
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+from fedproxy_secure.runtime.stage_clock import StageClock, peak_memory_bytes
+from fedproxy_secure.runtime.untrusted import read_json
+
+STAGES = 5  # of one seed, for the progress bar
+
+
+def run(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+    page: bool = True,
+) -> Report:
+    """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
+
+    With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
+    result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
+    line the report is signed. Without `page` the report is written as JSON and text alone.
+
+    Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
+    if what lies in the folder is not what the log has.
+    """
+    config.check_protection()
+    protection_of(config.protect).check_installed()
+    compression_of(config.compress)
+    require(config.track)
+    typed = command or "fedproxy_secure.run(...)"
+    signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
+    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    witness = Witness.open(folder, signed, command=typed)
+    with witness.aborts():
+        results = {seed: _run_seed(config, witness, seed, progress) for seed in config.seeds}
+        report = replace(report_of(config, out, results, typed), audit_head=witness.settle())
+        if witness.has_news():
+            with closing(_tracker(config, witness, "report")) as tracker:
+                tracker.log(0, measure_values(report.configurations[0]))
+        publish(report, out) if page else write_texts(report, out)
+        witness.sign()
+    return report
+
+
+def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
+    place = Place(folder=witness.folder, project=config.name, run=witness.run, part=part)
+    return open_tracker(config.track, place)
+
+
+def _tell_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
+    """Tell log and trackers of saved rounds that they do not have yet."""
+    for line in witness.untold_rounds(seed):
+        tracker.log(line["round"], round_values(line))
+        witness.round(seed, line)
+
+
+def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | None) -> dict[str, Any]:
+    from fedproxy_secure.compress.proxy import save_model
+    from fedproxy_secure.data.evaluate import perplexity
+    from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.flower.engines import PRIVACY
+    from fedproxy_secure.models.adapters import save_adapter
+
+    name = f"seed-{seed}"
+    place = witness.folder / name
+    if (place / "result.json").exists():
+        return _read(place / "result.json")
+    witness.started(seed)
+    shown = progress or NoProgress()
+    shown.start(name, STAGES)
+    clock = StageClock()
+    materials = prepare(config)
+    proxy, likeness = _compress(config, materials, seed, place)
+    clock.stop("compress")
+    shown.advance(name, note="compressed")
+    zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
+    proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
+    clock.stop("evaluate")
+    shown.advance(name, note="measured before tuning")
+    (place / "federation").mkdir(parents=True, exist_ok=True)
+    job = FederationJob.from_config(config, seed=seed)
+    with closing(_tracker(config, witness, name)) as tracker:
+        tuned = tune(
+            job,
+            proxy.model,
+            place / "proxy",
+            run_folder=place / "federation",
+            progress=progress,
+            on_round=lambda: _tell_rounds(witness, tracker, seed),
+        )
+    save_adapter(tuned, place / "adapter")
+    clock.stop("federate")
+    shown.advance(name, note="federated")
+    fused = make_fused_llm(materials, proxy, tuned)
+    save_model(fused, materials.tokenizer, place / "fused")
+    clock.stop("fuse")
+    shown.advance(name, note="fused")
+    ledgers = place / "federation" / PRIVACY
+    spent = read_all(ledgers)
+    result = {
+        "seed": seed,
+        **likeness,
+        "perplexity": {
+            m: perplexity(f, materials.windows) for m, f in (("tuned", tuned), ("fused", fused))
+        },
+        "zero_shot": to_texts(zero_shot),
+        "proxy": to_texts(proxy_before),
+        "tuned": to_texts(evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
+        "fused": to_texts(evaluate(fused, materials, config, progress=progress, name="fused LLM")),
+        "truncated": truncated_prompts(config),
+        "privacy_notes": list(check_privacy(job, tuned, {})),
+        "spent": {client: asdict(s) for client, s in spent.items()},
+        "events": to_json(all_events(ledgers)),
+    }
+    clock.stop("evaluate")
+    result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
+    witness.finished(seed, json_bytes(result), epsilon={c: s.epsilon for c, s in spent.items()})
+    shown.done(name)
+    return result
+
+
+def _compress(config: Config, materials: Materials, seed: int, place: Path) -> tuple[Proxy, dict[str, Any]]:
+    """Build the proxy and write it and its record; also return how like the LLM it is, as plain values."""
+    from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
+    from fedproxy_secure.compress.proxy import save_model
+    from fedproxy_secure.models.llm import blocks_of
+
+    proxy = make_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
+    save_model(proxy.model, materials.tokenizer, place / "proxy")
+    likeness = asdict(fidelity(materials.llm, proxy.model, proxy.plan, materials.windows))
+    record = {
+        "compression": config.compress.kind,
+        "llm_blocks": len(blocks_of(materials.llm)),
+        "kept": None if proxy.plan is None else list(proxy.plan.kept),  # None: they stand for none
+        "importance": list(proxy.importance),
+        "fidelity": likeness,
+        **proxy.details,
+    }
+    RunFolder(path=place).write_json("plan.json", record)
+    held = verbatim_share(materials.llm, proxy.model, proxy.plan)
+    return proxy, {"fidelity": likeness, "verbatim_share": held}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = read_json(path)
+        return result
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: is damaged; delete it and resume") from error

@@ -1,0 +1,155 @@
+"""The report of a run's finished seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.config import Config
+from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
+from fedproxy_secure.experiments.outcome import Accuracy, average, from_texts
+from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.report.composition import Training, composed, one_alone
+from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
+from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.spending import guarantees_of, total
+from fedproxy_secure.runtime.artifacts import environment
+
+FIDELITY = (  # key in a seed's result, what it is called, unit
+    ("kl_nats", "KL of LLM to proxy on public text", "nats"),
+    ("agreement", "same next token, LLM and proxy", "share"),
+    ("llm_perplexity", "LLM perplexity on public text", "perplexity"),
+    ("proxy_perplexity", "proxy perplexity on public text", "perplexity"),
+)
+
+
+def settings_of(config: Config) -> dict[str, str]:
+    """What stands on a report for a configuration's settings: what a matrix can sweep."""
+    return {
+        "protection": config.protect.scheme,
+        "compression": config.compress.kind,
+        "remove_ratio": f"{config.compress.remove_ratio:g}",
+        "fusion": config.fusion.rule,
+        "adapter": config.adapter.kind,
+    }
+
+
+def protection_note(config: Config) -> str:
+    """What the server could see, in a few sentences; stands on every report."""
+    protection, privacy = protection_of(config.protect), config.privacy
+    if privacy.unit == "none":
+        open_sums = ": the sums themselves may leak" if protection.secure_sum else ""
+        private = f"No differential privacy{open_sums}."
+    else:
+        level = privacy.unit.capitalize()
+        private = f"{level}-level differential privacy, epsilon {privacy.target_epsilon:g}."
+        if privacy.randomness == "unsafe_simulated":
+            private += " unsafe_simulated randomness: nothing is private."
+    return f"{protection.sees(config.protect, config.fusion)} {private}"
+
+
+def proxy_note(config: Config) -> str:
+    """How the proxy came about, in one sentence."""
+    compress = config.compress
+    options = "".join(f", {key}={value}" for key, value in compress.options.items())
+    title = compression_of(compress).title
+    return f"Proxy: {title} ({compress.kind}{options}), {compress.remove_ratio:.0%} of the LLM removed."
+
+
+def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:
+    """Return the report of a run's finished seeds, with the trilemma; findings are read where a suite ran.
+
+    Args:
+        results: each seed's `result.json`.
+    """
+    from fedproxy_secure.experiments.stages import cut_notes
+    from fedproxy_secure.models.llm import pick_device
+
+    def over_seeds(model: str) -> dict[int, float]:
+        return {seed: average(from_texts(r[model])) for seed, r in results.items()}
+
+    def row(method: str, model: str, **more: Any) -> MethodRow:
+        tasks = {
+            task: mean_interval(
+                {s: Accuracy.from_text(r[model][task]).value for s, r in results.items()},
+                metric=f"accuracy on {task}, {method}",
+                unit="share",
+            )
+            for task in next(iter(results.values()))[model]
+        }
+        own = mean_interval(over_seeds(model), metric=f"accuracy, {method}", unit="share")
+        return MethodRow(method=method, tasks=tasks, average=own, **more)
+
+    seeds = [read_seed(out, seed, root=out) for seed in results]
+    trainings = [seed.training(config) for seed in seeds]
+    guaranteed = guarantees_of(config, trainings)
+    configuration = configuration_of(
+        seeds,
+        config,
+        name=config.name,
+        settings=settings_of(config),
+        guarantees=guaranteed,
+        commands=(command,),
+    )
+    together = total([configuration], same_records=True)
+    fused, tuned = over_seeds("fused"), over_seeds("tuned")
+    edge = mean_interval({s: fused[s] - tuned[s] for s in fused}, metric="owner's edge", unit="share")
+    ratio = config.compress.remove_ratio
+    truncated = max(r["truncated"] for r in results.values())
+    return Report(
+        name=config.name,
+        command=command,
+        config_sha256=config.sha256(),
+        environment=environment(str(pick_device(config.model.device))),
+        seeds=config.seeds,
+        rows=(
+            row("zero_shot", "zero_shot"),
+            row("zero_shot_proxy", "proxy", remove_ratio=ratio),
+            row(
+                f"fedproxy_{config.fusion.rule}",
+                "fused",
+                remove_ratio=ratio,
+                tuned_proxy=mean_interval(tuned, metric="tuned proxy accuracy", unit="share"),
+                owners_edge=edge,
+            ),
+        ),
+        estimates=tuple(
+            mean_interval({s: r["fidelity"][key] for s, r in results.items()}, metric=metric, unit=unit)
+            for key, metric, unit in FIDELITY
+        )
+        + _spent(trainings, config.seeds),
+        notes=(
+            protection_note(config),
+            proxy_note(config),
+            *cut_notes(truncated, config),
+            *next(iter(results.values()))["privacy_notes"],
+        ),
+        guarantees=guaranteed,
+        configurations=(configuration,),
+        total_epsilon=together.epsilon,
+        composition=together.says,
+        not_measured=() if attacked(out) else (ATTACKED,),
+    )
+
+
+def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimate, ...]:
+    """Return the largest cost of any client: over all seeds by both accountants, and for one seed."""
+    cost, alone = composed(trainings), one_alone(trainings)
+    if cost is None or alone is None or not cost.finite:
+        return ()
+    by = {"rdp": cost.spent.rdp, "prv": cost.spent.prv} if cost.spent is not None else {}
+    numbers = {"epsilon spent, client that spent most": cost.epsilon}
+    numbers |= {
+        f"epsilon spent, by the {name.upper()} accountant, client that spent most": value
+        for name, value in by.items()
+        if value is not None
+    }
+    if len(trainings) > 1:
+        numbers["epsilon spent by one seed alone, client that spent most"] = alone
+    estimates = [counted(v, metric=name, unit="epsilon", seeds=seeds) for name, v in numbers.items()]
+    together = f"{len(trainings)} trainings together, " if len(trainings) > 1 else ""
+    how = f"counted, exact: {together}{cost.how}"
+    return tuple(e if "alone" in e.metric else replace(e, how=how) for e in estimates)

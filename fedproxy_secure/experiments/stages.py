@@ -1,0 +1,215 @@
+"""The stages of the pipeline on one page: compress, federate, fuse, evaluate.
+
+Every stage is a function of ordinary torch and transformers objects and can be called on its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.compress.proxy import Proxy
+from fedproxy_secure.config import Config
+from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
+from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.evaluate import choice_correct, text_windows
+from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.dp.record_noise import record_noise
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.experiments.outcome import Accuracy
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import initial_state
+from fedproxy_secure.fuse.plug_back import plug_back
+from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, tensor_sizes
+from fedproxy_secure.models.llm import Tokenizer, load_llm, load_tokenizer
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+from fedproxy_secure.world.stories import stories
+
+PUBLIC_WINDOW_TOKENS = 128
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What a run starts from: the owner's LLM, public token windows, and every client's task."""
+
+    llm: nn.Module
+    tokenizer: Tokenizer
+    windows: torch.Tensor  # int64 [n, tokens]
+    tasks: tuple[Task, ...]
+
+
+def prepare(config: Config) -> Materials:
+    """Load the LLM, the public text and the tasks that the settings name."""
+    llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
+    tasks = tuple(load_task(c, root=config.data.root, audit=config.audit) for c in config.data.clients)
+    return Materials(llm=llm, tokenizer=tokenizer, windows=public_windows(config, tokenizer), tasks=tasks)
+
+
+def truncated_prompts(config: Config) -> int:
+    """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
+
+    Returns 0 under differential privacy: the number follows from records, without noise.
+
+    Raises `DataError` for records that cannot be read.
+    """
+    tokenizer = load_tokenizer(config.model.path)
+    tasks = [load_task(client, root=config.data.root, audit=config.audit) for client in config.data.clients]
+    if config.privacy.unit != "none":
+        return 0
+    return sum(
+        encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
+        for task in tasks
+        for records in (task.train, task.test)
+    )
+
+
+def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
+    """Return what a report says of prompts that were cut: nothing if none was, no number under privacy."""
+    if config.privacy.unit != "none":
+        return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; how many is private.",)
+    if not truncated:
+        return ()
+    return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
+
+
+def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
+    """Windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
+    count = config.compress.calibration_sequences
+    if config.data.public_text == "demo":
+        stream = stories(PUBLIC_SEED)
+        text = "\n".join(next(stream) for _ in range(4 * count))
+    else:
+        name = config.data.public_text.replace("{data}", config.data.root or "{data}")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.public_text={name}: cannot be read: {error}") from error
+    return text_windows(text, tokenizer, window_tokens=PUBLIC_WINDOW_TOKENS, limit=count)
+
+
+def make_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
+    """Stage 1: the proxy by the settings' compression, at `remove_ratio`.
+
+    Raises `ConfigError` if the LLM cannot be compressed like that.
+    """
+    settings = config.compress.model_copy(update={"remove_ratio": remove_ratio})
+    return compression_of(settings).build(materials.llm, settings, windows=materials.windows, seed=seed)
+
+
+def tune(
+    job: FederationJob,
+    model: nn.Module,
+    model_folder: Path,
+    *,
+    run_folder: Path | None = None,
+    progress: Progress | None = None,
+    on_round: Callable[[], None] | None = None,
+) -> nn.Module:
+    """Stage 2: tune `model` (changed in place) with all clients; return it with the tuned adapter attached.
+
+    Args:
+        model_folder: holds the same model for the clients.
+        run_folder: where every round is saved, so that a second call goes on where the first was stopped.
+        on_round: called when rounds are saved: once or more often, the last time after the last round.
+    """
+    from fedproxy_secure.flower.engines import federate
+
+    shown = progress or NoProgress()
+    tuned = attach(model, job.adapter, seed=job.seed, blocks=job.blocks)
+    # in this process every client's round is seen, from Flower's own processes only whole rounds
+    each = job.clients_a_round if job.federate.engine == "in_process" else 1
+    shown.start("federate", job.federate.rounds * each)
+    initial = initial_state(tuned)
+    for line in check_privacy(job, tuned, {}):
+        log.warning(line)
+    saved = on_round or (lambda: None)
+
+    def passed(metrics: Mapping[str, float]) -> None:
+        if each == 1:
+            shown.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
+        saved()
+
+    final = federate(
+        job,
+        model_folder,
+        initial,
+        run_folder=run_folder,
+        on_client=lambda client: shown.advance("federate", note=client),
+        on_round=passed,
+    )
+    saved()
+    shown.done("federate")
+    set_vector(tuned, final.adapter)
+    return tuned
+
+
+def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, int]) -> tuple[str, ...]:
+    """Return what a reader must know of the run's differential privacy before it starts; () without it.
+
+    Raises `ConfigError` for a target that cannot be reached.
+    """
+    from fedproxy_secure.protect.secure_sum.noise import noise_of, planned_threshold, signal_to_noise
+
+    if job.privacy.unit == "record":
+        for name, count in records.items():
+            try:
+                record_noise(job.privacy, job.local, rounds=job.federate.rounds, records=count)
+            except ConfigError as error:
+                raise ConfigError(f"client {name}: {error}") from error
+        return ()
+    if job.privacy.unit == "client":
+        sizes = tensor_sizes(tuned)
+        noise_of(job, d=sum(sizes), clients=job.clients_a_round, threshold=planned_threshold(job))
+        ratio = signal_to_noise(job, sizes)
+        hopeless = "; hopeless with so few clients or so large an adapter" if ratio < 1 else ""
+        return (
+            f"Client-level noise: a round's sum over {job.clients_a_round} clients is at best {ratio:.2g} "
+            f"times as long as its noise{hopeless}.",
+        )
+    return ()
+
+
+def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:
+    """Stage 3: the LLM with the tuned proxy's difference plugged back (Eq. 15)."""
+    return plug_back(materials.llm, proxy, block_deltas(tuned))
+
+
+def evaluate(
+    model: nn.Module,
+    materials: Materials,
+    config: Config,
+    *,
+    progress: Progress | None = None,
+    name: str = "evaluate",
+) -> dict[str, Accuracy]:
+    """Accuracy on every client's test records (lm-eval's `acc`, 0-shot); `name` names the progress."""
+    shown = progress or NoProgress()
+    accuracies = {}
+    for task in materials.tasks:
+        bar, shown_passes = f"{name}: {task.name}", 0
+
+        def tell(done: int, all_passes: int, bar: str = bar) -> None:
+            nonlocal shown_passes
+            if shown_passes == 0:
+                shown.start(bar, all_passes)
+            shown.advance(bar, done - shown_passes)
+            shown_passes = done
+
+        correct = choice_correct(
+            model,
+            materials.tokenizer,
+            task.test,
+            max_tokens=config.data.max_tokens,
+            on_passes=tell,
+        )
+        shown.done(bar)
+        accuracies[task.name] = Accuracy(correct=tuple(correct.tolist()))
+    return accuracies

@@ -1,0 +1,169 @@
+"""One configuration of a matrix with one seed: its settings, its names, and how it is run.
+
+cells/NAME/               a run folder, recorded where a suite attacks it, with findings in `attacks/`
+cells/NAME/cell.json      written last: the cell is done
+cells/NAME/failed.json    why it is not
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.config import Config, SweptCompression, SweptFusion, SweptProtection, parse_config
+from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.experiments.attacked import attack_run
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.untrusted import read_json
+
+CELLS, DONE, FAILED = "cells", "cell.json", "failed.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixCell:
+    """One configuration with one seed. `compression` None: that of the section `compress`."""
+
+    protection: SweptProtection
+    compression: SweptCompression | None
+    remove_ratio: float
+    fusion: SweptFusion
+    adapter: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of its configuration, the same for all seeds."""
+        compression = "" if self.compression is None else f"{self.compression}-"
+        return f"{self.protection}-{compression}{self.remove_ratio:g}-{self.fusion}-{self.adapter}"
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.key}-seed{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Path of its folder, relative to the matrix's."""
+        return f"{CELLS}/{self.name}"
+
+    @property
+    def command(self) -> str:
+        """What runs this cell alone, typed in the matrix's folder."""
+        return f"fedproxy-secure run {self.folder}/config.yaml --record"
+
+
+def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
+    """Cells that can run, the longest first; and for configurations that cannot, one line why.
+
+    Raises `ConfigError` if none can.
+    """
+    swept = config.matrix
+    cells, refused = [], []
+    for protection, compression, ratio, fusion, adapter in product(
+        swept.protections, swept.compressions or (None,), swept.remove_ratios, swept.fusions, swept.adapters
+    ):
+        alike = [
+            MatrixCell(
+                protection=protection,
+                compression=compression,
+                remove_ratio=ratio,
+                fusion=fusion,
+                adapter=adapter,
+                seed=seed,
+            )
+            for seed in config.seeds
+        ]
+        try:
+            compression_of(cell_config(config, alike[0]).compress)
+            cells += alike
+        except ConfigError as error:
+            refused.append(f"{alike[0].key}: {error}")
+    if not cells:
+        raise ConfigError(f"matrix: no configuration can run; {refused[0]}")
+    return sorted(cells, key=lambda c: (c.protection.epsilon is None, c.seed)), refused
+
+
+def cell_config(config: Config, cell: MatrixCell) -> Config:
+    """The settings of one cell: those of the matrix with the cell's own in their place.
+
+    Raises `ConfigError` if they contradict each other, or cannot be protected as they ask.
+    """
+    raw = config.model_dump(mode="json")
+    raw |= {"name": cell.key, "seeds": [cell.seed]}
+    raw["compress"]["remove_ratio"] = cell.remove_ratio
+    if cell.compression is not None:
+        raw["compress"] |= cell.compression.model_dump(mode="json")
+    raw["adapter"]["kind"] = cell.adapter
+    raw["fusion"]["rule"] = cell.fusion.rule
+    raw["protect"] |= {"scheme": cell.protection.scheme, "granularity": cell.fusion.granularity}
+    raw["privacy"] |= _privacy(cell.protection)
+    raw["audit"]["record"] = config.attacks.suite != "none"
+    return parse_config(raw)
+
+
+def _privacy(protection: SweptProtection) -> dict[str, Any]:
+    if protection.epsilon is None:
+        return {"unit": "none"}
+    return {"unit": protection.unit, "target_epsilon": protection.epsilon}
+
+
+def title_of(cell: MatrixCell, config: Config) -> str:
+    """Name a cell's configuration for the report; what was swept over one value only is left out."""
+    swept = config.matrix
+    parts = [_protection_title(cell.protection), f"{cell.remove_ratio:.0%} removed"]
+    if cell.compression is not None and len(swept.compressions) > 1:
+        parts.append(_compression_title(cell.compression))
+    parts += [cell.fusion.name] * (len(swept.fusions) > 1)
+    parts += [cell.adapter] * (len(swept.adapters) > 1)
+    return ", ".join(parts)
+
+
+def _protection_title(protection: SweptProtection) -> str:
+    title: str = PROTECTIONS.get(protection.scheme).title
+    if protection.epsilon is None:
+        return title
+    level = "client-level " if protection.unit == "client" else ""
+    return f"{title} + {level}DP {protection.epsilon:g}"
+
+
+def _compression_title(compression: SweptCompression) -> str:
+    title: str = COMPRESSIONS.get(compression.kind).title
+    return " ".join([title, *(f"{key}={value}" for key, value in compression.options.items())])
+
+
+def measure_cell(config: Config, cell: MatrixCell, out: Path) -> None:
+    """Run one cell, attack it, and mark it as done."""
+    from fedproxy_secure.experiments.run import run
+
+    began = time.perf_counter()
+    own, folder = cell_config(config, cell), out / cell.folder
+    with contextlib.suppress(FileNotFoundError):
+        (folder / FAILED).unlink()
+    run(own, folder, resume=True, command=cell.command, page=False)
+    if config.attacks.suite != "none":
+        attack_run(own, folder, seed=cell.seed)
+    RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})
+
+
+def is_done(out: Path, cell: MatrixCell) -> bool:
+    """Whether the cell has ended well."""
+    return (out / cell.folder / DONE).exists()
+
+
+def note_failure(place: Path, line: str) -> None:
+    """Write into the folder of a cell why it has none of the results it should have."""
+    RunFolder(path=place).write_json(FAILED, {"error": line})
+
+
+def why_failed(place: Path) -> str:
+    """What `note_failure` wrote; `did not finish` if nothing did."""
+    try:
+        return str(read_json(place / FAILED)["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "did not finish"

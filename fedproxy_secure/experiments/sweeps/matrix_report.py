@@ -1,0 +1,133 @@
+"""What a matrix's folders say: its cells joined over seeds into configurations of a report.
+
+baselines/cells/NAME.json   the centralised LLM, for every seed: the ceiling of `gap_closed`
+cells/NAME/                 a run folder for each cell (`matrix_cells`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedproxy_secure.config import Config, SweptProtection
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.evidence.estimate import Bits
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
+from fedproxy_secure.experiments.run_report import settings_of
+from fedproxy_secure.experiments.sweeps.matrix_cells import (
+    MatrixCell,
+    cell_config,
+    is_done,
+    title_of,
+    why_failed,
+)
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
+from fedproxy_secure.report.composition import Training
+from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
+from fedproxy_secure.report.spending import guarantees_of, unfinished_training
+from fedproxy_secure.report.trilemma import Configuration
+
+BASELINES = "baselines"
+UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """One configuration's cells, and what became of them."""
+
+    cells: list[MatrixCell] = field(default_factory=list)
+    seeds: list[SeedRun] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    besides: list[Training] = field(default_factory=list)  # what cells spent that did not finish
+
+
+def ceilings_of(config: Config) -> list[Cell]:
+    """The centralised LLM for every seed."""
+    return [Cell(method=CENTRALISED_LLM.name, remove_ratio=None, seed=seed) for seed in config.seeds]
+
+
+def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:
+    """Each configuration's measures over its finished seeds, in the order of the settings.
+
+    Costs are told beside those of the unprotected configuration that is alike in all else. What a cell
+    spent that did not finish is counted with its configuration's.
+    """
+    groups = _groups(config, out, cells)
+    configurations = []
+    for key, group in groups.items():
+        first = group.cells[0]
+        own = cell_config(config, first)
+        trainings = [s.training(own) for s in group.seeds] + group.besides
+        configuration = configuration_of(
+            group.seeds,
+            own,
+            name=title_of(first, config),
+            settings=settings_of(own)
+            | {"protection": first.protection.name, "fusion": first.fusion.name}
+            | ({} if first.compression is None else {"compression": first.compression.name}),
+            guarantees=guarantees_of(own, trainings) if group.seeds else (),
+            failed=group.failed,
+            besides=group.besides,
+            commands=tuple(cell.command for cell in group.cells),
+        )
+        base = replace(first, protection=UNPROTECTED).key
+        if base != key:
+            beside = cost_against(group.seeds, groups[base].seeds if base in groups else ())
+            configuration = replace(configuration, measures=(*configuration.measures, *beside))
+        configurations.append(configuration)
+    return configurations
+
+
+def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, _Group]:
+    """By key, the cells of each configuration and what they left on disk."""
+    order = {p.name: i for i, p in enumerate(config.matrix.protections)}
+    ceilings = {c.seed: ceiling_of(out, c) for c in ceilings_of(config)}
+    groups: dict[str, _Group] = {}
+    for cell in sorted(cells, key=lambda c: (c.remove_ratio, order[c.protection.name], c.key, c.seed)):
+        group, place = groups.setdefault(cell.key, _Group()), out / cell.folder
+        group.cells.append(cell)
+        if is_done(out, cell):
+            group.seeds.append(read_seed(place, cell.seed, root=out, ceiling=ceilings[cell.seed]))
+        else:
+            group.failed.append(f"seed {cell.seed}: {why_failed(place)}")
+            group.besides += unfinished_training(place, cell.seed, cell_config(config, cell))
+    return groups
+
+
+def not_measured(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[str]:
+    """What no finding says anything about, and why."""
+    if config.attacks.suite == "none":
+        return [ATTACKED]
+    counts: dict[str, int] = {}
+    for cell in cells:
+        if not is_done(out, cell):
+            continue
+        for f in read_seed(out / cell.folder, cell.seed, root=out).findings:
+            if f.outcome not in (Outcome.SUCCEEDED, Outcome.RESISTED):
+                line = f"{f.id} {f.attack} from {f.view}: {f.outcome}: {f.reason}"
+                counts[line] = counts.get(line, 0) + 1
+    lines = [f"{line} ({count} of {len(cells)} cells)" for line, count in counts.items()]
+    if config.attacks.suite == "smoke":
+        lines.append(
+            "The suite `smoke` leaves out the slower attacks; `fedproxy-secure attack list` names them."
+        )
+    return lines
+
+
+def no_ceiling(config: Config, out: Path) -> list[str]:
+    """Why no gap can be told: seeds whose centralised LLM failed."""
+    return [
+        f"gap closed: {cell.name} failed: {why_failed(out / BASELINES / cell.name)}"
+        for cell in ceilings_of(config)
+        if ceiling_of(out, cell) is None
+    ]
+
+
+def ceiling_of(out: Path, cell: Cell) -> Bits | None:
+    """The answers of the centralised LLM; None if it has not ended well."""
+    try:
+        return read_cell(out / BASELINES, cell).fused
+    except RunFolderError:
+        return None

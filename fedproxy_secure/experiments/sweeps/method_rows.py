@@ -1,0 +1,94 @@
+"""Rows of a comparison: each method at each remove ratio, joined over seeds."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+
+from fedproxy_secure.evidence.estimate import (
+    Bits,
+    Estimate,
+    alone,
+    gap_closed,
+    mean_share,
+    over_seeds_or_records,
+)
+from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.sweeps.method_cells import CellResult
+from fedproxy_secure.report.report import MethodRow
+
+BySeed = Mapping[int, CellResult]
+
+
+def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
+    """Join seeds: one row for each method and remove ratio, gap closed paired by seed."""
+    groups: dict[tuple[str, float | None], dict[int, CellResult]] = {}
+    ends: dict[str | None, dict[int, Bits]] = {}
+    for r in results:
+        groups.setdefault((r.cell.method, r.cell.remove_ratio), {})[r.cell.seed] = r
+        ends.setdefault(method_of(r.cell.method).end, {})[r.cell.seed] = r.fused
+    floor, ceiling = ends.get("floor", {}), ends.get("ceiling", {})
+    scale = {s: (floor[s], ceiling[s]) for s in floor if s in ceiling}
+    ordered = sorted(groups, key=lambda key: (key[1] is not None, key[1] or 0))
+    return [_row(groups[key], scale) for key in ordered]
+
+
+def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
+    """Bytes a client uploads in a round, by method and ratio; the same for every seed."""
+    costs: dict[str, list[CellResult]] = {}
+    for r in results:
+        if r.outcome.upload_bytes:
+            costs.setdefault(f"upload a client and round, {r.cell.row}", []).append(r)
+    return tuple(
+        Estimate(
+            metric=name,
+            value=float(rs[0].outcome.upload_bytes),
+            low=None,
+            high=None,
+            n=len(rs),
+            unit="bytes",
+            seeds=tuple(r.cell.seed for r in rs),
+            how="counted, payload only",
+        )
+        for name, rs in costs.items()
+    )
+
+
+def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
+    """The row of one method at one ratio.
+
+    Args:
+        scale: by seed, the answers that count as 0 and as 1 of the gap.
+    """
+    cell = next(iter(by_seed.values())).cell
+    fused = {s: r.fused for s, r in by_seed.items()}
+    tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None}
+    edge = None
+    if tuned and method_of(cell.method).trains:
+        pairs = {s: (fused[s], t) for s, t in tuned.items()}
+        edge = over_seeds_or_records(pairs, operator.sub, f"owner's edge, {cell.row}")
+    return MethodRow(
+        method=cell.method,
+        remove_ratio=cell.remove_ratio,
+        tasks={
+            task: _share({s: {task: f[task]} for s, f in fused.items()}, f"accuracy on {task}, {cell.row}")
+            for task in next(iter(fused.values()))
+        },
+        average=_share(fused, f"accuracy, {cell.row}"),
+        gap_closed=_gap(fused, scale, f"gap closed, {cell.row}"),
+        tuned_proxy=_share(tuned, f"tuned proxy accuracy, {cell.row}") if tuned else None,
+        owners_edge=edge,
+    )
+
+
+def _share(answers: Mapping[int, Bits], metric: str) -> Estimate:
+    return over_seeds_or_records({s: (bits,) for s, bits in answers.items()}, alone, metric)
+
+
+def _gap(fused: Mapping[int, Bits], scale: Mapping[int, tuple[Bits, Bits]], metric: str) -> Estimate | None:
+    """The gap closed; None unless every seed has both ends of the scale, apart from each other."""
+    if not set(fused) <= set(scale):
+        return None
+    if any(mean_share(scale[s][0]) == mean_share(scale[s][1]) for s in fused):
+        return None
+    return over_seeds_or_records({s: (f, *scale[s]) for s, f in fused.items()}, gap_closed, metric)

@@ -1,0 +1,220 @@
+"""Send rounds and measures to TensorBoard, MLflow, or Weights & Biases.
+
+    tracking/tensorboard/   event files; `tensorboard --logdir runs`
+    tracking/mlflow.db      unless MLFLOW_TRACKING_URI names a server (extra `mlflow`)
+    tracking/wandb/         offline, for `wandb sync`, unless WANDB_MODE says online (extra `wandb`)
+
+Guarantees: trackers get the numbers of a round's line that `ROUND_METRICS` names and the measures of the
+report: means and counts over the clients of a round, never a vector, a key or a number of one client.
+Nothing leaves the machine unless the environment asks for it; W&B is not told the host, the command or the
+code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.report.trilemma import Configuration
+
+FOLDER = "tracking"
+# tracker -> the module it needs, and where that comes from
+NEEDS: Mapping[str, tuple[str, str]] = {
+    "tensorboard": ("tensorboardX", "fedproxy-secure"),
+    "mlflow": ("mlflow", "fedproxy-secure[mlflow]"),
+    "wandb": ("wandb", "fedproxy-secure[wandb]"),
+}
+ROUND_METRICS = frozenset(
+    "loss clients heterogeneity conflict weight_min weight_max step_norm step_over_mean clip clipped "
+    "masked_bytes seconds".split()
+)
+
+
+class Tracker(Protocol):
+    """Takes numbers by name, step by step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values at `step` (>= 0)."""
+
+    def close(self) -> None:
+        """End; everything is on disk, or sent, when this returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where numbers are recorded, and under which names.
+
+    Args:
+        folder: the run's.
+        project: a name that many runs share, such as the settings' name.
+        run: differs between runs.
+        part: a seed's folder, or `report`.
+    """
+
+    folder: Path
+    project: str
+    run: str
+    part: str
+
+
+def require(names: Sequence[str]) -> None:
+    """Raise `ConfigError`, naming the extra, for a tracker that is not installed."""
+    for name in names:
+        module, source = NEEDS[name]
+        if find_spec(module) is None:
+            raise ConfigError(f"track={name}: is not installed; pip install '{source}'")
+
+
+def open_tracker(names: Sequence[str], place: Place) -> Tracker:
+    """Return one tracker for all of these names; opened again for the same place, it goes on."""
+    require(names)
+    kinds: dict[str, Callable[[Place], Tracker]] = {
+        "tensorboard": TensorBoard,
+        "mlflow": MLflow,
+        "wandb": WeightsAndBiases,
+    }
+    return All([kinds[name](place) for name in names])
+
+
+def round_values(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a round's line of metrics that may be tracked."""
+    return {f"round/{k}": float(v) for k, v in sorted(line.items()) if k in ROUND_METRICS and v is not None}
+
+
+def measure_values(configuration: Configuration) -> dict[str, float]:
+    """Return a configuration's measures, with the ends of their intervals where they have any."""
+    values = {}
+    for measure in configuration.measures:
+        estimate, name = measure.estimate, f"{measure.axis}/{measure.key}"
+        values[name] = estimate.value
+        if estimate.low is not None and estimate.high is not None and estimate.low < estimate.high:
+            values |= {f"{name}/low": estimate.low, f"{name}/high": estimate.high}
+    return values
+
+
+class All:
+    """Several trackers that get the same numbers."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record them with each."""
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+    def close(self) -> None:
+        """Close each."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class TensorBoard:
+    """An event file, written without TensorFlow or TensorBoard itself.
+
+    tensorboardX's `SummaryWriter` writes from a thread, which a kill would take unwritten events with, and
+    puts the host's name into the file's: its parts are used instead.
+    """
+
+    def __init__(self, place: Place) -> None:
+        from tensorboardX.record_writer import RecordWriter
+
+        folder = place.folder / FOLDER / "tensorboard" / place.part
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: Any = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        self._write(file_version="brain.Event:2")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one scalar for each value; they are in the file when this returns."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._file.flush()
+
+
+class MLflow:
+    """A run of the MLflow experiment named by the settings; found again by a tag."""
+
+    def __init__(self, place: Place) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import
+        from mlflow import MlflowClient
+
+        store = place.folder / FOLDER
+        store.mkdir(parents=True, exist_ok=True)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(store / 'mlflow.db').resolve()}"
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        existing = self._client.get_experiment_by_name(place.project)
+        artefacts = (store / "mlflow").resolve().as_uri()
+        experiment = (
+            self._client.create_experiment(place.project, artifact_location=artefacts)
+            if existing is None
+            else existing.experiment_id
+        )
+        tags = {"fedproxy.run": place.run, "fedproxy.part": place.part}
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self._client.search_runs([experiment], wanted, max_results=1)
+        run = runs[0] if runs else self._client.create_run(experiment, run_name=place.part, tags=tags)
+        self._run: str = run.info.run_id
+        self._client.update_run(self._run, status="RUNNING")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record one metric for each value."""
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self._run)
+
+
+class WeightsAndBiases:
+    """A run of the W&B project named by the settings; offline unless the environment says otherwise."""
+
+    def __init__(self, place: Place) -> None:
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import
+        import wandb
+
+        store = place.folder / FOLDER
+        store.mkdir(parents=True, exist_ok=True)
+        self._run: Any = wandb.init(
+            project=place.project,
+            name=place.part,
+            id=hashlib.sha256(f"{place.run}/{place.part}".encode()).hexdigest()[:16],
+            dir=str(store),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=True,
+                x_save_requirements=False,
+                x_disable_stats=True,
+            ),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record all values of a step together."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

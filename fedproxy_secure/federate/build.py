@@ -1,0 +1,86 @@
+"""Make a client ready for its first round: check the proxy, read its records, open its privacy ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedproxy_secure.data.encode import Encoded, encode_each, encode_records
+from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.dp.ledger import PrivacyLedger, own_salt
+from fedproxy_secure.dp.record_noise import record_noise
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.federate.client import LocalClient, Privacy
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.model_checks import check_fits, check_private
+from fedproxy_secure.federate.shared_proxy import shared_proxy
+
+
+def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalClient:
+    """Return client `index` of a job, with its records read and encoded, on the proxy in `model_folder`.
+
+    Clients of one process share one copy of the model (`LentModel`). The proxy, its tokenizer included, is
+    loaded and checked before any record is read. With `privacy.unit` record, no exception that encoding a
+    record raises is passed on. Errors of reading the client's own files are passed on, and so is how many
+    records there are. Not excluded by proof: native code of the tokenizer that ends the process on some
+    text.
+
+    Raises `ProtocolAborted` for a proxy that loads as another than the job names, what `load_proxy` raises,
+    and `DataError` for records that cannot be used.
+    """
+    proxy = shared_proxy(job, model_folder)
+    if proxy.loaded_sha256 != job.proxy_loaded_sha256:
+        raise ProtocolAborted(
+            f"proxy loads as {proxy.loaded_sha256[:12]}: must be as the job says, "
+            f"{job.proxy_loaded_sha256[:12] or 'nothing'}; server and clients need the same files and the "
+            "same version of transformers"
+        )
+    tokenizer = proxy.tokenizer
+    private = job.privacy.unit == "record"
+    if private:
+        with proxy.model.lent() as tuned:
+            check_private(tuned)
+            check_fits(
+                tuned,
+                tokens=max(tokenizer.get_vocab().values()) + 1,
+                longest=job.max_tokens,
+                pad_id=tokenizer.pad_token_id,
+            )
+    client = job.clients[index]
+    encode = encode_each if private else encode_records
+    encoded = encode(
+        load_task(client, root=job.data_root, audit=job.audit).train, tokenizer, max_tokens=job.max_tokens
+    )
+    return LocalClient(
+        name=client.name,
+        model=proxy.model,
+        items=encoded.items,
+        truncated=encoded.truncated,
+        pad_id=tokenizer.pad_token_id,
+        local=job.local,
+        seed=job.seed,
+        privacy=_privacy(job, client.name, encoded.items) if private else None,
+    )
+
+
+def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy:
+    settings = job.privacy
+    if settings.ledger is None:
+        raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
+    noise = record_noise(settings, job.local, rounds=job.federate.rounds, records=len(items))
+    # salted: whoever reads the ledger could else try out whether a record is among them
+    salt = own_salt(Path(settings.ledger), name)
+    plain = repr([(i.ids, i.response_start) for i in items]).encode()
+    records = hashlib.sha256(salt + plain).hexdigest()
+    ledger = PrivacyLedger(
+        folder=Path(settings.ledger),
+        client=name,
+        # where another model or other arithmetic would be trained, the same noise must not serve again
+        run=f"{job.agreed_sha256().hex()}/{records}/{job.device}/{job.dtype}",
+        unit="record",
+        delta=settings.target_delta,
+        max_epsilon=settings.limit,
+    )
+    ledger.open()
+    return Privacy(noise=noise, ledger=ledger, simulated=settings.randomness == "unsafe_simulated")

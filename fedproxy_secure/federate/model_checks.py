@@ -1,0 +1,98 @@
+"""Checks that a model can be trained privately: on made-up records, before any real record is read.
+
+A model that fails for some records only, or that remembers one, would tell its maker what is in them.
+
+Guarantees: a model that passes gives a gradient for records of the shortest and the longest length that the
+settings allow, with the last token that it knows. Not guaranteed: that it keeps nothing of a pass by other
+means than buffers and gradients of the records that are tried.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
+from fedproxy_secure.errors import ConfigError, ModelError
+from fedproxy_secure.federate.record_gradients import OF_THE_MACHINE, record_gradient
+from fedproxy_secure.models.adapters import trained_parameters
+
+SAME_GRADIENT = 0.01  # length of a difference over the gradient's; accelerators do not repeat sums exactly
+
+
+def check_private(tuned: nn.Module) -> None:
+    """Raise `ConfigError` for a model with layers that Opacus refuses, as some keep records in buffers."""
+    from opacus.grad_sample import GradSampleModule
+
+    if wrong := GradSampleModule.validate(tuned):
+        raise ConfigError(f"privacy.unit=record: {str(wrong[0]).splitlines()[0]}")
+
+
+def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> None:
+    """Raise `ModelError` if the model cannot compute the gradient of every record that the settings allow.
+
+    No record is looked at: two made-up ones are tried, of 3 tokens and of `longest`. The short one must
+    have the same gradient before and after the long one (up to `SAME_GRADIENT`), and neither may change a
+    buffer of the model: a model that remembers records couples them.
+
+    Args:
+        tokens: one more than the largest token that the tokenizer can give.
+        longest: tokens in the longest record that the settings allow, >= 8.
+        pad_id: what shorter records are filled up with.
+    """
+    rows, positions = known_tokens(tuned), longest_record(tuned)
+    if rows < tokens:
+        raise ModelError(f"proxy: has embeddings of {rows} tokens; must have {tokens}, its tokenizer's")
+    if not 0 <= pad_id < rows:
+        raise ModelError(f"proxy: fills up with token {pad_id}; must be in [0, {rows})")
+    if positions is not None and positions < longest:
+        raise ModelError(f"proxy: has {positions} positions; must have {longest} (data.max_tokens)")
+    short = Encoded(ids=(0, rows - 1, 0), response_start=1)
+    long = Encoded(ids=(rows - 1,) * longest, response_start=2)
+    first, kept = _rehearsed(tuned, short, pad_id)
+    _, after = _rehearsed(tuned, long, pad_id)
+    again, _ = _rehearsed(tuned, short, pad_id)
+    same_buffers = kept.keys() == after.keys() and all(torch.equal(kept[n], after[n]) for n in kept)
+    if not same_buffers or float((again - first).norm()) > SAME_GRADIENT * float(first.norm()):
+        raise ModelError("proxy: a record changes what becomes of the next; must keep nothing of a pass")
+
+
+def _rehearsed(
+    tuned: nn.Module, item: Encoded, pad_id: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return a made-up record's flat gradient, under fixed dropout, and the buffers after its pass."""
+    parameters = trained_parameters(tuned)
+    device = parameters[0].device
+
+    def loss(_: np.ndarray) -> torch.Tensor:
+        return batch_loss(tuned, training_batch([item], pad_id=pad_id, device=device))
+
+    tuned.train()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            _, gradients = record_gradient(loss, 0, parameters)
+        buffers = {name: buffer.detach().clone() for name, buffer in tuned.named_buffers()}
+        return torch.cat([g.reshape(-1).float() for g in gradients]), buffers
+    except OF_THE_MACHINE:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"proxy: gives no gradients of made-up records: {reason}") from error
+    finally:
+        tuned.eval()
+
+
+def known_tokens(tuned: Any) -> int:
+    """Return how many tokens the model knows, going in and coming out."""
+    ends = (tuned.get_input_embeddings(), tuned.get_output_embeddings())
+    return min(int(end.weight.shape[0]) for end in ends if end is not None)
+
+
+def longest_record(tuned: Any) -> int | None:
+    """Return how many tokens a record may have; None where the model does not say."""
+    positions = getattr(tuned.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None

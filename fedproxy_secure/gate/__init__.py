@@ -1,0 +1,1 @@
+"""The gate: a policy, and whether a report meets it."""

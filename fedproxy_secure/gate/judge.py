@@ -1,0 +1,244 @@
+"""A gate: does every configuration of a report keep every rule of a policy?
+
+    exit code   0 all rules kept   1 a rule was broken   3 evidence is missing or inconclusive
+
+Each measure is judged by the end of its interval that speaks against it. Where the interval reaches over
+the bound, or there is none, nothing is shown either way, and the verdict is inconclusive. A measure whose
+attack was inconclusive is inconclusive too. What was not measured does not pass. Neither does a rule that
+fits no configuration, nor a signature by somebody whom neither the policy nor the caller named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.measures.privacy import (
+    AUDITED_OVER_CLAIMED,
+    DELTA,
+    EPSILON_AUDITED,
+    EPSILON_CLAIMED,
+    EPSILON_SPENT,
+    EPSILON_SPENT_ONE_SEED,
+)
+from fedproxy_secure.gate.policy import Policy, Rule
+from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
+from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sources import UNDECIDED, Attempts
+from fedproxy_secure.report.trilemma import Configuration, Measure
+
+__all__ = ["WHOLE_REPORT", "Judged", "Judgement", "Signed", "Verdict", "compare", "judge"]
+
+SPENT = EPSILON_SPENT.key
+# without differential privacy these are infinite, not missing
+INFINITE = (EPSILON_CLAIMED.key, SPENT, EPSILON_SPENT_ONE_SEED.key, DELTA.key)
+WHOLE_REPORT = "report"  # stands in the place of a configuration's name
+
+
+def judge(report: Report, policy: Policy, *, signed: Signed | None = None) -> Judgement:
+    """Return the judgement of every rule for every configuration that it applies to.
+
+    Args:
+        report: the report.
+        policy: the policy.
+        signed: what `audit verify` found out about the report's signature; None if it did not run.
+    """
+    rows: list[Judged] = []
+    if policy.require_signed_audit:
+        rows.append(_audit(report, policy, signed))
+    judged: dict[str, Configuration] = {}
+    for rule in policy.rules:
+        if rule.name == TOTAL_EPSILON:
+            rows.append(_total(report, rule))
+            continue
+        fits = [c for c in report.configurations if _applies(rule, c)]
+        judged |= {c.name: c for c in fits}
+        if not fits:
+            wanted = "; ".join(f"{k}: {' or '.join(v)}" for k, v in rule.applies_to.items())
+            why = f"no configuration has {wanted}" if wanted else "the report has no configuration"
+            rows.append(
+                Judged(rule=rule.text, configuration=WHOLE_REPORT, verdict=Verdict.MISSING, why=why)
+            )
+        for configuration in fits:
+            rows += _judge(rule, configuration)
+    if not policy.allow_failed_seeds:
+        rows += [
+            Judged(rule="every seed finishes", configuration=c.name, verdict=Verdict.MISSING, why=line)
+            for c in judged.values()
+            for line in c.failed
+        ]
+    return Judgement(policy=policy, rows=tuple(rows))
+
+
+def _judge(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
+    if rule.limit is not None:
+        yield from _limit(rule, rule.limit, configuration)
+    elif rule.name == "resist":
+        yield from _resist(rule, configuration)
+    elif rule.name == "require_audit_within_claim":
+        yield _audit_within_claim(rule, configuration)
+    elif rule.name == "forbid_unsafe":
+        stamps = configuration.unsafe
+        yield _kept(rule, configuration, not stamps, stamps[0] if stamps else "no unsafe setting")
+    elif rule.name == "require_unit":
+        unit = configuration.privacy_unit
+        yield _kept(rule, configuration, unit == rule.bound, f"the unit is {unit}")
+    else:
+        count = len(configuration.seeds)
+        verdict = Verdict.PASSED if count >= rule.bound else Verdict.MISSING
+        yield _row(rule, configuration, verdict, f"{count} seeds finished")
+
+
+def _limit(rule: Rule, limit: Limit, configuration: Configuration) -> Iterator[Judged]:
+    for key in limit.keys:
+        measures = [m for m in configuration.measures if m.key == key]
+        if not measures:
+            if key in INFINITE and configuration.privacy_unit == "none":
+                if key == limit.keys[0]:  # one row is enough for all keys
+                    why = f"no differential privacy: {key} is infinite"
+                    yield _row(rule, configuration, Verdict.FAILED, why)
+            else:
+                attempts = Attempts.on_measure(configuration, key) if limit.by_attacks else None
+                yield _row(rule, configuration, *_without(rule, attempts, key))
+        for measure in measures:
+            yield _compared(rule, limit, configuration, measure)
+
+
+def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: Measure) -> Judged:
+    verdict, excess = compare(measure.estimate, limit.side, rule.bound)
+    why = _by_how_much(limit, verdict, excess)
+    if verdict != Verdict.FAILED and limit.by_attacks:
+        weak = Attempts.on_measure(configuration, measure.key).weakness()
+        if weak is not None:
+            outcome, why = weak
+            verdict = Verdict.MISSING if outcome is None else Verdict.INCONCLUSIVE
+    return Judged(
+        rule=rule.text,
+        configuration=configuration.name,
+        verdict=verdict,
+        why=f"{_named(measure, configuration)}: {why}",
+        measured=measure.estimate,
+        excess=excess,
+        source=measure.source,
+    )
+
+
+def _by_how_much(limit: Limit, verdict: Verdict, excess: float | None) -> str:
+    if excess is None:
+        return "has no interval: there is only one seed, or too little data"
+    if excess > 0:
+        verb = "exceeds" if limit.side == "max" else "falls short of"
+        if verdict == Verdict.INCONCLUSIVE:
+            return f"the interval includes the bound and {verb} it by {excess:.3g}"
+        return f"{verb} the bound by {excess:.3g}"
+    return f"within the bound by {abs(excess):.3g}"
+
+
+def _named(measure: Measure, configuration: Configuration) -> str:
+    seeds = len(configuration.seeds)
+    return f"{measure.key}, {seeds} seeds together" if measure.key == SPENT and seeds > 1 else measure.key
+
+
+def _without(rule: Rule, attempts: Attempts | None, what: str) -> tuple[Verdict, str]:
+    """Return the verdict and the reason for a missing number.
+
+    Without attempts the run itself would have measured it.
+    """
+    if attempts is None:
+        return Verdict.MISSING, f"{what} was not measured"
+    evidence, reason = attempts.shown()
+    if evidence == Outcome.NOT_APPLICABLE and rule.not_applicable:
+        return Verdict.PASSED, f"not applicable: {reason}"
+    verdict = Verdict.INCONCLUSIVE if evidence in UNDECIDED else Verdict.MISSING
+    return verdict, f"{what} was not measured: {reason}"
+
+
+def _resist(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
+    for attack in rule.bound:
+        for view in rule.views or (None,):
+            evidence, reason = Attempts.by_attack(configuration, attack, view).shown()
+            verdict = {
+                Outcome.SUCCEEDED: Verdict.FAILED,
+                Outcome.RESISTED: Verdict.PASSED,
+                Outcome.INCONCLUSIVE: Verdict.INCONCLUSIVE,
+                Outcome.ERROR: Verdict.INCONCLUSIVE,
+                Outcome.NOT_APPLICABLE: Verdict.PASSED if rule.not_applicable else Verdict.MISSING,
+                None: Verdict.MISSING,
+            }[evidence]
+            yield _row(rule, configuration, verdict, reason)
+
+
+def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
+    audited = configuration.measure(EPSILON_AUDITED.key)
+    claimed = configuration.measure(EPSILON_CLAIMED.key)
+    if audited is not None and claimed is not None:
+        excess = audited.estimate.value - claimed.estimate.value
+        if excess > 0:
+            return Judged(
+                rule=rule.text,
+                configuration=configuration.name,
+                verdict=Verdict.FAILED,
+                why=f"epsilon is at least {audited.estimate.value:.3g}, which exceeds the claim by {excess:.3g}",
+                measured=audited.estimate,
+                excess=excess,
+                source=audited.source,
+            )
+    audits = Attempts.on_measure(configuration, AUDITED_OVER_CLAIMED.key)
+    evidence, reason = audits.shown()
+    if evidence == Outcome.SUCCEEDED:
+        return _row(rule, configuration, Verdict.FAILED, reason)
+    if evidence == Outcome.RESISTED:
+        return _row(rule, configuration, Verdict.PASSED, reason)
+    return _row(rule, configuration, *_without(rule, audits, "audited epsilon"))
+
+
+def _total(report: Report, rule: Rule) -> Judged:
+    """Return the judgement of the epsilon that all configurations together spent on the same records."""
+    total = report.total_epsilon
+    if total is not None and rule.limit is not None:
+        verdict, excess = compare(total, rule.limit.side, rule.bound)
+        how_much = _by_how_much(rule.limit, verdict, excess)
+        return Judged(
+            rule=rule.text,
+            configuration=WHOLE_REPORT,
+            verdict=verdict,
+            why=f"{len(report.configurations)} configurations together: {how_much}",
+            measured=total,
+            excess=excess,
+            source="report.json#total_epsilon",
+        )
+    bare = next((c.name for c in report.configurations if c.privacy_unit == "none"), None)
+    if bare is not None:
+        verdict, why = Verdict.FAILED, f"no differential privacy in {bare}: epsilon_total is infinite"
+    else:
+        verdict, why = Verdict.MISSING, "epsilon_total is not known"
+    return Judged(rule=rule.text, configuration=WHOLE_REPORT, verdict=verdict, why=why)
+
+
+def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
+    verdict, why = Verdict.MISSING, "no audit log, or no signature over it"
+    if signed is not None and report.audit_head is not None:
+        if signed.problems:
+            verdict, why = Verdict.FAILED, signed.problems[0]
+        elif policy.signer is not None and signed.signer != policy.signer:
+            verdict, why = Verdict.FAILED, f"signed by {signed.signer}, not by {policy.signer}"
+        elif signed.unsettled:
+            why = signed.unsettled[0]
+        elif policy.signer is None:
+            why = f"signed by {signed.signer}, a key that nobody named; name the signer with --key PUB"
+        else:
+            verdict, why = Verdict.PASSED, f"signed by {signed.signer}"
+    return Judged(rule="require_signed_audit: true", configuration=WHOLE_REPORT, verdict=verdict, why=why)
+
+
+def _applies(rule: Rule, configuration: Configuration) -> bool:
+    return all(configuration.settings.get(key) in values for key, values in rule.applies_to.items())
+
+
+def _kept(rule: Rule, configuration: Configuration, kept: bool, why: str) -> Judged:
+    return _row(rule, configuration, Verdict.PASSED if kept else Verdict.FAILED, why)
+
+
+def _row(rule: Rule, configuration: Configuration, verdict: Verdict, why: str) -> Judged:
+    return Judged(rule=rule.text, configuration=configuration.name, verdict=verdict, why=why)

@@ -1,0 +1,101 @@
+"""How a rule ended for a configuration, and how a number is compared with a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.gate.policy import Policy
+from fedproxy_secure.gate.rules import Side
+
+
+class Verdict(StrEnum):
+    """How one rule ended for one configuration, the worst first."""
+
+    FAILED = "FAILED"
+    MISSING = "MISSING"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    PASSED = "PASSED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One line of the gate's table.
+
+    Args:
+        rule: the rule as it stands in the policy.
+        configuration: name of the configuration.
+        verdict: how the rule ended.
+        why: one sentence that says why.
+        measured: the number that was compared; None if there was none.
+        excess: how far the interval's unfavourable end lies beyond the bound, in the measure's unit. It is
+            negative where there is room left, None where nothing was compared.
+        source: where the number can be looked up.
+    """
+
+    rule: str
+    configuration: str
+    verdict: Verdict
+    why: str
+    measured: Estimate | None = None
+    excess: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signed:
+    """What `audit verify` found out about the report's folder.
+
+    Args:
+        problems: what is wrong, in sentences.
+        unsettled: what could not be decided, in sentences.
+        signer: the public key that signed, hex; None without a signature.
+    """
+
+    problems: tuple[str, ...]
+    unsettled: tuple[str, ...]
+    signer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """All lines of the gate's table, in the policy's order."""
+
+    policy: Policy
+    rows: tuple[Judged, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all lines."""
+        return _worst(row.verdict for row in self.rows)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code: 0 passed, 1 a rule was broken, 3 evidence is missing or inconclusive."""
+        return {Verdict.PASSED: 0, Verdict.FAILED: 1}.get(self.verdict, 3)
+
+
+def compare(estimate: Estimate, side: Side, bound: float) -> tuple[Verdict, float | None]:
+    """Return the verdict on an estimate and a bound, and how far the unfavourable end exceeds the bound.
+
+    >>> from fedproxy_secure.evidence.estimate import counted
+    >>> compare(counted(3, metric="m", unit="clients", seeds=[0]), "min", 2)
+    (<Verdict.PASSED: 'PASSED'>, -1)
+    """
+    if estimate.low is None or estimate.high is None:
+        return Verdict.INCONCLUSIVE, None
+    worse, better = (
+        (estimate.high - bound, estimate.low - bound)
+        if side == "max"
+        else (bound - estimate.low, bound - estimate.high)
+    )
+    if worse <= 0:
+        return Verdict.PASSED, worse
+    return (Verdict.FAILED if better > 0 else Verdict.INCONCLUSIVE), worse
+
+
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    present = set(verdicts)
+    return next((v for v in Verdict if v in present), Verdict.MISSING)

@@ -1,0 +1,69 @@
+"""The journal's memory of a round's sums: who was unmasked in them, and what this client added.
+
+Each function works on a connection inside a transaction of `Journal`, which decides when to call it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+
+from fedproxy_secure.errors import ProtocolAborted
+
+
+def check_survivors(
+    database: sqlite3.Connection, run: str, round: int, names: list[str], refuse_differencing: bool
+) -> None:
+    """Raise `ProtocolAborted` if unmasking the round for `names`, sorted, would tell clients apart."""
+    before = survivors(database, run, round)
+    if before is not None and before != names:
+        raise ProtocolAborted(f"survivors: round {round} was unmasked for others; two sums tell them apart")
+    if not refuse_differencing:
+        return
+    with closing(database.execute("SELECT survivors FROM rounds WHERE survivors IS NOT NULL")) as rows:
+        for (earlier,) in rows:
+            if len(set(names) ^ set(json.loads(earlier))) == 1:
+                raise ProtocolAborted(
+                    "survivors: an earlier sum differs by one client; together they tell that one's part"
+                )
+
+
+def survivors(database: sqlite3.Connection, run: str, round: int) -> list[str] | None:
+    """Return for whom the round was unmasked, sorted; None if it was not."""
+    row = database.execute(
+        "SELECT survivors FROM rounds WHERE run = ? AND round = ?", (run, round)
+    ).fetchone()
+    if row is None or row[0] is None:
+        return None
+    names: list[str] = json.loads(row[0])
+    return names
+
+
+def write_survivors(database: sqlite3.Connection, run: str, round: int, names: list[str]) -> None:
+    """Write down for whom the round is unmasked. Raises `ProtocolAborted` if it was never begun."""
+    written = database.execute(
+        "UPDATE rounds SET survivors = ? WHERE run = ? AND round = ?", (json.dumps(names), run, round)
+    ).rowcount
+    if written != 1:
+        raise ProtocolAborted(f"round {round}: was never begun in this run")
+
+
+def keep_sent(
+    database: sqlite3.Connection, run: str, round: int, values: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Keep the values unless an earlier attempt kept some; return what is kept."""
+    database.execute("DELETE FROM sent WHERE run = ? AND round < ?", (run, round - 1))
+    kept = sent(database, run, round)
+    if kept:
+        return kept
+    rows = [(run, round, name, value) for name, value in values.items()]
+    database.executemany("INSERT INTO sent VALUES (?, ?, ?, ?)", rows)
+    return dict(values)
+
+
+def sent(database: sqlite3.Connection, run: str, round: int) -> dict[str, bytes]:
+    """Return what `keep_sent` kept for a round; empty if nothing is left."""
+    rows = database.execute("SELECT name, value FROM sent WHERE run = ? AND round = ?", (run, round))
+    return dict(rows.fetchall())

@@ -1,0 +1,1 @@
+"""The LLM, its tokenizer, its blocks, and the adapters that are trained."""

@@ -1,0 +1,182 @@
+"""Causal language models: load them, find their blocks, pick their device.
+
+A **block** is one decoder layer. Everything before the first (embeddings) and after the last (norm,
+LM head) stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from fedproxy_secure.errors import ModelError
+
+Tokenizer = Any  # transformers' tokenizers share no typed base
+_BLOCK_LISTS = ("layers", "h", "blocks", "decoder.layers")
+
+
+def demo_llm_folder() -> Path:
+    """Return the folder of the embedded demo LLM."""
+    return Path(str(resources.files("fedproxy_secure.world") / "demo_llm"))
+
+
+def pick_device(wish: str = "auto") -> torch.device:
+    """Return the device; `auto` is CUDA if there is one. Raises `ModelError` for `cuda` without CUDA."""
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device=cuda: this machine has no CUDA device; use auto or cpu")
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wish)
+
+
+def pick_dtype(wish: str, device: torch.device) -> torch.dtype:
+    """Return the dtype; `auto` is bfloat16 on CUDA, float32 on the CPU, where bfloat16 is much slower."""
+    if wish == "auto":
+        wish = "bfloat16" if device.type == "cuda" else "float32"
+    return cast(torch.dtype, getattr(torch, wish))
+
+
+def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[nn.Module, Tokenizer]:
+    """Load a causal LM, in eval mode, and its tokenizer, from `demo`, a local folder or a hub id.
+
+    Safetensors only: weights that need pickle are refused; a model's own code is never run.
+
+    Raises `ModelError` in one line if the model cannot be loaded or has no decoder blocks.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = pick_device(device)
+    source = _source(path)
+    try:
+        with without_library_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=pick_dtype(dtype, place),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # damaged files may raise any error of the library that reads them
+        raise _cannot_be_loaded(path, error) from error
+    blocks_of(model)
+    tokenizer = load_tokenizer(path)
+    cast(nn.Module, model).to(place)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load the tokenizer of an LLM, without its weights. Raises `ModelError` if it cannot be loaded.
+
+    Nothing is asked of a model hub for a tokenizer in a local folder.
+    """
+    from transformers import AutoTokenizer
+
+    source = _source(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=Path(source).is_dir()
+        )
+    except Exception as error:  # damaged files may raise any error of the library that reads them
+        raise _cannot_be_loaded(path, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weights_written_ns(folder: Path) -> int:
+    """Return when a folder's weights were last written, ns, for caches: another model may replace them."""
+    return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+
+
+def _source(path: str | Path) -> str:
+    return str(demo_llm_folder() if str(path) == "demo" else path)
+
+
+def _cannot_be_loaded(path: str | Path, error: Exception) -> ModelError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(f"model.path={path}: cannot be loaded: {reason}")
+
+
+@contextmanager
+def without_library_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars, one per file, off the screen."""
+    from transformers.utils import logging as library
+
+    enabled = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            library.enable_progress_bar()
+
+
+def block_list_name(model: nn.Module) -> str:
+    """Return the dotted name of the model's list of decoder blocks, such as `model.layers`.
+
+    Raises `ModelError` for a model without one (an encoder, a state-space model ...).
+    """
+    base = getattr(model, "base_model_prefix", "")
+    for prefix in (base, ""):
+        for name in _BLOCK_LISTS:
+            full = f"{prefix}.{name}" if prefix else name
+            blocks = _get(model, full)
+            if isinstance(blocks, nn.ModuleList) and len(blocks) > 0:
+                return full
+    raise ModelError(
+        f"{type(model).__name__}: has no list of decoder blocks "
+        f"(looked for {', '.join(_BLOCK_LISTS)}); only decoder-only causal LMs can be compressed"
+    )
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """Return the model's decoder blocks, in order."""
+    return cast(nn.ModuleList, _get(model, block_list_name(model)))
+
+
+def with_blocks(model: nn.Module, kept: list[int]) -> nn.Module:
+    """Return an exact copy of `model` that has only the blocks at `kept`, in that order."""
+    everything = blocks_of(model)
+    name = block_list_name(model)
+    parent, _, last = name.rpartition(".")
+    owner = _get(model, parent) if parent else model
+    try:
+        setattr(owner, last, nn.ModuleList(everything[i] for i in kept))
+        small = copy.deepcopy(model)
+    finally:
+        setattr(owner, last, everything)
+    _renumber(small, len(kept), kept)
+    return small
+
+
+def _renumber(model: nn.Module, count: int, kept: list[int]) -> None:
+    """Make config and key-value cache indices agree with the new number of blocks."""
+    config = cast(Any, model).config
+    config.num_hidden_layers = count
+    for attribute in ("layer_types", "no_rope_layers"):
+        per_block = getattr(config, attribute, None)
+        if isinstance(per_block, list) and len(per_block) > count:
+            setattr(config, attribute, [per_block[i] for i in kept])
+    for index, block in enumerate(blocks_of(model)):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                cast(Any, module).layer_idx = index
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _get(model: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        model = getattr(model, part, None)
+        if model is None:
+            return None
+    return model

@@ -1,0 +1,94 @@
+"""`masking`: the server learns sums over at least `threshold` clients and nothing of any one of them.
+
+The protocol is `fedproxy_secure.secagg.masking`'s (Bonawitz et al. 2017, with signed survivors). H-TIES'
+weights may come from encrypted cosines (`protect.weights: encrypted_gram`), opened before the masked sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.protect.base import Asked
+from fedproxy_secure.protect.sums import SecureSum
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from fedproxy_secure.protect.secure_sum.server import Work
+    from fedproxy_secure.secagg.masking.server import Aggregate
+    from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.terms import Terms
+
+GRAM_STAMP = (
+    "encrypted_gram: cosines are hidden from a server that follows the protocol; one that deviates "
+    "reads a number of one client's update per round."
+)
+
+
+class Masking(SecureSum):
+    """Sums by pairwise masks; noise for `privacy.unit: client` can be added inside."""
+
+    name = "masking"
+    title = "masking"
+    hides_clients = True
+
+    def check_settings(
+        self,
+        protect: ProtectConfig,
+        privacy: PrivacyConfig,
+        fusion: FusionConfig,
+        *,
+        cohort: int | None,
+    ) -> None:
+        super().check_settings(protect, privacy, fusion, cohort=cohort)
+        if protect.weights == "encrypted_gram" and fusion.rule != "h_ties":
+            raise ConfigError(
+                "protect.weights=encrypted_gram: needs protect.scheme=masking and fusion.rule=h_ties"
+            )
+        if privacy.unit == "client" and protect.weights != "uniform":
+            raise ConfigError(
+                f"protect.weights={protect.weights}: with privacy.unit=client must be uniform; all else "
+                "would be sent without noise"
+            )
+
+    def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
+        return (GRAM_STAMP,) if protect.weights == "encrypted_gram" else ()
+
+    def payload_bytes(self, plan: RingPlan) -> int:
+        return plan.upload_bytes
+
+    def rounding_of(self, plan: RingPlan) -> float:
+        return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
+
+    def train(self, asked: Asked) -> RecordDict:
+        from fedproxy_secure.protect.secure_sum import client, gram
+
+        begin = client.train_and_advertise
+        if asked.job.protect.weights == "encrypted_gram":
+            begin = gram.train_and_say_hello
+        return begin(asked.local_client(), asked.job, asked.content, asked.context, policy=asked.policy)
+
+    def later_steps(self) -> Mapping[str, Callable[[Asked], RecordDict]]:
+        from fedproxy_secure.protect.secure_sum import client, gram
+        from fedproxy_secure.protect.secure_sum.client import answers
+
+        return {
+            "gram_share": answers(gram.share),
+            "gram_sketch": answers(gram.sketch),
+            "gram_weigh": lambda a: gram.weigh(a.local_client(), a.job, a.content, a.context),
+            "share": answers(client.share),
+            "mask": answers(client.mask),
+            "confirm": answers(client.confirm),
+            "unmask": answers(client.unmask),
+        }
+
+    def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:
+        from fedproxy_secure.protect.secure_sum.server import run_masking
+
+        return run_masking(work)
+
+
+MASKING = Masking()

@@ -1,0 +1,102 @@
+"""Protections in which the answer to the training request is all that a client sends."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.federate.update import ClientUpdate
+
+log = logging.getLogger(__name__)
+
+
+class OneMessage(Protection):
+    """A protection in which the answer to the training request is all that a client sends.
+
+    Write `encode` and `decode`. Every update is told apart by the server.
+    """
+
+    @abstractmethod
+    def encode(self, update: ClientUpdate, job: FederationJob) -> RecordDict:
+        """The update as it travels."""
+
+    @abstractmethod
+    def decode(self, content: RecordDict, job: FederationJob, *, d: int) -> ClientUpdate:
+        """What the server reads of it, `d` numbers. Raises `DataError` for anything malformed."""
+
+    def train(self, asked: Asked) -> RecordDict:
+        """Train and send the update, encoded."""
+        return self.encode(train(asked), asked.job)
+
+    def run_round(self, round: ServerRound) -> RoundResult:
+        """Gather the updates and fuse them by the job's rule, exactly."""
+        return gather_and_fuse(self, round)
+
+
+def train(asked: Asked) -> ClientUpdate:
+    """Check the broadcast against the job and train from it."""
+    from fedproxy_secure.protect.secure_sum.terms import agreed_broadcast
+
+    client = asked.local_client()
+    broadcast = agreed_broadcast(asked.content, asked.job, client.sizes)
+    return client.train(
+        round=broadcast.round,
+        start=broadcast.adapter,
+        conflict=broadcast.conflict,
+        pcr_lambda=broadcast.pcr_lambda,
+        prox_mu=broadcast.prox_mu,
+    )
+
+
+def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
+    """Ask the cohort, read the updates, fuse them by the job's rule.
+
+    Updates are ordered by client name, so that sums do not depend on who was fastest. A client whose answer
+    is malformed, or names another client, is left out.
+    """
+    from fedproxy_secure import wire
+    from fedproxy_secure.federate.server import fuse_round
+
+    job, state = round.job, round.state
+    content = wire.encode_broadcast(
+        wire.Broadcast(
+            round=state.round,
+            adapter=state.adapter,
+            conflict=state.conflict,
+            pcr_lambda=job.fusion.pcr_lambda,
+            prox_mu=job.fusion.prox_mu,
+        )
+    )
+    size = protection.upload_bytes(job, [len(state.adapter)])
+    updates: dict[str, ClientUpdate] = {}
+    group = f"round {state.round}"
+    for name, reply in round.ask(wire.TRAIN, dict.fromkeys(round.cohort, content), group):
+        try:
+            update = protection.decode(reply, job, d=len(state.adapter))
+        except FedProxyError as error:
+            log.warning("%s: %s is left out: %s", group, name, error)
+            continue
+        if update.client != name:
+            log.warning("%s: %s is left out: it sent another client's update", group, name)
+            continue
+        round.ledger.note("Update", to="server", reveals="the client's whole update", payload_bytes=size)
+        updates[name] = update
+        if round.on_client is not None:
+            round.on_client(name)
+    round.enough(len(updates))
+    ordered = [updates[name] for name in sorted(updates)]
+    new, metrics = fuse_round(state, ordered, job.fusion)
+    return RoundResult(
+        state=new,
+        metrics=metrics,
+        clients=[u.client for u in ordered],
+        updates={u.client: u.update for u in ordered},
+    )

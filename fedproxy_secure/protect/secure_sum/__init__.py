@@ -1,0 +1,1 @@
+"""Both sides of a round whose server learns sums only, by masking or CKKS."""

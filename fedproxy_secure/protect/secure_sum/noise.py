@@ -1,0 +1,166 @@
+"""Client-level differential privacy inside masking: integer noise in every client's words.
+
+A client clips its update to `clip_norm`, rounds it to `RESOLUTION` steps of that norm, and adds its share
+of the noise before it masks. The noise of t - c clients (threshold minus colluders) is all that the target
+needs. So it does no harm if clients drop out until t are left and c of these tell the server their noise.
+
+Guarantees: for neighbours that differ in one client's vector, which is there or zero, the sums of all
+rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client
+computes the ring and the noise from its own settings. Not covered: the fact that a client takes part; the
+number of clients. With few clients the noise drowns the sum: see `signal_to_noise`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from fedproxy_secure.config import PrivacyConfig
+from fedproxy_secure.crypto.primitives import digest
+from fedproxy_secure.dp import discrete
+from fedproxy_secure.dp.accounting import variance_for
+from fedproxy_secure.dp.events import DiscreteSum
+from fedproxy_secure.dp.ledger import PrivacyLedger
+from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.runtime.randomness import stream_seed
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.terms import Terms, least_threshold
+
+RESOLUTION = 2**12  # steps in a clip norm
+
+
+def ring_clip(privacy: PrivacyConfig, *, bits: int, clients: int) -> float:
+    """Return the clip for which a ring's step is `clip_norm / RESOLUTION`, with room above for noise."""
+    levels = int((2 ** (bits - 1) - 1) // clients)
+    return privacy.clip_norm * levels / RESOLUTION
+
+
+def noise_of(job: FederationJob, *, d: int, clients: int, threshold: int) -> DiscreteSum:
+    """Return one round's noisy sum, whose noise reaches the target over all rounds.
+
+    The fewest honest clients that a sum can have add that noise.
+
+    Raises `ConfigError` if the target cannot be reached or the ring has no room for the noise.
+    """
+    honest = threshold - job.protect.colluders
+    l2 = RESOLUTION + math.sqrt(d) / 2  # rounding to the nearest step moves a coordinate by half at most
+    l1 = min(math.sqrt(d) * l2, l2**2)
+    privacy = job.privacy
+    variance = _variance(
+        privacy.target_epsilon,
+        privacy.target_delta,
+        privacy.mechanism,
+        l2,
+        l1,
+        d,
+        honest,
+        job.federate.rounds,
+    )
+    most = RESOLUTION + discrete.support(variance / honest)
+    if variance / honest > discrete.MOST_VARIANCE or clients * most >= 2 ** (job.protect.bits - 1):
+        raise ConfigError(
+            f"protect.bits={job.protect.bits}: has no room for the noise of {clients} clients at "
+            f"privacy.target_epsilon={privacy.target_epsilon}"
+        )
+    return DiscreteSum(
+        mechanism=privacy.mechanism, variance=variance, l2=l2, l1=l1, dimension=d, summands=honest, rounds=1
+    )
+
+
+@lru_cache(maxsize=64)
+def _variance(
+    epsilon: float, delta: float, mechanism: str, l2: float, l1: float, d: int, honest: int, rounds: int
+) -> float:
+    return variance_for(
+        target_epsilon=epsilon,
+        delta=delta,
+        mechanism="skellam" if mechanism == "skellam" else "discrete_gaussian",
+        l2=l2,
+        l1=l1,
+        dimension=d,
+        summands=honest,
+        rounds=rounds,
+    )
+
+
+def signal_to_noise(job: FederationJob, sizes: Sequence[int]) -> float:
+    """Return a sum's length over its noise's length, if all clients agree and use their whole norm."""
+    clients, d = job.clients_a_round, sum(sizes)
+    noisy_sum = noise_of(job, d=d, clients=clients, threshold=planned_threshold(job))
+    total = noisy_sum.variance * clients / noisy_sum.summands
+    return clients * RESOLUTION / math.sqrt(d * total)
+
+
+def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
+    """Return the threshold t of a round of `clients` (None: a whole cohort): the least that is allowed."""
+    least = least_threshold(clients or job.clients_a_round, job.protect.colluders)
+    return max(least, job.protect.threshold or 0, job.protect.min_cohort or 0, job.federate.min_clients)
+
+
+def clip_to_norm(update: np.ndarray, norm: float) -> np.ndarray:
+    """Return `update`, float32 [d], shortened to the length `norm` if it is longer."""
+    length = float(np.linalg.norm(update.astype(np.float64)))
+    if length <= norm:
+        return update
+    return (update * (norm / length * (1 - 1e-6))).astype(np.float32)
+
+
+def add_noise(
+    words: np.ndarray,
+    plan: RingPlan,
+    job: FederationJob,
+    *,
+    client: str,
+    terms: Terms,
+) -> None:
+    """Add this client's share of the noise to the segment `update` of its words, in place.
+
+    The client's ledger has the round before the noise is drawn, and the noisy words afterwards: a client
+    that is asked again with the same words gives the very same noisy words. Raises `PrivacyError` if the
+    round would spend more than allowed.
+    """
+    segment = plan.segments[0]
+    assert segment.name == "update"
+    noisy = noise_of(job, d=segment.length, clients=len(terms.cohort), threshold=terms.threshold)
+    own = words[: segment.length]
+    _check_sensitivity(own, plan, noisy.l2)
+    privacy = job.privacy
+    if privacy.ledger is None:
+        raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
+    ledger = PrivacyLedger(
+        folder=Path(privacy.ledger),
+        client=client,
+        run=job.agreed_sha256().hex(),
+        unit="client",
+        delta=privacy.target_delta,
+        max_epsilon=privacy.limit,
+    )
+    ledger.open()
+    names = "|".join([str(terms.threshold), *terms.cohort]).encode()
+    # with the words: if training does not repeat to the bit, another attempt needs its own noise
+    inputs = digest(terms.broadcast_sha256, names, own.tobytes())
+
+    def computed(key: bytes) -> bytes:
+        if privacy.randomness == "unsafe_simulated":
+            place = f"{stream_seed(job.seed, 'noise', client, terms.round)}"
+            key = hashlib.sha256(place.encode()).digest()
+        share = noisy.variance / noisy.summands
+        drawn = discrete.draw(noisy.mechanism, share, Noise(key), segment.length)
+        return bytes((own + drawn.astype(words.dtype)).tobytes())
+
+    result = ledger.once(round=terms.round, inputs_sha256=inputs, event=noisy, compute=computed)
+    own[:] = np.frombuffer(result, dtype=words.dtype)
+
+
+def _check_sensitivity(words: np.ndarray, plan: RingPlan, l2: float) -> None:
+    signed = words.astype(np.int64)
+    signed[signed >= 2 ** (plan.bits - 1)] -= 2 ** (8 * words.itemsize)
+    if float(np.linalg.norm(signed.astype(np.float64))) > l2:  # the error does not tell how long
+        raise DataError(f"clipped update: is longer than the {l2:.1f} steps that the noise covers")

@@ -1,0 +1,298 @@
+"""The server's part in a protected round (masking or CKKS): carry the messages, then fuse the sums.
+
+Guarantees: the ledger lists what the server learns of a round, and is written from the messages. If a check
+fails or too few clients are left, `ProtocolAborted` is raised and nothing of the round is used. A client
+whose answer is malformed, or names another client, is left out. Sums are checked against what the settings
+imply for honest clients, and the fused step is no longer than honest clients' can be (`step_bound`).
+
+**Not guaranteed**: that a lying client moves the adapter no more than an honest one. Within those bounds
+one client can choose every coordinate of the mean, whatever the others sent (`granularity.merge`), and it
+can make every attempt abort. A sum does not tell which client lied.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedproxy_secure import wire
+from fedproxy_secure.crypto.primitives import agreement_public, fresh_secret
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import ConfigError, FedProxyError, ProtocolAborted
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import advance
+from fedproxy_secure.protect.base import Ask, RoundResult, ServerRound
+from fedproxy_secure.protect.secure_sum import gram as masked_gram
+from fedproxy_secure.protect.secure_sum import noise as client_privacy
+from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
+from fedproxy_secure.protect.secure_sum.terms import (
+    first_clip,
+    kept_share,
+    largest_clip,
+    next_clip,
+    ring_plan,
+    run_name,
+)
+from fedproxy_secure.record.leakage import Ledger
+from fedproxy_secure.secagg.ckks.gram import GramServer
+from fedproxy_secure.secagg.ckks.messages import Encrypted, Hello, KeyGrants, Opened
+from fedproxy_secure.secagg.ckks.server import CkksServer
+from fedproxy_secure.secagg.control import Expected
+from fedproxy_secure.secagg.granularity import Layout, merge
+from fedproxy_secure.secagg.masking.server import Aggregate, ServerSession
+from fedproxy_secure.secagg.messages import (
+    Advertise,
+    Confirmation,
+    MaskedInput,
+    Message,
+    Shares,
+    Unmask,
+)
+from fedproxy_secure.secagg.provision import load_roster
+from fedproxy_secure.secagg.sketch import LEAST_WEIGHT
+from fedproxy_secure.secagg.terms import Roster, Terms
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The inputs of the server's steps in one round; `invitation` is the training request with terms."""
+
+    carrier: Carrier
+    terms: Terms
+    roster: Roster
+    private: Secret
+    expected: Expected
+    invitation: RecordDict
+    gram: bool  # whether H-TIES' weights come from encrypted cosines
+
+
+def sum_round(
+    round: ServerRound,
+    steps: Callable[[Work], tuple[Terms, Aggregate]],
+    *,
+    error: float = 0.0,
+) -> RoundResult:
+    """Run one round in which the server learns sums only, and fuse the sums.
+
+    Clients of the cohort that cannot be asked count as drop-outs of step 1.
+
+    Args:
+        steps: the steps of the scheme: `run_masking` or `run_ckks`.
+        error: absolute error of a sum's coordinates beyond the ring's rounding.
+    """
+    job, state, ledger = round.job, round.state, round.ledger
+    if state.sizes is None:
+        raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")
+    sizes = state.sizes.tolist()
+    clip = job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
+    if job.privacy.unit == "client":
+        clip = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(round.cohort))
+    broadcast = wire.Broadcast(
+        round=state.round,
+        adapter=state.adapter,
+        conflict=state.conflict,
+        pcr_lambda=job.fusion.pcr_lambda,
+        prox_mu=job.fusion.prox_mu,
+    )
+    if job.protect.keys is None:
+        raise ConfigError("protect.keys: must name the folder with roster.json")
+    roster = load_roster(Path(job.protect.keys))
+    clients = tuple(sorted(round.cohort))
+    private = fresh_secret()
+    terms = Terms(
+        run=run_name(job),
+        round=state.round,
+        attempt=time.time_ns(),  # later than every earlier attempt, also after a restart
+        cohort=clients,
+        threshold=client_privacy.planned_threshold(job, len(clients)),
+        server_key=agreement_public(private),
+        settings_sha256=job.agreed_sha256(),
+        roster_sha256=roster.sha256(),
+        broadcast_sha256=wire.broadcast_sha256(broadcast),
+        plan=ring_plan(job, sizes, clip=clip, clients=len(clients)),
+    )
+    invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
+    work = Work(
+        carrier=Carrier(ask=round.ask, ledger=ledger, round=state.round, on_client=round.on_client),
+        terms=terms,
+        roster=roster,
+        private=private,
+        expected=expected_numbers(job, d=len(state.adapter)),
+        invitation=invitation,
+        gram=job.protect.weights == "encrypted_gram",
+    )
+    terms, aggregate = steps(work)
+    for name, total in aggregate.sums.items():
+        ledger.note(
+            f"sum of {name}",
+            to="server",
+            reveals=f"{len(total)} sums over {len(aggregate.clients)} clients",
+            payload_bytes=total.nbytes,
+        )
+    merged = merge(
+        aggregate.sums,
+        job.granularity,
+        Layout(sizes=tuple(sizes)),
+        terms.plan,
+        clients=len(aggregate.clients),
+        weight=aggregate.control.weight,
+        rho=1.0 if job.fusion.rule == "ties" else job.fusion.rho,
+        kept=kept_share(job.fusion),
+        error=error,
+    )
+    most = longest_step(
+        job,
+        state.adapter,
+        cohort=len(clients),
+        threshold=terms.threshold,
+        clients=len(aggregate.clients),
+        weight=aggregate.control.weight,
+    )
+    step, cut = held(merged.step, most)
+    if cut > 0:
+        log.warning(
+            "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g",
+            state.round,
+            100 * cut,
+            most,
+        )
+    new = advance(
+        state,
+        step,
+        job.fusion,
+        conflict=merged.conflict,
+        clip=np.array([min(next_clip(clip, aggregate.control), largest_clip(job.local))]),
+    )
+    metrics = {
+        "loss": aggregate.control.loss / aggregate.control.clients,
+        "clients": float(aggregate.control.clients),
+        "clip": clip,
+        "clipped": float(aggregate.control.clipped),
+        "masked_bytes": float(terms.plan.upload_bytes),
+        "step_norm": float(np.linalg.norm(new.adapter - state.adapter)),
+        "step_cut": cut,
+    }
+    return RoundResult(state=new, metrics=metrics, clients=list(aggregate.clients), sums=aggregate.sums)
+
+
+def expected_numbers(job: FederationJob, *, d: int) -> Expected:
+    """Return what the settings imply for a client's control numbers, for an adapter of length `d`."""
+    weighted = job.fusion.rule == "h_ties" and job.protect.weights != "uniform"
+    return Expected(
+        least_weight=LEAST_WEIGHT if weighted else 1.0,
+        steps=job.local.steps,
+        coordinates=d,
+        silent=job.privacy.unit == "client",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carrier:
+    """Sends the messages of one round, notes them in the ledger, and hands the answers on."""
+
+    ask: Ask
+    ledger: Ledger
+    round: int
+    on_client: Callable[[str], None] | None
+
+    def step(
+        self,
+        kind: str,
+        contents: Mapping[str, RecordDict],
+        answer: type[M],
+        take: Callable[[M], None],
+        *,
+        look: Callable[[str, RecordDict], None] | None = None,
+    ) -> None:
+        """Run one step; a client whose answer fails its check counts as dropped.
+
+        `take` gets each message. Before that, `look` gets the content that the message came in.
+        """
+        for client, reply in self.ask(kind, contents, f"round {self.round}, {kind}"):
+            try:
+                message = wire.decode_message(answer, reply)
+                if getattr(message, "client", None) != client:
+                    raise ProtocolAborted(f"{answer.__name__} of {client}: names another client")
+                if look is not None:
+                    look(client, reply)
+                _note(self.ledger, message)
+                take(message)
+            except FedProxyError as error:
+                log.warning("round %d: %s is left out: %s", self.round, client, error)
+                continue
+            if kind == wire.TRAIN and self.on_client is not None:
+                self.on_client(client)
+
+    def take(self, messages: Mapping[str, M], take: Callable[[M], None]) -> None:
+        """Hand on messages that came earlier; a client whose message fails its check counts as dropped."""
+        for client, message in messages.items():
+            try:
+                take(message)
+            except FedProxyError as error:
+                log.warning("round %d: %s is left out: %s", self.round, client, error)
+
+    def send(self, messages: Mapping[str, Message]) -> dict[str, RecordDict]:
+        """Note messages in the ledger, and return them by client as they travel."""
+        for message in messages.values():
+            _note(self.ledger, message)
+        encoded = {id(m): wire.encode_message(m) for m in messages.values()}  # shared ones once
+        return {client: encoded[id(m)] for client, m in messages.items()}
+
+
+def run_masking(work: Work) -> tuple[Terms, Aggregate]:
+    """Run the steps of masking, after those of encrypted cosines if the job asks for them."""
+    carrier, terms = work.carrier, work.terms
+    advertised: Mapping[str, Advertise] | None = None
+    if work.gram:
+        gram = GramServer(terms=terms, roster=work.roster, private=work.private)
+        terms, advertised = masked_gram.gather(carrier, gram, work.invitation)
+    session = ServerSession(terms=terms, roster=work.roster, private=work.private, expected=work.expected)
+    if advertised is not None:
+        carrier.take(advertised, session.advertised)
+    else:
+        to_cohort = dict.fromkeys(terms.cohort, work.invitation)
+        carrier.step(wire.TRAIN, to_cohort, Advertise, session.advertised)
+    book = session.key_book()
+    to_all = carrier.send(dict.fromkeys(book.clients, book))
+    carrier.step(wire.SHARE, to_all, Shares, session.shared)
+    carrier.step(wire.MASK, carrier.send(session.inboxes()), MaskedInput, session.masked)
+    survivors = session.survivors()
+    to_alive = carrier.send(dict.fromkeys(survivors.clients, survivors))
+    carrier.step(wire.CONFIRM, to_alive, Confirmation, session.confirmed)
+    signatures = session.confirmations()
+    to_sure = carrier.send(dict.fromkeys(signatures.clients, signatures))
+    carrier.step(wire.UNMASK, to_sure, Unmask, session.unmasked)
+    return terms, session.finish()
+
+
+def run_ckks(work: Work) -> tuple[Terms, Aggregate]:
+    """Run the four steps of CKKS."""
+    carrier = work.carrier
+    session = CkksServer(terms=work.terms, roster=work.roster, private=work.private, expected=work.expected)
+    to_cohort = dict.fromkeys(work.terms.cohort, work.invitation)
+    carrier.step(wire.TRAIN, to_cohort, Hello, session.advertised)
+    leader, book = session.hello_book()
+    carrier.step(wire.SHARE, carrier.send({leader: book}), KeyGrants, session.granted)
+    carrier.step(wire.MASK, carrier.send(session.grants()), Encrypted, session.encrypted)
+    total = session.total()
+    to_alive = carrier.send(dict.fromkeys(total.clients, total))
+    carrier.step(wire.UNMASK, to_alive, Opened, session.opened)
+    return work.terms, session.finish()
+
+
+def _note(ledger: Ledger, message: Message) -> None:
+    size = 0
+    for value in message.to_fields().values():
+        for part in value if isinstance(value, list) else [value]:
+            size += len(part if isinstance(part, bytes) else str(part).encode())
+    ledger.note(type(message).__name__, to=message.to, reveals=message.reveals, payload_bytes=size)

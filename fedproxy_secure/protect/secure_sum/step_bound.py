@@ -1,0 +1,65 @@
+"""The bound on a fused step: how far honest clients can move the adapter in one round.
+
+    SGD       a client's update is at most `steps x learning_rate x max_grad_norm` long
+    AdamW     every coordinate of it is at most `2 x steps x learning_rate` (`first_clip`)
+    elected   the step of a rule that takes one side's mean at each coordinate is up to sqrt(K) times longer
+    noise     client-level privacy adds what its accounted scale makes, and 8 standard deviations more
+
+Weight decay adds what it takes off the adapter itself.
+
+Guarantees: a step that `held` returns is at most as long as `longest_step` says, whatever some clients
+sent. An honest round is cut only if AdamW's steps average above twice its learning rate, which they do not,
+or if noise is beyond 8 standard deviations. Not guaranteed: anything about the direction; a bound for SGD
+with record-level noise, whose scale is the clients' own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.protect.secure_sum import noise as client_privacy
+from fedproxy_secure.protect.secure_sum.terms import first_clip
+
+DEVIATIONS = 8.0
+ROOM = 1.01  # for rounding
+
+
+def longest_step(
+    job: FederationJob, adapter: np.ndarray, *, cohort: int, threshold: int, clients: int, weight: float
+) -> float:
+    """Return the L2 length that a secure sum's step can have if all clients are honest; may be infinite.
+
+    `adapter`, float32 [d], is where clients start. `cohort` clients were asked, with the given `threshold`.
+    `clients` of them are in the sum, and their weights add up to `weight`.
+    """
+    d, local = len(adapter), job.local
+    if job.privacy.unit == "client":
+        return ROOM * (job.privacy.clip_norm + _noise(job, d, cohort, threshold, clients))
+    if local.optimizer == "sgd":
+        if job.privacy.unit == "record":
+            return math.inf
+        sides = 1 if job.granularity == "plain" else clients
+        length = first_clip(local) * math.sqrt(sides)
+    else:
+        length = first_clip(local) * math.sqrt(d)
+    reach = local.learning_rate * local.steps
+    length += reach * local.weight_decay * float(np.linalg.norm(adapter.astype(np.float64)))
+    return ROOM * length * clients / weight
+
+
+def held(step: np.ndarray, most: float) -> tuple[np.ndarray, float]:
+    """Return `step`, float32 [d], shortened to the length `most` if it is longer, and the share cut off."""
+    length = float(np.linalg.norm(step.astype(np.float64)))
+    if length <= most:
+        return step, 0.0
+    return (step * (most / length)).astype(np.float32), 1 - most / length
+
+
+def _noise(job: FederationJob, d: int, cohort: int, threshold: int, clients: int) -> float:
+    """Return the length of the noise in a mean of `clients` under the accounted scale, with room."""
+    noisy_sum = client_privacy.noise_of(job, d=d, clients=cohort, threshold=threshold)
+    steps = math.sqrt(noisy_sum.variance * clients / noisy_sum.summands) / clients
+    return job.privacy.clip_norm / client_privacy.RESOLUTION * steps * (math.sqrt(d) + DEVIATIONS)

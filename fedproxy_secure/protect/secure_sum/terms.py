@@ -1,0 +1,168 @@
+"""Computations that server and clients of a masked round share: the ring, the clip, a client's values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedproxy_secure.config import FusionConfig, LocalConfig, cohort_size
+from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.federate.fusion import keep_largest
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.protect.secure_sum.noise import clip_to_norm
+from fedproxy_secure.secagg.control import SEGMENTS, Control
+from fedproxy_secure.secagg.granularity import Layout, contribution, segments_of
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.sketch import Standing
+from fedproxy_secure.secagg.terms import least_threshold
+from fedproxy_secure.wire import Broadcast, decode_broadcast
+
+CLIP_MARGIN = 1.5  # the next clip over the mean of the clients' largest values, if nothing was clipped
+ADAM_LONGEST_STEP = 3.2  # in learning rates, per step
+MOST_CUT = 0.05  # share of a client's nonzero coordinates that a clip proposed by the server may cut
+
+
+def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients: int) -> RingPlan:
+    """Return the ring of a round of `clients` clients.
+
+    It is the same on both sides, because it depends on the job, the clip and the number of clients alone.
+
+    Raises `ConfigError` for a ring in which the sum could wrap.
+    """
+    bits, layout = job.protect.bits, Layout(sizes=tuple(sizes))
+    own = segments_of(job.granularity, layout, clip=clip, clients=clients, bits=bits)
+    return RingPlan(bits=bits, clients=clients, segments=(*own, *SEGMENTS))
+
+
+def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[int]) -> Broadcast:
+    """Return the broadcast of a round, if it is what the job says.
+
+    Raises `DataError` for content that is no broadcast, `ProtocolAborted` for penalties other than the
+    job's, a conflict map outside [0, 1], or a round after the last.
+    """
+    broadcast = decode_broadcast(content, d=sum(sizes))
+    if not 0 <= broadcast.round < job.federate.rounds:
+        raise ProtocolAborted(f"round {broadcast.round}: must be 0 to {job.federate.rounds - 1}")
+    for name in ("pcr_lambda", "prox_mu"):
+        asked, own = getattr(broadcast, name), getattr(job.fusion, name)
+        if asked != own:
+            raise ProtocolAborted(f"{name}={asked:g}: must be {own:g}, fusion.{name} of the job")
+    conflict = broadcast.conflict
+    if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
+        raise ProtocolAborted("conflict map: must be between 0 and 1")
+    return broadcast
+
+
+def run_name(job: FederationJob) -> str:
+    """Return the run's name, which follows from what all parties agreed on: no side can choose it."""
+    return job.agreed_sha256().hex()[:16]
+
+
+def first_clip(local: LocalConfig) -> float:
+    """Return the clip of the first round: how far a coordinate can move in one round.
+
+    SGD: at most `learning_rate x max_grad_norm x steps`. AdamW moves a coordinate by about its learning
+    rate per step at most; twice that leaves room for rare longer steps (up to 3.2 x, Kingma & Ba 2015).
+    """
+    reach = local.learning_rate * local.steps
+    return reach * local.max_grad_norm if local.optimizer == "sgd" else 2 * reach
+
+
+def largest_clip(local: LocalConfig) -> float:
+    """Return the largest clip that a client accepts: as far as a coordinate can ever move in one round.
+
+    SGD: `first_clip`. AdamW: .1 / sqrt(.001) = 3.2 times the learning rate per step, the longest step of
+    its default betas (Kingma & Ba 2015, section 2.1).
+    """
+    return first_clip(local) * (1.0 if local.optimizer == "sgd" else ADAM_LONGEST_STEP / 2)
+
+
+def least_sum(job: FederationJob, *, clients: int) -> int:
+    """Return how many clients a sum must have at least, for a client whose roster has `clients` clients.
+
+    It is `protect.min_cohort` if that is set. Otherwise it is the threshold of the cohort that
+    `federate.participation` takes of the whole roster, so that a server cannot pick a smaller cohort.
+    """
+    planned = cohort_size(clients, job.federate.participation)
+    return job.protect.min_cohort or least_threshold(planned, job.protect.colluders)
+
+
+def next_clip(clip: float, control: Control) -> float:
+    """Return the next round's clip: near what clients needed, or double if it was too small for some."""
+    if control.clipped:
+        return 2 * clip
+    needed = clip * control.largest / control.clients
+    return max(CLIP_MARGIN * needed, clip / 16) if needed > 0 else clip
+
+
+def kept_share(fusion: FusionConfig) -> float:
+    """Return the share of its update that a client keeps when it knows nothing of the others' updates.
+
+    H-TIES keeps r0 of the client most like the others and r0 - delta of the one least like them (Eq. 10).
+    Without the cosines between clients each keeps the middle. The share is public, and fusion by blocks
+    needs it.
+    """
+    return fusion.keep_ratio if fusion.rule == "ties" else fusion.r0 - fusion.delta / 2
+
+
+def parts_of(
+    update: ClientUpdate,
+    job: FederationJob,
+    sizes: Sequence[int],
+    plan: RingPlan,
+    *,
+    previous: np.ndarray | None,
+    standing: Standing | None = None,
+) -> tuple[dict[str, np.ndarray], Control]:
+    """Return a client's values for the ring, and its control numbers.
+
+    `previous` serves weights `self`: it is the last round's fused step as this client saw it, and H-TIES'
+    weight and retention (Eq. 5, 6, 10) are computed with it in place of the other clients. `standing`
+    serves weights `encrypted_gram`: it is what the clients' cosines say.
+
+    Raises `ProtocolAborted` if a clip that the server proposed cuts more than `MOST_CUT`: sums of cut
+    values are counts of signs, which only `granularity: coordinate` may reveal.
+    """
+    tau, weight = update.update, 1.0
+    fusion = job.fusion
+    if fusion.rule == "ties":
+        tau = keep_largest(tau, fusion.keep_ratio)
+    elif fusion.rule == "h_ties":
+        retention = kept_share(fusion)
+        if standing is not None:
+            weight, retention = standing.weight, standing.retention
+        elif job.protect.weights == "self" and previous is not None:
+            cosine = _cosine(tau, previous)
+            weight = float(np.exp(abs(cosine) - 1))
+            retention = fusion.r0 - fusion.delta * (1 - max(cosine, 0.0))
+        tau = keep_largest(tau, retention)
+    if job.privacy.unit == "client":
+        # nothing but the noisy sum may depend on the update, so the control numbers are constant
+        tau = clip_to_norm(tau, job.privacy.clip_norm)
+        numbers = Control(weight=1.0, loss=0.0, steps=update.steps, clipped=0, largest=0.0)
+        layout = Layout(sizes=tuple(sizes))
+        return contribution(tau, job.granularity, layout, plan), numbers
+    clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
+    top = float(np.abs(tau).max(initial=0.0))
+    cut = int(np.count_nonzero(np.abs(tau) > clip)) if top > clip else 0
+    if job.protect.clip is None and cut > MOST_CUT * np.count_nonzero(tau):
+        raise ProtocolAborted(f"clip {clip:g}: cuts more than {MOST_CUT:.0%} of this client's coordinates")
+    numbers = Control(
+        weight=weight,
+        loss=update.loss,
+        steps=update.steps,
+        clipped=cut,
+        largest=min(top / clip, 1e3),
+    )
+    layout = Layout(sizes=tuple(sizes))
+    return contribution(tau, job.granularity, layout, plan, weight=weight), numbers
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the cosine in [-1, 1], even for vectors as small or as large as float32 allows."""
+    one, two = a.astype(np.float64), b.astype(np.float64)
+    scale = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
+    return float(np.clip(np.dot(one, two) / scale, -1.0, 1.0)) if scale else 0.0

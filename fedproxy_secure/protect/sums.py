@@ -1,0 +1,126 @@
+"""What masking and CKKS have in common: the server learns sums over clients with keys and one roster."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.protect.secure_sum.server import Work
+    from fedproxy_secure.secagg.masking.server import Aggregate
+    from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.terms import Terms
+
+FEWEST_CLIENTS, MOST_CLIENTS = 3, 64  # of one sum
+RULES_OF_SUMS = ("fedavg", "fedadam")  # fusion rules that read the plain sum alone
+
+
+class SecureSum(Protection):
+    """A protection whose server learns sums only.
+
+    `sees_besides`: who must be trusted for that, in `sees`.
+    """
+
+    secure_sum = True
+    sees_besides: ClassVar[str] = ""
+
+    def check_settings(
+        self,
+        protect: ProtectConfig,
+        privacy: PrivacyConfig,
+        fusion: FusionConfig,
+        *,
+        cohort: int | None,
+    ) -> None:
+        super().check_settings(protect, privacy, fusion, cohort=cohort)
+        if privacy.unit == "client" and fusion.rule not in RULES_OF_SUMS:
+            raise ConfigError(
+                f"fusion.rule={fusion.rule}: with privacy.unit=client must be fedavg or fedadam; what "
+                "else a rule reads would need noise of its own"
+            )
+        if cohort is not None:
+            self._check_cohort(protect, cohort)
+        if fusion.pcr_lambda > 0 and fusion.rule in RULES_OF_SUMS:
+            raise ConfigError(
+                f"fusion.pcr_lambda={fusion.pcr_lambda}: with fusion.rule={fusion.rule} under "
+                f"protect.scheme={self.name} the server learns no conflict; must be 0"
+            )
+
+    def _check_cohort(self, protect: ProtectConfig, cohort: int) -> None:
+        if protect.min_cohort is not None and protect.min_cohort > cohort:
+            raise ConfigError(
+                f"protect.min_cohort={protect.min_cohort}: must be <= {cohort}, the clients of a round; "
+                "none would sum"
+            )
+        if not FEWEST_CLIENTS <= cohort <= MOST_CLIENTS:
+            raise ConfigError(
+                f"protect.scheme={self.name}: works for {FEWEST_CLIENTS} to {MOST_CLIENTS} clients a "
+                f"round, here {cohort}; fewer can only use unsafe_plaintext"
+            )
+
+    def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
+        more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}
+        elects = fusion.rule not in RULES_OF_SUMS
+        sums = f"sums over at least t clients{more[protect.granularity] * elects} and control words' sums"
+        return f"{self.name}: the server{self.sees_besides} sees {sums}; no single update."
+
+    def least_clients(self, job: FederationJob) -> int:
+        from fedproxy_secure.protect.secure_sum.noise import planned_threshold
+
+        return planned_threshold(job)
+
+    def upload_bytes(self, job: FederationJob, sizes: Sequence[int]) -> int:
+        return self.payload_bytes(first_ring(job, sizes))
+
+    def rounding_error(self, job: FederationJob, sizes: Sequence[int]) -> float | None:
+        return self.rounding_of(first_ring(job, sizes))
+
+    @abstractmethod
+    def payload_bytes(self, plan: RingPlan) -> int:
+        """What one client uploads of a round's values."""
+
+    @abstractmethod
+    def rounding_of(self, plan: RingPlan) -> float:
+        """How far a coordinate of the mean may be off."""
+
+    def answer(self, asked: Asked) -> RecordDict:
+        steps = self.later_steps()
+        if asked.step not in steps:
+            return super().answer(asked)
+        return steps[asked.step](asked)
+
+    @abstractmethod
+    def later_steps(self) -> Mapping[str, Callable[[Asked], RecordDict]]:
+        """What answers each later step, by its name."""
+
+    def run_round(self, round: ServerRound) -> RoundResult:
+        from fedproxy_secure.protect.secure_sum.server import sum_round
+
+        return sum_round(round, self.run_steps, error=self.sum_error())
+
+    @abstractmethod
+    def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:
+        """The server's steps of a round: the terms as they ended up, and the sums."""
+
+    def sum_error(self) -> float:
+        """Absolute error of a sum's coordinates beyond the ring's rounding."""
+        return 0.0
+
+
+def first_ring(job: FederationJob, sizes: Sequence[int]) -> RingPlan:
+    """The ring of round 0. Raises `ConfigError` if a sum could wrap."""
+    from fedproxy_secure.protect.secure_sum.noise import ring_clip
+    from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan
+
+    clip = job.protect.clip or first_clip(job.local)
+    if job.privacy.unit == "client":
+        clip = ring_clip(job.privacy, bits=job.protect.bits, clients=job.clients_a_round)
+    return ring_plan(job, sizes, clip=clip, clients=job.clients_a_round)

@@ -1,0 +1,35 @@
+"""The leakage ledger: what flowed, to whom, and what it reveals, written from the messages themselves.
+
+`ledger.jsonl` has one JSON line for each round and kind of message: `round`, `message`, `to`, `count`,
+`bytes` (of payload), `reveals`. Nothing in it is computed from the settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedproxy_secure.runtime.artifacts import RunFolder
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """The counts of one round, by kind of message."""
+
+    round: int
+    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, message: str, *, to: str, reveals: str, payload_bytes: int) -> None:
+        """Count one message of this kind."""
+        row = self.rows.setdefault(
+            (message, to), {"message": message, "to": to, "reveals": reveals, "count": 0, "bytes": 0}
+        )
+        row["count"] += 1
+        row["bytes"] += payload_bytes
+
+    def write(self, folder: RunFolder) -> None:
+        """Append the round's lines."""
+        for row in self.rows.values():
+            folder.append_jsonl(LEDGER, {"round": self.round, **row})

@@ -1,0 +1,288 @@
+"""The forms of the report's charts in Vega-Lite: dots with intervals, a Pareto front, curves over rounds.
+
+Up is better and right is better: an axis whose measure is better lower runs backwards, and its title says
+so. The parameter `lit` holds the kinds that are not faded; the page's boxes to tick set it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from fedproxy_secure.evidence.measure import Better
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report.html.drawing import (
+    RAMP,
+    SCHEMA,
+    Spec,
+    kind_colours,
+    kind_shapes,
+    theme,
+    variable,
+)
+from fedproxy_secure.report.trilemma import Measure
+
+_LIT = "indexof(lit, datum.kind) >= 0"
+_NARROW = 22  # letters of an axis title under a plot that a phone shows beside its row names
+_MOST_LABELS = 12  # of points; more would lie on each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What an axis of a chart shows."""
+
+    title: str
+    better: Better = "neither"
+
+    @classmethod
+    def of(cls, measure: Measure) -> Side:
+        """A measure, with its unit."""
+        kind = measure.kind
+        unit = {"share": "%", "epsilon": "", "AUC": ""}.get(measure.estimate.unit, measure.estimate.unit)
+        unit = "points" if kind.points else unit
+        unit = "" if unit.isalpha() and unit in kind.title else unit
+        return cls(title=kind.title + (f" ({unit})" if unit else ""), better=measure.better)
+
+    @property
+    def lines(self) -> list[str]:
+        """Title, and which way is better."""
+        return [self.title] if self.better == "neither" else [self.title, f"{self.better} is better →"]
+
+    def channel(self, field: str, *, ticks: int) -> Spec:
+        """A quantitative axis."""
+        return {
+            "field": field,
+            "type": "quantitative",
+            "title": self.lines,
+            "scale": {"zero": False, "nice": True, "reverse": self.better == "lower", "padding": 10},
+            "axis": {"tickCount": ticks},
+        }
+
+
+def ends(number: Number, channel: str) -> Spec:
+    """Value and interval as `x`, `x_low`, `x_high`, shares in percent; without an interval `x` alone."""
+    e = number.estimate
+    size = 100.0 if e.unit == "share" else 1.0
+    fields = {channel: round(size * e.value, 6)}
+    if e.low is not None and e.high is not None:
+        fields |= {f"{channel}_low": round(size * e.low, 6), f"{channel}_high": round(size * e.high, 6)}
+    return fields
+
+
+def dots(
+    values: Sequence[Spec], side: Side, kinds: Sequence[str], names: Sequence[str], *, description: str
+) -> Spec:
+    """A row for each of `names`; `values` have `name`, `kind`, `tip`, `x` with `_low` and `_high`."""
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": list(names)},
+        "axis": {"labelLimit": 240, "grid": False, "labelColor": variable("ink"), "labelFontSize": 12},
+    }
+    x = side.channel("x", ticks=4)
+    x["title"] = [line for long in side.lines for line in wrap(long, _NARROW)]
+    return {
+        **_frame(values, kinds, description),
+        "height": 26 * len(names),
+        "encoding": {"y": y, **_by_kind("color", kinds), "opacity": _opacity()},
+        "layer": [
+            *_whiskers(values, "x", x, {}, 2.0),
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {
+                    "x": x,
+                    **_by_kind("shape", kinds),
+                    "tooltip": _tips(("name", "which"), ("tip", side.title)),
+                },
+            },
+        ],
+    }
+
+
+def front(
+    values: Sequence[Spec],
+    x_side: Side,
+    y_side: Side,
+    fill_side: Side | None,
+    kinds: Sequence[str],
+    *,
+    description: str,
+) -> Spec:
+    """Points with intervals both ways; a dashed line joins those on the front; the third axis as fill.
+
+    `values` have `name`, `kind`, `label`, `front` (on it or not), `x` and `y` with `_low` and `_high`, the
+    texts `x_tip` and `y_tip`, and with `fill_side` maybe `fill` and `fill_tip`.
+    """
+    x, y = x_side.channel("x", ticks=6), y_side.channel("y", ticks=6)
+    faint = {**_by_kind("color", kinds), "opacity": _opacity(0.55)}
+    tips = [("name", "which"), ("x_tip", x_side.title), ("y_tip", y_side.title)]
+    fill: Spec = {"value": variable(RAMP[2])}
+    if fill_side is not None:
+        tips.append(("fill_tip", fill_side.title))
+        fill = {
+            "field": "fill",
+            "type": "quantitative",
+            "title": [f"fill: {fill_side.title}", f"{fill_side.better} is better"],
+            "scale": {"type": "quantize", "range": [variable(r) for r in RAMP], "nice": True},
+            "legend": {"gradientLength": 200, "gradientThickness": 10, "format": ".3~g"},
+        }
+    layers: list[Spec] = [
+        {
+            "transform": [{"filter": "datum.front"}],
+            "mark": {
+                "type": "line",
+                "strokeDash": [5, 4],
+                "strokeWidth": 1.5,
+                "color": variable("muted"),
+                "aria": False,
+            },
+            "encoding": {"x": x, "y": y, "order": {"field": "x", "type": "quantitative"}},
+        },
+        *_whiskers(values, "x", x, {"y": y, **faint}, 1.25),
+        *_whiskers(values, "y", y, {"x": x, **faint}, 1.25),
+        {
+            "mark": {"type": "point", "size": 130, "strokeWidth": 2.5, "opacity": 1},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "fill": fill,
+                "opacity": _opacity(),
+                **_by_kind("stroke", kinds),
+                **_by_kind("shape", kinds),
+                "tooltip": _tips(*tips),
+            },
+        },
+    ]
+    placed = _placed(values, y_up=1 if y_side.better != "lower" else -1)
+    if len(values) <= _MOST_LABELS:
+        layers += [_labels(x, y, above=above) for above in sorted({v["above"] for v in placed})]
+    return {**_frame(placed, kinds, description), "height": 340, "layer": layers}
+
+
+def curves(
+    values: Sequence[Spec],
+    title: str,
+    kinds: Sequence[str],
+    domain: tuple[float, float],
+    *,
+    description: str,
+) -> Spec:
+    """A line with its interval for each kind.
+
+    `values` have `round`, `kind`, `name`, `tip`, `y` and its ends.
+    """
+    x = {
+        "field": "round",
+        "type": "quantitative",
+        "title": "round",
+        "axis": {"tickMinStep": 1, "format": "d", "grid": False},
+        "scale": {"nice": False, "padding": 8},
+    }
+    y = {
+        "field": "y",
+        "type": "quantitative",
+        "title": title,
+        "scale": {"domain": list(domain), "zero": False, "nice": True},
+        "axis": {"tickCount": 5},
+    }
+    band = {
+        "mark": {"type": "area", "aria": False},
+        "encoding": {
+            "y": {**y, "field": "y_low"},
+            "y2": {"field": "y_high"},
+            "opacity": {"condition": {"test": _LIT, "value": 0.14}, "value": 0.03},
+        },
+    }
+    return {
+        **_frame(values, kinds, description),
+        "height": 200,
+        "encoding": {"x": x, **_by_kind("color", kinds)},
+        "layer": [
+            *([band] if any("y_low" in v for v in values) else []),
+            {
+                "mark": {"type": "line", "strokeWidth": 2, "aria": False},
+                "encoding": {"y": y, "opacity": _opacity()},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 36, "opacity": 1},
+                "encoding": {
+                    "y": y,
+                    "opacity": _opacity(),
+                    **_by_kind("shape", kinds),
+                    "tooltip": _tips(("name", "which"), ("round", "round"), ("tip", title)),
+                },
+            },
+        ],
+    }
+
+
+def _frame(values: Sequence[Spec], kinds: Sequence[str], description: str) -> Spec:
+    return {
+        "$schema": SCHEMA,
+        "config": theme(),
+        "description": description,
+        "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "data": {"values": list(values)},
+        "params": [{"name": "lit", "value": list(kinds)}],
+    }
+
+
+def _whiskers(values: Sequence[Spec], channel: str, axis: Spec, others: Spec, width: float) -> list[Spec]:
+    """The intervals of one channel; no layer where nothing has one."""
+    low, high = f"{channel}_low", f"{channel}_high"
+    if not any(low in v for v in values):
+        return []
+    return [
+        {
+            "transform": [{"filter": f"isValid(datum.{low})"}],
+            "mark": {"type": "rule", "strokeWidth": width, "aria": False},
+            "encoding": {channel: {**axis, "field": low}, f"{channel}2": {"field": high}, **others},
+        }
+    ]
+
+
+def _labels(x: Spec, y: Spec, *, above: bool) -> Spec:
+    return {
+        "transform": [{"filter": f"datum.above === {str(above).lower()}"}],
+        "mark": {
+            "type": "text",
+            "align": "left",
+            "dx": 10,
+            "dy": -11 if above else 12,
+            "fontSize": 11,
+            "color": variable("muted"),
+            "aria": False,
+        },
+        "encoding": {"x": x, "y": y, "text": {"field": "label"}, "opacity": _opacity()},
+    }
+
+
+def _placed(values: Sequence[Spec], *, y_up: int) -> list[Spec]:
+    """Labels go above their point, but below it where another point lies close by and higher."""
+    wide = max(v["x"] for v in values) - min(v["x"] for v in values) or 1.0
+    high = max(v["y"] for v in values) - min(v["y"] for v in values) or 1.0
+
+    def crowded(v: Spec) -> bool:
+        return any(
+            w is not v and abs(w["x"] - v["x"]) < wide / 5 and 0 <= y_up * (w["y"] - v["y"]) < high / 10
+            for w in values
+        )
+
+    return [{**v, "above": not crowded(v)} for v in values]
+
+
+def _opacity(full: float = 1.0) -> Spec:
+    return {"condition": {"test": _LIT, "value": full}, "value": 0.12}
+
+
+def _by_kind(channel: str, kinds: Sequence[str]) -> Spec:
+    chosen = kind_shapes(kinds) if channel == "shape" else kind_colours(kinds)
+    scale: Mapping[str, Sequence[str]] = {"domain": list(kinds), "range": chosen}
+    return {channel: {"field": "kind", "type": "nominal", "scale": scale, "legend": None}}
+
+
+def _tips(*pairs: tuple[str, str]) -> list[Spec]:
+    return [{"field": field, "title": title} for field, title in pairs]

@@ -1,0 +1,102 @@
+"""The page's findings by attack, with the gravest outcome of each configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report.page_words import attacks_in_order
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import Labelled, labelled
+
+GRAVEST = (
+    Outcome.SUCCEEDED,
+    Outcome.ERROR,
+    Outcome.INCONCLUSIVE,
+    Outcome.RESISTED,
+    Outcome.NOT_APPLICABLE,
+)
+SURFACES = {
+    "IND": "single updates",
+    "AGG": "sums",
+    "MR": "many rounds",
+    "MOD": "models of the rounds",
+    "API": "queries to the fused LLM",
+    "ACT": "power to deviate",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingRow:
+    """A finding of a configuration, its numbers with their source."""
+
+    item: Labelled
+    finding: Finding
+    headline: Number | None
+    others: tuple[Number, ...]
+    positive: Number | None
+    negative: Number | None
+    seconds: Number
+    surfaces: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackGroup:
+    """All findings of one attack; `outcomes`: the gravest of each configuration, None without a finding."""
+
+    id: str
+    name: str
+    title: str
+    mapping: tuple[str, ...]
+    rows: tuple[FindingRow, ...]
+    outcomes: tuple[Outcome | None, ...]
+    counts: tuple[tuple[Outcome, int], ...]
+
+
+def attack_groups(report: Report) -> list[AttackGroup]:
+    """Findings by attack."""
+    items = labelled(report.configurations)
+    every = [(i, f) for i in items for f in i.configuration.findings]
+    groups = []
+    for id, name in attacks_in_order([f for _, f in every]):
+        mine = [(i, f) for i, f in every if (f.id, f.attack) == (id, name)]
+        ordered = sorted(mine, key=lambda p: GRAVEST.index(p[1].outcome))
+        counts = [(o, sum(f.outcome == o for _, f in mine)) for o in GRAVEST]
+        groups.append(
+            AttackGroup(
+                id=id,
+                name=name,
+                title=mine[0][1].title,
+                mapping=tuple(" ".join(triple) for triple in mine[0][1].mapping),
+                rows=tuple(_finding_row(i, f) for i, f in ordered),
+                outcomes=tuple(_gravest([f for i, f in mine if i is item]) for item in items),
+                counts=tuple((o, n) for o, n in counts if n),
+            )
+        )
+    return groups
+
+
+def _gravest(findings: Sequence[Finding]) -> Outcome | None:
+    return min((f.outcome for f in findings), key=GRAVEST.index, default=None)
+
+
+def _finding_row(item: Labelled, finding: Finding) -> FindingRow:
+    source = item.configuration.source_of(finding)
+
+    def number(estimate: Estimate | None) -> Number | None:
+        return None if estimate is None else Number(estimate, source)
+
+    took = counted(finding.seconds, metric="seconds of the attack", unit="s", seeds=(finding.seed,))
+    return FindingRow(
+        item=item,
+        finding=finding,
+        headline=number(finding.headline),
+        others=tuple(Number(e, source) for e in finding.estimates[1:]),
+        positive=number(finding.positive),
+        negative=number(finding.negative),
+        seconds=Number(took, source),
+        surfaces=", ".join(SURFACES.get(s, s) for s in finding.surfaces),
+    )

@@ -1,0 +1,254 @@
+"""`report.html`: one page that opens offline, reads on a phone and on paper, in light and dark.
+
+Everything is in the file: style, script, charts, numbers. Its content security policy forbids the browser
+to load or send anything, and to run any script but the two whose hashes it names. Text that came from
+settings, attacks or clients is escaped, and holds no control characters.
+
+Every measured number stands in a `data` element with `data-n`, `data-seeds`, `data-source` and an interval
+(`data-low` and `data-high`), `data-exact` if it was counted, or `data-single` where one value allows none.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report import page_words
+from fedproxy_secure.report.html import tables as page_tables
+from fedproxy_secure.report.html.charts import Figure, figures
+from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
+from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
+from fedproxy_secure.report.html.ledger import ledger_tables
+from fedproxy_secure.report.page_words import Said
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.escape import printable
+
+HTML_NAME = "report.html"
+OUTCOME_WORDS = {
+    Outcome.SUCCEEDED: "succeeded",
+    Outcome.RESISTED: "resisted",
+    Outcome.INCONCLUSIVE: "inconclusive",
+    Outcome.NOT_APPLICABLE: "not applicable",
+    Outcome.ERROR: "error",
+}
+_MOST_OPEN = 12  # findings of an attack that are shown without a click, if it succeeded somewhere
+_TEMPLATES = Path(__file__).parent / "templates"
+MORE_LIGHT = {
+    "raised": "#fafbfc",
+    "edge": "#8b939d",
+    "link": "#1d5fbf",
+    "alarm": "#b42318",
+    "alarm-ink": "#7a1a12",
+    "alarm-paper": "#fdeceb",
+    "warn": "#8a5a00",
+    "warn-ink": "#5f3f00",
+    "warn-paper": "#fdf4e1",
+    "calm": "#0f6b57",
+    "fault": "#8f1d6b",
+}
+MORE_DARK = {
+    "raised": "#1b1f24",
+    "edge": "#6d7783",
+    "link": "#7fb2ff",
+    "alarm": "#ff8577",
+    "alarm-ink": "#ffd5d0",
+    "alarm-paper": "#3a1714",
+    "warn": "#e0b050",
+    "warn-ink": "#f5deb0",
+    "warn-paper": "#33270f",
+    "calm": "#4fc9a8",
+    "fault": "#f09ad0",
+}
+
+
+def write_page(report: Report, folder: Path) -> Path:
+    """Write `report.html` into `folder`, atomically, and return its path.
+
+    Raises `RunFolderError` if the folder cannot be written.
+    """
+    write_bytes(folder / HTML_NAME, page(report).encode())
+    return folder / HTML_NAME
+
+
+def page(report: Report) -> str:
+    """The whole page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_visible,
+    )
+    environment.tests["number"] = lambda part: isinstance(part, Number)
+    environment.tests["said"] = lambda part: isinstance(part, Said)
+    drawn = figures(report)
+    scripts = [vega_script(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if drawn else []
+    rendered: str = environment.get_template("page.html.j2").render(
+        **_content(report, drawn),
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],
+        specs=Markup(_specs(drawn)),
+        stills={f.id: Markup(to_svg(f.spec)) for f in drawn},
+        style=Markup(_style()),
+        source=_source,
+        ticked=_ticked,
+    )
+    return rendered
+
+
+def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
+    """What the template shows."""
+    items = labelled(report.configurations)
+    kinds = kinds_of(items)
+    by_kind = sorted(items, key=lambda i: kinds.index(i.kind))
+    groups = attack_groups(report)
+    tables = page_tables.full_tables(report)
+    rows = page_tables.method_rows(report)
+    outcomes = {o for g in groups for o, _ in g.counts}
+    curve_figures = [f for f in drawn if f.id.startswith("curves")]
+    methods = next((c.kinds for f in drawn if f.id == "methods" for c in f.charts), ())
+    content: dict[str, Any] = {
+        "report": report,
+        "version": metadata.version("fedproxy-secure"),
+        "items": items,
+        "kinds": kinds or list(methods),
+        "slots": dict(zip(kinds or methods, kind_slots(kinds or methods), strict=True)),
+        "common": common_settings(report.configurations) if len(items) > 1 else [],
+        "scope": page_words.scope(report),
+        "stamps": page_tables.stamps(report),
+        "failed": page_tables.failures(report),
+        "cards": page_words.cards(report),
+        "compared": page_words.compared(report),
+        "contrasts": page_words.contrasts(report),
+        "missing": page_words.missing(report),
+        "first_tables": page_tables.first_tables(report),
+        "full_tables": tables,
+        "cost_table": next((t for t in tables if t.axis == "cost"), None),
+        "breaks": [i for i, (a, b) in enumerate(pairwise(items), 1) if a.rest != b.rest],
+        "figures": {
+            name: next((f for f in drawn if f.id == name), None) for name in ("glance", "pareto", "methods")
+        },
+        "curve_figures": curve_figures,
+        "labels": any(i.rest for i in items),
+        "method_rows": rows,
+        "method_columns": page_tables.method_columns(report),
+        "attack_groups": groups,
+        "opened": [
+            index
+            for index, g in enumerate(groups, 1)
+            if len(g.rows) <= _MOST_OPEN and Outcome.SUCCEEDED in g.outcomes
+        ],
+        "outcomes": [o for o in GRAVEST if o in outcomes],
+        "outcome_words": OUTCOME_WORDS,
+        "by_kind": by_kind,
+        "spans": [(kind, sum(i.kind == kind for i in items)) for kind in kinds],
+        "ledger_tables": ledger_tables(report),
+        "guarantees": page_tables.guarantee_groups(report),
+        "environment": _facts(report.environment),
+        "commands": [(c.name, c.commands) for c in report.configurations if c.commands],
+        "total": None
+        if report.total_epsilon is None
+        else Number(report.total_epsilon, "report.json#/total_epsilon"),
+        "estimates": [Number(e, f"report.json#/estimates/{i}") for i, e in enumerate(report.estimates)],
+    }
+    content["contents"] = _contents(content)
+    return content
+
+
+def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Sections that are there."""
+    report: Report = content["report"]
+    parts = (
+        ("summary", "In plain words", True),
+        ("trilemma", "Trilemma", content["items"]),
+        ("fronts", "Pareto fronts", content["figures"]["pareto"]),
+        ("curves", "Round by round", content["curve_figures"]),
+        ("methods", "Methods", content["method_rows"]),
+        ("findings", "Findings", content["attack_groups"]),
+        ("ledger", "Who saw what", content["ledger_tables"]),
+        ("guarantees", "Guarantees", content["guarantees"]),
+        ("cost", "Cost", content["cost_table"]),
+        ("not-measured", "Not measured", report.not_measured),
+        ("reproduce", "Reproduce", True),
+        ("records", "Records", True),
+    )
+    return [(id, title) for id, title, there in parts if there]
+
+
+def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The environment in lines."""
+    lines = []
+    for name, value in sorted(environment.items()):
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in sorted(value.items()))
+        if value is not None:
+            lines.append((name.replace("_", " ").capitalize(), str(value)))
+    return lines
+
+
+def _style() -> str:
+    def block(colours: Mapping[str, str]) -> str:
+        return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+    light, dark = block({**LIGHT, **MORE_LIGHT}), block({**DARK, **MORE_DARK})
+    return (
+        f":root {{ color-scheme: light dark; {light} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"@media print {{ :root {{ color-scheme: light; }} }}\n"
+        + (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    )
+
+
+def _specs(drawn: list[Figure]) -> str:
+    """The charts' specs as JSON that cannot end its script element."""
+    specs = {c.id: [visible(spec) for _, spec in c.specs] for f in drawn for c in f.charts}
+    text = json.dumps(specs, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes) or "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _visible(value: Any) -> Any:
+    """Strip control characters other than line breaks from texts that are not markup."""
+    return printable(value, keep="\n") if type(value) is str else value
+
+
+def _ticked(text: str) -> Any:
+    """Text with what stands between backticks as code."""
+    from markupsafe import Markup
+
+    parts = printable(text).split("`")
+    pieces = [Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(parts)]
+    return Markup("").join(pieces)
+
+
+def _source(source: str) -> Any:
+    """A source as a link to its file where it is a plain relative path."""
+    from markupsafe import Markup, escape
+
+    path, _, what = printable(source).partition("#")
+    if not re.fullmatch(r"[\w][\w .@=+-]*(/[\w .@=+-]+)*", path) or ".." in path.split("/"):
+        return source
+    detail = f" {what}" if what else ""
+    return Markup('<a href="{}">{}</a>{}').format(path, path, escape(detail))

@@ -1,0 +1,141 @@
+"""The page's tables: measures by axis, methods, stamps, failures, guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.measure import AXES, Axis
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, shown
+
+FIRST: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
+EDGE = "owner's edge"
+_POINTERS = {
+    "tuned proxy": "tuned_proxy",
+    "fused LLM": "average",
+    "gap closed": "gap_closed",
+    EDGE: "owners_edge",
+}
+_AT_MOST = 3  # columns of an axis none of whose measures is meant for the trilemma
+_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A measure as a column."""
+
+    key: str
+    title: str
+    unit: str  # of all its numbers; empty if they differ or have none
+    arrow: str  # which way is better
+    meaning: str
+
+    @property
+    def label(self) -> str:
+        """Title and unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisTable:
+    """Configurations x measures of an axis."""
+
+    axis: Axis
+    name: str
+    columns: tuple[Column, ...]
+
+
+def first_tables(report: Report) -> list[AxisTable]:
+    """The trilemma: of each axis the measures that people compare first."""
+    tables = []
+    for axis in FIRST:
+        there = keys_of(report.configurations, axis)
+        first = [k for k in there if kind_of_measure(report.configurations, k).in_trilemma]
+        if keys := first or there[:_AT_MOST]:
+            tables.append(_table(report, axis, keys))
+    return tables
+
+
+def full_tables(report: Report) -> list[AxisTable]:
+    """Every measure of every axis."""
+    tables = [_table(report, axis, keys_of(report.configurations, axis)) for axis in AXES]
+    return [table for table in tables if table.columns]
+
+
+def guarantee_groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """(whose, sentences): first the report's, then configurations', alike ones together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    if report.guarantees:
+        groups[report.guarantees] = ["all configurations" if report.configurations else ""]
+    for c in report.configurations:
+        if c.guarantees:
+            groups.setdefault(c.guarantees, []).append(c.name)
+    return [("; ".join(names), lines) for lines, names in groups.items()]
+
+
+def stamps(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """(stamp, names of the configurations that bear it)."""
+    return _whose((stamp, c.name) for c in report.configurations for stamp in c.unsafe)
+
+
+def failures(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """(seed and why it failed, names of the configurations where it did)."""
+    return _whose((line, c.name) for c in report.configurations for line in c.failed)
+
+
+def method_columns(report: Report) -> list[tuple[str, str]]:
+    """(name, name with unit) of the columns of a comparison that have a number."""
+    there = dict.fromkeys(name for *_, numbers in method_rows(report) for name in numbers)
+    ordered = [name for name in _POINTERS if name in there] + [n for n in there if n not in _POINTERS]
+    return [(name, f"{name} ({'points' if name == EDGE else '%'})") for name in ordered]
+
+
+def method_rows(report: Report) -> list[tuple[str, str, dict[str, Number]]]:
+    """(method, removed, numbers by column) of a comparison."""
+    rows = []
+    for i, row in enumerate(report.rows):
+        estimates: dict[str, Estimate | None] = {
+            **{name: getattr(row, key) for name, key in _POINTERS.items()},
+            **row.tasks,
+        }
+        numbers = {
+            name: Number(
+                e,
+                f"report.json#/rows/{i}/{_POINTERS.get(name, f'tasks/{name}')}",
+                points=name == EDGE,
+            )
+            for name, e in estimates.items()
+            if e is not None
+        }
+        removed = "" if row.remove_ratio is None else f"{row.remove_ratio:.0%} removed".replace("%", " %")
+        rows.append((row.method.replace("_", " "), removed, numbers))
+    return rows
+
+
+def _whose(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each line once, with all names."""
+    names_of: dict[str, list[str]] = {}
+    for line, name in pairs:
+        names_of.setdefault(line, []).append(name)
+    return [(line, tuple(names)) for line, names in names_of.items()]
+
+
+def _table(report: Report, axis: Axis, keys: Sequence[str]) -> AxisTable:
+    columns = []
+    for key in keys:
+        measures = [m for c in report.configurations if (m := c.measure(key)) is not None]
+        kind = measures[0].kind
+        units = {shown(m).unit for m in measures}
+        columns.append(
+            Column(
+                key=key,
+                title=kind.title,
+                unit=units.pop() if len(units) == 1 else "",
+                arrow=_ARROWS[measures[0].better],
+                meaning=kind.meaning,
+            )
+        )
+    return AxisTable(axis=axis, name=AXIS_NAMES[axis], columns=tuple(columns))

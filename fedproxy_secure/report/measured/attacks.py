@@ -1,0 +1,72 @@
+"""What attacks measured: of each measure, the worst that any attack reached from any view.
+
+Which attacks are for which measure stands in their findings, as keys; nothing here knows an attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, Outcome
+from fedproxy_secure.evidence.measure import MeasureKind, in_order, measure_kind
+from fedproxy_secure.report.measured.seed import SeedRun
+from fedproxy_secure.report.trilemma import Measure
+
+WITHOUT_NUMBERS = (Outcome.NOT_APPLICABLE, Outcome.ERROR)
+
+
+def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
+    """Every measure that the seeds' findings have a number of, on every seed, in the registry's order.
+
+    Attacks that could not tell (inconclusive) count too where they left a number: what they show is a lower
+    bound on what leaks.
+
+    Raises `ConfigError` for a measure that no installed package has.
+    """
+    where = f"{seeds[0].place}/{FOLDER}/{RESULTS}: measures"
+    keys = in_order(key for s in seeds for f in s.findings for key in f.measures)
+    return [
+        measure for key in keys if (measure := _worst(seeds, measure_kind(key, where=where))) is not None
+    ]
+
+
+def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
+    """The worst number by seed, joined over seeds; None if some seed has none."""
+    worst: dict[int, tuple[Estimate, Finding]] = {}
+    for s in seeds:
+        pairs = [
+            (estimate, finding)
+            for finding in s.findings
+            if finding.outcome not in WITHOUT_NUMBERS
+            for estimate in finding.numbers(kind.key)
+        ]
+        if not pairs:
+            return None
+        worst[s.seed] = _worst_pair(pairs, kind)
+    ((first, finding), *_) = worst.values()
+    if len(seeds) == 1:
+        estimate = replace(first, metric=kind.estimate_name, seeds=(seeds[0].seed,))
+    else:
+        by_seed = {seed: estimate.value for seed, (estimate, _) in worst.items()}
+        joined = mean_interval(by_seed, metric=kind.estimate_name, unit=first.unit, within=kind.within)
+        estimate = no_surer(joined, [estimate for estimate, _ in worst.values()])
+    ids = sorted({f.id for s in seeds for f in s.findings if kind.key in f.measures})
+    how = f"{estimate.how}; the worst of {', '.join(ids)} over all views"
+    source = f"{seeds[0].place}/{FOLDER}/{RESULTS}#{finding.attack} from {finding.view}"
+    return Measure.of_kind(kind, replace(estimate, how=how), source)
+
+
+def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
+    """The worst number and its finding; its interval ends where the worst of all intervals does."""
+    estimates = [estimate for estimate, _ in pairs]
+    if kind.better == "higher":
+        worst, finding = min(pairs, key=lambda pair: pair[0].value)
+        if worst.low is not None:
+            worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
+    else:
+        worst, finding = max(pairs, key=lambda pair: pair[0].value)
+        if worst.high is not None:  # from another view it may reach further
+            worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
+    return worst, finding

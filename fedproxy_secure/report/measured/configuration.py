@@ -1,0 +1,93 @@
+"""All that is known of one configuration: measures, curves, findings, ledger, guarantees, stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.evidence.estimate import counted
+from fedproxy_secure.evidence.measure import AXES, Axis
+from fedproxy_secure.evidence.measures.privacy import EFFECTIVE_COHORT
+from fedproxy_secure.report.composition import Training, joined
+from fedproxy_secure.report.measured.attacks import measured_by_attacks
+from fedproxy_secure.report.measured.cost import cost, ledger_rows
+from fedproxy_secure.report.measured.ip import ip
+from fedproxy_secure.report.measured.performance import curves, performance
+from fedproxy_secure.report.measured.seed import SeedRun
+from fedproxy_secure.report.spending import epsilons
+from fedproxy_secure.report.stamps import effective_cohort, unsafe_stamps
+from fedproxy_secure.report.trilemma import Configuration, Measure
+
+
+def configuration_of(
+    seeds: Sequence[SeedRun],
+    config: Config,
+    *,
+    name: str,
+    settings: Mapping[str, str],
+    guarantees: Sequence[str] = (),
+    failed: Sequence[str] = (),
+    commands: Sequence[str] = (),
+    besides: Sequence[Training] = (),
+) -> Configuration:
+    """Return one configuration with all measures, curves, findings and ledger rows of its finished seeds.
+
+    Args:
+        besides: what trainings on the same records spent that are none of `seeds`, as they did not finish.
+    """
+    private = config.privacy.unit != "none"
+    trainings = [*(s.training(config) for s in seeds), *besides] if private else []
+    configuration = Configuration(
+        name=name,
+        settings=settings,
+        seeds=tuple(s.seed for s in seeds),
+        unsafe=unsafe_stamps(config),
+        privacy_unit=config.privacy.unit,
+        failed=tuple(failed),
+        commands=tuple(commands),
+        spends=joined(trainings) or {},
+    )
+    if not seeds:
+        return configuration
+    return replace(
+        configuration,
+        measures=_measures(seeds, config, trainings),
+        curves=curves(seeds),
+        findings=tuple(f for s in seeds for f in s.findings),
+        ledger=ledger_rows(seeds),
+        guarantees=tuple(guarantees),
+        folders={f"seed-{s.seed}": s.place for s in seeds},
+    )
+
+
+def _measures(
+    seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Training]
+) -> tuple[Measure, ...]:
+    """Axis by axis what the run itself measures, then what attacks found."""
+    by_run: dict[Axis, list[Measure]] = {
+        "performance": performance(seeds),
+        "privacy": _privacy(seeds, config, trainings),
+        "ip": ip(seeds),
+        "cost": cost(seeds),
+    }
+    by_attacks = measured_by_attacks(seeds)
+    return tuple(m for axis in AXES for m in (*by_run[axis], *(f for f in by_attacks if f.axis == axis)))
+
+
+def _privacy(seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Training]) -> list[Measure]:
+    """Epsilon and delta where they are promised, and the cohort that a sum hides an update in."""
+    numbers = [s.seed for s in seeds]
+    fewest = min(len(r["participants"]) for s in seeds for r in s.rounds)
+    cohort = counted(
+        effective_cohort(config, fewest=fewest),
+        metric=EFFECTIVE_COHORT.estimate_name,
+        unit=EFFECTIVE_COHORT.unit,
+        seeds=numbers,
+    )
+    return [
+        *(epsilons(config, trainings, seeds=numbers, place=seeds[0].place) if trainings else []),
+        Measure.of_kind(
+            EFFECTIVE_COHORT, cohort, seeds[0].source("federation/rounds.jsonl", "participants")
+        ),
+    ]

@@ -1,0 +1,30 @@
+"""IP: how much of the owner's LLM its clients hold, by the run itself."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+from fedproxy_secure.evidence.estimate import alone
+from fedproxy_secure.evidence.measures import ip as kinds
+from fedproxy_secure.report.measured.joining import answers, values
+from fedproxy_secure.report.measured.seed import SeedRun
+from fedproxy_secure.report.trilemma import Measure
+
+
+def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
+    """The measures of IP that the run itself has."""
+    held = {s.seed: float(s.result["verbatim_share"]) for s in seeds if "verbatim_share" in s.result}
+    fidelity = {s.seed: s.result["fidelity"] for s in seeds}
+    nats = {seed: float(f["kl_nats"]) for seed, f in fidelity.items()}
+    # a proxy whose blocks are no copies of the LLM's has no pairs of blocks to compare
+    cka = {seed: float(sum(f["cka"]) / len(f["cka"])) for seed, f in fidelity.items() if f["cka"]}
+    ratio = {seed: float(f["proxy_perplexity"] / f["llm_perplexity"]) for seed, f in fidelity.items()}
+    return [
+        *values(seeds, kinds.VERBATIM_SHARE, held),
+        answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
+        answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),
+        *values(seeds, kinds.PROXY_KL_NATS, nats),
+        *values(seeds, kinds.PROXY_CKA, cka),
+        *values(seeds, kinds.PROXY_PERPLEXITY_RATIO, ratio),
+    ]

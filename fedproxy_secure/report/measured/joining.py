@@ -1,0 +1,45 @@
+"""Join a number of each seed into one measure over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, over_seeds_or_records
+from fedproxy_secure.evidence.measure import MeasureKind
+from fedproxy_secure.report.measured.seed import SeedRun
+from fedproxy_secure.report.trilemma import Measure
+
+
+def answers(
+    seeds: Sequence[SeedRun], kind: MeasureKind, statistic: Callable[..., float], models: Sequence[str]
+) -> Measure:
+    """A statistic of models' shares of right answers.
+
+    Args:
+        statistic: from the shares of `models`, in their order, to the number.
+    """
+    by_seed = {s.seed: [s.answers(model) for model in models] for s in seeds}
+    estimate = over_seeds_or_records(by_seed, statistic, kind.estimate_name)
+    return Measure.of_kind(kind, estimate, seeds[0].source("result.json", models[0]))
+
+
+def values(
+    seeds: Sequence[SeedRun], kind: MeasureKind, by_seed: Mapping[int, float], *, source: str = ""
+) -> list[Measure]:
+    """A number of every seed; nothing unless every seed has one.
+
+    Args:
+        source: where the number can be looked up; by default its key in the first seed's result.
+    """
+    if len(by_seed) < len(seeds):
+        return []
+    where = source or seeds[0].source("result.json", kind.key)
+    return [Measure.of_kind(kind, exact_or_mean(by_seed, kind), where)]
+
+
+def exact_or_mean(by_seed: Mapping[int, float], kind: MeasureKind) -> Estimate:
+    """Bytes and shares that are the same for every seed are exact; all else is a mean over seeds."""
+    if kind.unit in ("bytes", "share") and len(set(by_seed.values())) == 1:
+        value = next(iter(by_seed.values()))
+        return counted(value, metric=kind.estimate_name, unit=kind.unit, seeds=by_seed, n=len(by_seed))
+    return mean_interval(by_seed, metric=kind.estimate_name, unit=kind.unit)

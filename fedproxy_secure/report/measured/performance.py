@@ -1,0 +1,49 @@
+"""Performance: right answers, the gap closed, perplexity; and curves over rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedproxy_secure.evidence.estimate import alone, gap_closed, mean_interval, mean_share
+from fedproxy_secure.evidence.measures import performance as kinds
+from fedproxy_secure.report.measured.joining import answers, values
+from fedproxy_secure.report.measured.seed import SeedRun
+from fedproxy_secure.report.trilemma import Curve, Measure
+
+
+def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
+    """The measures of performance that the run itself has."""
+    measures = [
+        answers(seeds, kinds.ACCURACY_ZERO_SHOT, alone, ["zero_shot"]),
+        answers(seeds, kinds.ACCURACY_TUNED_PROXY, alone, ["tuned"]),
+        answers(seeds, kinds.ACCURACY_FUSED, alone, ["fused"]),
+    ]
+    if all(s.ceiling is not None for s in seeds):
+        measures.append(answers(seeds, kinds.ACCURACY_CENTRALISED, alone, ["ceiling"]))
+        if all(mean_share(s.answers("ceiling")) != mean_share(s.answers("zero_shot")) for s in seeds):
+            measures.append(answers(seeds, kinds.GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"]))
+    before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
+    after = {s.seed: float(s.result["perplexity"]["fused"]) for s in seeds if "perplexity" in s.result}
+    return [
+        *measures,
+        *values(seeds, kinds.PERPLEXITY_BEFORE, before),
+        *values(seeds, kinds.PERPLEXITY_AFTER, after),
+    ]
+
+
+def curves(seeds: Sequence[SeedRun]) -> tuple[Curve, ...]:
+    """Numbers round by round, of the rounds that all seeds have."""
+    result = []
+    for key, title, unit in (
+        ("loss", "training loss (nats a token)", "nats"),
+        ("step_norm", "how far the adapter moved", "norm"),
+    ):
+        if not all(r.get(key) is not None for s in seeds for r in s.rounds):
+            continue  # under differential privacy losses stay with the clients
+        points = []
+        for number in range(min(len(s.rounds) for s in seeds)):
+            by_seed = {s.seed: float(s.rounds[number][key]) for s in seeds}
+            points.append((number, mean_interval(by_seed, metric=f"{title}, round {number}", unit=unit)))
+        source = seeds[0].source("federation/rounds.jsonl", key)
+        result.append(Curve(key=key, title=title, points=tuple(points), source=source))
+    return tuple(result)

@@ -1,0 +1,94 @@
+"""Read one seed of a run from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import DataError, RunFolderError
+from fedproxy_secure.evidence.estimate import Bits
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings
+from fedproxy_secure.report.composition import Training
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.untrusted import read_json
+
+ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; add --suite smoke"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One seed of one configuration, as it lies on disk.
+
+    Args:
+        place: path of the run's folder in sources, relative to the report's.
+        ceiling: the centralised LLM's answers, same seed and records; None if it was not trained.
+    """
+
+    seed: int
+    place: str
+    result: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    ledger: tuple[Mapping[str, Any], ...]
+    findings: tuple[Finding, ...]
+    ceiling: Bits | None = None
+
+    def source(self, file: str, what: str) -> str:
+        """Where a number of this seed can be looked up: a file below the seed's folder, and what in it."""
+        return f"{self.place}/seed-{self.seed}/{file}#{what}"
+
+    def answers(self, model: str) -> Bits:
+        """Which test records a model answered right, by task; `ceiling` is the centralised LLM."""
+        if model == "ceiling":
+            assert self.ceiling is not None
+            return self.ceiling
+        return {task: [c == "1" for c in text] for task, text in self.result[model].items()}
+
+    def training(self, config: Config) -> Training:
+        """What the seed's training spent.
+
+        Raises `RunFolderError` if what its result says of that is no event or number.
+        """
+        try:
+            return Training.of_result(self.result, delta=config.privacy.target_delta)
+        except DataError as error:
+            raise RunFolderError(f"{self.place}/seed-{self.seed}/result.json: {error}") from error
+
+
+def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) -> SeedRun:
+    """Read one seed of the run in `run`; sources are relative to `root`, the report's folder.
+
+    Raises `RunFolderError` if the seed did not finish.
+    """
+    folder = run / f"seed-{seed}"
+    try:
+        result = read_json(folder / "result.json")
+    except OSError as error:
+        raise RunFolderError(f"{folder / 'result.json'}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{folder / 'result.json'}: is damaged; delete it and resume") from error
+    files = RunFolder(path=folder / "federation")
+    findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
+    return SeedRun(
+        seed=seed,
+        place=_relative(run, root),
+        result=result,
+        rounds=tuple(files.read_jsonl("rounds.jsonl")),
+        ledger=tuple(files.read_jsonl("ledger.jsonl")),
+        findings=tuple(findings),
+        ceiling=ceiling,
+    )
+
+
+def attacked(run: Path) -> bool:
+    """Whether a suite of attacks has ended on the run."""
+    return (run / FOLDER / RESULTS).is_file()
+
+
+def _relative(run: Path, root: Path) -> str:
+    try:
+        return run.resolve().relative_to(root.resolve()).as_posix() or "."
+    except ValueError:
+        return run.as_posix()

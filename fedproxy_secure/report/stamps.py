@@ -1,0 +1,24 @@
+"""What a report must say of unsafe settings, and how many clients a sum hides an update among."""
+
+from __future__ import annotations
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.protect.base import protection_of
+
+
+def unsafe_stamps(config: Config) -> tuple[str, ...]:
+    """Return what every report on these settings must say first; () if nothing in them is unsafe."""
+    stamps = [*protection_of(config.protect).unsafe(config.protect)]
+    if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
+        stamps.append("unsafe_simulated: the noise follows from the seed, so nothing is private.")
+    return tuple(stamps)
+
+
+def effective_cohort(config: Config, *, fewest: int) -> int:
+    """Return the size of the smallest group that an update hides in, minus those that may collude.
+
+    Args:
+        config: the settings.
+        fewest: clients in the smallest round.
+    """
+    return fewest - config.protect.colluders if protection_of(config.protect).secure_sum else 1

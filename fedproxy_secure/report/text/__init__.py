@@ -1,0 +1,1 @@
+"""The report as text: terminal tables, Markdown, SARIF, a comment for a pull request."""

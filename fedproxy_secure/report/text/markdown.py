@@ -1,0 +1,86 @@
+"""`report.md`: the whole report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.text import trilemma_table
+from fedproxy_secure.report.text.table import HEADINGS, cell, cells, markdown_table
+from fedproxy_secure.runtime.escape import code, escaped, escaped_line, printable
+
+
+def markdown_report(report: Report) -> str:
+    """The whole report as Markdown: methods, tasks, other estimates, notes, how to run it again."""
+    parts = [f"# {escaped(report.name)}"]
+    if report.configurations:
+        parts += [
+            "## Performance, privacy, IP, cost",
+            markdown_table(
+                trilemma_table.headings(report.configurations), trilemma_table.lines(report.configurations)
+            ),
+        ]
+        lines = [f"{c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
+        parts += [_items([*lines, *report.composition])] if lines or report.composition else []
+    if report.rows:
+        parts += [markdown_table(HEADINGS, [cells(row) for row in report.rows])]
+        parts += _tasks(report.rows)
+    if report.estimates:
+        parts += ["## Other estimates", _estimates(report.estimates)]
+    parts += ["## How to read it", _legend(report)]
+    if report.guarantees:
+        parts += ["## Guarantees", _items(report.guarantees)]
+    if report.not_measured:
+        parts += ["## Not measured", _items(report.not_measured)]
+    if report.notes:
+        parts += ["## Notes", _items(report.notes)]
+    parts += [
+        "## Run it again",
+        f"    {printable(report.command)}",  # indented: code, in which nothing is a sign
+        f"Settings: SHA-256 {code(report.config_sha256)}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {escaped_line(line)}" for line in lines)
+
+
+def _tasks(rows: Sequence[MethodRow]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row.tasks))
+    if not names:
+        return []
+    lines = [(*cells(row)[:2], *(cell(row.tasks.get(n)) for n in names)) for row in rows]
+    return ["## Fused LLM by task (%)", markdown_table(("method", "removed", *names), lines)]
+
+
+def _estimates(estimates: Sequence[Estimate]) -> str:
+    headings = ("metric", "value", "unit", "n", "seeds", "how")
+    lines = []
+    for e in estimates:
+        unit = "%" if e.unit == "share" else e.unit
+        seeds = ", ".join(map(str, e.seeds))
+        lines.append((e.metric, _precise(e), unit, str(e.n), seeds, e.how))
+    return markdown_table(headings, lines)
+
+
+def _precise(estimate: Estimate) -> str:
+    """Numbers outside the table are of any size: four significant digits unless they are shares."""
+    if estimate.unit == "share":
+        return cell(estimate)
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _legend(report: Report) -> str:
+    seeds = ", ".join(map(str, report.seeds))
+    measured = [row.average for row in report.rows if row.average is not None]
+    how = "; ".join(dict.fromkeys(e.how for e in measured))
+    return (
+        f"Seeds: {seeds}. ± is half a 95 % interval{f' ({escaped(how)})' if how else ''}.\n"
+        "Gap closed: 0 is the LLM as it came (zero-shot), 100 the LLM tuned on all data together.\n"
+        "Owner's edge: the fused LLM, which only the server has, minus the tuned proxy, which\n"
+        "every client has."
+    )

@@ -1,0 +1,1 @@
+"""Files, randomness, processes and untrusted text: the base of all other packages."""

@@ -1,0 +1,269 @@
+"""The folder of a run: it belongs to one set of settings, and its files are written whole or not at all.
+
+    manifest.json      schema version and SHA-256 of the settings; written first
+    config.yaml        the resolved settings, every default spelled out
+    environment.json   Python, packages, platform
+    ...                whatever the run writes
+
+Every write goes to a temporary file beside the target, is flushed to the disk and then renamed over
+it. A crash or a full disk leaves the old file or none, never half of one.
+
+Files that others wrote are read by `fedproxy_secure.runtime.untrusted`, so that nothing in a file can
+exhaust the stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.untrusted import parse_json
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
+_PACKAGES = (
+    "fedproxy-secure",
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "scipy",
+    "flwr",
+    "ray",
+    "opacus",
+    "tenseal",
+    "cryptography",
+)
+
+
+class Settings(Protocol):
+    """The part of a `Config` that a run folder needs."""
+
+    def sha256(self) -> str:
+        """Return the hex digest of all settings."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the settings as plain values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A folder that belongs to one resolved config. One process writes to it at a time.
+
+    `private`: only the owner may read its files (0600, see `private_folder`), whatever the umask.
+    """
+
+    path: Path
+    private: bool = False
+
+    @classmethod
+    def create(cls, path: Path, config: Settings) -> RunFolder:
+        """Make a new run folder; the folder may exist if it is empty.
+
+        Raises `RunFolderError` if there is something in it, or it cannot be written.
+        """
+        if _contents(path):
+            raise RunFolderError(f"{path}: is not empty; add --resume to go on, or choose another --out")
+        folder = cls(path=path)
+        folder.write_json(MANIFEST, {"schema_version": 1, "config_sha256": config.sha256()})
+        settings = config.model_dump(mode="json")
+        folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        folder.write_json("environment.json", environment())
+        return folder
+
+    @classmethod
+    def resume(cls, path: Path, config: Settings) -> RunFolder:
+        """Go on in a run folder; create it if it does not exist or is empty.
+
+        Raises `RunFolderError` if it belongs to other settings, or is not a run folder.
+        """
+        if not _contents(path):
+            return cls.create(path, config)
+        try:
+            owner = parse_json((path / MANIFEST).read_bytes())["config_sha256"]
+        except FileNotFoundError:
+            raise RunFolderError(f"{path}: is not a run folder: has no {MANIFEST}") from None
+        except OSError as error:
+            raise RunFolderError(f"{path / MANIFEST}: cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path / MANIFEST}: is damaged") from error
+        if owner != config.sha256():
+            raise RunFolderError(
+                f"{path}: belongs to other settings (SHA-256 {str(owner)[:12]}, these have "
+                f"{config.sha256()[:12]}); choose another --out"
+            )
+        return cls(path=path)
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write a file of the folder atomically. Raises `RunFolderError` if that fails."""
+        write_bytes(self.path / name, data, private=self.private)
+        return self.path / name
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write UTF-8 text atomically. Raises `RunFolderError` if that fails."""
+        return self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write indented JSON atomically. Raises `RunFolderError` if that fails."""
+        return self.write_bytes(name, json_bytes(value))
+
+    def append_jsonl(self, name: str, record: dict[str, Any]) -> Path:
+        """Add one line of JSON and flush it to the disk.
+
+        A last line that a crash left unfinished is dropped first. Raises `RunFolderError` if the
+        line cannot be written; the file is then as it was.
+        """
+        path = self.path / name
+        line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            with open(os.open(path, flags, 0o600 if self.private else 0o666), "ab+", buffering=0) as file:
+                if self.private:
+                    os.fchmod(file.fileno(), 0o600)  # a file that was there may have any mode
+                end = _end_of_last_whole_line(file.seek(0, os.SEEK_END), path)
+                file.truncate(end)
+                try:
+                    _write_all(file.fileno(), line)
+                except OSError:
+                    file.truncate(end)
+                    raise
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+        return path
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole lines of a file made by `append_jsonl`; none if there is no such file.
+
+        Raises `RunFolderError` if a whole line is not JSON.
+        """
+        path = self.path / name
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
+            return [parse_json(line) for line in lines]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise RunFolderError(f"{path}: is damaged: {error}") from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return indented JSON, as `RunFolder.write_json` writes it."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def private_folder(path: Path) -> Path:
+    """Create a folder with mode 0700, or set that mode on an existing one, and return it.
+
+    Folders above it get their usual mode: whoever may not enter `path` reaches nothing below it.
+
+    Raises `RunFolderError` if it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)  # whatever the umask and the mode that an existing folder had
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+    return path
+
+
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write `data` to `path` atomically, and make its folder if there is none.
+
+    A `private` file has mode 0600, any other 0644, whatever the umask.
+
+    Raises `RunFolderError` if the disk is full or the folder cannot be written; the file that was at `path`
+    before is then still there, whole.
+    """
+    partial: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
+        try:
+            _write_all(descriptor, data)
+            os.fchmod(descriptor, 0o600 if private else 0o644)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)
+        partial = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+
+
+def environment(device: str | None = None) -> dict[str, Any]:
+    """Return the versions of Python and the main packages, the platform, and `device` as torch names it."""
+    return {
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count() or 1,
+        "device": device,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _contents(path: Path) -> list[str]:
+    """Return the names in the folder, without what an interrupted write may have left."""
+    try:
+        return [n for n in os.listdir(path) if not n.startswith(PARTIAL)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be a run folder: {error.strerror}") from error
+
+
+def _end_of_last_whole_line(size: int, path: Path) -> int:
+    """Return the offset after the last newline: nearly always `size`, found without reading the file."""
+    with path.open("rb") as file:
+        if size == 0:
+            return 0
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return size
+        file.seek(0)
+        return file.read().rfind(b"\n") + 1
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

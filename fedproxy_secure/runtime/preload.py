@@ -1,0 +1,41 @@
+"""A server that forks processes with the slow imports done: torch and transformers take seconds to import.
+
+`warm_up` starts the server. Processes of `multiprocessing`'s context "forkserver" are forked from it
+without a delay. It holds no secret and draws no randomness, which comes from named streams or from the
+operating system.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from multiprocessing import forkserver, parent_process
+from multiprocessing.connection import wait
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def warm_up(modules: Sequence[str]) -> None:
+    """Start the server and have it import those of `modules` that exist, without waiting for it.
+
+    The program's main module comes first: otherwise each process would import it again. Each process gets
+    one thread: threads that contend for the cores make all processes many times slower.
+    """
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    forkserver.set_forkserver_preload(["__main__", *modules, "fedproxy_secure.runtime.frozen"])
+    forkserver.ensure_running()
+
+
+def end_with_parent() -> None:
+    """Make this worker end when its parent does, so that it never writes beside a resumed run."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

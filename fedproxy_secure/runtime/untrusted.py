@@ -1,0 +1,96 @@
+"""Reading of JSON and YAML that somebody else wrote: any text gives a value or one expected error.
+
+    nesting   at most `MOST_NESTED` levels: a line of 200,000 brackets exhausts the stack of any parser
+    size      files have at most `MOST_BYTES`, and no more than that is ever read into memory
+    YAML      at most `MOST_NODES` values once references are followed: ten lines can name a billion
+
+Guarantees: no text ends in a `RecursionError`, and no returned value is nested so deeply that printing it
+ends in one. Not guaranteed: that the value means anything; readers check types and ranges themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MOST_NESTED = 64
+MOST_BYTES = 2**28
+MOST_LINE_BYTES = 2**24  # in a line of a file of records; a record is cut to a few thousand tokens
+MOST_NODES = 100_000
+
+
+def parse_json(raw: str | bytes) -> Any:
+    """Return the value of a JSON text in UTF-8; raise `ValueError` for other text, or if nested too deeply.
+
+    >>> parse_json('{"a": [1, 2]}')
+    {'a': [1, 2]}
+    """
+    try:
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+        value = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {str(error).splitlines()[0][:200]}") from None
+    if text.count("[") + text.count("{") > MOST_NESTED:
+        _check(value, most_nodes=None)
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises `OSError` if it cannot be read, `ValueError` as `parse_json` does and above `MOST_BYTES`.
+    """
+    return parse_json(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises `OSError`, and `ValueError` above `MOST_BYTES`."""
+    with path.open("rb") as file:
+        raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"has more than {MOST_BYTES:,} bytes")
+    return raw
+
+
+def parse_yaml(raw: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the value of a YAML text; `loader` may be stricter than `SafeLoader`.
+
+    Raises `yaml.YAMLError` for text that is not YAML, `ValueError` for a value nested too deeply or too
+    large.
+    """
+    try:
+        value = yaml.load(raw, Loader=loader)
+    except RecursionError:
+        raise _too_deep() from None
+    _check(value, most_nodes=MOST_NODES)
+    return value
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"is nested more than {MOST_NESTED} levels deep")
+
+
+def _check(value: Any, *, most_nodes: int | None) -> None:
+    """Raise `ValueError` if a value is nested too deeply, or holds more than `most_nodes`."""
+    layer, level = [value], 0
+    seen = 0
+    while layer:
+        below: list[Any] = []
+        for item in layer:
+            if isinstance(item, dict):
+                below += item.values()
+                below += (k for k in item if isinstance(k, tuple))
+            elif isinstance(item, list | tuple | set):
+                below += item
+            if most_nodes is not None and seen + len(below) > most_nodes:
+                raise ValueError(f"holds more than {most_nodes:,} values")
+        seen += len(below)
+        level += 1
+        if level > MOST_NESTED + 1:
+            raise _too_deep()
+        layer = below

@@ -1,0 +1,191 @@
+"""Run tasks in processes of their own, so that a task that hangs or dies takes no other with it.
+
+This is the project's only pool: comparisons, matrices and suites of attacks run on it. Each task gets a new
+process. A process that is used again keeps what the last task left in memory, and if it is killed, the next
+task is lost with it. Processes from the server of `fedproxy_secure.runtime.preload` (`forkserver`) start in
+milliseconds; `spawn` imports everything anew.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, NoReturn, TypeVar
+
+from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.runtime.preload import THREADS, end_with_parent
+
+T = TypeVar("T")
+R = TypeVar("R")
+Start = Literal["forkserver", "spawn"]
+
+GRACE_S = 30.0  # beyond a task's seconds: for start, clean-up, and library calls that take long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A task without a result: it was killed as `timed_out`, raised `error`, or ended with exit `code`."""
+
+    timed_out: bool
+    code: int
+    error: Exception | None = None
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{type(self.error).__name__}: {self.error}"
+        return "ran out of time" if self.timed_out else f"its process ended with code {self.code}"
+
+    def reraise(self, what: str) -> NoReturn:
+        """Raise the task's own error, or a `FedProxyError` that says how the task, called `what`, ended."""
+        if self.error is not None:
+            raise self.error
+        raise FedProxyError(f"{what}: {self}")
+
+
+@dataclass(kw_only=True)
+class _Running:
+    index: int
+    process: BaseProcess
+    until: float | None  # time.monotonic() at which it is killed
+
+
+def run_tasks(
+    work: Callable[[T], R], tasks: Iterable[T], *, jobs: int, on_cuda: bool
+) -> Generator[tuple[int, R | Lost]]:
+    """Yield (index, result) of every task as it ends, with as many processes as the setting `jobs` asks.
+
+    Args:
+        jobs: 1 runs all in this process; 0 is one process per core, or on CUDA one process at a time.
+
+    The other arguments are those of `in_processes`.
+    """
+    if jobs == 1:
+        return in_this_process(work, tasks)
+    at_a_time = jobs or (1 if on_cuda else os.cpu_count() or 1)
+    return in_processes(work, tasks, jobs=at_a_time, start="spawn" if on_cuda else "forkserver")
+
+
+def in_processes(
+    work: Callable[[T], R],
+    tasks: Iterable[T],
+    *,
+    jobs: int,
+    seconds: float | None = None,
+    start: Start = "forkserver",
+) -> Generator[tuple[int, R | Lost]]:
+    """Yield (index, result) of every task as it ends, `jobs` at a time, begun in the order of `tasks`.
+
+    Close the generator to end it early: processes that still run are then killed. An interrupt from the
+    keyboard reaches this process alone, and ends the others in the same way. They end with this process,
+    however it ends.
+
+    Args:
+        work: a function at the top of a module; its tasks and results are pickled. What it raises comes as
+            `Lost.error`.
+        tasks: the next task is taken when a process is free, so an iterator may stop early.
+        seconds: a task that takes `GRACE_S` longer than this is killed; None: no limit.
+        start: `spawn` where tasks use CUDA.
+    """
+    for name in THREADS:  # inherited: threads that contend for a core are many times slower than one
+        os.environ.setdefault(name, "1")
+    context: SpawnContext | ForkServerContext
+    context = get_context("spawn") if start == "spawn" else get_context("forkserver")
+    running: dict[Connection, _Running] = {}
+    waiting = enumerate(tasks)
+    ended = False
+    try:
+        while True:
+            while not ended and len(running) < jobs:
+                index, task = next(waiting, (-1, None))
+                if index < 0:
+                    ended = True
+                    break
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(there, work, task), daemon=True)
+                process.start()
+                there.close()
+                until = None if seconds is None else time.monotonic() + seconds + GRACE_S
+                running[here] = _Running(index=index, process=process, until=until)
+            if not running:
+                return
+            ready: list[Any] = wait(list(running), timeout=_left(running.values()))
+            for here in ready:
+                yield running[here].index, _result(here, running.pop(here))
+            for here, own in list(running.items()):
+                if own.until is not None and own.until < time.monotonic():
+                    _kill(own.process)
+                    yield running.pop(here).index, Lost(timed_out=True, code=-signal.SIGKILL)
+    finally:
+        for own in running.values():
+            _kill(own.process)
+
+
+def in_this_process(work: Callable[[T], R], tasks: Iterable[T]) -> Generator[tuple[int, R | Lost]]:
+    """Yield what `in_processes` yields, but run one task after the other in this process.
+
+    Objects that a script has added to a registry are known here, and to no other process. A task that hangs
+    or ends the process takes the others with it.
+    """
+    for index, task in enumerate(tasks):
+        try:
+            result: R | Lost = work(task)
+        except Exception as error:
+            result = Lost(timed_out=False, code=1, error=error)
+        yield index, result
+
+
+def _left(running: Iterable[_Running]) -> float | None:
+    """Return the seconds until the first process is to be killed, or None if none is."""
+    ends = [own.until for own in running if own.until is not None]
+    return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+
+def _result(here: Connection, own: _Running) -> Any:
+    """Return what the process sent, or how its task was lost."""
+    try:
+        result, error = here.recv()
+    except EOFError:
+        own.process.join()
+        here.close()
+        return Lost(timed_out=False, code=own.process.exitcode or 0)
+    own.process.join()
+    here.close()
+    return result if error is None else Lost(timed_out=False, code=1, error=error)
+
+
+def _kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def _child(there: Connection, work: Callable[[T], R], task: T) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
+    end_with_parent()
+    result, raised = None, None
+    try:
+        result = work(task)
+    except Exception as error:
+        raised = _portable(error)
+    with suppress(BrokenPipeError):  # nobody waits for it any more
+        there.send((result, raised))
+    there.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error with its traceback as a note, or its text where it cannot be pickled."""
+    error.add_note("in a process of its own:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error's own code may raise anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,1 @@
+"""Secure aggregation by homomorphic encryption (CKKS), and encrypted products for H-TIES' weights."""

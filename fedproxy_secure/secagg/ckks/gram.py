@@ -1,0 +1,172 @@
+"""Weights `encrypted_gram`: H-TIES' cosines between clients, which the server multiplies and cannot read.
+
+Before masking, in the same attempt (Hello, HelloBook, KeyGrants and KeyGrant are those of `ckks.messages`):
+
+    client -> server   EncryptedSketch   a count sketch of the update under the leader's fresh key
+    server -> client   GramProducts      the encrypted inner products of all pairs
+    client -> server   masking's Advertise, beside a hash of what it opened
+
+The hash goes into the masking context, so clients that were shown different products meet at the key book
+with signatures that do not verify: the attempt aborts. It is salted with the clients' key, so the server
+cannot find the cosines by trying.
+
+Guarantees, against a server that follows the protocol and that no client helps: it learns none of the
+cosines. Every client learns all of them. **Not guaranteed**: anything against a server that deviates. It
+can hand out products that it chose, the same to all (of a sketch with a vector of its own, for example),
+and read from the sum of weights what the clients made of them: a linear functional of one client's update
+per attempt. A client helps to unmask such a round once, so a round gives one such number; the reports of
+runs with these weights say so. Nor anything against a server together with one client, which has the
+key: it opens every sketch, 4096 numbers of each update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg.ckks import products as ckks_gram
+from fedproxy_secure.secagg.ckks.client import CkksClient
+from fedproxy_secure.secagg.ckks.context import CkksKeys
+from fedproxy_secure.secagg.ckks.messages import KeyGrant, KeyGrants
+from fedproxy_secure.secagg.ckks.server import CkksServer
+from fedproxy_secure.secagg.masking.keys import upload_key
+from fedproxy_secure.secagg.messages import TAG, Message, Size, Surface
+from fedproxy_secure.secagg.ring import MAX_CLIENTS
+from fedproxy_secure.secagg.sketch import GRID, SKETCH, Standing, count_sketch, gram_of, standing
+
+CIPHERTEXT = Size(least=0, most=2**19)  # a sketch takes 235 kB, a product 131 kB
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncryptedSketch(Message):
+    """A client's sketch in one ciphertext, tagged for the server."""
+
+    to: ClassVar[Surface] = "server"
+    reveals: ClassVar[str] = "a ciphertext; to whoever has the secret key, 4096 numbers of the update"
+    sizes: ClassVar[Mapping[str, Size]] = {"encrypted": CIPHERTEXT, "tag": TAG}
+    client: str
+    encrypted: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramProducts(Message):
+    """The encrypted inner products of all pairs (i, j), i < j, of `clients`, row by row."""
+
+    to: ClassVar[Surface] = "clients"
+    reveals: ClassVar[str] = "the cosine of every two clients' updates, to every client"
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "products": Size(least=0, most=CIPHERTEXT.most, rows=MAX_CLIENTS * (MAX_CLIENTS - 1) // 2)
+    }
+    clients: list[str]
+    products: list[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed:
+    """A client's weight and retention, and the hash that binds all clients to the same cosines."""
+
+    standing: Standing
+    gram_sha256: bytes
+
+
+class GramClient(CkksClient):
+    """One client: `advertise`, `share` (the leader), `sketch`, `weigh`."""
+
+    def _make_keys(self) -> CkksKeys:
+        return ckks_gram.make_keys()
+
+    def _public_for_clients(self, keys: CkksKeys) -> bytes:
+        return b""  # they encrypt with the context that they are granted
+
+    def sketch(self, grant: KeyGrant, update: np.ndarray) -> EncryptedSketch:
+        """Encrypt a sketch of this client's update, float [d] (step 3)."""
+        return self._in_turn("mask", lambda: self._sketch(grant, update))
+
+    def _sketch(self, grant: KeyGrant, update: np.ndarray) -> EncryptedSketch:
+        key = self._accept(grant)
+        try:
+            encrypted = ckks_gram.encrypt(key, count_sketch(update, self._context))
+        except DataError as error:
+            raise ProtocolAborted(f"sketch: {error}") from error
+        tag_key = upload_key(
+            self._share_private(), self.terms.server_key, self._context, self.name, "server key"
+        )
+        return EncryptedSketch(client=self.name, encrypted=encrypted, tag=crypto.tag(tag_key, encrypted))
+
+    def weigh(self, message: GramProducts, *, r0: float, delta: float) -> Weighed:
+        """Open the products, once, and return this client's weight and retention (step 4)."""
+        return self._once("unmask", lambda: self._weigh(message, r0, delta))
+
+    def _weigh(self, message: GramProducts, r0: float, delta: float) -> Weighed:
+        self._check_names(message.clients, "products")
+        if message.clients != sorted(message.clients):
+            raise ProtocolAborted("products: clients must be sorted")
+        assert self._key is not None  # the order of steps sees to it
+        try:
+            opened = ckks_gram.open_products(self._key, message.products)
+        except DataError as error:
+            raise ProtocolAborted(f"products: {error}") from error
+        cosines = gram_of(len(message.clients), opened)
+        salt = crypto.derive(self._key, info=b"gram salt|" + self._context).reveal()
+        steps = np.round(cosines / GRID).astype("<i4").tobytes()
+        weighed = Weighed(
+            standing=standing(cosines, message.clients.index(self.name), r0=r0, delta=delta),
+            gram_sha256=crypto.digest(salt, *(c.encode() for c in message.clients), steps),
+        )
+        self._end()
+        return weighed
+
+
+class GramServer(CkksServer):
+    """The server: `advertised`*, `hello_book`, `granted`, `grants`, `sketched`*, `products`."""
+
+    def _take_public(self, message: KeyGrants) -> None:
+        self._probe = self._tried("sketch", message, SKETCH)
+        self._sketches: dict[str, bytes] = {}
+
+    def _public_for_clients(self, grants: KeyGrants) -> bytes:
+        return b""
+
+    def sketched(self, message: EncryptedSketch) -> None:
+        """Take an encrypted sketch and keep it for the products."""
+        self._expect(message.client, self._hellos, self._sketches, "sketch")
+        self._check_upload(message.client, message.encrypted, message.tag)
+        self._sketches[message.client] = message.encrypted
+
+    def products(self) -> GramProducts:
+        """Close step 3 and return the encrypted products.
+
+        Raises `ProtocolAborted` for too few sketches, or some that do not multiply.
+        """
+        self._enough(len(self._sketches), "sketch")
+        names, grants = sorted(self._sketches), self._grants
+        assert grants is not None  # `grants` sees to it
+        try:
+            encrypted = ckks_gram.products(grants.public, [self._sketches[n] for n in names])
+        except DataError as error:
+            raise ProtocolAborted(f"sketch: {error}") from error
+        return GramProducts(clients=names, products=encrypted)
+
+
+def agreed_hash(hashes: dict[str, bytes], *, threshold: int) -> bytes:
+    """Return the hash of what most clients opened; those with another one count as dropped in masking.
+
+    Raises `ProtocolAborted` if fewer than `threshold` agree.
+    """
+    values = sorted(hashes.values())
+    most: Callable[[bytes], int] = values.count
+    best = max(values, key=most, default=b"")
+    if values.count(best) < threshold:
+        raise ProtocolAborted(
+            f"products: {values.count(best)} clients opened the same cosines; must be >= {threshold}"
+        )
+    return best
+
+
+MESSAGES: tuple[type[Message], ...] = (EncryptedSketch, GramProducts)

@@ -1,0 +1,112 @@
+"""A client's numbers under CKKS: one row of the update's segments, control numbers and sentinels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg.control import (
+    NAMES,
+    SENTINELS,
+    Control,
+    Expected,
+    check_control,
+    sentinels,
+)
+from fedproxy_secure.secagg.masking.server import Aggregate
+from fedproxy_secure.secagg.ring import RingPlan, Segment
+
+# units in which every control number stays far below `context.BOUND` and far above CKKS's errors
+CONTROL_UNITS = {
+    "clients": 1.0,
+    "weight": 1.0,
+    "clipped": 2.0**24,
+    "loss": 1.0,
+    "steps": 1000.0,
+    "largest": 1000.0,
+}
+TOLERANCE = 1e-3  # for counts and sentinels, in their units
+CKKS_ERROR = 1e-6  # bound on the error of a number in the opened sum of a cohort, with much room
+
+
+def leader_of(context: bytes, clients: list[str]) -> str:
+    """Return the client that makes the key, picked by hash among those that said hello."""
+    return min(clients, key=lambda name: crypto.digest(b"leader", context, name.encode()))
+
+
+def control_length() -> int:
+    """Return how many numbers follow the segments: the control numbers and the sentinels."""
+    return len(NAMES) + SENTINELS
+
+
+def row_length(plan: RingPlan) -> int:
+    """Return how many numbers a client encrypts."""
+    return sum(s.length for s in real_segments(plan)) + control_length()
+
+
+def real_segments(plan: RingPlan) -> list[Segment]:
+    """Return the segments that carry the update; control numbers have a place of their own in the row."""
+    return [s for s in plan.segments if s.clip is not None]
+
+
+def payload(plan: RingPlan, values: dict[str, np.ndarray], control: Control, context: bytes) -> np.ndarray:
+    """Return a client's row, float64: its segments, clipped, then control numbers and sentinels.
+
+    Raises `DataError` for a missing segment, another length, NaN or infinity.
+    """
+    parts = []
+    for segment in real_segments(plan):
+        part = np.asarray(values[segment.name], dtype=np.float64)
+        if part.shape != (segment.length,) or not np.isfinite(part).all():
+            raise DataError(f"segment {segment.name}: must be {segment.length} finite numbers")
+        parts.append(np.clip(part, -float(segment.clip or 0), float(segment.clip or 0)))
+    parts.append(np.array([getattr(control, n) / CONTROL_UNITS[n] for n in NAMES]))
+    parts.append(sentinels(context) / 1000.0)
+    return np.concatenate(parts)
+
+
+def read_payload(
+    plan: RingPlan,
+    total: np.ndarray,
+    context: bytes,
+    clients: int,
+    expected: Expected | None = None,
+) -> Aggregate:
+    """Return the sums that an opened row holds.
+
+    Raises `ProtocolAborted` if the count or the sentinels are not those of `clients` vectors, or a control
+    number is one that clients of the `expected` settings cannot have.
+    """
+    if total.shape != (row_length(plan),) or not np.isfinite(total).all():
+        raise ProtocolAborted(f"opened row: must be {row_length(plan)} finite numbers")
+    tail = total[len(total) - control_length() :]
+    if np.abs(tail[len(NAMES) :] - clients * sentinels(context) / 1000.0).max() > TOLERANCE:
+        raise ProtocolAborted("sentinels: are wrong; the vector is not the sum of these clients")
+    if abs(tail[0] - clients) > TOLERANCE:
+        raise ProtocolAborted(f"count in the sum: must be {clients}")
+    numbers = {n: float(v) * CONTROL_UNITS[n] for n, v in zip(NAMES, tail, strict=False)}
+    sums, at = {}, 0
+    for segment in real_segments(plan):
+        sums[segment.name] = total[at : at + segment.length]
+        at += segment.length
+    control = Control(
+        clients=clients,
+        weight=numbers["weight"],
+        clipped=round(numbers["clipped"]),
+        loss=numbers["loss"],
+        steps=round(numbers["steps"]),
+        largest=numbers["largest"],
+    )
+    errors = {n: TOLERANCE * CONTROL_UNITS[n] for n in ("weight", "clipped", "loss", "largest")}
+    check_control(control, expected or Expected(), errors=errors)
+    # CKKS is not exact: where nothing was clipped, a sum may be just below 0
+    control = replace(
+        control,
+        clipped=max(control.clipped, 0),
+        loss=max(control.loss, 0.0),
+        largest=max(control.largest, 0.0),
+    )
+    return Aggregate(clients=(), sums=sums, control=control)

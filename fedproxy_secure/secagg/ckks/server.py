@@ -1,0 +1,179 @@
+"""The server's side of the CKKS back end: a state machine without transport. See `ckks.messages`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg.ckks import context as ckks
+from fedproxy_secure.secagg.ckks.messages import (
+    Encrypted,
+    Hello,
+    HelloBook,
+    KeyGrant,
+    KeyGrants,
+    Opened,
+    Total,
+)
+from fedproxy_secure.secagg.ckks.probe import Kind, Probe
+from fedproxy_secure.secagg.ckks.row import leader_of, read_payload, row_length
+from fedproxy_secure.secagg.control import Expected
+from fedproxy_secure.secagg.masking.keys import upload_key
+from fedproxy_secure.secagg.masking.server import Aggregate
+from fedproxy_secure.secagg.terms import Roster, Terms
+
+
+class CkksServer:
+    """The server in one attempt.
+
+    The order of calls is: `advertised`*, `hello_book`, `granted`, `grants`, `encrypted`*, `total`,
+    `opened`*, `finish` (* once per client that answers).
+
+    `expected`: what the settings imply for the control numbers; None: what holds for all settings.
+    """
+
+    def __init__(
+        self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
+    ) -> None:
+        if strangers := [c for c in terms.cohort if c not in roster.members]:
+            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
+        self.terms, self.roster, self._private = terms, roster, private
+        self._expected = expected
+        self._context = terms.context()
+        self._hellos: dict[str, Hello] = {}
+        self._grants: KeyGrants | None = None
+        self._sum: ckks.CkksSum | None = None
+        self._probe: Probe | None = None
+        self._added: list[str] = []
+        self._opened: dict[str, Opened] = {}
+
+    def advertised(self, message: Hello) -> None:
+        """Take a client's key. Raises `ProtocolAborted` for one of low order: it would stop the leader."""
+        self._expect(message.client, self.terms.cohort, self._hellos, "advertise")
+        self._verify(message.client, message.signed(self._context), message.signature)
+        crypto.agree(self._private, message.share_key, info=b"usable", what=f"key of {message.client}")
+        self._hellos[message.client] = message
+
+    def hello_book(self) -> tuple[str, HelloBook]:
+        """Close step 1; return who leads, and what to send to that client."""
+        self._enough(len(self._hellos), "advertise")
+        names = sorted(self._hellos)
+        book = HelloBook(
+            clients=names,
+            share_keys=[self._hellos[n].share_key for n in names],
+            signatures=[self._hellos[n].signature for n in names],
+        )
+        return leader_of(self._context, names), book
+
+    def granted(self, message: KeyGrants) -> None:
+        """Take the leader's key."""
+        names = sorted(self._hellos)
+        if message.client != leader_of(self._context, names) or self._grants is not None:
+            raise ProtocolAborted(f"key grants of {message.client[:80]}: do not belong there")
+        if message.receivers != names or not len(message.sealed) == len(message.signatures) == len(names):
+            raise ProtocolAborted(f"key grants of {message.client}: must be one for each client")
+        self._take_public(message)
+        self._grants = message
+
+    def _take_public(self, message: KeyGrants) -> None:
+        length = row_length(self.terms.plan)
+        self._probe = self._tried("sum", message, length)
+        self._sum = ckks.CkksSum(message.public, length)
+
+    def _tried(self, kind: Kind, message: KeyGrants, length: int) -> Probe:
+        """Return a probe for ciphertexts under the leader's context, which has passed it."""
+        try:
+            return Probe(kind, message.public, length)
+        except DataError as error:
+            raise ProtocolAborted(f"key grants of {message.client}: {error}") from error
+
+    def _public_for_clients(self, grants: KeyGrants) -> bytes:
+        return grants.public
+
+    def grants(self) -> dict[str, KeyGrant]:
+        """Close step 2 and return the grants. Raises `ProtocolAborted` if the leader did not answer."""
+        grants = self._grants
+        if grants is None:
+            raise ProtocolAborted("share: the leader sent no key")
+        return {
+            client: KeyGrant(
+                leader=grants.client,
+                share_key=grants.share_key,
+                public=self._public_for_clients(grants),
+                sealed=sealed,
+                signature=signature,
+            )
+            for client, sealed, signature in zip(
+                grants.receivers, grants.sealed, grants.signatures, strict=True
+            )
+        }
+
+    def encrypted(self, message: Encrypted) -> None:
+        """Add an encrypted vector to the sum; the vector itself is not kept."""
+        self._expect(message.client, self._hellos, self._added, "mask")
+        self._check_upload(message.client, message.encrypted, message.tag)
+        assert self._sum is not None  # `grants` sees to it
+        self._sum.add(message.encrypted)
+        self._added.append(message.client)
+
+    def _check_upload(self, client: str, encrypted: bytes, tag: bytes) -> None:
+        """Raise `ProtocolAborted` unless the client sent this, and it can be read."""
+        what = f"mask, tag of {client}"
+        public = self._hellos[client].share_key
+        key = upload_key(self._private, public, self._context, client, what)
+        crypto.check_tag(key, encrypted, tag, what=what)
+        assert self._probe is not None  # `grants` sees to it
+        try:
+            self._probe.check(encrypted)
+        except DataError as error:
+            raise ProtocolAborted(f"{client}: {error}") from error
+
+    def total(self) -> Total:
+        """Close step 3 and return the encrypted sum."""
+        self._enough(len(self._added), "mask")
+        assert self._sum is not None
+        self._added.sort()
+        return Total(
+            clients=list(self._added),
+            encrypted=self._sum.packed(),
+            opener=leader_of(b"opener" + self._context, self._added),
+        )
+
+    def opened(self, message: Opened) -> None:
+        """Take an opened sum, or a hash of it."""
+        self._expect(message.client, self._added, self._opened, "unmask")
+        if len(message.values) not in (0, 8 * row_length(self.terms.plan)):
+            raise ProtocolAborted(f"opened by {message.client}: has {len(message.values)} bytes")
+        self._verify(message.client, message.signed(self._context), message.signature)
+        if message.values and crypto.digest(message.values) != message.values_sha256:
+            raise ProtocolAborted(f"opened by {message.client}: does not have the hash it signed")
+        self._opened[message.client] = message
+
+    def finish(self) -> Aggregate:
+        """Return the sums if t clients opened the same numbers. Raises `ProtocolAborted` otherwise."""
+        opener = leader_of(b"opener" + self._context, self._added)
+        if opener not in self._opened or not self._opened[opener].values:
+            raise ProtocolAborted(f"unmask: {opener} did not send the opened sum")
+        raw = self._opened[opener]
+        agree = sum(o.values_sha256 == raw.values_sha256 for o in self._opened.values())
+        self._enough(agree, "unmask, opened alike")
+        values = np.frombuffer(raw.values, dtype="<f8")
+        aggregate = read_payload(self.terms.plan, values, self._context, len(self._added), self._expected)
+        return replace(aggregate, clients=tuple(self._added))
+
+    def _expect(self, client: str, among: object, done: object, step: str) -> None:
+        if client not in among or client in done:  # type: ignore[operator]
+            raise ProtocolAborted(f"{step}: {client[:80]} does not belong there, or answered already")
+
+    def _verify(self, client: str, message: bytes, signature: bytes) -> None:
+        crypto.verify(self.roster.members[client], message, signature, what=f"signature of {client}")
+
+    def _enough(self, count: int, step: str) -> None:
+        if count < self.terms.threshold:
+            raise ProtocolAborted(
+                f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
+            )

@@ -1,0 +1,256 @@
+"""The server's side of the masking protocol: a state machine without transport.
+
+Each step takes messages as they arrive and is closed by the caller, who decides how long to wait. A
+message that fails its check raises and changes nothing: its sender counts as dropped. Closing a step with
+fewer than t clients ends the attempt.
+
+Guarantees: `finish` returns the exact sum over the survivors or raises `ProtocolAborted`; there is no
+third outcome. The sums of control words are some that honest clients of the expected settings can have.
+Memory is a few vectors, whatever the number of clients.
+
+**Not guaranteed**: that a client's words lie within the clip; the server sees sums only, and there is no
+proof with a vector. One client that sends any words can bring every sum to any word of the ring: the sum
+of K clients' values to anything within +- K clips, as if the others were not there. It cannot go beyond,
+because nothing beyond exists in the ring. See `granularity.merge` for what that does to the fused step.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.crypto.shamir import Combiner
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg.control import Control, Expected, decode_control
+from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key, upload_key
+from fedproxy_secure.secagg.masking.masks import add_masks
+from fedproxy_secure.secagg.messages import (
+    Advertise,
+    Confirmation,
+    Confirmations,
+    Inbox,
+    KeyBook,
+    MaskedInput,
+    Shares,
+    Survivors,
+    Unmask,
+)
+from fedproxy_secure.secagg.ring import add_packed, read_sum
+from fedproxy_secure.secagg.terms import Roster, Terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    """The result of a completed round: survivors, sums of their segments, and sums of control words.
+
+    `sums`, by segment name: float32 [length] (float64 from CKKS) for real values, int64 [length] for
+    counts.
+    """
+
+    clients: tuple[str, ...]
+    sums: dict[str, np.ndarray]
+    control: Control
+
+
+class ServerSession:
+    """One attempt at one round; `private` is the X25519 key whose public half the terms name.
+
+    `expected`: what the settings imply for the control words; None: what holds for all settings.
+
+    The order of calls is: `advertised`*, `key_book`, `shared`*, `inboxes`, `masked`*, `survivors`,
+    `confirmed`*, `confirmations`, `unmasked`*, `finish` (* once per client that answers).
+    """
+
+    def __init__(
+        self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
+    ) -> None:
+        if crypto.agreement_public(private) != terms.server_key:
+            raise ProtocolAborted("server key: the terms name another one")
+        if strangers := [c for c in terms.cohort if c not in roster.members]:
+            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
+        self.terms, self.roster = terms, roster
+        self._private, self._expected = private, expected
+        self._context = terms.context()
+        self._step = "advertise"
+        self._advertised: dict[str, Advertise] = {}
+        self._shares: dict[str, Shares] = {}
+        self._survivors: list[str] = []
+        self._total = np.zeros(terms.plan.words, dtype=terms.plan.word_type)
+        self._confirmations: dict[str, bytes] = {}
+        self._unmasks: dict[str, Unmask] = {}
+
+    # step 1
+
+    def advertised(self, message: Advertise) -> None:
+        """Take a client's keys.
+
+        Raises `ProtocolAborted` if they are not signed by its roster key, or are such that every other
+        client would stop at the key book: of low order, or there already.
+        """
+        self._expect("advertise", message.client, self.terms.cohort, self._advertised)
+        self._verify(message.client, message.signed(self._context), message.signature)
+        taken = {key for a in self._advertised.values() for key in (a.share_key, a.mask_key)}
+        if message.share_key == message.mask_key or taken & {message.share_key, message.mask_key}:
+            raise ProtocolAborted(f"keys of {message.client}: one is there twice; keys must differ")
+        for key in (message.share_key, message.mask_key):
+            crypto.agree(self._private, key, info=b"usable", what=f"keys of {message.client}")
+        self._advertised[message.client] = message
+
+    def key_book(self) -> KeyBook:
+        """Close step 1 and return all advertised keys."""
+        self._close("advertise", "share", len(self._advertised))
+        rows = [self._advertised[c] for c in sorted(self._advertised)]
+        return KeyBook(
+            clients=[r.client for r in rows],
+            share_keys=[r.share_key for r in rows],
+            mask_keys=[r.mask_key for r in rows],
+            commitments=[r.commitment for r in rows],
+            signatures=[r.signature for r in rows],
+        )
+
+    # step 2
+
+    def shared(self, message: Shares) -> None:
+        """Take a client's sealed shares, one for everyone else in the key book."""
+        self._expect("share", message.client, self._advertised, self._shares)
+        others = sorted(set(self._advertised) - {message.client})
+        if message.receivers != others or len(message.sealed) != len(others):
+            raise ProtocolAborted(f"shares of {message.client}: must be one for each other client")
+        self._shares[message.client] = message
+
+    def inboxes(self) -> dict[str, Inbox]:
+        """Close step 2 and return one inbox per client that shared."""
+        self._close("share", "mask", len(self._shares))
+        senders = sorted(self._shares)
+        sealed = {
+            (sender, receiver): letter
+            for sender, message in self._shares.items()
+            for receiver, letter in zip(message.receivers, message.sealed, strict=True)
+        }
+        return {
+            receiver: Inbox(senders=senders, sealed=[sealed.get((s, receiver), b"") for s in senders])
+            for receiver in senders
+        }
+
+    # step 3
+
+    def masked(self, message: MaskedInput) -> None:
+        """Add a masked vector to the total; the vector itself is not kept."""
+        self._expect("mask", message.client, self._shares, self._survivors)
+        public = self._advertised[message.client].share_key
+        what = f"mask, tag of {message.client}"
+        key = upload_key(self._private, public, self._context, message.client, what)
+        crypto.check_tag(key, message.masked, message.tag, what=what)
+        try:
+            add_packed(self.terms.plan, self._total, message.masked)
+        except DataError as error:
+            raise ProtocolAborted(f"{message.client}: {error}") from error
+        self._survivors.append(message.client)
+
+    def survivors(self) -> Survivors:
+        """Close step 3 and return whose vectors arrived."""
+        self._close("mask", "confirm", len(self._survivors))
+        self._survivors.sort()
+        return Survivors(clients=list(self._survivors))
+
+    # step 4
+
+    def confirmed(self, message: Confirmation) -> None:
+        """Take a survivor's signature on the two sets."""
+        self._expect("confirm", message.client, self._survivors, self._confirmations)
+        covered = Confirmation.signed(self._context, sorted(self._shares), self._survivors)
+        self._verify(message.client, covered, message.signature)
+        self._confirmations[message.client] = message.signature
+
+    def confirmations(self) -> Confirmations:
+        """Close step 4 and return the signatures."""
+        self._close("confirm", "unmask", len(self._confirmations))
+        names = sorted(self._confirmations)
+        return Confirmations(clients=names, signatures=[self._confirmations[n] for n in names])
+
+    # step 5
+
+    def unmasked(self, message: Unmask) -> None:
+        """Take a confirmed survivor's shares: all survivors' self masks, all drop-outs' mask keys."""
+        self._expect("unmask", message.client, self._confirmations, self._unmasks)
+        self._verify(message.client, message.signed(self._context), message.signature)
+        if (
+            message.survivors != self._survivors
+            or message.dropped != self._dropped
+            or len(message.self_shares) != len(message.survivors)
+            or len(message.key_shares) != len(message.dropped)
+        ):
+            raise ProtocolAborted(f"shares of {message.client}: must be one for each client of the step")
+        self._unmasks[message.client] = message
+
+    def finish(self) -> Aggregate:
+        """Close step 5: reconstruct, take the masks off, check the sentinels, read the sums.
+
+        Raises `ProtocolAborted` if a reconstructed secret is not the one that its owner committed to.
+        """
+        self._close("unmask", "over", len(self._unmasks))
+        givers = sorted(self._unmasks)[: self.terms.threshold]
+        combiner = Combiner([self.terms.point_of(g) for g in givers])
+
+        def secret_of(client: str, *, alive: bool) -> Secret:
+            rows = self._survivors if alive else self._dropped
+            i = rows.index(client)
+            return combiner.combine(
+                {
+                    self.terms.point_of(g): Secret(
+                        (self._unmasks[g].self_shares if alive else self._unmasks[g].key_shares)[i]
+                    )
+                    for g in givers
+                }
+            )
+
+        # a survivor's vector is + self mask, + or - the mask shared with each drop-out: take them off
+        plus: list[Secret] = []
+        minus: list[Secret] = []
+        for client in self._survivors:
+            self_mask = secret_of(client, alive=True)
+            if commitment(self_mask, self._context, client) != self._advertised[client].commitment:
+                raise ProtocolAborted(f"self mask of {client}: is not the one it committed to")
+            minus.append(mask_key(self_mask, self._context))
+        for client in self._dropped:
+            private = secret_of(client, alive=False)
+            if crypto.agreement_public(private) != self._advertised[client].mask_key:
+                raise ProtocolAborted(f"mask key of {client}: is not the one it advertised")
+            for survivor in self._survivors:
+                public = self._advertised[survivor].mask_key
+                key = pairwise_key(private, public, self._context, client, survivor)
+                (minus if survivor < client else plus).append(key)
+        add_masks(self._total, plus=plus, minus=minus, threads=os.cpu_count() or 1)
+        sums = read_sum(self.terms.plan, self._total)
+        control = decode_control(sums, self._context, clients=len(self._survivors), expected=self._expected)
+        return Aggregate(clients=tuple(self._survivors), sums=sums, control=control)
+
+    @property
+    def _dropped(self) -> list[str]:
+        return sorted(set(self._shares) - set(self._survivors))
+
+    def _expect(self, step: str, client: str, among: object, done: object) -> None:
+        if self._step != step:
+            raise ProtocolAborted(f"{step}: message of {client[:80]} when {self._step} is going on")
+        if client not in among:  # type: ignore[operator]
+            raise ProtocolAborted(f"{step}: {client[:80]} does not belong there")
+        if client in done:  # type: ignore[operator]
+            raise ProtocolAborted(f"{step}: {client} has answered already")
+
+    def _verify(self, client: str, message: bytes, signature: bytes) -> None:
+        crypto.verify(
+            self.roster.members[client], message, signature, what=f"{self._step}, signature of {client}"
+        )
+
+    def _close(self, step: str, following: str, count: int) -> None:
+        if self._step != step:
+            raise ProtocolAborted(f"{step}: closed when {self._step} is going on")
+        self._step = following if count >= self.terms.threshold else "over"
+        if count < self.terms.threshold:
+            raise ProtocolAborted(
+                f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
+            )

@@ -1,0 +1,1 @@
+"""Known-bad parties of secure aggregation, and what the protocol answers to them."""

@@ -1,0 +1,42 @@
+"""The private parts of Flower that are used do what `flower.internals` says, in the version installed."""
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedproxy_secure.flower import internals
+
+PACKAGES = [Path(internals.__file__).parents[1], *(Path(__file__).parents[2] / p for p in ("attacks",))]
+
+
+def test_the_installed_flower_is_one_that_the_private_parts_were_tried_with():
+    assert version("flwr") in internals.HOLDS_FOR
+
+
+def test_a_message_made_in_this_process_is_the_servers():
+    internals.act_as_server()
+    message = Message(RecordDict({"a": ConfigRecord({"b": 1})}), 2, "query.setup")
+    assert (message.metadata.run_id, message.metadata.src_node_id) == (1, 1)
+
+
+def test_each_message_gets_an_id_of_its_own_which_its_reply_names():
+    internals.act_as_server()
+    one, two = (Message(RecordDict(), 2, "train") for _ in range(2))
+    ids = {internals.give_id(one), internals.give_id(two)}
+    assert len(ids) == 2
+    assert one.metadata.message_id in ids
+    reply = Message(RecordDict(), reply_to=one)
+    assert reply.metadata.reply_to_message_id == one.metadata.message_id
+
+
+def test_no_other_module_uses_parts_of_flower_that_are_not_public():
+    private = re.compile(r"from flwr\.(?!app import|clientapp import|serverapp import)|metadata\.__dict__")
+    users = [
+        file.name
+        for package in PACKAGES
+        for file in package.rglob("*.py")
+        if private.search(file.read_text(encoding="utf-8"))
+    ]
+    assert users == ["internals.py"]

@@ -1,0 +1,121 @@
+"""The one pool of processes: results as they end, what a task raises, tasks taken one at a time."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.runtime.workers import Lost, in_processes, in_this_process, run_tasks
+from tests.support.processes import ends_within
+
+
+class Awkward(Exception):
+    """An error that pickles and cannot be made again."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def refuse(value):
+    raise ConfigError(f"value={value}: must be another")
+
+
+def awkward(value):
+    raise Awkward(value, value)
+
+
+def process_id(_task):
+    return os.getpid()
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_results_come_with_the_number_of_their_task(start):
+    assert dict(in_processes(math.sqrt, [4.0, 9.0, 16.0], jobs=2, start=start)) == {0: 2, 1: 3, 2: 4}
+
+
+def test_what_a_task_raises_comes_back_as_it_was_raised():
+    ((_, lost),) = in_processes(refuse, [3], jobs=1)
+    assert isinstance(lost.error, ConfigError)
+    assert str(lost) == "ConfigError: value=3: must be another"
+    assert "in refuse" in "".join(lost.error.__notes__)  # where it was raised
+    with pytest.raises(ConfigError, match="value=3: must be another"):
+        lost.reraise("a task")
+
+
+def test_an_error_that_cannot_be_sent_comes_as_its_text():
+    ((_, lost),) = in_processes(awkward, [3], jobs=1)
+    assert str(lost.error) == "Awkward: 3 and 3"
+
+
+def test_a_process_that_dies_is_named_by_its_code():
+    ((_, lost),) = in_processes(os._exit, [7], jobs=1)
+    assert lost == Lost(timed_out=False, code=7)
+    with pytest.raises(FedProxyError, match="cell 1: its process ended with code 7"):
+        lost.reraise("cell 1")
+
+
+def test_tasks_are_taken_when_a_process_is_free_and_may_stop_early():
+    results = []
+
+    def until_two_have_ended():
+        for number in range(100):
+            if len(results) >= 2:
+                return
+            yield float(number)
+
+    for result in in_processes(math.sqrt, until_two_have_ended(), jobs=1):
+        results.append(result)
+    assert results == [(0, 0.0), (1, 1.0)]
+
+
+def test_one_job_is_this_process_and_what_it_raises_stops_no_other():
+    assert list(run_tasks(process_id, [0], jobs=1, on_cuda=False)) == [(0, os.getpid())]
+    (_, lost), (_, two) = in_this_process(math.sqrt, [-1.0, 4.0])
+    assert isinstance(lost.error, ValueError)
+    assert two == 2
+    ((_, other),) = run_tasks(process_id, [0], jobs=2, on_cuda=False)
+    assert other != os.getpid()
+
+
+SCRIPT = """
+import os, time
+from pathlib import Path
+from fedproxy_secure.runtime.workers import in_processes
+
+def work(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(300)
+
+if __name__ == "__main__":
+    for _ in in_processes(work, [{path!r}], jobs=1):
+        pass
+"""
+
+
+def pid_in(file):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if file.exists() and file.read_text():
+            return int(file.read_text())
+        time.sleep(0.05)
+    raise AssertionError("the task did not begin")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_task_ends_with_the_process_that_began_it(tmp_path, number):
+    script = tmp_path / "pool.py"
+    script.write_text(SCRIPT.format(path=str(tmp_path / "pid")))
+    with subprocess.Popen(
+        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        worker = pid_in(tmp_path / "pid")
+        os.kill(parent.pid, number)
+        _, err = parent.communicate(timeout=60)
+    assert ends_within(worker, seconds=20)
+    if number == signal.SIGINT:
+        assert err.strip().splitlines()[-1] == "KeyboardInterrupt"
