@@ -172,7 +172,7 @@ def sentence(cost: Cost, *, alone: float) -> str:
 
 @lru_cache(maxsize=1024)
 def cost_of(events: tuple[Event, ...], delta: float) -> Spent:
-    """Return `dp.accounting.spent` of events, cached, since clients with as many records have equal events."""
+    """Return `dp.accounting.spent` of events, cached: clients with as many records have equal events."""
     return spent(events, delta=delta)
 
 

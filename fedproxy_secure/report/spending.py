@@ -103,8 +103,8 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
         epsilon, delta = count * privacy.limit, count * privacy.target_delta
         composes = (
             f"Seeds compose: this is of {count} trainings on the same records, each ({privacy.limit:.4g}, "
-            f"{privacy.target_delta:g})-DP at most; epsilons and deltas are added up, because the clients "
-            "keep the ledgers."
+            f"{privacy.target_delta:g})-DP at most; epsilons and deltas are added up, because "
+            "the clients keep the ledgers."
         )
     else:
         epsilon, delta, composes = cost.epsilon, cost.delta, sentence(cost, alone=alone)
@@ -136,7 +136,11 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
     says = [SEEDS_COMPOSE]
     if len(ran) > 1:
         whose = "All private configurations" if open_ones else "All configurations"
-        unsure = "" if same_records else " It is not known whether their records are the same, but assumed."
+        unsure = (
+            ""
+            if same_records
+            else " Nobody knows whether their records are the same; it is assumed that they are."
+        )
         together = why if cost is None else f"({cost.epsilon:.4g}, {cost.delta:g})-DP, {cost.how}"
         says.append(f"{whose} together: {together}.{unsure}")
     if open_ones:

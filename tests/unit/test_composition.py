@@ -290,7 +290,7 @@ def test_a_configuration_without_differential_privacy_leaves_no_finite_total(tmp
     bare = replace(private, name="bare", privacy_unit="none", measures=(), spends={})
     made = report(private, bare)
     assert made.total_epsilon is None
-    assert "no finite epsilon, for bare trains on the same records" in made.composition[-1]
+    assert "no finite epsilon, because bare trains on the same records" in made.composition[-1]
     assert judged(made, "max_total_epsilon: 1000") == {Verdict.FAILED}
     assert report(bare).composition == ()
 
@@ -305,7 +305,7 @@ def test_a_total_that_is_not_known_does_not_pass(tmp_path):
     )
     made = report(private, untold_)
     assert made.total_epsilon is None
-    assert "not known, for two does not say what it spent" in " ".join(made.composition)
+    assert "not known, because two does not say what it spent" in " ".join(made.composition)
     assert judged(made, "max_total_epsilon: 1000") == {Verdict.MISSING}
     units = report(private, replace(private, name="two", privacy_unit="client"))
     assert "their units differ" in " ".join(units.composition)
@@ -319,7 +319,7 @@ def test_where_the_records_may_differ_epsilons_are_added_up_at_the_same_delta(tm
     assert unknown.total_epsilon.value == pytest.approx(2 * half)
     assert unknown.total_epsilon.value > known.total_epsilon.value
     assert f"at delta {DELTA:g}" in unknown.total_epsilon.how
-    assert "Whether their records are the same is not known; it is assumed." in unknown.composition[1]
+    assert "Nobody knows whether their records are the same; it is assumed that they are." in unknown.composition[1]
 
 
 def test_added_up_is_the_sum_of_all():
@@ -370,7 +370,7 @@ def test_where_ledgers_lie_with_clients_the_guarantee_is_the_sum_of_the_limits()
     config = parse_config(PRIVATE)
     lines = guarantees_of(config, [Training(delta=DELTA)] * 3)
     assert "(24, 3e-05)-DP" in lines[0]
-    assert "the ledgers lie with the clients" in lines[1]
+    assert "the clients keep the ledgers" in lines[1]
     (first, *_), (only, *_) = (guarantees_of(config, [Training(delta=DELTA)] * n) for n in (1, 1))
     assert "(8, 1e-05)-DP" in first == only
 
@@ -416,7 +416,7 @@ def test_runs_on_other_records_are_counted_as_if_they_were_the_same_and_it_says_
     made = join(folders, tmp_path / "out", command="c")
     half = spent([WHOLE], delta=DELTA / 2).epsilon
     assert made.total_epsilon.value == pytest.approx(2 * half)
-    assert "not known; it is assumed" in " ".join(made.composition)
+    assert "it is assumed that they are" in " ".join(made.composition)
     alike = [run_folder(tmp_path / f"c{r}", seeds=(0,), compress={"remove_ratio": r}) for r in (0.25, 0.5)]
     known = join(alike, tmp_path / "alike", command="c")
     assert "not known" not in " ".join(known.composition)

@@ -1,1 +1,1 @@
-"""The report's page and its charts."""
+"""The report's page `report.html`, its tables and its charts."""

@@ -1,7 +1,7 @@
-"""The forms of the report's charts in Vega-Lite: dots with intervals, a Pareto front, curves over rounds.
+"""Vega-Lite specs of the report's charts: dots with intervals, a Pareto front, curves over rounds.
 
-Up is better and right is better: an axis whose measure is better lower runs backwards, and its title says
-so. The parameter `lit` holds the kinds that are not faded; the page's boxes to tick set it.
+Up and right are better: if lower values of a measure are better, its axis runs backwards, and the title
+says so. The parameter `lit` holds the kinds that are not faded; the page's checkboxes set it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fedproxy_secure.report.html.drawing import (
 from fedproxy_secure.report.trilemma import Measure
 
 _LIT = "indexof(lit, datum.kind) >= 0"
-_NARROW = 22  # letters of an axis title under a plot that a phone shows beside its row names
-_MOST_LABELS = 12  # of points; more would lie on each other
+_NARROW = 22  # letters of an axis title that fit a phone beside the names of the rows
+_MOST_LABELS = 12  # points with a label; more labels would overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Side:
 
     @classmethod
     def of(cls, measure: Measure) -> Side:
-        """A measure, with its unit."""
+        """Return the axis of a measure, with its unit."""
         kind = measure.kind
         unit = {"share": "%", "epsilon": "", "AUC": ""}.get(measure.estimate.unit, measure.estimate.unit)
         unit = "points" if kind.points else unit
@@ -46,11 +46,11 @@ class Side:
 
     @property
     def lines(self) -> list[str]:
-        """Title, and which way is better."""
+        """The title, and which direction is better."""
         return [self.title] if self.better == "neither" else [self.title, f"{self.better} is better →"]
 
     def channel(self, field: str, *, ticks: int) -> Spec:
-        """A quantitative axis."""
+        """Return a quantitative axis."""
         return {
             "field": field,
             "type": "quantitative",
@@ -61,7 +61,10 @@ class Side:
 
 
 def ends(number: Number, channel: str) -> Spec:
-    """Value and interval as `x`, `x_low`, `x_high`, shares in percent; without an interval `x` alone."""
+    """Return value and interval as `x`, `x_low`, `x_high`, with shares in percent.
+
+    A number without an interval has `x` only.
+    """
     e = number.estimate
     size = 100.0 if e.unit == "share" else 1.0
     fields = {channel: round(size * e.value, 6)}
@@ -73,7 +76,10 @@ def ends(number: Number, channel: str) -> Spec:
 def dots(
     values: Sequence[Spec], side: Side, kinds: Sequence[str], names: Sequence[str], *, description: str
 ) -> Spec:
-    """A row for each of `names`; `values` have `name`, `kind`, `tip`, `x` with `_low` and `_high`."""
+    """Return a chart with one row for each of `names`.
+
+    Each of `values` has `name`, `kind`, `tip`, and `x` with `x_low` and `x_high`.
+    """
     y = {
         "field": "name",
         "type": "nominal",
@@ -110,10 +116,11 @@ def front(
     *,
     description: str,
 ) -> Spec:
-    """Points with intervals both ways; a dashed line joins those on the front; the third axis as fill.
+    """Return a chart of points with intervals in both directions.
 
-    `values` have `name`, `kind`, `label`, `front` (on it or not), `x` and `y` with `_low` and `_high`, the
-    texts `x_tip` and `y_tip`, and with `fill_side` maybe `fill` and `fill_tip`.
+    A dashed line joins the points on the front; the third axis is the fill. Each of `values` has `name`,
+    `kind`, `label`, `front` (on it or not), `x` and `y` with `_low` and `_high`, the texts `x_tip` and
+    `y_tip`, and with `fill_side` possibly `fill` and `fill_tip`.
     """
     x, y = x_side.channel("x", ticks=6), y_side.channel("y", ticks=6)
     faint = {**_by_kind("color", kinds), "opacity": _opacity(0.55)}
@@ -169,9 +176,9 @@ def curves(
     *,
     description: str,
 ) -> Spec:
-    """A line with its interval for each kind.
+    """Return a chart with one line and its interval for each kind.
 
-    `values` have `round`, `kind`, `name`, `tip`, `y` and its ends.
+    Each of `values` has `round`, `kind`, `name`, `tip`, `y` and the ends of its interval.
     """
     x = {
         "field": "round",
@@ -231,7 +238,7 @@ def _frame(values: Sequence[Spec], kinds: Sequence[str], description: str) -> Sp
 
 
 def _whiskers(values: Sequence[Spec], channel: str, axis: Spec, others: Spec, width: float) -> list[Spec]:
-    """The intervals of one channel; no layer where nothing has one."""
+    """Return the intervals of one channel; no layer if no value has one."""
     low, high = f"{channel}_low", f"{channel}_high"
     if not any(low in v for v in values):
         return []
@@ -261,7 +268,7 @@ def _labels(x: Spec, y: Spec, *, above: bool) -> Spec:
 
 
 def _placed(values: Sequence[Spec], *, y_up: int) -> list[Spec]:
-    """Labels go above their point, but below it where another point lies close by and higher."""
+    """Return values with places for labels: above their point, or below if a higher point is close."""
     wide = max(v["x"] for v in values) - min(v["x"] for v in values) or 1.0
     high = max(v["y"] for v in values) - min(v["y"] for v in values) or 1.0
 

@@ -1,4 +1,4 @@
-"""Which charts a report has: the axes at a glance, the Pareto fronts, curves over rounds; as specs and PNG.
+"""The charts of a report: the axes at a glance, the Pareto fronts, curves over rounds; as specs and PNG.
 
 Every chart keeps the numbers that it draws, so that a page can list them beside it.
 """
@@ -33,34 +33,43 @@ THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """`specs`: what can be chosen, (its name, spec), the first shown; `numbers`: all that are drawn."""
+    """One chart.
+
+    Args:
+        id: id of the element.
+        title: title of the chart.
+        description: one sentence for people who do not see it.
+        specs: the choices, (name, spec); the first is shown.
+        numbers: all numbers that are drawn, (what it is a number of, number).
+        kinds: the kinds of protection in it.
+    """
 
     id: str
     title: str
     description: str
     specs: tuple[tuple[str, Spec], ...]
-    numbers: tuple[tuple[str, Number], ...]  # (what it is of, number)
+    numbers: tuple[tuple[str, Number], ...]
     kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Charts that stand together, and the picture of them all beside the page."""
+    """Charts that stand together, and the picture of all of them in a file beside the page."""
 
     id: str
     title: str
     charts: tuple[Chart, ...]
     columns: int
-    width: int  # of a chart in the picture, pixels
+    width: int  # width of a chart in the picture, pixels
 
     @property
     def picture(self) -> str:
-        """File name of its PNG."""
+        """The name of its PNG file."""
         return f"{self.id}.png"
 
     @property
     def spec(self) -> Spec:
-        """All charts in one, of fixed size."""
+        """All its charts in one, of fixed size."""
         return side_by_side(
             [{**c.specs[0][1], "title": c.title} for c in self.charts],
             columns=self.columns,
@@ -69,7 +78,7 @@ class Figure:
 
 
 def figures(report: Report) -> list[Figure]:
-    """All that the report has numbers for, in the order of the page."""
+    """Return all figures that the report has numbers for, in the order of the page."""
     candidates = [
         Figure(id="glance", title="At a glance", charts=tuple(_glance(report)), columns=3, width=190),
         Figure(id="pareto", title="Pareto fronts", charts=tuple(_fronts(report)), columns=2, width=380),
@@ -80,7 +89,7 @@ def figures(report: Report) -> list[Figure]:
 
 
 def write_pngs(report: Report, folder: Path) -> list[Path]:
-    """Every figure as a PNG file in `folder`, in light colours.
+    """Write every figure as a PNG file into `folder`, in light colours, and return the paths.
 
     Raises `RunFolderError` if the folder cannot be written.
     """
@@ -92,7 +101,7 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
 
 
 def _glance(report: Report) -> list[Chart]:
-    """One panel per axis: each configuration's headline measure."""
+    """Return one panel per axis with each configuration's headline measure."""
     items = labelled(report.configurations)
     kinds = kinds_of(items)
     charts = []
@@ -123,7 +132,7 @@ def _glance(report: Report) -> list[Chart]:
 
 
 def _fronts(report: Report) -> list[Chart]:
-    """Performance against privacy (fill: IP) and against IP (fill: privacy), one spec per measure."""
+    """Return performance against privacy (fill: IP) and against IP (fill: privacy), one spec per measure."""
     items = labelled(report.configurations)
     x = headline(report.configurations, "performance")
     charts = []
@@ -202,7 +211,7 @@ def _front(items: Sequence[Labelled], x: str, y: str, fill: str | None) -> Spec:
 
 
 def _curves(report: Report) -> list[Figure]:
-    """One figure per curve, with a panel for each combination of what differs besides the protection."""
+    """Return one figure per curve, with a panel for each combination of what differs beside the protection."""
     items = labelled(report.configurations)
     titles = dict.fromkeys((c.key, c.title) for i in items for c in i.configuration.curves)
     curve_figures = []
@@ -247,7 +256,7 @@ def _panels(items: Sequence[Labelled], key: str, title: str) -> list[Chart]:
 
 
 def _methods(report: Report) -> list[Chart]:
-    """The fused LLM of every method of a comparison."""
+    """Return a chart of the fused LLM of every method of a comparison."""
     drawn = [
         (_named(row.method, row.remove_ratio), _removed(row.remove_ratio), Number(row.average, source))
         for i, row in enumerate(report.rows)
@@ -278,7 +287,11 @@ def _first(items: Sequence[Labelled], key: str) -> Measure:
 
 
 def _spread_out(items: Sequence[Labelled], x: str, y: str) -> bool:
-    """Whether `y` is worth an axis: known beside `x` for two configurations, and not the same for all."""
+    """Return whether `y` is worth an axis.
+
+    It must be known beside `x` for two configurations, not be the same for all, and have a better
+    direction.
+    """
     both = [i for i in items if i.number(x) is not None and i.number(y) is not None]
     values = {n.estimate.value for i in both if (n := i.number(y)) is not None}
     return len(values) > 1 and _first(both, y).better != "neither"

@@ -1,6 +1,7 @@
-"""Colours and Vega-Lite config of the report's charts, and their drawing to SVG and PNG without a browser.
+"""Colours and Vega-Lite config of the report's charts, and drawing to SVG and PNG without a browser.
 
-Colours are CSS variables, so that one drawing is right in light, dark and print; a PNG has the light ones.
+Colours are CSS variables, so that one drawing is right in light, dark and print; a PNG has the light
+colours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fedproxy_secure.runtime.escape import printable
 
 Spec = dict[str, Any]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
-VERSION = "6.4"  # of Vega-Lite, among those that vl-convert holds
+VERSION = "6.4"  # a version of Vega-Lite that vl-convert contains
 FONT = "Inter, ui-sans-serif, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 RAMP = tuple(f"ramp-{i}" for i in range(5))
@@ -59,12 +60,15 @@ _VARIABLE = re.compile(r"var\(--([a-z0-9-]+)\)")
 
 
 def variable(name: str) -> str:
-    """A colour by its name."""
+    """Return the CSS variable of a colour."""
     return f"var(--{name})"
 
 
 def kind_slots(kinds: Sequence[str]) -> list[int]:
-    """Which colour and shape each kind has: 0, red, is for no protection alone; 5 is shared by the rest."""
+    """Return the number of the colour and shape of each kind.
+
+    0, red, is for no protection only; 5 is shared by all kinds beyond the fifth.
+    """
     others = [kind for kind in kinds if kind != UNPROTECTED]
     return [0 if kind == UNPROTECTED else min(5, 1 + others.index(kind)) for kind in kinds]
 
@@ -80,7 +84,7 @@ def kind_shapes(kinds: Sequence[str]) -> list[str]:
 
 
 def theme() -> Spec:
-    """Vega-Lite's config: quiet axes, our colours and font."""
+    """Return Vega-Lite's config: quiet axes, our colours and font."""
     muted = variable("muted")
     return {
         "font": FONT,
@@ -119,12 +123,15 @@ def theme() -> Spec:
 
 
 def side_by_side(specs: Sequence[Spec], *, columns: int, width: int) -> Spec:
-    """Several charts as one picture of fixed width, with the legend of kinds that the page has itself."""
+    """Return several charts as one picture of fixed width, with a legend of kinds.
+
+    The page needs no such legend, because it has its own.
+    """
     parts = []
     for spec in specs:
         part = {k: v for k, v in spec.items() if k not in ("$schema", "config", "autosize", "params")}
         parts.append(_with_legends({**copy.deepcopy(part), "width": width}))
-    for index, part in enumerate(parts):  # rows of the same names: once is enough
+    for index, part in enumerate(parts):  # rows have the same names; the first column shows them
         if index % columns and part.get("encoding", {}).get("y", {}).get("type") == "nominal":
             part["encoding"]["y"]["axis"]["labels"] = False
     return {
@@ -141,12 +148,12 @@ def side_by_side(specs: Sequence[Spec], *, columns: int, width: int) -> Spec:
 
 
 def to_svg(spec: Spec) -> str:
-    """Draw it; colours stay variables."""
+    """Return the chart as SVG; its colours stay CSS variables."""
     return _drawn(json.dumps(visible(spec)))
 
 
 def visible(spec: Any) -> Any:
-    """A spec whose texts hold no control characters: an SVG with one is no XML."""
+    """Return a spec whose texts hold no control characters, which would make an SVG invalid XML."""
     if isinstance(spec, str):
         return printable(spec)
     if isinstance(spec, dict):
@@ -155,7 +162,7 @@ def visible(spec: Any) -> Any:
 
 
 def to_png(spec: Spec) -> bytes:
-    """Draw it in the light colours, at twice its size."""
+    """Return the chart as PNG in the light colours, at twice its size."""
     import vl_convert
 
     light = _VARIABLE.sub(lambda match: LIGHT[match[1]], to_svg(spec))
@@ -163,7 +170,7 @@ def to_png(spec: Spec) -> bytes:
     return drawn
 
 
-@lru_cache(maxsize=32)  # page and pictures draw the same
+@lru_cache(maxsize=32)  # the page and the PNG files draw the same charts
 def _drawn(spec: str) -> str:
     import vl_convert
 
@@ -181,7 +188,7 @@ def vega_script() -> str:
 
 
 def _with_legends(part: Any) -> Any:
-    """Kinds get a legend; in the page their boxes to tick are one."""
+    """Return the chart with a legend of kinds; on the page the checkboxes are the legend."""
     if isinstance(part, dict):
         for channel in ("color", "stroke", "shape"):
             inner = part.get(channel)

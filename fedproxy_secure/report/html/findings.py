@@ -31,7 +31,7 @@ SURFACES = {
 
 @dataclass(frozen=True, kw_only=True)
 class FindingRow:
-    """A finding of a configuration, its numbers with their source."""
+    """A finding of a configuration, and its numbers with their source."""
 
     item: Labelled
     finding: Finding
@@ -45,7 +45,15 @@ class FindingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackGroup:
-    """All findings of one attack; `outcomes`: the gravest of each configuration, None without a finding."""
+    """All findings of one attack.
+
+    Args:
+        id, name, title: the attack.
+        mapping: what it maps to in frameworks.
+        rows: its findings, the gravest first.
+        outcomes: the gravest outcome of each configuration; None without a finding.
+        counts: how many findings have each outcome.
+    """
 
     id: str
     name: str
@@ -57,7 +65,7 @@ class AttackGroup:
 
 
 def attack_groups(report: Report) -> list[AttackGroup]:
-    """Findings by attack."""
+    """Return the findings grouped by attack."""
     items = labelled(report.configurations)
     every = [(i, f) for i in items for f in i.configuration.findings]
     groups = []

@@ -14,23 +14,29 @@ from fedproxy_secure.report.trilemma import Configuration, LedgerRow
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerCell:
-    """One kind of message to one party: what it tells, and how much flowed, where that differs by name."""
+    """One kind of message to one party: what it reveals, and how much of it flowed.
+
+    Args:
+        reveals: what the message reveals.
+        flows: (names, messages, bytes); the names of configurations are empty where all have the same
+            amount.
+    """
 
     reveals: str
-    flows: tuple[tuple[str, Number, Number], ...]  # (names, empty if it is all; messages; bytes)
+    flows: tuple[tuple[str, Number, Number], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerTable:
-    """Party x surface, for configurations in which the same messages flowed."""
+    """A table of messages by party, for configurations in which the same messages flowed."""
 
     items: tuple[Labelled, ...]
     parties: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[LedgerCell | None, ...]], ...]  # (message, a cell a party)
+    rows: tuple[tuple[str, tuple[LedgerCell | None, ...]], ...]  # (message, one cell per party)
 
 
 def ledger_tables(report: Report) -> list[LedgerTable]:
-    """Who saw what; configurations in which it was the same share a table."""
+    """Return who saw what; configurations in which it was the same share a table."""
     groups: dict[tuple[tuple[str, str, str], ...], list[Labelled]] = {}
     for item in labelled(report.configurations):
         messages_of = tuple((r.message, r.party, r.reveals) for r in item.configuration.ledger)

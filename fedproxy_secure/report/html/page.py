@@ -1,11 +1,12 @@
-"""`report.html`: one page that opens offline, reads on a phone and on paper, in light and dark.
+"""The report's page: one HTML file that opens offline, on a phone, on paper, in light and dark.
 
 Everything is in the file: style, script, charts, numbers. Its content security policy forbids the browser
 to load or send anything, and to run any script but the two whose hashes it names. Text that came from
 settings, attacks or clients is escaped, and holds no control characters.
 
-Every measured number stands in a `data` element with `data-n`, `data-seeds`, `data-source` and an interval
-(`data-low` and `data-high`), `data-exact` if it was counted, or `data-single` where one value allows none.
+Every measured number stands in a `data` element with `data-n`, `data-seeds` and `data-source`. It also has
+an interval (`data-low` and `data-high`), or `data-exact` if it was counted, or `data-single` where one
+value allows no interval.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ OUTCOME_WORDS = {
     Outcome.NOT_APPLICABLE: "not applicable",
     Outcome.ERROR: "error",
 }
-_MOST_OPEN = 12  # findings of an attack that are shown without a click, if it succeeded somewhere
+_MOST_OPEN = 12  # an attack that succeeded is shown open if it has at most this many findings
 _TEMPLATES = Path(__file__).parent / "templates"
 MORE_LIGHT = {
     "raised": "#fafbfc",
@@ -82,7 +83,7 @@ def write_page(report: Report, folder: Path) -> Path:
 
 
 def page(report: Report) -> str:
-    """The whole page as text."""
+    """Return the whole page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -111,7 +112,7 @@ def page(report: Report) -> str:
 
 
 def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
-    """What the template shows."""
+    """Return what the template shows."""
     items = labelled(report.configurations)
     kinds = kinds_of(items)
     by_kind = sorted(items, key=lambda i: kinds.index(i.kind))
@@ -170,7 +171,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
 
 
 def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Sections that are there."""
+    """Return id and title of the sections that are there."""
     report: Report = content["report"]
     parts = (
         ("summary", "In plain words", True),
@@ -190,7 +191,7 @@ def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The environment in lines."""
+    """Return the environment as pairs of a name and a text."""
     lines = []
     for name, value in sorted(environment.items()):
         if isinstance(value, Mapping):
@@ -214,7 +215,7 @@ def _style() -> str:
 
 
 def _specs(drawn: list[Figure]) -> str:
-    """The charts' specs as JSON that cannot end its script element."""
+    """Return the charts' specs as JSON that cannot end its script element."""
     specs = {c.id: [visible(spec) for _, spec in c.specs] for f in drawn for c in f.charts}
     text = json.dumps(specs, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
@@ -230,12 +231,12 @@ def _policy(scripts: list[str]) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Strip control characters other than line breaks from texts that are not markup."""
+    """Return texts that are not markup without control characters other than line breaks."""
     return printable(value, keep="\n") if type(value) is str else value
 
 
 def _ticked(text: str) -> Any:
-    """Text with what stands between backticks as code."""
+    """Return text in which parts between backticks are code elements."""
     from markupsafe import Markup
 
     parts = printable(text).split("`")
@@ -244,7 +245,7 @@ def _ticked(text: str) -> Any:
 
 
 def _source(source: str) -> Any:
-    """A source as a link to its file where it is a plain relative path."""
+    """Return a source as a link to its file if that is a plain relative path, else as it is."""
     from markupsafe import Markup, escape
 
     path, _, what = printable(source).partition("#")

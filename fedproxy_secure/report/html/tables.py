@@ -19,7 +19,7 @@ _POINTERS = {
     "gap closed": "gap_closed",
     EDGE: "owners_edge",
 }
-_AT_MOST = 3  # columns of an axis none of whose measures is meant for the trilemma
+_AT_MOST = 3  # columns of an axis that has no measure meant for the trilemma
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
@@ -29,19 +29,19 @@ class Column:
 
     key: str
     title: str
-    unit: str  # of all its numbers; empty if they differ or have none
+    unit: str  # the unit of all its numbers; empty if units differ or there is none
     arrow: str  # which way is better
     meaning: str
 
     @property
     def label(self) -> str:
-        """Title and unit."""
+        """The title with the unit."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
 @dataclass(frozen=True, kw_only=True)
 class AxisTable:
-    """Configurations x measures of an axis."""
+    """A table of configurations by measures of one axis."""
 
     axis: Axis
     name: str
@@ -49,7 +49,7 @@ class AxisTable:
 
 
 def first_tables(report: Report) -> list[AxisTable]:
-    """The trilemma: of each axis the measures that people compare first."""
+    """Return the trilemma's tables: for each axis the measures that people compare first."""
     tables = []
     for axis in FIRST:
         there = keys_of(report.configurations, axis)
@@ -60,13 +60,13 @@ def first_tables(report: Report) -> list[AxisTable]:
 
 
 def full_tables(report: Report) -> list[AxisTable]:
-    """Every measure of every axis."""
+    """Return tables of every measure of every axis."""
     tables = [_table(report, axis, keys_of(report.configurations, axis)) for axis in AXES]
     return [table for table in tables if table.columns]
 
 
 def guarantee_groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """(whose, sentences): first the report's, then configurations', alike ones together."""
+    """Return (whose, sentences): first the report's, then configurations', with equal ones joined."""
     groups: dict[tuple[str, ...], list[str]] = {}
     if report.guarantees:
         groups[report.guarantees] = ["all configurations" if report.configurations else ""]
@@ -77,24 +77,24 @@ def guarantee_groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def stamps(report: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """(stamp, names of the configurations that bear it)."""
+    """Return each stamp with the names of the configurations that bear it."""
     return _whose((stamp, c.name) for c in report.configurations for stamp in c.unsafe)
 
 
 def failures(report: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """(seed and why it failed, names of the configurations where it did)."""
+    """Return each seed with its error, and the names of the configurations where it failed."""
     return _whose((line, c.name) for c in report.configurations for line in c.failed)
 
 
 def method_columns(report: Report) -> list[tuple[str, str]]:
-    """(name, name with unit) of the columns of a comparison that have a number."""
+    """Return (name, name with unit) of the columns of a comparison that have a number."""
     there = dict.fromkeys(name for *_, numbers in method_rows(report) for name in numbers)
     ordered = [name for name in _POINTERS if name in there] + [n for n in there if n not in _POINTERS]
     return [(name, f"{name} ({'points' if name == EDGE else '%'})") for name in ordered]
 
 
 def method_rows(report: Report) -> list[tuple[str, str, dict[str, Number]]]:
-    """(method, removed, numbers by column) of a comparison."""
+    """Return (method, removed, numbers by column) of a comparison."""
     rows = []
     for i, row in enumerate(report.rows):
         estimates: dict[str, Estimate | None] = {
@@ -116,7 +116,7 @@ def method_rows(report: Report) -> list[tuple[str, str, dict[str, Number]]]:
 
 
 def _whose(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
-    """Each line once, with all names."""
+    """Return each line once, with all names."""
     names_of: dict[str, list[str]] = {}
     for line, name in pairs:
         names_of.setdefault(line, []).append(name)

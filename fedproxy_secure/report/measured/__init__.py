@@ -1,12 +1,12 @@
-"""From what a run left on disk to the measures of a configuration.
+"""The measures of a configuration, read from what its runs left on disk.
 
     result.json           accuracies, perplexities, fidelity, privacy events and what they cost, seconds
     federation/*.jsonl    rounds (curves) and the leakage ledger (bytes, who saw what)
     attacks/results.json  findings of a suite, where one ran
 
-Each number is computed per seed first and then joined over seeds; epsilon is composed over them (see
+Each number is computed per seed first and then joined over seeds. Epsilon is composed over the seeds (see
 `report.composition`), because they train on the same records. A number that a run does not have is left
-out, never guessed: the report's `not_measured` says which and why.
+out, never guessed; the report's `not_measured` says which and why.
 """
 
 from fedproxy_secure.report.measured.configuration import configuration_of

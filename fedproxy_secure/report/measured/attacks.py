@@ -1,6 +1,6 @@
-"""What attacks measured: of each measure, the worst that any attack reached from any view.
+"""What attacks measured: for each measure, the worst that any attack reached from any view.
 
-Which attacks are for which measure stands in their findings, as keys; nothing here knows an attack.
+The findings say which attacks feed which measure, by the measure's key; nothing here knows an attack.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ WITHOUT_NUMBERS = (Outcome.NOT_APPLICABLE, Outcome.ERROR)
 
 
 def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """Every measure that the seeds' findings have a number of, on every seed, in the registry's order.
+    """Return every measure that the seeds' findings have a number of on every seed, in registry order.
 
-    Attacks that could not tell (inconclusive) count too where they left a number: what they show is a lower
-    bound on what leaks.
+    Inconclusive attacks count too where they left a number: what they show is a lower bound on what leaks.
 
     Raises `ConfigError` for a measure that no installed package has.
     """
@@ -33,7 +32,7 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
 
 
 def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
-    """The worst number by seed, joined over seeds; None if some seed has none."""
+    """Return the worst number of each seed, joined over seeds; None if some seed has none."""
     worst: dict[int, tuple[Estimate, Finding]] = {}
     for s in seeds:
         pairs = [
@@ -59,7 +58,7 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
 
 
 def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
-    """The worst number and its finding; its interval ends where the worst of all intervals does."""
+    """Return the worst number and its finding; its interval reaches as far as the worst of all intervals."""
     estimates = [estimate for estimate, _ in pairs]
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
@@ -67,6 +66,6 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
             worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
-        if worst.high is not None:  # from another view it may reach further
+        if worst.high is not None:  # another view's interval may reach further
             worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
     return worst, finding

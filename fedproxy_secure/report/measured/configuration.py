@@ -1,4 +1,4 @@
-"""All that is known of one configuration: measures, curves, findings, ledger, guarantees, stamps."""
+"""Everything known about one configuration: measures, curves, findings, ledger, guarantees, stamps."""
 
 from __future__ import annotations
 
@@ -31,10 +31,17 @@ def configuration_of(
     commands: Sequence[str] = (),
     besides: Sequence[Training] = (),
 ) -> Configuration:
-    """Return one configuration with all measures, curves, findings and ledger rows of its finished seeds.
+    """Return one configuration with all that its finished seeds measured.
 
     Args:
-        besides: what trainings on the same records spent that are none of `seeds`, as they did not finish.
+        seeds: the seeds that finished.
+        config: the settings.
+        name: name of the configuration.
+        settings: what was swept.
+        guarantees: what holds and what does not, in sentences.
+        failed: seeds that did not finish, and why.
+        commands: commands that run this configuration alone.
+        besides: what other trainings on the same records spent, such as those of seeds that did not finish.
     """
     private = config.privacy.unit != "none"
     trainings = [*(s.training(config) for s in seeds), *besides] if private else []
@@ -64,7 +71,7 @@ def configuration_of(
 def _measures(
     seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Training]
 ) -> tuple[Measure, ...]:
-    """Axis by axis what the run itself measures, then what attacks found."""
+    """Return the measures axis by axis, first those of the run itself, then those of attacks."""
     by_run: dict[Axis, list[Measure]] = {
         "performance": performance(seeds),
         "privacy": _privacy(seeds, config, trainings),
@@ -76,7 +83,7 @@ def _measures(
 
 
 def _privacy(seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Training]) -> list[Measure]:
-    """Epsilon and delta where they are promised, and the cohort that a sum hides an update in."""
+    """Return epsilon and delta where they are promised, and the cohort that a sum hides an update in."""
     numbers = [s.seed for s in seeds]
     fewest = min(len(r["participants"]) for s in seeds for r in s.rounds)
     cohort = counted(

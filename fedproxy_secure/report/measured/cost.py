@@ -1,4 +1,4 @@
-"""Cost: bytes, seconds, memory, alone and over an unprotected run's; and who saw what."""
+"""Cost: bytes, seconds and memory, alone and relative to an unprotected run; and who saw what."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedproxy_secure.report.measured.joining import values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import LedgerRow, Measure
 
-VECTORS = ("Update", "MaskedInput", "Encrypted", "Broadcast", "Proxy")  # payload; all else is protocol
+VECTORS = ("Update", "MaskedInput", "Encrypted", "Broadcast", "Proxy")  # all other messages are protocol
 Row = Mapping[str, Any]  # one line of a leakage ledger
 
 
 def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """The measures of cost that the run itself has; bytes are per client and round."""
+    """Return the measures of cost that the run itself has; bytes are per client and round."""
     measures: list[Measure] = []
     parts: tuple[tuple[MeasureKind, Callable[[Row], bool]], ...] = (
         (kinds.UPLOAD_BYTES, _is_upload),
@@ -41,7 +41,10 @@ def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
 
 
 def cost_against(seeds: Sequence[SeedRun], base: Sequence[SeedRun]) -> tuple[Measure, ...]:
-    """Bytes and seconds over those of the unprotected runs `base`, by seed; () without a common seed."""
+    """Return bytes and seconds divided by those of the unprotected runs `base`, seed by seed.
+
+    The result is empty without a common seed.
+    """
     by_seed = {s.seed: s for s in base}
     pairs = [(s, by_seed[s.seed]) for s in seeds if s.seed in by_seed]
     if not pairs:
@@ -57,7 +60,7 @@ def cost_against(seeds: Sequence[SeedRun], base: Sequence[SeedRun]) -> tuple[Mea
 
 
 def ledger_rows(seeds: Sequence[SeedRun]) -> tuple[LedgerRow, ...]:
-    """The leakage ledger of all rounds and seeds together, a row for each message and party."""
+    """Return the leakage ledger of all rounds and seeds together, one row for each message and party."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for s in seeds:
         for line in s.ledger:
@@ -80,7 +83,7 @@ def ledger_rows(seeds: Sequence[SeedRun]) -> tuple[LedgerRow, ...]:
 
 
 def _is_sum(row: Row) -> bool:
-    """Whether the row is a sum that the server computed, which no message brought."""
+    """Return whether the row is a sum that the server computed, which no message contained."""
     return str(row["message"]).startswith("sum of")
 
 

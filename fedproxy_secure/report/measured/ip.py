@@ -1,4 +1,4 @@
-"""IP: how much of the owner's LLM its clients hold, by the run itself."""
+"""IP: how much of the owner's LLM its clients hold, measured by the run itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedproxy_secure.report.trilemma import Measure
 
 
 def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """The measures of IP that the run itself has."""
+    """Return the measures of IP that the run itself has."""
     held = {s.seed: float(s.result["verbatim_share"]) for s in seeds if "verbatim_share" in s.result}
     fidelity = {s.seed: s.result["fidelity"] for s in seeds}
     nats = {seed: float(f["kl_nats"]) for seed, f in fidelity.items()}

@@ -13,10 +13,13 @@ from fedproxy_secure.report.trilemma import Measure
 def answers(
     seeds: Sequence[SeedRun], kind: MeasureKind, statistic: Callable[..., float], models: Sequence[str]
 ) -> Measure:
-    """A statistic of models' shares of right answers.
+    """Return a statistic of models' shares of correct answers.
 
     Args:
-        statistic: from the shares of `models`, in their order, to the number.
+        seeds: the seeds.
+        kind: the measure.
+        statistic: maps the shares of `models`, in their order, to the number.
+        models: names of the models.
     """
     by_seed = {s.seed: [s.answers(model) for model in models] for s in seeds}
     estimate = over_seeds_or_records(by_seed, statistic, kind.estimate_name)
@@ -26,9 +29,12 @@ def answers(
 def values(
     seeds: Sequence[SeedRun], kind: MeasureKind, by_seed: Mapping[int, float], *, source: str = ""
 ) -> list[Measure]:
-    """A number of every seed; nothing unless every seed has one.
+    """Return the measure of a number of every seed; an empty list unless every seed has one.
 
     Args:
+        seeds: the seeds.
+        kind: the measure.
+        by_seed: the number of each seed.
         source: where the number can be looked up; by default its key in the first seed's result.
     """
     if len(by_seed) < len(seeds):
@@ -38,7 +44,7 @@ def values(
 
 
 def exact_or_mean(by_seed: Mapping[int, float], kind: MeasureKind) -> Estimate:
-    """Bytes and shares that are the same for every seed are exact; all else is a mean over seeds."""
+    """Return the mean over seeds; bytes and shares that are the same for every seed are exact."""
     if kind.unit in ("bytes", "share") and len(set(by_seed.values())) == 1:
         value = next(iter(by_seed.values()))
         return counted(value, metric=kind.estimate_name, unit=kind.unit, seeds=by_seed, n=len(by_seed))

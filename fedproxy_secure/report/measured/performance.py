@@ -1,4 +1,4 @@
-"""Performance: right answers, the gap closed, perplexity; and curves over rounds."""
+"""Performance: correct answers, the gap closed, perplexity; and curves over rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedproxy_secure.report.trilemma import Curve, Measure
 
 
 def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """The measures of performance that the run itself has."""
+    """Return the measures of performance that the run itself has."""
     measures = [
         answers(seeds, kinds.ACCURACY_ZERO_SHOT, alone, ["zero_shot"]),
         answers(seeds, kinds.ACCURACY_TUNED_PROXY, alone, ["tuned"]),
@@ -32,14 +32,14 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
 
 
 def curves(seeds: Sequence[SeedRun]) -> tuple[Curve, ...]:
-    """Numbers round by round, of the rounds that all seeds have."""
+    """Return numbers round by round, for the rounds that all seeds have."""
     result = []
     for key, title, unit in (
-        ("loss", "training loss (nats a token)", "nats"),
+        ("loss", "training loss (nats per token)", "nats"),
         ("step_norm", "how far the adapter moved", "norm"),
     ):
         if not all(r.get(key) is not None for s in seeds for r in s.rounds):
-            continue  # under differential privacy losses stay with the clients
+            continue  # under differential privacy clients do not send losses
         points = []
         for number in range(min(len(s.rounds) for s in seeds)):
             by_seed = {s.seed: float(s.rounds[number][key]) for s in seeds}

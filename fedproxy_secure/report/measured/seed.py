@@ -1,4 +1,4 @@
-"""Read one seed of a run from disk."""
+"""One seed of a run, read from disk."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.untrusted import read_json
 
-ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; add --suite smoke"
+ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; run with --suite smoke"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One seed of one configuration, as it lies on disk.
+    """One seed of one configuration, as its files describe it.
 
     Args:
+        seed: the seed.
         place: path of the run's folder in sources, relative to the report's.
+        result: content of `result.json`.
+        rounds: lines of `rounds.jsonl`.
+        ledger: lines of the leakage ledger.
+        findings: what attacks found.
         ceiling: the centralised LLM's answers, same seed and records; None if it was not trained.
     """
 
@@ -36,20 +41,20 @@ class SeedRun:
     ceiling: Bits | None = None
 
     def source(self, file: str, what: str) -> str:
-        """Where a number of this seed can be looked up: a file below the seed's folder, and what in it."""
+        """Return where a number of this seed can be looked up: a file below its folder, and the place in it."""
         return f"{self.place}/seed-{self.seed}/{file}#{what}"
 
     def answers(self, model: str) -> Bits:
-        """Which test records a model answered right, by task; `ceiling` is the centralised LLM."""
+        """Return which test records a model answered correctly, by task; `ceiling` is the centralised LLM."""
         if model == "ceiling":
             assert self.ceiling is not None
             return self.ceiling
         return {task: [c == "1" for c in text] for task, text in self.result[model].items()}
 
     def training(self, config: Config) -> Training:
-        """What the seed's training spent.
+        """Return what the seed's training spent.
 
-        Raises `RunFolderError` if what its result says of that is no event or number.
+        Raises `RunFolderError` if the result holds something there that is not an event or a number.
         """
         try:
             return Training.of_result(self.result, delta=config.privacy.target_delta)
@@ -83,7 +88,7 @@ def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) 
 
 
 def attacked(run: Path) -> bool:
-    """Whether a suite of attacks has ended on the run."""
+    """Return whether a suite of attacks has finished on the run."""
     return (run / FOLDER / RESULTS).is_file()
 
 

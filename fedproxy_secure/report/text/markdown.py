@@ -1,4 +1,4 @@
-"""`report.md`: the whole report as Markdown."""
+"""The whole report as Markdown, written to `report.md`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedproxy_secure.runtime.escape import code, escaped, escaped_line, printabl
 
 
 def markdown_report(report: Report) -> str:
-    """The whole report as Markdown: methods, tasks, other estimates, notes, how to run it again."""
+    """Return the whole report as Markdown: methods, tasks, other estimates, notes, the command."""
     parts = [f"# {escaped(report.name)}"]
     if report.configurations:
         parts += [
@@ -37,7 +37,7 @@ def markdown_report(report: Report) -> str:
         parts += ["## Notes", _items(report.notes)]
     parts += [
         "## Run it again",
-        f"    {printable(report.command)}",  # indented: code, in which nothing is a sign
+        f"    {printable(report.command)}",  # indented: code, in which no character is markup
         f"Settings: SHA-256 {code(report.config_sha256)}.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -66,7 +66,7 @@ def _estimates(estimates: Sequence[Estimate]) -> str:
 
 
 def _precise(estimate: Estimate) -> str:
-    """Numbers outside the table are of any size: four significant digits unless they are shares."""
+    """Return a number with four significant digits, or as a share; numbers outside the table have any size."""
     if estimate.unit == "share":
         return cell(estimate)
     if estimate.low is None or estimate.high is None:
@@ -80,7 +80,7 @@ def _legend(report: Report) -> str:
     how = "; ".join(dict.fromkeys(e.how for e in measured))
     return (
         f"Seeds: {seeds}. ± is half a 95 % interval{f' ({escaped(how)})' if how else ''}.\n"
-        "Gap closed: 0 is the LLM as it came (zero-shot), 100 the LLM tuned on all data together.\n"
+        "Gap closed: 0 is the LLM before tuning (zero-shot), 100 the LLM tuned on all records together.\n"
         "Owner's edge: the fused LLM, which only the server has, minus the tuned proxy, which\n"
         "every client has."
     )

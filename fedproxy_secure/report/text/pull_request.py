@@ -1,4 +1,4 @@
-"""`summary.md`: the report in a screenful, as a comment on a pull request."""
+"""The report as a comment on a pull request that fits a screen, written to `summary.md`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedproxy_secure.runtime.escape import Markdown, code, escaped, escaped_line
 
 SUMMARY_NAME = "summary.md"
 RED = (Outcome.SUCCEEDED, Outcome.ERROR)
-_MOST = 20  # red findings that are listed; the rest are counted
+_MOST = 20  # the most red findings that are listed; the rest are counted
 
 
 def write_pull_request_summary(report: Report, folder: Path) -> Path:
@@ -31,7 +31,7 @@ def write_pull_request_summary(report: Report, folder: Path) -> Path:
 
 
 def pull_request_summary(report: Report) -> str:
-    """Stamps, the trilemma, what went wrong, where to read on."""
+    """Return stamps, the trilemma, what went wrong, and where to read on."""
     parts = [f"## {escaped(report.name)}: performance, privacy, IP"]
     parts += [
         f"> [!CAUTION]\n> **Unsafe.** {escaped(stamp)}\n> {escaped_line('; '.join(names))}"
@@ -79,7 +79,7 @@ def _methods(report: Report) -> str:
 
 
 def _findings(report: Report) -> list[str]:
-    """Red ones as a table, the others as counts."""
+    """Return the red findings as a table, and counts of all outcomes."""
     every = [(c.name, f) for c in report.configurations for f in c.findings]
     if not every:
         return []
@@ -96,7 +96,7 @@ def _findings(report: Report) -> list[str]:
 
 
 def _red_rows(every: Sequence[tuple[str, Finding]]) -> list[list[str]]:
-    """One line an attack and view, with all configurations it is red in."""
+    """Return one line for each attack and view, with all configurations in which it is red."""
     rows = []
     for id, attack in attacks_in_order([f for _, f in every]):
         for view in dict.fromkeys(f.view for _, f in every if f.attack == attack):

@@ -1,10 +1,10 @@
-"""`report.sarif`: findings and unsafe settings in SARIF 2.1.0, for dashboards that know code scanners.
+"""Findings and unsafe settings in SARIF 2.1.0, for dashboards of code scanners (`report.sarif`).
 
-Every result has a physical location: the `config.yaml` of the run that the finding is of. Levels follow the
-outcome, and only a success is an error:
+Every result has a physical location: the `config.yaml` of the run that the finding is about. Levels follow
+the outcome, and only a success is an error:
 
     SUCCEEDED               fail, error
-    INCONCLUSIVE, ERROR     fail, warning: there is no evidence, which never passes
+    INCONCLUSIVE, ERROR     fail, warning: there is no evidence, and that never passes
     RESISTED                pass, none
     NOT_APPLICABLE          notApplicable, none
     an unsafe setting       fail, warning
@@ -52,7 +52,7 @@ def write_sarif(report: Report, folder: Path) -> Path:
 
 
 def sarif(report: Report) -> Json:
-    """The log: one run of one tool, a rule an attack, a result a finding."""
+    """Return the log: one run of one tool, one rule per attack, one result per finding."""
     findings = [f for c in report.configurations for f in c.findings]
     rules = _rules(findings)
     positions = {rule["id"]: i for i, rule in enumerate(rules)}
@@ -100,7 +100,7 @@ def sarif(report: Report) -> Json:
 
 
 def _rules(findings: Sequence[Finding]) -> list[Json]:
-    """One an attack, tagged with what it maps to, and one for unsafe settings."""
+    """Return one rule per attack, tagged with what it maps to, and one for unsafe settings."""
     rules: list[Json] = []
     for id, name in attacks_in_order(findings):
         first = next(f for f in findings if (f.id, f.attack) == (id, name))
@@ -184,7 +184,7 @@ def _stamp(configuration: Configuration, stamp: str, rule: int) -> Json:
 
 
 def _plain(value: Any) -> Any:
-    """Every text without control characters, and without `](`: in a message that makes a link."""
+    """Return every text without control characters, and without `](`, which makes a link in a message."""
     if isinstance(value, str):
         return printable(value).replace("](", "] (")
     if isinstance(value, dict):
@@ -204,7 +204,7 @@ def _location(path: str) -> Json:
 
 
 def _frameworks(findings: Sequence[Finding]) -> list[tuple[str, str]]:
-    """(framework, version) of everything that findings map to."""
+    """Return (framework, version) of everything that findings map to."""
     return list(dict.fromkeys((name, version) for f in findings for name, version, _ in f.mapping))
 
 

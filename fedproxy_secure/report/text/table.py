@@ -1,7 +1,7 @@
-"""The rows of a comparison as a table: Markdown for files, rich for terminals.
+"""The methods of a comparison as a table: Markdown for files, rich for terminals.
 
-Shares are shown in percent, differences of shares in points. `71.3 ± 2.1` is a mean with half its
-95 % interval; `71.3 [69.0, 73.5]` has an interval that is not symmetric; `71.3` has none.
+Shares are shown in percent, differences of shares in points. `71.3 ± 2.1` is a mean with half its 95 %
+interval; `71.3 [69.0, 73.5]` has an interval that is not symmetric; `71.3` has none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADINGS = (
 
 
 def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """One number as text; `-` where there is none; `signed` shows a plus sign too."""
+    """Return one number as text; `-` for None; `signed` shows a plus sign too."""
     if estimate is None:
         return "-"
     scale = 100.0 if estimate.unit == "share" else 1.0
@@ -42,7 +42,7 @@ def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 
 def cells(row: MethodRow) -> tuple[str, ...]:
-    """The row's texts, in the order of `HEADINGS`."""
+    """Return the row's texts in the order of `HEADINGS`."""
     return (
         row.method,
         "-" if row.remove_ratio is None else f"{row.remove_ratio:.0%}",
@@ -54,16 +54,17 @@ def cells(row: MethodRow) -> tuple[str, ...]:
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
-    """A Markdown table: first column to the left, the others, unless not `right`, to the right.
+    """Return a Markdown table with the first column on the left, and the others right-aligned.
 
-    Texts are shown letter by letter, but for those that are `Markdown`.
+    Without `right` the other columns are left-aligned as well. Texts are escaped unless they are
+    `Markdown`.
     """
     rule = [Markdown(r) for r in ("---", *["---:" if right else "---"] * (len(headings) - 1))]
     return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in (headings, rule, *rows))
 
 
 def rich_table(report: Report) -> Table:
-    """The same table for a terminal."""
+    """Return the same table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""The trilemma as a table: a row for each configuration in Markdown, for each measure in a terminal.
+"""The trilemma as a table: one row per configuration in Markdown, one per measure in a terminal.
 
-All measures are in the report's page; here are those that people compare first. Of what attacks measure it
-is the worst that any attack of the suite reached, beside what is claimed.
+It shows the measures that people compare first; the report's page has all. A measure of attacks is the
+worst that any attack of the suite reached, beside what is claimed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MB = 1e6  # bytes are shown in MB, so that all rows of a column have one unit
-_NAMES_WIDTH, _COLUMN_WIDTH = 15, 21  # of a terminal's table, with borders
+_NAMES_WIDTH, _COLUMN_WIDTH = 15, 21  # widths in a terminal's table, borders included
 
 
 def headings(configurations: Sequence[Configuration]) -> tuple[str, ...]:
-    """First the configuration's name, then every column that some configuration has a number for."""
+    """Return "configuration", then the heading of every column that some configuration has a number for."""
     return ("configuration", *(_heading(kind) for _, kind in _columns(configurations)))
 
 
 def lines(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
-    """The texts of each configuration, in the order of `headings`; `-` where nothing was measured."""
+    """Return the texts of each configuration in the order of `headings`; `-` where nothing was measured."""
     columns, rows = _columns(configurations), []
     for configuration in configurations:
         texts = []
@@ -44,7 +44,7 @@ def lines(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
 
 
 def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> list[Table]:
-    """Tables for a terminal of `width` columns: a row for each measure, as many configurations as fit."""
+    """Return tables for a terminal of `width` columns: one row per measure, as many configurations as fit."""
     from rich.table import Table
     from rich.text import Text
 
@@ -66,7 +66,7 @@ def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> lis
 
 
 def _columns(configurations: Sequence[Configuration]) -> list[tuple[str, MeasureKind]]:
-    """(key, kind) of the trilemma's measures that some configuration has, axis by axis."""
+    """Return (key, kind) of the trilemma's measures that some configuration has, axis by axis."""
     keys = [key for axis in AXES for key in keys_of(configurations, axis)]
     kinds = [(key, kind_of_measure(configurations, key)) for key in keys]
     return [(key, kind) for key, kind in kinds if kind.in_trilemma]
