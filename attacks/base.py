@@ -53,7 +53,7 @@ class OutOfTime(Inconclusive):
 
 @dataclass(frozen=True, kw_only=True)
 class Feeds:
-    """A measure of the trilemma that an attack provides, and the estimates that are its numbers.
+    """A measure of the trilemma that an attack feeds, and the estimates that are its numbers.
 
     Args:
         measure: the measure's key (`fedproxy_secure.evidence.measure`).
@@ -84,7 +84,7 @@ class AttackInfo:
         headline: name of the estimate that decides the outcome.
         chance: the headline's value where there is nothing to find.
         margin: how far above chance the headline's interval must begin to count as success.
-        measures: the measures of the trilemma and of a gate that it provides; of all attacks on a measure
+        measures: the measures of the trilemma and of a gate that it feeds; of all attacks on a measure
             the worst result counts.
         mapping: (framework, version, id) triples.
         smoke: whether the smoke suite runs it.

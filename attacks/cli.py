@@ -94,7 +94,9 @@ def run_command(
     ] = "smoke",
     budget_seconds: Annotated[
         float,
-        typer.Option(min=1.0, help="Time limit for one attack from one view, controls included, in seconds."),
+        typer.Option(
+            min=1.0, help="Time limit for one attack from one view, controls included, in seconds."
+        ),
     ] = 600.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
     jobs: Annotated[

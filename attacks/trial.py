@@ -148,7 +148,9 @@ def _check_units(info: AttackInfo, estimates: tuple[Estimate, ...]) -> None:
         unit = measure_kind(key).unit
         for estimate in (estimates[i] for i in positions):
             if estimate.unit != unit:
-                raise DataError(f"{estimate.metric}: unit={estimate.unit}: must be {unit}, the unit of {key}")
+                raise DataError(
+                    f"{estimate.metric}: unit={estimate.unit}: must be {unit}, the unit of {key}"
+                )
 
 
 def judge(

@@ -80,7 +80,7 @@ PARALLEL_SERVER = ThreatModel(
         "asks for several private rounds at the same time, before the privacy ledger has counted any",
     ),
     assumptions=(
-        "each client's disk keeps key, journal and privacy ledger, and no copy of the key answers elsewhere",
+        "each client's disk keeps key, journal and privacy ledger; no copy of the key is used elsewhere",
         "not all of journal, Flower's state and ledger are restored to an older version; the one that "
         "remembers most is believed",
     ),

@@ -150,7 +150,9 @@ class Scale:
         """Return the mean of a - b over the texts, in the score's own unit."""
         return self.with_interval(metric, float((a - b).mean()), (a - b)[self.picks].mean(-1), unit=unit)
 
-    def with_interval(self, metric: str, value: float, draws: np.ndarray, *, unit: str = "share") -> Estimate:
+    def with_interval(
+        self, metric: str, value: float, draws: np.ndarray, *, unit: str = "share"
+    ) -> Estimate:
         """Return an estimate with the draws' 95 % interval."""
         low, high = np.quantile(draws, [0.025, 0.975])
         return Estimate(

@@ -78,7 +78,7 @@ class Stolen:
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """The answer of the exam.
+    """The exam's answer: the LLM's behaviour, and what of the LLM the proxy holds.
 
     Args:
         llm: the LLM's behaviour.

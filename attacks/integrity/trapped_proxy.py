@@ -141,8 +141,9 @@ def chosen(
 ) -> tuple[int, ...]:
     """Return as many tokens that some record holds as tokens that no record holds, in random order.
 
-    There are at most `most` of them, and all have ids above 2. Raises `NotApplicable` if there are not two
-    of each kind.
+    There are at most `most` of them, and all have ids above 2.
+
+    Raises `NotApplicable` if there are not two of each kind.
     """
     there = {t for items in records.values() for item in items for t in item.ids[:-1]}
     present = [t for t in sorted(there) if t > 2]
@@ -150,7 +151,8 @@ def chosen(
     count = min(len(present), len(absent), min(most, TRAPS) // 2)
     if count < 2:
         raise NotApplicable(
-            f"records hold {len(present)} of {vocabulary} tokens; at least two must be in records and two not"
+            f"records hold {len(present)} of {vocabulary} tokens; at least two must be in records "
+            "and two not"
         )
     both = [*rng.choice(present, count, replace=False), *rng.choice(absent, count, replace=False)]
     return tuple(int(t) for t in rng.permutation(both))

@@ -37,7 +37,10 @@ PERMUTATIONS = 199
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """Updates of shadow and target rounds, float32 [n, d]; `labels`: which shadows have the property."""
+    """Updates of shadow and target rounds, float32 [n, d].
+
+    `labels`, bool [n], says which shadows have the property.
+    """
 
     shadows: np.ndarray
     labels: np.ndarray
@@ -64,7 +67,7 @@ def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
     )
 )
 class PropertyInference(Attack):
-    """The attack on rounds of one client, within a sum of the clients' updates where the view has sums."""
+    """The attack on rounds of one client, alone or within a sum where the view has sums."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Return shadow rounds on set-aside records, and target rounds on training records."""
@@ -72,7 +75,7 @@ class PropertyInference(Attack):
         usable = {n: s for n, s in truth.clients.items() if len(s.holdout) >= 2 * RECORDS}
         if settings is None or not usable:
             raise NotApplicable(
-                f"no client set {2 * RECORDS} records aside; run with --set audit.holdout=0.3 or more records"
+                f"no client set {2 * RECORDS} records aside; run with larger audit.holdout or more records"
             )
         name = sorted(usable)[0]
         state = usable[name]

@@ -1,4 +1,4 @@
-"""A3: whole sequences, token by token. Which prefixes lie in the span of block 1's update?
+"""A3: whole sequences, token by token. Which prefixes have hidden states in the span of block 1?
 
 A2 names tokens; A3 extends a prefix by each of them. The input of block 1 at the last position, computed
 through block 0 with the broadcast adapter, must lie in the row space of block 1's update. Attention is

@@ -173,7 +173,9 @@ def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
         columns += [z, np.square(z)]
     design = np.stack(columns, axis=1)
     rest: np.ndarray = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    spread = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))  # members do not widen it
+    spread = 1.4826 * float(
+        np.median(np.abs(rest - np.median(rest)))
+    )  # tokens that are present do not widen it
     return rest / max(spread, 1e-12)
 
 

@@ -30,7 +30,8 @@ class Section(BaseModel):
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with some fields replaced, checked like any other."""
-        return type(self)(**{**dict(self), **changes})
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**fields, **changes})
 
     def without(self, *marks: Mark) -> dict[str, Any]:
         """Return plain JSON values of all fields, at any depth, but those with one of `marks`."""

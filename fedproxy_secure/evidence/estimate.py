@@ -53,7 +53,9 @@ class Estimate:
         if self.n < 1:
             raise DataError(f"{self.metric}: n={self.n}: must be >= 1")
         if (self.low is None) != (self.high is None):
-            raise DataError(f"{self.metric}: low={self.low}, high={self.high}: must be both None or both given")
+            raise DataError(
+                f"{self.metric}: low={self.low}, high={self.high}: must be both None or both given"
+            )
         for number in (self.value, self.low, self.high):
             if number is not None and not math.isfinite(number):
                 raise DataError(f"{self.metric}: {number}: must be finite")

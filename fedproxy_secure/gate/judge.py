@@ -179,7 +179,7 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
                 rule=rule.text,
                 configuration=configuration.name,
                 verdict=Verdict.FAILED,
-                why=f"epsilon is at least {audited.estimate.value:.3g}, which exceeds the claim by {excess:.3g}",
+                why=f"epsilon is at least {audited.estimate.value:.3g}: exceeds the claim by {excess:.3g}",
                 measured=audited.estimate,
                 excess=excess,
                 source=audited.source,

@@ -53,21 +53,10 @@ def solve(requirements: Sequence[str], pins: Sequence[str]) -> Solution:
     with tempfile.TemporaryDirectory() as folder:
         constraints, report = Path(folder, "pins.txt"), Path(folder, "report.json")
         constraints.write_text("\n".join(pins), encoding="utf-8")
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--quiet",
-            "--quiet",
-            "install",
-            "--dry-run",
-            "--ignore-installed",
-        ]
+        pip = [sys.executable, *"-m pip -qq install --dry-run --ignore-installed".split()]
         options = ["--constraint", str(constraints), "--report", str(report)]
         if subprocess.run([*pip, *options, *requirements], check=False).returncode:
-            sys.exit(
-                "error: pip cannot resolve pyproject.toml within these pins; try `make lock UPGRADE=1`"
-            )
+            sys.exit("error: pip cannot resolve pyproject.toml within the locks; try `make lock UPGRADE=1`")
         packages = json.loads(report.read_text(encoding="utf-8"))["install"]
     return {canonicalize_name(p["metadata"]["name"]): _entry(p["metadata"]) for p in packages}
 
@@ -104,22 +93,23 @@ def main() -> None:
     if "--upgrade" not in sys.argv[1:]:
         lines = {line for file in FOLDER.glob("*.lock") for line in file.read_text("utf-8").splitlines()}
         pins = sorted(line for line in lines if line and not line.startswith("#"))
-    start = {lock: roots(lock) for lock in LOCKS}
-    texts = sorted({str(requirement) for requirements in start.values() for requirement in requirements})
-    solution: Solution = {}
-    locked: dict[str, set[str]] = {}
-    while not solution or (missing := set().union(*locked.values()) - set(solution)):
-        texts += sorted(missing) if solution else []  # what only another Python needs
+    starts = {lock: roots(lock) for lock in LOCKS}
+    texts = sorted({str(requirement) for start in starts.values() for requirement in start})
+    while True:
         solution = solve(texts, pins)
         locked = {
-            lock: set().union(*(closure(solution, requirements, python) for python in PYTHONS))
-            for lock, requirements in start.items()
+            lock: set().union(*(closure(solution, start, python) for python in PYTHONS))
+            for lock, start in starts.items()
         }
+        missing = set().union(*locked.values()) - set(solution)
+        if not missing:
+            break
+        texts += sorted(missing)  # what only another Python needs
     FOLDER.mkdir(exist_ok=True)
     for lock, names in locked.items():
         lines = [f"{name}=={solution[name][0]}" for name in sorted(names)]
         (FOLDER / f"{lock}.lock").write_text("\n".join(["# by `make lock`", *lines, ""]), encoding="utf-8")
-        print(f"requirements/{lock}.lock: {len(lines)} packages")
+        print(f"requirements/{lock}.lock: {len(names)} packages")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def _configuration(
         curves=tuple(
             _curve(key, title, unit, start, rounds, rng, place, finished)
             for key, title, unit, start in (
-                ("loss", "training loss (nats a token)", "nats", 2.4 + 0.2 * level),
+                ("loss", "training loss (nats per token)", "nats", 2.4 + 0.2 * level),
                 ("step_norm", "how far the adapter moved", "norm", 0.8),
             )
             if not (key == "loss" and level == 2)

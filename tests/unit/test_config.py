@@ -6,6 +6,7 @@ import pytest
 
 from fedproxy_secure.config import Config, load_config, parse_config
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.job import FederationJob
 
 
 def complaint(raw: dict) -> str:
@@ -156,3 +157,53 @@ def test_a_file_of_another_encoding_or_with_an_impossible_date_is_one_line(tmp_p
 )
 def test_two_cells_of_one_name_are_refused(raw: dict, line: str):
     assert f"{line}: must all differ" in complaint(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ({"matrix": {"suite": "smoke"}}, "matrix.suite: is now attacks.suite; write attacks: {suite: ...}"),
+        (
+            {"matrix": {"views": ["server"]}},
+            "matrix.views: is now attacks.views; write attacks: {views: ...}",
+        ),
+        (
+            {"matrix": {"suite_seconds": 60}},
+            "matrix.suite_seconds: is now attacks.seconds; write attacks: {seconds: ...}",
+        ),
+        (
+            {"matrix": {"protections": ["masking_dp8"]}},
+            "matrix.protections: 'masking_dp8': values took the place of names; "
+            "write {scheme: masking, epsilon: 8}",
+        ),
+        (
+            {"matrix": {"fusions": ["h_ties_coordinate"]}},
+            "matrix.fusions: 'h_ties_coordinate': values took the place of names; "
+            "write {rule: h_ties, granularity: coordinate}",
+        ),
+    ],
+)
+def test_settings_of_version_0_1_are_told_what_to_write_instead(raw: dict, line: str):
+    assert complaint(raw) == line
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 4, 8])
+@pytest.mark.parametrize("scheme", ["unsafe_plaintext", "masking", "ckks"])
+def test_a_matrix_takes_any_scheme_with_any_epsilon(scheme: str, epsilon: float):
+    swept = {"scheme": scheme, "epsilon": epsilon}
+    (protection,) = parse_config({"matrix": {"protections": [swept]}}).matrix.protections
+    assert protection.name == f"{scheme}_dp{epsilon:g}"
+
+
+def test_what_belongs_to_one_party_is_marked_once_and_left_out_of_all_that_is_agreed():
+    config = parse_config({"protect": {"keys": "/k"}, "privacy": {"unit": "record", "ledger": "/l"}})
+    job = FederationJob.from_config(config, seed=0)
+    assert "/k" in job.to_json()
+    assert set(job.model_dump()) - set(job.agreed()) == {"clients", "data_root", "audit", "device", "dtype"}
+    assert not {"/k", "/l"} & {str(v) for section in job.agreed().values() for v in _leaves(section)}
+    elsewhere = config.model_copy(update={"protect": config.protect.changed(keys="/elsewhere")})
+    assert elsewhere.sha256() == config.sha256()
+
+
+def _leaves(value: object) -> list[object]:
+    return list(value.values()) if isinstance(value, dict) else [value]

@@ -13,7 +13,8 @@ EPSILON_CLAIMED = MeasureKind(
     key="epsilon_claimed",
     title="ε claimed, one seed",
     heading="epsilon claimed, one seed",
-    meaning="The most that one seed alone may spend, as differential privacy promises; smaller is stronger.",
+    meaning="The most that one seed alone may spend, by its promise of differential privacy; smaller is "
+    "stronger.",
     axis="privacy",
     better="lower",
     unit="epsilon",
@@ -60,7 +61,8 @@ EFFECTIVE_COHORT = MeasureKind(
     key="effective_cohort",
     title="fewest clients in a sum",
     metric="fewest clients in a sum",
-    meaning="Clients in the smallest sum, minus those that may collude; 1 means that single updates are seen.",
+    meaning="Clients in the smallest sum, minus those that may collude; 1 means that the server sees "
+    "single updates.",
     phrase="the smallest group that an update hides in has {}",
     axis="privacy",
     better="higher",

@@ -33,7 +33,7 @@ THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One chart.
+    """One chart, as specs for a browser and as the numbers that it draws.
 
     Args:
         id: id of the element.
@@ -132,7 +132,10 @@ def _glance(report: Report) -> list[Chart]:
 
 
 def _fronts(report: Report) -> list[Chart]:
-    """Return performance against privacy (fill: IP) and against IP (fill: privacy), one spec per measure."""
+    """Return performance against privacy and against IP, with one spec per measure.
+
+    The fill shows the axis that remains.
+    """
     items = labelled(report.configurations)
     x = headline(report.configurations, "performance")
     charts = []
@@ -211,7 +214,7 @@ def _front(items: Sequence[Labelled], x: str, y: str, fill: str | None) -> Spec:
 
 
 def _curves(report: Report) -> list[Figure]:
-    """Return one figure per curve, with a panel for each combination of what differs beside the protection."""
+    """Return one figure per curve, with one panel for each combination of other settings."""
     items = labelled(report.configurations)
     titles = dict.fromkeys((c.key, c.title) for i in items for c in i.configuration.curves)
     curve_figures = []
@@ -268,7 +271,7 @@ def _methods(report: Report) -> list[Chart]:
     values = [{"name": name, "kind": kind, "tip": n.short, **ends(n, "x")} for name, kind, n in drawn]
     side = Side(title="fused LLM (%)", better="higher")
     names = [name for name, *_ in drawn]
-    description = f"Right answers of the fused LLM for {len(drawn)} methods, with 95 % intervals."
+    description = f"Correct answers of the fused LLM for {len(drawn)} methods, with 95 % intervals."
     spec = chart_specs.dots(values, side, kinds, names, description=description)
     return [
         Chart(

@@ -67,7 +67,7 @@ def variable(name: str) -> str:
 def kind_slots(kinds: Sequence[str]) -> list[int]:
     """Return the number of the colour and shape of each kind.
 
-    0, red, is for no protection only; 5 is shared by all kinds beyond the fifth.
+    0, red, is for no protection only. Protections get 1 to 4 in order; those that remain share 5.
     """
     others = [kind for kind in kinds if kind != UNPROTECTED]
     return [0 if kind == UNPROTECTED else min(5, 1 + others.index(kind)) for kind in kinds]

@@ -58,7 +58,7 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
 
 
 def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
-    """Return the worst number and its finding; its interval reaches as far as the worst of all intervals."""
+    """Return the worst number and its finding; its interval reaches as far as the worst of all."""
     estimates = [estimate for estimate, _ in pairs]
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)

@@ -41,11 +41,14 @@ class SeedRun:
     ceiling: Bits | None = None
 
     def source(self, file: str, what: str) -> str:
-        """Return where a number of this seed can be looked up: a file below its folder, and the place in it."""
+        """Return where a number of this seed can be looked up: a file below its folder, and the place."""
         return f"{self.place}/seed-{self.seed}/{file}#{what}"
 
     def answers(self, model: str) -> Bits:
-        """Return which test records a model answered correctly, by task; `ceiling` is the centralised LLM."""
+        """Return which test records a model answered correctly, by task.
+
+        The model `ceiling` is the centralised LLM.
+        """
         if model == "ceiling":
             assert self.ceiling is not None
             return self.ceiling

@@ -66,7 +66,7 @@ def _estimates(estimates: Sequence[Estimate]) -> str:
 
 
 def _precise(estimate: Estimate) -> str:
-    """Return a number with four significant digits, or as a share; numbers outside the table have any size."""
+    """Return a share in percent, and any other number with four significant digits."""
     if estimate.unit == "share":
         return cell(estimate)
     if estimate.low is None or estimate.high is None:

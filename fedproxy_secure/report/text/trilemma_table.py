@@ -44,7 +44,10 @@ def lines(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
 
 
 def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> list[Table]:
-    """Return tables for a terminal of `width` columns: one row per measure, as many configurations as fit."""
+    """Return tables for a terminal of `width` columns, one row per measure.
+
+    Each table has as many configurations as fit.
+    """
     from rich.table import Table
     from rich.text import Text
 

@@ -1,6 +1,6 @@
 "use strict";
-// Draws the charts from the specs in the page, and makes them react: boxes to tick fade kinds, a list chooses
-// the measure, arrow keys walk over the points. Without it the page still reads whole.
+// Draws the charts from the specs in the page, and makes them interactive: checkboxes fade kinds, a list chooses
+// the measure, arrow keys walk over the points. Without this script the page is still complete.
 (() => {
   const specs = JSON.parse(document.getElementById("specs").textContent);
   const boxes = [...document.querySelectorAll("[data-chart]")];
@@ -29,7 +29,7 @@
     reachable(box);
   }
 
-  // One stop of the tab key a chart; arrow keys go from point to point and show what pointing at it shows.
+  // Each chart is one stop of the tab key; arrow keys go from point to point and show the point's tooltip.
   function reachable(box) {
     const points = [...box.querySelectorAll(".mark-symbol.role-mark path[aria-label]")];
     points.forEach((point, index) => {
@@ -70,7 +70,7 @@
     }
   });
 
-  // What a number rests on, for fingers too.
+  // A click or tap on a number shows what it rests on.
   const about = document.getElementById("about-number");
   document.addEventListener("click", (event) => {
     const number = event.target.closest(".num");
@@ -81,7 +81,7 @@
     if (event.key === "Escape") about.hidden = true;
   });
 
-  // Links into closed parts open them; paper shows all but the records.
+  // Links into closed parts open them; a print shows all parts but the records.
   const reveal = () => {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (target) target.closest("details")?.setAttribute("open", "");

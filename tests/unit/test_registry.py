@@ -1,0 +1,78 @@
+"""Registries of kinds: names before loading, nearest names, entry points of others, nothing left behind."""
+
+import sys
+
+import pytest
+
+from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.registry import Registry
+
+GROUP = "fedproxy_secure.test_kinds"
+
+
+@pytest.fixture
+def registry() -> Registry:
+    own = {"json": "json:loads", "broken": "json:no_such_thing"}
+    return Registry(kind="reader", group=GROUP, own=own)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a package whose metadata has these entry points."""
+
+    def install(lines: str, module: str = "THING = 'theirs'\n") -> None:
+        place = tmp_path / "somebody-1.0.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+        (place / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}\n")
+        (tmp_path / "somebody.py").write_text(module)
+        monkeypatch.syspath_prepend(tmp_path)
+        sys.modules.pop("somebody", None)
+
+    return install
+
+
+def test_names_are_known_before_anything_is_loaded(registry):
+    assert registry.names() == ("json", "broken")
+    registry.check("broken")
+
+
+def test_a_name_that_is_not_known_gets_the_nearest_one_and_its_setting(registry):
+    with pytest.raises(ConfigError, match=r"^reader 'jsn': is not known; did you mean 'json'\?$"):
+        registry.get("jsn")
+    with pytest.raises(ConfigError, match=r"^read\.as=xyz: is not known; there are json, broken$"):
+        registry.get("xyz", where="read.as")
+
+
+def test_another_package_adds_one_by_an_entry_point(registry, installed):
+    installed("theirs = somebody:THING")
+    assert registry.names() == ("json", "broken", "theirs")
+    assert registry.get("theirs") == "theirs"
+
+
+def test_an_entry_point_cannot_take_a_name_that_is_there(registry, installed):
+    installed("json = somebody:THING")
+    with pytest.raises(ConfigError, match="reader 'json': is there already; entry point somebody:THING"):
+        registry.names()
+
+
+def test_another_packages_module_that_cannot_be_loaded_is_one_line(registry, installed):
+    installed("theirs = somebody:THING", "raise ZeroDivisionError('oh')\n")
+    with pytest.raises(ConfigError, match=r"^reader 'theirs': somebody:THING: cannot be loaded: oh$"):
+        registry.get("theirs")
+
+
+def test_what_a_block_adds_is_gone_after_it(registry):
+    with registry.added("mine", 1):
+        assert registry.get("mine") == 1
+        with pytest.raises(ConfigError, match="reader 'mine': is there already"):
+            registry.add("mine", 2)
+    assert "mine" not in registry.names()
+
+
+def test_every_name_of_this_project_leads_to_an_object_of_that_name():
+    for kinds in (PROTECTIONS, METHODS, COMPRESSIONS):
+        for name, thing in kinds.every().items():
+            assert thing.name == name
+            assert thing.title

@@ -1,0 +1,44 @@
+"""The layout that docs/architecture.md promises: small modules, small folders, a small root."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("fedproxy_secure", "threat_models", "attacks")
+MOST_MODULES, MOST_IN_THE_ROOT, MOST_LINES = 12, 6, 300
+LONG = "Longer than 300 lines"  # how a module's docstring begins the sentence that says why
+
+
+def modules() -> list[Path]:
+    return [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({f.parent for f in modules()}), ids=lambda f: str(f.relative_to(ROOT))
+)
+def test_a_folder_holds_at_most_a_dozen_modules(folder: Path):
+    held = [f.name for f in folder.glob("*.py") if f.name != "__init__.py"]
+    assert len(held) <= MOST_MODULES, held
+
+
+def test_the_root_of_the_package_holds_few_modules():
+    assert len(list((ROOT / "fedproxy_secure").glob("*.py"))) <= MOST_IN_THE_ROOT
+
+
+def test_a_module_is_short_or_its_docstring_says_why_not():
+    for file in modules():
+        text = file.read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(text)) or ""
+        assert len(text.splitlines()) <= MOST_LINES or LONG in docstring, file
+
+
+def test_no_docstring_begins_with_of():
+    """A reader must understand the first line alone."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for file in modules():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, kinds):
+                docstring = ast.get_docstring(node) or ""
+                assert not docstring.startswith(("Of ", "As given", "As shown")), (file, docstring)
