@@ -9,8 +9,7 @@ is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes 
     API gain    R with the largest K, minus healing's R or 0, whichever is more (the proxy has R = 0)
     proxy gain  by how many nats KL is lower than that of random weights that get the same queries and as
                 many steps; their R is far below 0
-    top k, text the same from weaker APIs: one returns only the `TOP` likeliest tokens, one only the
-                likeliest
+    top k, text the same R from weaker APIs: one returns the 20 likeliest tokens, one only the likeliest
 
 The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth, which is taken to be public.
 Fillers are spread evenly. Where blocks are missing is guessed too, by KL on held-out texts, but only for

@@ -1,10 +1,9 @@
 """A10 by model inconsistency: one client gets the adapter, all others one that tells them nothing.
 
-`suppression`  with A = B = 0 no gradient reaches an adapter's tensors, so the others send zeros, and the
-               sum is the victim's update.
-`canary bit`   the others lack a single component (a row of one A and the column of B that meets it). Their
-               round is like any other, but in that component the sum is the victim's, and one bit about it
-               can be read.
+- `suppression`: with A = B = 0 no gradient reaches an adapter's tensors, so the others send zeros, and the
+  sum is the victim's update.
+- `canary bit`: the others lack a single component (a row of one A and the column of B that meets it). Their
+  round is like any other, but in that component the sum is the victim's, and one bit about it can be read.
 
 Where A is frozen (adapter kinds `ffa` and `core`) nothing can be silenced this way, because the gradient of
 B does not depend on B. Masking alone is no defence: the sum *is* exact. The defence is that every client

@@ -3,8 +3,8 @@
 Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them.
 Sometimes only one mask stands between the server and a vector, because all but one of a client's peers work
 with the server or dropped out. Then 2^32 tries take it off. A try is right if what remains of every word is
-small enough to be an update: a wrong seed leaves a word small only with chance `1 / clients`, and `WORDS`
-words are looked at.
+small enough to be an update: a wrong seed leaves a word small only with chance `1 / clients`, and 64 words
+of each message are looked at.
 
 This protocol's masks come from 256-bit keys, so no try fits. **Known-bad**: the positive control is an
 update under one mask of SecAgg+'s kind, whose seed lies among those that are tried. The control shows that

@@ -1,11 +1,11 @@
 """A11: what a server that follows the protocol learns beyond one sum.
 
-`sign_counts`          H-TIES at granularity `coordinate` counts signs. Where a single client stands on one
-                       side, its value is known; where all stand on one side, every client's sign is.
-`cohort_differencing`  cohorts differ from round to round. Least squares over who took part takes the sums
-                       apart, as far as clients send similar updates from round to round.
+- `sign_counts`: H-TIES at granularity `coordinate` counts signs. Where a single client stands on one side,
+  its value is known; where all stand on one side, every client's sign is.
+- `cohort_differencing`: cohorts differ from round to round. Least squares over who took part takes the sums
+  apart, as far as clients send similar updates from round to round.
 
-Single messages are attacked by `attacks.integrity.masked_words` and `attacks.integrity.mask_seeds`.
+Single messages are attacked by `masked_words` and `mask_seed_search`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     sign_flip   sends minus ten times its update: the proxy should get worse
     scaling     sends its update ten times over: its own task should drown the others'
-    backdoor    trains with a trigger in front of its prompts and the first answer, and sends it five times
+    backdoor    trains on prompts with a trigger and its first record's answer, sends the update five times
     beyond_clip sends ring words against its update's signs, as large as a sum of all clients can be, and
                 states what suits it in its control words: squares of zero, the least weight, clipped values
 

@@ -1,10 +1,13 @@
 """A7: how well does a model know a secret, and does the secret survive the plug-in into the LLM?
 
 A canary is a secret drawn from a known space, put into a client's records 1, 4 or 16 times. The adversary
-ranks it by likelihood among references R, which are other secrets of that space. **Exposure** is `log2 |R|
-- log2 rank` bits: rank 1 means that the secret is likelier than all of R, and the last rank is `|R| + 1`.
-Exposure is measured on the tuned proxy, which every client holds, and on the fused LLM, which anybody may
-query.
+ranks it by likelihood among references R, which are other secrets of that space. Its **exposure** in bits
+is
+
+    log2 |R| - log2 rank
+
+Rank 1 means that the secret is likelier than all of R, and the last rank is `|R| + 1`. Exposure is measured
+on the tuned proxy, which every client holds, and on the fused LLM, which anybody may query.
 
 After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 """

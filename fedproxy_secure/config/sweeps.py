@@ -16,7 +16,7 @@ from fedproxy_secure.config.sections import NO_EFFECT, Ratio, Scalar, Section, c
 class CompareConfig(Section):
     """The runs of `compare`: methods x remove ratios x seeds."""
 
-    methods: tuple[str, ...] = Field(default_factory=METHODS.names)
+    methods: tuple[str, ...] = METHODS.own
     remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
     jobs: Annotated[int, Field(ge=0), NO_EFFECT] = 0  # processes; 0: one per core; 1: in this process
     server_learning_rate: Annotated[float, Field(gt=0)] = 2.0  # of `fedproxy_fedavg_lr`

@@ -36,6 +36,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The known things of one kind, by name.
 
+    `own`: names of this project's things, which do not change with what else is installed.
+
     Args:
         kind: what a thing is called in errors, such as `protection`.
         group: the entry point group by which other projects add theirs; an entry point's name is the
@@ -46,7 +48,7 @@ class Registry(Generic[T]):
     def __init__(self, *, kind: str, group: str, own: Mapping[str, str]) -> None:
         self.kind, self.group = kind, group
         self._places = dict(own)
-        self._own = frozenset(own)
+        self.own = tuple(own)
         self._loaded: dict[str, T] = {}
         self._looked = False
 
@@ -86,7 +88,7 @@ class Registry(Generic[T]):
             try:
                 self._loaded[name] = getattr(import_module(module), attribute)
             except Exception as error:  # somebody else's module may raise anything
-                if name in self._own:
+                if name in self.own:
                     raise
                 raise ConfigError(
                     f"{self.kind} {name!r}: {self._places[name]}: cannot be loaded: {error}"
