@@ -34,10 +34,7 @@ ROWS_A_PASS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class SharedInput:
-    """The adapted maps of one block that read the same input: their dotted names and PEFT's layers.
-
-    Both are empty for a block without adapted maps.
-    """
+    """The names and PEFT layers of a block's adapted maps that read the same input; empty without such."""
 
     names: tuple[str, ...]
     layers: tuple[Any, ...]
@@ -239,13 +236,8 @@ class _Reached(Exception):
 class HeldProxy:
     """The proxy and adapter that an adversary holds.
 
-    Args:
-        folder: the proxy's folder.
-        written_ns: when the folder's weights were written. A new model in the same folder is thus not
-            mistaken for the old one.
-        adapter: the adapter's settings.
-        blocks: the blocks that have an adapter; None: all.
-        seed: seed of the adapter's initial numbers.
+    `written_ns` is when the folder's weights were written, so that a new model in the same folder is not
+    mistaken for the old one.
     """
 
     folder: Path

@@ -28,7 +28,7 @@ class OneShot(fp.Method):
         deltas = [fp.block_deltas(model) for model in tuned]
         mean = {key: sum(delta[key] for delta in deltas) / len(deltas) for key in deltas[0]}
         fused = fp.plug_back(inputs.llm, proxy, mean)
-        return fp.Outcome(fused=inputs.evaluate(fused), upload_bytes=vector_bytes(tuned[0]))
+        return fp.MethodResult(fused=inputs.evaluate(fused), upload_bytes=vector_bytes(tuned[0]))
 
 
 ONE_SHOT = OneShot(

@@ -1,12 +1,11 @@
 """A protection of your own: clients send the signs of their updates and one length, a bit per number.
 
-Fewer bytes, no secret: the server reads every client's signs, so the name begins with `unsafe_`. To let the
-command line and the cells of a matrix find it, name it in the `pyproject.toml` of your package:
+Fewer bytes, no secret, so the name begins with `unsafe_`. Name it in the `pyproject.toml` of your package:
 
     [project.entry-points."fedproxy_secure.protections"]
     unsafe_signs = "own_protection:SIGNS"
 
-Then `protect: {scheme: unsafe_signs}` in any settings. Method: signSGD, scaled (Bernstein et al. 2018).
+Then `protect: {scheme: unsafe_signs}` in any settings. It is signSGD with a scale (Bernstein et al. 2018).
 """
 
 import numpy as np
@@ -23,6 +22,7 @@ class Signs(OneMessage):
 
     name = "unsafe_signs"
     title = "signs only"
+    reveals = "the sign of every number of the client's update"
 
     def sees(self, protect, fusion):
         return "unsafe_signs: the server sees the sign of every number of every client's update."

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedproxy_secure.experiments.dry_run import plan
     from fedproxy_secure.experiments.matrix import matrix
     from fedproxy_secure.experiments.method import Method
-    from fedproxy_secure.experiments.outcome import Outcome, average
+    from fedproxy_secure.experiments.results import MethodResult, average
     from fedproxy_secure.experiments.run import run
     from fedproxy_secure.experiments.stages import (
         evaluate,
@@ -52,8 +52,8 @@ __all__ = [
     "Finding",
     "Measure",
     "Method",
+    "MethodResult",
     "MethodRow",
-    "Outcome",
     "Protection",
     "Proxy",
     "Report",
@@ -90,8 +90,8 @@ _HOME = {
     "tune": "experiments.stages",
     "make_fused_llm": "experiments.stages",
     "evaluate": "experiments.stages",
-    "average": "experiments.outcome",
-    "Outcome": "experiments.outcome",
+    "average": "experiments.results",
+    "MethodResult": "experiments.results",
     "Method": "experiments.method",
     "load_llm": "models.llm",
     "Compression": "compress.base",

@@ -1,32 +1,28 @@
 """A2: which tokens did clients train on? The gradient of an adapter lies in the span of its inputs.
 
-For `y = W x + s B (A x)` the gradient of A is `s B^T D^T X`: its rows are combinations of the inputs x. The
-inputs of block 0 are normalised embeddings. They are frozen, and everybody who holds the proxy has them. So
+For `y = W x + s B (A x)` the gradient of A is `s B^T D^T X`: its rows are combinations of the inputs x.
+Block 0's inputs are normalised embeddings, which are frozen; everybody who holds the proxy has them. So
 
     e_v = normalised input of token v,   span = -|| e_v - Q Q^T e_v ||     Q: row space of the update
 
 is 0 for the tokens that were present, whatever steps the client takes (SGD, momentum), *and for sums over
 clients*. It is exact while there are fewer tokens than `capacity = min(k, r x maps that share the input)`.
-Where updates are not combinations of gradients (AdamW, noise, trimmed sums), directions are also weighted
-by their singular values:
+Where updates are not combinations of gradients (AdamW, noise, trimmed sums), directions are also weighted:
 
     weighted = sum_i sigma_i (q_i . e_v)^2 / sum_i sigma_i
 
-With A frozen (`ffa`, `core`) the row space of the update is that of A x, with r dimensions per map; the
-scores of the maps are averaged. Which scores are used follows from public settings and the rank, never from
-the result.
+With A frozen (`ffa`, `core`) the row space of the update is that of A x, with r dimensions per map; scores
+are averaged over maps. Public settings and the rank decide which scores are used, never the result.
 
 A trained model's embeddings are far from isotropic: most of their length lies in one common direction. Raw
 scores therefore rank tokens by how usual they are, even in a random update (measured on the demo LLM: AUC
-from .2 to .7). Two steps correct this. First, inputs are whitened by the vocabulary's second moments, which
-does not change what lies in a span. Second, the score that a token gets on average where nothing can be
-found is regressed out over the vocabulary, for shuffled updates and for updates of random text that the
-adversary makes itself. The scores that remain carry no information in either kind (AUC .50, spread .02 to
-.05).
+from .2 to .7). Two steps correct this. Inputs are whitened by the vocabulary's second moments, which keeps
+spans as they are. And what a token scores on average where nothing can be found (shuffled updates, and
+updates of random text that the adversary makes) is regressed out over the vocabulary. What is left carries
+no information in either kind (AUC .50, spread .02 to .05).
 
 If block 0 is not adapted, or only its MLP is, the first adapted maps read something that depends on the
-text before. Tokens can then be compared only with an approximation of their input, and A3
-(`lora_span_sequences`) is the exact attack.
+text before. Tokens are then compared with an approximation of their input; A3 is the exact attack.
 
 After Petrov et al. 2024 (DAGER, arXiv 2405.15586), here for adapters, many steps and sums.
 """
@@ -77,14 +73,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Raw scores of all tokens, float64 [V], by span and weighted.
+    """Raw scores of all tokens, float64 [V], averaged over matrices.
 
-    Args:
-        span: minus the distance of each token from the span, averaged over matrices.
-        weighted: squared cosines of each token with the singular directions, weighted by the singular
-            values and averaged over matrices.
-        rank: dimensions of the largest space.
-        free: dimensions outside the fullest space; 0 if its span is everything.
+    `span`: minus the distance from the span; `weighted`: squared cosines with the singular directions,
+    weighted by singular values. `rank`: dimensions of the largest space; `free`: those outside the fullest.
     """
 
     span: np.ndarray
@@ -97,12 +89,8 @@ class Scores:
 class Candidates:
     """All tokens as the first adapted block reads them, and what they score where they are absent.
 
-    Args:
-        tokens: size of the vocabulary.
-        rows: whitened unit inputs [V x positions, k], one array for each matrix of the spaces.
-        whiten: the whitening transform of each matrix, [k, k].
-        exact: whether the block reads exactly this for a token, whatever text is before it.
-        texts: scores in updates of random text.
+    `rows`, `whiten`: whitened unit inputs [V x positions, k] per matrix of the spaces, and the transforms.
+    `exact`: the block reads exactly this, whatever is before the token. `texts`: scores of random text.
     """
 
     tokens: int
@@ -173,9 +161,7 @@ def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
         columns += [z, np.square(z)]
     design = np.stack(columns, axis=1)
     rest: np.ndarray = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    spread = 1.4826 * float(
-        np.median(np.abs(rest - np.median(rest)))
-    )  # tokens that are present do not widen it
+    spread = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))  # robust to present tokens
     return rest / max(spread, 1e-12)
 
 
@@ -292,19 +278,16 @@ class LoraSpanTokens(Attack):
         # scores are comparable within a target only, so rates over all targets are taken on ranks
         ranks = np.concatenate([rankdata(s) / len(s) for s, _ in pairs])
         labels = np.concatenate([there for _, there in pairs])
-        seed = 0
         return (
-            mean_auc(pairs, metric="auc", seed=seed, inflation=inflation),
-            *tpr_estimates(ranks, labels, seed=seed),
-            over_targets(recalls, metric="recall of named tokens", unit="share", seed=seed, within=(0, 1)),
-            over_targets(
-                precise, metric="precision of named tokens", unit="share", seed=seed, within=(0, 1)
-            ),
+            mean_auc(pairs, metric="auc", seed=0, inflation=inflation),
+            *tpr_estimates(ranks, labels, seed=0),
+            over_targets(recalls, metric="recall of named tokens", unit="share", seed=0, within=(0, 1)),
+            over_targets(precise, metric="precision of named tokens", unit="share", seed=0, within=(0, 1)),
             over_targets(
                 [float(there.sum()) / max(t.capacity, 1) for t, there in labelled],
                 metric="tokens over capacity",
                 unit="ratio",
-                seed=seed,
+                seed=0,
             ),
         )
 

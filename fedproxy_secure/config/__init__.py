@@ -1,7 +1,7 @@
 """The settings of a run: pydantic models, YAML in, errors of one line.
 
-Unknown keys are refused with the nearest known one. Defaults are those that work; a file
-needs to name only what differs.
+Unknown keys are refused with the nearest known one. Every setting has a usable default;
+a file names only what differs.
 """
 
 from fedproxy_secure.config.loading import load_config, parse_config

@@ -12,23 +12,10 @@ MOVED = {
     "matrix.views": "attacks.views",
     "matrix.suite_seconds": "attacks.seconds",
 }
-NAMED_PROTECTIONS = {
-    "unsafe_plaintext": "{scheme: unsafe_plaintext}",
-    "masking": "{scheme: masking}",
-    "ckks": "{scheme: ckks}",
-    "masking_dp8": "{scheme: masking, epsilon: 8}",
-    "masking_dp3": "{scheme: masking, epsilon: 3}",
-    "masking_dp1": "{scheme: masking, epsilon: 1}",
-}
-NAMED_FUSIONS = {
-    "fedavg": "{rule: fedavg}",
-    "h_ties": "{rule: h_ties}",
-    "h_ties_coordinate": "{rule: h_ties, granularity: coordinate}",
-}
 
 
 def check_moved(raw: Mapping[str, Any]) -> None:
-    """Raise `ConfigError`, which says what to write, for settings that version 0.1 took."""
+    """Raise `ConfigError`, which says what to write, for settings of an earlier form."""
     for old, new in MOVED.items():
         section, _, key = old.partition(".")
         if isinstance(raw.get(section), Mapping) and key in raw[section]:
@@ -36,11 +23,22 @@ def check_moved(raw: Mapping[str, Any]) -> None:
     matrix = raw.get("matrix")
     if not isinstance(matrix, Mapping):
         return
-    for key, names in (("protections", NAMED_PROTECTIONS), ("fusions", NAMED_FUSIONS)):
+    for key, value_of in (("protections", _protection), ("fusions", _fusion)):
         values = matrix.get(key)
         for value in values if isinstance(values, list | tuple) else []:
             if isinstance(value, str):
-                instead = names.get(value, next(iter(names.values())))
                 raise ConfigError(
-                    f"matrix.{key}: {value!r}: values took the place of names; write {instead}"
+                    f"matrix.{key}: {value!r}: values took the place of names; write {value_of(value)}"
                 )
+
+
+def _protection(name: str) -> str:
+    """Return the value that a name stood for, such as `masking_dp8`."""
+    scheme, _, epsilon = name.partition("_dp")
+    return f"{{scheme: {scheme}, epsilon: {epsilon}}}" if epsilon else f"{{scheme: {scheme}}}"
+
+
+def _fusion(name: str) -> str:
+    """Return the value that a name stood for, such as `h_ties_coordinate`."""
+    rule = name.removesuffix("_coordinate")
+    return f"{{rule: {rule}}}" if rule == name else f"{{rule: {rule}, granularity: coordinate}}"

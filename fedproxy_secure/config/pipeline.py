@@ -84,8 +84,9 @@ class CompressConfig(Section):
 class AdapterConfig(Section):
     """The adapter of the clients: `lora` (A and B), `ffa` (B alone), or `core` (an r x r core alone).
 
-    `blocks` are indices into the model that clients hold, `modules` the maps of a block. Only the attention
-    of block 0 reads embeddings, whose span names tokens. Every other map also reads what precedes a token.
+    `blocks` are indices into the model that clients hold, `modules` the maps of a block. Adapters
+    on the attention of block 0 reveal most: its inputs are token embeddings, so the span of an update names
+    tokens. The inputs of all other maps depend on the context, too.
     """
 
     kind: AdapterKind = "lora"

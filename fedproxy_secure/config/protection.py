@@ -27,8 +27,8 @@ class ProtectConfig(Section):
 
     Clients hold the server to two more rules. No sum is of fewer than `min_cohort` clients. With
     `refuse_differencing` no sum is over survivors that differ by exactly one client from those of an
-    earlier sum: after the drop-out of one client the run ends with an abort, since its sums would reveal
-    that client's part. The rule does not refuse a sum after two clients drop out at once.
+    earlier sum: if one client drops out, the later rounds abort, because two sums would differ by that
+    client's part. A drop-out of two clients at once is not refused.
     """
 
     scheme: str = "masking"

@@ -19,8 +19,8 @@ class Mark:
     meaning: str
 
 
-OWN = Mark("each party's own: not part of what parties agree on, and not shown to an adversary")
-NO_EFFECT = Mark("changes no result: where something lies, how it is watched, on how many processes")
+OWN = Mark("local to one party: no part of what parties agree on, and in no adversary's view")
+NO_EFFECT = Mark("does not influence results: paths, recording, numbers of processes")
 
 
 class Section(BaseModel):

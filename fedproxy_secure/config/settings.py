@@ -64,7 +64,7 @@ class Config(Section):
         return self
 
     def with_signing_key(self, file: str | None) -> Config:
-        """Return the settings with another signing key; None is for readers who need not know its file."""
+        """Return the settings with another signing key; pass None for code that must not see its path."""
         return self.model_copy(update={"audit": self.audit.model_copy(update={"signing_key": file})})
 
     def check_protection(self) -> None:

@@ -12,7 +12,7 @@ from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.experiments.outcome import Accuracy, Outcome
+from fedproxy_secure.experiments.results import Accuracy, MethodResult
 from fedproxy_secure.experiments.stages import (
     Materials,
     evaluate,
@@ -106,9 +106,9 @@ class Inputs:
         """Accuracy on every client's test records, by task."""
         return evaluate(model, self.materials, self.config)
 
-    def plugged_back(self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0) -> Outcome:
+    def plugged_back(self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0) -> MethodResult:
         """Evaluate the tuned proxy, and the LLM with the proxy's difference plugged back."""
-        return Outcome(
+        return MethodResult(
             tuned=self.evaluate(tuned),
             fused=self.evaluate(make_fused_llm(self.materials, proxy, tuned)),
             upload_bytes=upload_bytes,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from fedproxy_secure.config import Config
 from fedproxy_secure.config.kinds import METHODS
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.experiments.outcome import Outcome
+from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
@@ -60,7 +60,7 @@ class Method(ABC):
             raise ConfigError(f"method {self.name}: {error}") from error
 
     @abstractmethod
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         """Train and evaluate from scratch with one seed."""
 
 

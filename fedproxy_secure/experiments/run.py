@@ -25,7 +25,7 @@ from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.experiments.outcome import to_texts
+from fedproxy_secure.experiments.results import to_texts
 from fedproxy_secure.experiments.run_report import report_of
 from fedproxy_secure.experiments.stages import (
     Materials,

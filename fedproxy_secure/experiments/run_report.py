@@ -10,7 +10,7 @@ from typing import Any
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.experiments.outcome import Accuracy, average, from_texts
+from fedproxy_secure.experiments.results import Accuracy, average, from_texts
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed

@@ -23,7 +23,7 @@ from fedproxy_secure.data.records import Task
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.experiments.outcome import Accuracy
+from fedproxy_secure.experiments.results import Accuracy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.plug_back import plug_back

@@ -1,1 +1,1 @@
-"""Stage 2: adapters, one client's local round, and the server's fusion of updates."""
+"""Stage 2: one client's local round, and the server's fusion of updates."""

@@ -14,7 +14,7 @@ is, cannot change another's. So one record more or less moves the sum of the cli
 one clip, whatever the model was made for.
 
 Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records,
-for neighbours that differ by a record, or one without gradient in its place: how many there are is
+for neighbours in which one record is replaced by one whose gradient is zero: the number of records is
 public. An empty sample is a step like any other. It holds for real numbers: in floating point the sum of
 the clipped gradients rounds. It rests on two things beside: the model keeps nothing of a pass for the
 next, which `check_model` and `check_fits` look for but do not prove, and the tokenizer encodes each

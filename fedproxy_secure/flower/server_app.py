@@ -126,8 +126,11 @@ def serve(
                     enough=_enough(asker, job, round_number),
                 )
             )
-        except RoundAborted:
-            asker.explain()
+        except FedProxyError as error:
+            if folder is not None:
+                ledger.write(folder, aborted=True)
+            if isinstance(error, RoundAborted):
+                asker.explain()
             raise
         state, metrics, clients = result.state, result.metrics, list(result.clients)
         if job.privacy.unit != "none":
@@ -251,9 +254,9 @@ def _check_same_adapter(state: ServerState, initial: ServerState) -> None:
 
 
 def _drop_lines_from(folder: RunFolder, name: str, round_number: int) -> None:
-    """Drop the lines of rounds whose state was not saved."""
+    """Drop the lines of rounds whose state was not saved; what flowed in aborted attempts stays."""
     lines = folder.read_jsonl(name)
-    kept = [line for line in lines if line["round"] < round_number]
+    kept = [line for line in lines if line["round"] < round_number or line.get("aborted")]
     if len(kept) < len(lines):
         (folder.path / name).unlink()
         for line in kept:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fedproxy_secure.federate.server import ServerState
     from fedproxy_secure.record.leakage import Ledger
 
-FLOAT32_BYTES = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -78,9 +76,9 @@ class RoundResult:
     """What a round came to.
 
     `state`: the next state. `metrics`: numbers for the round's line. `clients`: whose updates are in it.
-    `sums`: the sums that the server learnt, by name. `updates`: what it can tell of single clients besides
-    messages that hold an update as they travel, float32 [d] by client; an evaluation gives it to the
-    server's view.
+    `sums`: the sums that the server learnt, by name. `updates`: what the server can work out of single
+    clients, float32 [d] by name; leave it empty if the messages themselves hold the updates. Recorded runs
+    put it into the server's view.
     """
 
     state: ServerState
@@ -95,7 +93,7 @@ class Protection(ABC):
 
     `name`: in settings; schemes without protection from the server begin with `unsafe_`. `title`: in
     tables. `secure_sum`: the server learns sums only, over clients that have keys and a common roster.
-    `homomorphic`: clients add ciphertexts instead of masked ring words. `hides_clients`: noise for
+    `homomorphic`: clients add ciphertexts instead of masked ring words. `supports_client_noise`: noise for
     `privacy.unit: client` can be added inside the sum.
     """
 
@@ -103,7 +101,7 @@ class Protection(ABC):
     title: ClassVar[str]
     secure_sum: ClassVar[bool] = False
     homomorphic: ClassVar[bool] = False
-    hides_clients: ClassVar[bool] = False
+    supports_client_noise: ClassVar[bool] = False
 
     def check_settings(
         self,
@@ -120,7 +118,7 @@ class Protection(ABC):
         Args:
             cohort: clients a round asks; None where it is not known, in a client's own policy.
         """
-        if privacy.unit == "client" and not self.hides_clients:
+        if privacy.unit == "client" and not self.supports_client_noise:
             raise ConfigError(
                 f"protect.scheme={self.name}: with privacy.unit=client must be masking, where "
                 "the noise is added"
@@ -139,16 +137,16 @@ class Protection(ABC):
         """One sentence: what the server sees. It stands on every report."""
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
-        """Sentences that every report must say first; () if nothing is weaker than it sounds."""
+        """Sentences that every report must say first; () if there are none."""
         return ()
 
     def least_clients(self, job: FederationJob) -> int:
         """How many clients a round needs at least, `federate.min_clients` aside."""
         return 1
 
+    @abstractmethod
     def upload_bytes(self, job: FederationJob, sizes: Sequence[int]) -> int:
-        """Payload that one client sends in one round, for trained tensors of `sizes`. Here: float32."""
-        return FLOAT32_BYTES * sum(sizes)
+        """Return the payload that one client sends in one round, for trained tensors of `sizes`."""
 
     def rounding_error(self, job: FederationJob, sizes: Sequence[int]) -> float | None:
         """How far rounding may move a coordinate of the mean in round 0; None: nothing is rounded."""

@@ -1,4 +1,7 @@
-"""`masking`: the server learns sums over at least `threshold` clients and nothing of any one of them.
+"""`masking`: the server learns sums over at least `threshold` clients and no single update.
+
+With the granularity `coordinate` it also learns a number that one client alone sends, and signs that all
+share.
 
 The protocol is `fedproxy_secure.secagg.masking`'s (Bonawitz et al. 2017, with signed survivors). H-TIES'
 weights may come from encrypted cosines (`protect.weights: encrypted_gram`), opened before the masked sum.
@@ -33,7 +36,7 @@ class Masking(SecureSum):
 
     name = "masking"
     title = "masking"
-    hides_clients = True
+    supports_client_noise = True
 
     def check_settings(
         self,

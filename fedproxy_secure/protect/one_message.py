@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
@@ -21,8 +21,11 @@ log = logging.getLogger(__name__)
 class OneMessage(Protection):
     """A protection in which the answer to the training request is all that a client sends.
 
-    Write `encode` and `decode`. Every update is told apart by the server.
+    Write `sees`, `upload_bytes`, `encode` and `decode`. The server can tell whose each update is.
+    `reveals`: what one message reveals, for the ledger.
     """
+
+    reveals: ClassVar[str] = "the client's whole update"
 
     @abstractmethod
     def encode(self, update: ClientUpdate, job: FederationJob) -> RecordDict:
@@ -87,7 +90,7 @@ def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
         if update.client != name:
             log.warning("%s: %s is left out: it sent another client's update", group, name)
             continue
-        round.ledger.note("Update", to="server", reveals="the client's whole update", payload_bytes=size)
+        round.ledger.note("Update", to="server", reveals=protection.reveals, payload_bytes=size)
         updates[name] = update
         if round.on_client is not None:
             round.on_client(name)

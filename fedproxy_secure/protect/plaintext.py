@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.federate.update import ClientUpdate
 
+FLOAT32_BYTES = 4
+
 
 class Plaintext(OneMessage):
     """No protection: the server sees every client's update, and fuses exactly."""
@@ -27,6 +30,9 @@ class Plaintext(OneMessage):
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
         return ("unsafe_plaintext: the server sees every client's update.",)
+
+    def upload_bytes(self, job: FederationJob, sizes: Sequence[int]) -> int:
+        return FLOAT32_BYTES * sum(sizes)
 
     def encode(self, update: ClientUpdate, job: FederationJob) -> RecordDict:
         from fedproxy_secure import wire

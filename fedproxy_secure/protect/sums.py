@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from fedproxy_secure.secagg.terms import Terms
 
 FEWEST_CLIENTS, MOST_CLIENTS = 3, 64  # of one sum
-RULES_OF_SUMS = ("fedavg", "fedadam")  # fusion rules that read the plain sum alone
+LINEAR_RULES = ("fedavg", "fedadam")  # fusion rules that read the plain sum alone
 
 
 class SecureSum(Protection):
     """A protection whose server learns sums only.
 
-    `sees_besides`: who must be trusted for that, in `sees`.
+    `trust_assumption`: text that `sees` puts after "the server", such as who must be trusted.
     """
 
     secure_sum = True
-    sees_besides: ClassVar[str] = ""
+    trust_assumption: ClassVar[str] = ""
 
     def check_settings(
         self,
@@ -41,14 +41,14 @@ class SecureSum(Protection):
         cohort: int | None,
     ) -> None:
         super().check_settings(protect, privacy, fusion, cohort=cohort)
-        if privacy.unit == "client" and fusion.rule not in RULES_OF_SUMS:
+        if privacy.unit == "client" and fusion.rule not in LINEAR_RULES:
             raise ConfigError(
                 f"fusion.rule={fusion.rule}: with privacy.unit=client must be fedavg or fedadam; what "
                 "else a rule reads would need noise of its own"
             )
         if cohort is not None:
             self._check_cohort(protect, cohort)
-        if fusion.pcr_lambda > 0 and fusion.rule in RULES_OF_SUMS:
+        if fusion.pcr_lambda > 0 and fusion.rule in LINEAR_RULES:
             raise ConfigError(
                 f"fusion.pcr_lambda={fusion.pcr_lambda}: with fusion.rule={fusion.rule} under "
                 f"protect.scheme={self.name} the server learns no conflict; must be 0"
@@ -63,14 +63,19 @@ class SecureSum(Protection):
         if not FEWEST_CLIENTS <= cohort <= MOST_CLIENTS:
             raise ConfigError(
                 f"protect.scheme={self.name}: works for {FEWEST_CLIENTS} to {MOST_CLIENTS} clients a "
-                f"round, here {cohort}; fewer can only use unsafe_plaintext"
+                f"round, here {cohort}; all else can only use unsafe_plaintext"
             )
 
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
-        more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}
-        elects = fusion.rule not in RULES_OF_SUMS
-        sums = f"sums over at least t clients{more[protect.granularity] * elects} and control words' sums"
-        return f"{self.name}: the server{self.sees_besides} sees {sums}; no single update."
+        more, none = "", "no single update"
+        if fusion.rule not in LINEAR_RULES:
+            more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}[
+                protect.granularity
+            ]
+            if protect.granularity == "coordinate":
+                none += ", but a number that one client alone sends, and signs that all share"
+        sums = f"sums over at least t clients{more} and control words' sums"
+        return f"{self.name}: the server{self.trust_assumption} sees {sums}; {none}."
 
     def least_clients(self, job: FederationJob) -> int:
         from fedproxy_secure.protect.secure_sum.noise import planned_threshold

@@ -1,7 +1,11 @@
-"""The leakage ledger: what flowed, to whom, and what it reveals, written from the messages themselves.
+"""The leakage ledger: what flowed, to whom, and what it reveals.
 
 `ledger.jsonl` has one JSON line for each round and kind of message: `round`, `message`, `to`, `count`,
-`bytes` (of payload), `reveals`. Nothing in it is computed from the settings.
+`bytes` (of payload), `reveals`; `aborted: true` where the round did not end. The protocols of secure sums
+write it from their messages. Where a client sends one message a round, the protection says how large it is
+and what it reveals.
+
+Not in it: what flowed in a round during which the server's process was killed.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ class Ledger:
         row["count"] += 1
         row["bytes"] += payload_bytes
 
-    def write(self, folder: RunFolder) -> None:
-        """Append the round's lines."""
+    def write(self, folder: RunFolder, *, aborted: bool = False) -> None:
+        """Append the round's lines. `aborted`: the round did not end, but these messages flowed."""
+        mark = {"aborted": True} if aborted else {}
         for row in self.rows.values():
-            folder.append_jsonl(LEDGER, {"round": self.round, **row})
+            folder.append_jsonl(LEDGER, {"round": self.round, **row, **mark})

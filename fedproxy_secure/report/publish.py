@@ -1,8 +1,11 @@
 """Write a report in every form into one folder.
 
-report.html     for people: a page that opens offline report.md       for people: text report.json     for
-programs and gates; written last, so that where it exists, the others do report.sarif    for dashboards of
-code scanners summary.md      for a pull request *.png           the page's charts
+report.html    for people: a page that opens offline
+report.md      for people: text
+report.json    for programs and gates; written last, so that where it exists, the others do
+report.sarif   for dashboards of code scanners
+summary.md     for a pull request
+*.png          the page's charts
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.evidence.estimate import mean_interval
-from fedproxy_secure.experiments.outcome import average
+from fedproxy_secure.experiments.results import average
 from fedproxy_secure.experiments.stages import evaluate, make_fused_llm, make_proxy, prepare, tune
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.private_training import train_privately

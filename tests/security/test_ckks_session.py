@@ -359,9 +359,10 @@ def test_control_numbers_go_in_units_that_keep_sums_small_and_come_back():
 
 
 def test_a_session_frozen_under_other_terms_is_not_thawed():
-    frozen = new_client("c00", replace(TERMS, round=1)).freeze()
-    with pytest.raises(ProtocolAborted, match="belongs to other terms"):
-        CkksClient.thaw(frozen, name="c00", identity=KEYS["c00"], terms=TERMS, roster=ROSTER)
+    for number in range(1, 9):  # hashes before and after that of the own terms
+        frozen = new_client("c00", replace(TERMS, round=number)).freeze()
+        with pytest.raises(ProtocolAborted, match="belongs to other terms"):
+            CkksClient.thaw(frozen, name="c00", identity=KEYS["c00"], terms=TERMS, roster=ROSTER)
 
 
 def test_a_total_that_leaves_a_client_out_is_not_opened_by_it():

@@ -282,8 +282,9 @@ def test_counts_and_masses_that_do_not_belong_together_abort():
     assert coordinates_per_word(K, 32) == 5
     spare = good["signs"].copy()
     spare[0] += 1 << 30
-    beyond = good["signs"].copy()
-    beyond[-1] += 1 << (6 * (D - 5))  # the last word has three coordinates
-    for signs in (spare, beyond):
+    beyond_up, beyond_down = good["signs"].copy(), good["signs"].copy()
+    beyond_up[-1] += 1 << (6 * (D - 5))  # the last word has three coordinates
+    beyond_down[-1] += 1 << (6 * (D - 5) + 3)
+    for signs in (spare, beyond_up, beyond_down):
         with pytest.raises(ProtocolAborted, match="counts where there is no coordinate"):
             check_sums({**good, "signs": signs}, plan, clients=K)

@@ -628,9 +628,10 @@ def test_a_round_of_frozen_and_thawed_clients_is_like_any_other():
 
 
 def test_a_session_frozen_under_other_terms_is_not_thawed():
-    frozen = session(terms=replace(TERMS, round=1)).freeze()
-    with pytest.raises(ProtocolAborted, match="session: belongs to other terms"):
-        ClientSession.thaw(frozen, name="c00", identity=KEYS["c00"], terms=TERMS, roster=ROSTER)
+    for number in range(1, 9):  # hashes before and after that of the own terms
+        frozen = session(terms=replace(TERMS, round=number)).freeze()
+        with pytest.raises(ProtocolAborted, match="session: belongs to other terms"):
+            ClientSession.thaw(frozen, name="c00", identity=KEYS["c00"], terms=TERMS, roster=ROSTER)
 
 
 @pytest.mark.parametrize("pair", [b"short", bytes(2 * SHARE_BYTES + 1)])

@@ -29,7 +29,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # lock -> names in pyproject.toml: `core` for the package's own dependencies, or an extra, or a group
 LOCKS: Mapping[str, Sequence[str]] = {
     "demo": "build core attacks dp".split(),
-    "test": "build core attacks ckks datasets dev dp light lm-eval mlflow simulation wandb".split(),
+    "test": "build core attacks ckks datasets dev docs dp light lm-eval mlflow simulation wandb".split(),
     "light": "build light".split(),
     "docs": "build docs".split(),
     "mutation": "build mutation".split(),

@@ -45,6 +45,7 @@ GRAM = (f"{SECURITY}gram.py",)
 GRANULARITY = (f"{UNIT}granularity.py", "tests/properties/test_granularity_properties.py")
 PROVISION = (f"{SECURITY}provision.py",)
 SHAMIR = (f"{UNIT}shamir_and_control.py",)
+LYING = (f"{SECURITY}lying_clients.py",)
 # The first judges. `secagg.selftest` plays attacks and is no part of the protocol. `secagg.ckks.probe` runs
 # in a process of its own, where no module can be replaced.
 TESTS = {
@@ -69,10 +70,10 @@ TESTS = {
     "secagg.messages": MASKING,
     "secagg.provision": PROVISION,
     "secagg.ring": (f"{UNIT}ring.py",),
-    "secagg.signs": GRANULARITY,
+    "secagg.signs": (*LYING, *GRANULARITY),
     "secagg.sketch": (f"{UNIT}sketch.py",),
     "secagg.steps": (*MASKING, *CKKS),
-    "secagg.sum_checks": GRANULARITY,
+    "secagg.sum_checks": (*LYING, *GRANULARITY),
     "secagg.terms": MASKING,
 }
 # The last judges of every module: the protocol's tests, cheap ones first, because one failure is enough.

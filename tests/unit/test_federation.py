@@ -20,6 +20,8 @@ from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.models.adapters import attach, get_vector
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.record.leakage import LEDGER
+from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.tiny import save_tiny, tiny_settings
 
 
@@ -59,6 +61,18 @@ def serve_with_failing(world, failing, **changes):
     with proxy_store.offered_on_this_host(folder):
         state = serve(grid, job, folder, initial, on_client=seen.append)
     return state, seen
+
+
+def test_what_flowed_in_an_aborted_round_stays_in_the_ledger_and_is_marked(world, tmp_path):
+    job, folder, initial = world
+    job = with_rounds(job, 1, min_clients=3)
+    with proxy_store.offered_on_this_host(folder):
+        with pytest.raises(RoundAborted):
+            serve(InProcessGrid(Wrapped({2}), 3), job, folder, initial, run_folder=tmp_path)
+        serve(InProcessGrid(Wrapped(set()), 3), job, folder, initial, run_folder=tmp_path)
+    rows = RunFolder(path=tmp_path).read_jsonl(LEDGER)
+    updates = [(row.get("aborted", False), row["count"]) for row in rows if row["message"] == "Update"]
+    assert updates == [(True, 2), (False, 3)]
 
 
 def test_the_same_seed_gives_the_same_adapter_bit_for_bit(world):

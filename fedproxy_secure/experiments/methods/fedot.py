@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedproxy_secure.config import AdapterConfig, Config, FusionConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.method import Method
-from fedproxy_secure.experiments.outcome import Outcome
+from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
     from fedproxy_secure.compress.plan import BlockPlan
@@ -34,7 +34,7 @@ class FedOT(Method):
         plaintext = ProtectConfig(scheme="unsafe_plaintext")
         return config.model_copy(update={"fusion": FusionConfig(rule="fedavg"), "protect": plaintext})
 
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         from fedproxy_secure.compress.proxy import Proxy
         from fedproxy_secure.models.llm import blocks_of, with_blocks
 

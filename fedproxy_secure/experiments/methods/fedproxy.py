@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedproxy_secure.config import CompareConfig, Config, ProtectConfig
 from fedproxy_secure.experiments.method import Method
-from fedproxy_secure.experiments.outcome import Outcome
+from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
@@ -39,7 +39,7 @@ class FedProxy(Method):
         """How updates travel."""
         return ProtectConfig(scheme="unsafe_plaintext")
 
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         proxy = inputs.proxy()
         tuned, upload_bytes = inputs.federate(proxy.model, self.federation(inputs.config))
         return inputs.plugged_back(proxy, tuned, upload_bytes=upload_bytes)

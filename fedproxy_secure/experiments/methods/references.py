@@ -7,43 +7,43 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedproxy_secure.experiments.method import Method
-from fedproxy_secure.experiments.outcome import Outcome
+from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
-    from fedproxy_secure.experiments.outcome import Accuracy
+    from fedproxy_secure.experiments.results import Accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Method):
     """The LLM as it is."""
 
-    def run(self, inputs: Inputs) -> Outcome:
-        return Outcome(fused=inputs.evaluate(inputs.llm))
+    def run(self, inputs: Inputs) -> MethodResult:
+        return MethodResult(fused=inputs.evaluate(inputs.llm))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotProxy(Method):
     """The proxy as it is."""
 
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         accuracies = inputs.evaluate(inputs.proxy().model)
-        return Outcome(fused=accuracies, tuned=accuracies)
+        return MethodResult(fused=accuracies, tuned=accuracies)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralisedLlm(Method):
     """The LLM, tuned on all clients' records together."""
 
-    def run(self, inputs: Inputs) -> Outcome:
-        return Outcome(fused=inputs.evaluate(inputs.train_pooled(inputs.llm)))
+    def run(self, inputs: Inputs) -> MethodResult:
+        return MethodResult(fused=inputs.evaluate(inputs.train_pooled(inputs.llm)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralisedProxy(Method):
     """The proxy, tuned on all clients' records together, and plugged back."""
 
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         proxy = inputs.proxy()
         return inputs.plugged_back(proxy, inputs.train_pooled(proxy.model))
 
@@ -52,7 +52,7 @@ class CentralisedProxy(Method):
 class LocalOnly(Method):
     """Every client tunes the proxy alone; each task is judged on its own client's model."""
 
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         fused: dict[str, Accuracy] = {}
         tuned: dict[str, Accuracy] = {}
         proxy = inputs.proxy()
@@ -60,7 +60,7 @@ class LocalOnly(Method):
             outcome = own.plugged_back(proxy, own.train_pooled(copy.deepcopy(proxy.model)))
             fused |= outcome.fused
             tuned |= outcome.tuned or {}
-        return Outcome(fused=fused, tuned=tuned)
+        return MethodResult(fused=fused, tuned=tuned)
 
 
 ZERO_SHOT = ZeroShot(

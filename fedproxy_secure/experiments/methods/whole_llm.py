@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedproxy_secure.config import Config, FusionConfig, ProtectConfig
 from fedproxy_secure.experiments.method import Method
-from fedproxy_secure.experiments.outcome import Outcome
+from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
@@ -21,9 +21,9 @@ class FedAvgLlm(Method):
         plaintext = ProtectConfig(scheme="unsafe_plaintext")
         return config.model_copy(update={"fusion": FusionConfig(rule="fedavg"), "protect": plaintext})
 
-    def run(self, inputs: Inputs) -> Outcome:
+    def run(self, inputs: Inputs) -> MethodResult:
         tuned, upload_bytes = inputs.federate(inputs.llm, self.federation(inputs.config))
-        return Outcome(fused=inputs.evaluate(tuned), upload_bytes=upload_bytes)
+        return MethodResult(fused=inputs.evaluate(tuned), upload_bytes=upload_bytes)
 
 
 FEDAVG_LLM = FedAvgLlm(

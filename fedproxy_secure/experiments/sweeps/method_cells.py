@@ -16,7 +16,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.estimate import Bits
 from fedproxy_secure.experiments.method import method_of
-from fedproxy_secure.experiments.outcome import Outcome, from_texts, to_texts
+from fedproxy_secure.experiments.results import MethodResult, from_texts, to_texts
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -46,7 +46,7 @@ class CellResult:
     """What a finished cell left on disk."""
 
     cell: Cell
-    outcome: Outcome
+    outcome: MethodResult
     seconds: float
 
     @property
@@ -129,7 +129,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
         raw = read_json(path)
         return CellResult(
             cell=cell,
-            outcome=Outcome(
+            outcome=MethodResult(
                 fused=from_texts(raw["fused"]),
                 tuned=None if raw["tuned"] is None else from_texts(raw["tuned"]),
                 upload_bytes=raw["upload_bytes"],

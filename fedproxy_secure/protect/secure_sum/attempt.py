@@ -89,8 +89,8 @@ def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
     """Return this client's journal, at least as new as Flower's state and the privacy ledger remember it.
 
     The journal lies beside the key, where `provision` made it. Where one machine plays everybody with the
-    privacy unit `client`, it lies beside the ledger: there new keys are made for every call, and a round's
-    noise outlives them.
+    privacy unit `client`, it lies beside the ledger: there keys are made anew for every call, but the
+    noise of a round is kept, and the journal belongs to it.
 
     Raises `ConfigError` if the journal is missing, `ProtocolAborted` if an older copy took its place.
     """

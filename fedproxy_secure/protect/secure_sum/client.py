@@ -2,11 +2,12 @@
 
 Guarantees: whatever the server sends, in any order, to any number of this client's processes at once and
 over any number of Flower's runs, a client answers each step of an attempt once. It gives a round one clip,
-one broadcast adapter, one cohort and one update, and helps to unmask it for one set of survivors. Unmasking
-a sum takes a threshold of clients, and two thresholds of one cohort have an honest client in common. So the
-server learns one sum of each round that has this client in it, or none; if it asks again, it gets the same
-sum, rounded anew. With `protect.refuse_differencing` no sum differs by one client from an earlier sum of
-any round.
+one broadcast adapter, one cohort and one update, and helps to unmask it for one set of survivors. Under
+masking, unmasking a sum takes a threshold of clients, and two thresholds of one cohort have an honest
+client in common. So the server obtains at most one sum of each round that has this client in it. If it asks
+again, it gets the same sum, with fresh rounding where words are rounded at random. Under CKKS that holds
+for a server that follows the protocol. With `protect.refuse_differencing` no sum differs by one client from
+an earlier sum of any round.
 
 Not guaranteed: that sums of several rounds reveal nothing together; anything once the client's journal was
 replaced by an older copy together with its privacy ledger and Flower's state.
@@ -141,7 +142,7 @@ def train(
 def advertise(
     client: LocalClient, job: FederationJob, trained: Trained, *, standing: Standing | None = None
 ) -> Message:
-    """Answer step 1 once it is known how the update enters the sum; keep the words to be masked sealed."""
+    """Answer step 1 once the client's weight in the sum is fixed; keep the words to be masked, sealed."""
     identity, roster = attempt.own_keys(job, client.name)
     terms, sizes = trained.terms, client.sizes
     if job.agreed_sha256() != terms.settings_sha256:
@@ -171,8 +172,8 @@ def advertise(
 def _check_clip(job: FederationJob, terms: Terms, clip: float) -> None:
     """Raise `ProtocolAborted` for a clip other than the settings', or, in later rounds, above their limit.
 
-    `parts_of` refuses a clip that is too small. A clip that is too large would make the ring's step so
-    large that a sum counts signs.
+    `parts_of` refuses a clip that is too small. With one that is too large the ring's step would be larger
+    than the update's numbers, and a sum would tell how many clients were above zero.
     """
     if job.privacy.unit == "client":
         own = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))

@@ -1,6 +1,6 @@
 """Weights `encrypted_gram` over Flower: the client's steps before masking, and the server's.
 
-The update waits, sealed, in the client's journal until the client knows how it enters the masked sum.
+The update stays sealed in the client's journal until its weight in the masked sum is known.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Client-level differential privacy inside masking: integer noise in every client's words.
 
 A client clips its update to `clip_norm`, rounds it to `RESOLUTION` steps of that norm, and adds its share
-of the noise before it masks. The noise of t - c clients (threshold minus colluders) is all that the target
-needs. So it does no harm if clients drop out until t are left and c of these tell the server their noise.
+of the noise before it masks. The target is met by the noise of t - c clients alone (threshold minus
+colluders). So it is still met if only t clients survive and c of them tell the server their noise.
 
-Guarantees: for neighbours that differ in one client's vector, which is there or zero, the sums of all
+Guarantees: for neighbouring inputs, in which one client's vector is replaced by zero, the sums of all
 rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client
 computes the ring and the noise from its own settings. Not covered: the fact that a client takes part; the
 number of clients. With few clients the noise drowns the sum: see `signal_to_noise`.

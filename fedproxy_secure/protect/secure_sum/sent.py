@@ -22,7 +22,8 @@ from fedproxy_secure.secagg.terms import Terms
 class Kept:
     """The values from which this client's part in a round's sums follows: float32 [d], `previous` or None.
 
-    `start` is the adapter that the round started from, `previous` the last round's step before it.
+    `start`: the adapter at the start of the round. `previous`: the step of the round before, if the client
+    has seen it.
     """
 
     update: ClientUpdate

@@ -84,7 +84,7 @@ def sum_round(
 ) -> RoundResult:
     """Run one round in which the server learns sums only, and fuse the sums.
 
-    Clients of the cohort that cannot be asked count as drop-outs of step 1.
+    Clients of the cohort that cannot be reached count as dropped in step 1.
 
     Args:
         steps: the steps of the scheme: `run_masking` or `run_ckks`.

@@ -123,8 +123,9 @@ def parts_of(
     weight and retention (Eq. 5, 6, 10) are computed with it in place of the other clients. `standing`
     serves weights `encrypted_gram`: it is what the clients' cosines say.
 
-    Raises `ProtocolAborted` if a clip that the server proposed cuts more than `MOST_CUT`: sums of cut
-    values are counts of signs, which only `granularity: coordinate` may reveal.
+    Raises `ProtocolAborted` if a clip that the server proposed cuts more than `MOST_CUT` of the values. A
+    value that is cut becomes the clip or minus the clip, so the sum of many such values tells how many
+    clients were above zero, which only `granularity: coordinate` may reveal.
     """
     tau, weight = update.update, 1.0
     fusion = job.fusion

@@ -35,13 +35,8 @@ THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 class Chart:
     """One chart, as specs for a browser and as the numbers that it draws.
 
-    Args:
-        id: id of the element.
-        title: title of the chart.
-        description: one sentence for people who do not see it.
-        specs: the choices, (name, spec); the first is shown.
-        numbers: all numbers that are drawn, (what it is a number of, number).
-        kinds: the kinds of protection in it.
+    `specs`: the choices, (name, spec), the first shown. `numbers`: all that are drawn, (what it measures,
+    number).
     """
 
     id: str
@@ -132,10 +127,7 @@ def _glance(report: Report) -> list[Chart]:
 
 
 def _fronts(report: Report) -> list[Chart]:
-    """Return performance against privacy and against IP, with one spec per measure.
-
-    The fill shows the axis that remains.
-    """
+    """Return performance against privacy and against IP, a spec per measure; fill: the third axis."""
     items = labelled(report.configurations)
     x = headline(report.configurations, "performance")
     charts = []
@@ -290,10 +282,9 @@ def _first(items: Sequence[Labelled], key: str) -> Measure:
 
 
 def _spread_out(items: Sequence[Labelled], x: str, y: str) -> bool:
-    """Return whether `y` is worth an axis.
+    """Return whether `y` is worth an axis beside `x`.
 
-    It must be known beside `x` for two configurations, not be the same for all, and have a better
-    direction.
+    Two configurations must have both, `y` must vary, and one direction of `y` must be better.
     """
     both = [i for i in items if i.number(x) is not None and i.number(y) is not None]
     values = {n.estimate.value for i in both if (n := i.number(y)) is not None}

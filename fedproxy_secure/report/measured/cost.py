@@ -27,7 +27,9 @@ def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
         by_seed = {}
         for s in seeds:
             messages = sum(len(r["participants"]) for r in s.rounds)
-            by_seed[s.seed] = sum(row["bytes"] for row in s.ledger if wanted(row)) / max(messages, 1)
+            by_seed[s.seed] = sum(row["bytes"] for row in s.ledger_of_rounds if wanted(row)) / max(
+                messages, 1
+            )
         measures += values(seeds, kind, by_seed, source=seeds[0].source("federation/ledger.jsonl", "bytes"))
     timed = [s for s in seeds if "seconds" in s.result]
     total = {s.seed: sum(s.result["seconds"].values()) for s in timed}
@@ -92,7 +94,7 @@ def _is_upload(row: Row) -> bool:
 
 
 def _uploaded_bytes(s: SeedRun) -> float:
-    return float(sum(row["bytes"] for row in s.ledger if _is_upload(row)))
+    return float(sum(row["bytes"] for row in s.ledger_of_rounds if _is_upload(row)))
 
 
 def _federated_s(s: SeedRun) -> float:

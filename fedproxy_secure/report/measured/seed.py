@@ -54,6 +54,11 @@ class SeedRun:
             return self.ceiling
         return {task: [c == "1" for c in text] for task, text in self.result[model].items()}
 
+    @property
+    def ledger_of_rounds(self) -> tuple[Mapping[str, Any], ...]:
+        """The ledger's lines without those of attempts that were aborted."""
+        return tuple(row for row in self.ledger if not row.get("aborted"))
+
     def training(self, config: Config) -> Training:
         """Return what the seed's training spent.
 

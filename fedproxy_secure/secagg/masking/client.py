@@ -1,10 +1,10 @@
 """The client's side of the masking protocol: a state machine without transport.
 
-Bonawitz et al. 2017, the variant against an active server, on the complete graph. Each step takes the
-server's message and returns the client's answer, once and in order; the first failed check ends the
-attempt for good. `freeze` and `thaw` carry a session from one process to the next.
+Bonawitz et al. 2017, the variant against an active server, where every pair of clients shares a mask. Each
+step takes the server's message and returns the client's answer, once and in order; the first failed check
+ends the attempt for good. `freeze` and `thaw` carry a session from one process to the next.
 
-Guarantees, against a server that may do anything, together with up to `policy.colluders` clients: it
+Guarantees, against a server that may do anything, together with up to `protect.colluders` clients: it
 learns at most one sum, over at least t clients of the cohort, of vectors made for exactly these terms.
 Not guaranteed: that the round completes, or that the others' vectors are honest.
 """

@@ -16,7 +16,7 @@ from fedproxy_secure.crypto.secret import Secret
 
 
 def commitment(self_mask: Secret, context: bytes, client: str) -> bytes:
-    """Hash a self mask, so that everyone can check its reconstruction; hides it, as it is random."""
+    """Commit to a self mask by a hash, which hides its 256 random bits and lets all check a rebuilt one."""
     return crypto.digest(b"commitment", context, client.encode(), self_mask.reveal())
 
 

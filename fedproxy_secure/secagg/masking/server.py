@@ -9,9 +9,9 @@ third outcome. The sums of control words are some that honest clients of the exp
 Memory is a few vectors, whatever the number of clients.
 
 **Not guaranteed**: that a client's words lie within the clip; the server sees sums only, and there is no
-proof with a vector. One client that sends any words can bring every sum to any word of the ring: the sum
-of K clients' values to anything within +- K clips, as if the others were not there. It cannot go beyond,
-because nothing beyond exists in the ring. See `granularity.merge` for what that does to the fused step.
+proof with a vector. One malicious client can set each coordinate of the sum to any value within +- K clips,
+whatever the other K - 1 clients sent. It cannot go beyond, because the ring ends there. See
+`granularity.merge` for what that does to the fused step.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class MethodResult:
     """What one method reached with one seed.
 
     Args:
