@@ -102,8 +102,10 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear CKA (Kornblith et al. 2019) of two sets of states, [n, a] and [n, b]; 1 if equal up to
-    rotation and scale."""
+    """Return the linear CKA of two sets of states, [n, a] and [n, b] (Kornblith et al. 2019).
+
+    It is 1 for states that are equal up to rotation and scale.
+    """
     x = (x - x.mean(0)).double()
     y = (y - y.mean(0)).double()
     cross = (x.T @ y).square().sum()

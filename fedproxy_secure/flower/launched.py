@@ -211,7 +211,7 @@ def _process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that holds `lock`, in a group that has ended when the `with` block is left."""
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
             [program, *arguments],
             env=dict(environment),
             stdin=subprocess.DEVNULL,

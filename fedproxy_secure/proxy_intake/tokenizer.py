@@ -169,13 +169,7 @@ def _checked(part: dict[str, Any], section: str, known: Mapping[str, set[str]]) 
     if kind == "TemplateProcessing":
         _check_template(part, what)
         return 1.0
-    for name, value in part.items():
-        if name == "pattern":
-            continue
-        if isinstance(value, list) and name in ("sep", "cls"):  # a token and its id
-            value = value[0] if len(value) == 2 else value
-        if not (value is None or isinstance(value, bool | int | str)) or len(str(value)) > _MOST_TEXT:
-            raise _wrong(f"{what}: {name} must be a word of at most {_MOST_TEXT} characters")
+    _check_words(part, what)
     if kind == "Split":
         pattern, literal = _pattern(part, what)
         if not literal and (reason := why_refused(pattern)):
@@ -190,6 +184,15 @@ def _checked(part: dict[str, Any], section: str, known: Mapping[str, set[str]]) 
     if kind == "ByteLevel":
         return 4.0 if part.get("add_prefix_space") else 2.0
     return _GROWTH.get(kind, 1.0)
+
+
+def _check_words(part: dict[str, Any], what: str) -> None:
+    """Raise `DataError` unless all values but the pattern are plain and short."""
+    for name, value in ((n, v) for n, v in part.items() if n != "pattern"):
+        if isinstance(value, list) and name in ("sep", "cls"):  # a token and its id
+            value = value[0] if len(value) == 2 else value
+        if not (value is None or isinstance(value, bool | int | str)) or len(str(value)) > _MOST_TEXT:
+            raise _wrong(f"{what}: {name} must be a word of at most {_MOST_TEXT} characters")
 
 
 def _growth_of_replace(part: dict[str, Any], what: str) -> float:

@@ -64,7 +64,7 @@ def parse_yaml(raw: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader
     large.
     """
     try:
-        value = yaml.load(raw, Loader=loader)
+        value = yaml.load(raw, Loader=loader)  # noqa: S506 - `SafeLoader` or stricter, by its type
     except RecursionError:
         raise _too_deep() from None
     _check(value, most_nodes=MOST_NODES)

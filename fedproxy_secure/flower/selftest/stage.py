@@ -43,7 +43,8 @@ TASKS = ("clinic", "bank", "insurer", "council")
 RECORDS = 4  # per client; all are in every batch
 READ = 0.99  # the cosine with the truth above which a vector counts as read
 CACHE = "FEDPROXY_CACHE"  # the variable that says where clients keep proxies
-MEMORY = Path("/dev/shm")  # used if it has room: on a disk journals wait for every write
+# used if it has room: on a disk journals wait for every write
+MEMORY = Path("/dev/shm")  # noqa: S108 - a fresh folder is made in it
 ROOM = 2**28  # bytes that must be free; a quarter of them is used
 
 
