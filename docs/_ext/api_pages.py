@@ -50,7 +50,10 @@ EXTENSION_POINTS: dict[str, tuple[str, ...]] = {
         "fedproxy_secure.protect.base.ServerRound",
         "fedproxy_secure.protect.base.RoundResult",
     ),
-    "Methods": ("fedproxy_secure.experiments.method.Method", "fedproxy_secure.experiments.method.Outcome"),
+    "Methods": (
+        "fedproxy_secure.experiments.method.Method",
+        "fedproxy_secure.experiments.results.MethodResult",
+    ),
     "Compressions": ("fedproxy_secure.compress.base.Compression", "fedproxy_secure.compress.proxy.Proxy"),
     "Attacks": (
         "attacks.base.AttackInfo",
