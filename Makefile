@@ -10,7 +10,7 @@ DEMO := $(VENV)/.demo-installed
 TEST := $(VENV)/.test-installed
 LIGHT := $(VENV)/.light-installed
 COVERAGE := --cov --cov-report=
-# the lowest share of lines and branches that the tests may run, in percent: of everything, and of what keeps secrets
+# the lowest share of lines and branches, in percent, that the fast tests may run; of SECRETS they run all
 FLOOR := 90
 SECRETS := fedproxy_secure/crypto/*,fedproxy_secure/journal/*,fedproxy_secure/secagg/*
 # an interpreter by its version, from the path or from pyenv; empty where there is none
@@ -21,7 +21,7 @@ python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/pyth
 # Python compiles what it imports and keeps that, unless this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all test-nightly test-light test-light-all check coverage coverage-secagg docs lock \
+.PHONY: demo test test-slow test-all test-nightly test-light test-light-all check coverage coverage-secagg docs lock \
 	mutate-secagg bench clean
 .DEFAULT_GOAL := demo
 
@@ -43,6 +43,9 @@ demo: $(DEMO)
 test: $(TEST)
 	@$(PYTEST)
 
+test-slow: $(TEST)
+	@$(PYTEST) -m "slow and not nightly"
+
 test-all: $(TEST)
 	@$(PYTEST) -m "not nightly"
 
@@ -54,8 +57,10 @@ test-nightly: $(TEST)
 test-light: $(LIGHT)
 	@HYPOTHESIS_PROFILE=short $(PYTEST) -m "not slow and not nightly and not torch" @tests/light.txt
 
+# on 3.11 the whole suite runs
+OTHER_PYTHONS := 3.12 3.13
 test-light-all:
-	@set -e; for version in $(foreach version,3.11 3.12 3.13,$(if $(call python,$(version)),$(version))); do \
+	@set -e; for version in $(foreach version,$(OTHER_PYTHONS),$(if $(call python,$(version)),$(version))); do \
 		echo "== without torch, Python $$version"; $(MAKE) --no-print-directory test-light-$$version; \
 	done
 
@@ -73,9 +78,9 @@ check: $(TEST)
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m tests.support.wheel_contents
 
-# all tests but the nightly ones, and what of the packages they ran
+# `make test`, and what of the packages it ran
 coverage: $(TEST)
-	@$(PYTEST) -m "not nightly" $(COVERAGE)
+	@$(PYTEST) $(COVERAGE)
 	@$(PY) -m coverage report --skip-covered --fail-under=$(FLOOR)
 	@$(PY) -m coverage report --skip-covered --fail-under=100 --include='$(SECRETS)'
 

@@ -58,7 +58,9 @@ def selftest(
         ),
     ] = False,
 ) -> None:
-    """Attack this installation; every attack must fail, except on parties with a check taken out.
+    """Attack this installation: see what its checks stop, and what nothing stops.
+
+    Every attack must fail, and succeed on a party with the check taken out where there is one.
 
     First the masking protocol alone is attacked. Then servers, proxies, Sybils and clients deviate, over
     Flower messages in this process, with two blocks of the demo LLM. All takes about half a minute. A line

@@ -11,6 +11,7 @@ fits no configuration, nor a signature by somebody whom neither the policy nor t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
@@ -233,7 +234,12 @@ def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
 
 
 def _applies(rule: Rule, configuration: Configuration) -> bool:
-    return all(configuration.settings.get(key) in values for key, values in rule.applies_to.items())
+    """Return whether each setting that the rule names is there and like one of the rule's patterns."""
+    settings = configuration.settings
+    return all(
+        key in settings and any(fnmatchcase(settings[key], pattern) for pattern in patterns)
+        for key, patterns in rule.applies_to.items()
+    )
 
 
 def _kept(rule: Rule, configuration: Configuration, kept: bool, why: str) -> Judged:

@@ -2,7 +2,7 @@
 
     schema_version: 1
     name: mine
-    applies_to: {protection: [masking, masking_dp8]}   # settings; without it: every configuration
+    applies_to: {protection: "masking*"}   # settings, as patterns; without it: every configuration
     require_signed_audit: true
     rules:
       - max_token_auc: 0.6
@@ -49,8 +49,8 @@ class Rule:
         name: name of the rule.
         bound: its value in the policy: a number, `True`, a unit or a tuple of attacks.
         limit: what the number bounds; None for a rule that is not a limit.
-        applies_to: settings that a configuration must have, with the accepted values of each; empty: all
-            configurations.
+        applies_to: settings that a configuration must have, each with patterns of the values that are
+            meant, such as `masking*`; empty: all configurations.
         views: for `resist`, the views from which each attack must have been resisted; empty: every view
             from which it was tried.
         not_applicable: whether an attack that had nothing to attack counts as resisted.

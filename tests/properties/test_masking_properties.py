@@ -43,9 +43,13 @@ def test_the_sum_is_exact_or_the_round_aborts(case):
     check(*case)
 
 
+# each ring, the smallest and the largest cohort by day; all by night
+LARGER = [n if n in (13, 32, 48, 64) else pytest.param(n, marks=pytest.mark.nightly) for n in range(13, 65)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("clients", range(13, 65))
+@pytest.mark.parametrize("clients", LARGER)
 def test_so_it_is_for_every_larger_cohort_with_as_many_drop_outs_as_it_bears(clients):
     rng = np.random.default_rng(clients)
     terms = terms_for(ring(clients, 10, bits=RING_BITS[clients % 3]), ROSTER)

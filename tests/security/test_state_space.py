@@ -64,6 +64,7 @@ def test_of_interleaved_attempts_a_server_learns_one_sum(case, states):
     assert frozenset({everyone}) in found.outcomes  # the honest round is among them
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize(
@@ -232,6 +233,7 @@ def test_these_rules_carry_nothing_alone_for_four_honest_clients(case):
 
 
 @pytest.mark.skipif(not NIGHTLY, reason="takes hours; HYPOTHESIS_PROFILE=nightly")
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_of_two_interleaved_attempts_of_four_honest_clients_a_server_learns_one_sum():

@@ -282,6 +282,17 @@ def test_a_rule_for_some_settings_leaves_the_others_alone(tmp_path):
     assert verdicts(tmp_path, own, SAFE, bare, top=top) == [Verdict.PASSED, Verdict.FAILED]
 
 
+def test_a_rule_for_a_pattern_is_asked_of_every_epsilon(tmp_path):
+    swept = [
+        replace(SAFE, name=name, settings={"protection": name}, unsafe=("stamp",))
+        for name in ("masking", "masking_dp0.5", "masking_client_dp4", "ckks_dp2", "unsafe_plaintext")
+    ]
+    rules = '- forbid_unsafe: true\n  applies_to: {protection: "masking*"}'
+    assert verdicts(tmp_path, rules, *swept) == [Verdict.FAILED] * 3
+    nothing = "- forbid_unsafe: true\n  applies_to: {no_such_setting: '*'}"
+    assert verdicts(tmp_path, nothing, *swept) == [Verdict.MISSING]
+
+
 def test_a_ratio_in_a_policy_is_the_text_of_the_report(tmp_path):
     rules = "- forbid_unsafe: true\n  applies_to: {remove_ratio: 0.50}"
     assert verdicts(tmp_path, rules, SAFE) == [Verdict.PASSED]
