@@ -188,4 +188,4 @@ def test_the_command_ends_with_2_on_an_installation_with_a_check_taken_out(monke
     shown = CliRunner().invoke(app, ["selftest"])
     assert shown.exit_code == 2
     assert "BAD  active_server: a cohort smaller than the roster gives: gets a sum" in shown.stdout
-    assert "did not go as they must" in shown.stderr
+    assert "did not end as they must" in shown.stderr
