@@ -1,4 +1,4 @@
-"""How like its LLM a proxy is: KL, CKA per block, perplexity on public text; what it holds verbatim."""
+"""How close a proxy is to its LLM: KL, CKA per block, perplexity on public text; what it holds verbatim."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fidelity:
 
 
 def verbatim_share(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None) -> float:
-    """Share of the LLM's parameters that whoever holds the proxy holds bit for bit, [0, 1].
+    """Return the share of the LLM's parameters that the proxy holds bit for bit, [0, 1].
 
     With a plan, blocks are compared with their originals and everything else by name. Without one, an
     LLM tensor counts as held if any tensor of the proxy equals it. Tied tensors count once.
@@ -42,7 +42,7 @@ def verbatim_share(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None) -> 
 
 
 def _equal_in_place(llm: nn.Module, proxy: nn.Module, plan: BlockPlan) -> set[int]:
-    """Ids of the LLM's tensors that equal the proxy's at the place the plan gives them."""
+    """Return the ids of the LLM's tensors that equal the proxy's at the place the plan gives them."""
     mine = dict(proxy.named_parameters())
     blocks, originals = blocks_of(proxy), blocks_of(llm)
     in_blocks = {id(p) for block in originals for p in block.parameters()}
@@ -56,7 +56,7 @@ def _equal_in_place(llm: nn.Module, proxy: nn.Module, plan: BlockPlan) -> set[in
 
 
 def _equal_anywhere(llm: nn.Module, proxy: nn.Module) -> set[int]:
-    """Ids of the LLM's tensors that equal some tensor of the proxy."""
+    """Return the ids of the LLM's tensors that equal some tensor of the proxy."""
     mine: dict[torch.Size, list[nn.Parameter]] = {}
     for q in proxy.parameters():
         mine.setdefault(q.shape, []).append(q)
@@ -114,7 +114,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def _forward(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Log-probabilities [b, t, V] and every block's output, [b * t, hidden]."""
+    """Return log-probabilities [b, t, V] and every block's output, [b * t, hidden]."""
     states: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, _args: object, out: object) -> None:

@@ -14,7 +14,7 @@ BATCH_WINDOWS = 16
 
 @torch.inference_mode()
 def block_influence(model: nn.Module, windows: torch.Tensor) -> list[float]:
-    """Block Influence of every block: `BI_i = 1 - E[cos(h_in(i), h_out(i))]` (Eq. 4).
+    """Return the Block Influence of every block: `BI_i = 1 - E[cos(h_in(i), h_out(i))]` (Eq. 4).
 
     Args:
         model: causal LM.
@@ -47,7 +47,7 @@ def block_influence(model: nn.Module, windows: torch.Tensor) -> list[float]:
 
 
 def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) -> float:
-    """Cosine between the LLM's and a proxy's loss gradients on the blocks they share, on public text.
+    """Return the cosine of the LLM's and a proxy's loss gradients on shared blocks, on public text.
 
     What a client learns on the proxy is a sum of such gradients; this asks how far the LLM itself would
     have moved the same way. 1 for the whole LLM.
@@ -66,7 +66,7 @@ def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) 
 def greedy_gradient_fidelity(
     model: nn.Module, windows: torch.Tensor, keep: int
 ) -> tuple[list[int], list[float]]:
-    """Drop blocks one at a time, each time the one whose loss hurts gradient fidelity least.
+    """Drop blocks one at a time, each time the block whose removal hurts gradient fidelity least.
 
     Returns the kept blocks in order and, per LLM block, an importance: the step at which it was dropped
     (kept ones: the number of blocks), so that `plan_by_importance` reproduces the choice.
@@ -90,7 +90,7 @@ def greedy_gradient_fidelity(
 def _block_gradients(
     model: nn.Module, windows: torch.Tensor, of: list[int], range_kept: list[int] | None
 ) -> dict[tuple[int, str], torch.Tensor]:
-    """Loss gradients of the linear maps of LLM blocks `of`, with only `range_kept` run (None: all)."""
+    """Return gradients of the linear maps of LLM blocks `of`, with only `range_kept` run (None: all)."""
     from fedproxy_secure.models.llm import block_list_name
 
     device = next(model.parameters()).device

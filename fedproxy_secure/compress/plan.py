@@ -40,24 +40,24 @@ class BlockPlan:
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """LLM blocks that the proxy lacks."""
+        """The LLM blocks that the proxy lacks."""
         return tuple(i for i in range(self.llm_blocks) if i not in self.kept)
 
     def to_llm(self, proxy_block: int) -> int:
-        """The LLM block that `proxy_block` is a copy of."""
+        """Return the LLM block that `proxy_block` is a copy of."""
         return self.kept[proxy_block]
 
     def to_proxy(self, llm_block: int) -> int | None:
-        """The proxy block that is a copy of `llm_block`, or None if it was dropped."""
+        """Return the proxy block that is a copy of `llm_block`, or None if it was dropped."""
         return self.kept.index(llm_block) if llm_block in self.kept else None
 
     def lift(self, tensors: BlockTensors) -> dict[tuple[int, str], torch.Tensor]:
-        """Proxy block tensors (weights or differences) under their LLM block's index."""
+        """Return tensors of proxy blocks (weights or differences) under their LLM blocks' indices."""
         return {(self.to_llm(block), name): value for (block, name), value in tensors.items()}
 
 
 def blocks_to_remove(llm_blocks: int, remove_ratio: float) -> int:
-    """How many of `llm_blocks` a `remove_ratio` removes. Raises `ConfigError` if none would be left.
+    """Return how many of `llm_blocks` a `remove_ratio` removes. Raises `ConfigError` if none would be left.
 
     >>> blocks_to_remove(8, 0.25), blocks_to_remove(8, 0.5)
     (2, 4)

@@ -47,7 +47,7 @@ class Proxy:
             raise ModelError("proxy: has no block plan and no lifting; needs one to be plugged back")
 
     def lift(self, tensors: BlockTensors) -> dict[tuple[int, str], torch.Tensor]:
-        """What to add to the LLM's blocks for these differences of the proxy's blocks."""
+        """Return what to add to the LLM's blocks for these differences of the proxy's blocks."""
         if self.lifting is not None:
             return dict(self.lifting(tensors))
         assert self.plan is not None  # checked when made

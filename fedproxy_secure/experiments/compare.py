@@ -88,7 +88,7 @@ def compare(
 
 
 def plan_rows(config: Config) -> list[tuple[str, str]]:
-    """What a comparison would train: names and formatted values, for people; nothing is loaded."""
+    """Return what a comparison would train, as names and formatted values; load nothing."""
     cells = cells_of(config)
     methods = {name: method_of(name) for name in config.compare.methods}
     trained = [c for c in cells if methods[c.method].trains]
@@ -101,7 +101,7 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
 
 
 def _run_cells(config: Config, todo: Sequence[Cell], *, on_cuda: bool) -> Generator[CellResult]:
-    """Finished cells, in the order they finish; after a failure no further one is begun."""
+    """Yield cells as they finish; after a failure begin no further one."""
     failed: list[tuple[int, Lost]] = []
 
     def until_failure() -> Iterator[Cell]:
@@ -123,7 +123,7 @@ def _run_cells(config: Config, todo: Sequence[Cell], *, on_cuda: bool) -> Genera
 
 
 def _notes(config: Config, truncated: int) -> tuple[str, ...]:
-    """What a reader must know before believing a number."""
+    """Return what a reader must know before believing a number."""
     from fedproxy_secure.experiments.stages import cut_notes
 
     methods = [method_of(name) for name in config.compare.methods]
@@ -148,7 +148,7 @@ def _notes(config: Config, truncated: int) -> tuple[str, ...]:
 
 
 def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
-    """What is unsafe in the protection of methods, and in which."""
+    """Return what is unsafe in the protection of methods, and in which methods."""
     names: dict[str, list[str]] = {}
     for method in methods:
         settings = method.federation(config)

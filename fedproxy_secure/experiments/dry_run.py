@@ -37,7 +37,7 @@ class RunPlan:
 
     @property
     def memory_bytes(self) -> int:
-        """Weights of LLM, proxy and fused LLM, and the trained adapter's gradients and Adam moments."""
+        """Bytes of all models' weights, and of the adapter's gradients and Adam moments."""
         weights = 2 * self.llm_parameters + self.proxy_parameters + 4 * self.adapter_parameters
         return weights * FLOAT32_BYTES
 
@@ -49,7 +49,7 @@ class RunPlan:
         return f"the mean is off by at most {self.mean_error:.1e} a coordinate in round 0"
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and formatted values, for people."""
+        """Return the plan as names and formatted values."""
         steps = self.rounds * self.local_steps * self.clients
         return [
             ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
@@ -110,7 +110,7 @@ def plan(config: Config) -> RunPlan:
 
 
 def _privacy_rows(config: Config, records: Mapping[str, int]) -> tuple[str, ...]:
-    """For people, before a run: noise by client."""
+    """Return each client's noise as a line of text."""
     from fedproxy_secure.dp.record_noise import record_noise
 
     privacy = config.privacy

@@ -103,7 +103,7 @@ class Inputs:
         return tuned
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Accuracy]:
-        """Accuracy on every client's test records, by task."""
+        """Return the accuracy on every client's test records, by task."""
         return evaluate(model, self.materials, self.config)
 
     def plugged_back(self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0) -> MethodResult:
@@ -115,7 +115,7 @@ class Inputs:
         )
 
     def each_task(self) -> list[Inputs]:
-        """The same inputs with one client's task alone, for each client."""
+        """Return, for each client, the same inputs with its task alone."""
         return [
             replace(self, materials=replace(self.materials, tasks=(task,))) for task in self.materials.tasks
         ]

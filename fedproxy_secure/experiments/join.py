@@ -20,7 +20,7 @@ from fedproxy_secure.runtime.artifacts import environment
 
 
 def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
-    """One report over runs and matrices, written to `out`; runs of the same settings share a line.
+    """Write one report over runs and matrices to `out`; runs of the same settings share a line.
 
     The environment is this one; that of each run lies in its folder.
 
@@ -92,7 +92,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
 
 
 def _records_of(config: Config) -> str:
-    """What the settings say of whose records are trained on: equal for the same records."""
+    """Return a text that is equal for settings that train on the same records."""
     clients = [client.model_dump(mode="json") for client in config.data.clients]
     return json.dumps([config.data.root, clients], sort_keys=True)
 

@@ -133,7 +133,7 @@ def matrix(
 
 
 def plan_rows(config: Config) -> list[tuple[str, str]]:
-    """What a matrix would run: names and formatted values, for people; nothing is loaded."""
+    """Return what a matrix would run, as names and formatted values; load nothing."""
     cells, refused = cells_of(config)
     steps = config.federate.rounds * config.local.steps * len(config.data.clients)
     return [
@@ -147,7 +147,7 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
 def _run_all(
     config: Config, out: Path, todo: Sequence[MatrixCell | Cell], *, on_cuda: bool
 ) -> Generator[str]:
-    """Names of cells as they end, well or not."""
+    """Run cells and yield their names as they end, well or not."""
     work = partial(_work, config, out)
     with closing(run_tasks(work, todo, jobs=config.matrix.jobs, on_cuda=on_cuda)) as ended:
         for index, result in ended:
@@ -171,5 +171,5 @@ def _work(config: Config, out: Path, cell: MatrixCell | Cell) -> None:
 
 
 def _place(out: Path, cell: MatrixCell | Cell) -> Path:
-    """The folder in which a cell's failure is noted."""
+    """Return the folder in which a cell's failure is noted."""
     return out / BASELINES / cell.name if isinstance(cell, Cell) else out / cell.folder

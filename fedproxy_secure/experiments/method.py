@@ -46,7 +46,7 @@ class Method(ABC):
     note: str = ""
 
     def federation(self, config: Config) -> Config | None:
-        """The settings under which its clients send updates to a server; None if they send none."""
+        """Return the settings under which its clients send updates, or None if they send none."""
         return None
 
     def check_settings(self, config: Config) -> None:

@@ -20,7 +20,7 @@ class Accuracy:
         return sum(self.correct) / len(self.correct)
 
     def to_text(self) -> str:
-        """One character for each record, `1` if it was right.
+        """Return one character for each record, `1` if it was right.
 
         >>> Accuracy(correct=(True, False)).to_text()
         '10'
@@ -29,7 +29,7 @@ class Accuracy:
 
     @classmethod
     def from_text(cls, text: str) -> Accuracy:
-        """What `to_text` wrote. Raises `ValueError` for other characters."""
+        """Read what `to_text` wrote. Raises `ValueError` for other characters."""
         if set(text) - {"0", "1"}:
             raise ValueError(f"answers {text[:20]!r}: must be of 0 and 1")
         return cls(correct=tuple(character == "1" for character in text))
@@ -51,15 +51,15 @@ class MethodResult:
 
 
 def average(accuracies: Mapping[str, Accuracy]) -> float:
-    """Mean of the tasks' accuracies, each task counting the same."""
+    """Return the mean of the tasks' accuracies, each task counting the same."""
     return float(np.mean([a.value for a in accuracies.values()]))
 
 
 def to_texts(accuracies: Mapping[str, Accuracy]) -> dict[str, str]:
-    """By task, a string of 0 and 1."""
+    """Return, by task, a string of 0 and 1."""
     return {task: a.to_text() for task, a in accuracies.items()}
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Accuracy]:
-    """What `to_texts` wrote. Raises `ValueError` for other characters."""
+    """Read what `to_texts` wrote. Raises `ValueError` for other characters."""
     return {task: Accuracy.from_text(text) for task, text in texts.items()}

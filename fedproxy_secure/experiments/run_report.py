@@ -27,7 +27,7 @@ FIDELITY = (  # key in a seed's result, what it is called, unit
 
 
 def settings_of(config: Config) -> dict[str, str]:
-    """What stands on a report for a configuration's settings: what a matrix can sweep."""
+    """Return a configuration's settings as they stand on a report: those that a matrix can sweep."""
     return {
         "protection": config.protect.scheme,
         "compression": config.compress.kind,
@@ -38,7 +38,7 @@ def settings_of(config: Config) -> dict[str, str]:
 
 
 def protection_note(config: Config) -> str:
-    """What the server could see, in a few sentences; stands on every report."""
+    """Return what the server could see, in a few sentences that stand on every report."""
     protection, privacy = protection_of(config.protect), config.privacy
     if privacy.unit == "none":
         open_sums = ": the sums themselves may leak" if protection.secure_sum else ""
@@ -52,7 +52,7 @@ def protection_note(config: Config) -> str:
 
 
 def proxy_note(config: Config) -> str:
-    """How the proxy came about, in one sentence."""
+    """Return one sentence on how the proxy was compressed."""
     compress = config.compress
     options = "".join(f", {key}={value}" for key, value in compress.options.items())
     title = compression_of(compress).title

@@ -81,7 +81,7 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
 
 
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
-    """Windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
+    """Return windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
     count = config.compress.calibration_sequences
     if config.data.public_text == "demo":
         stream = stories(PUBLIC_SEED)
@@ -178,7 +178,7 @@ def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, in
 
 
 def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:
-    """Stage 3: the LLM with the tuned proxy's difference plugged back (Eq. 15)."""
+    """Stage 3: return the LLM with the tuned proxy's difference plugged back (Eq. 15)."""
     return plug_back(materials.llm, proxy, block_deltas(tuned))
 
 
@@ -190,7 +190,11 @@ def evaluate(
     progress: Progress | None = None,
     name: str = "evaluate",
 ) -> dict[str, Accuracy]:
-    """Accuracy on every client's test records (lm-eval's `acc`, 0-shot); `name` names the progress."""
+    """Return the accuracy on each client's test records (lm-eval's `acc`, 0-shot), by task.
+
+    Args:
+        name: what the progress is called.
+    """
     shown = progress or NoProgress()
     accuracies = {}
     for task in materials.tasks:

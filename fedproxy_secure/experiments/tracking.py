@@ -38,13 +38,13 @@ ROUND_METRICS = frozenset(
 
 
 class Tracker(Protocol):
-    """Takes numbers by name, step by step."""
+    """A place that takes numbers by name, step by step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values at `step` (>= 0)."""
 
     def close(self) -> None:
-        """End; everything is on disk, or sent, when this returns."""
+        """End tracking; everything is on disk, or sent, when this returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +106,12 @@ class All:
         self._trackers = trackers
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record them with each."""
+        """Record the values with each tracker."""
         for tracker in self._trackers:
             tracker.log(step, values)
 
     def close(self) -> None:
-        """Close each."""
+        """Close each tracker."""
         for tracker in self._trackers:
             tracker.close()
 

@@ -21,10 +21,10 @@ Deltas = Mapping[tuple[int, str], torch.Tensor]
 
 
 class Lifts(Protocol):
-    """What plug-back needs of a proxy or of its block plan."""
+    """Whatever lifts a difference: a proxy, or its block plan."""
 
     def lift(self, tensors: Deltas) -> dict[tuple[int, str], torch.Tensor]:
-        """What to add to the LLM's blocks for these differences of the proxy's blocks."""
+        """Return what to add to the LLM's blocks for these differences of the proxy's blocks."""
         ...
 
 

@@ -38,7 +38,7 @@ class Corruption(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, for the report."""
+        """The name of the corrupted set, for the report."""
 
     @property
     def server(self) -> bool:

@@ -42,7 +42,7 @@ class Measure:
 
     @property
     def kind(self) -> MeasureKind:
-        """Its registered kind; if no installed package has it, a kind made from the number itself."""
+        """The registered kind; a kind made from the number itself if no installed package has one."""
         if self.key in MEASURES.names():
             return measure_kind(self.key)
         return MeasureKind(
@@ -67,7 +67,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """Who saw what: one kind of message to one party as it flowed, all rounds and seeds together."""
+    """Who saw what: one kind of message to one party, all rounds and seeds together."""
 
     message: str
     party: str

@@ -49,7 +49,7 @@ class FedOT(Method):
 
 
 def _widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
-    """The adapter at `held / trained` times its rank, with the same scale alpha / rank."""
+    """Return the adapter at `held / trained` times its rank, with the same scale alpha / rank."""
     rank, scale = round(adapter.rank * held / trained), adapter.alpha / adapter.rank
     return adapter.model_copy(update={"rank": rank, "alpha": round(rank * scale)})
 

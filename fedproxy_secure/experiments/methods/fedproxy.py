@@ -36,7 +36,7 @@ class FedProxy(Method):
         return config.model_copy(update={"fusion": fusion, "protect": self.protect(config)})
 
     def protect(self, config: Config) -> ProtectConfig:
-        """How updates travel."""
+        """Return the settings of how updates travel."""
         return ProtectConfig(scheme="unsafe_plaintext")
 
     def run(self, inputs: Inputs) -> MethodResult:

@@ -38,23 +38,23 @@ class MatrixCell:
 
     @property
     def key(self) -> str:
-        """Name of its configuration, the same for all seeds."""
+        """The name of its configuration, the same for all seeds."""
         compression = "" if self.compression is None else f"{self.compression}-"
         return f"{self.protection}-{compression}{self.remove_ratio:g}-{self.fusion}-{self.adapter}"
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """The name of its folder."""
         return f"{self.key}-seed{self.seed}"
 
     @property
     def folder(self) -> str:
-        """Path of its folder, relative to the matrix's."""
+        """The path of its folder, relative to the matrix's."""
         return f"{CELLS}/{self.name}"
 
     @property
     def command(self) -> str:
-        """What runs this cell alone, typed in the matrix's folder."""
+        """The command that runs this cell alone, from the matrix's folder."""
         return f"fedproxy-secure run {self.folder}/config.yaml --record"
 
 
@@ -152,7 +152,7 @@ def measure_cell(config: Config, cell: MatrixCell, out: Path) -> None:
 
 
 def is_done(out: Path, cell: MatrixCell) -> bool:
-    """Whether the cell has ended well."""
+    """Return whether the cell has ended well."""
     return (out / cell.folder / DONE).exists()
 
 
@@ -162,7 +162,7 @@ def note_failure(place: Path, line: str) -> None:
 
 
 def why_failed(place: Path) -> str:
-    """What `note_failure` wrote; `did not finish` if nothing did."""
+    """Return what `note_failure` wrote, or `did not finish`."""
     try:
         return str(read_json(place / FAILED)["error"])
     except (OSError, ValueError, KeyError, TypeError):

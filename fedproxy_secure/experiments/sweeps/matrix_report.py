@@ -35,7 +35,7 @@ UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
 
 @dataclass(kw_only=True)
 class _Group:
-    """One configuration's cells, and what became of them."""
+    """The cells of one configuration, and how they ended."""
 
     cells: list[MatrixCell] = field(default_factory=list)
     seeds: list[SeedRun] = field(default_factory=list)
@@ -44,12 +44,12 @@ class _Group:
 
 
 def ceilings_of(config: Config) -> list[Cell]:
-    """The centralised LLM for every seed."""
+    """Return the cells of the centralised LLM, one for each seed."""
     return [Cell(method=CENTRALISED_LLM.name, remove_ratio=None, seed=seed) for seed in config.seeds]
 
 
 def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:
-    """Each configuration's measures over its finished seeds, in the order of the settings.
+    """Return each configuration's measures over its finished seeds, in the order of the settings.
 
     Costs are told beside those of the unprotected configuration that is alike in all else. What a cell
     spent that did not finish is counted with its configuration's.
@@ -81,7 +81,7 @@ def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) ->
 
 
 def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, _Group]:
-    """By key, the cells of each configuration and what they left on disk."""
+    """Return, by key, the cells of each configuration and what they left on disk."""
     order = {p.name: i for i, p in enumerate(config.matrix.protections)}
     ceilings = {c.seed: ceiling_of(out, c) for c in ceilings_of(config)}
     groups: dict[str, _Group] = {}
@@ -97,7 +97,7 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
 
 
 def not_measured(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[str]:
-    """What no finding says anything about, and why."""
+    """Return what no finding says anything about, and why."""
     if config.attacks.suite == "none":
         return [ATTACKED]
     counts: dict[str, int] = {}
@@ -117,7 +117,7 @@ def not_measured(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list
 
 
 def no_ceiling(config: Config, out: Path) -> list[str]:
-    """Why no gap can be told: seeds whose centralised LLM failed."""
+    """Return why no gap can be computed: the seeds whose centralised LLM failed."""
     return [
         f"gap closed: {cell.name} failed: {why_failed(out / BASELINES / cell.name)}"
         for cell in ceilings_of(config)
@@ -126,7 +126,7 @@ def no_ceiling(config: Config, out: Path) -> list[str]:
 
 
 def ceiling_of(out: Path, cell: Cell) -> Bits | None:
-    """The answers of the centralised LLM; None if it has not ended well."""
+    """Return the answers of the centralised LLM, or None if it has not ended well."""
     try:
         return read_cell(out / BASELINES, cell).fused
     except RunFolderError:

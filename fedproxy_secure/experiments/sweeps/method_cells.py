@@ -31,13 +31,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File name of the cell's record, without suffix."""
+        """The file name of the cell's record, without suffix."""
         ratio = "" if self.remove_ratio is None else f"-{self.remove_ratio:g}"
         return f"{self.method}{ratio}-seed{self.seed}"
 
     @property
     def row(self) -> str:
-        """What the cell's row is called, the same for all seeds."""
+        """The name of the cell's row, the same for all seeds."""
         return self.method if self.remove_ratio is None else f"{self.method} at {self.remove_ratio:g}"
 
 
@@ -51,12 +51,12 @@ class CellResult:
 
     @property
     def fused(self) -> Bits:
-        """Which test records the owner's model answered right, by task."""
+        """The test records that the owner's model answered right, by task."""
         return {task: a.correct for task, a in self.outcome.fused.items()}
 
     @property
     def tuned(self) -> Bits | None:
-        """Which the clients' model answered right; None where there is none."""
+        """The test records that the clients' model answered right; None without such a model."""
         tuned = self.outcome.tuned
         return None if tuned is None else {task: a.correct for task, a in tuned.items()}
 
@@ -103,7 +103,7 @@ def run_cell(config: Config, cell: Cell) -> CellResult:
 
 
 def cell_file(out: Path, cell: Cell) -> Path:
-    """Where a finished cell's record lies."""
+    """Return the path of a finished cell's record."""
     return out / "cells" / f"{cell.name}.json"
 
 

@@ -34,7 +34,7 @@ def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
 
 
 def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
-    """Bytes a client uploads in a round, by method and ratio; the same for every seed."""
+    """Return the bytes that a client uploads in a round, by method and ratio."""
     costs: dict[str, list[CellResult]] = {}
     for r in results:
         if r.outcome.upload_bytes:
@@ -86,7 +86,7 @@ def _share(answers: Mapping[int, Bits], metric: str) -> Estimate:
 
 
 def _gap(fused: Mapping[int, Bits], scale: Mapping[int, tuple[Bits, Bits]], metric: str) -> Estimate | None:
-    """The gap closed; None unless every seed has both ends of the scale, apart from each other."""
+    """Return the gap closed, or None unless every seed has two distinct ends of the scale."""
     if not set(fused) <= set(scale):
         return None
     if any(mean_share(scale[s][0]) == mean_share(scale[s][1]) for s in fused):
