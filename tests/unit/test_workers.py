@@ -83,7 +83,7 @@ def test_one_job_is_this_process_and_what_it_raises_stops_no_other():
 
 
 SCRIPT = """
-import os, time
+import os, signal, time
 from pathlib import Path
 from fedproxy_secure.runtime.workers import in_processes
 
@@ -92,6 +92,7 @@ def work(path):
     time.sleep(300)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     for _ in in_processes(work, [{path!r}], jobs=1):
         pass
 """
