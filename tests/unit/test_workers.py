@@ -92,7 +92,7 @@ def work(path):
     time.sleep(300)
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in the background
     for _ in in_processes(work, [{path!r}], jobs=1):
         pass
 """
