@@ -75,7 +75,7 @@ def _noise_share(view: View) -> float:
 
 
 class _Audit(Attack):
-    """The base of both audits: the controls, and a score that only repeats what was measured."""
+    """The base class of attacks A8 and A9: their controls, and a score that reports the guess."""
 
     def score(self, guess: Audited, answer: object) -> tuple[Estimate, ...]:
         """Return the audited epsilon over the claimed one, then the audit's own numbers."""

@@ -115,7 +115,7 @@ class Scale:
 
     @cached_property
     def picks(self) -> np.ndarray:
-        """The bootstrap draws over held-out texts, int [`DRAWS`, n], from a fixed seed."""
+        """Indices of held-out texts for the bootstrap, int [`DRAWS`, n]; the seed is fixed."""
         return np.random.default_rng(0).integers(len(self.proxy), size=(DRAWS, len(self.proxy)))
 
     @property

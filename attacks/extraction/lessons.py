@@ -1,4 +1,4 @@
-"""Training of fillers: on the API's answers (distillation), or on texts alone (healing)."""
+"""Train fillers, the adversary's replacements of dropped blocks: by distillation or by healing."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Effort:
 
 
 def effort(budget: Budget) -> Effort:
-    """Return the sizes for a profile, with no more queries than the budget allows."""
+    """Return the query counts, training steps and batch size that fit a budget."""
     grid = budget.pick(smoke=(16, 64), standard=(16, 64, 256, 1024), full=(16, 64, 256, 1024, 4096))
     return Effort(
         grid=tuple(k for k in grid if k <= budget.queries),

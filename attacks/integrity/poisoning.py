@@ -244,7 +244,7 @@ def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
     protected = protection_of(settings.protect).secure_sum
     reach = settings.local.learning_rate * settings.local.steps
     clip = (settings.protect.clip or CLIP_OF_HONEST * reach) if protected else None
-    name = "fedavg" if settings.fusion.rule in ("fedavg", "fedadam") else "h_ties"
+    name = "fedavg" if settings.fusion.linear else "h_ties"
     if protected and name == "h_ties":
         name = settings.protect.granularity
     own_rule = Rule(name=name, clip=clip)

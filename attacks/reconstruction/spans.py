@@ -167,7 +167,7 @@ def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
 
 def adds_up(settings: PublicSettings, *, summed: bool) -> bool:
     """Return whether a vector combines gradients: nothing was rescaled, added, or trimmed by coordinate."""
-    trimmed = summed and settings.fusion.rule in ("ties", "h_ties")
+    trimmed = summed and not settings.fusion.linear
     return (
         settings.local.optimizer == "sgd"
         and settings.privacy.unit == "none"

@@ -127,7 +127,7 @@ def gate_rules() -> str:
 
 
 def mapping() -> str:
-    """Each framework's identifiers, with the attacks whose findings carry them."""
+    """Return a table of each framework's identifiers and the attacks that carry them."""
     named: dict[tuple[str, str, str], list[str]] = {}
     for one in every().values():
         for entry in one.info.mapping:

@@ -135,6 +135,11 @@ class FusionConfig(Section):
             raise ValueError(f"delta={self.delta}: must be < r0={self.r0}, or a client keeps nothing")
         return self
 
+    @property
+    def linear(self) -> bool:
+        """Whether the rule reads the plain sum of updates alone; the others elect signs."""
+        return self.rule in ("fedavg", "fedadam")
+
 
 class FederateConfig(Section):
     """Stage 2: the number of rounds, the share of clients in each, and the engine."""

@@ -124,7 +124,11 @@ def matrix(
         total_epsilon=together.epsilon,
         composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
         notes=cut_notes(truncated, config),
-        not_measured=(*refused, *no_ceiling(config, out), *not_measured(config, out, cells)),
+        not_measured=(
+            *refused,
+            *no_ceiling(config, out),
+            *not_measured(config, configurations, cells=len(cells)),
+        ),
         audit_head=head,
     )
     publish(report, folder.path)

@@ -45,7 +45,7 @@ class AgreedSettings(Section):
     @property
     def granularity(self) -> Literal["plain", "coordinate", "block"]:
         """The detail that the fusion rule needs under masking; linear rules need the plain sum alone."""
-        return "plain" if self.fusion.rule in ("fedavg", "fedadam") else self.protect.granularity
+        return "plain" if self.fusion.linear else self.protect.granularity
 
 
 class FederationJob(AgreedSettings):

@@ -74,7 +74,7 @@ def fuse_round(
     """
     tau = _stack(updates, d=len(state.adapter))
     analysis = rules.analyse(tau)
-    if fusion.rule in ("fedavg", "fedadam"):
+    if fusion.linear:
         merged = rules.fedavg(tau)
     elif fusion.rule == "ties":
         merged = rules.ties(tau, keep_ratio=fusion.keep_ratio)

@@ -134,14 +134,14 @@ class Protection(ABC):
 
     @abstractmethod
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
-        """One sentence: what the server sees. It stands on every report."""
+        """Return one sentence on what the server sees; it stands on every report."""
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
-        """Sentences that every report must say first; () if there are none."""
+        """Return sentences that every report must say first; () if there are none."""
         return ()
 
     def least_clients(self, job: FederationJob) -> int:
-        """How many clients a round needs at least, `federate.min_clients` aside."""
+        """Return how many clients a round needs at least, `federate.min_clients` aside."""
         return 1
 
     @abstractmethod
@@ -149,12 +149,12 @@ class Protection(ABC):
         """Return the payload that one client sends in one round, for trained tensors of `sizes`."""
 
     def rounding_error(self, job: FederationJob, sizes: Sequence[int]) -> float | None:
-        """How far rounding may move a coordinate of the mean in round 0; None: nothing is rounded."""
+        """Return how far rounding may move a coordinate of the mean in round 0, or None."""
         return None
 
     @abstractmethod
     def train(self, asked: Asked) -> RecordDict:
-        """Answer the training request of a round; `agreed_broadcast` of `secure_sum.terms` reads it."""
+        """Answer the training request of a round; `broadcast.agreed_broadcast` reads it."""
 
     def answer(self, asked: Asked) -> RecordDict:
         """Answer a later step of a round, `asked.step`. Raises `ProtocolAborted` for an unknown one."""
@@ -169,6 +169,6 @@ class Protection(ABC):
 
 
 def protection_of(protect: ProtectConfig) -> Protection:
-    """The protection that settings name. Raises `ConfigError` for a name that is not known."""
+    """Return the protection that settings name. Raises `ConfigError` for a name that is not known."""
     protection: Protection = PROTECTIONS.get(protect.scheme, where="protect.scheme")
     return protection

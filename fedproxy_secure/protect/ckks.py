@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.protect.base import Asked
-from fedproxy_secure.protect.sums import LINEAR_RULES, SecureSum
+from fedproxy_secure.protect.sums import SecureSum
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -44,7 +44,7 @@ class Ckks(SecureSum):
             raise ConfigError(
                 "protect.weights=encrypted_gram: needs protect.scheme=masking and fusion.rule=h_ties"
             )
-        if fusion.rule not in LINEAR_RULES and protect.granularity != "block":
+        if not fusion.linear and protect.granularity != "block":
             raise ConfigError(
                 f"protect.granularity={protect.granularity}: with protect.scheme=ckks must be block"
             )

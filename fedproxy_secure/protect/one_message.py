@@ -29,11 +29,11 @@ class OneMessage(Protection):
 
     @abstractmethod
     def encode(self, update: ClientUpdate, job: FederationJob) -> RecordDict:
-        """The update as it travels."""
+        """Return the update as it travels."""
 
     @abstractmethod
     def decode(self, content: RecordDict, job: FederationJob, *, d: int) -> ClientUpdate:
-        """What the server reads of it, `d` numbers. Raises `DataError` for anything malformed."""
+        """Return what the server reads of it, `d` numbers. Raises `DataError` for anything malformed."""
 
     def train(self, asked: Asked) -> RecordDict:
         """Train and send the update, encoded."""
@@ -46,17 +46,10 @@ class OneMessage(Protection):
 
 def train(asked: Asked) -> ClientUpdate:
     """Check the broadcast against the job and train from it."""
-    from fedproxy_secure.protect.secure_sum.terms import agreed_broadcast
+    from fedproxy_secure.protect.broadcast import agreed_broadcast, train_from
 
     client = asked.local_client()
-    broadcast = agreed_broadcast(asked.content, asked.job, client.sizes)
-    return client.train(
-        round=broadcast.round,
-        start=broadcast.adapter,
-        conflict=broadcast.conflict,
-        pcr_lambda=broadcast.pcr_lambda,
-        prox_mu=broadcast.prox_mu,
-    )
+    return train_from(client, agreed_broadcast(asked.content, asked.job, client.sizes))
 
 
 def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
@@ -67,17 +60,10 @@ def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
     """
     from fedproxy_secure import wire
     from fedproxy_secure.federate.server import fuse_round
+    from fedproxy_secure.protect.broadcast import broadcast_of
 
     job, state = round.job, round.state
-    content = wire.encode_broadcast(
-        wire.Broadcast(
-            round=state.round,
-            adapter=state.adapter,
-            conflict=state.conflict,
-            pcr_lambda=job.fusion.pcr_lambda,
-            prox_mu=job.fusion.prox_mu,
-        )
-    )
+    content = wire.encode_broadcast(broadcast_of(job, state))
     size = protection.upload_bytes(job, [len(state.adapter)])
     updates: dict[str, ClientUpdate] = {}
     group = f"round {state.round}"

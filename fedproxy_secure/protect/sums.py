@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fedproxy_secure.secagg.terms import Terms
 
 FEWEST_CLIENTS, MOST_CLIENTS = 3, 64  # of one sum
-LINEAR_RULES = ("fedavg", "fedadam")  # fusion rules that read the plain sum alone
 
 
 class SecureSum(Protection):
@@ -41,14 +40,14 @@ class SecureSum(Protection):
         cohort: int | None,
     ) -> None:
         super().check_settings(protect, privacy, fusion, cohort=cohort)
-        if privacy.unit == "client" and fusion.rule not in LINEAR_RULES:
+        if privacy.unit == "client" and not fusion.linear:
             raise ConfigError(
                 f"fusion.rule={fusion.rule}: with privacy.unit=client must be fedavg or fedadam; what "
                 "else a rule reads would need noise of its own"
             )
         if cohort is not None:
             self._check_cohort(protect, cohort)
-        if fusion.pcr_lambda > 0 and fusion.rule in LINEAR_RULES:
+        if fusion.pcr_lambda > 0 and fusion.linear:
             raise ConfigError(
                 f"fusion.pcr_lambda={fusion.pcr_lambda}: with fusion.rule={fusion.rule} under "
                 f"protect.scheme={self.name} the server learns no conflict; must be 0"
@@ -68,7 +67,7 @@ class SecureSum(Protection):
 
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
         more, none = "", "no single update"
-        if fusion.rule not in LINEAR_RULES:
+        if not fusion.linear:
             more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}[
                 protect.granularity
             ]
@@ -90,11 +89,11 @@ class SecureSum(Protection):
 
     @abstractmethod
     def payload_bytes(self, plan: RingPlan) -> int:
-        """What one client uploads of a round's values."""
+        """Return the bytes that one client uploads of a round's values."""
 
     @abstractmethod
     def rounding_of(self, plan: RingPlan) -> float:
-        """How far a coordinate of the mean may be off."""
+        """Return how far rounding may move a coordinate of the mean."""
 
     def answer(self, asked: Asked) -> RecordDict:
         steps = self.later_steps()
@@ -104,7 +103,7 @@ class SecureSum(Protection):
 
     @abstractmethod
     def later_steps(self) -> Mapping[str, Callable[[Asked], RecordDict]]:
-        """What answers each later step, by its name."""
+        """Return what answers each later step, by its name."""
 
     def run_round(self, round: ServerRound) -> RoundResult:
         from fedproxy_secure.protect.secure_sum.server import sum_round
@@ -113,15 +112,15 @@ class SecureSum(Protection):
 
     @abstractmethod
     def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:
-        """The server's steps of a round: the terms as they ended up, and the sums."""
+        """Run the server's steps of a round; return the final terms and the sums."""
 
     def sum_error(self) -> float:
-        """Absolute error of a sum's coordinates beyond the ring's rounding."""
+        """Return the absolute error of a sum's coordinates beyond the ring's rounding."""
         return 0.0
 
 
 def first_ring(job: FederationJob, sizes: Sequence[int]) -> RingPlan:
-    """The ring of round 0. Raises `ConfigError` if a sum could wrap."""
+    """Return the ring of round 0. Raises `ConfigError` if a sum could wrap."""
     from fedproxy_secure.protect.secure_sum.noise import ring_clip
     from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan
 

@@ -39,7 +39,7 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateState:
-    """All that one client held; `rounds` has the rounds in which it trained."""
+    """Everything that one client held. `rounds`: its state in each round in which it trained."""
 
     client: str
     train: tuple[Encoded, ...]

@@ -1,4 +1,4 @@
-"""Escaping, for terminals and Markdown, of text that somebody else may have chosen.
+"""Escape text that somebody else may have chosen, for terminals and Markdown.
 
 Names and details in a report come from settings, attacks and clients. They are shown letter by letter and
 have no effect: no markup, no link, no cell or line of a table, no terminal sequence. HTML is escaped by the
@@ -70,5 +70,5 @@ def code(text: str) -> Markdown:
 
 
 def _behind(match: re.Match[str]) -> str:
-    """Return the match with a backslash before its sign; a number's sign is the dot or bracket after it."""
+    """Return a matched Markdown sign escaped by a backslash; in `1.` the sign is the dot."""
     return match[0] + "\\" if match[0].isdigit() else "\\" + match[0]

@@ -96,19 +96,17 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
     return groups
 
 
-def not_measured(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[str]:
-    """Return what no finding says anything about, and why."""
+def not_measured(config: Config, configurations: Sequence[Configuration], *, cells: int) -> list[str]:
+    """Return what no finding says anything about, and why; `cells`: how many there are in all."""
     if config.attacks.suite == "none":
         return [ATTACKED]
     counts: dict[str, int] = {}
-    for cell in cells:
-        if not is_done(out, cell):
-            continue
-        for f in read_seed(out / cell.folder, cell.seed, root=out).findings:
+    for configuration in configurations:
+        for f in configuration.findings:
             if f.outcome not in (Outcome.SUCCEEDED, Outcome.RESISTED):
                 line = f"{f.id} {f.attack} from {f.view}: {f.outcome}: {f.reason}"
                 counts[line] = counts.get(line, 0) + 1
-    lines = [f"{line} ({count} of {len(cells)} cells)" for line, count in counts.items()]
+    lines = [f"{line} ({count} of {cells} cells)" for line, count in counts.items()]
     if config.attacks.suite == "smoke":
         lines.append(
             "The suite `smoke` leaves out the slower attacks; `fedproxy-secure attack list` names them."

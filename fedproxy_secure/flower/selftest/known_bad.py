@@ -19,8 +19,8 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.journal.rounds import Attempt as Asked
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import writing
+from fedproxy_secure.protect import broadcast
 from fedproxy_secure.protect.secure_sum import client as masked_client
-from fedproxy_secure.protect.secure_sum import terms as masked_terms
 from fedproxy_secure.secagg.control import FRACTION, FRACTIONAL, LIMB_BITS, LIMBS, NAMES, Control
 from fedproxy_secure.secagg.terms import Policy
 
@@ -122,7 +122,7 @@ def signing_clients() -> contextlib.AbstractContextManager[None]:
     return taken_out(
         (masked_client, "Policy", TakesAnyTerms),
         (masked_client, "agreed_broadcast", any_broadcast),
-        (masked_terms, "agreed_broadcast", any_broadcast),
+        (broadcast, "agreed_broadcast", any_broadcast),
     )
 
 

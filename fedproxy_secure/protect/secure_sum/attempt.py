@@ -52,7 +52,7 @@ def unsafe_journals(kind: type[Journal]) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step that the journal granted, with the attempt's terms and what was kept for it, still sealed."""
+    """A step that the journal granted: the attempt's terms, and the sealed values kept for the step."""
 
     journal: Journal
     terms: Terms

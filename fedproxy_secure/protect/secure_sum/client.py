@@ -30,11 +30,11 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.journal.rounds import Attempt, Journal
 from fedproxy_secure.protect.base import Asked, protection_of
+from fedproxy_secure.protect.broadcast import agreed_broadcast, train_from
 from fedproxy_secure.protect.secure_sum import attempt
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
 from fedproxy_secure.protect.secure_sum.sent import Kept, Sent
 from fedproxy_secure.protect.secure_sum.terms import (
-    agreed_broadcast,
     first_clip,
     largest_clip,
     least_sum,
@@ -124,13 +124,7 @@ def train(
     sent = Sent(journal=journal, identity=identity, terms=terms, run=f"{run}/{roster.sha256().hex()}")
     kept = sent.read(terms.round)
     if kept is None or job.audit.record:  # an evaluation also wants to see which records were drawn
-        update = client.train(
-            round=broadcast.round,
-            start=broadcast.adapter,
-            conflict=broadcast.conflict,
-            pcr_lambda=broadcast.pcr_lambda,
-            prox_mu=broadcast.prox_mu,
-        )
+        update = train_from(client, broadcast)
         kept = sent.keep(
             Kept(update=update, previous=sent.last_step(broadcast.adapter), start=broadcast.adapter)
         )

@@ -29,6 +29,7 @@ from fedproxy_secure.errors import ConfigError, FedProxyError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import advance
 from fedproxy_secure.protect.base import Ask, RoundResult, ServerRound
+from fedproxy_secure.protect.broadcast import broadcast_of
 from fedproxy_secure.protect.secure_sum import gram as masked_gram
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
 from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
@@ -97,13 +98,7 @@ def sum_round(
     clip = job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
     if job.privacy.unit == "client":
         clip = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(round.cohort))
-    broadcast = wire.Broadcast(
-        round=state.round,
-        adapter=state.adapter,
-        conflict=state.conflict,
-        pcr_lambda=job.fusion.pcr_lambda,
-        prox_mu=job.fusion.prox_mu,
-    )
+    broadcast = broadcast_of(job, state)
     if job.protect.keys is None:
         raise ConfigError("protect.keys: must name the folder with roster.json")
     roster = load_roster(Path(job.protect.keys))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import RecordDict
 
 from fedproxy_secure.config import FusionConfig, LocalConfig, cohort_size
 from fedproxy_secure.errors import ProtocolAborted
@@ -18,7 +17,6 @@ from fedproxy_secure.secagg.granularity import Layout, contribution, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.sketch import Standing
 from fedproxy_secure.secagg.terms import least_threshold
-from fedproxy_secure.wire import Broadcast, decode_broadcast
 
 CLIP_MARGIN = 1.5  # the next clip over the mean of the clients' largest values, if nothing was clipped
 ADAM_LONGEST_STEP = 3.2  # in learning rates, per step
@@ -35,25 +33,6 @@ def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients:
     bits, layout = job.protect.bits, Layout(sizes=tuple(sizes))
     own = segments_of(job.granularity, layout, clip=clip, clients=clients, bits=bits)
     return RingPlan(bits=bits, clients=clients, segments=(*own, *SEGMENTS))
-
-
-def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[int]) -> Broadcast:
-    """Return the broadcast of a round, if it is what the job says.
-
-    Raises `DataError` for content that is no broadcast, `ProtocolAborted` for penalties other than the
-    job's, a conflict map outside [0, 1], or a round after the last.
-    """
-    broadcast = decode_broadcast(content, d=sum(sizes))
-    if not 0 <= broadcast.round < job.federate.rounds:
-        raise ProtocolAborted(f"round {broadcast.round}: must be 0 to {job.federate.rounds - 1}")
-    for name in ("pcr_lambda", "prox_mu"):
-        asked, own = getattr(broadcast, name), getattr(job.fusion, name)
-        if asked != own:
-            raise ProtocolAborted(f"{name}={asked:g}: must be {own:g}, fusion.{name} of the job")
-    conflict = broadcast.conflict
-    if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
-        raise ProtocolAborted("conflict map: must be between 0 and 1")
-    return broadcast
 
 
 def run_name(job: FederationJob) -> str:
