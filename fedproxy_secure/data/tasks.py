@@ -1,4 +1,4 @@
-"""One client's task: its records, from the demo world or from files."""
+"""One client's task: its records, from the demo world, over real things, or from files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from fedproxy_secure.data.sources import HUB, read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
+BUILT_IN = ("demo", "real_things")  # sources that need no files
+
 
 def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | None = None) -> Task:
     """Read a client's train and test records; canaries come last among those to train on.
@@ -18,7 +20,9 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
     """
     audit = audit or AuditConfig()
     same_file = (
-        client.source != "demo" and not client.source.startswith(HUB) and "{split}" not in client.source
+        client.source not in BUILT_IN
+        and not client.source.startswith(HUB)
+        and "{split}" not in client.source
     )
     if same_file or client.train_split == client.test_split:
         raise DataError(
@@ -44,4 +48,8 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
         from fedproxy_secure.data.demo_tasks import demo_records
 
         return demo_records(client.task, split, limit)
+    if client.source == "real_things":
+        from fedproxy_secure.data.real_tasks import real_records
+
+        return real_records(client.task, split, limit)
     return to_records(client.task, read_rows(client.source, split, root=root, limit=limit))

@@ -30,6 +30,7 @@ from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, tensor_sizes
 from fedproxy_secure.models.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.runtime.progress import NoProgress, Progress
+from fedproxy_secure.world.real_texts import real_texts
 from fedproxy_secure.world.stories import stories
 
 PUBLIC_WINDOW_TOKENS = 128
@@ -83,8 +84,8 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
     count = config.compress.calibration_sequences
-    if config.data.public_text == "demo":
-        stream = stories(PUBLIC_SEED)
+    if config.data.public_text in ("demo", "real_things"):
+        stream = (stories if config.data.public_text == "demo" else real_texts)(PUBLIC_SEED)
         text = "\n".join(next(stream) for _ in range(4 * count))
     else:
         name = config.data.public_text.replace("{data}", config.data.root or "{data}")
@@ -190,7 +191,7 @@ def evaluate(
     progress: Progress | None = None,
     name: str = "evaluate",
 ) -> dict[str, Accuracy]:
-    """Return the accuracy on each client's test records (lm-eval's `acc`, 0-shot), by task.
+    """Return the accuracy on each client's test records (lm-eval's `acc` and `acc_norm`, 0-shot), by task.
 
     Args:
         name: what the progress is called.
@@ -215,5 +216,7 @@ def evaluate(
             on_passes=tell,
         )
         shown.done(bar)
-        accuracies[task.name] = Accuracy(correct=tuple(correct.tolist()))
+        accuracies[task.name] = Accuracy(
+            correct=tuple(correct.acc.tolist()), correct_norm=tuple(correct.acc_norm.tolist())
+        )
     return accuracies

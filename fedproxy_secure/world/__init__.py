@@ -1,1 +1,1 @@
-"""The synthetic world: its words, its texts, its four private tasks, and the demo LLM."""
+"""The synthetic world: its words, its texts, and the demo LLM; real things and texts for real LLMs."""
