@@ -58,18 +58,32 @@ def compare_command(
     config: ConfigArgument,
     changes: SetOption = None,
     out: OutOption = None,
-    resume: ResumeOption = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on in DIR, also with more seeds, methods or remove ratios; all else must be the same.",
+        ),
+    ] = False,
     dry_run: DryRunOption = False,
+    report_only: Annotated[
+        bool,
+        typer.Option("--report-only", help="Run nothing; write the report of the cells that DIR has."),
+    ] = False,
 ) -> None:
     """Run FedProxy and the methods it is compared with, on the same data and seeds.
 
     CONFIG is a YAML file of settings, or the name of a shipped one, such as `quickstart`.
 
     The section `compare` of the settings says which methods and remove ratios run, in how many processes.
+    Cells (`DIR/cells/`) that other machines made with the same settings can be copied into DIR.
 
     Example: `fedproxy-secure compare quickstart --out runs/first`
     """
-    _start("compare", config, changes or [], out, resume, dry_run)
+    if report_only and not dry_run:
+        _report_cells(config, changes or [], out)
+    else:
+        _start("compare", config, changes or [], out, resume, dry_run)
 
 
 def matrix_command(
@@ -156,6 +170,17 @@ def _start(
         _show(report, folder)
 
 
+def _report_cells(name: str, changes: list[str], out: Path | None) -> None:
+    """Write and print the report of the cells that a comparison's folder has."""
+    with plain_errors(again=None):
+        from fedproxy_secure.experiments.compare import compare_report
+
+        config = load_config(find_config(name), changes)
+        folder = out or Path("runs") / config.name
+        report = compare_report(config, folder, command=_typed("compare", name, changes, folder))
+        _show(report, folder)
+
+
 def _plan_rows(command: str, config: Config) -> list[tuple[str, str]]:
     from fedproxy_secure.experiments.compare import plan_rows
     from fedproxy_secure.experiments.dry_run import plan
@@ -183,13 +208,13 @@ def _work(command: str) -> _Work:
 
 def _show(report: Report, folder: Path) -> None:
     from fedproxy_secure.report.html.page import HTML_NAME
-    from fedproxy_secure.report.text.table import rich_table
+    from fedproxy_secure.report.text.table import rich_tables
     from fedproxy_secure.report.text.trilemma_table import rich_trilemma
     from fedproxy_secure.runtime.escape import printable
 
     console = Console()
-    if report.rows:
-        console.print(rich_table(report))
+    for table in rich_tables(report):
+        console.print(table)
     if report.configurations:
         console.print(*rich_trilemma(report.configurations, width=console.width))
     for configuration in report.configurations:

@@ -9,8 +9,7 @@ from torch import nn
 
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.models.llm import blocks_of
-
-BATCH_WINDOWS = 16
+from fedproxy_secure.models.passes import windows_a_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +72,24 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
     kept = () if plan is None else plan.kept
     device = next(llm.parameters()).device
     kl = agree = llm_nll = proxy_nll = 0.0
-    llm_states: list[list[torch.Tensor]] = []
-    proxy_states: list[list[torch.Tensor]] = []
-    for batch in windows.split(BATCH_WINDOWS):
+    alike = [_Likeness() for _ in kept]
+    for batch in windows.split(windows_a_pass(llm, windows)):
         ids = batch.to(device)
         p, p_states = _forward(llm, ids)
         q, q_states = _forward(proxy, ids)
-        kl += float((p.exp() * (p - q)).sum())
         agree += float((p.argmax(-1) == q.argmax(-1)).sum())
         targets = ids[:, 1:, None]
         llm_nll -= float(p[:, :-1].gather(-1, targets).sum())
         proxy_nll -= float(q[:, :-1].gather(-1, targets).sum())
-        llm_states.append([p_states[i] for i in kept])
-        proxy_states.append(q_states)
+        kl += float(nn.functional.kl_div(q, p, reduction="sum", log_target=True))
+        for i, (at, likeness) in enumerate(zip(kept, alike, strict=True)):
+            likeness.add(p_states[at], q_states[i])
     positions, predicted = windows.numel(), windows.shape[0] * (windows.shape[1] - 1)
-    cka = tuple(
-        linear_cka(torch.cat([s[i] for s in llm_states]), torch.cat([s[i] for s in proxy_states]))
-        for i in range(len(kept))
-    )
     return Fidelity(
         tokens=positions,
         kl_nats=max(0.0, kl / positions),
         agreement=agree / positions,
-        cka=cka,
+        cka=tuple(likeness.cka() for likeness in alike),
         llm_perplexity=float(torch.tensor(llm_nll / predicted).exp()),
         proxy_perplexity=float(torch.tensor(proxy_nll / predicted).exp()),
     )
@@ -106,11 +100,42 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
     It is 1 for states that are equal up to rotation and scale.
     """
-    x = (x - x.mean(0)).double()
-    y = (y - y.mean(0)).double()
-    cross = (x.T @ y).square().sum()
-    own = (x.T @ x).square().sum().sqrt() * (y.T @ y).square().sum().sqrt()
-    return float(cross / own) if own > 0 else 0.0
+    likeness = _Likeness()
+    likeness.add(x, y)
+    return likeness.cka()
+
+
+class _Likeness:
+    """Linear CKA of two sets of states that arrive in parts: only sums of products are kept.
+
+    States are shifted by the first part's mean, so that little is lost when means are taken off at the end.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._shift: torch.Tensor | None = None
+        self._sum: torch.Tensor
+        self._products: torch.Tensor  # of both sets' states side by side, [a + b, a + b]
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Take in states [n, a] and [n, b]."""
+        both = torch.cat([x, y], dim=1).double()
+        if self._shift is None:
+            self._width, self._shift = x.shape[1], both.mean(0)
+            self._sum = torch.zeros_like(self._shift)
+            self._products = both.new_zeros(both.shape[1], both.shape[1])
+        both -= self._shift
+        self._count += len(both)
+        self._sum += both.sum(0)
+        self._products.addmm_(both.T, both)
+
+    def cka(self) -> float:
+        """Return the linear CKA of all states so far, [0, 1]."""
+        centred = self._products - torch.outer(self._sum, self._sum) / self._count
+        a = self._width
+        cross = centred[:a, a:].square().sum()
+        own = centred[:a, :a].norm() * centred[a:, a:].norm()
+        return float(cross / own) if own > 0 else 0.0
 
 
 def _forward(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.passes import windows_a_pass
 
 BATCH_WINDOWS = 16
 
@@ -38,7 +39,7 @@ def block_influence(model: nn.Module, windows: torch.Tensor) -> list[float]:
     handles = [b.register_forward_hook(watch(i), with_kwargs=True) for i, b in enumerate(blocks)]
     try:
         for batch in windows.split(BATCH_WINDOWS):
-            model(input_ids=batch.to(device), use_cache=False)
+            model(input_ids=batch.to(device), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
@@ -108,7 +109,7 @@ def _block_gradients(
         if range_kept is not None:
             setattr(owner, last, nn.ModuleList(everything[i] for i in range_kept))
         totals = {key: torch.zeros_like(p) for key, p in wanted.items()}
-        for batch in windows.split(BATCH_WINDOWS):
+        for batch in windows.split(windows_a_pass(model, windows)):
             ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits.float()
             loss = nn.functional.cross_entropy(

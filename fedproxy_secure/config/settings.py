@@ -19,7 +19,7 @@ from fedproxy_secure.config.pipeline import (
     ModelConfig,
 )
 from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
-from fedproxy_secure.config.sections import NO_EFFECT, Section, cohort_size
+from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP, Mark, Section, cohort_size
 from fedproxy_secure.config.sweeps import AttacksConfig, CompareConfig, MatrixConfig
 
 Tracking = Literal["tensorboard", "mlflow", "wandb"]
@@ -28,8 +28,8 @@ Tracking = Literal["tensorboard", "mlflow", "wandb"]
 class Config(Section):
     """All settings of a run."""
 
-    name: str = Field(default="demo", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")  # of the run's folder
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"), SWEEP] = "demo"  # of the folder
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], SWEEP] = (0,)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     compress: CompressConfig = CompressConfig()
@@ -40,9 +40,9 @@ class Config(Section):
     protect: ProtectConfig = ProtectConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     audit: AuditConfig = AuditConfig()
-    attacks: AttacksConfig = AttacksConfig()
+    attacks: Annotated[AttacksConfig, SWEEP] = AttacksConfig()
     compare: CompareConfig = CompareConfig()
-    matrix: MatrixConfig = MatrixConfig()
+    matrix: Annotated[MatrixConfig, SWEEP] = MatrixConfig()
     track: Annotated[tuple[Tracking, ...], NO_EFFECT] = ("tensorboard",)  # trackers besides the report
 
     @model_validator(mode="after")
@@ -81,5 +81,16 @@ class Config(Section):
 
     def sha256(self) -> str:
         """Return the hex digest of the settings that can change a result; every record of a run has it."""
-        canonical = json.dumps(self.without(NO_EFFECT), sort_keys=True)
+        return self._digest(NO_EFFECT)
+
+    def cell_sha256(self) -> str:
+        """Return the hex digest of the settings that can change one cell of a comparison.
+
+        Not among them: seeds, methods and remove ratios, which say what cells there are, the name, the
+        sections `attacks` and `matrix`, and what is local to one party, such as `data.root`.
+        """
+        return self._digest(NO_EFFECT, OWN, SWEEP)
+
+    def _digest(self, *left_out: Mark) -> str:
+        canonical = json.dumps(self.without(*left_out), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

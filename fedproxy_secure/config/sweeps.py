@@ -6,34 +6,39 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
 from fedproxy_secure.config.pipeline import AdapterKind, FusionRule
-from fedproxy_secure.config.sections import NO_EFFECT, Ratio, Scalar, Section, check_all_differ
+from fedproxy_secure.config.sections import NO_EFFECT, SWEEP, Ratio, Scalar, Section, check_all_differ
 
 
 class CompareConfig(Section):
-    """The runs of `compare`: methods x remove ratios x seeds."""
+    """The runs of `compare`: methods x remove ratios x seeds.
 
-    methods: tuple[str, ...] = METHODS.own
-    remove_ratios: tuple[Ratio, ...] = (0.25, 0.5)
+    `against` names the methods that every other method is paired with, seed by seed, where the comparison
+    has them.
+    """
+
+    methods: Annotated[tuple[str, ...], SWEEP] = METHODS.own
+    remove_ratios: Annotated[tuple[Ratio, ...], SWEEP] = (0.25, 0.5)
+    against: Annotated[tuple[str, ...], NO_EFFECT] = ("fedot_equal_bytes", "fedproxy_h_ties")
     jobs: Annotated[int, Field(ge=0), NO_EFFECT] = 0  # processes; 0: one per core; 1: in this process
     server_learning_rate: Annotated[float, Field(gt=0)] = 2.0  # of `fedproxy_fedavg_lr`
     fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     prox_mu: Annotated[float, Field(ge=0)] = 0.01
     pcr_lambda: Annotated[float, Field(ge=0)] = 1e-5  # the paper's
 
-    @field_validator("methods")
+    @field_validator("methods", "against")
     @classmethod
-    def _methods_are_known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+    def _methods_are_known(cls, methods: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for method in methods:
-            METHODS.check(method, where="compare.methods")
+            METHODS.check(method, where=f"compare.{info.field_name}")
         return methods
 
     @model_validator(mode="after")
     def _nothing_comes_twice(self) -> CompareConfig:
-        check_all_differ(self, "methods", "remove_ratios")
+        check_all_differ(self, "methods", "remove_ratios", "against")
         return self
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
+from fedproxy_secure.models.packed import Row, can_pack, pack_rows, packed_logits
 
 # the errors that no input causes; Rust libraries panic on an input with others that are no `Exception`
 ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
@@ -165,3 +166,24 @@ def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     nll = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
     share = response / response.sum(dim=1, keepdim=True) / len(batch.ids)
     return (nll * share[wanted]).sum()
+
+
+def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> torch.Tensor:
+    """Return what `batch_loss` returns for these records; padding is not read where the model allows that.
+
+    Equal up to rounding. Where one record must not touch another's gradient, use `batch_loss` on one
+    record.
+    """
+    device = next(model.parameters()).device
+    if not can_pack(model):
+        return batch_loss(model, training_batch(items, pad_id=pad_id, device=device))
+    pack = pack_rows([Row(trunk=item.ids) for item in items], device)
+    keep, share = [], []
+    for item, start in zip(items, pack.starts, strict=True):
+        tokens = len(item.ids) - item.response_start
+        keep += range(start + item.response_start - 1, start + len(item.ids) - 1)
+        share += [1 / tokens / len(items)] * tokens
+    kept = torch.tensor(keep, device=device)
+    logits = packed_logits(model, pack, kept)
+    nll = nn.functional.cross_entropy(logits.float(), pack.ids[0, kept + 1], reduction="none")
+    return (nll * torch.tensor(share, device=device)).sum()

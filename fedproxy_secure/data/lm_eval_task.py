@@ -6,6 +6,7 @@ Needs the extra `lm-eval`. Nothing is downloaded: the records are the task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,17 +17,37 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
 
 
-def lm_eval_accuracy(model: nn.Module, tokenizer: Tokenizer, records: Sequence[Record], name: str) -> float:
-    """Return lm-eval's 0-shot `acc` of a causal LM of transformers on records; `name` names the task.
+@dataclass(frozen=True, kw_only=True)
+class HarnessAccuracy:
+    """What lm-eval reports for a multiple-choice task.
 
-    Equals `choice_correct(...).mean()` while no prompt is cut and the tokenizer does not merge tokens
+    Args:
+        acc: share of records whose most likely choice is the right one, [0, 1].
+        acc_norm: the same with log-likelihoods divided by the choices' lengths in characters, [0, 1].
+    """
+
+    acc: float
+    acc_norm: float
+
+
+def lm_eval_accuracy(
+    model: nn.Module, tokenizer: Tokenizer, records: Sequence[Record], name: str
+) -> HarnessAccuracy:
+    """Return lm-eval's 0-shot `acc` and `acc_norm` of a causal LM of transformers on records.
+
+    `name` names the task. As in lm-eval's own tasks, a choice is counted without the space that joins it to
+    the prompt; that space is the task's delimiter.
+
+    Equals the means of `choice_correct` while no prompt is cut and the tokenizer does not merge tokens
     across the space between a prompt and a choice: lm-eval tokenises both together, we each alone.
 
-    Raises `DataError` if lm-eval is missing, without records, for an empty prompt in a tokenizer without
-    a start token, and for a record longer than the model, which lm-eval would cut in its own way.
+    Raises `DataError` if lm-eval is missing, without records, if only some choices begin with a space, for
+    an empty prompt in a tokenizer without a start token, and for a record longer than the model, which
+    lm-eval would cut in its own way.
     """
     if not records:
         raise DataError(f"task {name}: has 0 records; must have >= 1")
+    delimiter = _delimiter(records)
     try:
         from lm_eval.api.task import ConfigurableTask
         from lm_eval.evaluator import evaluate
@@ -48,18 +69,37 @@ def lm_eval_accuracy(model: nn.Module, tokenizer: Tokenizer, records: Sequence[R
             batch_size=8,
         )
         _check_lengths(records, tokenizer, harness.max_length)
-        task = ConfigurableTask(config=_task_config(records, tokenizer.bos_token or "", name))
+        task = ConfigurableTask(config=_task_config(records, tokenizer.bos_token or "", delimiter, name))
         scores = evaluate(harness, {name: task}, bootstrap_iters=0, log_samples=False)
     finally:
         model.train(training)
-    return float(scores["results"][name]["acc,none"])
+    found = scores["results"][name]
+    return HarnessAccuracy(acc=float(found["acc,none"]), acc_norm=float(found["acc_norm,none"]))
 
 
-def _task_config(records: Sequence[Record], start: str, name: str) -> dict[str, Any]:
+def _delimiter(records: Sequence[Record]) -> str:
+    """Return what stands between every prompt and every choice: a space, or nothing.
+
+    Raises `DataError` if choices differ in that: a task of lm-eval has one delimiter.
+    """
+    begins = {choice.startswith(" ") for record in records for choice in record.choices}
+    if len(begins) > 1:
+        raise DataError("choices: some begin with a space and some do not; must be the same for all")
+    return " " if True in begins else ""
+
+
+def _task_config(records: Sequence[Record], start: str, delimiter: str, name: str) -> dict[str, Any]:
     """Return a multiple-choice task over local records; functions, not templates: no text is Jinja."""
     from datasets import Dataset
 
-    rows = [{"prompt": start + r.prompt, "choices": list(r.choices), "label": r.label} for r in records]
+    rows = [
+        {
+            "prompt": start + r.prompt,
+            "choices": [c.removeprefix(delimiter) for c in r.choices],
+            "label": r.label,
+        }
+        for r in records
+    ]
     return {
         "task": name,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
@@ -68,9 +108,12 @@ def _task_config(records: Sequence[Record], start: str, name: str) -> dict[str, 
         "doc_to_text": lambda row: row["prompt"],
         "doc_to_choice": lambda row: row["choices"],
         "doc_to_target": lambda row: row["label"],
-        "target_delimiter": "",  # a choice begins with its own space
+        "target_delimiter": delimiter,
         "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in ("acc", "acc_norm")
+        ],
     }
 
 

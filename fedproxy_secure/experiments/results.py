@@ -4,35 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
+# templates of question-answering tasks, of which users of lm-eval read acc_norm
+READ_BY_NORM = ("openbookqa", "arc_easy", "arc_challenge", "commonsenseqa", "multiple_choice")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Which of one task's test records a model answered right, in the records' order."""
+    """Which of one task's test records a model answered right, in the records' order.
+
+    Args:
+        correct: by lm-eval's `acc`: the most likely choice is the right one.
+        correct_norm: by `acc_norm`: the same with log-likelihoods per character of the choice.
+
+    Raises `ValueError` unless both have one value for each record.
+    """
 
     correct: tuple[bool, ...]
+    correct_norm: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.correct) != len(self.correct_norm):
+            raise ValueError(
+                f"answers by acc and acc_norm: {len(self.correct)} and {len(self.correct_norm)} records; "
+                "must be equally many"
+            )
 
     @property
     def value(self) -> float:
-        """Share of right answers, [0, 1]."""
+        """Share of right answers by `acc`, [0, 1]."""
         return sum(self.correct) / len(self.correct)
-
-    def to_text(self) -> str:
-        """Return one character for each record, `1` if it was right.
-
-        >>> Accuracy(correct=(True, False)).to_text()
-        '10'
-        """
-        return "".join("01"[int(bit)] for bit in self.correct)
-
-    @classmethod
-    def from_text(cls, text: str) -> Accuracy:
-        """Read what `to_text` wrote. Raises `ValueError` for other characters."""
-        if set(text) - {"0", "1"}:
-            raise ValueError(f"answers {text[:20]!r}: must be of 0 and 1")
-        return cls(correct=tuple(character == "1" for character in text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +55,48 @@ class MethodResult:
     upload_bytes: int = 0
 
 
+def bits_to_text(bits: tuple[bool, ...]) -> str:
+    """Return one character for each record, `1` if it was answered right.
+
+    >>> bits_to_text((True, False))
+    '10'
+    """
+    return "".join("01"[int(bit)] for bit in bits)
+
+
+def bits_from_text(text: str) -> tuple[bool, ...]:
+    """Read what `bits_to_text` wrote. Raises `ValueError` for other characters, and for none."""
+    if not text or set(text) - {"0", "1"}:
+        raise ValueError(f"answers {text[:20]!r}: must be of 0 and 1")
+    return tuple(character == "1" for character in text)
+
+
+def to_texts(model: str, accuracies: Mapping[str, Accuracy]) -> dict[str, dict[str, str]]:
+    """Return a model's part of a record: by task a string of 0 and 1, under `model` and `model_norm`."""
+    return {
+        model: {task: bits_to_text(a.correct) for task, a in accuracies.items()},
+        model + NORM: {task: bits_to_text(a.correct_norm) for task, a in accuracies.items()},
+    }
+
+
+def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Accuracy]:
+    """Read what `to_texts` wrote.
+
+    Raises `ValueError` for other characters, `KeyError` for a record without the model or one of its tasks.
+    """
+    return {
+        task: Accuracy(
+            correct=bits_from_text(text), correct_norm=bits_from_text(record[model + NORM][task])
+        )
+        for task, text in record[model].items()
+    }
+
+
+def shares(texts: Mapping[str, str]) -> dict[str, float]:
+    """Return the share of right answers by task, [0, 1]. Raises `ValueError` for other texts."""
+    return {task: float(np.mean(bits_from_text(text))) for task, text in texts.items()}
+
+
 def average(accuracies: Mapping[str, Accuracy]) -> float:
-    """Return the mean of the tasks' accuracies, each task counting the same."""
+    """Return the mean of the tasks' accuracies by `acc`, each task counting the same."""
     return float(np.mean([a.value for a in accuracies.values()]))
-
-
-def to_texts(accuracies: Mapping[str, Accuracy]) -> dict[str, str]:
-    """Return, by task, a string of 0 and 1."""
-    return {task: a.to_text() for task, a in accuracies.items()}
-
-
-def from_texts(texts: Mapping[str, str]) -> dict[str, Accuracy]:
-    """Read what `to_texts` wrote. Raises `ValueError` for other characters."""
-    return {task: Accuracy.from_text(text) for task, text in texts.items()}

@@ -155,10 +155,10 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
         "perplexity": {
             m: perplexity(f, materials.windows) for m, f in (("tuned", tuned), ("fused", fused))
         },
-        "zero_shot": to_texts(zero_shot),
-        "proxy": to_texts(proxy_before),
-        "tuned": to_texts(evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
-        "fused": to_texts(evaluate(fused, materials, config, progress=progress, name="fused LLM")),
+        **to_texts("zero_shot", zero_shot),
+        **to_texts("proxy", proxy_before),
+        **to_texts("tuned", evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
+        **to_texts("fused", evaluate(fused, materials, config, progress=progress, name="fused LLM")),
         "truncated": truncated_prompts(config),
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {client: asdict(s) for client, s in spent.items()},

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.experiments.results import Accuracy, average, from_texts
+from fedproxy_secure.experiments.results import NORM, shares
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
@@ -69,18 +70,23 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
     from fedproxy_secure.models.llm import pick_device
 
     def over_seeds(model: str) -> dict[int, float]:
-        return {seed: average(from_texts(r[model])) for seed, r in results.items()}
+        return {seed: fmean(shares(r[model]).values()) for seed, r in results.items()}
 
-    def row(method: str, model: str, **more: Any) -> MethodRow:
+    def joined(model: str, what: str, method: str) -> tuple[dict[str, Estimate], Estimate]:
+        found = {seed: shares(r[model]) for seed, r in results.items()}
         tasks = {
             task: mean_interval(
-                {s: Accuracy.from_text(r[model][task]).value for s, r in results.items()},
-                metric=f"accuracy on {task}, {method}",
-                unit="share",
+                {s: f[task] for s, f in found.items()}, metric=f"{what} on {task}, {method}", unit="share"
             )
-            for task in next(iter(results.values()))[model]
+            for task in next(iter(found.values()))
         }
-        own = mean_interval(over_seeds(model), metric=f"accuracy, {method}", unit="share")
+        return tasks, mean_interval(over_seeds(model), metric=f"{what}, {method}", unit="share")
+
+    def row(method: str, model: str, **more: Any) -> MethodRow:
+        if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
+            tasks, own = joined(model + NORM, "acc_norm", method)
+            more |= {"tasks_norm": tasks, "average_norm": own}
+        tasks, own = joined(model, "accuracy", method)
         return MethodRow(method=method, tasks=tasks, average=own, **more)
 
     seeds = [read_seed(out, seed, root=out) for seed in results]

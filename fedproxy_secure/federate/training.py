@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.config import LocalConfig
-from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
+from fedproxy_secure.data.encode import Encoded, records_loss
 from fedproxy_secure.errors import TrainingError
 from fedproxy_secure.models.adapters import trained_parameters
 
@@ -60,8 +60,7 @@ def train(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(rng.integers(2**62)))  # dropout
             for step in range(steps):
-                batch = training_batch([items[i] for i in next(stream)], pad_id=pad_id, device=device)
-                loss = batch_loss(tuned, batch)
+                loss = records_loss(tuned, [items[i] for i in next(stream)], pad_id=pad_id)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise TrainingError(

@@ -65,6 +65,8 @@ def attach(
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
+    from fedproxy_secure.models.lora_maps import FusedLoraLinear
+
     targets = _linear_maps(model, adapter, blocks)
     lora = LoraConfig(
         r=adapter.rank,
@@ -75,6 +77,9 @@ def attach(
         bias="none",
         task_type="CAUSAL_LM",
     )
+    lora._register_custom_module(
+        {nn.Linear: FusedLoraLinear}
+    )  # PEFT's documented way, if not yet a public name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "adapter"))
         with warnings.catch_warnings():  # PEFT reads an attribute that transformers renamed

@@ -28,16 +28,39 @@ JSON_NAME = "report.json"
 class MethodRow:
     """One method at one remove ratio; None where a number does not apply or was not measured.
 
-    Accuracies, `gap_closed` and `owners_edge` have the unit `share` (1 = everything).
+    Accuracies, `gap_closed` and `owners_edge` have the unit `share` (1 = everything). Accuracy is lm-eval's
+    `acc`, and so are `gap_closed`, `tuned_proxy` and `owners_edge`; `tasks_norm` and `average_norm` are its
+    `acc_norm`, with log-likelihoods per character of the choice.
     """
 
     method: str
     remove_ratio: float | None = None  # None: the method has no proxy
     tasks: Mapping[str, Estimate] = field(default_factory=dict)  # fused LLM, by task
     average: Estimate | None = None  # fused LLM, mean over tasks
+    tasks_norm: Mapping[str, Estimate] = field(default_factory=dict)  # `tasks` by acc_norm
+    average_norm: Estimate | None = None  # `average` by acc_norm
     gap_closed: Estimate | None = None  # from zero-shot (0) to the centralised LLM (1)
     tuned_proxy: Estimate | None = None  # the tuned proxy alone, mean over tasks
     owners_edge: Estimate | None = None  # fused LLM minus tuned proxy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodDifference:
+    """One method minus another at one remove ratio, paired by seed and, with one seed, by record.
+
+    Args:
+        method: the method.
+        against: the method that is subtracted.
+        remove_ratio: of both; of one of them if the other has no proxy; None if both have none.
+        average: the difference of the fused LLMs' mean accuracies over tasks, by `acc`; unit `share`. What
+            both share, such as a seed's records, cancels out, so its interval may leave out 0 where the
+            methods' own intervals overlap.
+    """
+
+    method: str
+    against: str
+    remove_ratio: float | None
+    average: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +75,7 @@ class Report:
         seeds: the run's seeds.
         estimates: numbers outside `rows` and `configurations`, such as a proxy's fidelity.
         rows: the methods of a comparison.
+        differences: pairs of its methods: each method minus those that `compare.against` names.
         notes: what a reader must know before believing a number, such as truncated prompts or unsafe
             settings.
         guarantees: what holds and what does not, in sentences.
@@ -72,6 +96,7 @@ class Report:
     seeds: tuple[int, ...]
     estimates: tuple[Estimate, ...] = ()
     rows: tuple[MethodRow, ...] = ()
+    differences: tuple[MethodDifference, ...] = ()
     notes: tuple[str, ...] = ()
     guarantees: tuple[str, ...] = ()
     configurations: tuple[Configuration, ...] = ()

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.experiments.compare import compare
+from fedproxy_secure.experiments.compare import compare, compare_report
 from fedproxy_secure.experiments.dry_run import plan
 from fedproxy_secure.experiments.run import run
+from fedproxy_secure.report.report import Report
 from tests.support.tiny import tiny_settings
 
 
@@ -73,6 +74,71 @@ def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
     (tmp_path / "cells" / "fedproxy_h_ties-0.5-seed1.json").unlink()
     assert compare(config, tmp_path, resume=True).rows == whole.rows
     assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 4
+
+
+def test_a_comparison_is_widened_on_resume_and_keeps_the_cells_it_has(settings, tmp_path):
+    short = {**settings, "seeds": [0], "compare": {"methods": ["zero_shot"], "remove_ratios": [0.5]}}
+    compare(parse_config(short), tmp_path)
+    kept = tmp_path / "cells/zero_shot-seed0.json"
+    before = kept.stat().st_mtime_ns
+    wide = compare(parse_config({**settings, "name": "wide"}), tmp_path, resume=True)
+    assert kept.stat().st_mtime_ns == before
+    assert all(row.average.seeds == (0, 1) for row in wide.rows)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seeds"] == [0, 1]
+    with pytest.raises(RunFolderError, match="belongs to other settings"):
+        compare(parse_config({**short, "local": {"steps": 3}}), tmp_path, resume=True)
+
+
+def test_cells_of_two_machines_make_one_table_and_foreign_cells_are_refused(settings, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    compare(parse_config({**settings, "seeds": [0]}), one)
+    compare(parse_config({**settings, "seeds": [1]}), two)
+    for file in (two / "cells").iterdir():
+        (one / "cells" / file.name).write_bytes(file.read_bytes())
+    joined = compare_report(parse_config(settings), one)
+    assert joined.rows == compare(parse_config(settings), tmp_path / "whole").rows
+    assert {d.method: d.average.n for d in joined.differences} == {"zero_shot": 2, "centralised_llm": 2}
+    alone = compare_report(parse_config({**settings, "seeds": [0]}), one)
+    assert "zero_shot-seed1" in next(n for n in alone.notes if n.startswith("Not in this report"))
+    other = parse_config({**settings, "local": {"steps": 1, "batch_size": 4}})
+    with pytest.raises(RunFolderError, match=r"seed0\.json: was made with other settings") as raised:
+        compare_report(other, one)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_path):
+    config = parse_config({**settings, "compare": {**settings["compare"], "jobs": 1}})
+
+    class StopAfterThree:
+        cells = 0
+
+        def start(self, task, total):
+            pass
+
+        def advance(self, task, steps=1, note=""):
+            self.cells += 1
+            if self.cells == 3:
+                raise KeyboardInterrupt
+
+        def done(self, task):
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path, progress=StopAfterThree())
+    left = Report.load(tmp_path)
+    assert len(left.rows) == 2
+    assert left.notes[0] == (
+        "Not finished: 3 of 6 cells are missing: zero_shot (seed 1); fedproxy_h_ties at 0.5 (seeds 0, 1)."
+    )
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    shown = CliRunner().invoke(app, ["compare", str(file), "--report-only", "--out", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "one seed" in shown.stdout
+    assert "3 of 6 cells are missing" in " ".join(shown.stdout.split())
+    empty = CliRunner().invoke(app, ["compare", str(file), "--report-only", "--out", str(tmp_path / "no")])
+    assert (empty.exit_code, empty.stderr.count("\n")) == (2, 1)
+    assert "has no finished cell of these settings" in empty.stderr
 
 
 def test_a_run_folder_of_another_config_is_refused(settings, tmp_path):

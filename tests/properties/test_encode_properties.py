@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import batch_loss, encode_records, prompt_ids, training_batch
-from fedproxy_secure.data.evaluate import choice_loglikelihoods
 from fedproxy_secure.data.records import Record
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 

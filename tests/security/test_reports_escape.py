@@ -19,11 +19,11 @@ from fedproxy_secure.gate.table import markdown_gate, rich_gate, summary
 from fedproxy_secure.report.html.charts import figures
 from fedproxy_secure.report.html.drawing import to_svg
 from fedproxy_secure.report.html.page import page
-from fedproxy_secure.report.report import MethodRow
+from fedproxy_secure.report.report import MethodDifference, MethodRow
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import pull_request_summary
 from fedproxy_secure.report.text.sarif import sarif
-from fedproxy_secure.report.text.table import rich_table
+from fedproxy_secure.report.text.table import rich_tables as method_tables
 from fedproxy_secure.report.text.trilemma_table import rich_trilemma
 from fedproxy_secure.runtime.escape import Markdown, code, escaped, escaped_line, printable
 from tests.support.page_walk import parse
@@ -76,13 +76,22 @@ def hostile_report(text):
         commands=(text,),
         guarantees=(text,),
     )
-    row = MethodRow(method=text, tasks={text: sampled}, average=sampled)
+    other = replace(sampled, value=0.54)
+    row = MethodRow(
+        method=text,
+        tasks={text: sampled},
+        average=sampled,
+        tasks_norm={text: other},
+        average_norm=other,
+    )
+    pair = MethodDifference(method=text, against=text, remove_ratio=0.5, average=sampled)
     return replace(
         made,
         name=text,
         command=text,
         environment={"system": text},
         rows=(row, MethodRow(method="other", tasks={text: sampled}, average=sampled)),
+        differences=(pair,),
         estimates=(estimate,),
         notes=(text,),
         guarantees=(text,),
@@ -206,7 +215,7 @@ def test_tables_of_a_terminal_show_brackets_and_obey_nothing(tmp_path, text):
     report = hostile_report(text)
     judgement = judge(report, policy)
     for shown in (
-        printed(rich_table(report)),
+        printed(*method_tables(report)),
         printed(*rich_trilemma(report.configurations, width=200)),
         printed(rich_gate(judgement)),
         printed(rich_tables(report.configurations[0].findings)),

@@ -7,7 +7,7 @@ import numpy as np
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import Axis, Better
-from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.report import MethodDifference, MethodRow, Report
 from fedproxy_secure.report.spending import total
 from fedproxy_secure.report.trilemma import Configuration, Curve, LedgerRow, Measure
 
@@ -100,6 +100,8 @@ def sample_comparison() -> Report:
             remove_ratio=ratio,
             tasks={t: over(mean, f"accuracy on {t}, {method}") for t in ("clinic", "bank")},
             average=over(mean, f"accuracy, {method}"),
+            tasks_norm={t: over(mean + 0.01, f"acc_norm on {t}, {method}") for t in ("clinic", "bank")},
+            average_norm=over(mean + 0.01, f"acc_norm, {method}"),
             gap_closed=over((mean - 0.22) / 0.78, f"gap closed, {method}") if gap else None,
             tuned_proxy=over(mean - 0.2, f"tuned proxy accuracy, {method}") if ratio else None,
             owners_edge=over(0.2, f"owner's edge, {method}") if ratio else None,
@@ -118,6 +120,20 @@ def sample_comparison() -> Report:
             row("fedproxy_h_ties", 0.96, 0.25),
             row("fedot", 0.74, 0.5),
             row("masked_h_ties_block", 0.94, 0.5),
+        ),
+        differences=tuple(
+            MethodDifference(
+                method=method,
+                against=against,
+                remove_ratio=ratio,
+                average=over(difference, f"accuracy, {method} minus {against}"),
+            )
+            for method, against, ratio, difference in (
+                ("zero_shot", "fedot", 0.25, -0.56),
+                ("fedproxy_h_ties", "fedot", 0.25, 0.18),
+                ("fedot", "fedproxy_h_ties", 0.25, -0.18),
+                ("masked_h_ties_block", "fedot", 0.5, 0.2),
+            )
         ),
         notes=("This report is made up, to test its page.",),
     )

@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import batch_loss, encode_records, training_batch
-from fedproxy_secure.data.evaluate import (
-    choice_correct,
-    choice_loglikelihoods,
-    perplexity,
-    text_windows,
-)
+from fedproxy_secure.data.evaluate import choice_correct, perplexity, text_windows
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.tasks import load_task
@@ -194,7 +190,7 @@ def test_loglikelihoods_equal_a_plain_loop_with_one_token_choices_and_longer_one
 def test_evaluation_leaves_the_training_mode_as_it_was():
     model = tiny_llama().train()
     found = choice_correct(model, tiny_tokenizer(), [record()], max_tokens=16)
-    assert found.dtype == np.bool_
+    assert found.acc.dtype == found.acc_norm.dtype == np.bool_
     assert model.training
 
 

@@ -18,11 +18,20 @@ from fedproxy_secure.report import (
     paired_difference,
     proportion_interval,
 )
+from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.text.markdown import markdown_report
-from fedproxy_secure.report.text.table import HEADINGS, cell, cells, rich_table
+from fedproxy_secure.report.text.pull_request import pull_request_summary
+from fedproxy_secure.report.text.table import (
+    HEADINGS,
+    cell,
+    cells,
+    difference_table,
+    norm_table,
+    rich_tables,
+)
 from fedproxy_secure.report.text.trilemma_table import lines, rich_trilemma
 from fedproxy_secure.runtime.artifacts import environment
-from tests.support.sample_report import sample_report
+from tests.support.sample_report import sample_comparison, sample_report
 
 SCHEMA = json.loads((resources.files("fedproxy_secure.report") / "report.schema.json").read_text())
 
@@ -125,12 +134,55 @@ def test_markdown_holds_rows_tasks_estimates_notes_and_command(report: Report):
 
 
 def test_the_terminal_table_has_the_same_cells(report: Report):
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(rich_table(report))
-    shown = console.export_text()
+    shown = printed(report)
     for row in report.rows:
-        for text in cells(row):
+        for text in cells(row, report.seeds):
             assert text in shown
+
+
+def printed(report: Report, width: int = 200) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(*rich_tables(report))
+    return console.export_text()
+
+
+def test_a_row_with_fewer_seeds_than_the_report_says_so_in_every_form(report: Report):
+    assert cells(report.rows[0], report.seeds)[-1] == "one seed"
+    assert cells(report.rows[1], report.seeds)[-1] == "2"
+    assert cells(report.rows[1], (0, 1, 2))[-1] == "2 of 3"
+    longer = replace(report, seeds=(0, 1, 2))
+    for shown in (printed(longer), markdown_report(longer), page(longer), pull_request_summary(longer)):
+        assert "one seed" in shown
+        assert "2 of 3" in shown
+
+
+def test_acc_norm_has_a_table_of_its_own_only_where_it_differs():
+    made = sample_comparison()
+    same = replace(
+        made,
+        rows=tuple(replace(r, tasks_norm=r.tasks, average_norm=r.average) for r in made.rows),
+    )
+    bank = tuple(replace(r, tasks_norm={**r.tasks, "bank": r.tasks_norm["bank"]}) for r in made.rows)
+    for form in (printed, markdown_report, page):
+        assert "Fused LLM by acc_norm" not in form(same)
+        assert "Fused LLM by acc_norm" in form(made)
+    assert norm_table(replace(made, rows=bank))[0] == ("method", "removed", "average (%)", "bank (%)")
+
+
+def test_paired_differences_have_a_line_a_method_and_ratio_and_a_column_a_reference():
+    made = sample_comparison()
+    headings, table = difference_table(made)
+    assert headings == ("method", "removed", "minus fedot", "minus fedproxy_h_ties", "n", "seeds")
+    assert table[0][:2] == ("zero_shot", "25%")
+    assert cell(made.differences[2].average, signed=True) in table[2]
+    for form in (printed, markdown_report, page):
+        assert "paired differences" in form(made)
+        assert "paired differences" not in form(replace(made, differences=()))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_comparisons_tables_stay_within_the_terminal(width: int):
+    assert max(map(len, printed(sample_comparison(), width).splitlines())) <= width
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

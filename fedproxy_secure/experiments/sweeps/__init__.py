@@ -1,7 +1,9 @@
 """The cells that `compare` and `matrix` run, each in a process of its own, and how their results join.
 
-method_cells   one method with one remove ratio and one seed, and its record on disk
-method_rows    those records, joined over seeds into rows of a report
-matrix_cells   one configuration with one seed: its settings, its names, its folder
-matrix_report  what a matrix's folders say, joined over seeds into configurations of a report
+method_cells         one method with one remove ratio and one seed, and its record on disk
+method_folder        a comparison's folder: which cells it takes, which are there, which are missing
+method_rows          those records, joined over seeds into rows of a report
+method_differences   differences between methods, paired by seed
+matrix_cells         one configuration with one seed: its settings, its names, its folder
+matrix_report        what a matrix's folders say, joined over seeds into configurations of a report
 """

@@ -1,18 +1,25 @@
 """One method with one remove ratio and one seed: run it, write its record, read it again.
 
-cells/NAME.json   answers as strings of 0 and 1, bytes, seconds
+cells/NAME.json   answers as strings of 0 and 1, bytes, seconds, and what the cell was made with
+
+A record says which settings and which records its cell was made with, so that it can be copied to the
+folder of another machine, and a cell of other settings is refused there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fedproxy_secure.config import Config
+from fedproxy_secure.data.records import Task
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.estimate import Bits
 from fedproxy_secure.experiments.method import method_of
@@ -42,17 +49,70 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a cell was made with; all cells of one table have the first two in common.
+
+    Args:
+        settings: SHA-256 of the settings that can change a cell, hex (`Config.cell_sha256`).
+        records: SHA-256 of all clients' records, hex.
+        device: as torch names it.
+        truncated: how many prompts were cut to `data.max_tokens`; 0 under differential privacy.
+    """
+
+    settings: str
+    records: str
+    device: str
+    truncated: int
+
+    @classmethod
+    def here(cls, config: Config) -> Origin:
+        """Return what a cell that is run now would be made with.
+
+        Raises `DataError` or `ModelError` for records or a tokenizer that cannot be read.
+        """
+        from fedproxy_secure.data.tasks import load_task
+        from fedproxy_secure.experiments.stages import truncated_prompts
+        from fedproxy_secure.models.llm import pick_device
+
+        truncated = truncated_prompts(config)
+        tasks = [load_task(c, root=config.data.root, audit=config.audit) for c in config.data.clients]
+        return cls(
+            settings=config.cell_sha256(),
+            records=records_sha256(tasks),
+            device=str(pick_device(config.model.device)),
+            truncated=truncated,
+        )
+
+
+def records_sha256(tasks: Sequence[Task]) -> str:
+    """Return the SHA-256 of the records that tasks train and test on, in their order, as hex."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        for part, records in (("train", task.train), ("test", task.test)):
+            digest.update(json.dumps([task.name, part, len(records)]).encode())
+            for r in records:
+                digest.update(json.dumps([r.prompt, r.choices, r.label]).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """What a finished cell left on disk."""
+    """What a finished cell left on disk; `origin` is None where no comparison made it."""
 
     cell: Cell
     outcome: MethodResult
     seconds: float
+    origin: Origin | None = None
 
     @property
     def fused(self) -> Bits:
         """The test records that the owner's model answered right, by task."""
         return {task: a.correct for task, a in self.outcome.fused.items()}
+
+    @property
+    def fused_norm(self) -> Bits:
+        """The test records that the owner's model answered right by `acc_norm`, by task."""
+        return {task: a.correct_norm for task, a in self.outcome.fused.items()}
 
     @property
     def tuned(self) -> Bits | None:
@@ -114,27 +174,47 @@ def write_cell(out: Path, result: CellResult) -> None:
         "method": result.cell.method,
         "remove_ratio": result.cell.remove_ratio,
         "seed": result.cell.seed,
-        "fused": to_texts(outcome.fused),
-        "tuned": None if outcome.tuned is None else to_texts(outcome.tuned),
+        **to_texts("fused", outcome.fused),
+        **({} if outcome.tuned is None else to_texts("tuned", outcome.tuned)),
         "upload_bytes": outcome.upload_bytes,
         "seconds": result.seconds,
+        "made_with": None if result.origin is None else asdict(result.origin),
     }
     write_bytes(cell_file(out, result.cell), json_bytes(record))
 
 
 def read_cell(out: Path, cell: Cell) -> CellResult:
-    """Read what a finished cell left. Raises `RunFolderError` if it is missing or damaged."""
+    """Read what a finished cell left.
+
+    Raises `RunFolderError` if it is missing, damaged, the record of another cell or of an earlier version.
+    """
     path = cell_file(out, cell)
     try:
         raw = read_json(path)
+        if "fused_norm" not in raw or "made_with" not in raw:
+            raise RunFolderError(f"{path}: is of an earlier version; delete it and resume")
+        if Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"]) != cell:
+            raise RunFolderError(
+                f"{path}: is the record of another cell; rename it, or delete it and resume"
+            )
         return CellResult(
             cell=cell,
             outcome=MethodResult(
-                fused=from_texts(raw["fused"]),
-                tuned=None if raw["tuned"] is None else from_texts(raw["tuned"]),
+                fused=from_texts("fused", raw),
+                tuned=from_texts("tuned", raw) if "tuned" in raw else None,
                 upload_bytes=raw["upload_bytes"],
             ),
             seconds=raw["seconds"],
+            origin=None if raw["made_with"] is None else _origin(raw["made_with"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path}: is damaged: {error}; delete it and resume") from error
+
+
+def _origin(raw: dict[str, Any]) -> Origin:
+    """Read what a cell was made with; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+    origin = Origin(**raw)
+    texts = (origin.settings, origin.records, origin.device)
+    if type(origin.truncated) is not int or not all(isinstance(text, str) for text in texts):
+        raise ValueError("made_with: must be three texts and a whole number")
+    return origin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedproxy_secure.evidence.estimate import (
     Bits,
@@ -22,15 +22,20 @@ BySeed = Mapping[int, CellResult]
 
 def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
     """Join seeds: one row for each method and remove ratio, gap closed paired by seed."""
-    groups: dict[tuple[str, float | None], dict[int, CellResult]] = {}
     ends: dict[str | None, dict[int, Bits]] = {}
     for r in results:
-        groups.setdefault((r.cell.method, r.cell.remove_ratio), {})[r.cell.seed] = r
         ends.setdefault(method_of(r.cell.method).end, {})[r.cell.seed] = r.fused
     floor, ceiling = ends.get("floor", {}), ends.get("ceiling", {})
     scale = {s: (floor[s], ceiling[s]) for s in floor if s in ceiling}
-    ordered = sorted(groups, key=lambda key: (key[1] is not None, key[1] or 0))
-    return [_row(groups[key], scale) for key in ordered]
+    return [_row(group, scale) for group in by_row(results).values()]
+
+
+def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict[int, CellResult]]:
+    """Return results by method and remove ratio, and then by seed; those without a ratio come first."""
+    groups: dict[tuple[str, float | None], dict[int, CellResult]] = {}
+    for r in results:
+        groups.setdefault((r.cell.method, r.cell.remove_ratio), {})[r.cell.seed] = r
+    return dict(sorted(groups.items(), key=lambda item: (item[0][1] is not None, item[0][1] or 0)))
 
 
 def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
@@ -62,6 +67,7 @@ def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
     """
     cell = next(iter(by_seed.values())).cell
     fused = {s: r.fused for s, r in by_seed.items()}
+    norm = {s: r.fused_norm for s, r in by_seed.items()}
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None}
     edge = None
     if tuned and method_of(cell.method).trains:
@@ -70,15 +76,21 @@ def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
     return MethodRow(
         method=cell.method,
         remove_ratio=cell.remove_ratio,
-        tasks={
-            task: _share({s: {task: f[task]} for s, f in fused.items()}, f"accuracy on {task}, {cell.row}")
-            for task in next(iter(fused.values()))
-        },
+        tasks=_by_task(fused, "accuracy", cell.row),
         average=_share(fused, f"accuracy, {cell.row}"),
+        tasks_norm=_by_task(norm, "acc_norm", cell.row),
+        average_norm=_share(norm, f"acc_norm, {cell.row}"),
         gap_closed=_gap(fused, scale, f"gap closed, {cell.row}"),
         tuned_proxy=_share(tuned, f"tuned proxy accuracy, {cell.row}") if tuned else None,
         owners_edge=edge,
     )
+
+
+def _by_task(answers: Mapping[int, Bits], what: str, row: str) -> dict[str, Estimate]:
+    return {
+        task: _share({s: {task: a[task]} for s, a in answers.items()}, f"{what} on {task}, {row}")
+        for task in next(iter(answers.values()))
+    }
 
 
 def _share(answers: Mapping[int, Bits], metric: str) -> Estimate:

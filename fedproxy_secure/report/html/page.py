@@ -147,6 +147,11 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "labels": any(i.rest for i in items),
         "method_rows": rows,
         "method_columns": page_tables.method_columns(report),
+        "more_method_tables": [
+            table
+            for table in (page_tables.norm_table(report), page_tables.difference_table(report))
+            if table is not None
+        ],
         "attack_groups": groups,
         "opened": [
             index

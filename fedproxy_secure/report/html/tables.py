@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.measure import AXES, Axis
 from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report.comparison import (
+    DIFFERENCES_ABOUT,
+    DIFFERENCES_TITLE,
+    NORM_ABOUT,
+    NORM_TITLE,
+    difference_lines,
+    few_seeds,
+    norm_tasks,
+    seeds_of,
+    weakest,
+)
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, shown
 
@@ -19,6 +30,7 @@ _POINTERS = {
     "gap closed": "gap_closed",
     EDGE: "owners_edge",
 }
+MethodLine = tuple[str, str, dict[str, Number]]
 _AT_MOST = 3  # columns of an axis that has no measure meant for the trilemma
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
@@ -46,6 +58,16 @@ class AxisTable:
     axis: Axis
     name: str
     columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodTable:
+    """One more table of a comparison: name and label of each column, and a line for each method."""
+
+    title: str
+    about: str
+    columns: tuple[tuple[str, str], ...]
+    lines: tuple[MethodLine, ...]
 
 
 def first_tables(report: Report) -> list[AxisTable]:
@@ -93,8 +115,8 @@ def method_columns(report: Report) -> list[tuple[str, str]]:
     return [(name, f"{name} ({'points' if name == EDGE else '%'})") for name in ordered]
 
 
-def method_rows(report: Report) -> list[tuple[str, str, dict[str, Number]]]:
-    """Return (method, removed, numbers by column) of a comparison."""
+def method_rows(report: Report) -> list[MethodLine]:
+    """Return (method, removed and few seeds, numbers by column) of a comparison."""
     rows = []
     for i, row in enumerate(report.rows):
         estimates: dict[str, Estimate | None] = {
@@ -110,9 +132,55 @@ def method_rows(report: Report) -> list[tuple[str, str, dict[str, Number]]]:
             for name, e in estimates.items()
             if e is not None
         }
-        removed = "" if row.remove_ratio is None else f"{row.remove_ratio:.0%} removed".replace("%", " %")
-        rows.append((row.method.replace("_", " "), removed, numbers))
+        few = few_seeds(seeds_of(row), report.seeds)
+        rows.append((*_named(row.method, row.remove_ratio, few), numbers))
     return rows
+
+
+def norm_table(report: Report) -> MethodTable | None:
+    """Return the accuracies by acc_norm, or None if they are those by acc."""
+    tasks = norm_tasks(report)
+    if not tasks:
+        return None
+    lines = []
+    for i, row in enumerate(report.rows):
+        if row.average_norm is None:
+            continue
+        numbers = {"fused LLM": Number(row.average_norm, f"report.json#/rows/{i}/average_norm")}
+        numbers |= {
+            t: Number(row.tasks_norm[t], f"report.json#/rows/{i}/tasks_norm/{t}")
+            for t in tasks
+            if t in row.tasks_norm
+        }
+        few = few_seeds(seeds_of(row), report.seeds)
+        lines.append((*_named(row.method, row.remove_ratio, few), numbers))
+    columns = tuple((name, f"{name} (%)") for name in ("fused LLM", *tasks))
+    return MethodTable(title=NORM_TITLE, about=NORM_ABOUT, columns=columns, lines=tuple(lines))
+
+
+def difference_table(report: Report) -> MethodTable | None:
+    """Return the paired differences of methods, or None if there are none."""
+    references, grid = difference_lines(report)
+    if not grid:
+        return None
+    lines = []
+    for method, ratio, by_reference in grid:
+        numbers = {
+            r: Number(report.differences[i].average, f"report.json#/differences/{i}/average", points=True)
+            for r, i in by_reference.items()
+        }
+        seeds = weakest([report.differences[i] for i in by_reference.values()]).seeds
+        lines.append((*_named(method, ratio, few_seeds(seeds, report.seeds)), numbers))
+    columns = tuple((r, f"minus {r.replace('_', ' ')} (points)") for r in references)
+    return MethodTable(
+        title=DIFFERENCES_TITLE, about=DIFFERENCES_ABOUT, columns=columns, lines=tuple(lines)
+    )
+
+
+def _named(method: str, ratio: float | None, seeds: str) -> tuple[str, str]:
+    """Return a method and, as people read it, what was removed and that it has few seeds."""
+    removed = "" if ratio is None else f"{ratio:.0%} removed".replace("%", " %")
+    return method.replace("_", " "), ", ".join(part for part in (removed, seeds) if part)
 
 
 def _whose(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.report.comparison import (
+    DIFFERENCES_ABOUT,
+    DIFFERENCES_TITLE,
+    NORM_ABOUT,
+    NORM_TITLE,
+)
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.text import trilemma_table
-from fedproxy_secure.report.text.table import HEADINGS, cell, cells, markdown_table
+from fedproxy_secure.report.text.table import (
+    HEADINGS,
+    cell,
+    cells,
+    difference_table,
+    markdown_table,
+    norm_table,
+)
 from fedproxy_secure.runtime.escape import code, escaped, escaped_line, printable
 
 
@@ -24,8 +37,10 @@ def markdown_report(report: Report) -> str:
         lines = [f"{c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
         parts += [_items([*lines, *report.composition])] if lines or report.composition else []
     if report.rows:
-        parts += [markdown_table(HEADINGS, [cells(row) for row in report.rows])]
+        parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
         parts += _tasks(report.rows)
+        parts += _more(f"{NORM_TITLE} (%)", norm_table(report), NORM_ABOUT)
+        parts += _more(f"{DIFFERENCES_TITLE} (points)", difference_table(report), DIFFERENCES_ABOUT)
     if report.estimates:
         parts += ["## Other estimates", _estimates(report.estimates)]
     parts += ["## How to read it", _legend(report)]
@@ -53,6 +68,11 @@ def _tasks(rows: Sequence[MethodRow]) -> list[str]:
         return []
     lines = [(*cells(row)[:2], *(cell(row.tasks.get(n)) for n in names)) for row in rows]
     return ["## Fused LLM by task (%)", markdown_table(("method", "removed", *names), lines)]
+
+
+def _more(title: str, table: tuple[Sequence[str], Sequence[Sequence[str]]], about: str) -> list[str]:
+    headings, lines = table
+    return [f"## {title}", markdown_table(headings, lines), about] if lines else []
 
 
 def _estimates(estimates: Sequence[Estimate]) -> str:

@@ -10,6 +10,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.report.comparison import (
+    DIFFERENCES_ABOUT,
+    DIFFERENCES_TITLE,
+    NORM_ABOUT,
+    NORM_TITLE,
+    difference_lines,
+    few_seeds,
+    norm_tasks,
+    seeds_of,
+    weakest,
+)
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.runtime.escape import Markdown, escaped, printable
 
@@ -23,7 +34,9 @@ HEADINGS = (
     "fused LLM (%)",
     "gap closed (%)",
     "owner's edge (points)",
+    "seeds",
 )
+Lines = list[tuple[str, ...]]
 
 
 def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
@@ -41,16 +54,60 @@ def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
     return f"{text} [{low:.1f}, {high:.1f}]"
 
 
-def cells(row: MethodRow) -> tuple[str, ...]:
-    """Return the row's texts in the order of `HEADINGS`."""
+def cells(row: MethodRow, seeds: Sequence[int] = ()) -> tuple[str, ...]:
+    """Return the row's texts in the order of `HEADINGS`.
+
+    `seeds`: those of the report; a row with fewer of them says so.
+    """
     return (
         row.method,
-        "-" if row.remove_ratio is None else f"{row.remove_ratio:.0%}",
+        removed(row.remove_ratio),
         cell(row.tuned_proxy),
         cell(row.average),
         cell(row.gap_closed),
         cell(row.owners_edge, signed=True),
+        _count(seeds_of(row), seeds),
     )
+
+
+def removed(ratio: float | None) -> str:
+    """Return a remove ratio in percent; `-` for None."""
+    return "-" if ratio is None else f"{ratio:.0%}"
+
+
+def norm_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of accuracies by acc_norm; no lines if they are those by acc."""
+    tasks = norm_tasks(report)
+    lines = [
+        (
+            row.method,
+            removed(row.remove_ratio),
+            cell(row.average_norm),
+            *(cell(row.tasks_norm.get(t)) for t in tasks),
+        )
+        for row in report.rows
+        if row.average_norm is not None
+    ]
+    return ("method", "removed", "average (%)", *(f"{t} (%)" for t in tasks)), lines if tasks else []
+
+
+def difference_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the paired differences in points; no lines if there are none."""
+    references, grid = difference_lines(report)
+    lines = []
+    for method, ratio, by_reference in grid:
+        least = weakest([report.differences[i] for i in by_reference.values()])
+        numbers = (
+            cell(report.differences[by_reference[r]].average, signed=True) if r in by_reference else "-"
+            for r in references
+        )
+        rests_on = (str(least.n), _count(least.seeds, report.seeds))
+        lines.append((method, removed(ratio), *numbers, *rests_on))
+    return ("method", "removed", *(f"minus {r}" for r in references), "n", "seeds"), lines
+
+
+def _count(seeds: Sequence[int], wanted: Sequence[int]) -> str:
+    return few_seeds(seeds, wanted).removesuffix(" seeds") or (str(len(seeds)) if seeds else "-")
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
@@ -63,14 +120,30 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, ri
     return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in (headings, rule, *rows))
 
 
-def rich_table(report: Report) -> Table:
-    """Return the same table for a terminal."""
+def rich_tables(report: Report) -> list[Table]:
+    """Return a comparison's tables for a terminal: methods, acc_norm, paired differences; those with lines.
+
+    The column of seeds is left out where every row has all seeds, and several.
+    """
+    rows = [cells(row, report.seeds) for row in report.rows]
+    short = any(few_seeds(seeds_of(row), report.seeds) for row in report.rows)
+    shown = len(HEADINGS) if short else len(HEADINGS) - 1  # a column less is what narrow terminals need
+    parts = [
+        (report.name, "", HEADINGS[:shown], [row[:shown] for row in rows]),
+        (f"{NORM_TITLE} (%)", NORM_ABOUT, *norm_table(report)),
+        (f"{DIFFERENCES_TITLE} (points)", DIFFERENCES_ABOUT, *difference_table(report)),
+    ]
+    return [_rich(*part) for part in parts if part[-1]]
+
+
+def _rich(title: str, about: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(printable(report.name)))
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for row in report.rows:
-        table.add_row(*(Text(printable(text)) for text in cells(row)))  # as Text: brackets are not markup
+    table = Table(title=Text(printable(title)), caption=about or None, caption_justify="left")
+    for index, heading in enumerate(headings):
+        # as Text: brackets are not markup
+        table.add_column(Text(printable(heading)), justify="right" if index else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(printable(text)) for text in line))
     return table

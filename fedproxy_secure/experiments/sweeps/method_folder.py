@@ -1,0 +1,118 @@
+"""The folder of a comparison: which settings it takes cells of, what is there, what is missing.
+
+A folder can be widened: with `resume`, seeds, methods and remove ratios may be others than before, while
+all settings that can change a cell must be the same. Cells of the same settings and records may be copied
+in from other machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, Origin, cell_file, read_cell
+from fedproxy_secure.runtime.artifacts import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CellSettings:
+    """The settings of a comparison as its folder compares them: those that can change a cell."""
+
+    config: Config
+
+    def sha256(self) -> str:
+        return self.config.cell_sha256()
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        return self.config.model_dump(mode=mode)
+
+
+def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
+    """Make a comparison's folder or, with `resume`, go on in one, which may be widened by that.
+
+    Raises `RunFolderError` if it cannot be written, is not empty without `resume`, or holds a comparison
+    whose cells other settings made.
+    """
+    settings = _CellSettings(config=config)
+    if not resume:
+        return RunFolder.create(out, settings)
+    folder = RunFolder.resume(out, settings)
+    folder.write_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return folder
+
+
+def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellResult]:
+    """Read those of `cells` that have finished.
+
+    Raises `RunFolderError` for a record that is damaged, or was made with other settings or other records.
+    """
+    results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
+    wanted = config.cell_sha256()
+    for result in results:
+        made = result.origin.settings if result.origin else "none"
+        if made != wanted:
+            raise RunFolderError(
+                f"{cell_file(out, result.cell)}: was made with other settings (SHA-256 {made[:12]}, these "
+                f"have {wanted[:12]}); move it out of the folder, or use its settings"
+            )
+    check_records(out, results)
+    return results
+
+
+def check_records(out: Path, results: Sequence[CellResult], origin: Origin | None = None) -> None:
+    """Raise `RunFolderError` unless all cells have the records of `origin`, or else of the first cell."""
+    wanted = origin or next((r.origin for r in results), None)
+    for result in results:
+        if wanted is not None and result.origin is not None and result.origin.records != wanted.records:
+            whose = "those found now" if origin else f"those of {results[0].cell.name}"
+            raise RunFolderError(
+                f"{cell_file(out, result.cell)}: was made with other records than {whose}; "
+                "move it out of the folder, or use its records"
+            )
+
+
+def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]) -> list[str]:
+    """Return what a reader must know of the cells.
+
+    That is: which are missing, which are in the folder but not in the report, and on which devices they
+    were made if on several.
+    """
+    there = {r.cell for r in results}
+    missing = [c for c in cells if c not in there]
+    notes = []
+    if missing:
+        notes.append(
+            f"Not finished: {len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."
+        )
+    expected = {f"{c.name}.json" for c in cells}
+    others = sorted(f.name for f in (out / "cells").glob("*.json") if f.name not in expected)
+    if others:
+        shown = ", ".join(name.removesuffix(".json") for name in others[:4])
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        notes.append(f"Not in this report, since its settings do not name them: cells {shown}{more}.")
+    devices = devices_of(results)
+    if len(devices) > 1:
+        notes.append(f"Cells were made on several devices: {', '.join(devices)}.")
+    return notes
+
+
+def devices_of(results: Iterable[CellResult]) -> list[str]:
+    """Return the devices that cells were made on, as torch names them, sorted."""
+    return sorted({r.origin.device for r in results if r.origin is not None})
+
+
+def _grouped(cells: Sequence[Cell]) -> str:
+    """Return cells by row, with the seeds of each: `fedot at 0.5 (seeds 1, 2)`."""
+    rows: dict[str, list[int]] = {}
+    for cell in cells:
+        rows.setdefault(cell.row, []).append(cell.seed)
+    return "; ".join(
+        f"{row} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))})"
+        for row, seeds in rows.items()
+    )

@@ -1,0 +1,275 @@
+"""Cells of a comparison on disk, their rows, and differences between methods."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
+from fedproxy_secure.experiments.results import Accuracy, MethodResult
+from fedproxy_secure.experiments.sweeps.method_cells import (
+    Cell,
+    CellResult,
+    Origin,
+    cell_file,
+    read_cell,
+    records_sha256,
+    write_cell,
+)
+from fedproxy_secure.experiments.sweeps.method_differences import differences_of
+from fedproxy_secure.experiments.sweeps.method_folder import (
+    check_records,
+    folder_notes,
+    open_folder,
+    read_cells,
+)
+from fedproxy_secure.experiments.sweeps.method_rows import rows_of
+
+TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
+RECORDS = 40
+
+
+def origin(config=None, **changes) -> Origin:
+    settings = (config or parse_config({})).cell_sha256()
+    return replace(Origin(settings=settings, records="ab" * 32, device="cpu", truncated=0), **changes)
+
+
+def finished(method, ratio, seed, share, *, made=None, records=RECORDS) -> CellResult:
+    """A cell whose model answers this share of the records; the hard ones are the same for every method."""
+    hardness = np.random.default_rng(seed).permutation(records)
+    bits = tuple(bool(h < share * records) for h in hardness)
+    norm = tuple(bool(h < (share + 0.1) * records) for h in hardness)
+    accuracy = {"bank": Accuracy(correct=bits, correct_norm=norm)}
+    return CellResult(
+        cell=Cell(method=method, remove_ratio=ratio, seed=seed),
+        outcome=MethodResult(fused=accuracy, tuned=accuracy if ratio else None, upload_bytes=7),
+        seconds=1.5,
+        origin=made or origin(),
+    )
+
+
+# --- on disk
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_a_cell_is_read_back_as_it_was_written_with_answers_by_both_measures(tmp_path, ratio):
+    made = finished("fedproxy_h_ties", ratio, 1, 0.5)
+    write_cell(tmp_path, made)
+    assert read_cell(tmp_path, made.cell) == made
+    raw = json.loads(cell_file(tmp_path, made.cell).read_text())
+    assert raw["fused"]["bank"].count("1") == 20
+    assert raw["fused_norm"]["bank"].count("1") == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"fused_norm": None}, "is damaged"),
+        ({"fused_norm": {"bank": "01"}}, "is damaged: answers by acc and acc_norm: 40 and 2 records"),
+        ({"fused": {"bank": ""}}, "is damaged: answers '': must be of 0 and 1"),
+        ({"seed": 4}, "is the record of another cell; rename it"),
+        ({"made_with": {"settings": "a"}}, "is damaged"),
+        (
+            {"made_with": {"settings": "a", "records": "b", "device": "cpu", "truncated": "many"}},
+            "is damaged: made_with: must be three texts and a whole number",
+        ),
+    ],
+)
+def test_a_cell_that_is_not_what_its_name_says_is_one_line(tmp_path, change, line):
+    made = finished("zero_shot", None, 0, 0.5)
+    write_cell(tmp_path, made)
+    file = cell_file(tmp_path, made.cell)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(RunFolderError, match=line) as raised:
+        read_cell(tmp_path, made.cell)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["fused_norm", "made_with"])
+def test_a_cell_of_an_earlier_version_is_one_line_with_the_remedy(tmp_path, key):
+    made = finished("zero_shot", None, 0, 0.5)
+    write_cell(tmp_path, made)
+    file = cell_file(tmp_path, made.cell)
+    raw = json.loads(file.read_text())
+    del raw[key]
+    file.write_text(json.dumps(raw))
+    with pytest.raises(RunFolderError, match="is of an earlier version; delete it and resume"):
+        read_cell(tmp_path, made.cell)
+
+
+# --- a folder
+
+
+SWEPT = {
+    "name": "other",
+    "seeds": [3, 4],
+    "data": {"root": "/elsewhere"},
+    "compare": {"methods": ["zero_shot"], "remove_ratios": [0.1], "jobs": 3, "against": []},
+    "attacks": {"suite": "none"},
+    "matrix": {"remove_ratios": [0.1]},
+    "track": [],
+}
+
+
+@pytest.mark.parametrize("key", SWEPT)
+def test_what_says_which_cells_there_are_does_not_change_a_cells_settings(key):
+    assert parse_config({key: SWEPT[key]}).cell_sha256() == parse_config({}).cell_sha256()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"local": {"steps": 3}},
+        {"model": {"path": "x"}},
+        {"data": {"max_tokens": 64}},
+        {"compare": {"prox_mu": 1.0}},
+        {"audit": {"canaries": [1]}},
+    ],
+    ids=str,
+)
+def test_what_a_cell_is_computed_from_changes_its_settings(changes):
+    assert parse_config(changes).cell_sha256() != parse_config({}).cell_sha256()
+
+
+def test_a_folder_takes_more_seeds_methods_and_ratios_but_no_other_training(tmp_path):
+    open_folder(parse_config({}), tmp_path, resume=False)
+    open_folder(parse_config(SWEPT), tmp_path, resume=True)
+    with pytest.raises(RunFolderError, match="is not empty; add --resume"):
+        open_folder(parse_config({}), tmp_path, resume=False)
+    with pytest.raises(RunFolderError, match="belongs to other settings"):
+        open_folder(parse_config({"local": {"steps": 3}}), tmp_path, resume=True)
+
+
+def test_cells_of_other_settings_and_of_other_records_are_refused(tmp_path):
+    config = parse_config({})
+    good = finished("zero_shot", None, 0, 0.5)
+    foreign = finished("zero_shot", None, 1, 0.5, made=origin(parse_config({"local": {"steps": 3}})))
+    other = finished("zero_shot", None, 2, 0.5, made=origin(records="cd" * 32))
+    unmarked = replace(finished("zero_shot", None, 3, 0.5), origin=None)
+    for result in (good, foreign, other, unmarked):
+        write_cell(tmp_path, result)
+    unfinished = Cell(method="fedot", remove_ratio=0.5, seed=0)
+    assert read_cells(config, tmp_path, [good.cell, unfinished]) == [good]
+    for result, line in (
+        (foreign, "was made with other settings"),
+        (other, "was made with other records than those of zero_shot-seed0"),
+        (unmarked, "was made with other settings"),
+    ):
+        with pytest.raises(RunFolderError, match=line) as raised:
+            read_cells(config, tmp_path, [good.cell, result.cell])
+        assert result.cell.name in str(raised.value)
+    with pytest.raises(RunFolderError, match="other records than those found now"):
+        check_records(tmp_path, [good], origin(records="ef" * 32))
+
+
+def test_the_digest_of_records_sees_every_text_label_and_their_order():
+    def tasks(*records: Record, name: str = "bank") -> list[Task]:
+        return [Task(name=name, train=records, test=(Record(prompt="t", choices=(" a",), label=0),))]
+
+    one = Record(prompt="p", choices=(" a", " b"), label=0)
+    two = Record(prompt="q", choices=(" a", " b"), label=0)
+    variants = [
+        tasks(one, two),
+        tasks(two, one),
+        tasks(one),
+        tasks(replace(one, label=1), two),
+        tasks(replace(one, choices=(" a", " c")), two),
+        tasks(one, two, name="clinic"),
+    ]
+    assert len({records_sha256(v) for v in variants}) == len(variants)
+    assert records_sha256(tasks(one, two)) == records_sha256(tasks(one, two))
+
+
+def test_notes_say_what_is_missing_what_is_left_over_and_where_cells_were_made(tmp_path):
+    there = [
+        finished("zero_shot", None, 0, 0.5),
+        finished("zero_shot", None, 1, 0.5, made=origin(device="cuda")),
+    ]
+    left_over = finished("fedot", 0.5, 9, 0.5)
+    for result in (*there, left_over):
+        write_cell(tmp_path, result)
+    missing = [Cell(method="fedot", remove_ratio=0.5, seed=s) for s in (0, 1)]
+    cells = [*(r.cell for r in there), *missing]
+    assert folder_notes(tmp_path, cells, there) == [
+        "Not finished: 2 of 4 cells are missing: fedot at 0.5 (seeds 0, 1).",
+        "Not in this report, since its settings do not name them: cells fedot-0.5-seed9.",
+        "Cells were made on several devices: cpu, cuda.",
+    ]
+
+
+# --- rows and differences
+
+
+def test_a_row_has_both_measures_and_its_gap_is_by_acc():
+    results = [
+        finished(method, None, seed, share)
+        for seed in (0, 1)
+        for method, share in (("zero_shot", 0.2), ("fedavg_llm", 0.5), ("centralised_llm", 0.8))
+    ]
+    row = next(r for r in rows_of(results) if r.method == "fedavg_llm")
+    assert row.average.value == row.tasks["bank"].value == pytest.approx(0.5)
+    assert row.average_norm.value == row.tasks_norm["bank"].value == pytest.approx(0.6)
+    assert row.gap_closed.value == pytest.approx(0.5)
+    assert row.average_norm.metric == "acc_norm, fedavg_llm"
+
+
+def test_methods_are_paired_at_each_ratio_and_one_without_a_ratio_at_every_one():
+    results = [
+        finished(method, ratio, seed, share + 0.05 * seed)
+        for seed in (0, 1)
+        for method, ratio, share in (
+            ("zero_shot", None, 0.2),
+            ("fedot_equal_bytes", 0.25, 0.5),
+            ("fedot_equal_bytes", 0.5, 0.4),
+            ("fedproxy_h_ties", 0.25, 0.7),
+            ("fedproxy_h_ties", 0.5, 0.6),
+        )
+    ]
+    found = {(d.method, d.against, d.remove_ratio): d.average for d in differences_of(results, TWO)}
+    assert {key: pytest.approx(e.value) for key, e in found.items()} == {
+        ("zero_shot", TWO[0], 0.25): -0.3,
+        ("zero_shot", TWO[0], 0.5): -0.2,
+        (TWO[1], TWO[0], 0.25): 0.2,
+        (TWO[1], TWO[0], 0.5): 0.2,
+        ("zero_shot", TWO[1], 0.25): -0.5,
+        ("zero_shot", TWO[1], 0.5): -0.4,
+        (TWO[0], TWO[1], 0.25): -0.2,
+        (TWO[0], TWO[1], 0.5): -0.2,
+    }
+    paired = found[TWO[1], TWO[0], 0.25]
+    assert (paired.n, paired.seeds, paired.unit) == (2, (0, 1), "share")
+    assert paired.low == pytest.approx(paired.high)  # what seeds share cancels out
+    assert paired.metric == "accuracy, fedproxy_h_ties at 0.25 minus fedot_equal_bytes at 0.25"
+    alone = next(r.average for r in rows_of(results) if r.method == TWO[1])
+    assert alone.high - alone.low > 0.1
+
+
+def test_pairs_have_the_seeds_that_both_methods_have_and_none_without_a_common_one():
+    results = [
+        *(finished("fedot", 0.5, s, 0.4) for s in (0, 1, 2)),
+        *(finished("fedproxy_h_ties", 0.5, s, 0.6) for s in (1, 2)),
+        finished("fedproxy_ties", 0.5, 3, 0.6),
+    ]
+    (only,) = differences_of(results, TWO)
+    assert (only.method, only.average.seeds) == ("fedot", (1, 2))
+
+
+def test_with_one_seed_pairs_are_of_records_and_narrower_than_without_pairing():
+    results = [finished("fedot", 0.5, 0, 0.4), finished("fedproxy_h_ties", 0.5, 0, 0.6)]
+    (only,) = differences_of(results, TWO)
+    assert only.average.n == RECORDS
+    assert only.average.value == pytest.approx(-0.2)
+    assert only.average.low < only.average.value < only.average.high < 0
+    rows = rows_of(results)
+    assert rows[0].average.high > rows[1].average.low  # unpaired they overlap
+
+
+def test_references_that_a_comparison_lacks_are_left_out_and_unknown_ones_refused():
+    assert differences_of([finished("fedot", 0.5, 0, 0.4)], TWO) == []
+    with pytest.raises(ConfigError, match=r"compare\.against=fedott: is not known"):
+        parse_config({"compare": {"against": ["fedott"]}})
+    with pytest.raises(FedProxyError, match=r"against=\[fedot, fedot\]: must all differ"):
+        parse_config({"compare": {"against": ["fedot", "fedot"]}})
