@@ -8,6 +8,7 @@ PACKAGES := fedproxy_secure threat_models attacks
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 DEMO := $(VENV)/.demo-installed
 TEST := $(VENV)/.test-installed
+REAL := $(VENV)/.real-installed
 LIGHT := $(VENV)/.light-installed
 COVERAGE := --cov --cov-report=
 # the lowest share of lines and branches, in percent, that the fast tests may run; of SECRETS they run all

@@ -41,6 +41,8 @@ def checks(folder: Path) -> Iterator[Check]:
     yield _caught("device", _device)
     yield _caught("threads", _threads)
     yield _caught("demo LLM", _demo_llm)
+    yield gguf_files()
+    yield smollm2()
 
 
 def python_version(version: tuple[int, int] = sys.version_info[:2]) -> Check:
@@ -136,6 +138,25 @@ def _demo_llm() -> str:
     if not torch.isfinite(logits).all():
         raise ValueError("one forward pass gave numbers that are not finite")
     return f"{parameter_count(model) / 1e6:.1f} M parameters, one forward pass is fine"
+
+
+def gguf_files() -> Check:
+    """Say whether GGUF files can be read, which needs a package of its own; they are optional."""
+    from fedproxy_secure.models.gguf import can_be_read
+
+    without = "cannot be read (optional); run `make real`, or pip install gguf"
+    return Check(name="GGUF files", ok=True, found="can be read" if can_be_read() else without)
+
+
+def smollm2() -> Check:
+    """Check that the packaged LLM `smollm2` has its file, if its package is installed: it is optional."""
+    from fedproxy_secure.models.packaged import PACKAGED, packaged_file
+
+    llm = PACKAGED["smollm2"]
+    version = installed(llm.package)
+    if version is None:
+        return Check(name="smollm2", ok=True, found=f"not installed (optional); {llm.remedy}")
+    return _caught("smollm2", lambda: f"{packaged_file(llm).name} in {llm.package} {version}")
 
 
 def _caught(name: str, look: Callable[[], str]) -> Check:

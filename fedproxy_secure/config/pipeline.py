@@ -85,6 +85,18 @@ class CompressConfig(Section):
         return kind
 
 
+class HealConfig(Section):
+    """Stage 1, second half: healing of the proxy, by distillation on public text, before clients get it.
+
+    With `steps` 0 the proxy's blocks are exact copies, as the paper has them. A step reads `batch_size`
+    windows of 128 tokens of `data.public_text`, none of which is used to calibrate or to measure fidelity.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 0
+    batch_size: Positive = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+
+
 class AdapterConfig(Section):
     """The adapter of the clients: `lora` (A and B), `ffa` (B alone), or `core` (an r x r core alone).
 

@@ -15,6 +15,7 @@ from fedproxy_secure.config.pipeline import (
     DataConfig,
     FederateConfig,
     FusionConfig,
+    HealConfig,
     LocalConfig,
     ModelConfig,
 )
@@ -33,6 +34,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     compress: CompressConfig = CompressConfig()
+    heal: HealConfig = HealConfig()
     adapter: AdapterConfig = AdapterConfig()
     local: LocalConfig = LocalConfig()
     fusion: FusionConfig = FusionConfig()

@@ -21,6 +21,7 @@ from typing import Any
 
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.compress.healing_state import FILE as HEALING_STATE
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.ledger import all_events, read_all
@@ -31,8 +32,9 @@ from fedproxy_secure.experiments.stages import (
     Materials,
     check_privacy,
     evaluate,
+    exact_proxy,
+    heal_proxy,
     make_fused_llm,
-    make_proxy,
     prepare,
     truncated_prompts,
     tune,
@@ -122,7 +124,7 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
     shown.start(name, STAGES)
     clock = StageClock()
     materials = prepare(config)
-    proxy, likeness = _compress(config, materials, seed, place)
+    proxy, likeness = _compress(config, materials, seed, place, progress)
     clock.stop("compress")
     shown.advance(name, note="compressed")
     zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
@@ -166,18 +168,27 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
     }
     clock.stop("evaluate")
     result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
+    (place / HEALING_STATE).unlink(missing_ok=True)  # its weights are the proxy's
     witness.finished(seed, json_bytes(result), epsilon={c: s.epsilon for c, s in spent.items()})
     shown.done(name)
     return result
 
 
-def _compress(config: Config, materials: Materials, seed: int, place: Path) -> tuple[Proxy, dict[str, Any]]:
+def _compress(
+    config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
+) -> tuple[Proxy, dict[str, Any]]:
     """Build the proxy and write it and its record; also return how like the LLM it is, as plain values."""
     from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.models.llm import blocks_of
 
-    proxy = make_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
+    proxy = exact_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
+    before: dict[str, Any] = {}
+    if config.heal.steps:
+        exact = fidelity(materials.llm, proxy.model, proxy.plan, materials.windows)
+        held = verbatim_share(materials.llm, proxy.model, proxy.plan)
+        before = {"before_healing": {"fidelity": asdict(exact), "verbatim_share": held}}
+    proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
     save_model(proxy.model, materials.tokenizer, place / "proxy")
     likeness = asdict(fidelity(materials.llm, proxy.model, proxy.plan, materials.windows))
     record = {
@@ -186,11 +197,13 @@ def _compress(config: Config, materials: Materials, seed: int, place: Path) -> t
         "kept": None if proxy.plan is None else list(proxy.plan.kept),  # None: they stand for none
         "importance": list(proxy.importance),
         "fidelity": likeness,
+        **before,
         **proxy.details,
     }
     RunFolder(path=place).write_json("plan.json", record)
     held = verbatim_share(materials.llm, proxy.model, proxy.plan)
-    return proxy, {"fidelity": likeness, "verbatim_share": held}
+    healing = {"healing": {**proxy.details["healing"], **before}} if before else {}
+    return proxy, {"fidelity": likeness, "verbatim_share": held, **healing}
 
 
 def _read(path: Path) -> dict[str, Any]:

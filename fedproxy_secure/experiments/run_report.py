@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -58,6 +58,25 @@ def proxy_note(config: Config) -> str:
     options = "".join(f", {key}={value}" for key, value in compress.options.items())
     title = compression_of(compress).title
     return f"Proxy: {title} ({compress.kind}{options}), {compress.remove_ratio:.0%} of the LLM removed."
+
+
+def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what healing cost and what it did to the proxy, the mean over seeds; () for exact copies."""
+    healed = [r["healing"] for r in results if "healing" in r]
+    if not healed:
+        return ()
+
+    def mean(of: Callable[[Mapping[str, Any]], float]) -> float:
+        return sum(of(r) for r in results) / len(results)
+
+    return (
+        f"The proxy was healed on {healed[0]['tokens']:,} tokens of public text, in "
+        f"{mean(lambda r: r['healing']['seconds']):.0f} s: KL of the LLM and the proxy "
+        f"{mean(lambda r: r['healing']['before_healing']['fidelity']['kl_nats']):.2f} before, "
+        f"{mean(lambda r: r['fidelity']['kl_nats']):.2f} nats a token after; weights held verbatim "
+        f"{mean(lambda r: r['healing']['before_healing']['verbatim_share']):.1%} before, "
+        f"{mean(lambda r: r['verbatim_share']):.1%} after.",
+    )
 
 
 def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:
@@ -130,6 +149,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         notes=(
             protection_note(config),
             proxy_note(config),
+            *healing_notes(list(results.values())),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),

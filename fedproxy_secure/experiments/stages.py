@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.compress.healing import HELD_OUT, heal
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
@@ -43,7 +44,8 @@ class Materials:
 
     llm: nn.Module
     tokenizer: Tokenizer
-    windows: torch.Tensor  # int64 [n, tokens]
+    windows: torch.Tensor  # int64 [n, tokens]: for calibration and fidelity
+    healing_windows: torch.Tensor  # int64 [n, tokens], n = 0 without healing: others than those
     tasks: tuple[Task, ...]
 
 
@@ -51,7 +53,20 @@ def prepare(config: Config) -> Materials:
     """Load the LLM, the public text and the tasks that the settings name."""
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
     tasks = tuple(load_task(c, root=config.data.root, audit=config.audit) for c in config.data.clients)
-    return Materials(llm=llm, tokenizer=tokenizer, windows=public_windows(config, tokenizer), tasks=tasks)
+    windows = public_windows(config, tokenizer)
+    count = config.compress.calibration_sequences
+    if config.heal.steps and len(windows) < count + 2:
+        raise DataError(
+            f"data.public_text={config.data.public_text}: has {len(windows)} windows of "
+            f"{PUBLIC_WINDOW_TOKENS} tokens; healing needs at least {count + 2}, two of its own"
+        )
+    return Materials(
+        llm=llm,
+        tokenizer=tokenizer,
+        windows=windows[:count],
+        healing_windows=windows[count:],
+        tasks=tasks,
+    )
 
 
 def truncated_prompts(config: Config) -> int:
@@ -82,8 +97,13 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
 
 
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
-    """Return windows of public text, int64 [n, 128], for importance and fidelity; never client records."""
+    """Return windows of public text, int64 [n, 128]; never client records.
+
+    The first `compress.calibration_sequences` are for importance and fidelity, the others for healing.
+    """
     count = config.compress.calibration_sequences
+    if config.heal.steps:
+        count += HELD_OUT + config.heal.steps * config.heal.batch_size
     if config.data.public_text in ("demo", "real_things"):
         stream = (stories if config.data.public_text == "demo" else real_texts)(PUBLIC_SEED)
         text = "\n".join(next(stream) for _ in range(4 * count))
@@ -96,13 +116,70 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     return text_windows(text, tokenizer, window_tokens=PUBLIC_WINDOW_TOKENS, limit=count)
 
 
-def make_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
-    """Stage 1: the proxy by the settings' compression, at `remove_ratio`.
+def make_proxy(
+    config: Config,
+    materials: Materials,
+    *,
+    seed: int,
+    remove_ratio: float,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Proxy:
+    """Stage 1: the proxy that clients get: `exact_proxy`, then `heal_proxy`.
+
+    Raises what these raise.
+    """
+    proxy = exact_proxy(config, materials, seed=seed, remove_ratio=remove_ratio)
+    return heal_proxy(config, materials, proxy, seed=seed, folder=folder, progress=progress)
+
+
+def exact_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
+    """Return the proxy by the settings' compression, at `remove_ratio`, not healed.
 
     Raises `ConfigError` if the LLM cannot be compressed like that.
     """
     settings = config.compress.model_copy(update={"remove_ratio": remove_ratio})
     return compression_of(settings).build(materials.llm, settings, windows=materials.windows, seed=seed)
+
+
+def heal_proxy(
+    config: Config,
+    materials: Materials,
+    proxy: Proxy,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Proxy:
+    """Heal a proxy in place as the settings' `heal` says; return it with what that did in its details.
+
+    Args:
+        folder: where healing keeps its state; a call with the same inputs goes on from it. One process at a
+            time may use it.
+
+    Raises what `fedproxy_secure.compress.healing.heal` raises.
+    """
+    if not config.heal.steps:
+        return proxy
+    shown, told = progress or NoProgress(), 0
+
+    def tell(step: int, kl: float) -> None:
+        nonlocal told
+        shown.advance("heal", step - told, note=f"KL {kl:.2f}")
+        told = step
+
+    shown.start("heal", config.heal.steps)
+    healed = heal(
+        proxy.model,
+        materials.llm,
+        materials.healing_windows,
+        config.heal,
+        seed=seed,
+        folder=folder,
+        on_step=tell,
+    )
+    shown.done("heal")
+    return replace(proxy, details={**proxy.details, "healing": asdict(healed)})
 
 
 def tune(

@@ -7,7 +7,6 @@ are exact copies, and then equal bit for bit.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.errors import ModelError
-from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.llm import blocks_of, sharing_copy
 
 Deltas = Mapping[tuple[int, str], torch.Tensor]
 
@@ -30,13 +29,14 @@ class Lifts(Protocol):
 
 @torch.no_grad()
 def add_deltas(model: nn.Module, deltas: Deltas) -> nn.Module:
-    """Return a copy of `model` with `deltas[block, weight name]` added to its blocks' weights.
+    """Return a model like `model` with `deltas[block, weight name]` added to its blocks' weights.
 
-    The sum is taken in float32 and rounded once to the weight's dtype.
+    The sum is taken in float32 and rounded once to the weight's dtype. `model` is unchanged; weights that get
+    no difference are the same tensors in both.
 
     Raises `ModelError` for a weight that the model lacks, or a difference of another shape.
     """
-    fused = copy.deepcopy(model)
+    fused = sharing_copy(model)
     blocks = blocks_of(fused)
     for (index, name), delta in deltas.items():
         weight = _weight(blocks, index, name)
@@ -45,7 +45,7 @@ def add_deltas(model: nn.Module, deltas: Deltas) -> nn.Module:
                 f"block {index}, {name}: a difference of shape {tuple(delta.shape)}: must be of the "
                 f"weight's shape, {tuple(weight.shape)}"
             )
-        weight.copy_(weight.float() + delta.to(weight.device))
+        _set_weight(blocks, index, name, (weight.float() + delta.to(weight.device)).to(weight.dtype))
     return fused
 
 
@@ -64,18 +64,21 @@ def plug_back(llm: nn.Module, proxy: Lifts, deltas: Deltas) -> nn.Module:
 
 @torch.no_grad()
 def overwrite(llm: nn.Module, plan: Lifts, proxy: nn.Module) -> nn.Module:
-    """Return a copy of `llm` with the merged `proxy`'s blocks at the plan's places (the paper's stage 3).
+    """Return a model like `llm` with the merged `proxy`'s blocks at the plan's places (the paper's stage 3).
+
+    `llm` is unchanged; other weights are the same tensors in both.
 
     Guarantees: equal to `plug_back` bit for bit if the proxy's blocks were exact copies. Wrong, and not
     detectable here, if the proxy was healed, quantised or pruned in width.
     """
-    fused = copy.deepcopy(llm)
+    fused = sharing_copy(llm)
     blocks = blocks_of(fused)
     merged = {
         (i, name): p for i, block in enumerate(blocks_of(proxy)) for name, p in block.named_parameters()
     }
     for (index, name), value in plan.lift(merged).items():
-        _weight(blocks, index, name).copy_(value)
+        weight = _weight(blocks, index, name)
+        _set_weight(blocks, index, name, value.detach().to(weight.dtype).expand_as(weight).clone())
     return fused
 
 
@@ -84,3 +87,10 @@ def _weight(blocks: nn.ModuleList, index: int, name: str) -> torch.Tensor:
         return blocks[index].get_parameter(name)
     except (AttributeError, IndexError) as error:
         raise ModelError(f"block {index}: has no weight {name!r} to plug back into") from error
+
+
+def _set_weight(blocks: nn.ModuleList, index: int, name: str, value: torch.Tensor) -> None:
+    """Give a block's weight a tensor of its own."""
+    owner, _, leaf = name.rpartition(".")
+    module = blocks[index].get_submodule(owner)
+    module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))

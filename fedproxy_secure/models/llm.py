@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from fedproxy_secure.errors import ModelError
+from fedproxy_secure.models import gguf
+from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 
 Tokenizer = Any  # transformers' tokenizers share no typed base
 _BLOCK_LISTS = ("layers", "h", "blocks", "decoder.layers")
@@ -44,9 +46,19 @@ def pick_dtype(wish: str, device: torch.device) -> torch.dtype:
 
 
 def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[nn.Module, Tokenizer]:
-    """Load a causal LM, in eval mode, and its tokenizer, from `demo`, a local folder or a hub id.
+    """Load a causal LM, in eval mode, and its tokenizer.
 
-    Safetensors only: weights that need pickle are refused; a model's own code is never run.
+    Args:
+        path: `demo` (embedded), a name in `PACKAGED`, a `.gguf` file, a local folder or a hub id.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: `auto` (see `pick_dtype`), `float32` or `bfloat16`.
+
+    Safetensors only: weights that need pickle are refused; a model's own code is never run. A GGUF file is
+    converted on first use and kept as safetensors (see `fedproxy_secure.models.gguf`).
+
+    Memory: on the CPU, weights of a folder that has them in the wanted dtype are not copied. They are a
+    private mapping of its files, so that processes share them until they write; writing changes no file.
+    So files of a folder in use may be replaced, as `save_pretrained` does, but not overwritten in place.
 
     Raises `ModelError` in one line if the model cannot be loaded or has no decoder blocks.
     """
@@ -63,7 +75,7 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
                 trust_remote_code=False,
             )
     except Exception as error:  # damaged files may raise any error of the library that reads them
-        raise _cannot_be_loaded(path, error) from error
+        raise _cannot_be_loaded(path, error, source) from error
     blocks_of(model)
     tokenizer = load_tokenizer(path)
     cast(nn.Module, model).to(place)
@@ -73,17 +85,17 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load the tokenizer of an LLM, without its weights. Raises `ModelError` if it cannot be loaded.
 
-    Nothing is asked of a model hub for a tokenizer in a local folder.
+    Nothing is asked of a model hub for a tokenizer in a local folder or a GGUF file.
     """
     from transformers import AutoTokenizer
 
-    source = _source(path)
+    source = _source(path, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=Path(source).is_dir()
         )
     except Exception as error:  # damaged files may raise any error of the library that reads them
-        raise _cannot_be_loaded(path, error) from error
+        raise _cannot_be_loaded(path, error, source) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -94,13 +106,28 @@ def weights_written_ns(folder: Path) -> int:
     return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
 
 
-def _source(path: str | Path) -> str:
-    return str(demo_llm_folder() if str(path) == "demo" else path)
+def _source(path: str | Path, *, weights: bool = True) -> str:
+    """Return the folder or the hub id that the libraries load from; GGUF files are converted first."""
+    name = str(path)
+    if name == "demo":
+        return str(demo_llm_folder())
+    packaged = PACKAGED.get(name)
+    if packaged is None and not name.lower().endswith(gguf.SUFFIX):
+        return name
+    try:
+        if packaged is None:
+            return str(gguf.converted(Path(name), weights=weights))
+        file = packaged_file(packaged)
+        return str(gguf.converted(file, weights=weights, sha256=packaged.sha256))
+    except Exception as error:  # damaged files may raise any error of the library that reads them
+        raise _cannot_be_loaded(path, error) from error
 
 
-def _cannot_be_loaded(path: str | Path, error: Exception) -> ModelError:
+def _cannot_be_loaded(path: str | Path, error: Exception, source: str | None = None) -> ModelError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(f"model.path={path}: cannot be loaded: {reason}")
+    made_here = source is not None and Path(source).parent == gguf.cache_folder()
+    remedy = f"; remove {source}, which is then made anew" if made_here else ""
+    return ModelError(f"model.path={path}: cannot be loaded: {reason}{remedy}")
 
 
 @contextmanager
@@ -140,15 +167,29 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     return cast(nn.ModuleList, _get(model, block_list_name(model)))
 
 
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` on the same memory: its modules and parameters are new, their values are not.
+
+    Whoever changes values of either in place must give the parameter memory of its own first.
+    """
+    memo: dict[int, Any] = {id(b): b for b in model.buffers()}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
 def with_blocks(model: nn.Module, kept: list[int]) -> nn.Module:
-    """Return an exact copy of `model` that has only the blocks at `kept`, in that order."""
+    """Return a model like `model` that has only the blocks at `kept`, in that order.
+
+    It stands on `model`'s memory (see `sharing_copy`), so that weights of gigabytes are held once.
+    """
     everything = blocks_of(model)
     name = block_list_name(model)
     parent, _, last = name.rpartition(".")
     owner = _get(model, parent) if parent else model
     try:
         setattr(owner, last, nn.ModuleList(everything[i] for i in kept))
-        small = copy.deepcopy(model)
+        small = sharing_copy(model)
     finally:
         setattr(owner, last, everything)
     _renumber(small, len(kept), kept)

@@ -3,7 +3,9 @@
 Guarantees: the folder's files pass `check_folder`; no request is made to a model hub and no code of the
 folder is run; every tensor of the model comes from the folder and no tensor of the folder is left over; the
 digest is of what is in memory. Not guaranteed: that a proxy of the right digest is an honest one; that the
-libraries' parsers withstand hostile files.
+libraries' parsers withstand hostile files; that weights stay as they are if somebody who may write to the
+folder overwrites its files in place. On the CPU weights are mapped from the files, so that processes share
+them; nothing here overwrites such a file: the store and `save_pretrained` put another in its place.
 """
 
 from __future__ import annotations

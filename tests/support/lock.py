@@ -29,11 +29,16 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # lock -> names in pyproject.toml: `core` for the package's own dependencies, or an extra, or a group
 LOCKS: Mapping[str, Sequence[str]] = {
     "demo": "build core attacks dp".split(),
-    "test": "build core attacks ckks datasets dev docs dp light lm-eval mlflow simulation wandb".split(),
+    "real": "build core attacks dp gguf".split(),
+    "test": (
+        "build core attacks ckks datasets dev docs dp gguf light lm-eval mlflow simulation wandb".split()
+    ),
     "light": "build light".split(),
     "docs": "build docs".split(),
     "mutation": "build mutation".split(),
 }
+# lock -> groups of exact versions that it holds alone, without what they require
+ALONE: Mapping[str, Sequence[str]] = {"real": ["llms"], "test": ["llms"]}
 OF_ONE_TORCH_BUILD = ("cuda-", "nvidia-", "triton")
 
 Solution = dict[str, tuple[str, list[Requirement]]]  # name -> version, what it requires
@@ -41,11 +46,22 @@ Solution = dict[str, tuple[str, list[Requirement]]]  # name -> version, what it 
 
 def roots(lock: str) -> list[Requirement]:
     """Return the requirements of pyproject.toml that `lock` starts from."""
+    return _named(LOCKS[lock])
+
+
+def alone(lock: str) -> dict[str, str]:
+    """Return name -> version of what `lock` holds without what it requires."""
+    return {
+        canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in _named(ALONE.get(lock, ()))
+    }
+
+
+def _named(names: Sequence[str]) -> list[Requirement]:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = document["project"]
     sections = {"core": project["dependencies"], **project["optional-dependencies"]}
     sections |= document["dependency-groups"]
-    return [Requirement(text) for name in LOCKS[lock] for text in sections[name]]
+    return [Requirement(text) for name in names for text in sections[name]]
 
 
 def solve(requirements: Sequence[str], pins: Sequence[str]) -> Solution:
@@ -107,9 +123,10 @@ def main() -> None:
         texts += sorted(missing)  # what only another Python needs
     FOLDER.mkdir(exist_ok=True)
     for lock, names in locked.items():
-        lines = [f"{name}=={solution[name][0]}" for name in sorted(names)]
+        versions = {name: solution[name][0] for name in names} | alone(lock)
+        lines = [f"{name}=={versions[name]}" for name in sorted(versions)]
         (FOLDER / f"{lock}.lock").write_text("\n".join(["# by `make lock`", *lines, ""]), encoding="utf-8")
-        print(f"requirements/{lock}.lock: {len(names)} packages")
+        print(f"requirements/{lock}.lock: {len(versions)} packages")
 
 
 if __name__ == "__main__":

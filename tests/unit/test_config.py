@@ -42,7 +42,7 @@ def test_defaults_are_valid():
         ),
         (
             {"zzzzz": 1},
-            "zzzzz: unknown key; there are name, seeds, model, data, compress, adapter, local, fusion, "
+            "zzzzz: unknown key; there are name, seeds, model, data, compress, heal, adapter, local, fusion, "
             "federate, protect, privacy, audit, attacks, compare, matrix, track",
         ),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,11 +52,13 @@ class LocalOnly(Method):
     """Every client tunes the proxy alone; each task is judged on its own client's model."""
 
     def run(self, inputs: Inputs) -> MethodResult:
+        from fedproxy_secure.models.llm import sharing_copy
+
         fused: dict[str, Accuracy] = {}
         tuned: dict[str, Accuracy] = {}
         proxy = inputs.proxy()
         for own in inputs.each_task():
-            outcome = own.plugged_back(proxy, own.train_pooled(copy.deepcopy(proxy.model)))
+            outcome = own.plugged_back(proxy, own.train_pooled(sharing_copy(proxy.model)))
             fused |= outcome.fused
             tuned |= outcome.tuned or {}
         return MethodResult(fused=fused, tuned=tuned)

@@ -1,0 +1,168 @@
+"""Healing: before its release, a proxy learns from public text to predict what the LLM predicts.
+
+Dropping blocks hurts a model, and tuning it heals it first: much of what clients would learn is how to make
+up for missing blocks. Lifted into the LLM, which misses none, that part is noise. The paper releases exact
+copies. Here the server heals the proxy beforehand, by distillation (Hinton et al. 2015), so that what
+clients learn is about their tasks.
+
+Blocks alone are trained; embeddings, final norm and head stay the LLM's. What healing changed is never
+plugged back: the lifted difference is the clients' alone, so blocks need not be exact copies.
+
+Not guaranteed: that a healed proxy tells less of the LLM. Its blocks are no copies any more, but its
+predictions are closer. Both are measured: `verbatim_share`, `fidelity`, and extraction among the attacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedproxy_secure.compress.healing_state import HealingState
+from fedproxy_secure.config import HealConfig
+from fedproxy_secure.errors import TrainingError
+from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.passes import windows_a_pass
+from fedproxy_secure.runtime.randomness import stream
+
+HELD_OUT = 8  # windows that healing is judged on and never trains on; at most a fifth of all
+WARM_UP = 0.1  # share of the steps in which the learning rate rises
+MAX_GRAD_NORM = 1.0
+SAVE_EVERY_S = 120.0
+
+OnStep = Callable[[int, float], None]  # step from 1, KL of its batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healed:
+    """How far healing brought a proxy.
+
+    Args:
+        kl_before: mean KL(LLM || proxy), nats a token, of next-token distributions on held-out windows.
+        kl_after: the same after the last step.
+        tokens: public tokens trained on, repeats included.
+        seconds: time that the steps took, here and before an interruption.
+    """
+
+    kl_before: float
+    kl_after: float
+    tokens: int
+    seconds: float
+
+
+def heal(
+    proxy: nn.Module,
+    llm: nn.Module,
+    windows: torch.Tensor,
+    settings: HealConfig,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    on_step: OnStep | None = None,
+) -> Healed:
+    """Distil the LLM into the proxy's blocks, in place, on public text.
+
+    The loss is KL(LLM || proxy) of next-token distributions, averaged over tokens; AdamW with a learning
+    rate that rises over the first tenth of the steps and falls to 0 by a cosine.
+
+    Args:
+        proxy: causal LM with the LLM's vocabulary. It may share tensors with the LLM: its blocks get their
+        own. llm: the server's LLM; unchanged. windows: token ids, int64 [n, tokens]; the last ones are held
+        out. seed: of the order of windows. folder: where the state is kept. A call with the same inputs
+        goes on from it, or loads the result.
+            One process at a time may use a folder.
+
+    Raises `TrainingError` if the loss stops being finite, `RunFolderError` if the folder cannot be used.
+    """
+    parameters = [p for block in blocks_of(proxy) for p in block.parameters()]
+    state = HealingState(folder, key=_key(parameters, windows, settings, seed))
+    result = state.finished(parameters)
+    if result is not None:
+        return Healed(**result)
+    held_out = min(HELD_OUT, max(1, len(windows) // 5))
+    train, judged = windows[:-held_out], windows[-held_out:]
+    for p in parameters:
+        p.data = p.data.clone()
+        p.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, foreach=True)
+    done, kl_before, seconds = state.restore(optimizer, parameters) or (0, _kl(proxy, llm, judged), 0.0)
+    order = _order(len(train), settings.steps * settings.batch_size, seed)
+    began, saved = time.perf_counter() - seconds, time.perf_counter()
+    proxy.train()
+    try:
+        for step in range(done, settings.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _share(step, settings.steps)
+            batch = train[order[step * settings.batch_size : (step + 1) * settings.batch_size]]
+            optimizer.zero_grad(set_to_none=True)
+            loss = 0.0
+            for part in batch.split(windows_a_pass(proxy, windows)):
+                kl = _divergence(proxy, llm, part) / batch.numel()
+                kl.backward()
+                loss += float(kl.detach())
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"healing: loss={loss} at step {step}: must be finite; lower heal.learning_rate"
+                )
+            nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+            optimizer.step()
+            if on_step is not None:
+                on_step(step + 1, loss)
+            if time.perf_counter() - saved > SAVE_EVERY_S:
+                state.save(optimizer, parameters, step + 1, kl_before, time.perf_counter() - began)
+                saved = time.perf_counter()
+    finally:
+        proxy.eval()
+        for p in parameters:
+            p.requires_grad_(False)
+            p.grad = None
+    healed = Healed(
+        kl_before=kl_before,
+        kl_after=_kl(proxy, llm, judged),
+        tokens=settings.steps * settings.batch_size * windows.shape[1],
+        seconds=time.perf_counter() - began,
+    )
+    state.finish(parameters, asdict(healed))
+    return healed
+
+
+def _order(windows: int, count: int, seed: int) -> torch.Tensor:
+    """Return `count` indices of windows, int64: shuffled passes, end to end."""
+    rng = stream(seed, "healing")
+    passes = [torch.from_numpy(rng.permutation(windows)) for _ in range(-(-count // windows))]
+    return torch.cat(passes)[:count] if passes else torch.zeros(0, dtype=torch.int64)
+
+
+def _share(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step, (0, 1]."""
+    rising = min(1.0, (step + 1) / max(1.0, WARM_UP * steps))
+    return rising * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _divergence(proxy: nn.Module, llm: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Return the sum over tokens of KL(LLM || proxy), nats."""
+    ids = windows.to(next(llm.parameters()).device)
+    with torch.no_grad():
+        wanted = llm(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+    found = proxy(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+    return nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+
+
+@torch.no_grad()
+def _kl(proxy: nn.Module, llm: nn.Module, windows: torch.Tensor) -> float:
+    parts = windows.split(windows_a_pass(proxy, windows))
+    return sum(float(_divergence(proxy, llm, part)) for part in parts) / windows.numel()
+
+
+def _key(parameters: list[nn.Parameter], windows: torch.Tensor, settings: HealConfig, seed: int) -> str:
+    """Return the hash of all that decides the result."""
+    digest = hashlib.sha256(f"{settings.model_dump_json()}|{seed}|{tuple(windows.shape)}".encode())
+    for tensor in (windows, *parameters):
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

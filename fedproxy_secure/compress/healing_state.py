@@ -1,0 +1,104 @@
+"""Healing on disk: an unfinished one with the optimiser's moments, a finished one with the healed weights.
+
+One safetensors file, replaced whole at every save. It is the server's alone: moments follow from the LLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from fedproxy_secure.errors import RunFolderError
+
+FILE = "healing.safetensors"
+
+
+class HealingState:
+    """The state below `folder`, None for nowhere; what was written with another `key` counts as nothing."""
+
+    def __init__(self, folder: Path | None, *, key: str) -> None:
+        self._path = None if folder is None else folder / FILE
+        self._key = key
+
+    def finished(self, parameters: list[nn.Parameter]) -> dict[str, Any] | None:
+        """Give the parameters the healed weights, mapped from the file; return the result, or None."""
+        said, tensors = self._read("weight")
+        if said is None or "result" not in said:
+            return None
+        for p, value in zip(parameters, tensors, strict=True):
+            p.data = value.to(p.device)
+            p.requires_grad_(False)
+        result: dict[str, Any] = json.loads(said["result"])
+        return result
+
+    def restore(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+    ) -> tuple[int, float, float] | None:
+        """Put the state back; return the steps done, the first KL and the seconds, or None without one."""
+        said, weights = self._read("weight")
+        if said is None:
+            return None
+        moments = [self._read(name)[1] for name in ("first", "second")]
+        steps = int(said["steps"])
+        for p, weight, first, second in zip(parameters, weights, *moments, strict=True):
+            p.data = weight.to(p.device).clone()
+            optimizer.state[p] = {
+                "step": torch.tensor(float(steps)),
+                "exp_avg": first.to(p.device).clone(),
+                "exp_avg_sq": second.to(p.device).clone(),
+            }
+        return steps, float(said["kl_before"]), float(said["seconds"])
+
+    def save(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        steps: int,
+        kl_before: float,
+        seconds: float,
+    ) -> None:
+        """Write an unfinished state, whole or not at all."""
+        state = [optimizer.state[p] for p in parameters]
+        tensors = {
+            **{f"weight.{i}": p.detach() for i, p in enumerate(parameters)},
+            **{f"first.{i}": s["exp_avg"] for i, s in enumerate(state)},
+            **{f"second.{i}": s["exp_avg_sq"] for i, s in enumerate(state)},
+        }
+        self._write(tensors, {"steps": str(steps), "kl_before": repr(kl_before), "seconds": repr(seconds)})
+
+    def finish(self, parameters: list[nn.Parameter], result: dict[str, Any]) -> None:
+        """Write the result, whole or not at all."""
+        tensors = {f"weight.{i}": p.detach() for i, p in enumerate(parameters)}
+        self._write(tensors, {"result": json.dumps(result)})
+
+    def _write(self, tensors: dict[str, torch.Tensor], said: dict[str, str]) -> None:
+        if self._path is None:
+            return
+        partial = self._path.with_suffix(".partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {**said, "key": self._key})
+            os.replace(partial, self._path)
+        except OSError as error:
+            raise RunFolderError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+    def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
+        """Return what the file says, None if it is of other inputs, and its tensors `name` in order."""
+        if self._path is None or not self._path.exists():
+            return None, []
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                said = file.metadata() or {}
+                if said.get("key") != self._key:
+                    return None, []
+                count = sum(key.startswith(f"{name}.") for key in file.keys())  # noqa: SIM118 - no dict
+                return said, [file.get_tensor(f"{name}.{i}") for i in range(count)]
+        except Exception as error:  # safetensors has an error of its own for a damaged file
+            raise RunFolderError(f"{self._path}: is damaged: {error}; delete it and resume") from error

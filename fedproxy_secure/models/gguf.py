@@ -1,0 +1,200 @@
+"""LLMs from GGUF files: each is converted once into a Hugging Face folder, which is kept in a cache.
+
+A GGUF file holds weights, usually rounded to a few bits, and the tokenizer. Conversion turns the weights
+into float32 and changes none of them. The folder has plain safetensors, which every process maps into its
+memory and shares with the others.
+
+Guarantees: the folder's name follows from the digest of the file, so another file never stands for it. A
+folder is there whole or not at all, also when several processes convert at once. What the library would
+read wrongly without a word is refused: missing tensors, scaled rotary positions, a splitting rule of the
+tokenizer that it does not know. Not guaranteed: that nobody changes the cache, which is the user's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers
+
+from fedproxy_secure.errors import ModelError
+
+SUFFIX = ".gguf"
+_FORMAT = 1  # of the converted folders; another number makes them anew
+# Names under `tokenizer.ggml.pre` of vocabularies that split texts as GPT-2 does; the others also split
+# between any two digits. Source: the table of splitting rules in llama.cpp's llama-vocab.cpp.
+_AS_GPT2 = frozenset({"gpt-2"})
+_AS_GPT2_BY_DIGITS = frozenset({"smollm", "starcoder"})
+_SCALED_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def cache_folder() -> Path:
+    """Return where converted LLMs are kept: `llms` in `$FEDPROXY_CACHE`, or below the user's cache.
+
+    The user's cache is `$XDG_CACHE_HOME` if that is an absolute path, otherwise `~/.cache`.
+    """
+    chosen, shared = os.environ.get("FEDPROXY_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if chosen:
+        return Path(chosen) / "llms"
+    user = shared if shared.is_absolute() else Path.home() / ".cache"
+    return user / "fedproxy-secure" / "llms"
+
+
+def can_be_read() -> bool:
+    """Return whether the library that reads GGUF files is installed."""
+    return importlib.util.find_spec("gguf") is not None
+
+
+def converted(file: Path, *, weights: bool = True, sha256: str | None = None) -> Path:
+    """Return the Hugging Face folder of a GGUF file, from the cache or made now.
+
+    Args:
+        file: a GGUF file of a type that transformers reads (llama, qwen2, gpt2 and others).
+        weights: whether weights are needed; without them the folder may hold the tokenizer alone, which is
+            made in a few seconds.
+        sha256: the digest that the file must have, in hex, or None for any.
+
+    Raises `ModelError` in one line for a missing file, for one of another digest, for a missing reader and
+    for a file that cannot be converted faithfully; what the reading library raises for damaged files.
+    """
+    file = file.absolute()
+    if not file.is_file():
+        raise ModelError(f"there is no file {file}")
+    digest = _sha256(file)
+    if sha256 not in (None, digest):
+        raise ModelError(f"{file} hashes to {digest[:12]}; must be {str(sha256)[:12]}; install it anew")
+    name = f"{digest}-{_FORMAT}-{metadata.version('transformers')}"
+    whole, tokenizer = cache_folder() / name, cache_folder() / f"{name}-tokenizer"
+    if whole.is_dir():
+        return whole
+    folder = whole if weights else tokenizer
+    if not folder.is_dir():
+        if not can_be_read():
+            raise ModelError("GGUF files need the package gguf; run `make real`, or pip install gguf")
+        _make(folder, file, weights=weights, digest=digest)
+    return folder
+
+
+def _make(folder: Path, file: Path, *, weights: bool, digest: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    try:
+        # the library draws a bar for the tensors straight onto stderr, which no setting of its own stops
+        with contextlib.redirect_stderr(io.StringIO()), _apart(file) as alone:
+            _check_positions(alone)
+            _tokenizer(alone).save_pretrained(partial)
+            if weights:
+                _model(alone).save_pretrained(partial)
+        if _sha256(file) != digest:
+            raise ModelError(f"{file} changed while it was read; try again")
+        try:
+            os.replace(partial, folder)
+        except OSError:  # another process was faster
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _apart(file: Path) -> Iterator[Path]:
+    """Give the file a place in a folder of its own: the library would also read others beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / f"model{SUFFIX}"
+        place.symlink_to(file)
+        yield place
+
+
+def _model(file: Path) -> Any:
+    """Return the model of a GGUF file in float32, as if it had never been quantised."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    missing = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if missing:  # the library fills them in at random
+        raise ModelError(f"the file lacks the tensor {missing[0]}, or has it in another shape")
+    # without these marks the library saves and loads it like any other model
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model
+
+
+def _tokenizer(file: Path) -> Any:
+    """Return the tokenizer of a GGUF file, splitting texts as its vocabulary was learned.
+
+    Raises `ModelError` for a splitting rule that neither the library nor this module knows: the tokens
+    would be valid, but not the ones that the model was trained on.
+    """
+    from transformers import AutoTokenizer
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        str(file.parent), gguf_file=file.name, trust_remote_code=False, local_files_only=True
+    )
+    backend = tokenizer.backend_tokenizer
+    split = json.loads(backend.to_str())["pre_tokenizer"]
+    if split is None or split["type"] != "ByteLevel":  # not of this kind, or set by the library
+        return tokenizer
+    rule = read_gguf_metadata(str(file))[0].get("tokenizer.ggml.pre")
+    if rule in _AS_GPT2_BY_DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    elif rule not in _AS_GPT2:
+        raise ModelError(
+            f"its tokenizer splits texts by the rule {rule!r}; must be one that is known; "
+            "use the model's Hugging Face folder"
+        )
+    return tokenizer
+
+
+def _check_positions(file: Path) -> None:
+    """Raise `ModelError` for scaled rotary positions: the library reads them for gpt-oss alone."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    values, tensors = read_gguf_metadata(str(file))
+    kind = values["general.architecture"]
+    scaled = values.get(f"{kind}.rope.scaling.type", "none") != "none" or any(
+        name in tensors for name in _SCALED_POSITIONS
+    )
+    if scaled and kind != "gpt-oss":
+        raise ModelError(
+            "its rotary positions are scaled; must not be; use the model's Hugging Face folder"
+        )
+
+
+def _sha256(file: Path) -> str:
+    state = file.stat()
+    return _hashed(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _hashed(file: Path, _size: int, _written_ns: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

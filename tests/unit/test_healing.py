@@ -1,0 +1,123 @@
+"""Healing: the proxy comes closer to the LLM, nothing of that is plugged back, and a killed one goes on."""
+
+import pytest
+import torch
+
+from fedproxy_secure.compress import healing
+from fedproxy_secure.compress.drop_blocks import build_proxy
+from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
+from fedproxy_secure.compress.healing import heal
+from fedproxy_secure.config import AdapterConfig, HealConfig
+from fedproxy_secure.errors import RunFolderError, TrainingError
+from fedproxy_secure.fuse.plug_back import plug_back
+from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, trained_parameters
+from fedproxy_secure.models.llm import blocks_of
+from tests.support.tiny import same_weights, tiny_llama
+
+SETTINGS = HealConfig(steps=12, batch_size=4, learning_rate=3e-3)
+
+
+def public_windows(count: int = 24) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, 60, (count, 16), generator=generator)
+
+
+def llm_and_proxy():
+    llm = tiny_llama(4).eval()
+    return llm, build_proxy(llm, remove_ratio=0.5, importance="uniform", windows=public_windows())
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_healing_brings_the_proxy_closer_to_the_llm_on_text_it_never_saw_and_leaves_the_llm_as_it_was():
+    llm, proxy = llm_and_proxy()
+    before, other = weights(llm), public_windows(40)[24:]
+    apart = fidelity(llm, proxy.model, proxy.plan, other).kl_nats
+    healed = heal(proxy.model, llm, public_windows(), SETTINGS, seed=0)
+    assert healed.kl_after < 0.9 * healed.kl_before
+    assert fidelity(llm, proxy.model, proxy.plan, other).kl_nats < apart
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(llm), strict=True))
+    assert healed.tokens == 12 * 4 * 16
+
+
+def test_a_healed_proxy_holds_no_block_of_the_llm_verbatim_but_its_embeddings():
+    llm, proxy = llm_and_proxy()
+    exact = verbatim_share(llm, proxy.model, proxy.plan)
+    heal(proxy.model, llm, public_windows(), SETTINGS, seed=0)
+    blocks = {id(p) for b in blocks_of(llm) for p in b.parameters()}
+    outside = sum(p.numel() for p in llm.parameters() if id(p) not in blocks)
+    held = verbatim_share(llm, proxy.model, proxy.plan)
+    assert held == outside / sum(p.numel() for p in llm.parameters()) < exact
+
+
+def test_only_what_clients_added_to_a_healed_proxy_is_plugged_back():
+    llm, proxy = llm_and_proxy()
+    heal(proxy.model, llm, public_windows(), SETTINGS, seed=0)
+    tuned = attach(proxy.model, AdapterConfig(rank=2), seed=0)
+    assert same_weights(plug_back(llm, proxy, block_deltas(tuned)), llm)
+    size = sum(p.numel() for p in trained_parameters(tuned))
+    set_vector(tuned, torch.full((size,), 0.1).numpy())
+    fused = plug_back(llm, proxy, block_deltas(tuned))
+    for (block, name), delta in proxy.lift(block_deltas(tuned)).items():
+        theirs = blocks_of(llm)[block].get_parameter(name)
+        torch.testing.assert_close(blocks_of(fused)[block].get_parameter(name), theirs + delta)
+
+
+def test_a_killed_healing_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(healing, "SAVE_EVERY_S", 0.0)
+    unbroken, broken = llm_and_proxy()[1], llm_and_proxy()[1]
+    llm = tiny_llama(4).eval()
+    expected = heal(unbroken.model, llm, public_windows(), SETTINGS, seed=0)
+
+    def kill(step: int, kl: float) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heal(broken.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path, on_step=kill)
+    steps: list[int] = []
+    again = llm_and_proxy()[1]
+    found = heal(
+        again.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path,
+        on_step=lambda step, kl: steps.append(step),
+    )  # fmt: skip
+    assert steps == list(range(7, 13))
+    assert found.kl_before == expected.kl_before
+    assert found.kl_after == expected.kl_after
+    assert same_weights(again.model, unbroken.model)
+
+
+def test_a_finished_healing_is_loaded_and_one_of_other_inputs_is_not(tmp_path):
+    llm, proxy = llm_and_proxy()
+    first = heal(proxy.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path)
+    steps: list[int] = []
+
+    def repeated(seed: int):
+        again = llm_and_proxy()[1]
+        found = heal(
+            again.model, llm, public_windows(), SETTINGS, seed=seed, folder=tmp_path,
+            on_step=lambda step, kl: steps.append(step),
+        )  # fmt: skip
+        return again, found
+
+    again, found = repeated(seed=0)
+    assert (found, steps) == (first, [])
+    assert same_weights(again.model, proxy.model)
+    other, _ = repeated(seed=1)
+    assert len(steps) == SETTINGS.steps
+    assert not same_weights(other.model, proxy.model)
+
+
+def test_a_damaged_state_is_refused_in_one_line(tmp_path):
+    llm, proxy = llm_and_proxy()
+    (tmp_path / "healing.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(RunFolderError, match="is damaged.*delete it and resume"):
+        heal(proxy.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path)
+
+
+def test_a_learning_rate_that_diverges_ends_in_one_line():
+    llm, proxy = llm_and_proxy()
+    with pytest.raises(TrainingError, match=r"healing: loss=.* lower heal.learning_rate"):
+        heal(proxy.model, llm, public_windows(), HealConfig(steps=30, learning_rate=1e30), seed=0)
