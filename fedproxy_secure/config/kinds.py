@@ -24,11 +24,12 @@ PROTECTIONS: Registry[Any] = Registry(
 # module of `fedproxy_secure.experiments.methods` -> the methods in it, as constants in capitals
 _METHODS: dict[str, tuple[str, ...]] = {
     "references": ("zero_shot", "zero_shot_proxy", "centralised_llm", "centralised_proxy", "local_only"),
-    "whole_llm": ("fedavg_llm",),
+    "whole_llm": ("fedavg_llm", "fedavg_llm_lr"),
     "fedot": ("fedot", "fedot_equal_bytes"),
     "fedproxy": (
         *("fedproxy_fedavg", "fedproxy_fedavg_lr", "fedproxy_fedadam", "fedproxy_fedprox"),
         *("fedproxy_ties", "fedproxy_h_ties", "fedproxy_h_ties_pcr"),
+        *("exact_fedavg_lr", "exact_h_ties", "exact_h_ties_pcr"),
     ),
     "masked": ("masked_fedavg", "masked_fedavg_lr", "masked_h_ties_coordinate", "masked_h_ties_block"),
 }
@@ -41,6 +42,8 @@ METHODS: Registry[Any] = Registry(
         for name in names
     },
 )
+# what a comparison runs that names no methods: without healing, the exact ones are the others once more
+DEFAULT_METHODS = tuple(name for name in METHODS.own if not name.startswith("exact_"))
 COMPRESSIONS: Registry[Any] = Registry(
     kind="compression",
     group="fedproxy_secure.compressions",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
+from fedproxy_secure.config.kinds import COMPRESSIONS, DEFAULT_METHODS, METHODS, PROTECTIONS
 from fedproxy_secure.config.pipeline import AdapterKind, FusionRule
 from fedproxy_secure.config.sections import NO_EFFECT, SWEEP, Ratio, Scalar, Section, check_all_differ
 
@@ -20,7 +20,7 @@ class CompareConfig(Section):
     has them.
     """
 
-    methods: Annotated[tuple[str, ...], SWEEP] = METHODS.own
+    methods: Annotated[tuple[str, ...], SWEEP] = DEFAULT_METHODS
     remove_ratios: Annotated[tuple[Ratio, ...], SWEEP] = (0.25, 0.5)
     against: Annotated[tuple[str, ...], NO_EFFECT] = ("fedot_equal_bytes", "fedproxy_h_ties")
     jobs: Annotated[int, Field(ge=0), NO_EFFECT] = 0  # processes; 0: one per core; 1: in this process

@@ -178,7 +178,8 @@ def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> 
     if not can_pack(model):
         return batch_loss(model, training_batch(items, pad_id=pad_id, device=device))
     pack = pack_rows([Row(trunk=item.ids) for item in items], device)
-    keep, share = [], []
+    keep: list[int] = []
+    share: list[float] = []
     for item, start in zip(items, pack.starts, strict=True):
         tokens = len(item.ids) - item.response_start
         keep += range(start + item.response_start - 1, start + len(item.ids) - 1)

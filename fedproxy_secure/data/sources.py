@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable
 from itertools import count, islice
 from pathlib import Path
@@ -18,25 +19,41 @@ HUB = "hub:"
 def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -> list[Row]:
     """Return the first `limit` rows (None: all) of one split.
 
-    `source` is a file pattern in which `{split}` and `{data}` (the setting `data.root`) are filled in,
-    or `hub:NAME[:SUBSET]`: a hub id or local folder that `datasets.load_dataset` knows.
+    `split` may name a part, as in the `datasets` library: `train[:-200]`, `train[-200:]`. `source` is a
+    file pattern in which `{split}` and `{data}` (the setting `data.root`) are filled in, or
+    `hub:NAME[:SUBSET]`: a hub id or local folder that `datasets.load_dataset` knows.
 
     Raises `DataError` in one line that names the file and, where there is one, the line.
     """
     if "{data}" in source and root is None:
         raise DataError(f"source {source!r}: needs data.root, the folder that {{data}} stands for")
-    place = source.replace("{split}", split).replace("{data}", root or "")
     if source.startswith(HUB):
-        return _from_datasets(place.removeprefix(HUB), split, limit)
+        return _from_datasets(source.removeprefix(HUB).replace("{data}", root or ""), split, limit)
+    whole, part = _part_of(split)
+    place = source.replace("{split}", whole).replace("{data}", root or "")
     path = Path(place)
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise DataError(f"source {place}: must end in one of {', '.join(_READERS)}")
     try:
-        return list(islice(reader(path), limit))
+        rows = reader(path) if part == slice(None) else list(reader(path))[part]
+        return list(islice(rows, limit))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"source {place}: cannot be read: {reason}") from error
+
+
+def _part_of(split: str) -> tuple[str, slice]:
+    """Return a split's name and the rows of it that are meant.
+
+    >>> _part_of("train[:-200]"), _part_of("test")
+    (('train', slice(None, -200, None)), ('test', slice(None, None, None)))
+    """
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+)?:(-?\d+)?\])?", split)
+    if match is None:
+        raise DataError(f"split {split!r}: must be a name, or a name with a part such as train[:-200]")
+    name, first, last = match.groups()
+    return name, slice(first and int(first), last and int(last))
 
 
 def _jsonl(path: Path) -> Iterable[Row]:

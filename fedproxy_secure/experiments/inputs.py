@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,20 +12,26 @@ from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.experiments.method import STEP_PASSES
 from fedproxy_secure.experiments.results import Accuracy, MethodResult
 from fedproxy_secure.experiments.stages import (
     Materials,
     evaluate,
+    exact_proxy,
     make_fused_llm,
     make_proxy,
     prepare,
     tune,
 )
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.shared_proxy import forget_proxies
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
+from fedproxy_secure.models.llm import parameter_count
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.runtime.progress import NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.randomness import stream
+from fedproxy_secure.runtime.stage_clock import free_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,9 @@ class Inputs:
     Args:
         folder: where models that clients load are written; it goes when the method has ended.
         ratio: share of the LLM that its proxy does without; None for a method that needs no proxy.
+        progress: is told every stage, and as `WORK` how much of the cell is done.
+        healing: the folder where the healing of the settings' proxy is kept, perhaps finished; None: the
+            proxy is healed anew.
     """
 
     config: Config
@@ -42,11 +51,30 @@ class Inputs:
     seed: int
     ratio: float | None
     folder: Path
+    progress: Progress = field(default_factory=NoProgress)
+    healing: Path | None = None
 
     @classmethod
-    def load(cls, config: Config, *, seed: int, ratio: float | None, folder: Path) -> Inputs:
+    def load(
+        cls,
+        config: Config,
+        *,
+        seed: int,
+        ratio: float | None,
+        folder: Path,
+        progress: Progress | None = None,
+        healing: Path | None = None,
+    ) -> Inputs:
         """Load what the settings name. Raises `ModelError` or `DataError` if that fails."""
-        return cls(config=config, materials=prepare(config), seed=seed, ratio=ratio, folder=folder)
+        return cls(
+            config=config,
+            materials=prepare(config),
+            seed=seed,
+            ratio=ratio,
+            folder=folder,
+            progress=progress or NoProgress(),
+            healing=healing,
+        )
 
     @property
     def remove_ratio(self) -> float:
@@ -62,7 +90,18 @@ class Inputs:
 
     def proxy(self) -> Proxy:
         """The proxy of the settings' compression at the remove ratio."""
-        return make_proxy(self.config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio)
+        return make_proxy(
+            self.config,
+            self.materials,
+            seed=self.seed,
+            remove_ratio=self.remove_ratio,
+            folder=self.healing,
+            progress=self.progress,
+        )
+
+    def exact_proxy(self) -> Proxy:
+        """The same proxy before healing: its blocks are the LLM's."""
+        return exact_proxy(self.config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio)
 
     def federate(
         self, model: nn.Module, settings: Config, *, blocks: tuple[int, ...] | None = None
@@ -78,13 +117,24 @@ class Inputs:
         job = FederationJob.from_config(settings, seed=self.seed, blocks=blocks)
         place = self.folder / "model"
         save_model(model, self.materials.tokenizer, place)
-        tuned = tune(job, model, place)
+        records = settings.federate.rounds * job.clients_a_round * settings.local.steps
+        shown = self._weighed(model, records * settings.local.batch_size * STEP_PASSES)
+        tuned = tune(job, model, place, progress=shown)
+        forget_proxies()  # the clients' copy
+        free_memory()
         return tuned, protection_of(job.protect).upload_bytes(job, tensor_sizes(tuned))
 
     def train_pooled(self, model: nn.Module) -> nn.Module:
-        """Tune an adapter on all tasks' records together, as many steps as all their clients take."""
+        """Tune an adapter on all tasks' records together, as many steps as all their clients take.
+
+        `model` is changed in place.
+        """
         config, tasks = self.config, self.materials.tasks
+        steps = config.federate.rounds * config.local.steps * len(tasks)
+        name = "training" if len(tasks) > 1 else f"training: {tasks[0].name}"
+        shown = self._weighed(model, steps * config.local.batch_size * STEP_PASSES)
         tuned = attach(model, config.adapter, seed=self.seed)
+        shown.start(name, steps)
         train(
             tuned,
             [
@@ -94,28 +144,39 @@ class Inputs:
                     task.train, self.materials.tokenizer, max_tokens=config.data.max_tokens
                 ).items
             ],
-            steps=config.federate.rounds * config.local.steps * len(tasks),
+            steps=steps,
             local=config.local,
             pad_id=self.materials.tokenizer.pad_token_id,
             rng=stream(self.seed, "centralised", *(t.name for t in tasks)),
             who="centralised training",
+            on_step=lambda _: shown.advance(name),
         )
+        shown.done(name)
+        free_memory()
         return tuned
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Accuracy]:
         """Return the accuracy on every client's test records, by task."""
-        return evaluate(model, self.materials, self.config)
+        found: dict[str, Accuracy] = {}
+        for own in self.each_task():
+            shown = self._weighed(model, sum(len(task.test) for task in own.materials.tasks))
+            found |= evaluate(model, own.materials, self.config, progress=shown)
+        return found
 
     def plugged_back(self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0) -> MethodResult:
         """Evaluate the tuned proxy, and the LLM with the proxy's difference plugged back."""
-        return MethodResult(
-            tuned=self.evaluate(tuned),
-            fused=self.evaluate(make_fused_llm(self.materials, proxy, tuned)),
-            upload_bytes=upload_bytes,
-        )
+        accuracies = self.evaluate(tuned)
+        fused = make_fused_llm(self.materials, proxy, tuned)
+        free_memory()  # the differences, which are as large as the proxy
+        return MethodResult(tuned=accuracies, fused=self.evaluate(fused), upload_bytes=upload_bytes)
 
     def each_task(self) -> list[Inputs]:
         """Return, for each client, the same inputs with its task alone."""
         return [
             replace(self, materials=replace(self.materials, tasks=(task,))) for task in self.materials.tasks
         ]
+
+    def _weighed(self, model: nn.Module, records: float) -> Weighed:
+        """Return the progress of a stage that takes so many records forward through `model`."""
+        size = parameter_count(model) / parameter_count(self.llm)
+        return Weighed(shown=self.progress, units=records * size)

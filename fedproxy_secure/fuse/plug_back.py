@@ -31,8 +31,8 @@ class Lifts(Protocol):
 def add_deltas(model: nn.Module, deltas: Deltas) -> nn.Module:
     """Return a model like `model` with `deltas[block, weight name]` added to its blocks' weights.
 
-    The sum is taken in float32 and rounded once to the weight's dtype. `model` is unchanged; weights that get
-    no difference are the same tensors in both.
+    The sum is taken in float32 and rounded once to the weight's dtype. `model` is unchanged; weights that
+    get no difference are the same tensors in both.
 
     Raises `ModelError` for a weight that the model lacks, or a difference of another shape.
     """
@@ -64,7 +64,7 @@ def plug_back(llm: nn.Module, proxy: Lifts, deltas: Deltas) -> nn.Module:
 
 @torch.no_grad()
 def overwrite(llm: nn.Module, plan: Lifts, proxy: nn.Module) -> nn.Module:
-    """Return a model like `llm` with the merged `proxy`'s blocks at the plan's places (the paper's stage 3).
+    """Return a model like `llm` with the merged `proxy`'s blocks at their places (the paper's stage 3).
 
     `llm` is unchanged; other weights are the same tensors in both.
 

@@ -168,7 +168,7 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` on the same memory: its modules and parameters are new, their values are not.
+    """Return a copy of `model` on the same memory: modules and parameters are new, their values are not.
 
     Whoever changes values of either in place must give the parameter memory of its own first.
     """

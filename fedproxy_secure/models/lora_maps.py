@@ -25,8 +25,8 @@ class FusedLoraLinear(LoraLinear):
         """Return the map's output, [..., out], for x [..., in]."""
         parts = self._parts(x)
         if parts is None or args or kwargs:
-            return cast(torch.Tensor, super().forward(x, *args, **kwargs))
-        return cast(torch.Tensor, _LoraProduct.apply(x, *parts))
+            return super().forward(x, *args, **kwargs)
+        return cast(torch.Tensor, _LoraProduct.apply(x, *parts))  # type: ignore[no-untyped-call]
 
     def _parts(self, x: torch.Tensor) -> tuple[Any, ...] | None:
         """Return W, bias, A, B and s, or None if another pass is needed."""

@@ -204,10 +204,16 @@ def _attention(
     if asked or attention_mask is not None:
         raise NotImplementedError(f"packed attention: has no {', '.join(asked) or 'mask'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (_Unpack.apply(x, packing.padded, packing.places) for x in (query, key, value))
+    q, k, v = (_rows_of(x, packing) for x in (query, key, value))
     dense = query.device.type == "cpu" and packing.shape[1] <= LONGEST_DENSE
     rows = (_dense if dense else _fused)(q, k, v, packing, scale, dropout)
-    return cast(torch.Tensor, _Repack.apply(rows, packing.places)).transpose(1, 2), None
+    out: torch.Tensor = _Repack.apply(rows, packing.places)  # type: ignore[no-untyped-call]
+    return out.transpose(1, 2), None
+
+
+def _rows_of(x: torch.Tensor, pack: Pack) -> torch.Tensor:
+    out: torch.Tensor = _Unpack.apply(x, pack.padded, pack.places)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _dense(

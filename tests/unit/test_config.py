@@ -42,8 +42,8 @@ def test_defaults_are_valid():
         ),
         (
             {"zzzzz": 1},
-            "zzzzz: unknown key; there are name, seeds, model, data, compress, heal, adapter, local, fusion, "
-            "federate, protect, privacy, audit, attacks, compare, matrix, track",
+            "zzzzz: unknown key; there are name, seeds, model, data, compress, heal, adapter, local, "
+            "fusion, federate, protect, privacy, audit, attacks, compare, matrix, track",
         ),
     ],
 )

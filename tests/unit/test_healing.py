@@ -113,7 +113,7 @@ def test_a_finished_healing_is_loaded_and_one_of_other_inputs_is_not(tmp_path):
 def test_a_damaged_state_is_refused_in_one_line(tmp_path):
     llm, proxy = llm_and_proxy()
     (tmp_path / "healing.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(RunFolderError, match="is damaged.*delete it and resume"):
+    with pytest.raises(RunFolderError, match=r"is damaged.*delete it and resume"):
         heal(proxy.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path)
 
 

@@ -17,7 +17,7 @@ PRIVATE = {"unit": "client", "target_epsilon": 8}
 
 def test_every_method_is_called_as_it_is_registered_and_has_a_title():
     methods = METHODS.every()
-    assert len(methods) == 19
+    assert len(methods) == 23
     for name, method in methods.items():
         assert isinstance(method, Method)
         assert method.name == name

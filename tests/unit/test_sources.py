@@ -50,3 +50,25 @@ def test_a_source_whose_library_is_missing_names_the_extra(monkeypatch, source, 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=r"(x\.parquet|hub:org/name): needs the extra `datasets`"):
         read_rows(source, "train", root=None, limit=None)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("a[:2]", [0, 1]),
+        ("a[-2:]", [3, 4]),
+        ("a[:-2]", [0, 1, 2]),
+        ("a[1:3]", [1, 2]),
+        ("a", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_split_may_name_a_part_of_its_rows(tmp_path, split, expected):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(5)))
+    rows = read_rows("{data}/{split}.jsonl", split, root=str(tmp_path), limit=None)
+    assert [row["n"] for row in rows] == expected
+
+
+@pytest.mark.parametrize("split", ["a[", "a[x:]", "a[1]", "[:1]"])
+def test_a_split_with_a_part_that_cannot_be_read_is_refused(tmp_path, split):
+    with pytest.raises(DataError, match="must be a name, or a name with a part"):
+        read_rows("{data}/{split}.jsonl", split, root=str(tmp_path), limit=None)

@@ -84,9 +84,10 @@ def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan
     return BlockPlan(llm_blocks=llm_blocks, kept=kept), trained
 
 
-FEDOT = FedOT(name="fedot", title="Offsite-Tuning, federated")
+FEDOT = FedOT(name="fedot", title="Offsite-Tuning, federated", settings_proxy=False)
 FEDOT_EQUAL_BYTES = FedOT(
     name="fedot_equal_bytes",
     title="Offsite-Tuning, federated, with as many bytes uploaded as FedProxy",
+    settings_proxy=False,
     equal_bytes=True,
 )

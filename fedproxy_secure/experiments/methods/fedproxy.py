@@ -27,9 +27,11 @@ class FedProxy(Method):
 
     Args:
         fixes: which settings of `fusion` differ from plain federated averaging.
+        exact: whether the proxy's blocks stay exact copies, as the paper has them, whatever `heal` says.
     """
 
     fixes: Fixes
+    exact: bool = False
 
     def federation(self, config: Config) -> Config:
         fusion = config.fusion.model_copy(update={**PLAIN, **self.fixes(config.compare)})
@@ -40,7 +42,7 @@ class FedProxy(Method):
         return ProtectConfig(scheme="unsafe_plaintext")
 
     def run(self, inputs: Inputs) -> MethodResult:
-        proxy = inputs.proxy()
+        proxy = inputs.exact_proxy() if self.exact else inputs.proxy()
         tuned, upload_bytes = inputs.federate(proxy.model, self.federation(inputs.config))
         return inputs.plugged_back(proxy, tuned, upload_bytes=upload_bytes)
 
@@ -75,4 +77,22 @@ FEDPROXY_H_TIES_PCR = FedProxy(
     name="fedproxy_h_ties_pcr",
     title="FedProxy, H-TIES and conflict regularisation (the paper's)",
     fixes=lambda compare: {"rule": "h_ties", "pcr_lambda": compare.pcr_lambda},
+)
+EXACT_FEDAVG_LR = FedProxy(
+    name="exact_fedavg_lr",
+    title="FedProxy on exact copies, updates averaged, with a server learning rate",
+    fixes=FEDPROXY_FEDAVG_LR.fixes,
+    exact=True,
+)
+EXACT_H_TIES = FedProxy(
+    name="exact_h_ties",
+    title="FedProxy on exact copies, H-TIES",
+    fixes=FEDPROXY_H_TIES.fixes,
+    exact=True,
+)
+EXACT_H_TIES_PCR = FedProxy(
+    name="exact_h_ties_pcr",
+    title="FedProxy on exact copies, H-TIES and conflict regularisation (the paper's recipe)",
+    fixes=FEDPROXY_H_TIES_PCR.fixes,
+    exact=True,
 )

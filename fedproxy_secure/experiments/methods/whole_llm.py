@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FedAvgLlm(Method):
-    """Clients tune the LLM itself; the server averages their updates in the clear."""
+    """Clients tune the LLM itself; the server averages their updates in the clear.
+
+    Args:
+        with_rate: whether the server's learning rate is that of `fedproxy_fedavg_lr`, else 1.
+    """
+
+    with_rate: bool = False
 
     def federation(self, config: Config) -> Config:
         plaintext = ProtectConfig(scheme="unsafe_plaintext")
-        return config.model_copy(update={"fusion": FusionConfig(rule="fedavg"), "protect": plaintext})
+        rate = config.compare.server_learning_rate if self.with_rate else 1.0
+        fusion = FusionConfig(rule="fedavg", server_learning_rate=rate)
+        return config.model_copy(update={"fusion": fusion, "protect": plaintext})
 
     def run(self, inputs: Inputs) -> MethodResult:
         tuned, upload_bytes = inputs.federate(inputs.llm, self.federation(inputs.config))
@@ -28,4 +36,11 @@ class FedAvgLlm(Method):
 
 FEDAVG_LLM = FedAvgLlm(
     name="fedavg_llm", title="FedAvg of the whole LLM, which clients hold", needs_ratio=False, long=True
+)
+FEDAVG_LLM_LR = FedAvgLlm(
+    name="fedavg_llm_lr",
+    title="FedAvg of the whole LLM, which clients hold, with a server learning rate",
+    needs_ratio=False,
+    long=True,
+    with_rate=True,
 )
