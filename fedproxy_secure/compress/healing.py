@@ -164,5 +164,5 @@ def _key(parameters: list[nn.Parameter], windows: torch.Tensor, settings: HealCo
     """Return the hash of all that decides the result."""
     digest = hashlib.sha256(f"{settings.model_dump_json()}|{seed}|{tuple(windows.shape)}".encode())
     for tensor in (windows, *parameters):
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -54,12 +54,13 @@ def interleaved_ratio(
     work(), floor()
     ratios = []
     for _ in range(repeats):
-        took = [_seconds(floor), _seconds(work)]
+        took = [seconds(floor), seconds(work)]
         ratios.append(took[1] / took[0])
     return float(np.median(ratios)), min(ratios), max(ratios)
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def seconds(function: Callable[[], object]) -> float:
+    """Return the wall time of a call."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
