@@ -2,7 +2,7 @@
 
 A choice's last token is predicted and never read, so choices that differ in their last token alone share
 what is read, and choices of one token need the prompt alone. What choices read beyond the prompt are
-branches of one row (`fedproxy_secure.models.packed`). A model that cannot be packed reads padded rows
+branches of one row (`fedproxy_secure.models.packing`). A model that cannot be packed reads padded rows
 instead, each with the prompt again.
 """
 
@@ -19,7 +19,8 @@ from fedproxy_secure.data.encode import cut_prompt, many_prompt_ids, many_text_i
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
-from fedproxy_secure.models.packed import Row, can_pack, pack_rows, packed_logits
+from fedproxy_secure.models.packing.packed import can_pack, packed_logits
+from fedproxy_secure.models.packing.packs import Row, pack_rows
 from fedproxy_secure.models.passes import LOGITS, PASS_TOKENS, vocabulary_size
 
 

@@ -8,9 +8,10 @@ from fedproxy_secure.data import choices
 from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import Encoded, batch_loss, records_loss, training_batch
 from fedproxy_secure.data.records import Record
-from fedproxy_secure.models import packed
 from fedproxy_secure.models.adapters import attach, set_vector, trained_parameters
-from fedproxy_secure.models.packed import Row, can_pack, pack_rows, packed_logits
+from fedproxy_secure.models.packing import attention
+from fedproxy_secure.models.packing.packed import can_pack, packed_logits
+from fedproxy_secure.models.packing.packs import Row, pack_rows
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -63,7 +64,7 @@ def test_losses_and_gradients_equal_those_of_padded_records(base, settings):
 @pytest.mark.parametrize("longest_dense", [512, 0])  # plain products, and torch's fused kernel
 @pytest.mark.parametrize("base", [tiny_llama, tiny_gpt2])
 def test_branches_see_their_trunk_and_not_each_other(base, longest_dense, monkeypatch):
-    monkeypatch.setattr(packed, "LONGEST_DENSE", longest_dense)
+    monkeypatch.setattr(attention, "LONGEST_DENSE", longest_dense)
     model = base(3).eval()
     rows = [Row(trunk=(1, 4, 6), branches=((7, 8), (9,), ())), Row(trunk=(1, 2, 3, 4, 5))]
     pack = pack_rows(rows)

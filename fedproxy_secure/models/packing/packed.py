@@ -1,0 +1,102 @@
+"""Several sequences in one row of tokens: a model reads real tokens alone, no padding.
+
+A batch that is padded to its longest sequence spends a third of its time on padding. Here the tokens of all
+sequences stand one after the other, [1, tokens]. Positions begin anew with each sequence, and attention,
+the only part of a transformer in which tokens meet, keeps sequences apart: queries, keys and values are
+laid out in padded rows for attention alone.
+
+A row may end in several branches: continuations of one trunk that do not see each other. The answers to a
+question are branches, so that the question is read once.
+
+    pack = pack_rows([Row(trunk=prompt, branches=(first, second))])
+    logits = packed_logits(model, pack, keep)   # [len(keep), V]
+
+Guarantees: `packed_logits` gives what the model gives for each sequence alone, up to rounding, for a model
+of which `can_pack` is true: it has been tried on made-up tokens. Not guaranteed for a model that was made
+to tell the trial from other inputs, so nothing that must hold against such a model may rest on this:
+differentially private training runs each record alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from fedproxy_secure.models.packing.attention import packed_attention
+from fedproxy_secure.models.packing.fast_blocks import fast_blocks
+from fedproxy_secure.models.packing.packs import Pack, Row, pack_rows
+
+ATTENTION = "fedproxy_packed"  # our name among transformers' implementations of attention
+_TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def packed_logits(model: nn.Module, pack: Pack, keep: torch.Tensor) -> torch.Tensor:
+    """Return the logits, [len(keep), V], after the tokens at `keep`, int64, of the packed sequence."""
+    with _attending_packed(model), fast_blocks(model, keep):
+        output = model(
+            input_ids=pack.ids,
+            position_ids=pack.positions,
+            use_cache=False,
+            logits_to_keep=keep,
+            packing=pack,
+        )
+    return cast(torch.Tensor, output.logits[0])
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Return whether the model gives the same logits for packed sequences as for each alone.
+
+    It is tried once for each model, on made-up tokens.
+    """
+    known = _TRIED.get(model)
+    if known is None:
+        known = _TRIED[model] = _config(model).__dict__.get("sliding_window") is None and _agrees(model)
+    return known
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module) -> bool:
+    device = next(model.parameters()).device
+    tokens = torch.arange(5, 36) * 7 % min(200, _config(model).vocab_size)
+    first, second, trunk, one, other = (part.tolist() for part in tokens.split([9, 5, 8, 6, 3]))
+    training = model.training
+    model.eval()
+    try:
+        rows = [Row(trunk=first), Row(trunk=second), Row(trunk=trunk, branches=(one, other))]
+        pack = pack_rows(rows, device)
+        together = packed_logits(model, pack, torch.arange(len(tokens), device=device)).float()
+        alone = [
+            model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
+            for ids in (first, second, [*trunk, *one], [*trunk, *other])
+        ]
+    except Exception:  # whatever a model raises for what it does not know
+        return False
+    finally:
+        model.train(training)
+    alone[3] = alone[3][len(trunk) :]
+    expected = torch.cat(alone)
+    allowed = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
+    return float((together - expected).abs().max()) <= allowed * max(1.0, float(expected.abs().max()))
+
+
+def _config(model: Any) -> Any:
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).config
+
+
+@contextmanager
+def _attending_packed(model: nn.Module) -> Iterator[None]:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    config = _config(model)
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION  # a name without a mask of its own: transformers makes none
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
