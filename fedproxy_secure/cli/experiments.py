@@ -182,14 +182,15 @@ def _report_cells(name: str, changes: list[str], out: Path | None) -> None:
 
 
 def _plan_rows(command: str, config: Config) -> list[tuple[str, str]]:
-    from fedproxy_secure.experiments.compare import plan_rows
+    from fedproxy_secure.experiments import compare, matrix
     from fedproxy_secure.experiments.dry_run import plan
 
-    if command == "matrix":
-        from fedproxy_secure.experiments.matrix import plan_rows as matrix_rows
-
-        return [*matrix_rows(config), *plan(config).rows()]
-    return [*(plan_rows(config) if command == "compare" else []), *plan(config).rows()]
+    if command == "run":
+        planned = plan(config)
+        return [*planned.rows(), planned.time_row()]
+    sweep = matrix if command == "matrix" else compare
+    rows, planned = sweep.plan_rows(config), plan(config, in_cells=True)
+    return [*rows, *planned.rows(), sweep.time_row(config, planned.pace)]
 
 
 def _work(command: str) -> _Work:

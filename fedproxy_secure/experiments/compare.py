@@ -7,13 +7,13 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
-from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.experiments.method import Method, method_of
-from fedproxy_secure.experiments.results import READ_BY_NORM
+from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.sweeps.cell_progress import Overall, cell_units, healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
     CellResult,
@@ -31,14 +31,18 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
     open_folder,
     read_cells,
 )
+from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of
-from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import environment
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import NoProgress, Progress
-from fedproxy_secure.runtime.workers import Lost, run_tasks
+from fedproxy_secure.runtime.workers import Lost, processes_of, run_tasks
+
+if TYPE_CHECKING:
+    from fedproxy_secure.experiments.sweeps.pace import Pace
 
 CELLS_NEED = (
     "fedproxy_secure.experiments.inputs",
@@ -47,6 +51,8 @@ CELLS_NEED = (
     "peft",
     "transformers.models.llama.modeling_llama",
 )
+
+Task = Cell | PreparedProxy
 
 
 def compare(
@@ -61,34 +67,43 @@ def compare(
 
     Each cell runs in a process of its own with one torch thread, `compare.jobs` at a time; 0 is one per
     core, or on CUDA one in all. With `compare.jobs` 1 all run in this process, where methods that a script
-    has registered are known. A stopped comparison goes on with `resume=True` and ends with the same report;
-    its seeds, methods and remove ratios may then be others, and cells that are there are kept.
+    has registered are known. With `heal.steps` above 0 the proxies that cells start from are healed first,
+    once for each remove ratio and seed.
+
+    A stopped comparison goes on with `resume=True` and ends with the same report; its seeds, methods and
+    remove ratios may then be others, and cells that are there are kept.
 
     Interrupted or after a failure, the report of the cells that have finished is written all the same.
 
     Raises `FedProxyError` of the first failing cell, after the running ones have ended and been saved.
     """
-    shown = progress or NoProgress()
     compression_of(config.compress)
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
     todo = [c for c in cells if not cell_file(out, c).exists()]
+    forget_weights(out, _proxies(config, todo))
     if todo and config.compare.jobs != 1:
         warm_up(CELLS_NEED)  # imports while this process reads the records
     origin = Origin.here(config)  # before any cell: unreadable records stop here
     check_records(out, there, origin)
-    shown.start("compare", len(todo))  # of those left, so that the time left is not flattered
+    whole = Overall(shown=progress or NoProgress(), name="compare", planned=_planned(config, todo))
+    whole.begin()
+    left = list(todo)
     try:
-        with closing(_run_cells(config, todo, on_cuda=origin.device.startswith("cuda"))) as ended:
+        with closing(
+            _run_cells(config, out, todo, whole, on_cuda=origin.device.startswith("cuda"))
+        ) as ended:
             for result in ended:
                 write_cell(folder.path, replace(result, origin=origin))
-                shown.advance("compare", note=result.cell.name)
+                left.remove(result.cell)
+                forget_weights(out, _proxies(config, left))
+                whole.ended(result.cell.name)
     except (FedProxyError, KeyboardInterrupt):
         with suppress(FedProxyError):  # what stopped the comparison is what the caller must hear of
             compare_report(config, out, command=command)
         raise
-    shown.done("compare")
+    whole.done()
     return compare_report(config, out, command=command)
 
 
@@ -114,7 +129,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
         estimates=costs_of(results),
         rows=tuple(rows_of(results)),
         differences=tuple(differences_of(results, config.compare.against)),
-        notes=(*folder_notes(out, cells, results), *_notes(config, truncated)),
+        notes=(*folder_notes(out, cells, results), *comparison_notes(config, truncated)),
     )
     publish(report, out)
     return report
@@ -133,82 +148,96 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _run_cells(config: Config, todo: Sequence[Cell], *, on_cuda: bool) -> Generator[CellResult]:
-    """Yield cells as they finish; after a failure begin no further one."""
-    failed: list[tuple[int, Lost]] = []
+def time_row(config: Config, pace: Pace) -> tuple[str, str]:
+    """Return how long a comparison would take, as a name and a formatted value."""
+    from fedproxy_secure.experiments.sweeps.pace import together
+    from fedproxy_secure.models.llm import pick_device
 
-    def until_failure() -> Iterator[Cell]:
-        for cell in todo:
-            if failed:
-                return
-            yield cell
+    cells = cells_of(config)
+    pieces = [pace.healing_seconds(config) for _ in _proxies(config, cells)]
+    pieces += [pace.cell_seconds(config, cell) for cell in cells]
+    on_cuda = pick_device(config.model.device).type == "cuda"
+    processes = min(len(pieces), processes_of(config.compare.jobs, on_cuda=on_cuda))
+    return "time", pace.text(together(pieces, processes), processes=processes)
 
-    work = partial(run_cell, config)
-    with closing(run_tasks(work, until_failure(), jobs=config.compare.jobs, on_cuda=on_cuda)) as ended:
+
+def _run_cells(
+    config: Config, out: Path, todo: Sequence[Cell], whole: Overall, *, on_cuda: bool
+) -> Generator[CellResult]:
+    """Yield cells as they finish, the proxies they need being made first; after a failure begin no more."""
+    failed: list[tuple[str, Lost]] = []
+    made: set[PreparedProxy] = set()
+    begun: list[Task] = []
+
+    def tasks() -> Iterator[Any]:  # a Task or None, which mypy does not see through a type variable
+        needs = partial(_proxy, config)
+        for task in in_order(todo, needs, there=made, stop=lambda: bool(failed)):
+            if task is not None:
+                begun.append(task)
+            yield task
+
+    def told(task: Task) -> Progress:
+        return whole.of(_name(task))
+
+    running = run_tasks(
+        partial(_work, config, out),
+        tasks(),
+        jobs=config.compare.jobs,
+        on_cuda=on_cuda,
+        progress=told,
+    )
+    with closing(running) as ended:
         for index, result in ended:
+            task = begun[index]
             if isinstance(result, Lost):
-                failed.append((index, result))
-            else:
+                failed.append((_name(task), result))
+            elif isinstance(task, PreparedProxy):
+                made.add(task)
+                whole.ended(_name(task))
+            elif result is not None:
                 yield result
     if failed:
-        index, lost = failed[0]
-        lost.reraise(todo[index].name)
+        name, lost = failed[0]
+        lost.reraise(name)
 
 
-def _notes(config: Config, truncated: int) -> tuple[str, ...]:
-    """Return what a reader must know before believing a number."""
-    from fedproxy_secure.experiments.stages import cut_notes
+def _work(config: Config, out: Path, task: Task, *, progress: Progress) -> CellResult | None:
+    """Run a cell, or make a proxy."""
+    if isinstance(task, Cell):
+        proxy = _proxy(config, task)
+        return run_cell(config, task, progress=progress, healing=proxy.folder(out) if proxy else None)
+    task.write_record(out, task.prepare(out, progress=progress))
+    return None
 
-    methods = [method_of(name) for name in config.compare.methods]
-    privacy = config.privacy
-    promised = guarantees(
-        privacy.unit,
-        epsilon=privacy.target_epsilon,
-        delta=privacy.target_delta,
-        clip_norm=privacy.clip_norm,
-        mechanism=privacy.mechanism,
-        simulated=privacy.randomness == "unsafe_simulated",
+
+def _name(task: Task) -> str:
+    return task.name if isinstance(task, Cell) else f"proxy {task.name}"
+
+
+def _proxy(config: Config, cell: Cell) -> PreparedProxy | None:
+    """Return the healed proxy that a cell starts from, None if it starts from none."""
+    if not config.heal.steps or cell.remove_ratio is None or not method_of(cell.method).settings_proxy:
+        return None
+    return PreparedProxy(remove_ratio=cell.remove_ratio, seed=cell.seed, config=config)
+
+
+def _proxies(config: Config, cells: Sequence[Cell]) -> list[PreparedProxy]:
+    """Return the healed proxies that cells start from, each once."""
+    return list(dict.fromkeys(p for c in cells if (p := _proxy(config, c)) is not None))
+
+
+def _planned(config: Config, todo: Sequence[Cell]) -> dict[str, int]:
+    """Return about how much work everything is that is left, by name."""
+    from fedproxy_secure.data.tasks import load_task
+
+    tests = sum(
+        len(load_task(client, root=config.data.root, audit=config.audit).test)
+        for client in config.data.clients
     )
-    return (
-        *_stamps(config, methods),
-        *promised[:1],
-        *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
-        *(method.note for method in methods if method.note),
-        f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
-        f"{config.local.batch_size} records a client; centralised methods see as many in all.",
-        *cut_notes(truncated, config),
-        *_norm_notes(config),
-    )
-
-
-def _norm_notes(config: Config) -> list[str]:
-    """Return the note on tasks of which users of lm-eval read another measure than this report's first."""
-    names = [c.name for c in config.data.clients if c.task in READ_BY_NORM]
-    if not names:
-        return []
-    return [
-        "Accuracy, gap closed and differences are by acc. For question answering "
-        f"({', '.join(names)}) users of lm-eval read acc_norm; where the two differ, it has its own table."
-    ]
-
-
-def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
-    """Return what is unsafe in the protection of methods, and in which methods."""
-    names: dict[str, list[str]] = {}
-    for method in methods:
-        settings = method.federation(config)
-        if settings is not None:
-            for stamp in protection_of(settings.protect).unsafe(settings.protect):
-                names.setdefault(stamp, []).append(method.name)
-    return [f"{stamp} Methods: {', '.join(whose)}." for stamp, whose in names.items()]
-
-
-def _limits_of_privacy(config: Config, methods: Sequence[Method]) -> list[str]:
-    open_ones = [m.name for m in methods if m.federation(config) is None]
-    lines = [
-        "That is of one federated method with one seed alone: every method, remove ratio and seed "
-        "trains on the same records, so their epsilons compose."
-    ]
-    if open_ones:
-        lines.append(f"Only federated methods are private, not: {', '.join(open_ones)}.")
-    return lines
+    return {
+        **{
+            _name(proxy): healing_units(config, remove_ratio=proxy.remove_ratio)
+            for proxy in _proxies(config, todo)
+        },
+        **{cell.name: cell_units(config, cell, tests=tests) for cell in todo},
+    }

@@ -1,14 +1,21 @@
-"""What a run would take and what its server could see, counted and said before anything is spent."""
+"""What a run would take and what its server could see, counted and said before anything is spent.
+
+Bytes and steps are counted. Seconds are estimated from a few steps that are timed on this machine.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.experiments.run_report import protection_note
-from fedproxy_secure.experiments.stages import check_privacy, make_proxy, prepare
+from fedproxy_secure.experiments.stages import check_privacy, exact_proxy, prepare
+from fedproxy_secure.experiments.sweeps.method_cells import one_thread
+from fedproxy_secure.experiments.sweeps.pace import Pace, measure_pace
 from fedproxy_secure.protect.base import protection_of
 
 FLOAT32_BYTES = 4  # of a weight, and of a number in an update
@@ -34,6 +41,8 @@ class RunPlan:
     protection: str
     privacy: tuple[str, ...]
     mean_error: float | None  # bound of rounding on a coordinate of the mean; None: no rounding
+    pace: Pace
+    run_seconds: float  # of `run` with all seeds, estimated
 
     @property
     def memory_bytes(self) -> int:
@@ -48,8 +57,12 @@ class RunPlan:
     def _rounding(self) -> str:
         return f"the mean is off by at most {self.mean_error:.1e} a coordinate in round 0"
 
+    def time_row(self) -> tuple[str, str]:
+        """Return how long `run` would take, as a name and a formatted value."""
+        return "time", self.pace.text(self.run_seconds)
+
     def rows(self) -> list[tuple[str, str]]:
-        """Return the plan as names and formatted values."""
+        """Return what is counted as names and formatted values."""
         steps = self.rounds * self.local_steps * self.clients
         return [
             ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
@@ -68,8 +81,12 @@ class RunPlan:
         ]
 
 
-def plan(config: Config) -> RunPlan:
-    """Load model and data, compress, count; nothing is trained and nothing written."""
+def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
+    """Load model and data, compress, count, and time a few steps; nothing is kept and nothing written.
+
+    Args:
+        in_cells: whether to time on one thread, as the cells of a sweep run, else on as many as `run` has.
+    """
     config.check_protection()
     protection = protection_of(config.protect)
     protection.check_installed()
@@ -77,18 +94,22 @@ def plan(config: Config) -> RunPlan:
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.models.adapters import adapter_size, attach, tensor_sizes
-    from fedproxy_secure.models.llm import blocks_of, parameter_count
+    from fedproxy_secure.models.llm import blocks_of, parameter_count, sharing_copy
 
+    began = time.perf_counter()
     materials = prepare(config)
-    proxy = make_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
+    proxy = exact_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
+    setup = time.perf_counter() - began
     proxy_parameters = parameter_count(proxy.model)
     encoded = [
         encode_records(t.train, materials.tokenizer, max_tokens=config.data.max_tokens)
         for t in materials.tasks
     ]
-    tuned = attach(proxy.model, config.adapter, seed=0)
+    tuned = attach(sharing_copy(proxy.model), config.adapter, seed=0)
     job = FederationJob.from_config(config, seed=config.seeds[0])
     warned = check_privacy(job, tuned, {t.name: len(t.train) for t in materials.tasks})
+    with one_thread() if in_cells else nullcontext():
+        pace = measure_pace(config, materials, proxy.model, tuned, setup=setup)
     return RunPlan(
         llm_parameters=parameter_count(materials.llm),
         llm_blocks=len(blocks_of(materials.llm)),
@@ -106,6 +127,8 @@ def plan(config: Config) -> RunPlan:
         protection=protection_note(config),
         privacy=(*_privacy_rows(config, {t.name: len(t.train) for t in materials.tasks}), *warned),
         mean_error=protection.rounding_error(job, tensor_sizes(tuned)),
+        pace=pace,
+        run_seconds=len(config.seeds) * pace.run_seconds(config),
     )
 
 

@@ -24,7 +24,6 @@ from fedproxy_secure.experiments.stages import (
     tune,
 )
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.federate.shared_proxy import forget_proxies
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import parameter_count
@@ -114,13 +113,15 @@ class Inputs:
 
         Returns the model with its tuned adapter, and the payload that one client sends in one round, bytes.
         """
+        from fedproxy_secure.flower.client_app import forget_clients
+
         job = FederationJob.from_config(settings, seed=self.seed, blocks=blocks)
         place = self.folder / "model"
         save_model(model, self.materials.tokenizer, place)
         records = settings.federate.rounds * job.clients_a_round * settings.local.steps
         shown = self._weighed(model, records * settings.local.batch_size * STEP_PASSES)
         tuned = tune(job, model, place, progress=shown)
-        forget_proxies()  # the clients' copy
+        forget_clients()  # with their copy of the model
         free_memory()
         return tuned, protection_of(job.protect).upload_bytes(job, tensor_sizes(tuned))
 

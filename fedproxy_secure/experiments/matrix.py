@@ -4,6 +4,7 @@
     cells/NAME/                 a run folder, recorded, with its findings in `attacks/`
     cells/NAME/cell.json        written last: the cell is done
     cells/NAME/failed.json      why it is not
+proxies/NAME/               with healing: a proxy that several cells start from (`prepared_proxies`)
     report.json, report.html .. all cells together, signed over audit.jsonl, which has the heads of theirs
 
 Every cell has a process of its own, so that one which fails, or is killed, loses nothing of the rest. A
@@ -13,10 +14,11 @@ round, failed ones are tried again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.witness import Witness
@@ -30,6 +32,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     is_done,
     measure_cell,
     note_failure,
+    proxy_of,
 )
 from fedproxy_secure.experiments.sweeps.matrix_report import (
     BASELINES,
@@ -45,13 +48,17 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     run_cell,
     write_cell,
 )
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import total
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
 from fedproxy_secure.runtime.preload import warm_up
-from fedproxy_secure.runtime.progress import NoProgress, Progress
-from fedproxy_secure.runtime.workers import Lost, run_tasks
+from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
+from fedproxy_secure.runtime.workers import Lost, processes_of, run_tasks
+
+if TYPE_CHECKING:
+    from fedproxy_secure.experiments.sweeps.pace import Pace
 
 CELLS_NEED = (
     "fedproxy_secure.experiments.run",
@@ -67,6 +74,8 @@ CEILING_NOT_COUNTED = (
     "Not counted: the centralised LLM behind `gap closed`, which trains on the same records without "
     "differential privacy. Its accuracy is told; its weights are not kept."
 )
+
+Piece = MatrixCell | Cell
 
 
 def matrix(
@@ -91,7 +100,7 @@ def matrix(
     signed, config = config, config.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
-    todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
+    todo: list[Piece] = [c for c in cells if not is_done(out, c)]
     todo += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
     if todo and config.matrix.jobs != 1:
         warm_up(CELLS_NEED)  # imports while this process reads the records
@@ -100,11 +109,13 @@ def matrix(
 
     truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
     device = pick_device(config.model.device)
-    shown.start("matrix", len(todo))
+    proxies = list(dict.fromkeys(p for c in todo if (p := _proxy(config, c)) is not None))
+    forget_weights(out, proxies)
+    shown.start("matrix", len(todo) + len(proxies))
     with witness.aborts():
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
-        with closing(_run_all(keyed, out, todo, on_cuda=device.type == "cuda")) as ended:
+        with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
             for name in ended:
                 shown.advance("matrix", note=name)
         shown.done("matrix")
@@ -148,32 +159,80 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     ]
 
 
+def time_row(config: Config, pace: Pace) -> tuple[str, str]:
+    """Return how long a matrix would take, as a name and a formatted value; without its attacks."""
+    from fedproxy_secure.experiments.sweeps.pace import together
+    from fedproxy_secure.models.llm import pick_device
+
+    cells, _ = cells_of(config)
+    proxies = {p for c in cells if (p := proxy_of(config, c)) is not None}
+    healing = pace.healing_seconds(config)
+    pieces = [pace.run_seconds(config, remove_ratio=c.remove_ratio) - healing for c in cells]
+    pieces += [pace.cell_seconds(config, cell) for cell in ceilings_of(config)]
+    pieces += [healing] * len(proxies)
+    on_cuda = pick_device(config.model.device).type == "cuda"
+    processes = min(len(pieces), processes_of(config.matrix.jobs, on_cuda=on_cuda))
+    return "time", f"without attacks {pace.text(together(pieces, processes), processes=processes)}"
+
+
 def _run_all(
-    config: Config, out: Path, todo: Sequence[MatrixCell | Cell], *, on_cuda: bool
+    config: Config, out: Path, todo: Sequence[Piece], *, shown: Progress, on_cuda: bool
 ) -> Generator[str]:
-    """Run cells and yield their names as they end, well or not."""
-    work = partial(_work, config, out)
-    with closing(run_tasks(work, todo, jobs=config.matrix.jobs, on_cuda=on_cuda)) as ended:
+    """Run cells and yield their names as they end, well or not; the proxies they need are made first."""
+    made: set[PreparedProxy] = set()
+    begun: list[Piece | PreparedProxy] = []
+
+    def tasks() -> Iterator[Any]:  # a task or None, which mypy does not see through a type variable
+        for task in in_order(todo, partial(_proxy, config), there=made):
+            if task is not None:
+                begun.append(task)
+            yield task
+
+    def told(task: Piece | PreparedProxy) -> Progress:
+        seeds = frozenset({f"seed-{task.seed}"})  # lasts while stages come and go
+        return Named(shown=shown, name=_name(task), hidden=seeds)
+
+    running = run_tasks(
+        partial(_work, config, out), tasks(), jobs=config.matrix.jobs, on_cuda=on_cuda, progress=told
+    )
+    left = list(todo)
+    with closing(running) as ended:
         for index, result in ended:
-            cell = todo[index]
-            if isinstance(result, Lost) and not (_place(out, cell) / FAILED).exists():
-                note_failure(_place(out, cell), str(result))
-            yield cell.name
+            task = begun[index]
+            if isinstance(task, PreparedProxy):
+                made.add(task)  # also if it failed: its cells try themselves, and say why they cannot
+            else:
+                if isinstance(result, Lost) and not (_place(out, task) / FAILED).exists():
+                    note_failure(_place(out, task), str(result))
+                left.remove(task)
+                forget_weights(out, [p for c in left if (p := _proxy(config, c)) is not None])
+            yield _name(task)
 
 
-def _work(config: Config, out: Path, cell: MatrixCell | Cell) -> None:
+def _proxy(config: Config, piece: Piece) -> PreparedProxy | None:
+    return None if isinstance(piece, Cell) else proxy_of(config, piece)
+
+
+def _name(task: Piece | PreparedProxy) -> str:
+    return f"proxy {task.name}" if isinstance(task, PreparedProxy) else task.name
+
+
+def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: Progress) -> None:
     """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on."""
+    if isinstance(task, PreparedProxy):
+        task.prepare(out, progress=progress)
+        return
     try:
-        if isinstance(cell, Cell):
-            write_cell(out / BASELINES, run_cell(config, cell))
+        if isinstance(task, Cell):
+            write_cell(out / BASELINES, run_cell(config, task, progress=progress))
         else:
             with one_thread():
-                measure_cell(config, cell, out)
+                measure_cell(config, task, out, progress=progress)
     except Exception as error:
         line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
-        note_failure(_place(out, cell), line)
+        note_failure(_place(out, task), line)
 
 
-def _place(out: Path, cell: MatrixCell | Cell) -> Path:
+def _place(out: Path, cell: Piece) -> Path:
     """Return the folder in which a cell's failure is noted."""
     return out / BASELINES / cell.name if isinstance(cell, Cell) else out / cell.folder

@@ -18,6 +18,8 @@ from fedproxy_secure.experiments.results import MethodResult
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
 
+STEP_PASSES = 2.5  # forward passes that a training step on a record takes as long as; measured on a CPU
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
@@ -31,6 +33,8 @@ class Method(ABC):
         name: in settings, on reports and in file names.
         title: for people, in lists.
         needs_ratio: whether it works on a proxy, and so runs once for each remove ratio.
+        settings_proxy: whether that is the settings' proxy, `Inputs.proxy`. If that is healed, a comparison
+            makes it once for all cells that start from it.
         trains: whether it trains anything.
         long: whether it takes much longer than others; it is then begun first.
         end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1; one method for each.
@@ -40,6 +44,7 @@ class Method(ABC):
     name: str
     title: str
     needs_ratio: bool = True
+    settings_proxy: bool = True
     trains: bool = True
     long: bool = False
     end: Literal["floor", "ceiling"] | None = None

@@ -56,6 +56,11 @@ def with_proxy(job: FederationJob, folder: Path) -> FederationJob:
     return job.changed(proxy_sha256=verified_sha256(folder), proxy_loaded_sha256=loaded)
 
 
+def forget_proxies() -> None:
+    """Let go of the proxies that this process keeps; one that is asked for again is loaded again."""
+    _shared.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _shared(
     folder: Path,

@@ -218,6 +218,14 @@ def _checked(job_json: str, context: Context) -> OwnJob:
     return OwnJob(job=asked, index=index, policy=None)
 
 
+def forget_clients() -> None:
+    """Let go of the clients that this process keeps, and of their model; they are built again if asked."""
+    from fedproxy_secure.federate.shared_proxy import forget_proxies
+
+    _clients.clear()
+    forget_proxies()
+
+
 def _client(context: Context) -> LocalClient:
     """Return this node's client, which is built once per process."""
     from fedproxy_secure.federate.build import build_client

@@ -1,10 +1,13 @@
-"""The cost of a run: seconds per stage, and the most memory held at once."""
+"""The cost of a run: seconds per stage, and the memory held at once."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 
@@ -26,3 +29,14 @@ def peak_memory_bytes() -> int:
     """Return the most memory that this process has held at once, as the system counts it."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory() -> None:
+    """Give memory that nothing holds any more back to the system, as far as that is possible.
+
+    Models hold themselves in circles, so that Python frees them late; and glibc keeps what was freed.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -4,29 +4,37 @@ This is the project's only pool: comparisons, matrices and suites of attacks run
 process. A process that is used again keeps what the last task left in memory, and if it is killed, the next
 task is lost with it. Processes from the server of `fedproxy_secure.runtime.preload` (`forkserver`) start in
 milliseconds; `spawn` imports everything anew.
+
+A task can tell its progress: what it tells travels through the pipe that brings its result, a few small
+messages a second. A message for which the pipe has no room is left out, so that a task never waits for
+whoever listens.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Concatenate, Literal, NoReturn, TypeVar
 
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.runtime.preload import THREADS, end_with_parent
+from fedproxy_secure.runtime.progress import Progress, Relayed, Replay, Snapshot
 
 T = TypeVar("T")
 R = TypeVar("R")
+Work = Callable[Concatenate[T, ...], R]
 Start = Literal["forkserver", "spawn"]
 
 GRACE_S = 30.0  # beyond a task's seconds: for start, clean-up, and library calls that take long
@@ -57,10 +65,16 @@ class _Running:
     index: int
     process: BaseProcess
     until: float | None  # time.monotonic() at which it is killed
+    replay: Replay | None
 
 
 def run_tasks(
-    work: Callable[[T], R], tasks: Iterable[T], *, jobs: int, on_cuda: bool
+    work: Work[T, R],
+    tasks: Iterable[T | None],
+    *,
+    jobs: int,
+    on_cuda: bool,
+    progress: Callable[[T], Progress] | None = None,
 ) -> Generator[tuple[int, R | Lost]]:
     """Yield (index, result) of every task as it ends, with as many processes as the setting `jobs` asks.
 
@@ -70,18 +84,29 @@ def run_tasks(
     The other arguments are those of `in_processes`.
     """
     if jobs == 1:
-        return in_this_process(work, tasks)
-    at_a_time = jobs or (1 if on_cuda else os.cpu_count() or 1)
-    return in_processes(work, tasks, jobs=at_a_time, start="spawn" if on_cuda else "forkserver")
+        return in_this_process(work, tasks, progress=progress)
+    return in_processes(
+        work,
+        tasks,
+        jobs=processes_of(jobs, on_cuda=on_cuda),
+        start="spawn" if on_cuda else "forkserver",
+        progress=progress,
+    )
+
+
+def processes_of(jobs: int, *, on_cuda: bool) -> int:
+    """Return how many tasks run at a time under a setting `jobs`, at least 1."""
+    return jobs or (1 if on_cuda else os.cpu_count() or 1)
 
 
 def in_processes(
-    work: Callable[[T], R],
-    tasks: Iterable[T],
+    work: Work[T, R],
+    tasks: Iterable[T | None],
     *,
     jobs: int,
     seconds: float | None = None,
     start: Start = "forkserver",
+    progress: Callable[[T], Progress] | None = None,
 ) -> Generator[tuple[int, R | Lost]]:
     """Yield (index, result) of every task as it ends, `jobs` at a time, begun in the order of `tasks`.
 
@@ -92,55 +117,82 @@ def in_processes(
     Args:
         work: a function at the top of a module; its tasks and results are pickled. What it raises comes as
             `Lost.error`.
-        tasks: the next task is taken when a process is free, so an iterator may stop early.
+        tasks: the next task is taken when a process is free, so an iterator may stop early. While no task
+            is ready it yields None, which has no index, and is asked again when a task has ended.
         seconds: a task that takes `GRACE_S` longer than this is killed; None: no limit.
         start: `spawn` where tasks use CUDA.
+        progress: makes the `Progress` that is told in this process what a task tells in its own; `work` is
+            then called with a keyword `progress` too.
     """
     for name in THREADS:  # inherited: threads that contend for a core are many times slower than one
         os.environ.setdefault(name, "1")
     context: SpawnContext | ForkServerContext
     context = get_context("spawn") if start == "spawn" else get_context("forkserver")
     running: dict[Connection, _Running] = {}
-    waiting = enumerate(tasks)
-    ended = False
+    waiting, begun, ended = iter(tasks), 0, False
     try:
         while True:
             while not ended and len(running) < jobs:
-                index, task = next(waiting, (-1, None))
-                if index < 0:
+                try:
+                    task = next(waiting)
+                except StopIteration:
                     ended = True
                     break
+                if task is None:
+                    break
                 here, there = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(there, work, task), daemon=True)
+                tells = progress is not None
+                process = context.Process(target=_child, args=(there, work, task, tells), daemon=True)
                 process.start()
                 there.close()
                 until = None if seconds is None else time.monotonic() + seconds + GRACE_S
-                running[here] = _Running(index=index, process=process, until=until)
+                replay = None if progress is None else Replay(shown=progress(task))
+                running[here] = _Running(index=begun, process=process, until=until, replay=replay)
+                begun += 1
             if not running:
                 return
             ready: list[Any] = wait(list(running), timeout=_left(running.values()))
             for here in ready:
-                yield running[here].index, _result(here, running.pop(here))
+                message = _message(here, running[here])
+                if isinstance(message, _Told):
+                    _replay(running[here], message.snapshot)
+                    continue
+                own = running.pop(here)
+                _replay(own, ())
+                yield own.index, message
             for here, own in list(running.items()):
                 if own.until is not None and own.until < time.monotonic():
                     _kill(own.process)
-                    yield running.pop(here).index, Lost(timed_out=True, code=-signal.SIGKILL)
+                    del running[here]
+                    _replay(own, ())
+                    yield own.index, Lost(timed_out=True, code=-signal.SIGKILL)
     finally:
         for own in running.values():
             _kill(own.process)
 
 
-def in_this_process(work: Callable[[T], R], tasks: Iterable[T]) -> Generator[tuple[int, R | Lost]]:
+def in_this_process(
+    work: Work[T, R],
+    tasks: Iterable[T | None],
+    *,
+    progress: Callable[[T], Progress] | None = None,
+) -> Generator[tuple[int, R | Lost]]:
     """Yield what `in_processes` yields, but run one task after the other in this process.
 
     Objects that a script has added to a registry are known here, and to no other process. A task that hangs
-    or ends the process takes the others with it.
+    or ends the process takes the others with it. Ends at the first None: no task is running that could
+    change it.
     """
     for index, task in enumerate(tasks):
+        if task is None:
+            return
+        replay = None if progress is None else Replay(shown=progress(task))
         try:
-            result: R | Lost = work(task)
+            result: R | Lost = work(task) if replay is None else work(task, progress=replay.here())
         except Exception as error:
             result = Lost(timed_out=False, code=1, error=error)
+        if replay is not None:
+            replay.to(())  # ends what a task left open
         yield index, result
 
 
@@ -150,17 +202,25 @@ def _left(running: Iterable[_Running]) -> float | None:
     return max(0.0, min(ends) - time.monotonic()) if ends else None
 
 
-def _result(here: Connection, own: _Running) -> Any:
-    """Return what the process sent, or how its task was lost."""
+def _message(here: Connection, own: _Running) -> Any:
+    """Return what the process sent: a `_Told`, its result, or how its task was lost."""
     try:
-        result, error = here.recv()
-    except EOFError:
+        message = here.recv()
+    except (EOFError, OSError):  # it ended before, or in the middle of, its result
         own.process.join()
         here.close()
         return Lost(timed_out=False, code=own.process.exitcode or 0)
+    if isinstance(message, _Told):
+        return message
+    result, error = message
     own.process.join()
     here.close()
     return result if error is None else Lost(timed_out=False, code=1, error=error)
+
+
+def _replay(own: _Running, snapshot: Snapshot) -> None:
+    if own.replay is not None:
+        own.replay.to(snapshot)
 
 
 def _kill(process: BaseProcess) -> None:
@@ -168,17 +228,39 @@ def _kill(process: BaseProcess) -> None:
     process.join()
 
 
-def _child(there: Connection, work: Callable[[T], R], task: T) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """The message that carries progress."""
+
+    snapshot: Snapshot
+
+
+def _child(there: Connection, work: Work[T, R], task: T, tells: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
     end_with_parent()
     result, raised = None, None
     try:
-        result = work(task)
+        result = work(task, progress=Relayed(hand_on=partial(_tell, there))) if tells else work(task)
     except Exception as error:
         raised = _portable(error)
     with suppress(BrokenPipeError):  # nobody waits for it any more
         there.send((result, raised))
     there.close()
+
+
+def _tell(there: Connection, snapshot: Snapshot) -> bool:
+    """Send a snapshot if the pipe takes it without waiting, and return whether it did."""
+    message = pickle.dumps(_Told(snapshot=snapshot))
+    room = select.poll()
+    room.register(there, select.POLLOUT)
+    # a pipe that is ready takes PIPE_BUF bytes at once; the connection puts 4 bytes before the message
+    if len(message) + 4 > select.PIPE_BUF or not room.poll(0):
+        return False
+    try:
+        there.send_bytes(message)
+    except BrokenPipeError:  # nobody listens any more
+        return False
+    return True
 
 
 def _portable(error: Exception) -> Exception:

@@ -116,7 +116,7 @@ def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_
             pass
 
         def advance(self, task, steps=1, note=""):
-            self.cells += 1
+            self.cells += task == "compare" and note.endswith("seed0") + note.endswith("seed1")
             if self.cells == 3:
                 raise KeyboardInterrupt
 

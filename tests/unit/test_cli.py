@@ -124,11 +124,46 @@ def test_a_log_gets_a_line_at_most_every_five_seconds():
         progress.advance("seed 0", steps=5, note=f"loss {second}")
     progress.done("seed 0")
     assert lines == [
-        "seed 0: 5/100, 1 s elapsed, about 19 s left, loss 1",
-        "seed 0: 30/100, 6 s elapsed, about 14 s left, loss 6",
-        "seed 0: 55/100, 11 s elapsed, about 9 s left, loss 11",
+        "seed 0: 5/100 (5 %), 1 s elapsed, about 19 s left, loss 1",
+        "seed 0: 30/100 (30 %), 6 s elapsed, about 14 s left, loss 6",
+        "seed 0: 55/100 (55 %), 11 s elapsed, about 9 s left, loss 11",
         "seed 0: done in 12 s",
     ]
+
+
+def test_a_log_of_many_tasks_has_a_line_for_each_and_ever_more_rarely():
+    now, lines = [0.0], []
+    progress = PlainLines(write=lines.append, clock=lambda: now[0])
+    progress.start("compare", total=100_000)
+    progress.start("cell: federate", total=40)
+    for minute in range(40):
+        for second in range(1, 61):
+            now[0] = minute * 60.0 + second
+            progress.advance("compare", steps=40)
+        progress.advance("cell: federate")
+    assert lines[1] == "compare: 0 %, 6 s elapsed, about 42 min left"
+    assert "cell: federate: 20/40 (50 %), 20 min elapsed, about 20 min left" in lines
+    alone = [line for line in lines if line.startswith("compare")]
+    assert 50 < len(alone) < 120  # of 2400 calls in 40 minutes
+
+
+def test_a_terminal_shows_running_tasks_and_keeps_a_line_of_long_ones():
+    text, now = io.StringIO(), [0.0]
+    console = Console(file=text, force_terminal=True, width=160)
+    with shown_on(console) as progress:
+        progress.clock = lambda: now[0]
+        progress.start("cell: federate", total=4)
+        progress.advance("cell: federate", steps=2, note="agnews")
+        progress.bars.refresh()
+        assert "2/4 (50 %)" in text.getvalue()
+        assert "agnews" in text.getvalue()
+        now[0] = 300.0
+        progress.done("cell: federate")
+        progress.start("cell: short", total=1)
+        progress.done("cell: short")
+        assert not progress.bars.tasks
+    assert "cell: federate: done in 5 min" in text.getvalue()
+    assert "cell: short: done" not in text.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -10,8 +10,10 @@ import time
 import pytest
 
 from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.runtime.progress import Named, NoProgress
 from fedproxy_secure.runtime.workers import Lost, in_processes, in_this_process, run_tasks
 from tests.support.processes import ends_within
+from tests.support.told import Told
 
 
 class Awkward(Exception):
@@ -80,6 +82,78 @@ def test_one_job_is_this_process_and_what_it_raises_stops_no_other():
     assert two == 2
     ((_, other),) = run_tasks(process_id, [0], jobs=2, on_cuda=False)
     assert other != os.getpid()
+
+
+def tell(steps, progress):
+    progress.start("counting", steps)
+    for step in range(steps):
+        progress.advance("counting", note=f"at {step}")
+        time.sleep(0.05)
+    return steps
+
+
+def flood(seconds, progress):
+    """Tell more than any pipe holds, and return how many calls that were."""
+    calls, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        progress.start(f"task {calls % 3}", 10)
+        calls += 1
+    return calls
+
+
+def raise_while_counting(_task, progress):
+    progress.start("counting", 2)
+    raise ConfigError("no more")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_task_tells_reaches_the_process_that_began_it(jobs):
+    told = Told()
+
+    def named(task):
+        return Named(shown=told, name=f"task {task}")
+
+    results = dict(run_tasks(tell, [20, 24], jobs=jobs, on_cuda=False, progress=named))
+    assert results == {0: 20, 1: 24}
+    assert told.started == ["task 20: counting", "task 24: counting"]
+    assert (len(told.advanced) == 44) if jobs == 1 else (2 <= len(told.advanced) < 40)  # a few a second
+    assert told.open == {}  # also of a task that never said it was done
+
+
+def test_a_task_that_fails_leaves_nothing_open():
+    told = Told()
+    for jobs in (1, 2):
+        ((_, lost),) = run_tasks(
+            raise_while_counting, [0], jobs=jobs, on_cuda=False, progress=lambda _: told
+        )
+        assert str(lost) == "ConfigError: no more"
+    assert told.started == ["counting", "counting"]
+    assert told.open == {}
+
+
+def test_a_task_never_waits_for_whoever_should_listen():
+    tasks = in_processes(flood, [0.0, 2.0], jobs=2, progress=lambda _: NoProgress())
+    next(tasks)  # the other goes on telling, and nobody reads what it says
+    time.sleep(2.5)
+    began = time.monotonic()
+    ((_, calls),) = tasks
+    assert time.monotonic() - began < 30  # it had ended: what was told is read, and then its result
+    assert calls > 1000
+
+
+def test_tasks_that_are_not_ready_are_asked_for_again_when_one_has_ended():
+    done = []
+
+    def when_two_have_ended():
+        yield from (1.0, 4.0)
+        while len(done) < 2:
+            yield None
+        yield 9.0
+
+    for _, result in in_processes(math.sqrt, when_two_have_ended(), jobs=3):
+        done.append(result)
+    assert sorted(done) == [1, 2, 3]
+    assert [r for _, r in in_this_process(math.sqrt, iter([1.0, None, 4.0]))] == [1.0]
 
 
 SCRIPT = """

@@ -82,17 +82,20 @@ EXACT_FEDAVG_LR = FedProxy(
     name="exact_fedavg_lr",
     title="FedProxy on exact copies, updates averaged, with a server learning rate",
     fixes=FEDPROXY_FEDAVG_LR.fixes,
+    settings_proxy=False,
     exact=True,
 )
 EXACT_H_TIES = FedProxy(
     name="exact_h_ties",
     title="FedProxy on exact copies, H-TIES",
     fixes=FEDPROXY_H_TIES.fixes,
+    settings_proxy=False,
     exact=True,
 )
 EXACT_H_TIES_PCR = FedProxy(
     name="exact_h_ties_pcr",
     title="FedProxy on exact copies, H-TIES and conflict regularisation (the paper's recipe)",
     fixes=FEDPROXY_H_TIES_PCR.fixes,
+    settings_proxy=False,
     exact=True,
 )

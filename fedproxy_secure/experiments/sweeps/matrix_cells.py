@@ -19,7 +19,9 @@ from fedproxy_secure.config import Config, SweptCompression, SweptFusion, SweptP
 from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.attacked import attack_run
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
 CELLS, DONE, FAILED = "cells", "cell.json", "failed.json"
@@ -137,17 +139,36 @@ def _compression_title(compression: SweptCompression) -> str:
     return " ".join([title, *(f"{key}={value}" for key, value in compression.options.items())])
 
 
-def measure_cell(config: Config, cell: MatrixCell, out: Path) -> None:
-    """Run one cell, attack it, and mark it as done."""
+def proxy_of(config: Config, cell: MatrixCell) -> PreparedProxy | None:
+    """Return the healed proxy that a cell starts from, None without healing."""
+    if not config.heal.steps:
+        return None
+    return PreparedProxy(
+        compression="" if cell.compression is None else cell.compression.name,
+        remove_ratio=cell.remove_ratio,
+        seed=cell.seed,
+        config=cell_config(config, cell),
+    )
+
+
+def measure_cell(config: Config, cell: MatrixCell, out: Path, *, progress: Progress | None = None) -> None:
+    """Run one cell, attack it, and mark it as done.
+
+    If its proxy was prepared, the run finds it healed.
+    """
     from fedproxy_secure.experiments.run import run
 
     began = time.perf_counter()
     own, folder = cell_config(config, cell), out / cell.folder
     with contextlib.suppress(FileNotFoundError):
         (folder / FAILED).unlink()
-    run(own, folder, resume=True, command=cell.command, page=False)
+    proxy = proxy_of(config, cell)
+    if proxy is not None:
+        RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
+        proxy.lend(out, folder / f"seed-{cell.seed}")
+    run(own, folder, resume=True, progress=progress, command=cell.command, page=False)
     if config.attacks.suite != "none":
-        attack_run(own, folder, seed=cell.seed)
+        attack_run(own, folder, seed=cell.seed, progress=progress)
     RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})
 
 

@@ -25,6 +25,7 @@ from fedproxy_secure.evidence.estimate import Bits
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.results import MethodResult, from_texts, to_texts
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
 
@@ -151,13 +152,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run_cell(config: Config, cell: Cell) -> CellResult:
-    """Run one cell in this process, on one thread."""
+def run_cell(
+    config: Config, cell: Cell, *, progress: Progress | None = None, healing: Path | None = None
+) -> CellResult:
+    """Run one cell in this process, on one thread.
+
+    Args:
+        progress: is told the cell's stages, and as `WORK` how much of it is done.
+        healing: the folder of a healed proxy, see `Inputs`.
+    """
     from fedproxy_secure.experiments.inputs import Inputs
 
-    began = time.perf_counter()
+    began, shown = time.perf_counter(), progress or NoProgress()
+    shown.start(WORK, 0)
     with one_thread(), tempfile.TemporaryDirectory() as folder:
-        inputs = Inputs.load(config, seed=cell.seed, ratio=cell.remove_ratio, folder=Path(folder))
+        inputs = Inputs.load(
+            config,
+            seed=cell.seed,
+            ratio=cell.remove_ratio,
+            folder=Path(folder),
+            progress=shown,
+            healing=healing,
+        )
         outcome = method_of(cell.method).run(inputs)
     return CellResult(cell=cell, outcome=outcome, seconds=time.perf_counter() - began)
 

@@ -1,0 +1,90 @@
+"""How much work a cell is, and the line of a whole sweep, which moves while its cells run.
+
+The unit is one record that goes forward through the whole LLM. Cells differ a lot in it: a cell that trains
+the LLM is many times one that only measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.config.sections import cohort_size
+from fedproxy_secure.experiments.method import STEP_PASSES, method_of
+from fedproxy_secure.experiments.sweeps.method_cells import Cell
+from fedproxy_secure.runtime.progress import Named, Progress
+
+PARTS = 100_000
+WINDOW = 5  # records that a window of public text takes as long as, with SmolLM2-135M on a CPU
+
+
+def cell_units(config: Config, cell: Cell, *, tests: int) -> int:
+    """Return about how much work a cell of a comparison is, at least 1.
+
+    Args:
+        tests: test records of all clients together.
+    """
+    method = method_of(cell.method)
+    size = 1.0 - (cell.remove_ratio or 0.0)  # of the model that is trained, relative to the LLM
+    units = tests * (1 + size * method.needs_ratio)  # the owner's model, and the clients' if it is another
+    if method.trains:
+        units += trained_records(config) * STEP_PASSES * size
+    return max(1, round(units))
+
+
+def healing_units(config: Config, *, remove_ratio: float) -> int:
+    """Return about how much work it is to heal a proxy: the LLM goes forward, the proxy is trained."""
+    windows = config.heal.steps * config.heal.batch_size
+    return max(1, round(windows * WINDOW * (1 + (STEP_PASSES + 1) * (1 - remove_ratio))))
+
+
+def trained_records(config: Config) -> int:
+    """Return how many records clients train on in all rounds, repeats included."""
+    cohort = cohort_size(len(config.data.clients), config.federate.participation)
+    return config.federate.rounds * cohort * config.local.steps * config.local.batch_size
+
+
+@dataclass(kw_only=True)
+class Overall:
+    """The line of a whole sweep, which counts `PARTS` of all the work, and a line for each piece that runs.
+
+    Args:
+        shown: where lines are shown.
+        name: of the sweep's line.
+        planned: the units of every piece that is left, by name.
+    """
+
+    shown: Progress
+    name: str
+    planned: Mapping[str, int]
+    _counted: dict[str, int] = field(default_factory=dict)
+    _parts: int = 0
+    _ended: int = 0
+
+    def begin(self) -> None:
+        """Show the line of what is left, so that its time left is not flattered by what was there."""
+        self.shown.start(self.name, PARTS)
+
+    def of(self, piece: str) -> Progress:
+        """Return the progress of a piece: what it does is shown under its name and counted in the whole."""
+        return Named(shown=self.shown, name=piece, on_work=partial(self._count, piece))
+
+    def ended(self, piece: str) -> None:
+        """Count a piece as a whole; its plan was an estimate."""
+        self._ended += 1
+        note = f"{self._ended} of {len(self.planned)} done, last {piece}"
+        self._count(piece, self.planned[piece], note=note)
+
+    def done(self) -> None:
+        """End the line."""
+        self.shown.done(self.name)
+
+    def _count(self, piece: str, units: int, *, note: str = "") -> None:
+        counted = self._counted.get(piece, 0) + units
+        self._counted[piece] = min(counted, self.planned[piece])  # a piece is never more than its plan
+        parts = PARTS * sum(self._counted.values()) // sum(self.planned.values()) - self._parts
+        self._parts += parts
+        if parts or note:
+            self.shown.advance(self.name, parts, note)

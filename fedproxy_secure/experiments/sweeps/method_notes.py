@@ -1,0 +1,74 @@
+"""What the report of a comparison says of it: guarantees, what is unsafe, the budget, cut prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.experiments.method import Method, method_of
+from fedproxy_secure.experiments.results import READ_BY_NORM
+from fedproxy_secure.protect.base import protection_of
+
+
+def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
+    """Return what a reader must know before believing a number.
+
+    Args:
+        truncated: how many prompts were cut.
+    """
+    from fedproxy_secure.experiments.stages import cut_notes
+
+    methods = [method_of(name) for name in config.compare.methods]
+    privacy = config.privacy
+    promised = guarantees(
+        privacy.unit,
+        epsilon=privacy.target_epsilon,
+        delta=privacy.target_delta,
+        clip_norm=privacy.clip_norm,
+        mechanism=privacy.mechanism,
+        simulated=privacy.randomness == "unsafe_simulated",
+    )
+    return (
+        *_stamps(config, methods),
+        *promised[:1],
+        *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
+        *(method.note for method in methods if method.note),
+        f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
+        f"{config.local.batch_size} records a client; centralised methods see as many in all.",
+        *cut_notes(truncated, config),
+        *_norm_notes(config),
+    )
+
+
+def _norm_notes(config: Config) -> list[str]:
+    """Return the note on tasks of which users of lm-eval read another measure than this report's first."""
+    names = [c.name for c in config.data.clients if c.task in READ_BY_NORM]
+    if not names:
+        return []
+    return [
+        "Accuracy, gap closed and differences are by acc. For question answering "
+        f"({', '.join(names)}) users of lm-eval read acc_norm; where the two differ, it has its own table."
+    ]
+
+
+def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
+    """Return what is unsafe in the protection of methods, and in which methods."""
+    names: dict[str, list[str]] = {}
+    for method in methods:
+        settings = method.federation(config)
+        if settings is not None:
+            for stamp in protection_of(settings.protect).unsafe(settings.protect):
+                names.setdefault(stamp, []).append(method.name)
+    return [f"{stamp} Methods: {', '.join(whose)}." for stamp, whose in names.items()]
+
+
+def _limits_of_privacy(config: Config, methods: Sequence[Method]) -> list[str]:
+    open_ones = [m.name for m in methods if m.federation(config) is None]
+    lines = [
+        "That is of one federated method with one seed alone: every method, remove ratio and seed "
+        "trains on the same records, so their epsilons compose."
+    ]
+    if open_ones:
+        lines.append(f"Only federated methods are private, not: {', '.join(open_ones)}.")
+    return lines

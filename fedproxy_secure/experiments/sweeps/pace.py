@@ -1,0 +1,215 @@
+"""How long work takes on this machine: real steps are timed, and then multiplied.
+
+Timed are a training step of the proxy, the evaluation of some test records by the LLM and by the proxy, and
+a step of healing if the settings heal. Times of other remove ratios follow from the share of blocks.
+Not counted: attacks, and the protocol of a protection beside its training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+from torch import nn
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.data.encode import Encoded, encode_each
+from fedproxy_secure.data.evaluate import choice_correct
+from fedproxy_secure.data.records import Record
+from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.stages import Materials
+from fedproxy_secure.experiments.sweeps.cell_progress import trained_records
+from fedproxy_secure.experiments.sweeps.method_cells import Cell
+from fedproxy_secure.runtime.progress import duration
+from fedproxy_secure.runtime.randomness import stream
+
+T = TypeVar("T")
+EVALUATED = 8  # test records that are timed, at most
+BEST_OF = 2
+HEALING_WINDOWS = 5  # of which one is held out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Measured seconds, in one process.
+
+    Args:
+        ratio: the remove ratio of the proxy that was measured.
+        batch: records of a training step.
+        tests: test records of all clients.
+        setup: until a cell has its models and records.
+        step: one training step of the proxy.
+        llm, proxy: one test record by the LLM, and by the proxy.
+        heal: one step of healing; 0 without healing.
+    """
+
+    ratio: float
+    batch: int
+    tests: int
+    setup: float
+    step: float
+    llm: float
+    proxy: float
+    heal: float
+
+    def run_seconds(self, config: Config, *, remove_ratio: float | None = None) -> float:
+        """Return the seconds of `run` with one seed; None: at the settings' remove ratio."""
+        size = 1.0 if remove_ratio is None else (1 - remove_ratio) / (1 - self.ratio)
+        trained = trained_records(config) / self.batch * self.step * size
+        judged = 2 * self.tests * (self.llm + self.proxy * size)  # before tuning and after
+        return self.setup + self.healing_seconds(config) + trained + judged
+
+    def healing_seconds(self, config: Config) -> float:
+        """Return the seconds in which a proxy is healed."""
+        return config.heal.steps * self.heal
+
+    def cell_seconds(self, config: Config, cell: Cell) -> float:
+        """Return the seconds of a comparison's cell, whose proxy is there."""
+        method = method_of(cell.method)
+        size = (1 - (cell.remove_ratio or 0.0)) / (1 - self.ratio)
+        seconds = self.setup + self.tests * (self.llm + self.proxy * size * method.needs_ratio)
+        if method.trains:
+            seconds += trained_records(config) / self.batch * self.step * size
+        return seconds
+
+    def text(self, seconds: float, *, processes: int = 1) -> str:
+        """Return a time, and on what it rests."""
+        parts = [f"{self.step:.2g} s a step of {self.batch} records", f"{_small(self.llm)} a test record"]
+        if self.heal:
+            parts.append(f"{self.heal:.2g} s a step of healing")
+        return (
+            f"about {duration(seconds)} ({', '.join(parts)}, {processes} process{'es' * (processes > 1)}; "
+            "measured now, on this machine)"
+        )
+
+
+def together(pieces: Sequence[float], processes: int) -> float:
+    """Return the seconds that pieces of so many seconds take, at least, in several processes."""
+    return max(sum(pieces) / processes, max(pieces, default=0.0))
+
+
+def measure_pace(
+    config: Config, materials: Materials, proxy: nn.Module, tuned: nn.Module, *, setup: float
+) -> Pace:
+    """Time a few steps on real records. The adapter of `tuned` is trained by them, and nothing written.
+
+    Args:
+        proxy: an exact proxy, which may share its weights; it is healed by some steps if the settings heal.
+        tuned: the same with an adapter.
+        setup: as `Pace` has it.
+    """
+    tests = [task.test for task in materials.tasks]
+    sample = _spread(tests, min(EVALUATED, sum(map(len, tests))), key=lambda r: len(r.prompt))
+    return Pace(
+        ratio=config.compress.remove_ratio,
+        batch=config.local.batch_size,
+        tests=sum(map(len, tests)),
+        setup=setup,
+        step=_step_seconds(config, materials, tuned),
+        llm=_record_seconds(config, materials, materials.llm, sample),
+        proxy=_record_seconds(config, materials, tuned, sample),
+        heal=_healing_seconds(config, materials, proxy) if config.heal.steps else 0.0,
+    )
+
+
+def _step_seconds(config: Config, materials: Materials, tuned: nn.Module) -> float:
+    """Return the seconds of a training step on records as long as the clients' are on average."""
+    from fedproxy_secure.federate.training import train
+
+    pad_id, local = materials.tokenizer.pad_token_id, config.local
+    own = [
+        encode_each(task.train, materials.tokenizer, max_tokens=config.data.max_tokens).items
+        for task in materials.tasks
+    ]
+    items = _spread(own, local.batch_size, key=lambda i: len(i.ids))
+    if config.privacy.unit == "record":
+        seconds = _best(lambda: _private_step(config, tuned, items, pad_id))
+    else:
+        ended: list[float] = []
+        train(
+            tuned,
+            items,
+            steps=1 + BEST_OF,  # the first warms up
+            local=local,
+            pad_id=pad_id,
+            rng=stream(0, "pace"),
+            who="timing",
+            on_step=lambda _: ended.append(time.perf_counter()),
+        )
+        seconds = min(b - a for a, b in pairwise(ended))
+    mean = sum(_mean_tokens(o) for o in own) / len(own)  # every client takes as many steps
+    return seconds * mean / _mean_tokens(items)
+
+
+def _private_step(config: Config, tuned: nn.Module, items: Sequence[Encoded], pad_id: int) -> None:
+    """Take a private step on all of `items`; the noise is no real one, since nothing is kept."""
+    from fedproxy_secure.dp.noise import Noise
+    from fedproxy_secure.dp.record_noise import RecordNoise
+    from fedproxy_secure.federate.private_training import train_privately
+
+    private = RecordNoise(noise_multiplier=1.0, clip_norm=config.privacy.clip_norm, sampling_rate=1.0)
+    train_privately(
+        tuned,
+        items,
+        steps=1,
+        local=config.local,
+        private=private,
+        noise=Noise(bytes(32)),
+        pad_id=pad_id,
+        who="timing",
+    )
+
+
+def _record_seconds(
+    config: Config, materials: Materials, model: nn.Module, sample: Sequence[Record]
+) -> float:
+    def judge() -> None:
+        choice_correct(model, materials.tokenizer, sample, max_tokens=config.data.max_tokens)
+
+    return _best(judge) / len(sample)
+
+
+def _healing_seconds(config: Config, materials: Materials, proxy: nn.Module) -> float:
+    """Return the seconds of a step of healing; steps of one window are timed."""
+    from fedproxy_secure.compress.healing import heal
+
+    ended: list[float] = []
+    heal(
+        proxy,
+        materials.llm,
+        materials.healing_windows[:HEALING_WINDOWS],
+        config.heal.model_copy(update={"steps": 1 + BEST_OF, "batch_size": 1}),
+        seed=0,
+        on_step=lambda *_: ended.append(time.perf_counter()),
+    )
+    return config.heal.batch_size * min(b - a for a, b in pairwise(ended))
+
+
+def _best(work: Callable[[], None]) -> float:
+    """Return the seconds of the fastest of some calls."""
+    seconds = []
+    for _ in range(BEST_OF):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _spread(groups: Sequence[Sequence[T]], count: int, *, key: Callable[[T], int]) -> list[T]:
+    """Return `count` items, taken in turns from all groups and from short to long in each."""
+    ordered = [sorted(group, key=key) for group in groups if group]
+    each = -(-count // len(ordered))
+    return [group[int((turn + 0.5) / each * len(group))] for turn in range(each) for group in ordered][
+        :count
+    ]
+
+
+def _mean_tokens(items: Sequence[Encoded]) -> float:
+    return sum(len(i.ids) for i in items) / len(items)
+
+
+def _small(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

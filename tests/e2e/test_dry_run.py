@@ -1,0 +1,80 @@
+"""A dry run estimates seconds from steps that it times, and leaves nothing behind."""
+
+import re
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedproxy_secure.cli.app import app
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.experiments.dry_run import plan
+from fedproxy_secure.experiments.sweeps.method_cells import Cell
+from fedproxy_secure.experiments.sweeps.pace import Pace, together
+from tests.support.tiny import tiny_settings
+
+PACE = Pace(ratio=0.5, batch=8, tests=100, setup=10.0, step=2.0, llm=0.04, proxy=0.02, heal=3.0)
+SETTINGS = {
+    "federate": {"rounds": 3},
+    "local": {"steps": 5, "batch_size": 8},
+    "heal": {"steps": 4},
+    "compress": {"remove_ratio": 0.5},
+}  # with four clients: 60 steps
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return tiny_settings(
+        tmp_path_factory.mktemp("tiny"),
+        seeds=[0, 1],
+        heal={"steps": 2, "batch_size": 2},
+        compare={"methods": ["zero_shot", "fedproxy_h_ties"], "remove_ratios": [0.5], "jobs": 1},
+    )
+
+
+def test_the_seconds_of_a_run_are_those_of_its_steps_and_of_its_records():
+    config = parse_config(SETTINGS)
+    assert PACE.run_seconds(config) == 10 + 4 * 3 + 60 * 2 + 2 * 100 * (0.04 + 0.02)
+    assert PACE.run_seconds(config, remove_ratio=0.25) == pytest.approx(10 + 12 + 180 + 200 * 0.07)
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio", "seconds"),
+    [
+        ("zero_shot", None, 10 + 4),
+        ("centralised_llm", None, 10 + 4 + 60 * 2 * 2),
+        ("fedproxy_h_ties", 0.5, 10 + 4 + 2 + 60 * 2),
+        ("zero_shot_proxy", 0.25, 10 + 4 + 3),
+    ],
+)
+def test_the_seconds_of_a_cell_follow_from_what_it_trains_and_at_which_size(method, ratio, seconds):
+    cell = Cell(method=method, remove_ratio=ratio, seed=0)
+    assert PACE.cell_seconds(parse_config(SETTINGS), cell) == pytest.approx(seconds)
+
+
+def test_several_processes_take_no_less_than_the_longest_piece():
+    assert together([10.0, 10.0, 10.0, 10.0], 2) == 20.0
+    assert together([30.0, 10.0], 2) == 30.0
+
+
+@pytest.mark.parametrize("privacy", [{}, {"unit": "record", "target_epsilon": 8, "target_delta": 1e-3}])
+def test_a_plan_times_real_steps(settings, privacy):
+    planned = plan(parse_config({**settings, "privacy": privacy}))
+    pace = planned.pace
+    assert min(pace.step, pace.llm, pace.proxy, pace.heal, pace.setup) > 0
+    assert (pace.batch, pace.tests) == (4, 3 * 12)
+    assert planned.run_seconds > 2 * pace.setup  # two seeds
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "matrix"])
+def test_every_dry_run_says_how_long_and_that_it_was_measured(settings, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    shown = CliRunner().invoke(app, [command, "tiny.yaml", "--dry-run"])
+    assert shown.exit_code == 0
+    line = next(row for row in shown.stdout.splitlines() if row.startswith("time: "))
+    assert re.search(r"about \d+ (s|min|h)", line)
+    assert "a step of 4 records" in line
+    assert "a step of healing" in line
+    assert line.endswith("measured now, on this machine)")
+    assert [f.name for f in tmp_path.iterdir()] == ["tiny.yaml"]

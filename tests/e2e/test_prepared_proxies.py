@@ -1,0 +1,114 @@
+"""Healed proxies are made once for all cells that start from them, and go when no cell needs them."""
+
+import json
+
+import pytest
+
+from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.experiments.compare import compare
+from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell, run_cell
+from tests.support.tiny import tiny_settings
+from tests.support.told import Told
+
+HEAL = "proxy 0.5-seed0: heal"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return tiny_settings(
+        tmp_path_factory.mktemp("tiny"),
+        heal={"steps": 2, "batch_size": 2, "learning_rate": 0.01},
+        compare={
+            "methods": ["zero_shot", "zero_shot_proxy", "fedproxy_h_ties", "local_only", "exact_h_ties"],
+            "remove_ratios": [0.5],
+            "jobs": 1,
+        },
+        matrix={
+            "protections": [{"scheme": "unsafe_plaintext"}, {"scheme": "masking"}],
+            "remove_ratios": [0.5],
+            "jobs": 1,
+        },
+        attacks={"suite": "none"},
+    )
+
+
+def files_below(folder):
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tmp_path):
+    config, told = parse_config(settings), Told()
+    compare(config, tmp_path, progress=told)
+    assert [task for task in told.started if "heal" in task] == [
+        HEAL,  # the others find it finished; a method on exact copies asks for none
+        "zero_shot_proxy-0.5-seed0: heal",
+        "fedproxy_h_ties-0.5-seed0: heal",
+        "local_only-0.5-seed0: heal",
+    ]
+    assert {task for task, _ in told.advanced if "heal" in task} == {HEAL}
+    assert files_below(tmp_path / "proxies") == ["0.5-seed0/proxy.json"]
+    record = json.loads((tmp_path / "proxies/0.5-seed0/proxy.json").read_text())
+    assert record["healing"]["kl_after"] < record["healing"]["kl_before"]
+    cell = Cell(method="fedproxy_h_ties", remove_ratio=0.5, seed=0)
+    assert read_cell(tmp_path, cell).outcome == run_cell(config, cell).outcome  # which heals itself
+
+
+class StopAfter(Told):
+    """Interrupts the comparison when this piece of it has ended."""
+
+    def __init__(self, piece):
+        super().__init__()
+        self.piece = piece
+
+    def advance(self, task, steps=1, note=""):
+        super().advance(task, steps, note)
+        if task == "compare" and note.endswith(self.piece):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_comparison_goes_on_with_the_proxy_it_has(settings, tmp_path):
+    config = parse_config(settings)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path, progress=StopAfter("zero_shot_proxy-0.5-seed0"))
+    assert "0.5-seed0/healing.safetensors" in files_below(tmp_path / "proxies")
+    told = Told()
+    compare(config, tmp_path, resume=True, progress=told)
+    assert HEAL in told.started
+    assert not any("heal" in task for task, _ in told.advanced)
+    assert files_below(tmp_path / "proxies") == ["0.5-seed0/proxy.json"]
+
+
+def test_methods_that_start_from_no_healed_proxy_have_none_made(settings, tmp_path):
+    own = {
+        **settings["compare"],
+        "methods": ["zero_shot", "fedot", "exact_h_ties"],
+        "remove_ratios": [0.25],
+    }
+    told = Told()
+    compare(parse_config({**settings, "compare": own}), tmp_path, progress=told)
+    assert not any("heal" in task for task in told.started)
+    assert not (tmp_path / "proxies").exists()
+
+
+def test_a_matrix_heals_a_proxy_once_for_cells_of_all_protections(settings, tmp_path):
+    told = Told()
+    report = matrix(parse_config(settings), tmp_path, progress=told)
+    assert {task for task, _ in told.advanced if "heal" in task} == {HEAL}
+    plans = [json.loads(f.read_text()) for f in tmp_path.glob("cells/*/seed-0/plan.json")]
+    assert len(plans) == 2
+    assert plans[0] == plans[1]
+    assert all(not c.failed for c in report.configurations)
+    assert not (tmp_path / "proxies").exists()
+    assert not list(tmp_path.rglob("healing.*"))
+    assert verify_run(tmp_path).problems == ()
+
+
+def test_processes_wait_for_the_proxy_that_their_cells_start_from(settings, tmp_path):
+    own = {**settings["compare"], "methods": ["zero_shot_proxy", "fedproxy_h_ties"], "jobs": 2}
+    told = Told()
+    report = compare(parse_config({**settings, "compare": own}), tmp_path, progress=told)
+    assert len(report.rows) == 2
+    assert {task for task, _ in told.advanced if "heal" in task} <= {HEAL}
+    assert told.open == {}
