@@ -43,7 +43,9 @@ def build_proxy(
     Args:
         llm: causal LM.
         remove_ratio: share of the blocks to drop, [0, 1).
-        importance: `block_influence` (the paper's), `gradient_fidelity`, `uniform` or `random`.
+        importance: `block_influence` (the paper's), `divergence`, `gradient_fidelity`, `uniform` or
+            `random`. The second and third take minutes for a large LLM, once: their result is kept in the
+            cache folder.
         windows: public token ids, int64 [n, tokens]; not read by `uniform` and `random`.
         seed: of `random`.
 
@@ -52,7 +54,12 @@ def build_proxy(
 
     Raises `ConfigError` if no block would be left.
     """
-    from fedproxy_secure.compress.importance import block_influence, greedy_gradient_fidelity
+    from fedproxy_secure.compress.importance import (
+        block_influence,
+        greedy_divergence,
+        greedy_gradient_fidelity,
+    )
+    from fedproxy_secure.compress.importance_memo import remembered
     from fedproxy_secure.compress.plan import blocks_to_remove, plan_by_importance, plan_uniform
     from fedproxy_secure.compress.proxy import Proxy
     from fedproxy_secure.models.llm import blocks_of, with_blocks
@@ -66,8 +73,10 @@ def build_proxy(
     else:
         if importance == "block_influence":
             scores = block_influence(llm, windows)
+        elif importance == "divergence":
+            scores = remembered(greedy_divergence, llm, windows, keep)
         elif importance == "gradient_fidelity":
-            _, scores = greedy_gradient_fidelity(llm, windows, keep)
+            scores = remembered(greedy_gradient_fidelity, llm, windows, keep)
         else:
             scores = stream(seed, "importance").random(blocks).tolist()
         plan = plan_by_importance(scores, remove_ratio)

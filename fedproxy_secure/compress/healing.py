@@ -5,8 +5,9 @@ up for missing blocks. Lifted into the LLM, which misses none, that part is nois
 copies. Here the server heals the proxy beforehand, by distillation (Hinton et al. 2015), so that what
 clients learn is about their tasks.
 
-Blocks alone are trained; embeddings, final norm and head stay the LLM's. What healing changed is never
-plugged back: the lifted difference is the clients' alone, so blocks need not be exact copies.
+Blocks alone are trained, all or those before a gap; embeddings, final norm and head stay the LLM's. What
+healing changed is never plugged back: the lifted difference is the clients' alone, so blocks need not be
+exact copies.
 
 Not guaranteed: that a healed proxy tells less of the LLM. Its blocks are no copies any more, but its
 predictions are closer. Both are measured: `verbatim_share`, `fidelity`, and extraction among the attacks.
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.compress.healing_state import HealingState
+from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.config import HealConfig
 from fedproxy_secure.errors import TrainingError
 from fedproxy_secure.models.llm import blocks_of
@@ -63,6 +65,7 @@ def heal(
     settings: HealConfig,
     *,
     seed: int,
+    plan: BlockPlan | None = None,
     folder: Path | None = None,
     on_step: OnStep | None = None,
 ) -> Healed:
@@ -72,21 +75,28 @@ def heal(
     rate that rises over the first tenth of the steps and falls to 0 by a cosine.
 
     Args:
-        proxy: causal LM with the LLM's vocabulary. It may share tensors with the LLM: its blocks get their
-        own. llm: the server's LLM; unchanged. windows: token ids, int64 [n, tokens]; the last ones are held
-        out. seed: of the order of windows. folder: where the state is kept. A call with the same inputs
-        goes on from it, or loads the result.
+        proxy: causal LM with the LLM's vocabulary. It may stand on the LLM's memory: trained blocks get
+            memory of their own.
+        llm: the server's LLM; unchanged.
+        windows: token ids, int64 [n, tokens]; the last ones are held out.
+        seed: of the order of windows.
+        plan: which blocks `heal.blocks` gaps means; without one all are trained.
+        folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
             One process at a time may use a folder.
 
     Raises `TrainingError` if the loss stops being finite, `RunFolderError` if the folder cannot be used.
     """
-    parameters = [p for block in blocks_of(proxy) for p in block.parameters()]
+    gaps = None if plan is None or settings.blocks == "all" else plan.before_gaps
+    blocks = [b for i, b in enumerate(blocks_of(proxy)) if gaps is None or i in gaps]
+    parameters = [p for block in blocks for p in block.parameters()]
     state = HealingState(folder, key=_key(parameters, windows, settings, seed))
     result = state.finished(parameters)
     if result is not None:
         return Healed(**result)
     held_out = min(HELD_OUT, max(1, len(windows) // 5))
     train, judged = windows[:-held_out], windows[-held_out:]
+    for p in proxy.parameters():
+        p.requires_grad_(False)
     for p in parameters:
         p.data = p.data.clone()
         p.requires_grad_(True)

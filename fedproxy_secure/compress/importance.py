@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.llm import blocks_of, with_blocks
 from fedproxy_secure.models.passes import windows_a_pass
 
 BATCH_WINDOWS = 16
+DIVERGENCE_WINDOWS = 4
+DIVERGENCE_TRIALS = 12  # blocks tried at each step
 
 
 @torch.inference_mode()
@@ -47,6 +49,52 @@ def block_influence(model: nn.Module, windows: torch.Tensor) -> list[float]:
     return influence
 
 
+@torch.inference_mode()
+def greedy_divergence(model: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
+    """Drop blocks one at a time, each time the one without which predictions stay closest to the model's.
+
+    Closeness is KL(LLM || rest) of next-token distributions, over a few windows spread through the text.
+    Only the blocks of least Block Influence are tried at each step: every trial is a pass of its own.
+
+    Args:
+        model: causal LM.
+        windows: token ids, int64 [n, tokens], public text without padding.
+        keep: how many blocks stay.
+
+    Returns, per block, an importance: the step at which it was dropped, and the number of blocks for those
+    that stay.
+    """
+    blocks = len(blocks_of(model))
+    influence = block_influence(model, windows)
+    few = windows[:: max(1, len(windows) // DIVERGENCE_WINDOWS)][:DIVERGENCE_WINDOWS]
+    parts = few.to(next(model.parameters()).device).split(windows_a_pass(model, few))
+    wanted = [_log_probabilities(model, part) for part in parts]
+
+    def divergence(rest: list[int]) -> float:
+        small = with_blocks(model, rest)
+        return sum(
+            float(
+                nn.functional.kl_div(_log_probabilities(small, part), p, reduction="sum", log_target=True)
+            )
+            for part, p in zip(parts, wanted, strict=True)
+        )
+
+    kept = list(range(blocks))
+    importance = [float(blocks)] * blocks
+    for step in range(blocks - keep):
+        tried = sorted(kept, key=lambda i: influence[i])[:DIVERGENCE_TRIALS]
+        scored = [(divergence([i for i in kept if i != candidate]), candidate) for candidate in tried]
+        dropped = min(scored)[1]
+        kept.remove(dropped)
+        importance[dropped] = float(step)
+    return importance
+
+
+def _log_probabilities(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float().log_softmax(-1)
+
+
 def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) -> float:
     """Return the cosine of the LLM's and a proxy's loss gradients on shared blocks, on public text.
 
@@ -64,13 +112,11 @@ def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) 
     )
 
 
-def greedy_gradient_fidelity(
-    model: nn.Module, windows: torch.Tensor, keep: int
-) -> tuple[list[int], list[float]]:
+def greedy_gradient_fidelity(model: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
     """Drop blocks one at a time, each time the block whose removal hurts gradient fidelity least.
 
-    Returns the kept blocks in order and, per LLM block, an importance: the step at which it was dropped
-    (kept ones: the number of blocks), so that `plan_by_importance` reproduces the choice.
+    Returns, per block, an importance: the step at which it was dropped, and the number of blocks for those
+    that stay.
     """
     blocks = len(blocks_of(model))
     kept = list(range(blocks))
@@ -85,7 +131,7 @@ def greedy_gradient_fidelity(
         worst = max(scored)[1]
         kept.remove(worst)
         importance[worst] = float(step)
-    return kept, importance
+    return importance
 
 
 def _block_gradients(

@@ -43,6 +43,18 @@ class BlockPlan:
         """The LLM blocks that the proxy lacks."""
         return tuple(i for i in range(self.llm_blocks) if i not in self.kept)
 
+    @property
+    def before_gaps(self) -> tuple[int, ...]:
+        """The proxy blocks after which the LLM has blocks that the proxy lacks.
+
+        >>> BlockPlan(llm_blocks=6, kept=(0, 3, 4)).before_gaps
+        (0, 2)
+        """
+        following = (*self.kept[1:], self.llm_blocks)
+        return tuple(
+            i for i, (at, after) in enumerate(zip(self.kept, following, strict=True)) if after > at + 1
+        )
+
     def to_llm(self, proxy_block: int) -> int:
         """Return the LLM block that `proxy_block` is a copy of."""
         return self.kept[proxy_block]

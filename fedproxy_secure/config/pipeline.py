@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Section
 
-Importance = Literal["block_influence", "gradient_fidelity", "uniform", "random"]
+Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
 FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
 Engine = Literal["in_process", "simulation", "deployment"]
@@ -90,8 +90,11 @@ class HealConfig(Section):
 
     With `steps` 0 the proxy's blocks are exact copies, as the paper has them. A step reads `batch_size`
     windows of 128 tokens of `data.public_text`, none of which is used to calibrate or to measure fidelity.
+    `blocks` says which are trained: `all`, or `gaps`: those after which the LLM has blocks that the proxy
+    lacks. Fewer need less memory, and the others stay exact copies.
     """
 
+    blocks: Literal["all", "gaps"] = "all"
     steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Positive = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4

@@ -175,6 +175,7 @@ def heal_proxy(
         materials.healing_windows,
         config.heal,
         seed=seed,
+        plan=proxy.plan,
         folder=folder,
         on_step=tell,
     )

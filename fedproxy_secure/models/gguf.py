@@ -30,6 +30,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 from fedproxy_secure.errors import ModelError
+from fedproxy_secure.models.cache import cache_folder
 
 SUFFIX = ".gguf"
 _FORMAT = 1  # of the converted folders; another number makes them anew
@@ -38,18 +39,6 @@ _FORMAT = 1  # of the converted folders; another number makes them anew
 _AS_GPT2 = frozenset({"gpt-2"})
 _AS_GPT2_BY_DIGITS = frozenset({"smollm", "starcoder"})
 _SCALED_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-def cache_folder() -> Path:
-    """Return where converted LLMs are kept: `llms` in `$FEDPROXY_CACHE`, or below the user's cache.
-
-    The user's cache is `$XDG_CACHE_HOME` if that is an absolute path, otherwise `~/.cache`.
-    """
-    chosen, shared = os.environ.get("FEDPROXY_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if chosen:
-        return Path(chosen) / "llms"
-    user = shared if shared.is_absolute() else Path.home() / ".cache"
-    return user / "fedproxy-secure" / "llms"
 
 
 def can_be_read() -> bool:
@@ -76,7 +65,7 @@ def converted(file: Path, *, weights: bool = True, sha256: str | None = None) ->
     if sha256 not in (None, digest):
         raise ModelError(f"{file} hashes to {digest[:12]}; must be {str(sha256)[:12]}; install it anew")
     name = f"{digest}-{_FORMAT}-{metadata.version('transformers')}"
-    whole, tokenizer = cache_folder() / name, cache_folder() / f"{name}-tokenizer"
+    whole, tokenizer = cache_folder("llms") / name, cache_folder("llms") / f"{name}-tokenizer"
     if whole.is_dir():
         return whole
     folder = whole if weights else tokenizer

@@ -18,6 +18,7 @@ from torch import nn
 
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models import gguf
+from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 
 Tokenizer = Any  # transformers' tokenizers share no typed base
@@ -106,6 +107,16 @@ def weights_written_ns(folder: Path) -> int:
     return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
 
 
+def llm_folder(path: str | Path) -> Path:
+    """Return the folder that a path as for `load_llm` stands for; GGUF files are converted into one.
+
+    A hub id stands for a folder of that name, which may not be there.
+
+    Raises `ModelError` in one line for a GGUF file that cannot be converted.
+    """
+    return Path(_source(path))
+
+
 def _source(path: str | Path, *, weights: bool = True) -> str:
     """Return the folder or the hub id that the libraries load from; GGUF files are converted first."""
     name = str(path)
@@ -125,7 +136,7 @@ def _source(path: str | Path, *, weights: bool = True) -> str:
 
 def _cannot_be_loaded(path: str | Path, error: Exception, source: str | None = None) -> ModelError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    made_here = source is not None and Path(source).parent == gguf.cache_folder()
+    made_here = source is not None and Path(source).parent == cache_folder("llms")
     remedy = f"; remove {source}, which is then made anew" if made_here else ""
     return ModelError(f"model.path={path}: cannot be loaded: {reason}{remedy}")
 

@@ -3,14 +3,17 @@
 import pytest
 import torch
 
+from fedproxy_secure.compress import importance_memo
 from fedproxy_secure.compress.base import Compression, compression_of
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.compress.fidelity import fidelity, linear_cka, verbatim_share
 from fedproxy_secure.compress.importance import (
     block_influence,
     gradient_fidelity,
+    greedy_divergence,
     greedy_gradient_fidelity,
 )
+from fedproxy_secure.compress.importance_memo import remembered
 from fedproxy_secure.compress.plan import (
     BlockPlan,
     blocks_to_remove,
@@ -74,12 +77,48 @@ def test_gradient_fidelity_drops_a_block_that_does_nothing_first():
     with torch.no_grad():
         blocks_of(model)[1].self_attn.o_proj.weight.zero_()
         blocks_of(model)[1].mlp.down_proj.weight.zero_()
-    kept, scores = greedy_gradient_fidelity(model, WINDOWS, keep=3)
-    assert kept == [0, 2, 3]
+    scores = greedy_gradient_fidelity(model, WINDOWS, keep=3)
     assert plan_by_importance(scores, 0.25).kept == (0, 2, 3)
 
 
-@pytest.mark.parametrize("importance", ["block_influence", "gradient_fidelity", "uniform", "random"])
+def test_divergence_drops_a_block_that_does_nothing_first_and_then_the_one_that_is_missed_least():
+    model = tiny_llama()
+    with torch.no_grad():
+        blocks_of(model)[1].self_attn.o_proj.weight.zero_()
+        blocks_of(model)[1].mlp.down_proj.weight.zero_()
+    scores = greedy_divergence(model, WINDOWS, keep=2)
+    assert scores[1] == 0.0
+    second = scores.index(1.0)
+    apart = {
+        i: fidelity(model, with_blocks(model, [j for j in (0, 2, 3) if j != i]), None, WINDOWS).kl_nats
+        for i in (0, 2, 3)
+    }
+    assert second == min(apart, key=lambda i: apart[i])
+
+
+def test_importance_that_took_long_is_computed_once_for_an_llm_and_its_windows(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path))
+    monkeypatch.setattr(importance_memo, "WORTH_S", 0.0)
+    asked: list[int] = []
+
+    def slow(model, windows, keep: int) -> list[float]:
+        asked.append(keep)
+        return [float(keep)] * 4
+
+    llm = tiny_llama()
+    assert [remembered(slow, llm, WINDOWS, 2) for _ in range(2)] == [[2.0] * 4] * 2
+    assert remembered(slow, llm, WINDOWS, 3) == [3.0] * 4
+    remembered(slow, tiny_llama(seed=1), WINDOWS, 2)
+    assert asked == [2, 3, 2]
+    for file in (tmp_path / "importance").iterdir():
+        file.write_bytes(b"damaged")
+    assert remembered(slow, llm, WINDOWS, 2) == [2.0] * 4
+    assert asked == [2, 3, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "importance", ["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
+)
 def test_proxy_blocks_are_exact_copies_and_the_llm_is_left_as_it_was(importance):
     llm, before = tiny_llama(), tiny_llama()
     proxy = build_proxy(llm, remove_ratio=0.5, importance=importance, windows=WINDOWS)

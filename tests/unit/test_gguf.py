@@ -14,6 +14,7 @@ import torch
 from fedproxy_secure.cli import doctor
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models import gguf, packaged
+from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.models.llm import blocks_of, load_llm, load_tokenizer, parameter_count
 from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 from tests.support.tiny import same_weights, save_tiny
@@ -209,12 +210,12 @@ def test_a_damaged_cache_is_named_in_the_error(file, cache):
 
 
 def test_the_cache_follows_the_variables_that_users_set(monkeypatch, tmp_path):
-    assert gguf.cache_folder() == tmp_path / "cache" / "llms"
+    assert cache_folder("llms") == tmp_path / "cache" / "llms"
     monkeypatch.delenv("FEDPROXY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert gguf.cache_folder() == tmp_path / "xdg" / "fedproxy-secure" / "llms"
+    assert cache_folder("llms") == tmp_path / "xdg" / "fedproxy-secure" / "llms"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert gguf.cache_folder() == Path.home() / ".cache" / "fedproxy-secure" / "llms"
+    assert cache_folder("llms") == Path.home() / ".cache" / "fedproxy-secure" / "llms"
 
 
 # ------------------------------------------------------------------ the packaged one

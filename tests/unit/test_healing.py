@@ -121,3 +121,17 @@ def test_a_learning_rate_that_diverges_ends_in_one_line():
     llm, proxy = llm_and_proxy()
     with pytest.raises(TrainingError, match=r"healing: loss=.* lower heal.learning_rate"):
         heal(proxy.model, llm, public_windows(), HealConfig(steps=30, learning_rate=1e30), seed=0)
+
+
+def test_healing_of_gaps_changes_only_the_blocks_before_them():
+    llm = tiny_llama(4).eval()
+    proxy = build_proxy(llm, remove_ratio=0.25, importance="uniform", windows=public_windows())
+    assert proxy.plan is not None
+    settings = SETTINGS.model_copy(update={"blocks": "gaps"})
+    healed = heal(proxy.model, llm, public_windows(), settings, seed=0, plan=proxy.plan)
+    assert healed.kl_after < healed.kl_before
+    same = [
+        same_weights(block, blocks_of(llm)[proxy.plan.to_llm(i)])
+        for i, block in enumerate(blocks_of(proxy.model))
+    ]
+    assert [i for i, equal in enumerate(same) if not equal] == list(proxy.plan.before_gaps)

@@ -33,8 +33,7 @@ class Pack:
         padded: int64 [rows * longest]; the token at each place of the padded rows, token 0 for padding.
         places: int64 [tokens]; the place of each token in the padded rows, flattened.
         visible: bool [rows, longest, longest]: whether a token sees another; None where every token sees
-        all
-            earlier ones of its row.
+            all earlier ones of its row.
     """
 
     ids: torch.Tensor

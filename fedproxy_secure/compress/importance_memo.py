@@ -1,0 +1,59 @@
+"""Importance that takes minutes, remembered on disk by what it was computed from.
+
+Every cell of a comparison builds its proxy anew, and all of them ask the same question of the same LLM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedproxy_secure.models.cache import cache_folder
+from fedproxy_secure.runtime.artifacts import json_bytes
+from fedproxy_secure.runtime.untrusted import read_json
+
+Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
+WORTH_S = 5.0  # what took less is computed again
+
+
+def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
+    """Return `importance(llm, windows, keep)`, one value per block, from disk if it was computed before.
+
+    A file that cannot be read counts as none, and a folder that cannot be written is not written.
+    """
+    file = cache_folder("importance") / f"{_key(importance, llm, windows, keep)}.json"
+    try:
+        found = read_json(file)
+        if isinstance(found, list) and all(isinstance(x, float) for x in found):
+            return found
+    except (OSError, ValueError):
+        pass
+    began = time.perf_counter()
+    values = importance(llm, windows, keep)
+    if time.perf_counter() - began > WORTH_S:
+        _write(file, values)
+    return values
+
+
+def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> str:
+    digest = hashlib.sha256(f"{importance.__name__}|{keep}|{tuple(windows.shape)}".encode())
+    for tensor in (windows, *llm.parameters()):
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(file: Path, values: list[float]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
+            partial.write(json_bytes(values))
+        os.replace(partial.name, file)
+    except OSError:
+        return
