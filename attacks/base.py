@@ -126,6 +126,11 @@ class Budget:
         """The seconds that are left; negative once they are used up."""
         return self.began + self.seconds - time.monotonic()
 
+    @property
+    def used(self) -> float:
+        """The share of the seconds that is used up: 0 at the beginning, above 1 when they are over."""
+        return 1 - self.left_s / self.seconds
+
     def check(self) -> None:
         """Raise `OutOfTime` if the seconds are used up; long loops call it in every step."""
         if self.left_s < 0:

@@ -178,7 +178,10 @@ def report(run: RunOption, strict: StrictOption = False) -> None:
 
 @app.command()
 def model(
-    path: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A Hugging Face folder, a .gguf file, demo or smollm2."),
+    ],
     members: Annotated[
         Path | None, typer.Option(help="A6: JSONL of `text` that the model may have been trained on.")
     ] = None,
@@ -189,7 +192,7 @@ def model(
         Path | None, typer.Option(help="A7: JSONL of `prompt`, `secret` (4 digits) and `repeats`.")
     ] = None,
     proxy: Annotated[
-        Path | None, typer.Option(help="A12: the smaller model the adversary holds; FOLDER is the victim.")
+        Path | None, typer.Option(help="A12: the smaller model the adversary holds; MODEL is the victim.")
     ] = None,
     suite: Annotated[
         str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
@@ -200,7 +203,7 @@ def model(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
     strict: StrictOption = False,
 ) -> None:
-    """Attack a Hugging Face folder alone, offline: membership (A6), canaries (A7), extraction (A12).
+    """Attack a model alone, offline: membership (A6), canaries (A7), extraction (A12).
 
     The search for the model's hidden size always runs. The other attacks need the files that the options
     name.

@@ -1,6 +1,6 @@
-"""Attacks on a Hugging Face folder alone, without a recorded run.
+"""Attacks on a model alone, without a recorded run: a Hugging Face folder, a GGUF file, or a known name.
 
-The folder takes the place of the API that an outsider queries (`view.api`). A6 tells which texts the model
+The model takes the place of the API that an outsider queries (`view.api`). A6 tells which texts the model
 was trained on, A7 how well it knows canaries, A12 its hidden size and, with a proxy, how much of the model
 can be extracted. Texts come in two files: `members` may have been trained on, `others` were not. Both must
 be drawn from the same source; otherwise the texts alone tell the two files apart, which the blind baseline
@@ -26,7 +26,7 @@ from fedproxy_secure.data.planted import SECRET_DIGITS, Canary
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.evidence.finding import Finding, Profile
-from fedproxy_secure.models.llm import Tokenizer, demo_llm_folder, load_tokenizer
+from fedproxy_secure.models.llm import Tokenizer, llm_folder, load_tokenizer
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 
@@ -48,10 +48,10 @@ def attack_folder(
     """Run every attack that the given files allow; the search for the hidden size always runs.
 
     Args:
-        path: the victim: a local Hugging Face folder, or `demo`.
+        path: the victim: a local Hugging Face folder, a `.gguf` file, or a name as in `model.path`.
         members, others: files of `text` (JSONL, CSV or Parquet), for A6; each needs the other.
         canaries: file of `prompt`, `secret` and optionally `repeats`, for A7.
-        proxy: folder of the smaller model that the adversary holds, for A12.
+        proxy: the smaller model that the adversary holds, for A12; named like the victim.
         profile: how much to spend: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take, its controls included.
         seed: seed of the attacks' own randomness.
@@ -62,8 +62,8 @@ def attack_folder(
         raise ConfigError(f"profile={profile}: must be {', '.join(get_args(Profile))}")
     if (members is None) != (others is None):
         raise ConfigError("members, others: only one is given; A6 needs both, to compare them")
-    victim = demo_llm_folder() if str(path) == "demo" else path
-    held = demo_llm_folder() if str(proxy) == "demo" else proxy
+    victim = llm_folder(path)
+    held = None if proxy is None else llm_folder(proxy)
     tokenizer = load_tokenizer(victim)
     if held is not None:
         _check_same_tokens(tokenizer, load_tokenizer(held), held)
@@ -98,7 +98,7 @@ def attack_folder(
 def read_canaries(file: Path) -> tuple[Canary, ...]:
     """Read the canaries in a file, in order. Raises `DataError` for a row that is no canary."""
     canaries = []
-    for number, row in enumerate(read_rows(str(file), "", root=None, limit=None), start=1):
+    for number, row in enumerate(read_rows(str(file), "all", root=None, limit=None), start=1):
         secret = str(row.get("secret", ""))
         if not isinstance(row.get("prompt"), str) or not row["prompt"]:
             raise DataError(f"{file}, row {number}: must have a prompt")
@@ -136,7 +136,7 @@ def _texts(file: Path | None, tokenizer: Tokenizer) -> tuple[Encoded, ...]:
     if file is None:
         return ()
     texts = []
-    for number, row in enumerate(read_rows(str(file), "", root=None, limit=None), start=1):
+    for number, row in enumerate(read_rows(str(file), "all", root=None, limit=None), start=1):
         if not isinstance(row.get("text"), str):
             raise DataError(f"{file}, row {number}: must have a text")
         ids = prompt_ids(row["text"], tokenizer)[:TEXT_TOKENS]

@@ -7,8 +7,9 @@ An attack that fails never stops the rest (`attacks.trial`). Each result is appe
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,9 +47,9 @@ class Trial:
         """The seed's folder, threat model and attack that the result belongs to."""
         return self.folder.name, self.model.name, self.attack
 
-    def run(self, one: Attack) -> Finding:
+    def run(self, one: Attack, progress: Progress | None = None) -> Finding:
         """Run the attack. Raises `RunFolderError` if the transcript cannot be read."""
-        return run_one(
+        found = run_one(
             one,
             read_view(self.folder, self.model, self.llm),
             read_truth(self.folder, honest_besides=self.model.clients),
@@ -56,7 +57,16 @@ class Trial:
             seconds=self.seconds,
             seed=self.seed,
             name=self.folder.name,
+            progress=progress,
         )
+        _give_memory_back()
+        return found
+
+
+def _give_memory_back() -> None:
+    """Give the system what was freed: glibc would keep half a gigabyte of a large model for later."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -150,7 +160,9 @@ def run_suite(
     task = f"{profile} suite"
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
     try:
-        with closing(_results(todo, by_name, jobs)) as results_as_they_end:  # an interrupt ends processes
+        with closing(
+            _results(todo, by_name, jobs, bars)
+        ) as results_as_they_end:  # an interrupt ends processes
             for result in results_as_they_end:
                 results[result.seed_folder, result.view, result.attack] = result
                 log_file.append_jsonl(EVENTS, result.to_json())
@@ -164,7 +176,9 @@ def run_suite(
     return findings
 
 
-def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Generator[Finding]:
+def _results(
+    todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int, bars: Progress
+) -> Generator[Finding]:
     """Yield the findings as they come."""
     apart = []
     for trial in todo:
@@ -173,20 +187,22 @@ def _results(todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int) -> Ge
         if jobs > 1 and has_surfaces(one.info, seen):
             apart.append(trial)
         else:
-            yield trial.run(one)
+            yield trial.run(one, bars)
     apart.sort(key=lambda t: -attacks[t.attack].info.long)
     seconds = apart[0].seconds if apart else 0.0
-    with closing(in_processes(run_trial, apart, jobs=jobs, seconds=seconds)) as ended:
+    with closing(
+        in_processes(run_trial, apart, jobs=jobs, seconds=seconds, progress=lambda _trial: bars)
+    ) as ended:
         for index, result in ended:
             yield _lost(apart[index], result) if isinstance(result, Lost) else result
 
 
-def run_trial(trial: Trial) -> Finding:
+def run_trial(trial: Trial, *, progress: Progress | None = None) -> Finding:
     """Run one trial in this process, on one thread."""
     import torch
 
     torch.set_num_threads(1)
-    return trial.run(every()[trial.attack])
+    return trial.run(every()[trial.attack], progress)
 
 
 def _lost(trial: Trial, lost: Lost) -> Finding:

@@ -11,12 +11,13 @@ See the guarantees of `attacks.base`.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,11 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome, Profile
 from fedproxy_secure.evidence.measure import measure_kind
 from fedproxy_secure.record.view import View
+from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.randomness import stream
 
 log = logging.getLogger(__name__)
+TICK_S = 1.0  # between two messages of a bar
 
 
 def run_one(
@@ -50,6 +53,7 @@ def run_one(
     seconds: float,
     seed: int,
     name: str = "",
+    progress: Progress | None = None,
 ) -> Finding:
     """Run one attack from one view with both controls; only an interrupt is raised.
 
@@ -61,21 +65,28 @@ def run_one(
         seconds: the most it may take, controls included; numbers found until then are kept.
         seed: seed of the attack's randomness.
         name: name of the seed's folder, for the finding.
+        progress: where the seconds that pass are reported.
     """
     began = time.monotonic()
     budget = Budget(profile=profile, seconds=seconds)
     estimates: tuple[Estimate, ...] = ()
     positive = negative = None
+    bar = _Seconds(shown=progress or NoProgress(), task=f"{one.info.name}, {seen.threat_model}")
+    bar.shown.start(bar.task, math.ceil(seconds))
     try:
         _check_surfaces(one.info, seen)
-        with _alarm(seconds):
+        with _alarm(seconds, bar):
             exam, guess, estimates = _attempt(one, seen, truth, budget, seed)
             _check_units(one.info, estimates)
+            bar.part = "its positive control"
             with suppress(NotApplicable):  # a control that does not apply counts as missing
                 positive = _positive(one, seen, truth, budget, seed, estimates)
+            bar.part = "its negative control"
             with suppress(NotApplicable):
                 negative = _negative(one, seen, exam, guess, budget, seed)
         outcome, reason = judge(one.info, estimates[0], positive, negative)
+    except OutOfTime as error:
+        outcome, reason = Outcome.INCONCLUSIVE, f"{error} in {bar.part}"
     except NotApplicable as error:
         outcome, reason = Outcome.NOT_APPLICABLE, str(error)
     except Inconclusive as error:
@@ -83,6 +94,7 @@ def run_one(
     except (Exception, SystemExit) as error:  # the rest of the suite goes on
         log.debug("attack %s failed", one.info.name, exc_info=True)
         outcome, reason = Outcome.ERROR, f"{type(error).__name__}: {str(error)[:200]}"
+    bar.shown.done(bar.task)
     return finding(
         one.info,
         seen,
@@ -244,22 +256,40 @@ def _stream(one: Attack, seed: int, what: str) -> np.random.Generator:
     return stream(seed, "attack", one.info.name, what)
 
 
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` when the seconds are over, between any two lines of Python.
+@dataclass(kw_only=True)
+class _Seconds:
+    """The bar of one attack: the seconds that have passed, of those that it may take at most."""
 
-    Signals reach the main thread only. In any other thread nothing interrupts the attack, and its own calls
-    of `budget.check` must do.
+    shown: Progress
+    task: str
+    part: str = "the attack itself"
+    _told: int = 0
+
+    def tell(self, passed: float) -> None:
+        self.shown.advance(self.task, int(passed) - self._told, note=self.part.removeprefix("its "))
+        self._told = int(passed)
+
+
+@contextmanager
+def _alarm(seconds: float, bar: _Seconds) -> Iterator[None]:
+    """Raise `OutOfTime` when the seconds are over, between any two lines of Python; tell each that passes.
+
+    Signals reach the main thread only. In any other, `budget.check` must do, and the bar stands still.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    began = time.monotonic()
 
     def ring(_signal: int, _frame: object) -> None:
-        raise OutOfTime(seconds)
+        passed = time.monotonic() - began
+        if passed >= seconds:
+            raise OutOfTime(seconds)
+        signal.setitimer(signal.ITIMER_REAL, min(TICK_S, max(seconds - passed, 1e-3)))
+        bar.tell(passed)
 
-    before, began = signal.signal(signal.SIGALRM, ring), time.monotonic()
-    others_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGALRM, ring)
+    others_s, _ = signal.setitimer(signal.ITIMER_REAL, min(TICK_S, seconds))
     try:
         yield
     finally:

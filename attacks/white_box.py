@@ -98,12 +98,13 @@ class WhiteBox:
         for at in range(0, len(items), batch_size):
             part = items[at : at + batch_size]
             batch = training_batch(part, pad_id=self.tokenizer.pad_token_id, device="cpu")
-            logits = self.tuned(
-                input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
-            ).logits.double()
-            nll = -logits[:, :-1].log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
-            for row, wanted in zip(nll, batch.response, strict=True):
-                losses.append(row[wanted > 0].numpy())
+            positions = batch.response.any(dim=0).nonzero().flatten()
+            inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
+            logits = self.tuned(**inputs, logits_to_keep=positions).logits
+            for row, ids, wanted in zip(logits, batch.ids, batch.response[:, positions] > 0, strict=True):
+                targets = ids[positions + 1][wanted]
+                nll = nn.functional.cross_entropy(row[wanted].double(), targets, reduction="none")
+                losses.append(nll.numpy())
         return losses
 
     def shared_input(self, block: int) -> SharedInput:
@@ -213,7 +214,7 @@ class WhiteBox:
         return torch.cat(parts)
 
     def token_inputs(self) -> np.ndarray:
-        """Return what the first adapted block reads for every token, float64 [V, positions, k].
+        """Return what the first adapted block reads for every token, float32 [V, positions, k].
 
         There is one position, unless the model adds learnt positions to embeddings. Without `reads_tokens`
         it is what the block reads for the token repeated, an approximation only.
@@ -225,7 +226,7 @@ class WhiteBox:
         for ids in torch.arange(self.vocabulary).split(256):
             rows = ids[:, None].expand(-1, length).contiguous()
             parts.append(self.block_inputs(rows, self.adapted[0]).numpy())
-        return np.concatenate(parts).astype(np.float64)
+        return np.concatenate(parts)
 
 
 class _Reached(Exception):

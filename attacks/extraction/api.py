@@ -14,6 +14,7 @@ import torch
 
 from attacks.base import Inconclusive
 from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.models.passes import vocabulary_size, windows_a_pass
 
 Mode = Literal["true", "shuffled", "noise"]
 EXTRACTION = (
@@ -22,8 +23,7 @@ EXTRACTION = (
     ("NIST AI RMF", "1.0", "MEASURE 2.7"),
     ("EU AI Act", "2024/1689", "Art. 15(5)"),
 )
-NOTES_BYTES = 2**29  # answers kept; the others are computed again, which costs time but no query
-TEXTS_A_PASS = 16
+NOTES_BYTES = 2**28  # answers kept; the others are computed again, which costs time but no query
 
 
 class OverBudget(Inconclusive):
@@ -38,11 +38,14 @@ class Api:
         limit: the most texts that are answered.
         mode: `true`, or one of two negative controls: `shuffled` gives every text the answer to another
             text of the same call, `noise` answers with noise.
+        notes_bytes: the most that the customer's notes take.
     """
 
-    def __init__(self, folder: Path, *, limit: int, mode: Mode = "true") -> None:
+    def __init__(
+        self, folder: Path, *, limit: int, mode: Mode = "true", notes_bytes: int = NOTES_BYTES
+    ) -> None:
         self._model, _ = load_llm(folder, dtype="float32")
-        self._limit, self._mode = limit, mode
+        self._limit, self._mode, self._notes_bytes = limit, mode, notes_bytes
         self._seen: set[bytes] = set()
         self._notes: dict[bytes, torch.Tensor] = {}
         self._noted_bytes = 0
@@ -64,11 +67,12 @@ class Api:
         self._seen = wanted
         unknown = [i for i, key in enumerate(keys) if key not in self._notes]
         fresh: dict[bytes, torch.Tensor] = {}
-        for at in range(0, len(unknown), TEXTS_A_PASS):
-            part = unknown[at : at + TEXTS_A_PASS]
+        at_once = windows_a_pass(self._model, texts)
+        for at in range(0, len(unknown), at_once):
+            part = unknown[at : at + at_once]
             for i, logits in zip(part, self._run(texts[part]), strict=True):
                 fresh[keys[i]] = logits
-                if self._noted_bytes + logits.nbytes <= NOTES_BYTES:
+                if self._noted_bytes + logits.nbytes <= self._notes_bytes:
                     self._notes[keys[i]] = logits.clone()
                     self._noted_bytes += logits.nbytes
         answers = torch.stack([self._notes[k] if k in self._notes else fresh[k] for k in keys])
@@ -77,8 +81,9 @@ class Api:
     @torch.no_grad()
     def _run(self, texts: torch.Tensor) -> torch.Tensor:
         device = next(self._model.parameters()).device
-        logits: torch.Tensor = self._model(input_ids=texts.to(device), use_cache=False).logits.float()
         if self._mode == "noise":
             generator = torch.Generator().manual_seed(int(texts.sum()))
-            return torch.randn(logits.shape, generator=generator).to(device)
+            shape = (*texts.shape, vocabulary_size(self._model))
+            return torch.randn(shape, generator=generator).to(device)
+        logits: torch.Tensor = self._model(input_ids=texts.to(device), use_cache=False).logits.float()
         return logits

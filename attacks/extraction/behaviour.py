@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import nn
 
 from attacks.base import Budget
-from fedproxy_secure.data.encode import Encoded, training_batch
+from attacks.membership.reading import logits_after
+from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 
 DRAWS = 1000
-TEXTS_A_PASS = 16
 KL, AGREEMENT, PERPLEXITY, ACCURACY = "KL", "agreement", "log perplexity", "accuracy"
 
 
@@ -67,35 +66,28 @@ class Behaviour:
     said: tuple[np.ndarray, ...]
 
 
-@torch.inference_mode()
-def behaviour(model: nn.Module, asked: Asked, *, pad_id: int, budget: Budget | None = None) -> Behaviour:
+def behaviour(model: nn.Module, asked: Asked, *, budget: Budget | None = None) -> Behaviour:
     """Return what a model answers to the questions."""
-    device = next(model.parameters()).device
-    logs, answers = [], []
-    for at in range(0, len(asked.texts), TEXTS_A_PASS):
-        if budget is not None:
-            budget.check()
-        ids = torch.from_numpy(asked.texts[at : at + TEXTS_A_PASS]).to(device)
-        places = torch.from_numpy(asked.places[at : at + TEXTS_A_PASS]).to(device)
-        logits = model(input_ids=ids, use_cache=False).logits
-        rows = torch.arange(len(ids), device=device)[:, None]
-        logs.append(logits[rows, places].float().log_softmax(-1).cpu().numpy())
-    for at in range(0, len(asked.records), TEXTS_A_PASS):
-        batch = training_batch(asked.records[at : at + TEXTS_A_PASS], pad_id=pad_id, device=device)
-        out = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
-        best = out[:, :-1].argmax(-1)
-        answers += [row[wanted > 0].cpu().numpy() for row, wanted in zip(best, batch.response, strict=True)]
-    return Behaviour(logs=np.concatenate(logs), said=tuple(answers))
+    logits = logits_after(model, asked.texts.tolist(), asked.places.tolist(), budget=budget)
+    logs = np.stack([part.log_softmax(-1).cpu().numpy() for part in logits])
+    texts = [item.ids for item in asked.records]
+    places = [range(item.response_start - 1, len(item.ids) - 1) for item in asked.records]
+    answers = logits_after(model, texts, places, budget=budget)
+    return Behaviour(logs=logs, said=tuple(part.argmax(-1).cpu().numpy() for part in answers))
 
 
 def scores(mine: Behaviour, llm: Behaviour, asked: Asked) -> dict[str, np.ndarray]:
     """Return scores by name, higher is better: float64 [texts], and [records] for accuracy."""
-    p, q = llm.logs.astype(np.float64), mine.logs.astype(np.float64)
     targets = np.take_along_axis(asked.texts, asked.places + 1, axis=1)
+    kl, perplexity = [], []
+    for p, q, next_tokens in zip(llm.logs, mine.logs, targets, strict=True):  # one text [places, V] at once
+        p, q = p.astype(np.float64), q.astype(np.float64)
+        kl.append(-(np.exp(p) * (p - q)).sum(-1).mean())
+        perplexity.append(np.take_along_axis(q, next_tokens[:, None], axis=-1).mean())
     by_name = {
-        KL: -(np.exp(p) * (p - q)).sum(-1).mean(-1),
-        AGREEMENT: (p.argmax(-1) == q.argmax(-1)).mean(-1),
-        PERPLEXITY: np.take_along_axis(q, targets[..., None], axis=-1)[..., 0].mean(-1),
+        KL: np.array(kl),
+        AGREEMENT: (llm.logs.argmax(-1) == mine.logs.argmax(-1)).mean(-1),
+        PERPLEXITY: np.array(perplexity),
     }
     if asked.records:
         right = [

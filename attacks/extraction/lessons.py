@@ -12,13 +12,14 @@ from torch import nn
 
 from attacks.base import Budget
 from attacks.extraction.api import Api
+from fedproxy_secure.models.passes import windows_a_pass
 
 Answers = Literal["logits", "top_k", "text"]
 Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats per token
 TOP = 20  # tokens that a `top_k` API returns, with their probabilities
 LEARNING_RATE = 3e-3
 WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
-CHECKS = 8  # evaluations on held-out texts during training; the best state is kept
+CHECKS = 8  # evaluations on held-out texts during training, one every third step at most
 GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
 
 
@@ -30,7 +31,10 @@ def imitate(api: Api, answers: Answers = "logits") -> Lesson:
     """
 
     def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        mine, theirs = logits.log_softmax(-1), api.ask(texts).to(logits.device).log_softmax(-1)
+        theirs = api.ask(texts).to(logits.device).log_softmax(-1)
+        if answers == "logits":
+            return _divergence(theirs, logits)
+        mine = logits.log_softmax(-1)
         if answers == "text":
             return -mine.gather(-1, theirs.argmax(-1, keepdim=True)).mean()
         if answers == "top_k":
@@ -40,6 +44,14 @@ def imitate(api: Api, answers: Answers = "logits") -> Lesson:
         return (theirs.exp() * (theirs - mine)).sum(-1).mean()
 
     return lesson
+
+
+def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean KL from log-probabilities [..., V] to a model's logits, nats: few arrays of V."""
+    p = theirs.exp()
+    entropy = -torch.linalg.vecdot(p, theirs)
+    mean: torch.Tensor = (logits.logsumexp(-1) - torch.linalg.vecdot(p, logits) - entropy).mean()
+    return mean
 
 
 def predict(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -52,7 +64,7 @@ def predict(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 def loss_of(model: nn.Module, texts: torch.Tensor, lesson: Lesson, *, budget: Budget) -> float:
     """Return a model's loss on texts, int64 [n, tokens], in nats per token."""
     total = 0.0
-    for part in texts.split(16):
+    for part in texts.split(windows_a_pass(model, texts)):
         budget.check()
         total += float(lesson(_logits(model, part), part)) * len(part)
     return total / len(texts)
@@ -72,17 +84,19 @@ def teach(
 ) -> float:
     """Train the parameters of `trained` in place, leave all others, and return the held-out loss.
 
-    Guarantees: the model ends in the state that was best on `held_out`, among its start and `CHECKS`
-    evaluations.
+    Guarantees: the model ends in the state that was best on `held_out`, among its start and at most
+    `CHECKS` evaluations.
     """
     parameters = [p for module in trained for p in module.parameters()]
     for p in model.parameters():
         p.requires_grad_(False)
     for p in parameters:
         p.requires_grad_(True)
-    best, state = loss_of(model, held_out, lesson, budget=budget), _state(parameters)
-    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
-    looks = {round(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
+    best = loss_of(model, held_out, lesson, budget=budget)
+    state = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
+    checks = min(CHECKS, max(1, steps // 3))
+    looks = {round(steps * (i + 1) / checks) for i in range(checks)}
     for step in range(steps if best > GOOD_ENOUGH else 0):
         budget.check()
         rate = LEARNING_RATE * min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * (1 - step / steps)
@@ -97,11 +111,12 @@ def teach(
         if step + 1 in looks:
             now = loss_of(model, held_out, lesson, budget=budget)
             if now < best:
-                best, state = now, _state(parameters)
-    with torch.no_grad():
-        for p, value in zip(parameters, state, strict=True):
-            p.copy_(value)
-            p.requires_grad_(False)
+                best = now
+                _copy(parameters, state)
+    _copy(state, parameters)
+    for p in parameters:
+        p.requires_grad_(False)
+        p.grad = None
     return best
 
 
@@ -125,5 +140,7 @@ def _rest(logs: torch.Tensor) -> torch.Tensor:
     return (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(1e-7).log()
 
 
-def _state(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in parameters]
+@torch.no_grad()
+def _copy(values: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
+    for place, value in zip(places, values, strict=True):
+        place.copy_(value)

@@ -1,9 +1,11 @@
 """A12 at its cheapest: the LLM's hidden size, from its logits alone.
 
 Logits are a linear map of the last hidden state, so the rank of a matrix of them is at most the hidden
-size, and its singular values drop sharply there. Any texts will do; random ones are used. An API that
-returns only log-probabilities adds at most one to the rank. An API that rounds logits, or caps them (Gemma
-2), hides the drop.
+size, and its singular values drop to rounding noise there. Any texts will do; random ones are used. Rows
+and columns are centred first: what all logits have in common is by far the largest singular value of a real
+LLM, and would look like a drop after the first. Centring leaves the rank as it is, and takes away what an
+API subtracts that returns log-probabilities. An API that rounds logits, or caps them (Gemma 2), hides the
+drop.
 
 Carlini et al. 2024, Stealing Part of a Production Language Model (arXiv 2403.06634).
 """
@@ -27,18 +29,19 @@ from attacks.base import (
     Truth,
     replace_view,
 )
-from attacks.extraction.api import EXTRACTION, Api
+from attacks.extraction.api import EXTRACTION, Api, Mode
 from attacks.registry import attack
 from attacks.statistics import share
 from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
-TRIES = 8
+TRIES = {"smoke": 4, "standard": 8, "full": 8}
 TEXT_TOKENS = 64
 FEWEST, MOST = 256, 8192  # rows of a matrix: positions asked about in one try
-COLUMNS = 4096  # tokens looked at; of a larger vocabulary this many are drawn at random
+COLUMNS = 8192  # tokens looked at, twice as many as rows; of a large vocabulary they are drawn at random
 CLIFF = 10.0  # factor by which the next singular value must be smaller
+NOISE = 0.01  # of the root mean square of all singular values, which the next one must not exceed
 MARGIN = 8  # rows and columns that the matrix must have beyond the rank
 
 
@@ -54,7 +57,7 @@ class Widths:
 
 
 def width_of(logits: np.ndarray) -> int:
-    """Return where the singular values of logits, float [n, m], drop sharply.
+    """Return where the singular values of centred logits, float [n, m], drop to noise.
 
     The result is 0 if they do not, or if n is too small.
 
@@ -63,11 +66,19 @@ def width_of(logits: np.ndarray) -> int:
     >>> width_of(rng.normal(size=(40, 5)) @ rng.normal(size=(5, 60)))
     5
     """
-    values = np.linalg.svd(logits.astype(np.float64), compute_uv=False)
+    table = logits.astype(np.float64)
+    table -= table.mean(axis=1, keepdims=True)
+    table -= table.mean(axis=0)
+    # rows beyond the rank depend on those before: far cheaper to see than singular values
+    new = np.abs(np.diagonal(np.linalg.qr(table.T, mode="r")))
+    if new[-MARGIN:].max() * CLIFF > new.max():
+        return 0
+    values = np.linalg.svd(table, compute_uv=False)
+    usual = np.sqrt(np.square(values).mean())
     drops = values[:-1] / np.maximum(values[1:], values[0] * 1e-15)
+    drops = np.where(values[1:] > NOISE * usual, 0, drops)[: len(values) - MARGIN]  # centring ends the last
     at = int(drops.argmax())
-    enough = at + 1 <= min(logits.shape) - MARGIN
-    return at + 1 if enough and drops[at] >= CLIFF else 0
+    return at + 1 if drops[at] >= CLIFF else 0
 
 
 @attack(
@@ -93,24 +104,30 @@ class LogitSvd(Attack):
         return Exam(answer=head_width(view.api))
 
     def guess(self, view: View, question: Any, budget: Budget, rng: np.random.Generator) -> Widths:
-        """Return `TRIES` hidden sizes from different texts; the first try finds how many are needed."""
+        """Return hidden sizes from different texts; the first try finds how many texts are needed.
+
+        There are as many tries as the profile has, or, from two on, as get done in half of the seconds.
+        """
         assert view.api is not None
-        api = Api(view.api, limit=budget.queries, mode="noise" if view.threat_model == NOBODY else "true")
+        mode: Mode = "noise" if view.threat_model == NOBODY else "true"
+        api = Api(view.api, limit=budget.queries, mode=mode, notes_bytes=0)  # no text is asked twice
         vocabulary = api.ask(torch.zeros((1, 1), dtype=torch.int64)).shape[-1]
-        most = min(MOST, (budget.queries - 1) // TRIES * TEXT_TOKENS)
+        tries = TRIES[budget.profile]
+        most = min(MOST, (budget.queries - 1) // tries * TEXT_TOKENS)
         rows = FEWEST
         widths: list[int] = []
-        while len(widths) < TRIES:
+        while len(widths) < tries and (len(widths) < 2 or budget.used < 0.5):
             budget.check()
             ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // TEXT_TOKENS, TEXT_TOKENS)))
-            columns = rng.permutation(vocabulary)[:COLUMNS]
-            logits = torch.cat([api.ask(p)[..., columns].flatten(0, 1).cpu() for p in ids.split(16)])
-            width = width_of(logits.numpy())
+            columns = torch.from_numpy(rng.permutation(vocabulary)[: min(COLUMNS, 2 * rows)])
+            answers = [api.ask(text)[..., columns].flatten(0, 1).cpu() for text in ids.split(1)]
+            width = width_of(torch.cat(answers).numpy())
             if width == 0 and not widths:
                 rows *= 2
-                if rows > min(most, COLUMNS, vocabulary):
+                if rows > min(most, COLUMNS // 2, vocabulary):
                     return Widths(found=(0,), queries=api.asked)
             else:
+                rows = rows if width == 0 else min(rows, _texts_for(width) * TEXT_TOKENS)
                 widths.append(width)
         return Widths(found=tuple(widths), queries=api.asked)
 
@@ -131,6 +148,11 @@ class LogitSvd(Attack):
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """An API that answers with noise."""
         return replace_view(view, threat_model=NOBODY), exam
+
+
+def _texts_for(width: int) -> int:
+    """Return how many texts have twice the margin more tokens than a hidden size."""
+    return -(-(width + 2 * MARGIN) // TEXT_TOKENS)
 
 
 def head_width(folder: Path) -> int:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,43 +50,42 @@ from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale,
 from attacks.extraction.fillers import Gaps, gaps_of, grown, spread
 from attacks.extraction.lessons import TOP, Answers
 from attacks.extraction.lineage import held, read_tensors
-from attacks.extraction.texts import texts_for
-from attacks.extraction.thief import Thief, effort, held_model, leaked
+from attacks.extraction.questions import answers_of, prepared, questions
+from attacks.extraction.thief import Thief, held_model, leaked
 from attacks.registry import attack
-from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate, counted, proportion_interval
-from fedproxy_secure.models.llm import blocks_of, load_llm, weights_written_ns
+from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.record.view import View
 
-TEXT_TOKENS = 64  # length of a query, and of a held-out text
-HELD_OUT, RECORDS = 64, 160  # texts and records of an exam
-NUMBERS = 2**24  # the most log-probabilities that a model hands in
+RECORDS = 160  # of an exam
+FEWEST_QUERIES = 16
 PROXY, LLM, HEALED, NOTHING = "proxy", "LLM", "healed", "no proxy"
 TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likeliest token told"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stolen:
-    """The behaviour of each model by its name, the gaps guessed (None: not guessed), the queries asked."""
+    """The behaviour of each model by its name, the gaps guessed (None: not guessed), queries and steps."""
 
     models: Mapping[str, Behaviour]
     grid: tuple[int, ...]
     gaps: Gaps | None
     asked: int
+    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """The exam's answer: the LLM's behaviour, and what of the LLM the proxy holds.
+    """The exam's answer: the LLM, and what of it the proxy holds.
 
     Args:
-        llm: the LLM's behaviour.
+        llm: the LLM's folder; it answers when it is known how many questions the adversary took.
         asked: the questions.
         gaps: the true gaps; None where the proxy's blocks are not the LLM's.
         share: share of the LLM's weights that the proxy holds.
     """
 
-    llm: Behaviour
+    llm: Path
     asked: Asked
     gaps: Gaps | None
     share: float
@@ -95,25 +94,6 @@ class Original:
 def queries(count: int) -> str:
     """Return the name of the model that was made with so many queries."""
     return f"{count} queries"
-
-
-def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:
-    """Return held-out texts of a seed with these records, and what the LLM in a folder answers."""
-    return _posed(folder, weights_written_ns(folder), records, seed)
-
-
-@lru_cache(maxsize=2)
-def _posed(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int) -> tuple[Asked, Behaviour]:
-    rng = np.random.default_rng(seed)
-    llm, tokenizer = load_llm(folder, dtype="float32")
-    texts = texts_for(llm, tokenizer, count=HELD_OUT, tokens=TEXT_TOKENS, rng=rng)
-    vocabulary = int(llm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    count = min(TEXT_TOKENS - 1, max(1, NUMBERS // (HELD_OUT * vocabulary)))
-    drawn = [np.sort(rng.choice(TEXT_TOKENS - 1, count, replace=False)) for _ in range(HELD_OUT)]
-    question = Asked(
-        depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records
-    )
-    return question, behaviour(llm, question, pad_id=tokenizer.pad_token_id)
 
 
 @attack(
@@ -147,41 +127,34 @@ class ProxyExtraction(Attack):
             raise NotApplicable("the adversary includes the server, which owns the LLM")
         records = [item for s in truth.clients.values() for item in (s.holdout or s.train)]
         chosen = rng.permutation(len(records))[:RECORDS]
-        question, llm = posed(view.api, tuple(records[i] for i in chosen), seed=int(rng.integers(2**31)))
+        posed_records, seed = tuple(records[i] for i in chosen), int(rng.integers(2**31))
+        question = questions(view.api, posed_records, seed=seed)
         proxy, _ = held_model(view)
         mine = held(proxy.state_dict(), read_tensors(view.api))
         whole = len(mine.kept) == len(blocks_of(proxy))
         gaps = gaps_of(mine.kept, mine.depth) if whole else None
         return Exam(
-            question=question, answer=Original(llm=llm, asked=question, gaps=gaps, share=mine.share)
+            question=question, answer=Original(llm=view.api, asked=question, gaps=gaps, share=mine.share)
         )
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Stolen:
         """Return the behaviour of one model for each K of the profile's grid, and of the controls."""
         if view.api is None:
             raise NotApplicable("this view has no API")
-        spent = effort(budget)
-        if not spent.grid:
-            raise NotApplicable(f"queries={budget.queries}: must be >= 16")
+        if budget.queries < FEWEST_QUERIES:
+            raise NotApplicable(f"queries={budget.queries}: must be >= {FEWEST_QUERIES}")
         proxy, tokenizer = held_model(view)
         missing = question.depth - len(blocks_of(proxy))
         if missing <= 0:
             raise NotApplicable("the proxy has no fewer blocks than the LLM: there is no gap to fill")
+        ready = prepared(view, proxy, tokenizer, question, budget, seed=int(rng.integers(2**31)))
+        spent, texts = ready.spent, ready.texts
         last, even = spent.grid[-1], spread(len(blocks_of(proxy)), missing)
         shuffled = view.threat_model == NOBODY
         api = Api(view.api, limit=last, mode="shuffled" if shuffled else "true")
-        texts = texts_for(proxy, tokenizer, count=last, tokens=TEXT_TOKENS, rng=rng)
         thief = Thief(proxy, api, texts, spent, budget, int(rng.integers(2**31)))
-        answer = partial(
-            behaviour,
-            asked=question.first(
-                budget.pick(smoke=32, standard=HELD_OUT, full=HELD_OUT),
-                budget.pick(smoke=48, standard=RECORDS, full=RECORDS),
-            ),
-            pad_id=tokenizer.pad_token_id,
-            budget=budget,
-        )
-        models = {PROXY: answer(proxy)}
+        answer = partial(behaviour, asked=question.first(spent.texts, spent.records), budget=budget)
+        models = {PROXY: ready.proxy}
         gaps: Gaps | None = None
         if shuffled:
             models[queries(last)] = answer(thief.distilled(last, thief.empty(missing)))
@@ -190,7 +163,11 @@ class ProxyExtraction(Attack):
         else:
             healed = thief.healed(thief.empty(missing))
             models[HEALED] = answer(healed)
-            others = (healed, *(grown(proxy, even, kind)[0] for kind in ("copy", "average")))
+            others = (
+                lambda: healed,
+                lambda: grown(proxy, even, "copy")[0],
+                lambda: grown(proxy, even, "average")[0],
+            )
             for count in spent.grid:
                 models[queries(count)] = answer(thief.distilled(count, thief.empty(missing), others=others))
             if spent.all_controls:
@@ -200,14 +177,12 @@ class ProxyExtraction(Attack):
                     )
                 models[NOTHING] = answer(thief.without_proxy(last, question.depth))
                 gaps = thief.where(missing)
-        return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked)
+        return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps)
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
         """Return R of KL with the most queries, then of the controls, the gains, and R of other scores."""
         question = answer.asked.first(len(guess.models[PROXY].logs), len(guess.models[PROXY].said))
-        llm = Behaviour(
-            logs=answer.llm.logs[: len(question.texts)], said=answer.llm.said[: len(question.records)]
-        )
+        llm = answers_of(answer.llm, question)
         by_model = {name: scores(b, llm, question) for name, b in guess.models.items()}
         by_model[LLM] = scores(llm, llm, question)
         scale = scales(by_model, PROXY, LLM)
@@ -240,6 +215,7 @@ class ProxyExtraction(Attack):
                 estimates.append(Estimate(**{**vars(other.gap), "metric": f"LLM minus proxy, {name}"}))
                 if other.usable:
                     estimates.append(other.estimate(by_model[best][name], f"R of {name}"))
+        estimates.append(counted(guess.steps, metric="steps of each training", unit="steps", seeds=(0,)))
         estimates.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))
         if guess.gaps is not None and answer.gaps is not None:
             estimates += _gaps_found(guess.gaps, answer.gaps)

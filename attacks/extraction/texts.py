@@ -48,7 +48,7 @@ def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -
 
 @torch.no_grad()
 def sampled(
-    model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, seed: int, at_once: int = 64
+    model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, seed: int, at_once: int = 32
 ) -> torch.Tensor:
     """Return texts drawn from a model token by token after its start token, int64 [count, tokens].
 

@@ -14,10 +14,11 @@ from scipy.stats import chi2
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.reconstruction.candidates import Candidates
 from attacks.reconstruction.row_spaces import spaces_of
 from attacks.reconstruction.sequences import one_step_control
-from attacks.reconstruction.spans import Candidates, Target, attack_one
 from attacks.reconstruction.spans import LoraSpanTokens as Spans
+from attacks.reconstruction.spans import Target, attack_one
 from attacks.registry import attack
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
@@ -80,7 +81,7 @@ class MaskedWords(Attack):
                 budget.check()
                 vector = words_of(packed, settings.protect.bits)[: settings.d].astype(np.float32)
                 spaces = spaces_of(box, vector, block, kind)
-                candidates = candidates or Candidates.of(box, view, rng)
+                candidates = candidates or Candidates.of(view)
                 targets.append(attack_one(candidates, spaces, settings, r, (name,), rng))
         data = np.concatenate([packed for _, packed in chosen])
         return WordsGuess(targets=tuple(targets), p_value=byte_p_value(data), n_bytes=len(data))

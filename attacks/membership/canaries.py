@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import continuation_losses
 from attacks.registry import attack
@@ -169,8 +169,9 @@ class CanaryExposure(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Models that were trained until they know the canaries by heart."""
-        return overfitted(view, truth, canaries=True)
+        """The proxy, or else the API's model, trained until it knows the canaries by heart."""
+        held = view.proxy is not None and view.settings is not None and bool(view.adapters)
+        return overfitted(replace_view(view, api=None) if held else view, truth, canaries=True)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Other candidates, which were never planted, take the place of the secrets."""

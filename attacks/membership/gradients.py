@@ -15,7 +15,8 @@ from attacks.base import Budget
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded, training_batch
 
-RECORDS_A_PASS = 16  # records whose gradients are computed together
+RECORDS_A_PASS = 16  # the most records whose gradients are computed together
+NUMBERS_A_PASS = 5_000_000  # of their gradients: what a pass keeps of a large model grows with these
 
 
 def record_gradients(box: WhiteBox, items: Sequence[Encoded], *, budget: Budget) -> np.ndarray:
@@ -25,10 +26,12 @@ def record_gradients(box: WhiteBox, items: Sequence[Encoded], *, budget: Budget)
     is used up.
     """
     order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
-    rows = np.empty((len(items), sum(math.prod(shape) for shape in box.shapes)), np.float32)
-    for at in range(0, len(order), RECORDS_A_PASS):
+    size = sum(math.prod(shape) for shape in box.shapes)
+    rows = np.empty((len(items), size), np.float32)
+    together = max(1, min(RECORDS_A_PASS, NUMBERS_A_PASS // size))
+    for at in range(0, len(order), together):
         budget.check()
-        chosen = order[at : at + RECORDS_A_PASS]
+        chosen = order[at : at + together]
         rows[chosen] = _gradients(box, [items[i] for i in chosen])
     return rows
 

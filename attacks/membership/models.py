@@ -36,6 +36,7 @@ from attacks.base import (
 from attacks.membership.blind import bag_of_words, blind_auc
 from attacks.membership.gradients import record_gradients
 from attacks.membership.overfit import overfitted
+from attacks.membership.references import halves, lira, rmia, slopes
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
 from attacks.membership.updates import MEMBERSHIP
 from attacks.registry import attack
@@ -49,8 +50,9 @@ from fedproxy_secure.record.view import View
 
 MOST = 1200  # documents of an exam, half of them members
 TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
-RMIA_A = 0.3  # a: a record's likelihood without training is taken as ((1 + a) x reference + 1 - a) / 2
 SHADOWS, SHADOW_STEPS = 8, 40
+FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
+SHARE = 0.4  # of its seconds that the attack spends on reading; the positive control trains a model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ class ModelMembership(Attack):
         return Exam(question=question, answer=mixed < count)
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Scored:
-        """Return all scores that the view allows."""
+        """Return all scores that the view allows, of as many documents as are read in time."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
         if _white_box_of(view):
@@ -126,8 +128,11 @@ class ModelMembership(Attack):
             headline = "fall of loss since round 0"
         elif view.api is not None:
             model, tokenizer = load_llm(view.api, device="cpu", dtype="float32")
-            results = likelihoods(model, documents, pad_id=tokenizer.pad_token_id, budget=budget)
-            scores = membership_scores(results, documents, tokenizer)
+            results: list[Likelihoods] = []
+            while len(results) < len(documents) and (not results or budget.used < SHARE):
+                part = documents[len(results) : len(results) + FEWEST]
+                results += likelihoods(model, part, budget=budget)
+            scores = membership_scores(results, documents[: len(results)], tokenizer)
             headline = "Min-K%++"
         else:
             raise NotApplicable("this view holds no model")
@@ -159,9 +164,16 @@ class ModelMembership(Attack):
 
         def under(adapter: np.ndarray, items: Sequence[Encoded]) -> list[Likelihoods]:
             box.set(adapter)
-            return likelihoods(box.tuned, items, pad_id=box.tokenizer.pad_token_id, budget=budget)
+            return likelihoods(box.tuned, items, budget=budget)
 
-        by_round = {n: under(view.adapters[n], documents) for n in numbers}
+        by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
+        done = 0
+        while done < len(documents) and (done < FEWEST or budget.used < SHARE):
+            part = documents[done : done + FEWEST]
+            for n in numbers:
+                by_round[n] += under(view.adapters[n], part)
+            done += len(part)
+        documents = documents[:done]
         losses = {n: mean_losses(f) for n, f in by_round.items()}
         first, last = losses[numbers[0]], losses[numbers[-1]]
         scores = membership_scores(by_round[numbers[-1]], documents, box.tokenizer)
@@ -206,7 +218,7 @@ class ModelMembership(Attack):
                 who=f"shadow {s}",
                 on_step=lambda _: budget.check(),
             )
-            results = likelihoods(box.tuned, documents, pad_id=box.tokenizer.pad_token_id, budget=budget)
+            results = likelihoods(box.tuned, documents, budget=budget)
             seen[s] = mean_losses(results)
         return lira(observed, seen, with_it)
 
@@ -245,53 +257,3 @@ def _white_box_of(view: View) -> bool:
 def mean_losses(results: Sequence[Likelihoods]) -> np.ndarray:
     """Return the mean loss of each document in nats per token, float64 [n]."""
     return np.array([f.nll.mean() for f in results])
-
-
-def slopes(series: np.ndarray) -> np.ndarray:
-    """Return each document's least-squares slope of losses [rounds, n] over rounds: [n]."""
-    time = np.arange(len(series)) - (len(series) - 1) / 2
-    return np.asarray(time @ series / max(float(time @ time), 1e-12))
-
-
-def rmia(
-    first: np.ndarray, last: np.ndarray, first_others: np.ndarray, last_others: np.ndarray
-) -> np.ndarray:
-    """Return RMIA's offline score, [n]: the share of the population that each record beats.
-
-    A record's likelihood without training is estimated from its reference's, drawn towards 1, so that a
-    fall in loss counts for little in a record that stays unlikely.
-
-    Args:
-        first, last: losses of the records in the first and the last round, [n].
-        first_others, last_others: losses of the population, [m].
-    """
-
-    def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        alone = ((1 + RMIA_A) * np.exp(-before) + (1 - RMIA_A)) / 2
-        return np.asarray(-after - np.log(alone))
-
-    ratios, population = ratio(first, last), ratio(first_others, last_others)
-    # the small term orders records that beat equally many
-    return np.asarray((ratios[:, None] >= population[None, :]).mean(axis=1) + 1e-6 * ratios)
-
-
-def halves(shadows: int, documents: int, rng: np.random.Generator) -> np.ndarray:
-    """Return which shadow trains on which document, bool [shadows, documents].
-
-    Each document is in half of the shadows.
-    """
-    ranks = rng.permuted(np.tile(np.arange(shadows)[:, None], (1, documents)), axis=0)
-    return np.asarray(ranks < shadows // 2)
-
-
-def lira(observed: np.ndarray, seen: np.ndarray, with_it: np.ndarray) -> np.ndarray:
-    """Return the log-likelihood ratio of observed losses [n] under the shadows' losses [s, n].
-
-    Logarithms of losses are taken as normal, with a mean for each document and side and one spread for all,
-    since there are few shadows. `with_it`, bool [s, n], says which shadow trained on which document.
-    """
-    values, at = np.log(seen + 1e-6), np.log(observed + 1e-6)
-    inside = (values * with_it).sum(axis=0) / with_it.sum(axis=0)
-    outside = (values * ~with_it).sum(axis=0) / (~with_it).sum(axis=0)
-    spread = float(np.std(values - np.where(with_it, inside, outside))) + 1e-6
-    return np.asarray((np.square(at - outside) - np.square(at - inside)) / (2 * spread**2))

@@ -26,6 +26,7 @@ from fedproxy_secure.record.view import View
 
 RECORDS = 12
 ANSWER = 4  # random tokens that take the place of a record's answer
+CONTEXT = 16  # tokens of a record that stand before them, if these tell all records apart
 STEPS, MOST_TIMES = 12, 10  # steps between two checks whether the records are known; the most checks
 KNOWN = 0.45  # the records are known once the loss is this share of the loss of the first steps
 BY_HEART = 0.75  # the same for canaries, which are short and few
@@ -69,10 +70,15 @@ def _random_answers(state: PrivateState) -> PrivateState:
     records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
     tokens = sorted({t for i in (*records, *state.holdout) for t in i.ids})
 
+    def kept(item: Encoded) -> tuple[int, ...]:
+        return item.ids[: max(item.response_start, len(item.ids) // 2)]  # half of a plain text
+
+    cut = CONTEXT if len({kept(i)[:CONTEXT] for i in records}) == len(records) else None
+
     def changed(item: Encoded) -> Encoded:
-        begin = max(item.response_start, len(item.ids) // 2)  # a plain text keeps its first half
+        before = kept(item)[:cut]
         answer = (tokens[i] for i in rng.integers(len(tokens), size=ANSWER))
-        return Encoded(ids=(*item.ids[:begin], *answer), response_start=begin)
+        return Encoded(ids=(*before, *answer), response_start=len(before))
 
     return replace(
         state,

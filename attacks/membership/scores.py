@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from attacks.base import Budget
-from fedproxy_secure.data.encode import Encoded, training_batch
+from attacks.membership.reading import logits_after
+from fedproxy_secure.data.encode import Encoded
 
 MIN_K = 0.2  # Min-K% looks at this share of a text, its least likely tokens
-BATCH = 32
-STEMS = 128  # continuations of a prompt in one pass, not counting their last token
+LEAVES = 256  # continuations of a prompt that are read as one tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,36 +33,24 @@ class Likelihoods:
     standard: np.ndarray
 
 
-@torch.inference_mode()
-def likelihoods(
-    model: nn.Module, items: Sequence[Encoded], *, pad_id: int, budget: Budget
-) -> list[Likelihoods]:
+def likelihoods(model: nn.Module, items: Sequence[Encoded], *, budget: Budget) -> list[Likelihoods]:
     """Return the likelihoods of every item's response tokens, in order."""
     results = []
-    for at in range(0, len(items), BATCH):
-        budget.check()
-        batch = training_batch(items[at : at + BATCH], pad_id=pad_id, device="cpu")
-        positions = batch.response.any(dim=0).nonzero().flatten()
-        logits = model(
-            input_ids=batch.ids,
-            attention_mask=batch.attention,
-            use_cache=False,
-            logits_to_keep=positions,
-        ).logits
-        logs = logits.float().log_softmax(-1)
-        target = batch.ids[:, positions + 1]
-        picked = logs.gather(-1, target[..., None]).squeeze(-1)
+    places = [range(item.response_start - 1, len(item.ids) - 1) for item in items]
+    texts = [item.ids for item in items]
+    for item, logits in zip(items, logits_after(model, texts, places, budget=budget), strict=True):
+        logs = logits.log_softmax(-1)
+        target = torch.tensor(item.ids[item.response_start :], device=logs.device)
+        picked = logs.gather(-1, target[:, None]).squeeze(-1)
         p = logs.exp()
         mean = (p * logs).sum(-1)
         spread = ((p * logs.square()).sum(-1) - mean.square()).clamp_min(1e-6).sqrt()
-        standard = (picked - mean) / spread
-        for row, wanted in enumerate(batch.response[:, positions] > 0):
-            results.append(
-                Likelihoods(
-                    nll=-picked[row][wanted].double().numpy(),
-                    standard=standard[row][wanted].double().numpy(),
-                )
+        results.append(
+            Likelihoods(
+                nll=-picked.double().cpu().numpy(),
+                standard=((picked - mean) / spread).double().cpu().numpy(),
             )
+        )
     return results
 
 
@@ -72,33 +60,38 @@ def continuation_losses(
 ) -> np.ndarray:
     """Return the negative log-likelihood, nats, of each continuation of a prompt: float64 [n].
 
-    The losses are sums over tokens. The prompt runs once per batch, and continuations that differ only in
-    their last token run together.
+    The losses are sums over tokens. Continuations are read as a tree, token by token: what several of them
+    begin with is read once.
     """
+    losses = np.zeros(len(continuations))
+    order = sorted(range(len(continuations)), key=lambda i: continuations[i])
+    for at in range(0, len(order), LEAVES):
+        budget.check()
+        part = order[at : at + LEAVES]
+        losses[part] = _tree_losses(model, prompt, [continuations[i] for i in part])
+    return losses
+
+
+def _tree_losses(
+    model: nn.Module, prompt: Sequence[int], continuations: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """Return the losses of `continuation_losses`, where one level of the tree is one pass."""
     from transformers import DynamicCache
 
-    losses = np.empty(len(continuations))
-    stems: dict[int, dict[tuple[int, ...], list[int]]] = {}
-    for index, tokens in enumerate(continuations):
-        stems.setdefault(len(tokens), {}).setdefault(tokens[:-1], []).append(index)
-    for length, by_stem in stems.items():
-        rows = list(by_stem.items())
-        for at in range(0, len(rows), STEMS):
-            budget.check()
-            part = rows[at : at + STEMS]
-            cache = DynamicCache()
-            begun = model(input_ids=torch.tensor([list(prompt)]), past_key_values=cache, use_cache=True)
-            logits = begun.logits[:, -1:].float().expand(len(part), -1, -1)
-            if length > 1:
-                cache.batch_repeat_interleave(len(part))
-                ids = torch.tensor([stem for stem, _ in part])
-                rest = model(input_ids=ids, past_key_values=cache, use_cache=True).logits.float()
-                logits = torch.cat([logits, rest], dim=1)
-            logs = logits.double().log_softmax(-1)
-            for row, (_, indices) in zip(logs, part, strict=True):
-                for index in indices:
-                    target = torch.tensor(continuations[index])[:, None]
-                    losses[index] = -float(row.gather(-1, target).sum())
+    losses, cache = np.zeros(len(continuations)), DynamicCache()
+    ids, nodes = torch.tensor([list(prompt)]), dict[tuple[int, ...], int]({(): 0})
+    for depth in range(max(map(len, continuations))):
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        here = [i for i, c in enumerate(continuations) if len(c) > depth]
+        at = torch.tensor([nodes[continuations[i][:depth]] for i in here])
+        said = logits[at, torch.tensor([continuations[i][depth] for i in here])]
+        losses[here] += (logits.double().logsumexp(-1)[at] - said).numpy()
+        stems = dict.fromkeys(c[: depth + 1] for c in continuations if len(c) > depth + 1)
+        if not stems:
+            break
+        cache.batch_select_indices(torch.tensor([nodes[s[:-1]] for s in stems]))
+        ids = torch.tensor([[s[-1]] for s in stems])
+        nodes = {stem: number for number, stem in enumerate(stems)}
     return losses
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
 from attacks.membership.gradients import record_gradients
-from attacks.reconstruction.vectors import vectors
+from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
@@ -33,7 +33,12 @@ from fedproxy_secure.record.view import View
 MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEASURE 2.10"))
 RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # relative to the mean eigenvalue
 MOST_DOCUMENTS = 400  # in one question
-QUESTIONS = KEPT = 2  # gradients of as many questions are kept for the controls
+QUESTIONS = 2
+KEPT = 3  # questions whose gradients are kept for the negative control, with the positive control's
+COLUMNS = 2**16  # numbers of every gradient that are computed with at once
+GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
+FEWEST = 16  # documents of a question, whatever its gradients take
+SHARE = 0.5  # of its seconds that the attack spends on gradients; the positive control needs some, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +54,25 @@ def scores(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> dict[st
     """Return scores of documents by name, [n], from their gradients and the round's movement.
 
     Args:
-        gradients: downhill gradients, [n, d].
+        gradients: downhill gradients, float [n, d].
         update: what the round moved, [d].
         optimizer: the clients' optimiser, `sgd` or `adamw`.
     """
-    g, u = gradients.astype(np.float64), update.astype(np.float64)
-    lengths = np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-12)
-    cosine = ((g / lengths) @ u) / max(float(np.linalg.norm(u)), 1e-12)
-    scaled = g if optimizer == "sgd" else g / (np.sqrt(np.square(g).mean(axis=0)) + 1e-12)
-    gram = scaled @ scaled.T
-    ridge = RIDGE[optimizer] * np.trace(gram) / len(gram) * np.eye(len(gram))
-    shares = np.linalg.solve(gram + ridge, scaled @ u)
+    n = len(gradients)
+    squares, along = np.zeros(n), np.zeros(n)
+    gram, against = np.zeros((n, n)), np.zeros(n)
+    for at in range(0, gradients.shape[1], COLUMNS):  # in float64, but never all numbers at once
+        g = gradients[:, at : at + COLUMNS].astype(np.float64)
+        u = update[at : at + COLUMNS].astype(np.float64)
+        squares += np.square(g).sum(axis=1)
+        along += g @ u
+        scaled = g if optimizer == "sgd" else g / (np.sqrt(np.square(g).mean(axis=0)) + 1e-12)
+        gram += scaled @ scaled.T
+        against += scaled @ u
+    lengths = np.maximum(np.sqrt(squares), 1e-12)
+    cosine = along / lengths / max(float(np.linalg.norm(update.astype(np.float64))), 1e-12)
+    ridge = RIDGE[optimizer] * np.trace(gram) / n * np.eye(n)
+    shares = np.linalg.solve(gram + ridge, against)
     best = shares if optimizer == "sgd" else deviations(cosine) + deviations(shares)
     return {"auc": best, "cosine": cosine, "share": shares}
 
@@ -117,15 +130,21 @@ class UpdateMembership(Attack):
     def guess(
         self, view: View, question: Sequence[Asked], budget: Budget, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], ...]:
-        """Return scores by name for each question, for as many documents as the profile allows."""
-        most = budget.pick(smoke=64, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
+        """Return scores by name for each question.
+
+        Of each question's documents the first are scored: as many as the profile allows, as memory holds
+        gradients of, and as half of the seconds suffice for.
+        """
         assert view.settings is not None
+        most = budget.pick(smoke=64, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
         optimizer = view.settings.local.optimizer
         seen = {(r, clients): vector for r, clients, vector in vectors(view, most=1 << 30)}
-        by_question = []
+        by_question: list[dict[str, np.ndarray]] = []
         with white_box.opened(view) as box:
             for one in question:
-                gradients = self._gradients(box, view.adapters[one.round], one.documents[:most], budget)
+                adapter, share = view.adapters[one.round], SHARE * (len(by_question) + 1) / len(question)
+                count = min(most, max(FEWEST, GRADIENTS // adapter.size))
+                gradients = self._gradients(box, adapter, one.documents[:count], budget, until=share)
                 by_question.append(scores(gradients, seen[one.round, one.clients], optimizer))
         return tuple(by_question)
 
@@ -150,15 +169,34 @@ class UpdateMembership(Attack):
 
         return one_step_control(view, truth, records=16)
 
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The numbers of every vector are shuffled."""
+        return shuffled(view, rng), exam
+
     def _gradients(
-        self, box: WhiteBox, adapter: np.ndarray, documents: Sequence[Encoded], budget: Budget
+        self,
+        box: WhiteBox,
+        adapter: np.ndarray,
+        documents: Sequence[Encoded],
+        budget: Budget,
+        *,
+        until: float,
     ) -> np.ndarray:
-        """Return downhill gradients, float32 [n, d], kept for the next call, which the controls make."""
+        """Return downhill gradients, float32 [n, d], of the first documents, `FEWEST` at least.
+
+        No more are computed once the share `until` of the budget's seconds is used up. They are kept until
+        they are asked for once more, by the negative control.
+        """
         key = (adapter.tobytes(), tuple(documents))
         if key not in self._kept:
             box.set(adapter)
-            rows = -record_gradients(box, documents, budget=budget)
             while len(self._kept) >= KEPT:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = rows
-        return self._kept[key]
+            rows, done = np.empty((len(documents), len(adapter)), np.float32), 0
+            while done < len(documents) and (not done or budget.used < until):
+                part = documents[done : done + FEWEST]
+                rows[done : done + len(part)] = -record_gradients(box, part, budget=budget)
+                done += len(part)
+            self._kept[key] = rows[:done]
+            return rows[:done]
+        return self._kept.pop(key)  # the negative control asks last

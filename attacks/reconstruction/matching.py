@@ -22,10 +22,11 @@ import torch
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth
+from attacks.reconstruction.candidates import Candidates
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import spaces_of
 from attacks.reconstruction.sequences import one_step_control
-from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one
+from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
 from attacks.reconstruction.vectors import vectors
 from attacks.registry import attack
 from attacks.statistics import over_targets
@@ -186,7 +187,7 @@ class GradientMatching(Attack):
         pairs = []
         with white_box.opened(view) as box:
             assert settings is not None
-            candidates = Candidates.of(box, view, rng)
+            candidates = Candidates.of(view)
             for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=3, full=8)):
                 if r not in view.adapters or not np.any(vector):
                     continue

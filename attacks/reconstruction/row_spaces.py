@@ -17,6 +17,7 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.models.adapters import ADAPTER
 
 FLOAT32_NOISE = 6e-8  # error of the arithmetic, relative to the largest singular value
+ROWS = 8192  # inputs of the vocabulary that are computed with at once
 EDGE = 2.0  # a direction counts from this multiple of the noise's own largest singular value on
 
 
@@ -53,7 +54,11 @@ def span_residual(candidates: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def whitening(inputs: np.ndarray) -> np.ndarray:
     """Return the symmetric W, [k, k], for which inputs [n, k] times W have second moments of one."""
-    values, vectors_ = np.linalg.eigh(inputs.T @ inputs / len(inputs))
+    moments = np.zeros((inputs.shape[1], inputs.shape[1]))
+    for at in range(0, len(inputs), ROWS):
+        part = inputs[at : at + ROWS].astype(np.float64)
+        moments += part.T @ part
+    values, vectors_ = np.linalg.eigh(moments / len(inputs))
     floor = 1e-6 * float(values[-1])
     transform: np.ndarray = (vectors_ / np.sqrt(np.maximum(values, floor))) @ vectors_.T
     return transform

@@ -33,16 +33,18 @@ from attacks.base import (
     Attack,
     AttackInfo,
     Budget,
+    Exam,
     Feeds,
     Inconclusive,
     NotApplicable,
     Truth,
     replace_view,
 )
+from attacks.reconstruction.candidates import Candidates, usual_inputs
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import row_space, spaces_of, span_residual, unit, whitening
-from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, Candidates, attack_one
-from attacks.reconstruction.vectors import vectors
+from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
+from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import matched, over_targets, share
 from attacks.white_box import WhiteBox
@@ -93,7 +95,7 @@ def search(
     block = telling_block(box)
     box.set(adapter)
     spaces = spaces_of(box, update, block, kind)
-    reference = box.block_inputs(torch.arange(box.vocabulary)[:, None], block)[:, 0].double().numpy()
+    reference = usual_inputs(box, block)
     parts = []
     for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
         w = whitening(reference if change is None else reference @ change.T)
@@ -193,9 +195,10 @@ class LoraSpanSequences(Attack):
                 if r not in view.adapters or not np.any(vector):
                     continue
                 named = np.arange(box.vocabulary)
+                box.set(view.adapters[r])
                 if box.reads_tokens:
                     spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
-                    candidates = candidates or Candidates.of(box, view, rng)
+                    candidates = candidates or Candidates.of(view)
                     summed = not view.updates
                     target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
                     named = np.flatnonzero(target.chosen)
@@ -246,6 +249,10 @@ class LoraSpanSequences(Attack):
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One step of SGD on one record of an honest client, seen in the clear."""
         return one_step_control(view, truth, records=CONTROL_RECORDS)
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The numbers of every vector are shuffled."""
+        return shuffled(view, rng), exam
 
 
 def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:

@@ -35,21 +35,19 @@ import numpy as np
 from scipy.stats import rankdata
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Feeds, Inconclusive, Truth
-from attacks.reconstruction.row_spaces import Spaces, row_space, spaces_of, span_residual, unit, whitening
-from attacks.reconstruction.vectors import vectors
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, Inconclusive, Truth
+from attacks.reconstruction.candidates import Candidates, Scores, token_scores
+from attacks.reconstruction.row_spaces import Spaces, spaces_of
+from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import auc_value, mean_auc, over_targets, spread_by_chance, tpr_estimates
-from attacks.white_box import WhiteBox
-from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import PublicSettings, View
 
 EXACT = 0.1  # whitened residual below which a token lies in the span
 BY_CHANCE = 1e-4  # share of absent tokens that may lie as close to a span with few free dimensions
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
-SHUFFLES = TEXTS = 10  # updates of each kind with nothing to find: shuffled, and of random text
-TEXT_RECORDS, TEXT_TOKENS = 16, 24  # size of an update of random text
+SHUFFLES = 10  # shuffled updates, beside those of random text: neither has anything to find
 
 PRIVACY_OF_GRADIENTS = (
     ("MITRE ATLAS", "5", "AML.T0024.001"),
@@ -69,88 +67,6 @@ class Target:
     null: tuple[np.ndarray, ...]  # float32 [n, V] each: scores of shuffled updates and of random text
     rank: int
     capacity: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Raw scores of all tokens, float64 [V], averaged over matrices.
-
-    `span`: minus the distance from the span; `weighted`: squared cosines with the singular directions,
-    weighted by singular values. `rank`: dimensions of the largest space; `free`: those outside the fullest.
-    """
-
-    span: np.ndarray
-    weighted: np.ndarray
-    rank: int
-    free: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """All tokens as the first adapted block reads them, and what they score where they are absent.
-
-    `rows`, `whiten`: whitened unit inputs [V x positions, k] per matrix of the spaces, and the transforms.
-    `exact`: the block reads exactly this, whatever is before the token. `texts`: scores of random text.
-    """
-
-    tokens: int
-    rows: tuple[np.ndarray, ...]
-    whiten: tuple[np.ndarray, ...]
-    exact: bool
-    texts: tuple[Scores, ...] = ()
-
-    @classmethod
-    def of(cls, box: WhiteBox, view: View, rng: np.random.Generator) -> Candidates:
-        """Return the candidates for all vectors of a view."""
-        assert view.settings is not None
-        kind, block = view.settings.adapter.kind, box.adapted[0]
-        nothing = np.zeros(sum(int(np.prod(s)) for s in box.shapes), dtype=np.float32)
-        maps = spaces_of(box, nothing, block, kind).maps
-        bare = cls.from_inputs(box.token_inputs(), maps, exact=box.reads_tokens)
-        if not view.adapters:
-            return bare
-        box.set(view.adapters[max(view.adapters)])  # the last: in the first round, adapters' B is zero
-        updates = [-box.gradient(random_text(box, rng)) for _ in range(TEXTS)]
-        texts = tuple(token_scores(bare, spaces_of(box, u, block, kind)) for u in updates)
-        return replace(bare, texts=texts)
-
-    @classmethod
-    def from_inputs(
-        cls, inputs: np.ndarray, maps: tuple[np.ndarray | None, ...], *, exact: bool = True
-    ) -> Candidates:
-        """Return the candidates for inputs [V, positions, k], without scores of random text."""
-        flat = inputs.reshape(-1, inputs.shape[-1])
-        rows, whiten = [], []
-        for change in maps:
-            seen = flat if change is None else flat @ change.T
-            w = whitening(seen)
-            rows.append(unit(seen @ w))
-            whiten.append(w)
-        return cls(tokens=len(inputs), rows=tuple(rows), whiten=tuple(whiten), exact=exact)
-
-
-def random_text(box: WhiteBox, rng: np.random.Generator) -> list[Encoded]:
-    """Return records of tokens drawn evenly from the vocabulary."""
-    start = box.tokenizer.bos_token_id
-    ids = rng.integers(box.vocabulary, size=(TEXT_RECORDS, TEXT_TOKENS))
-    if start is not None:
-        ids[:, 0] = start
-    return [Encoded(ids=tuple(row), response_start=TEXT_TOKENS // 2) for row in ids.tolist()]
-
-
-def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:
-    """Return raw scores; the best of a token's positions counts."""
-    span = np.zeros(len(candidates.rows[0]))
-    weighted = span.copy()
-    rank, free, count = 0, spaces.matrices[0].shape[1], len(spaces.matrices)
-    for matrix, rows, w in zip(spaces.matrices, candidates.rows, candidates.whiten, strict=True):
-        sigma, right = row_space(matrix, w, noise=spaces.noise)
-        rank, free = max(rank, len(sigma)), min(free, matrix.shape[1] - len(sigma))
-        span -= span_residual(rows, right) / count
-        if len(sigma):
-            weighted += np.square(rows @ right.T) @ sigma / sigma.sum() / count
-    best = [x.reshape(candidates.tokens, -1).max(axis=1) for x in (span, weighted)]
-    return Scores(span=best[0], weighted=best[1], rank=rank, free=free)
 
 
 def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
@@ -250,10 +166,12 @@ class LoraSpanTokens(Attack):
             assert settings is not None
             for r, clients, vector in vectors(view, most=budget.pick(smoke=4, standard=16, full=64)):
                 budget.check()
+                if r in view.adapters:
+                    box.set(view.adapters[r])
                 spaces = spaces_of(box, vector, box.adapted[0], settings.adapter.kind)
                 if not any(m.any() for m in spaces.matrices):
                     continue
-                candidates = candidates or Candidates.of(box, view, rng)
+                candidates = candidates or Candidates.of(view)
                 summed = not view.updates
                 targets.append(attack_one(candidates, spaces, settings, r, clients, rng, summed=summed))
         if not targets:
@@ -290,6 +208,10 @@ class LoraSpanTokens(Attack):
                 seed=0,
             ),
         )
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The numbers of every vector are shuffled."""
+        return shuffled(view, rng), exam
 
 
 def _inflation(target: Target, there: np.ndarray) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedproxy_secure.record.view import View
+from attacks.base import replace_view
+from fedproxy_secure.record.view import Sums, View
 
 Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the mean of their updates
 
@@ -41,3 +42,23 @@ def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: n
         (mean * len(clients) - np.sum(updates, axis=0)).astype(np.float32) if updates else mean
     )
     return rest
+
+
+def shuffled(view: View, rng: np.random.Generator) -> View:
+    """Return a view whose vectors have their numbers in other places, for negative controls.
+
+    The adapters stay: an attack that reads vectors alone computes at them and finds nothing in them. Where
+    the vectors are steps between adapters, the view gets sums of the shuffled steps.
+    """
+    if view.updates:
+        return replace_view(view, updates={k: rng.permutation(u) for k, u in view.updates.items()})
+    everybody = view.settings.clients if view.settings is not None else ()
+    sums: dict[int, Sums] = {}
+    for r in sorted({*view.sums, *view.adapters}):
+        mean = view.aggregate(r)
+        if mean is not None:
+            clients = view.cohorts.get(r, everybody)
+            others = view.sums[r].segments if r in view.sums else {}
+            update = rng.permutation(mean) * len(clients)
+            sums[r] = Sums(clients=clients, segments={**others, "update": update})
+    return replace_view(view, sums=sums)

@@ -100,7 +100,8 @@ def heal(
     for p in parameters:
         p.data = p.data.clone()
         p.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, foreach=True)
+    # fused: no further copies of the weights while it steps
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     done, kl_before, seconds = state.restore(optimizer, parameters) or (0, _kl(proxy, llm, judged), 0.0)
     order = _order(len(train), settings.steps * settings.batch_size, seed)
     began, saved = time.perf_counter() - seconds, time.perf_counter()

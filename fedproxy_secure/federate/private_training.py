@@ -9,9 +9,10 @@ nobody is told: whoever made the model could make it fail for records with a tok
 of a model that concern all records are found before round 0 by `check_private` and `check_fits`, on made-up
 records.
 
-A record's gradient comes from a pass of its own (`record_gradients`): what one record says, or how long it
+A record's gradient comes from a pass of its own (`record_gradient`): what one record says, or how long it
 is, cannot change another's. So one record more or less moves the sum of the clipped gradients by at most
-one clip, whatever the model was made for.
+one clip, whatever the model was made for. Each is clipped and added before the next is computed, so that
+memory does not grow with the records of a step.
 
 Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records,
 for neighbours in which one record is replaced by one whose gradient is zero: the number of records is
@@ -29,7 +30,6 @@ proof excludes.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,11 +43,10 @@ from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.errors import FedProxyError, TrainingError
 from fedproxy_secure.federate.model_checks import known_tokens, longest_record
-from fedproxy_secure.federate.record_gradients import Loss, record_gradients
+from fedproxy_secure.federate.record_gradients import Loss, usable_gradient
 from fedproxy_secure.models.adapters import trained_parameters
 
 log = logging.getLogger(__name__)
-LARGEST_PASS = 1.25  # records whose gradients are held at once, over the expected batch
 
 
 def train_privately(
@@ -133,26 +132,25 @@ def private_steps(
     try:
         for step in range(steps):
             guard.zero_grad(set_to_none=True)
-            drawn = noise.poisson_sample(records, private.sampling_rate)
-            chosen = (
-                drawn if usable is None else drawn[np.array([usable(int(i)) for i in drawn], dtype=bool)]
-            )
-            failed += len(drawn) - len(chosen)
-            parts = np.array_split(chosen, math.ceil(len(chosen) / max(1.0, LARGEST_PASS * expected)) or 1)
-            for number, part in enumerate(parts):
-                gradients, value, lost = record_gradients(loss, part, parameters)
-                for p, gradient in zip(parameters, gradients, strict=True):
-                    p.grad_sample = gradient  # type: ignore[attr-defined]
-                total, seen, failed = total + value, seen + len(part) - lost, failed + lost
-                last = number == len(parts) - 1
-                guard.signal_skip_step(not last)
-                if last and guard.pre_step():
-                    _add(parameters, pull)
-                    optimizer.step()
-                    _check_finite(parameters, who, step)
-                elif not last:
-                    guard.step()  # clips and adds up, no more
-                    guard.zero_grad(set_to_none=True)
+            for index in noise.poisson_sample(records, private.sampling_rate).tolist():
+                takes_it = usable is None or usable(index)
+                found = usable_gradient(loss, index, parameters) if takes_it else None
+                if found is None:
+                    failed += 1
+                    continue
+                value, gradients = found
+                total, seen = total + value, seen + 1
+                _hand_over(parameters, [g[None] for g in gradients])
+                guard.signal_skip_step(True)
+                guard.step()  # clips and adds up, no more
+                guard.zero_grad(set_to_none=True)
+            # an empty sample is a step like any other, and every other step ends like one
+            _hand_over(parameters, [p.new_zeros((0, *p.shape)) for p in parameters])
+            guard.signal_skip_step(False)
+            if guard.pre_step():
+                _add(parameters, pull)
+                optimizer.step()
+                _check_finite(parameters, who, step)
     finally:
         for p in parameters:
             p.grad = None
@@ -161,6 +159,12 @@ def private_steps(
     if failed:
         log.info("%s: %d times a drawn record gave no gradient and counted as zero", who, failed)
     return total / max(seen, 1)
+
+
+def _hand_over(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
+    """Give Opacus the gradients of some records, [records, *shape] per parameter."""
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad_sample = gradient  # type: ignore[attr-defined]
 
 
 def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:

@@ -7,8 +7,8 @@ record sees no other.
 
 Guarantees: a record's gradient is computed from the record, the parameters and what is drawn for dropout,
 and from no other record, if the model keeps nothing of an earlier pass (`check_fits` looks). A record for
-which the model fails, or whose gradient is not finite, has a gradient of zeros. Not guaranteed: that the
-device computes the same pass twice to the last bit; on an accelerator an error that ends the device's
+which the model fails, or whose gradient is not finite, has none and counts as zero. Not guaranteed: that
+the device computes the same pass twice to the last bit; on an accelerator an error that ends the device's
 context, such as an index out of range, ends every pass after it; callers keep such records away.
 """
 
@@ -26,30 +26,22 @@ Loss = Callable[[np.ndarray], torch.Tensor]  # index of one record, int64 [1] ->
 OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)  # no error of a record
 
 
-def record_gradients(
-    loss: Loss, chosen: np.ndarray, parameters: Sequence[nn.Parameter]
-) -> tuple[list[torch.Tensor], float, int]:
-    """Return each record's gradient, [records, *shape] per parameter, the sum of losses, and the failures.
+def usable_gradient(
+    loss: Loss, index: int, parameters: Sequence[nn.Parameter]
+) -> tuple[float, list[torch.Tensor]] | None:
+    """Return one record's loss and finite gradient, or None: its gradient counts as zero.
 
     Raises nothing but `OF_THE_MACHINE`, and what interrupts a process.
     """
-    rows = [torch.zeros((len(chosen), *p.shape), device=p.device, dtype=p.dtype) for p in parameters]
-    total, failed = 0.0, 0
-    for row, index in enumerate(chosen):
-        try:
-            value, gradients = record_gradient(loss, int(index), parameters)
-        except OF_THE_MACHINE:
-            raise
-        except Exception:
-            log.info("a record gave no gradient", exc_info=True)
-            failed += 1
-            continue
-        total += value
-        # an error would tell, without noise, that a record was drawn whose gradient is not finite
-        if all(bool(g.isfinite().all()) for g in gradients):
-            for place, gradient in zip(rows, gradients, strict=True):
-                place[row] = gradient
-    return rows, total, failed
+    try:
+        value, gradients = record_gradient(loss, index, parameters)
+    except OF_THE_MACHINE:
+        raise
+    except Exception:
+        log.info("a record gave no gradient", exc_info=True)
+        return None
+    # an error would tell, without noise, that a record was drawn whose gradient is not finite
+    return (value, gradients) if all(bool(g.isfinite().all()) for g in gradients) else None
 
 
 def record_gradient(

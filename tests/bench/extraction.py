@@ -19,9 +19,10 @@ from attacks.extraction.api import Api
 from attacks.extraction.behaviour import KL, behaviour, scales, scores
 from attacks.extraction.fillers import gaps_of, grown, spread
 from attacks.extraction.lineage import lineage
-from attacks.extraction.proxy import TEXT_TOKENS, ProxyExtraction, posed
+from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.questions import posed
 from attacks.extraction.texts import texts_for
-from attacks.extraction.thief import Effort, Thief
+from attacks.extraction.thief import TEXT_TOKENS, Effort, Thief
 from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import Proxy, save_model
@@ -114,7 +115,7 @@ def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
     found = {"proxy": proxy.model, "LLM": llm}
     for name, places in gaps.items():
         found[name] = thief.distilled(count, grown(proxy.model, places, "zero"))
-    answers = {name: behaviour(m, asked, pad_id=tokenizer.pad_token_id) for name, m in found.items()}
+    answers = {name: behaviour(m, asked) for name, m in found.items()}
     values = {name: scores(b, original, asked) for name, b in answers.items()}
     scale = scales(values, "proxy", "LLM")[KL]
     return [

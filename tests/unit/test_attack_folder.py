@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fedproxy_secure.errors import ConfigError, DataError, ModelError
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.models.llm import with_blocks
 from tests.support.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.support.tiny_gguf import grouped_llama, write_gguf
 
 SECRETS = ("4711", "0815", "2718", "3141")
 
@@ -67,6 +69,19 @@ def test_a_bare_folder_is_asked_for_its_hidden_size_alone(files):
     (found,) = attack_folder(files / "llm", seconds=60)
     assert (found.attack, found.outcome, found.view) == ("logit_svd", Outcome.SUCCEEDED, "api_user")
     assert found.estimates[1].value == 16
+
+
+def test_a_gguf_file_and_a_known_name_are_models_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(grouped_llama(tied=True), tmp_path / "tiny.gguf")
+    (found,) = attack_folder(file, seconds=60)
+    assert found.outcome == Outcome.SUCCEEDED
+    found = by_attack(attack_folder(file, proxy=file, seconds=60))["proxy_extraction"]
+    assert "no fewer blocks than the LLM" in found.reason
+    with pytest.raises(ModelError, match=r"^model.path=.*there is no file"):
+        attack_folder(tmp_path / "none.gguf")
+    (found,) = attack_folder(Path("demo"), seconds=60)
+    assert found.outcome == Outcome.SUCCEEDED
 
 
 def test_members_and_canaries_that_a_model_knows_are_found(files):

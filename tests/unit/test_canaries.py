@@ -143,6 +143,16 @@ def test_its_positive_control_knows_every_client_s_canaries(world):
     assert attack.score(guess, exam.answer)[0].value > 0.9
 
 
+def test_its_positive_control_trains_the_model_that_decides_and_no_other(world):
+    """The headline is the proxy's where the view has one; to train the whole LLM would cost the most."""
+    seen, truth = world
+    held, _ = CanaryExposure().positive(seen, truth)
+    assert held.api is None
+    assert max(held.adapters) > max(seen.adapters)
+    outside, _ = CanaryExposure().positive(View(threat_model="api_user", api=seen.api), truth)
+    assert outside.api not in (None, seen.api)
+
+
 def test_the_question_hides_each_secret_among_others_of_its_space(world):
     seen, truth = world
     exam = CanaryExposure().exam(truth, seen, rng())

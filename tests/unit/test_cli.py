@@ -17,7 +17,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.cli.experiments import _typed
 from fedproxy_secure.cli.options import find_config
-from fedproxy_secure.cli.progress import PlainLines, shown_on
+from fedproxy_secure.cli.progress import Bars, PlainLines, shown_on
 from fedproxy_secure.errors import ConfigError, FedProxyError
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +151,7 @@ def test_a_terminal_shows_running_tasks_and_keeps_a_line_of_long_ones():
     text, now = io.StringIO(), [0.0]
     console = Console(file=text, force_terminal=True, width=160)
     with shown_on(console) as progress:
+        assert isinstance(progress, Bars)
         progress.clock = lambda: now[0]
         progress.start("cell: federate", total=4)
         progress.advance("cell: federate", steps=2, note="agnews")

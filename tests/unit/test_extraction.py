@@ -16,6 +16,7 @@ from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_sha
 from attacks.extraction.logits import LogitSvd, width_of
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.texts import sampled
+from attacks.extraction.thief import FEWEST_STEPS, FEWEST_TEXTS, effort
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import parse_config
@@ -219,7 +220,7 @@ def test_the_proxy_itself_has_r_zero_the_llm_r_one_and_both_are_exact(folders):
     asked = asked_of(texts(8))
     proxy, llm = (load_llm(folders / name)[0] for name in ("proxy", "llm"))
     found = {
-        name: scores(behaviour(m, asked, pad_id=0), behaviour(llm, asked, pad_id=0), asked)
+        name: scores(behaviour(m, asked), behaviour(llm, asked), asked)
         for name, m in (("proxy", proxy), ("LLM", llm))
     }
     scale = scales(found, "proxy", "LLM")[KL]
@@ -236,7 +237,7 @@ def test_the_proxy_itself_has_r_zero_the_llm_r_one_and_both_are_exact(folders):
 def test_scores_are_those_of_the_definition(folders):
     ids = texts(3)
     asked, llm, other = asked_of(ids), tiny_llama(), tiny_llama(seed=1)
-    found = scores(behaviour(other, asked, pad_id=0), behaviour(llm, asked, pad_id=0), asked)
+    found = scores(behaviour(other, asked), behaviour(llm, asked), asked)
     p, q = (outputs(m, ids)[:, :-1].double().log_softmax(-1) for m in (llm, other))
     assert found[KL] == pytest.approx(-(p.exp() * (p - q)).sum(-1).mean(-1).numpy(), rel=1e-4)
     nll = q.gather(-1, ids[:, 1:, None])[..., 0].mean(-1).numpy()
@@ -289,6 +290,16 @@ def test_the_rank_of_logits_is_the_hidden_size_and_noise_has_none():
     assert width_of(low[:10]) == 0  # too few rows to tell
 
 
+def test_what_all_logits_have_in_common_is_not_taken_for_the_hidden_size():
+    """In a real LLM one direction outweighs all others by far; a log-probability differs by a sum a row."""
+    rng = np.random.default_rng(0)
+    hidden = np.concatenate([300 + rng.normal(size=(60, 1)), rng.normal(size=(60, 6))], axis=1)
+    logits = hidden @ rng.normal(size=(7, 90))
+    assert width_of(logits) == 7
+    assert width_of(logits + 50 * rng.normal(size=(60, 1))) == 7
+    assert width_of((hidden @ rng.normal(size=(7, 90)))[:12]) == 0  # too few rows, one far larger value
+
+
 def test_the_hidden_size_comes_out_of_the_api(seen, folders):
     outsider = View(threat_model="api_user", settings=None, api=folders / "llm")
     found = run_one(LogitSvd(), outsider, NO_CLIENTS, profile="smoke", seconds=60, seed=0)
@@ -296,6 +307,22 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
     assert found.estimates[0].value == 1
     assert found.estimates[1].value == 16
     assert found.negative.value == 0
+
+
+def test_what_an_attack_spends_follows_from_the_llms_pace():
+    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 4e-4, 1.0))
+    assert (whole.grid, whole.steps, whole.texts, whole.records) == ((16, 64), 24, 32, 48)
+    assert slow.grid == (64,)
+    assert slower.grid == (16,)  # its steps read no more
+    assert whole.steps > slow.steps >= slower.steps == FEWEST_STEPS
+    assert whole.texts >= slow.texts >= slower.texts == FEWEST_TEXTS
+    assert slower.records == 0
+
+
+def test_what_it_spent_stands_in_the_finding(finding):
+    by_name = {e.metric: e for e in finding.estimates}
+    assert by_name["steps of each training"].value == 24
+    assert finding.estimates[0].n == 32
 
 
 # The attack as a whole

@@ -11,15 +11,9 @@ from attacks import white_box
 from attacks.base import Budget, Inconclusive, NotApplicable, Truth, replace_view
 from attacks.membership.blind import bag_of_words, blind_auc
 from attacks.membership.gradients import record_gradients
-from attacks.membership.models import (
-    ModelMembership,
-    Scored,
-    halves,
-    lira,
-    rmia,
-    slopes,
-)
+from attacks.membership.models import ModelMembership, Scored
 from attacks.membership.overfit import overfitted
+from attacks.membership.references import halves, lira, rmia, slopes
 from attacks.membership.scores import Likelihoods, continuation_losses, likelihoods, membership_scores
 from attacks.statistics import auc_value
 from attacks.trial import run_one
@@ -200,7 +194,7 @@ def test_bags_of_words_count_tokens_that_two_documents_have():
 def test_likelihoods_are_those_of_response_tokens_one_by_one():
     model, items = tiny_llama(), records(rng(), 5, tokens=40, length=9)
     items = [replace(i, ids=i.ids[: 9 - n]) for n, i in enumerate(items)]
-    for item, found in zip(items, likelihoods(model, items, pad_id=0, budget=Budget()), strict=True):
+    for item, found in zip(items, likelihoods(model, items, budget=Budget()), strict=True):
         with torch.inference_mode():
             logs = model(torch.tensor([item.ids])).logits[0].double().log_softmax(-1)
         for j, place in enumerate(range(item.response_start, len(item.ids))):
@@ -220,7 +214,7 @@ def test_continuations_of_a_prompt_cost_what_they_would_alone():
     found = continuation_losses(model, prompt, continuations, budget=Budget())
     for tokens, loss in zip(continuations, found, strict=True):
         item = Encoded(ids=(*prompt, *tokens), response_start=len(prompt))
-        (alone,) = likelihoods(model, [item], pad_id=0, budget=Budget())
+        (alone,) = likelihoods(model, [item], budget=Budget())
         assert loss == pytest.approx(alone.nll.sum(), abs=1e-4)
 
 

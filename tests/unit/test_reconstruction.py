@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attacks.base import Budget, Inconclusive, NotApplicable, OutOfTime, Truth
+from attacks.reconstruction.candidates import Candidates
 from attacks.reconstruction.embedding import EmbeddingBow, embedding_tokens
 from attacks.reconstruction.matching import GradientMatching, Lengths, match
 from attacks.reconstruction.rouge import best_rouge
@@ -17,7 +18,8 @@ from attacks.reconstruction.sequences import (
     one_step_control,
     without_prefixes,
 )
-from attacks.reconstruction.spans import Candidates, LoraSpanTokens, attack_one, unexplained
+from attacks.reconstruction.spans import LoraSpanTokens, attack_one, unexplained
+from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.statistics import auc_value
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.models.adapters import get_vector
@@ -249,6 +251,32 @@ def test_adapters_with_a_frozen_tell_less_and_the_core_least(labs):
     assert values[2] > 0.6  # less is not nothing
 
 
+@pytest.mark.parametrize("kind", ["updates", "sums", "adapters"])
+def test_shuffling_vectors_leaves_the_adapters_and_the_numbers(labs, kind):
+    lab = labs()
+    _, updates = rounds_of(lab, clients=2)
+    view = lab.view(updates, summed=kind != "updates")
+    if kind == "adapters":  # a client's view: what a round moved is the difference of two broadcasts
+        view = replace(view, sums={})
+    mixed = shuffled(view, np.random.default_rng(0))
+    assert mixed.adapters is view.adapters
+    before, after = vectors(view, most=9), vectors(mixed, most=9)
+    assert [v[:2] for v in before] == [v[:2] for v in after]
+    for (*_, one), (*_, other) in zip(before, after, strict=True):
+        assert not np.array_equal(one, other)
+        np.testing.assert_allclose(np.sort(one), np.sort(other), rtol=1e-5, atol=1e-9)
+
+
+def test_controls_and_other_attacks_do_not_read_random_text_again(labs):
+    lab = labs()
+    _, updates = rounds_of(lab, clients=2)
+    view = lab.view(updates)
+    first = Candidates.of(view)
+    mixed, _ = LoraSpanTokens().negative(view, None, np.random.default_rng(0))
+    assert Candidates.of(mixed).texts is first.texts
+    assert Candidates.of(mixed).rows is first.rows
+
+
 def test_an_update_that_is_zero_is_inconclusive(labs):
     lab = labs()
     with pytest.raises(Inconclusive, match="every update is zero"):
@@ -271,7 +299,7 @@ def test_a2_is_at_chance_where_nothing_is_to_be_found(labs, kind, optimizer):
     items, updates = rounds_of(lab, clients=1)
     truth = truth_of(updates, items)
     with lab.opened() as box:
-        candidates = Candidates.of(box, lab.view(updates), np.random.default_rng(0))
+        candidates = Candidates.of(lab.view(updates))
     misses, values = 0, []
     for seed in range(12):
         rng = np.random.default_rng(100 + seed)

@@ -199,7 +199,7 @@ def test_numbers_controls_and_outcome_come_together():
         (MemoryError(), Outcome.ERROR, "MemoryError: "),
         (NotApplicable("nothing here"), Outcome.NOT_APPLICABLE, "nothing here"),
         (Inconclusive("who knows"), Outcome.INCONCLUSIVE, "who knows"),
-        (OutOfTime(2.5), Outcome.INCONCLUSIVE, "ran out of its 2.5 s"),
+        (OutOfTime(2.5), Outcome.INCONCLUSIVE, "ran out of its 2.5 s in the attack itself"),
     ],
 )
 def test_whatever_an_attack_raises_becomes_an_outcome(error, outcome, reason):
@@ -227,12 +227,42 @@ def test_an_attack_that_takes_too_long_is_stopped():
     began = time.monotonic()
     found = one(TakesForever(), seconds=0.2)
     assert time.monotonic() - began < 2
-    assert (found.outcome, found.reason) == (Outcome.INCONCLUSIVE, "ran out of its 0.2 s")
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert found.reason == "ran out of its 0.2 s in the attack itself"
+
+
+class Bars:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, task, total):
+        self.told.append(("start", task, total))
+
+    def advance(self, task, steps=1, note=""):
+        self.told.append(("advance", task, steps, note))
+
+    def done(self, task):
+        self.told.append(("done", task))
+
+
+def test_a_bar_counts_the_seconds_of_an_attack_that_says_nothing_and_names_its_part(monkeypatch):
+    monkeypatch.setattr("attacks.trial.TICK_S", 0.05)
+    bars = Bars()
+    seen = View(threat_model="toy")
+    run_one(HangsInItsControl(), seen, NOTHING, profile="smoke", seconds=1.3, seed=0, progress=bars)
+    assert bars.told[0] == ("start", "toy, toy", 2)
+    assert bars.told[-1] == ("done", "toy, toy")
+    told = [t for t in bars.told if t[0] == "advance"]
+    assert sum(steps for _, _, steps, _ in told) == 1
+    assert {note for *_, note in told} == {"positive control"}
 
 
 def test_what_was_found_before_the_time_was_over_is_kept():
     found = one(HangsInItsControl(), seconds=0.2)
     assert found.outcome == Outcome.INCONCLUSIVE
+    assert found.reason == "ran out of its 0.2 s in its positive control"
     assert found.headline.value == 0.9
     assert found.positive is None
 
@@ -310,6 +340,7 @@ def test_a_budget_is_over_when_its_seconds_are():
     with pytest.raises(OutOfTime, match="ran out of its 10 s"):
         Budget(seconds=10, began=time.monotonic() - 11).check()
     assert Budget(profile="full").pick(smoke=1, standard=2, full=3) == 3
+    assert Budget(seconds=10, began=time.monotonic() - 5).used == pytest.approx(0.5, abs=0.05)
 
 
 # the suite
@@ -402,7 +433,10 @@ def test_progress_counts_what_is_left_and_names_what_came(clean):
 
     suite(clean, Toy("first"))
     suite(clean, Toy("first"), Toy("second"), Raises("third"), resume=True, progress=Told())
-    assert told == [("smoke suite", 2), "second: SUCCEEDED", "third: ERROR", "smoke suite"]
+    whole = [t for t in told if "server" not in str(t)]
+    assert whole == [("smoke suite", 2), "second: SUCCEEDED", "third: ERROR", "smoke suite"]
+    each = [t for t in told if "server" in str(t)]
+    assert each == [("second, server", 60), "second, server", ("third, server", 60), "third, server"]
 
 
 def test_a_run_that_was_not_recorded_is_refused(tmp_path):

@@ -182,6 +182,41 @@ def test_it_stops_when_its_seconds_are_over(labs):
         )
 
 
+def test_the_first_documents_are_scored_as_many_as_memory_holds_gradients_of(labs, monkeypatch):
+    lab = labs()
+    updates, truth = rounds_of(lab, 1)
+    monkeypatch.setattr("attacks.membership.updates.FEWEST", 4)
+    monkeypatch.setattr("attacks.membership.updates.GRADIENTS", 6 * lab.start.size)
+    assert auc_of(lab.view(updates), truth).n == 6
+
+
+def test_the_negative_control_needs_no_new_gradients(labs):
+    """Its questions were asked before, and its adapters are the same."""
+    lab, attack = labs(), UpdateMembership()
+    updates, truth = rounds_of(lab, 2)
+    for view in (lab.view(updates), lab.view(updates, summed=True)):
+        exam = attack.exam(truth, view, np.random.default_rng(0))
+        attack.guess(view, exam.question, Budget(), np.random.default_rng(0))
+        positive = attack.positive(view, truth)
+        asked = attack.exam(positive[1], positive[0], np.random.default_rng(1)).question
+        attack.guess(positive[0], asked, Budget(), np.random.default_rng(0))
+        empty, same = attack.negative(view, exam, np.random.default_rng(0))
+        over = Budget(seconds=1.0, began=0.0)  # any new pass would raise
+        attack.guess(empty, same.question, over, np.random.default_rng(0))
+
+
+def test_scores_do_not_depend_on_how_many_numbers_are_computed_with_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5, 40)).astype(np.float32)
+    update = gradients[0] + rng.normal(size=40)
+    for optimizer in ("sgd", "adamw"):
+        whole = scores(gradients, update, optimizer)
+        with monkeypatch.context() as patched:
+            patched.setattr("attacks.membership.updates.COLUMNS", 7)
+            for name, values in scores(gradients, update, optimizer).items():
+                np.testing.assert_allclose(values, whole[name], rtol=1e-9)
+
+
 def test_scores_of_orthogonal_gradients_are_their_parts():
     gradients = np.diag([1.0, 2.0, 4.0, 1.0])
     update = np.array([1.0, 2.0, 0.0, -1.0])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_a_task_never_waits_for_whoever_should_listen():
 
 
 def test_tasks_that_are_not_ready_are_asked_for_again_when_one_has_ended():
-    done = []
+    done: list[Any] = []
 
     def when_two_have_ended():
         yield from (1.0, 4.0)

@@ -1,0 +1,103 @@
+"""The questions of A12, what the LLM answers, and what an adversary has before it trains.
+
+All are kept for the next call: controls, and other views of a run, need the same.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from attacks.base import Budget
+from attacks.extraction.behaviour import Asked, Behaviour, behaviour
+from attacks.extraction.texts import texts_for
+from attacks.extraction.thief import TEXT_TOKENS, Effort, effort
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, weights_written_ns
+from fedproxy_secure.record.view import View
+
+HELD_OUT = 64  # texts; half as many of an LLM with a large vocabulary, which take long to write
+LARGE = 2**14
+NUMBERS = 2**24  # the most log-probabilities that a model hands in
+_ANSWERS: dict[tuple[object, ...], Behaviour] = {}
+_READY: dict[tuple[object, ...], Ready] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What to spend, the texts for queries, int64 [n, tokens], and the proxy's answers."""
+
+    spent: Effort
+    texts: torch.Tensor
+    proxy: Behaviour
+
+
+def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:
+    """Return held-out texts of a seed with these records, and what the LLM in a folder answers."""
+    question = questions(folder, records, seed=seed)
+    return question, answers_of(folder, question)
+
+
+def questions(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> Asked:
+    """Return held-out texts of a seed, sampled from the LLM in a folder, with these records."""
+    return _questions(folder, weights_written_ns(folder), records, seed)
+
+
+def answers_of(folder: Path, question: Asked) -> Behaviour:
+    """Return what the LLM in a folder answers; the last answers are kept."""
+    sizes = (len(question.texts), len(question.records))
+    key = (folder, weights_written_ns(folder), question.texts.tobytes(), question.records, sizes)
+    if key not in _ANSWERS:
+        _ANSWERS.clear()
+        _ANSWERS[key] = behaviour(load_llm(folder, dtype="float32")[0], question)
+    return _ANSWERS[key]
+
+
+@lru_cache(maxsize=2)
+def _questions(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int) -> Asked:
+    rng = np.random.default_rng(seed)
+    llm, tokenizer = load_llm(folder, dtype="float32")
+    vocabulary = int(llm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    held_out = HELD_OUT if vocabulary < LARGE else HELD_OUT // 2
+    texts = texts_for(llm, tokenizer, count=held_out, tokens=TEXT_TOKENS, rng=rng)
+    count = min(TEXT_TOKENS - 1, max(1, NUMBERS // (held_out * vocabulary)))
+    drawn = [np.sort(rng.choice(TEXT_TOKENS - 1, count, replace=False)) for _ in range(held_out)]
+    return Asked(depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records)
+
+
+def prepared(
+    view: View, proxy: nn.Module, tokenizer: Tokenizer, question: Asked, budget: Budget, *, seed: int
+) -> Ready:
+    """Return what an adversary has before it trains, and what it spends, by this machine's pace.
+
+    Args:
+        view: the view that holds the proxy.
+        proxy: its proxy, as `held_model` returns it.
+        tokenizer: the proxy's tokenizer.
+        question: what models will be asked.
+        budget: the attack's limits.
+        seed: seed of the texts.
+    """
+    assert view.proxy is not None
+    adapter = view.adapters[max(view.adapters)].tobytes() if view.adapters else b""
+    limits = (budget.profile, budget.queries, budget.seconds)
+    key = (view.proxy, weights_written_ns(view.proxy), adapter, question.texts.tobytes(), seed, limits)
+    if key not in _READY:
+        few = question.first(4, 0)
+        behaviour(proxy, few)  # the first pass takes longer
+        began = time.monotonic()
+        behaviour(proxy, few)
+        token_s = (time.monotonic() - began) / few.texts.size * question.depth / len(blocks_of(proxy))
+        spent = effort(budget, token_s=token_s)
+        rng = np.random.default_rng(seed)
+        texts = texts_for(proxy, tokenizer, count=spent.grid[-1], tokens=TEXT_TOKENS, rng=rng)
+        answers = behaviour(proxy, question.first(spent.texts, spent.records), budget=budget)
+        _READY.clear()
+        _READY[key] = Ready(spent=spent, texts=texts, proxy=answers)
+    return _READY[key]
