@@ -27,6 +27,7 @@ class DropBlocks(Compression):
             importance=compress.importance,
             windows=windows,
             seed=seed,
+            share=True,
         )
 
 
@@ -37,6 +38,7 @@ def build_proxy(
     importance: Importance,
     windows: torch.Tensor,
     seed: int = 0,
+    share: bool = False,
 ) -> Proxy:
     """Drop the least important blocks of `llm` (left unchanged) until `remove_ratio` is gone.
 
@@ -48,6 +50,7 @@ def build_proxy(
             cache folder.
         windows: public token ids, int64 [n, tokens]; not read by `uniform` and `random`.
         seed: of `random`.
+        share: whether the proxy stands on the LLM's memory; then nobody may change its weights in place.
 
     Guarantees: the proxy's blocks, embeddings, norm and head are exact copies. So a client holds that
     share of the LLM's weights verbatim; nothing here hides them.
@@ -80,7 +83,9 @@ def build_proxy(
         else:
             scores = stream(seed, "importance").random(blocks).tolist()
         plan = plan_by_importance(scores, remove_ratio)
-    return Proxy(model=with_blocks(llm, list(plan.kept)).eval(), plan=plan, importance=tuple(scores))
+    return Proxy(
+        model=with_blocks(llm, list(plan.kept), share=share).eval(), plan=plan, importance=tuple(scores)
+    )
 
 
 DROP_BLOCKS = DropBlocks()

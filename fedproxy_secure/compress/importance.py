@@ -71,7 +71,7 @@ def greedy_divergence(model: nn.Module, windows: torch.Tensor, keep: int) -> lis
     wanted = [_log_probabilities(model, part) for part in parts]
 
     def divergence(rest: list[int]) -> float:
-        small = with_blocks(model, rest)
+        small = with_blocks(model, rest, share=True)
         return sum(
             float(
                 nn.functional.kl_div(_log_probabilities(small, part), p, reduction="sum", log_target=True)

@@ -189,10 +189,10 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def with_blocks(model: nn.Module, kept: list[int]) -> nn.Module:
-    """Return a model like `model` that has only the blocks at `kept`, in that order.
+def with_blocks(model: nn.Module, kept: list[int], *, share: bool = False) -> nn.Module:
+    """Return an exact copy of `model` that has only the blocks at `kept`, in that order.
 
-    It stands on `model`'s memory (see `sharing_copy`), so that weights of gigabytes are held once.
+    With `share` it stands on `model`'s memory (see `sharing_copy`), so that weights are held once.
     """
     everything = blocks_of(model)
     name = block_list_name(model)
@@ -200,7 +200,7 @@ def with_blocks(model: nn.Module, kept: list[int]) -> nn.Module:
     owner = _get(model, parent) if parent else model
     try:
         setattr(owner, last, nn.ModuleList(everything[i] for i in kept))
-        small = sharing_copy(model)
+        small = sharing_copy(model) if share else copy.deepcopy(model)
     finally:
         setattr(owner, last, everything)
     _renumber(small, len(kept), kept)

@@ -39,7 +39,7 @@ class FedOT(Method):
         from fedproxy_secure.models.llm import blocks_of, with_blocks
 
         plan, trained = offsite_tuning_plan(len(blocks_of(inputs.llm)), inputs.remove_ratio)
-        held = Proxy(model=with_blocks(inputs.llm, list(plan.kept)), plan=plan)
+        held = Proxy(model=with_blocks(inputs.llm, list(plan.kept), share=True), plan=plan)
         settings = self.federation(inputs.config)
         if self.equal_bytes:
             adapter = _widened(settings.adapter, len(plan.kept), len(trained))
