@@ -33,6 +33,11 @@ class ClientConfig(Section):
     `source` is `demo` (the synthetic world's task called `task`), `real_things` (made-up records over real
     things, for a real LLM: `freight`, `museum`, `grocer` or `agency`), `hub:NAME[:SUBSET]` (the `datasets`
     library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`.
+
+    `learn: text` trains on every token of a record, and a model may then learn its details by heart;
+    `answer` trains on the answer alone. Left out, the task decides: the synthetic world's notes
+    (`discharge_note`, `bank_letter`, `claim_letter`, `petition`) are learned as texts, all others by their
+    answers.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
@@ -42,6 +47,7 @@ class ClientConfig(Section):
     test_split: str = "test"
     train_records: Positive | None = None
     test_records: Positive | None = None
+    learn: Literal["answer", "text"] | None = None
 
 
 class DataConfig(Section):

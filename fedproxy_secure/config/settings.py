@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -94,5 +94,16 @@ class Config(Section):
         return self._digest(NO_EFFECT, OWN, SWEEP)
 
     def _digest(self, *left_out: Mark) -> str:
-        canonical = json.dumps(self.without(*left_out), sort_keys=True)
+        canonical = json.dumps(_said(self.without(*left_out)), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    """Return JSON values without those that are None.
+
+    A setting that a later version adds, with None for what was before, then changes no digest: cells that
+    an earlier version made stay valid.
+    """
+    if isinstance(value, dict):
+        return {name: _said(inner) for name, inner in value.items() if inner is not None}
+    return [_said(inner) for inner in value] if isinstance(value, list) else value

@@ -20,7 +20,11 @@ ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """One record's tokens: prompt, right choice, end token. `response_start`: index of the choice."""
+    """One record's tokens: prompt, right choice, end token.
+
+    `response_start`: index of the first token whose loss is read: that of the choice, or 1 where the whole
+    text is learned.
+    """
 
     ids: tuple[int, ...]
     response_start: int
@@ -101,7 +105,9 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
             )
         cut = cut_prompt(prompt, room, tokenizer)
         truncated += len(cut) < len(prompt)
-        items.append(Encoded(ids=(*cut, *response), response_start=len(cut)))
+        # the first token has nothing before it from which it could be predicted
+        start = 1 if records[index].learn == "text" else len(cut)
+        items.append(Encoded(ids=(*cut, *response), response_start=start))
     return EncodedSet(items=tuple(items), truncated=truncated)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedproxy_secure.errors import DataError
+
+Learned = Literal["answer", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,11 +16,13 @@ class Record:
 
     `prompt` ends without a space; every choice begins with the space that joins it to the prompt;
     `label` is the index of the right choice. An instruction record has one choice, the response.
+    `learn`: the tokens that training reads the loss of: those of the right choice, or all of them.
     """
 
     prompt: str
     choices: tuple[str, ...]
     label: int
+    learn: Learned = "answer"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label < len(self.choices):

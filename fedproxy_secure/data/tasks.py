@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fedproxy_secure.config import AuditConfig, ClientConfig
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
@@ -31,6 +33,8 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
             "{split}, and the splits must differ"
         )
     everything = _records(client, client.train_split, client.train_records, root)
+    if client.learn is not None:
+        everything = [replace(record, learn=client.learn) for record in everything]
     train, holdout = set_aside(everything, audit.holdout, client.name)
     for canary in draw_canaries(client.name, audit.canaries):
         train += [canary.record()] * canary.repeats
@@ -45,9 +49,11 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
 
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
     if client.source == "demo":
+        from fedproxy_secure.data.demo_notes import NOTE_TASKS, note_records
         from fedproxy_secure.data.demo_tasks import demo_records
 
-        return demo_records(client.task, split, limit)
+        of_task = note_records if client.task in NOTE_TASKS else demo_records
+        return of_task(client.task, split, limit)
     if client.source == "real_things":
         from fedproxy_secure.data.real_tasks import real_records
 

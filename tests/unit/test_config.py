@@ -207,3 +207,11 @@ def test_what_belongs_to_one_party_is_marked_once_and_left_out_of_all_that_is_ag
 
 def _leaves(value: object) -> list[object]:
     return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def test_cells_of_an_earlier_version_stay_valid_where_a_new_setting_is_not_said():
+    class Later(Config):
+        added: int | None = None
+
+    assert Later().cell_sha256() == Config().cell_sha256()
+    assert Later(added=1).cell_sha256() != Config().cell_sha256()
