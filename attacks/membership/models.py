@@ -1,17 +1,20 @@
 """A6: was this record trained on, judged by the model alone?
 
 Everybody who took part holds the **round-0 proxy**. It is the best reference there is, since it differs
-from the tuned proxy by the records alone. The headline is how much a record's loss fell since then. With
-the API alone there is no reference, and the headline is Min-K%++.
+from the tuned proxy by the records alone. The headline is the share of a text's windows in which the loss
+fell since then (`window_votes`); where most texts have fewer than `VOTERS` tokens that were learned, such as
+the answers of a classification, it is how much the mean loss fell. With the API alone there is no reference,
+and the headline is Min-K%++.
 
-Other scores are reported beside it: loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm,
+Other scores are reported beside it: the gain in the hardest tokens' probability, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm,
 RMIA (offline: the round-0 proxy as reference, set-aside records as population), and LiRA with few shadow
 adapters. Only the headline was fixed beforehand; the others are not corrected for being many.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.
 
-Carlini et al. 2022 (LiRA, arXiv 2112.03570), Zarifzadeh et al. 2024 (RMIA, 2312.03262).
+Carlini et al. 2022 (LiRA, arXiv 2112.03570), Zarifzadeh et al. 2024 (RMIA, 2312.03262), Chen et al. 2026
+(windows, 2601.02751), Jawad et al. 2026 (hard tokens, 2601.20885).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from attacks.base import (
 from attacks.membership.blind import bag_of_words, blind_auc
 from attacks.membership.gradients import record_gradients
 from attacks.membership.overfit import overfitted
-from attacks.membership.references import halves, lira, rmia, slopes
+from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
 from attacks.membership.updates import MEMBERSHIP
 from attacks.registry import attack
@@ -48,10 +51,12 @@ from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
+VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round 0"
 MOST = 1200  # documents of an exam, half of them members
 TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
 SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
+VOTERS = 8  # learned tokens of a text, in the median, from which on its windows vote
 SHARE = 0.4  # of its seconds that the attack spends on reading; the positive control trains a model
 
 
@@ -83,7 +88,7 @@ class Scored:
         id="A6",
         name="model_membership",
         title="which records a model was trained on",
-        paper="arXiv 2112.03570, 2312.03262, 2404.02936",
+        paper="arXiv 2601.02751, 2112.03570, 2312.03262, 2404.02936",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
         measures=(
             Feeds(measure="membership_auc", metric="auc"),
@@ -125,7 +130,7 @@ class ModelMembership(Attack):
         documents = question.documents[:most]
         if _white_box_of(view):
             scores = self._white_box(view, documents, question.population, budget, rng)
-            headline = "fall of loss since round 0"
+            headline = VOTES if learned_tokens(documents) >= VOTERS else FALL
         elif view.api is not None:
             model, tokenizer = load_llm(view.api, device="cpu", dtype="float32")
             results: list[Likelihoods] = []
@@ -177,7 +182,10 @@ class ModelMembership(Attack):
         losses = {n: mean_losses(f) for n, f in by_round.items()}
         first, last = losses[numbers[0]], losses[numbers[-1]]
         scores = membership_scores(by_round[numbers[-1]], documents, box.tokenizer)
-        scores["fall of loss since round 0"] = first - last
+        scores[FALL] = first - last
+        tokens = [[f.nll for f in by_round[numbers[i]]] for i in (0, -1)]
+        scores[VOTES] = window_votes(*tokens)
+        scores["gain of hard tokens"] = hard_tokens(*tokens)
         if budget.profile == "smoke":
             return scores
         scores["slope over rounds"] = -slopes(np.stack(list(losses.values())))
@@ -252,6 +260,11 @@ class ModelMembership(Attack):
 
 def _white_box_of(view: View) -> bool:
     return view.proxy is not None and view.settings is not None and bool(view.adapters)
+
+
+def learned_tokens(documents: Sequence[Encoded]) -> float:
+    """Return the median number of tokens whose loss training reads."""
+    return float(np.median([len(d.ids) - d.response_start for d in documents]))
 
 
 def mean_losses(results: Sequence[Likelihoods]) -> np.ndarray:

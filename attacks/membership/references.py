@@ -1,10 +1,53 @@
-"""Membership scores against references: slopes over rounds, RMIA and LiRA."""
+"""Membership scores against references: window votes, hard tokens, slopes over rounds, RMIA and LiRA."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+WINDOWS = (1, 2, 3, 4, 6, 9, 13, 18, 25, 32, 40)  # lengths of windows that vote, in tokens
+HARD = 0.3  # the share of a text's tokens that count as hard, those likeliest to be wrong at first
 RMIA_A = 0.3  # a: a record's likelihood without training is taken as ((1 + a) x reference + 1 - a) / 2
+
+
+def window_votes(first: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the share of each text's windows in which the loss fell, averaged over window lengths, [n].
+
+    What a model remembers lies in a few places of a text, and what it learns of a task lies in all texts
+    alike, in sizes that vary from text to text. Votes count places and not sizes, so that a few large falls
+    do not outweigh the rest. Texts with equal votes are told apart by the mean fall. After Chen et al.
+    2026, window-based comparison (arXiv 2601.02751).
+
+    Args:
+        first, last: negative log-likelihoods of each text's tokens before and after training, [tokens].
+
+    >>> window_votes([np.array([3.0, 1.0, 1.0])], [np.array([1.0, 1.0, 2.0])]).round(3)
+    array([0.611])
+    """
+    votes = []
+    for before, after in zip(first, last, strict=True):
+        sums = np.concatenate([[0.0], np.cumsum(before - after)])
+        shares = [np.mean(sums[w:] > sums[:-w]) for w in WINDOWS if w <= len(before)]
+        votes.append(float(np.mean(shares)) + 1e-6 * float(np.tanh((before - after).mean())))
+    return np.array(votes)
+
+
+def hard_tokens(first: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how much likelier each text's hardest tokens became, in probability, [n].
+
+    Hard are the `HARD` of a text's tokens that the model found least likely before training: names and
+    numbers, which only memory can tell. After Jawad et al. 2026, hard tokens (arXiv 2601.20885).
+
+    >>> hard_tokens([np.array([50.0, 1.0, 1.0])], [np.array([0.0, 1.0, 0.5])])
+    array([1.])
+    """
+
+    def gain(before: np.ndarray, after: np.ndarray) -> float:
+        hardest = np.argsort(before)[-max(1, round(HARD * len(before))) :]
+        return float((np.exp(-after) - np.exp(-before))[hardest].mean())
+
+    return np.array([gain(before, after) for before, after in zip(first, last, strict=True)])
 
 
 def slopes(series: np.ndarray) -> np.ndarray:

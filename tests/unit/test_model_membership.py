@@ -13,7 +13,7 @@ from attacks.membership.blind import bag_of_words, blind_auc
 from attacks.membership.gradients import record_gradients
 from attacks.membership.models import ModelMembership, Scored
 from attacks.membership.overfit import overfitted
-from attacks.membership.references import halves, lira, rmia, slopes
+from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, continuation_losses, likelihoods, membership_scores
 from attacks.statistics import auc_value
 from attacks.trial import run_one
@@ -287,3 +287,47 @@ def test_the_white_box_is_put_back_and_gives_no_model_away_after_its_block(world
     with white_box.opened(seen) as again:
         np.testing.assert_array_equal(get_vector(again.tuned), untrained)
     assert box.names == again.names
+
+
+def test_windows_vote_by_sign_so_that_one_large_fall_does_not_outweigh_many_small_ones():
+    before = [np.full(12, 4.0), np.full(12, 4.0)]
+    one_large, many_small = np.full(12, 4.05), np.full(12, 3.9)
+    one_large[0] = 0.0
+    votes = window_votes(before, [one_large, many_small])
+    assert (before[0] - one_large).mean() > (before[1] - many_small).mean()
+    assert votes[1] == pytest.approx(1, abs=1e-5)
+    assert votes[0] < 0.6
+
+
+def test_windows_of_equal_votes_are_told_apart_by_the_mean_fall():
+    before = [np.full(9, 4.0), np.full(9, 4.0)]
+    votes = window_votes(before, [np.full(9, 3.9), np.full(9, 3.0)])
+    assert votes[1] > votes[0]
+    assert votes == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_texts_shorter_than_every_window_but_the_first_still_vote():
+    assert window_votes([np.array([2.0])], [np.array([1.0])])[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_only_the_hardest_tokens_count_as_hard():
+    before = [np.array([9.0, 9.0, 9.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])]
+    known = [np.array([0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])]
+    assert hard_tokens(before, known)[0] == pytest.approx(1 - np.exp(-9))
+
+
+def test_texts_that_are_learned_whole_are_judged_by_window_votes(world):
+    view, truth = world
+    whole = Truth(
+        clients={
+            name: replace(
+                held,
+                train=tuple(Encoded(ids=i.ids, response_start=1) for i in held.train),
+                holdout=tuple(Encoded(ids=i.ids, response_start=1) for i in held.holdout),
+            )
+            for name, held in truth.clients.items()
+        }
+    )
+    _, _, guess = asked((view, whole))
+    assert guess.headline == "windows whose loss fell since round 0"
+    assert {"gain of hard tokens", "fall of loss since round 0"} <= set(guess.scores)

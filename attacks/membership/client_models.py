@@ -1,0 +1,161 @@
+"""A15: was this record trained on, judged by the proxy that one client's update makes?
+
+An update is a model. Added to the adapter that the client was sent, it gives the proxy as the client alone
+tuned it, before other clients' updates wash its records out. The adversary asks for every record how its
+loss differs between that proxy and the round-0 proxy, by window votes (`references.window_votes`).
+
+Under protection it does the same with the mean that the sum reveals. The records asked about are the same,
+so the two results can be paired: their difference is what masking takes away. The last round is the one that
+tells most, since the adapter that was sent holds what earlier rounds taught.
+
+Guarantees: none of safety. Several updates of one client, or a fitted length of the step, may tell more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from attacks import white_box
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
+from attacks.membership.models import VOTERS, learned_tokens, mean_losses
+from attacks.membership.overfit import overfitted
+from attacks.membership.references import window_votes
+from attacks.membership.scores import Likelihoods, likelihoods
+from attacks.membership.updates import MEMBERSHIP, deviations
+from attacks.reconstruction.vectors import shuffled, without_own
+from attacks.registry import attack
+from attacks.statistics import auc_estimate, tpr_estimates
+from attacks.white_box import WhiteBox
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.record.view import View
+
+MOST_DOCUMENTS = 400  # of one client, half of them members
+SHARE = 0.4  # of its seconds that the attack spends on reading; the controls read as much
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The documents of one client, some of which it drew in `round`."""
+
+    round: int
+    client: str
+    documents: tuple[Encoded, ...]
+
+
+@attack(
+    AttackInfo(
+        id="A15",
+        name="client_model_membership",
+        title="which records a client trained on, from the proxy that its update makes",
+        paper="arXiv 2601.02751, applied to the update of one client",
+        needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
+        measures=(
+            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
+        ),
+        mapping=MEMBERSHIP,
+    )
+)
+class ClientModelMembership(Attack):
+    """The attack that reads every client's update as a model of its own."""
+
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """Return for each client as many records drawn in its last round as set-aside ones, mixed."""
+        questions, labels = [], []
+        for name, state in sorted(truth.clients.items()):
+            rounds = [r for r in state.rounds if r in view.adapters]
+            if not rounds:
+                continue
+            planted = sum(c.repeats for c in state.canaries)
+            drawn = np.unique(state.rounds[max(rounds)].used)
+            drawn = drawn[drawn < len(state.train) - planted]
+            count = min(len(drawn), len(state.holdout), MOST_DOCUMENTS // 2)
+            if count < 2:
+                continue
+            members = [state.train[i] for i in rng.permutation(drawn)[:count]]
+            others = [state.holdout[i] for i in rng.permutation(len(state.holdout))[:count]]
+            order = rng.permutation(2 * count)
+            documents = [*members, *others]
+            questions.append(
+                Asked(round=max(rounds), client=name, documents=tuple(documents[i] for i in order))
+            )
+            labels.append(order < count)
+        if not questions:
+            raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+        return Exam(question=tuple(questions), answer=tuple(labels))
+
+    def guess(
+        self, view: View, question: Sequence[Asked], budget: Budget, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
+        """Return a score for each of the first documents of each client, as many as are read in time."""
+        most = budget.pick(smoke=100, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
+        by_client = []
+        with white_box.opened(view) as box:
+            for number, one in enumerate(question):
+                until = SHARE * (number + 1) / len(question)
+                by_client.append(_scores(box, view, one, most, budget, until))
+        return tuple(by_client)
+
+    def score(self, guess: tuple[np.ndarray, ...], answer: tuple[np.ndarray, ...]) -> tuple[Estimate, ...]:
+        """Return the AUC over all clients' documents, and TPR at fixed FPR."""
+        labels = np.concatenate([a[: len(g)] for a, g in zip(answer, guess, strict=True)])
+        values = np.concatenate([deviations(g) for g in guess])
+        return (auc_estimate(values, labels, metric="auc", seed=0), *tpr_estimates(values, labels, seed=0))
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """One client's update that was trained until it knew a dozen records by heart."""
+        control = overfitted(replace_view(view, api=None), truth, canaries=False)
+        if control is None:
+            return None
+        known, memory = control
+        first = min(known.adapters)
+        name, state = next(iter(memory.clients.items()))
+        update = known.adapters[max(known.adapters)] - known.adapters[first]
+        (done,) = state.rounds.values()
+        alone = replace(state, rounds={first: done})
+        return (
+            replace_view(
+                view, adapters={first: known.adapters[first]}, updates={(first, name): update}, sums={}
+            ),
+            Truth(clients={name: alone}),
+        )
+
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The numbers of every vector are shuffled."""
+        return shuffled(view, rng), exam
+
+
+def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, until: float) -> np.ndarray:
+    """Return the scores of a question's first documents, float64 [n]."""
+    update = _update(view, one)
+    adapters = (view.adapters[min(view.adapters)], view.adapters[one.round] + update)
+    documents = one.documents[:most]
+    read: tuple[list[Likelihoods], list[Likelihoods]] = ([], [])
+    part = 32
+    while len(read[0]) < len(documents) and (not read[0] or budget.used < until):
+        at = len(read[0])
+        for adapter, mine in zip(adapters, read, strict=True):
+            box.set(adapter)
+            mine += likelihoods(box.tuned, documents[at : at + part], budget=budget)
+    before, after = read
+    if learned_tokens(documents) >= VOTERS:
+        return window_votes([f.nll for f in before], [f.nll for f in after])
+    return mean_losses(before) - mean_losses(after)
+
+
+def _update(view: View, one: Asked) -> np.ndarray:
+    """Return the client's update where the view has it, else the mean without the adversary's part."""
+    own = view.updates.get((one.round, one.client))
+    if own is not None:
+        return own
+    mean = view.aggregate(one.round)
+    if mean is None:
+        raise NotApplicable(f"this view has neither updates nor a sum of round {one.round}")
+    everybody = view.settings.clients if view.settings is not None else ()
+    seen = view.cohorts.get(one.round, everybody)
+    left = without_own(view, one.round, seen, mean)
+    return np.asarray(left / max(1, len(seen) - len(view.own)) if view.own else left, dtype=np.float32)

@@ -1,0 +1,107 @@
+"""A15: a client's update is a model that knows the client's records; the mean of several knows them less."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attacks.base import Budget, NotApplicable, Truth
+from attacks.membership.client_models import ClientModelMembership
+from attacks.trial import run_one
+from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.federate.training import train
+from fedproxy_secure.models.adapters import get_vector
+from fedproxy_secure.record.private import PrivateRound, PrivateState
+from tests.support.lab import make_lab, records
+
+CLIENTS, RECORDS = 6, 12
+HARD = LocalConfig(steps=30, batch_size=RECORDS, learning_rate=2e-2)
+
+
+def as_text(item: Encoded) -> Encoded:
+    return Encoded(ids=item.ids, response_start=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A lab, and what six clients held and sent after learning their texts by heart."""
+    lab = make_lab(tmp_path_factory.mktemp("lab"), hidden=32, adapter={"rank": 8})
+    rng, states, updates = np.random.default_rng(0), {}, {}
+    for number in range(CLIENTS):
+        name = f"c{number}"
+        items = tuple(map(as_text, records(rng, 2 * RECORDS, tokens=40, length=12)))
+        with lab.opened() as box:
+            box.set(lab.start)
+            train(box.tuned, items[:RECORDS], steps=HARD.steps, local=HARD, pad_id=0, rng=rng, who="test")
+            updates[name] = get_vector(box.tuned) - lab.start
+        states[name] = PrivateState(
+            client=name,
+            train=items[:RECORDS],
+            holdout=items[RECORDS:],
+            canaries=(),
+            rounds={0: PrivateRound(update=updates[name], used=np.arange(RECORDS))},
+        )
+    return lab, updates, Truth(clients=states)
+
+
+def found(view, truth):
+    return run_one(ClientModelMembership(), view, truth, profile="smoke", seconds=120, seed=0)
+
+
+def test_an_update_in_the_clear_gives_its_records_away(world):
+    lab, updates, truth = world
+    finding = found(lab.view(updates), truth)
+    assert finding.outcome == Outcome.SUCCEEDED
+    assert finding.headline.n == 2 * RECORDS * CLIENTS
+    assert finding.headline.value > 0.95
+
+
+def test_the_mean_of_the_updates_tells_less(world):
+    lab, updates, truth = world
+    alone, mean = (found(lab.view(updates, summed=s), truth).headline for s in (False, True))
+    assert mean.high < alone.low
+
+
+def test_the_same_records_are_asked_about_with_and_without_protection(world):
+    lab, updates, truth = world
+    exams = [
+        ClientModelMembership().exam(truth, lab.view(updates, summed=s), np.random.default_rng(3))
+        for s in (False, True)
+    ]
+    assert exams[0].question == exams[1].question
+
+
+def test_the_control_with_shuffled_numbers_finds_nothing(world):
+    lab, updates, truth = world
+    finding = found(lab.view(updates), truth)
+    assert finding.negative.low < 0.5 < finding.negative.high
+
+
+def test_updates_that_taught_nothing_are_resisted_because_the_control_finds_what_is_there(world):
+    lab, updates, truth = world
+    rng = np.random.default_rng(5)
+    nothing = {n: 1e-4 * rng.standard_normal(len(u)).astype(np.float32) for n, u in updates.items()}
+    finding = found(lab.view(nothing), truth)
+    assert finding.outcome in (Outcome.RESISTED, Outcome.INCONCLUSIVE)
+    assert finding.positive.value > 0.9
+    assert finding.headline.low < 0.5 < finding.headline.high
+
+
+def test_a_score_for_as_many_documents_as_there_is_time_for(world):
+    lab, updates, truth = world
+    attack = ClientModelMembership()
+    view = lab.view(updates)
+    exam = attack.exam(truth, view, np.random.default_rng(0))
+    guess = attack.guess(view, exam.question, Budget(seconds=1e-6 + 30), np.random.default_rng(0))
+    assert [len(g) for g in guess] == [2 * RECORDS] * CLIENTS
+    short = tuple(g[:6] for g in guess)
+    assert attack.score(short, exam.answer)[0].n == 6 * CLIENTS
+
+
+def test_without_set_aside_records_there_is_nothing_to_tell_apart(world):
+    lab, updates, truth = world
+    bare = Truth(clients={n: replace(s, holdout=()) for n, s in truth.clients.items()})
+    with pytest.raises(NotApplicable, match="set aside"):
+        ClientModelMembership().exam(bare, lab.view(updates), np.random.default_rng(0))
