@@ -5,8 +5,8 @@ tuned it, before other clients' updates wash its records out. The adversary asks
 loss differs between that proxy and the round-0 proxy, by window votes (`references.window_votes`).
 
 Under protection it does the same with the mean that the sum reveals. The records asked about are the same,
-so the two results can be paired: their difference is what masking takes away. The last round is the one that
-tells most, since the adapter that was sent holds what earlier rounds taught.
+so the two results can be paired: their difference is what masking takes away. The last round is the one
+that tells most, since the adapter that was sent holds what earlier rounds taught.
 
 Guarantees: none of safety. Several updates of one client, or a fitted length of the step, may tell more.
 """
@@ -144,7 +144,8 @@ def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, un
     before, after = read
     if learned_tokens(documents) >= VOTERS:
         return window_votes([f.nll for f in before], [f.nll for f in after])
-    return mean_losses(before) - mean_losses(after)
+    fall: np.ndarray = mean_losses(before) - mean_losses(after)
+    return fall
 
 
 def _update(view: View, one: Asked) -> np.ndarray:

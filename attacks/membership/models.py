@@ -2,13 +2,14 @@
 
 Everybody who took part holds the **round-0 proxy**. It is the best reference there is, since it differs
 from the tuned proxy by the records alone. The headline is the share of a text's windows in which the loss
-fell since then (`window_votes`); where most texts have fewer than `VOTERS` tokens that were learned, such as
-the answers of a classification, it is how much the mean loss fell. With the API alone there is no reference,
-and the headline is Min-K%++.
+fell since then (`window_votes`). Where most texts have fewer than `VOTERS` tokens that were learned, such
+as the answers of a classification, it is how much the mean loss fell. With the API alone there is no
+reference, and the headline is Min-K%++.
 
-Other scores are reported beside it: the gain in the hardest tokens' probability, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm,
-RMIA (offline: the round-0 proxy as reference, set-aside records as population), and LiRA with few shadow
-adapters. Only the headline was fixed beforehand; the others are not corrected for being many.
+Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
+tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
+proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
+was fixed beforehand; the others are not corrected for being many.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.

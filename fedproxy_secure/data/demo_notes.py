@@ -22,7 +22,7 @@ from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.randomness import stream
 from fedproxy_secure.world.lexicon import THINGS_PER_KIND, lexicon
-from fedproxy_secure.world.stories import draw, draw_date, draw_person
+from fedproxy_secure.world.stories import draw, draw_person
 
 _RECORDS_SEED = 79
 _THINGS_IN_TRAINING = THINGS_PER_KIND // 2

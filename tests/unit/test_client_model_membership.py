@@ -1,4 +1,4 @@
-"""A15: a client's update is a model that knows the client's records; the mean of several knows them less."""
+"""A15: a client's update is a model that knows its records; the mean of several knows them less."""
 
 from dataclasses import replace
 
