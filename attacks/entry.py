@@ -19,6 +19,7 @@ def measure(
     profile: Profile,
     seconds: float,
     seed: int,
+    jobs: int,
     resume: bool,
     llm: str | None,
     progress: Progress | None = None,
@@ -31,6 +32,7 @@ def measure(
         profile: how much the suite spends: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take from one view.
         seed: seed of the attacks' own randomness.
+        jobs: how many attacks run at once, each in a process of its own if more than one.
         resume: whether to keep what an earlier call finished.
         llm: path of the owner's model, for views of the server.
         progress: where the suite reports its progress; by default nowhere.
@@ -50,5 +52,6 @@ def measure(
         seed=seed,
         resume=resume,
         llm=llm,
+        jobs=jobs,
         progress=progress,
     )

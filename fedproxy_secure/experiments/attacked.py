@@ -14,9 +14,17 @@ SUITES = "fedproxy_secure.suites"  # entry points: the core does not know who at
 
 
 def attack_run(
-    config: Config, folder: Path, *, seed: int, resume: bool = True, progress: Progress | None = None
+    config: Config,
+    folder: Path,
+    *,
+    seed: int,
+    jobs: int = 1,
+    resume: bool = True,
+    progress: Progress | None = None,
 ) -> None:
     """Run every registered suite on a recorded run, as `attacks` says; results lie below its folder.
+
+    `jobs` attacks run at once.
 
     Raises `ConfigError` if none is registered, `RunFolderError` if the run was not recorded.
     """
@@ -30,6 +38,7 @@ def attack_run(
             profile=config.attacks.suite,
             seconds=config.attacks.seconds,
             seed=seed,
+            jobs=jobs,
             resume=resume,
             llm=config.model.path,
             progress=progress,

@@ -19,7 +19,14 @@ from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
-from fedproxy_secure.experiments.sweeps.matrix_cells import cell_config, cells_of, note_failure, title_of
+from fedproxy_secure.experiments.sweeps.matrix_cells import (
+    DONE,
+    attack_jobs,
+    cell_config,
+    cells_of,
+    note_failure,
+    title_of,
+)
 from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, no_ceiling
 from fedproxy_secure.report.report import Report
 from tests.support.tiny import tiny_settings
@@ -46,6 +53,22 @@ def untimed(report: Report) -> list:
         replace(c, measures=tuple(m for m in c.measures if m.key not in TIMED))
         for c in report.configurations
     ]
+
+
+def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(settings, tmp_path):
+    config = parse_config(settings)
+    cells, _ = cells_of(config)
+    assert len(cells) == 4
+    jobs = [attack_jobs(config, tmp_path, 4)]
+    for cell in cells[:3]:
+        if cell is cells[0]:
+            note_failure(tmp_path / cell.folder, "cannot run")
+        else:
+            (tmp_path / cell.folder).mkdir(parents=True)
+            (tmp_path / cell.folder / DONE).write_text("{}")
+        jobs.append(attack_jobs(config, tmp_path, 4))
+    assert jobs == [1, 1, 2, 4]
+    assert attack_jobs(config, tmp_path, 1) == 1
 
 
 def test_cells_are_every_combination_and_what_cannot_run_is_said(settings):
