@@ -36,6 +36,7 @@ from fedproxy_secure.record.view import View
 
 REFERENCES = {"smoke": 128, "standard": 1024, "full": 10**SECRET_DIGITS - 1}
 PROXY, FUSED = "tuned proxy", "fused LLM"
+BY_CHANCE = math.log2(math.e)  # bits, on average at most, of a secret that a model has never read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ class CanaryExposure(Attack):
             for repeats in sorted(set(answer.repeats)):
                 values = [b for b, r in zip(bits[name], answer.repeats, strict=True) if r == repeats]
                 metric = f"exposure in the {name}, {repeats} times"
-                estimates.append(over_targets(values, metric=metric, unit="bits", seed=0))
+                estimates.append(over_targets(values, metric=metric, unit="bits", seed=0, chance=BY_CHANCE))
         if len(bits) == 2:
             lost = [f - p for f, p in zip(bits[FUSED], bits[PROXY], strict=True)]
             estimates.append(

@@ -28,16 +28,21 @@ RECORDS = 12
 ANSWER = 4  # random tokens that take the place of a record's answer
 CONTEXT = 16  # tokens of a record that stand before them, if these tell all records apart
 STEPS, MOST_TIMES = 12, 10  # steps between two checks whether the records are known; the most checks
+MOST_TIMES_TEXTS = 25  # the same for whole texts, which have more to know
 KNOWN = 0.45  # the records are known once the loss is this share of the loss of the first steps
 BY_HEART = 0.75  # the same for canaries, which are short and few
+VERBATIM = 0.08  # the same for whole texts, of which every detail must be known
 
 
-def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth] | None:
+def overfitted(
+    view: View, truth: Truth, *, canaries: bool, texts: bool = False
+) -> tuple[View, Truth] | None:
     """Return the view with its models trained until they know a few records, and the truth of that.
 
     The records are `RECORDS` of one client. Their answers are random tokens, and so are those of the
     records set aside. What a task teaches helps with neither; only memory tells them apart. With `canaries`
-    the records are all clients' canaries instead.
+    the records are all clients' canaries instead, and with `texts` one client's records as they are, every
+    token of which is learned.
     """
     states = {n: s for n, s in truth.clients.items() if s.train}
     if not states:
@@ -49,7 +54,8 @@ def overfitted(view: View, truth: Truth, *, canaries: bool) -> tuple[View, Truth
         )
         changed, known = states, BY_HEART
     else:
-        changed, known = {name: _random_answers(states[name])}, KNOWN
+        few = _few_texts(states[name]) if texts else _random_answers(states[name])
+        changed, known = {name: few}, VERBATIM if texts else KNOWN
         items = list(changed[name].train)
     if len(items) < 2:
         return None
@@ -89,6 +95,17 @@ def _random_answers(state: PrivateState) -> PrivateState:
     )
 
 
+def _few_texts(state: PrivateState) -> PrivateState:
+    """Return a client whose `RECORDS` records were all drawn, each of them learned as a text."""
+    records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
+    return replace(
+        state,
+        train=tuple(Encoded(ids=item.ids, response_start=1) for item in records),
+        rounds={0: PrivateRound(update=np.zeros(1, np.float32), used=np.arange(len(records)))},
+        canaries=(),
+    )
+
+
 def _planted(state: PrivateState) -> int:
     return sum(c.repeats for c in state.canaries)
 
@@ -97,7 +114,7 @@ def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -
     """Train until the loss of `STEPS` steps is below `known` times that of the first steps, or give up."""
     local = LocalConfig(steps=STEPS, batch_size=min(16, len(items)), learning_rate=3e-3)
     first = None
-    for time in range(MOST_TIMES):
+    for time in range(MOST_TIMES_TEXTS if known == VERBATIM else MOST_TIMES):
         loss = train(
             tuned,
             items,
@@ -112,7 +129,7 @@ def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -
             return
 
 
-@lru_cache(maxsize=2)  # other views of the run need the same
+@lru_cache(maxsize=3)  # other views of the run need the same: answers, canaries, texts
 def _overfitted_adapter(
     proxy: HeldProxy, adapter: bytes, items: tuple[Encoded, ...], known: float
 ) -> np.ndarray:
