@@ -103,25 +103,30 @@ class ModelMembership(Attack):
     """The attack that compares records drawn in some round with records set aside."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return as many members as others, mixed; the rest of the others are the population."""
+        """Return as many members as others of each client, mixed, and a population of further others.
+
+        Equal numbers of each client, because otherwise a client's way of writing would tell something.
+        """
         members: list[Encoded] = []
         others: list[Encoded] = []
+        population: list[Encoded] = []
         for state in truth.clients.values():
             planted = sum(c.repeats for c in state.canaries)
             drawn = np.unique(np.concatenate([[], *(r.used for r in state.rounds.values())])).astype(int)
-            members += [state.train[i] for i in drawn if i < len(state.train) - planted]
-            others += state.holdout
-        if len(others) < 8 or len(members) < 4:
+            drawn = drawn[drawn < len(state.train) - planted]
+            reserve = len(state.holdout) // 4
+            count = min(len(drawn), len(state.holdout) - reserve, MOST // 2 // len(truth.clients))
+            members += [state.train[i] for i in rng.permutation(drawn)[:count]]
+            order = rng.permutation(len(state.holdout))
+            others += [state.holdout[i] for i in order[:count]]
+            population += [state.holdout[i] for i in order[count : count + 200 // len(truth.clients)]]
+        if len(members) < 4:
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
-        reserve = len(others) // 4
-        count = min(len(members), len(others) - reserve, MOST // 2)
-        chosen = [members[i] for i in rng.permutation(len(members))[:count]]
-        order = rng.permutation(len(others))
-        chosen += [others[i] for i in order[:count]]
+        chosen, count = [*members, *others], len(members)
         mixed = rng.permutation(2 * count)
         question = Asked(
             documents=tuple(chosen[i] for i in mixed),
-            population=tuple(others[i] for i in order[count : count + 200]),
+            population=tuple(population),
         )
         return Exam(question=question, answer=mixed < count)
 

@@ -15,19 +15,22 @@ rescaled, and the signal fades.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
 from attacks.membership.gradients import record_gradients
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
+from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.federate.training import train
+from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.view import View
 
 MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEASURE 2.10"))
@@ -38,6 +41,7 @@ KEPT = 3  # questions whose gradients are kept for the negative control, with th
 COLUMNS = 2**16  # numbers of every gradient that are computed with at once
 GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
 FEWEST = 16  # documents of a question, whatever its gradients take
+CONTROL_STEPS = 4  # of AdamW, in the positive control
 SHARE = 0.5  # of its seconds that the attack spends on gradients; the positive control needs some, too
 
 
@@ -164,10 +168,13 @@ class UpdateMembership(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One round of one SGD step on 16 records, seen in the clear."""
+        """One round on 16 records, seen in the clear: one step of SGD, or a few of the run's AdamW."""
         from attacks.reconstruction.sequences import one_step_control
 
-        return one_step_control(view, truth, records=16)
+        control = one_step_control(view, truth, records=16)
+        if control is None or view.settings is None or view.settings.local.optimizer == "sgd":
+            return control
+        return _with_adamw(*control, LocalConfig(**vars(view.settings.local)))
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The numbers of every vector are shuffled."""
@@ -200,3 +207,30 @@ class UpdateMembership(Attack):
             self._kept[key] = rows[:done]
             return rows[:done]
         return self._kept.pop(key)  # the negative control asks last
+
+
+def _with_adamw(control: View, truth: Truth, local: LocalConfig) -> tuple[View, Truth]:
+    """Return a control of one step with the update of `CONTROL_STEPS` AdamW steps on the same records."""
+    assert control.settings is not None
+    ((number, name),) = control.updates
+    state = truth.clients[name]
+    start = control.adapters[number]
+    few = local.model_copy(update={"steps": CONTROL_STEPS, "batch_size": len(state.train)})
+    with white_box.opened(control, start) as box:
+        train(
+            box.tuned,
+            state.train,
+            steps=few.steps,
+            local=few,
+            pad_id=box.tokenizer.pad_token_id,
+            rng=np.random.default_rng(0),
+            who="positive control",
+        )
+        update = get_vector(box.tuned) - start
+    done = replace(state.rounds[number], update=update)
+    return (
+        replace_view(
+            control, updates={(number, name): update}, settings=control.settings.changed(local=few)
+        ),
+        Truth(clients={name: replace(state, rounds={number: done})}),
+    )
