@@ -43,11 +43,20 @@ class CompareConfig(Section):
 
 
 class SweptProtection(Section):
-    """One protection of a matrix: any scheme, with differential privacy of any epsilon or without it."""
+    """One protection of a matrix: any scheme, with differential privacy of any epsilon or without it.
+
+    What trains well under differential privacy is not what trains well without it. `settings` has, by
+    section, the settings that this protection's cells have in place of the matrix's. They stand in the
+    report's title of the cells; `recipe` is their name in folders.
+    """
 
     scheme: str
     epsilon: Annotated[float, Field(gt=0)] | None = None
     unit: Literal["record", "client"] = "record"  # what differential privacy hides
+    recipe: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_]+$")] = None
+    settings: Mapping[
+        Literal["adapter", "local", "federate", "fusion", "privacy"], Mapping[str, Scalar]
+    ] = {}
 
     @field_validator("scheme")
     @classmethod
@@ -55,12 +64,19 @@ class SweptProtection(Section):
         PROTECTIONS.check(scheme, where="matrix.protections.scheme")
         return scheme
 
+    @model_validator(mode="after")
+    def _settings_have_a_name(self) -> SweptProtection:
+        if bool(self.settings) != (self.recipe is not None):
+            raise ValueError("settings, recipe: settings of its own need a name, and a name needs settings")
+        return self
+
     @property
     def name(self) -> str:
-        """The protection's part of a cell's name: `masking`, `masking_dp8`, `masking_client_dp8`."""
+        """The protection's part of a cell's name: `masking`, `masking_dp8`, `masking_dp8_small`."""
+        recipe = "" if self.recipe is None else f"_{self.recipe}"
         if self.epsilon is None:
-            return self.scheme
-        return f"{self.scheme}{'_client' * (self.unit == 'client')}_dp{self.epsilon:g}"
+            return f"{self.scheme}{recipe}"
+        return f"{self.scheme}{'_client' * (self.unit == 'client')}_dp{self.epsilon:g}{recipe}"
 
     def __str__(self) -> str:
         return self.name

@@ -71,6 +71,39 @@ def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(setting
     assert attack_jobs(config, tmp_path, 1) == 1
 
 
+def test_a_protection_may_have_settings_of_its_own_which_its_title_says(settings):
+    private = {
+        **MASKING,
+        "epsilon": 8,
+        "recipe": "small",
+        "settings": {"adapter": {"kind": "core"}, "local": {"learning_rate": 0.05}},
+    }
+    config = parse_config(
+        {**settings, "matrix": {"protections": [MASKING, private], "remove_ratios": [0.5]}}
+    )
+    plain, small = (
+        next(c for c in cells_of(config)[0] if c.protection.recipe == name) for name in (None, "small")
+    )
+    assert small.name == "masking_dp8_small-0.5-fedavg-lora-seed0"
+    assert "adapter.kind=core, local.learning_rate=0.05" in title_of(small, config)
+    changed = cell_config(config, small)
+    assert (changed.adapter.kind, changed.local.learning_rate) == ("core", 0.05)
+    assert cell_config(config, plain).adapter.kind == "lora"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"recipe": "small"},
+        {"settings": {"adapter": {"kind": "core"}}},
+        {"recipe": "small", "settings": {"data": {"max_tokens": 9}}},
+    ],
+)
+def test_settings_of_a_protection_need_a_name_and_leave_the_records_alone(settings, wrong):
+    with pytest.raises(ConfigError, match=r"matrix\.protections"):
+        parse_config({**settings, "matrix": {"protections": [{**MASKING, **wrong}]}})
+
+
 def test_cells_are_every_combination_and_what_cannot_run_is_said(settings):
     swept = {
         "protections": [MASKING, {"scheme": "ckks"}],

@@ -106,6 +106,8 @@ def cell_config(config: Config, cell: MatrixCell) -> Config:
     raw["protect"] |= {"scheme": cell.protection.scheme, "granularity": cell.fusion.granularity}
     raw["privacy"] |= _privacy(cell.protection)
     raw["audit"]["record"] = config.attacks.suite != "none"
+    for section, changed in cell.protection.settings.items():
+        raw[section] |= changed
     return parse_config(raw)
 
 
@@ -128,10 +130,11 @@ def title_of(cell: MatrixCell, config: Config) -> str:
 
 def _protection_title(protection: SweptProtection) -> str:
     title: str = PROTECTIONS.get(protection.scheme).title
-    if protection.epsilon is None:
-        return title
-    level = "client-level " if protection.unit == "client" else ""
-    return f"{title} + {level}DP {protection.epsilon:g}"
+    if protection.epsilon is not None:
+        level = "client-level " if protection.unit == "client" else ""
+        title += f" + {level}DP {protection.epsilon:g}"
+    changed = [f"{s}.{k}={v}" for s, values in protection.settings.items() for k, v in values.items()]
+    return f"{title} ({', '.join(changed)})" if changed else title
 
 
 def _compression_title(compression: SweptCompression) -> str:
