@@ -1,21 +1,27 @@
-"""Statistics that judge attacks: AUC and rates at fixed false-positive rates, with intervals."""
+"""Statistics that judge attacks: AUC and rates at fixed false-positive rates, with intervals.
+
+Estimates that are made here know what they could have shown and, where a finding may be paired with
+another, how each target was judged (`attacks.judging.measured`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from scipy.stats import binom, norm, rankdata
 
+from attacks.judging.measured import Measured, of_kinds, with_power
+from attacks.judging.power import AucPower, MeanPower, RatePower, SharePower
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
+from fedproxy_secure.evidence.estimate import CONFIDENCE, mean_interval, proportion_interval
+from fedproxy_secure.evidence.targets import components
 
 
 def auc_estimate(
     scores: np.ndarray, positive: np.ndarray, *, metric: str, seed: int, inflation: float = 1.0
-) -> Estimate:
+) -> Measured:
     """Return the area under the ROC curve with DeLong's interval (1988), taken on the logit scale.
 
     The logit scale keeps the interval in [0, 1]. A perfect or a worst possible AUC gets the interval of the
@@ -35,13 +41,10 @@ def auc_estimate(
         raise DataError(
             f"{metric}: scores {scores.shape}, labels {positive.shape}: must have one shape and be finite"
         )
-    x, y = scores[positive].astype(np.float64), scores[~positive].astype(np.float64)
-    m, n = len(x), len(y)
+    m, n = int(positive.sum()), int((~positive).sum())
     if min(m, n) < 2:
         raise DataError(f"{metric}: {m} positives, {n} negatives: must be >= 2 of each")
-    both = rankdata(np.concatenate([x, y]))
-    v10 = (both[:m] - rankdata(x)) / n
-    v01 = 1 - (both[m:] - rankdata(y)) / m
+    v10, v01 = components(scores, positive)
     value = float(v10.mean())
     spread = inflation * math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
     z = float(norm.ppf((1 + CONFIDENCE) / 2))
@@ -51,7 +54,7 @@ def auc_estimate(
     else:
         logit, half = math.log(value / (1 - value)), z * spread / (value * (1 - value))
         low, high = _expit(logit - half), _expit(logit + half)
-    return Estimate(
+    return Measured(
         metric=metric,
         value=value,
         low=low,
@@ -60,6 +63,8 @@ def auc_estimate(
         unit="AUC",
         seeds=(seed,),
         how="DeLong 95 % on the logit scale",
+        power=AucPower(positives=m, negatives=n, inflation=inflation),
+        judged=of_kinds(scores, positive) if inflation == 1 else None,
     )
 
 
@@ -88,7 +93,7 @@ def mean_auc(
     metric: str,
     seed: int,
     inflation: float = 1.0,
-) -> Estimate:
+) -> Measured:
     """Return the mean AUC over targets, given as (scores, labels); `inflation` as in `auc_estimate`.
 
     The interval is as wide as the targets' own intervals on average, as if all targets erred together. They
@@ -97,7 +102,9 @@ def mean_auc(
     values = [auc_estimate(s, p, metric=metric, seed=seed, inflation=inflation) for s, p in per_target]
     if len(values) == 1:
         return values[0]
-    return Estimate(
+    there = round(float(np.mean([p.sum() for _, p in per_target])))
+    others = round(float(np.mean([(~p).sum() for _, p in per_target])))
+    return Measured(
         metric=metric,
         value=float(np.mean([v.value for v in values])),
         low=float(np.mean([v.low or 0.0 for v in values])),
@@ -106,6 +113,7 @@ def mean_auc(
         unit="AUC",
         seeds=(seed,),
         how="mean over targets, DeLong 95 % as if they erred together",
+        power=AucPower(positives=there, negatives=others, inflation=inflation),
     )
 
 
@@ -116,19 +124,43 @@ def over_targets(
     unit: str,
     seed: int,
     within: tuple[float, float] | None = None,
-) -> Estimate:
-    """Return the mean over targets of one run with Student's t interval, taking targets as independent."""
+    chance: float | None = None,
+) -> Measured:
+    """Return the mean over targets of one run with Student's t interval, taking targets as independent.
+
+    Args:
+        values: one number for each target.
+        metric: name of the estimate.
+        unit: unit of the values.
+        seed: seed that the estimate is reported with.
+        within: the lowest and highest possible value; the interval is cut to it.
+        chance: the value where there is nothing to find; with it, the estimate says what it could have
+            shown also where it is no headline.
+    """
     mean = mean_interval(dict(enumerate(values)), metric=metric, unit=unit)
     low, high = mean.low, mean.high
     if within is not None and low is not None and high is not None:
         low, high = max(within[0], low), min(within[1], high)
     how = "mean over targets, Student t 95 %" if len(values) > 1 else "one target, no interval"
-    return Estimate(**{**vars(mean), "low": low, "high": high, "seeds": (seed,), "how": how})
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return Measured(
+        metric=metric,
+        value=mean.value,
+        low=low,
+        high=high,
+        n=mean.n,
+        unit=unit,
+        seeds=(seed,),
+        how=how,
+        chance=chance,
+        power=MeanPower(n=len(values), spread=spread, most=math.inf if within is None else within[1]),
+        judged=("", tuple(map(float, values))),
+    )
 
 
 def tpr_estimates(
     scores: np.ndarray, positive: np.ndarray, *, seed: int, rates: Sequence[float] = (0.01, 0.001)
-) -> tuple[Estimate, ...]:
+) -> tuple[Measured, ...]:
     """Return true-positive rates at fixed false-positive rates, with intervals that count both samples.
 
     The threshold lets at most `rate` of the negatives through; ties count as negatives. A rate below 1 /
@@ -153,19 +185,26 @@ def tpr_estimates(
         )
         low, high = few.low or 0.0, 1.0 if many.high is None else many.high
         estimates.append(
-            replace(
-                here,
+            Measured(
+                metric=name,
+                value=here.value,
                 low=min(low, here.value),
                 high=max(high, here.value),
+                n=here.n,
+                unit=here.unit,
+                seeds=here.seeds,
                 how="share of positives, Wilson 95 % at both ends of the threshold's 95 %",
+                chance=rate,
+                power=RatePower(positives=here.n, negatives=len(negatives), rate=rate),
             )
         )
     return tuple(estimates)
 
 
-def share(hits: int, n: int, *, metric: str, seed: int) -> Estimate:
+def share(hits: int, n: int, *, metric: str, seed: int) -> Measured:
     """Return a share of targets with its Wilson interval; 0 of 0 counts as 0 of 1."""
-    return proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
+    made = proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
+    return with_power(made, SharePower(n=made.n))
 
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:

@@ -14,11 +14,22 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-HEADINGS = ("attack", "view", "outcome", "headline", "value", "positive", "negative", "seconds")
+HEADINGS = (
+    "attack",
+    "view",
+    "outcome",
+    "headline",
+    "value",
+    "would have shown",
+    "positive",
+    "negative",
+    "seconds",
+)
 STYLES = {Outcome.SUCCEEDED: "bold red", Outcome.ERROR: "red", Outcome.RESISTED: "green"}
 EXPLAINED = (
-    "value [95 % interval]; pos.: positive control, where the attack must succeed; neg.: negative control, "
-    "where there is nothing to find. RESISTED is no proof of safety."
+    "value [95 % interval]; power: the smallest true value that would have been seen in four runs of five "
+    "(- if that is not known); pos.: positive control, where the attack must succeed; neg.: negative "
+    "control, where there is nothing to find. RESISTED is no proof of safety."
 )
 
 
@@ -31,6 +42,14 @@ def number(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
 
 
+def power(result: Finding) -> str:
+    """Return the smallest value that the headline would have shown, such as `0.58`, or `none`."""
+    told = None if result.headline is None else result.could_show(result.headline)
+    if told is None:
+        return "-"
+    return "none" if told.smallest is None else f"{told.smallest:.2g}"
+
+
 def cells(result: Finding) -> tuple[str, ...]:
     """Return a result's texts in the order of `HEADINGS`."""
     headline = result.headline
@@ -40,6 +59,7 @@ def cells(result: Finding) -> tuple[str, ...]:
         str(result.outcome),
         headline.metric if headline is not None else result.reason,
         number(headline),
+        power(result),
         number(result.positive),
         number(result.negative),
         f"{result.seconds:.1f}",
@@ -74,7 +94,7 @@ def _rich_table(title: str, results: Sequence[Finding]) -> Table:
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("attack", overflow="fold", min_width=max(len(f"{r.id} {r.attack}") for r in results))
     table.add_column("outcome", no_wrap=True)
-    for heading in ("value", "pos.", "neg.", "s"):
+    for heading in ("value", "power", "pos.", "neg.", "s"):
         table.add_column(heading, justify="right", overflow="fold")
     for result in results:
         assert result.headline is not None
@@ -86,6 +106,7 @@ def _rich_table(title: str, results: Sequence[Finding]) -> Table:
             name,
             Text(str(result.outcome), style=STYLES.get(result.outcome, "")),
             number(result.headline),
+            power(result),
             *(c or "-" for c in controls),
             f"{result.seconds:.0f}",
         )

@@ -32,10 +32,15 @@ from attacks.base import (
     OutOfTime,
     Truth,
 )
+from attacks.judging.measured import plain
+from attacks.judging.outcome import judge
+from attacks.judging.targets import detectable_of, targets_of
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome, Profile
 from fedproxy_secure.evidence.measure import measure_kind
+from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.record.view import View
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.randomness import stream
@@ -70,7 +75,8 @@ def run_one(
     began = time.monotonic()
     budget = Budget(profile=profile, seconds=seconds)
     estimates: tuple[Estimate, ...] = ()
-    positive = negative = None
+    detectable: tuple[Detectable, ...] = ()
+    targets = positive = negative = None
     bar = _Seconds(shown=progress or NoProgress(), task=f"{one.info.name}, {seen.threat_model}")
     bar.shown.start(bar.task, math.ceil(seconds))
     try:
@@ -78,13 +84,15 @@ def run_one(
         with _alarm(seconds, bar):
             exam, guess, estimates = _attempt(one, seen, truth, budget, seed)
             _check_units(one.info, estimates)
+            detectable = detectable_of(one.info, estimates)
+            targets = targets_of(estimates[0], exam, truth) if estimates else None
             bar.part = "its positive control"
             with suppress(NotApplicable):  # a control that does not apply counts as missing
                 positive = _positive(one, seen, truth, budget, seed, estimates)
             bar.part = "its negative control"
             with suppress(NotApplicable):
                 negative = _negative(one, seen, exam, guess, budget, seed)
-        outcome, reason = judge(one.info, estimates[0], positive, negative)
+        outcome, reason = judge(one.info, estimates[0], positive, negative, detectable)
     except OutOfTime as error:
         outcome, reason = Outcome.INCONCLUSIVE, f"{error} in {bar.part}"
     except NotApplicable as error:
@@ -100,9 +108,11 @@ def run_one(
         seen,
         outcome=outcome,
         reason=reason,
-        estimates=estimates,
-        positive=positive,
-        negative=negative,
+        estimates=tuple(map(plain, estimates)),
+        positive=positive and plain(positive),
+        negative=negative and plain(negative),
+        detectable=detectable,
+        targets=targets,
         seconds=time.monotonic() - began,
         profile=profile,
         seed=seed,
@@ -123,6 +133,8 @@ def finding(
     estimates: tuple[Estimate, ...] = (),
     positive: Estimate | None = None,
     negative: Estimate | None = None,
+    detectable: tuple[Detectable, ...] = (),
+    targets: Targets | None = None,
 ) -> Finding:
     """Return the finding of an attack from a view, with the measures that it feeds."""
     return Finding(
@@ -142,6 +154,11 @@ def finding(
         seconds=seconds,
         seed=seed,
         mapping=info.mapping,
+        read=_read(info, seen),
+        chance=info.chance,
+        margin=info.margin,
+        detectable=detectable,
+        targets=targets,
     )
 
 
@@ -165,46 +182,14 @@ def _check_units(info: AttackInfo, estimates: tuple[Estimate, ...]) -> None:
                 )
 
 
-def judge(
-    info: AttackInfo, headline: Estimate, positive: Estimate | None, negative: Estimate | None
-) -> tuple[Outcome, str]:
-    """Return the outcome of a headline beside its controls, and one sentence that says why.
-
-    SUCCEEDED: the interval begins above chance by more than the margin. RESISTED: the value does not exceed
-    that bar, the positive control's interval begins above the bar, and the headline's interval ends below
-    the positive control's. INCONCLUSIVE: everything else, and every headline whose negative control begins
-    above the bar.
-    """
-    bar = info.chance + info.margin
-    text = f"{headline.metric} {headline.value:.3g}"
-    if negative is not None and low_end(negative) > bar:
-        return (
-            Outcome.INCONCLUSIVE,
-            f"negative control at {negative.value:.3g}: the attack finds what is not there",
-        )
-    if low_end(headline) > bar:
-        return Outcome.SUCCEEDED, f"{text}, chance {info.chance:g}"
-    if positive is None or low_end(positive) <= bar:
-        control = "none" if positive is None else f"{positive.value:.3g}"
-        return (
-            Outcome.INCONCLUSIVE,
-            f"{text}; positive control {control}: its interval must be above {bar:g}",
-        )
-    if headline.value > bar:
-        return Outcome.INCONCLUSIVE, f"{text}: above {bar:g}, but its interval begins below"
-    if headline.high is None or headline.high >= low_end(positive):
-        return Outcome.INCONCLUSIVE, f"{text}: its interval reaches the positive control's"
-    return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}"
-
-
-def low_end(estimate: Estimate) -> float:
-    """Return the interval's low end; minus infinity without an interval, which proves nothing."""
-    return float("-inf") if estimate.low is None else estimate.low
-
-
 def has_surfaces(info: AttackInfo, seen: View) -> bool:
     """Return whether the view has what the attack needs."""
     return any(needed <= seen.surfaces for needed in info.needs)
+
+
+def _read(info: AttackInfo, seen: View) -> tuple[str, ...]:
+    """Return the first of the attack's sets of surfaces that the view has, which is the one it uses."""
+    return tuple(sorted(next((needed for needed in info.needs if needed <= seen.surfaces), ())))
 
 
 def _check_surfaces(info: AttackInfo, seen: View) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ class Poisoning(Attack):
             e for e in estimates if e.metric.endswith(f"under {own_rule}") and e.metric.startswith("loss")
         ]
         worst = max(of_own, key=lambda e: e.value)
-        headline = Estimate(**{**vars(worst), "metric": self.info.headline})
+        headline = replace(worst, metric=self.info.headline)
         return (headline, *estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

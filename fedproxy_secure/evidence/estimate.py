@@ -161,6 +161,31 @@ def paired_difference(
     return Estimate(**{**vars(difference), "how": how})
 
 
+def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate:
+    """Return `a - b` of two numbers that were measured on different targets.
+
+    Its interval joins theirs (Newcombe 1998; Zou & Donner 2008), and so stays within what a difference can
+    be. There is none where one of them has none.
+    """
+    value = a.value - b.value
+    low = high = None
+    how = "difference, not paired: no interval"
+    if a.low is not None and a.high is not None and b.low is not None and b.high is not None:
+        low = value - math.hypot(a.value - a.low, b.high - b.value)
+        high = value + math.hypot(a.high - a.value, b.value - b.low)
+        how = "difference, not paired: other targets, 95 %"
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=min(a.n, b.n),
+        unit=a.unit,
+        seeds=a.seeds,
+        how=how,
+    )
+
+
 def mean_share(bits: Bits) -> float:
     """Return the share of correct answers; each task counts the same."""
     return float(np.mean([np.mean(b) for b in bits.values()]))

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
+from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -54,6 +56,13 @@ class Finding:
         seconds: wall-clock time of the attack and its controls.
         seed: seed of the attack's randomness.
         mapping: (framework, version, id) triples.
+        read: the surfaces that it used, of those in `surfaces`; () in findings of earlier versions.
+        chance: the headline's value where there is nothing to find; None in findings of earlier versions.
+        margin: how far above chance the headline's interval must begin to count as success.
+        detectable: the smallest effects that its numbers could have shown, the headline's first where it is
+            known.
+        targets: how each target of the exam was judged, for paired differences; None where that is not
+            known, and in reports, which hold the differences themselves.
 
     Raises `DataError` for a position that `estimates` does not have.
     """
@@ -74,6 +83,11 @@ class Finding:
     seconds: float
     seed: int
     mapping: tuple[tuple[str, str, str], ...]
+    read: tuple[str, ...] = ()
+    chance: float | None = None
+    margin: float | None = None
+    detectable: tuple[Detectable, ...] = ()
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         for key, positions in self.measures.items():
@@ -88,6 +102,15 @@ class Finding:
     def headline(self) -> Estimate | None:
         """The estimate that decided the outcome."""
         return self.estimates[0] if self.estimates else None
+
+    @property
+    def bar(self) -> float | None:
+        """What the headline's interval must lie above to count as success; None if it is not known."""
+        return None if self.chance is None or self.margin is None else self.chance + self.margin
+
+    def could_show(self, estimate: Estimate) -> Detectable | None:
+        """Return the smallest effect that one of its numbers could have shown; None if it is not known."""
+        return next((d for d in self.detectable if d.metric == estimate.metric), None)
 
     def numbers(self, measure: str) -> tuple[Estimate, ...]:
         """Return the estimates of the measure with this key."""

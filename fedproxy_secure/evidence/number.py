@@ -122,9 +122,9 @@ class Number:
 
     @cached_property
     def _tiny(self) -> bool:
-        """Whether plain decimals would show the number as 0."""
+        """Whether plain decimals would show the number as 0, which a difference may well be."""
         size = abs(self.estimate.value * self._scale[0])
-        return self.estimate.unit != "share" and 0 < size < 0.5 * 10.0**-self._decimals
+        return self.estimate.unit != "share" and not self.points and 0 < size < 0.5 * 10.0**-self._decimals
 
 
 def unit_text(unit: str, *, points: bool = False) -> str:

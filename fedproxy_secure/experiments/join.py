@@ -12,10 +12,11 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.run_report import settings_of
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, attacked, configuration_of, read_seed
+from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import JSON_NAME, Report
 from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
-from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime.artifacts import environment
 
 
@@ -29,6 +30,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     if out.resolve() in [f.resolve() for f in folders]:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
     joined: list[Configuration] = []
+    known: list[AttackDifference] = []
     records: set[str] = set()
     runs: dict[str, list[tuple[Path, Config]]] = {}
     not_measured: dict[str, None] = {}
@@ -38,6 +40,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         if (folder / "cells").is_dir():
             report = Report.load(folder)
             joined += report.configurations
+            known += report.attack_differences
             not_measured |= dict.fromkeys(report.not_measured)
         else:
             alike = config.model_copy(update={"seeds": (0,)}).sha256()
@@ -46,6 +49,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         joined.append(_configuration(alike_runs, out))
         if not all(attacked(folder) for folder, _ in alike_runs):
             not_measured[ATTACKED] = None
+    configurations, differences = side_by_side(joined, known)
     together = total(joined, same_records=len(records) == 1)
     digest = hashlib.sha256(json.dumps([_config_of(f).sha256() for f in folders]).encode()).hexdigest()
     report = Report(
@@ -54,7 +58,8 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         config_sha256=digest,
         environment=environment(None),
         seeds=tuple(sorted({s for c in joined for s in c.seeds})),
-        configurations=tuple(joined),
+        configurations=configurations,
+        attack_differences=differences,
         notes=("Joined from several folders; SHA-256 of the settings is over all of theirs.",),
         not_measured=tuple(not_measured),
         total_epsilon=together.epsilon,

@@ -49,6 +49,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     write_cell,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
+from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import total
@@ -123,7 +124,7 @@ def matrix(
         for name in done:
             witness.inner(name)
         head = witness.settle(*(f"{name}/{FOLDER}/{RESULTS}" for name in done))
-    configurations = tuple(configurations_of(config, out, cells))
+    configurations, differences = side_by_side(configurations_of(config, out, cells))
     together = total(configurations, same_records=True)
     report = Report(
         name=config.name,
@@ -132,6 +133,7 @@ def matrix(
         environment=environment(str(device)),
         seeds=config.seeds,
         configurations=configurations,
+        attack_differences=differences,
         total_epsilon=together.epsilon,
         composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
         notes=cut_notes(truncated, config),
@@ -226,8 +228,9 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
         if isinstance(task, Cell):
             write_cell(out / BASELINES, run_cell(config, task, progress=progress))
         else:
+            cores = processes_of(config.matrix.jobs, on_cuda=False)  # attacks use none but the CPU's
             with one_thread():
-                measure_cell(config, task, out, progress=progress)
+                measure_cell(config, task, out, cores=cores, progress=progress)
     except Exception as error:
         line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
         note_failure(_place(out, task), line)

@@ -15,6 +15,7 @@ from fedproxy_secure.experiments.results import NORM, shares
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
+from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
 from fedproxy_secure.runtime.artifacts import environment
@@ -154,7 +155,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             *next(iter(results.values()))["privacy_notes"],
         ),
         guarantees=guaranteed,
-        configurations=(configuration,),
+        configurations=side_by_side([configuration])[0],
         total_epsilon=together.epsilon,
         composition=together.says,
         not_measured=() if attacked(out) else (ATTACKED,),

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime import artifacts
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -80,6 +80,7 @@ class Report:
             settings.
         guarantees: what holds and what does not, in sentences.
         configurations: the trilemma's configurations with their measures.
+        attack_differences: each attack under each protection, beside the same without protection.
         not_measured: what nobody measured, and why.
         audit_head: hash of the audit log's last line, hex, over which the report is signed; None without a
             log.
@@ -100,6 +101,7 @@ class Report:
     notes: tuple[str, ...] = ()
     guarantees: tuple[str, ...] = ()
     configurations: tuple[Configuration, ...] = ()
+    attack_differences: tuple[AttackDifference, ...] = ()
     not_measured: tuple[str, ...] = ()
     audit_head: str | None = None
     total_epsilon: Estimate | None = None

@@ -78,6 +78,48 @@ class LedgerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackDifference:
+    """One attack from one view under a protection, beside the same without protection.
+
+    Args:
+        attack, id, view: the attack and where it looked from.
+        surface: the surface of privacy that it read without protection (`evidence.surfaces`); empty if it
+            speaks of none.
+        surface_here: the same under the protection, where it may have had less to read.
+        measure: key of the measure of privacy that its headline is a number of; empty if there is none.
+        configuration: name of the protected configuration.
+        against: name of the configuration without protection that is alike in all else.
+        chance, bar: the headline's value where there is nothing to find, and what its interval must lie
+            above; None in findings of earlier versions.
+        base: the headline without protection, over the seeds that both have.
+        shows: whether that is above the bar, so that there is something to protect.
+        could_show: the smallest value that the unprotected run would have shown; None if that is not known.
+        value: the headline under the protection; None where the attack left no number there.
+        difference: `value - base`, paired by seed and, if `paired`, by target; None without a value.
+        paired: whether the same targets were asked about on every seed.
+        why: why there is no value; empty if there is one.
+    """
+
+    attack: str
+    id: str
+    view: str
+    surface: str
+    surface_here: str
+    measure: str
+    configuration: str
+    against: str
+    chance: float | None
+    bar: float | None
+    base: Estimate
+    shows: bool
+    could_show: float | None
+    value: Estimate | None
+    difference: Estimate | None
+    paired: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """One way to run the pipeline, over seeds; two with the same name are the same.
 

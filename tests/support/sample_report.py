@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import Axis, Better
+from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import MethodDifference, MethodRow, Report
 from fedproxy_secure.report.spending import total
 from fedproxy_secure.report.trilemma import Configuration, Curve, LedgerRow, Measure
@@ -36,6 +38,15 @@ MEASURED = {
     "A7": "canary_exposure_bits",
     "A12": "extraction_R",
 }
+# attack -> what it used of its view, without protection and with it
+READ = {
+    "A2": (("IND", "MOD"), ("AGG", "MOD")),
+    "A3": (("IND", "MOD"), ("AGG", "MOD")),
+    "A5": (("IND", "MOD"), ("AGG", "MOD")),
+    "A7": (("MOD",), ("MOD",)),
+    "A10": (("ACT", "MOD"), ("ACT", "MOD")),
+    "A12": (("API", "MOD"), ("API", "MOD")),
+}
 # protection -> the outcome of each attack above
 OUTCOMES = {
     "unsafe_plaintext": "SUCCEEDED SUCCEEDED SUCCEEDED SUCCEEDED NOT_APPLICABLE SUCCEEDED",
@@ -54,7 +65,7 @@ def sample_report(
     copies: int = 1,
 ) -> Report:
     """`copies`: how often each attack is repeated under another name, to make the report longer."""
-    configurations = tuple(
+    configurations, differences = side_by_side(
         _configuration(protection, ratio, adapter, seeds, rounds, copies)
         for adapter in adapters
         for ratio in ratios
@@ -75,6 +86,7 @@ def sample_report(
         seeds=seeds,
         estimates=(mean_interval(dict.fromkeys(seeds, 12.5), metric="compression", unit="s"),),
         configurations=configurations,
+        attack_differences=differences,
         notes=("This report is made up, to test its page.", "3 prompts were cut to data.max_tokens=64."),
         guarantees=("The masking protocol gives the exact sum of the survivors or a clean abort.",),
         not_measured=(
@@ -265,7 +277,8 @@ def _curve(
 def _finding(index: int, copy: int, protection: str, seed: int, rng: np.random.Generator) -> Finding:
     id, name, title = ATTACKS[index]
     outcome = Outcome(OUTCOMES.get(protection, OUTCOMES["masking"]).split()[index])
-    hits = {Outcome.SUCCEEDED: 188, Outcome.INCONCLUSIVE: 112, Outcome.RESISTED: 101}.get(outcome)
+    won = 188 if protection == "unsafe_plaintext" else 150
+    hits = {Outcome.SUCCEEDED: won, Outcome.INCONCLUSIVE: 112, Outcome.RESISTED: 101}.get(outcome)
     reasons = {
         Outcome.SUCCEEDED: "auc 0.94, chance 0.5",
         Outcome.RESISTED: "auc 0.505; positive control 0.96",
@@ -296,6 +309,14 @@ def _finding(index: int, copy: int, protection: str, seed: int, rng: np.random.G
         seconds=float(rng.uniform(2, 40)),
         seed=seed,
         mapping=(ATLAS, OWASP) if index < 2 else (MEASURE,),
+        read=READ[id][protection != "unsafe_plaintext"],
+        chance=0.5,
+        margin=0.05,
+        detectable=(
+            Detectable(metric="auc", unit="AUC", bar=0.55, smallest=0.648, how="100 there, 100 not"),
+        )
+        if measured
+        else (),
     )
 
 

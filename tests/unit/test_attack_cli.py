@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from attacks import registry
 from attacks.cli import app
-from attacks.table import EXPLAINED, HEADINGS, markdown, outcome_line, rich_tables
+from attacks.table import EXPLAINED, HEADINGS, markdown, outcome_line, power, rich_tables
+from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome, read_findings, write_findings
 from tests.support.recorded import record_run
@@ -217,6 +218,16 @@ def test_outcomes_and_names_are_whole_on_a_narrow_terminal():
     assert text.count("0.7 [0.6, 0.8]") == 3
     assert EXPLAINED.split(";")[0] in text
     assert "no proof of safety" in " ".join(text.split())
+
+
+def test_each_result_says_the_smallest_value_that_would_have_been_seen():
+    could = Detectable(metric="auc", unit="AUC", bar=0.55, smallest=0.583, how="9 targets")
+    seen = finding(Outcome.RESISTED, detectable=(could,))
+    never = finding(Outcome.INCONCLUSIVE, detectable=(replace(could, smallest=None),))
+    assert [power(r) for r in (seen, never, finding(Outcome.RESISTED))] == ["0.58", "none", "-"]
+    assert "power" in shown_on_80_columns([seen])
+    assert " 0.58 " in shown_on_80_columns([seen])
+    assert " 0.58 |" in markdown([seen])
 
 
 def test_each_view_and_seed_has_its_own_table_and_those_without_numbers_a_line():

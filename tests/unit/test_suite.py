@@ -23,13 +23,18 @@ from attacks.base import (
     OutOfTime,
     Truth,
 )
+from attacks.judging.outcome import judge
+from attacks.judging.power import AucPower
+from attacks.statistics import auc_estimate, over_targets, tpr_estimates
 from attacks.suite import read_truth, run_suite, seed_folders
-from attacks.trial import judge, run_one
+from attacks.trial import run_one
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Outcome, read_findings
 from fedproxy_secure.evidence.measure import MEASURES
+from fedproxy_secure.evidence.targets import paired_by_target
 from fedproxy_secure.gate.judge import Verdict
 from fedproxy_secure.gate.judge import judge as judge_report
 from fedproxy_secure.gate.policy import load_policy
@@ -182,6 +187,77 @@ def test_the_outcome_follows_from_the_headline_and_both_controls(
     found, reason = judge(INFO, headline, positive, negative)
     assert found == outcome
     assert said in reason
+
+
+def test_the_reason_of_resisted_says_what_would_have_been_seen():
+    could = Detectable(metric="auc", unit="AUC", bar=0.55, smallest=0.58, how="for the test")
+    other = replace(could, metric="TPR at 1.0% FPR")
+    found, reason = judge(INFO, CHANCE, HIGH, CHANCE, (could, other))
+    assert found == Outcome.RESISTED
+    assert reason == "auc 0.5; positive control 0.9; an AUC of 0.58 would have been seen"
+    assert "would have" not in judge(INFO, CHANCE, HIGH, CHANCE, (other,))[1]
+    assert "would have" not in judge(INFO, HIGH, HIGH, CHANCE, (could,))[1]
+
+
+class Ranks(Toy):
+    """Scores 80 targets as `strength` says, with the statistics of this project."""
+
+    LABELS = np.arange(80) < 40
+
+    def __init__(self, name="ranks", strength=0.0):
+        super().__init__(name, measures=(Feeds(measure="membership_auc", metric="auc"),))
+        self.strength = strength
+
+    def exam(self, truth, view, rng):
+        return Exam(question=tuple(range(80)), answer=self.LABELS)
+
+    def guess(self, view, question, budget, rng):
+        strength = {"open": 9.0, "empty": 0.0}.get(view.threat_model, self.strength)
+        return np.random.default_rng(0).normal(size=80) + strength * self.LABELS
+
+    def score(self, guess, answer):
+        return (
+            auc_estimate(guess, answer, metric="auc", seed=0),
+            *tpr_estimates(guess, answer, seed=0, rates=(0.01,)),
+        )
+
+
+def test_a_finding_says_what_it_could_have_shown_what_it_read_and_how_each_target_was_judged():
+    found = one(Ranks())
+    (could,) = found.detectable  # no measure has the other number
+    smallest = AucPower(positives=40, negatives=40).smallest(0.55)
+    assert (could.metric, could.bar, could.smallest) == ("auc", pytest.approx(0.55), smallest)
+    assert (found.read, found.chance, found.margin) == ((), 0.5, 0.05)
+    assert found.reason.endswith(f"an AUC of {smallest:.3g} would have been seen")
+    assert (found.targets.kinds, len(found.targets.values)) == ("1" * 40 + "0" * 40, 80)
+    assert {type(e) for e in (*found.estimates, found.positive, found.negative)} == {Estimate}
+
+
+def test_a_mean_is_paired_only_if_the_exam_asked_about_its_targets():
+    attack = Toy()
+    attack.score = lambda guess, answer: (over_targets([0.1, 0.5], metric="auc", unit="AUC", seed=0),)
+    assert one(attack).targets is None
+    attack.exam = lambda truth, view, rng: Exam(question=("a", "b"))
+    assert one(attack).targets.values == (0.1, 0.5)
+
+
+def test_the_same_exam_has_one_fingerprint_whatever_the_attack_finds():
+    weak, strong = one(Ranks(strength=0.5)), one(Ranks(strength=1.0), seed=3)
+    assert weak.targets.exam == strong.targets.exam
+    change = paired_by_target(strong.targets, weak.targets, metric="m", unit="AUC")
+    assert change.value == pytest.approx(strong.headline.value - weak.headline.value)
+
+
+def test_a_finding_says_which_of_its_attacks_sets_of_surfaces_was_used():
+    attack = Toy(needs=(frozenset({"IND", "MOD"}), frozenset({"API", "ACT"}), frozenset({"ACT"})))
+    found = one(attack, seen=View(threat_model="toy", active=True, api=Path("x")))
+    assert found.read == ("ACT", "API")
+
+
+def test_an_attacks_own_numbers_are_judged_by_their_interval_and_not_paired():
+    found = one(Toy())
+    assert [d.how for d in found.detectable] == ["the width of its interval"]
+    assert found.targets is None
 
 
 def test_numbers_controls_and_outcome_come_together():

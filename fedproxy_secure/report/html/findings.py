@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.evidence.surfaces import in_words
 from fedproxy_secure.report.page_words import attacks_in_order
+from fedproxy_secure.report.protections.rows import smallest
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import Labelled, labelled
 
@@ -19,24 +21,41 @@ GRAVEST = (
     Outcome.RESISTED,
     Outcome.NOT_APPLICABLE,
 )
-SURFACES = {
-    "IND": "single updates",
-    "AGG": "sums",
-    "MR": "many rounds",
-    "MOD": "models of the rounds",
-    "API": "queries to the fused LLM",
-    "ACT": "power to deviate",
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """One number of a finding, and what it could have shown.
+
+    Args:
+        number: the number.
+        could_show: the smallest true value that would have been seen; None where it is not known.
+        never: whether it is known that no value would have been seen.
+    """
+
+    number: Number
+    could_show: Number | None
+    never: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class FindingRow:
-    """A finding of a configuration, and its numbers with their source."""
+    """A finding of a configuration, and its numbers with their source.
+
+    Args:
+        item: the configuration.
+        finding: the finding.
+        headline: the number that decides.
+        others: its other numbers.
+        positive, negative: the controls' headlines.
+        seconds: what it took.
+        surfaces: what the view had, in words.
+    """
 
     item: Labelled
     finding: Finding
-    headline: Number | None
-    others: tuple[Number, ...]
+    headline: Told | None
+    others: tuple[Told, ...]
     positive: Number | None
     negative: Number | None
     seconds: Number
@@ -97,14 +116,21 @@ def _finding_row(item: Labelled, finding: Finding) -> FindingRow:
     def number(estimate: Estimate | None) -> Number | None:
         return None if estimate is None else Number(estimate, source)
 
+    def told(estimate: Estimate) -> Told:
+        seen, made = finding.could_show(estimate), None
+        if seen is not None and seen.smallest is not None:
+            made = smallest(estimate, seen.smallest, how=seen.how)
+        never = seen is not None and seen.smallest is None
+        return Told(number=Number(estimate, source), could_show=number(made), never=never)
+
     took = counted(finding.seconds, metric="seconds of the attack", unit="s", seeds=(finding.seed,))
     return FindingRow(
         item=item,
         finding=finding,
-        headline=number(finding.headline),
-        others=tuple(Number(e, source) for e in finding.estimates[1:]),
+        headline=None if finding.headline is None else told(finding.headline),
+        others=tuple(map(told, finding.estimates[1:])),
         positive=number(finding.positive),
         negative=number(finding.negative),
         seconds=Number(took, source),
-        surfaces=", ".join(SURFACES.get(s, s) for s in finding.surfaces),
+        surfaces=in_words(finding.surfaces),
     )

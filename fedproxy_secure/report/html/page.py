@@ -30,6 +30,7 @@ from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg,
 from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
 from fedproxy_secure.report.html.ledger import ledger_tables
 from fedproxy_secure.report.page_words import Said
+from fedproxy_secure.report.protections import rows, verdicts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -153,6 +154,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
             if table is not None
         ],
         "attack_groups": groups,
+        **_beside_no_protection(report),
         "opened": [
             index
             for index, g in enumerate(groups, 1)
@@ -173,6 +175,16 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
     }
     content["contents"] = _contents(content)
     return content
+
+
+def _beside_no_protection(report: Report) -> dict[str, Any]:
+    """Return the verdicts on protections and the attacks side by side; None where there are none."""
+    said, table = verdicts.verdicts(report), rows.side_table(report)
+    words = {"title": rows.TITLE, "about": rows.ABOUT, "not_paired": rows.NOT_PAIRED}
+    return {
+        "verdicts": said and {"said": said, "title": verdicts.TITLE, "about": verdicts.ABOUT},
+        "side": table and {"table": table, **words},
+    }
 
 
 def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from fedproxy_secure.report.comparison import (
 )
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.text import trilemma_table
+from fedproxy_secure.report.text.protections import side_lines, verdict_lines
 from fedproxy_secure.report.text.table import (
     HEADINGS,
     cell,
@@ -27,6 +28,7 @@ from fedproxy_secure.runtime.escape import code, escaped, escaped_line, printabl
 def markdown_report(report: Report) -> str:
     """Return the whole report as Markdown: methods, tasks, other estimates, notes, the command."""
     parts = [f"# {escaped(report.name)}"]
+    parts += verdict_lines(report)
     if report.configurations:
         parts += [
             "## Performance, privacy, IP, cost",
@@ -36,6 +38,7 @@ def markdown_report(report: Report) -> str:
         ]
         lines = [f"{c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
         parts += [_items([*lines, *report.composition])] if lines or report.composition else []
+    parts += side_lines(report)
     if report.rows:
         parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
         parts += _tasks(report.rows)

@@ -1,0 +1,48 @@
+"""Estimates that know what they could have shown, and how each target of the exam was judged.
+
+`attacks.statistics` makes them, so that an attack need not do anything for its finding to say its power
+and to be paired with findings on the same exam. An estimate that an attack makes itself is judged by its
+interval, and is not paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from attacks.judging.power import Power
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.targets import midranks
+
+Judged = tuple[str, tuple[float, ...]]  # kinds and values as in `Targets`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Estimate):
+    """An estimate of an attack, before it becomes part of a finding.
+
+    Args:
+        chance: the value where there is nothing to find; None where only the attack's headline says it.
+        power: how far above a bar the truth must be to be seen.
+        judged: kinds and values of the targets; None where they cannot be paired.
+    """
+
+    chance: float | None = None
+    power: Power | None = field(default=None, compare=False, repr=False)
+    judged: Judged | None = field(default=None, compare=False, repr=False)
+
+
+def of_kinds(scores: np.ndarray, positive: np.ndarray) -> Judged:
+    """Return what `Targets` says of an AUC over `scores`, float [n], and labels, bool [n]."""
+    return "".join("1" if p else "0" for p in positive), tuple(midranks(scores).tolist())
+
+
+def with_power(estimate: Estimate, power: Power) -> Measured:
+    """Return an estimate that knows its power."""
+    return Measured(**vars(estimate), power=power)
+
+
+def plain(estimate: Estimate) -> Estimate:
+    """Return the estimate alone, as findings have it."""
+    return Estimate(**{f.name: getattr(estimate, f.name) for f in fields(Estimate)})

@@ -1,0 +1,53 @@
+"""The outcome of an attack, from its headline and both controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attacks.base import AttackInfo
+from fedproxy_secure.evidence.detectable import Detectable
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Outcome
+
+
+def judge(
+    info: AttackInfo,
+    headline: Estimate,
+    positive: Estimate | None,
+    negative: Estimate | None,
+    detectable: Sequence[Detectable] = (),
+) -> tuple[Outcome, str]:
+    """Return the outcome of a headline beside its controls, and one sentence that says why.
+
+    SUCCEEDED: the interval begins above chance by more than the margin. RESISTED: the value does not exceed
+    that bar, the positive control's interval begins above the bar, and the headline's interval ends below
+    the positive control's. INCONCLUSIVE: everything else, and every headline whose negative control begins
+    above the bar. The reason of RESISTED says what would have been seen, where `detectable` has the
+    headline's.
+    """
+    bar = info.chance + info.margin
+    text = f"{headline.metric} {headline.value:.3g}"
+    if negative is not None and low_end(negative) > bar:
+        return (
+            Outcome.INCONCLUSIVE,
+            f"negative control at {negative.value:.3g}: the attack finds what is not there",
+        )
+    if low_end(headline) > bar:
+        return Outcome.SUCCEEDED, f"{text}, chance {info.chance:g}"
+    if positive is None or low_end(positive) <= bar:
+        control = "none" if positive is None else f"{positive.value:.3g}"
+        return (
+            Outcome.INCONCLUSIVE,
+            f"{text}; positive control {control}: its interval must be above {bar:g}",
+        )
+    if headline.value > bar:
+        return Outcome.INCONCLUSIVE, f"{text}: above {bar:g}, but its interval begins below"
+    if headline.high is None or headline.high >= low_end(positive):
+        return Outcome.INCONCLUSIVE, f"{text}: its interval reaches the positive control's"
+    seen = next((f"; {d.sentence}" for d in detectable if d.metric == headline.metric), "")
+    return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}{seen}"
+
+
+def low_end(estimate: Estimate) -> float:
+    """Return the interval's low end; minus infinity without an interval, which proves nothing."""
+    return float("-inf") if estimate.low is None else estimate.low

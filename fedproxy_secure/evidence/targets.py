@@ -1,0 +1,157 @@
+"""How an attack judged each target of its exam: what a paired difference of two findings needs.
+
+Two findings of one attack are paired where the same targets were asked about, such as the same records
+under two protections. What the targets share, some being easier than others, then cancels out. For an AUC
+the paired interval is that of DeLong, DeLong & Clarke-Pearson (1988) for two correlated AUCs; for a mean
+over targets it is Student's t of the targets' differences.
+
+Guarantees: targets hold no text, no token and no secret, only ranks or numbers between the bounds of the
+attack's headline, and whether a target was there. `exam` is a keyed digest (see `attacks.judging.targets`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.estimate import (
+    CONFIDENCE,
+    Estimate,
+    counted,
+    independent_difference,
+    mean_interval,
+)
+
+FEWEST = 2  # targets of each kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The targets of one exam, in its order.
+
+    Args:
+        exam: fingerprint of the exam, hex: equal for exams with the same targets.
+        kinds: for an AUC one character a target, `1` if it was there and `0` if it was not; empty for a
+            mean over targets.
+        values: one number a target. For an AUC it is the rank of the target's score among all, from 1,
+            ties sharing the mean of theirs; for a mean it is the target's own number.
+
+    Raises `DataError` for numbers that are not finite, kinds of another length or with other characters,
+    and fewer than 2 targets, of each kind for an AUC.
+    """
+
+    exam: str
+    kinds: str
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(v) for v in self.values):
+            raise DataError("targets: values must be finite")
+        if self.kinds and (len(self.kinds) != len(self.values) or set(self.kinds) - {"0", "1"}):
+            raise DataError(f"targets: kinds: must be {len(self.values)} of the characters 0 and 1")
+        counts = [self.kinds.count(k) for k in "01"] if self.kinds else [len(self.values)]
+        if min(counts) < FEWEST:
+            raise DataError(f"targets: {min(counts)} of a kind: must be >= {FEWEST}")
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Which targets were there, bool [n]; of length 0 for a mean over targets."""
+        return np.array([k == "1" for k in self.kinds], dtype=bool)
+
+
+def components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return DeLong's structural components of an AUC; the mean of either is the AUC.
+
+    Args:
+        scores: float [m + n], finite, higher for those taken as positive; ties count half.
+        positive: bool [m + n], m of them true.
+
+    Returns:
+        For each positive the share of negatives below it, float64 [m], and for each negative the share of
+        positives above it, float64 [n], in the order of `scores`.
+    """
+    x, y = scores[positive].astype(np.float64), scores[~positive].astype(np.float64)
+    m, n = len(x), len(y)
+    both = midranks(np.concatenate([x, y]))
+    return (both[:m] - midranks(x)) / n, 1 - (both[m:] - midranks(y)) / m
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks from 1, float64 [n]; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit: str) -> Estimate | None:
+    """Return the difference `a - b` of two headlines with its paired interval.
+
+    The result is None unless both have the same exam. If one has fewer targets, because time ran out, both
+    are compared on the first ones that they share. Where every target was judged alike, the difference is 0
+    and exact. Two different rankings whose AUCs spread alike, such as perfect ones, get the interval of the
+    rule of three; means that differ by as much for every target have no interval, and the result is None.
+
+    Args:
+        a, b: targets of two findings of one attack.
+        metric: name of the difference.
+        unit: unit of the difference.
+    """
+    if a is None or b is None or a.exam != b.exam or bool(a.kinds) != bool(b.kinds):
+        return None
+    count = min(len(a.values), len(b.values))
+    if a.kinds[:count] != b.kinds[:count]:
+        return None
+    x, y = (np.array(t.values[:count], dtype=np.float64) for t in (a, b))
+    alike = bool((midranks(x) == midranks(y)).all()) if a.kinds else bool((x == y).all())
+    if alike:
+        exact = counted(0.0, metric=metric, unit=unit, seeds=(0,), n=count)
+        return replace(exact, how="difference paired by target: every target was judged alike")
+    if not a.kinds:
+        differences = dict(enumerate((x - y).tolist()))
+        made = mean_interval(differences, metric=metric, unit=unit)
+        how = "difference paired by target, Student t 95 %"
+        without_width = made.low is None or made.high is None or math.isclose(made.low, made.high)
+        return None if without_width else replace(made, seeds=(0,), how=how)
+    positive = a.positive[:count]
+    if min(positive.sum(), (~positive).sum()) < FEWEST:
+        return None
+    (x10, x01), (y10, y01) = components(x, positive), components(y, positive)
+    d10, d01 = x10 - y10, x01 - y01
+    value = float(d10.mean())
+    spread = math.sqrt(float(d10.var(ddof=1)) / len(d10) + float(d01.var(ddof=1)) / len(d01))
+    half = _normal_quantile() * spread if spread > 0 else 3 / min(len(d10), len(d01))
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=max(-1.0, value - half),
+        high=min(1.0, value + half),
+        n=count,
+        unit=unit,
+        seeds=(0,),
+        how="difference paired by target, DeLong 95 %",
+    )
+
+
+def difference(
+    a: Estimate, b: Estimate, targets: tuple[Targets | None, Targets | None], *, metric: str
+) -> tuple[Estimate, bool]:
+    """Return `a - b` of one seed, and whether it is paired by target.
+
+    Args:
+        a, b: the headlines.
+        targets: their targets, if they are known.
+        metric: name of the difference.
+    """
+    paired = paired_by_target(*targets, metric=metric, unit=a.unit)
+    if paired is not None:
+        return replace(paired, seeds=a.seeds), True
+    return independent_difference(a, b, metric=metric), False
+
+
+def _normal_quantile() -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + CONFIDENCE) / 2))

@@ -1,0 +1,181 @@
+"""Each attack under each protection, beside the same attack on the configuration without protection.
+
+Two configurations are compared if they differ in nothing but the protection. Seeds are paired: the
+difference is taken seed by seed. Within a seed, targets are paired if the exam was the same (the same
+records in question, the same canaries), which the findings say. An exam follows from the attack's name, the
+seed, the truth and the view. Under differential privacy other records are drawn, and a server that sees
+sums is asked about all of their clients: such exams differ, and so the interval is that of samples that
+have nothing in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.surfaces import privacy_measures, surface_of
+from fedproxy_secure.evidence.targets import difference
+from fedproxy_secure.report.measured.attacks import WITHOUT_NUMBERS
+from fedproxy_secure.report.sweep import UNPROTECTED, Labelled, labelled
+from fedproxy_secure.report.trilemma import AttackDifference, Configuration
+
+Key = tuple[str, str, str]  # id, attack, view
+Pair = tuple[Finding, Finding]  # under the protection, without it
+
+
+def side_by_side(
+    configurations: Iterable[Configuration], known: Iterable[AttackDifference] = ()
+) -> tuple[tuple[Configuration, ...], tuple[AttackDifference, ...]]:
+    """Return the configurations as reports hold them, and every attack's differences between them.
+
+    Args:
+        configurations: the configurations, with the findings' targets where they are known.
+        known: differences that an earlier report had, whose targets are not known any more; they come
+            before those that would be computed without targets.
+
+    Returns:
+        The configurations without targets, and the differences in the order of configurations, attacks and
+        views.
+    """
+    given = tuple(configurations)
+    kept = {_identity(d): d for d in known}
+    items = labelled(given)
+    bases = {item.rest: item for item in items if item.kind == UNPROTECTED}
+    found = [
+        kept.get(_identity(d), d)
+        for item in items
+        if item.kind != UNPROTECTED and item.rest in bases
+        for d in _differences(item, bases[item.rest])
+    ]
+    return tuple(_without_targets(c) for c in given), tuple(found)
+
+
+def over_seeds(by_seed: Mapping[int, Estimate], *, metric: str) -> Estimate:
+    """Return a number over seeds: one seed's own, or the mean, no surer than the seeds are on average."""
+    first, *rest = by_seed.values()
+    if not rest:
+        return replace(first, metric=metric, seeds=tuple(by_seed))
+    joined = mean_interval({s: e.value for s, e in by_seed.items()}, metric=metric, unit=first.unit)
+    how = f"{joined.how}; a seed's: {first.how}"
+    return no_surer(replace(joined, how=how), list(by_seed.values()))
+
+
+def _identity(d: AttackDifference) -> tuple[str, ...]:
+    return d.configuration, d.against, d.id, d.attack, d.view
+
+
+def _without_targets(configuration: Configuration) -> Configuration:
+    findings = tuple(replace(f, targets=None) for f in configuration.findings)
+    return replace(configuration, findings=findings)
+
+
+def _differences(item: Labelled, base: Labelled) -> list[AttackDifference]:
+    """Return a configuration's differences, for every attack that left a number without protection."""
+    here, there = (_by_attack(i.configuration.findings) for i in (item, base))
+    result = []
+    for key, unprotected in there.items():
+        protected = here.get(key, {})
+        numbered = {seed: f for seed, f in unprotected.items() if _has_number(f)}
+        if not numbered or not protected:
+            continue
+        pairs = {
+            seed: (protected[seed], f)
+            for seed, f in numbered.items()
+            if seed in protected and _has_number(protected[seed])
+        }
+        result.append(_difference(item.name, base.name, pairs, numbered, protected))
+    return result
+
+
+def _by_attack(findings: Sequence[Finding]) -> dict[Key, dict[str, Finding]]:
+    """Return the findings of each attack and view by the name of the seed's folder."""
+    result: dict[Key, dict[str, Finding]] = {}
+    for f in findings:
+        result.setdefault((f.id, f.attack, f.view), {})[f.seed_folder] = f
+    return result
+
+
+def _has_number(finding: Finding) -> bool:
+    return finding.headline is not None and finding.outcome not in WITHOUT_NUMBERS
+
+
+def _difference(
+    name: str,
+    against: str,
+    pairs: Mapping[str, Pair],
+    unprotected: Mapping[str, Finding],
+    protected: Mapping[str, Finding],
+) -> AttackDifference:
+    """Return one attack's difference; `pairs`: the seeds on which both left a number."""
+    bases = [b for _, b in pairs.values()] or list(unprotected.values())
+    first, here = bases[0], next(iter(protected.values()))
+    base = _headline(bases)
+    smallest = [d.smallest for f in bases if f.headline and (d := f.could_show(f.headline)) is not None]
+    known = [s for s in smallest if s is not None]
+    value = change = None
+    paired = False
+    if pairs:
+        here = next(iter(pairs.values()))[0]
+        value = _headline([f for f, _ in pairs.values()])
+        change, paired = _change(pairs.values())
+    return AttackDifference(
+        attack=first.attack,
+        id=first.id,
+        view=first.view,
+        surface=surface_of(first),
+        surface_here=surface_of(here),
+        measure=_measure(first),
+        configuration=name,
+        against=against,
+        chance=first.chance,
+        bar=first.bar,
+        base=base,
+        shows=_shows(base, bases),
+        could_show=max(known) if known and len(known) == len(smallest) else None,
+        value=value,
+        difference=change,
+        paired=paired,
+        why="" if value is not None else f"{here.outcome}: {here.reason}",
+    )
+
+
+def _headline(findings: Sequence[Finding]) -> Estimate:
+    """Return the headline over the seeds of these findings, which all have one."""
+    by_seed = {_seed(f): f.headline for f in findings if f.headline is not None}
+    return over_seeds(by_seed, metric=next(iter(by_seed.values())).metric)
+
+
+def _change(pairs: Iterable[Pair]) -> tuple[Estimate, bool]:
+    """Return the difference over seeds, and whether targets are paired on every one."""
+    by_seed: dict[int, Estimate] = {}
+    paired = True
+    for here, base in pairs:
+        assert here.headline is not None
+        assert base.headline is not None
+        metric = f"{base.headline.metric}, difference to no protection"
+        change, same = difference(here.headline, base.headline, (here.targets, base.targets), metric=metric)
+        by_seed[_seed(base)] = change
+        paired = paired and same
+    return over_seeds(by_seed, metric=next(iter(by_seed.values())).metric), paired
+
+
+def _shows(base: Estimate, findings: Sequence[Finding]) -> bool:
+    """Return whether an unprotected headline is above its bar, and the negative controls are not."""
+    bar = findings[0].bar
+    if bar is None:  # of an earlier version
+        return all(f.outcome == Outcome.SUCCEEDED for f in findings)
+    negatives = [f.negative.low for f in findings if f.negative is not None and f.negative.low is not None]
+    return base.low is not None and base.low > bar and all(low <= bar for low in negatives)
+
+
+def _measure(finding: Finding) -> str:
+    """Return the measure of privacy that the headline is a number of; empty if there is none."""
+    return next((key for key in privacy_measures(finding) if 0 in finding.measures[key]), "")
+
+
+def _seed(finding: Finding) -> int:
+    """Return the seed of a finding's run, by the name of its folder."""
+    _, _, number = finding.seed_folder.rpartition("-")
+    return int(number) if number.isdigit() else finding.seed

@@ -1,0 +1,216 @@
+"""A verdict in plain words for each protection on each surface of privacy.
+
+A protection is judged by the attacks that succeed without it: where the unprotected run shows nothing,
+nothing can be said of any protection, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.evidence.estimate import counted
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.measure import MEASURES, measure_kind
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.evidence.surfaces import PRIVACY_SURFACES
+from fedproxy_secure.report.page_words import Part, Said, Sentence
+from fedproxy_secure.report.protections.rows import (
+    NOT_PAIRED,
+    base_of,
+    could_show_of,
+    difference_of,
+    value_of,
+)
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import UNPROTECTED, kinds_of, labelled
+from fedproxy_secure.report.trilemma import AttackDifference
+
+TITLE = "What each protection takes from the attacks"
+ABOUT = (
+    "Attacks that succeed without protection, and what is left of them under each: the headline from there "
+    "to here, and the difference with its interval. An attack is at chance where its interval reaches "
+    "what guessing gives; that is no proof of safety."
+)
+CANNOT_TELL = (
+    "This run cannot tell protections apart on this surface: the unprotected run shows nothing either."
+)
+NO_ATTACK = "No attack that reads this surface left a number without protection."
+MOST = 3  # attacks that are told of one protection on one surface; the others are counted
+Indexed = tuple[int, AttackDifference]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is said of one surface.
+
+    Args:
+        surface: the surface of privacy.
+        about: what it is.
+        rest: what else the configurations are, in words.
+        warning: why nothing can be said of protections; empty where something can.
+        cells: for each protection its sentences, in the order of `Verdicts.kinds`; empty with a warning.
+    """
+
+    surface: str
+    about: str
+    rest: str
+    warning: Sentence
+    cells: tuple[tuple[Sentence, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """All verdicts; `kinds`: the protections."""
+
+    kinds: tuple[str, ...]
+    rows: tuple[Verdict, ...]
+
+
+def verdicts(report: Report) -> Verdicts | None:
+    """Return the verdicts, or None if no protection stands beside none that was attacked.
+
+    Findings of earlier versions do not say what they read, and so no verdict rests on them.
+    """
+    items = labelled(report.configurations)
+    attacked = [i for i in items if any(f.bar is not None for f in i.configuration.findings)]
+    words = {i.name: (i.kind, i.rest) for i in attacked}
+    kinds = tuple(k for k in kinds_of(attacked) if k != UNPROTECTED)
+    rows = []
+    for rest in dict.fromkeys(i.rest for i in attacked if i.kind == UNPROTECTED):
+        if not any(i.rest == rest and i.kind != UNPROTECTED for i in attacked):
+            continue
+        by_kind: dict[str, list[Indexed]] = {kind: [] for kind in kinds}
+        for index, d in enumerate(report.attack_differences):
+            kind, its_rest = words.get(d.configuration, ("", ""))
+            if kind and its_rest == rest:
+                by_kind[kind].append((index, d))
+        rows += [_verdict(surface, rest, by_kind) for surface in PRIVACY_SURFACES]
+    return Verdicts(kinds=kinds, rows=tuple(rows)) if rows else None
+
+
+def in_words(sentence: Sentence) -> str:
+    """Return a sentence as text, numbers with their intervals and units."""
+    return "".join(
+        part if isinstance(part, str) else part.text if isinstance(part, Said) else part.short
+        for part in sentence
+    )
+
+
+def _verdict(surface: str, rest: str, by_kind: dict[str, list[Indexed]]) -> Verdict:
+    here = {kind: [(i, d) for i, d in mine if d.surface == surface] for kind, mine in by_kind.items()}
+    shown = {kind: [(i, d) for i, d in mine if d.shows] for kind, mine in here.items()}
+    warning: Sentence = ()
+    cells: tuple[tuple[Sentence, ...], ...] = ()
+    if not any(here.values()):
+        warning = (NO_ATTACK,)
+    elif not any(shown.values()):
+        warning = (CANNOT_TELL, *_could_have_shown(next(mine for mine in here.values() if mine)))
+    else:
+        cells = tuple(_cell(mine) for mine in shown.values())
+    about = PRIVACY_SURFACES[surface]
+    return Verdict(surface=surface, about=about, rest=rest, warning=warning, cells=cells)
+
+
+def _could_have_shown(mine: Sequence[Indexed]) -> Sentence:
+    """Return the smallest values that the attacks would have seen, each from the view that sees most."""
+    known = [(i, d) for i, d in mine if d.could_show is not None]
+    best: dict[tuple[str, str], Indexed] = {}
+    for index, d in sorted(known, key=lambda pair: pair[1].could_show or 0.0):
+        best.setdefault((d.id, d.attack), (index, d))
+    parts: list[Part] = []
+    for index, d in sorted(best.values(), key=lambda pair: -_rank(pair[1]))[:MOST]:
+        number = could_show_of(d, index)
+        assert number is not None
+        parts += ["; " if parts else " It would have shown ", _what(d), " from ", number, " up"]
+        parts += [" (", _from(d), ")"]
+    return (*parts, ".") if parts else ()
+
+
+def _cell(mine: Sequence[Indexed]) -> tuple[Sentence, ...]:
+    """Return the sentences about one protection: its attacks, the most telling ones first."""
+    worst: dict[tuple[str, str], Indexed] = {}  # of each attack the view from which it finds most
+    for index, d in sorted(mine, key=lambda pair: -_left(pair[1])):
+        worst.setdefault((d.id, d.attack), (index, d))
+    ordered = sorted(worst.values(), key=lambda pair: (-_rank(pair[1]), -_excess(pair[1])))
+    sentences = [_sentence(index, d) for index, d in ordered[:MOST]]
+    if len(ordered) > 1:
+        left = sum(_succeeds(d) for _, d in ordered)
+        sentences.append(
+            (
+                _count(left, "attacks that still succeed", ordered),
+                " of ",
+                _count(len(ordered), "attacks that succeed without protection", ordered),
+                " attacks that succeed without protection still succeed.",
+            )
+        )
+    return tuple(sentences)
+
+
+def _sentence(index: int, d: AttackDifference) -> Sentence:
+    base, value, change = base_of(d, index), value_of(d, index), difference_of(d, index)
+    who: tuple[Part, ...] = (" (", _who(d), ").")
+    if value is None or change is None:
+        if d.why.startswith(Outcome.NOT_APPLICABLE):
+            return ("Leaves the attack nothing to work on; ", _what(d), " was ", base, *who)
+        return ("Was not measured, ", Said(d.why), "; ", _what(d), " was ", base, *who)
+    told: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
+    low, high = change.estimate.low, change.estimate.high
+    still = "; the attack still succeeds" if _succeeds(d) else ""
+    if low is None or high is None:
+        return ("Changes ", _what(d), " from ", base, " to ", value, *told, "; no interval", still, *who)
+    if high < 0 and _at_chance(d):
+        return ("Takes ", _what(d), " from ", base, " to chance, ", value, *told, *who)
+    if high < 0:
+        less = "" if still else "; above chance, but less than counts as success"
+        return ("Takes ", _what(d), " from ", base, " to ", value, *told, still or less, *who)
+    if low > 0:
+        return ("Raises ", _what(d), " from ", base, " to ", value, *told, still, *who)
+    return ("Shows no difference in ", _what(d), ", ", base, " to ", value, *told, still, *who)
+
+
+def _what(d: AttackDifference) -> Said:
+    """Return the name of the number, such as `membership AUC`."""
+    if d.measure in MEASURES.names() and measure_kind(d.measure).unit == d.base.unit:
+        return Said(measure_kind(d.measure).title)
+    return Said("AUC" if d.base.metric == "auc" else d.base.metric)
+
+
+def _who(d: AttackDifference) -> Said:
+    """Return the attack, where it looks from, and what it has to read under the protection."""
+    instead = f", which has the {d.surface_here} there" if d.surface_here not in ("", d.surface) else ""
+    return Said(_from(d).text + instead)
+
+
+def _from(d: AttackDifference) -> Said:
+    return Said(f"{d.id} from {d.view.replace('_', ' ')}")
+
+
+def _succeeds(d: AttackDifference) -> bool:
+    if d.bar is None or d.value is None or d.value.low is None:
+        return False
+    return d.value.low > d.bar
+
+
+def _at_chance(d: AttackDifference) -> bool:
+    if d.chance is None or d.value is None or d.value.low is None:
+        return False
+    return d.value.low <= d.chance
+
+
+def _rank(d: AttackDifference) -> int:
+    return measure_kind(d.measure).headline if d.measure in MEASURES.names() else 0
+
+
+def _excess(d: AttackDifference) -> float:
+    return d.base.value - (d.chance or 0.0)
+
+
+def _left(d: AttackDifference) -> float:
+    return float("-inf") if d.value is None else d.value.value
+
+
+def _count(value: int, metric: str, mine: Sequence[Indexed]) -> Number:
+    seeds = sorted({s for _, d in mine for s in d.base.seeds})
+    made = counted(value, metric=metric, unit="count", seeds=seeds)
+    return Number(made, "report.json#attack_differences")
