@@ -15,7 +15,7 @@ from scipy.stats import binom, norm, rankdata
 from attacks.judging.measured import Measured, of_kinds, with_power
 from attacks.judging.power import AucPower, MeanPower, RatePower, SharePower
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import CONFIDENCE, mean_interval, proportion_interval
+from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
 from fedproxy_secure.evidence.targets import components
 
 
@@ -199,6 +199,27 @@ def tpr_estimates(
             )
         )
     return tuple(estimates)
+
+
+def mean_difference(values: np.ndarray, positive: np.ndarray, *, metric: str, unit: str) -> Estimate:
+    """Return the mean of positives minus that of negatives, with a normal interval for unequal variances.
+
+    `values` float [n], `positive` bool [n], two of each kind at least.
+    """
+    x, y = values[positive].astype(np.float64), values[~positive].astype(np.float64)
+    value = float(x.mean() - y.mean())
+    error = math.sqrt(float(x.var(ddof=1)) / len(x) + float(y.var(ddof=1)) / len(y))
+    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * error
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=value - half,
+        high=value + half,
+        n=len(values),
+        unit=unit,
+        seeds=(0,),
+        how="difference of means, normal 95 %",
+    )
 
 
 def share(hits: int, n: int, *, metric: str, seed: int) -> Measured:

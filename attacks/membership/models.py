@@ -44,7 +44,7 @@ from attacks.membership.references import halves, hard_tokens, lira, rmia, slope
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
 from attacks.membership.updates import MEMBERSHIP
 from attacks.registry import attack
-from attacks.statistics import auc_estimate, tpr_estimates
+from attacks.statistics import auc_estimate, mean_difference, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
@@ -53,6 +53,8 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
 VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round 0"
+# where it is nil, mean losses show no memory, and no attack on membership can be expected to find much
+GAP = "loss of set-aside records above that of members"
 MOST = 1200  # documents of an exam, half of them members
 TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
 SHADOWS, SHADOW_STEPS = 8, 40
@@ -237,7 +239,7 @@ class ModelMembership(Attack):
         return lira(observed, seen, with_it)
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
-        """Return the headline's AUC and TPR at fixed FPR, the blind baseline's AUC, and all other AUCs."""
+        """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the loss gap, other AUCs."""
         values = guess.scores[guess.headline]
         labels = answer[: len(values)]
         blind = blind_auc(guess.blind, answer)
@@ -245,10 +247,11 @@ class ModelMembership(Attack):
             raise Inconclusive(
                 f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"
             )
-        estimates = [
+        estimates: list[Estimate] = [
             auc_estimate(values, labels, metric="auc", seed=0),
             *tpr_estimates(values, labels, seed=0),
             blind,
+            mean_difference(guess.scores["loss"], labels, metric=GAP, unit="nats"),
         ]
         for name, scores in guess.scores.items():
             estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}", seed=0))

@@ -9,6 +9,7 @@ from attacks.statistics import (
     auc_value,
     matched,
     mean_auc,
+    mean_difference,
     over_targets,
     share,
     spread_by_chance,
@@ -193,3 +194,15 @@ def test_a_rate_that_says_nothing_is_above_chance_no_more_often_than_its_interva
         (found,) = tpr_estimates(rng.normal(size=240), labels, seed=0, rates=(0.01,))
         above += found.low > 0.01
     assert above <= 20
+
+
+def test_the_interval_of_a_difference_of_means_covers_it():
+    positive, missed = np.arange(400) % 2 == 0, 0
+    for seed in range(40):
+        values = np.random.default_rng(seed).normal(
+            np.where(positive, 2.0, 1.5), np.where(positive, 0.2, 0.9)
+        )
+        found = mean_difference(values, positive, metric="gap", unit="nats")
+        assert found.value == pytest.approx(values[positive].mean() - values[~positive].mean())
+        missed += not found.low <= 0.5 <= found.high
+    assert missed <= 7  # of 40, each missed with a probability of .05: more has a chance below .1 %
