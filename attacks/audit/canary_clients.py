@@ -1,157 +1,121 @@
-"""A9: how much of one client is left in the final model?
+"""A9: do noisy sums keep the epsilon that they claim for one client? Canary clients, in or out by coins.
 
-Canaries are clients whose update is a random direction at the clip norm. Random directions in d dimensions
-are nearly orthogonal. So the cosine of a canary that was *not* there with the model's movement is
-distributed as N(0, 1/d), and canaries do not disturb each other. How far the cosines of canaries that were
-there lie from that distribution shows what a threshold on the cosine could tell about a client.
+A canary client sends a vector at the clip norm: random signs on a block of coordinates of its own. Blocks
+do not overlap, so canaries do not disturb each other, and no client's vector moves a sum further. The
+adversary holds the sums of all rounds and orders canaries by how far their blocks moved along their signs.
 
-Guarantees: an **estimate** of epsilon, not a bound: it takes the cosines of canaries that were there as
-normal, and looks at one statistic. It also tests the path from client to sum: a canary that took part must
-be found.
+Guarantees: a **bound**, not an estimate. A fair coin decides for each canary client whether its vector is
+in the sums of all rounds or zero is in its place. That is the relation of client-level privacy, so that
+`one_run` applies with clients as canaries, and verdict and bound are those of `curve_audit` for the family
+"sums with this noise, of any variance". The family's profiles follow from the same Renyi bounds that the
+accountant uses. They are not tight, so part of the gap between bound and claim is theirs. The sums are
+drawn here, with the run's own noise (`discrete.draw`) of as few clients as the claim counts on; the rest of
+the path from client to server is for tests of the protocol.
 
-After Andrew et al. 2023 (arXiv 2302.03098).
+Canary clients are from Andrew et al. 2023 (arXiv 2302.03098), who estimate epsilon from their cosines with
+the final model, taken as normal; what is inferred from them here is not theirs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
-from scipy.stats import chi2, norm, t
 
+from attacks.audit.curve_audit import CurveAudit, Family, audit, planned
+from attacks.audit.dp_audit import ALPHA
+from attacks.audit.one_run import Guesses
+from fedproxy_secure.dp import discrete
+from fedproxy_secure.dp.events import DiscreteSum
+from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.dp.profile import Profile, discrete_sum
 from fedproxy_secure.errors import DataError
 
-MISSED = 0.05  # share of cases in which the interval misses the true value
+KEY_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanaryEstimate:
-    """The canaries' cosines, and the epsilon that follows from them with its 95 % interval.
+class CanaryClients:
+    """Canary clients: signs, int8 [m, b], on blocks of b coordinates, each number `height` steps."""
 
-    The interval lets the mean (Student's t) and the deviation (chi-square) vary at once; its low end has
-    the null's deviation wherever the canaries allow it.
+    signs: np.ndarray
+    height: int
+
+    @classmethod
+    def drawn(cls, count: int, *, norm: int, dimension: int, rng: np.random.Generator) -> CanaryClients:
+        """Return so many canaries of length `norm`, in steps of the ring, rounded as clients round.
+
+        Raises `DataError` unless 2 <= count <= dimension and norm >= 1.
+        """
+        if not 2 <= count <= dimension or norm < 1:
+            raise DataError(f"count={count}: must be in [2, {dimension}], the dimension, with norm >= 1")
+        width = dimension // count
+        signs = (2 * rng.integers(0, 2, (count, width)) - 1).astype(np.int8)
+        return cls(signs=signs, height=round(norm / math.sqrt(width)))
+
+    def sum(self, included: np.ndarray) -> np.ndarray:
+        """Return the sum of the canaries that are in, int64 [m b]."""
+        return np.asarray((self.signs.astype(np.int64) * self.height * included[:, None]).reshape(-1))
+
+    def scores(self, movement: np.ndarray) -> np.ndarray:
+        """Return how far each block of `movement`, [m b], moved along the signs, float64 [m]."""
+        return np.asarray((movement.reshape(self.signs.shape) * self.signs).sum(axis=1), dtype=np.float64)
+
+
+def audit_sums(
+    claim: DiscreteSum,
+    *,
+    norm: int,
+    claimed_epsilon: float,
+    delta: float,
+    canaries: int,
+    rng: np.random.Generator,
+    noise_share: float = 1.0,
+    alpha: float = ALPHA,
+) -> CurveAudit:
+    """Draw the sums of all rounds with canaries in or out by coins, and bound epsilon from below.
 
     Args:
-        canaries: number of canaries.
-        dimension: numbers in an update.
-        mean, deviation: mean and standard deviation of the canaries' cosines.
-        null_deviation: standard deviation of the cosine of a canary that was not there; its mean is 0.
-        epsilon: the estimate, at `delta`.
-        low, high: ends of its interval.
-        delta: delta of the claim.
-        advantage: true minus false positive rate of the best threshold.
+        claim: all rounds.
+        norm: a client's clip norm in steps of the ring.
+        noise_share: the noise that is drawn has this share of the claimed deviation.
     """
-
-    canaries: int
-    dimension: int
-    mean: float
-    deviation: float
-    null_deviation: float
-    epsilon: float
-    low: float
-    high: float
-    delta: float
-    advantage: float
-
-
-def canaries(count: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
-    """Return random unit vectors, float32 [count, dimension]; times the clip norm they are updates.
-
-    Raises `DataError` unless both are >= 2.
-    """
-    if count < 2 or dimension < 2:
-        raise DataError(f"count={count}, dimension={dimension}: must be >= 2")
-    drawn = rng.standard_normal((count, dimension))
-    unit: np.ndarray = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
-    return unit
-
-
-def estimate(directions: np.ndarray, movement: np.ndarray, *, delta: float) -> CanaryEstimate:
-    """Return what the model's movement, float [d], tells of canaries [m, d] that all took part.
-
-    Raises `DataError` for shapes that do not fit, a movement of zero or not finite, or delta out of (0, 1).
-    """
-    if directions.ndim != 2 or movement.shape != directions.shape[1:]:
-        raise DataError(f"canaries {directions.shape}, movement {movement.shape}: must be [m, d] and [d]")
-    length = float(np.linalg.norm(movement.astype(np.float64)))
-    if not 0 < length < math.inf:
-        raise DataError(f"movement of length {length}: must be > 0 and finite")
-    if not 0 < delta < 1:
-        raise DataError(f"delta={delta}: must be in (0, 1)")
-    count, d = directions.shape
-    cosines = directions.astype(np.float64) @ movement.astype(np.float64) / length
-    mean, deviation = float(cosines.mean()), float(cosines.std(ddof=1))
-    null = 1 / math.sqrt(d)
-    # each of the two intervals misses in 2.5 % of cases, both together in at most 5 %
-    reach = float(t.ppf(1 - MISSED / 4, count - 1)) * deviation / math.sqrt(count)
-    narrow, wide = (
-        deviation * math.sqrt((count - 1) / float(chi2.ppf(tail, count - 1)))
-        for tail in (1 - MISSED / 4, MISSED / 4)
-    )
-
-    def epsilon(at: float, spread: float) -> float:
-        return gaussian_epsilon(at, spread, null, delta=delta)
-
-    least = max(0.0, abs(mean) - reach)
-    low = epsilon(least, min(max(null, narrow), wide))
-    thresholds = np.linspace(min(0, mean) - 5 * null, max(0, mean) + 5 * deviation, 4001)
-    gap = norm.sf(thresholds, mean, deviation) - norm.sf(thresholds, 0, null)
-    return CanaryEstimate(
-        canaries=count,
-        dimension=d,
-        mean=mean,
-        deviation=deviation,
-        null_deviation=null,
-        epsilon=epsilon(mean, deviation),
-        low=low,
-        high=max(epsilon(abs(mean) + reach, spread) for spread in (narrow, wide)),
-        delta=delta,
-        advantage=float(max(gap.max(), 0.0)),
+    present = CanaryClients.drawn(canaries, norm=norm, dimension=claim.dimension, rng=rng)
+    coins = rng.random(canaries) < 0.5
+    movement = claim.rounds * present.sum(coins)
+    own = claim.variance / claim.summands * noise_share**2
+    for _ in range(claim.rounds * claim.summands):
+        movement += discrete.draw(claim.mechanism, own, Noise(rng.bytes(KEY_BYTES)), len(movement))
+    family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
+    return audit(
+        family,
+        present.scores(movement),
+        coins,
+        guesses=_planned(claim, norm, claimed_epsilon, delta, canaries, alpha),
+        claimed_epsilon=claimed_epsilon,
+        alpha=alpha,
     )
 
 
-def gaussian_epsilon(mean: float, deviation: float, null: float, *, delta: float) -> float:
-    """Return the least epsilon for which N(mean, deviation^2) and N(0, null^2) are (epsilon, delta)-close.
+@lru_cache(maxsize=64)
+def _planned(
+    claim: DiscreteSum, norm: int, claimed_epsilon: float, delta: float, canaries: int, alpha: float
+) -> Guesses:
+    family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
+    return planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
 
-    They are close in both directions. The set where one density exceeds e^epsilon times the other is an
-    interval or the complement of one, so its masses are exact.
-    """
 
-    def excess(epsilon: float, m1: float, s1: float, m2: float, s2: float) -> float:
-        """Return the maximum over sets of P1 - e^epsilon P2."""
-        # log p1 - log p2 - epsilon as a x^2 + b x + c
-        a = 1 / (2 * s2**2) - 1 / (2 * s1**2)
-        b = m1 / s1**2 - m2 / s2**2
-        c = m2**2 / (2 * s2**2) - m1**2 / (2 * s1**2) + math.log(s2 / s1) - epsilon
+def sums_family(claim: DiscreteSum, *, norm: int, delta: float, canaries: int) -> Family:
+    """Return the claim's sums with any variance; imitated runs take the noise as normal."""
+    apart = norm * math.sqrt(claim.rounds / claim.variance)
 
-        def mass(m: float, s: float) -> float:
-            if abs(a) < 1e-12 * max(abs(b), 1.0):
-                if b == 0:
-                    return float(c > 0)
-                root = -c / b
-                return float(norm.sf(root, m, s) if b > 0 else norm.cdf(root, m, s))
-            inside = b * b - 4 * a * c
-            if inside <= 0:
-                return float(a > 0)
-            ends = sorted(((-b - math.sqrt(inside)) / (2 * a), (-b + math.sqrt(inside)) / (2 * a)))
-            between = float(norm.cdf(ends[1], m, s) - norm.cdf(ends[0], m, s))
-            return between if a < 0 else float(norm.cdf(ends[0], m, s) + norm.sf(ends[1], m, s))
+    def profile(part: float, _both: bool) -> Profile:
+        return discrete_sum(replace(claim, variance=claim.variance * part**2))
 
-        return mass(m1, s1) - math.exp(epsilon) * mass(m2, s2)
+    def scores(part: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        coins = rng.random(canaries) < 0.5
+        return coins * apart + rng.standard_normal(canaries) * part, coins
 
-    def too_far(epsilon: float) -> bool:
-        there = (mean, deviation, 0.0, null)
-        return excess(epsilon, *there) > delta or excess(epsilon, 0.0, null, mean, deviation) > delta
-
-    low, high = 0.0, 1.0
-    if not too_far(0.0):
-        return 0.0
-    while too_far(high):
-        low, high = high, 2 * high
-        if high > 500:
-            return math.inf
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_far(middle) else (low, middle)
-    return high
+    return Family(profile=profile, delta=delta, canaries=canaries, scores=scores)

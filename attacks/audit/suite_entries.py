@@ -1,19 +1,18 @@
 """A8 and A9: does the run's mechanism, at its own settings, keep the epsilon that it claims?
 
-A8 (`dp_audit`) puts record canaries through the clients' own DP-SGD; A9 (`canary_clients`) puts canary
-clients into sums that carry the run's noise. The headline is the epsilon that was shown, the low end of
-what was measured, over the claimed one. Above 1 the claim is false. Below 1 nothing is proven: the claim is
-"not falsified". With 1000 canaries no epsilon above about 4 can be shown, and a claim above it stays
-inconclusive.
+A8 (`training_audit`) puts record canaries through the clients' own DP-SGD; A9 (`canary_clients`) puts
+canary clients into sums that carry the run's noise. Both give a lower bound on epsilon (`curve_audit`). The
+headline is the bound over the claimed epsilon. Above 1 the claim is false. Below 1 nothing is proven: the
+claim is "not falsified".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from attacks.audit import canary_clients
+from attacks.audit.curve_audit import CurveAudit
 from attacks.base import (
     KNOWN_BAD,
     Attack,
@@ -30,43 +29,41 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
 
 BROKEN = 0.125  # the positive control has this share of the claimed noise
+LEAST_CANARIES, MOST_CANARIES = 1_000, 10_000  # of A8: as many as the passes of a budget are enough for
 MOST = 500.0  # a larger epsilon is reported as this one; it means no privacy either way
 AUDIT = (("NIST AI RMF", "1.0", "MEASURE 2.10"), ("EU AI Act", "2024/1689", "Art. 15(5)"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """A measured epsilon with its interval, beside the claim; `highest` is the most that could be shown."""
+    """What an audit found."""
 
-    epsilon: float
-    low: float
-    high: float
-    claimed: float
-    highest: float
-    canaries: int
-    how: str
+    result: CurveAudit
 
     def estimates(self, metric: str) -> tuple[Estimate, ...]:
-        """Return the headline, then epsilon itself and the highest epsilon that could be shown."""
+        """Return the headline, the bound, the most that could be shown, and the bound without curve."""
+        found = self.result
 
-        def made(name: str, value: float, low: float, high: float, unit: str) -> Estimate:
+        def made(name: str, value: float, unit: str, how: str) -> Estimate:
+            kept = min(value, MOST)
             return Estimate(
                 metric=name,
-                value=value,
-                low=low,
-                high=high,
-                n=self.canaries,
+                value=kept,
+                low=kept,
+                high=kept,
+                n=found.canaries,
                 unit=unit,
                 seeds=(0,),
-                how=self.how,
+                how=how,
             )
 
-        ratio = self.low / self.claimed
-        epsilon, low, high, most = (min(v, MOST) for v in (self.epsilon, self.low, self.high, self.highest))
+        how = "one-run audit by the mechanism's own trade-off curve: a lower bound at 95 %"
+        any_how = "one-run audit by epsilon and delta alone: a lower bound at 95 %"
         return (
-            made(metric, ratio, ratio, ratio, "ratio"),
-            made("audited epsilon", epsilon, low, high, "epsilon"),
-            made("most that these canaries could show", most, most, most, "epsilon"),
+            made(metric, found.lower_bound / found.claimed_epsilon, "ratio", how),
+            made("audited epsilon", found.lower_bound, "epsilon", how),
+            made("most that these canaries could show", found.ceiling, "epsilon", how),
+            made("audited epsilon, whatever the mechanism", found.without_curve, "epsilon", any_how),
         )
 
 
@@ -95,7 +92,7 @@ class _Audit(Attack):
         id="A8",
         name="dp_audit",
         title="one-run audit of record-level differential privacy at the run's settings",
-        paper="Steinke, Nasr & Jagielski 2023, arXiv 2305.08846",
+        paper="Mahloujifar, Melis & Chaudhuri 2025, arXiv 2410.22235",
         needs=(frozenset({"MOD"}),),
         headline="epsilon shown over the claim",
         chance=1.0,
@@ -119,31 +116,29 @@ class DpAudit(_Audit):
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
         """Train once and bound epsilon from below."""
         from attacks.audit.training_audit import audit_private_steps
+        from fedproxy_secure.dp.events import SampledGaussian
         from fedproxy_secure.dp.record_noise import record_noise
 
         settings = view.settings
         assert settings is not None
         rounds = settings.federate.rounds
         noise = record_noise(settings.privacy, settings.local, rounds=rounds, records=question)
-        canaries = budget.pick(smoke=1000, standard=2000, full=4000)
-        result = audit_private_steps(
-            noise_multiplier=noise.noise_multiplier * _noise_share(view),
+        claim = SampledGaussian(
+            noise_multiplier=noise.noise_multiplier,
             sampling_rate=noise.sampling_rate,
             steps=rounds * settings.local.steps,
-            claimed_epsilon=settings.privacy.limit,
-            delta=settings.privacy.target_delta,
-            seed=int(rng.integers(2**31)),
-            canaries=canaries,
-            guesses=(canaries // 10, 2 * canaries // 5),
         )
+        passes = budget.pick(smoke=4_000, standard=10_000, full=40_000)
+        wanted = int(2 * passes / (claim.sampling_rate * claim.steps))  # half of the canaries are in
         return Audited(
-            epsilon=result.lower_bound,
-            low=result.lower_bound,
-            high=result.lower_bound,
-            claimed=result.claimed_epsilon,
-            highest=result.ceiling,
-            canaries=canaries,
-            how="one-run audit: a lower bound at 95 %",
+            result=audit_private_steps(
+                claim,
+                noise_share=_noise_share(view),
+                claimed_epsilon=settings.privacy.limit,
+                delta=settings.privacy.target_delta,
+                seed=int(rng.integers(2**31)),
+                canaries=min(max(wanted, LEAST_CANARIES), MOST_CANARIES),
+            )
         )
 
 
@@ -162,7 +157,7 @@ class DpAudit(_Audit):
     )
 )
 class CanaryClients(_Audit):
-    """The audit in which random directions at the clip norm join sums that carry the run's noise."""
+    """The audit in which made-up clients at the clip norm join sums that carry the run's noise."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Return the number of clients in a round."""
@@ -171,9 +166,8 @@ class CanaryClients(_Audit):
         return Exam(question=len(view.settings.clients))
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
-        """Put every canary in one client's place in every round; rounds add up to the final movement."""
-        from fedproxy_secure.dp import discrete
-        from fedproxy_secure.dp.noise import Noise
+        """Put canary clients into all rounds' sums, or none, by coins, and bound epsilon from below."""
+        from attacks.audit.canary_clients import audit_sums
         from fedproxy_secure.federate.job import FederationJob
         from fedproxy_secure.protect.secure_sum.noise import RESOLUTION, noise_of, planned_threshold
 
@@ -194,25 +188,16 @@ class CanaryClients(_Audit):
             privacy=settings.privacy,
             audit=AuditConfig(),
         )
-        d, clients = settings.d, question
-        noisy = noise_of(job, d=d, clients=clients, threshold=planned_threshold(job))
-        variance = noisy.variance * _noise_share(view) ** 2
-        count = budget.pick(smoke=32, standard=64, full=128)
-        directions = canary_clients.canaries(count, d, rng)
-        # canaries are nearly orthogonal, so all can take part at once, as in Andrew et al.
-        movement = settings.federate.rounds * RESOLUTION * directions.sum(axis=0, dtype=np.float64)
-        for _ in range(settings.federate.rounds):
-            budget.check()
-            for _ in range(noisy.summands):
-                key = rng.bytes(32)
-                movement += discrete.draw(noisy.mechanism, variance / noisy.summands, Noise(key), d)
-        result = canary_clients.estimate(directions, movement, delta=settings.privacy.target_delta)
+        claim = noise_of(job, d=settings.d, clients=question, threshold=planned_threshold(job))
+        count = budget.pick(smoke=2_000, standard=4_000, full=10_000)
         return Audited(
-            epsilon=result.epsilon,
-            low=result.low,
-            high=result.high,
-            claimed=settings.privacy.limit,
-            highest=result.high,
-            canaries=count,
-            how="canary clients' cosines taken as normal: an estimate",
+            result=audit_sums(
+                replace(claim, rounds=settings.federate.rounds),
+                norm=RESOLUTION,
+                claimed_epsilon=settings.privacy.limit,
+                delta=settings.privacy.target_delta,
+                canaries=min(count, settings.d),
+                rng=rng,
+                noise_share=_noise_share(view),
+            )
         )

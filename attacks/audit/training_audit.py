@@ -1,55 +1,149 @@
 """A8 on this project's own DP-SGD, from the inside: canaries whose gradients are unit vectors.
 
 A linear model has one weight per canary. A canary that is in pulls its own weight, by at most the clip, and
-no other. No canary is stronger, so this shows how much noise the code adds, whatever the model.
+no other. No canary is stronger, so this shows how much noise the code adds, whatever the model. The
+adversary sees the weights after every step, as DP-SGD's guarantee allows it to, and orders canaries by the
+likelihood ratio of what it saw.
 
-Guarantees: the verdict is that of the one-run audit (`dp_audit`). It is about `private_steps`, which
-clients run on their adapters, not about one client's data.
+Guarantees: the verdict and the bound are those of `curve_audit` for the family "DP-SGD with this sampling
+rate and number of steps, and any noise". The claim is about `private_steps`, which clients run on their
+adapters, not about one client's data. Canaries that are out are not there at all: neighbours differ by a
+record that is there or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
-from attacks.audit.dp_audit import AuditResult, audit
+from attacks.audit.curve_audit import CurveAudit, Family, audit, planned
+from attacks.audit.dp_audit import ALPHA
+from attacks.audit.one_run import Guesses
+from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.dp.profile import Profile, dp_sgd
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.federate.private_training import private_steps
 
+CANARIES = 10_000
+
 
 def audit_private_steps(
+    claim: SampledGaussian,
     *,
-    noise_multiplier: float,
-    sampling_rate: float,
-    steps: int,
     claimed_epsilon: float,
     delta: float,
     seed: int,
-    canaries: int = 1000,
-    guesses: Sequence[int] = (100, 400),
-) -> AuditResult:
+    noise_share: float = 1.0,
+    canaries: int = CANARIES,
+    alpha: float = ALPHA,
+) -> CurveAudit:
     """Train once, with each canary in or out by a coin, and bound epsilon from below by guesses.
 
-    The guesses are made from the weights. The coins and the noise follow from `seed`, so that an audit can
-    be repeated.
+    The coins and the noise follow from `seed`, so that an audit can be repeated. The number and the kind of
+    guesses follow from the claim and the number of canaries.
+
+    Args:
+        claim: all steps of a client over all rounds.
+        noise_share: the training that is audited has this share of the claimed noise.
     """
+    family = dp_sgd_family(claim, delta=delta, canaries=canaries)
+    scores, coins = trained_scores(claim, seed=seed, noise_share=noise_share, canaries=canaries)
+    return audit(
+        family,
+        scores,
+        coins,
+        guesses=planned_guesses(claim, claimed_epsilon, delta, canaries, alpha),
+        claimed_epsilon=claimed_epsilon,
+        alpha=alpha,
+    )
+
+
+def trained_scores(
+    claim: SampledGaussian, *, seed: int, noise_share: float, canaries: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train on the canaries that are in; return the scores, float64 [m], and the coins, bool [m]."""
     import torch
 
     coins = np.random.default_rng(seed).random(canaries) < 0.5
-    there = torch.eye(canaries)[np.flatnonzero(coins)]
-    layer = torch.nn.Linear(canaries, 1, bias=False)
-    torch.nn.init.zeros_(layer.weight)
+    there = np.flatnonzero(coins)
+    weight = torch.nn.Parameter(torch.zeros(canaries))
+    module = torch.nn.Module()
+    module.register_parameter("weight", weight)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    scores = np.zeros(canaries)
+
+    def look(*_: object) -> None:
+        assert weight.grad is not None
+        scores[:] += likelihood_ratio(-weight.grad.double().numpy(), claim)
+
+    optimizer.register_step_pre_hook(look)
     private_steps(
-        layer,
-        lambda chosen: layer(there[chosen]).mean(),
+        module,
+        lambda chosen: -weight[int(there[chosen[0]])],
         records=len(there),
-        steps=steps,
-        optimizer=torch.optim.SGD(layer.parameters(), lr=1.0),
-        private=RecordNoise(noise_multiplier=noise_multiplier, clip_norm=1.0, sampling_rate=sampling_rate),
+        steps=claim.steps,
+        optimizer=optimizer,
+        private=RecordNoise(
+            noise_multiplier=claim.noise_multiplier * noise_share,
+            clip_norm=1.0,
+            sampling_rate=claim.sampling_rate,
+        ),
         noise=Noise(seed.to_bytes(32, "big")),
+        divisor=1.0,
         who="audit",
     )
-    scores = -layer.weight.detach().numpy().ravel()
-    return audit(scores, coins, guesses=guesses, delta=delta, claimed_epsilon=claimed_epsilon)
+    return scores, coins
+
+
+def likelihood_ratio(seen: np.ndarray, claim: SampledGaussian) -> np.ndarray:
+    """Return, for one step's noisy numbers, the log-likelihood of a record that is there over one not."""
+    q, variance = claim.sampling_rate, claim.noise_multiplier**2
+    loud = (seen - 0.5) / variance
+    if q == 1:
+        return np.asarray(loud)
+    return np.asarray(np.logaddexp(np.log1p(-q), np.log(q) + loud))
+
+
+def imitated_scores(
+    claim: SampledGaussian, *, noise_share: float, canaries: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and coins as `trained_scores` would, drawn from the claim's law without training."""
+    coins = rng.random(canaries) < 0.5
+    scores = np.zeros(canaries)
+    for _ in range(claim.steps):
+        drawn = coins & (rng.random(canaries) < claim.sampling_rate)
+        noise = rng.standard_normal(canaries) * claim.noise_multiplier * noise_share
+        scores += likelihood_ratio(drawn + noise, claim)
+    return scores, coins
+
+
+def dp_sgd_family(claim: SampledGaussian, *, delta: float, canaries: int) -> Family:
+    """Return DP-SGD with the claim's sampling rate and steps, and any noise."""
+
+    def event(part: float) -> SampledGaussian:
+        return replace(claim, noise_multiplier=claim.noise_multiplier * part)
+
+    def profile(part: float, both: bool) -> Profile:
+        return dp_sgd(event(part), both=both)
+
+    def scores(part: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return imitated_scores(claim, noise_share=part, canaries=canaries, rng=rng)
+
+    return Family(
+        profile=profile,
+        delta=delta,
+        canaries=canaries,
+        scores=scores,
+    )
+
+
+@lru_cache(maxsize=64)
+def planned_guesses(
+    claim: SampledGaussian, claimed_epsilon: float, delta: float, canaries: int, alpha: float
+) -> Guesses:
+    """Return the guesses that an audit of this claim makes; see `curve_audit.planned`."""
+    family = dp_sgd_family(claim, delta=delta, canaries=canaries)
+    return planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)

@@ -1,8 +1,9 @@
-"""Integer noise for sums in a ring: Skellam, and discrete Gaussian.
+"""Integer noise for sums of integers: Skellam, discrete Gaussian, and rounded Gaussian.
 
 Skellam noise of variance v is the difference of two Poisson numbers of mean v / 2; sums of independent
-ones are Skellam again, which is what a sum over clients needs. Numbers are drawn by inverting a table of
-the tail P(|X| >= k) in steps of 2^-127, made with decimals of 60 digits.
+ones are Skellam again, which is what a sum over clients needs. A rounded Gaussian is a normal number of
+variance v, rounded to the nearest integer, which is what `record_sum` needs. Numbers are drawn by inverting
+a table of the tail P(|X| >= k) in steps of 2^-127, made with decimals of 60 digits.
 
 Guarantees: each number's law is within `DISTANCE` of the named one (statistical distance): at most 2^-110
 from rounding the table, less than 2^-120 from the tail beyond it, the uniforms are exact. `accounting` adds
@@ -11,6 +12,7 @@ to delta what that costs. Not guaranteed: the time a draw takes may depend on th
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from typing import Literal
@@ -20,26 +22,30 @@ import numpy as np
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.errors import DataError
 
+Law = Literal["skellam", "discrete_gaussian", "rounded_gaussian"]
 DISTANCE = 2.0**-100
 MOST_VARIANCE = 2.0**28  # tables grow with the deviation
+LEAST_ROUNDED = 2.0**20  # the least variance of a rounded Gaussian: from here on `_cells` is exact enough
 _TAIL = 13.0  # standard deviations in the table; beyond lies less than 2^-120
 _TAIL_NUMBERS = 40  # and at least so many numbers: small variances have heavier tails
 _BITS = 127  # in a table's entry and in a uniform number; the 128th is the sign
 _DIGITS = 60
 
 
-def draw(
-    mechanism: Literal["skellam", "discrete_gaussian"], variance: float, noise: Noise, count: int
-) -> np.ndarray:
+def draw(mechanism: Law, variance: float, noise: Noise, count: int) -> np.ndarray:
     """Draw independent integers with mean 0, int64 [count].
 
     Args:
-        variance: the variance of the Skellam law, or the parameter sigma^2 of `discrete_gaussian`.
+        variance: the variance of the Skellam law, the parameter sigma^2 of `discrete_gaussian`, or the
+            variance before rounding of `rounded_gaussian`.
 
-    Raises `DataError` for a variance out of [0, MOST_VARIANCE].
+    Raises `DataError` for a variance out of [0, MOST_VARIANCE], or of [LEAST_ROUNDED, MOST_VARIANCE] for
+    `rounded_gaussian`.
     """
     if not 0 <= variance <= MOST_VARIANCE:
         raise DataError(f"noise variance {variance:g}: must be in [0, {MOST_VARIANCE:g}]")
+    if mechanism == "rounded_gaussian" and variance < LEAST_ROUNDED:
+        raise DataError(f"noise variance {variance:g}: must be >= {LEAST_ROUNDED:g} for rounded_gaussian")
     if variance == 0:
         return np.zeros(count, dtype=np.int64)
     high, low = _tail_table(mechanism, variance)
@@ -91,9 +97,41 @@ def _law(mechanism: str, variance: Decimal, last: int) -> list[Decimal]:
             weights.append(weights[-1] * ratio)
             ratio *= square
         return weights
+    if mechanism == "rounded_gaussian":
+        return _cells(variance, last)
     # Bessel's I_k(v), downwards from far out, where I_{k-1} = I_{k+1} + (2k / v) I_k only adds (Miller)
     weights = [Decimal(0), Decimal(1)]
     twice = 2 / variance
     for k in range(last, 0, -1):
         weights.append(weights[-2] + k * twice * weights[-1])
     return weights[:0:-1]
+
+
+def _cells(variance: Decimal, last: int) -> list[Decimal]:
+    """Return the integral of exp(-x^2 / 2v) over [k - 1/2, k + 1/2] for k = 0 .. last.
+
+    With x = k + u and a = k / v it is exp(-k^2 / 2v) times the integral of cosh(a u) exp(-u^2 / 2v) over
+    |u| <= 1/2, as odd parts cancel. The product of both series is a polynomial in a^2. A term u^2n adds at
+    most (a^2 / 4 + 1 / 8v)^n / n!. In the table a <= 14 / sqrt(v), so with v >= 2^20 the terms left out,
+    from n = 9 on, are below 2^-120 together.
+    """
+    orders = 9
+    width = -1 / (2 * variance)
+    coefficients = [
+        sum(
+            (
+                width**j / (math.factorial(2 * i) * math.factorial(j) * (2 * (i + j) + 1) * 4 ** (i + j))
+                for j in range(orders - i)
+            ),
+            Decimal(0),
+        )
+        for i in range(orders)
+    ]
+    normal = _law("discrete_gaussian", variance, last)
+    weights = []
+    for k, at in enumerate(normal):
+        a2, inner = (k / variance) ** 2, Decimal(0)
+        for coefficient in reversed(coefficients):
+            inner = inner * a2 + coefficient
+        weights.append(at * inner)
+    return weights

@@ -8,11 +8,13 @@ MECHANISMS = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian"}
 NONE = "Differential privacy: none. What clients send, or their sum, may reveal records."
 RECORD = (
     "Differential privacy: each client's updates of all rounds together are ({epsilon:.3g}, {delta:g})-DP "
-    "in that client's records (unit: one record; neighbours: a record, or one without gradient in its "
-    "place; how many records there are is public).",
-    "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g}, Gaussian noise. Sampling: Poisson, each "
-    "record in each step independently, secret. Composition: over all local steps and rounds, the tighter "
-    "of the PRV and RDP accountants.",
+    "in that client's records (unit: one record; neighbours: one record there or not, which is the same as "
+    "there or replaced by one without gradient, with the same number of records after rounding up to a "
+    "power of two: that number is public, the exact one is not).",
+    "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g} and rounded to a grid, Gaussian noise on "
+    "that grid, divided by the batch size. Sampling: Poisson, each record in each step independently, "
+    "secret, at the rate batch size / that public number. Composition: over all local steps and rounds, "
+    "the tighter of the PRV and RDP accountants.",
     "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
     "plug-back, any attack on the released models.",
 )
@@ -24,8 +26,8 @@ CLIENT = (
 )
 NOT_COVERED = (
     "Not covered: accuracies measured on clients' test records; settings chosen after looking at results; "
-    "that a client takes part, how many records it has, how long it takes; other runs on the same records, "
-    "which add up; public calibration text, taken as public."
+    "that a client takes part, how many records it has up to a power of two, how long it takes; other runs "
+    "on the same records, which add up; public calibration text, taken as public."
 )
 SIMULATED = (
     "unsafe_simulated randomness: the noise follows from the seed. NOTHING of the above holds for this "

@@ -1,4 +1,16 @@
-"""The noise that a client's training steps need for the record-level privacy that the settings ask for."""
+"""The noise that a client's training steps need for the record-level privacy that the settings ask for.
+
+Two sets of records that differ by one record must get the same sampling rate and the same noise: if the
+noise followed from the exact number of records, whoever sees an update could read the number off the
+noise, and with it whether one certain record is there. So both follow from the settings and from a *public
+size*, the number of records rounded up to a power of two. The sampling rate is batch size / public size, so
+that a step takes between half a batch and a batch of records on average; its sum is divided by the batch
+size.
+
+Guarantees: rate, noise, and whether and with which text this module raises, are the same for neighbours
+(one record there or not) of the same public size. Disclosed: the public size, to whoever can tell how much
+noise an update has. Not covered: neighbours on both sides of a power of two.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +36,31 @@ class RecordNoise:
     sampling_rate: float
 
 
+def public_size(records: int) -> int:
+    """Return the number of records, >= 1, rounded up to a power of two."""
+    return 1 << (records - 1).bit_length()
+
+
 def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, records: int) -> RecordNoise:
     """Return the noise with which a client of so many records stays within the target over all rounds.
 
-    Raises `ConfigError` for a delta of 1 / records or more, a batch larger than the records, or a target
-    that no noise reaches. A client's error goes to the server, so its text does not say how many there are.
+    Raises `ConfigError` for a delta of 1 / `public_size` or more, a batch larger than that size, or a
+    target that no noise reaches. A client's error goes to the server, so its text does not say the size.
     """
-    if privacy.target_delta >= 1 / records:
-        log.info("privacy.target_delta=%g: must be < 1/%d", privacy.target_delta, records)
+    size = public_size(records)
+    if privacy.target_delta >= 1 / size:
+        log.info("privacy.target_delta=%g: must be < 1/%d", privacy.target_delta, size)
         raise ConfigError(
-            f"privacy.target_delta={privacy.target_delta:g}: must be < 1 / the client's number of records; "
-            "publishing one record at random would pass otherwise"
+            f"privacy.target_delta={privacy.target_delta:g}: must be < 1 / the client's number of records, "
+            "rounded up to a power of two; publishing one record at random would pass otherwise"
         )
-    if local.batch_size > records:
-        log.info("local.batch_size=%d: must be <= %d", local.batch_size, records)
+    if local.batch_size > size:
+        log.info("local.batch_size=%d: must be <= %d", local.batch_size, size)
         raise ConfigError(
-            f"local.batch_size={local.batch_size}: must be <= the client's number of records, with "
-            "privacy.unit=record"
+            f"local.batch_size={local.batch_size}: must be <= the client's number of records, rounded up "
+            "to a power of two, with privacy.unit=record"
         )
-    rate = local.batch_size / records
+    rate = local.batch_size / size
     return RecordNoise(
         noise_multiplier=noise_multiplier_for(
             target_epsilon=privacy.target_epsilon,

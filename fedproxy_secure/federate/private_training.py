@@ -1,36 +1,58 @@
-"""DP-SGD on a client's adapter (Abadi et al. 2016), with gradients of single records and Opacus's clipping.
+"""DP-SGD on a client's adapter (Abadi et al. 2016), with gradients of single records and exact noise.
 
 Each step takes a Poisson sample of the records, clips every record's gradient to `clip_norm`, adds Gaussian
-noise of `noise_multiplier x clip_norm` to their sum and divides by the *expected* number of records. What
-follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-back) sees noisy sums only.
+noise of `noise_multiplier x clip_norm` to their sum and divides by a public number, the batch size of the
+settings. What follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-back) sees
+noisy sums only.
 
 A record whose gradient cannot be taken, for whatever reason, counts as one whose gradient is zero, and
 nobody is told: whoever made the model could make it fail for records with a token of their choice. Faults
 of a model that concern all records are found before round 0 by `check_private` and `check_fits`, on made-up
-records.
+records. A record's gradient comes from a pass of its own (`record_gradient`): what one record says, or how
+long it is, cannot change another's.
 
-A record's gradient comes from a pass of its own (`record_gradient`): what one record says, or how long it
-is, cannot change another's. So one record more or less moves the sum of the clipped gradients by at most
-one clip, whatever the model was made for. Each is clipped and added before the next is computed, so that
-memory does not grow with the records of a step.
+Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records.
+Neighbours are two sets of records of which one has one record more. It is the same to say that one record
+is replaced by one without gradient (zero-out): such a record adds nothing to any sum, is sampled by a coin
+of its own, and so can be left out without changing the law of anything that is released.
 
-Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records,
-for neighbours in which one record is replaced by one whose gradient is zero: the number of records is
-public. An empty sample is a step like any other. It holds for real numbers: in floating point the sum of
-the clipped gradients rounds. It rests on two things beside: the model keeps nothing of a pass for the
-next, which `check_model` and `check_fits` look for but do not prove, and the tokenizer encodes each
+Proof. `s` is `NOISE_STEPS`, and one step of the grid is `noise_multiplier x clip_norm / s`.
+
+1. *Nothing depends on how many records there are.* Rate, noise, number of steps and divisor come from the
+   caller, which takes them from public numbers (`record_noise`). The number of records that are sampled is
+   used for nothing, and an empty sample is a step like any other.
+2. *A record moves the sum by at most one clip.* Its gradient, scaled to at most `clip_norm`, is rounded
+   towards zero to whole steps of the grid: no number grows by that, so neither does the length. The sum of
+   squares of these integers is computed exactly and compared with `(s / noise_multiplier)^2`; a record
+   above it would count as zero. So no rounding of the arithmetic before that matters. Integers add up
+   exactly: they are far below 2^53.
+3. *The noise is Gaussian.* What is released is `S + round(Z)`, with S the integer sum and Z normal of
+   deviation s. As S is an integer, that is `round(S + Z)`: post-processing of the Gaussian mechanism on
+   real numbers, whose deviation is `noise_multiplier` times the most that a record moves S. `round(Z)` is
+   drawn from a table (`discrete`). What happens after that, in floating point, is post-processing.
+4. *Steps compose.* The sums are computed at parameters that follow from what earlier steps released, and
+   samples and noise of all steps are independent. Dropout's masks are secret and independent too; given any
+   masks, 2 and 3 hold, and mixing over them only helps.
+
+The noise's law is within `discrete.DISTANCE` = 2^-100 a number of the named one (statistical distance). For
+D numbers in all that adds (1 + e^epsilon) D 2^-100 to delta, for which `accounting` leaves room.
+
+It rests on three things beside: AES-256 is a pseudo-random function; the model keeps nothing of a pass for
+the next, which `check_model` and `check_fits` look for but do not prove; and the tokenizer encodes each
 record by itself. No exception of a record's pass is passed on: whether a call ends in an error, and its
 text, follow from settings, from noisy sums or from the machine.
 
 Not covered: the returned loss, which is for the client's own eyes; how long a step takes; a machine whose
 memory is too small for some samples; native code that ends the process on a pass of some record, which no
-proof excludes.
+proof excludes. With `noise_multiplier` 0 nothing is rounded and nothing is private.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -39,14 +61,17 @@ from torch import nn
 
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
+from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
-from fedproxy_secure.errors import FedProxyError, TrainingError
+from fedproxy_secure.errors import DataError, FedProxyError, TrainingError
 from fedproxy_secure.federate.model_checks import known_tokens, longest_record
 from fedproxy_secure.federate.record_gradients import Loss, usable_gradient
 from fedproxy_secure.models.adapters import trained_parameters
 
 log = logging.getLogger(__name__)
+NOISE_STEPS = 2**13  # the noise's deviation in steps of the grid that gradients are rounded to
+LEAST_NOISE = 1e-3  # a smaller noise multiplier would need integers too large to square
 
 
 def train_privately(
@@ -94,6 +119,7 @@ def train_privately(
             optimizer=_optimizer(tuned, local),
             private=private,
             noise=noise,
+            divisor=local.batch_size,
             who=who,
             pull=pull,
             usable=usable,
@@ -116,55 +142,83 @@ def private_steps(
     optimizer: torch.optim.Optimizer,
     private: RecordNoise,
     noise: Noise,
+    divisor: float,
     who: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
     usable: Callable[[int], bool] | None = None,
 ) -> float:
     """Run DP-SGD on any module; see `train_privately`.
 
-    `loss` is asked for one record at a time. A record that is not `usable` never reaches it, and counts
-    like one for which it fails.
+    Args:
+        loss: is asked for one record at a time.
+        divisor: what each noisy sum is divided by, > 0; must not depend on the records.
+        usable: a record that is not never reaches `loss`, and counts like one for which it fails.
+
+    Raises `DataError` for a noise multiplier in (0, LEAST_NOISE), `TrainingError` if a parameter is not
+    finite after a step.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    expected = private.sampling_rate * records
-    guard = _noisy_optimizer(optimizer, private, noise, expected)
     total, seen, failed = 0.0, 0, 0
     try:
         for step in range(steps):
-            guard.zero_grad(set_to_none=True)
+            noisy = _NoisySum(parameters, private)
             for index in noise.poisson_sample(records, private.sampling_rate).tolist():
                 takes_it = usable is None or usable(index)
                 found = usable_gradient(loss, index, parameters) if takes_it else None
-                if found is None:
+                if found is None or not noisy.add(found[1]):
                     failed += 1
                     continue
-                value, gradients = found
-                total, seen = total + value, seen + 1
-                _hand_over(parameters, [g[None] for g in gradients])
-                guard.signal_skip_step(True)
-                guard.step()  # clips and adds up, no more
-                guard.zero_grad(set_to_none=True)
-            # an empty sample is a step like any other, and every other step ends like one
-            _hand_over(parameters, [p.new_zeros((0, *p.shape)) for p in parameters])
-            guard.signal_skip_step(False)
-            if guard.pre_step():
-                _add(parameters, pull)
-                optimizer.step()
-                _check_finite(parameters, who, step)
+                total, seen = total + found[0], seen + 1
+            for p, gradient in zip(parameters, noisy.released(noise, divisor), strict=True):
+                p.grad = gradient
+            _add(parameters, pull)
+            optimizer.step()
+            _check_finite(parameters, who, step)
     finally:
         for p in parameters:
             p.grad = None
-            for name in ("grad_sample", "summed_grad"):
-                p.__dict__.pop(name, None)
     if failed:
         log.info("%s: %d times a drawn record gave no gradient and counted as zero", who, failed)
     return total / max(seen, 1)
 
 
-def _hand_over(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
-    """Give Opacus the gradients of some records, [records, *shape] per parameter."""
-    for p, gradient in zip(parameters, gradients, strict=True):
-        p.grad_sample = gradient  # type: ignore[attr-defined]
+class _NoisySum:
+    """The sum of one step: clipped gradients in whole steps of a grid, then noise; see the module's proof.
+
+    Integers are held as float64, in which sums and products of integers are exact below 2^53.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], private: RecordNoise) -> None:
+        scale = private.noise_multiplier
+        if 0 < scale < LEAST_NOISE:
+            raise DataError(f"noise_multiplier={scale:g}: must be 0 or >= {LEAST_NOISE:g}")
+        self._parameters, self._clip, self._noisy = parameters, private.clip_norm, scale > 0
+        # a clip in steps of the grid, and the largest sum of squares that a record may have
+        self._length = NOISE_STEPS / scale if self._noisy else private.clip_norm
+        self._most = math.floor((NOISE_STEPS / Fraction(scale)) ** 2) if self._noisy else math.inf
+        count = sum(p.numel() for p in parameters)
+        self._sum = torch.zeros(count, dtype=torch.float64, device=parameters[0].device)
+
+    def add(self, gradients: Sequence[torch.Tensor]) -> bool:
+        """Add a record's gradient, clipped; return whether it counts. Its numbers must be finite."""
+        flat = torch.cat([g.reshape(-1) for g in gradients]).double()
+        # a little less than the clip, so that no rounding of this product exceeds it
+        flat *= self._length * (1 - 2.0**-30) / max(float(torch.linalg.vector_norm(flat)), self._clip)
+        if self._noisy:
+            flat.trunc_()
+        if not float(flat.dot(flat)) <= self._most:
+            return False
+        self._sum += flat
+        return True
+
+    def released(self, noise: Noise, divisor: float) -> list[torch.Tensor]:
+        """Return the noisy sum over `divisor`, shaped like the parameters. To be called once."""
+        if self._noisy:
+            drawn = discrete.draw("rounded_gaussian", float(NOISE_STEPS**2), noise, len(self._sum))
+            self._sum += torch.from_numpy(drawn).to(self._sum.device)
+        scaled = self._sum * (self._clip / self._length / divisor)
+        parts = scaled.split([p.numel() for p in self._parameters])
+        return [part.view(p.shape).to(p.dtype) for part, p in zip(parts, self._parameters, strict=True)]
 
 
 def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:
@@ -178,7 +232,7 @@ def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> No
 def _add(parameters: Sequence[nn.Parameter], pull: Callable[[], Sequence[torch.Tensor]] | None) -> None:
     if pull is not None:
         for p, more in zip(parameters, pull(), strict=True):
-            assert p.grad is not None  # pre_step made it
+            assert p.grad is not None
             p.grad += more
 
 
@@ -188,31 +242,3 @@ def _optimizer(tuned: nn.Module, local: LocalConfig) -> torch.optim.Optimizer:
         trained_parameters(tuned), lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
     )
     return optimizer
-
-
-def _noisy_optimizer(
-    optimizer: torch.optim.Optimizer, private: RecordNoise, noise: Noise, expected: float
-) -> Any:
-    """Return Opacus's optimiser with the noise taken from `noise`."""
-    from opacus.optimizers import DPOptimizer
-
-    class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-        def add_noise(self) -> None:
-            scale = self.noise_multiplier * self.max_grad_norm if self.noise_multiplier else 0.0
-            numbers = noise.gaussian(sum(p.numel() for p in self.params)) if scale else None
-            at = 0
-            for p in self.params:
-                summed = p.summed_grad
-                if numbers is not None:
-                    part = torch.from_numpy(numbers[at : at + p.numel()]).view(p.shape).to(p.device)
-                    summed = (summed.double() + scale * part).to(p.dtype)
-                p.grad = summed.view_as(p)
-                at += p.numel()
-
-    return NoisyOptimizer(
-        optimizer,
-        noise_multiplier=private.noise_multiplier,
-        max_grad_norm=private.clip_norm,
-        expected_batch_size=expected,
-        loss_reduction="mean",
-    )

@@ -252,12 +252,12 @@ def test_client_noise_in_the_sum_has_the_accounted_scale(world):
         (
             "privacy",
             {**RECORD, "target_delta": 0.1},
-            r"target_delta=0.1: must be < 1 / the client's number of records; [^\d]*$",
+            r"target_delta=0.1: must be < 1 / the client's number of records, rounded [^\d]*$",
         ),
         (
             "local",
-            {"batch_size": 13},
-            r"local.batch_size=13: must be <= the client's number of records, [^\d]*$",
+            {"batch_size": 17},
+            r"local.batch_size=17: must be <= the client's number of records, rounded [^\d]*$",
         ),
         (
             "privacy",

@@ -1,83 +1,116 @@
-"""The audits are right about our own mechanisms: too little noise fails, the claimed noise does not."""
+"""The audits are right about our own mechanisms: too little noise fails, the claimed noise seldom does."""
+
+from bisect import bisect_left
 
 import numpy as np
+import pytest
 from scipy.stats import binom
 
-from attacks.audit.canary_clients import canaries, estimate
-from attacks.audit.dp_audit import audit
-from attacks.audit.training_audit import audit_private_steps
-from fedproxy_secure.dp import discrete
-from fedproxy_secure.dp.accounting import noise_multiplier_for, variance_for
-from fedproxy_secure.dp.noise import Noise
+from attacks.audit.curve_audit import audit, planned
+from attacks.audit.dp_audit import p_value
+from attacks.audit.one_run import Guesses, refutes
+from attacks.audit.training_audit import (
+    audit_private_steps,
+    dp_sgd_family,
+    imitated_scores,
+    planned_guesses,
+)
+from fedproxy_secure.dp.accounting import noise_multiplier_for
+from fedproxy_secure.dp.events import SampledGaussian
+from fedproxy_secure.dp.profile import approximate, dp_sgd
 
-CANARIES, DELTA, EPSILON = 1000, 1e-5, 1.0
-GUESSES = (100, 400)  # fixed here, before any score
-STEPS, RATE = 10, 0.5
+DELTA, ALPHA = 1e-5, 0.05
+
+
+def claim(epsilon, *, rate=1.0, steps=1):
+    noise = noise_multiplier_for(target_epsilon=epsilon, delta=DELTA, sampling_rate=rate, steps=steps)
+    return SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=steps)
+
+
+def least_refuting(profile, guesses, *, canaries):
+    """The least number of right guesses that refutes the profile; one more than there are, if none does."""
+    asked = {"canaries": canaries, "guesses": guesses, "alpha": ALPHA}
+    every = range(guesses.count + 1)
+    return bisect_left(every, True, key=lambda v: refutes(profile, correct=v, **asked))
+
+
+def is_as_rare_as_alpha(count, runs):
+    return count <= binom.ppf(0.999, runs, ALPHA)
 
 
 def test_over_200_runs_in_which_nothing_leaks_a_positive_bound_is_as_rare_as_alpha():
-    rng = np.random.default_rng(0)
-    positive = 0
+    rng, curve, free = np.random.default_rng(0), 0, 0
+    guesses = Guesses(count=200, both=True)
+    least = least_refuting(approximate(0.0, DELTA), guesses, canaries=1000)
     for _ in range(200):
-        included = rng.random(CANARIES) < 0.5
-        made = audit(
-            rng.standard_normal(CANARIES), included, guesses=GUESSES, delta=DELTA, claimed_epsilon=0.0
-        )
-        positive += made.lower_bound > 0
-    assert positive <= binom.ppf(0.999, 200, 0.05)
+        right = guesses.correct(rng.standard_normal(1000), rng.random(1000) < 0.5)
+        curve += right >= least
+        free += p_value(0.0, canaries=1000, guesses=200, correct=right, delta=DELTA) < ALPHA
+    assert is_as_rare_as_alpha(curve, 200)
+    assert is_as_rare_as_alpha(free, 200)
 
 
-def verdicts(part_of_the_noise):
-    needed = noise_multiplier_for(target_epsilon=EPSILON, delta=DELTA, sampling_rate=RATE, steps=STEPS)
+@pytest.mark.parametrize("epsilon", [1.0, 4.0, 8.0])
+@pytest.mark.parametrize(("rate", "steps"), [(1.0, 1), (0.1, 8)])
+def test_over_500_runs_of_a_true_claim_a_refutation_is_as_rare_as_alpha(epsilon, rate, steps):
+    made, rng, refuted = claim(epsilon, rate=rate, steps=steps), np.random.default_rng(1), 0
+    guesses = planned_guesses(made, epsilon, DELTA, 2000, ALPHA)
+    least = least_refuting(dp_sgd(made, both=guesses.both), guesses, canaries=2000)
+    for _ in range(500):
+        run = imitated_scores(made, noise_share=1.0, canaries=2000, rng=rng)
+        refuted += guesses.correct(*run) >= least
+    assert is_as_rare_as_alpha(refuted, 500)
+
+
+def seldom_tells_all(profile_share, rng):
+    """With this probability all guesses are right at once, else none is better than a coin."""
+    return 100 if rng.random() < profile_share else int(rng.binomial(100, 0.5))
+
+
+def test_canaries_that_leak_together_are_accused_no_more_often_than_alpha():
+    """All guesses are right in `share` of the runs: the claim (0, share) is true, also above alpha."""
+    rng, guesses = np.random.default_rng(2), Guesses(count=100, both=True)
+    for share in (0.04, 0.06):
+        least = least_refuting(approximate(0.0, share), guesses, canaries=1000)
+        accused = sum(seldom_tells_all(share, rng) >= least for _ in range(500))
+        assert is_as_rare_as_alpha(accused, 500)
+
+
+def verdicts(epsilon, noise_share, runs):
     return [
         audit_private_steps(
-            noise_multiplier=needed * part_of_the_noise,
-            sampling_rate=RATE,
-            steps=STEPS,
-            claimed_epsilon=EPSILON,
+            claim(epsilon),
+            claimed_epsilon=epsilon,
             delta=DELTA,
             seed=seed,
+            noise_share=noise_share,
+            canaries=4000,
         ).verdict
-        for seed in range(20)
+        for seed in range(runs)
     ]
 
 
-def test_training_with_the_claimed_noise_is_not_falsified_in_20_runs():
-    assert verdicts(1.0) == ["NOT_FALSIFIED"] * 20
+def test_training_with_the_claimed_noise_is_not_falsified_and_with_half_of_it_fails():
+    pytest.importorskip("opacus")
+    assert verdicts(4.0, 1.0, 5) == ["NOT_FALSIFIED"] * 5
+    assert verdicts(4.0, 0.5, 5) == ["FAIL"] * 5
 
 
-def test_training_with_a_quarter_of_the_claimed_noise_fails_in_20_of_20_runs():
-    assert verdicts(0.25) == ["FAIL"] * 20
-
-
-def found_in_a_sum(part_of_the_noise):
-    """A9 on the integer noise of a sum: 60 canary clients of 64; all bring noise."""
-    d, clients, claimed, norm = 20_000, 64, 4.0, 2.0**12
-    l2 = norm + d**0.5 / 2
-    variance = variance_for(
-        target_epsilon=claimed,
-        delta=DELTA,
-        mechanism="skellam",
-        l2=l2,
-        l1=l2 * d**0.5,
-        dimension=d,
-        summands=clients,
-        rounds=1,
-    )
-    directions = canaries(60, d, np.random.default_rng(0))
-    total = np.rint(directions.astype(np.float64) * norm).sum(axis=0)
-    for client in range(clients):
-        share = variance / clients * part_of_the_noise**2
-        total += discrete.draw("skellam", share, Noise(client.to_bytes(32, "big")), d)
-    return estimate(directions, total, delta=DELTA), claimed
-
-
-def test_canary_clients_in_a_noisy_sum_show_no_more_than_is_claimed():
-    found, claimed = found_in_a_sum(1.0)
-    assert found.low <= claimed
-    assert found.epsilon < 1.5 * claimed  # an estimate, not a bound
-
-
-def test_canary_clients_show_that_noise_is_a_quarter_of_the_claim():
-    found, claimed = found_in_a_sum(0.25)
-    assert found.low > claimed
+def test_training_and_its_imitation_show_alike():
+    """The guesses are planned from imitated runs: they must be like real ones."""
+    pytest.importorskip("opacus")
+    made = claim(4.0, rate=0.2, steps=5)
+    family = dp_sgd_family(made, delta=DELTA, canaries=3000)
+    guesses = planned(family, claimed_epsilon=4.0)
+    imitated = [
+        audit(
+            family,
+            *imitated_scores(made, noise_share=1.0, canaries=3000, rng=np.random.default_rng(s)),
+            guesses=guesses,
+            claimed_epsilon=4.0,
+        ).correct
+        for s in range(20)
+    ]
+    real = audit_private_steps(made, claimed_epsilon=4.0, delta=DELTA, seed=5, canaries=3000)
+    assert real.guesses == guesses
+    assert abs(real.correct - np.mean(imitated)) < 4 * np.std(imitated, ddof=1)

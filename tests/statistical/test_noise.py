@@ -23,12 +23,27 @@ def variance_is(sample, wanted):
     return abs(z) < stats.norm.isf(ALPHA / 2)
 
 
-def test_gaussian_noise_is_standard_normal_and_no_other():
-    sample = Noise(KEY).gaussian(200_000)
-    assert stats.kstest(sample, "norm").pvalue > ALPHA
+def test_a_rounded_gaussian_is_a_normal_number_rounded_and_no_other():
+    sample = discrete.draw("rounded_gaussian", 2.0**26, Noise(KEY), 200_000) / 2.0**13
+    assert stats.kstest(sample, "norm").pvalue > ALPHA  # steps of 2^-13 are too fine for the test to see
     for wrong in (2 / 3, 3 / 2):
         assert stats.kstest(sample * wrong, "norm").pvalue < ALPHA
-    assert abs(np.corrcoef(sample[:100_000], sample[100_000:])[0, 1]) < 0.02  # the two of a pair
+
+
+@pytest.mark.parametrize("variance", [2.0**20, 2.0**26])
+def test_a_rounded_gaussian_is_as_close_to_its_law_as_the_proof_says(variance):
+    """Every 97th entry of the table against the error function, to 50 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    steps = discrete.tail_steps("rounded_gaussian", variance)[::-1]
+    with mpmath.workdps(50):
+        unit, scale = mpmath.mpf(2) ** 127, mpmath.sqrt(2 * mpmath.mpf(variance))
+        for k in range(1, len(steps) + 1, 97):
+            exact = mpmath.erfc((k - mpmath.mpf(1) / 2) / scale)  # P(|X| >= k) of a rounded normal number
+            assert abs(steps[k - 1] / unit - exact) < mpmath.mpf(2) ** -120
+        beyond = mpmath.erfc((len(steps) + mpmath.mpf(1) / 2) / scale)
+        assert beyond < mpmath.mpf(2) ** -120
+    # 2^-120 at each of less than 2^18 entries is less than the distance that is accounted for
+    assert 2 * len(steps) * 2.0**-120 < discrete.DISTANCE
 
 
 @pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
@@ -123,11 +138,13 @@ def test_every_record_is_sampled_with_its_rate_and_alone():
 
 def test_a_rate_of_one_takes_everything_and_the_key_decides_all():
     assert np.array_equal(Noise(KEY).poisson_sample(9, 1.0), np.arange(9))
-    assert np.array_equal(Noise(KEY).gaussian(7), Noise(KEY).gaussian(7))
-    assert not np.array_equal(Noise(KEY).gaussian(7), Noise(bytes(32)).gaussian(7))
+    assert np.array_equal(Noise(KEY).words(7), Noise(KEY).words(7))
+    assert not np.array_equal(Noise(KEY).words(7), Noise(bytes(32)).words(7))
     assert not discrete.draw("skellam", 0.0, Noise(KEY), 5).any()
 
 
 def test_a_variance_that_the_table_cannot_hold_is_refused():
     with pytest.raises(DataError, match=r"noise variance 1e\+12: must be in"):
         discrete.draw("skellam", 1e12, Noise(KEY), 1)
+    with pytest.raises(DataError, match=r"noise variance 100: must be >= 1.04858e\+06 for rounded"):
+        discrete.draw("rounded_gaussian", 100.0, Noise(KEY), 1)

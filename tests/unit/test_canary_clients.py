@@ -1,87 +1,65 @@
-"""Canary clients: found where they were, absent where they were not, and epsilon as in closed form."""
-
-import math
+"""Canary clients: as long as a client's clip, disjoint, in by coins, and a bound on what sums give away."""
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from attacks.audit.canary_clients import canaries, estimate, gaussian_epsilon
+from attacks.audit.canary_clients import CanaryClients, audit_sums, sums_family
+from fedproxy_secure.dp.accounting import variance_for
+from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.errors import DataError
 
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
+DELTA, NORM, D, ROUNDS = 1e-5, 2**12, 8000, 2
 
 
-def test_canaries_that_were_not_there_have_cosines_as_the_null_has_them():
-    directions = canaries(400, 2000, rng())
-    movement = rng(1).standard_normal(2000)
-    cosines = directions @ movement / np.linalg.norm(movement)
-    assert stats.kstest(cosines * math.sqrt(2000), "norm").pvalue > 1e-3
-    assert stats.kstest(cosines * math.sqrt(2000) * 1.5, "norm").pvalue < 1e-3
-    found = estimate(directions, movement, delta=1e-5)
-    assert abs(found.mean) < 4 * found.null_deviation / 20
-    assert found.low < 1
+def claim(epsilon=4.0):
+    l2 = NORM + D**0.5 / 2
+    shape = {"mechanism": "skellam", "l2": l2, "l1": l2 * D**0.5, "dimension": D, "summands": 3}
+    variance = variance_for(target_epsilon=epsilon, delta=DELTA, rounds=ROUNDS, **shape)
+    return DiscreteSum(variance=variance, rounds=ROUNDS, **shape)
 
 
-def test_canaries_that_were_there_are_found_and_noise_hides_them():
-    directions = canaries(20, 5000, rng())
-    there = directions.sum(axis=0)
-    loud = estimate(directions, there, delta=1e-5)
-    quiet = estimate(directions, there + rng(1).standard_normal(5000), delta=1e-5)
-    assert loud.epsilon > 10 * quiet.epsilon
-    assert loud.advantage > 0.99 > quiet.advantage
-    assert quiet.low <= quiet.epsilon <= quiet.high
-
-
-def test_few_canaries_of_a_right_mechanism_accuse_it_no_more_often_than_the_interval_says():
-    d, mu, accused = 1000, 0.93, 0
-    claimed = gaussian_epsilon(mu, 1.0, 1.0, delta=1e-5)
-    for seed in range(60):
-        directions = canaries(32, d, rng(seed))
-        noise = rng(1000 + seed).standard_normal(d) / mu
-        found = estimate(directions, directions.sum(axis=0) + noise, delta=1e-5)
-        accused += found.low > claimed
-        assert found.low <= found.epsilon <= found.high
-    assert stats.binomtest(accused, 60, 0.05, alternative="greater").pvalue > 1e-3
-
-
-@pytest.mark.parametrize("mu", [0.3, 1.0, 3.0])
-@pytest.mark.parametrize("delta", [1e-5, 1e-2])
-def test_between_gaussians_of_one_width_epsilon_is_the_analytic_one(mu, delta):
-    found = gaussian_epsilon(mu, 1.0, 1.0, delta=delta)
-    exact = stats.norm.cdf(mu / 2 - found / mu) - math.exp(found) * stats.norm.cdf(-mu / 2 - found / mu)
-    assert exact <= delta * (1 + 1e-4)
-    less = found - 1e-3
-    assert stats.norm.cdf(mu / 2 - less / mu) - math.exp(less) * stats.norm.cdf(-mu / 2 - less / mu) > delta
-
-
-def test_unequal_widths_are_integrated_exactly():
-    found = gaussian_epsilon(0.5, 1.3, 1.0, delta=1e-3)
-    x = np.linspace(-15, 15, 400_001)
-    p, q = stats.norm.pdf(x, 0.5, 1.3), stats.norm.pdf(x, 0, 1)
-    over = max(
-        np.trapezoid(np.maximum(p - math.exp(found) * q, 0), x),
-        np.trapezoid(np.maximum(q - math.exp(found) * p, 0), x),
+def found(seed=0, *, share=1.0, epsilon=4.0, canaries=2000):
+    return audit_sums(
+        claim(epsilon),
+        norm=NORM,
+        claimed_epsilon=epsilon,
+        delta=DELTA,
+        canaries=canaries,
+        rng=np.random.default_rng(seed),
+        noise_share=share,
     )
-    assert over == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_equal_laws_cost_nothing_and_far_ones_everything():
-    assert gaussian_epsilon(0.0, 1.0, 1.0, delta=1e-5) == 0
-    assert gaussian_epsilon(1e3, 1.0, 1.0, delta=1e-5) == math.inf
+def test_a_canary_is_no_longer_than_the_noise_covers_and_stays_in_its_block():
+    made = CanaryClients.drawn(30, norm=NORM, dimension=1000, rng=np.random.default_rng(0))
+    l2 = NORM + 1000**0.5 / 2  # of a clipped vector that is rounded to whole steps
+    for i in range(30):
+        alone = made.sum(np.arange(30) == i)
+        assert NORM * 0.99 < np.linalg.norm(alone) <= l2
+        scores = made.scores(alone)
+        assert scores[i] > 0
+        assert not np.delete(scores, i).any()
 
 
-@pytest.mark.parametrize(
-    ("call", "line"),
-    [
-        (lambda: canaries(1, 5, rng()), "count=1, dimension=5: must be >= 2"),
-        (lambda: estimate(np.ones((3, 4)), np.ones(5), delta=0.1), r"must be \[m, d\] and \[d\]"),
-        (lambda: estimate(np.ones((3, 4)), np.zeros(4), delta=0.1), "movement of length 0.0"),
-        (lambda: estimate(np.ones((3, 4)), np.ones(4), delta=0.0), r"delta=0.0: must be in \(0, 1\)"),
-    ],
-)
-def test_what_cannot_be_estimated_is_refused(call, line):
-    with pytest.raises(DataError, match=line):
-        call()
+def test_sums_with_the_claimed_noise_are_not_accused_and_show_part_of_the_claim():
+    for seed in range(3):
+        result = found(seed)
+        assert 0.3 * 4 < result.lower_bound <= 4
+        assert result.verdict == "NOT_FALSIFIED"
+
+
+def test_sums_with_a_third_of_the_claimed_noise_fail():
+    assert [found(seed, share=1 / 3).verdict for seed in range(3)] == ["FAIL"] * 3
+
+
+def test_less_noise_in_the_family_has_a_larger_epsilon_and_the_claim_s_own_is_the_claim():
+    family = sums_family(claim(), norm=NORM, delta=DELTA, canaries=100)
+    epsilons = [family.epsilon(part) for part in (2.0, 1.0, 0.5)]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[1] == pytest.approx(4, rel=0.01)
+
+
+def test_canaries_that_do_not_fit_are_refused():
+    for count, norm in ((1, 5), (11, 5), (3, 0)):
+        with pytest.raises(DataError, match=r"must be in \[2, 10\], the dimension, with norm >= 1"):
+            CanaryClients.drawn(count, norm=norm, dimension=10, rng=np.random.default_rng(0))

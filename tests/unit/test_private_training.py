@@ -1,10 +1,12 @@
 """DP-SGD on adapters: per-record gradients, clipping and noise are what they are said to be."""
 
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from fedproxy_secure.config import AdapterConfig, LocalConfig
@@ -12,9 +14,9 @@ from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
-from fedproxy_secure.errors import ConfigError, ModelError, TrainingError
+from fedproxy_secure.errors import ConfigError, DataError, ModelError, TrainingError
 from fedproxy_secure.federate.model_checks import check_fits, check_private
-from fedproxy_secure.federate.private_training import private_steps, train_privately
+from fedproxy_secure.federate.private_training import NOISE_STEPS, private_steps, train_privately
 from fedproxy_secure.models.adapters import (
     attach,
     get_vector,
@@ -43,12 +45,14 @@ def adapted(kind="lora", seed=0):
     return tuned
 
 
-def tune(tuned, *, noise=0.0, clip=1e9, rate=1.0, steps=3, items=ITEMS, key=KEY, pull=None, lr=0.1):
+def tune(
+    tuned, *, noise=0.0, clip=1e9, rate=1.0, steps=3, items=ITEMS, key=KEY, pull=None, lr=0.1, batch=4
+):
     train_privately(
         tuned,
         items,
         steps=steps,
-        local=LocalConfig(optimizer="sgd", learning_rate=lr, batch_size=4),
+        local=LocalConfig(optimizer="sgd", learning_rate=lr, batch_size=batch),
         private=RecordNoise(noise_multiplier=noise, clip_norm=clip, sampling_rate=rate),
         noise=Noise(key),
         pad_id=0,
@@ -66,7 +70,7 @@ def record_gradient(tuned, item):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_noise_and_clip_it_is_plain_sgd(kind):
-    private = tune(adapted(kind))
+    private = tune(adapted(kind), batch=len(ITEMS))
     tuned = adapted(kind)
     tuned.train()
     optimizer = torch.optim.SGD(trained_parameters(tuned), lr=0.1)
@@ -86,15 +90,15 @@ def test_a_step_is_the_clipped_sum_of_the_gradients_of_single_records(kind):
     norms = np.linalg.norm(gradients, axis=1)
     clip = float(np.median(norms))
     wanted = (gradients * np.minimum(1, clip / (norms + 1e-6))[:, None]).sum(axis=0) / len(ITEMS)
-    moved = start - tune(tuned, clip=clip, steps=1, lr=1.0)
+    moved = start - tune(tuned, clip=clip, steps=1, lr=1.0, batch=len(ITEMS))
     np.testing.assert_allclose(moved, wanted, rtol=0, atol=2e-6)
 
 
 def test_a_record_moves_a_step_by_no_more_than_the_clip():
     tuned, fewer = adapted(), adapted()
-    with_all = tune(tuned, clip=0.01, steps=1, lr=1.0)
-    without = tune(fewer, clip=0.01, steps=1, lr=len(ITEMS[1:]) / len(ITEMS), items=ITEMS[1:])
-    assert 0 < np.linalg.norm(with_all - without) * len(ITEMS) <= 0.01 * 1.001
+    with_all = tune(tuned, clip=0.01, steps=1, lr=1.0, batch=1)
+    without = tune(fewer, clip=0.01, steps=1, lr=1.0, batch=1, items=ITEMS[1:])
+    assert 0 < np.linalg.norm(with_all - without) <= 0.01 * 1.001
 
 
 # models in which one record of a pass changes what becomes of the others
@@ -142,9 +146,9 @@ LONG = Encoded(ids=(1, *range(10, 40), 2), response_start=4)
 )
 def test_one_record_moves_the_sum_by_one_clip_even_if_the_model_couples_the_rows_of_a_pass(coupled, extra):
     """What the accounting assumes: a server chooses the model, and can make a long record."""
-    clip, count = 0.01, len(ITEMS)
-    without = tune(coupled(), clip=clip, steps=1, lr=count)
-    with_it = tune(coupled(), clip=clip, steps=1, lr=count + 1, items=[*ITEMS, extra])
+    clip = 0.01
+    without = tune(coupled(), clip=clip, steps=1, lr=1.0, batch=1)
+    with_it = tune(coupled(), clip=clip, steps=1, lr=1.0, batch=1, items=[*ITEMS, extra])
     assert 0 < np.linalg.norm(with_it - without) <= clip * 1.001
 
 
@@ -183,11 +187,83 @@ def test_noise_has_the_accounted_scale_and_no_other(scale):
         optimizer=torch.optim.SGD(layer.parameters(), lr=1.0),
         private=RecordNoise(noise_multiplier=1.5 * scale, clip_norm=0.4, sampling_rate=0.5),
         noise=Noise(KEY),
+        divisor=5,
         who="x",
     )
     seen = ((before - layer.weight.detach()).numpy() * 5).std() / 0.4 / 1.5
     fits = abs(seen - 1) < 4 / np.sqrt(2 * 20_000)
     assert fits == (scale == 1.0)
+
+
+class Scaled(nn.Module):
+    """A record's gradient is its number times a vector, in float64: sums can be looked at exactly."""
+
+    def __init__(self, vector, dtype=torch.float64):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(vector), dtype=dtype))
+        self.vector = vector.to(dtype)
+
+
+def one_step(module, numbers, *, noise, clip=1.0, rate=1.0, key=KEY):
+    """The noisy sum of one step, in steps of its grid, float64."""
+    private_steps(
+        module,
+        lambda chosen: (module.weight * module.vector).sum() * numbers[int(chosen[0])],
+        records=len(numbers),
+        steps=1,
+        optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
+        private=RecordNoise(noise_multiplier=noise, clip_norm=clip, sampling_rate=rate),
+        noise=Noise(key),
+        divisor=1.0,
+        who="x",
+    )
+    return -module.weight.detach().numpy() / (noise * clip / NOISE_STEPS)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.7, 3.3])
+@pytest.mark.parametrize("length", [1e-6, 0.2, 1.0, 1e6])
+def test_a_record_moves_the_sum_by_whole_steps_of_the_grid_and_never_by_more_than_the_clip(noise, length):
+    """In integers, so that no rounding can hide anything; at length 1 the clip is met to the last bit."""
+    torch.manual_seed(0)
+    vector = torch.randn(5000, dtype=torch.float64)
+    vector *= length / vector.norm()
+    without = one_step(Scaled(vector), [1.0, -0.3, 0.0], noise=noise)
+    with_it = one_step(Scaled(vector), [1.0, -0.3, 1.0], noise=noise)
+    moved = with_it - without
+    whole = np.rint(moved)
+    np.testing.assert_allclose(moved, whole, rtol=0, atol=1e-6)
+    squares = sum(int(v) ** 2 for v in whole)
+    assert squares <= (NOISE_STEPS / Fraction(noise)) ** 2
+    if length >= 1:
+        assert squares > 0.9 * (NOISE_STEPS / noise) ** 2
+
+
+@pytest.mark.parametrize("noise", [1e-9, 9e-4])
+def test_noise_too_small_for_the_grid_is_refused(noise):
+    with pytest.raises(DataError, match=r"must be 0 or >= 0\.001"):
+        one_step(Scaled(torch.ones(2)), [1.0], noise=noise)
+
+
+def sums(numbers, *, rate, runs=1200):
+    """Noisy sums of one step over records whose clipped gradients are these numbers, or zero."""
+    keys = (i.to_bytes(32, "big") for i in range(runs))
+    return np.array(
+        [one_step(Scaled(torch.ones(1)), numbers, noise=1.0, rate=rate, key=k)[0] for k in keys]
+    ) / NOISE_STEPS  # fmt: skip
+
+
+def test_few_records_have_the_law_that_is_accounted_and_one_without_gradient_is_one_that_is_not_there():
+    """Three records at rate .5: a mixture of normal laws around 0 .. 3, whether or not a null is there."""
+
+    def law(x, there):
+        return sum(stats.binom.pmf(k, there, 0.5) * stats.norm.cdf(x, k) for k in range(there + 1))
+
+    three = sums([5.0, 1.0, 1.0], rate=0.5)
+    with_null = sums([5.0, 0.0, 1.0, 1.0], rate=0.5)
+    for seen in (three, with_null):
+        assert stats.kstest(seen, lambda x: law(x, 3)).pvalue > 1e-3
+        assert stats.kstest(seen, lambda x: law(x, 4)).pvalue < 1e-3
+    assert stats.ks_2samp(three, with_null).pvalue > 1e-3
 
 
 def test_an_empty_sample_is_a_step_with_noise_alone():
@@ -214,6 +290,7 @@ def test_a_step_holds_the_gradient_of_one_record_at_a_time():
         optimizer=torch.optim.SGD(layer.parameters(), lr=0.1),
         private=RecordNoise(noise_multiplier=1.0, clip_norm=0.1, sampling_rate=1.0),
         noise=Noise(KEY),
+        divisor=40,
         who="x",
     )
     assert len(held) == 80
@@ -281,7 +358,7 @@ def test_a_record_without_a_finite_gradient_counts_as_zero_and_is_not_told_of():
     without = tune(plain, items=ITEMS[:4], steps=1, rate=1.0, clip=1.0)
     start = get_vector(adapted())
     assert np.isfinite(with_it).all()
-    np.testing.assert_allclose((with_it - start) * 5, (without - start) * 4, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(with_it - start, without - start, rtol=1e-3, atol=1e-6)
 
 
 # a record for which the model fails, as a server could have made it for texts of its choice
@@ -437,6 +514,7 @@ def test_a_parameter_that_no_record_of_a_pass_comes_by_has_a_gradient_of_zeros()
         optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
         private=RecordNoise(noise_multiplier=0.0, clip_norm=1.0, sampling_rate=1.0),
         noise=Noise(KEY),
+        divisor=4,
         who="x",
     )
     assert torch.equal(module.sometimes.weight, before)
@@ -465,6 +543,7 @@ def test_too_little_memory_is_no_matter_of_a_record_and_said_in_one_constant_lin
             optimizer=torch.optim.SGD(trained_parameters(tuned), lr=1.0),
             private=RecordNoise(noise_multiplier=1.0, clip_norm=1.0, sampling_rate=1.0),
             noise=Noise(KEY),
+            divisor=1,
             who="x",
         )
 

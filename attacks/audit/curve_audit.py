@@ -1,0 +1,165 @@
+"""Bound epsilon from below by guesses in one run, for a mechanism that is known up to its noise.
+
+The claim that is tested is a whole privacy profile, not one (epsilon, delta): "this mechanism, with at
+least so much noise". The bound asks how much noise these guesses leave possible. It goes through the same
+mechanism with other amounts of noise, refutes what `one_run` refutes, and takes the least noise that is
+refuted. The epsilon of that profile, at the claim's delta, is the lower bound.
+
+Guarantees: for whatever mechanism, let n be the most noise with which the family's profile lies nowhere
+below the mechanism's. With probability at least 1 - alpha no noise up to n is refuted, and so the bound is
+at most the epsilon of noise n. That is the mechanism's own epsilon if it is one of the family, as our code
+is said to be. If the claim is true, the verdict is FAIL with probability at most alpha. No independence
+between canaries is assumed. `without_curve` uses nothing but (epsilon, delta)-DP (`dp_audit`), so it bounds
+the epsilon of any mechanism, with an error probability alpha of its own.
+
+Not guaranteed: what `lower_bound` says of a mechanism outside the family is about the noise of the family
+that covers it, not about its epsilon at this delta. A small bound does not mean privacy: `ceiling` is what
+perfect guesses would have shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from attacks.audit.dp_audit import ALPHA, lower_bound
+from attacks.audit.one_run import Guesses, refutes
+from fedproxy_secure.dp.profile import Profile
+from fedproxy_secure.errors import DataError
+
+FINEST = 2 ** (1 / 32)  # ratio between amounts of noise that are tried
+MOST_STEPS = 224  # of that ratio, up and down from the claim
+SHARES = (0.5, 0.25, 0.1, 0.05, 0.02)  # of the canaries, about which guesses may be planned
+REHEARSALS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A mechanism with any amount of noise, as a multiple of what is claimed.
+
+    Args:
+        profile: of the mechanism with so many times the claimed noise; of both directions if the second
+            argument is true, else of the direction "in against out".
+        delta: of the claim.
+        canaries: number of canaries that scores are made for.
+        scores: of a run with so many times the claimed noise, as an outsider would imitate it: float [m]
+            and the coins, bool [m]. Used for planning alone.
+    """
+
+    profile: Callable[[float, bool], Profile]
+    delta: float
+    canaries: int
+    scores: Callable[[float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+    def epsilon(self, part: float) -> float:
+        """Return the epsilon, at `delta`, of the mechanism with so many times the claimed noise."""
+        return self.profile(part, False).epsilon(self.delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveAudit:
+    """The lower bound on epsilon beside the claim; see the module for what each number bounds."""
+
+    canaries: int
+    guesses: Guesses
+    correct: int
+    lower_bound: float
+    ceiling: float
+    without_curve: float
+    claimed_epsilon: float
+    delta: float
+    alpha: float
+    verdict: Literal["FAIL", "NOT_FALSIFIED"]
+
+    def summary(self) -> str:
+        """Return the audit's result in one line."""
+        verdict = "FAILS the claim of" if self.verdict == "FAIL" else "does not falsify"
+        return (
+            f"{self.correct} of {self.guesses.count} guesses right over {self.canaries} canaries: epsilon "
+            f">= {self.lower_bound:.3g} by the mechanism's own curve, >= {self.without_curve:.3g} by any "
+            f"(confidence {1 - self.alpha:g} each; at most {self.ceiling:.3g} could be shown), which "
+            f"{verdict} {self.claimed_epsilon:.3g}"
+        )
+
+
+def audit(
+    family: Family,
+    scores: np.ndarray,
+    included: np.ndarray,
+    *,
+    guesses: Guesses,
+    claimed_epsilon: float,
+    alpha: float = ALPHA,
+) -> CurveAudit:
+    """Return the audit of scores, float [m], against the coins, bool [m].
+
+    Raises `DataError` for scores that do not fit or numbers out of range.
+    """
+    if not claimed_epsilon >= 0:
+        raise DataError(f"claimed_epsilon={claimed_epsilon}: must be >= 0")
+    correct, m = guesses.correct(scores, included), len(scores)
+    bound = shown(family, guesses=guesses, canaries=m, correct=correct, alpha=alpha)
+    return CurveAudit(
+        canaries=m,
+        guesses=guesses,
+        correct=correct,
+        lower_bound=bound,
+        ceiling=shown(family, guesses=guesses, canaries=m, correct=guesses.count, alpha=alpha),
+        without_curve=lower_bound(
+            canaries=m, guesses=guesses.count, correct=correct, delta=family.delta, alpha=alpha
+        ),
+        claimed_epsilon=claimed_epsilon,
+        delta=family.delta,
+        alpha=alpha,
+        verdict="FAIL" if bound > claimed_epsilon else "NOT_FALSIFIED",
+    )
+
+
+def shown(family: Family, *, guesses: Guesses, canaries: int, correct: int, alpha: float) -> float:
+    """Return the epsilon of the least noise that so many right guesses refute; 0 if none is refuted."""
+
+    def refuted(step: int) -> bool:
+        profile = family.profile(FINEST**step, guesses.both)
+        return refutes(profile, canaries=canaries, guesses=guesses, correct=correct, alpha=alpha)
+
+    low, high = -MOST_STEPS - 1, MOST_STEPS + 1  # not refuted, refuted: as if tried
+    near = 8
+    for step in (0, near, -near, 4 * near, -4 * near):  # profiles of little noise are dear: last
+        if low < step < high:
+            low, high = (low, step) if refuted(step) else (step, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if refuted(middle) else (middle, high)
+    return family.epsilon(FINEST**high) if high <= MOST_STEPS else 0.0
+
+
+def planned(family: Family, *, claimed_epsilon: float, alpha: float = ALPHA) -> Guesses:
+    """Return the guesses to make, from imitated runs alone: nothing of the audited run is used.
+
+    Among the numbers and kinds of guesses with which half of the claimed noise fails in every imitated run,
+    or among all if there is none, the one that shows most of the claim when it is true, on average.
+    """
+    half, whole = (_rehearsed(family, part) for part in (0.5, 1.0))
+
+    def worth(guesses: Guesses) -> tuple[bool, float]:
+        def bound(right: int) -> float:
+            return shown(family, guesses=guesses, canaries=family.canaries, correct=right, alpha=alpha)
+
+        least = min(guesses.correct(*run) for run in half)
+        middle = sum(guesses.correct(*run) for run in whole) // REHEARSALS
+        return bound(least) > claimed_epsilon, bound(middle)
+
+    return max(_designs(family.canaries), key=worth)
+
+
+def _designs(canaries: int) -> Iterable[Guesses]:
+    for share in SHARES:
+        for both in (True, False):
+            yield Guesses(count=max(2, int(share * canaries) // 2 * 2), both=both)
+
+
+def _rehearsed(family: Family, part: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [family.scores(part, np.random.default_rng(seed)) for seed in range(REHEARSALS)]

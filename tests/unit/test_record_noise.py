@@ -1,0 +1,57 @@
+"""A client's noise follows from public numbers: neighbours get the same, and the same errors."""
+
+import pytest
+
+from fedproxy_secure.config import LocalConfig, PrivacyConfig
+from fedproxy_secure.dp.events import SampledGaussian
+from fedproxy_secure.dp.record_noise import public_size, record_noise
+from fedproxy_secure.errors import ConfigError
+
+pytestmark = pytest.mark.torch
+PRIVACY = PrivacyConfig(unit="record", target_epsilon=4.0, target_delta=1e-5, clip_norm=0.5)
+
+
+def asked(records, *, batch=2, delta=1e-5):
+    privacy = PRIVACY.model_copy(update={"target_delta": delta})
+    return record_noise(privacy, LocalConfig(steps=3, batch_size=batch), rounds=2, records=records)
+
+
+def refused(records, **settings):
+    with pytest.raises(ConfigError) as found:
+        asked(records, **settings)
+    return str(found.value)
+
+
+def test_the_public_size_is_the_next_power_of_two():
+    assert [public_size(n) for n in (1, 2, 3, 4, 5, 8, 9, 4097)] == [1, 2, 4, 4, 8, 8, 16, 8192]
+
+
+@pytest.mark.parametrize("records", [3, 5, 7, 9, 300, 4095])
+def test_one_record_more_changes_neither_rate_nor_noise(records):
+    pytest.importorskip("opacus")
+    assert asked(records) == asked(records + 1)
+
+
+def test_the_rate_is_the_batch_over_the_public_size_and_the_noise_reaches_the_target_at_it():
+    pytest.importorskip("opacus")
+    from fedproxy_secure.dp.accounting import spent
+
+    noise = asked(5)
+    assert (noise.sampling_rate, noise.clip_norm) == (2 / 8, 0.5)
+    event = SampledGaussian(
+        noise_multiplier=noise.noise_multiplier, sampling_rate=noise.sampling_rate, steps=6
+    )
+    assert 3.98 < spent([event], delta=1e-5).epsilon <= 4
+
+
+def test_settings_that_are_refused_are_refused_for_neighbours_with_the_same_words():
+    for settings, line in (
+        (
+            {"delta": 0.13},
+            r"privacy.target_delta=0.13: must be < 1 / the client's number of records, rounded",
+        ),
+        ({"batch": 9}, "local.batch_size=9: must be <= the client's number of records, rounded up"),
+    ):
+        words = {refused(records, **settings) for records in (5, 6, 7, 8)}
+        assert len(words) == 1
+        assert words.pop().startswith(line)
