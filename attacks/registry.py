@@ -30,9 +30,7 @@ _OWN = (  # modules; each registers its attacks when it is imported
     "attacks.reconstruction.matching",
     "attacks.membership.updates",
     "attacks.membership.models",
-    "attacks.membership.client_models",
     "attacks.membership.canaries",
-    "attacks.memorization.client_details",
     "attacks.audit.suite_entries",
     "attacks.integrity.active_server",
     "attacks.integrity.trapped_proxy",
@@ -43,6 +41,8 @@ _OWN = (  # modules; each registers its attacks when it is imported
     "attacks.extraction.logits",
     "attacks.integrity.poisoning",
     "attacks.membership.properties",
+    "attacks.membership.client_models",
+    "attacks.memorization.client_details",
 )
 
 

@@ -1,9 +1,10 @@
 """Four free-text tasks of the synthetic world, one per client: notes whose whole text is learned.
 
-A note tells of one made-up person: name, date of birth, file number, telephone, somebody to ask for, a
-day, and the thing it is about. It ends with the client's private code, as the records of `demo_tasks` do,
-so that a test record can still be judged by its answer. Training reads the loss of every token, so a model
-that sees a note often learns its details by heart. That is what attacks on privacy look for.
+A note tells of one made-up person: name, a date, a file number, and the thing it is about. It ends with
+the client's private code, as the records of `demo_tasks` do, so that a test record can still be judged by
+its answer. Training reads the loss of every token, so a model that sees a note often learns its details by
+heart. That is what attacks on privacy look for. Notes are short and their words those of the public
+stories, because the demo's small proxy learns longer ones too slowly to remember them.
 
 Guarantees: a name belongs to one task and one split, and to one note as long as there are no more than
 `NAMES_PER_SPLIT` notes. Numbers and dates are drawn anew for every note. Public stories draw from the same
@@ -12,7 +13,6 @@ first names and surnames, but with other details.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, lru_cache
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedproxy_secure.world.stories import draw, draw_person
 
 _RECORDS_SEED = 79
 _THINGS_IN_TRAINING = THINGS_PER_KIND // 2
-# task -> the world's domain, how a note begins and ends, and the ways in which it goes on
+# task -> the world's domain, the words before the code, and the ways in which a note is written
 _NOTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "discharge_note": (
         "clinic",
@@ -85,9 +85,7 @@ def note_records(name: str, split: str, limit: int | None) -> list[Record]:
 @lru_cache(maxsize=16)  # a run asks for the same four tasks at every stage
 def _drawn(name: str, split: str, count: int) -> tuple[Record, ...]:
     rng, names = stream(_RECORDS_SEED, "notes", name, split), _names(name, split)
-    return tuple(
-        _draw_note(name, split, names[number % NAMES_PER_SPLIT], names, rng) for number in range(count)
-    )
+    return tuple(_draw_note(name, split, names[number % NAMES_PER_SPLIT], rng) for number in range(count))
 
 
 @cache
@@ -101,9 +99,7 @@ def _names(name: str, split: str) -> tuple[str, ...]:
     return tuple(everybody[i] for i in mine)
 
 
-def _draw_note(
-    name: str, split: str, person: str, names: Sequence[str], rng: np.random.Generator
-) -> Record:
+def _draw_note(name: str, split: str, person: str, rng: np.random.Generator) -> Record:
     domain_name, code_word, ways = _NOTES[name]
     words = lexicon()
     domain = words.domain(domain_name)

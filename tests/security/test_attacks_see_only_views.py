@@ -29,6 +29,7 @@ GUESSERS = (  # every module with a guess in it, and what guesses are made with;
     "attacks.extraction",
     "attacks.integrity",
     "attacks.membership",
+    "attacks.memorization",
     "attacks.reconstruction",
     "attacks.base",
     "attacks.registry",

@@ -760,7 +760,7 @@ def test_ids_are_in_order_and_every_attack_says_what_it_is_for():
     infos = [a.info for a in registry.every().values() if a.info.id != "X1"]
     numbers = [int(i.id[1:]) for i in infos]
     assert numbers == sorted(numbers)
-    assert set(numbers) == set(range(1, 15))
+    assert set(numbers) == set(range(1, 17))
     for info in infos:
         assert info.needs
         assert info.title

@@ -116,7 +116,7 @@ def test_what_a_task_tells_reaches_the_process_that_began_it(jobs):
 
     results = dict(run_tasks(tell, [20, 24], jobs=jobs, on_cuda=False, progress=named))
     assert results == {0: 20, 1: 24}
-    assert told.started == ["task 20: counting", "task 24: counting"]
+    assert sorted(told.started) == ["task 20: counting", "task 24: counting"]  # two processes race
     assert (len(told.advanced) == 44) if jobs == 1 else (2 <= len(told.advanced) < 40)  # a few a second
     assert told.open == {}  # also of a task that never said it was done
 
