@@ -406,4 +406,4 @@ def test_a_page_of_18_configurations_with_20_findings_each_takes_less_than_ten_s
     began = time.process_time()
     html = page(big)
     assert time.process_time() - began < 10
-    assert len(html) < 4_000_000
+    assert len(html) < 5_000_000  # with all attacks side by side
