@@ -172,7 +172,7 @@ class CanaryExposure(Attack):
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The proxy, or else the API's model, trained until it knows the canaries by heart."""
         held = view.proxy is not None and view.settings is not None and bool(view.adapters)
-        return overfitted(replace_view(view, api=None) if held else view, truth, canaries=True)
+        return overfitted(replace_view(view, api=None) if held else view, truth, what="canaries")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Other candidates, which were never planted, take the place of the secrets."""

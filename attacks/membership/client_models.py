@@ -20,7 +20,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
-from attacks.membership.models import VOTERS, learned_tokens, mean_losses
+from attacks.membership.models import VOTERS, control_records, learned_tokens, mean_losses
 from attacks.membership.overfit import overfitted
 from attacks.membership.references import window_votes
 from attacks.membership.scores import Likelihoods, likelihoods
@@ -108,7 +108,7 @@ class ClientModelMembership(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One client's update that was trained until it knew a dozen records by heart."""
-        control = overfitted(replace_view(view, api=None), truth, canaries=False)
+        control = overfitted(replace_view(view, api=None), truth, what=control_records(truth))
         if control is None:
             return None
         known, memory = control

@@ -39,7 +39,7 @@ from attacks.base import (
 )
 from attacks.membership.blind import bag_of_words, blind_auc
 from attacks.membership.gradients import record_gradients
-from attacks.membership.overfit import overfitted
+from attacks.membership.overfit import What, overfitted
 from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
 from attacks.membership.updates import MEMBERSHIP
@@ -260,7 +260,7 @@ class ModelMembership(Attack):
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Models that were trained until they know a dozen records by heart."""
         start = view if not _white_box_of(view) else replace_view(view, api=None)
-        return overfitted(start, truth, canaries=False)
+        return overfitted(start, truth, what=control_records(truth))
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Labels that have nothing to do with training."""
@@ -269,6 +269,12 @@ class ModelMembership(Attack):
 
 def _white_box_of(view: View) -> bool:
     return view.proxy is not None and view.settings is not None and bool(view.adapters)
+
+
+def control_records(truth: Truth) -> What:
+    """Return what a positive control learns by heart, so that the attack's own headline judges it."""
+    records = [item for state in truth.clients.values() for item in state.train]
+    return "texts" if records and learned_tokens(records) >= VOTERS else "answers"
 
 
 def learned_tokens(documents: Sequence[Encoded]) -> float:

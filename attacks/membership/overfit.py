@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,39 +27,51 @@ from fedproxy_secure.record.view import View
 RECORDS = 12
 ANSWER = 4  # random tokens that take the place of a record's answer
 CONTEXT = 16  # tokens of a record that stand before them, if these tell all records apart
-STEPS, MOST_TIMES = 12, 10  # steps between two checks whether the records are known; the most checks
-MOST_TIMES_TEXTS = 25  # the same for whole texts, which have more to know
-KNOWN = 0.45  # the records are known once the loss is this share of the loss of the first steps
-BY_HEART = 0.75  # the same for canaries, which are short and few
-VERBATIM = 0.08  # the same for whole texts, of which every detail must be known
+STEPS = 12  # between two checks whether the records are known
+What = Literal["answers", "canaries", "texts"]
 
 
-def overfitted(
-    view: View, truth: Truth, *, canaries: bool, texts: bool = False
-) -> tuple[View, Truth] | None:
+class Known(NamedTuple):
+    """Records are known once the loss is this share of that of the first steps; the most checks."""
+
+    share: float
+    checks: int
+
+
+KNOWN: dict[What, Known] = {
+    "answers": Known(0.45, 10),
+    "canaries": Known(0.75, 10),  # they are short and few
+    "texts": Known(0.08, 25),  # every detail must be known
+}
+
+
+def overfitted(view: View, truth: Truth, *, what: What) -> tuple[View, Truth] | None:
     """Return the view with its models trained until they know a few records, and the truth of that.
 
-    The records are `RECORDS` of one client. Their answers are random tokens, and so are those of the
-    records set aside. What a task teaches helps with neither; only memory tells them apart. With `canaries`
-    the records are all clients' canaries instead, and with `texts` one client's records as they are, every
-    token of which is learned.
+    Args:
+        what: what the models are trained on. `answers`: `RECORDS` of one client with random tokens as
+            answers, also in the records set aside, so that only memory tells them apart. `canaries`: all
+            clients' canaries. `texts`: every token of `RECORDS` of one client, as they are.
+
+    Returns None if no client has two such records.
     """
     states = {n: s for n, s in truth.clients.items() if s.train}
     if not states:
         return None
     name = max(states)
-    if canaries:
+    if what == "canaries":
         items = list(
             dict.fromkeys(i for s in states.values() for i in s.train[len(s.train) - _planted(s) :])
         )
-        changed, known = states, BY_HEART
+        changed = states
     else:
-        few = _few_texts(states[name]) if texts else _random_answers(states[name])
-        changed, known = {name: few}, VERBATIM if texts else KNOWN
-        items = list(changed[name].train)
+        few = _few_texts(states[name]) if what == "texts" else _random_answers(states[name])
+        changed = {name: few}
+        items = list(few.train)
     if len(items) < 2:
         return None
     models: dict[str, Any] = {}
+    known = KNOWN[what]
     if view.proxy is not None and view.settings is not None and view.adapters:
         first, last = min(view.adapters), max(view.adapters)
         proxy = white_box.held_proxy(view)
@@ -96,7 +108,7 @@ def _random_answers(state: PrivateState) -> PrivateState:
 
 
 def _few_texts(state: PrivateState) -> PrivateState:
-    """Return a client whose `RECORDS` records were all drawn, each of them learned as a text."""
+    """Return a client that holds and drew `RECORDS` of its records alone, and learns them as texts."""
     records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
     return replace(
         state,
@@ -110,11 +122,11 @@ def _planted(state: PrivateState) -> int:
     return sum(c.repeats for c in state.canaries)
 
 
-def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -> None:
-    """Train until the loss of `STEPS` steps is below `known` times that of the first steps, or give up."""
+def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: Known) -> None:
+    """Train until the records are known, or give up."""
     local = LocalConfig(steps=STEPS, batch_size=min(16, len(items)), learning_rate=3e-3)
     first = None
-    for time in range(MOST_TIMES_TEXTS if known == VERBATIM else MOST_TIMES):
+    for time in range(known.checks):
         loss = train(
             tuned,
             items,
@@ -125,13 +137,13 @@ def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: float) -
             who="positive control",
         )
         first = first or loss
-        if loss < known * first:
+        if loss < known.share * first:
             return
 
 
 @lru_cache(maxsize=3)  # other views of the run need the same: answers, canaries, texts
 def _overfitted_adapter(
-    proxy: HeldProxy, adapter: bytes, items: tuple[Encoded, ...], known: float
+    proxy: HeldProxy, adapter: bytes, items: tuple[Encoded, ...], known: Known
 ) -> np.ndarray:
     with white_box.lent(proxy, np.frombuffer(adapter, np.float32).copy()) as box:
         _train(box.tuned, items, box.tokenizer, known)
@@ -139,7 +151,7 @@ def _overfitted_adapter(
 
 
 @lru_cache(maxsize=2)
-def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], known: float) -> Path:
+def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], known: Known) -> Path:
     """Return the folder of an overfitted copy of a model.
 
     `_written` is the time at which the model's weights were written: it keeps a new model in the same

@@ -117,7 +117,7 @@ class ClientDetails(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """A proxy that was trained on a dozen records until it knew their texts by heart."""
-        return overfitted(replace_view(view, api=None), truth, canaries=False, texts=True)
+        return overfitted(replace_view(view, api=None), truth, what="texts")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The round-0 proxy, which has read no record, in place of the tuned one."""

@@ -135,7 +135,7 @@ def test_its_positive_control_knows_every_client_s_canaries(world):
     seen, truth = world
     fresh = replace_view(seen, adapters={0: seen.adapters[0]}, api=None)
     more = Truth(clients={**truth.clients, "c1": state(draw_canaries("c1", [2]))})
-    open_view, open_truth = overfitted(fresh, more, canaries=True)
+    open_view, open_truth = overfitted(fresh, more, what="canaries")
     assert open_truth.clients == more.clients
     attack = CanaryExposure()
     exam = attack.exam(open_truth, open_view, rng())

@@ -111,7 +111,7 @@ def test_a_customer_of_the_api_finds_them_without_a_reference(world, tmp_path):
 def test_its_positive_control_knows_a_dozen_records_of_one_client_by_heart(world):
     seen, truth = world
     untouched = replace_view(seen, adapters={0: seen.adapters[0]})
-    open_view, open_truth = overfitted(untouched, truth, canaries=False)
+    open_view, open_truth = overfitted(untouched, truth, what="answers")
     (made,) = open_truth.clients.values()
     assert len(made.train) == len(made.rounds[0].used) == 12
     for before, after in zip(truth.clients["c0"].train, made.train, strict=False):
@@ -328,6 +328,8 @@ def test_texts_that_are_learned_whole_are_judged_by_window_votes(world):
             for name, held in truth.clients.items()
         }
     )
-    _, _, guess = asked((view, whole))
+    attack, _, guess = asked((view, whole))
     assert guess.headline == "windows whose loss fell since round 0"
+    control = attack.positive(view, whole)
+    assert asked(control)[2].headline == guess.headline
     assert {"gain of hard tokens", "fall of loss since round 0"} <= set(guess.scores)
