@@ -45,7 +45,7 @@ class CanaryClients:
 
     @classmethod
     def drawn(cls, count: int, *, norm: int, dimension: int, rng: np.random.Generator) -> CanaryClients:
-        """Return so many canaries of length `norm`, in steps of the ring, rounded as clients round.
+        """Return canaries of length `norm` in steps of the ring, rounded as clients round.
 
         Raises `DataError` unless 2 <= count <= dimension and norm >= 1.
         """

@@ -63,7 +63,7 @@ class Guesses:
     both: bool
 
     def correct(self, scores: np.ndarray, included: np.ndarray) -> int:
-        """Return the number of right guesses.
+        """Return how many of the guesses are right.
 
         Args:
             scores: float [m], higher for canaries that seem to have been in; finite.

@@ -110,7 +110,7 @@ def likelihood_ratio(seen: np.ndarray, claim: SampledGaussian) -> np.ndarray:
 def imitated_scores(
     claim: SampledGaussian, *, noise_share: float, canaries: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and coins as `trained_scores` would, drawn from the claim's law without training."""
+    """Draw scores, float64 [m], and coins, bool [m], from the law that the claim gives training."""
     coins = rng.random(canaries) < 0.5
     scores = np.zeros(canaries)
     for _ in range(claim.steps):

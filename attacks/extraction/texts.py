@@ -46,7 +46,6 @@ def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -
     return torch.tensor(ids[: count * tokens], dtype=torch.int64).view(count, tokens)
 
 
-@torch.no_grad()
 def sampled(
     model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, seed: int, at_once: int = 32
 ) -> torch.Tensor:
@@ -54,23 +53,44 @@ def sampled(
 
     A tokenizer without a start token begins with its end token, one without either with a random token.
     """
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    first = start_token(tokenizer)
     batches = []
     for at in range(0, count, at_once):
         n = min(at_once, count - at)
         if first is None:
-            last = torch.randint(len(tokenizer), (n, 1), generator=generator)
+            begun = torch.randint(len(tokenizer), (n, 1), generator=generator)
         else:
-            last = torch.full((n, 1), int(first))
-        ids, cache = [last], DynamicCache()
-        for _ in range(tokens - 1):
-            out: Any = model(input_ids=last.to(device), past_key_values=cache, use_cache=True)
-            p = out.logits[:, -1].float().softmax(-1).cpu()
-            last = torch.multinomial(p, 1, generator=generator)
-            ids.append(last)
-        batches.append(torch.cat(ids, dim=1))
+            begun = torch.full((n, 1), first)
+        batches.append(continued(model, begun, tokens=tokens - 1, generator=generator))
     return torch.cat(batches)
+
+
+def start_token(tokenizer: Tokenizer) -> int | None:
+    """Return the token that a text begins with: the start token, else the end token; None without both."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return None if first is None else int(first)
+
+
+@torch.no_grad()
+def continued(
+    model: nn.Module, begun: torch.Tensor, *, tokens: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return texts with so many tokens more, drawn from the model at temperature 1.
+
+    Args:
+        begun: the texts' tokens, int64 [n, k], k >= 1.
+
+    Returns:
+        int64 [n, k + tokens].
+    """
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    ids, last, cache = [begun], begun, DynamicCache()
+    for _ in range(tokens):
+        out: Any = model(input_ids=last.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        p = out.logits[:, -1].float().softmax(-1).cpu()
+        last = torch.multinomial(p, 1, generator=generator)
+        ids.append(last)
+    return torch.cat(ids, dim=1)

@@ -44,5 +44,5 @@ def with_power(estimate: Estimate, power: Power) -> Measured:
 
 
 def plain(estimate: Estimate) -> Estimate:
-    """Return the estimate alone, as findings have it."""
+    """Return the estimate without power and targets, which findings keep elsewhere."""
     return Estimate(**{f.name: getattr(estimate, f.name) for f in fields(Estimate)})

@@ -9,7 +9,6 @@ interval lies above the bar with probability .8, by the way the number was made:
     share    Wilson's interval of a binomial count: exact
     rate     TPR at a fixed false-positive rate; some targets stand out, all others look like negatives
     mean     Student's t over targets that spread as far as those that were seen: noncentral t
-    audit    a lower bound on epsilon from guesses that are right as often as epsilon allows
     other    as far above the bar as its own interval reaches down, 1.43 times
 
 Not guaranteed: that the truth is of the assumed shape. Simulations in the tests find the probability within
@@ -154,41 +153,6 @@ class MeanPower:
             most *= 2
         value = bar + _crossing(margin, 0.0, most) * self.spread / math.sqrt(self.n)
         return value if value <= self.most else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditPower:
-    """The power of an audit: a lower bound on epsilon from `guesses` about canaries.
-
-    Args:
-        guesses: how many guesses are made.
-        bound: the lower bound that a number of right guesses shows, in the unit of the bar; it must not
-            fall as the number grows.
-        scale: epsilon of one unit of the bar, such as the claim where the bar is a ratio to it.
-    """
-
-    guesses: int
-    bound: Callable[[int], float]
-    scale: float = 1.0
-
-    @property
-    def how(self) -> str:
-        """What it is computed from."""
-        return f"{self.guesses} guesses, right as often as epsilon allows"
-
-    def smallest(self, bar: float) -> float | None:
-        """Return the smallest epsilon over `scale`, above the bar."""
-        low, high = 0, self.guesses + 1  # the fewest right guesses whose bound lies above the bar
-        while low < high:
-            middle = (low + high) // 2
-            if middle <= self.guesses and self.bound(middle) <= bar:
-                low = middle + 1
-            else:
-                high = middle
-        right = _above(low if low <= self.guesses else None, self.guesses, 0.5)
-        if right is None or right >= 1:
-            return None
-        return max(_logit(right) / self.scale, bar + _SMALLEST_GAP)
 
 
 @dataclass(frozen=True, kw_only=True)

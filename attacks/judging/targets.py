@@ -77,7 +77,7 @@ def fingerprint(exam: Exam, truth: Truth) -> str:
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
-    """Yield a value as bytes, so that different values differ; what cannot be compared is named only."""
+    """Yield bytes that differ where values differ; of an object of unknown type, the type's name alone."""
     match value:
         case Encoded():
             yield b"e" + np.array([value.response_start, *value.ids], dtype=np.int64).tobytes() + b";"

@@ -1,4 +1,4 @@
-"""A15: was this record trained on, judged by the proxy that one client's update makes?
+"""A15: was this record trained on? The client's update, added to the adapter it was sent, is asked.
 
 An update is a model. Added to the adapter that the client was sent, it gives the proxy as the client alone
 tuned it, before other clients' updates wash its records out. The adversary asks for every record how its
@@ -34,6 +34,7 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
 
 MOST_DOCUMENTS = 400  # of one client, half of them members
+AT_ONCE = 32  # documents read under both adapters before time is looked at
 SHARE = 0.4  # of its seconds that the attack spends on reading; the controls read as much
 
 
@@ -135,12 +136,11 @@ def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, un
     adapters = (view.adapters[min(view.adapters)], view.adapters[one.round] + update)
     documents = one.documents[:most]
     read: tuple[list[Likelihoods], list[Likelihoods]] = ([], [])
-    part = 32
     while len(read[0]) < len(documents) and (not read[0] or budget.used < until):
         at = len(read[0])
         for adapter, mine in zip(adapters, read, strict=True):
             box.set(adapter)
-            mine += likelihoods(box.tuned, documents[at : at + part], budget=budget)
+            mine += likelihoods(box.tuned, documents[at : at + AT_ONCE], budget=budget)
     before, after = read
     if learned_tokens(documents) >= VOTERS:
         return window_votes([f.nll for f in before], [f.nll for f in after])

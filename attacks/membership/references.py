@@ -1,4 +1,4 @@
-"""Membership scores against references: window votes, hard tokens, slopes over rounds, RMIA and LiRA."""
+"""Membership scores that compare a model with a reference: windows, hard tokens, slopes, RMIA, LiRA."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ import torch
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
+from attacks.extraction.texts import continued, start_token
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import likelihoods
 from attacks.memorization.details import Detail, Kind, find_details
@@ -159,29 +160,18 @@ def _written(
     budget: Budget,
 ) -> Iterator[list[tuple[int, ...]]]:
     """Yield endless lists of texts that the proxy wrote, in turn after prompts and after nothing."""
-    from transformers import DynamicCache
-
-    tokenizer = box.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    alone = (start_token(box.tokenizer) or 0,)
     begins_alone = True
     while True:
         budget.check()
         if prompts and not begins_alone:
             chosen = [prompts[i] for i in rng.integers(len(prompts), size=AT_ONCE)]
         else:
-            chosen = [(0 if start is None else int(start),)] * AT_ONCE
+            chosen = [alone] * AT_ONCE
         begins_alone = not begins_alone
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         box.set(adapter)
-        ids, cache = torch.tensor(chosen), DynamicCache()
-        step = ids
-        with torch.inference_mode():
-            for _ in range(WRITTEN):
-                logits = box.tuned(
-                    input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1
-                ).logits
-                step = torch.multinomial(logits[:, -1].float().softmax(-1), 1, generator=generator)
-                ids = torch.cat([ids, step], dim=1)
+        ids = continued(box.tuned, torch.tensor(chosen), tokens=WRITTEN, generator=generator)
         yield [tuple(row) for row in ids.tolist()]
 
 
@@ -192,7 +182,7 @@ def _rated(
     last: np.ndarray,
     budget: Budget,
 ) -> Iterator[tuple[Detail, float]]:
-    """Yield each detail in written texts with the logarithm of its likelihood's ratio, last over first."""
+    """Yield each detail with its log-likelihood under the last adapter minus that under the first."""
     spoken = [_until_end(ids, box.tokenizer) for ids in texts]
     items = [Encoded(ids=ids, response_start=1) for ids in spoken if len(ids) > 1]
     by_adapter = []

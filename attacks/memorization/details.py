@@ -45,7 +45,7 @@ class Found:
 
 
 def find_details(text: str) -> list[Found]:
-    """Return the details of a text in the order in which they stand there, none overlapping another.
+    """Return the details of a text, in the text's order; they do not overlap.
 
     >>> [(f.detail.kind, f.detail.text) for f in find_details("File K7 - 4412 : Ana Bel , 3 May 1961 .")]
     [('number', 'K7 - 4412'), ('name', 'Ana Bel'), ('date', '3 May 1961')]

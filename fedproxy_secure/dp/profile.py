@@ -127,7 +127,7 @@ def discrete_sum(event: DiscreteSum) -> Profile:
 
 
 def _composed(event: SampledGaussian, *, there: bool) -> Profile:
-    """Return the profile of one direction on the grid of losses."""
+    """Return the profile of all steps for one direction, by FFT over a grid of privacy losses."""
     below = _loss_law(event, there=there)
     least, most = _ends(below)
     width = max(LOSS_ERROR / event.steps, (most - least) / (MOST_CELLS / 8))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from fedproxy_secure.evidence.estimate import (
 )
 
 FEWEST = 2  # targets of each kind
+NORMAL_QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,10 @@ def components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, float64 [n]; equal values share the mean of their ranks."""
+    """Return ranks from 1, float64 [n]; equal values share the mean of their ranks.
+
+    It is `scipy.stats.rankdata`, which takes too long to import where reports are only read.
+    """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return ranks
@@ -122,7 +127,7 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
     d10, d01 = x10 - y10, x01 - y01
     value = float(d10.mean())
     spread = math.sqrt(float(d10.var(ddof=1)) / len(d10) + float(d01.var(ddof=1)) / len(d01))
-    half = _normal_quantile() * spread if spread > 0 else 3 / min(len(d10), len(d01))
+    half = NORMAL_QUANTILE * spread if spread > 0 else 3 / min(len(d10), len(d01))
     return Estimate(
         metric=metric,
         value=value,
@@ -149,9 +154,3 @@ def difference(
     if paired is not None:
         return replace(paired, seeds=a.seeds), True
     return independent_difference(a, b, metric=metric), False
-
-
-def _normal_quantile() -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri((1 + CONFIDENCE) / 2))

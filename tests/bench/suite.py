@@ -10,8 +10,8 @@ import time
 from functools import partial
 
 from attacks.base import OutOfTime
+from attacks.judging.outcome import low_end
 from attacks.registry import get
-from attacks.trial import low_end
 from fedproxy_secure.evidence.finding import Finding, Outcome, Profile, read_findings
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command

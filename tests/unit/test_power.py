@@ -9,7 +9,6 @@ from scipy.stats import binom, norm
 from attacks.judging.measured import plain
 from attacks.judging.power import (
     AucPower,
-    AuditPower,
     IntervalPower,
     MeanPower,
     RatePower,
@@ -115,22 +114,6 @@ def test_a_mean_over_one_target_over_equal_ones_or_beyond_what_can_be_is_never_s
     assert MeanPower(n=9, spread=0.0).smallest(0.5) is None
     assert MeanPower(n=4, spread=0.3).smallest(0.55) > 1
     assert MeanPower(n=4, spread=0.3, most=1.0).smallest(0.55) is None
-
-
-# an audit
-
-
-def test_an_epsilon_is_seen_with_exactly_the_probability():
-    from attacks.audit.dp_audit import lower_bound
-
-    def bound(right: int) -> float:
-        return lower_bound(canaries=1000, guesses=100, correct=right, delta=1e-5) / 2
-
-    smallest = AuditPower(guesses=100, bound=bound, scale=2.0).smallest(0.5)
-    fewest = min(k for k in range(101) if bound(k) > 0.5)
-    right = 1 / (1 + math.exp(-2 * smallest))
-    assert binom.sf(fewest - 1, 100, right) == pytest.approx(0.8, abs=1e-6)
-    assert AuditPower(guesses=100, bound=bound, scale=2.0).smallest(4.0) is None  # beyond the ceiling
 
 
 # any other number

@@ -28,7 +28,7 @@ def paired(a, b):
 
 
 def by_definition(x, y, positive):
-    """The difference of two AUCs and its variance, from all pairs of a positive and a negative."""
+    """Return the difference of two AUCs and its variance, by comparing all positives with all negatives."""
     psi = [np.sign(s[positive][:, None] - s[~positive][None, :]) / 2 + 0.5 for s in (x, y)]
     v10, v01 = (np.array([p.mean(axis=axis) for p in psi]) for axis in (1, 0))
     s = np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.protections.rows import ABOUT as SIDE_ABOUT
 from fedproxy_secure.report.protections.rows import NOT_PAIRED, SideCell, SideRow, side_table
 from fedproxy_secure.report.protections.rows import TITLE as SIDE_TITLE
@@ -64,8 +63,4 @@ def _cell(cell: SideCell | None) -> str:
     if cell.value is None or cell.difference is None:
         return "no number"
     paired = "" if cell.paired else f", {NOT_PAIRED}"
-    return f"{cell.value.short}; difference {_signed(cell.difference)}{paired}"
-
-
-def _signed(number: Number) -> str:
-    return number.short
+    return f"{cell.value.short}; difference {cell.difference.short}{paired}"
