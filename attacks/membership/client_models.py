@@ -25,7 +25,7 @@ from attacks.membership.overfit import overfitted
 from attacks.membership.references import window_votes
 from attacks.membership.scores import Likelihoods, likelihoods
 from attacks.membership.updates import MEMBERSHIP, deviations
-from attacks.reconstruction.vectors import shuffled, without_own
+from attacks.reconstruction.vectors import without_own
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
@@ -124,10 +124,6 @@ class ClientModelMembership(Attack):
             ),
             Truth(clients={name: alone}),
         )
-
-    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The numbers of every vector are shuffled."""
-        return shuffled(view, rng), exam
 
 
 def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, until: float) -> np.ndarray:

@@ -47,6 +47,7 @@ from fedproxy_secure.record.view import PublicSettings, View
 EXACT = 0.1  # whitened residual below which a token lies in the span
 BY_CHANCE = 1e-4  # share of absent tokens that may lie as close to a span with few free dimensions
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
+CONTROL_RECORDS = 4
 SHUFFLES = 10  # shuffled updates, beside those of random text: neither has anything to find
 
 PRIVACY_OF_GRADIENTS = (
@@ -208,6 +209,12 @@ class LoraSpanTokens(Attack):
                 seed=0,
             ),
         )
+
+    def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
+        """One step of SGD on a few records of an honest client, seen in the clear and without noise."""
+        from attacks.reconstruction.sequences import one_step_control
+
+        return one_step_control(view, truth, records=CONTROL_RECORDS)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The numbers of every vector are shuffled."""

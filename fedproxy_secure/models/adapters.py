@@ -4,8 +4,9 @@ Three kinds, all built on PEFT's LoRA layers (`y = W x + (alpha / r) B A x`):
 
 * `lora`: A and B are trained. Averaging A and B separately is not averaging B A.
 * `ffa`: A is frozen (the same random A everywhere), B is trained: averages are exact, half the bytes.
-* `core`: A and B are frozen and orthonormal, an r x r core R between them is trained (B R A): about
-  100 times fewer numbers.
+* `core`: A and B are frozen, an r x r core R between them is trained (B R A): about 100 times fewer
+  numbers. A and B are the first singular directions of W (LoRA-XS, arXiv 2405.17604), which all parties
+  have.
 
 The trained numbers, in the model's own order, are the **adapter vector**, float32 [d].
 """
@@ -27,6 +28,7 @@ from fedproxy_secure.models.llm import block_list_name, blocks_of
 from fedproxy_secure.runtime.randomness import stream_seed
 
 ADAPTER = "default"  # PEFT's name for the only adapter
+OVERSAMPLED = 8  # singular directions that are computed beyond those that are used
 
 
 class CoreMap(nn.Module):
@@ -57,10 +59,13 @@ def attach(
 ) -> nn.Module:
     """Put an adapter on linear maps of `blocks` (None: the adapter's own); everything else is frozen.
 
-    The frozen random parts depend on `seed` alone, so server and clients agree on them. A fresh adapter
-    does nothing: the model's outputs are unchanged.
+    The frozen parts follow from `seed` and, for `core`, from the model's weights, so server and clients
+    agree on them, up to rounding on machines of different kinds. A fresh adapter does nothing: the model's
+    outputs are unchanged.
 
     Returns the PEFT model, which wraps `model` (changed in place).
+
+    Raises `ModelError` for an adapter that does not fit the model, or weights without singular values.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -106,10 +111,32 @@ def _set_kind(layer: Any, adapter: AdapterConfig) -> None:
                 f"adapter.rank={adapter.rank}: a core adapter needs at most "
                 f"{min(a.shape[1], out_features)}, the smallest side of the linear maps"
             )
-        nn.init.orthogonal_(a)
-        outer = torch.empty(out_features, adapter.rank)
-        nn.init.orthogonal_(outer)
+        outer, inner = _singular_directions(layer, adapter.rank)
+        with torch.no_grad():
+            a.copy_(inner)
         layer.lora_B[ADAPTER] = CoreMap(outer.to(a.device))
+
+
+@torch.no_grad()
+def _singular_directions(layer: Any, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first left and right singular vectors of a layer's weight, float32 [out, r] and [r, in].
+
+    They are approximate, by random projections (Halko et al. 2011), and signed so that the largest number
+    of each right vector is positive: otherwise libraries of different machines could disagree on the sign.
+    """
+    weight = layer.get_base_layer().weight.detach().double().cpu()
+    if layer.fan_in_fan_out:
+        weight = weight.T
+    try:
+        left, _, right = torch.svd_lowrank(weight, q=min(rank + OVERSAMPLED, *weight.shape), niter=4)
+    except RuntimeError as error:
+        raise ModelError(
+            f"a weight of shape {tuple(weight.shape)}: has no singular values: {error}"
+        ) from error
+    left, right = left[:, :rank], right[:, :rank]
+    largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).double()
+    return (left * signs).float().contiguous(), (right * signs).T.float().contiguous()
 
 
 def _linear_maps(model: nn.Module, adapter: AdapterConfig, blocks: tuple[int, ...] | None) -> list[str]:

@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plain = ["audit.holdout=0", "audit.canaries=[]"]
     rows = known_answer_rows()
-    for found in leak_rows("demo", load_config("configs/demo_trilemma.yaml", plain), SETTINGS):
+    for found in leak_rows("demo", load_config("configs/demo_matrix.yaml", plain), SETTINGS):
         rows += found
         publish("attacks", rows)  # after each setting: half an hour is long
     if data := os.environ.get("FEDPROXY_DATA"):

@@ -43,7 +43,7 @@ SHARES = {
 def main() -> None:
     """Measure everything, print, write."""
     torch.set_num_threads(1)
-    config = load_config("configs/demo_trilemma.yaml", ["audit.holdout=0", "audit.canaries=[]"])
+    config = load_config("configs/demo_matrix.yaml", ["audit.holdout=0", "audit.canaries=[]"])
     materials = prepare(config)
     rows: list[Row] = []
     for setting in SETTINGS:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.config import AdapterConfig
@@ -62,7 +63,7 @@ def test_sizes_of_the_three_kinds():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_server_and_client_agree_on_frozen_parts_from_the_seed_alone(kind):
+def test_server_and_client_agree_on_frozen_parts_from_seed_and_weights(kind):
     torch.manual_seed(99)  # whatever else was drawn before
     one = attach(tiny_llama(), adapter(kind), seed=5)
     torch.manual_seed(1)
@@ -78,6 +79,41 @@ def test_a_vector_of_the_wrong_length_is_refused():
 def test_a_core_larger_than_the_maps_is_refused():
     with pytest.raises(ModelError, match="rank=17"):
         attach(tiny_llama(), adapter("core", rank=17), seed=0)
+
+
+def test_a_core_of_singular_values_is_the_best_approximation_of_the_weight():
+    model = tiny_llama()
+    weights = {name: w.detach().clone() for name, w in model.named_parameters()}
+    tuned = attach(model, adapter("core"), seed=0)
+    parts = []
+    for layer in (m for m in tuned.modules() if isinstance(m, LoraLayer)):
+        values = torch.linalg.svdvals(layer.get_base_layer().weight)[:2]
+        parts.append(torch.diag(values / layer.scaling["default"]).flatten())
+    set_vector(tuned, torch.cat(parts).detach().numpy())
+    for (block, name), delta in block_deltas(tuned).items():
+        left, values, right = torch.linalg.svd(weights[f"model.layers.{block}.{name}"])
+        best = left[:, :2] @ torch.diag(values[:2]) @ right[:2]
+        torch.testing.assert_close(delta, best, atol=5e-3, rtol=0)
+
+
+def test_rounding_of_the_weights_does_not_turn_the_directions_of_a_core():
+    plain, rounded = tiny_llama(), tiny_llama()
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            weight *= 1 + 1e-7
+    one, two = (attach(m, adapter("core"), seed=0) for m in (plain, rounded))
+    for a, b in zip(one.modules(), two.modules(), strict=True):
+        if isinstance(a, LoraLayer):
+            torch.testing.assert_close(a.lora_A["default"].weight, b.lora_A["default"].weight)
+            torch.testing.assert_close(a.lora_B["default"].outer, b.lora_B["default"].outer)
+
+
+def test_weights_without_singular_values_are_refused():
+    model = tiny_llama()
+    with torch.no_grad():
+        next(model.model.layers.parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match="singular values"):
+        attach(model, adapter("core"), seed=0)
 
 
 def test_only_the_named_blocks_are_adapted():

@@ -79,6 +79,24 @@ def test_the_control_with_shuffled_numbers_finds_nothing(world):
     assert finding.negative.low < 0.5 < finding.negative.high
 
 
+def test_the_control_finds_nothing_in_an_adapter_that_earlier_rounds_taught(world):
+    lab, updates, truth = world
+    taught = lab.start + np.sum(list(updates.values()), axis=0)
+    second = {(1, name): update for name, update in updates.items()}
+    view = replace(lab.view(updates), adapters={0: lab.start, 1: taught}, updates=second)
+    clients = {n: replace(s, rounds={1: s.rounds[0]}) for n, s in truth.clients.items()}
+    attack, known = ClientModelMembership(), Truth(clients=clients)
+    rng = np.random.default_rng(0)
+    exam = attack.exam(known, view, rng)
+    empty, same = attack.negative(view, exam, rng)
+    aucs = [
+        attack.score(attack.guess(v, e.question, Budget(), rng), e.answer)[0]
+        for v, e in ((view, exam), (empty, same))
+    ]
+    assert aucs[0].low > 0.8
+    assert aucs[1].low < 0.5 < aucs[1].high
+
+
 def test_updates_that_taught_nothing_are_resisted_because_the_control_finds_what_is_there(world):
     lab, updates, truth = world
     rng = np.random.default_rng(5)
