@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 FINDING, INCONCLUSIVE = 1, 3
 MOST_JOBS = 4
-WORKERS_NEED = ("attacks.preload",)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,6 +125,7 @@ def run_command(
         *("--budget-seconds", f"{budget_seconds:g}", "--resume"),
     ]
     with plain_errors(again=shlex.join(typed)):
+        from attacks.entry import WORKERS_NEED
         from fedproxy_secure.runtime.preload import warm_up
 
         profile = profile_of(suite)

@@ -11,6 +11,8 @@ from pathlib import Path
 from fedproxy_secure.evidence.finding import Finding, Profile
 from fedproxy_secure.runtime.progress import Progress
 
+WORKERS_NEED = ("attacks.preload",)  # what processes that run attacks are started with
+
 
 def measure(
     run: Path,
@@ -41,7 +43,11 @@ def measure(
     """
     from attacks.registry import suite
     from attacks.suite import run_suite
+    from fedproxy_secure.runtime.preload import warm_up
     from threat_models import get
+
+    if jobs > 1:
+        warm_up(WORKERS_NEED)
 
     return run_suite(
         run,

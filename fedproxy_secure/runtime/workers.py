@@ -142,7 +142,8 @@ def in_processes(
                     break
                 here, there = context.Pipe(duplex=False)
                 tells = progress is not None
-                process = context.Process(target=_child, args=(there, work, task, tells), daemon=True)
+                # not daemonic, for such may start no processes; `finally` and `end_with_parent` end it
+                process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
                 process.start()
                 there.close()
                 until = None if seconds is None else time.monotonic() + seconds + GRACE_S

@@ -71,6 +71,20 @@ def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(setting
     assert attack_jobs(config, tmp_path, 1) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_attacks_of_the_last_cell_run_in_processes_that_its_process_starts(settings, tmp_path):
+    raw = {
+        **settings,
+        "seeds": [0],
+        "attacks": {"suite": "smoke", "views": ["server"], "seconds": 60},
+        "matrix": {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 2},
+    }
+    (cell,) = matrix(parse_config(raw), tmp_path).configurations
+    assert not cell.failed
+    assert {f.outcome for f in cell.findings} <= {"SUCCEEDED", "RESISTED", "INCONCLUSIVE", "NOT_APPLICABLE"}
+
+
 def test_a_protection_may_have_settings_of_its_own_which_its_title_says(settings):
     private = {
         **MASKING,

@@ -157,6 +157,14 @@ def test_tasks_that_are_not_ready_are_asked_for_again_when_one_has_ended():
     assert [r for _, r in in_this_process(math.sqrt, iter([1.0, None, 4.0]))] == [1.0]
 
 
+def roots_in_processes(values):
+    return sorted(r for _, r in in_processes(math.sqrt, values, jobs=2))
+
+
+def test_a_task_may_start_tasks_of_its_own():
+    assert [r for _, r in in_processes(roots_in_processes, [[1.0, 4.0]], jobs=1)] == [[1.0, 2.0]]
+
+
 SCRIPT = """
 import os, signal, time
 from pathlib import Path
