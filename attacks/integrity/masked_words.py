@@ -15,8 +15,8 @@ from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
 from attacks.reconstruction.candidates import Candidates
+from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.row_spaces import spaces_of
-from attacks.reconstruction.sequences import one_step_control
 from attacks.reconstruction.spans import LoraSpanTokens as Spans
 from attacks.reconstruction.spans import Target, attack_one
 from attacks.registry import attack

@@ -22,6 +22,7 @@ import numpy as np
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
 from attacks.membership.gradients import record_gradients
+from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
@@ -169,8 +170,6 @@ class UpdateMembership(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on 16 records, seen in the clear: one step of SGD, or a few of the run's AdamW."""
-        from attacks.reconstruction.sequences import one_step_control
-
         control = one_step_control(view, truth, records=16)
         if control is None or view.settings is None or view.settings.local.optimizer == "sgd":
             return control

@@ -23,9 +23,9 @@ import torch
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth
 from attacks.reconstruction.candidates import Candidates
+from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import spaces_of
-from attacks.reconstruction.sequences import one_step_control
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
 from attacks.reconstruction.vectors import vectors
 from attacks.registry import attack

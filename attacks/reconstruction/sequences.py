@@ -38,9 +38,9 @@ from attacks.base import (
     Inconclusive,
     NotApplicable,
     Truth,
-    replace_view,
 )
 from attacks.reconstruction.candidates import Candidates, usual_inputs
+from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import row_space, spaces_of, span_residual, unit, whitening
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
@@ -48,17 +48,13 @@ from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import matched, over_targets, share
 from attacks.white_box import WhiteBox
-from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 
 BEAM = 64
 ONE_STEP, SEVERAL_STEPS = 0.1, 0.2  # residual below which a prefix is taken as present
 MOST_TOKENS = 160  # extensions tried at each position
-CONTROL = "control"  # the client of the positive control
 CONTROL_RECORDS = 1
-CONTROL_STEP = 100.0  # learning rate of the controls' step, so long that its rounding does not matter
 Prefix = tuple[int, ...]
 
 
@@ -253,38 +249,3 @@ class LoraSpanSequences(Attack):
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The numbers of every vector are shuffled."""
         return shuffled(view, rng), exam
-
-
-def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
-    """Return a view in which one client took one long SGD step on its shortest records, and its truth.
-
-    The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
-    Returns None if the view has no settings or no proxy, or if no honest client trained in such a round.
-    """
-    if view.settings is None or view.proxy is None or not truth.clients:
-        return None
-    state = next(iter(truth.clients.values()))
-    rounds = [r for r in state.rounds if r in view.adapters]
-    if not rounds:
-        return None
-    items = sorted(state.train, key=lambda item: len(item.ids))[:records]  # the likeliest within capacity
-    r = max(rounds)
-    start = view.adapters[r]
-    with white_box.opened(view, start) as box:
-        update = (start - np.float32(CONTROL_STEP) * box.gradient(items)) - start
-    local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
-    control = PrivateState(
-        client=CONTROL,
-        train=tuple(items),
-        holdout=state.holdout,
-        canaries=(),
-        rounds={r: PrivateRound(update=update, used=np.arange(len(items)))},
-    )
-    privacy = view.settings.privacy.model_copy(update={"unit": "none"})
-    changed = replace_view(
-        view,
-        updates={(r, CONTROL): update},
-        sums={},
-        settings=view.settings.changed(local=local, privacy=privacy),
-    )
-    return changed, Truth(clients={CONTROL: control})

@@ -37,6 +37,7 @@ from scipy.stats import rankdata
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, Inconclusive, Truth
 from attacks.reconstruction.candidates import Candidates, Scores, token_scores
+from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.row_spaces import Spaces, spaces_of
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
@@ -212,8 +213,6 @@ class LoraSpanTokens(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One step of SGD on a few records of an honest client, seen in the clear and without noise."""
-        from attacks.reconstruction.sequences import one_step_control
-
         return one_step_control(view, truth, records=CONTROL_RECORDS)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:

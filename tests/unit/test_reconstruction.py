@@ -10,12 +10,12 @@ from attacks.base import Budget, Inconclusive, NotApplicable, OutOfTime, Truth
 from attacks.reconstruction.candidates import Candidates
 from attacks.reconstruction.embedding import EmbeddingBow, embedding_tokens
 from attacks.reconstruction.matching import GradientMatching, Lengths, match
+from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import Spaces, row_space, spaces_of, span_residual, unit, whitening
 from attacks.reconstruction.sequences import (
     Found,
     LoraSpanSequences,
-    one_step_control,
     without_prefixes,
 )
 from attacks.reconstruction.spans import LoraSpanTokens, attack_one, unexplained

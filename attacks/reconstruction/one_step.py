@@ -1,0 +1,49 @@
+"""The positive control of attacks on updates: one client takes one step of SGD, seen in the clear."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attacks import white_box
+from attacks.base import Truth, replace_view
+from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.record.private import PrivateRound, PrivateState
+from fedproxy_secure.record.view import View
+
+CONTROL = "control"  # the client's name
+CONTROL_STEP = 100.0  # learning rate of the step, so long that its rounding does not matter
+
+
+def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
+    """Return a view in which one client took one long SGD step on its shortest records, and its truth.
+
+    The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
+    Returns None if the view has no settings or no proxy, or if no honest client trained in such a round.
+    """
+    if view.settings is None or view.proxy is None or not truth.clients:
+        return None
+    state = next(iter(truth.clients.values()))
+    rounds = [r for r in state.rounds if r in view.adapters]
+    if not rounds:
+        return None
+    items = sorted(state.train, key=lambda item: len(item.ids))[:records]  # the likeliest within capacity
+    r = max(rounds)
+    start = view.adapters[r]
+    with white_box.opened(view, start) as box:
+        update = (start - np.float32(CONTROL_STEP) * box.gradient(items)) - start
+    local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
+    control = PrivateState(
+        client=CONTROL,
+        train=tuple(items),
+        holdout=state.holdout,
+        canaries=(),
+        rounds={r: PrivateRound(update=update, used=np.arange(len(items)))},
+    )
+    privacy = view.settings.privacy.model_copy(update={"unit": "none"})
+    changed = replace_view(
+        view,
+        updates={(r, CONTROL): update},
+        sums={},
+        settings=view.settings.changed(local=local, privacy=privacy),
+    )
+    return changed, Truth(clients={CONTROL: control})
