@@ -9,13 +9,19 @@ is
 Rank 1 means that the secret is likelier than all of R, and the last rank is `|R| + 1`. Exposure is measured
 on the tuned proxy, which every client holds, and on the fused LLM, which anybody may query.
 
+Some secrets are likely before any tuning, and rank high in a model that never read them. Whoever holds the
+proxy therefore ranks by what tuning changed: by the loss under the last round's proxy minus the loss under
+the proxy that round 0 started from. The exposure by this ranking is the **exposure gained**, and its AUC is
+the headline. Whoever may only query the fused LLM ranks by its loss alone.
+
 After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +34,7 @@ from attacks.membership.overfit import overfitted
 from attacks.membership.scores import continuation_losses
 from attacks.registry import attack
 from attacks.statistics import over_targets, share
+from attacks.white_box import HeldProxy
 from fedproxy_secure.data.encode import prompt_ids, text_ids
 from fedproxy_secure.data.planted import SECRET_DIGITS
 from fedproxy_secure.evidence.estimate import Estimate
@@ -54,10 +61,12 @@ class Ranked:
     Args:
         losses: by model, float64 [canaries, candidates].
         said: by model, the digits that it writes after each prompt.
+        before: losses under the proxy before any tuning, like `losses`; None without a proxy.
     """
 
     losses: dict[str, np.ndarray]
     said: dict[str, tuple[str, ...]]
+    before: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,15 @@ def rank_of(loss: float, references: np.ndarray) -> int:
     return 1 + int((references <= loss).sum())
 
 
+def auc_of(loss: float, references: np.ndarray) -> float:
+    """Return the share of references that are less likely; a tie counts half.
+
+    >>> auc_of(2, np.array([1, 2, 3, 4]))
+    0.625
+    """
+    return float((references > loss).mean() + (references == loss).mean() / 2)
+
+
 @attack(
     AttackInfo(
         id="A7",
@@ -90,7 +108,10 @@ def rank_of(loss: float, references: np.ndarray) -> int:
         title="planted secrets, from the tuned proxy and from the fused LLM",
         paper="arXiv 1802.08232",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
-        measures=(Feeds(measure="canary_exposure_bits", metric="exposure in the*"),),
+        measures=(
+            Feeds(measure="canary_exposure_bits", metric=f"exposure gained in the {PROXY}*"),
+            Feeds(measure="canary_exposure_bits", metric=f"exposure in the {FUSED}*"),
+        ),
         long=1,
         mapping=(("MITRE ATLAS", "5", "AML.T0057"), ("OWASP LLM", "2025", "LLM02")),
     )
@@ -120,48 +141,53 @@ class CanaryExposure(Attack):
         )
 
     def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Ranked:
-        """Return the candidates' losses under each model that the view has."""
+        """Return the candidates' losses under each model that the view has, and under the untuned proxy."""
         count = REFERENCES[budget.profile] + 1
+        asked = Asked(
+            prompts=question.prompts, candidates=tuple(row[:count] for row in question.candidates)
+        )
         losses: dict[str, np.ndarray] = {}
         answers: dict[str, tuple[str, ...]] = {}
+        before = None
 
         def ask(name: str, model: Any, tokenizer: Any) -> None:
-            rows = []
-            for prompt, candidates in zip(question.prompts, question.candidates, strict=True):
-                secrets = [tuple(text_ids(f" {c}", tokenizer)) for c in candidates[:count]]
-                ids = prompt_ids(prompt, tokenizer)
-                rows.append(continuation_losses(model, ids, secrets, budget=budget))
-            losses[name] = np.array(rows)
+            losses[name] = _losses(model, tokenizer, asked, budget)
             answers[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
 
         if view.proxy is not None and view.settings is not None and view.adapters:
             with white_box.opened(view, view.adapters[max(view.adapters)]) as box:
                 ask(PROXY, box.tuned, box.tokenizer)
+            first = view.adapters.get(0)  # a client that missed round 0 has the proxy as it was sent
+            before = _losses_before(
+                _Untuned(
+                    proxy=white_box.held_proxy(view),
+                    adapter=None if first is None else first.tobytes(),
+                    asked=asked,
+                    budget=budget,
+                )
+            )
         if view.api is not None:
             ask(FUSED, *load_llm(view.api, device="cpu", dtype="float32"))
-        return Ranked(losses=losses, said=answers)
+        return Ranked(losses=losses, said=answers, before=before)
 
     def score(self, guess: Ranked, answer: Secrets) -> tuple[Estimate, ...]:
         """Return AUC of secrets against candidates, the share extracted, and exposure by repeats.
 
-        With both models, the exposure gained by the plug-in comes last.
+        With a proxy, AUC and exposure of what tuning gained come first. With both models, the exposure
+        gained by the plug-in comes last.
         """
         estimates: list[Estimate] = []
         bits: dict[str, list[float]] = {}
+        if guess.before is not None:
+            gained = guess.losses[PROXY] - guess.before
+            estimates += _ranking(gained, answer, auc="auc", bits=f"exposure gained in the {PROXY}")
         for name, losses in guess.losses.items():
-            aucs, bits[name] = [], []
-            for row, at in zip(losses, answer.at, strict=True):
-                others = np.delete(row, at)
-                aucs.append(1 - (rank_of(row[at], others) - 1) / len(others))
-                bits[name].append(exposure(row[at], others))
             metric = "auc" if not estimates else f"auc, {name}"
-            estimates.append(over_targets(aucs, metric=metric, unit="AUC", seed=0, within=(0, 1)))
+            auc, *exposures = _ranking(losses, answer, auc=metric, bits=f"exposure in the {name}")
             hits = sum(s == t for s, t in zip(guess.said[name], answer.secrets, strict=True))
-            estimates.append(share(hits, len(answer.secrets), metric=f"extracted from the {name}", seed=0))
-            for repeats in sorted(set(answer.repeats)):
-                values = [b for b, r in zip(bits[name], answer.repeats, strict=True) if r == repeats]
-                metric = f"exposure in the {name}, {repeats} times"
-                estimates.append(over_targets(values, metric=metric, unit="bits", seed=0, chance=BY_CHANCE))
+            told = share(hits, len(answer.secrets), metric=f"extracted from the {name}", seed=0)
+            estimates += [auc, told, *exposures]
+            bits[name] = _exposures(losses, answer)
         if len(bits) == 2:
             lost = [f - p for f, p in zip(bits[FUSED], bits[PROXY], strict=True)]
             estimates.append(
@@ -183,6 +209,52 @@ class CanaryExposure(Attack):
         return view, Exam(
             question=exam.question, answer=Secrets(at=at, secrets=secrets, repeats=answer.repeats)
         )
+
+
+def _ranking(scores: np.ndarray, answer: Secrets, *, auc: str, bits: str) -> list[Estimate]:
+    """Return the AUC of the secrets under the name `auc`, then their exposure by repeats under `bits`.
+
+    `scores` is [canaries, candidates], lower for candidates that are taken for the secret.
+    """
+    aucs = [auc_of(row[at], np.delete(row, at)) for row, at in zip(scores, answer.at, strict=True)]
+    estimates: list[Estimate] = [over_targets(aucs, metric=auc, unit="AUC", seed=0, within=(0, 1))]
+    exposures = _exposures(scores, answer)
+    for repeats in sorted(set(answer.repeats)):
+        values = [b for b, r in zip(exposures, answer.repeats, strict=True) if r == repeats]
+        metric = f"{bits}, {repeats} times"
+        estimates.append(over_targets(values, metric=metric, unit="bits", seed=0, chance=BY_CHANCE))
+    return estimates
+
+
+def _exposures(scores: np.ndarray, answer: Secrets) -> list[float]:
+    """Return each secret's exposure in bits; `scores` as in `_ranking`."""
+    return [exposure(row[at], np.delete(row, at)) for row, at in zip(scores, answer.at, strict=True)]
+
+
+def _losses(model: nn.Module, tokenizer: Any, asked: Asked, budget: Budget) -> np.ndarray:
+    """Return the candidates' losses in nats after their prompts, float64 [canaries, candidates]."""
+    rows = []
+    for prompt, candidates in zip(asked.prompts, asked.candidates, strict=True):
+        secrets = [tuple(text_ids(f" {c}", tokenizer)) for c in candidates]
+        rows.append(continuation_losses(model, prompt_ids(prompt, tokenizer), secrets, budget=budget))
+    return np.array(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Untuned:
+    """The proxy before tuning, and what it is asked; `adapter` is float32 in bytes, None: a fresh one."""
+
+    proxy: HeldProxy
+    adapter: bytes | None
+    asked: Asked
+    budget: Budget = field(compare=False)
+
+
+@lru_cache(maxsize=2)  # other views of the run and positive controls ask the same
+def _losses_before(untuned: _Untuned) -> np.ndarray:
+    adapter = None if untuned.adapter is None else np.frombuffer(untuned.adapter, np.float32).copy()
+    with white_box.lent(untuned.proxy, adapter) as box:
+        return _losses(box.tuned, box.tokenizer, untuned.asked, untuned.budget)
 
 
 @torch.inference_mode()

@@ -92,9 +92,9 @@ class AuditConfig(Section):
     `record` writes a transcript of all messages and of every party's state, records included, beside the
     run: use it for evaluation on made-up or consenting data. `holdout` is the share of each client's
     training records that is set aside at random. `canaries` lists how often made-up secrets are repeated:
-    for each number, one secret is put that many times into each client's training records. `signing_key` is
-    a file made by `audit keygen`, whose key signs the audit log and the report; None: a key of the run's
-    own.
+    for each number, one secret is put that many times into each client's training records. Both are drawn
+    anew for every seed of the run. `signing_key` is a file made by `audit keygen`, whose key signs the
+    audit log and the report; None: a key of the run's own.
     """
 
     record: Annotated[bool, NO_EFFECT] = False

@@ -3,6 +3,10 @@
 Membership of a record can be judged only against records that *could* have been in: drawn from the same
 source, and left out by chance. A canary is a made-up secret whose chances are known, because it was drawn
 from a known space.
+
+Both are drawn anew for every seed of a run, so that runs under several seeds are several samples. They
+follow from the seed and the client's name: every engine and a resumed run draw the same, and so could
+anybody who knows the two. They are for evaluation and protect nothing.
 """
 
 from __future__ import annotations
@@ -31,9 +35,9 @@ class Canary:
         return Record(prompt=self.prompt, choices=(f" {self.secret}",), label=0)
 
 
-def draw_canaries(client: str, repeats: Sequence[int]) -> tuple[Canary, ...]:
-    """Return one canary for each entry of `repeats`; always the same for the same client."""
-    rng = stream(0, "canaries", client)
+def draw_canaries(client: str, repeats: Sequence[int], *, seed: int) -> tuple[Canary, ...]:
+    """Return one canary for each entry of `repeats`; the same for the same client and seed of the run."""
+    rng = stream(seed, "canaries", client)
     return tuple(
         Canary(
             prompt=f"The number of {client} {index} is",
@@ -44,8 +48,12 @@ def draw_canaries(client: str, repeats: Sequence[int]) -> tuple[Canary, ...]:
     )
 
 
-def set_aside(records: Sequence[Record], share: float, client: str) -> tuple[list[Record], list[Record]]:
+def set_aside(
+    records: Sequence[Record], share: float, client: str, *, seed: int
+) -> tuple[list[Record], list[Record]]:
     """Split records by chance into those to train on and the `share` that is not; both keep their order.
+
+    How many are set aside does not depend on the seed of the run; which ones are does.
 
     Raises `DataError` if fewer than 2 would be left to train on.
     """
@@ -57,6 +65,6 @@ def set_aside(records: Sequence[Record], share: float, client: str) -> tuple[lis
             f"audit.holdout={share}: leaves client {client} {len(records) - out} of {len(records)} "
             "records; must leave >= 2"
         )
-    gone = set(stream(0, "holdout", client).permutation(len(records))[:out].tolist())
+    gone = set(stream(seed, "holdout", client).permutation(len(records))[:out].tolist())
     kept = [r for i, r in enumerate(records) if i not in gone]
     return kept, [records[i] for i in sorted(gone)]

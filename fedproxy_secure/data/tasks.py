@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import overload
 
-from fedproxy_secure.config import AuditConfig, ClientConfig
+from fedproxy_secure.config import AuditConfig, ClientConfig, DataConfig
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.data.sources import HUB, read_rows
+from fedproxy_secure.data.sources import HUB, part_of, read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
 BUILT_IN = ("demo", "real_things")  # sources that need no files
 
 
-def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | None = None) -> Task:
+@overload
+def load_task(client: ClientConfig, *, root: str | None) -> Task: ...
+@overload
+def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig, seed: int) -> Task: ...
+def load_task(
+    client: ClientConfig, *, root: str | None, audit: AuditConfig | None = None, seed: int = 0
+) -> Task:
     """Read a client's train and test records; canaries come last among those to train on.
+
+    With `audit`, the seed of the run decides which records are set aside and which secrets are planted.
+    Without it nothing is.
 
     Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, and for
     fewer than 2 training records or 1 test record; also where training and test would read the same.
@@ -35,8 +45,8 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
     everything = _records(client, client.train_split, client.train_records, root)
     if client.learn is not None:
         everything = [replace(record, learn=client.learn) for record in everything]
-    train, holdout = set_aside(everything, audit.holdout, client.name)
-    for canary in draw_canaries(client.name, audit.canaries):
+    train, holdout = set_aside(everything, audit.holdout, client.name, seed=seed)
+    for canary in draw_canaries(client.name, audit.canaries, seed=seed):
         train += [canary.record()] * canary.repeats
     test = _records(client, client.test_split, client.test_records, root)
     for what, records, least in (("training", train, 2), ("test", test, 1)):
@@ -47,13 +57,23 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig | No
     return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 
 
+def load_tasks(data: DataConfig, *, audit: AuditConfig, seed: int) -> tuple[Task, ...]:
+    """Read every client's task under one seed of the run. Raises what `load_task` raises."""
+    return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
+
+
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
     if client.source == "demo":
         from fedproxy_secure.data.demo_notes import NOTE_TASKS, note_records
         from fedproxy_secure.data.demo_tasks import demo_records
 
         of_task = note_records if client.task in NOTE_TASKS else demo_records
-        return of_task(client.task, split, limit)
+        whole, part = part_of(split)
+        if part == slice(None):
+            return of_task(client.task, whole, limit)
+        # a part that is counted from the front may lie beyond the usual number of records
+        bounded = part.stop is not None and part.stop >= 0 and (part.start or 0) >= 0
+        return of_task(client.task, whole, part.stop if bounded else None)[part][:limit]
     if client.source == "real_things":
         from fedproxy_secure.data.real_tasks import real_records
 

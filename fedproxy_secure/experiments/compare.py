@@ -230,10 +230,7 @@ def _planned(config: Config, todo: Sequence[Cell]) -> dict[str, int]:
     """Return about how much work everything is that is left, by name."""
     from fedproxy_secure.data.tasks import load_task
 
-    tests = sum(
-        len(load_task(client, root=config.data.root, audit=config.audit).test)
-        for client in config.data.clients
-    )
+    tests = sum(len(load_task(client, root=config.data.root).test) for client in config.data.clients)
     return {
         **{
             _name(proxy): healing_units(config, remove_ratio=proxy.remove_ratio)

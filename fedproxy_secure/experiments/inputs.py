@@ -67,7 +67,7 @@ class Inputs:
         """Load what the settings name. Raises `ModelError` or `DataError` if that fails."""
         return cls(
             config=config,
-            materials=prepare(config),
+            materials=prepare(config, seed=seed),
             seed=seed,
             ratio=ratio,
             folder=folder,

@@ -123,7 +123,7 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
     shown = progress or NoProgress()
     shown.start(name, STAGES)
     clock = StageClock()
-    materials = prepare(config)
+    materials = prepare(config, seed=seed)
     proxy, likeness = _compress(config, materials, seed, place, progress)
     clock.stop("compress")
     shown.advance(name, note="compressed")

@@ -21,7 +21,7 @@ from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
-from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.data.tasks import load_task, load_tasks
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.experiments.results import Accuracy
@@ -49,10 +49,10 @@ class Materials:
     tasks: tuple[Task, ...]
 
 
-def prepare(config: Config) -> Materials:
-    """Load the LLM, the public text and the tasks that the settings name."""
+def prepare(config: Config, *, seed: int | None = None) -> Materials:
+    """Load LLM, public text and tasks; `seed` (None: the first) draws what `audit` asks for."""
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
-    tasks = tuple(load_task(c, root=config.data.root, audit=config.audit) for c in config.data.clients)
+    tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
     count = config.compress.calibration_sequences
     if config.heal.steps and len(windows) < count + 2:
@@ -72,12 +72,12 @@ def prepare(config: Config) -> Materials:
 def truncated_prompts(config: Config) -> int:
     """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
 
-    Returns 0 under differential privacy: the number follows from records, without noise.
+    Counts records set aside, too. Returns 0 under differential privacy: the number would have no noise.
 
     Raises `DataError` for records that cannot be read.
     """
     tokenizer = load_tokenizer(config.model.path)
-    tasks = [load_task(client, root=config.data.root, audit=config.audit) for client in config.data.clients]
+    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
     if config.privacy.unit != "none":
         return 0
     return sum(

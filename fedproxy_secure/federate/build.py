@@ -49,9 +49,8 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
             )
     client = job.clients[index]
     encode = encode_each if private else encode_records
-    encoded = encode(
-        load_task(client, root=job.data_root, audit=job.audit).train, tokenizer, max_tokens=job.max_tokens
-    )
+    task = load_task(client, root=job.data_root, audit=job.audit, seed=job.seed)
+    encoded = encode(task.train, tokenizer, max_tokens=job.max_tokens)
     return LocalClient(
         name=client.name,
         model=proxy.model,

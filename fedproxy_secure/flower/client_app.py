@@ -140,7 +140,8 @@ def setup(message: Message, context: Context) -> RecordDict:
     if folder is None and asked.files is not None:
         folder = proxy_store.unpack(asked.files, sha256)
     # unreadable records are found before the first round
-    load_task(own.job.clients[own.index], root=own.job.data_root, audit=own.job.audit)
+    job = own.job
+    load_task(job.clients[own.index], root=job.data_root, audit=job.audit, seed=job.seed)
     context.state.config_records["job"] = ConfigRecord({"json": asked.job_json})
     return wire.encode_ready(wire.Ready(ready=folder is not None, client=own.name))
 

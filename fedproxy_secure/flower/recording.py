@@ -164,14 +164,14 @@ def watched(client: LocalClient, job: FederationJob, index: int, proxy: Path) ->
         raise ConfigError("audit.folder: must name the folder in which to write what the client holds")
     folder = Path(job.audit.folder)
     if not private.has_records(folder, client.name):
-        task = load_task(job.clients[index], root=job.data_root, audit=job.audit)
+        task = load_task(job.clients[index], root=job.data_root, audit=job.audit, seed=job.seed)
         holdout = encode_records(task.holdout, load_tokenizer(proxy), max_tokens=job.max_tokens)
         private.write_records(
             folder,
             client.name,
             train=client.items,
             holdout=holdout.items,
-            canaries=draw_canaries(client.name, job.audit.canaries),
+            canaries=draw_canaries(client.name, job.audit.canaries, seed=job.seed),
         )
 
     def write(round_number: int, update: ClientUpdate, used: list[int]) -> None:

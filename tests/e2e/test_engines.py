@@ -6,17 +6,18 @@ import sys
 import numpy as np
 import pytest
 
+from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import view
-from tests.support.recorded import prepared
+from tests.support.recorded import AUDIT, prepared
 from threat_models import get
 
 
 def on_engine(job, engine):
     return job.changed(
-        federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 500.0, "rounds": 2})
+        seed=1, federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 500.0, "rounds": 2})
     )
 
 
@@ -52,6 +53,8 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
         one, two = seen.sums[number].segments, also_seen.sums[number].segments
         np.testing.assert_allclose(two["update"], one["update"], atol=4e-6)
         np.testing.assert_allclose(also_seen.adapters[number], seen.adapters[number], atol=1e-6)
+    for state in written:
+        assert state.canaries == draw_canaries(state.client, AUDIT["canaries"], seed=1)
     for one, two in zip(written, also_written, strict=True):
         assert (two.train, two.holdout, two.canaries) == (one.train, one.holdout, one.canaries)
         for number in (0, 1):

@@ -52,6 +52,7 @@ SEALED = (
     "fedproxy_secure.experiments.run",
 )
 READERS = {"view", "client_names", "read_private", "read_events", "read_truth"}
+READERS |= {"draw_canaries", "load_task", "set_aside"}  # they draw by settings that a view has
 # ways around arguments: frames, the garbage collector, memory, modules by name
 AROUND = {
     "_current_frames",

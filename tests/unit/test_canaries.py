@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from attacks import white_box
 from attacks.base import Budget, NotApplicable, Truth, replace_view
 from attacks.membership.canaries import (
     FUSED,
@@ -30,7 +31,7 @@ from fedproxy_secure.record.view import View
 from tests.support.lab import make_lab
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
-CANARIES = draw_canaries("c0", [1, 4, 16])
+CANARIES = draw_canaries("c0", [1, 4, 16], seed=0)
 HARD = LocalConfig(steps=60, batch_size=3, learning_rate=2e-2)
 
 
@@ -92,11 +93,72 @@ def test_secrets_known_by_heart_are_first_said_aloud_and_survive_the_plug_in(wor
     exam = attack.exam(truth, seen, rng())
     guess = attack.guess(seen, exam.question, Budget(), rng())
     found = metrics(attack.score(guess, exam.answer))
-    assert found["auc"] == found[f"auc, {FUSED}"] == 1
+    assert found["auc"] == found[f"auc, {PROXY}"] == found[f"auc, {FUSED}"] == 1
     assert found[f"extracted from the {PROXY}"] == found[f"extracted from the {FUSED}"] == 1
     for times in (1, 4, 16):
-        assert found[f"exposure in the {PROXY}, {times} times"] == math.log2(REFERENCES["smoke"])
+        for what in ("gained in", "in"):
+            assert found[f"exposure {what} the {PROXY}, {times} times"] == math.log2(REFERENCES["smoke"])
     assert found["exposure gained by the plug-in"] == 0
+
+
+def test_a_proxy_that_knew_the_secrets_before_round_0_has_gained_no_exposure(world):
+    """Likely secrets rank first in it, tuned or not, so that the plain exposure is as high as it can be."""
+    seen, truth = world
+    learnt = seen.adapters[1]
+    before = replace_view(seen, adapters={0: learnt, 1: learnt}, api=None)
+    attack = CanaryExposure()
+    exam = attack.exam(truth, before, rng())
+    found = metrics(attack.score(attack.guess(before, exam.question, Budget(), rng()), exam.answer))
+    assert found[f"auc, {PROXY}"] == 1
+    assert found["auc"] == 0.5
+    for times in (1, 4, 16):
+        assert found[f"exposure in the {PROXY}, {times} times"] == math.log2(REFERENCES["smoke"])
+        assert found[f"exposure gained in the {PROXY}, {times} times"] < 0
+
+
+def test_a_secret_that_was_likely_before_tuning_does_not_count_as_exposed():
+    before = np.array([[1.0, 5.0, 6.0, 7.0, 8.0], [5.0, 6.0, 7.0, 8.0, 9.0]])
+    tuned = before - np.array([[0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.0, 0.5, 0.0, 0.0]])
+    guess = Ranked(losses={PROXY: tuned}, said={PROXY: ("", "")}, before=before)
+    answer = Secrets(at=(0, 2), secrets=("1111", "2222"), repeats=(1, 16))
+    found = metrics(CanaryExposure().score(guess, answer))
+    # the first canary: likeliest all along, but every other candidate gained more than it did
+    assert found[f"exposure in the {PROXY}, 1 times"] == 2.0
+    assert found[f"exposure gained in the {PROXY}, 1 times"] == pytest.approx(2 - math.log2(5))
+    # the second: still behind two others, but no other gained as much
+    assert found[f"exposure in the {PROXY}, 16 times"] == pytest.approx(2 - math.log2(3))
+    assert found[f"exposure gained in the {PROXY}, 16 times"] == 2.0
+    assert found["auc"] == 0.5
+    assert found[f"auc, {PROXY}"] == pytest.approx((1 + 0.5) / 2)
+
+
+def test_a_client_that_missed_round_0_compares_with_the_proxy_as_it_was_sent(world):
+    """Its first broadcast is of a round that others have trained in."""
+    seen, truth = world
+    late = replace_view(seen, adapters={1: seen.adapters[1], 2: seen.adapters[1]}, api=None)
+    attack = CanaryExposure()
+    exam = attack.exam(truth, late, rng())
+    guess = attack.guess(late, exam.question, Budget(), rng())
+    with white_box.opened(late) as box:
+        untuned = get_vector(box.tuned)
+    early = replace_view(late, adapters={0: untuned, 1: seen.adapters[1]})
+    expected = attack.guess(early, exam.question, Budget(), rng())
+    np.testing.assert_array_equal(guess.before, expected.before)
+    assert metrics(attack.score(guess, exam.answer))["auc"] > 0.9
+
+
+def test_the_measure_of_exposure_takes_what_tuning_gained_where_that_is_known():
+    taken = [
+        metric
+        for metric in (
+            f"exposure gained in the {PROXY}, 4 times",
+            f"exposure in the {PROXY}, 4 times",
+            f"exposure in the {FUSED}, 4 times",
+            "exposure gained by the plug-in",
+        )
+        if any(feeds.takes(metric) for feeds in CanaryExposure.info.measures)
+    ]
+    assert taken == [f"exposure gained in the {PROXY}, 4 times", f"exposure in the {FUSED}, 4 times"]
 
 
 def test_a_plug_in_that_forgets_is_measured(world, tmp_path):
@@ -105,7 +167,7 @@ def test_a_plug_in_that_forgets_is_measured(world, tmp_path):
     attack = CanaryExposure()
     exam = attack.exam(truth, forgetful, rng())
     found = metrics(attack.score(attack.guess(forgetful, exam.question, Budget(), rng()), exam.answer))
-    assert found["auc"] == 1
+    assert found["auc"] == found[f"auc, {PROXY}"] == 1
     assert found[f"extracted from the {FUSED}"] == 0
     assert found["exposure gained by the plug-in"] < -2
 
@@ -117,7 +179,10 @@ def test_a_customer_of_the_api_measures_the_fused_llm_alone(world):
     exam = attack.exam(truth, outside, rng())
     guess = attack.guess(outside, exam.question, Budget(), rng())
     assert set(guess.losses) == {FUSED}
-    assert attack.score(guess, exam.answer)[0].value == 1
+    assert guess.before is None
+    found = metrics(attack.score(guess, exam.answer))
+    assert found["auc"] == 1
+    assert not any(metric.startswith("exposure gained") for metric in found)
 
 
 @pytest.mark.slow
@@ -134,7 +199,7 @@ def test_the_attack_as_a_whole_succeeds_on_models_that_know_and_not_on_models_th
 def test_its_positive_control_knows_every_client_s_canaries(world):
     seen, truth = world
     fresh = replace_view(seen, adapters={0: seen.adapters[0]}, api=None)
-    more = Truth(clients={**truth.clients, "c1": state(draw_canaries("c1", [2]))})
+    more = Truth(clients={**truth.clients, "c1": state(draw_canaries("c1", [2], seed=0))})
     open_view, open_truth = overfitted(fresh, more, what="canaries")
     assert open_truth.clients == more.clients
     attack = CanaryExposure()

@@ -117,7 +117,7 @@ def test_a_missing_or_damaged_transcript_is_named(tmp_path):
 def test_a_clients_state_comes_back_as_it_was_written(tmp_path):
     train = (Encoded(ids=(1, 2, 3), response_start=2), Encoded(ids=(4, 5), response_start=1))
     state = PrivateState(
-        client="a", train=train, holdout=(), canaries=draw_canaries("a", [1, 4]), rounds={}
+        client="a", train=train, holdout=(), canaries=draw_canaries("a", [1, 4], seed=0), rounds={}
     )
     write_records(tmp_path, "a", train=train, holdout=(), canaries=state.canaries)
     assert read_private(tmp_path, "a") == state
@@ -268,7 +268,7 @@ def test_nobody_but_the_owner_reads_a_transcript_whatever_the_umask(tmp_path, um
         note(recorder, "train")
         recorder.forget_from(1)
         item = Encoded(ids=(1, 2), response_start=1)
-        write_records(place, "a", train=[item], holdout=[], canaries=draw_canaries("a", [1]))
+        write_records(place, "a", train=[item], holdout=[], canaries=draw_canaries("a", [1], seed=0))
         write_round(place, "a", 0, np.zeros(3, dtype=np.float32), [0])
     finally:
         os.umask(before)

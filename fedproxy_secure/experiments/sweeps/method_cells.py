@@ -55,7 +55,7 @@ class Origin:
 
     Args:
         settings: SHA-256 of the settings that can change a cell, hex (`Config.cell_sha256`).
-        records: SHA-256 of all clients' records, hex.
+        records: SHA-256 of all clients' records, hex, before any is set aside for an evaluation.
         device: as torch names it.
         truncated: how many prompts were cut to `data.max_tokens`; 0 under differential privacy.
     """
@@ -76,7 +76,7 @@ class Origin:
         from fedproxy_secure.models.llm import pick_device
 
         truncated = truncated_prompts(config)
-        tasks = [load_task(c, root=config.data.root, audit=config.audit) for c in config.data.clients]
+        tasks = [load_task(c, root=config.data.root) for c in config.data.clients]
         return cls(
             settings=config.cell_sha256(),
             records=records_sha256(tasks),

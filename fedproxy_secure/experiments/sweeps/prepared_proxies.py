@@ -67,7 +67,7 @@ class PreparedProxy:
         with one_thread():
             proxy = make_proxy(
                 self.config,
-                prepare(self.config),
+                prepare(self.config, seed=self.seed),
                 seed=self.seed,
                 remove_ratio=self.remove_ratio,
                 folder=self.folder(out),
