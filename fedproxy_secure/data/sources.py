@@ -29,7 +29,7 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {source!r}: needs data.root, the folder that {{data}} stands for")
     if source.startswith(HUB):
         return _from_datasets(source.removeprefix(HUB).replace("{data}", root or ""), split, limit)
-    whole, part = _part_of(split)
+    whole, part = part_of(split)
     place = source.replace("{split}", whole).replace("{data}", root or "")
     path = Path(place)
     reader = _READERS.get(path.suffix)
@@ -43,11 +43,13 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {place}: cannot be read: {reason}") from error
 
 
-def _part_of(split: str) -> tuple[str, slice]:
+def part_of(split: str) -> tuple[str, slice]:
     """Return a split's name and the rows of it that are meant.
 
-    >>> _part_of("train[:-200]"), _part_of("test")
+    >>> part_of("train[:-200]"), part_of("test")
     (('train', slice(None, -200, None)), ('test', slice(None, None, None)))
+
+    Raises `DataError` for other text.
     """
     match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+)?:(-?\d+)?\])?", split)
     if match is None:

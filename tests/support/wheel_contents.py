@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedproxy_secure", "threat_models", "attacks")
 DATA = (
+    "attacks/benchmark/benchmark.schema.json",
     "fedproxy_secure/configs/policies/release.yaml",
     "fedproxy_secure/configs/policies/research.yaml",
     "fedproxy_secure/configs/quickstart.yaml",

@@ -1,0 +1,163 @@
+"""The benchmark id: what two results must share before their numbers are compared.
+
+It is a digest of the grid's version and the settings of all its cells, of the worlds' records and public
+text, of the LLM's files, and of how the attacks ran. Cells and attacks that a call leaves out do not change
+it, nor does the order of cells, where the model lies, or the output folder. Versions of packages and of
+attacks are not in it: those are what one wants to compare, and the results name them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from attacks.benchmark.grid import SECONDS, SEED, Grid, config_of
+from fedproxy_secure.config import Config
+from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP
+from fedproxy_secure.errors import ModelError
+from fedproxy_secure.evidence.finding import Profile
+
+DIGITS = 12  # of an id, hex
+STORIES = 256  # public stories that the world's digest reads
+_NOT_OF_A_RUN = ("compare",)  # sections that no run reads
+_MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The parts of a benchmark id.
+
+    Args:
+        version: version of the grid.
+        settings_sha256: digest of the settings of all cells and of the views that are attacked, hex.
+        world_sha256: digest of all records and of the public text, hex.
+        model_sha256: digest of the LLM's files, hex.
+        profile: how much the attacks spend.
+        seconds: the most that one attack may take from one view.
+        seed: seed of the runs and of the attacks.
+    """
+
+    version: int
+    settings_sha256: str
+    world_sha256: str
+    model_sha256: str
+    profile: Profile
+    seconds: float
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """The benchmark id: 12 hex digits."""
+        return self.sha256()[:DIGITS]
+
+    def sha256(self) -> str:
+        """Return the hex digest of all parts; an output folder belongs to one."""
+        return _digest(asdict(self))
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the parts as plain values, as an output folder keeps them; `mode` changes nothing."""
+        return asdict(self)
+
+    def other_parts(self, other: Identity) -> list[str]:
+        """Return the names of the parts in which two identities differ."""
+        mine, theirs = asdict(self), asdict(other)
+        return [name.removesuffix("_sha256") for name in mine if mine[name] != theirs[name]]
+
+
+def identity_of(grid: Grid, *, model: str, profile: Profile) -> Identity:
+    """Return the identity of a grid on the LLM at the path `model`.
+
+    Raises `ModelError` for a model without files that can be read, `ConfigError` or `DataError` for a cell
+    that cannot run.
+    """
+    configs = {cell.name: config_of(grid, cell, model=model) for cell in grid.cells}
+    views = {cell.name: list(cell.views) for cell in grid.cells}
+    settings = {name: [run_settings(config), views[name]] for name, config in configs.items()}
+    return Identity(
+        version=grid.version,
+        settings_sha256=_digest(settings),
+        world_sha256=world_sha256(configs.values()),
+        model_sha256=model_sha256(model),
+        profile=profile,
+        seconds=SECONDS,
+        seed=SEED,
+    )
+
+
+def run_settings(config: Config) -> Any:
+    """Return the settings that can change a cell's numbers, without the model's path, as plain values.
+
+    Settings that are None are left out: one that a later version adds, with None for what was before, then
+    changes no id.
+    """
+    raw = config.without(NO_EFFECT, OWN, SWEEP)
+    raw["model"].pop("path")
+    return _said({name: value for name, value in raw.items() if name not in _NOT_OF_A_RUN})
+
+
+def world_sha256(configs: Iterable[Config]) -> str:
+    """Return the hex digest of all records that clients of these settings have, and of the public text.
+
+    The order of the settings, and how often they name a client, do not count.
+    """
+    from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
+    from fedproxy_secure.data.tasks import load_task
+    from fedproxy_secure.world.stories import stories
+
+    parts: dict[str, str] = {"public text": _digest(list(islice(stories(PUBLIC_SEED), STORIES)))}
+    for config in configs:
+        for client in config.data.clients:
+            key = client.model_dump_json()
+            if key not in parts:
+                task = load_task(client, root=config.data.root)
+                parts[key] = _digest([[asdict(r) for r in part] for part in (task.train, task.test)])
+    return _digest(parts)
+
+
+def model_sha256(path: str) -> str:
+    """Return the hex digest of an LLM's files: weights, configuration and tokenizer, or the GGUF file.
+
+    Files are read as they lie on the disk, so that the digest depends on no library's version. The names of
+    folders do not count.
+
+    Raises `ModelError` in one line for a path that is no such file or folder.
+    """
+    from fedproxy_secure.models.llm import llm_folder
+    from fedproxy_secure.models.packaged import PACKAGED, packaged_file
+
+    if path in PACKAGED:
+        files = {"gguf": packaged_file(PACKAGED[path])}
+    elif path.lower().endswith(".gguf"):
+        files = {"gguf": Path(path)}
+    else:
+        folder = llm_folder(path)
+        files = {file.name: file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
+    if not any(name == "gguf" or name.endswith(".safetensors") for name in files):
+        raise ModelError(
+            f"--model {path}: has no weights; must be demo, smollm2, a .gguf file, or a folder with "
+            ".safetensors files"
+        )
+    try:
+        return _digest({name: _file_sha256(file) for name, file in files.items()})
+    except OSError as error:
+        raise ModelError(f"--model {path}: cannot be read: {error.strerror}") from error
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _said(inner) for name, inner in value.items() if inner is not None}
+    return [_said(inner) for inner in value] if isinstance(value, list) else value
