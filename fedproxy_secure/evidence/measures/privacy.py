@@ -115,19 +115,20 @@ MEMBERSHIP_AUC = MeasureKind(
     title="membership AUC",
     metric="membership AUC",
     meaning="How well training records are told from other records; 0.5 is chance.",
-    phrase="training records are told from other records with AUC {}",
+    phrase="the strongest membership attack tells training records from others with AUC {}",
     axis="privacy",
     better="lower",
     unit="AUC",
     within=_SHARE,
-    in_trilemma=False,
+    headline=6,  # before the rate at 1 %, which says something with hundreds of records alone
 )
 CANARY_EXPOSURE_BITS = MeasureKind(
     key="canary_exposure_bits",
     title="canary exposure",
     heading="exposure (bits)",
     metric="canary exposure",
-    meaning="How far above other secrets the model ranks a planted one; 1.4 bits by chance.",
+    meaning="How far above other secrets a planted one is ranked, by what tuning changed where the proxy is "
+    "known, else by the fused LLM; 1.4 bits by chance.",
     axis="privacy",
     better="lower",
     unit="bits",
