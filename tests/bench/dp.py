@@ -59,7 +59,7 @@ CONFIG = "configs/demo_private.yaml"
 SEEDS, MANY_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)  # many where a target is measured
 EPSILONS = (math.inf, 8.0, 3.0, 1.0)
 # with noise, and the better one without
-LEARNING_RATES = {"core": (5e-2, 3e-2), "ffa": (5e-3, 5e-3), "lora": (3e-3, 3e-3)}
+LEARNING_RATES = {"core": (4e-2, 3e-2), "ffa": (5e-3, 5e-3), "lora": (3e-3, 3e-3)}
 AIMED, GAP, HALF_WIDTH = 8.0, 0.85, 0.10  # epsilon, share of the gap, half of its interval
 STEPS = 5  # of one timed call
 CELLS = FOLDER / "dp_cells"
