@@ -81,7 +81,7 @@ def test_the_control_with_shuffled_numbers_finds_nothing(world):
 
 def test_the_control_finds_nothing_in_an_adapter_that_earlier_rounds_taught(world):
     lab, updates, truth = world
-    taught = lab.start + np.sum(list(updates.values()), axis=0)
+    taught = lab.start + np.mean(list(updates.values()), axis=0)
     second = {(1, name): update for name, update in updates.items()}
     view = replace(lab.view(updates), adapters={0: lab.start, 1: taught}, updates=second)
     clients = {n: replace(s, rounds={1: s.rounds[0]}) for n, s in truth.clients.items()}
