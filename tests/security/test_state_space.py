@@ -219,7 +219,10 @@ def test_these_rules_carry_nothing_alone(case):
     [
         world(4, 0, safe(4), confirm=False),
         world(4, 0, safe(4), twice=frozenset({"confirm"})),
-        world(4, 0, (*safe(4), Attempt(cohort=clients(0, 1, 2), threshold=3)), pin_cohort=False),
+        pytest.param(
+            world(4, 0, (*safe(4), Attempt(cohort=clients(0, 1, 2), threshold=3)), pin_cohort=False),
+            marks=pytest.mark.nightly,
+        ),
     ],
     ids=[
         "nothing confirmed, nobody corrupted",

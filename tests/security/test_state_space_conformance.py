@@ -102,7 +102,7 @@ def test_real_clients_answer_as_the_model_in_every_state_of_two_attempts(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_real_clients_refuse_all_that_the_model_refuses(tmp_path, split):
     case = world(3, 0, safe(3, count=2), split=split)
     found = explore(case)
