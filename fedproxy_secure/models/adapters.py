@@ -4,9 +4,9 @@ Three kinds, all built on PEFT's LoRA layers (`y = W x + (alpha / r) B A x`):
 
 * `lora`: A and B are trained. Averaging A and B separately is not averaging B A.
 * `ffa`: A is frozen (the same random A everywhere), B is trained: averages are exact, half the bytes.
-* `core`: A and B are frozen, an r x r core R between them is trained (B R A): about 100 times fewer
-  numbers. A and B are the first singular directions of W (LoRA-XS, arXiv 2405.17604), which all parties
-  have.
+* `core`: A and B are frozen, an r x r core R between them is trained (B R A): tens to hundreds of times
+  fewer numbers. A and B are the first singular directions of W (LoRA-XS, arXiv 2405.17604), which all
+  parties have.
 
 The trained numbers, in the model's own order, are the **adapter vector**, float32 [d].
 """
