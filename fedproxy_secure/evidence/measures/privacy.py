@@ -127,8 +127,8 @@ CANARY_EXPOSURE_BITS = MeasureKind(
     title="canary exposure",
     heading="exposure (bits)",
     metric="canary exposure",
-    meaning="How far above other secrets a planted one is ranked: by what tuning changed in the proxy, or by "
-    "the fused LLM; 1.4 bits by chance.",
+    meaning="How far above other secrets a planted one is ranked: by what tuning changed in the proxy, or "
+    "by the fused LLM; 1.4 bits by chance.",
     axis="privacy",
     better="lower",
     unit="bits",
