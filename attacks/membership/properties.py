@@ -81,6 +81,8 @@ class PropertyInference(Attack):
         state = usable[name]
         start = view.adapters[min(view.adapters)]
         common = Counter(_answer(i) for i in state.holdout).most_common(1)[0][0]
+        if not any(_answer(i) == common for i in state.train):
+            raise NotApplicable("records share no answer: it would be the property, and texts have none")
         with white_box.opened(view) as box:
             train_rounds = partial(_train, box, settings, start, name=name, common=common, rng=rng)
             shadows, labels = train_rounds(state.holdout, count=SHADOWS)

@@ -1,5 +1,7 @@
 """A14: a property of a round's records shows in tensors' norms; its p-value is uniform under the null."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,6 +11,7 @@ from attacks.base import Budget, NotApplicable, replace_view
 from attacks.membership.properties import RECORDS, SHADOWS, TARGETS, PropertyInference, Rounds, features
 from attacks.suite import read_truth
 from attacks.trial import run_one
+from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.record.view import view
 from tests.support.recorded import record_run
 from tests.support.tiny import write_records
@@ -118,6 +121,24 @@ def test_without_enough_records_set_aside_there_is_nothing_to_train_shadows_on(w
     seen, truth = world
     with pytest.raises(NotApplicable, match=f"no client set {2 * RECORDS} records aside"):
         PropertyInference().exam(type(truth)(clients={}), seen, rng())
+
+
+def test_texts_that_are_learned_whole_share_no_answer_that_could_be_the_property(world):
+    seen, truth = world
+
+    def apart(items):
+        return tuple(Encoded(ids=(*item.ids, *item.ids[:1], i), response_start=1) for i, item in items)
+
+    clients = {
+        name: replace(
+            state,
+            train=apart(enumerate(state.train)),
+            holdout=apart(enumerate(state.holdout, start=len(state.train))),
+        )
+        for name, state in truth.clients.items()
+    }
+    with pytest.raises(NotApplicable, match="share no answer"):
+        PropertyInference().exam(type(truth)(clients=clients), seen, rng())
 
 
 @pytest.mark.slow
