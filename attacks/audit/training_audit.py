@@ -110,7 +110,10 @@ def likelihood_ratio(seen: np.ndarray, claim: SampledGaussian) -> np.ndarray:
 def imitated_scores(
     claim: SampledGaussian, *, noise_share: float, canaries: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scores, float64 [m], and coins, bool [m], from the law that the claim gives training."""
+    """Draw what `trained_scores` returns, without training, from the law of the claim.
+
+    Returns scores, float64 [m], and coins, bool [m].
+    """
     coins = rng.random(canaries) < 0.5
     scores = np.zeros(canaries)
     for _ in range(claim.steps):

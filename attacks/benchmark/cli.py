@@ -142,7 +142,7 @@ def _profile(name: str) -> Profile:
 
 
 def _show_plan(benchmark_id: str, quick: bool, patterns: list[str], names: list[str]) -> None:
-    """Print what would run."""
+    """Print the benchmark id, the cells with their views, and the attacks that would run."""
     from attacks.benchmark.grid import GRID, chosen
     from attacks.benchmark.run import asked_for
     from attacks.registry import every

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from attacks.benchmark.grid import SECONDS, SEED, Grid, config_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP
+from fedproxy_secure.config.settings import without_nulls
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.evidence.finding import Profile
 
@@ -97,7 +98,7 @@ def run_settings(config: Config) -> Any:
     """
     raw = config.without(NO_EFFECT, OWN, SWEEP)
     raw["model"].pop("path")
-    return _said({name: value for name, value in raw.items() if name not in _NOT_OF_A_RUN})
+    return without_nulls({name: value for name, value in raw.items() if name not in _NOT_OF_A_RUN})
 
 
 def world_sha256(configs: Iterable[Config]) -> str:
@@ -155,9 +156,3 @@ def _file_sha256(path: Path) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _said(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _said(inner) for name, inner in value.items() if inner is not None}
-    return [_said(inner) for inner in value] if isinstance(value, list) else value

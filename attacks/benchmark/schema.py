@@ -11,20 +11,15 @@ from typing import Any
 
 from attacks.benchmark.identity import DIGITS
 from attacks.benchmark.results import SCHEMA_VERSION, schema_of_results
+from fedproxy_secure.report.schema import closed
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 FILE = Path(__file__).parent / "benchmark.schema.json"
 
 
 def benchmark_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of `benchmark.json`; every key is written, so all are required."""
-    schema = schema_of_results()
-    for part in (schema, *schema["$defs"].values()):
-        if part.get("type") == "object" and "properties" in part:
-            part["additionalProperties"] = False
-            part["required"] = list(part["properties"])
-            for value in part["properties"].values():
-                value.pop("default", None)
+    """Return the JSON Schema (2020-12) of `benchmark.json`, in which every key is required."""
+    schema = closed(schema_of_results())
     estimate = schema["$defs"]["Estimate"]["properties"]
     estimate["n"]["minimum"] = 1
     for name in ("settings_sha256", "world_sha256", "model_sha256"):

@@ -67,7 +67,7 @@ def sampled(
 
 
 def start_token(tokenizer: Tokenizer) -> int | None:
-    """Return the token that a text begins with: the start token, else the end token; None without both."""
+    """Return the token to begin a text with: the start token, else the end token, else None."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return None if first is None else int(first)
 
@@ -76,7 +76,7 @@ def start_token(tokenizer: Tokenizer) -> int | None:
 def continued(
     model: nn.Module, begun: torch.Tensor, *, tokens: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return texts with so many tokens more, drawn from the model at temperature 1.
+    """Return texts continued by `tokens` tokens each, drawn from the model at temperature 1.
 
     Args:
         begun: the texts' tokens, int64 [n, k], k >= 1.

@@ -123,7 +123,7 @@ def _planted(state: PrivateState) -> int:
 
 
 def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: Known) -> None:
-    """Train until the records are known, or give up."""
+    """Train a model until it knows the records by heart, or `known.checks` checks are used up."""
     local = LocalConfig(steps=STEPS, batch_size=min(16, len(items)), learning_rate=3e-3)
     first = None
     for time in range(known.checks):

@@ -94,16 +94,16 @@ class Config(Section):
         return self._digest(NO_EFFECT, OWN, SWEEP)
 
     def _digest(self, *left_out: Mark) -> str:
-        canonical = json.dumps(_said(self.without(*left_out)), sort_keys=True)
+        canonical = json.dumps(without_nulls(self.without(*left_out)), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _said(value: Any) -> Any:
-    """Return JSON values without those that are None.
+def without_nulls(value: Any) -> Any:
+    """Return plain JSON values without those that are None.
 
     A setting that a later version adds, with None for what was before, then changes no digest: cells that
     an earlier version made stay valid.
     """
     if isinstance(value, dict):
-        return {name: _said(inner) for name, inner in value.items() if inner is not None}
-    return [_said(inner) for inner in value] if isinstance(value, list) else value
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

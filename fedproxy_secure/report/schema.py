@@ -16,14 +16,8 @@ FILE = Path(__file__).parent / "report.schema.json"
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of `report.json`; every key is written, so every key is required."""
-    schema: dict[str, Any] = adapter().json_schema(mode="serialization")
-    for part in (schema, *schema["$defs"].values()):
-        if part.get("type") == "object" and "properties" in part:
-            part["additionalProperties"] = False
-            part["required"] = list(part["properties"])
-            for value in part["properties"].values():
-                value.pop("default", None)
+    """Return the JSON Schema (2020-12) of `report.json`, in which every key is required."""
+    schema = closed(adapter().json_schema(mode="serialization"))
     estimate = schema["$defs"]["Estimate"]["properties"]
     estimate["n"]["minimum"] = 1
     estimate["seeds"]["minItems"] = 1
@@ -31,6 +25,17 @@ def report_schema() -> dict[str, Any]:
     schema["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     schema["properties"]["config_sha256"]["pattern"] = "^[0-9a-f]{64}$"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema, changed in place: objects have all of their keys, no others, and no defaults."""
+    for part in (schema, *schema["$defs"].values()):
+        if part.get("type") == "object" and "properties" in part:
+            part["additionalProperties"] = False
+            part["required"] = list(part["properties"])
+            for value in part["properties"].values():
+                value.pop("default", None)
+    return schema
 
 
 def main() -> None:

@@ -142,7 +142,7 @@ def in_processes(
                     break
                 here, there = context.Pipe(duplex=False)
                 tells = progress is not None
-                # not daemonic, for such may start no processes; `finally` and `end_with_parent` end it
+                # a daemonic process may start none of its own; `finally` and `end_with_parent` end this one
                 process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
                 process.start()
                 there.close()

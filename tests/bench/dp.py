@@ -143,7 +143,7 @@ def curve_rows(curves: Mapping[str, Sequence[float]] | None = None) -> list[Row]
                 metric="",
                 unit="share",
             )
-            half = (kept.high or math.inf) - kept.value
+            half = math.inf if kept.high is None else kept.high - kept.value
             rows.append(
                 _row(
                     f"{adapter}, epsilon {epsilon:g}: gap closed, over the non-private run's",

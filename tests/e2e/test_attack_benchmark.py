@@ -95,7 +95,7 @@ def test_the_results_follow_the_schema_and_say_what_was_left_out(done):
 
 def test_a_benchmark_that_is_interrupted_resumes_to_the_same_results(done, model, tmp_path):
     class Interrupts(NoProgress):
-        """Ends the work after the second attack, as Ctrl-C would."""
+        """Interrupt the benchmark after its second attack, as Ctrl-C does."""
 
         ended = 0
 

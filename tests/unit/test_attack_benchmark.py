@@ -171,7 +171,7 @@ def small():
 
 @pytest.fixture
 def model(tmp_path):
-    """A folder with what the digest of a model reads."""
+    """A folder with small stand-ins for weights, configuration and tokenizer."""
     place = tmp_path / "llm"
     place.mkdir()
     for name in ("model.safetensors", "config.json", "tokenizer.json"):

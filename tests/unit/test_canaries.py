@@ -102,7 +102,7 @@ def test_secrets_known_by_heart_are_first_said_aloud_and_survive_the_plug_in(wor
 
 
 def test_a_proxy_that_knew_the_secrets_before_round_0_has_gained_no_exposure(world):
-    """Likely secrets rank first in it, tuned or not, so that the plain exposure is as high as it can be."""
+    """A model that finds some secrets likely whether it was tuned or not."""
     seen, truth = world
     learnt = seen.adapters[1]
     before = replace_view(seen, adapters={0: learnt, 1: learnt}, api=None)
