@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.models.passes import windows_a_pass
@@ -75,15 +76,15 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
     alike = [_Likeness() for _ in kept]
     for batch in windows.split(windows_a_pass(llm, windows)):
         ids = batch.to(device)
-        p, p_states = _forward(llm, ids)
-        q, q_states = _forward(proxy, ids)
+        p, p_states = predictions_and_states(llm, ids)
+        q, q_states = predictions_and_states(proxy, ids)
         agree += float((p.argmax(-1) == q.argmax(-1)).sum())
         targets = ids[:, 1:, None]
         llm_nll -= float(p[:, :-1].gather(-1, targets).sum())
         proxy_nll -= float(q[:, :-1].gather(-1, targets).sum())
         kl += float(nn.functional.kl_div(q, p, reduction="sum", log_target=True))
         for i, (at, likeness) in enumerate(zip(kept, alike, strict=True)):
-            likeness.add(p_states[at], q_states[i])
+            likeness.add(p_states[at].flatten(0, 1), q_states[i].flatten(0, 1))
     positions, predicted = windows.numel(), windows.shape[0] * (windows.shape[1] - 1)
     return Fidelity(
         tokens=positions,
@@ -136,21 +137,3 @@ class _Likeness:
         cross = centred[:a, a:].square().sum()
         own = centred[:a, :a].norm() * centred[a:, a:].norm()
         return float(cross / own) if own > 0 else 0.0
-
-
-def _forward(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return log-probabilities [b, t, V] and every block's output, [b * t, hidden]."""
-    states: list[torch.Tensor] = []
-
-    def keep(_module: nn.Module, _args: object, out: object) -> None:
-        h = out[0] if isinstance(out, tuple) else out
-        assert isinstance(h, torch.Tensor)
-        states.append(h.float().flatten(0, 1))
-
-    handles = [b.register_forward_hook(keep) for b in blocks_of(model)]
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits.float().log_softmax(-1), states

@@ -5,6 +5,10 @@ up for missing blocks. Lifted into the LLM, which misses none, that part is nois
 copies. Here the server heals the proxy beforehand, by distillation (Hinton et al. 2015), so that what
 clients learn is about their tasks.
 
+A difference that a block learnt is lifted into the LLM's block, where it meets the LLM's hidden states. So
+healing also draws the input of every proxy block to the input that its original has in the LLM
+(`heal.state_weight`): the block before a gap learns to do what the missing blocks did.
+
 Blocks alone are trained, all or those before a gap; embeddings, final norm and head stay the LLM's. What
 healing changed is never plugged back: the lifted difference is the clients' alone, so blocks need not be
 exact copies.
@@ -25,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fedproxy_secure.compress.distance import distance
 from fedproxy_secure.compress.healing_state import HealingState
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.config import HealConfig
@@ -38,7 +43,7 @@ WARM_UP = 0.1  # share of the steps in which the learning rate rises
 MAX_GRAD_NORM = 1.0
 SAVE_EVERY_S = 120.0
 
-OnStep = Callable[[int, float], None]  # step from 1, KL of its batch
+OnStep = Callable[[int, float], None]  # step from 1, loss of its batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +53,18 @@ class Healed:
     Args:
         kl_before: mean KL(LLM || proxy), nats a token, of next-token distributions on held-out windows.
         kl_after: the same after the last step.
+        state_error_before: mean squared distance of what proxy blocks pass on from what their originals'
+            successors read in the LLM, relative to the latter's squared length; on the same windows. 0
+            where it cannot be measured.
+        state_error_after: the same after the last step.
         tokens: public tokens trained on, repeats included.
         seconds: time that the steps took, here and before an interruption.
     """
 
     kl_before: float
     kl_after: float
+    state_error_before: float
+    state_error_after: float
     tokens: int
     seconds: float
 
@@ -71,8 +82,9 @@ def heal(
 ) -> Healed:
     """Distil the LLM into the proxy's blocks, in place, on public text.
 
-    The loss is KL(LLM || proxy) of next-token distributions, averaged over tokens; AdamW with a learning
-    rate that rises over the first tenth of the steps and falls to 0 by a cosine.
+    The loss is KL(LLM || proxy) of next-token distributions plus `heal.state_weight` times the relative
+    error of hidden states, averaged over tokens and blocks; AdamW with a learning rate that rises over the
+    first tenth of the steps and falls to 0 by a cosine.
 
     Args:
         proxy: causal LM with the LLM's vocabulary. It may stand on the LLM's memory: trained blocks get
@@ -80,7 +92,9 @@ def heal(
         llm: the server's LLM; unchanged.
         windows: token ids, int64 [n, tokens]; the last ones are held out.
         seed: of the order of windows.
-        plan: which blocks `heal.blocks` gaps means; without one all are trained.
+        plan: which LLM block each proxy block stands for: what hidden states are compared with, and which
+            blocks `heal.blocks` gaps means. Without one, or with hidden states of another width than the
+            LLM's, predictions alone are compared; without one all blocks are trained.
         folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
             One process at a time may use a folder.
 
@@ -89,7 +103,7 @@ def heal(
     gaps = None if plan is None or settings.blocks == "all" else plan.before_gaps
     blocks = [b for i, b in enumerate(blocks_of(proxy)) if gaps is None or i in gaps]
     parameters = [p for block in blocks for p in block.parameters()]
-    state = HealingState(folder, key=_key(parameters, windows, settings, seed))
+    state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan))
     result = state.finished(parameters)
     if result is not None:
         return Healed(**result)
@@ -102,7 +116,11 @@ def heal(
         p.requires_grad_(True)
     # fused: no further copies of the weights while it steps
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    done, kl_before, seconds = state.restore(optimizer, parameters) or (0, _kl(proxy, llm, judged), 0.0)
+    done, before, seconds = state.restore(optimizer, parameters) or (
+        0,
+        _mean_distance(proxy, llm, plan, judged),
+        0.0,
+    )
     order = _order(len(train), settings.steps * settings.batch_size, seed)
     began, saved = time.perf_counter() - seconds, time.perf_counter()
     proxy.train()
@@ -114,9 +132,10 @@ def heal(
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
             for part in batch.split(windows_a_pass(proxy, windows)):
-                kl = _divergence(proxy, llm, part) / batch.numel()
-                kl.backward()
-                loss += float(kl.detach())
+                found = distance(proxy, llm, plan, part)
+                part_loss = (found.kl + settings.state_weight * found.states) / batch.numel()
+                part_loss.backward()
+                loss += float(part_loss.detach())
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"healing: loss={loss} at step {step}: must be finite; lower heal.learning_rate"
@@ -126,16 +145,19 @@ def heal(
             if on_step is not None:
                 on_step(step + 1, loss)
             if time.perf_counter() - saved > SAVE_EVERY_S:
-                state.save(optimizer, parameters, step + 1, kl_before, time.perf_counter() - began)
+                state.save(optimizer, parameters, step + 1, before, time.perf_counter() - began)
                 saved = time.perf_counter()
     finally:
         proxy.eval()
         for p in parameters:
             p.requires_grad_(False)
             p.grad = None
+    after = _mean_distance(proxy, llm, plan, judged)
     healed = Healed(
-        kl_before=kl_before,
-        kl_after=_kl(proxy, llm, judged),
+        kl_before=before[0],
+        kl_after=after[0],
+        state_error_before=before[1],
+        state_error_after=after[1],
         tokens=settings.steps * settings.batch_size * windows.shape[1],
         seconds=time.perf_counter() - began,
     )
@@ -156,24 +178,26 @@ def _share(step: int, steps: int) -> float:
     return rising * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _divergence(proxy: nn.Module, llm: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    """Return the sum over tokens of KL(LLM || proxy), nats."""
-    ids = windows.to(next(llm.parameters()).device)
-    with torch.no_grad():
-        wanted = llm(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-    found = proxy(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-    return nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
-
-
 @torch.no_grad()
-def _kl(proxy: nn.Module, llm: nn.Module, windows: torch.Tensor) -> float:
-    parts = windows.split(windows_a_pass(proxy, windows))
-    return sum(float(_divergence(proxy, llm, part)) for part in parts) / windows.numel()
+def _mean_distance(
+    proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, windows: torch.Tensor
+) -> tuple[float, float]:
+    """Return KL, nats a token, and the relative error of hidden states."""
+    found = [distance(proxy, llm, plan, part) for part in windows.split(windows_a_pass(proxy, windows))]
+    kl, states = (sum(float(getattr(d, name)) for d in found) for name in ("kl", "states"))
+    return kl / windows.numel(), states / windows.numel()
 
 
-def _key(parameters: list[nn.Parameter], windows: torch.Tensor, settings: HealConfig, seed: int) -> str:
-    """Return the hash of all that decides the result."""
-    digest = hashlib.sha256(f"{settings.model_dump_json()}|{seed}|{tuple(windows.shape)}".encode())
+def _key(
+    parameters: list[nn.Parameter],
+    windows: torch.Tensor,
+    settings: HealConfig,
+    seed: int,
+    plan: BlockPlan | None,
+) -> str:
+    """Return the hash of all that decides the result, except the LLM that the parameters come from."""
+    said = f"{settings.model_dump_json()}|{seed}|{tuple(windows.shape)}|{plan and plan.kept}"
+    digest = hashlib.sha256(said.encode())
     for tensor in (windows, *parameters):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -40,8 +40,8 @@ class HealingState:
 
     def restore(
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-    ) -> tuple[int, float, float] | None:
-        """Put the state back; return the steps done, the first KL and the seconds, or None without one."""
+    ) -> tuple[int, tuple[float, float], float] | None:
+        """Put the state back; return the steps done, the first distances and the seconds, or None."""
         said, weights = self._read("weight")
         if said is None:
             return None
@@ -54,14 +54,15 @@ class HealingState:
                 "exp_avg": first.to(p.device).clone(),
                 "exp_avg_sq": second.to(p.device).clone(),
             }
-        return steps, float(said["kl_before"]), float(said["seconds"])
+        kl, states = json.loads(said["before"])
+        return steps, (kl, states), float(said["seconds"])
 
     def save(
         self,
         optimizer: torch.optim.Optimizer,
         parameters: list[nn.Parameter],
         steps: int,
-        kl_before: float,
+        before: tuple[float, float],
         seconds: float,
     ) -> None:
         """Write an unfinished state, whole or not at all."""
@@ -71,7 +72,8 @@ class HealingState:
             **{f"first.{i}": s["exp_avg"] for i, s in enumerate(state)},
             **{f"second.{i}": s["exp_avg_sq"] for i, s in enumerate(state)},
         }
-        self._write(tensors, {"steps": str(steps), "kl_before": repr(kl_before), "seconds": repr(seconds)})
+        said = {"steps": str(steps), "before": json.dumps(before), "seconds": repr(seconds)}
+        self._write(tensors, said)
 
     def finish(self, parameters: list[nn.Parameter], result: dict[str, Any]) -> None:
         """Write the result, whole or not at all."""

@@ -97,13 +97,15 @@ class HealConfig(Section):
     With `steps` 0 the proxy's blocks are exact copies, as the paper has them. A step reads `batch_size`
     windows of 128 tokens of `data.public_text`, none of which is used to calibrate or to measure fidelity.
     `blocks` says which are trained: `all`, or `gaps`: those after which the LLM has blocks that the proxy
-    lacks. Fewer need less memory, and the others stay exact copies.
+    lacks. Fewer need less memory, and the others stay exact copies. `state_weight` is the weight of the
+    error of hidden states beside that of predictions; 0: predictions alone.
     """
 
     blocks: Literal["all", "gaps"] = "all"
     steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Positive = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    state_weight: Annotated[float, Field(ge=0)] = 100.0
 
 
 class AdapterConfig(Section):

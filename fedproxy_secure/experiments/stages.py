@@ -163,9 +163,9 @@ def heal_proxy(
         return proxy
     shown, told = progress or NoProgress(), 0
 
-    def tell(step: int, kl: float) -> None:
+    def tell(step: int, loss: float) -> None:
         nonlocal told
-        shown.advance("heal", step - told, note=f"KL {kl:.2f}")
+        shown.advance("heal", step - told, note=f"loss {loss:.2f}")
         told = step
 
     shown.start("heal", config.heal.steps)

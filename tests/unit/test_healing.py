@@ -42,6 +42,16 @@ def test_healing_brings_the_proxy_closer_to_the_llm_on_text_it_never_saw_and_lea
     assert healed.tokens == 12 * 4 * 16
 
 
+def test_healing_that_minds_hidden_states_brings_them_closer_than_healing_that_does_not():
+    found = {}
+    for weight in (0.0, 100.0):
+        llm, proxy = llm_and_proxy()
+        settings = SETTINGS.model_copy(update={"state_weight": weight, "steps": 100})
+        found[weight] = heal(proxy.model, llm, public_windows(), settings, seed=0, plan=proxy.plan)
+    assert found[100.0].state_error_before == found[0.0].state_error_before > 0
+    assert found[100.0].state_error_after < 0.97 * found[0.0].state_error_after
+
+
 def test_a_healed_proxy_holds_no_block_of_the_llm_verbatim_but_its_embeddings():
     llm, proxy = llm_and_proxy()
     exact = verbatim_share(llm, proxy.model, proxy.plan)
