@@ -1,18 +1,19 @@
-"""A10: tokens leak from a proxy whose embeddings are zero except for those of chosen tokens.
+"""A10: tokens leak from a proxy that is made so that a chosen token alone moves a chosen number.
 
-Where an adapter reads zeros, its A gets no gradient. So column j of the A of the first adapted maps moves
-if and only if a record with token j was drawn. This holds for AdamW as for SGD, and in a sum as in one
-update; the sum hides whose record it was. The server needs no message out of turn: it chooses the proxy and
-the first adapter, and all clients get the same.
+Where an adapter reads zeros, its A gets no gradient. So column j of the A of an adapted map moves if and
+only if a record with token j was drawn. This holds for AdamW as for SGD, and in a sum as in one update; the
+sum hides whose record it was. The server needs no message out of turn: it chooses the proxy and the first
+adapter, and all clients get the same.
 
-A client checks the proxy's files, what they load as, that every token has its place, and that weights and
-outputs are finite. This proxy passes those checks; what weights are for, nobody can check. What bounds the
+`proxy_traps` has the ways to make such a proxy. Clients check a proxy before they train it (`load_proxy`),
+and the exam plays only what they would have taken: the first of the traps that loads. That check refuses
+traps in embeddings; a trap in neurons of the first block's MLP passes and reads as much. What bounds the
 leak is differential privacy: of a record's gradient (unit `record`) or of a client's update (unit
 `client`).
 
 The exam plays one round with the recorded clients' records, at the run's settings. A target is a token: one
-of the cohort's under a sum, one of each client's where updates are in the clear. Traps for adapters that do
-not read embeddings, or whose A is frozen, are not built; there the attack is not applicable.
+of the cohort's under a sum, one of each client's where updates are in the clear. Where A is frozen, block 0
+has no adapter, or every trap is refused, the attack is not applicable and says why.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import torch
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.integrity.proxy_traps import TRAPS, Trap
 from attacks.integrity.rehearsal import client_of, job_of
+from attacks.integrity.trap_columns import columns, first_adapter, maps_of
 from attacks.registry import attack
 from attacks.statistics import auc_estimate
 from attacks.white_box import WhiteBox
@@ -38,6 +39,7 @@ from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.ledger import PrivacyLedger
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import record_noise
+from fedproxy_secure.errors import ModelError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.federate.client import LocalClient, Privacy
 from fedproxy_secure.federate.update import ClientUpdate
@@ -50,8 +52,7 @@ from fedproxy_secure.record.view import PublicSettings, View
 from fedproxy_secure.secagg.control import encode_control
 from fedproxy_secure.secagg.ring import quantise, read_sum
 
-TRAPS = 64  # the most tokens; half of them are in the records
-START = 0.1  # standard deviation of the adapter that is broadcast
+MOST_TRAPS = 64  # tokens; half of them are in the records
 EVERYBODY = "the cohort"
 
 
@@ -62,10 +63,12 @@ class Round:
     Args:
         seen: vectors, float32 [d], by the name of their owner.
         tokens: tokens with a trap; the trap of the j-th token is column j.
+        trap: the kind of trap that clients take.
     """
 
     seen: Mapping[str, np.ndarray]
     tokens: tuple[int, ...]
+    trap: Trap
 
 
 @attack(
@@ -82,45 +85,71 @@ class Round:
     )
 )
 class TrappedProxy(Attack):
-    """The attack that tells from the columns that moved which tokens the records hold."""
+    """The attack that tells from the columns that moved which tokens the records hold.
+
+    Args:
+        traps: the ways to make the proxy leak, in the order in which they are tried.
+        checked: whether clients check the proxy; False shows what their check takes from the attack.
+    """
+
+    def __init__(self, traps: Sequence[Trap] = TRAPS, *, checked: bool = True) -> None:
+        self.traps, self.checked = traps, checked
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Play a round on the trapped proxy; the answer is which tokens each vector's owner drew."""
         settings = view.settings
         if settings is None or not (view.masked or view.updates or view.sums):
             raise NotApplicable("no server is corrupted in this view")
-        with white_box.opened(view) as box:
-            if settings.adapter.kind != "lora" or not box.reads_tokens:
-                raise NotApplicable(
-                    "the adapter reads no embeddings, or its A is frozen: no trap is built for that"
-                )
-            records = {n: s.train for n, s in truth.clients.items()}
-            tokens = chosen(records, vocabulary=len(box.tokenizer), most=_width(box), rng=rng)
-        with tempfile.TemporaryDirectory(prefix="fedproxy-trap-") as folder:
-            trapped = trap(view, settings, tokens, Path(folder))
-            start = rng.normal(0, START, settings.d).astype(np.float32)
-            updates, drawn = _trained(trapped, settings, records, start, Path(folder), rng)
+        if settings.adapter.kind != "lora":
+            raise NotApplicable("the adapter's A is frozen or has no columns: no trap is built for that")
+        records = {n: s.train for n, s in truth.clients.items()}
+        with tempfile.TemporaryDirectory(prefix="fedproxy-trap-") as name:
+            folder, reasons = Path(name), []
+            for one in self.traps:
+                try:
+                    tokens = self._tokens(view, one, records, rng)
+                    trapped = trap(view, settings, one, tokens, folder, checked=self.checked)
+                    break
+                except (NotApplicable, ModelError) as error:
+                    reasons.append(f"{one.name}: {error}")
+            else:
+                raise NotApplicable("; ".join(reasons))
+            start = first_adapter(trapped, one, rng)
+            updates, drawn = _trained(trapped, settings, records, start, folder, rng)
         seen = revealed(updates, settings, sizes=[int(np.prod(s)) for s in trapped.shapes], rng=rng)
         everywhere = set.union(*drawn.values())
         held = {who: everywhere if who == EVERYBODY else drawn[who] for who in seen}
         labels = {who: np.array([t in held[who] for t in tokens]) for who in seen}
-        return Exam(question=Round(seen=seen, tokens=tokens), answer=labels)
+        return Exam(question=Round(seen=seen, tokens=tokens, trap=one), answer=labels)
+
+    def _tokens(
+        self, view: View, one: Trap, records: Mapping[str, Sequence[Encoded]], rng: np.random.Generator
+    ) -> tuple[int, ...]:
+        with white_box.opened(view) as box:
+            name = maps_of(box, one)[0]
+            numbers = box.shapes[box.names.index(name)][1]
+            width = int(box.tuned.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+            most = int(one.share * min(numbers, width))
+            return chosen(records, vocabulary=len(box.tokenizer), most=most, rng=rng)
 
     def guess(
         self, view: View, question: Round, budget: Budget, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """Return how far each trap's column moved, float64 [tokens], by the owner of the vector."""
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """Return the kind of trap, and how far each trap's column moved, float64 [tokens], by owner."""
         with white_box.opened(view) as box:
             traps = len(question.tokens)
-            return {who: columns(box, vector, traps) for who, vector in question.seen.items()}
+            moved = {who: columns(box, v, question.trap, traps) for who, v in question.seen.items()}
+        return question.trap.name, moved
 
     def score(
-        self, guess: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray]
+        self, guess: tuple[str, Mapping[str, np.ndarray]], answer: Mapping[str, np.ndarray]
     ) -> tuple[Estimate, ...]:
-        """Return the AUC over all tokens of all vectors."""
-        scores = np.concatenate([guess[who] for who in answer])
+        """Return the AUC over all tokens of all vectors; `how` names the trap."""
+        kind, moved = guess
+        scores = np.concatenate([moved[who] for who in answer])
         labels = np.concatenate([answer[who] for who in answer])
-        return (auc_estimate(scores, labels, metric="auc", seed=0),)
+        made = auc_estimate(scores, labels, metric="auc", seed=0)
+        return (replace(made, how=f"{made.how}; the trap {kind}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The same proxy with updates in the clear and without differential privacy."""
@@ -148,7 +177,7 @@ def chosen(
     there = {t for items in records.values() for item in items for t in item.ids[:-1]}
     present = [t for t in sorted(there) if t > 2]
     absent = [t for t in range(3, vocabulary) if t not in there]
-    count = min(len(present), len(absent), min(most, TRAPS) // 2)
+    count = min(len(present), len(absent), min(most, MOST_TRAPS) // 2)
     if count < 2:
         raise NotApplicable(
             f"records hold {len(present)} of {vocabulary} tokens; at least two must be in records "
@@ -158,29 +187,32 @@ def chosen(
     return tuple(int(t) for t in rng.permutation(both))
 
 
-def trap(view: View, settings: PublicSettings, tokens: Sequence[int], folder: Path) -> WhiteBox:
+def trap(
+    view: View,
+    settings: PublicSettings,
+    one: Trap,
+    tokens: Sequence[int],
+    folder: Path,
+    *,
+    checked: bool = True,
+) -> WhiteBox:
     """Return the trapped proxy with the run's adapter, loaded and checked as clients do it.
 
-    Raises `NotApplicable` where other tokens leave a trace all the same.
+    Raises `ModelError` if clients refuse the proxy, `NotApplicable` where the trap cannot be built or other
+    tokens leave a trace all the same. Without `checked` nothing is refused.
     """
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.models.llm import load_llm
 
     assert view.proxy is not None
     model, tokenizer = load_llm(view.proxy, device="cpu", dtype="float32")
-    with torch.no_grad():
-        weight = cast(Any, model).get_input_embeddings().weight
-        weight.zero_()
-        for place, token in enumerate(tokens):
-            weight[token, place] = 1.0
-    save_model(model, tokenizer, folder / "proxy")
-    loaded = load_proxy(folder / "proxy", max_tokens=settings.max_tokens, device="cpu", dtype="float32")
-    tuned = attach(loaded.model, settings.adapter, seed=settings.seed, blocks=settings.blocks)
-    box = WhiteBox(tuned.eval(), loaded.tokenizer)
-    others = [t for t in range(3, box.vocabulary) if t not in tokens][:2]
-    if box.block_inputs(torch.tensor([others]), box.adapted[0]).abs().max() > 0:
-        raise NotApplicable("this model adds something to every embedding: no trap is built for that")
-    return box
+    one.craft(model, tokenizer, tokens)
+    if checked:
+        save_model(model, tokenizer, folder / "proxy")
+        loaded = load_proxy(folder / "proxy", max_tokens=settings.max_tokens, device="cpu", dtype="float32")
+        model, tokenizer = loaded.model, loaded.tokenizer
+    tuned = attach(model, settings.adapter, seed=settings.seed, blocks=settings.blocks)
+    return WhiteBox(tuned.eval(), tokenizer)
 
 
 def revealed(
@@ -214,24 +246,6 @@ def revealed(
             drawn = discrete.draw(noisy.mechanism, share, Noise(rng.bytes(32)), settings.d)
             total[: settings.d] += drawn.astype(total.dtype)
     return {EVERYBODY: read_sum(plan, total)["update"]}
-
-
-def columns(box: WhiteBox, vector: np.ndarray, traps: int) -> np.ndarray:
-    """Return the length of what moved in each of the first `traps` columns of A, float64 [traps].
-
-    Squares are summed over the maps that read embeddings.
-    """
-    block = box.adapted[0]
-    squares = np.zeros(traps)
-    for name, part in box.pieces(vector).items():
-        read = any(f".{block}.{layer}." in name for layer in box.shared_input(block).names)
-        if read and ".lora_A." in name:
-            squares += np.square(part[:, :traps]).sum(axis=0)
-    return np.sqrt(squares)
-
-
-def _width(box: WhiteBox) -> int:
-    return int(box.tuned.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
 
 
 def _trained(

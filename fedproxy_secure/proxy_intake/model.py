@@ -35,7 +35,9 @@ from fedproxy_secure.models.llm import (
 from fedproxy_secure.proxy_intake.checks import check_finite, check_model, check_runs, check_shapes
 from fedproxy_secure.proxy_intake.digest import loaded_sha256, persistent_buffers
 from fedproxy_secure.proxy_intake.files import CONFIG, TOKENIZER_CONFIG, check_folder
+from fedproxy_secure.proxy_intake.public_text import check_public_text
 from fedproxy_secure.proxy_intake.tokenizer import check_tokenizer
+from fedproxy_secure.proxy_intake.weights import check_weights
 from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.runtime.untrusted import parse_json, read_json
 
@@ -58,8 +60,8 @@ def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: st
     """Load the proxy in a folder, in eval mode, for records of up to `max_tokens` tokens.
 
     Raises `DataError` for files that a proxy may not have, `ModelError` for a model that cannot be loaded
-    whole from them or fails the checks of `proxy_intake.checks`; each in one line, which depends on the
-    proxy alone.
+    whole from them or fails the checks of `proxy_intake.checks`, `weights` or `public_text`; each in one
+    line, which depends on the proxy alone, and on the client's own public text if it names one.
     """
     check_folder(folder)
     place = pick_device(device)
@@ -69,6 +71,7 @@ def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: st
         check_tokenizer(parse_json(tokenizer.backend_tokenizer.to_str()))  # files may be read in two ways
         check_shapes(model, tokenizer, max_tokens=max_tokens)
         check_finite(model)
+        check_weights(model, tokenizer)
         sha256 = loaded_sha256(model, tokenizer)
         cast_weights(model, pick_dtype(dtype, place))
         model.to(place)
@@ -77,6 +80,7 @@ def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: st
     except BaseException as error:  # damaged files may raise any error of the library that reads them
         raise _cannot_be_loaded(folder, error) from error
     check_runs(model, tokenizer, max_tokens=max_tokens)
+    check_public_text(model, tokenizer, max_tokens=max_tokens)
     return ProxyModel(model=model, tokenizer=tokenizer, loaded_sha256=sha256)
 
 

@@ -22,8 +22,9 @@ from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.checks import check_model
 from fedproxy_secure.proxy_intake.files import check_folder
 from fedproxy_secure.proxy_intake.model import load_proxy
+from fedproxy_secure.proxy_intake.public_text import bundled_texts
 from tests.support.hostile_proxies import as_adapter_of, edit_json, edit_weights, shard
-from tests.support.tiny import VOCABULARY, same_weights, save_tiny, tiny_settings
+from tests.support.tiny import VOCABULARY, same_weights, save_tiny, tiny_llama, tiny_settings
 
 NORM = "model.norm.weight"
 
@@ -396,13 +397,24 @@ def words_of(job):
 def test_a_tokenizer_that_fails_on_a_word_does_not_tell_whether_it_is_in_the_data(world, tmp_path):
     pytest.importorskip("opacus")
     job, folder = world
-    save_word_tokenizer(folder, words_of(job))
+    words = sorted({*words_of(job), *"\n".join(bundled_texts()).split()})
+    model = tiny_llama()
+    model.resize_token_embeddings(3 + len(words), mean_resizing=False)
+    model.save_pretrained(folder)
+    save_word_tokenizer(folder, words)
     without = says(with_proxy(job, folder), folder), says(with_privacy(job, folder, tmp_path), folder)
     records(job, "wanted")
     with pytest.raises(Exception, match="UNK"):  # without privacy it tells
         build_client(with_proxy(job, folder), 0, folder)
     assert without == ("built", "built")
     assert says(with_privacy(job, folder, tmp_path), folder) == "built"
+
+
+def test_a_tokenizer_that_fails_on_public_text_is_refused_before_a_record_is_read(world):
+    job, folder = world
+    save_word_tokenizer(folder, [*words_of(job), *(f"word{n}" for n in range(100))])
+    with pytest.raises(ModelError, match="fails on public text"):
+        load_proxy(folder, max_tokens=64, device="cpu")
 
 
 def test_a_response_too_long_for_a_tokenizer_made_for_it_does_not_tell(world, tmp_path):

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from attacks.base import NotApplicable, replace_view
+from attacks.base import Budget, NotApplicable, replace_view
+from attacks.integrity.proxy_traps import TRAPS
 from attacks.integrity.trapped_proxy import EVERYBODY, Round, TrappedProxy, chosen, trap
 from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.errors import ModelError
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.record.view import view
 from tests.support.recorded import record_run
@@ -37,8 +39,9 @@ def under(seen, scheme="masking", **privacy):
     return replace_view(seen, settings=seen.settings.changed(protect=protect, privacy=own))
 
 
-def tried(seen, truth):
-    return run_one(TrappedProxy(), seen, truth, profile="standard", seconds=100, seed=0)
+def tried(seen, truth, *, checked=False):
+    """What the plainest trap reads; with `checked`, what the best that clients take reads."""
+    return run_one(TrappedProxy(checked=checked), seen, truth, profile="standard", seconds=100, seed=0)
 
 
 @pytest.mark.parametrize("scheme", ["masking", "unsafe_plaintext"])
@@ -80,11 +83,32 @@ def test_under_a_sum_there_is_one_vector_and_in_the_clear_one_a_client(world):
         assert all(len(labels) == len(exam.question.tokens) for labels in exam.answer.values())
 
 
-def test_the_trapped_proxy_passes_every_check_that_clients_make(world, tmp_path):
-    """`trap` loads it as they do. What weights are for, nobody can check."""
-    seen, _ = world
-    box = trap(seen, seen.settings, (100, 101), tmp_path)
-    assert box.vocabulary == 259
+def test_it_plays_only_what_clients_take_and_names_the_trap(world, tmp_path):
+    """`trap` loads the proxy as clients do, and they refuse the plainer ones."""
+    seen, truth = world
+    by_name = {one.name: one for one in TRAPS}
+    for refused in ("zeros", "column"):
+        with pytest.raises(ModelError, match="proxy: "):
+            trap(seen, seen.settings, by_name[refused], (100, 101), tmp_path)
+    found = tried(under(seen), truth, checked=True)
+    assert found.headline.how.endswith(("the trap neuron", "the trap faint"))
+    assert tried(under(seen), truth).headline.how.endswith("the trap zeros")
+
+
+def test_where_every_trap_is_refused_it_says_why(world):
+    seen, truth = world
+    plain = [one for one in TRAPS if one.name in ("zeros", "column")]
+    with pytest.raises(NotApplicable, match=r"zeros: proxy: .* embeddings of zero.*; column: proxy: "):
+        TrappedProxy(plain).exam(truth, seen, np.random.default_rng(0))
+
+
+def test_a_client_that_does_not_check_its_proxy_is_read_by_the_plainest_trap(world):
+    seen, truth = world
+    attack = TrappedProxy(checked=False)
+    exam = attack.exam(truth, under(seen), np.random.default_rng(0))
+    assert exam.question.trap.name == "zeros"
+    guess = attack.guess(seen, exam.question, Budget(), np.random.default_rng(0))
+    assert attack.score(guess, exam.answer)[0].value == 1
 
 
 def test_half_of_the_tokens_are_in_the_records_and_half_in_none():
@@ -96,10 +120,8 @@ def test_half_of_the_tokens_are_in_the_records_and_half_in_none():
         chosen(items, vocabulary=4, most=16, rng=np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(
-    "adapter", [{"kind": "ffa"}, {"kind": "core"}, {"blocks": [1]}, {"modules": "mlp"}], ids=str
-)
-def test_where_adapters_read_no_embeddings_no_trap_is_built_and_it_says_so(tmp_path, adapter):
+@pytest.mark.parametrize("adapter", [{"kind": "ffa"}, {"kind": "core"}, {"blocks": [1]}], ids=str)
+def test_where_block_0_trains_no_columns_no_trap_is_built_and_it_says_so(tmp_path, adapter):
     folder = record_run(tmp_path, clients=3, adapter={"rank": 2, **adapter}, federate={"rounds": 1})
     seen, truth = view(folder, threat_model("malicious_proxy")), read_truth(folder)
     with pytest.raises(NotApplicable, match="no trap is built"):

@@ -1,9 +1,7 @@
 """Attacks by a server whose proxy is made to leak: by swapped weights, by telling failures, by traps.
 
-A client checks that a proxy's files are those of a causal LM and lead nowhere else, that they have not
-changed since, that what was loaded is what the job names, and that the proxy runs on every token before a
-record is read. It cannot check what the weights are for: `traps_in_a_sum` reads tokens off a masked sum,
-and only differential privacy bounds what it reads.
+A client checks a proxy's files, what they load as, and its weights, on its tokens and on public text,
+before a record is read. A maker who knows that may still leak (attack A10); differential privacy bounds it.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +29,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.shared_proxy import SharedProxy, shared_proxy, with_proxy
 from fedproxy_secure.flower.asking import Asker
 from fedproxy_secure.flower.grid_around import GridAround
-from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
+from fedproxy_secure.flower.selftest.attempts import Attempt
 from fedproxy_secure.flower.selftest.crafted import (
     VOCABULARY,
     adapter_of,
@@ -145,7 +144,7 @@ def traps_in_a_sum(world: World) -> str:
         )
 
 
-def attempts() -> Iterator[Attempt | Limit]:
+def attempts() -> Iterator[Attempt]:
     """Yield the attempts in the order in which they are shown."""
     yield Attempt(
         adversary=ADVERSARY,
@@ -188,17 +187,19 @@ def attempts() -> Iterator[Attempt | Limit]:
             (proxy_model, "check_finite", _anything), (proxy_model, "check_runs", _anything)
         ),
     )
-    yield Limit(
+    yield Attempt(
         adversary=ADVERSARY,
         name="a proxy that overflows for a token",
         attack=overflows_for_a_token,
-        why="with record-level differential privacy such a record counts as zero; without, a failure tells",
+        known_bad="client that takes any weights",
+        without=takes_any_weights,
     )
-    yield Limit(
+    yield Attempt(
         adversary=ADVERSARY,
         name="a proxy in which chosen tokens alone have gradients",
         attack=traps_in_a_sum,
-        why="it tells of the cohort, not whose; differential privacy bounds it, nothing else does",
+        known_bad="client that takes any weights",
+        without=takes_any_weights,
     )
 
 
@@ -265,6 +266,12 @@ def _first_weight(folder: Path) -> float:
 
 
 # clients with a check taken out
+
+
+def takes_any_weights() -> AbstractContextManager[object]:
+    """Take out the checks for marks of a proxy that was made to leak."""
+    names = ("check_weights", "check_public_text")
+    return taken_out(*((proxy_model, name, _anything) for name in names))
 
 
 def _anything(*_: object, **__: object) -> None:
