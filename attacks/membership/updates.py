@@ -1,15 +1,25 @@
 """A5: was this record drawn in that round? An update is made of the gradients of its records.
 
-The adversary computes the gradient g of each document at the broadcast adapter (downhill, so with a minus
-sign) and compares it with what it saw of the round, u:
+The adversary computes the gradient g of each document (downhill, so with a minus sign) and compares it with
+what it saw of the round, u:
 
     share     a of the ridge regression  u ~ sum_i a_i g_i: which combination of documents explains it.
               Under AdamW, which divides by the gradients' size, the regression is on g over its spread.
     cosine    cos(g, u)
 
 The headline is the share alone for SGD; for AdamW it is the sum of both, each in standard deviations over
-documents. The attack is exact for one step of SGD. Over several steps of AdamW gradients drift and are
-rescaled, and the signal fades.
+documents. The attack is exact for one step of SGD.
+
+Gradients are those at the broadcast adapter, `first`. Over many steps of AdamW they drift and are rescaled,
+and no single point stands for the round. From `MANY_STEPS` on the gradients are therefore taken at three
+points of a surrogate (SME, Zhu et al. 2023),
+
+    first + beta u      for beta = 0, 1/2, 1
+
+and the scores are averaged, each in deviations. A likely reason why later points help: documents that were
+learned have next to no slope left along u, and others were made worse by it. Of a sum u is the mean over
+its clients: the point lies between theirs. `tests/bench/midpoint.py` measures what the points tell, alone
+and together; fewer than `MANY_STEPS` were not measured.
 """
 
 from __future__ import annotations
@@ -42,8 +52,10 @@ KEPT = 3  # questions whose gradients are kept for the negative control, with th
 COLUMNS = 2**16  # numbers of every gradient that are computed with at once
 GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
 FEWEST = 16  # documents of a question, whatever its gradients take
-CONTROL_STEPS = 4  # of AdamW, in the positive control
-SHARE = 0.5  # of its seconds that the attack spends on gradients; the positive control needs some, too
+MANY_STEPS = 20  # of AdamW, from which on gradients at later points help
+BETAS = (0.0, 0.5, 1.0)
+CONTROL_STEPS = 4  # of AdamW, in the positive control of a run with fewer than many
+SHARE = 0.4  # of its seconds that the attack spends on gradients; controls need up to as much again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,38 @@ class Asked:
     documents: tuple[Encoded, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """What scores need of n gradients g and a movement u; over several tensors they add up.
+
+    `squares`, `along`: |g|^2 and g . u, float64 [n]. `gram`, `against`: the same of the rows that are
+    regressed on, [n, n] and [n]. `moved`: |u|^2.
+    """
+
+    squares: np.ndarray
+    along: np.ndarray
+    gram: np.ndarray
+    against: np.ndarray
+    moved: float
+
+
+def products(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> Products:
+    """Return the products of gradients, float [n, d], and the round's movement, [d]."""
+    n, moved = len(gradients), 0.0
+    squares, along = np.zeros(n), np.zeros(n)
+    gram, against = np.zeros((n, n)), np.zeros(n)
+    for at in range(0, gradients.shape[1], COLUMNS):  # in float64, but never all numbers at once
+        g = gradients[:, at : at + COLUMNS].astype(np.float64)
+        u = update[at : at + COLUMNS].astype(np.float64)
+        squares += np.square(g).sum(axis=1)
+        along += g @ u
+        moved += float(u @ u)
+        scaled = g if optimizer == "sgd" else g / (np.sqrt(np.square(g).mean(axis=0)) + 1e-12)
+        gram += scaled @ scaled.T
+        against += scaled @ u
+    return Products(squares=squares, along=along, gram=gram, against=against, moved=moved)
+
+
 def scores(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> dict[str, np.ndarray]:
     """Return scores of documents by name, [n], from their gradients and the round's movement.
 
@@ -63,23 +107,30 @@ def scores(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> dict[st
         update: what the round moved, [d].
         optimizer: the clients' optimiser, `sgd` or `adamw`.
     """
-    n = len(gradients)
-    squares, along = np.zeros(n), np.zeros(n)
-    gram, against = np.zeros((n, n)), np.zeros(n)
-    for at in range(0, gradients.shape[1], COLUMNS):  # in float64, but never all numbers at once
-        g = gradients[:, at : at + COLUMNS].astype(np.float64)
-        u = update[at : at + COLUMNS].astype(np.float64)
-        squares += np.square(g).sum(axis=1)
-        along += g @ u
-        scaled = g if optimizer == "sgd" else g / (np.sqrt(np.square(g).mean(axis=0)) + 1e-12)
-        gram += scaled @ scaled.T
-        against += scaled @ u
-    lengths = np.maximum(np.sqrt(squares), 1e-12)
-    cosine = along / lengths / max(float(np.linalg.norm(update.astype(np.float64))), 1e-12)
-    ridge = RIDGE[optimizer] * np.trace(gram) / n * np.eye(n)
-    shares = np.linalg.solve(gram + ridge, against)
+    return scores_of(products(gradients, update, optimizer), optimizer)
+
+
+def scores_of(p: Products, optimizer: str) -> dict[str, np.ndarray]:
+    """Return scores of documents by name, [n], from their products."""
+    n = len(p.squares)
+    lengths = np.maximum(np.sqrt(p.squares), 1e-12)
+    cosine = p.along / lengths / max(np.sqrt(p.moved), 1e-12)
+    ridge = RIDGE[optimizer] * np.trace(p.gram) / n * np.eye(n)
+    shares = np.linalg.solve(p.gram + ridge, p.against)
     best = shares if optimizer == "sgd" else deviations(cosine) + deviations(shares)
     return {"auc": best, "cosine": cosine, "share": shares}
+
+
+def betas_of(local: LocalConfig) -> tuple[float, ...]:
+    """Return where between the first adapter (0) and the last (1) gradients are compared with an update."""
+    return BETAS if local.optimizer == "adamw" and local.steps >= MANY_STEPS else BETAS[:1]
+
+
+def averaged(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the mean of scores by name, in deviations; scores of one point as they are."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.mean([deviations(p[name]) for p in parts], axis=0) for name in parts[0]}
 
 
 def deviations(values: np.ndarray) -> np.ndarray:
@@ -145,12 +196,25 @@ class UpdateMembership(Attack):
         optimizer = view.settings.local.optimizer
         seen = {(r, clients): vector for r, clients, vector in vectors(view, most=1 << 30)}
         by_question: list[dict[str, np.ndarray]] = []
+        betas = betas_of(view.settings.local)
         with white_box.opened(view) as box:
             for one in question:
-                adapter, share = view.adapters[one.round], SHARE * (len(by_question) + 1) / len(question)
-                count = min(most, max(FEWEST, GRADIENTS // adapter.size))
-                gradients = self._gradients(box, adapter, one.documents[:count], budget, until=share)
-                by_question.append(scores(gradients, seen[one.round, one.clients], optimizer))
+                start, update = view.adapters[one.round], seen[one.round, one.clients]
+                own = sum(name in view.own for name in one.clients)  # whose part is not in the update
+                mean = update / (len(one.clients) - own) if own else update
+                # the gradients at the other points take as long as those at the first
+                until = SHARE * (len(by_question) + 1 / len(betas)) / len(question)
+                documents = one.documents[: min(most, max(FEWEST, GRADIENTS // start.size))]
+                parts = []
+                for beta in betas:
+                    if beta == 0:
+                        gradients = self._gradients(box, start, documents, budget, until=until)
+                    else:
+                        box.set((start + beta * mean).astype(np.float32))
+                        gradients = -record_gradients(box, documents, budget=budget)
+                    documents = documents[: len(gradients)]
+                    parts.append(scores(gradients, update, optimizer))
+                by_question.append(averaged(parts))
         return tuple(by_question)
 
     def score(
@@ -209,12 +273,13 @@ class UpdateMembership(Attack):
 
 
 def _with_adamw(control: View, truth: Truth, local: LocalConfig) -> tuple[View, Truth]:
-    """Return a control of one step with the update of `CONTROL_STEPS` AdamW steps on the same records."""
+    """Return a control of one step with the update of some AdamW steps on the same records."""
     assert control.settings is not None
     ((number, name),) = control.updates
     state = truth.clients[name]
     start = control.adapters[number]
-    few = local.model_copy(update={"steps": CONTROL_STEPS, "batch_size": len(state.train)})
+    steps = MANY_STEPS if local.steps >= MANY_STEPS else CONTROL_STEPS  # so that it reads the same points
+    few = local.model_copy(update={"steps": steps, "batch_size": len(state.train)})
     with white_box.opened(control, start) as box:
         train(
             box.tuned,

@@ -22,6 +22,7 @@ from fedproxy_secure.runtime.randomness import stream
 
 TEXTS = 10  # updates of random text
 REFERENCE = 8192  # tokens of a large vocabulary whose inputs give the second moments of all
+ALL_INSIDE = 1e-6  # squared distance of half of the tokens from a span that tells nothing
 TEXT_RECORDS, TEXT_TOKENS = 16, 24  # size of an update of random text
 
 
@@ -30,7 +31,8 @@ class Scores:
     """Raw scores of all tokens, float64 [V], averaged over matrices.
 
     `span`: minus the distance from the span; `weighted`: squared cosines with the singular directions,
-    weighted by singular values. `rank`: dimensions of the largest space; `free`: those outside the fullest.
+    weighted by singular values. `rank`: dimensions of the largest space; `free`: those outside the fullest,
+    and 0 if most tokens lie in a space.
     """
 
     span: np.ndarray
@@ -133,7 +135,10 @@ def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:
         sigma, right = row_space(matrix, w, noise=spaces.noise)
         rank, free = max(rank, len(sigma)), min(free, matrix.shape[1] - len(sigma))
         inside = np.square((rows @ right.T.astype(rows.dtype)).astype(np.float64))
-        span -= np.sqrt(np.clip(1 - inside.sum(axis=1), 0, None)) / count
+        outside = np.clip(1 - inside.sum(axis=1), 0, None)
+        if np.median(outside) < ALL_INSIDE:  # inputs need not take all dimensions: norms may take one away
+            free = 0
+        span -= np.sqrt(outside) / count
         if len(sigma):
             weighted += inside @ sigma / sigma.sum() / count
     best = [x.reshape(candidates.tokens, -1).max(axis=1) for x in (span, weighted)]

@@ -7,7 +7,8 @@ The embeddings z of one sequence are optimised until their adapter gradient poin
 
 The nearest tokens are sought among those that A2 names, or among its highest-scoring ones if it names fewer
 than two. The response is guessed too: its tokens are the last of the sequence. The method works at best on
-one individual update of few steps; on sums its result is noise.
+one individual update of few steps; on sums its result is noise. Gradients are those at the adapter that the
+round began with, which an update of several steps is only roughly; A5 reads other points as well.
 
 After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2022, arXiv 2202.08827).
 """

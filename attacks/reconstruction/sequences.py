@@ -42,7 +42,14 @@ from attacks.base import (
 from attacks.reconstruction.candidates import Candidates, usual_inputs
 from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.rouge import best_rouge
-from attacks.reconstruction.row_spaces import row_space, spaces_of, span_residual, unit, whitening
+from attacks.reconstruction.row_spaces import (
+    Spaces,
+    row_space,
+    spaces_of,
+    span_residual,
+    unit,
+    whitening,
+)
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
@@ -71,11 +78,10 @@ class Found:
 
 def search(
     box: WhiteBox,
-    adapter: np.ndarray,
-    update: np.ndarray,
+    spaces: Spaces,
+    block: int,
     tokens: Sequence[int],
     *,
-    kind: str,
     tolerance: float,
     longest: int,
     budget: Budget,
@@ -87,10 +93,16 @@ def search(
     that knows only relative positions cannot tell them from the token alone. Of the prefixes that fit only
     the best are kept, as many as the span has dimensions, because each true prefix contributed one
     dimension.
+
+    Args:
+        box: the proxy; its adapter decides what blocks read.
+        spaces: what the vector holds of the block's inputs.
+        block: the block whose inputs are compared.
+        tokens: the tokens that sequences are made of.
+        tolerance: residual below which a prefix is taken as present, in [0, 1].
+        longest: tokens of the longest sequence.
+        budget: the limits of the attack.
     """
-    block = telling_block(box)
-    box.set(adapter)
-    spaces = spaces_of(box, update, block, kind)
     reference = usual_inputs(box, block)
     parts = []
     for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
@@ -183,7 +195,7 @@ class LoraSpanSequences(Attack):
         results = []
         with white_box.opened(view) as box:
             assert settings is not None
-            telling_block(box)
+            block = telling_block(box)
             still = settings.local.steps == 1 or not box.reads_tokens  # hidden states did not move
             exact = still and settings.local.optimizer == "sgd"
             for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=4, full=16)):
@@ -204,10 +216,9 @@ class LoraSpanSequences(Attack):
                 if len(named):
                     sequences, tried, full = search(
                         box,
-                        view.adapters[r],
-                        vector,
+                        spaces_of(box, vector, block, settings.adapter.kind),
+                        block,
                         named.tolist(),
-                        kind=settings.adapter.kind,
                         tolerance=ONE_STEP if exact else SEVERAL_STEPS,
                         longest=settings.max_tokens,
                         budget=budget,

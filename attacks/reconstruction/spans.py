@@ -21,6 +21,11 @@ spans as they are. And what a token scores on average where nothing can be found
 updates of random text that the adversary makes) is regressed out over the vocabulary. What is left carries
 no information in either kind (AUC .50, spread .02 to .05).
 
+Embeddings do not move in a round, so it does not matter at which adapter an update of several steps is
+read, whether the one that the round began with, the one it led to, or a point between (a surrogate as in
+SME, Zhu et al. 2023): the candidates are the same. The two places where a point could enter are updates of
+random text and what B's update holds of A's outputs; `tests/bench/midpoint.py` measures both.
+
 If block 0 is not adapted, or only its MLP is, the first adapted maps read something that depends on the
 text before. Tokens are then compared with an approximation of their input; A3 is the exact attack.
 
@@ -32,7 +37,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import beta, rankdata
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, Inconclusive, Truth
@@ -94,6 +99,20 @@ def adds_up(settings: PublicSettings, *, summed: bool) -> bool:
     )
 
 
+def in_span(raw: Scores, *, positions: int) -> np.ndarray:
+    """Return which tokens lie in the span, bool [V]; none if the span is full.
+
+    A direction drawn evenly from `rank + free` dimensions lies at a distance from a span of `rank` of them
+    whose square follows the Beta distribution of free / 2 and rank / 2. A token is taken as present if its
+    residual is below `EXACT`, and so low that a share `BY_CHANCE` of absent tokens, each at as many
+    positions, would reach it.
+    """
+    if raw.free == 0:
+        return np.zeros(len(raw.span), dtype=bool)
+    by_chance = np.sqrt(beta.ppf(BY_CHANCE / positions, raw.free / 2, max(raw.rank, 1) / 2))
+    return np.asarray(-raw.span < min(EXACT, float(by_chance)))
+
+
 def attack_one(
     candidates: Candidates,
     spaces: Spaces,
@@ -116,7 +135,7 @@ def attack_one(
     )
     chosen = scores > STANDS_OUT
     if exact:
-        chosen = -raw.span < min(EXACT, BY_CHANCE ** (1 / raw.free))
+        chosen = in_span(raw, positions=len(candidates.rows[0]) // candidates.tokens)
         # a token in the span comes before all that are not
         scores = np.where(chosen, scores + np.ptp(scores) + 1, scores)
     at = np.cumsum([len(g) for g in groups])[:-1]

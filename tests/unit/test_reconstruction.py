@@ -24,6 +24,7 @@ from attacks.statistics import auc_value
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
+from tests.support.full_weights import open_model
 from tests.support.lab import make_lab, records, truth_of
 from tests.support.tiny import VOCABULARY, tiny_llama
 
@@ -470,6 +471,35 @@ def test_there_is_no_control_without_a_proxy_or_a_trained_round(labs):
     assert one_step_control(replace(lab.view(updates), proxy=None), truth, records=1) is None
     assert one_step_control(lab.view(updates), Truth(clients={}), records=1) is None
     assert one_step_control(replace(lab.view(updates), adapters={}), truth, records=1) is None
+
+
+# DAGER's published setting: a model's own weights, no adapter
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_gradient_of_a_models_own_weights_gives_a_small_batch_away_word_for_word(kind, count):
+    items = records(np.random.default_rng(0), count, tokens=40, length=10)
+    named, sequences = open_model(kind).recovered(items, longest=10)
+    assert set(np.flatnonzero(named).tolist()) == {t for item in items for t in item.ids[:-1]}
+    assert set(sequences) == {item.ids[:-1] for item in items}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_batch_of_more_inputs_than_the_hidden_size_is_not_told_from_any_other(kind):
+    items = records(np.random.default_rng(0), 12, tokens=200, length=10)
+    assert len({item.ids[:n] for item in items for n in range(1, 10)}) > 64
+    named, sequences = open_model(kind).recovered(items, longest=10)
+    assert not named.any()
+    assert sequences == ()
+
+
+def test_close_to_the_hidden_size_no_absent_token_is_named_by_chance():
+    """With few free dimensions absent tokens come close to the span: here within .02 of it."""
+    for seed in range(3):
+        items = records(np.random.default_rng(seed), 7, tokens=200, length=10)
+        named, _ = open_model("gpt2").recovered(items, longest=10)
+        assert set(np.flatnonzero(named).tolist()) <= {t for item in items for t in item.ids[:-1]}
 
 
 # A4

@@ -7,7 +7,7 @@ import pytest
 
 from attacks.base import Budget, NotApplicable, OutOfTime, Truth
 from attacks.membership.gradients import record_gradients
-from attacks.membership.updates import Asked, UpdateMembership, deviations, scores
+from attacks.membership.updates import Asked, UpdateMembership, betas_of, deviations, scores
 from attacks.statistics import auc_value
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.record.private import PrivateRound, PrivateState
@@ -109,7 +109,54 @@ def test_adamw_over_several_steps_still_tells(labs):
     assert auc_of(lab.view(updates), truth).low > 0.5
 
 
-@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("adamw", 5)])
+def test_many_steps_of_adamw_are_read_at_three_points_and_fewer_or_sgd_at_one(labs):
+    assert betas_of(labs("adamw", 20).settings.local) == (0.0, 0.5, 1.0)
+    assert betas_of(labs("adamw", 5).settings.local) == (0.0,)
+    assert betas_of(labs("sgd", 20).settings.local) == (0.0,)
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_the_points_lie_between_the_first_adapter_and_where_the_update_led(labs, summed):
+    lab = labs("adamw", 20)
+    updates, truth = rounds_of(lab, 2)
+    view = lab.view(updates, summed=summed)
+    exam = UpdateMembership().exam(truth, view, np.random.default_rng(0))
+    budget, rng = Budget(profile="standard"), np.random.default_rng(0)
+    found = UpdateMembership().guess(view, exam.question, budget, rng)
+    for asked, guessed in zip(exam.question, found, strict=True):
+        moved = np.mean([updates[name] for name in asked.clients], axis=0)
+        by_hand = []
+        with lab.opened() as box:
+            for beta in (0.0, 0.5, 1.0):
+                box.set((lab.start + beta * moved).astype(np.float32))
+                gradients = -record_gradients(box, asked.documents, budget=budget)
+                by_hand.append(deviations(scores(gradients, moved, "adamw")["auc"]))
+        np.testing.assert_allclose(guessed["auc"], np.mean(by_hand, axis=0), atol=1e-3)
+
+
+def test_the_points_of_a_sum_do_not_depend_on_who_knows_its_own_part(labs):
+    """Less its own part a corrupted client sees a sum of the others: their mean is what is read."""
+    lab = labs("adamw", 20)
+    updates, truth = rounds_of(lab, 3)
+    honest = Truth(clients={n: s for n, s in truth.clients.items() if n != "c0"})
+    colluding = replace(lab.view(updates, summed=True), own={"c0": truth.clients["c0"]})
+    without = lab.view({n: u for n, u in updates.items() if n != "c0"}, summed=True)
+    found = []
+    for view in (colluding, without):
+        exam = UpdateMembership().exam(honest, view, np.random.default_rng(0))
+        budget, rng = Budget(profile="standard"), np.random.default_rng(0)
+        found.append(UpdateMembership().guess(view, exam.question, budget, rng)[0]["auc"])
+    np.testing.assert_allclose(np.sort(found[0]), np.sort(found[1]), atol=1e-2)
+
+
+def test_many_steps_of_adamw_still_tell(labs):
+    lab = labs("adamw", 20)
+    for summed in (False, True):
+        updates, truth = rounds_of(lab, 2)
+        assert auc_of(lab.view(updates, summed=summed), truth).low > 0.5
+
+
+@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("adamw", 5), ("adamw", 20)])
 def test_documents_of_another_client_are_at_chance(labs, optimizer, steps):
     """95 % intervals: 4 or more of 10 miss .5 with a probability below 1 in 900."""
     lab = labs(optimizer, steps)
@@ -124,10 +171,11 @@ def test_documents_of_another_client_are_at_chance(labs, optimizer, steps):
     assert abs(np.mean(values) - 0.5) < 4 * np.std(values, ddof=1) / np.sqrt(10)
 
 
+@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("adamw", 20)])
 @pytest.mark.parametrize("summed", [False, True])
-def test_a_shuffled_update_or_sum_is_at_chance(labs, summed):
+def test_a_shuffled_update_or_sum_is_at_chance(labs, summed, optimizer, steps):
     """95 % intervals: 4 or more of 10 miss .5 with a probability below 1 in 900."""
-    lab = labs()
+    lab = labs(optimizer, steps)
     updates, truth = rounds_of(lab, 2)
     view = lab.view(updates, summed=summed)
     found = shuffled_aucs(view, truth, range(10))
@@ -136,8 +184,9 @@ def test_a_shuffled_update_or_sum_is_at_chance(labs, summed):
     assert abs(np.mean(values) - 0.5) < 4 * np.std(values, ddof=1) / np.sqrt(10)
 
 
-def test_the_positive_control_succeeds(labs):
-    lab = labs("adamw", 5)
+@pytest.mark.parametrize("steps", [5, 20])
+def test_the_positive_control_succeeds(labs, steps):
+    lab = labs("adamw", steps)
     updates, truth = rounds_of(lab, 2)
     view, control = UpdateMembership().positive(lab.view(updates, summed=True), truth)
     assert auc_of(view, control).value == 1.0
