@@ -15,7 +15,13 @@ from scipy.stats import binom, norm, rankdata
 from attacks.judging.measured import Measured, of_kinds, with_power
 from attacks.judging.power import AucPower, MeanPower, RatePower, SharePower
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, proportion_interval
+from fedproxy_secure.evidence.estimate import (
+    CONFIDENCE,
+    Estimate,
+    mean_interval,
+    proportion_interval,
+    wilson,
+)
 from fedproxy_secure.evidence.targets import components
 
 
@@ -133,15 +139,24 @@ def over_targets(
         metric: name of the estimate.
         unit: unit of the values.
         seed: seed that the estimate is reported with.
-        within: the lowest and highest possible value; the interval is cut to it.
+        within: the lowest and highest possible value; the interval is cut to it. Targets that agree get the
+            interval of a share, Wilson's, stretched to that range. Without `within` they get none.
         chance: the value where there is nothing to find; with it, the estimate says what it could have
             shown also where it is no headline.
     """
     mean = mean_interval(dict(enumerate(values)), metric=metric, unit=unit)
-    low, high = mean.low, mean.high
+    low, high, how = mean.low, mean.high, "mean over targets, Student t 95 %"
+    if len(values) == 1:
+        how = "one target, no interval"
+    elif low is None or high is None:
+        how = "targets that agree, no interval"
+        if within is not None:
+            width = within[1] - within[0]
+            ends = wilson((mean.value - within[0]) / width, len(values))
+            low, high = (within[0] + width * end for end in ends)
+            how = "targets that agree, Wilson 95 % as of a share"
     if within is not None and low is not None and high is not None:
         low, high = max(within[0], low), min(within[1], high)
-    how = "mean over targets, Student t 95 %" if len(values) > 1 else "one target, no interval"
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return Measured(
         metric=metric,

@@ -11,7 +11,9 @@ are. The last is not. Nobody sees a client's words, so it is bounded only by wha
 and of a step. The estimates include how far it moves the step, compared with the clipped attacker.
 
 The rehearsal trains the recorded clients again, with and without the attacker, so the measured damage is
-causal. The negative control is the same client with another seed, whose effect is chance.
+causal. In the negative control the client is honest and draws its records anew, with replacement and under
+another seed: what that does to the others is chance. There are as many draws as plays of the attack. The
+worst of them counts, as the worst play does.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ POISONING = (("MITRE ATLAS", "5", "AML.T0020"), ("OWASP LLM", "2025", "LLM04"))
 TRIGGER = "Zq Zq"
 FLIP, SCALE, BACKDOOR = -10.0, 10.0, 5.0
 PLAYS = ("sign_flip", "scaling", "backdoor")
-BEYOND, ANOTHER_SEED = "beyond_clip", "another seed"
+BEYOND = "beyond_clip"
+REDRAWS = tuple(f"another draw {i}" for i in range(1, len(PLAYS) + 1))  # plays of the negative control
 CLIP_OF_HONEST = 1.5  # the adaptive clip settles at this multiple of the largest honest coordinate
 TESTED = 60  # test records of each honest client
 
@@ -152,7 +155,7 @@ class Poisoning(Attack):
         return replace_view(view, settings=view.settings.changed(protect=protect, fusion=fusion)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The client plays honestly, with another seed."""
+        """The client plays honestly, with other draws of its records; the worst of several counts."""
         return replace_view(view, threat_model=NOBODY), exam
 
 
@@ -168,11 +171,12 @@ def _played(box: WhiteBox, view: View, stage: Stage, budget: Budget) -> Damage:
     first: FirstRound = {}
     rules = rules_of(settings, own_only=idle or budget.profile == "smoke")
     for rule in rules:
-        plays = (ANOTHER_SEED,) if idle else PLAYS
+        plays = REDRAWS if idle else PLAYS
         if not idle and rule is rules[0] and rule.clip is not None:  # possible in protected runs only
             plays = (*plays, BEYOND)
         for play in ("honest", *plays):
             train, craft = play_of(play, stage, box.tokenizer)
+            other_seed = settings.seed + 1 + REDRAWS.index(play) if play in REDRAWS else None
             if play == BEYOND:
                 craft = beyond(rule, settings, clients=len(train))
             trace: list[np.ndarray] = []
@@ -187,7 +191,7 @@ def _played(box: WhiteBox, view: View, stage: Stage, budget: Budget) -> Damage:
                 first=first,
                 crafts={stage.attacker: craft} if craft is not None else {},
                 unclipped=(stage.attacker,) if play == BEYOND else (),
-                seeds={stage.attacker: settings.seed + 1} if play == ANOTHER_SEED else {},
+                seeds={} if other_seed is None else {stage.attacker: other_seed},
                 trace=trace,
             )
             steps[rule.name, play] = trace[0]
@@ -260,6 +264,11 @@ def play_of(play: str, stage: Stage, tokenizer: Any) -> tuple[dict[str, Sequence
     if play == "backdoor":
         train[stage.attacker] = [triggered(i, stage, tokenizer) for i in train[stage.attacker]]
         return train, lambda update, _: BACKDOOR * update
+    if play in REDRAWS:
+        own = train[stage.attacker]
+        rng = np.random.default_rng(REDRAWS.index(play))
+        train[stage.attacker] = [own[i] for i in rng.integers(len(own), size=len(own))]
+        return train, None
     factor = {"sign_flip": FLIP, "scaling": SCALE}.get(play)
     if factor is None:
         return train, None

@@ -85,16 +85,20 @@ class Config(Section):
         """Return the hex digest of the settings that can change a result; every record of a run has it."""
         return self._digest(NO_EFFECT)
 
-    def cell_sha256(self) -> str:
+    def cell_sha256(self, *, has_proxy: bool = True) -> str:
         """Return the hex digest of the settings that can change one cell of a comparison.
 
         Not among them: seeds, methods and remove ratios, which say what cells there are, the name, the
         sections `attacks` and `matrix`, and what is local to one party, such as `data.root`.
-        """
-        return self._digest(NO_EFFECT, OWN, SWEEP)
 
-    def _digest(self, *left_out: Mark) -> str:
-        canonical = json.dumps(without_nulls(self.without(*left_out)), sort_keys=True)
+        Args:
+            has_proxy: whether the method has a proxy; without one, `compress` and `heal` do not count.
+        """
+        return self._digest(NO_EFFECT, OWN, SWEEP, sections=() if has_proxy else ("compress", "heal"))
+
+    def _digest(self, *left_out: Mark, sections: tuple[str, ...] = ()) -> str:
+        values = {name: value for name, value in self.without(*left_out).items() if name not in sections}
+        canonical = json.dumps(without_nulls(values), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -5,23 +5,23 @@ and how the interval was made. Intervals are two-sided, 95 %.
 
 Student t assumes that seeds are independent and that their values are about normal. Wilson assumes that
 records are independent; it says nothing about how another seed would have trained.
+
+Seeds that agree claim no certainty. Where the data of one seed allow an interval, that of all seeds is no
+narrower than theirs on average (`no_surer`). Where they allow none, and all seeds give the same number,
+there is no interval, unless the number was counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from fedproxy_secure.errors import DataError
 
 CONFIDENCE = 0.95
-BOOTSTRAP_DRAWS = 2000
-Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 _Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
+_ROUNDING = 1e-12  # seeds that differ by less, relative to their mean, agree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,9 @@ def mean_interval(
     unit: str,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
-    """Return the mean over seeds with its Student t interval; a single seed has no interval.
+    """Return the mean over seeds with its Student t interval.
+
+    A single seed has no interval, and neither have seeds that agree: their spread is not known to be 0.
 
     Args:
         values_by_seed: one value per seed.
@@ -86,8 +88,8 @@ def mean_interval(
     values = list(values_by_seed.values())
     mean = math.fsum(values) / len(values)
     low = high = None
-    how = "one seed, no interval"
-    if len(values) > 1:
+    how = "one seed, no interval" if len(values) == 1 else "seeds that agree, no interval"
+    if max(values) - min(values) > _ROUNDING * abs(mean):
         half = _t_half_width(values, mean)
         low, high = max(mean - half, within[0]), min(mean + half, within[1])
         how = "mean over seeds, Student t 95 %"
@@ -115,14 +117,12 @@ def proportion_interval(
     if not 0 <= correct <= n or n < 1:
         raise DataError(f"{metric}: {correct} of {n}: must be 0 <= correct <= n, n >= 1")
     share = correct / n
-    shrink = 1 + _Z**2 / n
-    centre = (share + _Z**2 / (2 * n)) / shrink
-    half = _Z / shrink * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    low, high = wilson(share, n)
     return Estimate(
         metric=metric,
         value=share,
-        low=max(0.0, min(centre - half, share)),  # rounding must not push the share outside
-        high=min(1.0, max(centre + half, share)),
+        low=low,
+        high=high,
         n=n,
         unit=unit,
         seeds=tuple(seeds),
@@ -130,19 +130,40 @@ def proportion_interval(
     )
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of a share of n, [0, 1]; they hold the share.
+
+    No n numbers in [0, 1] with this mean spread farther than n zeros and ones do.
+    """
+    shrink = 1 + _Z**2 / n
+    centre = (share + _Z**2 / (2 * n)) / shrink
+    half = _Z / shrink * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    # rounding must not push the share outside
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
 def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
     """Return the estimate over seeds, no narrower than the seeds' own intervals are on average.
 
-    Without this, a few seeds that agree, such as 0 of 64 each, would have an interval without width.
+    Without this, a few seeds that agree, such as 0 of 64 each, would claim certainty. Where a seed has no
+    interval of its own, the estimate stays as it is.
+
+    Args:
+        joined: the mean over two seeds or more.
+        parts: the estimate of each seed.
     """
-    lows, highs = [p.low for p in parts], [p.high for p in parts]
-    if joined.low is None or joined.high is None or None in lows or None in highs:
+    lows = [p.low for p in parts if p.low is not None]
+    highs = [p.high for p in parts if p.high is not None]
+    if len(lows) < len(parts):
         return joined
-    low = min(joined.low, math.fsum(v for v in lows if v is not None) / len(parts))
-    high = max(joined.high, math.fsum(v for v in highs if v is not None) / len(parts))
-    if (low, high) == (joined.low, joined.high):
-        return joined
-    how = joined.how + ", no narrower than a seed's own"
+    low, high = math.fsum(lows) / len(parts), math.fsum(highs) / len(parts)
+    if joined.low is not None and joined.high is not None:
+        if joined.low <= low and high <= joined.high:
+            return joined
+        low, high = min(joined.low, low), max(joined.high, high)
+        how = joined.how + ", no narrower than a seed's own"
+    else:
+        how = "seeds that agree, as wide as a seed's own"
     return Estimate(**{**vars(joined), "low": low, "high": high, "how": how})
 
 
@@ -184,64 +205,6 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
         seeds=a.seeds,
         how=how,
     )
-
-
-def mean_share(bits: Bits) -> float:
-    """Return the share of correct answers; each task counts the same."""
-    return float(np.mean([np.mean(b) for b in bits.values()]))
-
-
-def over_seeds_or_records(
-    by_seed: Mapping[int, Sequence[Bits]],
-    statistic: Callable[..., Any],
-    metric: str,
-    *,
-    unit: str = "share",
-) -> Estimate:
-    """Return a statistic of shares of correct answers, as a mean over seeds.
-
-    With one seed it is bootstrapped over records instead.
-
-    Args:
-        by_seed: for each seed, the answers of one or more models to the same records.
-        statistic: maps the models' shares (`mean_share`), or arrays of shares, to a number or an array.
-        metric: name of the number.
-        unit: its unit.
-    """
-    values = {seed: float(statistic(*map(mean_share, bits))) for seed, bits in by_seed.items()}
-    if len(values) > 1:
-        return mean_interval(values, metric=metric, unit=unit)
-    ((seed, models),) = by_seed.items()
-    rng, drawn = np.random.default_rng(seed), [np.zeros(BOOTSTRAP_DRAWS) for _ in models]
-    for task in models[0]:
-        records = len(models[0][task])
-        picked = rng.integers(records, size=(BOOTSTRAP_DRAWS, records))
-        for share, bits in zip(drawn, models, strict=True):
-            share += np.asarray(bits[task], dtype=np.float64)[picked].mean(axis=1) / len(models[0])
-    with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
-        draws = np.asarray(statistic(*drawn))
-    draws = draws[np.isfinite(draws)]
-    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (values[seed], values[seed])
-    return Estimate(
-        metric=metric,
-        value=values[seed],
-        low=float(min(low, values[seed])),
-        high=float(max(high, values[seed])),
-        n=sum(len(b) for b in models[0].values()),
-        unit=unit,
-        seeds=(seed,),
-        how="one seed; bootstrap over test records, 95 %",
-    )
-
-
-def alone(share: Any) -> Any:
-    """Return the share itself: the statistic of a single model."""
-    return share
-
-
-def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:
-    """Return `(method - zero-shot) / (centralised - zero-shot)`, for shares or arrays of shares."""
-    return (method - zero_shot) / (ceiling - zero_shot)
 
 
 def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:

@@ -21,6 +21,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     cell_file,
     cells_of,
     run_cell,
+    settings_sha256,
     write_cell,
 )
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
@@ -95,7 +96,8 @@ def compare(
             _run_cells(config, out, todo, whole, on_cuda=origin.device.startswith("cuda"))
         ) as ended:
             for result in ended:
-                write_cell(folder.path, replace(result, origin=origin))
+                settings = settings_sha256(config, result.cell)
+                write_cell(folder.path, replace(result, origin=replace(origin, settings=settings)))
                 left.remove(result.cell)
                 forget_weights(out, _proxies(config, left))
                 whole.ended(result.cell.name)

@@ -37,7 +37,9 @@ class Method(ABC):
             makes it once for all cells that start from it.
         trains: whether it trains anything.
         long: whether it takes much longer than others; it is then begun first.
-        end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1; one method for each.
+        end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1.
+            `pooled_proxy` is the tuned proxy that federated ones are held against, to tell what is lost
+            where. One method for each.
         note: what a reader must know before believing its row.
     """
 
@@ -47,7 +49,7 @@ class Method(ABC):
     settings_proxy: bool = True
     trains: bool = True
     long: bool = False
-    end: Literal["floor", "ceiling"] | None = None
+    end: Literal["floor", "ceiling", "pooled_proxy"] | None = None
     note: str = ""
 
     def federation(self, config: Config) -> Config | None:

@@ -92,11 +92,6 @@ def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Accuracy]:
     }
 
 
-def shares(texts: Mapping[str, str]) -> dict[str, float]:
-    """Return the share of right answers by task, [0, 1]. Raises `ValueError` for other texts."""
-    return {task: float(np.mean(bits_from_text(text))) for task, text in texts.items()}
-
-
 def average(accuracies: Mapping[str, Accuracy]) -> float:
     """Return the mean of the tasks' accuracies by `acc`, each task counting the same."""
     return float(np.mean([a.value for a in accuracies.values()]))

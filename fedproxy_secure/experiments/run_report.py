@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
+from fedproxy_secure.evidence.answers import Bits, alone, over_seeds_or_records
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.experiments.results import NORM, shares
+from fedproxy_secure.experiments.results import NORM, bits_from_text
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
@@ -89,18 +90,22 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
     from fedproxy_secure.experiments.stages import cut_notes
     from fedproxy_secure.models.llm import pick_device
 
-    def over_seeds(model: str) -> dict[int, float]:
-        return {seed: fmean(shares(r[model]).values()) for seed, r in results.items()}
+    def over_seeds(model: str) -> dict[int, Bits]:
+        return {
+            seed: {task: bits_from_text(text) for task, text in r[model].items()}
+            for seed, r in results.items()
+        }
+
+    def share(answers: Mapping[int, Bits], metric: str) -> Estimate:
+        return over_seeds_or_records({s: (bits,) for s, bits in answers.items()}, alone, metric)
 
     def joined(model: str, what: str, method: str) -> tuple[dict[str, Estimate], Estimate]:
-        found = {seed: shares(r[model]) for seed, r in results.items()}
+        found = over_seeds(model)
         tasks = {
-            task: mean_interval(
-                {s: f[task] for s, f in found.items()}, metric=f"{what} on {task}, {method}", unit="share"
-            )
+            task: share({s: {task: f[task]} for s, f in found.items()}, f"{what} on {task}, {method}")
             for task in next(iter(found.values()))
         }
-        return tasks, mean_interval(over_seeds(model), metric=f"{what}, {method}", unit="share")
+        return tasks, share(found, f"{what}, {method}")
 
     def row(method: str, model: str, **more: Any) -> MethodRow:
         if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
@@ -122,7 +127,8 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
     )
     together = total([configuration], same_records=True)
     fused, tuned = over_seeds("fused"), over_seeds("tuned")
-    edge = mean_interval({s: fused[s] - tuned[s] for s in fused}, metric="owner's edge", unit="share")
+    both = {s: (fused[s], tuned[s]) for s in fused}
+    edge = over_seeds_or_records(both, operator.sub, "owner's edge")
     ratio = config.compress.remove_ratio
     truncated = max(r["truncated"] for r in results.values())
     return Report(
@@ -138,7 +144,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
                 f"fedproxy_{config.fusion.rule}",
                 "fused",
                 remove_ratio=ratio,
-                tuned_proxy=mean_interval(tuned, metric="tuned proxy accuracy", unit="share"),
+                tuned_proxy=share(tuned, "tuned proxy accuracy"),
                 owners_edge=edge,
             ),
         ),

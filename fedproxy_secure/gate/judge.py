@@ -3,9 +3,10 @@
     exit code   0 all rules kept   1 a rule was broken   3 evidence is missing or inconclusive
 
 Each measure is judged by the end of its interval that speaks against it. Where the interval reaches over
-the bound, or there is none, nothing is shown either way, and the verdict is inconclusive. A measure whose
-attack was inconclusive is inconclusive too. What was not measured does not pass. Neither does a rule that
-fits no configuration, nor a signature by somebody whom neither the policy nor the caller named.
+the bound, or there is none, nothing is shown either way, and the verdict is inconclusive. So it is for a
+measure whose attack was inconclusive, or had too few targets to decide the bound (`resolution`). What was
+not measured does not pass. Neither does a rule that fits no configuration, nor a signature by somebody whom
+neither the policy nor the caller named.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedproxy_secure.evidence.measures.privacy import (
     EPSILON_SPENT_ONE_SEED,
 )
 from fedproxy_secure.gate.policy import Policy, Rule
+from fedproxy_secure.gate.resolution import remedy, unresolved
 from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
 from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
 from fedproxy_secure.report.report import Report
@@ -114,6 +116,8 @@ def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: M
         if weak is not None:
             outcome, why = weak
             verdict = Verdict.MISSING if outcome is None else Verdict.INCONCLUSIVE
+        elif limit.side == "max":
+            verdict, why = _resolved(rule, configuration, measure.key, verdict, why)
     return Judged(
         rule=rule.text,
         configuration=configuration.name,
@@ -123,6 +127,18 @@ def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: M
         excess=excess,
         source=measure.source,
     )
+
+
+def _resolved(
+    rule: Rule, configuration: Configuration, key: str, verdict: Verdict, why: str
+) -> tuple[Verdict, str]:
+    """Return the verdict on a number of attacks, with the remedy where their targets were too few."""
+    blind = unresolved(configuration, key, rule.bound)
+    if blind is not None:
+        return Verdict.INCONCLUSIVE, f"{blind}; {remedy(key, rule.bound)}"
+    if verdict == Verdict.INCONCLUSIVE:
+        return verdict, f"{why}; {remedy(key, rule.bound)}"
+    return verdict, why
 
 
 def _by_how_much(limit: Limit, verdict: Verdict, excess: float | None) -> str:

@@ -17,6 +17,12 @@ DIFFERENCES_ABOUT = (
     "Each is a method's accuracy minus that of the column's method, paired by seed; with one seed, by "
     "record. Every interval stands for itself: among many, some exclude zero by chance."
 )
+EFFECTS_TITLE = "What lies between the fused LLM and the ceiling"
+EFFECTS_ABOUT = (
+    "Points of accuracy, paired; the three add up. Size: the proxy minus the LLM, both tuned on pooled "
+    "records. Federation: the method's proxy minus that proxy. Owner's edge: the fused LLM minus the "
+    "method's proxy."
+)
 # a method, its remove ratio, and by reference its place in `Report.differences`
 Line = tuple[str, float | None, dict[str, int]]
 
@@ -54,6 +60,11 @@ def difference_lines(report: Report) -> tuple[list[str], list[Line]]:
     order = sorted(lines, key=lambda key: (key[1] is not None, key[1] or 0))
     references = list(dict.fromkeys(d.against for d in report.differences))
     return references, [(*key, lines[key]) for key in order]
+
+
+def effect_rows(report: Report) -> list[tuple[int, MethodRow]]:
+    """Return the rows that have such effects, each with its place in `Report.rows`."""
+    return [(i, row) for i, row in enumerate(report.rows) if row.size_effect is not None]
 
 
 def weakest(differences: Sequence[MethodDifference]) -> Estimate:

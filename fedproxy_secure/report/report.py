@@ -28,7 +28,7 @@ JSON_NAME = "report.json"
 class MethodRow:
     """One method at one remove ratio; None where a number does not apply or was not measured.
 
-    Accuracies, `gap_closed` and `owners_edge` have the unit `share` (1 = everything). Accuracy is lm-eval's
+    All have the unit `share` (1 = everything). Accuracy is lm-eval's
     `acc`, and so are `gap_closed`, `tuned_proxy` and `owners_edge`; `tasks_norm` and `average_norm` are its
     `acc_norm`, with log-likelihoods per character of the choice.
     """
@@ -42,6 +42,8 @@ class MethodRow:
     gap_closed: Estimate | None = None  # from zero-shot (0) to the centralised LLM (1)
     tuned_proxy: Estimate | None = None  # the tuned proxy alone, mean over tasks
     owners_edge: Estimate | None = None  # fused LLM minus tuned proxy
+    size_effect: Estimate | None = None  # the proxy tuned on pooled records minus the centralised LLM
+    federation_effect: Estimate | None = None  # tuned proxy minus the proxy tuned on pooled records
 
 
 @dataclass(frozen=True, kw_only=True)

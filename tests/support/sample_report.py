@@ -117,6 +117,8 @@ def sample_comparison() -> Report:
             gap_closed=over((mean - 0.22) / 0.78, f"gap closed, {method}") if gap else None,
             tuned_proxy=over(mean - 0.2, f"tuned proxy accuracy, {method}") if ratio else None,
             owners_edge=over(0.2, f"owner's edge, {method}") if ratio else None,
+            size_effect=over(-0.05, f"size, {method}") if ratio else None,
+            federation_effect=over(mean - 1.13, f"federation, {method}") if ratio else None,
         )
 
     return Report(

@@ -206,3 +206,15 @@ def test_the_interval_of_a_difference_of_means_covers_it():
         assert found.value == pytest.approx(values[positive].mean() - values[~positive].mean())
         missed += not found.low <= 0.5 <= found.high
     assert missed <= 7  # of 40, each missed with a probability of .05: more has a chance below .1 %
+
+
+def test_targets_that_agree_get_wilsons_interval_within_bounds_and_none_without():
+    perfect = over_targets([1.0] * 20, metric="auc", unit="AUC", seed=0, within=(0, 1))
+    # Newcombe 1998: 0 of 20 gives 0 to .1611
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, pytest.approx(0.8389, abs=5e-5), 1.0)
+    moved = over_targets([0.0] * 20, metric="lead", unit="share", seed=0, within=(-1, 1))
+    half = over_targets([0.5] * 20, metric="auc", unit="AUC", seed=0, within=(0, 1))
+    assert (moved.low, moved.high) == pytest.approx((2 * half.low - 1, 2 * half.high - 1))
+    free = over_targets([2.0] * 12, metric="bits", unit="bits", seed=0)
+    assert (free.value, free.low, free.high) == (2.0, None, None)
+    assert free.how == "targets that agree, no interval"

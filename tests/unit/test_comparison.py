@@ -32,8 +32,8 @@ TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
 RECORDS = 40
 
 
-def origin(config=None, **changes) -> Origin:
-    settings = (config or parse_config({})).cell_sha256()
+def origin(config=None, *, has_proxy=True, **changes) -> Origin:
+    settings = (config or parse_config({})).cell_sha256(has_proxy=has_proxy)
     return replace(Origin(settings=settings, records="ab" * 32, device="cpu", truncated=0), **changes)
 
 
@@ -47,7 +47,7 @@ def finished(method, ratio, seed, share, *, made=None, records=RECORDS) -> CellR
         cell=Cell(method=method, remove_ratio=ratio, seed=seed),
         outcome=MethodResult(fused=accuracy, tuned=accuracy if ratio else None, upload_bytes=7),
         seconds=1.5,
-        origin=made or origin(),
+        origin=made or origin(has_proxy=ratio is not None),
     )
 
 
@@ -134,6 +134,16 @@ def test_what_a_cell_is_computed_from_changes_its_settings(changes):
     assert parse_config(changes).cell_sha256() != parse_config({}).cell_sha256()
 
 
+def test_how_the_proxy_is_made_changes_the_settings_of_methods_that_have_one_and_of_no_others(tmp_path):
+    proxied, whole = finished(TWO[0], 0.25, 0, 0.5), finished("zero_shot", None, 0, 0.5)
+    for result in (proxied, whole):
+        write_cell(tmp_path, result)
+    other = parse_config({"heal": {"steps": 5}, "compress": {"importance": "uniform"}})
+    assert len(read_cells(other, tmp_path, [whole.cell])) == 1
+    with pytest.raises(RunFolderError, match="was made with other settings"):
+        read_cells(other, tmp_path, [proxied.cell])
+
+
 def test_a_folder_takes_more_seeds_methods_and_ratios_but_no_other_training(tmp_path):
     open_folder(parse_config({}), tmp_path, resume=False)
     open_folder(parse_config(SWEPT), tmp_path, resume=True)
@@ -144,10 +154,10 @@ def test_a_folder_takes_more_seeds_methods_and_ratios_but_no_other_training(tmp_
 
 
 def test_cells_of_other_settings_and_of_other_records_are_refused(tmp_path):
-    config = parse_config({})
+    config, steps = parse_config({}), parse_config({"local": {"steps": 3}})
     good = finished("zero_shot", None, 0, 0.5)
-    foreign = finished("zero_shot", None, 1, 0.5, made=origin(parse_config({"local": {"steps": 3}})))
-    other = finished("zero_shot", None, 2, 0.5, made=origin(records="cd" * 32))
+    foreign = finished("zero_shot", None, 1, 0.5, made=origin(steps, has_proxy=False))
+    other = finished("zero_shot", None, 2, 0.5, made=origin(has_proxy=False, records="cd" * 32))
     unmarked = replace(finished("zero_shot", None, 3, 0.5), origin=None)
     for result in (good, foreign, other, unmarked):
         write_cell(tmp_path, result)
@@ -216,6 +226,28 @@ def test_a_row_has_both_measures_and_its_gap_is_by_acc():
     assert row.average_norm.metric == "acc_norm, fedavg_llm"
 
 
+def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_ceiling():
+    def with_tuned(method, ratio, fused, tuned):
+        made, other = finished(method, ratio, 0, fused), finished(method, ratio, 0, tuned)
+        return replace(made, outcome=replace(made.outcome, tuned=other.outcome.fused))
+
+    results = [
+        finished("zero_shot", None, 0, 0.2),
+        finished("centralised_llm", None, 0, 0.9),
+        with_tuned("centralised_proxy", 0.25, 0.6, 0.8),
+        with_tuned("fedproxy_h_ties", 0.25, 0.55, 0.7),
+        with_tuned("fedproxy_h_ties", 0.5, 0.5, 0.6),
+    ]
+    rows = {(r.method, r.remove_ratio): r for r in rows_of(results)}
+    row = rows["fedproxy_h_ties", 0.25]
+    assert row.size_effect.value == pytest.approx(-0.1)
+    assert row.federation_effect.value == pytest.approx(-0.1)
+    assert row.owners_edge.value == pytest.approx(-0.15)
+    assert rows["centralised_proxy", 0.25].federation_effect.value == 0
+    assert rows["fedproxy_h_ties", 0.5].size_effect is None, "no pooled proxy at this ratio"
+    assert rows["zero_shot", None].size_effect is None
+
+
 def test_methods_are_paired_at_each_ratio_and_one_without_a_ratio_at_every_one():
     results = [
         finished(method, ratio, seed, share + 0.05 * seed)
@@ -241,10 +273,10 @@ def test_methods_are_paired_at_each_ratio_and_one_without_a_ratio_at_every_one()
     }
     paired = found[TWO[1], TWO[0], 0.25]
     assert (paired.n, paired.seeds, paired.unit) == (2, (0, 1), "share")
-    assert paired.low == pytest.approx(paired.high)  # what seeds share cancels out
     assert paired.metric == "accuracy, fedproxy_h_ties at 0.25 minus fedot_equal_bytes at 0.25"
     alone = next(r.average for r in rows_of(results) if r.method == TWO[1])
-    assert alone.high - alone.low > 0.1
+    # what seeds share cancels out; the records of one seed still leave the difference open
+    assert 0.1 < paired.high - paired.low < 0.5 * (alone.high - alone.low)
 
 
 def test_pairs_have_the_seeds_that_both_methods_have_and_none_without_a_common_one():

@@ -1,10 +1,15 @@
 """Intervals agree with published numbers, and refuse data that allow none."""
 
 import math
+import operator
 
+import numpy as np
 import pytest
+from scipy.stats import beta
 
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.answers import alone, over_seeds_or_records
+from fedproxy_secure.evidence.estimate import counted, no_surer
 from fedproxy_secure.report import Estimate, mean_interval, paired_difference, proportion_interval
 
 
@@ -55,11 +60,102 @@ def test_wilson_interval_holds_the_share_even_at_the_ends(n: int):
 
 
 def test_pairing_removes_what_seeds_share():
-    a, b = {0: 0.5, 1: 0.9, 2: 0.1}, {0: 0.4, 1: 0.8, 2: 0.0}
+    a, b = {0: 0.5, 1: 0.9, 2: 0.1}, {0: 0.41, 1: 0.8, 2: -0.01}
     paired = paired_difference(a, b, metric="m", unit="share")
     assert paired.value == pytest.approx(0.1)
-    assert (paired.low, paired.high) == pytest.approx((0.1, 0.1))
+    half = 4.302653 * 0.01 / math.sqrt(3)  # t(2, .975) and the standard deviation of the differences
+    assert (paired.low, paired.high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-6)
     assert "paired" in paired.how
+
+
+# seeds that agree
+
+
+def test_seeds_that_agree_without_intervals_of_their_own_have_none():
+    agree = mean_interval({0: 0.1, 1: 0.1, 2: 0.1}, metric="m", unit="bits")
+    assert (agree.value, agree.low, agree.high, agree.n) == (pytest.approx(0.1), None, None, 3)
+    assert agree.how == "seeds that agree, no interval"
+    rounding = paired_difference({0: 0.5, 1: 0.9}, {0: 0.4, 1: 0.8}, metric="m", unit="share")
+    assert rounding.low is None
+
+
+def test_seeds_that_agree_are_as_sure_as_one_of_them():
+    # Newcombe 1998: 0 of 20 gives 0 to .1611
+    parts = [proportion_interval(0, 20, metric="m", seeds=[s]) for s in range(3)]
+    joined = no_surer(mean_interval(dict.fromkeys(range(3), 0.0), metric="m", unit="share"), parts)
+    assert (joined.low, joined.high) == pytest.approx((0, 0.1611), abs=5e-5)
+    assert (joined.n, joined.seeds) == (3, (0, 1, 2))
+
+
+def test_seeds_that_nearly_agree_are_no_surer_than_one_of_them():
+    parts = [proportion_interval(k, 1000, metric="m", seeds=[s]) for s, k in enumerate((500, 501, 500))]
+    values = {s: part.value for s, part in enumerate(parts)}
+    mean = mean_interval(values, metric="m", unit="share")
+    assert mean.high - mean.low < 0.003
+    joined = no_surer(mean, parts)
+    assert joined.high - joined.low == pytest.approx(2 * 0.0309, abs=2e-4)  # 1.96 sqrt(.25 / 1000)
+    assert "no narrower than a seed's own" in joined.how
+
+
+def test_seeds_that_differ_more_than_their_records_keep_their_own_interval():
+    parts = [proportion_interval(k, 1000, metric="m", seeds=[s]) for s, k in enumerate((300, 500, 700))]
+    mean = mean_interval({s: part.value for s, part in enumerate(parts)}, metric="m", unit="share")
+    assert no_surer(mean, parts) == mean
+
+
+def test_counted_numbers_that_agree_stay_exact():
+    parts = [counted(7.0, metric="m", unit="bytes", seeds=[s]) for s in range(3)]
+    joined = no_surer(mean_interval(dict.fromkeys(range(3), 7.0), metric="m", unit="bytes"), parts)
+    assert joined.low == joined.value == joined.high == 7.0
+
+
+# shares of right answers
+
+
+def test_one_seed_s_share_has_jeffreys_interval():
+    answers = {"t": [True] * 81 + [False] * 182}
+    found = over_seeds_or_records({4: (answers,)}, alone, "m")
+    ends = beta.ppf([0.025, 0.975], 81.5, 182.5)
+    assert (found.low, found.high) == pytest.approx(tuple(ends), abs=3e-3)
+    assert (found.value, found.n, found.seeds) == (81 / 263, 263, (4,))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_three_seeds_that_answer_all_records_alike_are_not_certain(right):
+    by_seed = {s: ({"t": [right] * 100},) for s in range(3)}
+    found = over_seeds_or_records(by_seed, alone, "m")
+    # Brown, Cai & DasGupta 2001, Jeffreys at 100 of 100: .025 quantile of Beta(100.5, .5) = .97523
+    low, high = (0.97523, 1.0) if right else (0.0, 1 - 0.97523)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=3e-3)
+    assert found.value == float(right)
+
+
+def test_a_difference_of_two_models_is_no_surer_over_seeds_than_over_records():
+    one = {"t": [True] * 60 + [False] * 40}
+    other = {"t": [True] * 50 + [False] * 40 + [True] * 10}
+    single = over_seeds_or_records({0: (one, other)}, operator.sub, "m")
+    # 10 records against 10: McNemar's spread sqrt(20) / 100
+    assert (single.low, single.high) == pytest.approx((-0.0877, 0.0877), abs=0.01)
+    several = over_seeds_or_records({s: (one, other) for s in range(3)}, operator.sub, "m")
+    assert several.high - several.low == pytest.approx(single.high - single.low, rel=0.05)
+
+
+def test_models_that_answer_alike_differ_by_nothing_that_is_certain():
+    same = {"t": [True] * 60 + [False] * 40}
+    found = over_seeds_or_records({s: (same, same) for s in range(3)}, operator.sub, "m")
+    assert found.value == 0
+    assert -0.04 < found.low < -0.005
+    assert 0.005 < found.high < 0.04
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_the_interval_over_records_holds_the_truth_as_often_as_it_says(share):
+    rng, hits, draws = np.random.default_rng(0), 0, 400
+    for draw in range(draws):
+        answers = {"t": rng.random(200) < share}
+        found = over_seeds_or_records({draw: (answers,)}, alone, "m")
+        hits += found.low <= share <= found.high
+    assert hits / draws > 0.92
 
 
 def test_pairs_need_the_same_seeds():

@@ -4,9 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from attacks.judging.measured import plain
+from attacks.judging.power import could_show
+from attacks.statistics import tpr_estimates
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.estimate import Estimate, counted
@@ -14,6 +18,7 @@ from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import MEASURES
 from fedproxy_secure.gate.judge import Signed, Verdict, compare, judge
 from fedproxy_secure.gate.policy import find_policy, load_policy
+from fedproxy_secure.gate.resolution import documents_needed, remedy
 from fedproxy_secure.gate.rules import OTHERS, limit_names, limit_of
 from fedproxy_secure.gate.table import cells, json_gate, markdown_gate, summary
 from fedproxy_secure.report.report import Report
@@ -324,6 +329,82 @@ def test_an_undecided_attack_beside_a_successful_one_is_no_evidence(tmp_path):
         SAFE, findings=(*findings("A5", outcome=Outcome.SUCCEEDED), finding("A6", Outcome.ERROR))
     )
     assert verdicts(tmp_path, "- max_tpr_at_1pct_fpr: 0.5", some) == [Verdict.INCONCLUSIVE]
+
+
+def rated(there, others, seed, *, rate=0.01):
+    """A5's finding on so many members and others that all look alike, as the attack would judge them."""
+    scores = np.random.default_rng(seed).normal(size=there + others)
+    positive = np.arange(there + others) < there
+    (tpr,) = tpr_estimates(scores, positive, seed=seed, rates=(rate,))
+    could = could_show(tpr, tpr.chance, tpr.power)
+    made = finding("A5", seed=seed)
+    return replace(made, estimates=(plain(tpr),), measures={"tpr_at_1pct_fpr": (0,)}, detectable=(could,))
+
+
+TPR_RULE = "- max_tpr_at_1pct_fpr: 0.05"
+LUCKY = measure("tpr_at_1pct_fpr", 0.0, 0.0, 0.03)
+
+
+def judged(tmp_path, configuration, rule=TPR_RULE):
+    (row,) = judge(report(configuration), policy(tmp_path, rule)).rows
+    return row
+
+
+def test_a_rate_within_the_bound_does_not_pass_by_too_few_documents(tmp_path):
+    few = replace(with_measure(SAFE, LUCKY), findings=tuple(rated(100, 100, s) for s in SEEDS))
+    row = judged(tmp_path, few)
+    assert row.verdict == Verdict.INCONCLUSIVE
+    assert row.why == (
+        "tpr_at_1pct_fpr: A5 from server could have shown no value (100 there, 100 not); the bound takes "
+        "about 450 members and as many others: give clients more records, or set more aside (audit.holdout)"
+    )
+    enough = replace(few, findings=tuple(rated(600, 600, s) for s in SEEDS))
+    assert judged(tmp_path, enough).verdict == Verdict.PASSED
+
+
+def test_a_rate_that_only_a_larger_one_could_have_shown_does_not_pass_a_stricter_bound(tmp_path):
+    some = replace(with_measure(SAFE, LUCKY), findings=tuple(rated(600, 600, s) for s in SEEDS))
+    row = judged(tmp_path, some, "- max_tpr_at_1pct_fpr: 0.03")
+    assert row.verdict == Verdict.PASSED
+    few_members = replace(some, findings=tuple(rated(60, 600, s) for s in SEEDS))
+    row = judged(tmp_path, few_members)
+    assert row.verdict == Verdict.INCONCLUSIVE
+    assert "could have shown only" in row.why
+
+
+def test_a_rate_whose_interval_reaches_over_the_bound_neither_passes_nor_fails_and_says_what_it_takes(
+    tmp_path,
+):
+    wide = with_measure(SAFE, measure("tpr_at_1pct_fpr", 0.06, 0.0, 0.3))
+    row = judged(tmp_path, replace(wide, findings=findings("A5")))
+    assert row.verdict == Verdict.INCONCLUSIVE
+    assert "exceeds it by 0.25; the bound takes about 450 members" in row.why
+
+
+def test_a_rate_that_is_surely_above_the_bound_fails_however_few_documents_there_are(tmp_path):
+    leaking = with_measure(SAFE, measure("tpr_at_1pct_fpr", 0.4, 0.2, 0.6))
+    few = replace(leaking, findings=tuple(rated(100, 100, s) for s in SEEDS))
+    assert judged(tmp_path, few).verdict == Verdict.FAILED
+
+
+def test_a_bound_that_is_not_above_chance_takes_no_number_of_documents():
+    assert documents_needed(0.01, 0.01) is None
+    assert remedy("tpr_at_1pct_fpr", 0.01) == "raise the bound: chance is 0.01"
+    assert "audit.canaries" in remedy("canary_exposure_bits", 3)
+    assert "more seeds" in remedy("extraction_R", 0.5)
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.1])
+def test_so_many_documents_as_the_remedy_names_keep_an_attack_without_information_below_the_bound(bound):
+    n, draws = documents_needed(0.01, bound), 300
+    positive = np.arange(2 * n) < n
+
+    def below(seed):
+        scores = np.random.default_rng(seed).normal(size=2 * n)
+        (tpr,) = tpr_estimates(scores, positive, seed=0, rates=(0.01,))
+        return tpr.high <= bound
+
+    assert sum(map(below, range(draws))) / draws > 0.75  # .8 or a little more expected
 
 
 def test_a_good_number_without_a_finding_on_every_seed_is_missing(tmp_path):

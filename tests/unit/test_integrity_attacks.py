@@ -28,6 +28,7 @@ from attacks.integrity.passive_sums import (
 from attacks.integrity.poisoning import (
     BEYOND,
     PLAYS,
+    REDRAWS,
     Poisoning,
     Stage,
     beyond,
@@ -449,7 +450,7 @@ def test_the_attack_as_a_whole_weighs_the_runs_own_rule_and_harms_nobody_without
     seen, truth = seen_by(world, "client")
     found = tried(Poisoning(), seen, truth)
     assert found.outcome == Outcome.SUCCEEDED
-    assert 0 < abs(found.negative.value) < 0.1  # another seed of an honest client, not the run itself
+    assert 0 < abs(found.negative.value) < 0.1  # honest draws of other records, not the run itself
     assert found.positive.low > 0.1
     plays = {e.metric.split(" by ")[1] for e in found.estimates if e.metric.startswith("loss added by")}
     assert {f"{p} under block" for p in (*PLAYS, BEYOND)} <= plays
@@ -497,11 +498,27 @@ def test_without_a_corrupted_client_nobody_poisons(world):
         Poisoning().exam(truth, seen, rng())
 
 
-def test_nobody_is_a_client_that_plays_honestly(stage):
-    """With another seed: compared with itself, it could never differ, and would be no control."""
+def test_nobody_is_a_client_that_plays_honestly_on_other_draws_of_its_records(stage):
+    """Compared with itself, a run could never differ, and would be no control."""
     seen, _, question = stage
     idle = Poisoning().guess(replace_view(seen, threat_model=NOBODY), question, Budget(), rng())
-    assert [play for _, play in idle.losses] == ["honest", "another seed"]
-    a, b = idle.losses.values()
-    assert not np.array_equal(a, b)
-    assert abs((b - a).mean()) < 0.1
+    assert [play for _, play in idle.losses] == ["honest", *REDRAWS]
+    assert len(REDRAWS) == len(PLAYS)
+    honest, *others = idle.losses.values()
+    for other in others:
+        assert not np.array_equal(honest, other)
+        assert abs((other - honest).mean()) < 0.1
+    worst = max((other - honest).mean() for other in others)
+    assert Poisoning().score(idle, None)[0].value == pytest.approx(worst)
+
+
+def test_an_honest_redraw_differs_from_the_run_even_where_a_step_reads_all_records(stage):
+    """With one batch of everything another seed alone would change nothing but the order."""
+    seen, _, question = stage
+    everything = max(len(items) for items in question.train.values())
+    local = seen.settings.local.model_copy(update={"steps": 1, "batch_size": everything})
+    seen = replace_view(seen, settings=seen.settings.changed(local=local))
+    idle = Poisoning().guess(replace_view(seen, threat_model=NOBODY), question, Budget(), rng())
+    honest, *others = idle.losses.values()
+    for other in others:
+        assert np.abs(other - honest).max() > 1e-4

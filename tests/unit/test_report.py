@@ -26,6 +26,7 @@ from fedproxy_secure.report.text.table import (
     cell,
     cells,
     difference_table,
+    effect_table,
     norm_table,
     rich_tables,
 )
@@ -56,7 +57,7 @@ def report() -> Report:
                 remove_ratio=0.25,
                 tasks={"bank": mean_interval(fused, metric="accuracy", unit="share")},
                 average=mean_interval(fused, metric="accuracy", unit="share"),
-                gap_closed=mean_interval({0: 0.8, 1: 0.8}, metric="gap closed", unit="share"),
+                gap_closed=mean_interval({0: 0.79, 1: 0.81}, metric="gap closed", unit="share"),
                 tuned_proxy=mean_interval(proxy, metric="accuracy", unit="share"),
                 owners_edge=paired_difference(fused, proxy, metric="owner's edge", unit="share"),
             ),
@@ -115,7 +116,7 @@ def test_cells_show_percent_with_half_the_interval(report: Report):
     assert cells(zero_shot)[:2] == ("zero_shot", "-")
     assert cell(zero_shot.average) == "50.0 ± 12.3"
     assert cells(ours)[:2] == ("fedproxy_h_ties", "25%")
-    assert cell(ours.gap_closed) == "80.0 ± 0.0"
+    assert cell(ours.gap_closed) == "80.0 ± 12.7"
     assert cell(ours.owners_edge, signed=True).startswith("+11.0 ± ")
 
 
@@ -178,6 +179,18 @@ def test_paired_differences_have_a_line_a_method_and_ratio_and_a_column_a_refere
     for form in (printed, markdown_report, page):
         assert "paired differences" in form(made)
         assert "paired differences" not in form(replace(made, differences=()))
+
+
+def test_what_lies_between_methods_and_the_ceiling_is_shown_where_it_is_known():
+    made = sample_comparison()
+    headings, table = effect_table(made)
+    assert headings[2:5] == ("size", "federation", "owner's edge")
+    assert [line[0] for line in table] == [row.method for row in made.rows if row.remove_ratio]
+    assert table[0][2] == cell(made.rows[2].size_effect, signed=True)
+    unknown = tuple(replace(row, size_effect=None, federation_effect=None) for row in made.rows)
+    for form in (printed, markdown_report, page):
+        assert "between the fused LLM and the ceiling" in form(made)
+        assert "between the fused LLM and the ceiling" not in form(replace(made, rows=unknown))
 
 
 @pytest.mark.parametrize("width", [80, 100])

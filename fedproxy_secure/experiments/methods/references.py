@@ -79,7 +79,9 @@ CENTRALISED_LLM = CentralisedLlm(
     long=True,
     end="ceiling",
 )
-CENTRALISED_PROXY = CentralisedProxy(name="centralised_proxy", title="the proxy, trained on pooled records")
+CENTRALISED_PROXY = CentralisedProxy(
+    name="centralised_proxy", title="the proxy, trained on pooled records", end="pooled_proxy"
+)
 LOCAL_ONLY = LocalOnly(
     name="local_only",
     title="the proxy, trained by each client alone",

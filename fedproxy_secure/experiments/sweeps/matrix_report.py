@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedproxy_secure.config import Config, SweptProtection
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.estimate import Bits
+from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
 from fedproxy_secure.experiments.run_report import settings_of

@@ -21,7 +21,7 @@ from typing import Any
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.estimate import Bits
+from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.results import MethodResult, from_texts, to_texts
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
@@ -67,7 +67,7 @@ class Origin:
 
     @classmethod
     def here(cls, config: Config) -> Origin:
-        """Return what a cell that is run now would be made with.
+        """Return what a cell that has a proxy and is run now would be made with.
 
         Raises `DataError` or `ModelError` for records or a tokenizer that cannot be read.
         """
@@ -83,6 +83,11 @@ class Origin:
             device=str(pick_device(config.model.device)),
             truncated=truncated,
         )
+
+
+def settings_sha256(config: Config, cell: Cell) -> str:
+    """Return the SHA-256 of the settings that can change `cell`, as hex."""
+    return config.cell_sha256(has_proxy=method_of(cell.method).needs_ratio)
 
 
 def records_sha256(tasks: Sequence[Task]) -> str:

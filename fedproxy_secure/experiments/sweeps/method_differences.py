@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 
-from fedproxy_secure.evidence.estimate import over_seeds_or_records
+from fedproxy_secure.evidence.answers import over_seeds_or_records
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import BySeed, by_row
 from fedproxy_secure.report.report import MethodDifference

@@ -16,7 +16,14 @@ import yaml
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, Origin, cell_file, read_cell
+from fedproxy_secure.experiments.sweeps.method_cells import (
+    Cell,
+    CellResult,
+    Origin,
+    cell_file,
+    read_cell,
+    settings_sha256,
+)
 from fedproxy_secure.runtime.artifacts import RunFolder
 
 
@@ -53,8 +60,8 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
     Raises `RunFolderError` for a record that is damaged, or was made with other settings or other records.
     """
     results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
-    wanted = config.cell_sha256()
     for result in results:
+        wanted = settings_sha256(config, result.cell)
         made = result.origin.settings if result.origin else "none"
         if made != wanted:
             raise RunFolderError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from fedproxy_secure.evidence.estimate import (
+from fedproxy_secure.evidence.answers import (
     Bits,
-    Estimate,
     alone,
     gap_closed,
     mean_share,
     over_seeds_or_records,
 )
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.report.report import MethodRow
@@ -23,11 +24,18 @@ BySeed = Mapping[int, CellResult]
 def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
     """Join seeds: one row for each method and remove ratio, gap closed paired by seed."""
     ends: dict[str | None, dict[int, Bits]] = {}
+    pooled: dict[float | None, dict[int, Bits]] = {}
     for r in results:
-        ends.setdefault(method_of(r.cell.method).end, {})[r.cell.seed] = r.fused
+        end = method_of(r.cell.method).end
+        ends.setdefault(end, {})[r.cell.seed] = r.fused
+        if end == "pooled_proxy" and r.tuned is not None:
+            pooled.setdefault(r.cell.remove_ratio, {})[r.cell.seed] = r.tuned
     floor, ceiling = ends.get("floor", {}), ends.get("ceiling", {})
     scale = {s: (floor[s], ceiling[s]) for s in floor if s in ceiling}
-    return [_row(group, scale) for group in by_row(results).values()]
+    return [
+        _with_effects(_row(group, scale), group, ceiling, pooled.get(ratio, {}))
+        for (_, ratio), group in by_row(results).items()
+    ]
 
 
 def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict[int, CellResult]]:
@@ -83,6 +91,29 @@ def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
         gap_closed=_gap(fused, scale, f"gap closed, {cell.row}"),
         tuned_proxy=_share(tuned, f"tuned proxy accuracy, {cell.row}") if tuned else None,
         owners_edge=edge,
+    )
+
+
+def _with_effects(
+    row: MethodRow, by_seed: BySeed, ceiling: Mapping[int, Bits], pooled: Mapping[int, Bits]
+) -> MethodRow:
+    """Add how far the tuned proxy is from the ceiling because of its size, and because of federation.
+
+    Both are of the seeds that all have; without any, the row stays as it is.
+    """
+    tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None and s in ceiling and s in pooled}
+    if not tuned or not method_of(row.method).trains:
+        return row
+    return replace(
+        row,
+        size_effect=over_seeds_or_records(
+            {s: (pooled[s], ceiling[s]) for s in tuned}, operator.sub, f"size, {row.method}"
+        ),
+        federation_effect=over_seeds_or_records(
+            {s: (t, pooled[s]) for s, t in tuned.items()},
+            operator.sub,
+            f"federation, {row.method}",
+        ),
     )
 
 

@@ -150,7 +150,11 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "method_columns": page_tables.method_columns(report),
         "more_method_tables": [
             table
-            for table in (page_tables.norm_table(report), page_tables.difference_table(report))
+            for table in (
+                page_tables.norm_table(report),
+                page_tables.difference_table(report),
+                page_tables.effect_table(report),
+            )
             if table is not None
         ],
         "attack_groups": groups,

@@ -11,9 +11,12 @@ from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.comparison import (
     DIFFERENCES_ABOUT,
     DIFFERENCES_TITLE,
+    EFFECTS_ABOUT,
+    EFFECTS_TITLE,
     NORM_ABOUT,
     NORM_TITLE,
     difference_lines,
+    effect_rows,
     few_seeds,
     norm_tasks,
     seeds_of,
@@ -174,6 +177,29 @@ def difference_table(report: Report) -> MethodTable | None:
     columns = tuple((r, f"minus {r.replace('_', ' ')} (points)") for r in references)
     return MethodTable(
         title=DIFFERENCES_TITLE, about=DIFFERENCES_ABOUT, columns=columns, lines=tuple(lines)
+    )
+
+
+def effect_table(report: Report) -> MethodTable | None:
+    """Return what lies between methods and the ceiling, or None if that is not known."""
+    columns = {"size_effect": "size", "federation_effect": "federation", "owners_edge": "owner's edge"}
+    lines = []
+    for i, row in effect_rows(report):
+        numbers = {
+            key: Number(made, f"report.json#/rows/{i}/{key}", points=True)
+            for key in columns
+            if (made := getattr(row, key)) is not None
+        }
+        lines.append(
+            (*_named(row.method, row.remove_ratio, few_seeds(seeds_of(row), report.seeds)), numbers)
+        )
+    if not lines:
+        return None
+    return MethodTable(
+        title=EFFECTS_TITLE,
+        about=EFFECTS_ABOUT,
+        columns=tuple((key, f"{name} (points)") for key, name in columns.items()),
+        lines=tuple(lines),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from fedproxy_secure.evidence.estimate import alone
+from fedproxy_secure.evidence.answers import alone
 from fedproxy_secure.evidence.measures import ip as kinds
 from fedproxy_secure.report.measured.joining import answers, values
 from fedproxy_secure.report.measured.seed import SeedRun

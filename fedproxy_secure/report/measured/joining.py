@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, over_seeds_or_records
+from fedproxy_secure.evidence.answers import over_seeds_or_records
+from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
 from fedproxy_secure.evidence.measure import MeasureKind
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure

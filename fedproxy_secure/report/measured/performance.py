@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedproxy_secure.evidence.estimate import alone, gap_closed, mean_interval, mean_share
+from fedproxy_secure.evidence.answers import alone, gap_closed, mean_share
+from fedproxy_secure.evidence.estimate import mean_interval
 from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.measured.joining import answers, values
 from fedproxy_secure.report.measured.seed import SeedRun

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, RunFolderError
-from fedproxy_secure.evidence.estimate import Bits
+from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder

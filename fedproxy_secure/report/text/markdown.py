@@ -8,6 +8,8 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.comparison import (
     DIFFERENCES_ABOUT,
     DIFFERENCES_TITLE,
+    EFFECTS_ABOUT,
+    EFFECTS_TITLE,
     NORM_ABOUT,
     NORM_TITLE,
 )
@@ -19,6 +21,7 @@ from fedproxy_secure.report.text.table import (
     cell,
     cells,
     difference_table,
+    effect_table,
     markdown_table,
     norm_table,
 )
@@ -44,6 +47,7 @@ def markdown_report(report: Report) -> str:
         parts += _tasks(report.rows)
         parts += _more(f"{NORM_TITLE} (%)", norm_table(report), NORM_ABOUT)
         parts += _more(f"{DIFFERENCES_TITLE} (points)", difference_table(report), DIFFERENCES_ABOUT)
+        parts += _more(f"{EFFECTS_TITLE} (points)", effect_table(report), EFFECTS_ABOUT)
     if report.estimates:
         parts += ["## Other estimates", _estimates(report.estimates)]
     parts += ["## How to read it", _legend(report)]

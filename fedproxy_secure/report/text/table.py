@@ -13,9 +13,12 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.comparison import (
     DIFFERENCES_ABOUT,
     DIFFERENCES_TITLE,
+    EFFECTS_ABOUT,
+    EFFECTS_TITLE,
     NORM_ABOUT,
     NORM_TITLE,
     difference_lines,
+    effect_rows,
     few_seeds,
     norm_tasks,
     seeds_of,
@@ -106,6 +109,22 @@ def difference_table(report: Report) -> tuple[tuple[str, ...], Lines]:
     return ("method", "removed", *(f"minus {r}" for r in references), "n", "seeds"), lines
 
 
+def effect_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of what lies between methods and the ceiling; none if unknown."""
+    lines: Lines = [
+        (
+            row.method,
+            removed(row.remove_ratio),
+            cell(row.size_effect, signed=True),
+            cell(row.federation_effect, signed=True),
+            cell(row.owners_edge, signed=True),
+            _count(seeds_of(row), report.seeds),
+        )
+        for _, row in effect_rows(report)
+    ]
+    return ("method", "removed", "size", "federation", "owner's edge", "seeds"), lines
+
+
 def _count(seeds: Sequence[int], wanted: Sequence[int]) -> str:
     return few_seeds(seeds, wanted).removesuffix(" seeds") or (str(len(seeds)) if seeds else "-")
 
@@ -121,7 +140,9 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, ri
 
 
 def rich_tables(report: Report) -> list[Table]:
-    """Return a comparison's tables for a terminal: methods, acc_norm, paired differences; those with lines.
+    """Return a comparison's tables for a terminal: methods, acc_norm, differences, effects.
+
+    Tables without lines are left out.
 
     The column of seeds is left out where every row has all seeds, and several.
     """
@@ -132,6 +153,7 @@ def rich_tables(report: Report) -> list[Table]:
         (report.name, "", HEADINGS[:shown], [row[:shown] for row in rows]),
         (f"{NORM_TITLE} (%)", NORM_ABOUT, *norm_table(report)),
         (f"{DIFFERENCES_TITLE} (points)", DIFFERENCES_ABOUT, *difference_table(report)),
+        (EFFECTS_TITLE, EFFECTS_ABOUT, *effect_table(report)),
     ]
     return [_rich(*part) for part in parts if part[-1]]
 

@@ -1,0 +1,97 @@
+"""Shares of right answers, and numbers computed from them, with intervals over seeds and test records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+
+DRAWS = 10_000  # of a posterior
+Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
+
+
+def mean_share(bits: Bits) -> float:
+    """Return the share of correct answers; each task counts the same."""
+    return float(np.mean([np.mean(b) for b in bits.values()]))
+
+
+def over_seeds_or_records(
+    by_seed: Mapping[int, Sequence[Bits]],
+    statistic: Callable[..., Any],
+    metric: str,
+    *,
+    unit: str = "share",
+) -> Estimate:
+    """Return a statistic of shares of correct answers, as a mean over seeds.
+
+    Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
+    one seed it is that.
+
+    Args:
+        by_seed: for each seed, the answers of one or more models to the same records.
+        statistic: maps the models' shares (`mean_share`), or arrays of shares, to a number or an array.
+        metric: name of the number.
+        unit: its unit.
+    """
+    values = {seed: float(statistic(*map(mean_share, bits))) for seed, bits in by_seed.items()}
+    parts = [
+        _over_records(bits, statistic, values[seed], metric=metric, unit=unit, seed=seed)
+        for seed, bits in by_seed.items()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return no_surer(mean_interval(values, metric=metric, unit=unit), parts)
+
+
+def _over_records(
+    models: Sequence[Bits],
+    statistic: Callable[..., Any],
+    value: float,
+    *,
+    metric: str,
+    unit: str,
+    seed: int,
+) -> Estimate:
+    """Return one seed's statistic with its interval over test records, which the models share.
+
+    A record's outcome is which of the models answered it right. The outcomes' probabilities are drawn from
+    their posterior under a Dirichlet prior of weight 1 in all. For one model and one task that is Jeffreys'
+    interval (Brown, Cai & DasGupta 2001), which has width also where all answers are right.
+    """
+    rng, drawn = np.random.default_rng(seed), [np.zeros(DRAWS) for _ in models]
+    outcomes = 2 ** len(models)
+    for task in models[0]:
+        right = [np.asarray(bits[task], dtype=np.int64) for bits in models]
+        of_record = sum(r << i for i, r in enumerate(right))
+        counts = np.bincount(of_record, minlength=outcomes)
+        probabilities = rng.dirichlet(counts + 1 / outcomes, size=DRAWS)
+        for i, share in enumerate(drawn):
+            answered = (np.arange(outcomes) >> i & 1).astype(np.float64)
+            share += probabilities @ answered / len(models[0])
+    with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
+        draws = np.asarray(statistic(*drawn))
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (value, value)
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=float(min(low, value)),
+        high=float(max(high, value)),
+        n=sum(len(b) for b in models[0].values()),
+        unit=unit,
+        seeds=(seed,),
+        how="one seed; over test records, Jeffreys 95 %",
+    )
+
+
+def alone(share: Any) -> Any:
+    """Return the share itself: the statistic of a single model."""
+    return share
+
+
+def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:
+    """Return `(method - zero-shot) / (centralised - zero-shot)`, for shares or arrays of shares."""
+    return (method - zero_shot) / (ceiling - zero_shot)

@@ -1,0 +1,104 @@
+"""Could a run's attacks have decided a limit? A pass by too few targets is no pass.
+
+A rate at a fixed share of false positives, such as the TPR at 1 %, is read at a threshold that few
+negatives do not fix: with fewer than 368 of them no rate is told from chance. Such a number may lie within
+a bound by luck, so it passes only if the attack could have shown some value that the bound still allows
+(`fedproxy_secure.evidence.detectable`). Every other number passes by its interval, and is held back only
+where the attack could have shown no value at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from fedproxy_secure.evidence.detectable import PROBABILITY, Detectable
+from fedproxy_secure.evidence.estimate import CONFIDENCE, proportion_interval
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.report.trilemma import Configuration
+
+RATES = {"tpr_at_1pct_fpr": 0.01}  # measures that are rates -> their share of false positives
+MOST_DOCUMENTS = 1_000_000
+_MORE_RECORDS = "give clients more records, or set more aside (audit.holdout)"
+REMEDIES = {
+    "membership_auc": _MORE_RECORDS,
+    "canary_exposure_bits": "plant more secrets (audit.canaries)",
+}
+
+
+def unresolved(configuration: Configuration, key: str, bound: float) -> str | None:
+    """Return why the attacks on a measure could not have decided an upper bound; None if they could.
+
+    Args:
+        configuration: the configuration, with its findings.
+        key: the measure's key.
+        bound: the upper bound.
+
+    Findings of earlier versions, which do not say what they could have shown, count as able to.
+    """
+    for who, could in _could_show(configuration, key):
+        if could.smallest is None:
+            return f"{who} could have shown no value ({could.how})"
+        if key in RATES and could.smallest > bound:
+            return f"{who} could have shown only {could.smallest:.3g} or more ({could.how})"
+    return None
+
+
+def remedy(key: str, bound: float) -> str:
+    """Return what to do about an upper bound that could not be decided, as a phrase without a stop."""
+    if key not in RATES:
+        return REMEDIES.get(key, "more seeds, or more targets for the attacks, make the interval narrower")
+    needed = documents_needed(RATES[key], bound)
+    if needed is None:
+        return f"raise the bound: chance is {RATES[key]:g}"
+    return f"the bound takes about {needed} members and as many others: {_MORE_RECORDS}"
+
+
+@cache
+def documents_needed(rate: float, bound: float) -> int | None:
+    """Return how many members, and as many others, keep an attack that finds nothing below a bound.
+
+    With that many of each, the interval of a TPR at `rate` false positives ends at or below the bound with
+    probability .8 where members look like all others. The interval is that of `tpr_estimates` of the
+    attacks. The number is rounded up to 50.
+
+    Args:
+        rate: the share of false positives, in (0, 1).
+        bound: the largest TPR that is allowed.
+
+    Returns None if no number up to a million is enough, as for a bound that is not above the rate.
+    """
+    if not bound > rate:
+        return None
+    low, high = 0, 50
+    while not _stays_below(high, rate, bound):
+        low, high = high, 2 * high
+        if high > MOST_DOCUMENTS:
+            return None
+    while high - low > 50:
+        middle = (low + high) // 100 * 50
+        low, high = (low, middle) if _stays_below(middle, rate, bound) else (middle, high)
+    return high
+
+
+def _stays_below(n: int, rate: float, bound: float) -> bool:
+    from scipy.stats import betabinom, binom
+
+    # the laxest threshold lets so many of n negatives through; how many members then pass it by chance
+    most = int(binom.ppf((1 + CONFIDENCE) / 2, n, rate))
+    if most >= n:
+        return False
+    hits = int(betabinom.ppf(PROBABILITY, n, most + 1, n - most))
+    high = proportion_interval(hits, n, metric="TPR", seeds=(0,)).high
+    return high is not None and high <= bound
+
+
+def _could_show(configuration: Configuration, key: str) -> Iterator[tuple[str, Detectable]]:
+    """Yield what each number of a measure could have shown, with its attack and view in words."""
+    for finding in configuration.findings:
+        if finding.outcome in (Outcome.NOT_APPLICABLE, Outcome.ERROR):
+            continue
+        for estimate in finding.numbers(key):
+            could = finding.could_show(estimate)
+            if could is not None:
+                yield f"{finding.id} from {finding.view}", could
