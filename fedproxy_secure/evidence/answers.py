@@ -59,12 +59,15 @@ def _over_records(
 
     A record's outcome is which of the models answered it right. The outcomes' probabilities are drawn from
     their posterior under a Dirichlet prior of weight 1 in all. For one model and one task that is Jeffreys'
-    interval (Brown, Cai & DasGupta 2001), which has width also where all answers are right.
+    interval (Brown, Cai & DasGupta 2001), which has width also where all answers are right. A model that is
+    given twice, such as the ceiling as a method of its own, is one model.
     """
-    rng, drawn = np.random.default_rng(seed), [np.zeros(DRAWS) for _ in models]
-    outcomes = 2 ** len(models)
+    each = [tuple(id(bits[task]) for task in models[0]) for bits in models]
+    distinct = {key: bits for key, bits in zip(each, models, strict=True)}
+    rng, drawn = np.random.default_rng(seed), [np.zeros(DRAWS) for _ in distinct]
+    outcomes = 2 ** len(distinct)
     for task in models[0]:
-        right = [np.asarray(bits[task], dtype=np.int64) for bits in models]
+        right = [np.asarray(bits[task], dtype=np.int64) for bits in distinct.values()]
         of_record = sum(r << i for i, r in enumerate(right))
         counts = np.bincount(of_record, minlength=outcomes)
         probabilities = rng.dirichlet(counts + 1 / outcomes, size=DRAWS)
@@ -72,7 +75,8 @@ def _over_records(
             answered = (np.arange(outcomes) >> i & 1).astype(np.float64)
             share += probabilities @ answered / len(models[0])
     with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
-        draws = np.asarray(statistic(*drawn))
+        shares = dict(zip(distinct, drawn, strict=True))
+        draws = np.asarray(statistic(*(shares[key] for key in each)))
     draws = draws[np.isfinite(draws)]
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (value, value)
     return Estimate(

@@ -248,6 +248,12 @@ def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_cei
     assert rows["zero_shot", None].size_effect is None
 
 
+def test_the_ends_of_the_scale_close_none_and_all_of_the_gap_exactly():
+    results = [finished("zero_shot", None, 0, 0.2), finished("centralised_llm", None, 0, 0.9)]
+    gaps = [row.gap_closed for row in rows_of(results)]
+    assert [(g.low, g.value, g.high) for g in gaps] == [(0, 0, 0), (1, 1, 1)]
+
+
 def test_methods_are_paired_at_each_ratio_and_one_without_a_ratio_at_every_one():
     results = [
         finished(method, ratio, seed, share + 0.05 * seed)

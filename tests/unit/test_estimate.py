@@ -141,11 +141,17 @@ def test_a_difference_of_two_models_is_no_surer_over_seeds_than_over_records():
 
 
 def test_models_that_answer_alike_differ_by_nothing_that_is_certain():
-    same = {"t": [True] * 60 + [False] * 40}
-    found = over_seeds_or_records({s: (same, same) for s in range(3)}, operator.sub, "m")
+    one, other = ({"t": [True] * 60 + [False] * 40} for _ in range(2))
+    found = over_seeds_or_records({s: (one, other) for s in range(3)}, operator.sub, "m")
     assert found.value == 0
     assert -0.04 < found.low < -0.005
     assert 0.005 < found.high < 0.04
+
+
+def test_a_model_differs_from_itself_by_nothing():
+    model = {"t": [True] * 60 + [False] * 40}
+    found = over_seeds_or_records({0: (model, dict(model))}, operator.sub, "m")
+    assert (found.low, found.value, found.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
