@@ -24,9 +24,9 @@ def test_every_method_is_called_as_it_is_registered_and_has_a_title():
         assert method.title
 
 
-def test_the_gap_has_one_floor_and_one_ceiling():
+def test_the_gap_has_one_floor_and_one_ceiling_and_federation_one_control():
     ends = [m.end for m in METHODS.every().values() if m.end is not None]
-    assert sorted(ends) == ["ceiling", "floor"]
+    assert sorted(ends) == ["ceiling", "floor", "pooled_proxy"]
 
 
 def test_methods_are_known_without_torch():

@@ -174,18 +174,14 @@ def attempts() -> Iterator[Attempt]:
         name="a proxy with fewer embeddings than tokens",
         attack=fails_on_a_token,
         known_bad="client that does not try the proxy first",
-        without=lambda: taken_out(
-            (proxy_model, "check_shapes", _anything), (proxy_model, "check_runs", _anything)
-        ),
+        without=lambda: _unchecked("check_shapes", "check_weights", "check_runs", "check_public_text"),
     )
     yield Attempt(
         adversary=ADVERSARY,
         name="a proxy that is not finite for a token",
         attack=not_finite_for_a_token,
         known_bad="client that does not look at the weights",
-        without=lambda: taken_out(
-            (proxy_model, "check_finite", _anything), (proxy_model, "check_runs", _anything)
-        ),
+        without=lambda: _unchecked("check_finite", "check_runs"),
     )
     yield Attempt(
         adversary=ADVERSARY,
@@ -270,7 +266,11 @@ def _first_weight(folder: Path) -> float:
 
 def takes_any_weights() -> AbstractContextManager[object]:
     """Take out the checks for marks of a proxy that was made to leak."""
-    names = ("check_weights", "check_public_text")
+    return _unchecked("check_weights", "check_public_text")
+
+
+def _unchecked(*names: str) -> AbstractContextManager[object]:
+    """Load proxies without these checks."""
     return taken_out(*((proxy_model, name, _anything) for name in names))
 
 
