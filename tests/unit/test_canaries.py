@@ -186,10 +186,13 @@ def test_a_customer_of_the_api_measures_the_fused_llm_alone(world):
 
 
 @pytest.mark.slow
-def test_the_attack_as_a_whole_succeeds_on_models_that_know_and_not_on_models_that_do_not(world):
+def test_the_attack_as_a_whole_finds_all_in_models_that_know_and_says_that_three_are_too_few(world):
     seen, truth = world
     found = run_one(CanaryExposure(), seen, truth, profile="smoke", seconds=60, seed=0)
-    assert found.outcome == Outcome.SUCCEEDED
+    assert found.headline.value == found.positive.value == 1
+    assert found.headline.n == 3
+    assert found.headline.low < 0.5 < found.headline.high  # three of three: Wilson's interval
+    assert found.outcome == Outcome.INCONCLUSIVE
     assert found.negative.low < 0.5
     fresh = replace_view(seen, adapters={0: seen.adapters[0]}, api=None)
     found = run_one(CanaryExposure(), fresh, truth, profile="smoke", seconds=60, seed=0)
