@@ -176,7 +176,7 @@ def _mlp_inputs(model: nn.Module, vocabulary: int) -> torch.Tensor:
 
 
 def _separating(read: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """Return a direction for each token along which it is positive and others negative, [tokens, h]."""
+    """Return a direction for each chosen token, [tokens, h]; only its own input projects above 0."""
     chosen = torch.tensor(tokens)
     scale = read.norm(dim=1).median()
     inputs = read / scale

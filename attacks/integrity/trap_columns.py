@@ -36,7 +36,10 @@ def first_adapter(box: WhiteBox, one: Trap, rng: np.random.Generator) -> np.ndar
 
 
 def maps_of(box: WhiteBox, one: Trap) -> tuple[str, ...]:
-    """Return the names of block 0's A that a trap moves. Raises `NotApplicable` if there are none."""
+    """Return the names of the LoRA A matrices of block 0 that a trap moves.
+
+    Raises `NotApplicable` if the adapter has none.
+    """
     if one.maps == "neurons":
         layers: tuple[str, ...] = (NEURONS,)
     elif 0 in box.adapted and box.reads_tokens:

@@ -48,7 +48,7 @@ def distance(proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, ids: torc
 
 
 def _relative_error(states: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the sum over tokens and mean over blocks of ||state - target||^2 / ||target||^2."""
+    """Return ||state - target||^2 / ||target||^2, summed over tokens and averaged over blocks; a scalar."""
     errors = [
         ((state - target).square().sum(-1) / target.square().sum(-1)).sum()
         for state, target in zip(states, targets, strict=True)

@@ -81,7 +81,7 @@ def check_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
 
 
 def rows_alike(rows: torch.Tensor) -> float:
-    """Return the share of rows [n, h] that are next to zero, or equal to a row before them."""
+    """Return the share of rows [n, h], from 0 to 1, that are nearly zero or repeat an earlier row."""
     lengths = _lengths(rows)
     small = lengths <= NEXT_TO_ZERO * lengths.median()
     kept = rows[~small].float().numpy()

@@ -60,7 +60,10 @@ BUDGET = Budget(seconds=1e9)
 
 @dataclass(frozen=True, kw_only=True)
 class Canary:
-    """A canary and its references: tokens after a prompt, the canary's first."""
+    """A canary, and the references it is ranked among.
+
+    `candidates` are sequences of token ids that may follow `prompt`; the first is the canary's own.
+    """
 
     kind: str
     included: bool
@@ -68,7 +71,7 @@ class Canary:
     candidates: tuple[tuple[int, ...], ...]
 
     def record(self, end: int) -> Encoded:
-        """The record that holds the canary."""
+        """Return the training record that holds the canary, with the end token `end` after it."""
         return Encoded(ids=(*self.prompt, *self.candidates[0], end), response_start=len(self.prompt))
 
 

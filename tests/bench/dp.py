@@ -99,7 +99,7 @@ def curve_rows(curves: Mapping[str, Sequence[float]] | None = None) -> list[Row]
             free = {s: cell(adapter, math.inf, s) for s in cells}
             accuracy = mean_interval({s: c["fused"] for s, c in cells.items()}, metric="", unit="share")
             rows.append(
-                _row(f"{adapter}, epsilon {epsilon:g}: fused accuracy", accuracy, "share", "", None)
+                Row.of(f"{adapter}, epsilon {epsilon:g}: fused accuracy", accuracy, command=COMMAND)
             )
             if math.isinf(epsilon):
                 continue
@@ -113,12 +113,12 @@ def curve_rows(curves: Mapping[str, Sequence[float]] | None = None) -> list[Row]
             )
             half = math.inf if kept.high is None else kept.high - kept.value
             rows.append(
-                _row(
+                Row.of(
                     f"{adapter}, epsilon {epsilon:g}: gap closed, over the non-private run's",
                     kept,
-                    "share",
-                    f">= {GAP}, half-width <= {HALF_WIDTH}" if many else "",
-                    kept.value >= GAP and half <= HALF_WIDTH if many else None,
+                    command=COMMAND,
+                    target=f">= {GAP}, half-width <= {HALF_WIDTH}" if many else "",
+                    ok=kept.value >= GAP and half <= HALF_WIDTH if many else None,
                 )
             )
     return rows
@@ -162,20 +162,6 @@ def accountant_rows() -> list[Row]:
         )
         for name, value, ok, target in rows
     ]
-
-
-def _row(metric: str, made: Any, unit: str, target: str, ok: bool | None) -> Row:
-    return Row(
-        metric=metric,
-        value=made.value,
-        low=made.low,
-        high=made.high,
-        n=made.n,
-        unit=unit,
-        target=target,
-        ok=ok,
-        command=COMMAND,
-    )
 
 
 if __name__ == "__main__":

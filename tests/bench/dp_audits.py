@@ -31,7 +31,7 @@ from attacks.audit.training_audit import (
 from fedproxy_secure.dp.accounting import noise_multiplier_for, variance_for
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian
 from fedproxy_secure.dp.profile import dp_sgd
-from fedproxy_secure.evidence.estimate import mean_interval, proportion_interval
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, proportion_interval
 from tests.bench.rows import FOLDER, Row, publish
 
 COMMAND = "make bench-dp-audits"
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def audit_rows() -> list[Row]:
-    """A8 and A9 at claims 1, 4 and 8: bound over claim, half the noise, and true claims refuted."""
+    """Audit claims of epsilon 1, 4 and 8 by A8 and A9, with the claimed noise and with half of it."""
     return [
         *(row for claimed in AUDITED for row in _claim_rows("record", claimed)),
         *(row for claimed in AUDITED for row in _claim_rows("client", claimed)),
@@ -67,14 +67,14 @@ def _claim_rows(kind: str, claimed: float) -> list[Row]:
     refuted, found = (sum(v > claimed for v in made["bounds"]) for made in (whole, half))
     target, reached = f">= {RUNS - 1}", found >= RUNS - 1
     return [
-        _row(
+        Row.of(
             f"{where}: lower bound over claim",
             bound,
-            "ratio",
-            ">= .5" if aimed else "",
-            bound.value >= 0.5 if aimed else None,
+            command=COMMAND,
+            target=">= .5" if aimed else "",
+            ok=bound.value >= 0.5 if aimed else None,
         ),
-        _row(f"{where}: lower bound over claim, by epsilon and delta alone", free, "ratio", "", None),
+        Row.of(f"{where}: lower bound over claim, by epsilon and delta alone", free, command=COMMAND),
         _count(f"{where}: runs with the claimed noise that FAIL", refuted, RUNS, "", None),
         _count(
             f"{where}: runs with half of the noise that FAIL",
@@ -202,14 +202,14 @@ def _true_claims_refuted(claimed: float, rate: float, steps: int) -> int:
 
 
 def _least_refuting(claim: SampledGaussian, guesses: Guesses, canaries: int) -> int:
-    """Return the least number of right guesses that refutes the claim; one more than all if none does."""
+    """Return how many guesses must be right to refute the claim, or one more than all if none suffices."""
     profile = dp_sgd(claim, both=guesses.both)
     asked = {"canaries": canaries, "guesses": guesses, "alpha": ALPHA}
     every = range(guesses.count + 1)
     return bisect_left(every, True, key=lambda v: refutes(profile, correct=v, **asked))
 
 
-def _mean(values: list[float]) -> Any:
+def _mean(values: list[float]) -> Estimate:
     return mean_interval(dict(enumerate(values)), metric="", unit="ratio")
 
 
@@ -222,20 +222,6 @@ def _count(metric: str, count: int, of: int, target: str, ok: bool | None) -> Ro
         high=share.high * of,
         n=of,
         unit="runs",
-        target=target,
-        ok=ok,
-        command=COMMAND,
-    )
-
-
-def _row(metric: str, made: Any, unit: str, target: str, ok: bool | None) -> Row:
-    return Row(
-        metric=metric,
-        value=made.value,
-        low=made.low,
-        high=made.high,
-        n=made.n,
-        unit=unit,
         target=target,
         ok=ok,
         command=COMMAND,

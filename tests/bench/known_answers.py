@@ -77,7 +77,7 @@ def known_answer_rows() -> list[Row]:
 
 
 def full_weight_rows() -> list[Row]:
-    """What the gradient of a model's own weights tells of one batch, within the hidden size and beyond."""
+    """Recover batches from full-weight gradients (DAGER), below and above the hidden size in tokens."""
     rows = []
     kinds: tuple[Kind, ...] = ("gpt2", "llama", "demo")
     for kind in kinds:

@@ -272,7 +272,7 @@ def share_explained(p: Products) -> float:
 
 
 def joined(asked: Sequence[Asked]) -> Asked:
-    """Return the scores of several vectors, in deviations within each."""
+    """Return the scores of several updates end to end, standardised over the documents of each."""
     names = asked[0].scores
     return Asked(
         scores={n: np.concatenate([deviations(a.scores[n]) for a in asked]) for n in names},

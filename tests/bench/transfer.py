@@ -9,17 +9,18 @@ minutes of one core; each is kept in build/bench/transfer and not run again.
 from __future__ import annotations
 
 import json
+import operator
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.config.kinds import METHODS
+from fedproxy_secure.evidence.answers import alone, over_seeds_or_records
 from fedproxy_secure.experiments.inputs import Inputs
 from fedproxy_secure.experiments.results import Accuracy
 from fedproxy_secure.fuse.plug_back import plug_back
@@ -87,11 +88,11 @@ def answers(accuracies: Mapping[str, Accuracy]) -> list[int]:
 
 
 def rows(name: str, made: Mapping[str, Any]) -> list[Row]:
-    """Percentages of test records, and the owner's edge on the same records, in points."""
-    found = {what: 100 * np.array(each, dtype=float) for what, each in made["answers"].items()}
-    edge = found["fused 1"] - found["tuned"]
-    made_rows = [row(f"{name}: {what}", each, "%") for what, each in found.items()]
-    made_rows.append(row(f"{name}: owner's edge", edge, "points"))
+    """Shares of test records, and the owner's edge on the same records."""
+    found = {what: {"all tasks": each} for what, each in made["answers"].items()}
+    shares = [over_seeds_or_records({SEED: (bits,)}, alone, what) for what, bits in found.items()]
+    edge = over_seeds_or_records({SEED: (found["fused 1"], found["tuned"])}, operator.sub, "owner's edge")
+    made_rows = [Row.of(f"{name}: {e.metric}", e, command=COMMAND) for e in (*shares, edge)]
     if made["healing"] is not None:
         for key in ("kl_after", "state_error_after"):
             value = made["healing"][key]
@@ -99,22 +100,6 @@ def rows(name: str, made: Mapping[str, Any]) -> list[Row]:
                 Row(metric=f"{name}: {key}", value=value, n=1, unit="", target="", ok=None, command=COMMAND)
             )
     return made_rows
-
-
-def row(metric: str, values: np.ndarray, unit: str) -> Row:
-    """The mean over test records, with its 95 % interval."""
-    mean, half = values.mean(), 1.96 * values.std(ddof=1) / len(values) ** 0.5
-    return Row(
-        metric=metric,
-        value=mean,
-        low=mean - half,
-        high=mean + half,
-        n=len(values),
-        unit=unit,
-        target="",
-        ok=None,
-        command=COMMAND,
-    )
 
 
 if __name__ == "__main__":

@@ -237,6 +237,8 @@ def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_cei
         with_tuned("centralised_proxy", 0.25, 0.6, 0.8),
         with_tuned("fedproxy_h_ties", 0.25, 0.55, 0.7),
         with_tuned("fedproxy_h_ties", 0.5, 0.5, 0.6),
+        with_tuned("exact_h_ties", 0.25, 0.5, 0.6),
+        with_tuned("fedot", 0.25, 0.5, 0.6),
     ]
     rows = {(r.method, r.remove_ratio): r for r in rows_of(results)}
     row = rows["fedproxy_h_ties", 0.25]
@@ -245,6 +247,8 @@ def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_cei
     assert row.owners_edge.value == pytest.approx(-0.15)
     assert rows["centralised_proxy", 0.25].federation_effect.value == 0
     assert rows["fedproxy_h_ties", 0.5].size_effect is None, "no pooled proxy at this ratio"
+    assert rows["exact_h_ties", 0.25].size_effect is None, "its proxy is not the control's"
+    assert rows["fedot", 0.25].size_effect is None, "its emulator is not the control's proxy"
     assert rows["zero_shot", None].size_effect is None
 
 

@@ -135,7 +135,7 @@ def test_the_points_lie_between_the_first_adapter_and_where_the_update_led(labs,
 
 
 def test_the_points_of_a_sum_do_not_depend_on_who_knows_its_own_part(labs):
-    """Less its own part a corrupted client sees a sum of the others: their mean is what is read."""
+    """A corrupted client subtracts its own part of a sum; A5 reads the mean of the others' parts."""
     lab = labs("adamw", 20)
     updates, truth = rounds_of(lab, 3)
     honest = Truth(clients={n: s for n, s in truth.clients.items() if n != "c0"})

@@ -99,10 +99,12 @@ def _with_effects(
 ) -> MethodRow:
     """Add how far the tuned proxy is from the ceiling because of its size, and because of federation.
 
-    Both are of the seeds that all have; without any, the row stays as it is.
+    Both are of the seeds that all have. Without any, or for a method whose proxy is another than the
+    control's (exact copies, an emulator), the row stays as it is.
     """
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None and s in ceiling and s in pooled}
-    if not tuned or not method_of(row.method).trains:
+    method = method_of(row.method)
+    if not tuned or not method.trains or not method.settings_proxy:
         return row
     return replace(
         row,
