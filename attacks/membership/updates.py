@@ -127,10 +127,7 @@ def betas_of(local: LocalConfig) -> tuple[float, ...]:
 
 
 def averaged(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the mean of each score over several points, [n], after standardising it over documents.
-
-    Scores of a single point are returned as they are.
-    """
+    """Return the mean of each score over points, standardised over documents if there are several."""
     if len(parts) == 1:
         return parts[0]
     return {name: np.mean([deviations(p[name]) for p in parts], axis=0) for name in parts[0]}
