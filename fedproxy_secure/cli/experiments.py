@@ -124,7 +124,7 @@ def report_command(
         from fedproxy_secure.experiments.join import join
 
         typed = shlex.join(["fedproxy-secure", "report", *map(str, folders), "--out", str(out)])
-        _show(join(folders, out, command=typed), out)
+        show_report(join(folders, out, command=typed), out)
 
 
 class _Work(Protocol):
@@ -167,7 +167,7 @@ def _start(
                 from fedproxy_secure.experiments.attacked import attacked_report
 
                 report = attacked_report(config, folder, progress=progress, command=typed)
-        _show(report, folder)
+        show_report(report, folder)
 
 
 def _report_cells(name: str, changes: list[str], out: Path | None) -> None:
@@ -178,7 +178,7 @@ def _report_cells(name: str, changes: list[str], out: Path | None) -> None:
         config = load_config(find_config(name), changes)
         folder = out or Path("runs") / config.name
         report = compare_report(config, folder, command=_typed("compare", name, changes, folder))
-        _show(report, folder)
+        show_report(report, folder)
 
 
 def _plan_rows(command: str, config: Config) -> list[tuple[str, str]]:
@@ -207,7 +207,8 @@ def _work(command: str) -> _Work:
     return run
 
 
-def _show(report: Report, folder: Path) -> None:
+def show_report(report: Report, folder: Path) -> None:
+    """Print a report's tables, what is unsafe or failed, its notes, and where it lies."""
     from fedproxy_secure.report.html.page import HTML_NAME
     from fedproxy_secure.report.text.table import rich_tables
     from fedproxy_secure.report.text.trilemma_table import rich_trilemma

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedproxy_secure.config import Config
+
 NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
 # templates of question-answering tasks, of which users of lm-eval read acc_norm
 READ_BY_NORM = ("openbookqa", "arc_easy", "arc_challenge", "commonsenseqa", "multiple_choice")
@@ -95,3 +97,12 @@ def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Accuracy]:
 def average(accuracies: Mapping[str, Accuracy]) -> float:
     """Return the mean of the tasks' accuracies by `acc`, each task counting the same."""
     return float(np.mean([a.value for a in accuracies.values()]))
+
+
+def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
+    """Return what a report says of prompts that were cut: nothing if none was, no number under privacy."""
+    if config.privacy.unit != "none":
+        return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; how many is private.",)
+    if not truncated:
+        return ()
+    return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
@@ -56,6 +56,9 @@ from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.stage_clock import StageClock, peak_memory_bytes
 from fedproxy_secure.runtime.untrusted import read_json
 
+if TYPE_CHECKING:
+    from fedproxy_secure.flower.engines import Federate
+
 STAGES = 5  # of one seed, for the progress bar
 
 
@@ -67,12 +70,14 @@ def run(
     progress: Progress | None = None,
     command: str = "",
     page: bool = True,
+    federate: Federate | None = None,
 ) -> Report:
     """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
 
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
     result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
-    line the report is signed. Without `page` the report is written as JSON and text alone.
+    line the report is signed. Without `page` the report is written as JSON and text alone. `federate` takes
+    the place of `fedproxy_secure.flower.engines.federate`.
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
     if what lies in the folder is not what the log has.
@@ -86,7 +91,7 @@ def run(
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=typed)
     with witness.aborts():
-        results = {seed: _run_seed(config, witness, seed, progress) for seed in config.seeds}
+        results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
         report = replace(report_of(config, out, results, typed), audit_head=witness.settle())
         if witness.has_news():
             with closing(_tracker(config, witness, "report")) as tracker:
@@ -108,7 +113,13 @@ def _tell_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
         witness.round(seed, line)
 
 
-def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | None) -> dict[str, Any]:
+def _run_seed(
+    config: Config,
+    witness: Witness,
+    seed: int,
+    progress: Progress | None,
+    federate: Federate | None = None,
+) -> dict[str, Any]:
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.job import FederationJob
@@ -141,6 +152,7 @@ def _run_seed(config: Config, witness: Witness, seed: int, progress: Progress | 
             run_folder=place / "federation",
             progress=progress,
             on_round=lambda: _tell_rounds(witness, tracker, seed),
+            federate=federate,
         )
     save_adapter(tuned, place / "adapter")
     clock.stop("federate")

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ from fedproxy_secure.models.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.world.real_texts import real_texts
 from fedproxy_secure.world.stories import stories
+
+if TYPE_CHECKING:
+    from fedproxy_secure.flower.engines import Federate
 
 PUBLIC_WINDOW_TOKENS = 128
 log = logging.getLogger(__name__)
@@ -85,15 +89,6 @@ def truncated_prompts(config: Config) -> int:
         for task in tasks
         for records in (task.train, task.test)
     )
-
-
-def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
-    """Return what a report says of prompts that were cut: nothing if none was, no number under privacy."""
-    if config.privacy.unit != "none":
-        return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; how many is private.",)
-    if not truncated:
-        return ()
-    return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
 
 
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
@@ -169,11 +164,12 @@ def heal_proxy(
         told = step
 
     shown.start("heal", config.heal.steps)
+    windows, settings = materials.healing_windows, config.heal
     healed = heal(
         proxy.model,
         materials.llm,
-        materials.healing_windows,
-        config.heal,
+        windows,
+        settings,
         seed=seed,
         plan=proxy.plan,
         folder=folder,
@@ -191,15 +187,17 @@ def tune(
     run_folder: Path | None = None,
     progress: Progress | None = None,
     on_round: Callable[[], None] | None = None,
+    federate: Federate | None = None,
 ) -> nn.Module:
-    """Stage 2: tune `model` (changed in place) with all clients; return it with the tuned adapter attached.
+    """Stage 2: tune `model` (in place) with all clients; return it with the tuned adapter attached.
 
     Args:
         model_folder: holds the same model for the clients.
         run_folder: where every round is saved, so that a second call goes on where the first was stopped.
         on_round: called when rounds are saved: once or more often, the last time after the last round.
+        federate: takes the place of the engine that the job names.
     """
-    from fedproxy_secure.flower.engines import federate
+    from fedproxy_secure.flower import engines
 
     shown = progress or NoProgress()
     tuned = attach(model, job.adapter, seed=job.seed, blocks=job.blocks)
@@ -216,7 +214,7 @@ def tune(
             shown.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
         saved()
 
-    final = federate(
+    final = (federate or engines.federate)(
         job,
         model_folder,
         initial,

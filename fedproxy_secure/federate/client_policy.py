@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,17 +143,37 @@ def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> Cli
 def load_policy(file: Path) -> ClientPolicy:
     """Read a policy. Raises `ConfigError` if it cannot be read, lacks a key or has an unknown one."""
     try:
-        policy = _policy(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    with _one_line(file):
+        policy = _policy(text)
+    check_sound(policy)
+    return policy
+
+
+def policy_of(raw: Mapping[str, Any], *, file: Path) -> ClientPolicy:
+    """Return the policy that plain values describe; `file`, where they come from, is named in errors.
+
+    Raises `ConfigError` if a key is missing, unknown or wrong.
+    """
+    with _one_line(file):
+        policy = ClientPolicy.model_validate(raw)
+    check_sound(policy)
+    return policy
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    """Turn what a reader of policies raises into a `ConfigError` that names the file."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{file}: {where}: {first['msg']}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
-    check_sound(policy)
-    return policy
 
 
 @lru_cache(maxsize=64)  # a policy is read again for every message, and YAML takes 10 ms

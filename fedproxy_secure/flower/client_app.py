@@ -37,6 +37,7 @@ from fedproxy_secure.errors import (
 )
 from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.monitor.noting import noted
 from fedproxy_secure.protect.base import Asked, protection_of
 from fedproxy_secure.protect.secure_sum import attempt
 from fedproxy_secure.proxy_intake import store as proxy_store
@@ -94,6 +95,7 @@ def _answers_in_one_line(
     handler: Callable[[Message, Context], RecordDict],
 ) -> Callable[[Message, Context], Message]:
     """Turn errors into a failure reply that quotes no record; see the module's docstring."""
+    handler = noted(handler)  # events are the site's own: they say what really failed
 
     def answer(message: Message, context: Context) -> Message:
         try:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
@@ -19,6 +20,22 @@ from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 
 PRIVACY = "privacy"  # the folder of the privacy ledgers, inside a run's folder
+
+
+class Federate(Protocol):
+    """What runs a job's rounds: `federate`, or something in its place."""
+
+    def __call__(
+        self,
+        job: FederationJob,
+        proxy_folder: Path,
+        initial: ServerState,
+        *,
+        run_folder: Path | None = None,
+        on_round: OnRound | None = None,
+        on_client: OnClient | None = None,
+    ) -> ServerState:
+        """Tune the proxy in `proxy_folder` with the job's clients; return the server's last state."""
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -15,24 +17,66 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.asking import POLL_S, Asker
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.quoting import quoted
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """The nodes that have proved who they are.
+
+    `names`: client name by node id. `wait_s`: how long set-up waits for the others once enough clients for
+    a round are connected; sites that are switched off hold nobody up for longer.
+    """
+
+    names: Mapping[int, str]
+    wait_s: float
+
+    @classmethod
+    def load(cls, file: Path) -> Registered | None:
+        """Return what `save` wrote, or None if there is no file: nodes have no keys there."""
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls(
+            names={int(node): str(name) for node, name in raw["names"].items()}, wait_s=raw["wait_s"]
+        )
+
+    def save(self, file: Path) -> None:
+        """Write the nodes to a file, whole or not at all."""
+        write_bytes(file, json.dumps({"names": dict(self.names), "wait_s": self.wait_s}).encode())
+
+
 def set_up(
-    asker: Asker, grid: Grid, job: FederationJob, proxy_folder: Path
+    asker: Asker,
+    grid: Grid,
+    job: FederationJob,
+    proxy_folder: Path,
+    registered: Registered | None = None,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Send every node the job, and the proxy where it is missing; learn which client each node is.
 
+    Nodes that are not `registered` get nothing, where there is such a list.
+
     Returns client name -> node id, and client name -> bytes of the proxy that were sent to it.
     """
-    node_ids = _wait_for_nodes(grid, job)
+    node_ids = _wait_for_nodes(grid, job, registered)
     claims: dict[int, str] = {}
     ready: list[int] = []
     lacking: list[int] = []
     plain = dict.fromkeys(node_ids, wire.encode_setup(job))
     for node, answer in asker.ask(wire.SETUP, plain, "setup", wire.decode_ready):
+        if registered is not None and answer.client != registered.names[node]:
+            log.warning(
+                "setup: node %d is left out: it is registered as %s and says that it is %s",
+                node,
+                registered.names[node],
+                quoted(answer.client),
+            )
+            continue
         claims[node] = answer.client
         (ready if answer.ready else lacking).append(node)
     sent: dict[int, int] = {}
@@ -76,17 +120,27 @@ def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict
     return nodes
 
 
-def _wait_for_nodes(grid: Grid, job: FederationJob) -> list[int]:
-    """Return the nodes of all the job's clients, or of at least the minimum once `timeout_s` is over."""
-    deadline = time.monotonic() + job.federate.timeout_s
-    wanted = len(job.clients)
-    while len(nodes := sorted(grid.get_node_ids())) < wanted:
-        if time.monotonic() > deadline:
-            if len(nodes) < job.federate.min_clients:
+def _wait_for_nodes(grid: Grid, job: FederationJob, registered: Registered | None) -> list[int]:
+    """Return the nodes of all the job's clients, or those that are there once waiting is over.
+
+    Raises `RoundAborted` if fewer than `federate.min_clients` are connected after `federate.timeout_s`.
+    """
+    wanted, least = len(job.clients), job.federate.min_clients
+    began, enough_since = time.monotonic(), None
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if registered is not None:
+            nodes = [node for node in nodes if node in registered.names]
+        now = time.monotonic()
+        if len(nodes) >= wanted:
+            return nodes
+        enough_since = (enough_since or now) if len(nodes) >= least else None
+        if registered is not None and enough_since is not None and now - enough_since > registered.wait_s:
+            return nodes
+        if now - began > job.federate.timeout_s:
+            if len(nodes) < least:
                 raise RoundAborted(
-                    f"{len(nodes)} clients connected: must be >= {job.federate.min_clients} "
-                    "(federate.min_clients)"
+                    f"{len(nodes)} clients connected: must be >= {least} (federate.min_clients)"
                 )
-            break
+            return nodes
         time.sleep(POLL_S)
-    return nodes

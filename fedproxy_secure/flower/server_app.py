@@ -16,8 +16,9 @@ from fedproxy_secure.errors import ConfigError, FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.asking import Asker
-from fedproxy_secure.flower.nodes import set_up
+from fedproxy_secure.flower.nodes import Registered, set_up
 from fedproxy_secure.flower.recording import Tamper, WatchedGrid
+from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import ServerRound, protection_of
 from fedproxy_secure.record.leakage import LEDGER, Ledger
 from fedproxy_secure.record.transcript import Recorder
@@ -38,6 +39,7 @@ PROXY = "proxy.path"
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
 TROUBLE = "trouble.json"
+NODES = "nodes.json"  # `Registered`, where nodes prove who they are
 
 STATE = "state.safetensors"
 ROUNDS = "rounds.jsonl"
@@ -57,6 +59,7 @@ def main(grid: Grid, context: Context) -> None:
             Path((control / PROXY).read_text(encoding="utf-8")),
             ServerState.load(control / INITIAL),
             run_folder=control,
+            registered=Registered.load(control / NODES),
         )
         final.save(control / FINAL)
     except FedProxyError as error:
@@ -74,6 +77,7 @@ def serve(
     on_client: OnClient | None = None,
     tamper: Tamper | None = None,
     one_machine: bool = False,
+    registered: Registered | None = None,
 ) -> ServerState:
     """Run the job's rounds over a grid and return the last state.
 
@@ -84,7 +88,8 @@ def serve(
     `audit.record` the transcript goes to `audit.folder`. `tamper` is an active adversary, for evaluation.
 
     A node says once which of the job's clients it is. A name that two nodes claim belongs to neither, and
-    afterwards a node speaks in its own name alone. The clients of a round follow from the job's names, the
+    afterwards a node speaks in its own name alone. With `registered`, a node that is not in that list, or
+    claims another name than its own, is left out. The clients of a round follow from the job's names, the
     seed and the round, not from which nodes are connected.
 
     Raises `RoundAborted` if fewer clients answer than `federate.min_clients`, or than a secure sum needs.
@@ -107,7 +112,9 @@ def serve(
     if protection.secure_sum:
         _check_roster(job)
     asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine)
-    nodes, shipped = set_up(asker, grid, job, proxy_folder)
+    with set_up_noted() as found:
+        nodes, shipped = set_up(asker, grid, job, proxy_folder, registered)
+        found.clients, found.bytes_out = len(nodes), sum(shipped.values())
     while state.round < job.federate.rounds:
         asker.begin()
         chosen = _participants(job, state.round)
@@ -129,6 +136,7 @@ def serve(
         except FedProxyError as error:
             if folder is not None:
                 ledger.write(folder, aborted=True)
+            note_round(ledger, began=began, error=error)
             if isinstance(error, RoundAborted):
                 asker.explain()
             raise
@@ -148,6 +156,7 @@ def serve(
                 ROUNDS, {"round": round_number, "participants": clients, **metrics_of_round}
             )
             state.save(folder.path / STATE)
+        note_round(ledger, began=began, clients=len(clients))
         if on_round is not None:
             on_round(metrics)
     return state

@@ -15,11 +15,11 @@ from tests.support.recorded import prepared
 STARTS = """
 import os, sys
 from pathlib import Path
-from fedproxy_secure.flower.launched import _alone_in, _process, _terminated_like_interrupted
+from fedproxy_secure.flower.launch.processes import alone_in, process, terminated_like_interrupted
 
 logs = Path(sys.argv[1])
-with _terminated_like_interrupted(), _alone_in(logs) as lock:
-    with _process("sleep", ["300"], os.environ, logs / "log", lock) as child:
+with terminated_like_interrupted(), alone_in(logs) as lock:
+    with process("sleep", ["300"], os.environ, logs / "log", lock) as child:
         print(child.pid, flush=True)
         child.wait()
 """

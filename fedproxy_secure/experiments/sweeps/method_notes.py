@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.experiments.method import Method, method_of
-from fedproxy_secure.experiments.results import READ_BY_NORM
+from fedproxy_secure.experiments.results import READ_BY_NORM, cut_notes
 from fedproxy_secure.protect.base import protection_of
 
 
@@ -17,8 +17,6 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
     Args:
         truncated: how many prompts were cut.
     """
-    from fedproxy_secure.experiments.stages import cut_notes
-
     methods = [method_of(name) for name in config.compare.methods]
     privacy = config.privacy
     promised = guarantees(

@@ -1,0 +1,30 @@
+"""The commands `deploy ...`: an owner and her clients on machines of their own.
+
+Exit code 0: done; 2: something is not in order, said in one line; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from fedproxy_secure.cli.deploy import both, owner, site
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Run a federation of an owner and her clients on machines of their own.\n\n"
+    "Owner: `init`, `approve` the sites' requests, `kit`, `run`. Site: `join`, `accept` the kit, "
+    "`preflight`, `start`. Private keys are made where they are used and never leave.",
+)
+app.command("init")(owner.init)
+app.command("join")(site.join)
+app.command("approve")(owner.approve)
+app.command("kit")(owner.kit)
+app.command("accept")(site.accept)
+app.command("preflight")(site.preflight)
+app.command("start")(site.start)
+app.command("run")(owner.run_command)
+app.command("status")(both.status)
+app.command("stop")(both.stop)
+app.command("rotate")(both.rotate)
+app.command("revoke")(owner.revoke)

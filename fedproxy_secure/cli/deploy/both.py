@@ -1,0 +1,58 @@
+"""Commands of owner and site: `deploy status`, `stop`, `rotate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy_secure.cli.errors import plain_errors
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR")]
+
+
+def status(folder: FolderArgument) -> None:
+    """Both: say what runs in an owner's or a site's folder, and how far it is.
+
+    Example: `fedproxy-secure deploy status clinic`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.standing import running
+
+        process = running(folder)
+        typer.echo("nothing runs here" if process is None else f"runs as process {process}")
+
+
+def stop(folder: FolderArgument) -> None:
+    """Both: end what runs in an owner's or a site's folder; a round that is under way is not lost.
+
+    Example: `fedproxy-secure deploy stop clinic`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.standing import stop as end
+
+        typer.echo("stopped" if end(folder) else "nothing runs here")
+
+
+def rotate(folder: FolderArgument) -> None:
+    """Both: new keys. A site's request must be approved again; an owner's certificate is renewed.
+
+    A site's old key vouches for the new one. Its owner then makes new kits for all sites. A renewed
+    certificate is of the same authority, and no kit changes.
+
+    Example: `fedproxy-secure deploy rotate clinic`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.authority import make_server
+        from fedproxy_secure.deploy.federation import is_federation, open_federation
+        from fedproxy_secure.deploy.site import open_site, rotate_site
+
+        if is_federation(folder):
+            federation = open_federation(folder)
+            make_server(folder / "authority", [federation.host])
+            typer.echo("a new certificate; start `deploy run` again to use it")
+            return
+        site, document = rotate_site(open_site(folder))
+        typer.echo(f"keys of generation {site.generation}; send the owner {site.request}")
+        typer.echo(f"and tell her its fingerprint: {document.fingerprint}")

@@ -1,0 +1,166 @@
+"""The owner's commands: `deploy init`, `approve`, `kit`, `run`, `revoke`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.cli.options import ConfigArgument, SetOption, find_config
+from fedproxy_secure.errors import ConfigError
+
+FederationArgument = Annotated[Path, typer.Argument(metavar="FEDERATION")]
+
+
+def init(
+    config: ConfigArgument,
+    address: Annotated[
+        str,
+        typer.Option(metavar="HOST[:PORT]", help="Where sites reach this machine. Port: 9092 if left out."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The owner's new folder.")] = Path("federation"),
+    changes: SetOption = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A certificate of your own (PEM); needs the next two."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    authority: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The authority that signed it (PEM).")
+    ] = None,
+) -> None:
+    """Owner: make the folder of a federation, with its certificate authority and the key that signs kits.
+
+    CONFIG is a YAML file of settings, or the name of a shipped one. Its clients are the sites that may ask
+    to take part; the records it names for them are your own test records for their tasks.
+
+    Example: `fedproxy-secure deploy init quickstart --address owner.example --out federation`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.config import load_config
+        from fedproxy_secure.deploy.authority import TlsFiles
+        from fedproxy_secure.deploy.federation import init as make
+
+        own = [file for file in (certificate, key, authority) if file is not None]
+        if len(own) not in (0, 3):
+            raise ConfigError("--certificate, --key, --authority: must be given together")
+        tls = TlsFiles(certificate=own[0], key=own[1], authority=own[2]) if own else None
+        settings = load_config(find_config(config), changes)
+        federation = make(settings, out, address=address, own_certificate=tls)
+        typer.echo(f"federation {federation.name} at {federation.address}: {out}")
+        typer.echo(f"give each site the key on {out / 'card.txt'}, on another channel than its kit")
+
+
+def approve(
+    federation: FederationArgument,
+    requests: Annotated[list[Path], typer.Argument(metavar="REQUEST...")],
+    fingerprints: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fingerprint",
+            metavar="FP",
+            help="What a site said its fingerprint is; once for each request. Asked for if left out.",
+        ),
+    ] = None,
+) -> None:
+    """Owner: let sites take part, by their requests.
+
+    Whoever can change a request on its way could take a site's place; the fingerprint, told on another
+    channel, shows that nobody did.
+
+    Example: `fedproxy-secure deploy approve federation clinic.request.json --fingerprint 1f0c-...`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.federation import open_federation
+        from fedproxy_secure.deploy.members import approve as let_in
+        from fedproxy_secure.deploy.signed import read_document
+        from fedproxy_secure.deploy.site import REQUEST, check_request
+
+        opened = open_federation(federation)
+        for file in requests:
+            document = read_document(file, REQUEST)
+            name, found = check_request(document).name, document.fingerprint
+            if fingerprints is None and sys.stdin.isatty():
+                if not typer.confirm(f"{name}: does the site say {found}?"):
+                    raise ConfigError(f"site {name}: is not approved")
+            elif found not in (fingerprints or []):
+                raise ConfigError(
+                    f"{file}: fingerprint={found}: must be one that the site told you, as --fingerprint FP"
+                )
+            let_in(opened, file)
+            typer.echo(f"approved {name}")
+
+
+def kit(
+    federation: FederationArgument,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]")] = None,
+) -> None:
+    """Owner: make the kits of the approved sites, or of the ones named.
+
+    After a site was approved, revoked or has new keys, all sites need new kits: they hold one list of who
+    takes part.
+
+    Example: `fedproxy-secure deploy kit federation`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.federation import open_federation
+        from fedproxy_secure.deploy.kit import make_kit
+        from fedproxy_secure.deploy.members import next_epoch
+
+        opened = open_federation(federation)
+        epoch = next_epoch(opened)
+        for name in names or sorted(epoch.roster.members):
+            typer.echo(f"epoch {epoch.number}: {make_kit(opened, epoch, name)}")
+
+
+def run_command(
+    federation: FederationArgument,
+    listen: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address of this machine to listen on.")
+    ] = "0.0.0.0",  # noqa: S104 - other machines must reach it
+    wait: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="How long to wait for the other sites once enough are there."),
+    ] = 120.0,
+) -> None:
+    """Owner: start the SuperLink and run the job with the sites of the newest kits; go on if it was killed.
+
+    Models, report and audit log go to `FEDERATION/run`.
+
+    Example: `fedproxy-secure deploy run federation`
+    """
+    with plain_errors(again=f"fedproxy-secure deploy run {federation}"):
+        from fedproxy_secure.cli.experiments import show_report
+        from fedproxy_secure.cli.progress import shown_on
+        from fedproxy_secure.deploy.federation import open_federation
+        from fedproxy_secure.deploy.owner import run_owner
+
+        opened = open_federation(federation)
+        with shown_on(Console(stderr=True)) as progress:
+            report = run_owner(
+                opened,
+                listen=listen,
+                wait_s=wait,
+                progress=progress,
+                command=f"fedproxy-secure deploy run {federation}",
+            )
+        show_report(report, opened.run_folder)
+
+
+def revoke(federation: FederationArgument, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Owner: take a site out; its node is refused from the next start of `deploy run` on.
+
+    The others go on without it. `deploy kit` then makes an epoch without it.
+
+    Example: `fedproxy-secure deploy revoke federation clinic`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.federation import open_federation
+        from fedproxy_secure.deploy.members import revoke as take_out
+
+        take_out(open_federation(federation), name)
+        typer.echo(f"revoked {name}; stop and run `deploy run` again, or `deploy kit` for a new epoch")

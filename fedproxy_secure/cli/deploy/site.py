@@ -1,0 +1,93 @@
+"""A site's commands: `deploy join`, `accept`, `preflight`, `start`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.errors import ConfigError
+
+SiteArgument = Annotated[Path, typer.Argument(metavar="SITE")]
+
+
+def join(
+    name: Annotated[str, typer.Option(help="The site's name, as the owner calls this client.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: the site's name.")] = None,
+) -> None:
+    """Site: make this site's keys, and a request with their public halves for the owner.
+
+    The private keys stay in the folder. Calling it again shows the same request.
+
+    Example: `fedproxy-secure deploy join --name clinic`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.site import join as make
+
+        site, document = make(name, out if out is not None else Path(name))
+        typer.echo(f"send the owner {site.request}")
+        typer.echo(f"and tell her, on another channel, its fingerprint: {document.fingerprint}")
+
+
+def accept(
+    site: SiteArgument,
+    file: Annotated[Path, typer.Argument(metavar="KIT")],
+    owner: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The key on the owner's card, 64 hex digits; for the first kit."),
+    ] = None,
+) -> None:
+    """Site: take the owner's kit, and keep her key: later kits must be signed by it.
+
+    Then edit `client.yaml` in the site's folder: it says where the records lie, and what a server may ask.
+
+    Example: `fedproxy-secure deploy accept clinic clinic.kit.json --owner 8a1f...`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.keys import parse_public
+        from fedproxy_secure.deploy.kit import accept as take
+        from fedproxy_secure.deploy.site import open_site
+
+        opened = open_site(site)
+        taken, new_policy = take(opened, file, owner=None if owner is None else parse_public(owner))
+        typer.echo(f"{taken.federation}, epoch {taken.epoch}, owner at {taken.address}")
+        what = "proposed by the owner: edit it" if new_policy else "is as it was"
+        typer.echo(f"{opened.client_file}: {what}")
+
+
+def preflight(site: SiteArgument) -> None:
+    """Site: check kit, keys, policy, records, disk, device, the way to the owner, her certificate, clocks.
+
+    Exit code 2: something is not in order. Nothing is sent but a request for the owner's health page.
+
+    Example: `fedproxy-secure deploy preflight clinic`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.deploy.kit import needed_kit
+        from fedproxy_secure.deploy.preflight import local_checks, network_checks
+        from fedproxy_secure.deploy.site import open_site
+
+        opened = open_site(site)
+        kit = needed_kit(opened)
+        failed = 0
+        for check in (*local_checks(opened), *network_checks(kit)):
+            failed += not check.ok
+            typer.echo(f"{'ok ' if check.ok else 'BAD'}  {check.name}: {check.line}")
+        if failed:
+            raise ConfigError(f"{failed} of the checks above are not in order")
+
+
+def start(site: SiteArgument) -> None:
+    """Site: run this site's node until it is stopped; it waits for an owner who is away.
+
+    Runs in the foreground, as a service manager wants it. Logs: `SITE/logs`.
+
+    Example: `fedproxy-secure deploy start clinic`
+    """
+    with plain_errors(again=f"fedproxy-secure deploy start {site}"):
+        from fedproxy_secure.deploy.node import run_node
+        from fedproxy_secure.deploy.site import open_site
+
+        run_node(open_site(site), tell=lambda line: typer.echo(line))

@@ -1,0 +1,194 @@
+"""The owner's folder: what a federation is, and where its parts lie.
+
+federation.json     name, address, when it was made; written last, so that half a folder is none
+job.yaml            the settings of the run, every default spelled out
+owner.key           signs kits (mode 0600); its public half is on the card
+card.txt            what sites must get on another channel than the kits
+authority/          the certificate authority and the SuperLink's certificate
+sites/NAME.json     the request of each approved site, as it was received
+revoked/NAME.json   the requests of sites that are not to take part any more
+epochs/N/roster.json    who takes part, by epoch; a kit belongs to one epoch
+kits/NAME.kit.json  what a site needs; no secret of anyone in it
+superlink/          logs and lock of a running SuperLink
+run/                the run: models, report, audit log
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.crypto.key_file import read_key, write_key
+from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.deploy.authority import TlsFiles, bring, make_authority, make_server
+from fedproxy_secure.deploy.signed import FORMAT
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
+from fedproxy_secure.runtime.untrusted import read_json
+
+DEFAULT_PORT = 9092
+_MARK = "federation.json"
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_CARD = """Federation {name} at {address}
+
+Tell every site this key on another channel than the kits (paper, telephone, a signed letter):
+
+    {owner}
+
+A site gives it once: fedproxy-secure deploy accept KIT --owner KEY. It then takes kits of this owner alone.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """An owner's folder that `init` has made.
+
+    `address` is the host and port by which sites reach the SuperLink.
+    """
+
+    folder: Path
+    name: str
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """Host and port, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The PEM files of the SuperLink."""
+        return TlsFiles.below(self.folder / "authority")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where `deploy run` writes models, report and audit log."""
+        return self.folder / "run"
+
+    def job(self) -> Config:
+        """Return the settings of the run."""
+        return load_config(self.folder / "job.yaml")
+
+    def owner_key(self) -> Secret:
+        """Return the key that signs kits."""
+        return read_key(self.folder / "owner.key")
+
+
+def init(
+    config: Config, folder: Path, *, address: str, own_certificate: TlsFiles | None = None
+) -> Federation:
+    """Make an owner's folder from the settings of a run; return an existing one of the same settings as is.
+
+    Args:
+        config: the run; its clients are the sites that may ask to take part.
+        address: HOST or HOST:PORT by which sites reach the SuperLink.
+        own_certificate: of an authority of the owner's own; None: an authority is made.
+
+    Raises `ConfigError` for settings that cannot be deployed, an address that is none, or a folder that
+    belongs to something else.
+    """
+    host, port = parse_address(address)
+    _check_deployable(config)
+    if (folder / _MARK).exists():
+        found = open_federation(folder)
+        if (found.host, found.port) != (host, port) or found.job().sha256() != config.sha256():
+            raise ConfigError(f"{folder}: is the folder of another federation; choose another --out")
+        return found
+    private_folder(folder)
+    private_folder(folder / "authority")
+    if own_certificate is not None:
+        bring(folder / "authority", own_certificate, [host])
+    else:
+        make_authority(folder / "authority", config.name)
+        make_server(folder / "authority", [host])
+    (folder / "owner.key").unlink(missing_ok=True)  # of an `init` that was killed: nobody has seen it
+    key = fresh_secret()
+    write_key(folder / "owner.key", key)
+    files = RunFolder(path=folder)
+    files.write_text("job.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    federation = Federation(folder=folder, name=config.name, host=host, port=port)
+    owner = signing_public(key).hex()
+    files.write_text("card.txt", _CARD.format(name=config.name, address=federation.address, owner=owner))
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    files.write_json(
+        _MARK, {"format": FORMAT, "name": config.name, "host": host, "port": port, "made": made}
+    )
+    return federation
+
+
+def is_federation(folder: Path) -> bool:
+    """Return whether a folder is an owner's."""
+    return (folder / _MARK).exists()
+
+
+def open_federation(folder: Path) -> Federation:
+    """Return the federation in an owner's folder. Raises `ConfigError` if there is none."""
+    raw = read_mark(folder / _MARK, "an owner's folder; `deploy init` makes one")
+    try:
+        return Federation(
+            folder=folder, name=str(raw["name"]), host=str(raw["host"]), port=int(raw["port"])
+        )
+    except (KeyError, ValueError, TypeError):
+        raise ConfigError(f"{folder / _MARK}: is damaged") from None
+
+
+def read_mark(file: Path, what: str) -> Mapping[str, Any]:
+    """Return the fields of the file that marks a folder. Raises `ConfigError` that says what it is not."""
+    try:
+        raw = read_json(file)
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise ValueError("was written by another version")
+    except FileNotFoundError:
+        raise ConfigError(f"{file.parent}: is not {what}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: is damaged: {error}") from None
+    return raw
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of HOST, HOST:PORT, an IPv6 address or [IPv6]:PORT.
+
+    >>> parse_address("owner.example")
+    ('owner.example', 9092)
+    """
+    bare, _, port = text.rpartition(":")
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") if rest else str(DEFAULT_PORT)
+    elif text.count(":") == 1:
+        host = bare
+    else:
+        host, port = text, str(DEFAULT_PORT)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _HOST.fullmatch(host):
+            raise ConfigError(f"address={text}: must be HOST or HOST:PORT") from None
+    if not (port.isdigit() and 0 < int(port) < 2**16):
+        raise ConfigError(f"address={text}: the port must be a number from 1 to 65535")
+    return host, int(port)
+
+
+def _check_deployable(config: Config) -> None:
+    """Raise `ConfigError` for settings that only make sense where one machine plays all parties."""
+    if len(config.seeds) != 1:
+        raise ConfigError(
+            f"seeds={list(config.seeds)}: a deployment trains once; choose one, as --set seeds=[0]"
+        )
+    if config.audit.record or config.audit.canaries:
+        raise ConfigError("audit: recording and canaries need all records in one place; leave them out")
+    if config.protect.keys is not None or config.privacy.ledger is not None:
+        raise ConfigError("protect.keys, privacy.ledger: are each site's own; leave them out")
+    config.check_protection()

@@ -1,0 +1,198 @@
+"""Kits: what a site needs to take part, signed by the owner; nothing in one is anybody's secret.
+
+A kit names the site's own keys, so that one made for another site is refused, and an epoch, so that an
+older one is. It proposes a policy; what holds at the site is the site's own `client.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.version import Version
+from pydantic import ValidationError
+
+from fedproxy_secure import __version__
+from fedproxy_secure.config import OWN
+from fedproxy_secure.crypto.primitives import signing_public
+from fedproxy_secure.deploy.federation import Federation
+from fedproxy_secure.deploy.members import Epoch, members
+from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
+from fedproxy_secure.deploy.site import Site
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.client_policy import ClientPolicy, policy_for
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower.launch.app import app_sha256
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.secagg.provision import ROSTER
+from fedproxy_secure.secagg.terms import Roster
+
+KIT = "kit"
+OWNER = "owner.pub"
+ACCEPTED = "kit.json"
+_PROPOSAL = """\
+# What this site agrees to: a job that differs in anything below is refused, and no record is read.
+# The owner of {federation} proposed it, and it is yours to change: say where your records lie (client and
+# data_root; see "Your own model and data" in the documentation), and read protect and privacy before you
+# start. Leave protect.keys and privacy.ledger as they are: they are filled in from this folder.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kit:
+    """A kit: the SuperLink's address and authority, the roster of an epoch, the app, and a policy."""
+
+    federation: str
+    site: str
+    epoch: int
+    address: str
+    authority_pem: str
+    roster: Roster
+    app_sha256: str
+    version: str
+    proposal: dict[str, Any]
+
+
+def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
+    """Write a site's kit of an epoch and return its file; the same kit again if nothing has changed.
+
+    Raises `ConfigError` if the site is not a member of the epoch.
+    """
+    if name not in members(federation) or name not in epoch.roster.members:
+        raise ConfigError(f"site {name}: is not approved; `deploy approve` its request first")
+    config = federation.job()
+    job = FederationJob.from_config(config, seed=config.seeds[0])
+    index = [client.name for client in config.data.clients].index(name)
+    body = {
+        "format": FORMAT,
+        "federation": federation.name,
+        "site": name,
+        "epoch": epoch.number,
+        "address": federation.address,
+        "authority_pem": federation.tls.authority.read_text(encoding="ascii"),
+        "roster": json.loads(epoch.roster.to_json()),
+        "app_sha256": app_sha256(),
+        "version": __version__,
+        "proposal": policy_for(job, index, seeds=config.seeds).model_dump(mode="json"),
+    }
+    file = federation.folder / "kits" / f"{name}.kit.json"
+    write_document(file, KIT, body, federation.owner_key())
+    return file
+
+
+def accept(site: Site, file: Path, *, owner: bytes | None) -> tuple[Kit, bool]:
+    """Take a kit into a site's folder; return it, and whether `client.yaml` was written from its proposal.
+
+    Args:
+        owner: the owner's public key, from her card; must be given for the first kit, and is kept.
+
+    Raises `ConfigError` for a kit of another owner, federation, site or key, of an earlier epoch, or of
+    another version of this software.
+    """
+    pinned = _pinned_owner(site)
+    if pinned is None and owner is None:
+        raise ConfigError("owner: must be given with the first kit, as --owner KEY from the owner's card")
+    if pinned is not None and owner is not None and owner != pinned:
+        raise ConfigError(
+            f"owner={owner.hex()[:16]}...: must be {pinned.hex()[:16]}..., whose kits this site takes"
+        )
+    document = read_document(file, KIT, by=pinned or owner)
+    kit = _read(document, file)
+    before = accepted_kit(site)
+    if kit.site != site.name or kit.roster.members.get(site.name) != signing_public(site.identity()):
+        raise ConfigError(f"{file}: is for the site {kit.site} with other keys than this folder's")
+    if before is not None and kit.federation != before.federation:
+        raise ConfigError(f"{file}: is for the federation {kit.federation}: must be {before.federation}")
+    if before is not None and kit.epoch < before.epoch:
+        raise ConfigError(
+            f"{file}: epoch={kit.epoch}: must be >= {before.epoch}, which this site has; get the newest kit"
+        )
+    _check_version(kit, file)
+    write_bytes(site.folder / OWNER, document.public.hex().encode() + b"\n")
+    write_bytes(site.keys / ROSTER, kit.roster.to_json().encode())
+    new_policy = not site.client_file.exists()
+    if new_policy:
+        text = yaml.safe_dump(kit.proposal, sort_keys=False)
+        write_bytes(site.client_file, (_PROPOSAL.format(federation=kit.federation) + text).encode())
+    write_bytes(site.folder / ACCEPTED, file.read_bytes())
+    return kit, new_policy
+
+
+def accepted_kit(site: Site) -> Kit | None:
+    """Return the kit that a site has accepted, or None. Raises `ConfigError` if it was changed since."""
+    file = site.folder / ACCEPTED
+    if not file.exists():
+        return None
+    return _read(read_document(file, KIT, by=_pinned_owner(site)), file)
+
+
+def needed_kit(site: Site) -> Kit:
+    """Return the kit that a site has accepted. Raises `ConfigError` if there is none for its keys."""
+    kit = accepted_kit(site)
+    if kit is None:
+        raise ConfigError(f"{site.folder}: has no kit; `deploy accept` the one that the owner made")
+    if kit.roster.members.get(site.name) != signing_public(site.identity()):
+        raise ConfigError(f"{site.folder}: its kit is for other keys; the owner must make a new one")
+    return kit
+
+
+def differences(kit: Kit, policy: ClientPolicy) -> list[str]:
+    """Return what the owner's job asks and the site's policy does not grant, a line each."""
+    asked, own = (_flat(p) for p in (ClientPolicy.model_validate(kit.proposal), policy))
+    return [
+        f"{name}: the job has {asked.get(name)!r}, client.yaml has {own.get(name)!r}"
+        for name in sorted({*asked, *own})
+        if asked.get(name) != own.get(name)
+    ]
+
+
+def _flat(policy: ClientPolicy) -> dict[str, Any]:
+    """Return what both parties must have alike, by dotted name."""
+    values = policy.without(OWN)
+    del values["client"]  # the site's own: where its records lie
+    flat: dict[str, Any] = {"seeds": list(policy.seeds)}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[section] = value
+    return flat
+
+
+def _read(document: Document, file: Path) -> Kit:
+    body = document.body
+    try:
+        kit = Kit(
+            federation=str(body["federation"]),
+            site=str(body["site"]),
+            epoch=int(body["epoch"]),
+            address=str(body["address"]),
+            authority_pem=str(body["authority_pem"]),
+            roster=Roster(members={str(n): bytes.fromhex(k) for n, k in body["roster"].items()}),
+            app_sha256=str(body["app_sha256"]),
+            version=str(body["version"]),
+            proposal=dict(body["proposal"]),
+        )
+        ClientPolicy.model_validate(kit.proposal)
+    except (KeyError, ValueError, TypeError, AttributeError, ValidationError) as error:
+        raise ConfigError(f"{file}: is no kit: {str(error).splitlines()[0]}") from None
+    return kit
+
+
+def _check_version(kit: Kit, file: Path) -> None:
+    if (
+        Version(kit.version).release[:2] != Version(__version__).release[:2]
+        or kit.app_sha256 != app_sha256()
+    ):
+        raise ConfigError(
+            f"{file}: is made by fedproxy-secure {kit.version} with the app {kit.app_sha256[:12]}: must be "
+            f"{__version__} with {app_sha256()[:12]}, which is installed here; install the same version"
+        )
+
+
+def _pinned_owner(site: Site) -> bytes | None:
+    file = site.folder / OWNER
+    return bytes.fromhex(file.read_text(encoding="ascii")) if file.exists() else None

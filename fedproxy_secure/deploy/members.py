@@ -1,0 +1,120 @@
+"""Who takes part: requests that the owner approved, sites that she revoked, and epochs of both.
+
+An epoch is one set of members, fixed when its kits are made. Under masking all clients of a sum hold the
+same roster, so a change of members takes effect with the kits of the next epoch. Revoking is at once: a
+revoked site's node is refused from then on, and until the next epoch the others go on without it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy_secure.deploy.federation import Federation
+from fedproxy_secure.deploy.signed import Document, read_document
+from fedproxy_secure.deploy.site import REQUEST, Request, check_request
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.secagg.provision import ROSTER, load_roster
+from fedproxy_secure.secagg.terms import Roster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """A set of members: its number, from 1 on, and their roster."""
+
+    number: int
+    folder: Path
+    roster: Roster
+
+
+def approve(federation: Federation, file: Path) -> Request:
+    """Let a site take part; approving the same request again changes nothing.
+
+    Raises `ConfigError` for a request that is not in order, of a name that the job does not have, of a
+    revoked key, or with other keys than the site's approved ones, unless those vouch for the new ones.
+    """
+    document = read_document(file, REQUEST)
+    request = check_request(document)
+    expected = [client.name for client in federation.job().data.clients]
+    if request.name not in expected:
+        raise ConfigError(f"site {request.name}: must be one of the job's clients: {', '.join(expected)}")
+    if any(revoked.public == document.public for revoked in _revoked(federation)):
+        raise ConfigError(f"site {request.name}: these keys are revoked; the site must make new ones")
+    place = federation.folder / "sites" / f"{request.name}.json"
+    if place.exists():
+        approved = read_document(place, REQUEST)
+        if document.public not in (approved.public,) and request.replaces != approved.public:
+            raise ConfigError(
+                f"site {request.name}: has other keys already; revoke them first, or have the site run "
+                "`deploy rotate`, so that the old keys vouch for the new ones"
+            )
+    write_bytes(place, file.read_bytes())
+    return request
+
+
+def revoke(federation: Federation, name: str) -> None:
+    """Take a site out: its keys are refused from now on; revoking it again changes nothing.
+
+    Raises `ConfigError` if no such site was approved.
+    """
+    place = federation.folder / "sites" / f"{name}.json"
+    if place.exists():
+        document = read_document(place, REQUEST)
+        kept = federation.folder / "revoked" / f"{name}-{document.public.hex()[:16]}.json"
+        write_bytes(kept, place.read_bytes())
+        place.unlink()
+    elif not any(check_request(document).name == name for document in _revoked(federation)):
+        raise ConfigError(f"site {name}: was never approved")
+
+
+def members(federation: Federation) -> dict[str, Request]:
+    """Return the approved sites by name, sorted."""
+    requests = [
+        check_request(read_document(file, REQUEST))
+        for file in sorted((federation.folder / "sites").glob("*.json"))
+    ]
+    return {request.name: request for request in requests}
+
+
+def current_epoch(federation: Federation) -> Epoch | None:
+    """Return the epoch whose kits were made last, or None before the first."""
+    numbers = [int(f.name) for f in (federation.folder / "epochs").glob("*") if (f / ROSTER).is_file()]
+    if not numbers:
+        return None
+    folder = federation.folder / "epochs" / str(max(numbers))
+    return Epoch(number=max(numbers), folder=folder, roster=load_roster(folder))
+
+
+def next_epoch(federation: Federation) -> Epoch:
+    """Return the epoch of today's members: the current one if they are its members, else a new one.
+
+    Raises `ConfigError` if there are fewer members than a round needs.
+    """
+    sites, least = members(federation), federation.job().federate.min_clients
+    if len(sites) < least:
+        raise ConfigError(f"{len(sites)} sites are approved: must be >= {least} (federate.min_clients)")
+    roster = Roster(members={name: request.identity for name, request in sites.items()})
+    current = current_epoch(federation)
+    if current is not None and current.roster.sha256() == roster.sha256():
+        return current
+    number = 1 if current is None else current.number + 1
+    folder = federation.folder / "epochs" / str(number)
+    if folder.exists():
+        shutil.rmtree(folder)  # of a call that was killed before it had a roster
+    write_bytes(folder / ROSTER, roster.to_json().encode())
+    return Epoch(number=number, folder=folder, roster=roster)
+
+
+def taking_part(federation: Federation, epoch: Epoch) -> dict[str, Request]:
+    """Return the members of an epoch that are still approved with the keys that they had in it."""
+    return {
+        name: request
+        for name, request in members(federation).items()
+        if epoch.roster.members.get(name) == request.identity
+    }
+
+
+def _revoked(federation: Federation) -> list[Document]:
+    return [read_document(file, REQUEST) for file in (federation.folder / "revoked").glob("*.json")]

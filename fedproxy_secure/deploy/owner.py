@@ -1,0 +1,115 @@
+"""`deploy run`: the owner's SuperLink, and the run of her job over it.
+
+The run is that of `fedproxy-secure run`, with the same folder, audit log and report, and goes on after its
+last whole round if it was killed. What differs is who the clients are: the approved sites, each with keys
+of its own. The records that `job.yaml` names for a client are the owner's own test records for that task;
+no record of a site is ever here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fedproxy_secure.config import Config
+from fedproxy_secure.deploy.authority import check_server
+from fedproxy_secure.deploy.federation import Federation
+from fedproxy_secure.deploy.members import Epoch, current_epoch, taking_part
+from fedproxy_secure.deploy.standing import the_only_one
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower.engines import leave_roster
+from fedproxy_secure.flower.launch.link import federate_over, superlink
+from fedproxy_secure.flower.nodes import Registered
+from fedproxy_secure.flower.server_app import OnClient, OnRound
+from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.artifacts import private_folder
+from fedproxy_secure.runtime.progress import Progress
+
+WAIT_S = 120.0  # for sites that are switched off, once enough are connected
+
+
+def run_owner(
+    federation: Federation,
+    *,
+    listen: str = "0.0.0.0",  # noqa: S104 - other machines must reach it; see `launch.superlink`
+    wait_s: float = WAIT_S,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Start the SuperLink, run the job with the sites of the current epoch, and return the report.
+
+    Args:
+        listen: the address of this machine to listen on.
+        wait_s: how long to wait for the other sites once `federate.min_clients` are connected.
+
+    Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `RunFolderError` if
+    the folder is in use; otherwise what `run` raises.
+    """
+    epoch = current_epoch(federation)
+    if epoch is None:
+        raise ConfigError(f"{federation.folder}: has no kits; approve sites, then `deploy kit`")
+    check_server(federation.tls, [federation.host])
+    config = _with_members(federation.job(), epoch)
+    sites = taking_part(federation, epoch)
+    least = max(config.federate.min_clients, _least_clients(config))
+    if len(sites) < least:
+        raise ConfigError(f"{len(sites)} sites of epoch {epoch.number} may take part: must be >= {least}")
+    private_folder(federation.folder / "superlink")
+    with (
+        the_only_one(federation.folder, "the owner's SuperLink"),
+        superlink(
+            federation.folder / "superlink",
+            python=sys.executable,
+            listen=listen,
+            port=federation.port,
+            certificate=federation.tls.certificate,
+            key=federation.tls.key,
+            authority=federation.tls.authority,
+        ) as link,
+    ):
+        node_ids = link.register({name: request.node for name, request in sites.items()})
+        registered = Registered(names={node: name for name, node in node_ids.items()}, wait_s=wait_s)
+
+        def federate(
+            job: FederationJob,
+            proxy_folder: Path,
+            initial: ServerState,
+            *,
+            run_folder: Path | None = None,
+            on_round: OnRound | None = None,
+            on_client: OnClient | None = None,  # a SuperLink does not say when one client is done
+        ) -> ServerState:
+            assert run_folder is not None
+            keys = str(epoch.folder.resolve())
+            keyed = job.changed(protect=job.protect.model_copy(update={"keys": keys}))
+            leave_roster(keyed, run_folder)
+            return federate_over(
+                link, registered, keyed, proxy_folder, initial, run_folder=run_folder, on_round=on_round
+            )
+
+        return run(
+            config,
+            federation.run_folder,
+            resume=True,
+            progress=progress,
+            command=command,
+            federate=federate,
+        )
+
+
+def _with_members(config: Config, epoch: Epoch) -> Config:
+    """Return the job with the epoch's sites as its clients, run by SuperNodes elsewhere."""
+    clients = tuple(client for client in config.data.clients if client.name in epoch.roster.members)
+    return config.changed(
+        data=config.data.changed(clients=clients),
+        federate=config.federate.changed(engine="deployment"),
+    )
+
+
+def _least_clients(config: Config) -> int:
+    job = FederationJob.from_config(config, seed=config.seeds[0])
+    return protection_of(job.protect).least_clients(job)

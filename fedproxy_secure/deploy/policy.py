@@ -1,0 +1,49 @@
+"""A site's policy as its node uses it: `client.yaml`, with the folders of keys and ledger filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from fedproxy_secure.deploy.site import Site
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.client_policy import ClientPolicy, policy_of
+from fedproxy_secure.runtime.artifacts import private_folder
+from fedproxy_secure.runtime.untrusted import parse_yaml
+
+FILE = "policy.yaml"
+
+
+def effective_policy(site: Site) -> ClientPolicy:
+    """Return a site's policy.
+
+    Raises `ConfigError` if `client.yaml` is missing, wrong, names another client, or keeps less secret or
+    private than it says.
+    """
+    file = site.client_file
+    try:
+        raw = parse_yaml(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: is missing; `deploy accept` a kit, which proposes one") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(s), dict) for s in ("protect", "privacy")):
+        raise ConfigError(f"{file}: must hold a policy, with sections protect and privacy")
+    raw["protect"] |= {"keys": str(site.keys.resolve())}
+    raw["privacy"] |= {"ledger": str(site.ledger.resolve())}
+    policy = policy_of(raw, file=file)
+    if policy.client.name != site.name:
+        raise ConfigError(f"{file}: client.name={policy.client.name}: must be {site.name}")
+    if policy.audit.record or policy.audit.canaries:
+        raise ConfigError(f"{file}: audit: a site keeps no transcript and plants no secrets")
+    return policy
+
+
+def write_effective_policy(site: Site) -> Path:
+    """Write the policy for the node, and return its file. Raises what `effective_policy` does."""
+    policy = effective_policy(site)
+    if policy.privacy.unit != "none":
+        private_folder(site.ledger)
+    policy.write(site.folder / FILE)
+    return site.folder / FILE

@@ -1,0 +1,150 @@
+"""What must be in order at a site before it takes part, checked one by one.
+
+`local_checks` look at this machine, `network_checks` at the way to the owner. Each check is one line.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.deploy.federation import parse_address
+from fedproxy_secure.deploy.kit import Kit, differences, needed_kit
+from fedproxy_secure.deploy.policy import effective_policy
+from fedproxy_secure.deploy.site import Site
+from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.secagg.provision import load_identity, load_roster
+
+MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago, or in the future
+LEAST_FREE_BYTES = 2**30
+CONNECT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was checked: its name, whether it is in order, and what was found or must be done.
+
+    `waits`: not in order, but only because the owner is not there yet.
+    """
+
+    name: str
+    ok: bool
+    line: str
+    waits: bool = False
+
+
+def local_checks(site: Site) -> Iterator[Check]:
+    """Check kit, keys, policy, records, ledger, disk and device of a site."""
+    yield _check("kit", lambda: _kit_line(needed_kit(site)))
+    yield _check("keys", lambda: _keys_line(site))
+    yield _check("policy", lambda: _policy_line(site))
+    yield _check("records", lambda: _records_line(site))
+    yield _check("ledger", lambda: _writable_line(site))
+    yield _check("disk", lambda: _disk_line(site.folder))
+    yield _check("device", lambda: _device_line(site))
+
+
+def network_checks(kit: Kit) -> Iterator[Check]:
+    """Check that the owner's SuperLink answers, by the kit's certificate, and that the clocks agree."""
+    host, port = parse_address(kit.address)
+    context = ssl.create_default_context(cadata=kit.authority_pem)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_S, context=context)
+    try:
+        began = datetime.now(UTC)
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        answer.read()
+        date = answer.getheader("Date")
+    except ssl.SSLCertVerificationError as error:
+        line = f"{kit.address}: its certificate is not the kit's ({error.verify_message}); ask the owner"
+        yield Check(name="certificate", ok=False, line=line)
+        return
+    except (OSError, http.client.HTTPException, socket.gaierror) as error:
+        line = f"{kit.address}: does not answer ({error}); is `deploy run` on, and the port open?"
+        yield Check(name="owner", ok=False, line=line, waits=True)
+        return
+    finally:
+        connection.close()
+    yield Check(name="owner", ok=answer.status == http.client.OK, line=f"{kit.address} answers over TLS")
+    yield _check("clock", lambda: _clock_line(began, date))
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, ok=True, line=look())
+    except FedProxyError as error:
+        return Check(name=name, ok=False, line=str(error))
+
+
+def _kit_line(kit: Kit) -> str:
+    return f"federation {kit.federation}, epoch {kit.epoch}, {len(kit.roster.members)} sites"
+
+
+def _keys_line(site: Site) -> str:
+    load_identity(site.keys, site.name, load_roster(site.keys))
+    mode = site.node_key.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise ConfigError(f"{site.node_key}: has mode {mode:o}; must be 600, readable by its owner alone")
+    return f"generation {site.generation}, readable by their owner alone"
+
+
+def _policy_line(site: Site) -> str:
+    policy, kit = effective_policy(site), needed_kit(site)
+    if lines := differences(kit, policy):
+        raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
+    private = "" if policy.privacy.unit == "none" else f", epsilon at most {policy.privacy.max_epsilon}"
+    return f"{policy.protect.scheme}, {policy.privacy.unit} privacy{private}, as the owner's job"
+
+
+def _records_line(site: Site) -> str:
+    policy = effective_policy(site)
+    task = load_task(policy.client, root=policy.data_root)
+    return f"{len(task.train)} to train with, from {policy.client.source}"
+
+
+def _writable_line(site: Site) -> str:
+    for folder in (site.folder, site.keys, site.ledger):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"{folder}: cannot be written by this user; what was answered must be kept")
+    return "journal and ledger can be written"
+
+
+def _disk_line(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise ConfigError(f"{folder}: {free / 2**30:.1f} GiB are free; must be >= 1 GiB, for the proxy")
+    return f"{free / 2**30:.0f} GiB are free"
+
+
+def _device_line(site: Site) -> str:
+    device = effective_policy(site).device
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no CUDA device here; set device: cpu in client.yaml")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _clock_line(began: datetime, date: str | None) -> str:
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except ValueError:
+        raise ConfigError("the owner's answer has no date; its clock cannot be compared") from None
+    apart = abs((datetime.now(UTC) - began) / 2 + began - theirs).total_seconds()
+    if apart > MOST_CLOCK_S:
+        raise ConfigError(
+            f"clock: {apart:.0f} s apart from the owner's; must be <= {MOST_CLOCK_S:.0f} s; set it by NTP"
+        )
+    return f"{apart:.0f} s apart from the owner's"

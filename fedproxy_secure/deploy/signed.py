@@ -1,0 +1,98 @@
+"""JSON documents with an Ed25519 signature: what sites and owner send each other outside a run.
+
+    {"kind": "kit", "body": {...}, "public": "...", "signature": "..."}
+
+Guarantees: a document that `read_document` returns was signed, as this kind, by the holder of the key that
+it names; whether that key is the right one, the caller says with `by`. Not guaranteed: that it is the
+newest one; kits have an epoch for that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.crypto.primitives import digest, sign, signing_public, verify
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.untrusted import parse_json
+
+FORMAT = 1
+MOST_BYTES = 2**22
+_FINGERPRINT_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A signed document: what it is, what it says, and the public key of its signer, 32 bytes."""
+
+    kind: str
+    body: dict[str, Any]
+    public: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """What two people compare on another channel: 128 bits of a hash over content and signer."""
+        return fingerprint(_signed(self.kind, self.body) + self.public)
+
+
+def fingerprint(content: bytes) -> str:
+    """Return the first 128 bits of a hash, as eight groups of four hex digits.
+
+    >>> fingerprint(b"")[:9]
+    'af5570f5-'
+    """
+    digits = digest(content)[:_FINGERPRINT_BYTES].hex()
+    return "-".join(digits[i : i + 4] for i in range(0, len(digits), 4))
+
+
+def write_document(file: Path, kind: str, body: dict[str, Any], key: Secret) -> Document:
+    """Sign a document and write it, whole or not at all. Raises `RunFolderError` if that fails."""
+    document = Document(kind=kind, body=body, public=signing_public(key))
+    signature = sign(key, _signed(kind, body))
+    write_bytes(
+        file,
+        json_bytes(
+            {"kind": kind, "body": body, "public": document.public.hex(), "signature": signature.hex()}
+        ),
+    )
+    return document
+
+
+def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document:
+    """Return a document of this kind that is signed with the key `by`; without `by`, with any key.
+
+    Raises `ConfigError` for a file that cannot be read, holds something else, or has another signer.
+    """
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"has more than {MOST_BYTES:,} bytes")
+        fields = parse_json(raw)
+        found, body = fields["kind"], fields["body"]
+        public, signature = bytes.fromhex(fields["public"]), bytes.fromhex(fields["signature"])
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: is no {kind}: {error}") from None
+    if found != kind or not isinstance(body, dict):
+        raise ConfigError(f"{file}: is a {str(found)[:40]!r}: must be a {kind}")
+    if by is not None and public != by:
+        raise ConfigError(f"{file}: is signed by {public.hex()[:16]}...: must be by {by.hex()[:16]}...")
+    try:
+        verify(public, _signed(kind, body), signature, what=str(file))
+    except ProtocolAborted:
+        raise ConfigError(f"{file}: its signature does not fit; it was changed or cut on its way") from None
+    if body.get("format") != FORMAT:
+        raise ConfigError(f"{file}: format={body.get('format')!r}: must be {FORMAT}; use the same version")
+    return Document(kind=kind, body=body, public=public)
+
+
+def _signed(kind: str, body: dict[str, Any]) -> bytes:
+    """Return the bytes that a signature covers: kind and body, led by this project's name."""
+    text = json.dumps({"kind": kind, "body": body}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return b"fedproxy-secure deploy\n" + text.encode()

@@ -1,0 +1,99 @@
+"""The control folder, through which a process and the server app that a SuperLink started talk.
+
+job.json, proxy.path, initial.safetensors    written before the run is submitted
+nodes.json                                   which client each registered node is, where nodes have keys
+rounds.jsonl, state.safetensors, ...         written by the server app as rounds end (`serve`)
+final.safetensors or trouble.json            written last
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure import errors
+from fedproxy_secure.errors import FedProxyError, RoundAborted
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower.launch.processes import POLL_S
+from fedproxy_secure.flower.nodes import Registered
+from fedproxy_secure.flower.server_app import (
+    FINAL,
+    INITIAL,
+    JOB,
+    NODES,
+    PROXY,
+    ROUNDS,
+    TROUBLE,
+    OnRound,
+)
+from fedproxy_secure.runtime.artifacts import write_bytes
+
+
+def write_control(
+    control: Path,
+    job: FederationJob,
+    proxy_folder: Path,
+    initial: ServerState,
+    *,
+    registered: Registered | None = None,
+) -> None:
+    """Write what the server app reads; what an earlier attempt left at its end is removed.
+
+    Without `registered`, a node says itself which client it is.
+    """
+    control.mkdir(parents=True, exist_ok=True)
+    for stale in (FINAL, TROUBLE, NODES):
+        (control / stale).unlink(missing_ok=True)
+    write_bytes(control / JOB, job.to_json().encode())
+    write_bytes(control / PROXY, str(proxy_folder.resolve()).encode())
+    if registered is not None:
+        registered.save(control / NODES)
+    initial.save(control / INITIAL)
+
+
+def watch(
+    run: subprocess.Popen[bytes],
+    control: Path,
+    logs: Path,
+    job: FederationJob,
+    on_round: OnRound | None,
+) -> ServerState:
+    """Pass on metrics as rounds end, until the server app is done, and return its last state.
+
+    Raises the server app's error, or `RoundAborted` if Flower itself failed or went silent.
+    """
+    seen = len(_lines(control / ROUNDS))
+    deadline = time.monotonic() + job.federate.timeout_s
+    while True:
+        finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
+        lines = _lines(control / ROUNDS)
+        for metrics in lines[seen:]:
+            deadline = time.monotonic() + job.federate.timeout_s
+            if on_round is not None:
+                on_round(metrics)
+        seen = max(seen, len(lines))
+        if finished:
+            return ServerState.load(control / FINAL)
+        if (control / TROUBLE).exists():
+            kind, line = json.loads((control / TROUBLE).read_text(encoding="utf-8"))
+            error_class: Any = getattr(errors, kind, FedProxyError)
+            raise error_class(line)
+        if ended:
+            raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
+        if time.monotonic() > deadline:
+            raise RoundAborted(
+                f"no round ended in {job.federate.timeout_s:.0f} s (federate.timeout_s); see {logs}"
+            )
+        time.sleep(POLL_S)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a JSONL file that another process writes; none if there is no file."""
+    try:
+        return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,101 @@
+"""A SuperLink with TLS and node keys on this machine, and a federation run over it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower import internals
+from fedproxy_secure.flower.launch.app import CONTROL, write_app
+from fedproxy_secure.flower.launch.control import watch, write_control
+from fedproxy_secure.flower.launch.processes import (
+    alone_in,
+    process,
+    quiet_environment,
+    terminated_like_interrupted,
+    wait_until_listening,
+)
+from fedproxy_secure.flower.nodes import Registered
+from fedproxy_secure.flower.server_app import OnRound
+
+PYTHON_MODULE = "fedproxy_secure.flower.launch.superlink"
+_NAME = "fedproxy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperLink:
+    """A running SuperLink: its folder, its local address, the PEM file of its authority, its lock."""
+
+    folder: Path
+    address: str
+    root: Path
+    lock: int
+
+    def register(self, keys: Mapping[str, bytes]) -> dict[str, int]:
+        """Let nodes in that hold these keys (OpenSSH form, by name); return node id by name."""
+        return internals.register_nodes(self.address, self.root, keys)
+
+    def unregister(self, node_id: int) -> None:
+        """Let a node in no more."""
+        internals.unregister_node(self.address, self.root, node_id)
+
+    def online(self) -> set[int]:
+        """Return the ids of the nodes that are connected."""
+        return internals.online_nodes(self.address, self.root)
+
+
+@contextmanager
+def superlink(
+    folder: Path, *, python: str, listen: str, port: int, certificate: Path, key: Path, authority: Path
+) -> Iterator[SuperLink]:
+    """Run a SuperLink in a `with` block; it keeps nothing on the disk but its logs in `folder`.
+
+    Other machines reach what nodes need, and nothing else (`launch.superlink`). Nodes must hold a key that
+    is registered. A SuperLink that is started again knows no node of before; their sites start them again.
+
+    Raises `RoundAborted` if it does not listen, `RunFolderError` if one of an earlier call still runs.
+    """
+    with terminated_like_interrupted(), alone_in(folder) as lock:
+        arguments = ["-m", PYTHON_MODULE, "--host", listen, "--port", str(port), "--enable-supernode-auth"]
+        arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
+        arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]
+        environment = quiet_environment(folder / "flwr")
+        log = folder / "superlink.log"
+        with process(python, arguments, environment, log, lock) as started:
+            wait_until_listening(port, started, log)
+            home = folder / "flwr"
+            home.mkdir(exist_ok=True)
+            address, root = f"127.0.0.1:{port}", authority.resolve()
+            (home / "config.toml").write_text(
+                f'[superlink]\ndefault = "{_NAME}"\n\n[superlink.{_NAME}]\naddress = "{address}"\n'
+                f"root-certificates = {json.dumps(str(root))}\n"
+            )
+            yield SuperLink(folder=folder, address=address, root=root, lock=lock)
+
+
+def federate_over(
+    link: SuperLink,
+    registered: Registered,
+    job: FederationJob,
+    proxy_folder: Path,
+    initial: ServerState,
+    *,
+    run_folder: Path,
+    on_round: OnRound | None = None,
+) -> ServerState:
+    """Run a job over a SuperLink with the nodes that are registered there.
+
+    Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
+    """
+    write_control(run_folder, job, proxy_folder, initial, registered=registered)
+    write_app(link.folder / "app")
+    submit = ["run", str(link.folder / "app"), _NAME, "--stream"]
+    submit += ["--run-config", f"{CONTROL}={json.dumps(str(run_folder.resolve()))}"]
+    environment = quiet_environment(link.folder / "flwr")
+    with process("flwr", submit, environment, link.folder / "run.log", link.lock) as run:
+        return watch(run, run_folder, link.folder, job, on_round)

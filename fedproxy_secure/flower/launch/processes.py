@@ -1,0 +1,127 @@
+"""Flower's own programs as processes that are watched and always stopped.
+
+Guarantees: a process started by `process` has ended, with all that it started, when the `with` block is
+left. Two callers never share a folder of logs (`alone_in`). Not guaranteed: anything after a SIGKILL of the
+caller, unless the program watches its parent itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedproxy_secure.errors import RoundAborted, RunFolderError
+
+POLL_S = 0.5
+START_S = 60.0  # how long a SuperLink may take to listen
+STOP_S = 15.0  # how long a process may take to stop when asked
+
+
+def quiet_environment(home: Path) -> dict[str, str]:
+    """Return the environment of Flower's processes: quiet, offline, one torch thread each.
+
+    `home` is where Flower keeps its settings and the apps that it unpacks.
+    """
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[int]:
+    """Lock a folder and yield the lock's descriptor, which processes inherit and hold while they live.
+
+    Raises `RunFolderError` if processes of an earlier call still hold it; only a SIGKILL leaves such.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"{folder}: Flower's processes of an earlier, killed run still write here; end them first"
+            ) from None
+        yield file.fileno()
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Turn SIGTERM into an exception in a `with` block, so that what was started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def unwind(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def process(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that holds `lock`, in a group that has ended when the `with` block is left."""
+    with log.open("ab") as output:
+        started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
+            [program, *arguments],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+    try:
+        yield started
+    finally:
+        _signal_group(started, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            started.wait(STOP_S)
+        _signal_group(started, signal.SIGKILL)
+        started.wait()
+
+
+def _signal_group(started: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(started.pid, number)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_listening(port: int, started: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a process listens on a port of loopback; raise `RoundAborted` if it ends or does not."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and started.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(POLL_S)
+    raise RoundAborted(f"flower-superlink: does not listen on port {port}; see {log}")

@@ -1,0 +1,1 @@
+"""What a party's federation does now: structured events, a status page, metrics for Prometheus."""

@@ -1,0 +1,186 @@
+"""How a site stands in a federation, read from her own log of events, journal and privacy ledger."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.dp.ledger import SUFFIX, read_all
+from fedproxy_secure.errors import DataError, FedProxyError
+from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.journal.rounds import Journal
+from fedproxy_secure.journal.store import journal_file, reading
+from fedproxy_secure.monitor.event_log import EventLog, Events
+from fedproxy_secure.monitor.events import Event
+from fedproxy_secure.monitor.state import Phase, Spending, Standing, time_left
+from fedproxy_secure.runtime.progress import duration
+
+SILENT_S = 3600.0  # without a message for so long, somebody should look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a journal says of the run that it last took part in.
+
+    `round` is the last round that was begun, `opened` how many rounds were unmasked with this site's help,
+    `cohort` how many clients that round is meant for, and `complete` whether it was unmasked.
+    """
+
+    round: int
+    opened: int
+    cohort: int
+    complete: bool
+
+
+def site_standing(policy: ClientPolicy, *, events: EventLog, silent_s: float = SILENT_S) -> Standing:
+    """Return how the site of a policy stands.
+
+    Args:
+        policy: the site's own; it names her journal (`protect.keys`) and her ledger (`privacy.ledger`).
+        events: her log.
+        silent_s: a federation that is under way and sends nothing for longer counts as unhealthy.
+
+    A file that cannot be read makes the standing unhealthy, and says which; nothing is raised.
+    """
+    unreadable: list[str] = []
+    log, answered, spending = Events(), None, None
+    try:
+        log = events.read()
+    except FedProxyError:
+        unreadable.append("the log of events")
+    try:
+        answered = _journal(policy)
+    except FedProxyError:
+        unreadable.append("the journal")
+    totals, seconds = log.totals, _rounds_s(log.events)
+    last_trained = totals.last_round if totals.last_round >= 0 else None
+    done = totals.rounds if answered is None else answered.opened
+    round_number = last_trained if answered is None else answered.round
+    try:
+        spending = _spending(policy, begun=last_trained is not None)
+    except FedProxyError:
+        unreadable.append("the privacy ledger")
+
+    standing = Standing(
+        role="site",
+        name=policy.client.name,
+        phase="running",
+        healthy=True,
+        why="",
+        round=round_number,
+        rounds=policy.rounds,
+        rounds_done=done,
+        cohort=None if answered is None else answered.cohort,
+        messages=totals.messages,
+        bytes_sent=totals.bytes_out,
+        bytes_received=totals.bytes_in,
+        round_seconds=seconds[-1] if seconds else None,
+        left_seconds=time_left(
+            seconds, rounds=policy.rounds, done=0 if round_number is None else round_number + 1
+        ),
+        spending=spending,
+        aborts=totals.aborts,
+        last=log.events[-1] if log.events else None,
+        skipped=log.skipped,
+        read_at=datetime.now(UTC),
+    )
+    complete = True if answered is None else answered.complete
+    phase, healthy, why = _judged(standing, complete=complete, silent_s=silent_s)
+    if unreadable:
+        healthy, why = False, f"cannot be read: {', '.join(unreadable)}"
+    return replace(standing, phase=phase, healthy=healthy, why=why)
+
+
+def _judged(at: Standing, *, complete: bool, silent_s: float) -> tuple[Phase, bool, str]:
+    """Return the phase, whether it is healthy, and why."""
+    if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
+        return "finished", True, f"the last of {at.rounds} rounds is done"
+    if at.last is None:
+        return "waiting", True, "waits for the owner's first message"
+    if at.last.kind == "stop":
+        return "stopped", True, "was stopped; it goes on when it is started again"
+    if at.last.outcome == "aborted":
+        what = at.last.message or at.last.kind
+        return "running", False, f"{what} ended with {at.last.reason}; this site's own log says why"
+    quiet = at.read_at - at.last.time
+    if quiet > timedelta(seconds=silent_s):
+        return "running", False, f"no message for {duration(quiet.total_seconds())}"
+    if at.round is None:
+        return "running", True, "is set up, and waits for its first round"
+    return "running", True, f"round {at.round} was the last one asked for"
+
+
+def _rounds_s(events: Sequence[Event]) -> list[float]:
+    """Return the seconds from the beginning of each round to that of the next, oldest first."""
+    begun: dict[int, float] = {}
+    for event in events:
+        if event.message == "train" and event.round is not None and event.outcome == "done":
+            begun[event.round] = event.time.timestamp() - event.seconds
+    numbers = sorted(begun)
+    pairs = pairwise(numbers)
+    return [begun[b] - begun[a] for a, b in pairs if b == a + 1 and begun[b] >= begun[a]]
+
+
+def _journal(policy: ClientPolicy) -> Answered | None:
+    """Return what the site's journal says; None without secure sums, or before the first round."""
+    scheme, keys = policy.protect.scheme, policy.protect.keys
+    if keys is None or not PROTECTIONS.get(scheme, where="protect.scheme").secure_sum:
+        return None
+    if not journal_file(Path(keys), policy.client.name).exists():
+        raise DataError("journal: is missing")
+    journal = Journal(folder=Path(keys), client=policy.client.name)
+    try:
+        return _answered(journal.file)
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise DataError("journal: is damaged") from error
+
+
+def _answered(file: Path) -> Answered | None:
+    with reading(file) as database:
+        newest = database.execute("SELECT run, round FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
+        if newest is None:
+            return None
+        run, number = newest
+        cohort, survivors = database.execute(
+            "SELECT cohort, survivors FROM rounds WHERE run = ? AND round = ?", (run, number)
+        ).fetchone()
+        (opened,) = database.execute(
+            "SELECT count(*) FROM rounds WHERE run = ? AND survivors IS NOT NULL", (run,)
+        ).fetchone()
+    return Answered(
+        round=number, opened=opened, cohort=len(json.loads(cohort)), complete=survivors is not None
+    )
+
+
+def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:
+    """Return what the site has spent; None without differential privacy.
+
+    Raises `DataError` if a site whose rounds have `begun` has no ledger: what was spent is then unknown.
+    """
+    privacy = policy.privacy
+    if privacy.unit == "none" or privacy.ledger is None:
+        return None
+    file = Path(privacy.ledger) / f"{policy.client.name}{SUFFIX}"
+    try:
+        seen = file.stat()
+    except FileNotFoundError:
+        if begun:
+            raise DataError("privacy ledger: is missing") from None
+        epsilon = 0.0
+    except OSError as error:
+        raise DataError("privacy ledger: cannot be read") from error
+    else:
+        epsilon = _epsilon(file, seen.st_mtime_ns, seen.st_size)
+    return Spending(epsilon=epsilon, limit=privacy.limit, delta=privacy.target_delta)
+
+
+@lru_cache(maxsize=8)  # the tightest accountant takes a second, and a ledger changes once a round
+def _epsilon(file: Path, _changed_ns: int, _size: int) -> float:
+    return read_all(file.parent)[file.name.removesuffix(SUFFIX)].epsilon

@@ -1,0 +1,150 @@
+"""Certificates of a deployment, tried by real TLS connections."""
+
+import datetime
+import http.server
+import ssl
+import threading
+from contextlib import contextmanager
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fedproxy_secure.deploy.authority import (
+    TlsFiles,
+    bring,
+    check_dates,
+    check_server,
+    make_authority,
+    make_server,
+)
+from fedproxy_secure.deploy.kit import Kit
+from fedproxy_secure.deploy.preflight import network_checks
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.secagg.terms import Roster
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("authority")
+    make_authority(folder, "test")
+    make_server(folder, ["owner.example"])
+    return folder
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    date = None
+
+    def do_GET(self):
+        self.send_response_only(200)
+        self.send_header("Date", self.date or self.date_time_string())
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def served(files, handler=Healthy, host="127.0.0.1"):
+    with http.server.HTTPServer((host, 0), handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files.certificate, files.key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def kit(port, authority, host="127.0.0.1"):
+    return Kit(
+        federation="f",
+        site="s",
+        epoch=1,
+        address=f"{host}:{port}",
+        authority_pem=authority.read_text(),
+        roster=Roster(members={}),
+        app_sha256="",
+        version="",
+        proposal={},
+    )
+
+
+def test_a_site_trusts_the_owners_server(folder):
+    files = TlsFiles.below(folder)
+    with served(files) as port:
+        checks = list(network_checks(kit(port, files.authority)))
+    assert [(check.name, check.ok) for check in checks] == [("owner", True), ("clock", True)]
+
+
+def test_a_foreign_certificate_is_said_to_be_one(folder, tmp_path):
+    make_authority(tmp_path, "other")
+    make_server(tmp_path, ["127.0.0.1"])
+    with served(TlsFiles.below(tmp_path)) as port:
+        (check,) = network_checks(kit(port, TlsFiles.below(folder).authority))
+    assert (check.name, check.ok, check.waits) == ("certificate", False, False)
+
+
+def test_a_certificate_of_another_host_is_refused(folder):
+    files = TlsFiles.below(folder)
+    with served(files, host="127.0.0.2") as port:
+        (check,) = network_checks(kit(port, files.authority, host="127.0.0.2"))
+    assert (check.name, check.ok) == ("certificate", False)
+
+
+def test_an_owner_who_is_away_is_waited_for(folder):
+    (check,) = network_checks(kit(1, TlsFiles.below(folder).authority))
+    assert (check.ok, check.waits) == (False, True)
+
+
+def test_a_clock_that_is_off_is_found(folder):
+    class Late(Healthy):
+        date = "Mon, 01 Jan 2024 00:00:00 GMT"
+
+    files = TlsFiles.below(folder)
+    with served(files, Late) as port:
+        checks = list(network_checks(kit(port, files.authority)))
+    assert checks[-1].name == "clock"
+    assert not checks[-1].ok
+    assert "set it by NTP" in checks[-1].line
+
+
+def test_the_authority_certifies_servers_alone(folder):
+    authority = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
+    server = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    limits = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert (limits.ca, limits.path_length) == (True, 0)
+    assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    life = server.not_valid_after_utc - server.not_valid_before_utc
+    assert life < datetime.timedelta(days=399)
+
+
+def test_an_owners_own_certificate_is_taken_if_it_fits(folder, tmp_path):
+    bring(tmp_path, TlsFiles.below(folder), ["owner.example"])
+    check_server(TlsFiles.below(tmp_path), ["owner.example"])
+    with pytest.raises(ConfigError, match=r"is not for other\.example"):
+        bring(tmp_path / "b", TlsFiles.below(folder), ["other.example"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_files_that_do_not_belong_together_are_refused(folder, tmp_path):
+    make_authority(tmp_path, "other")
+    make_server(tmp_path, ["owner.example"])
+    ours, theirs = TlsFiles.below(folder), TlsFiles.below(tmp_path)
+    wrong_key = TlsFiles(certificate=ours.certificate, key=theirs.key, authority=ours.authority)
+    with pytest.raises(ConfigError, match="is not the key of"):
+        check_server(wrong_key, ["owner.example"])
+    wrong_authority = TlsFiles(certificate=ours.certificate, key=ours.key, authority=theirs.authority)
+    with pytest.raises(ConfigError, match="is not signed by"):
+        check_server(wrong_authority, ["owner.example"])
+
+
+def test_an_expired_certificate_is_named_with_its_dates(folder):
+    certificate = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+
+    class Expired:
+        not_valid_before_utc = certificate.not_valid_before_utc - datetime.timedelta(days=900)
+        not_valid_after_utc = certificate.not_valid_before_utc - datetime.timedelta(days=500)
+
+    with pytest.raises(ConfigError, match="renew it, or set the clock"):
+        check_dates(Expired, "server.pem")
+    assert certificate.public_bytes(Encoding.PEM) == (folder / "server.pem").read_bytes()

@@ -1,0 +1,257 @@
+"""Sites join, are approved, get kits, rotate and are revoked; what does not fit is refused in one line."""
+
+import json
+import stat
+
+import pytest
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
+from fedproxy_secure.deploy.federation import init, open_federation, parse_address
+from fedproxy_secure.deploy.kit import accept, accepted_kit, make_kit, needed_kit
+from fedproxy_secure.deploy.members import approve, members, next_epoch, revoke, taking_part
+from fedproxy_secure.deploy.policy import effective_policy
+from fedproxy_secure.deploy.signed import read_document, write_document
+from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, rotate_site
+from fedproxy_secure.errors import ConfigError
+
+NAMES = ("clinic", "bank", "insurer")
+
+
+@pytest.fixture
+def config():
+    clients = [{"name": name, "task": "clinic"} for name in (*NAMES, "council")]
+    return parse_config(
+        {
+            "name": "three",
+            "seeds": [0],
+            "data": {"clients": clients},
+            "protect": {"scheme": "masking"},
+            "federate": {"min_clients": 3},
+        }
+    )
+
+
+@pytest.fixture
+def federation(config, tmp_path):
+    return init(config, tmp_path / "federation", address="owner.example:9443")
+
+
+@pytest.fixture
+def sites(tmp_path):
+    return {name: join(name, tmp_path / name)[0] for name in NAMES}
+
+
+def owner_of(federation):
+    return signing_public(federation.owner_key())
+
+
+def all_in(federation, sites):
+    for site in sites.values():
+        approve(federation, site.request)
+    epoch = next_epoch(federation)
+    for site in sites.values():
+        accept(site, make_kit(federation, epoch, site.name), owner=owner_of(federation))
+    return epoch
+
+
+def test_every_site_ends_with_the_same_roster_and_its_own_policy(federation, sites):
+    epoch = all_in(federation, sites)
+    assert {needed_kit(site).roster.sha256() for site in sites.values()} == {epoch.roster.sha256()}
+    policy = effective_policy(sites["clinic"])
+    assert (policy.client.name, policy.protect.keys) == ("clinic", str(sites["clinic"].keys.resolve()))
+
+
+def test_no_private_key_is_in_what_a_site_or_an_owner_sends(federation, sites):
+    epoch = all_in(federation, sites)
+    sent = [site.request.read_bytes() for site in sites.values()]
+    sent += [make_kit(federation, epoch, name).read_bytes() for name in NAMES]
+    secrets = [site.identity().reveal().hex().encode() for site in sites.values()]
+    secrets += [site.node_key.read_bytes().split(b"\n")[1] for site in sites.values()]
+    secrets += [federation.owner_key().reveal().hex().encode()]
+    secrets += [(federation.folder / "authority" / "authority.key").read_bytes().split(b"\n")[1]]
+    assert not [secret for secret in secrets for text in sent if secret in text]
+
+
+def test_private_keys_are_readable_by_their_owner_alone(federation, sites):
+    keys = [federation.folder / "owner.key", *federation.folder.glob("authority/*.key")]
+    keys += [file for site in sites.values() for file in site.keys.glob("*.key")]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in keys} == {0o600}
+    assert len(keys) == 9
+
+
+def test_doing_it_twice_changes_nothing(config, federation, sites, tmp_path):
+    epoch = all_in(federation, sites)
+    again = init(config, federation.folder, address="owner.example:9443")
+    assert owner_of(again) == owner_of(federation)
+    assert join("clinic", tmp_path / "clinic")[0] == sites["clinic"]
+    for site in sites.values():
+        approve(federation, site.request)
+    assert next_epoch(federation) == epoch
+    first = make_kit(federation, epoch, "clinic").read_bytes()
+    assert make_kit(federation, epoch, "clinic").read_bytes() == first
+    before = sites["clinic"].client_file.read_bytes()
+    assert accept(sites["clinic"], make_kit(federation, epoch, "clinic"), owner=None)[1] is False
+    assert sites["clinic"].client_file.read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_not_taken_over(config, federation, sites, tmp_path):
+    with pytest.raises(ConfigError, match="another federation"):
+        init(config, federation.folder, address="elsewhere.example")
+    with pytest.raises(ConfigError, match="belongs to the site clinic"):
+        join("bank", tmp_path / "clinic")
+    with pytest.raises(ConfigError, match="not an owner's folder"):
+        open_federation(tmp_path / "clinic")
+    with pytest.raises(ConfigError, match="not a site's folder"):
+        open_site(federation.folder)
+
+
+def test_a_name_that_the_job_does_not_have_is_not_approved(federation, tmp_path):
+    stranger = join("stranger", tmp_path / "stranger")[0]
+    with pytest.raises(ConfigError, match="must be one of the job's clients"):
+        approve(federation, stranger.request)
+
+
+def test_somebody_elses_keys_do_not_take_a_sites_place(federation, sites, tmp_path):
+    approve(federation, sites["clinic"].request)
+    impostor = join("clinic", tmp_path / "impostor")[0]
+    with pytest.raises(ConfigError, match="has other keys already"):
+        approve(federation, impostor.request)
+    assert members(federation)["clinic"].identity == signing_public(sites["clinic"].identity())
+
+
+def test_a_request_must_prove_that_its_signer_holds_the_nodes_key(sites, tmp_path):
+    body = read_document(sites["bank"].request, REQUEST).body
+    stolen = write_document(tmp_path / "stolen.json", REQUEST, {**body, "name": "clinic"}, fresh_secret())
+    with pytest.raises(ConfigError, match="does not prove that it holds its node key"):
+        check_request(stolen)
+
+
+@pytest.mark.parametrize("field", ["name", "node_public", "node_proof", "version"])
+def test_a_request_that_was_changed_on_its_way_is_refused(federation, sites, tmp_path, field):
+    raw = json.loads(sites["clinic"].request.read_text())
+    raw["body"][field] = "bank"
+    (tmp_path / "changed.json").write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match="its signature does not fit"):
+        approve(federation, tmp_path / "changed.json")
+
+
+def test_rotated_keys_are_vouched_for_by_the_old_ones(federation, sites):
+    all_in(federation, sites)
+    before = signing_public(sites["clinic"].identity())
+    site, _ = rotate_site(sites["clinic"])
+    with pytest.raises(ConfigError, match="its kit is for other keys"):
+        needed_kit(site)
+    approve(federation, site.request)
+    epoch = next_epoch(federation)
+    assert epoch.number == 2
+    accept(site, make_kit(federation, epoch, "clinic"), owner=None)
+    assert needed_kit(site).roster.members["clinic"] != before
+    assert open_site(site.folder).generation == 2
+    assert (site.folder / "generations" / "1" / "clinic.journal").exists()
+
+
+def test_a_rotation_that_was_killed_leaves_the_old_keys_in_use(sites, monkeypatch):
+    site = sites["clinic"]
+    before = signing_public(site.identity())
+    (site.folder / "generations" / "2").mkdir()
+    (site.folder / "generations" / "2" / "clinic.key").write_text("half")
+    assert signing_public(open_site(site.folder).identity()) == before
+    after, _ = rotate_site(open_site(site.folder))
+    assert (after.generation, signing_public(after.identity()) == before) == (2, False)
+
+
+def test_a_revoked_site_is_out_at_once_and_stays_out(federation, sites):
+    epoch = all_in(federation, sites)
+    revoke(federation, "clinic")
+    revoke(federation, "clinic")
+    assert sorted(taking_part(federation, epoch)) == ["bank", "insurer"]
+    with pytest.raises(ConfigError, match="these keys are revoked"):
+        approve(federation, sites["clinic"].request)
+    with pytest.raises(ConfigError, match="2 sites are approved: must be >= 3"):
+        next_epoch(federation)
+    with pytest.raises(ConfigError, match="was never approved"):
+        revoke(federation, "council")
+
+
+def test_a_replayed_kit_is_refused(federation, sites):
+    epoch = all_in(federation, sites)
+    old = make_kit(federation, epoch, "clinic").read_bytes()
+    bank, _ = rotate_site(sites["bank"])
+    approve(federation, bank.request)
+    newer = next_epoch(federation)
+    accept(sites["clinic"], make_kit(federation, newer, "clinic"), owner=None)
+    replayed = sites["clinic"].folder / "replayed.json"
+    replayed.write_bytes(old)
+    with pytest.raises(ConfigError, match=r"epoch=1: must be >= 2"):
+        accept(sites["clinic"], replayed, owner=None)
+    assert accepted_kit(sites["clinic"]).epoch == 2
+
+
+def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, federation, sites, tmp_path):
+    all_in(federation, sites)
+    other = init(config, tmp_path / "other", address="owner.example:9443")
+    for site in sites.values():
+        approve(other, site.request)
+    foreign = make_kit(other, next_epoch(other), "clinic")
+    with pytest.raises(ConfigError, match="is signed by"):
+        accept(sites["clinic"], foreign, owner=None)
+    with pytest.raises(ConfigError, match="whose kits this site takes"):
+        accept(sites["clinic"], foreign, owner=owner_of(other))
+
+
+def test_the_first_kit_needs_the_owners_key_from_another_channel(federation, sites):
+    for site in sites.values():
+        approve(federation, site.request)
+    kit = make_kit(federation, next_epoch(federation), "clinic")
+    with pytest.raises(ConfigError, match="owner: must be given with the first kit"):
+        accept(sites["clinic"], kit, owner=None)
+
+
+def test_a_kit_for_another_site_is_refused(federation, sites):
+    epoch = all_in(federation, sites)
+    with pytest.raises(ConfigError, match="is for the site bank"):
+        accept(sites["clinic"], make_kit(federation, epoch, "bank"), owner=None)
+
+
+def test_a_sites_own_file_is_kept_and_decides(federation, sites):
+    epoch = all_in(federation, sites)
+    file = sites["clinic"].client_file
+    file.write_text(file.read_text().replace("rounds: 4", "rounds: 2"))
+    accept(sites["clinic"], make_kit(federation, epoch, "clinic"), owner=None)
+    assert effective_policy(sites["clinic"]).rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("owner.example", ("owner.example", 9092)),
+        ("owner.example:1", ("owner.example", 1)),
+        ("10.0.0.1:9443", ("10.0.0.1", 9443)),
+        ("[fd00::1]:9443", ("fd00::1", 9443)),
+        ("fd00::1", ("fd00::1", 9092)),
+    ],
+)
+def test_an_address_is_a_host_with_or_without_a_port(text, address):
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", ":9092", "owner.example:0", "owner.example:70000", "a b", "x:y"])
+def test_an_address_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="address="):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seeds": [0, 1]}, "a deployment trains once"),
+        ({"audit": {"record": True}}, "recording and canaries"),
+        ({"protect": {"scheme": "masking", "keys": "keys"}}, "each site's own"),
+    ],
+)
+def test_settings_for_one_machine_are_not_deployed(config, tmp_path, change, line):
+    settings = parse_config({**config.model_dump(mode="json"), **change})
+    with pytest.raises(ConfigError, match=line):
+        init(settings, tmp_path / "federation", address="owner.example")
+    assert not (tmp_path / "federation").exists()
