@@ -48,6 +48,10 @@ SigningKeyOption = Annotated[
         "Default: a key of the run's own.",
     ),
 ]
+StatusPortOption = Annotated[
+    int | None,
+    typer.Option(metavar="PORT", help="Serve a status page and /metrics on this machine, at this port."),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what the run would do and need, then stop.")
 ]

@@ -19,8 +19,9 @@ from pathlib import Path
 from fedproxy_secure.deploy.kit import Kit, needed_kit
 from fedproxy_secure.deploy.policy import write_effective_policy
 from fedproxy_secure.deploy.preflight import local_checks, network_checks
+from fedproxy_secure.deploy.running import the_only_one
 from fedproxy_secure.deploy.site import Site
-from fedproxy_secure.deploy.standing import the_only_one
+from fedproxy_secure.deploy.watching import events_file, page_of
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.flower.launch.processes import (
     POLL_S,
@@ -40,8 +41,10 @@ STEADY_S = 60.0  # a node that lived so long is started again at once
 MOST_LOG_BYTES = 2**24
 
 
-def run_node(site: Site, *, tell: Callable[[str], None] = log.info) -> None:
+def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str], None] = log.info) -> None:
     """Run a site's SuperNode until this process is told to stop.
+
+    `status_port`: where page and metrics are served on loopback; None: they are not.
 
     Raises `ConfigError` if something at this site is not in order, or the owner's certificate is not the
     kit's; `RunFolderError` if a node runs here already.
@@ -57,8 +60,11 @@ def run_node(site: Site, *, tell: Callable[[str], None] = log.info) -> None:
         environment["FEDPROXY_CACHE"] = str(private_folder(site.folder / "cache"))
         environment.pop(ONE_MACHINE_VARIABLE, None)
         logs = private_folder(site.folder / "logs")
+        environment["FEDPROXY_EVENTS"] = str(events_file(site.folder).resolve())
         pause = FIRST_PAUSE_S
-        with alone_in(logs) as lock:
+        with alone_in(logs) as lock, page_of(site.folder, status_port) as page:
+            if page is not None:
+                tell(f"status: {page}")
             while True:
                 began = time.monotonic()
                 what, code = _run_once(site, kit, policy, environment, lock, tell)

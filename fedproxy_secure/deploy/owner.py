@@ -15,7 +15,8 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.deploy.authority import check_server
 from fedproxy_secure.deploy.federation import Federation
 from fedproxy_secure.deploy.members import Epoch, current_epoch, taking_part
-from fedproxy_secure.deploy.standing import the_only_one
+from fedproxy_secure.deploy.running import the_only_one
+from fedproxy_secure.deploy.watching import events_file, page_of
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.job import FederationJob
@@ -37,6 +38,7 @@ def run_owner(
     *,
     listen: str = "0.0.0.0",  # noqa: S104 - other machines must reach it; see `launch.superlink`
     wait_s: float = WAIT_S,
+    status_port: int | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> Report:
@@ -45,6 +47,7 @@ def run_owner(
     Args:
         listen: the address of this machine to listen on.
         wait_s: how long to wait for the other sites once `federate.min_clients` are connected.
+        status_port: where page and metrics are served on loopback; None: they are not.
 
     Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `RunFolderError` if
     the folder is in use; otherwise what `run` raises.
@@ -59,8 +62,10 @@ def run_owner(
     if len(sites) < least:
         raise ConfigError(f"{len(sites)} sites of epoch {epoch.number} may take part: must be >= {least}")
     private_folder(federation.folder / "superlink")
+    private_folder(federation.folder / "logs")
     with (
         the_only_one(federation.folder, "the owner's SuperLink"),
+        page_of(federation.folder, status_port),
         superlink(
             federation.folder / "superlink",
             python=sys.executable,
@@ -69,6 +74,7 @@ def run_owner(
             certificate=federation.tls.certificate,
             key=federation.tls.key,
             authority=federation.tls.authority,
+            events=events_file(federation.folder),
         ) as link,
     ):
         node_ids = link.register({name: request.node for name, request in sites.items()})

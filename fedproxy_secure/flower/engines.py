@@ -126,4 +126,5 @@ def federate(
             on_client=on_client,
             tamper=tamper,
             one_machine=True,
+            journals_last=job.protect.keys is not None,
         )

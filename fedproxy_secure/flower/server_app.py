@@ -52,6 +52,7 @@ OnClient = Callable[[str], None]  # the name of a client that has trained
 def main(grid: Grid, context: Context) -> None:
     """Serve the job in the control folder and write the last state there; a SuperLink starts this."""
     control = Path(str(context.run_config["control"]))
+    registered = Registered.load(control / NODES)
     try:
         final = serve(
             grid,
@@ -59,7 +60,8 @@ def main(grid: Grid, context: Context) -> None:
             Path((control / PROXY).read_text(encoding="utf-8")),
             ServerState.load(control / INITIAL),
             run_folder=control,
-            registered=Registered.load(control / NODES),
+            registered=registered,
+            journals_last=registered is not None,  # on this machine's loopback keys may be made anew
         )
         final.save(control / FINAL)
     except FedProxyError as error:
@@ -78,14 +80,16 @@ def serve(
     tamper: Tamper | None = None,
     one_machine: bool = False,
     registered: Registered | None = None,
+    journals_last: bool = True,
 ) -> ServerState:
     """Run the job's rounds over a grid and return the last state.
 
     With a `run_folder` the state is saved after every round, and a later call goes on from it with the same
-    result: every random choice depends on (seed, round) alone. H-TIES' weights `self` are the exception:
-    they rest on what clients remember, so going on with such a run is refused. Clients that fail, give an
-    unusable answer, or stay silent longer than `federate.timeout_s` are left out of the round. With
-    `audit.record` the transcript goes to `audit.folder`. `tamper` is an active adversary, for evaluation.
+    result: every random choice depends on (seed, round) alone. H-TIES' weights `self` also rest on what
+    clients keep in their journals; without `journals_last` (they end with this call) going on is refused.
+    Clients that fail, give an unusable answer, or stay silent longer than `federate.timeout_s` are left out
+    of the round. With `audit.record` the transcript goes to `audit.folder`. `tamper` is an active
+    adversary, for evaluation.
 
     A node says once which of the job's clients it is. A name that two nodes claim belongs to neither, and
     afterwards a node speaks in its own name alone. With `registered`, a node that is not in that list, or
@@ -101,7 +105,7 @@ def serve(
     state = initial if folder is None else _resumed(folder, initial)
     if state.round >= job.federate.rounds:
         return state
-    _check_resumable(job, state, initial)
+    _check_resumable(job, state, initial, journals_last=journals_last)
     recorder = _recorder(job, state.round)
     if recorder is not None or tamper is not None:
         grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
@@ -246,12 +250,15 @@ def _by_name(
     return ask
 
 
-def _check_resumable(job: FederationJob, state: ServerState, initial: ServerState) -> None:
+def _check_resumable(
+    job: FederationJob, state: ServerState, initial: ServerState, *, journals_last: bool
+) -> None:
     """Raise `RunFolderError` for a run whose clients have forgotten what its next round needs."""
-    if state.round > initial.round and job.fusion.rule == "h_ties" and job.protect.weights == "self":
+    remembering = job.fusion.rule == "h_ties" and job.protect.weights == "self"
+    if state.round > initial.round and remembering and not journals_last:
         raise errors.RunFolderError(
-            f"protect.weights=self: cannot go on from round {state.round}, clients' memory of the last "
-            "step ended with their processes; start again in another folder"
+            f"protect.weights=self: cannot go on from round {state.round}, the clients' journals ended "
+            "with the last call; name a folder of `provision` as protect.keys, or start in another folder"
         )
 
 

@@ -15,6 +15,7 @@ from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.store import writing
 from fedproxy_secure.protect.secure_sum.terms import first_clip
 from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.secagg.provision import provision
 from tests.support.masked_rounds import (
     STEPS,
     Wrapped,
@@ -207,6 +208,31 @@ def test_a_run_whose_weights_rest_on_what_clients_remember_is_not_resumed_to_ano
     federate(with_(job, "h_ties", rounds=2, weights="self"), folder, initial, run_folder=tmp_path)
     with pytest.raises(RunFolderError, match=r"protect\.weights=self: cannot go on from round 2"):
         federate(with_(job, "h_ties", rounds=3, weights="self"), folder, initial, run_folder=tmp_path)
+
+
+def test_weights_that_rest_on_journals_survive_a_kill_where_the_journals_do(world, tmp_path):
+    job, folder, initial = world
+    job = with_(job, "h_ties", rounds=3, weights="self")
+
+    def keyed(name):
+        provision([client.name for client in job.clients], tmp_path / name)
+        return job.changed(protect=job.protect.model_copy(update={"keys": str(tmp_path / name)}))
+
+    seen = []
+
+    def killed_after_two(metrics):
+        seen.append(metrics)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    whole = federate(keyed("whole"), folder, initial)
+    cut = keyed("cut")
+    with pytest.raises(KeyboardInterrupt):
+        federate(cut, folder, initial, run_folder=tmp_path / "run", on_round=killed_after_two)
+    resumed = federate(cut, folder, initial, run_folder=tmp_path / "run")
+    assert resumed.adapter.tobytes() == whole.adapter.tobytes()
+    uniform = federate(with_(job, "h_ties", rounds=3), folder, initial)
+    assert resumed.adapter.tobytes() != uniform.adapter.tobytes()
 
 
 def test_the_ledger_says_what_flowed(world, tmp_path):

@@ -7,7 +7,7 @@ import logging
 import pytest
 from starlette.responses import PlainTextResponse
 
-from fedproxy_secure.deploy.standing import running, stop, the_only_one
+from fedproxy_secure.deploy.running import running, stop, the_only_one
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.flower.internals import AppRefused, OfferedApp, checked_connection, pack_app
 from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_files, app_sha256

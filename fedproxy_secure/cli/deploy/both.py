@@ -18,10 +18,18 @@ def status(folder: FolderArgument) -> None:
     Example: `fedproxy-secure deploy status clinic`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.deploy.standing import running
+        from fedproxy_secure.deploy.running import running
+        from fedproxy_secure.deploy.watching import standing_of
+        from fedproxy_secure.monitor.page import tables
 
-        process = running(folder)
+        process, standing = running(folder), standing_of(folder)
         typer.echo("nothing runs here" if process is None else f"runs as process {process}")
+        typer.echo(f"{standing.name}: {standing.why}")
+        for title, rows in tables(standing).items():
+            if rows:
+                typer.echo(title)
+            for label, value in rows:
+                typer.echo(f"  {label}: {value}")
 
 
 def stop(folder: FolderArgument) -> None:
@@ -30,7 +38,7 @@ def stop(folder: FolderArgument) -> None:
     Example: `fedproxy-secure deploy stop clinic`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.deploy.standing import stop as end
+        from fedproxy_secure.deploy.running import stop as end
 
         typer.echo("stopped" if end(folder) else "nothing runs here")
 

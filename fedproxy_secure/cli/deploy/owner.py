@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.cli.options import ConfigArgument, SetOption, find_config
+from fedproxy_secure.cli.options import ConfigArgument, SetOption, StatusPortOption, find_config
 from fedproxy_secure.errors import ConfigError
 
 FederationArgument = Annotated[Path, typer.Argument(metavar="FEDERATION")]
@@ -126,6 +126,7 @@ def run_command(
         float,
         typer.Option(metavar="SECONDS", help="How long to wait for the other sites once enough are there."),
     ] = 120.0,
+    status_port: StatusPortOption = None,
 ) -> None:
     """Owner: start the SuperLink and run the job with the sites of the newest kits; go on if it was killed.
 
@@ -145,6 +146,7 @@ def run_command(
                 opened,
                 listen=listen,
                 wait_s=wait,
+                status_port=status_port,
                 progress=progress,
                 command=f"fedproxy-secure deploy run {federation}",
             )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.cli.options import StatusPortOption
 from fedproxy_secure.errors import ConfigError
 
 SiteArgument = Annotated[Path, typer.Argument(metavar="SITE")]
@@ -79,7 +80,7 @@ def preflight(site: SiteArgument) -> None:
             raise ConfigError(f"{failed} of the checks above are not in order")
 
 
-def start(site: SiteArgument) -> None:
+def start(site: SiteArgument, status_port: StatusPortOption = None) -> None:
     """Site: run this site's node until it is stopped; it waits for an owner who is away.
 
     Runs in the foreground, as a service manager wants it. Logs: `SITE/logs`.
@@ -90,4 +91,4 @@ def start(site: SiteArgument) -> None:
         from fedproxy_secure.deploy.node import run_node
         from fedproxy_secure.deploy.site import open_site
 
-        run_node(open_site(site), tell=lambda line: typer.echo(line))
+        run_node(open_site(site), status_port=status_port, tell=lambda line: typer.echo(line))

@@ -51,7 +51,15 @@ class SuperLink:
 
 @contextmanager
 def superlink(
-    folder: Path, *, python: str, listen: str, port: int, certificate: Path, key: Path, authority: Path
+    folder: Path,
+    *,
+    python: str,
+    listen: str,
+    port: int,
+    certificate: Path,
+    key: Path,
+    authority: Path,
+    events: Path,
 ) -> Iterator[SuperLink]:
     """Run a SuperLink in a `with` block; it keeps nothing on the disk but its logs in `folder`.
 
@@ -65,6 +73,7 @@ def superlink(
         arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]
         environment = quiet_environment(folder / "flwr")
+        environment["FEDPROXY_EVENTS"] = str(events.resolve())
         log = folder / "superlink.log"
         with process(python, arguments, environment, log, lock) as started:
             wait_until_listening(port, started, log)

@@ -1,0 +1,50 @@
+"""How an owner's or a site's federation stands, read from its folder, and the page that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedproxy_secure.deploy.federation import is_federation, open_federation
+from fedproxy_secure.deploy.policy import effective_policy
+from fedproxy_secure.deploy.site import open_site
+from fedproxy_secure.monitor.event_log import EventLog
+from fedproxy_secure.monitor.owner import owner_standing
+from fedproxy_secure.monitor.serve import served
+from fedproxy_secure.monitor.site import site_standing
+from fedproxy_secure.monitor.state import Standing
+
+
+def events_file(folder: Path) -> Path:
+    """Return the file of a party's events, below an owner's or a site's folder."""
+    return folder / "logs" / "events.jsonl"
+
+
+def standing_of(folder: Path) -> Standing:
+    """Return how the federation of an owner's or a site's folder stands.
+
+    Raises `ConfigError` for a folder that is neither, or a site whose policy is not in order.
+    """
+    events = EventLog(file=events_file(folder))
+    if is_federation(folder):
+        federation = open_federation(folder)
+        seed = federation.job().seeds[0]
+        place = federation.run_folder / f"seed-{seed}" / "federation"
+        return owner_standing(place, name=federation.name, events=events)
+    return site_standing(effective_policy(open_site(folder)), events=events)
+
+
+@contextmanager
+def page_of(folder: Path, port: int | None) -> Iterator[str | None]:
+    """Serve page and metrics of a folder in a `with` block, on loopback; yield the address.
+
+    Without a port nothing is served, and None is yielded.
+
+    Raises `ConfigError` for a port that is in use.
+    """
+    if port is None:
+        yield None
+        return
+    with served(lambda: standing_of(folder), port=port) as url:
+        yield url
