@@ -89,7 +89,7 @@ def federate_launched(
                 f"num-supernodes={len(job.clients)} client-resources-num-cpus=1",
             ]
         run = stack.enter_context(process("flwr", submit, environment, logs / "run.log", lock))
-        return watch(run, control, logs, job, on_round)
+        return watch(run, control, logs, on_round)
 
 
 def _write_connection(home: Path, port: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ PROXY = "proxy.path"
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
 TROUBLE = "trouble.json"
+ALIVE = "alive"  # touched while the server app lives
+ALIVE_S = 5.0
 NODES = "nodes.json"  # `Registered`, where nodes prove who they are
 
 STATE = "state.safetensors"
@@ -53,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     """Serve the job in the control folder and write the last state there; a SuperLink starts this."""
     control = Path(str(context.run_config["control"]))
     registered = Registered.load(control / NODES)
+    threading.Thread(target=_touch, args=(control / ALIVE,), name="alive", daemon=True).start()
     try:
         final = serve(
             grid,
@@ -66,6 +70,13 @@ def main(grid: Grid, context: Context) -> None:
         final.save(control / FINAL)
     except FedProxyError as error:
         write_bytes(control / TROUBLE, json.dumps([type(error).__name__, str(error)]).encode())
+
+
+def _touch(file: Path) -> None:
+    """Touch a file every few seconds for as long as this process lives."""
+    while True:
+        file.touch()
+        time.sleep(ALIVE_S)
 
 
 def serve(

@@ -2,6 +2,7 @@
 
 job.json, proxy.path, initial.safetensors    written before the run is submitted
 nodes.json                                   which client each registered node is, where nodes have keys
+alive                                        touched by the server app for as long as it lives
 rounds.jsonl, state.safetensors, ...         written by the server app as rounds end (`serve`)
 final.safetensors or trouble.json            written last
 """
@@ -21,6 +22,7 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.launch.processes import POLL_S
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import (
+    ALIVE,
     FINAL,
     INITIAL,
     JOB,
@@ -31,6 +33,8 @@ from fedproxy_secure.flower.server_app import (
     OnRound,
 )
 from fedproxy_secure.runtime.artifacts import write_bytes
+
+SILENT_S = 300.0  # a loaded machine may take a minute to start the server app
 
 
 def write_control(
@@ -46,7 +50,7 @@ def write_control(
     Without `registered`, a node says itself which client it is.
     """
     control.mkdir(parents=True, exist_ok=True)
-    for stale in (FINAL, TROUBLE, NODES):
+    for stale in (FINAL, TROUBLE, NODES, ALIVE):
         (control / stale).unlink(missing_ok=True)
     write_bytes(control / JOB, job.to_json().encode())
     write_bytes(control / PROXY, str(proxy_folder.resolve()).encode())
@@ -59,20 +63,22 @@ def watch(
     run: subprocess.Popen[bytes],
     control: Path,
     logs: Path,
-    job: FederationJob,
     on_round: OnRound | None,
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
 
-    Raises the server app's error, or `RoundAborted` if Flower itself failed or went silent.
+    How long clients are waited for is the server app's part: in every step of a round it gives up those that
+    are silent for `federate.timeout_s`. Here it is enough that it lives.
+
+    Raises the server app's error, or `RoundAborted` if Flower failed, or did not start the app, or the app
+    was killed.
     """
     seen = len(_lines(control / ROUNDS))
-    deadline = time.monotonic() + job.federate.timeout_s
+    began = time.time()
     while True:
         finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
         lines = _lines(control / ROUNDS)
         for metrics in lines[seen:]:
-            deadline = time.monotonic() + job.federate.timeout_s
             if on_round is not None:
                 on_round(metrics)
         seen = max(seen, len(lines))
@@ -84,11 +90,17 @@ def watch(
             raise error_class(line)
         if ended:
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
-        if time.monotonic() > deadline:
-            raise RoundAborted(
-                f"no round ended in {job.federate.timeout_s:.0f} s (federate.timeout_s); see {logs}"
-            )
+        if time.time() - max(began, _changed(control / ALIVE)) > SILENT_S:
+            raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
         time.sleep(POLL_S)
+
+
+def _changed(file: Path) -> float:
+    """Return when a file was changed last, in seconds since the epoch; 0 if there is none."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

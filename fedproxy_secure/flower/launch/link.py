@@ -107,4 +107,4 @@ def federate_over(
     submit += ["--run-config", f"{CONTROL}={json.dumps(str(run_folder.resolve()))}"]
     environment = quiet_environment(link.folder / "flwr")
     with process("flwr", submit, environment, link.folder / "run.log", link.lock) as run:
-        return watch(run, run_folder, link.folder, job, on_round)
+        return watch(run, run_folder, link.folder, on_round)
