@@ -3,6 +3,7 @@
 FedProxyError                one line that names the value and the rule; the CLI exits with code 2
 |-- ConfigError              a setting is unknown, of the wrong type or out of range
 |-- DataError                records, labels or files that cannot be used
+|   `-- NotSetUp             a client that was started again has forgotten the job; set-up brings it back
 |-- ModelError               a model without decoder blocks, a tokenizer without an end token ...
 |-- TrainingError            the loss stopped being a number; names the client and the step
 |-- RoundAborted             too few clients answered; the last good round is kept
@@ -25,6 +26,10 @@ class ConfigError(FedProxyError):
 
 class DataError(FedProxyError):
     """Records, labels or files that cannot be used."""
+
+
+class NotSetUp(DataError):
+    """A client was asked before it was set up, or was started again since; set-up brings it back."""
 
 
 class ModelError(FedProxyError):

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,11 +22,12 @@ from fedproxy_secure.deploy.running import the_only_one
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.deploy.watching import events_file, page_of
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.flower.launch.kept import Kept
 from fedproxy_secure.flower.launch.processes import (
+    ORPHANS_S,
     POLL_S,
     alone_in,
     free_port,
-    process,
     quiet_environment,
     terminated_like_interrupted,
 )
@@ -36,9 +36,6 @@ from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 
 log = logging.getLogger(__name__)
 NODE, WORKER = "fedproxy_secure.flower.launch.supernode", "fedproxy_secure.flower.launch.worker"
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-STEADY_S = 60.0  # a node that lived so long is started again at once
-MOST_LOG_BYTES = 2**24
 
 
 def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str], None] = log.info) -> None:
@@ -61,60 +58,30 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
         environment.pop(ONE_MACHINE_VARIABLE, None)
         logs = private_folder(site.folder / "logs")
         environment["FEDPROXY_EVENTS"] = str(events_file(site.folder).resolve())
-        pause = FIRST_PAUSE_S
-        with alone_in(logs) as lock, page_of(site.folder, status_port) as page:
-            if page is not None:
+        kept: list[Kept] = []
+        with ExitStack() as stack:
+            lock = stack.enter_context(alone_in(logs, wait_s=ORPHANS_S))
+            if (page := stack.enter_context(page_of(site.folder, status_port))) is not None:
                 tell(f"status: {page}")
+            for name, arguments in _programs(site, kit, policy).items():
+                file = logs / f"{name}.log"
+                one = Kept(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
+                stack.callback(one.stop)
+                kept.append(one)
             while True:
-                began = time.monotonic()
-                what, code = _run_once(site, kit, policy, environment, lock, tell)
-                steady = time.monotonic() - began > STEADY_S
-                pause = FIRST_PAUSE_S if steady else min(2 * pause, LONGEST_PAUSE_S)
-                tell(f"{what} ended with code {code}: {_last_line(logs / f'{what}.log')}")
-                time.sleep(pause)
+                for one in kept:
+                    one.look()
+                time.sleep(POLL_S)
 
 
-def _run_once(
-    site: Site,
-    kit: Kit,
-    policy: Path,
-    environment: Mapping[str, str],
-    lock: int,
-    tell: Callable[[str], None],
-) -> tuple[str, int]:
-    """Run SuperNode and worker until one of them ends; return which, and its code. Both have then ended."""
-    logs, port = site.folder / "logs", free_port()
+def _programs(site: Site, kit: Kit, policy: Path) -> dict[str, list[str]]:
+    """Write what worker and SuperNode share, and return the arguments of both."""
     secret, root = site.folder / "flower" / "worker.secret", site.folder / "authority.pem"
+    port = free_port()
     write_bytes(secret, os.urandom(32), private=True)
     write_bytes(root, kit.authority_pem.encode())
     node = ["-m", NODE, "--superlink", kit.address, "--root-certificates", str(root.resolve())]
     node += ["--auth-supernode-private-key", str(site.node_key.resolve())]
     node += ["--node-config", f'policy="{policy.resolve()}"', "--port", str(port)]
     node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret.resolve())]
-    worker = ["-m", WORKER, f"127.0.0.1:{port}", str(secret.resolve())]
-    with ExitStack() as stack:
-        started = {}
-        for name, arguments in (("supernode", node), ("worker", worker)):
-            _rotate(logs / f"{name}.log")
-            running = process(sys.executable, arguments, environment, logs / f"{name}.log", lock)
-            started[name] = stack.enter_context(running)
-            tell(f"{name} started, process {started[name].pid}; its log: {logs / f'{name}.log'}")
-        while True:
-            for name, one in started.items():
-                if (code := one.poll()) is not None:
-                    return name, code
-            time.sleep(POLL_S)
-
-
-def _rotate(file: Path) -> None:
-    """Move a log that has grown large aside; the one before that is dropped."""
-    if file.exists() and file.stat().st_size > MOST_LOG_BYTES:
-        file.replace(file.with_name(file.name + ".1"))
-
-
-def _last_line(file: Path) -> str:
-    """Return the last line of a log that is not empty, without colours, at most 200 characters."""
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size - 4096))
-        lines = [line.strip() for line in opened.read().decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")[:200]
+    return {"worker": ["-m", WORKER, f"127.0.0.1:{port}", str(secret.resolve())], "supernode": node}

@@ -8,6 +8,9 @@ with one line in the log, if its answer cannot be put together or decoded, or sa
 An error that a client reports ends the run only if too few clients are left to go on (`enough`, `explain`).
 Where one machine plays all clients it ends the run at once: there it is the operator's own mistake.
 
+A client that has forgotten the job, because its node was started again, says so and is set up again, once
+for each request; then it is asked again.
+
 Guarantees: no content of an answer raises anything but `FedProxyError` out of this module. Lines that
 clients wrote are logged and raised in bounded, printable form, behind the name of the client that wrote
 them, and as one of a few error classes.
@@ -18,7 +21,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -30,6 +34,7 @@ from fedproxy_secure.errors import (
     DataError,
     FedProxyError,
     ModelError,
+    NotSetUp,
     PrivacyError,
     RoundAborted,
     RunFolderError,
@@ -40,6 +45,7 @@ from fedproxy_secure.runtime.quoting import one_line
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+FORGOT = NotSetUp.__name__  # a client whose node was started again since it was set up
 LEFT = "ProtocolAborted"  # a client that left the protocol has dropped out; nobody has to repair anything
 # the error classes that a client may report; any other name counts as failed training
 REPORTED: dict[str, type[FedProxyError]] = {
@@ -60,16 +66,33 @@ _UNREADABLE = (
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A request that waits for its answer; `then` is what to ask once the answer to a set-up is there."""
+
+    node: int
+    then: RecordDict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer(Generic[T]):
+    """An answer as it was fetched: decoded, or None; `forgot`: its client must be set up again."""
+
+    value: T | None = None
+    forgot: bool = False
+
+
 class Asker:
     """Sends requests over a grid and yields the answers that arrive in time.
 
     With `one_machine` a client's own error ends the run at once. The attribute `names` maps a node to its
-    client's name, once that name is known.
+    client's name, once that name is known; `set_up_again` is the request that sets a client up again.
     """
 
     def __init__(self, grid: Grid, *, timeout_s: float, one_machine: bool = False) -> None:
         self._grid, self._timeout_s, self._one_machine = grid, timeout_s, one_machine
         self.names: dict[int, str] = {}
+        self.set_up_again: RecordDict | None = None
         self._failures: list[FedProxyError] = []
 
     def begin(self) -> None:
@@ -87,28 +110,66 @@ class Asker:
 
         `decode` may raise `FedProxyError`: the answer then counts as not given.
         """
+        waiting = self._push(kind, contents, group, then={})
+        renewed: set[int] = set()
+        deadline = time.monotonic() + self._timeout_s
+        while waiting:
+            for sent, request in list(waiting.items()):
+                node, again = request.node, request.then
+                fetch = decode if again is None else self._decode_ready_of(node)
+                answer = self._fetch(sent, node, group, fetch)
+                if answer is None:
+                    continue
+                del waiting[sent]
+                if answer.forgot and self.set_up_again is not None and node not in renewed:
+                    renewed.add(node)
+                    log.warning("%s: %s was started again and is set up again", group, self.who(node))
+                    setup = {node: self.set_up_again}
+                    waiting |= self._push(wire.SETUP, setup, group, then={node: contents[node]})
+                elif answer.value is not None and again is not None:
+                    waiting |= self._push(kind, {node: again}, group, then={})
+                elif answer.value is not None:
+                    yield node, answer.value
+            if waiting and time.monotonic() > deadline:
+                log.warning("%s: %d clients did not answer in %.0f s", group, len(waiting), self._timeout_s)
+                return
+            if waiting:
+                time.sleep(POLL_S)
+
+    def _push(
+        self,
+        kind: str,
+        contents: Mapping[int, RecordDict],
+        group: str,
+        *,
+        then: Mapping[int, RecordDict],
+    ) -> dict[str, _Request]:
+        """Send contents to nodes; return what is waited for by the request's id, in the nodes' order."""
         messages = [
             Message(content, node, kind, group_id=group, ttl=self._timeout_s)
             for node, content in contents.items()
         ]
         pushed = list(self._grid.push_messages(messages))
         # kept in order: the in-process engine answers in the order of its nodes
-        waiting = {sent: node for sent, node in zip(pushed, contents, strict=False) if sent is not None}
+        waiting = {
+            sent: _Request(node=node, then=then.get(node))
+            for sent, node in zip(pushed, contents, strict=False)
+            if sent is not None
+        }
         if len(waiting) < len(contents):
             log.warning("%s: %d requests could not be sent", group, len(contents) - len(waiting))
-        deadline = time.monotonic() + self._timeout_s
-        while waiting:
-            for sent, node in list(waiting.items()):
-                answered, answer = self._fetch(sent, node, group, decode)
-                if answered:
-                    del waiting[sent]
-                if answer is not None:
-                    yield node, answer
-            if waiting and time.monotonic() > deadline:
-                log.warning("%s: %d clients did not answer in %.0f s", group, len(waiting), self._timeout_s)
-                return
-            if waiting:
-                time.sleep(POLL_S)
+        return waiting
+
+    def _decode_ready_of(self, node: int) -> Callable[[RecordDict], Any]:
+        """Return a decoder of a set-up's answer, which must be by this node's client, with the proxy."""
+
+        def decode(content: RecordDict) -> wire.Ready:
+            ready = wire.decode_ready(content)
+            if not ready.ready or ready.client != self.names.get(node):
+                raise DataError("has no proxy any more, or another name than before")
+            return ready
+
+        return decode
 
     def who(self, node: int) -> str:
         """Return how a log names a node: by its client's name, if that is known, and its id."""
@@ -128,29 +189,31 @@ class Asker:
 
     def _fetch(
         self, sent: str, node: int, group: str, decode: Callable[[RecordDict], T]
-    ) -> tuple[bool, T | None]:
-        """Return whether the request was answered, and the decoded answer unless its client is left out."""
+    ) -> _Answer[T] | None:
+        """Return the answer to a request, without a value if its client is left out; None if not there."""
         try:
             reply = next(iter(self._grid.pull_messages([sent])), None)
         except _UNREADABLE as error:
             kind = type(error).__name__
             log.warning("%s: %s is left out: its answer is no message (%s)", group, self.who(node), kind)
-            return True, None
+            return _Answer()
         if reply is None:
-            return False, None
+            return None
         if reply.has_error() or not reply.has_content():
             reason = str(reply.error.reason) if reply.has_error() else "its answer is empty"
             log.warning("%s: %s failed: %s", group, self.who(node), one_line(reason))
-            return True, None
+            return _Answer()
         try:
             failure = wire.decode_failure(reply.content)
             if failure is None:
-                return True, decode(reply.content)
+                return _Answer(value=decode(reply.content))
         except FedProxyError as error:
             log.warning("%s: %s is left out: %s", group, self.who(node), error)
-            return True, None
+            return _Answer()
+        if failure[0] == FORGOT and self.set_up_again is not None:
+            return _Answer(forgot=True)
         self._note_failure(node, group, *failure)
-        return True, None
+        return _Answer()
 
     def _note_failure(self, node: int, group: str, kind: str, line: str) -> None:
         if kind == LEFT:

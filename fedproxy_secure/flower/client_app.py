@@ -32,6 +32,7 @@ from fedproxy_secure.errors import (
     ConfigError,
     DataError,
     FedProxyError,
+    NotSetUp,
     PrivacyError,
     ProtocolAborted,
 )
@@ -117,7 +118,7 @@ def _answers_in_one_line(
 
 def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
     """Return an error's class and line for a server elsewhere; the line only if it rests on no record."""
-    if isinstance(error, ProtocolAborted | ConfigError):
+    if isinstance(error, ProtocolAborted | ConfigError | NotSetUp):
         return type(error).__name__, str(error)
     if isinstance(error, PrivacyError):  # the exact epsilon follows from the number of records
         return "PrivacyError", "the round would spend more than this client allows (privacy.max_epsilon)"
@@ -198,7 +199,7 @@ def _own_job(context: Context) -> OwnJob:
     Raises `ConfigError` for a node without a policy, or a job that its policy does not allow.
     """
     if "job" not in context.state.config_records:
-        raise DataError("train: asked before setup")
+        raise NotSetUp("setup: must come first; this node was started again")
     return _checked(str(context.state.config_records["job"]["json"]), context)
 
 

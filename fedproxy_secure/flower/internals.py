@@ -167,7 +167,10 @@ def answer_tasks(address: str, secret: bytes, app: ClientApp) -> None:
         while True:
             task = supernode.AcquireTask(asked)
             if task.HasField("task") and task.token:
-                _answer_task(address, task.token, app)
+                try:
+                    _answer_task(address, task.token, app)
+                except Exception:  # the SuperNode has started again and does not know the task
+                    log.exception("a message was lost: the SuperNode does not take the answer")
             else:
                 time.sleep(LOOK_S / 4)
 

@@ -94,6 +94,7 @@ def set_up(
             sent[node] = size
     nodes = _bound(claims, ready, {c.name for c in job.clients})
     asker.names.update({node: name for name, node in nodes.items()})
+    asker.set_up_again = wire.encode_setup(job)
     least, setting = job.federate.min_clients, "federate.min_clients"
     needed = protection_of(job.protect).least_clients(job)
     least, setting = max((least, setting), (needed, "the threshold of a secure sum"))

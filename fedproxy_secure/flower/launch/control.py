@@ -67,8 +67,8 @@ def watch(
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
 
-    How long clients are waited for is the server app's part: in every step of a round it gives up those that
-    are silent for `federate.timeout_s`. Here it is enough that it lives.
+    How long clients are waited for is the server app's part: in every step of a round it gives up those
+    that are silent for `federate.timeout_s`. Here it is enough that it lives.
 
     Raises the server app's error, or `RoundAborted` if Flower failed, or did not start the app, or the app
     was killed.

@@ -14,6 +14,7 @@ from fedproxy_secure.flower import internals
 from fedproxy_secure.flower.launch.app import CONTROL, write_app
 from fedproxy_secure.flower.launch.control import watch, write_control
 from fedproxy_secure.flower.launch.processes import (
+    ORPHANS_S,
     alone_in,
     process,
     quiet_environment,
@@ -68,7 +69,7 @@ def superlink(
 
     Raises `RoundAborted` if it does not listen, `RunFolderError` if one of an earlier call still runs.
     """
-    with terminated_like_interrupted(), alone_in(folder) as lock:
+    with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
         arguments = ["-m", PYTHON_MODULE, "--host", listen, "--port", str(port), "--enable-supernode-auth"]
         arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]

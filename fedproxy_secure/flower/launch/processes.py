@@ -24,6 +24,7 @@ from fedproxy_secure.errors import RoundAborted, RunFolderError
 POLL_S = 0.5
 START_S = 60.0  # how long a SuperLink may take to listen
 STOP_S = 15.0  # how long a process may take to stop when asked
+ORPHANS_S = 60.0  # how long what a killed owner or site started may take to notice that (`launch.parent`)
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
@@ -45,20 +46,32 @@ def quiet_environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[int]:
+def alone_in(folder: Path, *, wait_s: float = 0.0) -> Iterator[int]:
     """Lock a folder and yield the lock's descriptor, which processes inherit and hold while they live.
+
+    `wait_s`: how long to wait for processes of an earlier call to end.
 
     Raises `RunFolderError` if processes of an earlier call still hold it; only a SIGKILL leaves such.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(
-                f"{folder}: Flower's processes of an earlier, killed run still write here; end them first"
-            ) from None
+        deadline = time.monotonic() + wait_s
+        while not _locked(file.fileno()):
+            if time.monotonic() > deadline:
+                raise RunFolderError(
+                    f"{folder}: Flower's processes of an earlier, killed run still write here; "
+                    "end them first"
+                )
+            time.sleep(POLL_S)
         yield file.fileno()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

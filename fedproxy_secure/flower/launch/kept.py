@@ -1,0 +1,84 @@
+"""A program that is kept running: started again when it ends, after a pause that grows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from fedproxy_secure.flower.launch.processes import process
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+STEADY_S = 60.0  # what lived so long is started again at once
+MOST_LOG_BYTES = 2**24
+
+
+class Kept:
+    """A Python program that is started again whenever it ends; `look` must be called now and then.
+
+    Args:
+        name: what it is called in lines that are told.
+        arguments: of the interpreter.
+        log: what it prints goes there; a log that has grown large is moved aside when it starts.
+        environment: of the process.
+        lock: a descriptor that the process holds while it lives (`alone_in`).
+        tell: called with a line when it starts and when it ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        lock: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._name, self._arguments, self._file = name, arguments, log
+        self._environment, self._lock, self._tell = environment, lock, tell
+        self._running = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._again_at, self._began, self._pause = 0.0, 0.0, FIRST_PAUSE_S
+
+    def look(self) -> None:
+        """Start the process if it does not run and its pause is over; note if it has ended."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._again_at:
+                self._start(now)
+        elif (code := self._process.poll()) is not None:
+            self.stop()
+            # Flower's SuperNode ends with code 0 when its owner's SuperLink has started again
+            steady = code == 0 or now - self._began > STEADY_S
+            self._pause = FIRST_PAUSE_S if steady else min(2 * self._pause, LONGEST_PAUSE_S)
+            self._again_at = now + self._pause
+            self._tell(f"{self._name} ended with code {code}: {_last_line(self._file)}")
+
+    def stop(self) -> None:
+        """End the process, if it runs, and all that it has started."""
+        self._running.close()
+        self._process = None
+
+    def _start(self, now: float) -> None:
+        _rotate(self._file)
+        started = process(sys.executable, self._arguments, self._environment, self._file, self._lock)
+        self._process, self._began = self._running.enter_context(started), now
+        self._tell(f"{self._name} started, process {self._process.pid}; its log: {self._file}")
+
+
+def _rotate(file: Path) -> None:
+    """Move a log that has grown large aside; the one before that is dropped."""
+    if file.exists() and file.stat().st_size > MOST_LOG_BYTES:
+        file.replace(file.with_name(file.name + ".1"))
+
+
+def _last_line(file: Path) -> str:
+    """Return the last line of a log that is not empty, without colours, at most 200 characters."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - 4096))
+        lines = [line.strip() for line in opened.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")[:200]

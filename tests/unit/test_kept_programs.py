@@ -1,0 +1,65 @@
+"""A program that is kept running starts again when it ends, after a growing pause, and stops when told."""
+
+import os
+import time
+
+import pytest
+
+from fedproxy_secure.flower.launch import kept as module
+from fedproxy_secure.flower.launch.kept import Kept
+from fedproxy_secure.flower.launch.processes import alone_in
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """Return a maker of kept programs, whose lines go to a list; all are stopped at the end."""
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    told, made = [], []
+    with alone_in(tmp_path) as lock:
+
+        def make(code):
+            one = Kept(
+                "it",
+                ["-c", code],
+                log=tmp_path / "it.log",
+                environment=os.environ,
+                lock=lock,
+                tell=told.append,
+            )
+            made.append(one)
+            return one, told
+
+        yield make
+        for one in made:
+            one.stop()
+
+
+def look_until(one, done):
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        one.look()
+        time.sleep(0.01)
+
+
+def test_it_is_started_again_and_its_last_line_is_told(keep):
+    one, told = keep("import sys; print('why'); sys.exit(3)")
+    look_until(one, lambda: sum("started" in line for line in told) >= 2)
+    assert "it ended with code 3: why" in told
+
+
+def test_it_is_left_alone_while_it_runs_and_ends_when_told(keep, tmp_path):
+    one, told = keep(f"import time; open({str(tmp_path / 'up')!r}, 'w'); time.sleep(300)")
+    look_until(one, (tmp_path / "up").exists)
+    for _ in range(5):
+        one.look()
+    assert len(told) == 1
+    one.stop()
+    assert (tmp_path / "lock").exists()
+
+
+def test_a_log_that_has_grown_large_is_moved_aside(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_LOG_BYTES", 4)
+    one, told = keep("print('a long line')")
+    look_until(one, lambda: sum("started" in line for line in told) >= 3)
+    assert (tmp_path / "it.log.1").read_text() == "a long line\n"
