@@ -11,6 +11,7 @@ from markdown_parts import markdown_table
 from attacks.base import Attack
 from attacks.fit import fitting
 from attacks.registry import every
+from fedproxy_secure.bundle import claims as bundle_claims
 from fedproxy_secure.evidence.measure import AXES, MEASURES
 from fedproxy_secure.gate.rules import OTHERS, limit_names, limit_of
 from threat_models import every as every_threat_model
@@ -136,6 +137,11 @@ def mapping() -> str:
         (f"{name} {version}", key, ", ".join(who)) for (name, version, key), who in sorted(named.items())
     ]
     return markdown_table(("framework", "identifier", "attacks"), rows)
+
+
+def claims() -> str:
+    """Return the table claim -> evidence -> command that a bundle of evidence has, too."""
+    return bundle_claims.table(bundle_claims.claims(every().values()))
 
 
 def threat_models() -> str:

@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "attack-table": attack_pages.table,
     "attacks": attack_pages.every_attack,
     "changelog": partial(root_pages.root_file, "CHANGELOG.md"),
+    "claims": attack_pages.claims,
     "code-of-conduct": partial(root_pages.root_file, "CODE_OF_CONDUCT.md"),
     "commands": command_pages.every_command,
     "contributing": partial(root_pages.root_file, "CONTRIBUTING.md"),

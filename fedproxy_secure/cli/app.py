@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from fedproxy_secure import __version__
-from fedproxy_secure.cli import evidence, experiments, federation, installation
+from fedproxy_secure.cli import bundle, deploy, evidence, experiments, federation, installation
 
 QUIET = {  # environment variables of the libraries; a user's own values win
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -68,6 +68,8 @@ app.command("pretrain-demo")(installation.pretrain_demo)
 app.command("doctor")(installation.doctor)
 app.command("provision")(federation.provision)
 app.command("selftest")(federation.selftest)
+app.add_typer(deploy.app, name="deploy")
 app.command("gate")(evidence.gate)
 app.add_typer(evidence.audit_app, name="audit")
+app.add_typer(bundle.evidence_app, name="evidence")
 add_commands(app)

@@ -96,14 +96,15 @@ def _judged(
 ) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     done, planned = at.rounds_done, at.rounds
+    so_far = f"{done} of {'?' if planned is None else planned} rounds done"
     if planned is not None and done >= planned:
-        return "finished", True, f"all {planned} rounds are done"
+        return "finished", True, "all rounds are done"
     if trouble is not None:
-        return "stopped", False, f"ended with {trouble} after {done} rounds; trouble.json says why"
+        return "stopped", False, f"ended with {trouble}, {so_far}; trouble.json says why"
     if at.last is not None and at.last.outcome == "aborted":
-        return "stopped", False, f"ended with {at.last.reason} after {done} rounds; the run's log says why"
+        return "stopped", False, f"ended with {at.last.reason}, {so_far}; the run's log says why"
     if at.last is not None and at.last.kind == "stop":
-        return "stopped", True, f"was stopped after {done} rounds; it resumes there"
+        return "stopped", True, f"was stopped, {so_far}; it resumes there"
     if quiet_s is None:
         return "waiting", True, "has not begun"
     if job is not None and quiet_s > job.federate.timeout_s:

@@ -101,7 +101,7 @@ def site_standing(policy: ClientPolicy, *, events: EventLog, silent_s: float = S
 def _judged(at: Standing, *, complete: bool, silent_s: float) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
-        return "finished", True, f"the last of {at.rounds} rounds is done"
+        return "finished", True, "the last round is done"
     if at.last is None:
         return "waiting", True, "waits for the owner's first message"
     if at.last.kind == "stop":

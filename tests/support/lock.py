@@ -31,8 +31,9 @@ LOCKS: Mapping[str, Sequence[str]] = {
     "demo": "build core attacks dp".split(),
     "real": "build core attacks dp gguf".split(),
     "test": (
-        "build core attacks ckks datasets dev docs dp gguf light lm-eval mlflow simulation wandb".split()
-    ),
+        "build core attacks ckks datasets deploy dev docs dp evidence gguf light lm-eval mlflow simulation "
+        "wandb"
+    ).split(),
     "light": "build light".split(),
     "docs": "build docs".split(),
     "mutation": "build mutation".split(),

@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedproxy_secure", "threat_models", "attacks")
 DATA = (
     "attacks/benchmark/benchmark.schema.json",
+    "fedproxy_secure/bundle/findings.schema.json",
     "fedproxy_secure/configs/policies/release.yaml",
     "fedproxy_secure/configs/policies/research.yaml",
     "fedproxy_secure/configs/quickstart.yaml",
+    "fedproxy_secure/monitor/templates/status.css",
+    "fedproxy_secure/monitor/templates/status.html.j2",
     "fedproxy_secure/report/report.schema.json",
     "fedproxy_secure/report/html/templates/page.css",
     "fedproxy_secure/report/html/templates/page.html.j2",

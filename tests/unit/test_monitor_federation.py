@@ -133,7 +133,9 @@ def test_a_clients_failure_is_noted_by_its_class_and_quotes_nothing(world, tmp_p
     assert "SECRET-RECORD" not in log.file.read_text()
 
 
-@pytest.mark.parametrize("unit", ["none", "client", pytest.param("record", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "unit", ["none", "client", pytest.param("record", marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 def test_no_loss_norm_name_or_path_is_in_events_page_or_metrics(world, tmp_path, log, unit):
     job = world[0]
     privacy = {"unit": unit, "target_epsilon": 8.0, "target_delta": 1e-3, "clip_norm": 0.05}

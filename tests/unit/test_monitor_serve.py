@@ -141,7 +141,7 @@ def test_a_name_with_quotes_and_line_breaks_cannot_add_a_metric():
 
 
 def test_infinite_epsilon_is_shown_as_such():
-    noiseless = replace(SITE, spending=replace(SITE.spending, epsilon=float("inf")))
+    noiseless = replace(SITE, spending=Spending(epsilon=float("inf"), limit=8.0, delta=1e-5))
     assert samples(noiseless)[0]["fedproxy_epsilon_spent",] == float("inf")
     assert "infinite" in page(noiseless)
 

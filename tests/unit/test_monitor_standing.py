@@ -101,7 +101,7 @@ def test_nothing_of_a_run_folder_is_shown_but_what_is_listed(run_folder):
     )
     at = owner_standing(run_folder)
     assert (at.phase, at.healthy) == ("stopped", False)
-    assert "ended with TrainingError after 3 rounds" in at.why
+    assert "ended with TrainingError, 3 of 10 rounds done" in at.why
     for secret in HIDDEN:
         assert secret in "".join(f.read_text() for f in run_folder.iterdir()), "the test looks for nothing"
         assert secret not in shown(at)
@@ -120,7 +120,7 @@ def test_an_owner_is_never_shown_an_epsilon_even_where_ledgers_lie_in_her_run_fo
 @pytest.mark.parametrize(
     ("rounds", "events", "phase", "healthy", "why"),
     [
-        (10, [], "finished", True, "all 10 rounds are done"),
+        (10, [], "finished", True, "all rounds are done"),
         (3, [event("start")], "running", True, "waits for clients"),
         (3, [event("round", outcome="aborted", reason="RoundAborted")], "stopped", False, "RoundAborted"),
         (3, [event("round"), event("stop")], "stopped", True, "it resumes there"),

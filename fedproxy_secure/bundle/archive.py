@@ -1,0 +1,140 @@
+"""The archive of a bundle: which files it may hold, in a ZIP file whose bytes follow from them.
+
+Entries are sorted by name, dated 1980-01-01, and stored without compression. So the bytes depend on no
+version of zlib, and no entry is longer than it looks. Reading accepts exactly what writing makes: no links,
+no folders, no paths that lead elsewhere, no name twice, nothing before, between or after the files.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.untrusted import MOST_BYTES
+
+REPORT, PAGE = "report/report.json", "report/report.html"
+POLICY, VERDICT = "policy/policy.yaml", "policy/verdict.json"
+SIGNER, MODEL_SIGNER = "keys/audit.pub", "keys/models.pem"
+PRIVACY, MODELS, SBOM = "privacy/statements.json", "models.json", "sbom.cdx.json"
+CLAIMS, CLAIMS_TABLE = "claims.json", "claims.md"
+NOT_MEASURED, REDACTIONS = "not-measured.md", "redactions.json"
+CONTENTS, FINDINGS, GATE = (f"statements/{n}.dsse.json" for n in ("contents", "findings", "gate"))
+# all that a bundle may hold: no record, no transcript, no weights, no ledger, no private key has a place
+MAY_HOLD = tuple(
+    re.compile(pattern)
+    for pattern in (
+        *map(re.escape, (REPORT, PAGE, POLICY, VERDICT, SIGNER, MODEL_SIGNER, PRIVACY, MODELS, SBOM)),
+        *map(re.escape, (CLAIMS, CLAIMS_TABLE, NOT_MEASURED, REDACTIONS, CONTENTS, FINDINGS, GATE)),
+        r"audit/(cells/[^/]+/)?(audit\.jsonl|report\.sig)",
+        r"threat-models/[a-z0-9_-]+\.yaml",
+        r"model-cards/(cells/[^/]+/)?seed-\d+/(proxy|adapter|fused)\.md",
+        r"model-signatures/(cells/[^/]+/)?seed-\d+/(proxy|adapter|fused)\.sig",
+    )
+)
+MOST_FILES = 10_000
+# what `zipfile` raises for bytes that are no archive, or a broken one
+BROKEN = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, EOFError, OSError),
+    *(NotImplementedError, OverflowError, RuntimeError, ValueError),
+)
+DATE = (1980, 1, 1, 0, 0, 0)
+MODE = stat.S_IFREG | 0o644
+PART = re.compile(r"[A-Za-z0-9_+=,][A-Za-z0-9_.+=,-]*")  # of a path: never empty, `.` or `..`
+
+
+def archive_bytes(files: Mapping[str, bytes]) -> bytes:
+    """Return the archive of these files, path -> content."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, DATE)
+            entry.create_system, entry.create_version, entry.extract_version = 3, 20, 20
+            entry.external_attr = MODE << 16
+            archive.writestr(entry, files[name])
+    return out.getvalue()
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write an archive, whole or not at all.
+
+    Raises `ConfigError` for files that have no place in a bundle (`MAY_HOLD`) or that `read_archive` would
+    refuse, `RunFolderError` if the archive cannot be written.
+    """
+    for name in files:
+        if not (safe_name(name) and has_place(name)):
+            raise ConfigError(f"{name!r}: has no place in a bundle")
+    raw = archive_bytes(files)
+    if len(raw) > MOST_BYTES or len(files) > MOST_FILES:
+        raise ConfigError(
+            f"{path}: would have {len(raw):,} bytes in {len(files):,} files; must have at most "
+            f"{MOST_BYTES:,} in {MOST_FILES:,}"
+        )
+    write_bytes(path, raw)
+
+
+def read_archive(path: Path) -> dict[str, bytes]:
+    """Return the files of an archive, path -> content.
+
+    At most `MOST_BYTES` are read, and nothing is written. Raises `ConfigError` for a file that cannot be
+    read, is larger, or is not what `write_archive` makes.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(raw) > MOST_BYTES:
+        raise ConfigError(f"{path}: has more than {MOST_BYTES:,} bytes; is no bundle")
+    files: dict[str, bytes] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            entries = archive.infolist()
+            _check_entries(path, entries, len(raw))
+            for entry in entries:
+                files[entry.filename] = archive.read(entry)
+    except BROKEN as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path}: is no bundle: {why[:200]}") from error
+    if archive_bytes(files) != raw:
+        raise ConfigError(f"{path}: is no bundle: it holds something besides its files, or in another form")
+    return files
+
+
+def has_place(name: str) -> bool:
+    """Return whether a bundle may hold a file of this name."""
+    return any(pattern.fullmatch(name) for pattern in MAY_HOLD)
+
+
+def safe_name(name: str) -> bool:
+    """Return whether a name is a relative path that stays where it is put, in plain characters."""
+    return len(name) <= 512 and all(PART.fullmatch(part) for part in name.split("/"))
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Raise `ConfigError` for an entry that no bundle has, before any is read."""
+    if len(entries) > MOST_FILES:
+        raise ConfigError(f"{path}: has {len(entries):,} files; must have at most {MOST_FILES:,}")
+    seen: set[str] = set()
+    total = 0
+    for entry in entries:
+        name = entry.filename
+        # `filename` ends at a zero byte; a link or folder is told by its mode
+        if entry.orig_filename != name or not safe_name(name):
+            raise ConfigError(f"{path}: {entry.orig_filename!r}: is no name for a file of a bundle")
+        if name in seen:
+            raise ConfigError(f"{path}: {name}: is there twice")
+        seen.add(name)
+        if not stat.S_ISREG(entry.external_attr >> 16):
+            raise ConfigError(f"{path}: {name}: is a link, a folder or a device; must be a file")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ConfigError(f"{path}: {name}: is compressed; files of a bundle are stored as they are")
+        total += entry.file_size
+        if total > size:
+            raise ConfigError(f"{path}: {name}: files together claim more bytes than the archive has")

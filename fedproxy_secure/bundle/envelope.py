@@ -1,0 +1,90 @@
+"""DSSE envelopes: an in-toto Statement with an Ed25519 signature by a run's audit key.
+
+    PAE       = "DSSEv1", length and text of the payload's type, length and bytes of the payload
+    signature = Ed25519(PAE)
+
+The envelope is the JSON of DSSE 1.0, so that other tools verify it. Its `keyid` is the one that
+securesystemslib computes for the same key. An id finds a key and proves nothing: only the signature does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedproxy_secure.crypto.primitives import sign, signing_public, verify
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import AuditError, ProtocolAborted
+from fedproxy_secure.runtime.artifacts import json_bytes
+from fedproxy_secure.runtime.untrusted import parse_json
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+
+
+def pae(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
+    """Return what is signed: DSSE's pre-authentication encoding of a payload.
+
+    >>> pae(b"hello", "text")
+    b'DSSEv1 4 text 5 hello'
+    """
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def key_id(public: bytes) -> str:
+    """Return the id of an Ed25519 public key, hex: SHA-256 of its canonical JSON in securesystemslib."""
+    form = {"keytype": "ed25519", "keyval": {"public": public.hex()}, "scheme": "ed25519"}
+    return hashlib.sha256(json.dumps(form, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def seal_statement(statement: Mapping[str, Any], key: Secret) -> bytes:
+    """Return the envelope, as JSON, of a statement signed with an Ed25519 key. Equal input, equal bytes."""
+    payload = json.dumps(statement, sort_keys=True, allow_nan=False).encode()
+    signature = {
+        "keyid": key_id(signing_public(key)),
+        "sig": base64.b64encode(sign(key, pae(payload))).decode(),
+    }
+    return json_bytes(
+        {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [signature],
+        }
+    )
+
+
+def open_envelope(raw: bytes, public: bytes) -> dict[str, Any]:
+    """Return the statement in an envelope that the owner of `public`, Ed25519, 32 bytes, signed.
+
+    Raises `AuditError` for anything but one envelope with one signature, and for another signer's.
+    """
+    try:
+        envelope = parse_json(raw)
+        (signature,) = envelope["signatures"]
+        payload = _decoded(envelope["payload"])
+        if envelope["payloadType"] != PAYLOAD_TYPE:
+            raise ValueError("another type")
+        signed, named = _decoded(signature["sig"]), signature["keyid"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuditError("is no DSSE envelope with one signature over an in-toto Statement") from error
+    if named != key_id(public):
+        raise AuditError(f"names the key {str(named)[:16]}, not {key_id(public)[:16]} of --key")
+    try:
+        verify(public, pae(payload), signed, what="signature")
+        statement = parse_json(payload)
+    except (ProtocolAborted, ValueError):
+        raise AuditError("was altered: the signature is not that of --key") from None
+    if not isinstance(statement, dict):
+        raise AuditError("holds no in-toto Statement")
+    return statement
+
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError("is not base64") from error

@@ -1,0 +1,94 @@
+"""Client's paths out of what a bundle copies: each is replaced by `[redacted]`, and none may be left.
+
+A bundle holds only what `archive.MAY_HOLD` names. Of that, reports and audit logs are copies, and may
+quote a path: in the command that made the run, or in the error that ended it. Settings say which paths are
+a client's: `data.root`, `clients.source`, `privacy.ledger`, `protect.keys`, `audit.folder`. A client on a
+machine of its own has others, so every absolute path in an error or a note is taken out, too. What was
+redacted is named in `redactions.json`, with the SHA-256 that the run's own signature has.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from fedproxy_secure.errors import ConfigError
+
+MARK = "[redacted]"
+ABSOLUTE = re.compile(r"""(?<![^\s'"`(\[{=:,;])(?:/(?!/)|~/|[A-Za-z]:[\\/])[^\s'"`,;:)\]}]+""")
+PLACES = (("data", "root"), ("privacy", "ledger"), ("protect", "keys"), ("audit", "folder"))
+
+
+def private_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths in a run's settings that a bundle must not hold, the longest first.
+
+    A name without a folder in it, such as `data`, says nothing and is not among them.
+    """
+    root = _at(settings, "data", "root")
+    found = {str(value) for place in PLACES if (value := _at(settings, *place)) is not None}
+    for client in _at(settings, "data", "clients") or ():
+        source = str(client.get("source", "")) if isinstance(client, Mapping) else ""
+        if source.startswith("hub:"):
+            continue
+        filled = source.replace("{data}", str(root or ""))
+        found |= {source, filled, filled.partition("{")[0]}
+        for part in ("train_split", "test_split"):
+            found.add(filled.replace("{split}", str(client.get(part, part.partition("_")[0]))))
+    found |= {str(Path(text).resolve()) for text in found if text and "{" not in text}
+    return tuple(sorted(filter(_is_path, found), key=lambda text: (-len(text), text)))
+
+
+def paths_in(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the absolute paths that sentences quote.
+
+    >>> paths_in(["client c0: /home/c0/records.jsonl: cannot be read", "1 / 2 of 3/4"])
+    ('/home/c0/records.jsonl',)
+    """
+    found = dict.fromkeys(path for text in texts for path in ABSOLUTE.findall(text))
+    return tuple(path for path in found if _is_path(path))
+
+
+def redacted_text(text: str, private: Iterable[str]) -> str:
+    """Return a text without the private strings, in any of the forms that they take in JSON or HTML."""
+    for string in private:
+        for form in _forms(string):
+            text = text.replace(form, MARK)
+    return text
+
+
+def redacted_value(value: Any, private: Iterable[str]) -> Any:
+    """Return plain JSON values with the private strings out of every text in them."""
+    if isinstance(value, str):
+        return redacted_text(value, private)
+    if isinstance(value, dict):
+        return {redacted_text(k, private): redacted_value(v, private) for k, v in value.items()}
+    return [redacted_value(v, private) for v in value] if isinstance(value, list) else value
+
+
+def check_nothing_private(files: Mapping[str, bytes], private: Iterable[str]) -> None:
+    """Raise `ConfigError`, naming the file and not the string, if a private string is left in a file."""
+    forms = [form.encode() for string in private for form in _forms(string)]
+    for name, content in files.items():
+        if any(form in content for form in forms):
+            raise ConfigError(f"{name}: would hold a client's path; nothing was written")
+
+
+def _forms(string: str) -> list[str]:
+    spelled = (string, json.dumps(string)[1:-1], json.dumps(string, ensure_ascii=False)[1:-1])
+    in_html = (html.escape(s).replace("&#x27;", "&#39;") for s in spelled)  # as the page's templates escape
+    return list(dict.fromkeys((*spelled, *(html.escape(s) for s in spelled), *in_html)))
+
+
+def _at(settings: Mapping[str, Any], section: str, key: str) -> Any:
+    part = settings.get(section)
+    return part.get(key) if isinstance(part, Mapping) else None
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a text names a place in a folder; `demo` and `./` do not."""
+    names = [part for part in PurePath(text).parts if part not in ("/", "\\", ".", "..")]
+    return ("/" in text or "\\" in text) and bool(names)
