@@ -75,6 +75,8 @@ def superlink(
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]
         environment = quiet_environment(folder / "flwr")
         environment["FEDPROXY_EVENTS"] = str(events.resolve())
+        # a header of a request must not say that it comes from this machine; see `launch.superlink`
+        environment["FORWARDED_ALLOW_IPS"] = "127.0.0.1"
         log = folder / "superlink.log"
         with process(python, arguments, environment, log, lock) as started:
             wait_until_listening(port, started, log)
