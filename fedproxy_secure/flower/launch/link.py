@@ -16,6 +16,7 @@ from fedproxy_secure.flower.launch.control import watch, write_control
 from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
     alone_in,
+    check_free,
     process,
     quiet_environment,
     terminated_like_interrupted,
@@ -67,9 +68,11 @@ def superlink(
     Other machines reach what nodes need, and nothing else (`launch.superlink`). Nodes must hold a key that
     is registered. A SuperLink that is started again knows no node of before; their sites start them again.
 
-    Raises `RoundAborted` if it does not listen, `RunFolderError` if one of an earlier call still runs.
+    Raises `ConfigError` if the port is taken, `RoundAborted` if it does not listen, `RunFolderError` if one
+    of an earlier call still runs.
     """
     with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
+        check_free(listen, port)
         arguments = ["-m", PYTHON_MODULE, "--host", listen, "--port", str(port), "--enable-supernode-auth"]
         arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]

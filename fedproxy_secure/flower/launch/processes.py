@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedproxy_secure.errors import RoundAborted, RunFolderError
+from fedproxy_secure.errors import ConfigError, RoundAborted, RunFolderError
 
 POLL_S = 0.5
 START_S = 60.0  # how long a SuperLink may take to listen
@@ -127,6 +127,20 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `ConfigError` unless this process may listen on an address and nobody else does."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port}: cannot be listened on: {error.strerror}; free that port"
+        ) from None
 
 
 def wait_until_listening(port: int, started: subprocess.Popen[bytes], log: Path) -> None:
