@@ -24,7 +24,9 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 HOLDS_FOR = ("1.41.0",)
-LOOK_S = 0.4  # how often a deployed node looks for messages
+IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
+LOOK_S = 0.4  # how often a deployed node looks for messages instead
+PATIENT_S = 60.0  # after so long without a message it looks as rarely as Flower does
 log = logging.getLogger(__name__)
 
 
@@ -139,7 +141,7 @@ def start_supernode(check: Callable[[OfferedApp], None]) -> None:
 
     vars(worker)["http_request_response"] = checked_connection(http_request_response, check)
     # Flower looks for messages every three seconds; a round of masking has five steps
-    vars(worker)["time"] = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, LOOK_S)))
+    vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)
     flower_supernode()
 
 
@@ -221,6 +223,24 @@ def _runtime(address: str, interceptors: list[Any]) -> Iterator[Any]:
         yield client
     finally:
         client.close()
+
+
+class Impatient:
+    """A `sleep` that is short while messages come, and as long as asked after a minute without any.
+
+    Flower's worker sleeps `IDLE_S` when there is no message, and for less while it waits for an answer.
+    """
+
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self._sleep, self._idle_s = sleep, 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep at most `LOOK_S`, or as long as asked if nothing has come for `PATIENT_S`."""
+        if seconds < IDLE_S:
+            self._idle_s = 0.0
+        taken = seconds if self._idle_s > PATIENT_S else min(seconds, LOOK_S)
+        self._idle_s += taken
+        self._sleep(taken)
 
 
 def checked_connection(

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supernode import start_client_internal
 
 from fedproxy_secure.flower import internals
 
@@ -29,6 +30,24 @@ def test_each_message_gets_an_id_of_its_own_which_its_reply_names():
     assert one.metadata.message_id in ids
     reply = Message(RecordDict(), reply_to=one)
     assert reply.metadata.reply_to_message_id == one.metadata.message_id
+
+
+def test_a_node_looks_often_while_messages_come_and_rarely_when_none_has_come_for_a_minute():
+    slept = []
+    impatient = internals.Impatient(slept.append)
+    for _ in range(200):
+        impatient.sleep(internals.IDLE_S)
+    often = round(internals.PATIENT_S / internals.LOOK_S)
+    assert slept[: often - 1] == [internals.LOOK_S] * (often - 1)
+    assert slept[often + 2 :] == [internals.IDLE_S] * (200 - often - 2)
+    impatient.sleep(0.5)  # waits for an answer: there was a message
+    impatient.sleep(internals.IDLE_S)
+    assert slept[-2:] == [internals.LOOK_S] * 2
+
+
+def test_flowers_worker_sleeps_as_long_as_the_node_expects():
+    source = Path(start_client_internal.__file__).read_text(encoding="utf-8")
+    assert sorted(set(re.findall(r"time\.sleep\(([\d.]+)\)", source))) == ["0.5", "3"]
 
 
 def test_no_other_module_uses_parts_of_flower_that_are_not_public():

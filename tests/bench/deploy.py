@@ -1,0 +1,206 @@
+"""What a deployment costs, and whether it stays flat: `make bench-deploy`.
+
+An owner and five sites on this machine, with folders and processes of their own, TLS and masking, on the
+embedded LLM: seconds from `deploy run` to the first finished round, and a round's seconds beside those of
+the in-process engine with the same job. `python -m tests.bench.deploy soak 300` runs so many short rounds
+and compares memory and open files of all processes after a fifth of them with those at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fedproxy_secure.config import Config, parse_config
+from fedproxy_secure.crypto.primitives import signing_public
+from fedproxy_secure.deploy.federation import Federation, init
+from fedproxy_secure.deploy.kit import accept, make_kit
+from fedproxy_secure.deploy.members import approve, next_epoch
+from fedproxy_secure.deploy.site import join
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.flower.launch.processes import free_port
+from fedproxy_secure.runtime.artifacts import RunFolder
+from tests.bench.rows import Row, publish
+
+COMMAND = "make bench-deploy"
+SITES = {"clinic": "clinic", "bank": "bank", "insurer": "insurer", "council": "council", "branch": "bank"}
+ROUNDS = 4  # the first one also loads models
+MOST_FIRST_S, MOST_RATIO, MOST_GROWTH = 60.0, 1.5, 0.05
+WARM = 0.2  # the share of a soak after which caches are full
+
+
+def main() -> None:
+    """Measure what is asked for; print, write."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if sys.argv[1:2] == ["soak"]:
+        publish("deploy_soak", soak(int(sys.argv[2])))
+    else:
+        publish("deploy", rounds())
+
+
+def rounds() -> list[Row]:
+    """Return the rows of a short federation, and of the same job in one process."""
+    settings = config(rounds=ROUNDS)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        federation = prepared(settings, folder)
+        for name in SITES:
+            stack.enter_context(program("start", folder / name))
+        time.sleep(15)  # sites that wait for their owner, as after a night
+        began = time.monotonic()
+        stack.enter_context(program("run", federation.folder))
+        place = federation.run_folder / "seed-0" / "federation"
+        wait_for(place, 1)
+        first = time.monotonic() - began
+        wait_for(place, ROUNDS)
+        deployed = taken(place)
+        stack.close()
+        run(settings, folder / "twin")
+        alone = taken(folder / "twin" / "seed-0" / "federation")
+    ratio = statistics.median(deployed[1:]) / statistics.median(alone[1:])
+    return [
+        Row(
+            metric="from `deploy run` to the first finished round",
+            value=first,
+            n=1,
+            unit="s",
+            target=f"<= {MOST_FIRST_S:.0f}",
+            ok=first <= MOST_FIRST_S,
+            command=COMMAND,
+        ),
+        _median("a deployed round", deployed[1:]),
+        _median("the same round in one process", alone[1:]),
+        Row(
+            metric="a deployed round over one in one process",
+            value=ratio,
+            n=ROUNDS - 1,
+            unit="",
+            target=f"<= {MOST_RATIO} and the wire",
+            ok=ratio <= MOST_RATIO,
+            command=COMMAND,
+        ),
+    ]
+
+
+def soak(count: int) -> list[Row]:
+    """Return memory and open files of owner and sites at the end of `count` rounds over those before."""
+    settings = config(rounds=count, steps=1)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        federation = prepared(settings, folder)
+        started = {name: stack.enter_context(program("start", folder / name)) for name in SITES}
+        started["owner"] = stack.enter_context(program("run", federation.folder))
+        place = federation.run_folder / "seed-0" / "federation"
+        wait_for(place, max(2, int(WARM * count)))
+        before = {name: usage(one.pid) for name, one in started.items()}
+        wait_for(place, count - 1)
+        after = {name: usage(one.pid) for name, one in started.items()}
+    rows = []
+    for index, what in enumerate(("memory", "open files")):
+        growth = {name: after[name][index] / before[name][index] - 1 for name in started}
+        worst = max(growth, key=lambda name: growth[name])
+        rows.append(
+            Row(
+                metric=f"growth of {what} over {count} rounds, worst party ({worst})",
+                value=growth[worst],
+                n=count,
+                unit="",
+                target=f"<= {MOST_GROWTH}",
+                ok=growth[worst] <= MOST_GROWTH,
+                command=f"python -m tests.bench.deploy soak {count}",
+            )
+        )
+    return rows
+
+
+def config(*, rounds: int, steps: int = 10) -> Config:
+    """Return the settings: masked, five sites, the embedded LLM, half of its blocks removed."""
+    return parse_config(
+        {
+            "name": "bench-deploy",
+            "seeds": [0],
+            "data": {"clients": [{"name": name, "task": task} for name, task in SITES.items()]},
+            "local": {"steps": steps, "learning_rate": 3.0e-3},
+            "protect": {"scheme": "masking"},
+            "federate": {"rounds": rounds, "timeout_s": 120.0},
+        }
+    )
+
+
+def prepared(settings: Config, folder: Path) -> Federation:
+    """Make owner and sites below `folder`, up to kits that are accepted."""
+    federation = init(settings, folder / "owner", address=f"127.0.0.1:{free_port()}")
+    sites = [join(name, folder / name)[0] for name in SITES]
+    for site in sites:
+        approve(federation, site.request)
+    epoch = next_epoch(federation)
+    for site in sites:
+        kit = make_kit(federation, epoch, site.name)
+        accept(site, kit, owner=signing_public(federation.owner_key()))
+    return federation
+
+
+@contextmanager
+def program(*words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of `deploy` in the background, until the `with` block is left."""
+    command = [sys.executable, "-m", "fedproxy_secure", "deploy", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        try:
+            yield started
+        finally:
+            started.send_signal(signal.SIGTERM)
+
+
+def wait_for(place: Path, count: int) -> None:
+    """Wait until so many rounds are saved."""
+    while len(RunFolder(path=place).read_jsonl("rounds.jsonl")) < count:
+        time.sleep(0.2)
+
+
+def taken(place: Path) -> list[float]:
+    """Return each round's seconds."""
+    return [line["seconds"] for line in RunFolder(path=place).read_jsonl("rounds.jsonl")]
+
+
+def usage(pid: int) -> tuple[int, int]:
+    """Return resident KiB and open files of a process and of all that it started."""
+    memory = files = 0
+    for one in [pid, *_below(pid)]:
+        try:
+            status = Path(f"/proc/{one}/status").read_text(encoding="ascii")
+            files += sum(1 for _ in Path(f"/proc/{one}/fd").iterdir())
+        except FileNotFoundError:
+            continue
+        memory += next(int(s.split()[1]) for s in status.splitlines() if s.startswith("VmRSS"))
+    return memory, files
+
+
+def _below(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [int(child) for child in children] + [one for child in children for one in _below(int(child))]
+
+
+def _median(metric: str, seconds: list[float]) -> Row:
+    return Row(
+        metric=metric,
+        value=statistics.median(seconds),
+        low=min(seconds),
+        high=max(seconds),
+        n=len(seconds),
+        unit="s",
+        target="",
+        ok=None,
+        command=COMMAND,
+    )
+
+
+if __name__ == "__main__":
+    main()
