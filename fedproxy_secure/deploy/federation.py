@@ -29,7 +29,7 @@ from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.deploy.authority import TlsFiles, bring, make_authority, make_server
+from fedproxy_secure.deploy.authority import TlsFiles, bring, check_server, make_authority, make_server
 from fedproxy_secure.deploy.signed import FORMAT
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
@@ -44,7 +44,8 @@ Tell every site this key on another channel than the kits (paper, telephone, a s
 
     {owner}
 
-A site gives it once: fedproxy-secure deploy accept KIT --owner KEY. It then takes kits of this owner alone.
+A site gives it once: fedproxy-secure deploy accept SITE KIT --owner KEY. From then on it takes kits of this
+owner alone.
 """
 
 
@@ -62,8 +63,8 @@ class Federation:
 
     @property
     def address(self) -> str:
-        """Host and port, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """Host and port."""
+        return f"{self.host}:{self.port}"
 
     @property
     def tls(self) -> TlsFiles:
@@ -104,6 +105,10 @@ def init(
         if (found.host, found.port) != (host, port) or found.job().sha256() != config.sha256():
             raise ConfigError(f"{folder}: is the folder of another federation; choose another --out")
         return found
+    if (folder / "site.json").exists():
+        raise ConfigError(f"{folder}: is a site's folder; choose another --out")
+    if own_certificate is not None:
+        check_server(own_certificate, [host])
     private_folder(folder)
     private_folder(folder / "authority")
     if own_certificate is not None:
@@ -158,7 +163,7 @@ def read_mark(file: Path, what: str) -> Mapping[str, Any]:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of HOST, HOST:PORT, an IPv6 address or [IPv6]:PORT.
+    """Return host and port of HOST or HOST:PORT.
 
     >>> parse_address("owner.example")
     ('owner.example', 9092)
@@ -171,6 +176,10 @@ def parse_address(text: str) -> tuple[str, int]:
         host = bare
     else:
         host, port = text, str(DEFAULT_PORT)
+    if ":" in host:
+        raise ConfigError(
+            f"address={text}: an IPv6 address cannot be used so far; give a name or IPv4 address"
+        )
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -188,7 +197,10 @@ def _check_deployable(config: Config) -> None:
             f"seeds={list(config.seeds)}: a deployment trains once; choose one, as --set seeds=[0]"
         )
     if config.audit.record or config.audit.canaries:
-        raise ConfigError("audit: recording and canaries need all records in one place; leave them out")
+        raise ConfigError(
+            f"audit.record={config.audit.record}, audit.canaries={list(config.audit.canaries)}: need all "
+            "records in one place; leave them out"
+        )
     if config.protect.keys is not None or config.privacy.ledger is not None:
         raise ConfigError("protect.keys, privacy.ledger: are each site's own; leave them out")
     config.check_protection()

@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography import x509
 from packaging.version import Version
 from pydantic import ValidationError
 
 from fedproxy_secure import __version__
 from fedproxy_secure.config import OWN
 from fedproxy_secure.crypto.primitives import signing_public
-from fedproxy_secure.deploy.federation import Federation
+from fedproxy_secure.deploy.federation import Federation, parse_address
 from fedproxy_secure.deploy.members import Epoch, members
 from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
-from fedproxy_secure.deploy.site import Site
+from fedproxy_secure.deploy.site import Site, check_name
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.launch.app import app_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 
@@ -103,7 +105,10 @@ def accept(site: Site, file: Path, *, owner: bytes | None) -> tuple[Kit, bool]:
     kit = _read(document, file)
     before = accepted_kit(site)
     if kit.site != site.name or kit.roster.members.get(site.name) != signing_public(site.identity()):
-        raise ConfigError(f"{file}: is for the site {kit.site} with other keys than this folder's")
+        raise ConfigError(
+            f"{file}: is for the site {kit.site} with other keys than this folder's; the owner must "
+            "approve this site's request, then make it a kit"
+        )
     if before is not None and kit.federation != before.federation:
         raise ConfigError(f"{file}: is for the federation {kit.federation}: must be {before.federation}")
     if before is not None and kit.epoch < before.epoch:
@@ -117,7 +122,7 @@ def accept(site: Site, file: Path, *, owner: bytes | None) -> tuple[Kit, bool]:
     if new_policy:
         text = yaml.safe_dump(kit.proposal, sort_keys=False)
         write_bytes(site.client_file, (_PROPOSAL.format(federation=kit.federation) + text).encode())
-    write_bytes(site.folder / ACCEPTED, file.read_bytes())
+    write_bytes(site.folder / ACCEPTED, document.raw)
     return kit, new_policy
 
 
@@ -166,20 +171,38 @@ def _read(document: Document, file: Path) -> Kit:
     body = document.body
     try:
         kit = Kit(
-            federation=str(body["federation"]),
+            federation=printable(str(body["federation"]))[:200],
             site=str(body["site"]),
-            epoch=int(body["epoch"]),
-            address=str(body["address"]),
+            epoch=_epoch(body["epoch"]),
+            address=_address(str(body["address"])),
             authority_pem=str(body["authority_pem"]),
             roster=Roster(members={str(n): bytes.fromhex(k) for n, k in body["roster"].items()}),
             app_sha256=str(body["app_sha256"]),
             version=str(body["version"]),
             proposal=dict(body["proposal"]),
         )
+        for name in (kit.site, *kit.roster.members):
+            check_name(name)
+        if not x509.load_pem_x509_certificates(kit.authority_pem.encode()):
+            raise ValueError("it names no authority")
         ClientPolicy.model_validate(kit.proposal)
+        Version(kit.version)
     except (KeyError, ValueError, TypeError, AttributeError, ValidationError) as error:
         raise ConfigError(f"{file}: is no kit: {str(error).splitlines()[0]}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{file}: is no kit: {error}") from None
     return kit
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _epoch(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"epoch={value!r}: must be a whole number from 1 on")
+    return value
 
 
 def _check_version(kit: Kit, file: Path) -> None:

@@ -1,8 +1,8 @@
 """Who takes part: requests that the owner approved, sites that she revoked, and epochs of both.
 
 An epoch is one set of members, fixed when its kits are made. Under masking all clients of a sum hold the
-same roster, so a change of members takes effect with the kits of the next epoch. Revoking is at once: a
-revoked site's node is refused from then on, and until the next epoch the others go on without it.
+same roster, so a change of members takes effect with the kits of the next epoch. A revoked site's node is
+refused from the next start of `deploy run` on, and until the next epoch the others go on without it.
 """
 
 from __future__ import annotations
@@ -29,33 +29,41 @@ class Epoch:
     roster: Roster
 
 
-def approve(federation: Federation, file: Path) -> Request:
-    """Let a site take part; approving the same request again changes nothing.
+def approve(federation: Federation, document: Document) -> Request:
+    """Let a site take part by its request; approving the same one again changes nothing.
 
     Raises `ConfigError` for a request that is not in order, of a name that the job does not have, of a
     revoked key, or with other keys than the site's approved ones, unless those vouch for the new ones.
     """
-    document = read_document(file, REQUEST)
+    request = check_approvable(federation, document)
+    write_bytes(federation.folder / "sites" / f"{request.name}.json", document.raw)
+    return request
+
+
+def check_approvable(federation: Federation, document: Document) -> Request:
+    """Return what a request says, if it can be approved; raise what `approve` raises."""
     request = check_request(document)
     expected = [client.name for client in federation.job().data.clients]
     if request.name not in expected:
         raise ConfigError(f"site {request.name}: must be one of the job's clients: {', '.join(expected)}")
     if any(revoked.public == document.public for revoked in _revoked(federation)):
         raise ConfigError(f"site {request.name}: these keys are revoked; the site must make new ones")
+    for name, other in members(federation).items():
+        if other.node == request.node and name != request.name:
+            raise ConfigError(f"site {request.name}: has the node key of {name}; each site makes its own")
     place = federation.folder / "sites" / f"{request.name}.json"
     if place.exists():
         approved = read_document(place, REQUEST)
-        if document.public not in (approved.public,) and request.replaces != approved.public:
+        if document.public != approved.public and request.replaces != approved.public:
             raise ConfigError(
                 f"site {request.name}: has other keys already; revoke them first, or have the site run "
                 "`deploy rotate`, so that the old keys vouch for the new ones"
             )
-    write_bytes(place, file.read_bytes())
     return request
 
 
 def revoke(federation: Federation, name: str) -> None:
-    """Take a site out: its keys are refused from now on; revoking it again changes nothing.
+    """Take a site out: its keys are refused when `deploy run` starts next. Again, it changes nothing.
 
     Raises `ConfigError` if no such site was approved.
     """
@@ -63,7 +71,7 @@ def revoke(federation: Federation, name: str) -> None:
     if place.exists():
         document = read_document(place, REQUEST)
         kept = federation.folder / "revoked" / f"{name}-{document.public.hex()[:16]}.json"
-        write_bytes(kept, place.read_bytes())
+        write_bytes(kept, document.raw)
         place.unlink()
     elif not any(check_request(document).name == name for document in _revoked(federation)):
         raise ConfigError(f"site {name}: was never approved")
@@ -94,7 +102,9 @@ def next_epoch(federation: Federation) -> Epoch:
     """
     sites, least = members(federation), federation.job().federate.min_clients
     if len(sites) < least:
-        raise ConfigError(f"{len(sites)} sites are approved: must be >= {least} (federate.min_clients)")
+        raise ConfigError(
+            f"{len(sites)} sites are approved: must be >= {least} (federate.min_clients); approve more"
+        )
     roster = Roster(members={name: request.identity for name, request in sites.items()})
     current = current_epoch(federation)
     if current is not None and current.roster.sha256() == roster.sha256():

@@ -82,6 +82,7 @@ def _programs(site: Site, kit: Kit, policy: Path) -> dict[str, list[str]]:
     write_bytes(root, kit.authority_pem.encode())
     node = ["-m", NODE, "--superlink", kit.address, "--root-certificates", str(root.resolve())]
     node += ["--auth-supernode-private-key", str(site.node_key.resolve())]
-    node += ["--node-config", f'policy="{policy.resolve()}"', "--port", str(port)]
-    node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret.resolve())]
-    return {"worker": ["-m", WORKER, f"127.0.0.1:{port}", str(secret.resolve())], "supernode": node}
+    node += ["--port", str(port), "--isolation", "process"]
+    node += ["--superexec-auth-secret-file", str(secret.resolve())]
+    worker = ["-m", WORKER, f"127.0.0.1:{port}", str(secret.resolve()), str(policy.resolve())]
+    return {"worker": worker, "supernode": node}

@@ -8,7 +8,9 @@ no record of a site is ever here.
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from fedproxy_secure.config import Config
@@ -30,24 +32,25 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import private_folder
 from fedproxy_secure.runtime.progress import Progress
 
+log = logging.getLogger(__name__)
 WAIT_S = 120.0  # for sites that are switched off, once enough are connected
 
 
 def run_owner(
     federation: Federation,
     *,
-    listen: str = "0.0.0.0",  # noqa: S104 - other machines must reach it; see `launch.superlink`
     wait_s: float = WAIT_S,
     status_port: int | None = None,
+    tell: Callable[[str], None] = log.info,
     progress: Progress | None = None,
     command: str = "",
 ) -> Report:
     """Start the SuperLink, run the job with the sites of the current epoch, and return the report.
 
     Args:
-        listen: the address of this machine to listen on.
         wait_s: how long to wait for the other sites once `federate.min_clients` are connected.
         status_port: where page and metrics are served on loopback; None: they are not.
+        tell: called with a line when the SuperLink is there.
 
     Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `RunFolderError` if
     the folder is in use; otherwise what `run` raises.
@@ -65,11 +68,10 @@ def run_owner(
     private_folder(federation.folder / "logs")
     with (
         the_only_one(federation.folder, "the owner's SuperLink"),
-        page_of(federation.folder, status_port),
+        page_of(federation.folder, status_port) as page,
         superlink(
             federation.folder / "superlink",
             python=sys.executable,
-            listen=listen,
             port=federation.port,
             certificate=federation.tls.certificate,
             key=federation.tls.key,
@@ -77,6 +79,10 @@ def run_owner(
             events=events_file(federation.folder),
         ) as link,
     ):
+        if page is not None:
+            tell(f"status: {page}")
+        names = ", ".join(sorted(sites))
+        tell(f"SuperLink on port {federation.port}; these sites may take part: {names}")
         node_ids = link.register({name: request.node for name, request in sites.items()})
         registered = Registered(names={node: name for name, node in node_ids.items()}, wait_s=wait_s)
 

@@ -27,11 +27,15 @@ _FINGERPRINT_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A signed document: what it is, what it says, and the public key of its signer, 32 bytes."""
+    """A signed document: what it is, what it says, the public key of its signer (32 bytes), its own bytes.
+
+    Whoever keeps a document writes `raw`: the file that it was read from may hold something else by now.
+    """
 
     kind: str
     body: dict[str, Any]
     public: bytes
+    raw: bytes
 
     @property
     def fingerprint(self) -> str:
@@ -51,15 +55,10 @@ def fingerprint(content: bytes) -> str:
 
 def write_document(file: Path, kind: str, body: dict[str, Any], key: Secret) -> Document:
     """Sign a document and write it, whole or not at all. Raises `RunFolderError` if that fails."""
-    document = Document(kind=kind, body=body, public=signing_public(key))
-    signature = sign(key, _signed(kind, body))
-    write_bytes(
-        file,
-        json_bytes(
-            {"kind": kind, "body": body, "public": document.public.hex(), "signature": signature.hex()}
-        ),
-    )
-    return document
+    public, signature = signing_public(key), sign(key, _signed(kind, body))
+    raw = json_bytes({"kind": kind, "body": body, "public": public.hex(), "signature": signature.hex()})
+    write_bytes(file, raw)
+    return Document(kind=kind, body=body, public=public, raw=raw)
 
 
 def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document:
@@ -75,6 +74,7 @@ def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document
         fields = parse_json(raw)
         found, body = fields["kind"], fields["body"]
         public, signature = bytes.fromhex(fields["public"]), bytes.fromhex(fields["signature"])
+        signed = _signed(kind, body)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -82,14 +82,17 @@ def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document
     if found != kind or not isinstance(body, dict):
         raise ConfigError(f"{file}: is a {str(found)[:40]!r}: must be a {kind}")
     if by is not None and public != by:
-        raise ConfigError(f"{file}: is signed by {public.hex()[:16]}...: must be by {by.hex()[:16]}...")
+        raise ConfigError(
+            f"{file}: is signed by {public.hex()[:16]}...: must be by {by.hex()[:16]}..., whose documents "
+            "are taken here; get it from whoever made it"
+        )
     try:
-        verify(public, _signed(kind, body), signature, what=str(file))
+        verify(public, signed, signature, what=str(file))
     except ProtocolAborted:
         raise ConfigError(f"{file}: its signature does not fit; it was changed or cut on its way") from None
     if body.get("format") != FORMAT:
         raise ConfigError(f"{file}: format={body.get('format')!r}: must be {FORMAT}; use the same version")
-    return Document(kind=kind, body=body, public=public)
+    return Document(kind=kind, body=body, public=public, raw=raw)
 
 
 def _signed(kind: str, body: dict[str, Any]) -> bytes:

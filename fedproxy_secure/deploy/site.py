@@ -36,11 +36,12 @@ from fedproxy_secure import __version__
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.deploy.federation import read_mark
+from fedproxy_secure.deploy.federation import is_federation, read_mark
 from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal.store import create_journal
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, write_bytes
+from fedproxy_secure.secagg.provision import ROSTER
 
 REQUEST = "site request"
 _MARK = "site.json"
@@ -105,6 +106,8 @@ def join(name: str, folder: Path) -> tuple[Site, Document]:
     Raises `ConfigError` for a name that is none, or a folder that belongs to another site.
     """
     check_name(name)
+    if is_federation(folder):
+        raise ConfigError(f"{folder}: is an owner's folder; choose another --out")
     if not (folder / _MARK).exists():
         private_folder(folder)
         return _begin(Site(folder=folder, name=name, generation=1), replaces=None)
@@ -118,7 +121,13 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
     """Give a site new keys, and write a request that the old key vouches for.
 
     The old keys stay where they are: who has them can still not answer twice, because the journal is there.
+
+    Raises `ConfigError` if the keys in use are in no accepted kit: the owner would not take them for ours.
     """
+    if not (site.keys / ROSTER).exists():
+        raise ConfigError(
+            f"{site.folder}: its keys of generation {site.generation} are in no kit yet; accept one first"
+        )
     return _begin(
         Site(folder=site.folder, name=site.name, generation=site.generation + 1), replaces=site.identity()
     )
@@ -191,5 +200,5 @@ def _begin(site: Site, *, replaces: Secret | None) -> tuple[Site, Document]:
 def _publish_request(site: Site) -> Document:
     """Copy the request of the keys in use to where a person finds it, and return it."""
     document = read_document(site.keys / "request.json", REQUEST, by=signing_public(site.identity()))
-    write_bytes(site.request, (site.keys / "request.json").read_bytes())
+    write_bytes(site.request, document.raw)
     return document

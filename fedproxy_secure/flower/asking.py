@@ -2,7 +2,8 @@
 
 Each answer is fetched by the id of the request that it must answer. Flower puts a message together from
 what its sender uploaded, and that includes the origin that the sender claims. So the id of the request
-alone tells whose answer it is: the SuperLink lets no other node answer that request. A client is left out,
+alone tells whose answer it is, and what answers no request is dropped. On a deployment the SuperLink lets a
+node push answers of its own alone (`flower.internals.superlink`). A client is left out,
 with one line in the log, if its answer cannot be put together or decoded, or says that the client failed.
 
 An error that a client reports ends the run only if too few clients are left to go on (`enough`, `explain`).
@@ -26,7 +27,6 @@ from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedproxy_secure import wire
 from fedproxy_secure.errors import (
@@ -52,17 +52,6 @@ REPORTED: dict[str, type[FedProxyError]] = {
     kind.__name__: kind
     for kind in (ConfigError, DataError, ModelError, PrivacyError, RunFolderError, TrainingError)
 }
-# the errors that Flower raises when it cannot put a message together from the received bytes
-_UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    DecodeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 T = TypeVar("T")
 
 
@@ -121,7 +110,9 @@ class Asker:
                 if answer is None:
                     continue
                 del waiting[sent]
-                if answer.forgot and self.set_up_again is not None and node not in renewed:
+                if answer.forgot and node in renewed:
+                    log.warning("%s: %s is left out: it forgot the job again", group, self.who(node))
+                elif answer.forgot and self.set_up_again is not None:
                     renewed.add(node)
                     log.warning("%s: %s was started again and is set up again", group, self.who(node))
                     setup = {node: self.set_up_again}
@@ -192,11 +183,13 @@ class Asker:
     ) -> _Answer[T] | None:
         """Return the answer to a request, without a value if its client is left out; None if not there."""
         try:
-            reply = next(iter(self._grid.pull_messages([sent])), None)
-        except _UNREADABLE as error:
+            replies = list(self._grid.pull_messages([sent]))
+        except Exception as error:  # whatever one answer does to Flower, the others are still taken
             kind = type(error).__name__
             log.warning("%s: %s is left out: its answer is no message (%s)", group, self.who(node), kind)
             return _Answer()
+        # a SuperLink may hand on messages that answer nothing beside the one that was asked for
+        reply = next((one for one in replies if one.metadata.reply_to_message_id == sent), None)
         if reply is None:
             return None
         if reply.has_error() or not reply.has_content():

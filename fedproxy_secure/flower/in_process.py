@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedproxy_secure.flower.internals import act_as_server, give_id
+from fedproxy_secure.flower.internals.messages import act_as_server, give_id
 from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE
 
 log = logging.getLogger(__name__)

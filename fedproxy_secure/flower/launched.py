@@ -1,8 +1,8 @@
 """The simulation and deployment engines: Flower's own processes, started, watched and stopped.
 
 Both start a SuperLink on loopback and submit the same server app and client app with `flwr run`.
-`simulation` plays the clients in Ray workers. `deployment` starts one SuperNode per client, each with its
-own cache and its own policy file, which names its records, as on separate machines.
+`simulation` plays the clients in Ray workers. `deployment` starts a SuperNode and a worker per client, with
+a cache and a policy file of their own, which names the client's records, as on separate machines.
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
 SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Nothing
@@ -13,6 +13,8 @@ what `fedproxy-secure deploy` is for.
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,8 +34,10 @@ from fedproxy_secure.flower.launch.processes import (
 )
 from fedproxy_secure.flower.server_app import OnRound
 from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
+from fedproxy_secure.runtime.artifacts import write_bytes
 
 SUPERLINK = "fedproxy"
+NODE, WORKER = "fedproxy_secure.flower.launch.local_supernode", "fedproxy_secure.flower.launch.worker"
 
 
 def federate_launched(
@@ -76,11 +80,10 @@ def federate_launched(
         _write_connection(temporary / "flwr", port)
         if job.federate.engine == "deployment":
             for index in range(len(job.clients)):
-                arguments = _supernode(job, index, port, temporary)
                 own = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
-                stack.enter_context(
-                    process("flower-supernode", arguments, own, logs / f"supernode-{index}.log", lock)
-                )
+                for name, arguments in _node(job, index, port, temporary).items():
+                    file = logs / f"{name}-{index}.log"
+                    stack.enter_context(process(sys.executable, arguments, own, file, lock))
         submit = ["run", str(temporary / "app"), SUPERLINK, "--stream"]
         submit += ["--run-config", f"{CONTROL}={json.dumps(str(control.resolve()))}"]
         if job.federate.engine == "simulation":
@@ -101,19 +104,15 @@ def _write_connection(home: Path, port: int) -> None:
     )
 
 
-def _supernode(job: FederationJob, index: int, port: int, temporary: Path) -> list[str]:
-    """Write client `index`'s policy, and return the arguments of its SuperNode.
+def _node(job: FederationJob, index: int, port: int, temporary: Path) -> dict[str, list[str]]:
+    """Write client `index`'s policy, and return the arguments of its SuperNode and of the worker beside it.
 
     Keys are read where they lie, not copied: beside each key lies the journal of what it has answered.
     """
-    policy = temporary / f"client-{index}.policy.yaml"
+    policy, secret = temporary / f"client-{index}.policy.yaml", temporary / f"client-{index}.secret"
     policy_for(job, index, seeds=(job.seed,)).write(policy)
-    return [
-        "--insecure",
-        "--superlink",
-        f"127.0.0.1:{port}",
-        "--port",
-        str(free_port()),
-        "--node-config",
-        f'policy="{policy}"',
-    ]
+    write_bytes(secret, os.urandom(32), private=True)
+    own_port = free_port()
+    node = ["-m", NODE, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(own_port)]
+    node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+    return {"supernode": node, "worker": ["-m", WORKER, f"127.0.0.1:{own_port}", str(secret), str(policy)]}

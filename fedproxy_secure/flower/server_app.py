@@ -70,6 +70,10 @@ def main(grid: Grid, context: Context) -> None:
         final.save(control / FINAL)
     except FedProxyError as error:
         write_bytes(control / TROUBLE, json.dumps([type(error).__name__, str(error)]).encode())
+    except Exception as error:
+        line = f"the server app failed ({type(error).__name__}); its log has the reason"
+        write_bytes(control / TROUBLE, json.dumps(["RoundAborted", line]).encode())
+        raise
 
 
 def _touch(file: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.deploy.federation import init, open_federation, parse_address
-from fedproxy_secure.deploy.kit import accept, accepted_kit, make_kit, needed_kit
+from fedproxy_secure.deploy.kit import KIT, accept, accepted_kit, make_kit, needed_kit
 from fedproxy_secure.deploy.members import approve, members, next_epoch, revoke, taking_part
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.signed import read_document, write_document
@@ -42,13 +43,17 @@ def sites(tmp_path):
     return {name: join(name, tmp_path / name)[0] for name in NAMES}
 
 
+def request_of(site):
+    return read_document(site.request, REQUEST)
+
+
 def owner_of(federation):
     return signing_public(federation.owner_key())
 
 
 def all_in(federation, sites):
     for site in sites.values():
-        approve(federation, site.request)
+        approve(federation, request_of(site))
     epoch = next_epoch(federation)
     for site in sites.values():
         accept(site, make_kit(federation, epoch, site.name), owner=owner_of(federation))
@@ -86,7 +91,7 @@ def test_doing_it_twice_changes_nothing(config, federation, sites, tmp_path):
     assert owner_of(again) == owner_of(federation)
     assert join("clinic", tmp_path / "clinic")[0] == sites["clinic"]
     for site in sites.values():
-        approve(federation, site.request)
+        approve(federation, request_of(site))
     assert next_epoch(federation) == epoch
     first = make_kit(federation, epoch, "clinic").read_bytes()
     assert make_kit(federation, epoch, "clinic").read_bytes() == first
@@ -109,14 +114,14 @@ def test_a_folder_of_something_else_is_not_taken_over(config, federation, sites,
 def test_a_name_that_the_job_does_not_have_is_not_approved(federation, tmp_path):
     stranger = join("stranger", tmp_path / "stranger")[0]
     with pytest.raises(ConfigError, match="must be one of the job's clients"):
-        approve(federation, stranger.request)
+        approve(federation, request_of(stranger))
 
 
 def test_somebody_elses_keys_do_not_take_a_sites_place(federation, sites, tmp_path):
-    approve(federation, sites["clinic"].request)
+    approve(federation, request_of(sites["clinic"]))
     impostor = join("clinic", tmp_path / "impostor")[0]
     with pytest.raises(ConfigError, match="has other keys already"):
-        approve(federation, impostor.request)
+        approve(federation, request_of(impostor))
     assert members(federation)["clinic"].identity == signing_public(sites["clinic"].identity())
 
 
@@ -133,7 +138,7 @@ def test_a_request_that_was_changed_on_its_way_is_refused(federation, sites, tmp
     raw["body"][field] = "bank"
     (tmp_path / "changed.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match="its signature does not fit"):
-        approve(federation, tmp_path / "changed.json")
+        read_document(tmp_path / "changed.json", REQUEST)
 
 
 def test_rotated_keys_are_vouched_for_by_the_old_ones(federation, sites):
@@ -142,7 +147,7 @@ def test_rotated_keys_are_vouched_for_by_the_old_ones(federation, sites):
     site, _ = rotate_site(sites["clinic"])
     with pytest.raises(ConfigError, match="its kit is for other keys"):
         needed_kit(site)
-    approve(federation, site.request)
+    approve(federation, request_of(site))
     epoch = next_epoch(federation)
     assert epoch.number == 2
     accept(site, make_kit(federation, epoch, "clinic"), owner=None)
@@ -151,7 +156,33 @@ def test_rotated_keys_are_vouched_for_by_the_old_ones(federation, sites):
     assert (site.folder / "generations" / "1" / "clinic.journal").exists()
 
 
-def test_a_rotation_that_was_killed_leaves_the_old_keys_in_use(sites, monkeypatch):
+def test_keys_are_rotated_once_before_the_owner_has_seen_them(federation, sites, tmp_path):
+    with pytest.raises(ConfigError, match="are in no kit yet"):
+        rotate_site(sites["clinic"])
+    all_in(federation, sites)
+    site, _ = rotate_site(sites["clinic"])
+    with pytest.raises(ConfigError, match="are in no kit yet"):
+        rotate_site(site)
+
+
+def test_two_sites_do_not_share_a_nodes_key(federation, sites, monkeypatch):
+    approve(federation, request_of(sites["clinic"]))
+    shared = request_of(sites["clinic"]).body["node_public"]
+    theirs = check_request(request_of(sites["bank"]))
+    monkeypatch.setattr(
+        "fedproxy_secure.deploy.members.check_request",
+        lambda document: (
+            replace(theirs, node=shared.encode())
+            if document.body["name"] == "bank"
+            else check_request(document)
+        ),
+    )
+    with pytest.raises(ConfigError, match="has the node key of clinic"):
+        approve(federation, request_of(sites["bank"]))
+
+
+def test_a_rotation_that_was_killed_leaves_the_old_keys_in_use(federation, sites):
+    all_in(federation, sites)
     site = sites["clinic"]
     before = signing_public(site.identity())
     (site.folder / "generations" / "2").mkdir()
@@ -167,7 +198,7 @@ def test_a_revoked_site_is_out_at_once_and_stays_out(federation, sites):
     revoke(federation, "clinic")
     assert sorted(taking_part(federation, epoch)) == ["bank", "insurer"]
     with pytest.raises(ConfigError, match="these keys are revoked"):
-        approve(federation, sites["clinic"].request)
+        approve(federation, request_of(sites["clinic"]))
     with pytest.raises(ConfigError, match="2 sites are approved: must be >= 3"):
         next_epoch(federation)
     with pytest.raises(ConfigError, match="was never approved"):
@@ -178,7 +209,7 @@ def test_a_replayed_kit_is_refused(federation, sites):
     epoch = all_in(federation, sites)
     old = make_kit(federation, epoch, "clinic").read_bytes()
     bank, _ = rotate_site(sites["bank"])
-    approve(federation, bank.request)
+    approve(federation, request_of(bank))
     newer = next_epoch(federation)
     accept(sites["clinic"], make_kit(federation, newer, "clinic"), owner=None)
     replayed = sites["clinic"].folder / "replayed.json"
@@ -192,7 +223,7 @@ def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, fe
     all_in(federation, sites)
     other = init(config, tmp_path / "other", address="owner.example:9443")
     for site in sites.values():
-        approve(other, site.request)
+        approve(other, request_of(site))
     foreign = make_kit(other, next_epoch(other), "clinic")
     with pytest.raises(ConfigError, match="is signed by"):
         accept(sites["clinic"], foreign, owner=None)
@@ -202,7 +233,7 @@ def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, fe
 
 def test_the_first_kit_needs_the_owners_key_from_another_channel(federation, sites):
     for site in sites.values():
-        approve(federation, site.request)
+        approve(federation, request_of(site))
     kit = make_kit(federation, next_epoch(federation), "clinic")
     with pytest.raises(ConfigError, match="owner: must be given with the first kit"):
         accept(sites["clinic"], kit, owner=None)
@@ -223,20 +254,81 @@ def test_a_sites_own_file_is_kept_and_decides(federation, sites):
 
 
 @pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"epoch": 1e308}, "epoch="),
+        ({"epoch": 0}, "epoch="),
+        ({"epoch": 10**30, "site": "bank"}, "is for the site bank"),
+        ({"version": "x"}, "is no kit"),
+        ({"authority_pem": ""}, "is no kit"),
+        ({"authority_pem": "rubbish"}, "is no kit"),
+        ({"roster": {"../../x": "00" * 32}}, "is no kit"),
+        ({"address": "a b"}, "address="),
+        ({"proposal": {}}, "is no kit"),
+    ],
+)
+def test_a_kit_that_its_owner_filled_with_rubbish_is_one_line_and_leaves_nothing(
+    federation, sites, tmp_path, change, line
+):
+    epoch = all_in(federation, sites)
+    body = read_document(make_kit(federation, epoch, "clinic"), KIT).body
+    write_document(tmp_path / "kit.json", KIT, {**body, **change}, federation.owner_key())
+    before = {file: file.read_bytes() for file in sites["clinic"].folder.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match=line):
+        accept(sites["clinic"], tmp_path / "kit.json", owner=None)
+    after = {file: file.read_bytes() for file in sites["clinic"].folder.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_a_federations_name_writes_no_line_of_its_own_into_a_sites_policy(federation, sites, tmp_path):
+    for site in sites.values():
+        approve(federation, request_of(site))
+    body = read_document(make_kit(federation, next_epoch(federation), "clinic"), KIT).body
+    name = "quiet\nprotect: {}\n\x1b[2J"
+    write_document(tmp_path / "kit.json", KIT, {**body, "federation": name}, federation.owner_key())
+    accept(sites["clinic"], tmp_path / "kit.json", owner=owner_of(federation))
+    assert effective_policy(sites["clinic"]).protect.scheme == "masking"
+    assert "\x1b" not in sites["clinic"].client_file.read_text()
+
+
+def test_a_number_that_json_does_not_have_is_one_line(tmp_path):
+    (tmp_path / "kit.json").write_text(
+        '{"kind": "kit", "body": {"a": 1e999}, "public": "%s", "signature": ""}' % ("00" * 32)
+    )
+    with pytest.raises(ConfigError, match="is no kit"):
+        read_document(tmp_path / "kit.json", KIT)
+
+
+def test_what_is_kept_of_a_request_is_what_was_checked(federation, sites, tmp_path):
+    document = request_of(sites["clinic"])
+    sites["clinic"].request.write_text("something else by now")
+    approve(federation, document)
+    kept = read_document(federation.folder / "sites" / "clinic.json", REQUEST)
+    assert kept.public == signing_public(sites["clinic"].identity())
+
+
+def test_a_folder_is_an_owners_or_a_sites(config, federation, sites):
+    with pytest.raises(ConfigError, match="is an owner's folder"):
+        join("clinic", federation.folder)
+    with pytest.raises(ConfigError, match="is a site's folder"):
+        init(config, sites["clinic"].folder, address="owner.example")
+
+
+@pytest.mark.parametrize(
     ("text", "address"),
     [
         ("owner.example", ("owner.example", 9092)),
         ("owner.example:1", ("owner.example", 1)),
         ("10.0.0.1:9443", ("10.0.0.1", 9443)),
-        ("[fd00::1]:9443", ("fd00::1", 9443)),
-        ("fd00::1", ("fd00::1", 9092)),
     ],
 )
 def test_an_address_is_a_host_with_or_without_a_port(text, address):
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", ":9092", "owner.example:0", "owner.example:70000", "a b", "x:y"])
+@pytest.mark.parametrize(
+    "text", ["", ":9092", "owner.example:0", "owner.example:70000", "a b", "x:y", "fd00::1", "[fd00::1]:1"]
+)
 def test_an_address_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="address="):
         parse_address(text)
@@ -246,7 +338,7 @@ def test_an_address_that_is_none_is_refused(text):
     ("change", "line"),
     [
         ({"seeds": [0, 1]}, "a deployment trains once"),
-        ({"audit": {"record": True}}, "recording and canaries"),
+        ({"audit": {"record": True}}, "all records in one place"),
         ({"protect": {"scheme": "masking", "keys": "keys"}}, "each site's own"),
     ],
 )

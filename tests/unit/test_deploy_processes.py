@@ -3,13 +3,24 @@
 import asyncio
 import hashlib
 import logging
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.responses import PlainTextResponse
 
 from fedproxy_secure.deploy.running import running, stop, the_only_one
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.flower.internals import AppRefused, OfferedApp, checked_connection, pack_app
+from fedproxy_secure.flower.internals.messages import pack_app
+from fedproxy_secure.flower.internals.superlink import (
+    DEEPEST,
+    MOST_OBJECTS,
+    is_plain_tree,
+    only_answers,
+    only_whole_answers,
+)
+from fedproxy_secure.flower.internals.supernode import AppRefused, OfferedApp, checked_connection
 from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_files, app_sha256
 from fedproxy_secure.flower.launch.superlink import MOST_BODY_BYTES, OnlyNodes
 from fedproxy_secure.flower.launch.supernode import SERVER_APP, check_app
@@ -29,7 +40,38 @@ async def everything(scope, receive, send):
     await PlainTextResponse("done")(scope, receive, send)
 
 
-def status_of(path, *, client=ELSEWHERE, kind="http", headers=(), body=(b"",)):
+NODE = ec.generate_private_key(ec.SECP384R1())
+
+
+def signed_headers(node=NODE, age_s=0):
+    """The headers by which Flower's nodes prove who they are."""
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+
+    timestamp = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
+    signature = sign_message(node, timestamp.encode())
+    return [
+        (b"flwr-public-key", b64encode(public_key_to_bytes(node.public_key()))),
+        (b"flwr-signature", b64encode(signature)),
+        (b"flwr-timestamp", timestamp.encode()),
+    ]
+
+
+class SuperLinkApp:
+    """What the middleware asks of Flower's app: whether a key is registered."""
+
+    def __init__(self, registered):
+        self.state = self.linkstate_factory = self
+        self.registered = registered
+
+    def __call__(self):
+        return self
+
+    def get_node_id_by_public_key(self, key):
+        return 7 if self.registered else None
+
+
+def status_of(path, *, client=ELSEWHERE, kind="http", headers=None, body=(b"",), registered=True):
+    headers = signed_headers() if headers is None else headers
     sent = []
     parts = [
         {"type": "http.request", "body": b, "more_body": i < len(body) - 1} for i, b in enumerate(body)
@@ -42,6 +84,7 @@ def status_of(path, *, client=ELSEWHERE, kind="http", headers=(), body=(b"",)):
         sent.append(message)
 
     scope = {"type": kind, "path": path, "client": client, "headers": list(headers), "method": "POST"}
+    scope["app"] = SuperLinkApp(registered)
     asyncio.run(OnlyNodes(everything)(scope, receive, send))
     return sent[0]["status"]
 
@@ -80,8 +123,148 @@ def test_whoever_cannot_be_told_to_be_local_is_another_machine(client):
     assert status_of("/v1/control/start-run", client=client) == 404
 
 
+def changed(name, value):
+    return [(key, value if key == name else old) for key, old in signed_headers()]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        signed_headers()[:2],
+        changed(b"flwr-signature", b64encode(b"another")),
+        changed(b"flwr-timestamp", datetime.now(UTC).isoformat().encode()),
+        signed_headers(age_s=400),
+        signed_headers(age_s=-60),
+        changed(b"flwr-public-key", b"not base64"),
+        changed(b"flwr-public-key", b64encode(b"not a key")),
+        changed(b"flwr-timestamp", "\u00e9".encode()),
+    ],
+)
+def test_no_body_is_read_of_who_does_not_prove_to_be_a_registered_node(headers):
+    assert status_of("/v1/fleet/pull-messages", headers=headers, body=()) == 401
+
+
+def test_no_body_is_read_of_a_node_that_is_not_registered():
+    assert status_of("/v1/fleet/pull-messages", registered=False, body=()) == 401
+
+
+@pytest.mark.parametrize("name", [b"x-forwarded-for", b"forwarded", b"via", b"x-real-ip"])
+def test_a_request_that_says_where_it_comes_from_is_not_of_this_machine(name):
+    headers = [(name, b"127.0.0.1")]
+    assert status_of("/v1/control/start-run", client=("127.0.0.1", 1), headers=headers) == 404
+
+
+class Metadata:
+    def __init__(self, src, dst=1, reply="asked"):
+        self.src_node_id, self.dst_node_id, self.reply_to_message_id = src, dst, reply
+
+
+class Pushed:
+    """A request of node 7 that pushes messages."""
+
+    def __init__(self, *metadata, trees=None):
+        self.node = type("Node", (), {"node_id": 7})
+        self.messages_list = [type("Message", (), {"metadata": one}) for one in metadata]
+        self.message_object_trees = [Tree("a")] * (len(metadata) if trees is None else trees)
+
+
+class Tree:
+    def __init__(self, object_id, *children):
+        self.object_id, self.children = object_id, children
+
+
+class Store:
+    """What the checks ask of the SuperLink's state: the objects that it has."""
+
+    def __init__(self, **children_of):
+        self.object_store = self
+        self.store = {
+            name: type("Entry", (), {"child_object_ids": list(children)})
+            for name, children in children_of.items()
+        }
+
+
+def test_a_node_pushes_answers_of_its_own():
+    assert only_answers(lambda request, state: "taken")(Pushed(Metadata(7)), Store()) == "taken"
+
+
+@pytest.mark.parametrize(
+    "request_of_seven",
+    [
+        Pushed(Metadata(8)),
+        Pushed(Metadata(1)),
+        Pushed(Metadata(7, reply="")),
+        Pushed(Metadata(7, dst=8)),
+        Pushed(Metadata(7), Metadata(8)),
+        Pushed(Metadata(7), trees=0),
+        Pushed(),
+    ],
+)
+def test_what_is_not_a_nodes_own_answer_is_refused(request_of_seven):
+    from fastapi import HTTPException
+
+    with pytest.raises(HTTPException):
+        only_answers(lambda request, state: "taken")(request_of_seven, Store())
+
+
+def test_a_tree_as_flower_makes_them_is_taken():
+    piece = Tree("piece")
+    tree = Tree("message", Tree("record", Tree("array", piece, Tree("other")), Tree("twin", piece)))
+    assert is_plain_tree(tree, Store(piece=[], record=["array", "twin"]))
+
+
+def deep(levels):
+    return Tree(str(levels)) if levels == 1 else Tree(str(levels), deep(levels - 1))
+
+
+def bomb(levels):
+    """Each object lists its child twice, once with what is below it and once without."""
+    return Tree("0") if levels == 0 else Tree(str(levels), bomb(levels - 1), Tree(str(levels - 1)))
+
+
+@pytest.mark.parametrize(
+    ("tree", "known"),
+    [
+        (deep(DEEPEST + 1), {}),
+        (bomb(4), {}),
+        (Tree("message", *[Tree(str(i)) for i in range(MOST_OBJECTS)]), {}),
+        (Tree("message", Tree("record")), {"record": ["of another node"]}),
+        (Tree("message", Tree("record", Tree("mine"))), {"record": []}),
+    ],
+)
+def test_a_tree_that_expands_to_something_else_is_refused(tree, known):
+    assert not is_plain_tree(tree, Store(**known))
+
+
+def test_an_answer_is_handed_on_once_all_of_it_is_there():
+    """With the SuperLink's own store: Flower alone would hand on the announced answer and wait."""
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.object_store import ObjectStoreFactory
+
+    store = ObjectStoreFactory().store()
+    store.preregister(1, ObjectTree(object_id="a" * 64, children=[ObjectTree(object_id="b" * 64)]))
+    state = type(
+        "State", (), {"object_store": store, "message_ins_id_to_message_res_id": {"asked": "a" * 64}}
+    )
+
+    class Asked:
+        def __init__(self, *ids):
+            self.message_ids = list(ids)
+
+    def seen(*ids):
+        return only_whole_answers(lambda request, state, task: request.message_ids)(
+            Asked(*ids), state, None
+        )
+
+    assert seen("asked", "other") == ["other"]
+    for name in ("a" * 64, "b" * 64):
+        store.store[name].is_available = True
+    assert seen("asked", "other") == ["asked", "other"]
+
+
 def test_a_body_that_announces_too_much_is_not_read():
-    headers = [(b"content-length", str(MOST_BODY_BYTES + 1).encode())]
+    headers = [*signed_headers(), (b"content-length", str(MOST_BODY_BYTES + 1).encode())]
     assert status_of("/v1/fleet/push-object", headers=headers) == 413
 
 

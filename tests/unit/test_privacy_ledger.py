@@ -17,7 +17,8 @@ from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian
 from fedproxy_secure.dp.ledger import PrivacyLedger, own_salt, read_all
 from fedproxy_secure.errors import PrivacyError, RunFolderError
 
-ROUND = SampledGaussian(noise_multiplier=2.0, sampling_rate=0.1, steps=10)
+# without sampling, what it costs is known at once
+ROUND = SampledGaussian(noise_multiplier=20.0, sampling_rate=1.0, steps=10)
 # of the unit `client`: its accountant needs no torch, so processes start fast
 SUM = DiscreteSum(
     mechanism="skellam", variance=4e4, l2=100.0, l1=1000.0, dimension=100, summands=2, rounds=1

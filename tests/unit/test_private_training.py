@@ -11,7 +11,8 @@ from torch import nn
 
 from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
-from fedproxy_secure.dp.accounting import noise_multiplier_for
+from fedproxy_secure.dp.accounting import spent
+from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.errors import ConfigError, DataError, ModelError, TrainingError
@@ -366,7 +367,7 @@ def test_a_record_without_a_finite_gradient_counts_as_zero_and_is_not_told_of():
 EMPTY = Encoded(ids=(), response_start=0)  # has a gradient of zeros and no way to fail
 CHOSEN = 200  # the token
 BAD = Encoded(ids=(1, CHOSEN, 11, 12, 2), response_start=3)
-EPSILON_1 = noise_multiplier_for(target_epsilon=1.0, delta=1e-5, sampling_rate=0.6, steps=3)
+EPSILON_1 = 4.2571  # what `noise_multiplier_for` returns, written down: it takes seconds
 
 
 def gpt2(positions):
@@ -443,6 +444,11 @@ HOSTILE = [
     refuses_half_way,
     refuses_in_the_backward_pass,
 ]
+
+
+def test_the_noise_of_a_round_at_epsilon_1_is_that():
+    event = SampledGaussian(noise_multiplier=EPSILON_1, sampling_rate=0.6, steps=3)
+    assert 0.99 < spent([event], delta=1e-5).epsilon <= 1
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

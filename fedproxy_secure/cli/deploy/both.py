@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.errors import ConfigError
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR")]
 
@@ -38,16 +39,21 @@ def stop(folder: FolderArgument) -> None:
     Example: `fedproxy-secure deploy stop clinic`
     """
     with plain_errors(again=None):
+        from fedproxy_secure.deploy.federation import is_federation
         from fedproxy_secure.deploy.running import stop as end
+        from fedproxy_secure.deploy.site import open_site
 
+        if not is_federation(folder):
+            open_site(folder)
         typer.echo("stopped" if end(folder) else "nothing runs here")
 
 
 def rotate(folder: FolderArgument) -> None:
-    """Both: new keys. A site's request must be approved again; an owner's certificate is renewed.
+    """Both: make new keys for a site, or renew the certificate of an owner's SuperLink.
 
-    A site's old key vouches for the new one. Its owner then makes new kits for all sites. A renewed
-    certificate is of the same authority, and no kit changes.
+    A site gets new keys and a new request, which its old key vouches for. The owner approves the request
+    and makes new kits, which all sites accept. An owner's certificate is renewed by the same authority, so
+    no kit changes; one from an authority of her own cannot be renewed here.
 
     Example: `fedproxy-secure deploy rotate clinic`
     """
@@ -58,6 +64,11 @@ def rotate(folder: FolderArgument) -> None:
 
         if is_federation(folder):
             federation = open_federation(folder)
+            if not (folder / "authority" / "authority.key").exists():
+                raise ConfigError(
+                    f"{folder}: its certificate is of an authority of your own; put the renewed one in "
+                    "place of authority/server.pem and authority/server.key"
+                )
             make_server(folder / "authority", [federation.host])
             typer.echo("a new certificate; start `deploy run` again to use it")
             return

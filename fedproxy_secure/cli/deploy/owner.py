@@ -26,7 +26,10 @@ def init(
     changes: SetOption = None,
     certificate: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A certificate of your own (PEM); needs the next two."),
+        typer.Option(
+            metavar="FILE",
+            help="The SuperLink's certificate (PEM), if you have one; with --key and --authority.",
+        ),
     ] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
     authority: Annotated[
@@ -63,7 +66,8 @@ def approve(
         typer.Option(
             "--fingerprint",
             metavar="FP",
-            help="What a site said its fingerprint is; once for each request. Asked for if left out.",
+            help="The fingerprint that the site told you, in upper or lower case; once for each request. "
+            "Left out on a terminal, it is shown, and you are asked whether the site says the same.",
         ),
     ] = None,
 ) -> None:
@@ -77,22 +81,30 @@ def approve(
     with plain_errors(again=None):
         from fedproxy_secure.deploy.federation import open_federation
         from fedproxy_secure.deploy.members import approve as let_in
+        from fedproxy_secure.deploy.members import check_approvable
         from fedproxy_secure.deploy.signed import read_document
-        from fedproxy_secure.deploy.site import REQUEST, check_request
+        from fedproxy_secure.deploy.site import REQUEST
 
         opened = open_federation(federation)
-        for file in requests:
-            document = read_document(file, REQUEST)
-            name, found = check_request(document).name, document.fingerprint
+        documents = {file: read_document(file, REQUEST) for file in requests}
+        told = {_plain(one) for one in fingerprints or []}
+        for file, document in documents.items():
+            name, found = check_approvable(opened, document).name, document.fingerprint
             if fingerprints is None and sys.stdin.isatty():
                 if not typer.confirm(f"{name}: does the site say {found}?"):
                     raise ConfigError(f"site {name}: is not approved")
-            elif found not in (fingerprints or []):
+            elif _plain(found) not in told:  # an error that showed it would invite to copy it
                 raise ConfigError(
-                    f"{file}: fingerprint={found}: must be one that the site told you, as --fingerprint FP"
+                    f"{file}: has none of the fingerprints given as --fingerprint; it was changed on its "
+                    "way, or one was misheard: ask the site again"
                 )
-            let_in(opened, file)
-            typer.echo(f"approved {name}")
+        for document in documents.values():
+            typer.echo(f"approved {let_in(opened, document).name}")
+
+
+def _plain(fingerprint: str) -> str:
+    """Return a fingerprint as it may be told: without hyphens and spaces, in lower case."""
+    return fingerprint.replace("-", "").replace(" ", "").lower()
 
 
 def kit(
@@ -119,18 +131,18 @@ def kit(
 
 def run_command(
     federation: FederationArgument,
-    listen: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address of this machine to listen on.")
-    ] = "0.0.0.0",  # noqa: S104 - other machines must reach it
     wait: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long to wait for the other sites once enough are there."),
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long to wait for the other sites once enough are there."
+        ),
     ] = 120.0,
     status_port: StatusPortOption = None,
 ) -> None:
     """Owner: start the SuperLink and run the job with the sites of the newest kits; go on if it was killed.
 
-    Models, report and audit log go to `FEDERATION/run`.
+    Waits up to `federate.timeout_s` for `federate.min_clients` sites. Models, report and audit log go to
+    `FEDERATION/run`. Logs: `FEDERATION/superlink` and `FEDERATION/logs`.
 
     Example: `fedproxy-secure deploy run federation`
     """
@@ -144,9 +156,9 @@ def run_command(
         with shown_on(Console(stderr=True)) as progress:
             report = run_owner(
                 opened,
-                listen=listen,
                 wait_s=wait,
                 status_port=status_port,
+                tell=lambda line: typer.echo(line, err=True),
                 progress=progress,
                 command=f"fedproxy-secure deploy run {federation}",
             )

@@ -16,7 +16,9 @@ SiteArgument = Annotated[Path, typer.Argument(metavar="SITE")]
 
 def join(
     name: Annotated[str, typer.Option(help="The site's name, as the owner calls this client.")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: the site's name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The site's new folder. Default: the site's name.")
+    ] = None,
 ) -> None:
     """Site: make this site's keys, and a request with their public halves for the owner.
 

@@ -10,7 +10,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from fedproxy_secure.flower.internals import pack_app
+from fedproxy_secure.flower.internals.messages import pack_app
 
 SERVER = "fedproxy_secure.flower.server_app"
 FAB_ID = "fedproxy-secure/fedproxy-app"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fedproxy_secure.flower.launch.processes import process
+from fedproxy_secure.runtime.escape import printable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 STEADY_S = 60.0  # what lived so long is started again at once
@@ -77,8 +79,9 @@ def _rotate(file: Path) -> None:
 
 
 def _last_line(file: Path) -> str:
-    """Return the last line of a log that is not empty, without colours, at most 200 characters."""
+    """Return the last line of a log that tells of an error, else the last one: printable, at most 200."""
     with file.open("rb") as opened:
         opened.seek(max(0, file.stat().st_size - 4096))
         lines = [line.strip() for line in opened.read().decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")[:200]
+    errors = [line for line in lines if re.search("error|failed", line, flags=re.IGNORECASE)]
+    return printable(next((line for line in reversed(errors or lines) if line), ""))[:200]

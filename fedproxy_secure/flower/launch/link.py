@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower import internals
+from fedproxy_secure.flower.internals import superlink as administration
 from fedproxy_secure.flower.launch.app import CONTROL, write_app
 from fedproxy_secure.flower.launch.control import watch, write_control
 from fedproxy_secure.flower.launch.processes import (
@@ -21,12 +22,14 @@ from fedproxy_secure.flower.launch.processes import (
     quiet_environment,
     terminated_like_interrupted,
     wait_until_listening,
+    without_proxy_to_loopback,
 )
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import OnRound
 
 PYTHON_MODULE = "fedproxy_secure.flower.launch.superlink"
 _NAME = "fedproxy"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - other machines must reach it; see `launch.superlink`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +43,7 @@ class SuperLink:
 
     def register(self, keys: Mapping[str, bytes]) -> dict[str, int]:
         """Let nodes in that hold these keys (OpenSSH form, by name); return node id by name."""
-        return internals.register_nodes(self.address, self.root, keys)
-
-    def unregister(self, node_id: int) -> None:
-        """Let a node in no more."""
-        internals.unregister_node(self.address, self.root, node_id)
-
-    def online(self) -> set[int]:
-        """Return the ids of the nodes that are connected."""
-        return internals.online_nodes(self.address, self.root)
+        return administration.register_nodes(self.address, self.root, keys)
 
 
 @contextmanager
@@ -56,7 +51,6 @@ def superlink(
     folder: Path,
     *,
     python: str,
-    listen: str,
     port: int,
     certificate: Path,
     key: Path,
@@ -72,14 +66,24 @@ def superlink(
     of an earlier call still runs.
     """
     with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
-        check_free(listen, port)
-        arguments = ["-m", PYTHON_MODULE, "--host", listen, "--port", str(port), "--enable-supernode-auth"]
+        os.environ.update(without_proxy_to_loopback())  # this process administers the SuperLink
+        check_free(EVERYWHERE, port)
+        arguments = [
+            "-m",
+            PYTHON_MODULE,
+            "--host",
+            EVERYWHERE,
+            "--port",
+            str(port),
+            "--enable-supernode-auth",
+        ]
         arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]
         environment = quiet_environment(folder / "flwr")
         environment["FEDPROXY_EVENTS"] = str(events.resolve())
         # a header of a request must not say that it comes from this machine; see `launch.superlink`
         environment["FORWARDED_ALLOW_IPS"] = "127.0.0.1"
+        environment.pop("FLWR_DATABASE", None)  # messages stay in memory
         log = folder / "superlink.log"
         with process(python, arguments, environment, log, lock) as started:
             wait_until_listening(port, started, log)

@@ -34,6 +34,7 @@ def quiet_environment(home: Path) -> dict[str, str]:
     """
     return {
         **os.environ,
+        **without_proxy_to_loopback(),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -43,6 +44,16 @@ def quiet_environment(home: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+
+
+def without_proxy_to_loopback() -> dict[str, str]:
+    """Return variables by which no HTTP client sends what is for this machine to a proxy.
+
+    httpx takes proxies from the environment and does not spare loopback.
+    """
+    spared = ("127.0.0.1", "localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy"))
+    names = ",".join(dict.fromkeys(name for name in spared if name))
+    return {"NO_PROXY": names, "no_proxy": names}
 
 
 @contextmanager

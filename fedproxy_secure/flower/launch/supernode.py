@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from fedproxy_secure.flower.internals import AppRefused, OfferedApp, start_supernode
+from fedproxy_secure.flower.internals.supernode import AppRefused, OfferedApp, start_supernode
 from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_sha256
 from fedproxy_secure.flower.launch.parent import end_with_parent
 from fedproxy_secure.runtime.quoting import quoted

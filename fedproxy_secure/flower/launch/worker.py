@@ -1,11 +1,12 @@
 """A site's worker: one process that answers all messages, with this installation's client app.
 
-    python -m fedproxy_secure.flower.launch.worker ADDRESS SECRET_FILE
+    python -m fedproxy_secure.flower.launch.worker ADDRESS SECRET_FILE POLICY
 
 The SuperNode beside it takes messages from the SuperLink and hands them on. Model and records are loaded
 once and stay, so that a step of a round takes milliseconds, not the seconds in which a process starts.
 
-Guarantees: no code that the SuperLink sent is unpacked or run. Messages are answered one after another.
+Guarantees: no code that the SuperLink sent is unpacked or run. The policy is the one that the command
+names, whatever a SuperNode, or what answers in its place, says of it. Messages are answered one by one.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import sys
 from pathlib import Path
 
 from fedproxy_secure.flower.client_app import app
-from fedproxy_secure.flower.internals import answer_tasks
+from fedproxy_secure.flower.internals.worker import answer_tasks
 from fedproxy_secure.flower.launch.parent import end_with_parent
 
 
 def main() -> None:
     """Answer messages until this process is told to stop, or its parent ends."""
-    address, secret_file = sys.argv[1:]
+    address, secret_file, policy = sys.argv[1:]
     end_with_parent()
-    answer_tasks(address, Path(secret_file).read_bytes(), app)
+    answer_tasks(address, Path(secret_file).read_bytes(), app, {"policy": policy})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,176 @@
+"""A SuperLink with checks of who sends what that Flower's own lacks, and its administration.
+
+Flower 1.41 knows which node signed a request, but takes a pushed message as it is: it may name another
+sender, and one that answers nothing is handed to the server app beside the answer that the app asks for.
+And it hands on an answer whose parts are still being uploaded; the server app then waits for them inside
+Flower, for up to two hours, and hears nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+DEEPEST = 8  # message, records, arrays, pieces of arrays
+MOST_OBJECTS = 100_000  # pieces are of 5 MiB
+
+
+def start_superlink(middleware: Any) -> None:
+    """Run `flower-superlink` with this process' arguments, an ASGI middleware in front, and the checks."""
+    from flwr.superlink import extensions
+    from flwr.superlink.servicer.fleet import fleet_handlers
+    from flwr.superlink.servicer.runtime import runtime_handlers
+    from starlette.middleware import Middleware
+
+    vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)
+    vars(fleet_handlers)["push_messages"] = only_answers(fleet_handlers.push_messages)
+    vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages)
+    program = import_module("flwr.superlink.cli.flower_superlink")
+    vars(program)["get_uvicorn_log_config"] = without_access_log(program.get_uvicorn_log_config)
+    program.flower_superlink()
+
+
+def without_access_log(configured: Any) -> Any:
+    """Return Flower's settings of logs without a line for each request, by which anybody fills a disk."""
+
+    def quiet(*arguments: Any) -> Any:
+        config = configured(*arguments)
+        config.setdefault("loggers", {})["uvicorn.access"] = {"handlers": [], "propagate": False}
+        return config
+
+    return quiet
+
+
+def only_answers(push: Any) -> Any:
+    """Return Flower's handler of pushed messages that takes a node's own answers alone."""
+    from fastapi import HTTPException
+
+    def checked(request: Any, state: Any) -> Any:
+        node = request.node.node_id
+        sound = len(request.messages_list) == len(request.message_object_trees) == 1
+        for tree in request.message_object_trees:
+            sound &= is_plain_tree(tree, state.object_store)
+        for message in request.messages_list:
+            data = message.metadata
+            sound &= data.src_node_id == node and data.dst_node_id == 1 and bool(data.reply_to_message_id)
+        if not sound:
+            log.error("node %d pushed what is not an answer of its own; it is refused", node)
+            raise HTTPException(status_code=403, detail="a node may push answers of its own alone")
+        return push(request, state)
+
+    return checked
+
+
+def is_plain_tree(tree: Any, store: Any) -> bool:
+    """Return whether a store can take an answer's tree of objects and expand it to what was pushed.
+
+    A tree in which an object has different children in two places, or other children than the store has for
+    it, may expand without end, or hang itself below another node's message.
+    """
+    children_of: dict[str, tuple[str, ...]] = {}
+    stack, count = [(tree, 1)], 0
+    while stack:
+        node, depth = stack.pop()
+        count += 1
+        children = tuple(child.object_id for child in node.children)
+        known = store.store.get(node.object_id)
+        if depth > DEEPEST or count > MOST_OBJECTS:
+            return False
+        if children_of.setdefault(node.object_id, children) != children:
+            return False
+        if known is not None and tuple(known.child_object_ids) != children:
+            return False
+        stack += [(child, depth + 1) for child in node.children]
+    return True
+
+
+def only_whole_answers(pull: Any) -> Any:
+    """Return Flower's handler of the server app's look for answers that leaves out those on their way."""
+
+    def checked(request: Any, state: Any, task: Any) -> Any:
+        asked = list(request.message_ids)
+        del request.message_ids[:]
+        request.message_ids.extend(one for one in asked if not _is_on_its_way(one, state))
+        return pull(request, state, task)
+
+    return checked
+
+
+def _is_on_its_way(message_id: str, state: Any) -> bool:
+    """Return whether a request has an answer of which parts are still missing."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+    from flwr.supercore.object_store import NoObjectInStoreError
+
+    reply = state.message_ins_id_to_message_res_id.get(message_id)
+    if reply is None:
+        return False
+    store = state.object_store
+    try:
+        parts = iterate_object_tree(store.get_object_tree(reply))
+        return not all(store.store[part.object_id].is_available for part in parts)
+    except (NoObjectInStoreError, KeyError):
+        return False  # Flower says itself that they are gone
+
+
+def is_registered(state: Any, public_key: bytes) -> bool:
+    """Return whether a node with this key (PEM) is registered in a SuperLink's state."""
+    return state.get_node_id_by_public_key(public_key) is not None
+
+
+def is_signed(public_key: bytes, timestamp: str, signature: bytes) -> bool:
+    """Return whether a timestamp is recent, by Flower's measure, and signed with a key (PEM)."""
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+
+    try:
+        age_s = (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age_s < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return False
+        return bool(verify_signature(bytes_to_public_key(public_key), timestamp.encode("ascii"), signature))
+    except (ValueError, TypeError, UnicodeError):
+        return False
+
+
+def register_nodes(address: str, root: Path, keys: Mapping[str, bytes]) -> dict[str, int]:
+    """Register nodes at a SuperLink of this machine; return node id by name.
+
+    Args:
+        address: host and port.
+        root: the PEM file of the authority that signed the SuperLink's certificate.
+        keys: by name, a node's public key on a NIST curve, as OpenSSH writes it.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+    from flwr.proto.control_pb2 import RegisterNodeRequest
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    node_ids = {}
+    with _control(address, root) as control:
+        for name, key in keys.items():
+            public = load_ssh_public_key(key)
+            assert isinstance(public, EllipticCurvePublicKey)
+            request = RegisterNodeRequest(public_key=public_key_to_bytes(public), name=name)
+            node_ids[name] = int(control.RegisterNode(request).node_id)
+    return node_ids
+
+
+@contextmanager
+def _control(address: str, root: Path) -> Iterator[Any]:
+    """Open the interface by which a SuperLink is administered."""
+    from flwr.cli.typing import SuperLinkConnection
+    from flwr.cli.utils import init_http_client_from_connection
+
+    connection = SuperLinkConnection(
+        name="fedproxy", address=address, root_certificates=str(root.resolve()), insecure=False
+    )
+    client = init_http_client_from_connection(connection)
+    try:
+        yield client
+    finally:
+        client.close()

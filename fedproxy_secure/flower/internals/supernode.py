@@ -1,0 +1,108 @@
+"""A SuperNode that asks before it takes an app, and looks for messages more often than Flower's does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
+LOOK_S = 0.4  # how often a deployed node looks for messages instead
+PATIENT_S = 60.0  # after so long without a message it looks as rarely as Flower does
+
+
+class AppRefused(Exception):
+    """What a check of `start_supernode` raises: the message that brought this app is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfferedApp:
+    """An app as a SuperLink offers it: what it says of the run, and the bytes once they were sent."""
+
+    fab_id: str
+    version: str
+    sha256: str
+    kind: str
+    content: bytes | None
+
+
+def start_supernode(check: Callable[[OfferedApp], None]) -> None:
+    """Run `flower-supernode` with this process' arguments and a check of every app that it is offered.
+
+    `check` is called with what the SuperLink says of a run, and again with the app's bytes. If it raises
+    `AppRefused`, Flower drops the message that needed the app and goes on.
+    """
+    from flwr.supernode import start_client_internal as worker
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    vars(worker)["http_request_response"] = checked_connection(http_request_response, check)
+    # Flower looks for messages every three seconds; a round of masking has five steps
+    vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)
+    flower_supernode()
+
+
+class Impatient:
+    """A `sleep` that is short while messages come, and as long as asked after a minute without any.
+
+    Flower's worker sleeps `IDLE_S` when there is no message, and for less while it waits for an answer.
+    """
+
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self._sleep, self._idle_s = sleep, 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep at most `LOOK_S`, or as long as asked if nothing has come for `PATIENT_S`."""
+        if seconds < IDLE_S:
+            self._idle_s = 0.0
+        taken = seconds if self._idle_s > PATIENT_S else min(seconds, LOOK_S)
+        self._idle_s += taken
+        self._sleep(taken)
+
+
+def checked_connection(
+    connect: Callable[..., Any], check: Callable[[OfferedApp], None]
+) -> Callable[..., Any]:
+    """Return a SuperNode's connection to its SuperLink with the check of `start_supernode` in it."""
+    from flwr.supercore.run import RunNotRunningException
+
+    def checked(app: OfferedApp) -> None:
+        try:
+            check(app)
+        except AppRefused:
+            raise RunNotRunningException from None
+
+    @contextmanager
+    def connection(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
+        with connect(*arguments, **named) as opened:
+            node_id, receive, send, get_run, get_fab, *others = opened
+            runs: dict[int, Any] = {}
+
+            def checked_run(run_id: int) -> Any:
+                runs[run_id] = get_run(run_id)
+                checked(_offered(runs[run_id], None))
+                return runs[run_id]
+
+            def checked_fab(fab_hash: str, run_id: int) -> Any:
+                fab = get_fab(fab_hash, run_id)
+                if fab.hash_str != runs[run_id].fab_hash:
+                    raise RunNotRunningException
+                checked(_offered(runs[run_id], fab.content))
+                return fab
+
+            yield node_id, receive, send, checked_run, checked_fab, *others
+
+    return connection
+
+
+def _offered(run: Any, content: bytes | None) -> OfferedApp:
+    return OfferedApp(
+        fab_id=run.fab_id,
+        version=run.fab_version,
+        sha256=run.fab_hash,
+        kind=run.primary_task_type,
+        content=content,
+    )

@@ -1,0 +1,100 @@
+"""Answer a SuperNode's messages in one process that stays, in place of a process for each message."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+LOOK_S = 0.1  # how often the worker asks the SuperNode beside it
+log = logging.getLogger(__name__)
+
+
+def answer_tasks(
+    address: str, secret: bytes, app: ClientApp, node_config: Mapping[str, str | bool]
+) -> None:
+    """Answer, in this process and one after another, the messages that a SuperNode has for a client app.
+
+    This takes the place of Flower's SuperExec, which unpacks the app that the SuperLink sent and starts a
+    process for each message. Here no app is unpacked: `app` is this installation's own, and what it has
+    loaded stays loaded.
+
+    Args:
+        address: host and port of the SuperNode's interface for its own processes.
+        secret: what the SuperNode was given by `--superexec-auth-secret-file`.
+        app: answers the messages.
+        node_config: the node's settings, whatever the SuperNode says they are: who answers at `address` is
+            not known, and must not choose the policy by which records are read.
+    """
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+
+    signs = SuperExecAuthHttpInterceptor(
+        master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+    )
+    with _runtime(address, [RuntimeVersionHttpInterceptor(component_name="SuperExec"), signs]) as supernode:
+        asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        while True:
+            task = supernode.AcquireTask(asked)
+            if task.HasField("task") and task.token:
+                try:
+                    _answer_task(address, task.token, app, node_config)
+                except Exception:  # the SuperNode has started again and does not know the task
+                    log.exception("a message was lost: the SuperNode does not take the answer")
+            else:
+                time.sleep(LOOK_S)
+
+
+def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[str, str | bool]) -> None:
+    """Take one message from the SuperNode and give it the app's answer, or that the app failed."""
+    from flwr.app import Error
+    from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+    version = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
+    with _runtime(address, [version, RuntimeTokenHttpInterceptor(token)]) as supernode:
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(supernode))
+        heartbeat.start()
+        try:
+            message, context, _, _ = pull_task_input(supernode)
+            context.node_config = dict(node_config)
+            status, details = SubStatus.COMPLETED, ""
+            try:
+                reply = app(message=message, context=context)
+            except Exception as error:  # an answer of the app names its own errors; this one has none
+                log.exception("%s: failed", message.metadata.message_type)
+                status, details = SubStatus.FAILED, type(error).__name__
+                reply = Message(
+                    Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=details), reply_to=message
+                )
+            push_message(supernode, reply, context)
+            push_task_output(supernode, context, status, details)
+        finally:
+            heartbeat.stop()
+
+
+@contextmanager
+def _runtime(address: str, interceptors: list[Any]) -> Iterator[Any]:
+    """Open the interface that a SuperNode has for its own processes."""
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,  # on loopback
+        root_certificates=None,
+        interceptors=interceptors,
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    try:
+        yield client
+    finally:
+        client.close()

@@ -1,0 +1,1 @@
+"""Hosts on a real network of this machine's kernel: links that can be cut, slowed and listened to."""
