@@ -23,7 +23,7 @@ python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/pyth
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo real test test-slow test-all test-nightly test-light test-light-all check coverage coverage-secagg docs \
-	lock mutate-secagg bench clean
+	environment lock mutate-secagg bench clean
 .DEFAULT_GOAL := demo
 
 # A lock names all that is needed, so pip need not resolve. torch comes first, with what its build brings along:
@@ -49,8 +49,9 @@ real: $(REAL)
 test: $(TEST)
 	@$(PYTEST)
 
+# the files that have such tests: to collect all the others takes each worker about 20 seconds
 test-slow: $(TEST)
-	@$(PYTEST) -m "slow and not nightly"
+	@$(PYTEST) -m "slow and not nightly" $$(grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 
 test-all: $(TEST)
 	@$(PYTEST) -m "not nightly"
@@ -77,6 +78,10 @@ test-light-%:
 test-python-%:
 	@$(MAKE) --no-print-directory test-all VENV=.venv-$* PYTHON=$(call python,$*)
 
+# what `check` and `docs` install, so that they can run side by side
+environment: $(TEST)
+	@$(MAKE) --no-print-directory $(VENV)/.docs-installed
+
 check: $(TEST)
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --quiet --check .
@@ -95,7 +100,8 @@ coverage-secagg: $(TEST)
 	@HYPOTHESIS_PROFILE=short $(PYTEST) --no-header @tests/secagg.txt $(COVERAGE)
 	@$(PY) -m coverage report --skip-covered --show-missing --fail-under=100 --include='$(SECRETS)'
 
-docs: $(DEMO) $(VENV)/.docs-installed
+# what is installed for the tests is enough for the documentation, too
+docs: $(or $(wildcard $(TEST)),$(DEMO)) $(VENV)/.docs-installed
 	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 # `make lock` after a change of the dependencies, `make lock UPGRADE=1` for the newest versions

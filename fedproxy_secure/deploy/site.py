@@ -39,7 +39,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.deploy.federation import is_federation, read_mark
 from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
-from fedproxy_secure.journal.store import create_journal
+from fedproxy_secure.journal.store import carry_agreements, create_journal, journal_file
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, write_bytes
 from fedproxy_secure.secagg.provision import ROSTER
 
@@ -121,6 +121,8 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
     """Give a site new keys, and write a request that the old key vouches for.
 
     The old keys stay where they are: who has them can still not answer twice, because the journal is there.
+    The new journal knows which seeds the old one was bound to, so that new keys are no way to take part
+    again in a job that was answered with other sites.
 
     Raises `ConfigError` if the keys in use are in no accepted kit: the owner would not take them for ours.
     """
@@ -128,9 +130,8 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
         raise ConfigError(
             f"{site.folder}: its keys of generation {site.generation} are in no kit yet; accept one first"
         )
-    return _begin(
-        Site(folder=site.folder, name=site.name, generation=site.generation + 1), replaces=site.identity()
-    )
+    following = Site(folder=site.folder, name=site.name, generation=site.generation + 1)
+    return _begin(following, replaces=site.identity(), before=site)
 
 
 def open_site(folder: Path) -> Site:
@@ -170,7 +171,7 @@ def check_request(document: Document) -> Request:
     return Request(name=name, identity=document.public, node=text.encode(), replaces=replaces)
 
 
-def _begin(site: Site, *, replaces: Secret | None) -> tuple[Site, Document]:
+def _begin(site: Site, *, replaces: Secret | None, before: Site | None = None) -> tuple[Site, Document]:
     """Make the keys of a site's generation, then make that generation the one in use."""
     private_folder(site.folder / "generations")
     if site.keys.exists():  # a call that was killed before it was in use: nobody has seen its keys
@@ -178,6 +179,8 @@ def _begin(site: Site, *, replaces: Secret | None) -> tuple[Site, Document]:
     private_folder(site.keys)
     identity, node = fresh_secret(), ec.generate_private_key(ec.SECP384R1())
     create_journal(site.keys, site.name)
+    if before is not None:
+        carry_agreements(journal_file(before.keys, site.name), journal_file(site.keys, site.name))
     write_key(site.keys / f"{site.name}.key", identity)
     pem = node.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     write_bytes(site.node_key, pem, private=True)

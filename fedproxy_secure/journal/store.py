@@ -69,6 +69,20 @@ def create_journal(folder: Path, client: str) -> Path:
     return file
 
 
+def carry_agreements(old: Path, new: Path) -> None:
+    """Copy into a new journal what an older one of the same client has bound seeds to.
+
+    A client whose key is new would otherwise agree again to a job that it has answered with other clients,
+    and two sums that differ by one client tell that client's update.
+
+    Raises `ProtocolAborted` if one of them cannot be used.
+    """
+    with reading(old) as database:
+        rows = database.execute("SELECT policy, seed, run, roster_sha256 FROM agreed").fetchall()
+    with writing(new) as database:
+        database.executemany("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", rows)
+
+
 def check_journal(file: Path, client: str) -> None:
     """Raise `ConfigError` unless the journal is there, whole, this client's, and private to its owner."""
     try:

@@ -24,7 +24,8 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.deploy.federation import Federation, init
 from fedproxy_secure.deploy.kit import accept, make_kit
 from fedproxy_secure.deploy.members import approve, next_epoch
-from fedproxy_secure.deploy.site import join
+from fedproxy_secure.deploy.signed import read_document
+from fedproxy_secure.deploy.site import REQUEST, join
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.flower.launch.processes import free_port
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -140,7 +141,7 @@ def prepared(settings: Config, folder: Path) -> Federation:
     federation = init(settings, folder / "owner", address=f"127.0.0.1:{free_port()}")
     sites = [join(name, folder / name)[0] for name in SITES]
     for site in sites:
-        approve(federation, site.request)
+        approve(federation, read_document(site.request, REQUEST))
     epoch = next_epoch(federation)
     for site in sites:
         kit = make_kit(federation, epoch, site.name)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.config import load_config
 from fedproxy_secure.evidence.finding import Outcome, read_findings
@@ -75,13 +77,14 @@ def test_a_recorded_run_is_attacked_in_processes_and_reported_again(run):
         assert result.attack in attacked.stdout
         assert result.negative.low <= 0.55
 
-    reported = typed("attack", "report", "--run", run)
-    assert reported.returncode == 0
+    report = ["attack", "report", "--run", str(run)]
+    reported = CliRunner().invoke(app, report, env={"COLUMNS": "80"})
+    assert reported.exit_code == 0
     assert reported.stdout.splitlines()[0].strip() == "server, seed-0"
-    strict = typed("attack", "report", "--run", run, "--strict")
+    strict = CliRunner().invoke(app, [*report, "--strict"])
     outcomes = {r.outcome for r in results}
     expected = 1 if Outcome.SUCCEEDED in outcomes else 3 if Outcome.INCONCLUSIVE in outcomes else 0
-    assert strict.returncode == expected
+    assert strict.exit_code == expected
 
 
 @pytest.mark.slow

@@ -15,10 +15,9 @@ from tests.support.recorded import AUDIT, prepared
 from threat_models import get
 
 
-def on_engine(job, engine):
-    return job.changed(
-        seed=1, federate=job.federate.model_copy(update={"engine": engine, "timeout_s": 500.0, "rounds": 2})
-    )
+def on_engine(job, engine, rounds=2):
+    asked = {"engine": engine, "timeout_s": 500.0, "rounds": rounds}
+    return job.changed(seed=1, federate=job.federate.model_copy(update=asked))
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +25,34 @@ def world(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("engines"), clients=3)
 
 
-def recorded(world, engine, folder, **watch):
-    """The last state, what the server saw, and what clients wrote down, of a masked run of two rounds."""
+def recorded(world, engine, rounds, folder, **watch):
+    """The last state, what the server saw, and what clients wrote down, of a masked run."""
     job, proxy, initial = world
     place = folder / engine / "federation"
     place.mkdir(parents=True)
-    final = federate(on_engine(job, engine), proxy, initial, run_folder=place, **watch)
+    final = federate(on_engine(job, engine, rounds), proxy, initial, run_folder=place, **watch)
     states = [read_private(place / "transcript", c.name) for c in job.clients]
     return final, view(folder / engine, get("server")), states
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", ["simulation", "deployment"])
-def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine):
+@pytest.mark.parametrize(
+    ("engine", "rounds"),
+    # in a deployment each message starts a process of seconds
+    [("simulation", 2), ("deployment", 1), pytest.param("deployment", 2, marks=pytest.mark.nightly)],
+)
+def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine, rounds):
     told = []
-    expected, seen, written = recorded(world, "in_process", tmp_path)
-    final, also_seen, also_written = recorded(world, engine, tmp_path, on_round=told.append)
+    expected, seen, written = recorded(world, "in_process", rounds, tmp_path)
+    final, also_seen, also_written = recorded(world, engine, rounds, tmp_path, on_round=told.append)
     np.testing.assert_allclose(final.adapter, expected.adapter, atol=1e-6)
-    assert final.round == 2
-    assert [line["round"] for line in told] == [0, 1]
+    assert final.round == rounds
+    assert [line["round"] for line in told] == list(range(rounds))
 
     assert also_seen.cohorts == seen.cohorts
     assert also_seen.masked.keys() == seen.masked.keys()
-    for number in (0, 1):
+    for number in range(rounds):
         one, two = seen.sums[number].segments, also_seen.sums[number].segments
         np.testing.assert_allclose(two["update"], one["update"], atol=4e-6)
         np.testing.assert_allclose(also_seen.adapters[number], seen.adapters[number], atol=1e-6)
@@ -57,7 +60,7 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
         assert state.canaries == draw_canaries(state.client, AUDIT["canaries"], seed=1)
     for one, two in zip(written, also_written, strict=True):
         assert (two.train, two.holdout, two.canaries) == (one.train, one.holdout, one.canaries)
-        for number in (0, 1):
+        for number in range(rounds):
             assert two.rounds[number].used.tolist() == one.rounds[number].used.tolist()
             np.testing.assert_allclose(two.rounds[number].update, one.rounds[number].update, atol=1e-6)
 

@@ -26,6 +26,9 @@ from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer
 
 RECORD = {"unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
 CLIENT = {"unit": "client", "target_epsilon": 8.0, "target_delta": 1e-3, "clip_norm": 0.05}
+# A batch of the 12 records of a client, rounded up: without sampling, what steps cost is known at once.
+# With sampling, a calibration takes seconds; tests that need it ask for two rounds, so that one serves all.
+ALL = 16
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,12 @@ def world(tmp_path_factory):
     return job, folder / "llm", initial_state(attach(model, job.adapter, seed=0))
 
 
-def private(job, rounds=3, **privacy):
+def private(job, rounds=3, *, sampled=False, **privacy):
+    batch = job.local.batch_size if sampled or privacy["unit"] == "client" else ALL
     return job.changed(
         privacy=job.privacy.model_copy(update=privacy),
         federate=job.federate.model_copy(update={"rounds": rounds}),
+        local=job.local.model_copy(update={"batch_size": batch}),
     )
 
 
@@ -51,7 +56,7 @@ def serve(world, job, **more):
 
 @pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
 def test_every_client_spends_what_the_target_allows_and_no_more(world, tmp_path, settings):
-    serve(world, private(world[0], **settings), run_folder=tmp_path)
+    serve(world, private(world[0], 2, sampled=True, **settings), run_folder=tmp_path)
     costs = read_all(tmp_path / "privacy")
     assert sorted(costs) == ["c0", "c1", "c2"]
     for cost in costs.values():
@@ -60,7 +65,7 @@ def test_every_client_spends_what_the_target_allows_and_no_more(world, tmp_path,
 
 @pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
 def test_losses_stay_with_the_clients(world, tmp_path, settings):
-    serve(world, private(world[0], **settings), run_folder=tmp_path)
+    serve(world, private(world[0], 1, **settings), run_folder=tmp_path)
     for line in (tmp_path / "rounds.jsonl").read_text().splitlines():
         assert "loss" not in json.loads(line)
 
@@ -101,7 +106,7 @@ def test_the_files_of_a_ledger_are_for_the_client_alone(world, tmp_path):
 def test_a_repeated_round_gives_the_same_bytes_where_training_does_not_repeat_to_the_bit(world, tmp_path):
     """Otherwise the difference of the two updates would be free of the noise."""
     job, folder, initial = world
-    job = with_proxy(private(job, 2, **RECORD, ledger=str(tmp_path)), folder)
+    job = with_proxy(private(job, 2, sampled=True, **RECORD, ledger=str(tmp_path)), folder)
     client = build_client(job, 0, folder)
     first = client.train(round=0, start=initial.adapter).update
     with client.model.lent() as tuned:
@@ -130,7 +135,7 @@ def test_a_broadcast_that_cannot_be_trained_from_is_not_paid_for(world, tmp_path
 
 def test_repeated_rounds_remember_which_records_were_drawn_for_evaluations_alone(world, tmp_path):
     job, folder, initial = world
-    job = with_proxy(private(job, 2, **RECORD, ledger=str(tmp_path)), folder)
+    job = with_proxy(private(job, 2, sampled=True, **RECORD, ledger=str(tmp_path)), folder)
     seen = []
     client = build_client(job, 0, folder)
     watched = replace(client, on_trained=lambda round, update, drawn: seen.append(drawn))
@@ -173,7 +178,7 @@ def test_how_many_prompts_were_cut_is_said_without_differential_privacy_only(tmp
         (RECORD, "Prompts above data.max_tokens=12 were cut; how many is private."),
         (CLIENT, "Prompts above data.max_tokens=12 were cut; how many is private."),
     ):
-        raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=privacy)
+        raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=privacy, local={"batch_size": ALL})
         raw["data"]["max_tokens"] = 12
         config = parse_config(raw)
         assert cut_notes(truncated_prompts(config), config) == (line,)
@@ -298,7 +303,8 @@ def test_clients_refuse_client_level_privacy_in_the_clear(world):
 
 @pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
 def test_a_run_reports_guarantees_and_what_was_spent(tmp_path, settings):
-    raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=settings)
+    local = {"batch_size": ALL} if settings["unit"] == "record" else {}
+    raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=settings, local=local)
     report = run(parse_config(raw), tmp_path / "run")
     text = " ".join(report.guarantees)
     assert f"unit: one {settings['unit']}" in text

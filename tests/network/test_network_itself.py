@@ -26,7 +26,7 @@ from tests.support.network.whole import Network
 from tests.support.processes import ends_within
 
 MISSING = missing()
-pytestmark = pytest.mark.skipif(bool(MISSING) and not os.environ.get("CI"), reason=str(MISSING))
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 
 PORT = "7000"
 

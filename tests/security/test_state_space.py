@@ -15,6 +15,7 @@ from tests.support.client_model import Attempt, Rules, World, decide, fresh, mes
 from tests.support.state_space import explore, explore_in_turn
 from tests.support.state_tables import State, smallest_name
 
+pytestmark = pytest.mark.no_cover  # the model is of the tests, and of the package hardly anything runs
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 

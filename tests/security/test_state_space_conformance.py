@@ -33,6 +33,7 @@ from tests.support.real_sums import sums
 from tests.support.state_space import explore
 from tests.support.state_tables import State, smallest_name
 
+pytestmark = pytest.mark.no_cover  # what runs here is counted where `tests/secagg.txt` says
 EXAMPLES = {"nightly": 3000, "short": 10}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 40)
 NAMES = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
 

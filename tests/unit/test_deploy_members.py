@@ -14,7 +14,8 @@ from fedproxy_secure.deploy.members import approve, members, next_epoch, revoke,
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.signed import read_document, write_document
 from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, rotate_site
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.journal.rounds import Journal
 
 NAMES = ("clinic", "bank", "insurer")
 
@@ -163,6 +164,18 @@ def test_keys_are_rotated_once_before_the_owner_has_seen_them(federation, sites,
     site, _ = rotate_site(sites["clinic"])
     with pytest.raises(ConfigError, match="are in no kit yet"):
         rotate_site(site)
+
+
+def test_new_keys_do_not_free_a_seed_that_was_bound_to_other_sites(federation, sites):
+    all_in(federation, sites)
+    site = sites["clinic"]
+    old = Journal(folder=site.keys, client="clinic")
+    old.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"first")
+    site, _ = rotate_site(site)
+    new = Journal(folder=site.keys, client="clinic")
+    with pytest.raises(ProtocolAborted, match="it is fixed for a run"):
+        new.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"second")
+    new.agree(policy=b"policy", seed=1, run="other", roster_sha256=b"second")
 
 
 def test_two_sites_do_not_share_a_nodes_key(federation, sites, monkeypatch):

@@ -5,6 +5,7 @@ import hashlib
 import logging
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -242,7 +243,7 @@ def test_an_answer_is_handed_on_once_all_of_it_is_there():
     from flwr.proto.message_pb2 import ObjectTree
     from flwr.supercore.object_store import ObjectStoreFactory
 
-    store = ObjectStoreFactory().store()
+    store: Any = ObjectStoreFactory().store()
     store.preregister(1, ObjectTree(object_id="a" * 64, children=[ObjectTree(object_id="b" * 64)]))
     state = type(
         "State", (), {"object_store": store, "message_ins_id_to_message_res_id": {"asked": "a" * 64}}

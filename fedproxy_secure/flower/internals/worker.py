@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 LOOK_S = 0.1  # how often the worker asks the SuperNode beside it
+AWAY_S = 1.0  # the same while there is none
 log = logging.getLogger(__name__)
 
 
@@ -38,10 +40,15 @@ def answer_tasks(
     signs = SuperExecAuthHttpInterceptor(
         master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
     )
-    with _runtime(address, [RuntimeVersionHttpInterceptor(component_name="SuperExec"), signs]) as supernode:
+    version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+    with _runtime(address, [version, signs], tries=1) as supernode:
         asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         while True:
-            task = supernode.AcquireTask(asked)
+            try:
+                task = supernode.AcquireTask(asked)
+            except httpx.HTTPError:  # the SuperNode is away; whoever keeps it running starts it again
+                time.sleep(AWAY_S)
+                continue
             if task.HasField("task") and task.token:
                 try:
                     _answer_task(address, task.token, app, node_config)
@@ -60,7 +67,7 @@ def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
     version = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
-    with _runtime(address, [version, RuntimeTokenHttpInterceptor(token)]) as supernode:
+    with _runtime(address, [version, RuntimeTokenHttpInterceptor(token)], tries=3) as supernode:
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(supernode))
         heartbeat.start()
         try:
@@ -82,17 +89,19 @@ def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[
 
 
 @contextmanager
-def _runtime(address: str, interceptors: list[Any]) -> Iterator[Any]:
-    """Open the interface that a SuperNode has for its own processes."""
+def _runtime(address: str, interceptors: list[Any], *, tries: int) -> Iterator[Any]:
+    """Open the interface that a SuperNode has for its own processes; each call is tried so often."""
     from flwr.supercore.retry import make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
 
+    retries = make_simple_http_retry_invoker()
+    retries.max_tries = tries
     client = RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # on loopback
         root_certificates=None,
         interceptors=interceptors,
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=retries,
     )
     try:
         yield client

@@ -12,6 +12,7 @@ names, whatever a SuperNode, or what answers in its place, says of it. Messages 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from fedproxy_secure.flower.client_app import app
@@ -23,7 +24,8 @@ def main() -> None:
     """Answer messages until this process is told to stop, or its parent ends."""
     address, secret_file, policy = sys.argv[1:]
     end_with_parent()
-    answer_tasks(address, Path(secret_file).read_bytes(), app, {"policy": policy})
+    with suppress(KeyboardInterrupt):  # how it is told to stop
+        answer_tasks(address, Path(secret_file).read_bytes(), app, {"policy": policy})
 
 
 if __name__ == "__main__":
