@@ -18,7 +18,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 DEEPEST = 8  # message, records, arrays, pieces of arrays
-MOST_OBJECTS = 100_000  # pieces are of 5 MiB
+MOST_OBJECTS = 10_000  # pieces are of 5 MiB
 
 
 def start_superlink(middleware: Any) -> None:
