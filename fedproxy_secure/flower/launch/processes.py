@@ -1,9 +1,9 @@
 """Flower's own programs as processes that are watched and always stopped.
 
-Guarantees: a process started by `process` has ended, with all that it started in its group, when the `with`
-block is left. What Flower detaches (a SuperLink's executor and its server app) ends by itself within two
-minutes. Two callers never share a folder of logs (`alone_in`). Not guaranteed: anything after a SIGKILL of the
-caller, unless the program watches its parent itself.
+Guarantees: a process started by `process` has ended, with all that it started in its group, when the
+`with` block is left. What Flower detaches (a SuperLink's executor and its server app) ends by itself within
+two minutes. Two callers never share a folder of logs (`alone_in`). Not guaranteed: anything after a SIGKILL
+of the caller, unless the program watches its parent itself.
 """
 
 from __future__ import annotations
