@@ -2,8 +2,8 @@
 
 Each answer is fetched by the id of the request that it must answer. Flower puts a message together from
 what its sender uploaded, and that includes the origin that the sender claims. So the id of the request
-alone tells whose answer it is, and what answers no request is dropped. On a deployment the SuperLink lets a
-node push answers of its own alone (`flower.internals.superlink`). A client is left out,
+alone tells whose answer it is. A deployment's SuperLink lets a node push answers of its own alone
+(`flower.internals.superlink`); Flower's own would hand on other messages beside them. A client is left out,
 with one line in the log, if its answer cannot be put together or decoded, or says that the client failed.
 
 An error that a client reports ends the run only if too few clients are left to go on (`enough`, `explain`).
@@ -188,10 +188,11 @@ class Asker:
             kind = type(error).__name__
             log.warning("%s: %s is left out: its answer is no message (%s)", group, self.who(node), kind)
             return _Answer()
-        # a SuperLink may hand on messages that answer nothing beside the one that was asked for
-        reply = next((one for one in replies if one.metadata.reply_to_message_id == sent), None)
-        if reply is None:
+        if not replies:
             return None
+        # what an answer says of itself counts only where a SuperLink hands on more than was asked for
+        answers = [one for one in replies if one.metadata.reply_to_message_id == sent]
+        reply = (answers or replies)[0]
         if reply.has_error() or not reply.has_content():
             reason = str(reply.error.reason) if reply.has_error() else "its answer is empty"
             log.warning("%s: %s failed: %s", group, self.who(node), one_line(reason))
