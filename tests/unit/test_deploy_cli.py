@@ -1,0 +1,126 @@
+"""The commands of `deploy` as a person types them: what they print, and a line where something is wrong."""
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedproxy_secure.cli.app import app
+from tests.support.tiny import tiny_settings
+
+SITES = ("c0", "c1", "c2")
+
+
+def typed(*words, code=0):
+    """Run a command in this process and return what it printed; it must end with this code."""
+    done = CliRunner().invoke(app, ["deploy", *map(str, words)])
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The settings' file, and folders of an owner and three sites that are set up, up to accepted kits."""
+    folder = tmp_path_factory.mktemp("typed")
+    settings = tiny_settings(folder, seeds=[0], protect={"scheme": "masking"}, federate={"min_clients": 3})
+    (folder / "job.yaml").write_text(yaml.safe_dump(settings))
+    typed("init", folder / "job.yaml", "--address", "127.0.0.1:1", "--out", folder / "owner")
+    told = {name: typed("join", "--name", name, "--out", folder / name) for name in SITES}
+    prints = {name: text.split("fingerprint: ")[1].strip() for name, text in told.items()}
+    requests = [folder / name / f"{name}.request.json" for name in SITES]
+    given = [word for name in SITES for word in ("--fingerprint", prints[name].upper().replace("-", " "))]
+    assert typed("approve", folder / "owner", *requests, *given).count("approved") == 3
+    assert typed("kit", folder / "owner").count("epoch 1") == 3
+    key = next(word for word in (folder / "owner" / "card.txt").read_text().split() if len(word) == 64)
+    for name in SITES:
+        said = typed(
+            "accept", folder / name, folder / "owner" / "kits" / f"{name}.kit.json", "--owner", key
+        )
+        assert "proposed by the owner: edit it" in said
+    return folder
+
+
+def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):
+    said = typed("preflight", started / "c0", code=2)
+    assert [line[:3] for line in said.splitlines()[:8]] == ["ok "] * 7 + ["BAD"]
+    assert "does not answer" in said
+    assert said.splitlines()[-1] == "error: 1 of the checks above are not in order"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("rounds: 3", "rounds: 2", "rounds: the job has 3, client.yaml has 2"),
+        ("scheme: masking", "scheme: unsafe_plaintext", "protect.scheme: the job has 'masking'"),
+        ("name: c0", "name: c1", "client.name=c1: must be c0"),
+        ("record: false", "record: true", "a site keeps no transcript"),
+        ("rounds: 3", "roundz: 3", "rounds: Field required"),
+        ("0.{split}", "9.{split}", "9."),
+        ("protect:", "protect: 1\nother:", "must hold a policy"),
+        ("client:", "client: [", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_sites_own_file_is_one_line_and_ends_start_too(started, old, new, line):
+    file = started / "c0" / "client.yaml"
+    text = file.read_text()
+    assert old in text
+    try:
+        file.write_text(text.replace(old, new, 1))
+        assert line in typed("preflight", started / "c0", code=2)
+        assert line in typed("start", started / "c0", code=2)
+    finally:
+        file.write_text(text)
+
+
+def test_keys_that_others_may_read_are_found(started):
+    key = next((started / "c1" / "generations" / "1").glob("node.key"))
+    key.chmod(0o644)
+    try:
+        assert "must be 600" in typed("preflight", started / "c1", code=2)
+    finally:
+        key.chmod(0o600)
+
+
+def test_status_and_stop_say_that_nothing_runs(started):
+    assert "nothing runs here" in typed("status", started / "owner")
+    assert "nothing runs here" in typed("status", started / "c0")
+    assert typed("stop", started / "c0") == "nothing runs here\n"
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path):
+    for command in ("stop", "status", "rotate", "preflight", "start"):
+        assert "is not a site's folder" in typed(command, tmp_path, code=2)
+    for words in (("kit", tmp_path), ("run", tmp_path), ("revoke", tmp_path, "c0")):
+        assert "is not an owner's folder" in typed(*words, code=2)
+
+
+def test_a_fingerprint_that_is_not_the_requests_lets_nobody_in_and_does_not_show_the_right_one(started):
+    request = started / "c2" / "c2.request.json"
+    right = typed("join", "--name", "c2", "--out", started / "c2").split("fingerprint: ")[1].strip()
+    said = typed("approve", started / "owner", request, "--fingerprint", "0000-1111", code=2)
+    assert right not in said
+    assert "ask the site again" in said
+
+
+def test_a_run_without_kits_is_one_line(started, tmp_path):
+    typed("init", started / "job.yaml", "--address", "127.0.0.1", "--out", tmp_path / "new")
+    assert "has no kits" in typed("run", tmp_path / "new", code=2)
+    assert "0 sites are approved" in typed("kit", tmp_path / "new", code=2)
+
+
+def test_own_certificates_come_with_key_and_authority(started, tmp_path):
+    words = ("init", started / "job.yaml", "--address", "127.0.0.1", "--out", tmp_path / "new")
+    assert "must be given together" in typed(*words, "--certificate", "x.pem", code=2)
+    tls = started / "owner" / "authority"
+    own = ["--certificate", tls / "server.pem", "--key", tls / "server.key"]
+    typed(*words, *own, "--authority", tls / "authority.pem")
+    assert "of an authority of your own" in typed("rotate", tmp_path / "new", code=2)
+
+
+def test_a_site_that_is_revoked_or_too_few_end_a_run_before_it_begins(started):
+    """The last test of this folder: it changes who takes part."""
+    assert "a new certificate" in typed("rotate", started / "owner")
+    assert "keys of generation 2" in typed("rotate", started / "c1")
+    assert "its kit is for other keys" in typed("start", started / "c1", code=2)
+    assert "revoked c0" in typed("revoke", started / "owner", "c0")
+    assert "2 sites of epoch 1 may take part: must be >= 3" in typed("run", started / "owner", code=2)
