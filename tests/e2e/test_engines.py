@@ -78,7 +78,7 @@ def test_a_clients_error_on_its_records_ends_a_deployment_and_stays_in_its_own_l
     with pytest.raises(DataError, match="records or messages cannot be used; its own log has the reason"):
         federate(on_engine(job, "deployment"), proxy, initial, run_folder=tmp_path)
     logs = tmp_path / "flower"
-    assert "audit.holdout=0.3: leaves client c1 0 of 1" in (logs / "supernode-1.log").read_text()
+    assert "audit.holdout=0.3: leaves client c1 0 of 1" in (logs / "worker-1.log").read_text()
     assert "audit.holdout" not in (logs / "run.log").read_text()
 
 
