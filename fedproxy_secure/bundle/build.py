@@ -8,8 +8,6 @@ transcript, a weight, a private key, a client's path or a ledger as it lies at a
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from fedproxy_secure.bundle.statements import contents_statement, findings_state
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.gate.judge import judge
-from fedproxy_secure.gate.policy import load_policy
+from fedproxy_secure.gate.policy import load_policy, parse_policy
 from fedproxy_secure.gate.table import json_gate
 from fedproxy_secure.gate.verdict import Judgement, Signed
 from fedproxy_secure.report.report import Report
@@ -126,13 +124,7 @@ def judged(report: Report, policy: bytes, *, signer: bytes) -> Judgement:
 
     Raises `ConfigError` for a policy that cannot be read.
     """
-    folder = Path(tempfile.mkdtemp())
-    try:
-        path = folder / Path(archive.POLICY).name
-        path.write_bytes(policy)
-        rules = load_policy(path)
-    finally:
-        shutil.rmtree(folder)
+    rules = parse_policy(policy, Path(Path(archive.POLICY).name))
     pinned = replace(rules, signer=rules.signer or signer.hex())
     return judge(report, pinned, signed=Signed(problems=(), unsettled=(), signer=signer.hex()))
 

@@ -182,7 +182,7 @@ def threat_model_files() -> dict[str, bytes]:
 
 
 def _outcomes(report: Report) -> dict[str, str]:
-    """Return how often each attack of a report ended how: id -> text."""
+    """Return each attack's outcomes and how often each was reached, as text by the attack's id."""
     counts: dict[str, Counter[Outcome]] = {}
     for configuration in report.configurations:
         for finding in configuration.findings:

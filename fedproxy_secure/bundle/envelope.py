@@ -22,6 +22,7 @@ from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import json_bytes
 from fedproxy_secure.runtime.untrusted import parse_json
 
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from fedproxy_secure.bundle.envelope import PAYLOAD_TYPE, pae
+from fedproxy_secure.bundle.envelope import PAYLOAD_TYPE, STATEMENT_TYPE, pae
 from fedproxy_secure.crypto.primitives import derive
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
@@ -32,21 +32,20 @@ from fedproxy_secure.runtime.untrusted import parse_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PREDICATE = "https://model_signing/signature/v1.0"
-STATEMENT = "https://in-toto.io/Statement/v1"
 SERIALIZATION = {
     "method": "files",
     "hash_type": "sha256",
     "allow_symlinks": False,
     "ignore_paths": [".git", ".gitattributes", ".github", ".gitignore"],
 }
-ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of the group of P-256
 
 
 def model_key(audit_key: Secret) -> ec.EllipticCurvePrivateKey:
     """Return the P-256 key that signs models, derived from the audit key."""
     parts = [derive(audit_key, info=b"fedproxy-secure model signing 1 " + end) for end in (b"a", b"b")]
     number = int.from_bytes(b"".join(part.reveal() for part in parts), "big")  # 512 bits: no bias below
-    return ec.derive_private_key(number % (ORDER - 1) + 1, ec.SECP256R1())
+    curve = ec.SECP256R1()
+    return ec.derive_private_key(number % (curve.group_order - 1) + 1, curve)
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -100,7 +99,7 @@ def check_model_signature(raw: bytes, pem: bytes, name: str, files: Mapping[str,
 def _statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
     resources = [{"algorithm": "sha256", "digest": files[n], "name": n} for n in _ordered(files)]
     return {
-        "_type": STATEMENT,
+        "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": root_digest(files)}}],
         "predicateType": PREDICATE,
         "predicate": {"resources": resources, "serialization": SERIALIZATION},

@@ -1,4 +1,4 @@
-"""Client's paths out of what a bundle copies: each is replaced by `[redacted]`, and none may be left.
+"""Take clients' paths out of what a bundle copies: each becomes `[redacted]`, and none may be left.
 
 A bundle holds only what `archive.MAY_HOLD` names. Of that, reports and audit logs are copies, and may
 quote a path: in the command that made the run, or in the error that ended it. Settings say which paths are

@@ -13,10 +13,10 @@ from typing import Any
 
 from fedproxy_secure import __version__
 from fedproxy_secure.bundle.archive import POLICY, PRIVACY, REPORT, VERDICT
+from fedproxy_secure.bundle.envelope import STATEMENT_TYPE
 from fedproxy_secure.bundle.findings import PREDICATE as FINDINGS_PREDICATE
 from fedproxy_secure.gate.verdict import Judgement, Verdict
 
-TYPE = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 CONTENTS_PREDICATE = "urn:fedproxy-secure:bundle-contents:v0.1"
 BUNDLE_VERSION = 1
@@ -32,7 +32,7 @@ def statement(
 ) -> dict[str, Any]:
     """Return a Statement about some of the files, named by their paths in the bundle."""
     return {
-        "_type": TYPE,
+        "_type": STATEMENT_TYPE,
         "subject": [{"name": n, "digest": {"sha256": sha256(files[n])}} for n in sorted(subjects)],
         "predicateType": predicate_type,
         "predicate": dict(predicate),

@@ -9,7 +9,6 @@ no record of a site is ever here.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +70,6 @@ def run_owner(
         page_of(federation.folder, status_port) as page,
         superlink(
             federation.folder / "superlink",
-            python=sys.executable,
             port=federation.port,
             certificate=federation.tls.certificate,
             key=federation.tls.key,

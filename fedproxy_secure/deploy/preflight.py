@@ -22,6 +22,7 @@ from fedproxy_secure.deploy.kit import Kit, differences, needed_kit
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 
 MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago, or in the future
@@ -43,14 +44,22 @@ class Check:
 
 
 def local_checks(site: Site) -> Iterator[Check]:
-    """Check kit, keys, policy, records, ledger, disk and device of a site."""
+    """Check kit, keys, policy, records, device, ledger and disk of a site.
+
+    Records and device are checked only if the policy, which names them, can be read.
+    """
     yield _check("kit", lambda: _kit_line(needed_kit(site)))
     yield _check("keys", lambda: _keys_line(site))
-    yield _check("policy", lambda: _policy_line(site))
-    yield _check("records", lambda: _records_line(site))
+    try:
+        policy = effective_policy(site)
+    except FedProxyError as error:
+        yield Check(name="policy", ok=False, line=str(error))
+    else:
+        yield _check("policy", lambda: _policy_line(policy, needed_kit(site)))
+        yield _check("records", lambda: _records_line(policy))
+        yield _check("device", lambda: _device_line(policy.device))
     yield _check("ledger", lambda: _writable_line(site))
     yield _check("disk", lambda: _disk_line(site.folder))
-    yield _check("device", lambda: _device_line(site))
 
 
 def network_checks(kit: Kit) -> Iterator[Check]:
@@ -98,16 +107,14 @@ def _keys_line(site: Site) -> str:
     return f"generation {site.generation}, readable by their owner alone"
 
 
-def _policy_line(site: Site) -> str:
-    policy, kit = effective_policy(site), needed_kit(site)
+def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
     if lines := differences(kit, policy):
         raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
     private = "" if policy.privacy.unit == "none" else f", epsilon at most {policy.privacy.max_epsilon}"
     return f"{policy.protect.scheme}, {policy.privacy.unit} privacy{private}, as the owner's job"
 
 
-def _records_line(site: Site) -> str:
-    policy = effective_policy(site)
+def _records_line(policy: ClientPolicy) -> str:
     task = load_task(policy.client, root=policy.data_root)
     return f"{len(task.train)} to train with, from {policy.client.source}"
 
@@ -126,8 +133,7 @@ def _disk_line(folder: Path) -> str:
     return f"{free / 2**30:.0f} GiB are free"
 
 
-def _device_line(site: Site) -> str:
-    device = effective_policy(site).device
+def _device_line(device: str) -> str:
     if device == "cpu":
         return "cpu"
     import torch
@@ -145,6 +151,6 @@ def _clock_line(began: datetime, date: str | None) -> str:
     apart = abs((datetime.now(UTC) - began) / 2 + began - theirs).total_seconds()
     if apart > MOST_CLOCK_S:
         raise ConfigError(
-            f"clock: {apart:.0f} s apart from the owner's; must be <= {MOST_CLOCK_S:.0f} s; set it by NTP"
+            f"{apart:.0f} s apart from the owner's; must be <= {MOST_CLOCK_S:.0f} s; set it by NTP"
         )
     return f"{apart:.0f} s apart from the owner's"

@@ -20,6 +20,7 @@ from fedproxy_secure.runtime.untrusted import parse_json
 
 FILE = "running.json"
 STOP_S = 60.0
+LOOKS = 3
 _POLL_S = 0.2
 
 
@@ -30,21 +31,30 @@ def the_only_one(folder: Path, what: str) -> Iterator[None]:
     Raises `RunFolderError` if another process holds it, or it cannot be written.
     """
     try:
-        with (folder / FILE).open("a+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"{folder}: {what} runs here already, process {running(folder)}; `deploy stop` ends it"
-                ) from None
-            file.truncate(0)
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            file.write(json.dumps({"pid": os.getpid(), "since": since}).encode())
-            file.flush()
-            yield
-            file.truncate(0)
+        file = (folder / FILE).open("a+b")
     except OSError as error:
         raise RunFolderError(f"{folder / FILE}: cannot be written: {error.strerror}") from error
+    with file:
+        if not _locked(file.fileno()):
+            raise RunFolderError(
+                f"{folder}: {what} runs here already, process {running(folder)}; `deploy stop` ends it"
+            )
+        file.truncate(0)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(json.dumps({"pid": os.getpid(), "since": since}).encode())
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _locked(descriptor: int) -> bool:
+    """Return whether a file could be locked; tried a few times, because `running` holds it for a moment."""
+    for _ in range(LOOKS):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_POLL_S)
+    return False
 
 
 def running(folder: Path) -> int | None:

@@ -113,10 +113,20 @@ def find_policy(name: str, folders: Sequence[Path] = FOLDERS) -> Path:
 def load_policy(path: Path) -> Policy:
     """Read a policy. Raises `ConfigError` in one line: the key, the value, the rule."""
     try:
-        data = read_bytes(path)
-        raw = parse_yaml(data, _Strict)
+        return parse_policy(read_bytes(path), path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+
+
+def parse_policy(data: bytes, path: Path) -> Policy:
+    """Return the policy in a YAML text; errors name `path`, where it comes from, and it gives the name.
+
+    Raises what `load_policy` does.
+    """
+    try:
+        raw = parse_yaml(data, _Strict)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
     try:

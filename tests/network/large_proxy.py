@@ -132,7 +132,7 @@ def _watch(running: Running, *, wanted: float, cut_s: float) -> dict[str, Any]:
 
 
 def _note_memory(running: Running, memory: dict[str, float]) -> None:
-    """Keep the largest peak of resident memory that any process of a role has had."""
+    """Update each role's peak: the largest resident memory of any of its processes so far."""
     for host in running.network.hosts:
         for pid, line in host.processes().items():
             role = next((role for role in _ROLES if role in line), None)

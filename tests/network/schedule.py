@@ -1,4 +1,4 @@
-"""Which disturbance happens in which step of the protocol, to whom: drawn with a seed."""
+"""A schedule drawn with a seed: which disturbance hits whom, in which step of the protocol."""
 
 from __future__ import annotations
 

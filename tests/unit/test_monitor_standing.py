@@ -1,4 +1,4 @@
-"""How owner and site stand, from files alone: right numbers, plain reasons, and nothing that is hidden."""
+"""The standing of owner and site, read from files: right numbers, plain reasons, and no secrets."""
 
 import json
 import os

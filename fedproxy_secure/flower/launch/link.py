@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,6 @@ class SuperLink:
 def superlink(
     folder: Path,
     *,
-    python: str,
     port: int,
     certificate: Path,
     key: Path,
@@ -68,15 +68,8 @@ def superlink(
     with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
         os.environ.update(without_proxy_to_loopback())  # this process administers the SuperLink
         check_free(EVERYWHERE, port)
-        arguments = [
-            "-m",
-            PYTHON_MODULE,
-            "--host",
-            EVERYWHERE,
-            "--port",
-            str(port),
-            "--enable-supernode-auth",
-        ]
+        arguments = ["-m", PYTHON_MODULE, "--host", EVERYWHERE, "--port", str(port)]
+        arguments += ["--enable-supernode-auth"]
         arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]
         environment = quiet_environment(folder / "flwr")
@@ -85,7 +78,7 @@ def superlink(
         environment["FORWARDED_ALLOW_IPS"] = "127.0.0.1"
         environment.pop("FLWR_DATABASE", None)  # messages stay in memory
         log = folder / "superlink.log"
-        with process(python, arguments, environment, log, lock) as started:
+        with process(sys.executable, arguments, environment, log, lock) as started:
             wait_until_listening(port, started, log)
             home = folder / "flwr"
             home.mkdir(exist_ok=True)
