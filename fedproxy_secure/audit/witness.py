@@ -3,6 +3,7 @@
     opened     settings' hash, environment, command, signer
     resumed    another process goes on; which seeds were finished
     started    a seed begins, or goes on after `rounds` rounds
+    traced     what a traced proxy's code rests on: the commitment of its key, and the clients' names
     roster     hash and names of those who may take part, where updates are masked
     round      who took part, and what each spent of its privacy (the mechanism's events)
     finished   a seed's epsilon by client, the SHA-256 of every file of it, models included, and the names
@@ -102,6 +103,14 @@ class Witness:
         """Log that a seed begins, or goes on where it was killed."""
         self.at = seed
         self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
+
+    def traced(self, seed: int, facts: Mapping[str, Any]) -> None:
+        """Log what a seed's traced proxy rests on, once. Raises `AuditError` if the log has another."""
+        logged = self.log.of("traced", seed=seed)
+        if not logged:
+            self._tell("traced", seed=seed, **facts)
+        elif logged[0].body != {"seed": seed, **facts}:
+            raise AuditError(f"{NAME}: seed {seed} is traced with another key, proxy or clients than now")
 
     def untold_rounds(self, seed: int) -> list[dict[str, Any]]:
         """Return the lines of metrics of rounds that are saved and not in the log yet, in order."""

@@ -21,13 +21,15 @@ from fedproxy_secure.config import (
     cohort_size,
 )
 from fedproxy_secure.runtime.untrusted import parse_json
+from fedproxy_secure.tracing.marks import Marks
 
 
 class AgreedSettings(Section):
     """The settings that must be the same at the server and at all clients.
 
     `blocks` are indices into the model that clients hold (None: all). The server fills in `proxy_sha256`,
-    the hash of the proxy's files, and `proxy_loaded_sha256`, the hash of the model that they load as.
+    the hash of the proxy's files, and `proxy_loaded_sha256`, the hash of the model that they load as. With
+    `marks` the proxy is traced: each client has a copy of its own, and both hashes are of the unmarked one.
     """
 
     seed: int
@@ -41,6 +43,7 @@ class AgreedSettings(Section):
     blocks: tuple[int, ...] | None = None
     proxy_sha256: str = ""
     proxy_loaded_sha256: str = ""
+    marks: Marks | None = None
 
     @property
     def granularity(self) -> Literal["plain", "coordinate", "block"]:

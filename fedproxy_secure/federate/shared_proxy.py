@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fedproxy_secure.models.lent import LentModel
 from fedproxy_secure.models.llm import Tokenizer
 from fedproxy_secure.proxy_intake.files import verified_sha256
 from fedproxy_secure.proxy_intake.model import load_proxy
+from fedproxy_secure.tracing.marks import Marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +25,28 @@ class SharedProxy:
     loaded_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a proxy lies. Copies of one traced proxy are one place: all load as the same."""
+
+    folder: Path = field(compare=False)
+    alone: Path | None
+    marks: Marks | None
+
+
+def _place(job: FederationJob, folder: Path) -> _Place:
+    where = folder.resolve()
+    return _Place(folder=where, alone=where if job.marks is None else None, marks=job.marks)
+
+
 def shared_proxy(job: FederationJob, folder: Path) -> SharedProxy:
     """Return the proxy in `folder` with a fresh adapter, loaded once per process unless its files change.
 
     Raises what `load_proxy` raises.
     """
     return _shared(
-        folder.resolve(),
-        verified_sha256(folder),
+        _place(job, folder),
+        verified_sha256(folder, job.marks),
         job.adapter,
         job.blocks,
         job.seed,
@@ -50,10 +65,9 @@ def with_proxy(job: FederationJob, folder: Path) -> FederationJob:
     if job.federate.engine == "in_process":  # its clients train this very copy
         loaded = shared_proxy(job, folder).loaded_sha256
     else:
-        loaded = _loaded_once(
-            folder.resolve(), verified_sha256(folder), job.device, job.dtype, job.max_tokens
-        )
-    return job.changed(proxy_sha256=verified_sha256(folder), proxy_loaded_sha256=loaded)
+        sha256 = verified_sha256(folder, job.marks)
+        loaded = _loaded_once(_place(job, folder), sha256, job.device, job.dtype, job.max_tokens)
+    return job.changed(proxy_sha256=verified_sha256(folder, job.marks), proxy_loaded_sha256=loaded)
 
 
 def forget_proxies() -> None:
@@ -63,7 +77,7 @@ def forget_proxies() -> None:
 
 @lru_cache(maxsize=2)
 def _shared(
-    folder: Path,
+    place: _Place,
     _files_sha256: str,
     adapter: AdapterConfig,
     blocks: tuple[int, ...] | None,
@@ -72,7 +86,7 @@ def _shared(
     dtype: str,
     max_tokens: int,
 ) -> SharedProxy:
-    loaded = load_proxy(folder, max_tokens=max_tokens, device=device, dtype=dtype)
+    loaded = load_proxy(place.folder, max_tokens=max_tokens, device=device, dtype=dtype, marks=place.marks)
     return SharedProxy(
         model=LentModel(attach(loaded.model, adapter, seed=seed, blocks=blocks)),
         tokenizer=loaded.tokenizer,
@@ -81,5 +95,6 @@ def _shared(
 
 
 @lru_cache(maxsize=8)
-def _loaded_once(folder: Path, _files_sha256: str, device: str, dtype: str, max_tokens: int) -> str:
-    return load_proxy(folder, max_tokens=max_tokens, device=device, dtype=dtype).loaded_sha256
+def _loaded_once(place: _Place, _files_sha256: str, device: str, dtype: str, max_tokens: int) -> str:
+    loaded = load_proxy(place.folder, max_tokens=max_tokens, device=device, dtype=dtype, marks=place.marks)
+    return loaded.loaded_sha256

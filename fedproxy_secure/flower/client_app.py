@@ -139,9 +139,9 @@ def setup(message: Message, context: Context) -> RecordDict:
     if own.policy is not None and protection_of(own.job.protect).secure_sum:
         # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
-    folder = proxy_store.find(sha256)
+    folder = _proxy(own)
     if folder is None and asked.files is not None:
-        folder = proxy_store.unpack(asked.files, sha256)
+        folder = proxy_store.unpack(asked.files, sha256, marks=own.job.marks, client=own.name)
     # unreadable records are found before the first round
     job = own.job
     load_task(job.clients[own.index], root=job.data_root, audit=job.audit, seed=job.seed)
@@ -157,7 +157,7 @@ def train(message: Message, context: Context) -> RecordDict:
 
     own = _own_job(context)
     job, client = own.job, _client(context)
-    folder = proxy_store.find(job.proxy_sha256)
+    folder = _proxy(own)
     assert folder is not None  # `_client` has looked it up
     played = _as_played(watched(client, job, own.index, folder))
     return protection_of(job.protect).train(_asked("train", own, message, context, lambda: played))
@@ -222,6 +222,11 @@ def _checked(job_json: str, context: Context) -> OwnJob:
     return OwnJob(job=asked, index=index, policy=None)
 
 
+def _proxy(own: OwnJob) -> Path | None:
+    """Return where this client has the job's proxy (its own copy, if that is traced), or None."""
+    return proxy_store.find(own.job.proxy_sha256, marks=own.job.marks, client=own.name)
+
+
 def forget_clients() -> None:
     """Let go of the clients that this process keeps, and of their model; they are built again if asked."""
     from fedproxy_secure.federate.shared_proxy import forget_proxies
@@ -238,7 +243,7 @@ def _client(context: Context) -> LocalClient:
     sha256 = own.job.proxy_sha256
     key = (sha256, own.job.to_json(), own.index)
     if key not in _clients:
-        folder = proxy_store.find(sha256)
+        folder = _proxy(own)
         if folder is None:
             raise DataError(f"proxy {sha256[:12]}: is not here; setup must bring it")
         _clients[key] = build_client(own.job, own.index, folder)

@@ -24,6 +24,8 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.proxy_intake.tokenizer import check_tokenizer
 from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.runtime.untrusted import read_json
+from fedproxy_secure.tracing.marks import Marks, check_fits
+from fedproxy_secure.tracing.tensor_file import find_matrix, with_rows
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -76,7 +78,7 @@ _TOKENIZER_STEERING = frozenset(
 )
 
 _Stamp: TypeAlias = "tuple[tuple[str, int, int, int, int, int], ...]"
-_verified: dict[Path, tuple[_Stamp, str]] = {}
+_verified: dict[tuple[Path, Marks | None], tuple[_Stamp, str]] = {}
 
 
 def check_name(name: str) -> None:
@@ -115,28 +117,42 @@ def proxy_files(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def folder_sha256(folder: Path) -> str:
+def folder_sha256(folder: Path, marks: Marks | None = None) -> str:
     """Return the hex digest over sorted names and contents of a proxy's files.
 
-    Raises what `proxy_files` raises.
+    With `marks` the agreed rows count in place of what lies in the folder, so that all clients' copies have
+    the hash of the unmarked proxy, or another one if they differ from it anywhere else.
+
+    Raises what `proxy_files` raises, and `DataError` for marked rows that are not there or not as agreed.
     """
+    matrix = None if marks is None else find_matrix(folder, marks.tensor)
     total = hashlib.sha256()
     for file in proxy_files(folder):
-        with file.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        if marks is not None and matrix is not None and file.name == matrix.file.name:
+            check_fits(marks, matrix)
+            unmarked = hashlib.sha256()
+            for piece in with_rows(matrix, marks.agreed_rows):
+                unmarked.update(piece)
+            digest = unmarked.hexdigest()
+        else:
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
         total.update(f"{file.name}\0{digest}\n".encode())
     return total.hexdigest()
 
 
-def verified_sha256(folder: Path) -> str:
-    """Return the hash of a folder that passes `check_folder`, read again if its files may have changed."""
-    place, began = folder.resolve(), time.time_ns()
+def verified_sha256(folder: Path, marks: Marks | None = None) -> str:
+    """Return the hash of a folder that passes `check_folder`, read again if its files may have changed.
+
+    With `marks`, the hash that `folder_sha256` gives with them.
+    """
+    place, began = (folder.resolve(), marks), time.time_ns()
     stamp = _stamp(folder)
     known = _verified.get(place)
     if known is not None and known[0] == stamp:
         return known[1]
     check_folder(folder)
-    sha256 = folder_sha256(folder)
+    sha256 = folder_sha256(folder, marks)
     _verified.pop(place, None)
     if _stamp(folder) == stamp and all(max(s[4:]) < began - _SETTLED_NS for s in stamp):
         _verified[place] = (stamp, sha256)

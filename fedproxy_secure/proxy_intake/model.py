@@ -35,11 +35,13 @@ from fedproxy_secure.models.llm import (
 from fedproxy_secure.proxy_intake.checks import check_finite, check_model, check_runs, check_shapes
 from fedproxy_secure.proxy_intake.digest import loaded_sha256, persistent_buffers
 from fedproxy_secure.proxy_intake.files import CONFIG, TOKENIZER_CONFIG, check_folder
+from fedproxy_secure.proxy_intake.own_copy import put_back
 from fedproxy_secure.proxy_intake.public_text import check_public_text
 from fedproxy_secure.proxy_intake.tokenizer import check_tokenizer
 from fedproxy_secure.proxy_intake.weights import check_weights
 from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.runtime.untrusted import parse_json, read_json
+from fedproxy_secure.tracing.marks import Marks
 
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _PLAIN = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64"})  # of buffers that are no weights
@@ -56,8 +58,17 @@ class ProxyModel:
     loaded_sha256: str
 
 
-def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: str = "auto") -> ProxyModel:
+def load_proxy(
+    folder: Path,
+    *,
+    max_tokens: int,
+    device: str = "auto",
+    dtype: str = "auto",
+    marks: Marks | None = None,
+) -> ProxyModel:
     """Load the proxy in a folder, in eval mode, for records of up to `max_tokens` tokens.
+
+    With `marks`, the folder is one client's copy; what is loaded, and its digest, are without its marks.
 
     Raises `DataError` for files that a proxy may not have, `ModelError` for a model that cannot be loaded
     whole from them or fails the checks of `proxy_intake.checks`, `weights` or `public_text`; each in one
@@ -67,6 +78,8 @@ def load_proxy(folder: Path, *, max_tokens: int, device: str = "auto", dtype: st
     place = pick_device(device)
     try:
         model, tokenizer = _load_stored(folder.resolve())
+        if marks is not None:
+            put_back(model, folder, marks)
         check_model(model)
         check_tokenizer(parse_json(tokenizer.backend_tokenizer.to_str()))  # files may be read in two ways
         check_shapes(model, tokenizer, max_tokens=max_tokens)

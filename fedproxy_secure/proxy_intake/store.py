@@ -2,8 +2,10 @@
 
 Guarantees: a client runs only a proxy whose files hash to what the server named, read again before use;
 only files that a proxy may hold are kept (see `proxy_intake.files`), and their names cannot leave the
-client's cache folder. Under masking all clients of a sum run the same one. Not guaranteed: that the server
-named an honest proxy; what the files load as, which the digest in the job fixes.
+client's cache folder. Under masking all clients of a sum run the same one. Each client keeps its own copy
+of a traced proxy, which hashes to what the server named once the agreed rows are put back. Not
+guaranteed: that the server named an honest proxy; what the files load as, which the digest in the job
+fixes.
 """
 
 from __future__ import annotations
@@ -26,9 +28,12 @@ from fedproxy_secure.proxy_intake.files import (
     verified_sha256,
 )
 from fedproxy_secure.runtime.quoting import quoted
+from fedproxy_secure.tracing.marks import Marks
 
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_CLIENT = re.compile(r"^[A-Za-z0-9_-]{1,200}\Z")
 _on_this_host: dict[str, Path] = {}  # proxies that server and clients of one process share
+_caches: list[Path] = []
 
 
 @contextmanager
@@ -42,21 +47,34 @@ def offered_on_this_host(folder: Path) -> Iterator[None]:
         _on_this_host.pop(sha256, None)
 
 
-def find(sha256: str) -> Path | None:
+def find(sha256: str, *, marks: Marks | None = None, client: str = "") -> Path | None:
     """Return where this client has the proxy of that hash, or None.
+
+    Args:
+        marks, client: of a traced proxy, which is the client's own copy; its hash is without its marks.
 
     Raises `DataError` for what is no hash, and for files that have changed since they came.
     """
     _check_hash(sha256)
-    kept = cache_folder() / sha256
+    kept = _kept(sha256, marks, client)
     folder = _on_this_host.get(sha256, kept)
     if not folder.is_dir():
         return None
     if folder == kept and folder.is_symlink():
         raise DataError(f"proxy {sha256[:12]}: is a link in the cache; must be a folder; remove it")
-    if verified_sha256(folder) != sha256:
+    found = verified_sha256(folder) if marks is None else verified_sha256(folder, marks)
+    if found != sha256:
         raise DataError(f"proxy {sha256[:12]}: its files have changed since they came; remove its folder")
     return folder
+
+
+def _kept(sha256: str, marks: Marks | None, client: str) -> Path:
+    """Return where the cache has a proxy, or a client's own copy: clients of one machine share no copy."""
+    if marks is None:
+        return cache_folder() / sha256
+    if not _CLIENT.match(client):
+        raise DataError(f"client {quoted(client)}: must be a name of letters, digits, - and _")
+    return cache_folder() / f"{sha256}.{client}"
 
 
 def _check_hash(sha256: str) -> None:
@@ -64,8 +82,20 @@ def _check_hash(sha256: str) -> None:
         raise DataError(f"proxy hash {quoted(sha256)}: must be 64 hex digits")
 
 
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Let clients of this process keep proxies in a folder of its own, inside a `with` block."""
+    _caches.append(folder)
+    try:
+        yield
+    finally:
+        _caches.remove(folder)
+
+
 def cache_folder() -> Path:
-    """Return `$FEDPROXY_CACHE`, or a folder below the user's cache."""
+    """Return `$FEDPROXY_CACHE`, or a folder below the user's cache; inside `kept_in`, its folder."""
+    if _caches:
+        return _caches[-1]
     chosen = os.environ.get("FEDPROXY_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "fedproxy-secure" / "proxies"
 
@@ -76,14 +106,16 @@ def pack(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in proxy_files(folder)}
 
 
-def unpack(files: Mapping[str, object], sha256: str) -> Path:
-    """Store received files in the cache and return their folder.
+def unpack(
+    files: Mapping[str, object], sha256: str, *, marks: Marks | None = None, client: str = ""
+) -> Path:
+    """Store received files in the cache and return their folder; `marks` and `client` as for `find`.
 
     Raises `DataError` for files that a proxy may not hold, or that do not hash to `sha256`; then nothing is
     kept.
     """
     _check_hash(sha256)
-    cache = cache_folder()
+    cache, place = cache_folder(), _kept(sha256, marks, client)
     cache.mkdir(parents=True, exist_ok=True)
     check_count(len(files))
     for name, data in files.items():
@@ -97,16 +129,16 @@ def unpack(files: Mapping[str, object], sha256: str) -> Path:
             assert isinstance(data, bytes)
             with (partial / name).open("xb") as file:  # fails where names differ in case alone
                 file.write(data)
-        actual = folder_sha256(partial)
+        actual = folder_sha256(partial) if marks is None else folder_sha256(partial, marks)
         if actual != sha256:
             raise DataError(f"proxy files hash to {actual[:12]}: must be {sha256[:12]}")
         check_folder(partial)
         try:
-            os.replace(partial, cache / sha256)
+            os.replace(partial, place)
         except OSError:  # another client of this machine was faster
-            if not (cache / sha256).is_dir():
+            if not place.is_dir():
                 raise
-        kept = find(sha256)
+        kept = find(sha256, marks=marks, client=client)
         assert kept is not None
         return kept
     finally:

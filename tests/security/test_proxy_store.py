@@ -171,7 +171,7 @@ def test_a_hash_that_was_computed_before_is_not_believed_of_files_that_changed(
     kept, sha256 = arrived(tmp_path)
     time.sleep(0.05)
     assert proxy_store.find(sha256) == proxy_store.find(sha256) == kept
-    assert kept.resolve() in proxy_files._verified
+    assert (kept.resolve(), None) in proxy_files._verified
     before = (kept / "model.safetensors").stat()
     flip(kept / "model.safetensors")
     os.utime(kept / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -182,4 +182,4 @@ def test_a_hash_that_was_computed_before_is_not_believed_of_files_that_changed(
 def test_files_that_changed_just_now_are_read_again(tmp_path, cache):
     kept, sha256 = arrived(tmp_path)
     assert proxy_store.find(sha256) == kept
-    assert kept.resolve() not in proxy_files._verified
+    assert (kept.resolve(), None) not in proxy_files._verified

@@ -1,0 +1,120 @@
+"""Tracing and the audit log: what a run says of its traced proxy, and a leaked model traced against it.
+
+The commitment of the tracing's key and the clients' names are logged before any copy leaves, so that
+whoever noted the log's head knows that the code was not chosen after the leak.
+
+Guarantees: `find_leak` uses only a key that fits the commitment in the log, and only the clients that the
+log names. Not guaranteed: that a judge may take the result for proof; the owner can make every copy
+herself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.errors import AuditError, ConfigError
+from fedproxy_secure.proxy_intake.files import folder_sha256
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.tracing.copies import copy_of, make_marks
+from fedproxy_secure.tracing.key import commitment, trace_key
+from fedproxy_secure.tracing.marks import Marks
+from fedproxy_secure.tracing.suspects import ERROR, Trace, rows_of, trace_rows
+
+EVENT = "traced"
+
+
+def traced(witness: Witness, seed: int, proxy: Path, clients: Sequence[str]) -> Marks:
+    """Return the marks for a seed's proxy, once the commitment of their key is in the log.
+
+    A resumed run gets the same marks and goes on with the same key.
+
+    Raises `ConfigError` for an LLM without rows that no text reads, or if the log has a commitment and the
+    key is gone; `AuditError` if the log has other facts.
+    """
+    marks = make_marks(proxy)
+    begun = bool(witness.log.of(EVENT, seed=seed))
+    key = trace_key(proxy, make=not begun)
+    facts = {
+        "commitment": commitment(key),
+        "proxy_sha256": folder_sha256(proxy),
+        "clients": sorted(clients),
+    }
+    witness.traced(seed, facts)
+    return marks
+
+
+def find_leak(run: Path, model: Path, *, seed: int, error: float = ERROR) -> Trace:
+    """Judge every client of a run's seed by a model that was found.
+
+    Args:
+        run: the run's folder, with the seed's proxy and the key beside it.
+        model: the folder of the model that was found, saved as safetensors.
+        error: the most probability of accusing any client who had no part in it, in (0, 1).
+
+    Raises `ConfigError` if the seed was not traced or its key is missing; `AuditError` if log, key or proxy
+    are not as they were; `DataError` for a model without the proxy's embedding.
+    """
+    facts, marks = traced_facts(run, seed), make_marks(run / f"seed-{seed}" / "proxy")
+    key = trace_key(run / f"seed-{seed}" / "proxy")
+    return trace_rows(rows_of(model, marks), marks, key, facts["clients"], error=error)
+
+
+def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
+    """Write a client's copy of a seed's proxy into a new folder, as the run sent it.
+
+    Raises what `find_leak` raises, and `ConfigError` for a client that the log does not name or a folder
+    that is there already.
+    """
+    facts, proxy = traced_facts(run, seed), run / f"seed-{seed}" / "proxy"
+    if client not in facts["clients"]:
+        raise ConfigError(f"client {client}: must be one of {', '.join(facts['clients'])}")
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; name another folder")
+    name, content = copy_of(proxy, make_marks(proxy), trace_key(proxy), client)
+    try:
+        shutil.copytree(proxy, out)
+        (out / name).unlink()  # another file in its place: processes may have mapped the old one
+        write_bytes(out / name, content)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def only_seed(run: Path) -> int:
+    """Return the seed of a run that has one traced seed. Raises `ConfigError` for none, or several."""
+    seeds = sorted({int(e.body["seed"]) for e in _entries(run) if e.event == EVENT})
+    if len(seeds) != 1:
+        raise ConfigError(f"{run}: {len(seeds)} seeds are traced; name one with --seed")
+    return seeds[0]
+
+
+def traced_facts(run: Path, seed: int) -> dict[str, Any]:
+    """Return what the log of a run has of a seed's tracing, once key and proxy are found to fit it.
+
+    Raises `ConfigError` and `AuditError` as `find_leak` does.
+    """
+    found = [e.body for e in _entries(run) if e.event == EVENT and e.body.get("seed") == seed]
+    if not found:
+        raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
+    proxy = run / f"seed-{seed}" / "proxy"
+    if commitment(trace_key(proxy)) != found[0]["commitment"]:
+        raise AuditError(f"{proxy.with_name('trace.key')}: is not the key that {NAME} has a commitment of")
+    if folder_sha256(proxy) != found[0]["proxy_sha256"]:
+        raise AuditError(f"{proxy}: is not the proxy that {NAME} has; put it back")
+    return found[0]
+
+
+def _entries(run: Path) -> Sequence[Entry]:
+    """Return the events of a run's log. Raises `ConfigError` without one, `AuditError` if altered."""
+    try:
+        log = examine((run / NAME).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{run}: must be the folder of a run, with {NAME}: {error.strerror}") from error
+    if log.problems:
+        raise AuditError(f"{run / NAME}: {log.problems[0]}")
+    return log.entries

@@ -1,0 +1,86 @@
+"""The commands `trace find` and `trace copy`: whose copy of a proxy is this, and a client's copy again.
+
+Exit codes of `trace find`: 0 somebody is accused; 1 nobody can be; 2 a wrong option, file or key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedproxy_secure.cli.errors import plain_errors
+
+NOBODY = 1
+
+trace_app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Find out which client's copy of a proxy was passed on (runs with `compress.trace=true`).",
+)
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a run with `compress.trace=true`.")
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="The seed whose proxy it is; left out, the run's only one."),
+]
+
+
+@trace_app.command("find")
+def find_command(
+    run: RunArgument,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The folder of the model that was found (safetensors).")
+    ],
+    seed: SeedOption = None,
+    error: Annotated[
+        float,
+        typer.Option(help="The most probability of accusing any client who had no part in the model."),
+    ] = 1e-6,
+) -> None:
+    """Say whose copy of the proxy a model was made from, or that nobody can be accused.
+
+    The model may be a copy as it was sent or a model that was tuned from one. Exit code 0: somebody is
+    accused. 1: nobody can be. 2: a wrong option, file or key.
+
+    Example: `fedproxy-secure trace find runs/demo found/model`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.tracing import find_leak, only_seed
+
+        found = find_leak(run, model, seed=only_seed(run) if seed is None else seed, error=error)
+        typer.echo(f"{'client':<24}{'score':>10}  an innocent client scores as high")
+        for suspect in found.suspects:
+            chance = f"at most {suspect.chance:.1e}" if suspect.chance < 1 else "likely"
+            mark = "  ACCUSED" if suspect.accused(found.threshold) else ""
+            typer.echo(f"{suspect.client:<24}{suspect.score:>10.1f}  {chance}{mark}")
+        typer.echo(
+            f"threshold {found.threshold:.1f}: with probability at most {found.error:g} any client without "
+            f"a part in it is accused; {found.positions} positions, strength {found.strength:.2f} of 1"
+        )
+        if found.accused:
+            typer.echo(f"made from the copy of: {', '.join(found.accused)}")
+        else:
+            typer.echo("nobody can be accused: no client's score reaches the threshold")
+    raise typer.Exit(0 if found.accused else NOBODY)
+
+
+@trace_app.command("copy")
+def copy_command(
+    run: RunArgument,
+    client: Annotated[str, typer.Argument(metavar="CLIENT", help="The client whose copy to make again.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; must not be there yet.")],
+    seed: SeedOption = None,
+) -> None:
+    """Write a client's copy of the proxy, as the run sent it: to check a find by hand, or to send it again.
+
+    Example: `fedproxy-secure trace copy runs/demo clinic --out found/model`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.tracing import only_seed, write_copy
+
+        write_copy(run, client, out, seed=only_seed(run) if seed is None else seed)
+        typer.echo(f"{out}: the copy of {client}")
