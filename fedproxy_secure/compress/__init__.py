@@ -5,5 +5,7 @@ proxy        the proxy: the small model, and how what it learns is lifted back t
 drop_blocks  the paper's compression: leave out the blocks that matter least
 importance   how much each block matters
 plan         which LLM block each proxy block is a copy of
-fidelity     how close a proxy comes to its LLM, and how much of it a client holds verbatim
+fidelity     how close a proxy comes to its LLM
+verbatim     how much of the LLM a client holds bit for bit
+defences     compressions that let out less than the LLM's own blocks
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from fedproxy_secure.config import CompressConfig
+from fedproxy_secure.config import CompressConfig, HealConfig
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError
 
@@ -27,6 +27,9 @@ class Compression(ABC):
         name: in settings, and on reports under `compression`.
         title: in tables and lists.
         options: names of the settings in `compress.options` that it reads.
+        fits_text: whether numbers of the proxy are fitted to `windows`. How like the LLM it is, is then
+            measured on other text.
+        needs_healing: whether its proxies are of no use before they are healed.
 
     Guarantees: what clients hold of the LLM is the proxy's folder, written from `Proxy.model`; nothing else
     of what `build` returns leaves the server.
@@ -35,6 +38,8 @@ class Compression(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    fits_text: ClassVar[bool] = False
+    needs_healing: ClassVar[bool] = False
 
     def check_settings(self, compress: CompressConfig) -> None:
         """Raise `ConfigError` for settings that this compression cannot work with.
@@ -62,11 +67,20 @@ class Compression(ABC):
         """
 
 
-def compression_of(compress: CompressConfig) -> Compression:
+def compression_of(compress: CompressConfig, heal: HealConfig | None = None) -> Compression:
     """Return the compression that settings name, after it has checked them.
 
-    Raises `ConfigError` for a name that is not known, or for settings that it refuses.
+    Args:
+        compress: the settings.
+        heal: those of healing; None: not looked at.
+
+    Raises `ConfigError` for a name that is not known, for settings that it refuses, or without healing
+    where its proxies need it.
     """
     compression: Compression = COMPRESSIONS.get(compress.kind, where="compress.kind")
     compression.check_settings(compress)
+    if heal is not None and compression.needs_healing and not heal.steps:
+        raise ConfigError(
+            f"heal.steps=0: must be higher with compress.kind={compress.kind}, whose proxies need healing"
+        )
     return compression

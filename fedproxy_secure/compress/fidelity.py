@@ -1,4 +1,4 @@
-"""How close a proxy is to its LLM: KL, CKA per block, perplexity on public text; what it holds verbatim."""
+"""How close a proxy is to its LLM: KL, CKA per block, perplexity on public text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import nn
 
 from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.plan import BlockPlan
-from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.models.passes import windows_a_pass
 
 
@@ -28,39 +27,6 @@ class Fidelity:
     cka: tuple[float, ...]
     llm_perplexity: float
     proxy_perplexity: float
-
-
-def verbatim_share(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None) -> float:
-    """Return the share of the LLM's parameters that the proxy holds bit for bit, [0, 1].
-
-    With a plan, blocks are compared with their originals and everything else by name. Without one, an
-    LLM tensor counts as held if any tensor of the proxy equals it. Tied tensors count once.
-    """
-    tensors = {id(p): p for p in llm.parameters()}
-    held = _equal_anywhere(llm, proxy) if plan is None else _equal_in_place(llm, proxy, plan)
-    return sum(tensors[i].numel() for i in held) / sum(p.numel() for p in tensors.values())
-
-
-def _equal_in_place(llm: nn.Module, proxy: nn.Module, plan: BlockPlan) -> set[int]:
-    """Return the ids of the LLM's tensors that equal the proxy's at the place the plan gives them."""
-    mine = dict(proxy.named_parameters())
-    blocks, originals = blocks_of(proxy), blocks_of(llm)
-    in_blocks = {id(p) for block in originals for p in block.parameters()}
-    pairs = [
-        (dict(blocks[i].named_parameters()).get(name), p)
-        for i, at in enumerate(plan.kept)
-        for name, p in originals[at].named_parameters()
-    ]
-    pairs += [(mine.get(name), p) for name, p in llm.named_parameters() if id(p) not in in_blocks]
-    return {id(p) for q, p in pairs if q is not None and torch.equal(q, p)}
-
-
-def _equal_anywhere(llm: nn.Module, proxy: nn.Module) -> set[int]:
-    """Return the ids of the LLM's tensors that equal some tensor of the proxy."""
-    mine: dict[torch.Size, list[nn.Parameter]] = {}
-    for q in proxy.parameters():
-        mine.setdefault(q.shape, []).append(q)
-    return {id(p) for p in llm.parameters() if any(torch.equal(q, p) for q in mine.get(p.shape, ()))}
 
 
 @torch.inference_mode()

@@ -100,7 +100,8 @@ def heal(
 
     Raises `TrainingError` if the loss stops being finite, `RunFolderError` if the folder cannot be used.
     """
-    gaps = None if plan is None or settings.blocks == "all" else plan.before_gaps
+    # a proxy with all of the LLM's blocks has no gaps
+    gaps = None if plan is None or settings.blocks == "all" else plan.before_gaps or None
     blocks = [b for i, b in enumerate(blocks_of(proxy)) if gaps is None or i in gaps]
     parameters = [p for block in blocks for p in block.parameters()]
     state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Proxy:
             tensor` shaped like that weight, to what is added to the LLM, keyed and shaped alike for the
             LLM's blocks. It may close over what the server keeps to itself: factors, index maps, rotations.
             None: each proxy block's difference is added to its LLM block as it is.
+        finish: what is left to do to the model, in place, after healing and before clients get it: healing
+            may train a form that is no ordinary model, such as factors of a map. None: nothing.
         importance: one value for each LLM block; () where the choice did not rest on one.
         details: what else the record of the run (`plan.json`) says of how the proxy came about; plain JSON
             values.
@@ -39,12 +41,20 @@ class Proxy:
     model: nn.Module
     plan: BlockPlan | None = None
     lifting: Lift | None = None
+    finish: Callable[[nn.Module], None] | None = None
     importance: tuple[float, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.plan is None and self.lifting is None:
             raise ModelError("proxy: has no block plan and no lifting; needs one to be plugged back")
+
+    def finished(self) -> Proxy:
+        """Return the proxy as clients get it, after what was left to do to its model, in place."""
+        if self.finish is None:
+            return self
+        self.finish(self.model)
+        return replace(self, finish=None)
 
     def lift(self, tensors: BlockTensors) -> dict[tuple[int, str], torch.Tensor]:
         """Return what to add to the LLM's blocks for these differences of the proxy's blocks."""

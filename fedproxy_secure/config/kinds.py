@@ -47,5 +47,11 @@ DEFAULT_METHODS = tuple(name for name in METHODS.own if not name.startswith("exa
 COMPRESSIONS: Registry[Any] = Registry(
     kind="compression",
     group="fedproxy_secure.compressions",
-    own={"drop_blocks": "fedproxy_secure.compress.drop_blocks:DROP_BLOCKS"},
+    own={
+        "drop_blocks": "fedproxy_secure.compress.drop_blocks:DROP_BLOCKS",
+        **{
+            name: f"fedproxy_secure.compress.defences.{name}:{name.upper()}"
+            for name in ("low_rank", "width", "withheld_bottom", "quantised", "rotated")
+        },
+    },
 )

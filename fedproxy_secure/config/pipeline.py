@@ -74,8 +74,10 @@ class DataConfig(Section):
 class CompressConfig(Section):
     """Stage 1: the compression of the LLM to the proxy.
 
-    `kind` names a compression: `drop_blocks` (the paper's) or one that another package brings, which reads
-    `options`. `importance` says which blocks `drop_blocks` keeps.
+    `kind` names a compression: `drop_blocks` (the paper's), `low_rank`, `width`, `withheld_bottom`,
+    `quantised` or `rotated`, which let out less of the LLM, or one that another package brings. It reads
+    `options`. `importance` says which blocks `drop_blocks` keeps. With `trace`, every client of a run gets
+    a copy of the proxy with marks of its own (see `trace find`); what is learned stays the same.
     """
 
     kind: str = "drop_blocks"
@@ -83,6 +85,12 @@ class CompressConfig(Section):
     importance: Importance = "block_influence"
     remove_ratio: Ratio = 0.5
     calibration_sequences: Positive = 64
+    trace: bool | None = None
+
+    @field_validator("trace")
+    @classmethod
+    def _off_is_unset(cls, trace: bool | None) -> bool | None:
+        return trace or None  # so that settings without tracing have the digest they always had
 
     @field_validator("kind")
     @classmethod

@@ -78,7 +78,7 @@ def compare(
 
     Raises `FedProxyError` of the first failing cell, after the running ones have ended and been saved.
     """
-    compression_of(config.compress)
+    compression_of(config.compress, config.heal)
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here

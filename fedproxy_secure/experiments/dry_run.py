@@ -90,7 +90,7 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
     config.check_protection()
     protection = protection_of(config.protect)
     protection.check_installed()
-    compression_of(config.compress)
+    compression_of(config.compress, config.heal)
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.models.adapters import adapter_size, attach, tensor_sizes
@@ -99,6 +99,7 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
     began = time.perf_counter()
     materials = prepare(config)
     proxy = exact_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
+    proxy = proxy.finished()
     setup = time.perf_counter() - began
     proxy_parameters = parameter_count(proxy.model)
     encoded = [

@@ -99,8 +99,9 @@ class Inputs:
         )
 
     def exact_proxy(self) -> Proxy:
-        """The same proxy before healing: its blocks are the LLM's."""
-        return exact_proxy(self.config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio)
+        """The same proxy without healing."""
+        proxy = exact_proxy(self.config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio)
+        return proxy.finished()
 
     def federate(
         self, model: nn.Module, settings: Config, *, blocks: tuple[int, ...] | None = None

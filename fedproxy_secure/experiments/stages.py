@@ -48,7 +48,8 @@ class Materials:
 
     llm: nn.Module
     tokenizer: Tokenizer
-    windows: torch.Tensor  # int64 [n, tokens]: for calibration and fidelity
+    windows: torch.Tensor  # int64 [n, tokens]: for calibration
+    fidelity_windows: torch.Tensor  # others than those where the compression is fitted to them
     healing_windows: torch.Tensor  # int64 [n, tokens], n = 0 without healing: others than those
     tasks: tuple[Task, ...]
 
@@ -58,17 +59,21 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
-    count = config.compress.calibration_sequences
-    if config.heal.steps and len(windows) < count + 2:
+    count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text
+    fewest = count * (1 + fits) + 2 * bool(config.heal.steps)
+    if (config.heal.steps or fits) and len(windows) < fewest:
         raise DataError(
             f"data.public_text={config.data.public_text}: has {len(windows)} windows of "
-            f"{PUBLIC_WINDOW_TOKENS} tokens; healing needs at least {count + 2}, two of its own"
+            f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}: of those to calibrate on none is "
+            "healed on, nor measured on where a proxy is fitted to them; or lower "
+            "compress.calibration_sequences"
         )
     return Materials(
         llm=llm,
         tokenizer=tokenizer,
         windows=windows[:count],
-        healing_windows=windows[count:],
+        fidelity_windows=windows[-count:] if fits else windows[:count],
+        healing_windows=windows[count : len(windows) - count * fits],
         tasks=tasks,
     )
 
@@ -94,9 +99,10 @@ def truncated_prompts(config: Config) -> int:
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128]; never client records.
 
-    The first `compress.calibration_sequences` are for importance and fidelity, the others for healing.
+    The first `compress.calibration_sequences` are for importance and, of a compression that is not fitted
+    to them, fidelity; of one that is, the last as many are for fidelity. The others are for healing.
     """
-    count = config.compress.calibration_sequences
+    count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
     if config.heal.steps:
         count += HELD_OUT + config.heal.steps * config.heal.batch_size
     if config.data.public_text in ("demo", "real_things"):
@@ -129,12 +135,14 @@ def make_proxy(
 
 
 def exact_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
-    """Return the proxy by the settings' compression, at `remove_ratio`, not healed.
+    """Return the proxy by the settings' compression, at `remove_ratio`, neither healed nor finished.
 
     Raises `ConfigError` if the LLM cannot be compressed like that.
     """
     settings = config.compress.model_copy(update={"remove_ratio": remove_ratio})
-    return compression_of(settings).build(materials.llm, settings, windows=materials.windows, seed=seed)
+    return compression_of(settings, config.heal).build(
+        materials.llm, settings, windows=materials.windows, seed=seed
+    )
 
 
 def heal_proxy(
@@ -146,7 +154,9 @@ def heal_proxy(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Proxy:
-    """Heal a proxy in place as the settings' `heal` says; return it with what that did in its details.
+    """Heal a proxy in place as the settings' `heal` says, and finish it; return it as clients get it.
+
+    Its details say what healing did.
 
     Args:
         folder: where healing keeps its state; a call with the same inputs goes on from it. One process at a
@@ -155,7 +165,7 @@ def heal_proxy(
     Raises what `fedproxy_secure.compress.healing.heal` raises.
     """
     if not config.heal.steps:
-        return proxy
+        return proxy.finished()
     shown, told = progress or NoProgress(), 0
 
     def tell(step: int, loss: float) -> None:
@@ -176,7 +186,7 @@ def heal_proxy(
         on_step=tell,
     )
     shown.done("heal")
-    return replace(proxy, details={**proxy.details, "healing": asdict(healed)})
+    return replace(proxy, details={**proxy.details, "healing": asdict(healed)}).finished()
 
 
 def tune(

@@ -6,7 +6,7 @@ import torch
 from fedproxy_secure.compress import importance_memo
 from fedproxy_secure.compress.base import Compression, compression_of
 from fedproxy_secure.compress.drop_blocks import build_proxy
-from fedproxy_secure.compress.fidelity import fidelity, linear_cka, verbatim_share
+from fedproxy_secure.compress.fidelity import fidelity, linear_cka
 from fedproxy_secure.compress.importance import (
     block_influence,
     gradient_fidelity,
@@ -21,6 +21,7 @@ from fedproxy_secure.compress.plan import (
     plan_uniform,
 )
 from fedproxy_secure.compress.proxy import Proxy
+from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.config import CompressConfig
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError, ModelError

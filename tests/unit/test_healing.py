@@ -5,8 +5,9 @@ import torch
 
 from fedproxy_secure.compress import healing
 from fedproxy_secure.compress.drop_blocks import build_proxy
-from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
+from fedproxy_secure.compress.fidelity import fidelity
 from fedproxy_secure.compress.healing import heal
+from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.config import AdapterConfig, HealConfig
 from fedproxy_secure.errors import RunFolderError, TrainingError
 from fedproxy_secure.fuse.plug_back import plug_back

@@ -82,7 +82,8 @@ def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
             for seed in config.seeds
         ]
         try:
-            compression_of(cell_config(config, alike[0]).compress)
+            own = cell_config(config, alike[0])
+            compression_of(own.compress, own.heal)
             cells += alike
         except ConfigError as error:
             refused.append(f"{alike[0].key}: {error}")

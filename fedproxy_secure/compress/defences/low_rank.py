@@ -1,0 +1,154 @@
+"""`low_rank`: every block stays, and each of its linear maps becomes the product of two thin factors.
+
+The factors are those that change the map's outputs on public text least: with E[x x^T] = S S^T, the first
+singular directions of W S, times S^-1 (Wang et al. 2024, SVD-LLM, arXiv 2403.12403, Eq. 5 and 6). What a
+client learns is added to the product, and so to the LLM's own map: both have the same shape.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedproxy_secure.compress.base import Compression
+from fedproxy_secure.config import CompressConfig
+from fedproxy_secure.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fedproxy_secure.compress.proxy import Proxy
+
+
+class LowRank(Compression):
+    """Maps of rank r, whose factors have `1 - remove_ratio` times the numbers of the maps.
+
+    With the option `embeddings` (the default) the embedding matrix, and the head where it is the same
+    matrix, loses rank too; a token's weight is how often public text has it.
+
+    Guarantees: no linear map or embedding matrix of a client's is one of the LLM's. A client still learns
+    the best approximation of each map that so many numbers allow. Files are not smaller: a factored map has
+    no format of its own in transformers, so the products are written.
+    """
+
+    name = "low_rank"
+    title = "linear maps of low rank"
+    fits_text = True
+    options = ("embeddings",)
+
+    def check_settings(self, compress: CompressConfig) -> None:
+        super().check_settings(compress)
+        chosen = compress.options.get("embeddings", True)
+        if not isinstance(chosen, bool):
+            raise ConfigError(f"compress.options.embeddings={chosen}: must be true or false")
+
+    def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
+        """Return the proxy; while it is healed the factors are trained, so that the rank stays."""
+        import torch
+        from torch.nn.utils import parametrize
+
+        from fedproxy_secure.compress.defences.maps import make_ordinary
+        from fedproxy_secure.compress.defences.moments import is_transposed, linear_maps, second_moments
+        from fedproxy_secure.compress.plan import BlockPlan
+        from fedproxy_secure.compress.proxy import Proxy
+        from fedproxy_secure.models.llm import blocks_of, sharing_copy
+
+        model = sharing_copy(llm).eval()
+        blocks, ranks = blocks_of(model), {}
+        for index, moments in second_moments(llm, windows):
+            for name, linear in linear_maps(blocks[index]).items():
+                weight: Any = linear.weight
+                transposed = is_transposed(linear)
+                matrix = weight.detach().T if transposed else weight.detach()
+                rank = rank_for(matrix.shape, compress.remove_ratio)
+                left, right = factors(matrix, moments[name], rank)
+                ranks[name] = rank
+                pair = (right.T, left.T) if transposed else (left, right)
+                kept = [x.to(weight.dtype).contiguous() for x in pair]
+                parametrize.register_parametrization(linear, "weight", _product(*kept), unsafe=True)
+        details: dict[str, Any] = {"ranks": ranks}
+        if compress.options.get("embeddings", True):
+            embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+            rank = rank_for(embedding.weight.shape, compress.remove_ratio)
+            details["ranks"] = {**ranks, "embeddings": rank}
+            with torch.no_grad():
+                embedding.weight.data = _embeddings_of_rank(embedding.weight, windows, rank)
+                head: Any = model.get_output_embeddings()  # type: ignore[operator]
+                if head.weight is not embedding.weight:
+                    head.weight.data = _plain_rank(head.weight, rank)
+        return Proxy(
+            model=model,
+            plan=BlockPlan(llm_blocks=len(blocks), kept=tuple(range(len(blocks)))),
+            finish=make_ordinary,
+            details=details,
+        )
+
+
+def rank_for(shape: tuple[int, ...], remove_ratio: float) -> int:
+    """Return the rank at which the factors of an [out, in] map have `1 - remove_ratio` times its numbers.
+
+    >>> rank_for((576, 1536), 0.5)
+    209
+    """
+    out, inputs = shape
+    return max(1, int((1 - remove_ratio) * out * inputs / (out + inputs)))
+
+
+def factors(matrix: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return L, float64 [out, rank], and R, [rank, in], of least error on a map's inputs.
+
+    Args:
+        matrix: the map W, [out, in].
+        moment: E[x x^T] of its inputs, float64 [in, in], positive definite.
+        rank: at most the smaller side of W.
+
+    Guarantees: L R minimises the trace of (W - L R) E[x x^T] (W - L R)^T over all pairs of that rank.
+    """
+    import torch
+
+    root = torch.linalg.cholesky(moment)
+    left, values, right = torch.linalg.svd(matrix.double() @ root, full_matrices=False)
+    scale = values[:rank].sqrt()
+    # R root = diag(scale) V^T
+    thin = torch.linalg.solve_triangular(root.T, right[:rank].T, upper=True).T
+    return left[:, :rank] * scale, scale[:, None] * thin
+
+
+def _embeddings_of_rank(weight: torch.Tensor, windows: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the embedding matrix [V, h] at a rank, nearest where public text has a token often."""
+    import torch
+
+    counts = torch.bincount(windows.flatten(), minlength=len(weight)).to(weight.device).double() + 1
+    scale = counts.sqrt()[:, None]
+    # the first right singular directions of the scaled matrix, from its small product
+    scaled = weight.double() * scale
+    _, directions = torch.linalg.eigh(scaled.T @ scaled)
+    kept = directions[:, -rank:]
+    projected: torch.Tensor = ((weight.double() @ kept) @ kept.T).to(weight.dtype)
+    return projected
+
+
+def _plain_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:
+    import torch
+
+    _, directions = torch.linalg.eigh(weight.double().T @ weight.double())
+    kept = directions[:, -rank:]
+    projected: torch.Tensor = ((weight.double() @ kept) @ kept.T).to(weight.dtype)
+    return projected
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> nn.Module:
+    """Return a parametrisation of a weight as `left @ right`, which start as they are given."""
+    from torch import nn
+
+    class Product(nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return left @ right
+
+        def right_inverse(self, _weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return left, right
+
+    return Product()
+
+
+LOW_RANK = LowRank()

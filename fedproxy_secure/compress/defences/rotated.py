@@ -1,0 +1,196 @@
+"""`rotated`: blocks whose hidden states are secretly rotated, undone before the plug-back.
+
+A rotation Q of the residual stream, and a new order of each block's channels, leave what a model computes
+unchanged (as QuaRot uses it, arXiv 2404.00456), and none of its weights. The gains of the norms are first
+multiplied into the maps that read them, because a rotation does not go through them. With `W` a map that
+reads, `g` the gains before it and `V` one that writes, clients hold `W diag(g) Q` and `Q^T V`. Both are
+linear in W and V, so a difference is rotated back exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fedproxy_secure.compress.base import Compression
+from fedproxy_secure.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from fedproxy_secure.compress.plan import BlockPlan
+    from fedproxy_secure.compress.proxy import Lift, Proxy
+    from fedproxy_secure.config import CompressConfig
+
+_GATED = ("mlp.gate_proj", "mlp.up_proj")  # their outputs are channels, which `mlp.down_proj` reads
+
+
+class Rotated(Compression):
+    """`drop_blocks`, then a rotation that follows from the LLM's weights and is never sent.
+
+    Needs an LLM of Llama's build. A head that was the embedding matrix becomes a matrix of its own: the
+    last norm's gains are in it.
+
+    Guarantees: clients' predictions are the unrotated proxy's, up to rounding; weights held verbatim are
+    none. Nothing else is protected: who has the proxy's predictions has all that extraction needs, and who
+    has a public base of the LLM finds Q from the two embedding matrices (AWM, arXiv 2510.06738). The
+    rotation hides weights, not what they do.
+    """
+
+    name = "rotated"
+    title = "blocks dropped, hidden states rotated"
+
+    def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
+        """Return the proxy. It is healed unrotated; the rotation comes last."""
+        from dataclasses import replace
+
+        import torch
+
+        from fedproxy_secure.compress.defences.maps import NORMS, require_known_blocks
+        from fedproxy_secure.compress.drop_blocks import build_proxy
+        from fedproxy_secure.models.llm import blocks_of
+
+        require_known_blocks(llm, self.name)
+        proxy = build_proxy(
+            llm,
+            remove_ratio=compress.remove_ratio,
+            importance=compress.importance,
+            windows=windows,
+            seed=seed,
+            share=True,
+        )
+        blocks: list[Any] = list(blocks_of(proxy.model))
+        if any(not bool(b.get_submodule(n).weight.all()) for b in blocks for n in NORMS):
+            raise ConfigError(
+                f"compress.kind={self.name}: a norm of the LLM has a gain of 0; must have none"
+            )
+        hidden, channels = blocks[0].mlp.down_proj.weight.shape
+        drawn = owners_stream(llm, seed=seed)
+        rotation = random_rotation(hidden, drawn)
+        orders = [torch.from_numpy(drawn.permutation(channels)) for _ in blocks]
+        # healing may change gains, so the lifting reads those that were multiplied in
+        gains: dict[tuple[int, str], torch.Tensor] = {}
+        assert proxy.plan is not None  # `drop_blocks` has one
+
+        def finish(model: nn.Module) -> None:
+            gains.update(rotate(model, rotation, orders))
+
+        return replace(proxy, finish=finish, lifting=_rotating_back(proxy.plan, rotation, orders, gains))
+
+
+def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
+    """Return a generator that who lacks the LLM cannot repeat: it is seeded by all of its weights.
+
+    Clients know the run's seed, so it cannot be what a secret comes from. The LLM's weights they do not
+    know, and the owner has them again whenever a run is resumed.
+    """
+    import hashlib
+
+    import numpy as np
+    import torch
+
+    digest = hashlib.sha256(f"fedproxy-secure rotation {seed}".encode())
+    for parameter in llm.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return np.random.default_rng(int.from_bytes(digest.digest(), "big"))
+
+
+def random_rotation(size: int, drawn: np.random.Generator) -> torch.Tensor:
+    """Return an orthogonal matrix, float64 [size, size], uniformly random (Haar)."""
+    import torch
+
+    q, r = torch.linalg.qr(torch.from_numpy(drawn.normal(size=(size, size))))
+    rotation: torch.Tensor = q * r.diagonal().sign()
+    return rotation
+
+
+def rotate(
+    model: nn.Module, rotation: torch.Tensor, orders: list[torch.Tensor]
+) -> dict[tuple[int, str], torch.Tensor]:
+    """Rotate a Llama's hidden states and reorder its channels, in place; its predictions stay.
+
+    Args:
+        model: a causal LM of `FAMILIES`.
+        rotation: orthogonal, float64 [hidden, hidden].
+        orders: for each block a permutation of its channels, int64 [channels].
+
+    Returns:
+        the gains that were multiplied into maps, float64 [hidden], by (block, name of its norm).
+    """
+    import torch
+
+    from fedproxy_secure.compress.defences.maps import NORMS, READERS, WRITERS, norm_before, set_weight
+    from fedproxy_secure.models.llm import block_list_name, blocks_of
+
+    whole: Any = model
+    q = rotation.to(next(model.parameters()).device)
+    with torch.no_grad():
+        embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+        last: Any = model.get_submodule(f"{block_list_name(model).rpartition('.')[0]}.norm")
+        table, top = embedding.weight.detach().double(), head.weight.detach().double()
+        embedding.weight = torch.nn.Parameter((table @ q).to(embedding.weight.dtype), requires_grad=False)
+        set_weight(head, (top * last.weight.double()) @ q)
+        _set_to_one(last)
+        whole.config.tie_word_embeddings = False
+        gains: dict[tuple[int, str], torch.Tensor] = {}
+        for index, (block, order) in enumerate(zip(blocks_of(model), orders, strict=True)):
+            before = {
+                name: block.get_parameter(f"{name}.weight").detach().double().clone() for name in NORMS
+            }
+            gains |= {(index, name): gain for name, gain in before.items()}
+            for name in READERS:
+                linear: Any = block.get_submodule(name)
+                weight, bias = (
+                    (linear.weight.detach().double() * before[norm_before(name)]) @ q,
+                    linear.bias,
+                )
+                if name in _GATED:
+                    weight, bias = weight[order], None if bias is None else bias[order]
+                set_weight(linear, weight, bias)
+            for name in WRITERS:
+                linear = block.get_submodule(name)
+                weight = q.T @ linear.weight.detach().double()
+                bias = None if linear.bias is None else q.T @ linear.bias.detach().double()
+                set_weight(linear, weight[:, order] if name == WRITERS[1] else weight, bias)
+            for name in NORMS:
+                _set_to_one(block.get_submodule(name))
+    return gains
+
+
+def _rotating_back(
+    plan: BlockPlan,
+    rotation: torch.Tensor,
+    orders: list[torch.Tensor],
+    gains: Mapping[tuple[int, str], torch.Tensor],
+) -> Lift:
+    """Return the lifting that undoes `rotate` for a difference, then the plan's own."""
+    import torch
+
+    from fedproxy_secure.compress.defences.maps import READERS, WRITERS, norm_before
+
+    def lift(tensors: Mapping[tuple[int, str], torch.Tensor]) -> dict[tuple[int, str], torch.Tensor]:
+        unrotated = {}
+        for (index, weight_name), delta in tensors.items():
+            name, value = weight_name.removesuffix(".weight"), delta.double()
+            q, back = rotation.to(delta.device), orders[index].argsort().to(delta.device)
+            if name in READERS:
+                value = (value @ q.T) / gains[index, norm_before(name)].to(delta.device)
+                value = value[back] if name in _GATED else value
+            else:
+                value = q @ value
+                value = value[:, back] if name == WRITERS[1] else value
+            unrotated[index, weight_name] = value.to(torch.float32)
+        return plan.lift(unrotated)
+
+    return lift
+
+
+def _set_to_one(norm: Any) -> None:
+    import torch
+
+    norm.weight = torch.nn.Parameter(torch.ones_like(norm.weight), requires_grad=False)
+
+
+ROTATED = Rotated()

@@ -1,0 +1,166 @@
+"""What each kind of proxy gives away and what it costs: `make bench-ip`.
+
+The embedded demo LLM by `configs/demo_proxies.yaml`. `python -m tests.bench.ip real` does the same for a
+real LLM by `configs/real_proxies.yaml`; further words `KIND` measure these compressions alone. Every proxy
+is healed, tuned and plugged back as a matrix does it; the thief holds the tuned proxy and asks the fused
+LLM. Runs and tables are kept in build/bench/ip, so that a measurement that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attacks.base import Budget
+from attacks.extraction.table import extraction_table
+from attacks.extraction.thief import held_model
+from fedproxy_secure.compress.proxy import save_model
+from fedproxy_secure.config import ANSWERS, Answers, Config, load_config
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Profile
+from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.sweeps.matrix_cells import MatrixCell, cells_of, title_of
+from fedproxy_secure.record.view import view
+from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.progress import NoProgress
+from tests.bench.rows import FOLDER, Row, publish
+from threat_models import get as threat_model
+
+COMMAND = "make bench-ip"
+KEPT = FOLDER / "ip"
+Line = dict[str, Any]  # of a table, as JSON has it
+# settings, numbers of queries, what APIs tell, seconds for one table, its profile
+SIZES: Mapping[str, tuple[str, tuple[int, ...], tuple[Answers, ...], float, Profile]] = {
+    "demo": ("configs/demo_proxies.yaml", (0, 64, 1024), ANSWERS, 600, "standard"),
+    "real": ("configs/real_proxies.yaml", (0, 64, 256), ("logits",), 1800, "standard"),
+}
+EXACT = "drop_blocks"  # what the others are compared with
+MEASURES = ("gap_closed", "accuracy_fused", "owners_edge", "verbatim_share", "proxy_kl_nats")
+HALF, POINTS, VERBATIM = 0.5, 0.03, 0.10  # the target: of the exact proxy's R; of its gap closed; held
+
+
+def main() -> None:
+    """Measure the named LLM's proxies, the demo's without a name; print, write."""
+    torch.set_num_threads(1)
+    llm = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    file, grid, answers, seconds, profile = SIZES[llm]
+    config = load_config(file, ["attacks.suite=none", "audit.record=true"])
+    config = _only(config, sys.argv[2:])
+    out = KEPT / llm
+    began = time.perf_counter()
+    found = {c.name: c for c in matrix(config, out, resume=True, command=COMMAND).configurations}
+    tables = {}
+    for cell in cells_of(config)[0]:
+        table = _kept(out, cell, grid, answers, Budget(profile=profile, seconds=seconds))
+        tables[str(cell.compression)] = (found[title_of(cell, config)], table)
+    rows = [row for name, pair in tables.items() for row in _rows(f"{llm}, {name}", *pair)]
+    rows += _targets(llm, tables, max(grid))
+    rows.append(_plain(f"{llm}: this command; what was kept takes none", time.perf_counter() - began, "s"))
+    publish(f"ip_{llm}", rows)
+
+
+def _only(config: Config, kinds: Sequence[str]) -> Config:
+    """Return the settings with these compressions alone; all of them where none is named."""
+    swept = config.matrix.compressions
+    chosen = tuple(c for c in swept if c.name in kinds) if kinds else swept
+    if len(chosen) < len(kinds):
+        raise SystemExit(f"compressions {' '.join(kinds)}: must be of {' '.join(c.name for c in swept)}")
+    return config.model_copy(update={"matrix": config.matrix.model_copy(update={"compressions": chosen})})
+
+
+def _kept(
+    out: Path, cell: MatrixCell, grid: Sequence[int], answers: Sequence[Answers], budget: Budget
+) -> list[Line]:
+    """Return a cell's table of attacks, from its file if it was measured with the same sizes."""
+    file, sizes = out / f"{cell.compression}.json", [list(grid), list(answers), budget.profile]
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if kept["sizes"] == sizes:
+            lines: list[Line] = kept["lines"]
+            return lines
+    run = out / cell.folder / f"seed-{cell.seed}"
+    tuned, tokenizer = held_model(view(run, threat_model("client")))
+    save_model(tuned, tokenizer, out / "tuned")  # what a client holds at the end
+    made = extraction_table(
+        out / "tuned", run / "fused", grid=grid, answers=answers, budget=budget, progress=Lines(cell)
+    )
+    lines = [asdict(row) for row in made]
+    file.write_text(json.dumps({"sizes": sizes, "lines": lines}) + "\n")
+    return lines
+
+
+def _rows(name: str, configuration: Configuration, table: Sequence[Line]) -> list[Row]:
+    """Return a proxy's measures, then R of every attack, with its seconds."""
+    found = [m for key in MEASURES if (m := configuration.measure(key)) is not None]
+    rows = [Row.of(f"{name}: {m.key}", m.estimate, command=COMMAND) for m in found]
+    for line in table:
+        what = f"{name}: R, {line['queries']} queries, {line['answers'] or 'no API'}, {line['attack']}"
+        rows.append(Row.of(what, Estimate(**line["r"]), command=COMMAND))
+        rows.append(_plain(f"{what}: time", line["seconds"], "s"))
+    return rows
+
+
+def _targets(
+    llm: str, tables: Mapping[str, tuple[Configuration, Sequence[Line]]], queries: int
+) -> list[Row]:
+    """Return each defence's R, with logits and the most queries, over the exact one's, and the target."""
+    if EXACT not in tables:
+        return []
+    exact, rows = tables[EXACT], []
+    for name, (configuration, table) in tables.items():
+        if name == EXACT:
+            continue
+        ratio = _strongest(table, queries) / _strongest(exact[1], queries)
+        lost = _value(exact[0], "gap_closed") - _value(configuration, "gap_closed")
+        held = _value(configuration, "verbatim_share")
+        rows.append(
+            Row(
+                metric=f"{llm}, {name}: strongest R over that of {EXACT}, {queries} queries, logits; "
+                f"gap closed lost {lost:.3f}, held {held:.3f}",
+                value=ratio,
+                n=1,
+                unit="ratio",
+                target=f"<= {HALF}, lost <= {POINTS}, held <= {VERBATIM}",
+                ok=ratio <= HALF and lost <= POINTS and held <= VERBATIM,
+                command=COMMAND,
+            )
+        )
+    return rows
+
+
+def _strongest(table: Sequence[Line], queries: int) -> float:
+    """Return the largest R of a line of the table: that of logits with so many queries."""
+    return max(x["r"]["value"] for x in table if x["queries"] == queries and x["answers"] == "logits")
+
+
+def _value(configuration: Configuration, key: str) -> float:
+    measure = configuration.measure(key)
+    return float("nan") if measure is None else measure.estimate.value
+
+
+def _plain(metric: str, value: float, unit: str) -> Row:
+    return Row(metric=metric, value=value, n=1, unit=unit, target="", ok=None, command=COMMAND)
+
+
+class Lines(NoProgress):
+    """Prints each line of a table as it is measured: the next takes minutes."""
+
+    def __init__(self, cell: MatrixCell) -> None:
+        self._name, self._began = str(cell.compression), time.perf_counter()
+
+    def advance(self, task: str, steps: int = 1, note: str = "") -> None:
+        """Print what was done, and how long after the start."""
+        print(
+            f"{self._name}: {note}, {time.perf_counter() - self._began:.0f} s", file=sys.stderr, flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
