@@ -5,7 +5,8 @@ PYTHON := $(shell command -v python3.11 || command -v python3)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
 PACKAGES := fedproxy_secure threat_models attacks
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
+# worksteal keeps neighbours in one process, so that what the tests of a file share is mostly made once
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
 DEMO := $(VENV)/.demo-installed
 TEST := $(VENV)/.test-installed
 REAL := $(VENV)/.real-installed
@@ -14,6 +15,8 @@ COVERAGE := --cov --cov-report=
 # the lowest share of lines and branches, in percent, that the fast tests may run; of SECRETS they run all
 FLOOR := 95
 SECRETS := fedproxy_secure/crypto/*,fedproxy_secure/journal/*,fedproxy_secure/secagg/*
+REPORT_COVERAGE = $(PY) -m coverage report --skip-covered --fail-under=$(FLOOR) && \
+	$(PY) -m coverage report --skip-covered --fail-under=100 --include='$(SECRETS)'
 # an interpreter by its version, from the path or from pyenv; empty where there is none
 python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/python"; do \
 	"$$p" -c '' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -22,7 +25,8 @@ python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/pyth
 # Python compiles what it imports and keeps that, unless this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo real test test-slow test-all test-nightly test-light test-light-all check coverage coverage-secagg docs \
+.PHONY: demo real test test-slow test-all test-nightly test-light test-light-all test-light-newest \
+	check coverage coverage-all coverage-secagg docs \
 	environment lock mutate-secagg bench clean
 .DEFAULT_GOAL := demo
 
@@ -64,8 +68,11 @@ test-nightly: $(TEST)
 test-light: $(LIGHT)
 	@HYPOTHESIS_PROFILE=short $(PYTEST) -m "not slow and not nightly and not torch" @tests/light.txt
 
-# on 3.11 the whole suite runs
+# on 3.11 the whole suite runs; on the newest Python that is here this runs for every change, on all by night
 OTHER_PYTHONS := 3.12 3.13
+NEWEST := $(lastword $(foreach version,$(OTHER_PYTHONS),$(if $(call python,$(version)),$(version))))
+test-light-newest: $(if $(NEWEST),test-light-$(NEWEST))
+
 test-light-all:
 	@set -e; for version in $(foreach version,$(OTHER_PYTHONS),$(if $(call python,$(version)),$(version))); do \
 		echo "== without torch, Python $$version"; $(MAKE) --no-print-directory test-light-$$version; \
@@ -92,8 +99,13 @@ check: $(TEST)
 # `make test`, and what of the packages it ran
 coverage: $(TEST)
 	@$(PYTEST) $(COVERAGE)
-	@$(PY) -m coverage report --skip-covered --fail-under=$(FLOOR)
-	@$(PY) -m coverage report --skip-covered --fail-under=100 --include='$(SECRETS)'
+	@$(REPORT_COVERAGE)
+
+# `make test-all`, and what the fast tests ran (see tests/conftest.py): in one session, because to collect the
+# tests and to import what they use takes each process most of a minute
+coverage-all: $(TEST)
+	@$(PYTEST) -m "not nightly" $(COVERAGE)
+	@$(REPORT_COVERAGE)
 
 # the second half of that in two minutes: what keeps secrets, by its own tests
 coverage-secagg: $(TEST)
@@ -102,7 +114,7 @@ coverage-secagg: $(TEST)
 
 # what is installed for the tests is enough for the documentation, too
 docs: $(or $(wildcard $(TEST)),$(DEMO)) $(VENV)/.docs-installed
-	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@$(PY) -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
 
 # `make lock` after a change of the dependencies, `make lock UPGRADE=1` for the newest versions
 lock: $(TEST)

@@ -62,13 +62,15 @@ def make_bundle(run: Path, out: Path, *, policy: Path | None = None, key: Path |
         policy: a policy that its report is judged by; None: no gate.
         key: file of the audit key that signed the run; None: the run's own key beside the folder.
 
-    Raises `ConfigError` without the extra `evidence` or the key, and for a policy that cannot be read,
-    `AuditError` unless the folder is as the owner of the key signed it, `RunFolderError` if the archive
-    cannot be written.
+    Raises `ConfigError` without the extra `evidence`, the folder or the key, and for a policy that cannot
+    be read, `AuditError` unless the folder is as the owner of the key signed it, `RunFolderError` if the
+    archive cannot be written.
     """
     check_installed()
     if policy is not None:
         load_policy(policy)
+    if not run.is_dir():
+        raise ConfigError(f"{run}: there is no such folder; name that of a finished `run` or `matrix`")
     if out.resolve().is_relative_to(run.resolve()):
         raise ConfigError(f"--out {out}: must not lie in {run}, where the run's signature has no such file")
     source = read_source(run, run_key(run, None if key is None else str(key), make=False))

@@ -29,12 +29,14 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.launch.app import app_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
+from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 
 KIT = "kit"
 OWNER = "owner.pub"
 ACCEPTED = "kit.json"
+MOST_EPOCHS = 1_000_000  # an epoch that no later one can follow would end the way of kits to this site
 _PROPOSAL = """\
 # What this site agrees to: a job that differs in anything below is refused, and no record is read.
 # The owner of {federation} proposed it, and it is yours to change: say where your records lie (client and
@@ -200,8 +202,8 @@ def _address(text: str) -> str:
 
 
 def _epoch(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"epoch={value!r}: must be a whole number from 1 on")
+    if type(value) is not int or not 1 <= value <= MOST_EPOCHS:
+        raise ValueError(f"epoch={quoted(value)}: must be a whole number from 1 to {MOST_EPOCHS}")
     return value
 
 

@@ -49,7 +49,7 @@ def run_owner(
     Args:
         wait_s: how long to wait for the other sites once `federate.min_clients` are connected.
         status_port: where page and metrics are served on loopback; None: they are not.
-        tell: called with a line when the SuperLink is there.
+        tell: called with a line when the SuperLink is there, and while something is waited for long.
 
     Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `RunFolderError` if
     the folder is in use; otherwise what `run` raises.
@@ -98,7 +98,14 @@ def run_owner(
             keyed = job.changed(protect=job.protect.model_copy(update={"keys": keys}))
             leave_roster(keyed, run_folder)
             return federate_over(
-                link, registered, keyed, proxy_folder, initial, run_folder=run_folder, on_round=on_round
+                link,
+                registered,
+                keyed,
+                proxy_folder,
+                initial,
+                run_folder=run_folder,
+                on_round=on_round,
+                tell=tell,
             )
 
         return run(

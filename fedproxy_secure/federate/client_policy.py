@@ -46,6 +46,7 @@ from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.untrusted import parse_yaml
 
 
@@ -169,11 +170,24 @@ def _one_line(file: Path) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file}: {where}: {first['msg']}") from None
+        raise ConfigError(f"{file}: {_what_is_wrong(error)}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """Return one line: an unknown key before a missing one, because a misspelt key is both."""
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']}"
+    *section, unknown = first["loc"]
+    missing = [
+        str(one["loc"][-1]) for one in found if one["type"] == "missing" and [*one["loc"][:-1]] == section
+    ]
+    hint = nearest(str(unknown), missing) if missing else "take it out, or write it as the proposal has it"
+    return f"{where}: unknown key; {hint}"
 
 
 @lru_cache(maxsize=64)  # a policy is read again for every message, and YAML takes 10 ms

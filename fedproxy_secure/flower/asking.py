@@ -40,11 +40,13 @@ from fedproxy_secure.errors import (
     RunFolderError,
     TrainingError,
 )
+from fedproxy_secure.flower.patience import Patience
+from fedproxy_secure.flower.waiting import WaitNotes, with_reasons
 from fedproxy_secure.runtime.quoting import one_line
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.2
+SOON_S, POLL_S = 0.05, 0.2  # how long to sleep before looking for answers again: at least, and at most
 FORGOT = NotSetUp.__name__  # a client whose node was started again since it was set up
 LEFT = "ProtocolAborted"  # a client that left the protocol has dropped out; nobody has to repair anything
 # the error classes that a client may report; any other name counts as failed training
@@ -53,6 +55,7 @@ REPORTED: dict[str, type[FedProxyError]] = {
     for kind in (ConfigError, DataError, ModelError, PrivacyError, RunFolderError, TrainingError)
 }
 T = TypeVar("T")
+Error = TypeVar("Error", bound=FedProxyError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +78,30 @@ class Asker:
     """Sends requests over a grid and yields the answers that arrive in time.
 
     With `one_machine` a client's own error ends the run at once. The attribute `names` maps a node to its
-    client's name, once that name is known; `set_up_again` is the request that sets a client up again.
+    client's name, once that name is known; `set_up_again` is the request that sets a client up again;
+    `left_out` says why clients are not in the round under way, by client's name or node.
     """
 
-    def __init__(self, grid: Grid, *, timeout_s: float, one_machine: bool = False) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        timeout_s: float,
+        one_machine: bool = False,
+        notes: WaitNotes | None = None,
+    ) -> None:
         self._grid, self._timeout_s, self._one_machine = grid, timeout_s, one_machine
+        self._notes = notes or WaitNotes(None)
         self.names: dict[int, str] = {}
         self.set_up_again: RecordDict | None = None
+        self.left_out: dict[str, str] = {}
         self._failures: list[FedProxyError] = []
+        self._explained: FedProxyError | None = None
 
     def begin(self) -> None:
         """Forget the failures of earlier rounds, which do not explain a later one."""
         self._failures.clear()
+        self.left_out.clear()
 
     def ask(
         self,
@@ -101,7 +116,8 @@ class Asker:
         """
         waiting = self._push(kind, contents, group, then={})
         renewed: set[int] = set()
-        deadline = time.monotonic() + self._timeout_s
+        began = time.monotonic()
+        patience = Patience(least_s=SOON_S, most_s=POLL_S)
         while waiting:
             for sent, request in list(waiting.items()):
                 node, again = request.node, request.then
@@ -110,8 +126,9 @@ class Asker:
                 if answer is None:
                     continue
                 del waiting[sent]
+                patience.come()
                 if answer.forgot and node in renewed:
-                    log.warning("%s: %s is left out: it forgot the job again", group, self.who(node))
+                    self._leave_out(group, node, "it forgot the job again")
                 elif answer.forgot and self.set_up_again is not None:
                     renewed.add(node)
                     log.warning("%s: %s was started again and is set up again", group, self.who(node))
@@ -121,11 +138,16 @@ class Asker:
                     waiting |= self._push(kind, {node: again}, group, then={})
                 elif answer.value is not None:
                     yield node, answer.value
-            if waiting and time.monotonic() > deadline:
-                log.warning("%s: %d clients did not answer in %.0f s", group, len(waiting), self._timeout_s)
-                return
+            if waiting and time.monotonic() - began > self._timeout_s:
+                for request in waiting.values():
+                    reason = f"did not answer {kind} in {self._timeout_s:.0f} s"
+                    self._leave_out(group, request.node, reason)
+                break
             if waiting:
-                time.sleep(POLL_S)
+                names = [self.name(request.node) for request in waiting.values()]
+                self._notes.note(group, names, began=began, timeout_s=self._timeout_s)
+                time.sleep(patience.pause_s())
+        self._notes.over()
 
     def _push(
         self,
@@ -166,17 +188,36 @@ class Asker:
         """Return how a log names a node: by its client's name, if that is known, and its id."""
         return f"{self.names[node]} (node {node})" if node in self.names else f"node {node}"
 
+    def name(self, node: int) -> str:
+        """Return a node's name for the owner: its client's, if that is known, or else its id."""
+        return self.names.get(node, f"node {node}")
+
+    def _leave_out(self, group: str, node: int, why: str) -> None:
+        """Say in the log that a node is left out, and remember why; the first reason of a round stays."""
+        log.warning("%s: %s is left out: %s", group, self.who(node), why)
+        self.left_out.setdefault(self.name(node), why)
+
     def enough(self, count: int, least: int, what: str, setting: str) -> None:
         """Raise the first client's own error, or else `RoundAborted`, if `count` is below `least`."""
         if count >= least:
             return
         self.explain()
-        raise RoundAborted(f"{count} clients {what}: must be >= {least} ({setting})")
+        raise self.explained(RoundAborted(f"{count} clients {what}: must be >= {least} ({setting})"))
 
     def explain(self) -> None:
-        """Raise the first error that a client reported, if there is one."""
+        """Raise the first error that a client reported, if there is one, with who else was left out."""
         if self._failures:
-            raise self._failures[0]
+            raise self.explained(self._failures[0])
+
+    def explained(self, error: Error) -> Error:
+        """Return the same kind of error, whose line also says which clients were left out, and why."""
+        if error is self._explained:
+            return error
+        line = str(error)  # the error of a client begins with its name
+        named = [n for n in self.left_out if line.startswith((f"{n} (node ", f"{n} says: "))]
+        others = {name: why for name, why in self.left_out.items() if name not in named}
+        self._explained = explained = type(error)(with_reasons(line, others))
+        return explained
 
     def _fetch(
         self, sent: str, node: int, group: str, decode: Callable[[RecordDict], T]
@@ -185,8 +226,7 @@ class Asker:
         try:
             replies = list(self._grid.pull_messages([sent]))
         except Exception as error:  # whatever one answer does to Flower, the others are still taken
-            kind = type(error).__name__
-            log.warning("%s: %s is left out: its answer is no message (%s)", group, self.who(node), kind)
+            self._leave_out(group, node, f"its answer is no message ({type(error).__name__})")
             return _Answer()
         if not replies:
             return None
@@ -195,14 +235,14 @@ class Asker:
         reply = (answers or replies)[0]
         if reply.has_error() or not reply.has_content():
             reason = str(reply.error.reason) if reply.has_error() else "its answer is empty"
-            log.warning("%s: %s failed: %s", group, self.who(node), one_line(reason))
+            self._leave_out(group, node, f"failed: {one_line(reason)}")
             return _Answer()
         try:
             failure = wire.decode_failure(reply.content)
             if failure is None:
                 return _Answer(value=decode(reply.content))
         except FedProxyError as error:
-            log.warning("%s: %s is left out: %s", group, self.who(node), error)
+            self._leave_out(group, node, str(error))
             return _Answer()
         if failure[0] == FORGOT and self.set_up_again is not None:
             return _Answer(forgot=True)
@@ -211,9 +251,9 @@ class Asker:
 
     def _note_failure(self, node: int, group: str, kind: str, line: str) -> None:
         if kind == LEFT:
-            log.warning("%s: %s left the protocol: %s", group, self.who(node), line)
+            self._leave_out(group, node, f"left the protocol: {line}")
             return
-        log.warning("%s: %s is left out, it says: %s", group, self.who(node), line)
+        self._leave_out(group, node, f"says: {line}")
         self._failures.append(REPORTED.get(kind, TrainingError)(f"{self.who(node)} says: {line}"))
         if self._one_machine:
             self.explain()

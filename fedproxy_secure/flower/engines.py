@@ -84,6 +84,23 @@ def with_transcript(job: FederationJob, run_folder: Path | None) -> FederationJo
     return job.changed(audit=job.audit.model_copy(update={"folder": folder}))
 
 
+@contextmanager
+def _within_reach(job: FederationJob, proxy_folder: Path) -> Iterator[None]:
+    """Let the clients of this process use the proxy's folder as it lies.
+
+    Each gets its own copy of a traced proxy, as on another machine; the copies end with the block.
+    """
+    if job.marks is None:
+        with proxy_store.offered_on_this_host(proxy_folder):
+            yield
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="fedproxy-copies-") as folder,
+        proxy_store.kept_in(Path(folder)),
+    ):
+        yield
+
+
 def federate(
     job: FederationJob,
     proxy_folder: Path,
@@ -111,7 +128,7 @@ def federate(
     from fedproxy_secure.flower.in_process import InProcessGrid
 
     with (
-        proxy_store.offered_on_this_host(proxy_folder),
+        _within_reach(job, proxy_folder),
         with_keys(job) as keyed,
         with_ledger(with_transcript(keyed, run_folder), run_folder) as ready,
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,16 @@ from fedproxy_secure import wire
 from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.asking import POLL_S, Asker
+from fedproxy_secure.flower.waiting import WaitNotes, with_reasons
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.quoting import quoted
+from fedproxy_secure.tracing.copies import copy_of
+from fedproxy_secure.tracing.key import trace_key
 
 log = logging.getLogger(__name__)
+AWAY = "is not connected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +60,20 @@ def set_up(
     job: FederationJob,
     proxy_folder: Path,
     registered: Registered | None = None,
+    notes: WaitNotes | None = None,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Send every node the job, and the proxy where it is missing; learn which client each node is.
 
-    Nodes that are not `registered` get nothing, where there is such a list.
+    Nodes that are not `registered` get nothing, where there is such a list. What is waited for goes to
+    `notes`.
 
     Returns client name -> node id, and client name -> bytes of the proxy that were sent to it.
     """
-    node_ids = _wait_for_nodes(grid, job, registered)
+    node_ids = _wait_for_nodes(grid, job, registered, notes)
+    if registered is not None:
+        asker.names.update({node: registered.names[node] for node in node_ids})
+        absent = sorted({client.name for client in job.clients} - set(asker.names.values()))
+        asker.left_out.update(dict.fromkeys(absent, AWAY))
     claims: dict[int, str] = {}
     ready: list[int] = []
     lacking: list[int] = []
@@ -76,6 +86,7 @@ def set_up(
                 registered.names[node],
                 quoted(answer.client),
             )
+            asker.left_out[registered.names[node]] = f"says that it is {quoted(answer.client)}"
             continue
         claims[node] = answer.client
         (ready if answer.ready else lacking).append(node)
@@ -83,12 +94,12 @@ def set_up(
     if lacking:
         files = proxy_store.pack(proxy_folder)
         size = sum(len(data) for data in files.values() if isinstance(data, bytes))
-        ship = dict.fromkeys(lacking, wire.encode_setup(job, files))
-        for node, answer in asker.ask(wire.SETUP, ship, "setup", wire.decode_ready):
+        to = {node: claims[node] for node in lacking}
+        for node, answer in _ship(asker, job, proxy_folder, files, to):
             if not answer.ready or answer.client != claims[node]:
-                log.warning(
-                    "setup: node %d is left out: it has no proxy, or another name than before", node
-                )
+                why = "has no proxy, or another name than before"
+                log.warning("setup: node %d is left out: it %s", node, why)
+                asker.left_out[asker.name(node)] = why
                 continue
             ready.append(node)
             sent[node] = size
@@ -100,6 +111,26 @@ def set_up(
     least, setting = max((least, setting), (needed, "the threshold of a secure sum"))
     asker.enough(len(nodes), least, "set up", setting)
     return nodes, {name: sent[node] for name, node in nodes.items() if node in sent}
+
+
+def _ship(
+    asker: Asker, job: FederationJob, proxy: Path, files: Mapping[str, bytes], to: Mapping[int, str]
+) -> Iterator[tuple[int, wire.Ready]]:
+    """Send the proxy's files to nodes, by the client that each says it is; yield their answers.
+
+    Each client gets its own copy of a traced proxy, one after the other: memory holds one at a time.
+    """
+    if job.marks is None:
+        ship = dict.fromkeys(to, wire.encode_setup(job, files))
+        yield from asker.ask(wire.SETUP, ship, "setup", wire.decode_ready)
+        return
+    key, known = trace_key(proxy), {client.name for client in job.clients}
+    for node, name in to.items():
+        if name not in known:
+            continue  # `_bound` says so
+        file, content = copy_of(proxy, job.marks, key, name)
+        own = wire.encode_setup(job, {**files, file: content})
+        yield from asker.ask(wire.SETUP, {node: own}, "setup", wire.decode_ready)
 
 
 def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:
@@ -121,7 +152,9 @@ def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict
     return nodes
 
 
-def _wait_for_nodes(grid: Grid, job: FederationJob, registered: Registered | None) -> list[int]:
+def _wait_for_nodes(
+    grid: Grid, job: FederationJob, registered: Registered | None, notes: WaitNotes | None
+) -> list[int]:
     """Return the nodes of all the job's clients, or those that are there once waiting is over.
 
     Raises `RoundAborted` if fewer than `federate.min_clients` are connected after `federate.timeout_s`.
@@ -140,8 +173,36 @@ def _wait_for_nodes(grid: Grid, job: FederationJob, registered: Registered | Non
             return nodes
         if now - began > job.federate.timeout_s:
             if len(nodes) < least:
-                raise RoundAborted(
-                    f"{len(nodes)} clients connected: must be >= {least} (federate.min_clients)"
-                )
+                line = f"{len(nodes)} clients connected: must be >= {least} (federate.min_clients)"
+                away = dict.fromkeys(_absent(job, nodes, registered), AWAY)
+                raise RoundAborted(with_reasons(line, away))
             return nodes
+        if notes is not None:
+            _note_wait(notes, job, registered, nodes, began=began, enough_since=enough_since)
         time.sleep(POLL_S)
+
+
+def _note_wait(
+    notes: WaitNotes,
+    job: FederationJob,
+    registered: Registered | None,
+    nodes: list[int],
+    *,
+    began: float,
+    enough_since: float | None,
+) -> None:
+    """Note who is not connected yet: all that a round needs, or the others once enough are there."""
+    what = f"to connect; {len(nodes)} of {len(job.clients)} are here"
+    names = _absent(job, nodes, registered) or ["clients"]
+    if registered is not None and enough_since is not None:
+        notes.note(what, names, began=enough_since, timeout_s=registered.wait_s)
+    else:
+        notes.note(what, names, began=began, timeout_s=job.federate.timeout_s)
+
+
+def _absent(job: FederationJob, nodes: list[int], registered: Registered | None) -> list[str]:
+    """Return the names of the job's clients without a node, sorted; none where nodes have no names yet."""
+    if registered is None:
+        return []
+    here = {registered.names[node] for node in nodes}
+    return sorted(client.name for client in job.clients if client.name not in here)

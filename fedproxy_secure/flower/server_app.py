@@ -17,8 +17,9 @@ from fedproxy_secure.errors import ConfigError, FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.asking import Asker
-from fedproxy_secure.flower.nodes import Registered, set_up
+from fedproxy_secure.flower.nodes import AWAY, Registered, set_up
 from fedproxy_secure.flower.recording import Tamper, WatchedGrid
+from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import ServerRound, protection_of
 from fedproxy_secure.record.leakage import LEDGER, Ledger
@@ -130,14 +131,17 @@ def serve(
     protection = protection_of(job.protect)
     if protection.secure_sum:
         _check_roster(job)
-    asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine)
+    notes = WaitNotes(run_folder)
+    asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine, notes=notes)
     with set_up_noted() as found:
-        nodes, shipped = set_up(asker, grid, job, proxy_folder, registered)
+        nodes, shipped = set_up(asker, grid, job, proxy_folder, registered, notes)
         found.clients, found.bytes_out = len(nodes), sum(shipped.values())
+    unready = dict(asker.left_out)
     while state.round < job.federate.rounds:
         asker.begin()
         chosen = _participants(job, state.round)
         cohort = {name: nodes[name] for name in chosen if name in nodes}
+        asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in cohort}
         ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
         _note_sent(ledger, state, nodes=nodes, cohort=cohort, shipped=shipped)
         try:
@@ -158,6 +162,7 @@ def serve(
             note_round(ledger, began=began, error=error)
             if isinstance(error, RoundAborted):
                 asker.explain()
+                raise asker.explained(error) from error
             raise
         state, metrics, clients = result.state, result.metrics, list(result.clients)
         if job.privacy.unit != "none":

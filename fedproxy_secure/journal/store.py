@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,21 +49,32 @@ def create_journal(folder: Path, client: str) -> Path:
     Raises `ConfigError` if there is one already or the folder cannot be written.
     """
     file = journal_file(folder, client)
+    first = ("INSERT INTO journal VALUES (?, ?, 0)", (SCHEMA_VERSION, client))
+    return create_database(file, _SCHEMA, first, what="a journal")
+
+
+def create_database(
+    file: Path, schema: Sequence[str], first: tuple[str, tuple[int | str | bytes, ...]], *, what: str
+) -> Path:
+    """Write a new database, mode 0600, whole or not at all: its tables, and a first row.
+
+    Raises `ConfigError`, which names `what` it is, if the file is there already or cannot be written.
+    """
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         try:
-            with _connected(partial) as database:
+            with connected(partial) as database:
                 database.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
+                for statement in schema:
                     database.execute(statement)
-                database.execute("INSERT INTO journal VALUES (?, ?, 0)", (SCHEMA_VERSION, client))
+                database.execute(*first)
                 database.execute("COMMIT")
             os.link(partial, file)
         finally:
             os.unlink(partial)
     except FileExistsError:
-        raise ConfigError(f"{file}: is there already; a journal is never overwritten") from None
+        raise ConfigError(f"{file}: is there already; {what} is never overwritten") from None
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"{file}: cannot be written: {error}") from error
     return file
@@ -103,7 +114,7 @@ def check_journal(file: Path, client: str) -> None:
 @contextmanager
 def reading(file: Path) -> Iterator[sqlite3.Connection]:
     """Open a connection that reads one consistent state. Raises `ProtocolAborted` for a damaged file."""
-    with _aborting(file), _connected(file) as database:
+    with _aborting(file), connected(file) as database:
         yield database
 
 
@@ -113,7 +124,7 @@ def writing(file: Path) -> Iterator[sqlite3.Connection]:
 
     Raises `ProtocolAborted` for a damaged file, a full disk, or another process that keeps it locked.
     """
-    with _aborting(file), _connected(file) as database:
+    with _aborting(file), connected(file) as database:
         database.execute("BEGIN IMMEDIATE")
         try:
             yield database
@@ -133,7 +144,8 @@ def _aborting(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(file: Path) -> Iterator[sqlite3.Connection]:
+def connected(file: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database that is there; what a transaction commits is on the disk when it returns."""
     database = sqlite3.connect(
         f"{file.resolve().as_uri()}?mode=rw", timeout=WAIT_S, isolation_level=None, uri=True
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
@@ -15,28 +13,15 @@ from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.dp.ledger import SUFFIX, read_all
 from fedproxy_secure.errors import DataError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.journal.answered import Answered, answered
 from fedproxy_secure.journal.rounds import Journal
-from fedproxy_secure.journal.store import journal_file, reading
+from fedproxy_secure.journal.store import journal_file
 from fedproxy_secure.monitor.event_log import EventLog, Events
 from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.state import Phase, Spending, Standing, time_left
 from fedproxy_secure.runtime.progress import duration
 
 SILENT_S = 3600.0  # without a message for so long, somebody should look
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a journal says of the run that it last took part in.
-
-    `round` is the last round that was begun, `opened` how many rounds were unmasked with this site's help,
-    `cohort` how many clients that round is meant for, and `complete` whether it was unmasked.
-    """
-
-    round: int
-    opened: int
-    cohort: int
-    complete: bool
 
 
 def site_standing(policy: ClientPolicy, *, events: EventLog, silent_s: float = SILENT_S) -> Standing:
@@ -135,28 +120,7 @@ def _journal(policy: ClientPolicy) -> Answered | None:
         return None
     if not journal_file(Path(keys), policy.client.name).exists():
         raise DataError("journal: is missing")
-    journal = Journal(folder=Path(keys), client=policy.client.name)
-    try:
-        return _answered(journal.file)
-    except (sqlite3.Error, ValueError, TypeError) as error:
-        raise DataError("journal: is damaged") from error
-
-
-def _answered(file: Path) -> Answered | None:
-    with reading(file) as database:
-        newest = database.execute("SELECT run, round FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
-        if newest is None:
-            return None
-        run, number = newest
-        cohort, survivors = database.execute(
-            "SELECT cohort, survivors FROM rounds WHERE run = ? AND round = ?", (run, number)
-        ).fetchone()
-        (opened,) = database.execute(
-            "SELECT count(*) FROM rounds WHERE run = ? AND survivors IS NOT NULL", (run,)
-        ).fetchone()
-    return Answered(
-        round=number, opened=opened, cohort=len(json.loads(cohort)), complete=survivors is not None
-    )
+    return answered(Journal(folder=Path(keys), client=policy.client.name))
 
 
 def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:

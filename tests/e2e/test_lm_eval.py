@@ -30,7 +30,7 @@ def means(ours: Correct) -> HarnessAccuracy:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.nightly) for s in (1, 2))])
 def test_lm_evals_acc_and_acc_norm_equal_ours_on_choices_of_many_tokens_and_lengths(seed):
     model, tokenizer, items = tiny_llama(2, seed).train(), tiny_tokenizer(), records()
     ours = choice_correct(model, tokenizer, items, max_tokens=128)

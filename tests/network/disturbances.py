@@ -31,6 +31,7 @@ from tests.network.deployed import CONFIG, ENVIRONMENT, SITES, Deployed, wait_fo
 from tests.network.disturbing import Running, disturb, reached, undo
 from tests.network.exactness import Exactness, half_written, taken
 from tests.network.schedule import KINDS, STEPS, Plan, plan
+from tests.support.network.commands import missing as unable
 from tests.support.network.disks import small_disk
 from tests.support.network.whole import Network
 
@@ -218,6 +219,11 @@ def table(lines: Iterable[Line]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
+def planned(seed: int, index: int) -> Plan:
+    """Return what is done in a run of the schedule."""
+    return plan(seed, index, sites=len(SITES), rounds=CONFIG["federate"]["rounds"])
+
+
 def disturbed(seed: int, indices: Iterable[int], work: Path) -> Iterator[Line]:
     """Do the runs of a schedule, one after another, in folders below `work`; yield what became of each."""
     with Network(sites=len(SITES)) as network:
@@ -225,15 +231,15 @@ def disturbed(seed: int, indices: Iterable[int], work: Path) -> Iterator[Line]:
         runs = Runs(network, prepared, Exactness())
         for index in indices:
             began = time.monotonic()
-            planned = plan(seed, index, sites=len(SITES), rounds=CONFIG["federate"]["rounds"])
-            outcome, calls, said = runs.one(planned, work / f"run-{seed}-{index}")
+            one = planned(seed, index)
+            outcome, calls, said = runs.one(one, work / f"run-{seed}-{index}")
             yield Line(
                 seed=seed,
                 index=index,
-                plan=planned,
+                plan=one,
                 outcome=outcome,
                 calls=calls,
-                said=tuple(_short(one, work) for one in said),
+                said=tuple(_short(text, work) for text in said),
                 seconds=round(time.monotonic() - began, 1),
                 load=round(os.getloadavg()[0], 1),
             )
@@ -253,10 +259,21 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/disturbed.jsonl"), help="a line for each run"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="runs whose disturbance has this in it; repeatable"
+    )
     parser.add_argument("--keep", type=Path, help="keep the runs' folders here; must not exist")
     asked = parser.parse_args(arguments)
     known = {(line.seed, line.index) for line in read_lines(asked.out)}
-    missing = [index for index in range(asked.runs) if (asked.seed, index) not in known]
+    missing = [
+        index
+        for index in range(asked.runs)
+        if (asked.seed, index) not in known
+        and any(text in planned(asked.seed, index).kind for text in asked.only or [""])
+    ]
+    if missing and (why := unable()):
+        print(f"error: {why}", file=sys.stderr)
+        return 2
     until = time.monotonic() + 60 * asked.minutes
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Kind = Literal[
     "a site's cable is cut for 5 s",
@@ -25,6 +24,7 @@ Kind = Literal[
     "a site starts again with a clock that is an hour off",
 ]
 Step = Literal["setup", "train", "share", "mask", "confirm", "unmask"]
+T = TypeVar("T")
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 STEPS: tuple[Step, ...] = Step.__args__  # type: ignore[attr-defined]
 
@@ -49,11 +49,15 @@ class Plan:
 
 
 def plan(seed: int, index: int, *, sites: int, rounds: int) -> Plan:
-    """Return run `index` of a seed: all pairs of disturbance and step in random order, and then again."""
-    pairs = list(itertools.product(KINDS, STEPS))
-    lap, place = divmod(index, len(pairs))
-    random.Random(f"{seed} {lap}").shuffle(pairs)
-    kind, step = pairs[place]
+    """Return run `index` of a seed.
+
+    Every kind comes once in each block of as many runs as there are kinds, in random order; every pair of
+    kind and step comes once in each lap of as many blocks as there are steps.
+    """
+    lap, place = divmod(index, len(KINDS) * len(STEPS))
+    block, number = divmod(place, len(KINDS))
+    kind = _shuffled(KINDS, f"{seed} {lap} {block}")[number]
+    step = _shuffled(STEPS, f"{seed} {lap} {kind}")[block]
     draw = random.Random(f"{seed} {lap} {place}")
     return Plan(
         kind=kind,
@@ -62,3 +66,9 @@ def plan(seed: int, index: int, *, sites: int, rounds: int) -> Plan:
         target=draw.randrange(sites),
         ahead=draw.random() < 0.5,
     )
+
+
+def _shuffled(values: tuple[T, ...], seed: str) -> list[T]:
+    drawn = list(values)
+    random.Random(seed).shuffle(drawn)
+    return drawn

@@ -6,9 +6,10 @@ import signal
 
 import pytest
 
-from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
+from fedproxy_secure.journal.answered import Answered, answered
 from fedproxy_secure.journal.rounds import Attempt, Journal
-from fedproxy_secure.journal.store import create_journal, journal_file, reading
+from fedproxy_secure.journal.store import create_journal, journal_file, reading, writing
 from tests.support.journal_players import at_once, die_while_writing, exit_code_of, take_and_die
 
 
@@ -296,3 +297,28 @@ def test_a_damaged_journal_ends_the_attempt_and_not_the_secret(journal):
         journal.begin(asked())
     with pytest.raises(ProtocolAborted, match="cannot be used"):
         Journal(folder=journal.folder, client="a")
+
+
+def test_who_watches_is_told_how_far_the_newest_run_is_and_changes_nothing(journal):
+    assert answered(journal) is None
+    journal.begin(asked())
+    journal.put(b"first", {})
+    journal.take("mask")
+    release(journal, survivors=("a", "b"))
+    journal.begin(asked(round=1, context=b"second"))
+    before = journal.file.read_bytes()
+    assert answered(journal) == Answered(round=1, opened=1, cohort=3, complete=False)
+    assert journal.file.read_bytes() == before
+    journal.begin(asked(run="another", context=b"third", cohort=("a", "b", "c", "d")))
+    assert answered(journal) == Answered(round=0, opened=0, cohort=4, complete=False)
+
+
+@pytest.mark.parametrize(
+    "damage", ["DELETE FROM rounds", "UPDATE rounds SET cohort = 'x'", "UPDATE rounds SET cohort = '7'"]
+)
+def test_who_watches_a_journal_with_a_damaged_round_is_told_so(journal, damage):
+    journal.begin(asked())
+    with writing(journal.file) as database:
+        database.execute(damage)
+    with pytest.raises(DataError, match="round 0 of its newest run is damaged"):
+        answered(journal)

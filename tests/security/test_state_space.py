@@ -93,8 +93,8 @@ def test_of_more_interleaved_attempts_a_server_learns_one_sum(case, states):
         world(3, 0, tries(3, 2)),
         world(3, 1, safe(4, 1)),
         world(4, 0, safe(4)),
-        pytest.param(world(4, 1, safe(5, 1)), marks=pytest.mark.slow),
-        pytest.param(world(4, 0, tries(4, 3) + tries(4, 4)), marks=pytest.mark.slow),
+        pytest.param(world(4, 1, safe(5, 1)), marks=pytest.mark.nightly),
+        pytest.param(world(4, 0, tries(4, 3) + tries(4, 4)), marks=pytest.mark.nightly),
     ],
     ids=["3", "3 at a threshold of 2", "4, one corrupted", "4", "5, one corrupted", "4, two thresholds"],
 )

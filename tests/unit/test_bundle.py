@@ -353,7 +353,7 @@ def test_a_bundle_does_not_go_into_the_run_that_it_is_of(run):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("bundle", "nowhere", "--out", "b.zip"), "nowhere"),
+        (("bundle", "nowhere", "--out", "b.zip"), "nowhere: there is no such folder; name that of a"),
         (("verify", "nowhere.zip", "--key", "ab" * 32), "cannot be read"),
         (("verify", __file__, "--key", "ab" * 32), "is no bundle"),
         (("verify", __file__, "--key", "ab"), "is no public key"),

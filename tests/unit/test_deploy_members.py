@@ -271,7 +271,9 @@ def test_a_sites_own_file_is_kept_and_decides(federation, sites):
     [
         ({"epoch": 1e308}, "epoch="),
         ({"epoch": 0}, "epoch="),
-        ({"epoch": 10**30, "site": "bank"}, "is for the site bank"),
+        ({"epoch": 10**30}, "epoch=an integer of 100 bits: must be a whole number from 1 to 1000000"),
+        ({"epoch": True}, "epoch=True"),
+        ({"site": "bank"}, "is for the site bank"),
         ({"version": "x"}, "is no kit"),
         ({"authority_pem": ""}, "is no kit"),
         ({"authority_pem": "rubbish"}, "is no kit"),

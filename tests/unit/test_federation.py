@@ -16,6 +16,7 @@ from fedproxy_secure.federate.training import train
 from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.models.adapters import attach, get_vector
 from fedproxy_secure.models.llm import load_llm
@@ -130,13 +131,32 @@ def test_a_client_that_never_answers_is_waited_for_no_longer_than_the_timeout(wo
             assert serve(grid, job, folder, initial, on_client=seen.append).round == 1
             assert sorted(seen) == ["c0", "c2"]
         else:
-            with pytest.raises(RoundAborted, match="2 clients answered in round 0: must be >= 3"):
+            why = r"; left out: c1 \(did not answer train in 2 s\)$"
+            with pytest.raises(RoundAborted, match=r"2 clients answered in round 0: must be >= 3 .*" + why):
                 serve(grid, job, folder, initial)
 
 
 def test_a_round_under_the_minimum_is_aborted_and_the_last_good_one_stays(world, tmp_path):
-    with pytest.raises(RoundAborted, match=r"1 clients answered in round 0: must be >= 2"):
+    line = (
+        r"1 clients answered in round 0: must be >= 2 .*; left out: c1 \(failed: .*\), c2 \(failed: .*\)$"
+    )
+    with pytest.raises(RoundAborted, match=line):
         serve_with_failing(world, failing={3, 4})
+
+
+def test_sites_that_are_not_connected_are_named_whether_enough_are_there_or_not(world):
+    """Node 4, which would be c2, is not there: too few are, or enough are and one of them fails."""
+    job, folder, initial = world
+    registered = Registered(names={2: "c0", 3: "c1", 4: "c2"}, wait_s=0.1)
+    with proxy_store.offered_on_this_host(folder):
+        grid = InProcessGrid(Wrapped({3}), 2)
+        for least, line in (
+            (3, r"2 clients connected: must be >= 3 .*; left out: c2 \(is not connected\)$"),
+            (2, r"1 clients answered .*; left out: c1 \(failed: .*\), c2 \(is not connected\)$"),
+        ):
+            asked = with_rounds(job, 1, min_clients=least, timeout_s=1.0)
+            with pytest.raises(RoundAborted, match=line):
+                serve(grid, asked, folder, initial, registered=registered)
 
 
 def test_partial_participation_takes_the_share_and_differs_between_rounds(world, tmp_path):

@@ -33,17 +33,28 @@ def test_each_message_gets_an_id_of_its_own_which_its_reply_names():
     assert reply.metadata.reply_to_message_id == one.metadata.message_id
 
 
-def test_a_node_looks_often_while_messages_come_and_rarely_when_none_has_come_for_a_minute():
+def test_a_node_looks_soon_after_an_answer_then_less_often_and_rarely_when_nothing_came_for_a_minute():
     slept = []
     impatient = supernode.Impatient(slept.append)
     for _ in range(200):
         impatient.sleep(supernode.IDLE_S)
-    often = round(supernode.PATIENT_S / supernode.LOOK_S)
-    assert slept[: often - 1] == [supernode.LOOK_S] * (often - 1)
-    assert slept[often + 2 :] == [supernode.IDLE_S] * (200 - often - 2)
+    assert slept[0] == supernode.SOON_S
+    assert slept == sorted(slept)
+    patient = slept.index(supernode.IDLE_S)
+    assert supernode.PATIENT_S <= sum(slept[:patient]) <= supernode.PATIENT_S + supernode.LOOK_S
+    assert set(slept[20:patient]) == {supernode.LOOK_S}
+    assert slept[patient:] == [supernode.IDLE_S] * (200 - patient)
     impatient.sleep(0.5)  # waits for an answer: there was a message
-    impatient.sleep(supernode.IDLE_S)
-    assert slept[-2:] == [supernode.LOOK_S] * 2
+    impatient.sleep(supernode.IDLE_S)  # it has been sent
+    assert slept[-2:] == [supernode.SOON_S] * 2
+
+
+def test_a_node_does_not_lose_patience_with_its_own_training():
+    slept = []
+    impatient = supernode.Impatient(slept.append)
+    for _ in range(1000):
+        impatient.sleep(0.5)
+    assert max(slept) == supernode.LOOK_S
 
 
 def test_flowers_worker_sleeps_as_long_as_the_node_expects():

@@ -103,19 +103,26 @@ def only_whole_answers(pull: Any) -> Any:
 
 
 def _is_on_its_way(message_id: str, state: Any) -> bool:
-    """Return whether a request has an answer of which parts are still missing."""
-    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-    from flwr.supercore.object_store import NoObjectInStoreError
+    """Return whether a request has an answer of which parts are still missing.
 
+    This is asked for every awaited answer, several times a second: each part is looked at once at most, and
+    none after the first that is missing.
+    """
     reply = state.message_ins_id_to_message_res_id.get(message_id)
     if reply is None:
         return False
-    store = state.object_store
-    try:
-        parts = iterate_object_tree(store.get_object_tree(reply))
-        return not all(store.store[part.object_id].is_available for part in parts)
-    except (NoObjectInStoreError, KeyError):
-        return False  # Flower says itself that they are gone
+    parts, seen = state.object_store.store, {reply}
+    stack = [reply]
+    while stack:
+        part = parts.get(stack.pop())
+        if part is None:
+            return False  # Flower says itself that it is gone
+        if not part.is_available:
+            return True
+        below = [child for child in dict.fromkeys(part.child_object_ids) if child not in seen]
+        seen.update(below)
+        stack += below
+    return False
 
 
 def is_registered(state: Any, public_key: bytes) -> bool:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from fedproxy_secure.flower.patience import pause_s
+
 IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
-LOOK_S = 0.4  # how often a deployed node looks for messages instead
+SOON_S, LOOK_S = 0.05, 0.4  # how long a deployed node sleeps instead: at least, and at most
 PATIENT_S = 60.0  # after so long without a message it looks as rarely as Flower does
 
 
@@ -40,7 +42,7 @@ def start_supernode(check: Callable[[OfferedApp], None]) -> None:
     from flwr.supernode.fleet_http_connection import http_request_response
 
     vars(worker)["http_request_response"] = checked_connection(http_request_response, check)
-    # Flower looks for messages every three seconds; a round of masking has five steps
+    # Flower looks for messages every three seconds, for answers twice a second; masking has five steps
     vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)
     flower_supernode()
 
@@ -48,18 +50,22 @@ def start_supernode(check: Callable[[OfferedApp], None]) -> None:
 class Impatient:
     """A `sleep` that is short while messages come, and as long as asked after a minute without any.
 
-    Flower's worker sleeps `IDLE_S` when there is no message, and for less while it waits for an answer.
+    Flower's worker sleeps `IDLE_S` when there is no message, and for less while it waits for its own client
+    app's answer. After an answer the next request of a round mostly comes soon, so the first looks follow
+    each other closely; each costs the SuperLink two signatures to check, so they become rarer.
     """
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
-        self._sleep, self._idle_s = sleep, 0.0
+        self._sleep, self._for_message, self._waited_s = sleep, True, 0.0
 
     def sleep(self, seconds: float) -> None:
-        """Sleep at most `LOOK_S`, or as long as asked if nothing has come for `PATIENT_S`."""
-        if seconds < IDLE_S:
-            self._idle_s = 0.0
-        taken = seconds if self._idle_s > PATIENT_S else min(seconds, LOOK_S)
-        self._idle_s += taken
+        """Sleep a third of what was waited, `SOON_S` to `LOOK_S`; as long as asked after `PATIENT_S`."""
+        for_message = seconds >= IDLE_S
+        if for_message != self._for_message:  # a message came, or its answer has been sent
+            self._for_message, self._waited_s = for_message, 0.0
+        patient = for_message and self._waited_s > PATIENT_S
+        taken = seconds if patient else pause_s(self._waited_s, least_s=SOON_S, most_s=LOOK_S)
+        self._waited_s += taken
         self._sleep(taken)
 
 

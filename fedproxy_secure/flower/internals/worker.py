@@ -12,7 +12,9 @@ import httpx
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-LOOK_S = 0.1  # how often the worker asks the SuperNode beside it
+from fedproxy_secure.flower.patience import Patience
+
+SOON_S, LOOK_S = 0.02, 0.1  # how long the worker sleeps before it asks the SuperNode beside it again
 AWAY_S = 1.0  # the same while there is none
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def answer_tasks(
     version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
     with _runtime(address, [version, signs], tries=1) as supernode:
         asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        patience = Patience(least_s=SOON_S, most_s=LOOK_S)
         while True:
             try:
                 task = supernode.AcquireTask(asked)
@@ -54,8 +57,9 @@ def answer_tasks(
                     _answer_task(address, task.token, app, node_config)
                 except Exception:  # the SuperNode has started again and does not know the task
                     log.exception("a message was lost: the SuperNode does not take the answer")
+                patience.come()
             else:
-                time.sleep(LOOK_S)
+                time.sleep(patience.pause_s())
 
 
 def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[str, str | bool]) -> None:

@@ -2,6 +2,7 @@
 
 job.json, proxy.path, initial.safetensors    written before the run is submitted
 nodes.json                                   which client each registered node is, where nodes have keys
+waits.json                                   what the server app waits for, while it does (`waiting`)
 alive                                        touched by the server app for as long as it lives
 rounds.jsonl, state.safetensors, ...         written by the server app as rounds end (`serve`)
 final.safetensors or trouble.json            written last
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fedproxy_secure import errors
 from fedproxy_secure.errors import FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower import waiting
 from fedproxy_secure.flower.launch.processes import POLL_S
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import (
@@ -35,6 +38,7 @@ from fedproxy_secure.flower.server_app import (
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app
+LONG_S, AGAIN_S = 10.0, 30.0
 
 
 def write_control(
@@ -50,7 +54,7 @@ def write_control(
     Without `registered`, a node says itself which client it is.
     """
     control.mkdir(parents=True, exist_ok=True)
-    for stale in (FINAL, TROUBLE, NODES, ALIVE):
+    for stale in (FINAL, TROUBLE, NODES, ALIVE, waiting.FILE):
         (control / stale).unlink(missing_ok=True)
     write_bytes(control / JOB, job.to_json().encode())
     write_bytes(control / PROXY, str(proxy_folder.resolve()).encode())
@@ -64,8 +68,12 @@ def watch(
     control: Path,
     logs: Path,
     on_round: OnRound | None,
+    tell: Callable[[str], None] | None = None,
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
+
+    `tell` is called with a line when something has been waited for longer than `LONG_S`, and then again
+    every `AGAIN_S` for as long as it lasts.
 
     How long clients are waited for is the server app's part: in every step of a round it gives up those
     that are silent for `federate.timeout_s`. Here it is enough that it lives.
@@ -74,7 +82,7 @@ def watch(
     was killed.
     """
     seen = len(_lines(control / ROUNDS))
-    began = time.time()
+    began, tell_at = time.time(), 0.0
     while True:
         finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
         lines = _lines(control / ROUNDS)
@@ -92,7 +100,29 @@ def watch(
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
         if time.time() - max(began, _changed(control / ALIVE)) > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
+        if tell is not None:
+            tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
         time.sleep(POLL_S)
+
+
+def waited_for(control: Path, began: float) -> waiting.Wait | None:
+    """Return what is waited for in a control folder: what the server app notes, or that it starts.
+
+    `began`: when the run was submitted, seconds since the epoch.
+    """
+    if (control / ALIVE).exists():
+        return waiting.Wait.load(control)
+    return waiting.Wait(what="start", names=("the server app",), since=began, until=began + SILENT_S)
+
+
+def _told(tell: Callable[[str], None], wait: waiting.Wait | None, now: float, tell_at: float) -> float:
+    """Tell of a long wait if it is time to, and return when to tell of it again; times since the epoch."""
+    if wait is None:
+        return 0.0
+    if now < tell_at or now - wait.since < LONG_S:
+        return tell_at
+    tell(wait.sentence(now))
+    return now + AGAIN_S
 
 
 def _changed(file: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from fedproxy_secure.flower.launch.processes import (
     wait_until_listening,
     without_proxy_to_loopback,
 )
+from fedproxy_secure.flower.launch.same_user import check_users_are_known
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import OnRound
 
@@ -59,12 +60,14 @@ def superlink(
 ) -> Iterator[SuperLink]:
     """Run a SuperLink in a `with` block; it keeps nothing on the disk but its logs in `folder`.
 
-    Other machines reach what nodes need, and nothing else (`launch.superlink`). Nodes must hold a key that
-    is registered. A SuperLink that is started again knows no node of before; their sites start them again.
+    Other machines, and other users of this one, reach what nodes need and nothing else
+    (`launch.superlink`). Nodes must hold a key that is registered. A SuperLink that is started again knows
+    no node of before; their sites start them again.
 
-    Raises `ConfigError` if the port is taken, `RoundAborted` if it does not listen, `RunFolderError` if one
-    of an earlier call still runs.
+    Raises `ConfigError` if the port is taken, or where users of this machine cannot be told apart;
+    `RoundAborted` if it does not listen, `RunFolderError` if one of an earlier call still runs.
     """
+    check_users_are_known()
     with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
         os.environ.update(without_proxy_to_loopback())  # this process administers the SuperLink
         check_free(EVERYWHERE, port)
@@ -99,8 +102,11 @@ def federate_over(
     *,
     run_folder: Path,
     on_round: OnRound | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> ServerState:
     """Run a job over a SuperLink with the nodes that are registered there.
+
+    `tell` is called with a line when something is waited for long (`watch`).
 
     Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
     """
@@ -110,4 +116,4 @@ def federate_over(
     submit += ["--run-config", f"{CONTROL}={json.dumps(str(run_folder.resolve()))}"]
     environment = quiet_environment(link.folder / "flwr")
     with process("flwr", submit, environment, link.folder / "run.log", link.lock) as run:
-        return watch(run, run_folder, link.folder, on_round)
+        return watch(run, run_folder, link.folder, on_round, tell)

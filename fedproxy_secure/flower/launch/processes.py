@@ -23,7 +23,7 @@ from pathlib import Path
 from fedproxy_secure.errors import ConfigError, RoundAborted, RunFolderError
 
 POLL_S = 0.5
-START_S = 60.0  # how long a SuperLink may take to listen
+START_S = 180.0  # how long a SuperLink may take to listen; one that ends before is noticed at once
 STOP_S = 15.0  # how long a process may take to stop when asked
 ORPHANS_S = 60.0  # how long what a killed owner or site started may take to notice that (`launch.parent`)
 

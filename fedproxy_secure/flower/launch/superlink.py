@@ -5,22 +5,23 @@
 Flower 1.41 serves three interfaces on one port: for nodes (`/v1/fleet/`), for whoever submits runs and
 registers nodes (`/v1/control/`), and for the processes that it starts (`/v1/runtime/`). Its free edition
 asks for no account at the second, and a submitted run brings code that the SuperLink's machine runs. A
-SuperLink that is open to a network is therefore open to anybody's code. Here a request from another machine
-gets an answer below `/v1/fleet/` alone, where a node must sign it, and `404` everywhere else.
+SuperLink that is open to a network, or to other users of its machine, is therefore open to anybody's code.
+Here a request gets an answer below `/v1/fleet/` if a node has signed it. Everywhere else it gets one if it
+comes from this machine and from the user who runs the SuperLink (`same_user`), and otherwise `404`.
 
 A body is read only if the request's headers are signed with the key of a registered node. What such a node
 may push, and what is handed on of it, is checked further in (`flower.internals.superlink`).
 
-Guarantees: no request from an address outside loopback reaches another interface than the nodes', no body
-of one without a registered node's signature is read, and none with more than `MOST_BODY_BYTES`. A request
-that says where it comes from (`X-Forwarded-For` and the like) is never one of this machine. Not guaranteed:
-anything against users of this machine, or a proxy on it that hides where requests come from.
+Guarantees: no request from another machine, or of another user of this one, reaches another interface than
+the nodes'; there, no body without a registered node's signature is read, and none with more than
+`MOST_BODY_BYTES`. A request that says where it comes from (`X-Forwarded-For` and the like) is never one of
+this machine. Not guaranteed: anything against this machine's administrator, or against a proxy of the same
+user that hides where requests come from.
 """
 
 from __future__ import annotations
 
 import binascii
-import ipaddress
 from base64 import b64decode
 
 from starlette.responses import PlainTextResponse
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedproxy_secure.flower.internals.superlink import is_registered, is_signed, start_superlink
 from fedproxy_secure.flower.launch.parent import end_with_parent
+from fedproxy_secure.flower.launch.same_user import is_of_this_user
 
 FOR_NODES = "/v1/fleet/"
 HEALTH = "/health"
@@ -36,17 +38,20 @@ SAYS_WHERE_FROM = {b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"}
 
 
 class OnlyNodes:
-    """ASGI middleware that answers other machines below `/v1/fleet/` and `/health` alone."""
+    """ASGI middleware that answers nodes below `/v1/fleet/` and `/health`, and elsewhere its own user."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 404 or 413."""
-        if scope["type"] == "lifespan" or is_local(scope):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] != "http" or not is_for_nodes(scope["path"]):
-            await PlainTextResponse("not found", status_code=404)(scope, receive, send)
+            if is_the_owners(scope):
+                await self._app(scope, receive, send)
+            else:
+                await PlainTextResponse("not found", status_code=404)(scope, receive, send)
         elif scope["path"] == HEALTH:
             await self._app(scope, _empty, send)
         elif not is_from_a_node(scope):
@@ -62,15 +67,12 @@ def is_for_nodes(path: str) -> bool:
     return path == HEALTH or (path.startswith(FOR_NODES) and ".." not in path.split("/"))
 
 
-def is_local(scope: Scope) -> bool:
-    """Return whether a request comes from this machine; without a known address it does not."""
-    client = scope.get("client")
-    if any(name in SAYS_WHERE_FROM for name, _ in scope["headers"]):
+def is_the_owners(scope: Scope) -> bool:
+    """Return whether a request comes from a process of this user, on this machine."""
+    client, server = scope.get("client"), scope.get("server")
+    if client is None or server is None or any(name in SAYS_WHERE_FROM for name, _ in scope["headers"]):
         return False
-    try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return False
+    return is_of_this_user((client[0], client[1]), (server[0], server[1]))
 
 
 def is_from_a_node(scope: Scope) -> bool:

@@ -1,0 +1,103 @@
+"""Whether the other end of a connection on this machine belongs to this process' own user.
+
+A port of loopback is open to every user of a machine, and TCP does not say who is at the other end. Linux
+does: it is asked for exactly one connection, by both of its ends (netlink, `inet_diag`). The list in
+`/proc/net/tcp` says the same, but not of one moment: while others connect, it shows some lines twice and
+some not at all.
+
+Guarantees: `is_of_this_user` is true only of an IPv4 connection over loopback with exactly these two ends
+that is open, is held by a process, and was made by this user. What is closed, unknown or of another form is
+not this user's. Not guaranteed: anything against the administrator, a program of this user that hands on
+what others say (a proxy), or users of a container with its own numbers who share this network.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import sys
+
+from fedproxy_secure.errors import ConfigError
+
+Address = tuple[str, int]
+
+SOCK_DIAG = 4  # the netlink protocol
+_BY_FAMILY = 20  # the kind of question, and of its answer
+_REQUEST = 1
+_ANY = 0xFFFFFFFF
+_ESTABLISHED = 1
+_HEADER, _ASKED = struct.Struct("=IHHII"), struct.Struct("=BBBBI")
+_ENDS = struct.Struct("!HH16s16s")
+_REST = struct.Struct("=III")  # interface and cookie, any
+_STATE, _USER = struct.Struct("=BBBB"), struct.Struct("=IIIII")
+_WAIT_S = 5.0
+
+
+def check_users_are_known(protocol: int = SOCK_DIAG) -> None:
+    """Raise `ConfigError` where the system does not tell whose a connection is: anybody could start runs.
+
+    `protocol`: of netlink, by which the system is asked.
+    """
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as own,
+    ):
+        if not is_of_this_user(own.getsockname(), listener.getsockname(), protocol=protocol):
+            raise ConfigError(
+                f"{sys.platform}: does not tell whose a connection is, so other users of this machine "
+                "could start runs; run the owner's side on Linux, with inet_diag"
+            )
+
+
+def is_of_this_user(client: Address, server: Address, *, protocol: int = SOCK_DIAG) -> bool:
+    """Return whether the end `client` of a connection to `server` was opened by this process' user.
+
+    Args:
+        client: address and port of the other end, as the server sees them.
+        server: address and port of this end.
+        protocol: of netlink, by which the system is asked.
+    """
+    try:
+        if not ipaddress.IPv4Address(client[0]).is_loopback:
+            return False
+        ends = _ends(client, server)
+        return is_open_and_of(_ask(ends, protocol), ends, user=os.geteuid())
+    except (OSError, ValueError, struct.error, AttributeError):  # no netlink outside Linux
+        return False
+
+
+def is_open_and_of(answer: bytes, ends: bytes, *, user: int) -> bool:
+    """Return whether the system's answer describes an open connection with these ends, made by a user.
+
+    Asked for a connection that is not there, the system may describe whoever listens at its end. A closed
+    one has no inode any more, and reads as root's.
+
+    Raises `struct.error` for an answer that is too short.
+    """
+    _, kind, *_ = _HEADER.unpack_from(answer)
+    if kind != _BY_FAMILY:
+        return False
+    at = _HEADER.size
+    family, state, *_ = _STATE.unpack_from(answer, at)
+    at += _STATE.size
+    found = answer[at : at + _ENDS.size]
+    *_, owner, inode = _USER.unpack_from(answer, at + _ENDS.size + _REST.size)
+    return (family, state, found) == (socket.AF_INET, _ESTABLISHED, ends) and owner == user and inode != 0
+
+
+def _ends(client: Address, server: Address) -> bytes:
+    """Return both ends as netlink names them. Raises `ValueError` or `struct.error` for what are none."""
+    packed = [ipaddress.IPv4Address(end[0]).packed.ljust(16, b"\0") for end in (client, server)]
+    return _ENDS.pack(client[1], server[1], *packed)
+
+
+def _ask(ends: bytes, protocol: int) -> bytes:
+    """Return what the system says of the connection with these ends. Raises `OSError` if nothing."""
+    body = _ASKED.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ANY) + ends + _REST.pack(0, _ANY, _ANY)
+    header = _HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as system:
+        system.settimeout(_WAIT_S)
+        system.send(header + body)
+        return system.recv(2**16)

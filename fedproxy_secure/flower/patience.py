@@ -1,0 +1,41 @@
+"""How long to wait before looking again: in proportion to how long one has waited already.
+
+What comes soon is found soon, and what takes an hour is not asked for ten times a second. The answer to a
+message is seen at most a third of its own waiting time late, between two bounds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+SHARE = 1 / 3
+
+
+def pause_s(waited_s: float, *, least_s: float, most_s: float) -> float:
+    """Return how long to sleep after having waited so long, in seconds from `least_s` to `most_s`.
+
+    >>> [round(pause_s(waited, least_s=0.05, most_s=0.4), 2) for waited in (0, 0.3, 60)]
+    [0.05, 0.1, 0.4]
+    """
+    return min(most_s, max(least_s, SHARE * waited_s))
+
+
+@dataclass(kw_only=True)
+class Patience:
+    """How long somebody who looks again and again should sleep, who says when something has `come`.
+
+    `least_s`, `most_s`: bounds of a pause, seconds.
+    """
+
+    least_s: float
+    most_s: float
+    _since: float = field(default_factory=time.monotonic)
+
+    def come(self) -> None:
+        """Begin to wait anew."""
+        self._since = time.monotonic()
+
+    def pause_s(self) -> float:
+        """Return how long to sleep now, seconds."""
+        return pause_s(time.monotonic() - self._since, least_s=self.least_s, most_s=self.most_s)

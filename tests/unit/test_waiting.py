@@ -1,0 +1,123 @@
+"""What a server app waits for is told in time, and looking for it costs little and finds it soon."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedproxy_secure.errors import RoundAborted
+from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, waited_for, watch
+from fedproxy_secure.flower.patience import SHARE, Patience, pause_s
+from fedproxy_secure.flower.server_app import ALIVE, TROUBLE
+from fedproxy_secure.flower.waiting import FILE, MOST_REASON, Wait, WaitNotes, with_reasons
+
+LEAST_S, MOST_S = 0.05, 0.4
+NAMES = ("bank", "clinic")
+
+
+def looks_until(comes_s):
+    """The times at which somebody with this patience looks, up to the one that finds what has come."""
+    at = [0.0]
+    while at[-1] < comes_s:
+        at.append(at[-1] + pause_s(at[-1], least_s=LEAST_S, most_s=MOST_S))
+    return at
+
+
+@given(st.floats(0, 600))
+def test_what_comes_is_found_a_third_of_its_waiting_time_late_at_most_and_looked_for_rarely(comes_s):
+    at = looks_until(comes_s)
+    late = at[-1] - comes_s
+    assert late <= max(LEAST_S, min(MOST_S, SHARE * comes_s)) + 1e-9
+    assert len(at) <= 14 + comes_s / MOST_S
+
+
+def test_patience_begins_anew_when_something_has_come():
+    patience = Patience(least_s=0.01, most_s=60.0)
+    time.sleep(0.3)
+    assert patience.pause_s() >= 0.1
+    patience.come()
+    assert patience.pause_s() < 0.05
+
+
+def test_a_wait_is_noted_when_it_lasts_and_forgotten_when_it_is_over(tmp_path):
+    notes = WaitNotes(tmp_path, every_s=0.1)
+    notes.note("setup", NAMES, began=time.monotonic(), timeout_s=60)
+    assert Wait.load(tmp_path) is None
+    time.sleep(0.15)
+    notes.note("setup", NAMES[::-1], began=time.monotonic() - 30, timeout_s=60)
+    found = Wait.load(tmp_path)
+    assert (found.what, found.names, found.until - found.since) == ("setup", NAMES, pytest.approx(60))
+    assert time.time() - found.since == pytest.approx(30, abs=5)
+    notes.note("train", NAMES, began=time.monotonic() - 30, timeout_s=60)
+    assert Wait.load(tmp_path) == found, "not so soon after the last one"
+    notes.over()
+    notes.over()
+    assert Wait.load(tmp_path) is None
+
+
+def test_without_a_folder_nothing_is_noted():
+    WaitNotes(None, every_s=0).note("setup", NAMES, began=0, timeout_s=60)
+    WaitNotes(None).over()
+
+
+def waiting_since(folder, seconds):
+    now = time.time()
+    (folder / ALIVE).touch()
+    Wait(what="round 1, train", names=NAMES, since=now - seconds, until=now + 100).save(folder)
+
+
+def told_by_watch(folder):
+    """The lines that `watch` tells until the server app, which here is this test, ends in trouble."""
+    lines = []
+
+    def tell(line):
+        lines.append(line)
+        (folder / TROUBLE).write_text(json.dumps(["RoundAborted", "enough seen"]))
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as run:
+        try:
+            with pytest.raises(RoundAborted, match="enough seen"):
+                watch(run, folder, folder, None, tell)
+        finally:
+            run.kill()
+    return lines
+
+
+def test_the_owner_is_told_for_whom_she_waits_since_when_and_for_how_long(tmp_path):
+    waiting_since(tmp_path, LONG_S + 5)
+    (line,) = told_by_watch(tmp_path)
+    assert line.startswith("waits for bank, clinic (round 1, train) since 1")
+    assert line.endswith(" s more at most")
+
+
+def test_until_the_server_app_lives_it_is_what_is_waited_for(tmp_path):
+    waiting = waited_for(tmp_path, began=1000.0)
+    assert waiting.sentence(1030.0) == "waits for the server app (start) since 30 s, for 4 min more at most"
+    (tmp_path / ALIVE).touch()
+    assert waited_for(tmp_path, began=1000.0) is None
+    waiting_since(tmp_path, 5)
+    assert waited_for(tmp_path, began=1000.0).names == NAMES
+
+
+def test_of_a_short_wait_she_is_not_told(tmp_path):
+    waiting_since(tmp_path, 0)
+    (tmp_path / TROUBLE).write_text(json.dumps(["RoundAborted", "enough seen"]))
+    assert told_by_watch(tmp_path) == []
+    assert LONG_S < AGAIN_S
+
+
+def test_many_sites_and_long_reasons_stay_one_bounded_line():
+    line = with_reasons("too few", {f"site {number:02}": "x\n" * 500 for number in range(50)})
+    assert line.endswith(" and 42 more")
+    assert len(line) < 8 * (MOST_REASON + 40)
+    assert "\n" not in line
+    assert with_reasons("too few", {}) == "too few"
+
+
+def test_a_note_is_whole_or_not_there(tmp_path):
+    waiting_since(tmp_path, 5)
+    assert json.loads((tmp_path / FILE).read_text())["names"] == list(NAMES)
