@@ -194,6 +194,15 @@ def model(
     proxy: Annotated[
         Path | None, typer.Option(help="A12: the smaller model the adversary holds; MODEL is the victim.")
     ] = None,
+    api: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api",
+            metavar="KEY=VALUE",
+            help="What MODEL's API tells, as in the section `api` of the settings; may be repeated. "
+            "Example: `--api answers=text`",
+        ),
+    ] = None,
     suite: Annotated[
         str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
     ] = "smoke",
@@ -212,13 +221,16 @@ def model(
     """
     with plain_errors(again=None):
         from attacks.folder import attack_folder
+        from fedproxy_secure.config import apply_overrides, parse_config
 
+        policy = parse_config(apply_overrides({}, [f"api.{change}" for change in api or []])).api
         results = attack_folder(
             path,
             members=members,
             others=others,
             canaries=canaries,
             proxy=proxy,
+            api=policy,
             profile=suite,
             seconds=budget_seconds,
             seed=seed,

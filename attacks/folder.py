@@ -5,7 +5,7 @@ was trained on, A7 how well it knows canaries, A12 its hidden size and, with a p
 can be extracted. Texts come in two files: `members` may have been trained on, `others` were not. Both must
 be drawn from the same source; otherwise the texts alone tell the two files apart, which the blind baseline
 detects. Canaries come as rows of `prompt`, `secret` (4 digits, drawn at random) and `repeats` (1 by
-default).
+default). What the API tells is all logits, or what `api` says, as in a run's settings.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import get_args
 import numpy as np
 
 from attacks.base import Attack, Truth
+from attacks.extraction.api import OPEN
 from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.membership.canaries import CanaryExposure
 from attacks.membership.models import ModelMembership
 from attacks.trial import run_one
+from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.data.encode import Encoded, encode_records, prompt_ids
 from fedproxy_secure.data.planted import SECRET_DIGITS, Canary
 from fedproxy_secure.data.sources import read_rows
@@ -41,6 +43,7 @@ def attack_folder(
     others: Path | None = None,
     canaries: Path | None = None,
     proxy: Path | None = None,
+    api: ApiConfig = OPEN,
     profile: str = "smoke",
     seconds: float = 600.0,
     seed: int = 0,
@@ -52,6 +55,7 @@ def attack_folder(
         members, others: files of `text` (JSONL, CSV or Parquet), for A6; each needs the other.
         canaries: file of `prompt`, `secret` and optionally `repeats`, for A7.
         proxy: the smaller model that the adversary holds, for A12; named like the victim.
+        api: what the victim's API tells, and how often.
         profile: how much to spend: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take, its controls included.
         seed: seed of the attacks' own randomness.
@@ -74,6 +78,7 @@ def attack_folder(
         adapters={} if held is None else {0: np.zeros(0, dtype=np.float32)},  # the proxy without tuning
         proxy=held,
         api=victim,
+        api_policy=api,
     )
     no_truth = Truth(clients={})  # extraction is judged on texts of its own
     chosen: list[tuple[Attack, Truth]] = []

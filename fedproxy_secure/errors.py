@@ -9,6 +9,7 @@ FedProxyError                one line that names the value and the rule; the CLI
 |-- RoundAborted             too few clients answered; the last good round is kept
 |   `-- ProtocolAborted      secure aggregation met a failed check; nothing of the round is revealed
 |-- PrivacyError             a step would spend more privacy than `privacy.max_epsilon`
+|-- QueryRefused             a customer's query would exceed what the owner's API grants; it is not answered
 |-- RunFolderError           a run folder that belongs to another config, or cannot be written
 `-- AuditError               the audit log, or a file in it, is not as it was written; names the line
 """
@@ -50,6 +51,10 @@ class ProtocolAborted(RoundAborted):
 
 class PrivacyError(FedProxyError):
     """A step would spend more privacy than allowed. It was not taken, and nothing was sent."""
+
+
+class QueryRefused(FedProxyError):
+    """A customer's query exceeds what the owner's API grants. Nothing of it was answered or counted."""
 
 
 class RunFolderError(FedProxyError):

@@ -10,7 +10,7 @@ MALICIOUS_CLIENT = ThreatModel(
     knowledge="proxy only",
     capabilities=(
         "knows the proxy, every broadcast adapter, its own records and updates, all settings",
-        "queries the fused LLM as any customer",
+        "queries the fused LLM as any customer, and is told what the run's `api` tells",
         "sends any update, in the protocol's range or beyond it",
     ),
     assumptions=(

@@ -41,7 +41,13 @@ API_USER = ThreatModel(
     title="user of the fused LLM",
     api=True,
     knowledge="black box",
-    capabilities=("queries the fused LLM and reads next-token logits",),
-    assumptions=("holds neither proxy nor adapters", "the budget bounds the number of queries"),
+    capabilities=(
+        "queries the fused LLM and reads what the run's `api` tells: all logits unless it says less",
+    ),
+    assumptions=(
+        "holds neither proxy nor adapters",
+        "the budget, and the limits that `api` names, bound the number of queries",
+        "customers who share what they read count as one, as limits are each customer's own",
+    ),
     non_goals=("timing and other side channels of the service",),
 )

@@ -1,8 +1,13 @@
-"""The fused LLM as a customer reaches it: texts go in, logits come out, and every text is counted.
+"""The fused LLM as a customer reaches it: texts go in, what its policy tells comes out.
 
-One **query** is one text. Its answer is the logits after each of its tokens, which serving software calls
-prompt log-probabilities. An API that answers only after the last token would need as many queries as texts
-have tokens. A text that was asked before is answered from the customer's own notes and not counted again.
+One **query** is one text. Its answer is what the policy (`api` in the run's settings) tells after each of
+its tokens: all logits, which serving software calls prompt log-probabilities, the likeliest tokens, or
+the likeliest alone. An API that answers only after the last token would need as many queries as texts
+have tokens. Every text is counted. One that was asked before is answered from the customer's own notes and
+not counted again.
+
+What is told goes through the owner's own code (`fedproxy_secure.serve.told`). Its noise has a key that
+stands in for the owner's secret one, so that the same seed gives the same finding; no attack reads it.
 """
 
 from __future__ import annotations
@@ -13,8 +18,12 @@ from typing import Literal
 import torch
 
 from attacks.base import Inconclusive
+from fedproxy_secure.config import ApiConfig
+from fedproxy_secure.crypto.primitives import digest
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.models.passes import vocabulary_size, windows_a_pass
+from fedproxy_secure.serve.told import Told, joined, tell
 
 Mode = Literal["true", "shuffled", "noise"]
 EXTRACTION = (
@@ -23,6 +32,8 @@ EXTRACTION = (
     ("NIST AI RMF", "1.0", "MEASURE 2.7"),
     ("EU AI Act", "2024/1689", "Art. 15(5)"),
 )
+OPEN = ApiConfig()
+NOISE_KEY = Secret(digest(b"the key of the noise in evaluations"))
 NOTES_BYTES = 2**28  # answers kept; the others are computed again, which costs time but no query
 
 
@@ -31,23 +42,31 @@ class OverBudget(Inconclusive):
 
 
 class Api:
-    """A model folder that only answers queries, at most `limit` texts in all.
+    """A model folder that only answers queries, by a policy, and at most `limit` texts in all.
 
     Args:
         folder: the model's folder.
-        limit: the most texts that are answered.
+        limit: the most texts that the adversary asks; a stricter limit of the policy holds, too.
+        policy: what it tells; by default all logits.
         mode: `true`, or one of two negative controls: `shuffled` gives every text the answer to another
             text of the same call, `noise` answers with noise.
         notes_bytes: the most that the customer's notes take.
     """
 
     def __init__(
-        self, folder: Path, *, limit: int, mode: Mode = "true", notes_bytes: int = NOTES_BYTES
+        self,
+        folder: Path,
+        *,
+        limit: int,
+        policy: ApiConfig = OPEN,
+        mode: Mode = "true",
+        notes_bytes: int = NOTES_BYTES,
     ) -> None:
         self._model, _ = load_llm(folder, dtype="float32")
+        self.policy = policy
         self._limit, self._mode, self._notes_bytes = limit, mode, notes_bytes
-        self._seen: set[bytes] = set()
-        self._notes: dict[bytes, torch.Tensor] = {}
+        self._seen: dict[bytes, int] = {}  # a text, and how many tokens it has
+        self._notes: dict[bytes, Told] = {}
         self._noted_bytes = 0
 
     @property
@@ -55,28 +74,46 @@ class Api:
         """The number of queries so far."""
         return len(self._seen)
 
-    def ask(self, texts: torch.Tensor) -> torch.Tensor:
-        """Return the logits after every token, float32 [n, tokens, V], for token ids, int64 [n, tokens].
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that it knows, which its tokenizer tells whoever may ask."""
+        return vocabulary_size(self._model)
 
-        Raises `OverBudget` if that would be more queries than `limit`; none of them is answered.
+    def ask(self, texts: torch.Tensor) -> Told:
+        """Return what the policy tells after every token of texts, int64 [n, tokens].
+
+        Raises `OverBudget` if that would be more queries than `limit`, or more queries or tokens than the
+        policy allows; none of them is answered.
         """
         keys = [row.numpy().tobytes() for row in texts.cpu()]
-        wanted = self._seen | set(keys)
-        if len(wanted) > self._limit:
-            raise OverBudget(f"queries={len(wanted)}: must be <= {self._limit}, the budget")
+        wanted = self._seen | dict.fromkeys(keys, texts.shape[1])
+        self._check(wanted)
         self._seen = wanted
         unknown = [i for i, key in enumerate(keys) if key not in self._notes]
-        fresh: dict[bytes, torch.Tensor] = {}
+        fresh: dict[bytes, Told] = {}
         at_once = windows_a_pass(self._model, texts)
         for at in range(0, len(unknown), at_once):
             part = unknown[at : at + at_once]
             for i, logits in zip(part, self._run(texts[part]), strict=True):
-                fresh[keys[i]] = logits
-                if self._noted_bytes + logits.nbytes <= self._notes_bytes:
-                    self._notes[keys[i]] = logits.clone()
-                    self._noted_bytes += logits.nbytes
-        answers = torch.stack([self._notes[k] if k in self._notes else fresh[k] for k in keys])
-        return answers.roll(1, dims=0) if self._mode == "shuffled" else answers
+                told = tell(logits, texts[i], self.policy, NOISE_KEY)
+                fresh[keys[i]] = told
+                if self._noted_bytes + told.nbytes <= self._notes_bytes:
+                    self._notes[keys[i]] = told
+                    self._noted_bytes += told.nbytes
+        answers = [self._notes[k] if k in self._notes else fresh[k] for k in keys]
+        return joined(answers[-1:] + answers[:-1] if self._mode == "shuffled" else answers)
+
+    def _check(self, wanted: dict[bytes, int]) -> None:
+        """Raise `OverBudget` if these texts are more than the adversary may ask."""
+        asked, tokens = len(wanted), sum(wanted.values())
+        limits = (
+            ("queries", asked, self._limit, "the budget"),
+            ("queries", asked, self.policy.queries, "api.queries"),
+            ("tokens", tokens, self.policy.token_limit, "api.tokens"),
+        )
+        for name, count, most, whose in limits:
+            if most is not None and count > most:
+                raise OverBudget(f"{name}={count}: must be <= {most}, {whose}")
 
     @torch.no_grad()
     def _run(self, texts: torch.Tensor) -> torch.Tensor:

@@ -2,28 +2,37 @@
 
     R = (S_attack - S_proxy) / (S_LLM - S_proxy)
 
-S is a score that is higher for a model more like the LLM: minus KL(LLM || model), agreement of the
-likeliest token, minus log perplexity, or accuracy on records. R is 0 for a model no better than the proxy
-as it is, 1 for one as good as the LLM, and below 0 for one worse than the proxy. R means nothing where the
-LLM itself scores no better than the proxy.
+S is a score that is higher for a model more like the LLM:
+
+    KL              minus KL(LLM || model)
+    agreement       of the likeliest next token
+    log perplexity  minus that of held-out texts
+    cloze           share of the tokens of held-out texts that the model finds likeliest
+    written text    how much of a greedy continuation is the LLM's own, up to the first difference
+    accuracy        share of records whose answers are right in all tokens
+
+R is 0 for a model no better than the proxy as it is, 1 for one as good as the LLM, and below 0 for one
+worse than the proxy. R means nothing where the LLM itself scores no better than the proxy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from torch import nn
 
 from attacks.base import Budget
+from attacks.extraction.written import PROMPT, agreed, greedy
 from attacks.membership.reading import logits_after
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 
 DRAWS = 1000
 KL, AGREEMENT, PERPLEXITY, ACCURACY = "KL", "agreement", "log perplexity", "accuracy"
+CLOZE, WRITTEN_TEXT = "cloze", "written text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +45,25 @@ class Asked:
         places: int64 [n, p], each below tokens - 1.
         records: whole records, since each token of an answer is asked for after those before it. They are
             not texts to learn from.
+        sizes: sizes of the LLM's blocks by their names in its configuration, taken to be public, too.
     """
 
     depth: int
     texts: np.ndarray
     places: np.ndarray
     records: tuple[Encoded, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def first(self, texts: int, records: int) -> Asked:
         """Return the questions with the first texts and the first records alone."""
-        return Asked(
-            depth=self.depth,
-            texts=self.texts[:texts],
-            places=self.places[:texts],
-            records=self.records[:records],
+        return replace(
+            self, texts=self.texts[:texts], places=self.places[:texts], records=self.records[:records]
         )
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """The beginnings of every second text, int64 [n / 2, `PROMPT`], for the model to continue."""
+        return self.texts[::2, :PROMPT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +73,30 @@ class Behaviour:
     Args:
         logs: log-probabilities, float32 [n, p, V].
         said: the likeliest token at each response place of each record, int64 arrays.
+        written: its greedy continuation of each prompt, int64 [n / 2, tokens].
     """
 
     logs: np.ndarray
     said: tuple[np.ndarray, ...]
+    written: np.ndarray
 
 
-def behaviour(model: nn.Module, asked: Asked, *, budget: Budget | None = None) -> Behaviour:
-    """Return what a model answers to the questions."""
+def behaviour(
+    model: nn.Module, asked: Asked, *, budget: Budget | None = None, writes: bool = True
+) -> Behaviour:
+    """Return what a model answers to the questions; without `writes` it continues no prompt."""
     logits = logits_after(model, asked.texts.tolist(), asked.places.tolist(), budget=budget)
     logs = np.stack([part.log_softmax(-1).cpu().numpy() for part in logits])
     texts = [item.ids for item in asked.records]
     places = [range(item.response_start - 1, len(item.ids) - 1) for item in asked.records]
     answers = logits_after(model, texts, places, budget=budget)
-    return Behaviour(logs=logs, said=tuple(part.argmax(-1).cpu().numpy() for part in answers))
+    said = tuple(part.argmax(-1).cpu().numpy() for part in answers)
+    prompts = asked.prompts if writes else asked.prompts[:0]
+    return Behaviour(logs=logs, said=said, written=greedy(model, prompts, budget=budget))
 
 
 def scores(mine: Behaviour, llm: Behaviour, asked: Asked) -> dict[str, np.ndarray]:
-    """Return scores by name, higher is better: float64 [texts], and [records] for accuracy."""
+    """Return scores by name, higher is better: float64 [texts], [prompts] or [records]."""
     targets = np.take_along_axis(asked.texts, asked.places + 1, axis=1)
     kl, perplexity = [], []
     for p, q, next_tokens in zip(llm.logs, mine.logs, targets, strict=True):  # one text [places, V] at once
@@ -88,6 +107,8 @@ def scores(mine: Behaviour, llm: Behaviour, asked: Asked) -> dict[str, np.ndarra
         KL: np.array(kl),
         AGREEMENT: (llm.logs.argmax(-1) == mine.logs.argmax(-1)).mean(-1),
         PERPLEXITY: np.array(perplexity),
+        CLOZE: (mine.logs.argmax(-1) == targets).mean(-1),
+        WRITTEN_TEXT: agreed(mine.written, llm.written),
     }
     if asked.records:
         right = [
@@ -126,9 +147,14 @@ class Scale:
         return float((attack - self.proxy).mean() / (self.llm - self.proxy).mean())
 
     def draws(self, attack: np.ndarray) -> np.ndarray:
-        """Return R for every bootstrap draw, float64 [`DRAWS`]."""
+        """Return R for every bootstrap draw, float64 [m].
+
+        Draws in which the LLM is no better than the proxy, at most 2.5 % where the scale is usable, have no
+        R and are left out. Which ones they are does not depend on the attack.
+        """
+        gaps = (self.llm - self.proxy)[self.picks].mean(-1)
         above = (attack - self.proxy)[self.picks].mean(-1)
-        ratios: np.ndarray = above / (self.llm - self.proxy)[self.picks].mean(-1)
+        ratios: np.ndarray = above[gaps > 0] / gaps[gaps > 0]
         return ratios
 
     def estimate(self, attack: np.ndarray, metric: str, *, against: np.ndarray | None = None) -> Estimate:

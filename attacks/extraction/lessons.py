@@ -1,10 +1,10 @@
-"""Train fillers, the adversary's replacements of dropped blocks: by distillation or by healing."""
+"""Train what an adversary holds, all of it or the fillers alone: by distillation or by healing."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,38 +12,78 @@ from torch import nn
 
 from attacks.base import Budget
 from attacks.extraction.api import Api
+from fedproxy_secure.config import Answers, ApiConfig
 from fedproxy_secure.models.passes import windows_a_pass
+from fedproxy_secure.serve.told import Told, tell
 
-Answers = Literal["logits", "top_k", "text"]
 Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats per token
-TOP = 20  # tokens that a `top_k` API returns, with their probabilities
+TOP = 20  # tokens that the weaker API of a control tells, with their probabilities
 LEARNING_RATE = 3e-3
 WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
-CHECKS = 8  # evaluations on held-out texts during training, one every third step at most
+CHECKS = 4  # evaluations on held-out texts during training, one every third step at most
 GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
 
 
-def imitate(api: Api, answers: Answers = "logits") -> Lesson:
-    """Return the loss of a model that should behave like the API.
+def imitate(api: Api, answers: Answers | None = None) -> Lesson:
+    """Return the loss of a model that should behave like the API, by what the API tells.
 
-    It is the KL of all logits (`logits`), or of the `TOP` likeliest tokens and the rest (`top_k`), or the
-    loss on the API's first choice (`text`).
+        logits           KL of all logits
+        logits + noise   the same to second order, without what the noise adds on average
+        top_k            KL of the tokens told and of all others together
+        text             how far the model's first choice is above the API's. Where it is only
+                         measured: the share of tokens at which they differ, which flat logits
+                         cannot make small
+
+    Likelihood of the API's first choice does worse for `text`: it makes the model surer than the API is.
+
+    Args:
+        api: the API.
+        answers: the kind of answer that is looked at, for controls that are told less (`TOP` tokens); by
+            default the kind that the API gives.
     """
 
     def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        theirs = api.ask(texts).to(logits.device).log_softmax(-1)
-        if answers == "logits":
-            return _divergence(theirs, logits)
-        mine = logits.log_softmax(-1)
+        told = api.ask(texts)
         if answers == "text":
-            return -mine.gather(-1, theirs.argmax(-1, keepdim=True)).mean()
-        if answers == "top_k":
-            theirs, chosen = theirs.topk(min(TOP, theirs.shape[-1] - 1), dim=-1)
-            mine = mine.gather(-1, chosen)
-            theirs, mine = (torch.cat([x, _rest(x)], dim=-1) for x in (theirs, mine))
+            told = Told(answers="text", tokens=told.likeliest.unsqueeze(-1))
+        elif answers == "top_k" and told.answers == "logits":
+            assert told.numbers is not None
+            told = tell(told.numbers, texts, ApiConfig(answers="top_k", top_k=TOP))
+        numbers = None if told.numbers is None else told.numbers.to(logits.device)
+        if told.tokens is None:
+            assert numbers is not None
+            noise = api.policy.noise
+            return _near(numbers, logits, noise) if noise else _divergence(numbers.log_softmax(-1), logits)
+        tokens = told.tokens.to(logits.device)
+        if numbers is None:
+            return _first_choice(tokens, logits)
+        mine = logits.log_softmax(-1).gather(-1, tokens)
+        theirs, mine = (torch.cat([x, _rest(x)], dim=-1) for x in (numbers, mine))
         return (theirs.exp() * (theirs - mine)).sum(-1).mean()
 
     return lesson
+
+
+def _first_choice(said: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return by how much a model's likeliest token is above the one that was said, int64 [..., 1], nats.
+
+    Without gradients, where models are compared, it is the share of tokens at which they differ.
+    """
+    lead = logits.amax(-1, keepdim=True) - logits.gather(-1, said)
+    return lead.mean() if torch.is_grad_enabled() else (lead > 0).float().mean()
+
+
+def _near(noisy: torch.Tensor, logits: torch.Tensor, noise: float) -> torch.Tensor:
+    """Return half the variance of a model's error in logits under its own probabilities, nats.
+
+    It is the KL to second order. What the noise adds to it on average, which its level tells, is left out.
+    """
+    p = logits.detach().softmax(-1)
+    error = noisy - logits
+    error = error - torch.linalg.vecdot(p, error).unsqueeze(-1)
+    added = noise**2 * (1 - torch.linalg.vecdot(p, p))
+    half: torch.Tensor = (torch.linalg.vecdot(p, error.square()) - added).mean() / 2
+    return half
 
 
 def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -81,13 +121,29 @@ def teach(
     batch: int,
     rng: np.random.Generator,
     budget: Budget,
+    rate: float = LEARNING_RATE,
+    checks: int = CHECKS,
+    keeps_best: bool = True,
 ) -> float:
     """Train the parameters of `trained` in place, leave all others, and return the held-out loss.
 
-    Guarantees: the model ends in the state that was best on `held_out`, among its start and at most
-    `CHECKS` evaluations.
+    Args:
+        model: the model, in evaluation mode.
+        trained: modules of it.
+        lesson: the loss.
+        texts: texts to train on, int64 [n, tokens].
+        held_out: texts to choose a state by, int64 [m, tokens].
+        steps, batch: number of AdamW steps, and texts of each.
+        rng: which texts a step reads.
+        budget: checked in every step.
+        rate: the highest learning rate, after `WARM_UP`.
+        checks: the most evaluations on `held_out` after the first.
+        keeps_best: whether it ends in its best state rather than in its last.
+
+    Guarantees: with `keeps_best` the model ends in the state that was best on `held_out`, among its start
+    and at most `checks` evaluations.
     """
-    parameters = [p for module in trained for p in module.parameters()]
+    parameters = list(dict.fromkeys(p for module in trained for p in module.parameters()))
     for p in model.parameters():
         p.requires_grad_(False)
     for p in parameters:
@@ -95,13 +151,13 @@ def teach(
     best = loss_of(model, held_out, lesson, budget=budget)
     state = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
-    checks = min(CHECKS, max(1, steps // 3))
+    checks = min(checks, max(1, steps // 3))
     looks = {round(steps * (i + 1) / checks) for i in range(checks)}
     for step in range(steps if best > GOOD_ENOUGH else 0):
         budget.check()
-        rate = LEARNING_RATE * min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * (1 - step / steps)
+        share = min(1.0, (step + 1) / max(1.0, WARM_UP * steps)) * (1 - step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * share
         part = texts[torch.from_numpy(rng.choice(len(texts), min(batch, len(texts)), replace=False))]
         loss = lesson(_logits(model, part), part)
         optimizer.zero_grad()
@@ -110,7 +166,7 @@ def teach(
         optimizer.step()
         if step + 1 in looks:
             now = loss_of(model, held_out, lesson, budget=budget)
-            if now < best:
+            if now < best or not keeps_best:
                 best = now
                 _copy(parameters, state)
     _copy(state, parameters)

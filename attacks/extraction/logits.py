@@ -2,10 +2,12 @@
 
 Logits are a linear map of the last hidden state, so the rank of a matrix of them is at most the hidden
 size, and its singular values drop to rounding noise there. Any texts will do; random ones are used. Rows
-and columns are centred first: what all logits have in common is by far the largest singular value of a real
-LLM, and would look like a drop after the first. Centring leaves the rank as it is, and takes away what an
-API subtracts that returns log-probabilities. An API that rounds logits, or caps them (Gemma 2), hides the
-drop.
+and columns are centred first: what all logits have in common is by far the largest singular value of a
+real LLM, and would look like a drop after the first. Centring leaves the rank as it is, and takes away
+what an API subtracts that returns log-probabilities. An API that rounds logits, or caps them (Gemma 2),
+or adds noise to them, hides the drop. One that tells the likeliest tokens alone has no such matrix,
+because they differ from text to text. To fill its holes takes more tokens of each answer than the hidden
+size, and was not tried.
 
 Carlini et al. 2024, Stealing Part of a Production Language Model (arXiv 2403.06634).
 """
@@ -29,7 +31,7 @@ from attacks.base import (
     Truth,
     replace_view,
 )
-from attacks.extraction.api import EXTRACTION, Api, Mode
+from attacks.extraction.api import EXTRACTION, OPEN, Api, Mode
 from attacks.registry import attack
 from attacks.statistics import share
 from fedproxy_secure.evidence.estimate import Estimate, counted
@@ -47,10 +49,7 @@ MARGIN = 8  # rows and columns that the matrix must have beyond the rank
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """The hidden size that each try found, 0 where it found none; `queries` of all tries together.
-
-    If the first try finds none with as many rows as are allowed, it is the only one.
-    """
+    """The hidden size that each try found, 0 where it found none; `queries` of all tries together."""
 
     found: tuple[int, ...]
     queries: int
@@ -109,26 +108,31 @@ class LogitSvd(Attack):
         There are as many tries as the profile has, or, from two on, as get done in half of the seconds.
         """
         assert view.api is not None
+        policy, tries = view.api_policy, TRIES[budget.profile]
+        if policy.answers != "logits":
+            raise NotApplicable(
+                f"the API tells {policy.answers}: not the same tokens' logits after each text"
+            )
+        allowed = policy.texts_of(TEXT_TOKENS)
+        limit = budget.queries if allowed is None else min(budget.queries, allowed)
+        most = min(MOST, limit // (tries + 1) * TEXT_TOKENS)  # the search takes less than two tries' texts
+        if most < FEWEST:
+            raise NotApplicable(f"queries={limit}: must be >= {(tries + 1) * FEWEST // TEXT_TOKENS}")
         mode: Mode = "noise" if view.threat_model == NOBODY else "true"
-        api = Api(view.api, limit=budget.queries, mode=mode, notes_bytes=0)  # no text is asked twice
-        vocabulary = api.ask(torch.zeros((1, 1), dtype=torch.int64)).shape[-1]
-        tries = TRIES[budget.profile]
-        most = min(MOST, (budget.queries - 1) // tries * TEXT_TOKENS)
-        rows = FEWEST
+        api = Api(view.api, limit=limit, policy=policy, mode=mode, notes_bytes=0)  # no text is asked twice
+        vocabulary, rows = api.vocabulary, FEWEST
         widths: list[int] = []
         while len(widths) < tries and (len(widths) < 2 or budget.used < 0.5):
             budget.check()
             ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // TEXT_TOKENS, TEXT_TOKENS)))
             columns = torch.from_numpy(rng.permutation(vocabulary)[: min(COLUMNS, 2 * rows)])
-            answers = [api.ask(text)[..., columns].flatten(0, 1).cpu() for text in ids.split(1)]
+            answers = [_logits(api, text)[..., columns].flatten(0, 1).cpu() for text in ids.split(1)]
             width = width_of(torch.cat(answers).numpy())
-            if width == 0 and not widths:
+            if width == 0 and not widths and 2 * rows <= min(most, COLUMNS // 2, vocabulary):
                 rows *= 2
-                if rows > min(most, COLUMNS // 2, vocabulary):
-                    return Widths(found=(0,), queries=api.asked)
-            else:
-                rows = rows if width == 0 else min(rows, _texts_for(width) * TEXT_TOKENS)
-                widths.append(width)
+                continue
+            rows = rows if width == 0 else min(rows, _texts_for(width) * TEXT_TOKENS)
+            widths.append(width)
         return Widths(found=tuple(widths), queries=api.asked)
 
     def score(self, guess: Widths, answer: int) -> tuple[Estimate, ...]:
@@ -142,12 +146,19 @@ class LogitSvd(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The API itself, since nothing protects logits."""
-        return view, truth
+        """An API that tells all logits as they are: this one, where it does."""
+        return (view if view.api_policy.open else replace_view(view, api_policy=OPEN)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """An API that answers with noise."""
         return replace_view(view, threat_model=NOBODY), exam
+
+
+def _logits(api: Api, texts: torch.Tensor) -> torch.Tensor:
+    """Return the logits after each token of texts, float32 [n, tokens, V]."""
+    numbers = api.ask(texts).numbers
+    assert numbers is not None
+    return numbers
 
 
 def _texts_for(width: int) -> int:

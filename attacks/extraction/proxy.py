@@ -1,32 +1,36 @@
 """A12: from the proxy and K queries back to the LLM.
 
-A client holds the tuned proxy, whose blocks, embeddings and head are the fused LLM's own, and it may query
-the fused LLM. It fills the gaps between the proxy's blocks with blocks that do nothing yet, and trains only
-these on the API's answers to K texts (distillation). **R** is the share of the proxy's KL to the LLM that
-is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes more than half of that KL.
+A client holds the tuned proxy, which is made of the fused LLM, and it may query the fused LLM. From the
+proxy it makes starts (`attacks.extraction.starts`), and trains the best of them on the API's answers to K
+texts (distillation): what it put in the proxy's gaps alone, or all weights. **R** is the share of the
+proxy's KL to the LLM that is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes
+more than half of that KL.
 
-    healing     the same compute on texts alone, without a query: what the proxy gives away by itself
+    healing     the same without a query: the best start, trained on texts alone, by next-token loss there
+    closed form the best start and a linear map after the last block, from all queries and no training step
     API gain    R with the largest K, minus healing's R or 0, whichever is more (the proxy has R = 0)
-    proxy gain  by how many nats KL is lower than that of random weights that get the same queries and as
-                many steps; their R is far below 0
+    proxy gain  by how many nats KL is lower than that of random weights that get the same queries; their R
+                is far below 0
     top k, text the same R from weaker APIs: one returns the 20 likeliest tokens, one only the likeliest
 
-The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth, which is taken to be public.
-Fillers are spread evenly. Where blocks are missing is guessed too, by KL on held-out texts, but only for
-the record: on the demo LLM the guess is no better than chance, and R does not need it. An eighth of the
-queries is held out; of all candidates (identity, copies, averages, healed, distilled) the one that is best
-there is handed in. The interval is over held-out texts; it does not cover how another training would have
-ended.
+The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are taken to
+be public. It knows how proxies are made, too: it fills gaps where blocks are missing, widens blocks that
+are narrower than the LLM's, and trains on where they are of low rank, rounded or rotated. Fillers are
+spread evenly. Where blocks are missing is guessed too, by KL on held-out texts, but only for the record: on
+the demo LLM the guess is no better than chance, and R does not need it. An eighth of the queries is held
+out; start, recipe and learning rate are those that are best there, and the best model there is handed in,
+be it trained or not. Models of fewer queries are starts for more. `extraction R by ...` names what was
+handed in. The interval is over held-out texts; it does not cover how another training would have ended.
 
-Controls: the same training from the LLM's own dropped blocks must succeed; training on answers that belong
-to other queries must not. From shuffled answers a model still learns the LLM's average answer, which is
-worth an R above 0 where the proxy is far from it.
+Controls: the same attack must succeed where the LLM's own blocks are among the starts; with answers that
+belong to other queries it must not. From shuffled answers a model still learns the LLM's average answer,
+which is worth an R above 0 where the proxy is far from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,33 +49,46 @@ from attacks.base import (
     Truth,
     replace_view,
 )
-from attacks.extraction.api import EXTRACTION, Api
+from attacks.extraction.api import EXTRACTION, OPEN, Api
 from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale, behaviour, scales, scores
-from attacks.extraction.fillers import Gaps, gaps_of, grown, spread
-from attacks.extraction.lessons import TOP, Answers
+from attacks.extraction.lessons import TOP
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.questions import answers_of, prepared, questions
-from attacks.extraction.thief import Thief, held_model, leaked
+from attacks.extraction.starts.fillers import Gaps, gaps_of, spread
+from attacks.extraction.starts.offered import ALL, leaked, offers
+from attacks.extraction.starts.widened import sizes_in
+from attacks.extraction.thief import TEXT_TOKENS, Thief, held_model
 from attacks.registry import attack
+from fedproxy_secure.config import ANSWERS, Answers
 from fedproxy_secure.evidence.estimate import Estimate, counted, proportion_interval
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.record.view import View
 
 RECORDS = 160  # of an exam
 FEWEST_QUERIES = 16
-PROXY, LLM, HEALED, NOTHING = "proxy", "LLM", "healed", "no proxy"
+PROXY, LLM, HEALED, CLOSED, NOTHING = "proxy", "LLM", "healed", "closed form", "no proxy"
 TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likeliest token told"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stolen:
-    """The behaviour of each model by its name, the gaps guessed (None: not guessed), queries and steps."""
+    """What an adversary hands in.
+
+    Args:
+        models: the behaviour of each model by its name.
+        how: how some of them were made, in words, by the same names.
+        grid: numbers of queries.
+        gaps: where blocks are missing; None: not guessed.
+        asked: queries made.
+        steps: steps of a training, trials aside.
+    """
 
     models: Mapping[str, Behaviour]
     grid: tuple[int, ...]
     gaps: Gaps | None
     asked: int
     steps: int
+    how: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +118,7 @@ def queries(count: int) -> str:
         id="A12",
         name="proxy_extraction",
         title="the fused LLM, from the proxy and queries",
-        paper="Offsite-Tuning, arXiv 2302.04870; distillation, arXiv 1503.02531",
+        paper="Offsite-Tuning, arXiv 2302.04870; distillation, arXiv 1503.02531; fillers, arXiv 2605.15491",
         needs=(frozenset({"MOD", "API"}),),
         headline="extraction R",
         chance=0.0,
@@ -128,7 +145,7 @@ class ProxyExtraction(Attack):
         records = [item for s in truth.clients.values() for item in (s.holdout or s.train)]
         chosen = rng.permutation(len(records))[:RECORDS]
         posed_records, seed = tuple(records[i] for i in chosen), int(rng.integers(2**31))
-        question = questions(view.api, posed_records, seed=seed)
+        question = replace(questions(view.api, posed_records, seed=seed), sizes=sizes_in(view.api))
         proxy, _ = held_model(view)
         mine = held(proxy.state_dict(), read_tensors(view.api))
         whole = len(mine.kept) == len(blocks_of(proxy))
@@ -141,43 +158,55 @@ class ProxyExtraction(Attack):
         """Return the behaviour of one model for each K of the profile's grid, and of the controls."""
         if view.api is None:
             raise NotApplicable("this view has no API")
+        policy = view.api_policy
+        allowed = policy.texts_of(TEXT_TOKENS)
+        if allowed is not None:
+            budget = replace(budget, queries=min(budget.queries, allowed))
         if budget.queries < FEWEST_QUERIES:
             raise NotApplicable(f"queries={budget.queries}: must be >= {FEWEST_QUERIES}")
         proxy, tokenizer = held_model(view)
-        missing = question.depth - len(blocks_of(proxy))
-        if missing <= 0:
-            raise NotApplicable("the proxy has no fewer blocks than the LLM: there is no gap to fill")
+        missing = max(0, question.depth - len(blocks_of(proxy)))
         ready = prepared(view, proxy, tokenizer, question, budget, seed=int(rng.integers(2**31)))
-        spent, texts = ready.spent, ready.texts
-        last, even = spent.grid[-1], spread(len(blocks_of(proxy)), missing)
-        shuffled = view.threat_model == NOBODY
-        api = Api(view.api, limit=last, mode="shuffled" if shuffled else "true")
-        thief = Thief(proxy, api, texts, spent, budget, int(rng.integers(2**31)))
+        spent, last, shuffled = ready.spent, ready.spent.grid[-1], view.threat_model == NOBODY
+        api = Api(view.api, limit=last, policy=policy, mode="shuffled" if shuffled else "true")
+        thief = Thief(proxy, api, ready.texts, spent, budget, int(rng.integers(2**31)))
         answer = partial(behaviour, asked=question.first(spent.texts, spent.records), budget=budget)
-        models = {PROXY: ready.proxy}
+        models, how = {PROXY: ready.proxy}, {}
         gaps: Gaps | None = None
+        if view.threat_model == KNOWN_BAD and view.llm is not None:
+            done = thief.distilled(last, [leaked(proxy, Path(view.llm))])
+            models[queries(last)] = answer(done.model)
+            return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps)
+        starts = offers(
+            proxy,
+            missing,
+            sizes=question.sizes,
+            texts=ready.texts,
+            loss=thief.next_token_loss,
+            seed=thief.seed,
+        )
         if shuffled:
-            models[queries(last)] = answer(thief.distilled(last, thief.empty(missing)))
-        elif view.threat_model == KNOWN_BAD and view.llm is not None:
-            models[queries(last)] = answer(thief.distilled(last, leaked(proxy, Path(view.llm))))
+            models[queries(last)] = answer(thief.distilled(last, starts, steps=spent.steps // 2).model)
         else:
-            healed = thief.healed(thief.empty(missing))
-            models[HEALED] = answer(healed)
-            others = (
-                lambda: healed,
-                lambda: grown(proxy, even, "copy")[0],
-                lambda: grown(proxy, even, "average")[0],
-            )
+            best = thief.healed(starts)
+            models[HEALED], how[HEALED] = answer(best.model), best.name
+            closed = thief.closed_form(last, starts)
+            models[CLOSED], how[CLOSED] = answer(closed.model), closed.name
             for count in spent.grid:
-                models[queries(count)] = answer(thief.distilled(count, thief.empty(missing), others=others))
+                best = thief.distilled(count, [*starts, best.offer])
+                models[queries(count)], how[queries(count)] = answer(best.model), best.name
             if spent.all_controls:
-                for kind_of_answer, name in TOLD.items():
-                    models[name] = answer(
-                        thief.distilled(last, thief.empty(missing), answers=kind_of_answer)
-                    )
+                for kind, name in TOLD.items():
+                    if ANSWERS.index(kind) < ANSWERS.index(policy.answers):
+                        told = thief.distilled(
+                            last, starts, answers=kind, recipes=(ALL,), steps=spent.steps // 2
+                        )
+                        models[name] = answer(told.model)
                 models[NOTHING] = answer(thief.without_proxy(last, question.depth))
-                gaps = thief.where(missing)
-        return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps)
+                gaps = thief.where(missing) if missing else None
+        return Stolen(
+            models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps, how=how
+        )
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
         """Return R of KL with the most queries, then of the controls, the gains, and R of other scores."""
@@ -195,6 +224,13 @@ class ProxyExtraction(Attack):
         estimates += [
             of(r[queries(k)], f"extraction R, {k} queries") for k in guess.grid if queries(k) in r
         ]
+        estimates += [
+            of(r[name], f"{what} R by {guess.how[name]}")
+            for name, what in ((best, "extraction"), (HEALED, "healing"), (CLOSED, "closed form"))
+            if name in guess.how
+        ]
+        if CLOSED in r:
+            estimates.append(of(r[CLOSED], "closed form R"))
         if HEALED in r:
             estimates.append(of(r[HEALED], "healing R"))
             without = r[HEALED] if scale[KL].ratio(r[HEALED]) > 0 else r[PROXY]
@@ -202,11 +238,10 @@ class ProxyExtraction(Attack):
         if NOTHING in r:
             estimates.append(of(r[NOTHING], "R without the proxy"))
             estimates.append(scale[KL].difference(r[best], r[NOTHING], "proxy gain", unit="nats"))
-        if TOLD["text"] in r:
-            estimates += [of(r[name], f"extraction R, {name}") for name in TOLD.values()]
-            if scale[AGREEMENT].usable:
-                text_scores = by_model[TOLD["text"]][AGREEMENT]
-                estimates.append(scale[AGREEMENT].estimate(text_scores, f"R of agreement, {TOLD['text']}"))
+        estimates += [of(r[name], f"extraction R, {name}") for name in TOLD.values() if name in r]
+        if TOLD["text"] in r and scale[AGREEMENT].usable:
+            text_scores = by_model[TOLD["text"]][AGREEMENT]
+            estimates.append(scale[AGREEMENT].estimate(text_scores, f"R of agreement, {TOLD['text']}"))
         estimates += _half(scale[KL], r, guess)
         estimates.append(scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"))
         estimates.append(scale[KL].difference(r[LLM], r[best], "KL of the attack", unit="nats"))
@@ -222,8 +257,8 @@ class ProxyExtraction(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The dropped blocks were not kept back: training starts from them."""
-        return replace_view(view, threat_model=KNOWN_BAD, llm=view.api), truth
+        """Nothing was kept back: training starts from the dropped blocks, and the API tells all logits."""
+        return replace_view(view, threat_model=KNOWN_BAD, llm=view.api, api_policy=OPEN), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Every query gets the answer to another query."""

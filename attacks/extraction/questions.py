@@ -24,6 +24,7 @@ from fedproxy_secure.record.view import View
 
 HELD_OUT = 64  # texts; half as many of an LLM with a large vocabulary, which take long to write
 LARGE = 2**14
+PUBLIC = 64  # texts to heal on where fewer queries are allowed: those cost none
 NUMBERS = 2**24  # the most log-probabilities that a model hands in
 _ANSWERS: dict[tuple[object, ...], Behaviour] = {}
 _READY: dict[tuple[object, ...], Ready] = {}
@@ -31,7 +32,7 @@ _READY: dict[tuple[object, ...], Ready] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What to spend, the texts for queries, int64 [n, tokens], and the proxy's answers."""
+    """What to spend, the texts for queries and to heal on, int64 [n, tokens], and the proxy's answers."""
 
     spent: Effort
     texts: torch.Tensor
@@ -90,13 +91,14 @@ def prepared(
     key = (view.proxy, weights_written_ns(view.proxy), adapter, question.texts.tobytes(), seed, limits)
     if key not in _READY:
         few = question.first(4, 0)
-        behaviour(proxy, few)  # the first pass takes longer
+        behaviour(proxy, few, writes=False)  # the first pass takes longer
         began = time.monotonic()
-        behaviour(proxy, few)
+        behaviour(proxy, few, writes=False)
         token_s = (time.monotonic() - began) / few.texts.size * question.depth / len(blocks_of(proxy))
         spent = effort(budget, token_s=token_s)
         rng = np.random.default_rng(seed)
-        texts = texts_for(proxy, tokenizer, count=spent.grid[-1], tokens=TEXT_TOKENS, rng=rng)
+        count = max(spent.grid[-1], PUBLIC if budget.queries < PUBLIC else 0)
+        texts = texts_for(proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
         answers = behaviour(proxy, question.first(spent.texts, spent.records), budget=budget)
         _READY.clear()
         _READY[key] = Ready(spent=spent, texts=texts, proxy=answers)

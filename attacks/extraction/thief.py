@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ from torch import nn
 
 from attacks.base import Budget, NotApplicable
 from attacks.extraction.api import Api
-from attacks.extraction.fillers import Gaps, grown, guess_gaps, spread
-from attacks.extraction.lessons import Answers, Lesson, imitate, loss_of, newborn, predict, teach
-from attacks.extraction.lineage import held, read_tensors
+from attacks.extraction.lessons import CHECKS as CHECKS_OF_TRAINING
+from attacks.extraction.lessons import LEARNING_RATE, Lesson, imitate, loss_of, newborn, predict, teach
+from attacks.extraction.starts.closed_form import ghosted
+from attacks.extraction.starts.fillers import Gaps, Start, grown, guess_gaps, spread
+from attacks.extraction.starts.offered import ALL, FEW_RECIPES, FILLERS, MORE_RECIPES, Offer, Recipe
+from fedproxy_secure.config import Answers
 from fedproxy_secure.fuse.plug_back import add_deltas
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector
 from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, sharing_copy
@@ -26,7 +29,10 @@ MOST_CHECKED = 32  # the most queries that are held out to choose by
 ANSWERS, STEPS = 0.2, 0.35  # shares of the seconds for answers to the questions and for training steps
 STEP = 5.0  # what a training step takes, in forward passes: with the backward pass, and the API's own
 FEWEST_STEPS, FEWEST_TEXTS = 4, 8
-Start = tuple[nn.Module, list[nn.Module]]  # a model, and its fillers
+TRIAL = 6  # a trial of a recipe has one step for so many of the training that follows
+CHECKS_OF_TRIAL = 1
+CHECKS = 24  # evaluations on held-out queries for each number of queries: of starts, trials, training
+WITH_TRIALS = 1 + len(FEW_RECIPES) / TRIAL  # steps of the best of all recipes, in trainings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class Effort:
         steps, batch: steps of each training, and texts of a step.
         all_controls: also training without the proxy, and weaker APIs.
         texts, records: held-out texts and records that each model answers.
+        recipes: what a training can be; all are tried first where there are several.
     """
 
     grid: tuple[int, ...]
@@ -46,6 +53,7 @@ class Effort:
     all_controls: bool
     texts: int = 64
     records: int = 160
+    recipes: tuple[Recipe, ...] = FEW_RECIPES
 
 
 def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
@@ -55,32 +63,39 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
         budget: the attack's limits.
         token_s: how long a model as deep as the LLM takes to read a token, s.
     """
-    grid = budget.pick(smoke=(16, 64), standard=(16, 64, 256, 1024), full=(16, 64, 256, 1024, 4096))
-    grid = tuple(k for k in grid if k <= budget.queries)
+    grid = budget.pick(smoke=(16, 64), standard=(64, 1024), full=(16, 64, 256, 1024, 4096))
+    grid = tuple(sorted({min(k, budget.queries) for k in grid}))  # a smaller budget is used up, too
     whole = Effort(
         grid=grid,
-        steps=budget.pick(smoke=24, standard=80, full=400),
+        steps=budget.pick(smoke=24, standard=72, full=400),
         batch=budget.pick(smoke=4, standard=8, full=8),
         all_controls=budget.profile != "smoke",
         texts=budget.pick(smoke=32, standard=64, full=64),
         records=budget.pick(smoke=48, standard=160, full=160),
+        recipes=budget.pick(smoke=(FILLERS, ALL), standard=FEW_RECIPES, full=MORE_RECIPES),
     )
     seconds, controls = budget.left_s, 3 * whole.all_controls
-    models = len(grid) + 4 + controls  # with the proxy, the healed model, and those of both controls
-    answers_s = models * (whole.texts * TEXT_TOKENS + whole.records * RECORD_TOKENS) * token_s
-    steps_s = (models - 2) * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s
+    models = len(grid) + 5 + controls  # with the proxy, the healed one, closed forms, both controls
+    answers_s = models * (2 * whole.texts * TEXT_TOKENS + whole.records * RECORD_TOKENS) * token_s
+    # for each number of queries, healing and the negative control a training with trials, half as long
+    # for the last two; half as long and without trials for the other controls
+    trainings = (len(grid) + 1) * WITH_TRIALS + controls / 2
+    checked = CHECKS * sum(set_aside(k) for k in grid) * TEXT_TOKENS * token_s
+    steps_s = trainings * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
     answered, stepped = seconds * ANSWERS / max(answers_s, 1e-9), seconds * STEPS / max(steps_s, 1e-9)
-    steps = whole.steps
-    if stepped < 1 and grid:  # one number of queries before fewer steps, and no more than these read
-        stepped *= (models - 2) / (3 + controls)
+    steps, recipes = whole.steps, whole.recipes
+    if stepped < 1 and grid:  # one number of queries and one recipe before fewer steps
+        stepped *= trainings / (2 + controls / 2)
         steps = max(FEWEST_STEPS, int(whole.steps * min(1.0, stepped)))
         grid = (([k for k in grid if k <= steps * whole.batch] or [grid[0]])[-1],)
+        recipes = (FILLERS, ALL)[: 1 + (stepped >= 1)]
     return replace(
         whole,
         grid=grid,
         steps=steps,
         texts=max(FEWEST_TEXTS, int(whole.texts * min(1.0, answered))),
         records=int(whole.records * min(1.0, answered)),
+        recipes=recipes,
     )
 
 
@@ -100,6 +115,31 @@ def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
     return add_deltas(model, block_deltas(tuned)), tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Won:
+    """A model that an adversary hands in.
+
+    Args:
+        name: how it was made.
+        start: the model, and its fillers.
+        loss: its loss on held-out texts, in nats per token, by which it was chosen.
+    """
+
+    name: str
+    start: Start
+    loss: float
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.start[0]
+
+    @property
+    def offer(self) -> Offer:
+        """The model as a start of further training."""
+        return Offer(name=self.name, make=lambda: self.start)
+
+
 class Thief:
     """An adversary with a proxy, an API and texts, which trains models on the API's answers."""
 
@@ -109,82 +149,148 @@ class Thief:
         self.proxy, self.api, self.texts = proxy, api, texts
         self.spent, self.budget, self.seed = spent, budget, seed
 
-    def empty(self, missing: int) -> Start:
-        """Return the proxy with evenly spread fillers that do nothing yet."""
-        return grown(self.proxy, spread(len(blocks_of(self.proxy)), missing), "zero")
-
     def where(self, missing: int) -> Gaps:
         """Return the gaps that the held-out part of the fewest queries suggests."""
         _, held_out = split(self.texts[: self.spent.grid[0]])
         return guess_gaps(self.proxy, missing, lambda m: self._loss(m, held_out, imitate(self.api)))
 
-    def healed(self, start: Start) -> nn.Module:
-        """Return the model with its fillers trained on texts alone."""
-        model, fillers = start
-        self._teach(model, fillers, predict, self.texts)
-        return model
+    def next_token_loss(self, model: nn.Module) -> float:
+        """Return a model's loss on the first held-out public texts, nats per token: no query is made."""
+        return self._loss(model, split(self.texts)[1][:FEWEST_TEXTS], predict)
+
+    def healed(self, starts: Sequence[Offer]) -> Won:
+        """Return the best of the starts, and of the best trained on texts alone, by next-token loss."""
+        won = self._best_start(starts, split(self.texts)[1], predict)
+        return self._trained(won, self.texts, predict, steps=self.spent.steps // 2)
+
+    def closed_form(self, count: int, starts: Sequence[Offer], *, answers: Answers | None = None) -> Won:
+        """Return the best of the starts on `count` queries; in closed form where that is better."""
+        texts, lesson = self.texts[:count], imitate(self.api, answers)
+        train, held_out = split(texts)
+        won = self._best_start(starts, held_out, lesson)
+        if (answers or self.api.policy.answers) != "logits":
+            return won
+        logits = (told_logits(self.api, part) for part in train.split(8))
+        start = ghosted(won.start, train, logits, lambda m: self._loss(m, held_out, lesson))
+        loss = self._loss(start[0], held_out, lesson)
+        return Won(name=f"{won.name}, ghosted", start=start, loss=loss) if loss < won.loss else won
 
     def distilled(
         self,
         count: int,
-        start: Start,
+        starts: Sequence[Offer],
         *,
-        others: tuple[Callable[[], nn.Module], ...] = (),
-        answers: Answers = "logits",
-    ) -> nn.Module:
-        """Return the model with its fillers trained on `count` queries, or a better model.
+        answers: Answers | None = None,
+        recipes: Sequence[Recipe] | None = None,
+        steps: int | None = None,
+    ) -> Won:
+        """Return the best model that `count` queries bring, judged by an eighth of them that is held out.
 
-        The proxy and `others`, each made when it is its turn, replace it if they are better on the queries
-        that were held out.
+        The best start, in closed form where that is better, is trained by each recipe for a while, and by
+        the recipe that was best for longer.
+
+        Args:
+            count: how many texts are asked about.
+            starts: what to start from.
+            answers: the kind of answer that is looked at; by default the kind that the API gives.
+            recipes: ways to train; by default those of the effort.
+            steps: steps of the training; by default those of the effort.
         """
-        model, fillers = start
-        lesson = imitate(self.api, answers)
-        best = self._teach(model, fillers, lesson, self.texts[:count])
-        _, held_out = split(self.texts[:count])
-        for make in (lambda: self.proxy, *others):
-            other = make()
-            loss = self._loss(other, held_out, lesson)
-            if loss < best:
-                best, model = loss, other
-            del other  # before the next is made
-        return model
+        won = self.closed_form(count, starts, answers=answers)
+        return self._trained(
+            won, self.texts[:count], imitate(self.api, answers), recipes=recipes, steps=steps
+        )
 
     def without_proxy(self, count: int, depth: int) -> nn.Module:
         """Return a model trained from random weights on the same queries."""
-        even = spread(len(blocks_of(self.proxy)), depth - len(blocks_of(self.proxy)))
-        model = newborn(grown(self.proxy, even, "copy")[0], self.seed)
-        self._teach(model, [model], imitate(self.api), self.texts[:count])
-        return model
+        own = len(blocks_of(self.proxy))
+        model = newborn(grown(self.proxy, spread(own, max(0, depth - own)), "copy")[0], self.seed)
+        recipe = Recipe(trained="all", rate=LEARNING_RATE)
+        start = Won(name="random weights", start=(model, []), loss=float("inf"))
+        lesson, steps = imitate(self.api), self.spent.steps // 2
+        return self._trained(start, self.texts[:count], lesson, recipes=(recipe,), steps=steps).model
 
-    def _teach(
-        self, model: nn.Module, trained: list[nn.Module], lesson: Lesson, texts: torch.Tensor
-    ) -> float:
+    def _best_start(self, starts: Sequence[Offer], held_out: torch.Tensor, lesson: Lesson) -> Won:
+        best: Won | None = None
+        for offer in starts:
+            start = offer.make()
+            loss = self._loss(start[0], held_out, lesson)
+            if best is None or loss < best.loss:
+                best = Won(name=offer.name, start=start, loss=loss)
+            del start  # before the next is made
+        assert best is not None
+        return best
+
+    def _trained(
+        self,
+        won: Won,
+        texts: torch.Tensor,
+        lesson: Lesson,
+        *,
+        recipes: Sequence[Recipe] | None = None,
+        steps: int | None = None,
+    ) -> Won:
+        """Return a copy of a model trained by the best recipe, or the model where no training is better."""
+        steps = self.spent.steps if steps is None else steps
+        usable = [r for r in (self.spent.recipes if recipes is None else recipes) if r.modules(won.start)]
+        usable = usable or [ALL]  # where there are no fillers to train
+        tried, recipe = won, usable[0]
+        if len(usable) > 1:
+            trials = ((self._taught(won, r, texts, lesson, max(1, steps // TRIAL), 0), r) for r in usable)
+            tried, recipe = _best(trials)
+        done = self._taught(tried, recipe, texts, lesson, steps, 1)
+        done = replace(done, name=f"{won.name}; {recipe.name}")
+        return min(won, tried, done, key=lambda one: one.loss)
+
+    def _taught(
+        self, won: Won, recipe: Recipe, texts: torch.Tensor, lesson: Lesson, steps: int, part: int
+    ) -> Won:
+        """Return a copy of a model after so many steps; `part` is 0 for a trial, 1 for what follows."""
+        start = copy.deepcopy(won.start)
         train, held_out = split(texts)
-        return teach(
-            model,
-            trained,
+        loss = teach(
+            start[0],
+            recipe.modules(start),
             lesson,
             train,
             held_out,
-            steps=self.spent.steps,
+            steps=steps,
             batch=self.spent.batch,
-            rng=np.random.default_rng(self.seed),
+            rng=np.random.default_rng([self.seed, part]),
             budget=self.budget,
+            rate=recipe.rate,
+            checks=CHECKS_OF_TRIAL if part == 0 else CHECKS_OF_TRAINING,
+            keeps_best=part > 0,  # trials are compared by where they lead, not by where they began
         )
+        return Won(name=f"{won.name}; {recipe.name}", start=start, loss=loss)
 
     def _loss(self, model: nn.Module, texts: torch.Tensor, lesson: Lesson) -> float:
         return loss_of(model, texts, lesson, budget=self.budget)
 
 
+def _best(trials: Iterable[tuple[Won, Recipe]]) -> tuple[Won, Recipe]:
+    """Return the trial with the lowest loss; one model is held at a time besides the best."""
+    best: tuple[Won, Recipe] | None = None
+    for won, recipe in trials:
+        if best is None or won.loss < best[0].loss:
+            best = won, recipe
+    assert best is not None
+    return best
+
+
+def told_logits(api: Api, texts: torch.Tensor) -> torch.Tensor:
+    """Return all logits after each token of texts, float32 [n, tokens, V], of an API that tells them."""
+    numbers = api.ask(texts).numbers
+    assert numbers is not None
+    return numbers
+
+
+def set_aside(count: int) -> int:
+    """Return how many of so many texts are not learned from, but chosen by."""
+    return min(MOST_CHECKED, max(4, count // 8))
+
+
 def split(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
-    aside = min(MOST_CHECKED, max(4, len(texts) // 8))
+    aside = set_aside(len(texts))
     return texts[:-aside], texts[-aside:]
-
-
-def leaked(proxy: nn.Module, llm: Path) -> Start:
-    """Return the proxy with the LLM's own dropped blocks in its gaps."""
-    original, _ = load_llm(llm, dtype="float32")
-    match = held(proxy.state_dict(), read_tensors(llm))
-    dropped = [i for i in range(match.depth) if i not in match.kept]
-    return original, [blocks_of(original)[i] for i in dropped]

@@ -9,10 +9,11 @@ is
 Rank 1 means that the secret is likelier than all of R, and the last rank is `|R| + 1`. Exposure is measured
 on the tuned proxy, which every client holds, and on the fused LLM, which anybody may query.
 
-Some secrets are likely before any tuning, and rank high in a model that never read them. Whoever holds the
-proxy therefore ranks by what tuning changed: by the loss under the last round's proxy minus the loss under
-the proxy that round 0 started from. The exposure by this ranking is the **exposure gained**, and its AUC is
-the headline. Whoever may only query the fused LLM ranks by its loss alone.
+Some secrets are likely before any tuning, and rank high in a model that never read them. Whoever holds
+the proxy therefore ranks by what tuning changed: by the loss under the last round's proxy minus the loss
+under the proxy that round 0 started from. The exposure by this ranking is the **exposure gained**, and
+its AUC is the headline. Whoever may only query the fused LLM ranks by its loss alone, which takes an API
+that tells all logits as they are: a weaker one is not asked.
 
 After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 """
@@ -166,8 +167,10 @@ class CanaryExposure(Attack):
                     budget=budget,
                 )
             )
-        if view.api is not None:
-            ask(FUSED, *load_llm(view.api, device="cpu", dtype="float32"))
+        if view.open_api is not None:
+            ask(FUSED, *load_llm(view.open_api, device="cpu", dtype="float32"))
+        if not losses:
+            raise NotApplicable("this view holds no model, and no API that tells all logits as they are")
         return Ranked(losses=losses, said=answers, before=before)
 
     def score(self, guess: Ranked, answer: Secrets) -> tuple[Estimate, ...]:

@@ -139,8 +139,8 @@ class ModelMembership(Attack):
         if _white_box_of(view):
             scores = self._white_box(view, documents, question.population, budget, rng)
             headline = VOTES if learned_tokens(documents) >= VOTERS else FALL
-        elif view.api is not None:
-            model, tokenizer = load_llm(view.api, device="cpu", dtype="float32")
+        elif view.open_api is not None:
+            model, tokenizer = load_llm(view.open_api, device="cpu", dtype="float32")
             results: list[Likelihoods] = []
             while len(results) < len(documents) and (not results or budget.used < SHARE):
                 part = documents[len(results) : len(results) + FEWEST]
@@ -148,7 +148,7 @@ class ModelMembership(Attack):
             scores = membership_scores(results, documents[: len(results)], tokenizer)
             headline = "Min-K%++"
         else:
-            raise NotApplicable("this view holds no model")
+            raise NotApplicable("this view holds no model, and no API that tells all logits as they are")
         return Scored(scores=scores, headline=headline, blind=bag_of_words(question.documents))
 
     def _white_box(

@@ -13,7 +13,16 @@ from typing import Annotated
 import typer
 
 from fedproxy_secure import __version__
-from fedproxy_secure.cli import bundle, deploy, evidence, experiments, federation, installation
+from fedproxy_secure.cli import (
+    api,
+    bundle,
+    deploy,
+    evidence,
+    experiments,
+    federation,
+    installation,
+    tracing,
+)
 
 QUIET = {  # environment variables of the libraries; a user's own values win
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -69,7 +78,9 @@ app.command("doctor")(installation.doctor)
 app.command("provision")(federation.provision)
 app.command("selftest")(federation.selftest)
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(api.api_app, name="api")
 app.command("gate")(evidence.gate)
 app.add_typer(evidence.audit_app, name="audit")
 app.add_typer(bundle.evidence_app, name="evidence")
+app.add_typer(tracing.trace_app, name="trace")
 add_commands(app)

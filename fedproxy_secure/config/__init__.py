@@ -4,7 +4,8 @@ Unknown keys are refused with the nearest known one. Every setting has a usable 
 a file names only what differs.
 """
 
-from fedproxy_secure.config.loading import load_config, parse_config
+from fedproxy_secure.config.api import ANSWERS, Answers, ApiConfig
+from fedproxy_secure.config.loading import apply_overrides, load_config, parse_config
 from fedproxy_secure.config.pipeline import (
     AdapterConfig,
     AdapterKind,
@@ -33,8 +34,11 @@ from fedproxy_secure.config.sweeps import (
 )
 
 __all__ = [
+    "ANSWERS",
     "AdapterConfig",
     "AdapterKind",
+    "Answers",
+    "ApiConfig",
     "AttacksConfig",
     "AuditConfig",
     "ClientConfig",
@@ -59,6 +63,7 @@ __all__ = [
     "SweptCompression",
     "SweptFusion",
     "SweptProtection",
+    "apply_overrides",
     "cohort_size",
     "load_config",
     "parse_config",

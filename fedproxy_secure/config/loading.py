@@ -31,9 +31,14 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold settings as `key: value`, holds {type(raw).__name__}")
-    for override in overrides or []:
+    return parse_config(apply_overrides(raw, overrides or []))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return nested settings with `a.b=value` overrides in them. Raises `ConfigError` for any other."""
+    for override in overrides:
         _apply(raw, override)
-    return parse_config(raw)
+    return raw
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

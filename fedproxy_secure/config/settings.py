@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedproxy_secure.config.api import ApiConfig
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.config.pipeline import (
     AdapterConfig,
@@ -20,7 +21,7 @@ from fedproxy_secure.config.pipeline import (
     ModelConfig,
 )
 from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
-from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP, Mark, Section, cohort_size
+from fedproxy_secure.config.sections import LATER, NO_EFFECT, OWN, SWEEP, Mark, Section, cohort_size
 from fedproxy_secure.config.sweeps import AttacksConfig, CompareConfig, MatrixConfig
 
 Tracking = Literal["tensorboard", "mlflow", "wandb"]
@@ -42,6 +43,7 @@ class Config(Section):
     protect: ProtectConfig = ProtectConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     audit: AuditConfig = AuditConfig()
+    api: Annotated[ApiConfig, SWEEP, LATER] = ApiConfig()
     attacks: Annotated[AttacksConfig, SWEEP] = AttacksConfig()
     compare: CompareConfig = CompareConfig()
     matrix: Annotated[MatrixConfig, SWEEP] = MatrixConfig()
@@ -97,7 +99,13 @@ class Config(Section):
         return self._digest(NO_EFFECT, OWN, SWEEP, sections=() if has_proxy else ("compress", "heal"))
 
     def _digest(self, *left_out: Mark, sections: tuple[str, ...] = ()) -> str:
-        values = {name: value for name, value in self.without(*left_out).items() if name not in sections}
+        fields = type(self).model_fields
+        unsaid = {n for n, f in fields.items() if LATER in f.metadata and getattr(self, n) == f.default}
+        values = {
+            name: value
+            for name, value in self.without(*left_out).items()
+            if name not in unsaid and name not in sections
+        }
         canonical = json.dumps(without_nulls(values), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

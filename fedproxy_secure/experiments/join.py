@@ -32,11 +32,13 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     joined: list[Configuration] = []
     known: list[AttackDifference] = []
     records: set[str] = set()
+    apis: dict[str, dict[str, None]] = {}
     runs: dict[str, list[tuple[Path, Config]]] = {}
     not_measured: dict[str, None] = {}
     for folder in folders:
         config = _config_of(folder)
         records.add(_records_of(config))
+        apis.setdefault(config.api.says, {})[folder.name] = None
         if (folder / "cells").is_dir():
             report = Report.load(folder)
             joined += report.configurations
@@ -60,7 +62,10 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         seeds=tuple(sorted({s for c in joined for s in c.seeds})),
         configurations=configurations,
         attack_differences=differences,
-        notes=("Joined from several folders; SHA-256 of the settings is over all of theirs.",),
+        notes=(
+            "Joined from several folders; SHA-256 of the settings is over all of theirs.",
+            *(f"{', '.join(names)}: {says}" if len(apis) > 1 else says for says, names in apis.items()),
+        ),
         not_measured=tuple(not_measured),
         total_epsilon=together.epsilon,
         composition=together.says,

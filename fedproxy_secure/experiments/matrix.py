@@ -137,7 +137,7 @@ def matrix(
         attack_differences=differences,
         total_epsilon=together.epsilon,
         composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
-        notes=cut_notes(truncated, config),
+        notes=(config.api.says, *cut_notes(truncated, config)),
         not_measured=(
             *refused,
             *no_ceiling(config, out),

@@ -1,6 +1,7 @@
 """`run`: the pipeline for every seed, into a run folder that a killed run goes on from.
 
 seed-0/proxy/             the proxy, a Hugging Face folder
+seed-0/trace.key          with `compress.trace`: what draws the marks of clients' copies; the owner's alone
 seed-0/plan.json          how it came about: compression, which LLM blocks it holds, importance, fidelity
 seed-0/federation/        server state after the last whole round, one line of metrics a round, and the
                           leakage ledger: what flowed and what it reveals
@@ -19,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedproxy_secure.audit.tracing import traced
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.healing_state import FILE as HEALING_STATE
@@ -84,7 +86,7 @@ def run(
     """
     config.check_protection()
     protection_of(config.protect).check_installed()
-    compression_of(config.compress)
+    compression_of(config.compress, config.heal)
     require(config.track)
     typed = command or "fedproxy_secure.run(...)"
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
@@ -144,6 +146,8 @@ def _run_seed(
     shown.advance(name, note="measured before tuning")
     (place / "federation").mkdir(parents=True, exist_ok=True)
     job = FederationJob.from_config(config, seed=seed)
+    if config.compress.trace:
+        job = job.changed(marks=traced(witness, seed, place / "proxy", [c.name for c in job.clients]))
     with closing(_tracker(config, witness, name)) as tracker:
         tuned = tune(
             job,
@@ -167,7 +171,7 @@ def _run_seed(
         "seed": seed,
         **likeness,
         "perplexity": {
-            m: perplexity(f, materials.windows) for m, f in (("tuned", tuned), ("fused", fused))
+            m: perplexity(f, materials.fidelity_windows) for m, f in (("tuned", tuned), ("fused", fused))
         },
         **to_texts("zero_shot", zero_shot),
         **to_texts("proxy", proxy_before),
@@ -190,19 +194,20 @@ def _compress(
     config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
 ) -> tuple[Proxy, dict[str, Any]]:
     """Build the proxy and write it and its record; also return how like the LLM it is, as plain values."""
-    from fedproxy_secure.compress.fidelity import fidelity, verbatim_share
+    from fedproxy_secure.compress.fidelity import fidelity
     from fedproxy_secure.compress.proxy import save_model
+    from fedproxy_secure.compress.verbatim import verbatim_share
     from fedproxy_secure.models.llm import blocks_of
 
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
     before: dict[str, Any] = {}
     if config.heal.steps:
-        exact = fidelity(materials.llm, proxy.model, proxy.plan, materials.windows)
+        exact = fidelity(materials.llm, proxy.model, proxy.plan, materials.fidelity_windows)
         held = verbatim_share(materials.llm, proxy.model, proxy.plan)
         before = {"before_healing": {"fidelity": asdict(exact), "verbatim_share": held}}
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
     save_model(proxy.model, materials.tokenizer, place / "proxy")
-    likeness = asdict(fidelity(materials.llm, proxy.model, proxy.plan, materials.windows))
+    likeness = asdict(fidelity(materials.llm, proxy.model, proxy.plan, materials.fidelity_windows))
     record = {
         "compression": config.compress.kind,
         "llm_blocks": len(blocks_of(materials.llm)),

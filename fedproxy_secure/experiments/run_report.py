@@ -155,6 +155,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         notes=(
             protection_note(config),
             proxy_note(config),
+            config.api.says,
             *healing_notes(list(results.values())),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],

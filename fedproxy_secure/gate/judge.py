@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDITED_OVER_CLAIMED,
@@ -87,6 +88,8 @@ def _judge(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
     elif rule.name == "require_unit":
         unit = configuration.privacy_unit
         yield _kept(rule, configuration, unit == rule.bound, f"the unit is {unit}")
+    elif rule.name == "require_api":
+        yield _api(rule, configuration)
     else:
         count = len(configuration.seeds)
         verdict = Verdict.PASSED if count >= rule.bound else Verdict.MISSING
@@ -208,6 +211,14 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
     if evidence == Outcome.RESISTED:
         return _row(rule, configuration, Verdict.PASSED, reason)
     return _row(rule, configuration, *_without(rule, audits, "audited epsilon"))
+
+
+def _api(rule: Rule, configuration: Configuration) -> Judged:
+    told = configuration.api_answers
+    if told not in ANSWERS:
+        return _row(rule, configuration, Verdict.MISSING, "the report does not say what the API tells")
+    no_more = ANSWERS.index(told) <= ANSWERS.index(rule.bound)
+    return _kept(rule, configuration, no_more, f"the API is assumed to tell {told}")
 
 
 def _total(report: Report, rule: Rule) -> Judged:

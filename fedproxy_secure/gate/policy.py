@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.gate.rules import OTHERS, TOTAL_EPSILON, Limit, limit_names, limit_of
 from fedproxy_secure.runtime.nearest import nearest
@@ -218,6 +219,8 @@ def _bound(name: str, raw: Any, where: str, limit: Limit | None) -> Any:
         return tuple(raw) if fits else _refuse(where, raw, OTHERS[name])
     if name == "require_unit":
         fits = raw in ("record", "client")
+    elif name == "require_api":
+        fits = raw in ANSWERS
     elif name == "min_seeds":
         fits = isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1
     else:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.evidence.measure import MEASURES, MeasureKind, measure_kind
 
 Side = Literal["max", "min"]
@@ -53,6 +54,7 @@ TOTAL_EPSILON = "max_total_epsilon"  # for all configurations together
 OTHERS: Mapping[str, str] = {
     "forbid_unsafe": "true",
     "require_unit": "record or client",
+    "require_api": f"the most that the API may tell: {', '.join(ANSWERS)}",
     "require_audit_within_claim": "true",
     "resist": "attacks by id or name, such as [A2, A3]",
     "min_seeds": "a whole number >= 1",

@@ -4,7 +4,8 @@ A threat model says who is corrupted; `view` reads the transcript and keeps what
 take a view, never the run. The truth, which is the state of honest parties, is read by the scorer only.
 
 The settings of a run are public to server and clients, because the server sends them; only the places of
-records, keys and ledgers are not. A client also gets the final adapter, as the tuned proxy, though no
+records, keys and ledgers are not. What the API tells (`api` in the settings) is known to whoever asks it. A
+client also gets the final adapter, as the tuned proxy, though no
 message contains it.
 """
 
@@ -16,14 +17,17 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import yaml
 
+from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
-from fedproxy_secure.runtime.untrusted import parse_json
+from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
 TRANSCRIPT = "transcript"
+SETTINGS = "config.yaml"  # of the run, beside its seeds' folders
 SETUP = "query.setup"  # goes to every client before any has a name
 # message -> the value that names the clients: those invited, then those left, then those fused
 COHORT_NAMED_BY = {
@@ -98,6 +102,7 @@ class View:
         own: the corrupted clients' state, by name.
         proxy, llm: model folders that it holds.
         api: a model folder that it may only query.
+        api_policy: what that API tells, and how often.
         active: whether it may deviate from the protocol.
     """
 
@@ -112,7 +117,13 @@ class View:
     proxy: Path | None = None
     llm: Path | str | None = None
     api: Path | None = None
+    api_policy: ApiConfig = field(default_factory=ApiConfig)
     active: bool = False
+
+    @property
+    def open_api(self) -> Path | None:
+        """The API's folder, if it tells all logits as they are, as often as one likes; else None."""
+        return self.api if self.api_policy.open else None
 
     @property
     def surfaces(self) -> frozenset[str]:
@@ -225,7 +236,8 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     bad = names[: corrupted.clients]
     everything = corrupted.server or corrupted.network
     if not (everything or bad):  # an outsider
-        return View(threat_model=corrupted.name, api=_folder(seed_folder / "fused"))
+        fused, told = _folder(seed_folder / "fused"), api_policy_of(seed_folder.parent)
+        return View(threat_model=corrupted.name, api=fused, api_policy=told)
     seen = _Seen(bad=bad, everything=everything)
     last: Event | None = None
     for event in read_events(transcript):
@@ -248,8 +260,25 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
         proxy=_folder(seed_folder / "proxy"),
         llm=llm if corrupted.server else None,
         api=_folder(seed_folder / "fused") if corrupted.api or bad else None,
+        api_policy=api_policy_of(seed_folder.parent),
         active=corrupted.active,
     )
+
+
+def api_policy_of(run: Path) -> ApiConfig:
+    """Return what the settings in a run's folder say of the API; all of it is told where there are none.
+
+    Raises `RunFolderError` for settings that cannot be read.
+    """
+    try:
+        raw = parse_yaml(read_bytes(run / SETTINGS))
+        return ApiConfig.model_validate(raw.get("api", {}))
+    except FileNotFoundError:
+        return ApiConfig()
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise RunFolderError(
+            f"{run / SETTINGS}: cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _folder(path: Path) -> Path | None:

@@ -137,6 +137,8 @@ class Configuration:
         commands: commands that run this configuration alone.
         folders: for each seed's folder name, such as `seed-0`, its run's folder relative to the report's.
         privacy_unit: what differential privacy hides: `record`, `client` or `none`.
+        api_answers: what customers of the fused LLM are assumed to be told: `text`, `top_k` or `logits`;
+            empty in reports of earlier versions, which do not say.
         spends: privacy events of all trainings by client, equal ones joined into one; {} if not all are
             known.
     """
@@ -154,6 +156,7 @@ class Configuration:
     commands: tuple[str, ...] = field(default=())
     folders: Mapping[str, str] = field(default_factory=dict)
     privacy_unit: str = "none"
+    api_answers: str = ""
     spends: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
 
     def measure(self, key: str) -> Measure | None:

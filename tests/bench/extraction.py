@@ -2,8 +2,8 @@
 
 A12 at the standard suite's sizes against the embedded demo LLM, whose proxies lack a quarter, half and
 three quarters of the blocks, and against the fused LLM of a recorded quickstart run, half removed, as a
-malicious client of that run. Besides: R when the true gaps are known, and lineage against other seeds.
-About a quarter of an hour on one core.
+malicious client of that run. Besides: R when the true gaps are known, and lineage and ancestry against
+other seeds. About a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from attacks.base import Budget, Truth
+from attacks.extraction.ancestry import ancestry
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import KL, behaviour, scales, scores
-from attacks.extraction.fillers import gaps_of, grown, spread
 from attacks.extraction.lineage import lineage
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.questions import posed
+from attacks.extraction.starts.fillers import gaps_of, grown, spread
+from attacks.extraction.starts.offered import FILLERS, Offer
 from attacks.extraction.texts import texts_for
 from attacks.extraction.thief import TEXT_TOKENS, Effort, Thief
 from attacks.suite import read_truth
@@ -38,7 +40,7 @@ from threat_models import get as threat_model
 
 COMMAND = "make bench-extraction"
 RATIOS = (0.25, 0.5, 0.75)
-KNOWN_GAPS = Effort(grid=(256,), steps=80, batch=8, all_controls=False)
+KNOWN_GAPS = Effort(grid=(256,), steps=80, batch=8, all_controls=False, recipes=(FILLERS,))
 
 
 def main() -> None:
@@ -114,7 +116,8 @@ def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
     }
     found = {"proxy": proxy.model, "LLM": llm}
     for name, places in gaps.items():
-        found[name] = thief.distilled(count, grown(proxy.model, places, "zero"))
+        start = grown(proxy.model, places, "zero")
+        found[name] = thief.distilled(count, [Offer(name=name, make=lambda start=start: start)]).model
     answers = {name: behaviour(m, asked) for name, m in found.items()}
     values = {name: scores(b, original, asked) for name, b in answers.items()}
     scale = scales(values, "proxy", "LLM")[KL]
@@ -125,13 +128,15 @@ def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
 
 
 def _lineage_rows(victim: str, proxy: Path) -> list[Row]:
-    found = lineage(proxy, demo_llm_folder())
+    found, descent = lineage(proxy, demo_llm_folder()), ancestry(proxy, demo_llm_folder())
     numbers = {
         "weights held verbatim": (found.verbatim,),
         "cosine of matching weights": (found.cosine,),
-        "the same, models of 3 other seeds": found.null_cosine,
+        "the same cosine, models of 3 other seeds": found.null_cosine,
         "CKA of matching blocks": (found.cka,),
         "the same CKA, models of 3 other seeds": found.null_cka,
+        "ancestry": (descent.score,),
+        "ancestry of models of 3 other seeds": descent.strangers,
     }
     return [
         Row(

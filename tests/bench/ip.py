@@ -14,24 +14,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 
 from attacks.base import Budget
 from attacks.extraction.table import extraction_table
-from attacks.extraction.thief import held_model
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import ANSWERS, Answers, Config, load_config
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.experiments.matrix import matrix
-from fedproxy_secure.experiments.sweeps.matrix_cells import MatrixCell, cells_of, title_of
-from fedproxy_secure.record.view import view
+from fedproxy_secure.experiments.sweeps.matrix_cells import (
+    MatrixCell,
+    cells_of,
+    is_done,
+    title_of,
+    why_failed,
+)
+from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.progress import NoProgress
 from tests.bench.rows import FOLDER, Row, publish
-from threat_models import get as threat_model
 
 COMMAND = "make bench-ip"
 KEPT = FOLDER / "ip"
@@ -51,13 +56,16 @@ def main() -> None:
     torch.set_num_threads(1)
     llm = sys.argv[1] if len(sys.argv) > 1 else "demo"
     file, grid, answers, seconds, profile = SIZES[llm]
-    config = load_config(file, ["attacks.suite=none", "audit.record=true"])
+    config = load_config(file, ["attacks.suite=none"])
     config = _only(config, sys.argv[2:])
     out = KEPT / llm
     began = time.perf_counter()
     found = {c.name: c for c in matrix(config, out, resume=True, command=COMMAND).configurations}
     tables = {}
     for cell in cells_of(config)[0]:
+        if not is_done(out, cell):
+            print(f"{cell.compression}: {why_failed(out / cell.folder)}", file=sys.stderr, flush=True)
+            continue
         table = _kept(out, cell, grid, answers, Budget(profile=profile, seconds=seconds))
         tables[str(cell.compression)] = (found[title_of(cell, config)], table)
     rows = [row for name, pair in tables.items() for row in _rows(f"{llm}, {name}", *pair)]
@@ -86,8 +94,9 @@ def _kept(
             lines: list[Line] = kept["lines"]
             return lines
     run = out / cell.folder / f"seed-{cell.seed}"
-    tuned, tokenizer = held_model(view(run, threat_model("client")))
-    save_model(tuned, tokenizer, out / "tuned")  # what a client holds at the end
+    proxy, tokenizer = load_llm(run / "proxy", dtype="float32")
+    tuned: Any = PeftModel.from_pretrained(cast(Any, proxy), run / "adapter")
+    save_model(tuned.merge_and_unload(), tokenizer, out / "tuned")  # what a client holds at the end
     made = extraction_table(
         out / "tuned", run / "fused", grid=grid, answers=answers, budget=budget, progress=Lines(cell)
     )

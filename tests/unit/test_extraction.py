@@ -9,12 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 
 from attacks.base import KNOWN_BAD, NOBODY, Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import Api, OverBudget
-from attacks.extraction.behaviour import KL, Asked, behaviour, scales, scores
-from attacks.extraction.fillers import gaps_of, grown, guess_gaps, spread
+from attacks.extraction.behaviour import KL, Asked, Scale, behaviour, scales, scores
 from attacks.extraction.lessons import imitate, loss_of, predict, teach
 from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_share
 from attacks.extraction.logits import LogitSvd, width_of
-from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.proxy import FEWEST_QUERIES, ProxyExtraction
+from attacks.extraction.starts.fillers import gaps_of, grown, guess_gaps, spread
 from attacks.extraction.texts import sampled
 from attacks.extraction.thief import FEWEST_STEPS, FEWEST_TEXTS, effort
 from attacks.trial import run_one
@@ -75,7 +75,7 @@ def test_the_query_after_the_last_is_refused_and_none_of_its_call_is_answered(fo
     with pytest.raises(OverBudget, match="queries=4: must be <= 3"):
         api.ask(ids[1:4])
     assert api.asked == 2
-    assert torch.equal(api.ask(ids[:2]), first)  # from notes, not counted
+    assert torch.equal(api.ask(ids[:2]).numbers, first.numbers)  # from notes, not counted
     api.ask(ids[2:3])
     assert api.asked == 3
     with pytest.raises(OverBudget):
@@ -85,10 +85,10 @@ def test_the_query_after_the_last_is_refused_and_none_of_its_call_is_answered(fo
 def test_answers_are_the_llms_logits_and_in_the_controls_another_texts_or_noise(folders):
     ids = texts(3)
     true = outputs(tiny_llama(), ids)
-    assert torch.allclose(Api(folders / "llm", limit=3).ask(ids), true, atol=1e-5)
-    shuffled = Api(folders / "llm", limit=3, mode="shuffled").ask(ids)
+    assert torch.allclose(Api(folders / "llm", limit=3).ask(ids).numbers, true, atol=1e-5)
+    shuffled = Api(folders / "llm", limit=3, mode="shuffled").ask(ids).numbers
     assert torch.allclose(shuffled, true[[2, 0, 1]], atol=1e-5)
-    noise = Api(folders / "llm", limit=3, mode="noise").ask(ids)
+    noise = Api(folders / "llm", limit=3, mode="noise").ask(ids).numbers
     assert abs(float((noise.flatten() @ true.flatten()) / noise.norm() / true.norm())) < 0.05
 
 
@@ -175,16 +175,18 @@ def test_a_gap_is_found_where_the_missing_block_is_the_mean_of_its_neighbours():
 
 def test_the_lessons_are_the_losses_they_are_called(folders):
     api, ids = Api(folders / "llm", limit=4), texts(4)
-    true, other = api.ask(ids), outputs(tiny_llama(seed=1), ids)
+    true, other = api.ask(ids).numbers, outputs(tiny_llama(seed=1), ids)
     assert float(imitate(api)(true, ids)) == pytest.approx(0, abs=1e-6)
     p, q = true.log_softmax(-1), other.log_softmax(-1)
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     assert float(imitate(api)(other, ids)) == pytest.approx(kl, rel=1e-5)
     assert 0 < float(imitate(api, "top_k")(other, ids)) < kl  # merging tokens can only lower KL
     first = true.argmax(-1)
-    said = -float(q.gather(-1, first[..., None]).mean())
-    assert float(imitate(api, "text")(other, ids)) == pytest.approx(said, rel=1e-5)
+    lead = float((other.amax(-1) - other.gather(-1, first[..., None])[..., 0]).mean())
+    assert float(imitate(api, "text")(other, ids)) == pytest.approx(lead, rel=1e-5)
     with torch.no_grad():
+        differs = float((other.argmax(-1) != first).float().mean())
+        assert float(imitate(api, "text")(other, ids)) == pytest.approx(differs)
         own = float(tiny_llama()(input_ids=ids, labels=ids).loss)
     assert float(predict(true, ids)) == pytest.approx(own, rel=1e-5)
 
@@ -310,10 +312,11 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
-    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 4e-4, 1.0))
+    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 6e-4, 1.0))
     assert (whole.grid, whole.steps, whole.texts, whole.records) == ((16, 64), 24, 32, 48)
     assert slow.grid == (64,)
     assert slower.grid == (16,)  # its steps read no more
+    assert len(whole.recipes) > len(slow.recipes) == len(slower.recipes) == 1
     assert whole.steps > slow.steps >= slower.steps == FEWEST_STEPS
     assert whole.texts >= slow.texts >= slower.texts == FEWEST_TEXTS
     assert slower.records == 0
@@ -337,7 +340,7 @@ def finding(folders):
         proxy=folders / "proxy",
         api=folders / "llm",
     )
-    return run_one(ProxyExtraction(), known, NO_CLIENTS, profile="smoke", seconds=100, seed=0)
+    return run_one(ProxyExtraction(), known, NO_CLIENTS, profile="smoke", seconds=1000, seed=0)
 
 
 def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding):
@@ -345,6 +348,9 @@ def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding)
     assert by_name["extraction R"].low > 0
     assert by_name["extraction R"].value == by_name["extraction R, 64 queries"].value
     without = max(by_name["healing R"].value, 0)  # who has no queries may also keep the proxy as it is
+    (named,) = (name for name in by_name if name.startswith("extraction R by "))
+    assert by_name[named].value == by_name["extraction R"].value
+    assert by_name["closed form R"].value <= 1
     gained = by_name["extraction R"].value - without
     assert by_name["API gain"].value == pytest.approx(gained)
     assert finding.positive.value == 1
@@ -355,7 +361,7 @@ def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding)
 
 
 def test_the_same_seed_gives_the_same_numbers(finding, seen):
-    again = run_one(ProxyExtraction(), seen, NO_CLIENTS, profile="smoke", seconds=100, seed=0)
+    again = run_one(ProxyExtraction(), seen, NO_CLIENTS, profile="smoke", seconds=1000, seed=0)
     assert dataclasses.replace(again, seconds=finding.seconds) == finding
 
 
@@ -363,8 +369,8 @@ def test_a_guess_asks_no_more_than_its_largest_number_of_queries(seen):
     one, budget = ProxyExtraction(), Budget(profile="smoke", queries=20)
     exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
     guess = one.guess(seen, exam.question, budget, np.random.default_rng(1))
-    assert guess.grid == (16,)
-    assert guess.asked == 16
+    assert guess.grid == (16, 20)
+    assert guess.asked == 20
 
 
 def test_what_cannot_be_attacked_is_not_applicable(seen, folders):
@@ -373,10 +379,9 @@ def test_what_cannot_be_attacked_is_not_applicable(seen, folders):
         one.exam(NO_CLIENTS, replace_view(seen, api=None), rng)
     with pytest.raises(NotApplicable, match="owns the LLM"):
         one.exam(NO_CLIENTS, replace_view(seen, llm=folders / "llm"), rng)
-    whole = replace_view(seen, proxy=folders / "llm")
-    exam = one.exam(NO_CLIENTS, whole, rng)
-    with pytest.raises(NotApplicable, match="no fewer blocks than the LLM"):
-        one.guess(whole, exam.question, Budget(), rng)
+    few = Budget(queries=FEWEST_QUERIES - 1)
+    with pytest.raises(NotApplicable, match="must be >= 16"):
+        one.guess(seen, one.exam(NO_CLIENTS, seen, rng).question, few, rng)
 
 
 def test_the_controls_are_other_adversaries_not_other_code(seen, folders):
@@ -394,7 +399,7 @@ def test_a_client_of_a_recorded_run_holds_the_fused_llms_own_blocks(tmp_path):
     settings = tiny_settings(tmp_path / "files", audit={"record": True, "holdout": 0.3})
     run(parse_config(settings), tmp_path / "run")
     client = view(tmp_path / "run" / "seed-0", threat_model("client"))
-    done = run_one(ProxyExtraction(), client, NO_CLIENTS, profile="standard", seconds=600, seed=0)
+    done = run_one(ProxyExtraction(), client, NO_CLIENTS, profile="standard", seconds=6000, seed=0)
     by_name = {e.metric: e for e in done.estimates}
     block = 2592
     around = 2 * VOCABULARY * 16 + 16
@@ -407,3 +412,13 @@ def test_a_client_of_a_recorded_run_holds_the_fused_llms_own_blocks(tmp_path):
     outsider = view(tmp_path / "run" / "seed-0", threat_model("server"))
     refused = run_one(ProxyExtraction(), outsider, NO_CLIENTS, profile="smoke", seconds=100, seed=0)
     assert refused.outcome == Outcome.NOT_APPLICABLE
+
+
+def test_a_score_that_takes_few_values_has_an_r_although_some_draws_have_no_gap():
+    proxy, llm = np.zeros(40), np.zeros(40)
+    llm[:5] = 1.0
+    scale = Scale(proxy=proxy, llm=llm)
+    assert scale.usable
+    assert ((llm - proxy)[scale.picks].mean(-1) == 0).any()
+    found = scale.estimate(llm / 2, "R")
+    assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)

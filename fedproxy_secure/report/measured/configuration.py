@@ -51,6 +51,7 @@ def configuration_of(
         seeds=tuple(s.seed for s in seeds),
         unsafe=unsafe_stamps(config),
         privacy_unit=config.privacy.unit,
+        api_answers=config.api.answers,
         failed=tuple(failed),
         commands=tuple(commands),
         spends=joined(trainings) or {},

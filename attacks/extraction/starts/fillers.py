@@ -22,11 +22,12 @@ from fedproxy_secure.models.llm import blocks_of, with_blocks
 
 Kind = Literal["copy", "average", "zero"]
 Gaps = tuple[int, ...]
+Start = tuple[nn.Module, list[nn.Module]]  # a model, and its fillers
 # Maps that write into the residual stream, in Llama and its relatives, GPT-2, OPT and GPT-NeoX.
 WRITERS = {"o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense", "dense_4h_to_h"}
 
 
-def grown(proxy: nn.Module, gaps: Gaps, kind: Kind) -> tuple[nn.Module, list[nn.Module]]:
+def grown(proxy: nn.Module, gaps: Gaps, kind: Kind) -> Start:
     """Return a copy of the proxy with its gaps filled, and the fillers in order.
 
     Guarantees: with `zero` its outputs equal the proxy's where a block has maps of `WRITERS` at the end of

@@ -1,0 +1,174 @@
+"""Does a model descend from an LLM, also where its weights were rotated, permuted and trained on?
+
+After AWM (arXiv 2510.06738): weights of a descendant can be disguised, but only by what leaves the model's
+function as it is. This module undoes or does not see these disguises:
+
+    rotation of the hidden state, permutation and signs of its numbers
+        Both models have the same tokens, so the rotation between them is the one that brings one matrix of
+        embeddings nearest to the other (orthogonal Procrustes). AWM solves a linear assignment problem for
+        permutation and signs here; a rotation includes both.
+    permutation of channels and of heads, rotation of queries and keys
+        A map that reads the hidden state, W [out, h], counts as its kernel W^T W [h, h], one that writes it
+        as W W^T. Neither changes under orthogonal maps of the other side.
+    gains of norms multiplied into the maps behind them
+        are multiplied into the maps here, too.
+    scale
+        Kernels are compared by unbiased CKA (Song et al. 2012; Kornblith et al. 2019), which is about 0 for
+        independent ones, and does not see it.
+    blocks left out or added
+        are matched one to one by a linear assignment problem, so that block plans need not be known.
+
+Guarantees: the score does not change, up to rounding, under these disguises of a Llama-type suspect. Not
+guaranteed: that it sees through an invertible map between two linear ones that is not orthogonal, such as
+one between values and attention's output; through another tokenizer; or through the training of all weights
+until they are far from the LLM's. A threshold is not part of the theory: a score is judged beside those of
+models that are known to be strangers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from attacks.extraction.lessons import newborn
+from attacks.extraction.starts.fillers import WRITERS
+from fedproxy_secure.models.llm import blocks_of, load_llm
+
+Kernels = dict[str, torch.Tensor]  # name of a map in its block -> kernel, float32 [h, h]
+_ATTENTION = ("attn", "attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestry:
+    """How much a suspect's weights are an LLM's, beside models that are known to be strangers.
+
+    Args:
+        score: mean unbiased CKA over matched blocks, at most 1; about 0 for independent weights.
+        pairs: (suspect's block, LLM's block) as matched, in order.
+        strangers: scores of models that are not related to the LLM.
+    """
+
+    score: float
+    pairs: tuple[tuple[int, int], ...]
+    strangers: tuple[float, ...]
+
+    @property
+    def deviations(self) -> float:
+        """How many standard deviations of the strangers' scores the score is above their mean."""
+        mean, deviation = float(np.mean(self.strangers)), float(np.std(self.strangers, ddof=1))
+        return (self.score - mean) / max(deviation, 1e-6)
+
+
+def ancestry(suspect: Path, llm: Path, *, strangers: tuple[Path, ...] = (), seed: int = 0) -> Ancestry:
+    """Compare a suspect with an LLM by their weights alone: no text is needed, and nothing is trained.
+
+    Args:
+        suspect, llm: folders of models with the same tokens.
+        strangers: folders of unrelated models of the same tokens; with fewer than 2, models of the
+            suspect's shape with random weights are added, which trained strangers may score above.
+        seed: of random weights.
+
+    Raises `ValueError` if the models have other numbers of tokens.
+    """
+    a, b = (load_llm(folder, dtype="float32")[0] for folder in (suspect, llm))
+    others = [load_llm(folder, dtype="float32")[0] for folder in strangers]
+    others += [newborn(a, seed + i) for i in range(max(0, 3 - len(others)) if len(others) < 2 else 0)]
+    score, pairs = likeness(a, b)
+    return Ancestry(score=score, pairs=pairs, strangers=tuple(likeness(m, b)[0] for m in others))
+
+
+def likeness(a: nn.Module, b: nn.Module) -> tuple[float, tuple[tuple[int, int], ...]]:
+    """Return the score of two models, symmetric up to rounding, and the blocks that were matched.
+
+    Memory: 4 h^2 bytes for each linear map of both models, with h the hidden size.
+
+    Raises `ValueError` if their embeddings have other numbers of tokens.
+    """
+    x, y = (cast(Any, m).get_input_embeddings().weight.detach().double() for m in (a, b))
+    if len(x) != len(y):
+        raise ValueError(f"suspect: has {len(x)} tokens, the LLM {len(y)}; both must have the same")
+    turn = turning(x, y)
+    mine = [_kernels(block, turn) for block in blocks_of(a)]
+    theirs = [_kernels(block) for block in blocks_of(b)]
+    table = np.array([[_alike(p, q) for q in theirs] for p in mine])
+    rows, columns = linear_sum_assignment(-table)
+    pairs = tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True))
+    return float(table[rows, columns].mean()), pairs
+
+
+def turning(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return the Q with orthonormal rows or columns, [a, b], for which x Q is nearest to y.
+
+    Args:
+        x, y: embeddings of the same tokens, float64 [V, a] and [V, b]; token means are taken off.
+    """
+    left, _, right = torch.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)), full_matrices=False)
+    turn: torch.Tensor = left @ right
+    return turn
+
+
+def unbiased_cka(k: torch.Tensor, q: torch.Tensor) -> float:
+    """Return the unbiased CKA of two kernels over the same n >= 4 things, float64 [n, n], at most 1.
+
+    It is 1 for a kernel and its multiple, and 0 on average for independent ones, which the biased form is
+    not where n is small beside the number of features. 0 where a kernel is constant.
+    """
+    return float(_centred(k).flatten() @ _centred(q).flatten())
+
+
+def _centred(kernel: torch.Tensor) -> torch.Tensor:
+    """Return a kernel without its diagonal, U-centred (Szekely and Rizzo 2014) and of norm 1.
+
+    Inner products of U-centred kernels are n (n - 3) times the unbiased estimate of HSIC.
+    """
+    n = len(kernel)
+    kernel = kernel - torch.diag(kernel.diagonal())
+    rows = kernel.sum(0) / (n - 2)
+    kernel = kernel - rows[:, None] - rows[None, :] + kernel.sum() / ((n - 1) * (n - 2))
+    kernel = kernel - torch.diag(kernel.diagonal())
+    norm = kernel.norm()
+    return kernel / norm if norm > 1e-12 else torch.zeros_like(kernel)
+
+
+def _alike(a: Kernels, b: Kernels) -> float:
+    """Return the mean unbiased CKA over the maps that two blocks share; 0 if they share none."""
+    shared = [float(a[name].flatten() @ b[name].flatten()) for name in a if name in b]
+    return float(np.mean(shared)) if shared else 0.0
+
+
+def _kernels(block: nn.Module, turn: torch.Tensor | None = None) -> Kernels:
+    """Return the centred kernel of each linear map of a block over the hidden numbers it reads or writes.
+
+    Args:
+        block: a decoder block.
+        turn: what turns its hidden state to the other model's, float64 [h, other h]; None: nothing.
+    """
+    norms = [m for m in block.children() if _is_norm(m)]
+    kernels: Kernels = {}
+    for name, module in block.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+            continue
+        matrix = weight.detach().double()
+        if type(module).__name__ == "Conv1D":  # GPT-2's maps are stored transposed
+            matrix = matrix.T
+        if name.rpartition(".")[2] in WRITERS:
+            matrix = matrix.T
+        elif norms:
+            norm: Any = norms[0] if any(part in name for part in _ATTENTION) else norms[-1]
+            matrix = matrix * norm.weight.detach().double()
+        matrix = matrix if turn is None else matrix @ turn
+        kernels[name] = _centred(matrix.T @ matrix).float()
+    return kernels
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a norm with gains: one vector of weights."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 1

@@ -1,0 +1,1 @@
+"""Starts: models that an adversary has before any training, and recipes to train them."""

@@ -1,0 +1,100 @@
+"""What an adversary can start from, by name, and how a start can be trained.
+
+Where the proxy lacks blocks, its gaps are filled evenly. Where it has all of them, but narrower ones, they
+are widened. A proxy that was made of low rank, rounded or rotated starts as it is: it is an ordinary model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from attacks.extraction.lineage import held, read_tensors
+from attacks.extraction.starts.closed_form import linearly_filled
+from attacks.extraction.starts.fillers import Start, grown, spread
+from attacks.extraction.starts.widened import widened
+from fedproxy_secure.models.llm import blocks_of, load_llm
+
+Trained = Literal["fillers", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A start by its name; `make` makes it, or returns the one that was made before."""
+
+    name: str
+    make: Callable[[], Start]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a start is trained: the fillers alone or all weights, and the highest learning rate."""
+
+    trained: Trained
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """The recipe in a few words."""
+        return f"{'fillers' if self.trained == 'fillers' else 'all weights'} at {self.rate:g}"
+
+    def modules(self, start: Start) -> list[nn.Module]:
+        """Return the modules of a start that are trained; [] where it has no fillers to train."""
+        model, fillers = start
+        return list(fillers) if self.trained == "fillers" else [model]
+
+
+FILLERS = Recipe(trained="fillers", rate=3e-3)
+ALL = Recipe(trained="all", rate=3e-4)
+FEW_RECIPES = (FILLERS, Recipe(trained="all", rate=1e-3), ALL)
+MORE_RECIPES = (*FEW_RECIPES, Recipe(trained="fillers", rate=1e-3), Recipe(trained="all", rate=1e-4))
+
+
+def offers(
+    proxy: nn.Module,
+    missing: int,
+    *,
+    sizes: Mapping[str, int],
+    texts: torch.Tensor,
+    loss: Callable[[nn.Module], float],
+    seed: int,
+) -> tuple[Offer, ...]:
+    """Return the starts that take no query, the one that does what the proxy does first.
+
+    Args:
+        proxy: the proxy.
+        missing: how many blocks it has less than the LLM, >= 0.
+        sizes: sizes of the LLM's blocks, by their names in its configuration.
+        texts: public text that closed forms are fitted on, int64 [n, tokens].
+        loss: next-token loss on other public text.
+        seed: of what is drawn.
+    """
+    as_it_is = Offer(name="the proxy", make=lambda: (proxy, []))
+    wide = widened(proxy, sizes, seed=seed)
+    base, called = (proxy, "") if wide is None else (wide, "widened, ")
+    if missing == 0:
+        return (as_it_is,) if wide is None else (Offer(name="widened", make=lambda: (wide, [])), as_it_is)
+    gaps = spread(len(blocks_of(base)), missing)
+    fitted = cache(lambda: linearly_filled(base, gaps, texts, loss))
+    return (
+        Offer(name=f"{called}zero fillers", make=lambda: grown(base, gaps, "zero")),
+        Offer(name=f"{called}linear fillers", make=fitted),
+        Offer(name=f"{called}copies", make=lambda: grown(base, gaps, "copy")),
+        Offer(name=f"{called}averages", make=lambda: grown(base, gaps, "average")),
+        as_it_is,
+    )
+
+
+def leaked(proxy: nn.Module, llm: Path) -> Offer:
+    """Return the start of the positive control: the LLM, with all blocks that the proxy does not hold."""
+    original, _ = load_llm(llm, dtype="float32")
+    match = held(proxy.state_dict(), read_tensors(llm))
+    dropped = [i for i in range(match.depth) if i not in match.kept]
+    start = original, [blocks_of(original)[i] for i in dropped]
+    return Offer(name="the LLM's own blocks", make=lambda: start)

@@ -1,0 +1,220 @@
+"""R of every way to extract an LLM from a proxy, by what the API tells and by how many queries it answers.
+
+    rows = extraction_table(proxy, llm, grid=(0, 64, 1024))
+
+What the attack A12 hands in is the best of these by held-out queries. Here each is judged, so that an owner
+sees what a weaker API or fewer queries would take from each.
+
+    the proxy       as it is: R is 0
+    linear          no query: closed-form fillers, where blocks are missing
+    healed          no query: the best start, trained on public text
+    closed form     the best start in closed form; without logits that is the best start
+    fillers         what was put into gaps is trained on the answers, from the best start
+    all weights     the same, all weights
+    the best        of a line's attacks, by held-out queries, which is what an adversary hands in
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from attacks.base import Budget
+from attacks.extraction.api import Api
+from attacks.extraction.behaviour import KL, Asked, Behaviour, Scale, behaviour, scales, scores
+from attacks.extraction.questions import answers_of, questions
+from attacks.extraction.starts.offered import Recipe, offers
+from attacks.extraction.starts.widened import sizes_in
+from attacks.extraction.texts import texts_for
+from attacks.extraction.thief import TEXT_TOKENS, Thief, effort
+from fedproxy_secure.config import ANSWERS, Answers, ApiConfig
+from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.models.llm import blocks_of, load_llm
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+
+GRID = (0, 64, 1024)
+PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # for an adversary without queries, too
+TASK = "extraction table"
+PROXY, LLM, BEST = "the proxy", "LLM", "the best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One way to extract an LLM, and what it brings.
+
+    Args:
+        attack: one of the attacks in this module's description.
+        how: what was handed in, in words.
+        answers: what the API tells; None without queries.
+        queries: how many texts the API was asked about.
+        r: R of KL, with its interval over held-out texts.
+        others: R of each other score for which the LLM is better than the proxy, by the score's name.
+        seconds: wall-clock time of the attack, s; what several attacks share counts for each.
+    """
+
+    attack: str
+    how: str
+    answers: Answers | None
+    queries: int
+    r: Estimate
+    others: dict[str, Estimate]
+    seconds: float
+
+
+def extraction_table(
+    proxy: Path,
+    llm: Path,
+    *,
+    grid: Sequence[int] = GRID,
+    answers: Sequence[Answers] = ANSWERS,
+    records: tuple[Encoded, ...] = (),
+    seed: int = 0,
+    budget: Budget | None = None,
+    progress: Progress | None = None,
+) -> tuple[TableRow, ...]:
+    """Return R of every attack for every number of queries and kind of answer.
+
+    Args:
+        proxy, llm: folders of the models.
+        grid: numbers of queries, 0 or at least 16.
+        answers: what APIs tell.
+        records: records whose answers are judged, too.
+        seed: of texts and trainings.
+        budget: profile, seconds of the whole table and most queries; by default `standard` in an hour.
+            Where the LLM is large for the seconds, trainings have fewer steps.
+        progress: told of each line.
+
+    Raises `ValueError` for a number of queries that is neither 0 nor at least 16 or above the budget's;
+    `OutOfTime` if the seconds are used up.
+    """
+    budget = budget or Budget(profile="standard", seconds=3600)
+    wrong = [k for k in grid if k != 0 and not 16 <= k <= budget.queries]
+    if wrong:
+        raise ValueError(f"grid={wrong[0]}: must be 0, or 16 to {budget.queries}")
+    shown = progress or NoProgress()
+    lines = 1 + len(answers) * sum(k > 0 for k in grid)
+    shown.start(TASK, lines)
+    table = _Table(proxy, llm, records, max(grid, default=0), seed, budget, lines)
+    rows = list(table.without_queries())
+    shown.advance(TASK, note="no query")
+    for kind in answers:
+        for count in sorted(k for k in grid if k > 0):
+            rows += table.line(kind, count)
+            shown.advance(TASK, note=f"{kind}, {count} queries")
+    shown.done(TASK)
+    return tuple(rows if 0 in grid else [row for row in rows if row.queries > 0])
+
+
+class _Table:
+    """The models, texts and questions that all lines share."""
+
+    def __init__(
+        self,
+        proxy: Path,
+        llm: Path,
+        records: tuple[Encoded, ...],
+        most: int,
+        seed: int,
+        budget: Budget,
+        lines: int,
+    ) -> None:
+        self.llm, self.budget, self.seed = llm, budget, seed
+        self.proxy, tokenizer = load_llm(proxy, dtype="float32")
+        question = replace(questions(llm, records, seed=seed), sizes=sizes_in(llm))
+        began = time.monotonic()
+        behaviour(self.proxy, question.first(8, 0), writes=False)
+        pace = (time.monotonic() - began) / (8 * TEXT_TOKENS)
+        a_line = replace(budget, seconds=budget.left_s / lines, began=time.monotonic())
+        self.spent = effort(a_line, token_s=pace * question.depth / len(blocks_of(self.proxy)))
+        self.asked = question.first(self.spent.texts, self.spent.records)
+        rng = np.random.default_rng([seed, 1])
+        count = max(most, PUBLIC_TEXTS[budget.profile])
+        self.texts = texts_for(self.proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
+        self.missing = max(0, question.depth - len(blocks_of(self.proxy)))
+        self.original = answers_of(llm, self.asked)
+        self.own = behaviour(self.proxy, self.asked, budget=budget)
+        quiet = self.thief("logits", 0)
+        self.starts = offers(
+            self.proxy,
+            self.missing,
+            sizes=self.asked.sizes,
+            texts=self.texts,
+            loss=quiet.next_token_loss,
+            seed=seed,
+        )
+
+    def thief(self, kind: Answers, limit: int) -> Thief:
+        api = Api(self.llm, limit=limit, policy=ApiConfig(answers=kind))
+        return Thief(self.proxy, api, self.texts, self.spent, self.budget, self.seed)
+
+    def without_queries(self) -> Iterator[TableRow]:
+        """Yield the attacks without a query."""
+        thief = self.thief("logits", 0)
+        yield self._row(PROXY, PROXY, None, 0, self.own, 0.0)
+        for offer in self.starts:
+            if "linear" in offer.name:
+                began = time.monotonic()
+                model, _ = offer.make()
+                seconds = time.monotonic() - began
+                yield self._row("linear", offer.name, None, 0, self._answers(model), seconds)
+        began = time.monotonic()
+        self.healed = thief.healed(self.starts)
+        seconds = time.monotonic() - began
+        yield self._row("healed", self.healed.name, None, 0, self._answers(self.healed.model), seconds)
+
+    def line(self, kind: Answers, count: int) -> list[TableRow]:
+        """Return the attacks with one kind of answer and one number of queries, the best last."""
+        thief = self.thief(kind, count)
+        began = time.monotonic()
+        closed = thief.closed_form(count, [*self.starts, self.healed.offer])
+        shared = time.monotonic() - began
+        tried = [("closed form", closed, shared)]
+        for name, trained in (("fillers", "fillers"), ("all weights", "all")):
+            recipes: list[Recipe] = [r for r in self.spent.recipes if r.trained == trained]
+            if recipes and not (trained == "fillers" and self.missing == 0):
+                began = time.monotonic()
+                won = thief.distilled(count, [closed.offer], recipes=recipes)
+                tried.append((name, won, shared + time.monotonic() - began))
+        rows = [
+            self._row(name, won.name, kind, count, self._answers(won.model), seconds)
+            for name, won, seconds in tried
+        ]
+        best = min(range(len(tried)), key=lambda i: tried[i][1].loss)
+        seconds = shared + sum(s - shared for _, _, s in tried)
+        return [*rows, replace(rows[best], attack=BEST, seconds=seconds)]
+
+    def _answers(self, model: nn.Module) -> Behaviour:
+        return behaviour(model, self.asked, budget=self.budget)
+
+    def _row(
+        self, attack: str, how: str, kind: Answers | None, count: int, mine: Behaviour, seconds: float
+    ) -> TableRow:
+        scale, found = judged(mine, self.own, self.original, self.asked)
+        others = {
+            name: scale[name].estimate(found[name], f"R of {name}")
+            for name in found
+            if name != KL and scale[name].usable
+        }
+        return TableRow(
+            attack=attack,
+            how=how,
+            answers=kind,
+            queries=count,
+            r=scale[KL].estimate(found[KL], "R"),
+            others=others,
+            seconds=seconds,
+        )
+
+
+def judged(
+    mine: Behaviour, proxy: Behaviour, llm: Behaviour, asked: Asked
+) -> tuple[dict[str, Scale], dict[str, np.ndarray]]:
+    """Return the scale of each score, from the proxy to the LLM, and a model's scores by name."""
+    by_model = {name: scores(b, llm, asked) for name, b in (("mine", mine), (PROXY, proxy), (LLM, llm))}
+    return scales(by_model, PROXY, LLM), by_model["mine"]

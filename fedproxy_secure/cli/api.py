@@ -1,0 +1,129 @@
+"""The commands `api open`, `api ask` and `api ledger`: the fused LLM of a run, asked through its policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedproxy_secure.config import ApiConfig
+    from fedproxy_secure.serve.ledger import QueryLedger
+    from fedproxy_secure.serve.told import Told
+
+SHOWN = 5  # tokens whose probabilities are printed, of those that are told
+
+api_app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Ask a run's fused LLM as a customer may: the section `api` of the run's settings says what is "
+    "told, and how often. Whoever runs these commands holds the model and can read it without them.",
+)
+RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder.")]
+LedgerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", metavar="FILE", help="The query ledger. Default: `DIR.queries`, beside the run."
+    ),
+]
+
+
+@api_app.command("open")
+def open_command(run: RunOption, ledger: LedgerOption = None) -> None:
+    """Make the query ledger of an API that has answered nobody; there must be none yet.
+
+    The ledger also holds the secret key of the noise. Keep it: without it, nobody is answered.
+
+    Example: `fedproxy-secure api open --run runs/demo`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.serve.ledger import QueryLedger
+
+        policy = _policy(run)
+        made = QueryLedger.create(_ledger(run, ledger).file)
+        typer.echo(policy.says)
+        typer.echo(f"ledger: {made.file}")
+
+
+@api_app.command("ask")
+def ask_command(
+    text: Annotated[str, typer.Argument(metavar="TEXT")],
+    run: RunOption,
+    customer: Annotated[str, typer.Option(metavar="NAME", help="Who asks.")],
+    count: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to write.")] = 16,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Which seed's fused LLM answers. Default: the run's first.")
+    ] = None,
+    ledger: LedgerOption = None,
+) -> None:
+    """Let the fused LLM go on with TEXT, and print what the policy tells of each token, likeliest first.
+
+    One call is one query, of as many tokens as TEXT has and `--tokens` more. It is counted in the ledger
+    before anything is computed, and refused if it would exceed a limit.
+
+    Example: `fedproxy-secure api ask "The clinic in" --run runs/demo --customer acme`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.config import load_config
+        from fedproxy_secure.data.encode import prompt_ids
+        from fedproxy_secure.runtime.escape import printable
+        from fedproxy_secure.serve.service import OwnersApi
+
+        policy = _policy(run)
+        number = load_config(run / "config.yaml").seeds[0] if seed is None else seed
+        folder = run / f"seed-{number}" / "fused"
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: there is no fused LLM; finish the run, or choose another --seed")
+        api = OwnersApi(folder, policy=policy, ledger=_ledger(run, ledger))
+        told = api.write(customer, prompt_ids(text, api.tokenizer), count=count)
+        typer.echo(printable(api.tokenizer.decode(told.likeliest.tolist())))
+        for line in _numbers(told, api.tokenizer):
+            typer.echo(printable(line))
+        typer.echo(f"{customer}: {api.asked(customer).text(policy)}")
+
+
+@api_app.command("ledger")
+def ledger_command(run: RunOption, ledger: LedgerOption = None) -> None:
+    """Print what each customer has asked, beside the limits.
+
+    Example: `fedproxy-secure api ledger --run runs/demo`
+    """
+    with plain_errors(again=None):
+        policy, opened = _policy(run), _ledger(run, ledger)
+        customers = opened.customers()
+        for name, asked in customers.items():
+            typer.echo(f"{name}: {asked.text(policy)}")
+        if not customers:
+            typer.echo("nobody has asked anything")
+
+
+def _policy(run: Path) -> ApiConfig:
+    """Return what the run's settings say of its API. Raises `ConfigError` for a folder that has none."""
+    from fedproxy_secure.config import load_config
+
+    return load_config(run / "config.yaml").api
+
+
+def _ledger(run: Path, file: Path | None) -> QueryLedger:
+    from fedproxy_secure.serve.ledger import QueryLedger, own_ledger_file
+
+    return QueryLedger(file=own_ledger_file(run) if file is None else file)
+
+
+def _numbers(told: Told, tokenizer: Any) -> list[str]:
+    """Return a line for each written token: the likeliest that were told, with their probabilities."""
+    if told.numbers is None:
+        return []
+    likeliest = told.numbers.log_softmax(-1) if told.tokens is None else told.numbers
+    best = likeliest.topk(min(SHOWN, likeliest.shape[-1]), dim=-1)
+    tokens = best.indices if told.tokens is None else told.tokens.gather(-1, best.indices)
+    return [
+        "  ".join(
+            f"{tokenizer.decode([t])!r} {p:.3f}" for t, p in zip(row, logs.exp().tolist(), strict=True)
+        )
+        for row, logs in zip(tokens.tolist(), best.values, strict=True)
+    ]

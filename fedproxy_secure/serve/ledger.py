@@ -1,0 +1,175 @@
+"""The query ledger: how many texts and tokens each customer has asked, on disk before they are answered.
+
+One SQLite database, mode 0600, with two tables: a row for each customer, and the secret key of the noise
+(`noise`), which must live as long as the counts: a new key would draw new noise for questions that were
+answered before.
+
+Guarantees: a query is counted, on the disk, before `spend` returns, or it is refused and nothing of it is
+counted. It holds among any number of threads and processes of the machine, and if one is killed at any
+moment: what was answered is never more than what is counted. A ledger that is missing, damaged or
+readable by others answers nothing. Texts and tokens are counted both, so that a text of ten thousand
+tokens is not one query like any other. Not guaranteed: that a customer is who it says (the service in
+front of this must know that), that two names are two people, or that the file was not put back to an
+older copy of itself.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedproxy_secure.config import ApiConfig
+from fedproxy_secure.crypto.primitives import KEY_BYTES, fresh_secret
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.errors import ConfigError, QueryRefused, RunFolderError
+from fedproxy_secure.journal.store import connected, create_database
+
+SUFFIX = ".queries"
+SCHEMA_VERSION = 1
+_CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_SCHEMA = (
+    "CREATE TABLE api (schema_version INTEGER, noise_key BLOB) STRICT",
+    "CREATE TABLE customers (name TEXT PRIMARY KEY, queries INTEGER, tokens INTEGER) STRICT",
+)
+
+
+def own_ledger_file(run: Path) -> Path:
+    """Return the file of a run's own ledger: beside the folder, so that it is not passed on with it."""
+    place = run.resolve()
+    return place.with_name(f"{place.name}{SUFFIX}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a customer has asked so far: `queries` texts, of `tokens` tokens together."""
+
+    queries: int = 0
+    tokens: int = 0
+
+    def text(self, policy: ApiConfig) -> str:
+        """Return the counts beside their limits, such as `3 of 100 queries, 40 of 6,400 tokens`."""
+        counts = ((self.queries, policy.queries, "queries"), (self.tokens, policy.token_limit, "tokens"))
+        return ", ".join(
+            f"{count:,} {what}" if most is None else f"{count:,} of {most:,} {what}"
+            for count, most, what in counts
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryLedger:
+    """One API's ledger, in a file that `create` made."""
+
+    file: Path
+
+    @classmethod
+    def create(cls, file: Path) -> QueryLedger:
+        """Make a ledger in which nobody has asked anything, with a fresh noise key.
+
+        Raises `ConfigError` if the file is there already, or cannot be written.
+        """
+        first = ("INSERT INTO api VALUES (?, ?)", (SCHEMA_VERSION, fresh_secret().reveal()))
+        return cls(file=create_database(file, _SCHEMA, first, what="a query ledger"))
+
+    def noise_key(self) -> Secret:
+        """Return the key of the noise. Raises what `spend` does for a ledger that cannot be used."""
+        with self._opened() as database:
+            (key,) = database.execute("SELECT noise_key FROM api").fetchone()
+        if len(key) != KEY_BYTES:
+            raise RunFolderError(f"{self.file}: its noise key has {len(key)} bytes; must have {KEY_BYTES}")
+        return Secret(key)
+
+    def spend(self, customer: str, lengths: Sequence[int], policy: ApiConfig) -> Asked:
+        """Count a query of texts with so many tokens each; return what the customer has asked by now.
+
+        Args:
+            customer: who asks: 1 to 64 letters, digits and `_.@-`.
+            lengths: number of tokens of each text, those that are written in answer included; all >= 1.
+            policy: how much a customer may ask.
+
+        Raises `QueryRefused` if that would exceed a limit, with nothing counted; `ConfigError` for a name
+        that is none and for a ledger that is missing or that others may read; `RunFolderError` for one
+        that is damaged or cannot be written.
+        """
+        check_customer(customer)
+        if not lengths or min(lengths) < 1:
+            raise QueryRefused(
+                f"{customer}: asks texts of {list(lengths)} tokens; must be some, of >= 1 each"
+            )
+        with self._opened() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                before = _asked(database, customer)
+                after = Asked(queries=before.queries + len(lengths), tokens=before.tokens + sum(lengths))
+                _check(customer, before, after, policy)
+                database.execute(
+                    "INSERT OR REPLACE INTO customers VALUES (?, ?, ?)",
+                    (customer, after.queries, after.tokens),
+                )
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+        return after
+
+    def asked(self, customer: str) -> Asked:
+        """Return what a customer has asked so far. Raises what `spend` does for an unusable ledger."""
+        with self._opened() as database:
+            return _asked(database, customer)
+
+    def customers(self) -> dict[str, Asked]:
+        """Return what each customer has asked, by name. Raises what `asked` does."""
+        with self._opened() as database:
+            rows = database.execute("SELECT name, queries, tokens FROM customers ORDER BY name").fetchall()
+        return {name: Asked(queries=queries, tokens=tokens) for name, queries, tokens in rows}
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            mode = self.file.stat().st_mode & 0o777
+        except OSError as error:
+            raise ConfigError(
+                f"{self.file}: cannot be read: {error.strerror}; without its ledger an API answers "
+                "nothing: put it back, or make one (`api open`) for an API that has answered nobody"
+            ) from error
+        if mode & 0o077:
+            raise ConfigError(f"{self.file}: has mode {mode:o}; must be 600, readable by its owner alone")
+        try:
+            with connected(self.file) as database:
+                row = database.execute("SELECT schema_version FROM api").fetchone()
+                if row != (SCHEMA_VERSION,):
+                    raise RunFolderError(f"{self.file}: is no query ledger of schema {SCHEMA_VERSION}")
+                yield database
+        except sqlite3.Error as error:
+            raise RunFolderError(
+                f"{self.file}: cannot be used: {error}; what was asked is unknown"
+            ) from error
+
+
+def check_customer(name: str) -> None:
+    """Raise `ConfigError` unless this can be a customer's name."""
+    if not _CUSTOMER.fullmatch(name):
+        raise ConfigError(
+            f"customer={name[:64]!r}: must be 1 to 64 letters, digits and _.@-, a letter or digit first"
+        )
+
+
+def _asked(database: sqlite3.Connection, customer: str) -> Asked:
+    row = database.execute("SELECT queries, tokens FROM customers WHERE name = ?", (customer,)).fetchone()
+    return Asked() if row is None else Asked(queries=row[0], tokens=row[1])
+
+
+def _check(customer: str, before: Asked, after: Asked, policy: ApiConfig) -> None:
+    limits = (
+        ("queries", before.queries, after.queries, policy.queries),
+        ("tokens", before.tokens, after.tokens, policy.token_limit),
+    )
+    for name, asked, would, most in limits:
+        if most is not None and would > most:
+            raise QueryRefused(
+                f"{customer}: has asked {asked:,} {name} and would have asked {would:,}; "
+                f"must be <= {most:,} (api.{name})"
+            )

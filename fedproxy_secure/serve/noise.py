@@ -1,0 +1,62 @@
+"""Noise on logits that is a fixed function of the text: asking again brings the same answer.
+
+The noise after token i of a text is drawn from a stream whose key follows, by HKDF-SHA256, from a secret
+key, the noise's level, and the tokens up to i (incl.). AES-256 in counter mode makes the stream, and the
+inverse of the normal distribution turns its words into Gaussian numbers.
+
+It may depend on nothing else. A causal model's logits after token i are the same whatever follows. Noise
+that depended on the whole text would differ between two texts with a common beginning, and a customer
+would average it away by asking a text with many endings. Noise that depended on who asks would be
+averaged by two customers.
+
+Guarantees: whoever does not know the key cannot tell the noise of a text from fresh Gaussian noise (as
+far as 32-bit words show it), and learns nothing more by asking the same beginning again. Not guaranteed:
+protection against texts that mean the same in other words, whose noise is independent; a bound in the
+sense of differential privacy; noise between two models that answer under one key and level, as their
+difference has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from scipy.special import ndtri
+
+from fedproxy_secure.crypto.primitives import derive, keystream
+from fedproxy_secure.crypto.secret import Secret
+
+LABEL = b"fedproxy-secure api noise 1"
+WORD_BYTES = 4
+
+
+def noise(key: Secret, ids: np.ndarray, *, level: float, size: int, start: int = 0) -> np.ndarray:
+    """Return Gaussian noise after each token of a text from token `start` on.
+
+    Args:
+        key: the secret key.
+        ids: the text's tokens, int64 [n].
+        level: standard deviation, nats.
+        size: V, the number of logits after each token.
+        start: index of the first token after which noise is wanted.
+
+    Returns:
+        float32 [n - start, V].
+    """
+    hasher = hashlib.sha256(
+        LABEL + repr(float(level)).encode() + b"\0" + ids[:start].astype("<i8").tobytes()
+    )
+    rows = np.empty((len(ids) - start, size), dtype=np.float32)
+    for row, token in zip(rows, ids[start:].astype("<i8"), strict=True):
+        hasher.update(token.tobytes())
+        row[:] = level * _gaussian(derive(key, info=hasher.digest()), size)
+    return rows
+
+
+def _gaussian(key: Secret, count: int) -> np.ndarray:
+    """Return standard normal numbers, float64 [count], from a key that is used for them alone."""
+    words = np.empty(count, dtype="<u4")
+    zeros = bytes(count * WORD_BYTES)
+    keystream(key).update_into(zeros, words.view(np.uint8).data)
+    numbers: np.ndarray = ndtri((words + 0.5) / 2.0**32)
+    return numbers

@@ -1,0 +1,117 @@
+"""The owner's API over a model folder: each query is checked, counted on disk, then answered by the policy.
+
+    api = OwnersApi(Path("runs/x/seed-0/fused"), policy=config.api, ledger=QueryLedger(file=...))
+    told = api.ask("acme", [ids])          # what the policy tells after each token
+    text = api.write("acme", ids, count=20)
+
+It is a Python object, not a server: what stands in front of it must know which customer asks.
+
+Guarantees: nothing is computed for a query that the ledger has not counted, and nothing leaves that the
+policy does not tell (`told`). A query that is refused counts nothing. One that was counted stays counted,
+whatever happens afterwards: an error, an interrupt, a killed process. Not guaranteed: that times, or what
+the machine does besides, tell nothing; the model, its weights and its logits are in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedproxy_secure.config import ApiConfig
+from fedproxy_secure.errors import QueryRefused
+from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.models.passes import vocabulary_size
+from fedproxy_secure.serve.ledger import Asked, QueryLedger
+from fedproxy_secure.serve.told import Told, joined, tell
+
+
+class OwnersApi:
+    """A model folder that answers customers' queries by a policy alone.
+
+    Args:
+        folder: the model's folder.
+        policy: what customers are told, and how often.
+        ledger: what they have asked so far.
+
+    Raises `ModelError` for a model that cannot be loaded, `ConfigError` or `RunFolderError` for a ledger
+    that cannot be used.
+    """
+
+    def __init__(self, folder: Path, *, policy: ApiConfig, ledger: QueryLedger) -> None:
+        self.policy, self.ledger = policy, ledger
+        self._key = ledger.noise_key()
+        model, self.tokenizer = load_llm(folder, dtype="float32")
+        self._model: Any = model
+        self._tokens = vocabulary_size(model)
+        self._longest: int | None = getattr(self._model.config, "max_position_embeddings", None)
+
+    def asked(self, customer: str) -> Asked:
+        """Return what a customer has asked so far."""
+        return self.ledger.asked(customer)
+
+    @torch.inference_mode()
+    def ask(self, customer: str, texts: Sequence[Sequence[int]]) -> list[Told]:
+        """Return what the policy tells after each token of each text.
+
+        Args:
+            customer: who asks.
+            texts: token ids of each text; each counts as one query and as its number of tokens.
+
+        Raises `QueryRefused` for a text that the model cannot read, or that a limit does not allow; then
+        none of the texts is answered, and none is counted.
+        """
+        for text in texts:
+            self._check(text, written=0)
+        self.ledger.spend(customer, [len(text) for text in texts], self.policy)
+        answers = []
+        for text in texts:
+            ids = torch.tensor(text, dtype=torch.int64)
+            logits = self._model(input_ids=ids[None].to(self._model.device), use_cache=False).logits[0]
+            answers.append(self._told(logits, ids))
+        return answers
+
+    @torch.inference_mode()
+    def write(self, customer: str, text: Sequence[int], *, count: int) -> Told:
+        """Return what the policy tells of `count` tokens that follow a text, the likeliest each time.
+
+        It is one query, of as many tokens as the text has and `count` more. Raises what `ask` does.
+        """
+        from transformers import DynamicCache
+
+        if count < 1:
+            raise QueryRefused(f"tokens to write={count}: must be >= 1")
+        self._check(text, written=count)
+        self.ledger.spend(customer, [len(text) + count], self.policy)
+        ids, cache, answers = list(text), DynamicCache(), list[Told]()
+        fed = ids
+        for _ in range(count):
+            out = self._model(
+                input_ids=torch.tensor([fed], device=self._model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            read = torch.tensor(ids, dtype=torch.int64)
+            answers.append(self._told(out.logits[0], read, start=len(ids) - 1).part(0))
+            fed = [int(answers[-1].likeliest)]
+            ids = ids + fed
+        return joined(answers)
+
+    def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> Told:
+        return tell(logits, ids, self.policy, self._key, start=start)
+
+    def _check(self, text: Sequence[int], *, written: int) -> None:
+        """Raise `QueryRefused` for a text that the model cannot read."""
+        if len(text) == 0:
+            raise QueryRefused("text: has no token; must have at least one")
+        outside = [t for t in text if not 0 <= t < self._tokens]
+        if outside:
+            raise QueryRefused(f"token={outside[0]}: must be >= 0 and < {self._tokens}, the model's tokens")
+        if self._longest is not None and len(text) + written > self._longest:
+            raise QueryRefused(
+                f"tokens={len(text) + written}: must be <= {self._longest}, what the model reads; "
+                "ask a shorter text"
+            )

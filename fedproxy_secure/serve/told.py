@@ -1,0 +1,96 @@
+"""What an API tells of a model's logits: all of them, the likeliest tokens, or the likeliest alone.
+
+This is the one place where a policy's `answers` and `noise` are applied. The service for customers and
+the API that attacks are given both go through it.
+
+Guarantees: a `Told` is a function of the perturbed logits (`noise`) that forgets what the policy does not
+tell: with `text` there is no number in it besides token ids, with `top_k` none about a token that it does
+not name. Its tensors own their memory: no part of the logits is behind them. Not guaranteed: what a
+caller does who holds the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fedproxy_secure.config import Answers, ApiConfig
+from fedproxy_secure.crypto.secret import Secret
+from fedproxy_secure.serve.noise import noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What an API told after each of some tokens; the leading shape is that of the tokens asked about.
+
+    Args:
+        answers: the kind of answer.
+        tokens: next tokens, the likeliest first, int64 [..., k], or [..., 1] for `text`; None for `logits`.
+        numbers: for `logits` the logits, float32 [..., V]; for `top_k` log-probabilities in nats, float32
+            [..., k]; None for `text`.
+    """
+
+    answers: Answers
+    tokens: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        return sum(part.nbytes for part in (self.tokens, self.numbers) if part is not None)
+
+    @property
+    def likeliest(self) -> torch.Tensor:
+        """The likeliest next token, int64 [...], which every kind of answer tells."""
+        if self.tokens is not None:
+            return self.tokens[..., 0]
+        assert self.numbers is not None
+        return self.numbers.argmax(-1)
+
+    def part(self, index: int | slice | torch.Tensor) -> Told:
+        """Return a part along the first dimension."""
+        return Told(
+            answers=self.answers,
+            tokens=None if self.tokens is None else self.tokens[index],
+            numbers=None if self.numbers is None else self.numbers[index],
+        )
+
+
+def tell(
+    logits: torch.Tensor, ids: torch.Tensor, policy: ApiConfig, key: Secret | None = None, *, start: int = 0
+) -> Told:
+    """Return what a policy tells of the logits after the tokens of a text.
+
+    Args:
+        logits: float [n - start, V], after each token of the text from token `start` on.
+        ids: the whole text's tokens, int64 [n].
+        policy: what is told.
+        key: the secret key of the noise; needed where the policy has noise.
+        start: index of the first token that the logits follow.
+
+    Raises `ValueError` if the policy has noise and there is no key.
+    """
+    logits = logits.float()
+    if policy.noise:
+        if key is None:
+            raise ValueError(f"noise={policy.noise}: needs a key")
+        drawn = noise(key, ids.cpu().numpy(), level=policy.noise, size=logits.shape[-1], start=start)
+        logits = logits + torch.from_numpy(drawn).to(logits.device)
+    if policy.answers == "logits":
+        return Told(answers="logits", numbers=logits.clone())
+    if policy.answers == "text":
+        return Told(answers="text", tokens=logits.argmax(-1, keepdim=True))
+    best = logits.log_softmax(-1).topk(min(policy.top_k, logits.shape[-1]), dim=-1)
+    return Told(answers="top_k", tokens=best.indices, numbers=best.values)
+
+
+def joined(parts: list[Told]) -> Told:
+    """Return answers of the same kind and shape in one, along a new first dimension."""
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    numbers = [part.numbers for part in parts if part.numbers is not None]
+    return Told(
+        answers=parts[0].answers,
+        tokens=torch.stack(tokens) if tokens else None,
+        numbers=torch.stack(numbers) if numbers else None,
+    )

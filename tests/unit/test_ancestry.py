@@ -1,0 +1,178 @@
+"""Ancestry: a copy is found through rotation, permutation, cut blocks and training; strangers are not."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attacks.base import Budget
+from attacks.extraction.ancestry import Ancestry, ancestry, likeness, turning, unbiased_cka
+from attacks.extraction.lessons import predict, teach
+from attacks.extraction.texts import story_windows
+from fedproxy_secure.compress.defences.rotated import random_rotation, rotate
+from fedproxy_secure.compress.proxy import save_model
+from fedproxy_secure.models.llm import blocks_of, load_tokenizer, with_blocks
+from tests.support.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.unit.test_extraction import gpt2, qwen2
+
+BUDGET = Budget(seconds=3600)
+BAR = 0.5  # far from both: strangers are below a quarter here, descendants above three quarters
+
+
+@pytest.fixture(scope="module")
+def stories():
+    """Public text whose tokens are cut to the tiny model's, so that next tokens can be learned."""
+    return story_windows(load_tokenizer("demo"), count=136, tokens=32, seed=0) % 259
+
+
+def disguised(model, seed):
+    """The model rotated, its channels in another order and its heads, too: the same function."""
+    twin, rng = copy.deepcopy(model), np.random.default_rng(seed)
+    hidden, channels = blocks_of(twin)[0].mlp.down_proj.weight.shape
+    orders = [torch.from_numpy(rng.permutation(channels)) for _ in blocks_of(twin)]
+    rotate(twin, random_rotation(hidden, rng), orders)
+    with torch.no_grad():
+        for block in blocks_of(twin):
+            part = block.self_attn
+            swapped = torch.cat([torch.arange(8, 16), torch.arange(8)])  # the two heads of eight numbers
+            for name in ("q_proj", "k_proj", "v_proj"):
+                getattr(part, name).weight.copy_(getattr(part, name).weight[swapped].clone())
+            part.o_proj.weight.copy_(part.o_proj.weight[:, swapped].clone())
+    return twin
+
+
+def trained(model, texts, *, steps, rate=1e-3):
+    twin = copy.deepcopy(model)
+    teach(
+        twin,
+        [twin],
+        predict,
+        texts[:-8],
+        texts[-8:],
+        steps=steps,
+        batch=8,
+        rng=np.random.default_rng(0),
+        budget=BUDGET,
+        rate=rate,
+        checks=1,
+        keeps_best=False,
+    )
+    return twin
+
+
+@torch.no_grad()
+def outputs(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def test_a_disguised_copy_computes_the_same_and_scores_one(stories):
+    llm = tiny_llama()
+    copied = disguised(llm, 1)
+    assert torch.allclose(outputs(copied, stories[:2]), outputs(llm, stories[:2]), atol=1e-4)
+    ours, theirs = (dict(m.named_parameters()) for m in (copied, llm))
+    assert not any(torch.equal(p, theirs[n]) for n, p in ours.items() if p.dim() == 2 and n in theirs)
+    assert likeness(copied, llm)[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_copy_is_found_after_blocks_were_dropped_and_100_steps_of_training(stories):
+    """The known-answer case: rotated, permuted, half the blocks, then all weights trained."""
+    llm = tiny_llama(6)
+    stolen = trained(disguised(with_blocks(llm, [0, 2, 5]), 1), stories, steps=100)
+    moved = [
+        float((p - q).norm() / q.norm())
+        for p, q in zip(
+            _matrices(stolen), _matrices(disguised(with_blocks(llm, [0, 2, 5]), 1)), strict=True
+        )
+    ]
+    assert min(moved) > 0.01  # every matrix was trained
+    score, pairs = likeness(stolen, llm)
+    assert score > BAR
+    assert pairs == ((0, 0), (1, 2), (2, 5))
+
+
+def _matrices(model):
+    return [p for p in model.parameters() if p.dim() == 2]
+
+
+def test_no_pair_of_models_of_other_seeds_is_taken_for_relatives():
+    """The false positive rate over 66 pairs: none, so below 4.5 % with 95 % confidence (rule of three)."""
+    models = [tiny_llama(4, seed) for seed in range(12)]
+    scores = [likeness(a, b)[0] for a, b in itertools.combinations(models, 2)]
+    assert len(scores) == 66
+    assert max(scores) < BAR
+
+
+def test_strangers_that_were_trained_on_the_same_text_are_told_from_a_descendant(stories):
+    """Training makes strangers more alike, and still less than a copy that was trained as long."""
+    starts = [tiny_llama(2, seed) for seed in range(3)]
+    tuned = [trained(m, stories, steps=40, rate=3e-3) for m in starts]
+    strangers = [likeness(a, b)[0] for a, b in itertools.combinations(tuned, 2)]
+    descendants = [likeness(disguised(t, 9), m)[0] for t, m in zip(tuned, starts, strict=True)]
+    assert min(descendants) > max(strangers) + 0.1
+
+
+@pytest.mark.parametrize("kind", [gpt2, qwen2])
+def test_other_families_are_compared_too(kind):
+    a, b = kind(3), kind(3)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        for p in b.parameters():
+            if p.dim() == 2:
+                p.copy_(torch.randn_like(p))
+    assert likeness(a, a)[0] == pytest.approx(1, abs=1e-6)
+    assert likeness(a, b)[0] < BAR
+
+
+def test_folders_are_compared_beside_strangers(tmp_path):
+    save_tiny(tmp_path / "llm")
+    save_model(disguised(tiny_llama(), 1), tiny_tokenizer(), tmp_path / "copy")
+    others = tuple(save_tiny(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3))
+    found = ancestry(tmp_path / "copy", tmp_path / "llm", strangers=others)
+    assert found.deviations > 5
+    assert len(found.strangers) == 3
+    alone = ancestry(others[0], tmp_path / "llm")
+    assert len(alone.strangers) == 3  # of random weights
+    assert alone.score < BAR < found.score
+
+
+def test_models_of_other_tokens_are_refused():
+    big = tiny_llama(1)
+    big.resize_token_embeddings(300)
+    with pytest.raises(ValueError, match="has 300 tokens, the LLM 259"):
+        likeness(big, tiny_llama(1))
+
+
+def test_deviations_are_counted_from_the_strangers_mean():
+    found = Ancestry(score=0.9, pairs=(), strangers=(0.1, 0.2, 0.3))
+    assert found.deviations == pytest.approx((0.9 - 0.2) / 0.1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(4, 12), scale=st.floats(0.01, 100))
+def test_cka_is_one_for_a_multiple_and_the_rotation_is_found(seed, n, scale):
+    rng = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, 2 * n, generator=rng, dtype=torch.float64)
+    kernel = features @ features.T
+    assert unbiased_cka(kernel, scale * kernel) == pytest.approx(1)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=rng, dtype=torch.float64))
+    x = torch.randn(4 * n, n, generator=rng, dtype=torch.float64)
+    assert torch.allclose(turning(x, x @ q + 3), q, atol=1e-8)
+
+
+def test_unbiased_cka_is_zero_on_average_for_independent_kernels_where_the_biased_is_not():
+    """Two-sided, 400 pairs of kernels over 12 things: the mean is within 4 standard errors of 0."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(400, 12, 40, generator=rng, dtype=torch.float64) for _ in range(2))
+    values = np.array([unbiased_cka(a @ a.T, b @ b.T) for a, b in zip(x, y, strict=True)])
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(len(values))
+    centre = torch.eye(12, dtype=torch.float64) - 1 / 12
+
+    def biased(a, b):
+        k, q = (centre @ m @ m.T @ centre for m in (a, b))
+        return float((k * q).sum() / (k.norm() * q.norm()))
+
+    assert np.mean([biased(a, b) for a, b in zip(x, y, strict=True)]) > 0.5

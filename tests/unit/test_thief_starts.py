@@ -1,0 +1,350 @@
+"""What an adversary starts from: closed forms, widened blocks; how it chooses and trains; the table."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from attacks.base import Budget, Truth
+from attacks.extraction.api import Api
+from attacks.extraction.behaviour import Asked, behaviour
+from attacks.extraction.lessons import imitate, loss_of, predict
+from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.starts.closed_form import Mapped, ghosted, linearly_filled, ridge
+from attacks.extraction.starts.fillers import grown
+from attacks.extraction.starts.offered import ALL, FILLERS, Offer, leaked, offers
+from attacks.extraction.starts.widened import narrower, public_sizes, sizes_in, widened
+from attacks.extraction.table import BEST, extraction_table
+from attacks.extraction.thief import Effort, Thief, told_logits
+from attacks.extraction.written import agreed, greedy
+from attacks.trial import run_one
+from fedproxy_secure.compress.proxy import save_model
+from fedproxy_secure.config import ApiConfig
+from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
+from fedproxy_secure.models.packing.packed import can_pack
+from fedproxy_secure.record.view import View
+from fedproxy_secure.runtime.progress import NoProgress
+from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama, tiny_tokenizer
+from tests.unit.test_extraction import gpt2, qwen2
+
+BUDGET = Budget(seconds=3600)
+SMALL = Effort(grid=(16,), steps=6, batch=4, all_controls=False, texts=8, records=0, recipes=(FILLERS, ALL))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A victim of four blocks, a proxy of two of them, and one of four blocks whose channels are halved."""
+    place = tmp_path_factory.mktemp("thief")
+    save_tiny(place / "llm")
+    save_model(with_blocks(tiny_llama(), [0, 3]), tiny_tokenizer(), place / "proxy")
+    save_model(narrow(tiny_llama()), tiny_tokenizer(), place / "narrow")
+    return place
+
+
+def narrow(model, channels=16):
+    """The model with its first channels alone."""
+    with torch.no_grad():
+        for block in blocks_of(model):
+            for name in ("gate_proj", "up_proj"):
+                linear = getattr(block.mlp, name)
+                linear.weight = torch.nn.Parameter(linear.weight[:channels].clone())
+            down = block.mlp.down_proj
+            down.weight = torch.nn.Parameter(down.weight[:, :channels].clone())
+    model.config.intermediate_size = channels
+    return model
+
+
+def texts(count, tokens=24, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(3, VOCABULARY, size=(count, tokens)))
+
+
+@torch.no_grad()
+def outputs(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def shear():
+    """A map that no norm takes away."""
+    return 0.2 * torch.randn(16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def thief_of(folders, name="proxy", *, limit=16, mode="true", policy=None):
+    proxy, _ = load_llm(folders / name, dtype="float32")
+    api = Api(folders / "llm", limit=limit, mode=mode, policy=policy or ApiConfig())
+    return Thief(proxy, api, texts(32), SMALL, BUDGET, 0)
+
+
+def offers_of(thief, missing=2, sizes=None):
+    return offers(
+        thief.proxy,
+        missing,
+        sizes=sizes or {},
+        texts=thief.texts,
+        loss=thief.next_token_loss,
+        seed=0,
+    )
+
+
+# Least squares
+
+
+def test_ridge_finds_an_affine_map_exactly_and_a_penalty_shrinks_it():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=rng)
+    weight, bias = torch.randn(3, 5, generator=rng), torch.randn(3, generator=rng)
+    found, shift = ridge(x, x @ weight.T + bias, 1e-9)
+    assert torch.allclose(found, weight, atol=1e-4)
+    assert torch.allclose(shift, bias, atol=1e-4)
+    shrunk, _ = ridge(x, x @ weight.T + bias, 1.0)
+    assert shrunk.norm() < weight.norm()
+
+
+@pytest.mark.parametrize("kind", [tiny_llama, gpt2, qwen2])
+def test_a_map_that_is_zero_changes_no_output_and_is_trained_where_the_block_is(kind):
+    model, ids = kind(2), texts(2)
+    before = outputs(model, ids)
+    blocks_of(model)[1] = Mapped(blocks_of(model)[1], 16)
+    assert torch.equal(outputs(model, ids), before)
+    with torch.no_grad():
+        blocks_of(model)[1].map.weight.add_(shear())
+    assert not torch.allclose(outputs(model, ids), before, atol=1e-3)
+    twin = copy.deepcopy(model)
+    assert torch.equal(outputs(twin, ids), outputs(model, ids))
+    assert {"map.weight", "map.bias"} < {n for n, _ in blocks_of(model)[1].named_parameters()}
+
+
+def test_models_with_maps_answer_packed_as_they_answer_alone():
+    model = tiny_llama(2)
+    blocks_of(model)[1] = Mapped(blocks_of(model)[1], 16)
+    with torch.no_grad():
+        blocks_of(model)[1].map.weight.add_(shear())
+    asked = Asked(depth=2, texts=texts(4).numpy(), places=np.tile(np.arange(23), (4, 1)), records=())
+    alone = outputs(model, texts(4))[:, :-1].log_softmax(-1).numpy()
+    assert can_pack(model)
+    assert np.allclose(behaviour(model, asked).logs, alone, atol=1e-4)
+
+
+def test_ghosting_recovers_a_linear_map_after_the_last_block_from_logits_alone():
+    """The victim is the proxy with such a map: closed form alone makes both alike."""
+    proxy = tiny_llama(2)
+    victim = copy.deepcopy(proxy)
+    blocks_of(victim)[1] = Mapped(blocks_of(victim)[1], 16)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        blocks_of(victim)[1].map.weight.add_(shear())
+    ids, held_out = texts(24), texts(8, seed=1)
+
+    def kl(model):
+        p, q = (outputs(m, held_out).log_softmax(-1) for m in (victim, model))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    model, _ = ghosted((proxy, []), ids, outputs(victim, ids).split(8), kl)
+    assert kl(model) < 0.05 * kl(proxy)
+    shifted = outputs(victim, ids) + 100 * torch.randn(24, 24, 1, generator=rng)  # log-probabilities, say
+    again, _ = ghosted((proxy, []), ids, shifted.split(8), kl)
+    assert kl(again) == pytest.approx(kl(model), rel=0.05)
+
+
+def test_ghosting_on_noise_is_not_taken_over_the_proxy():
+    proxy, ids, held_out = tiny_llama(2), texts(8), texts(8, seed=1)
+    rng = torch.Generator().manual_seed(1)
+    noise = [torch.randn(8, 24, VOCABULARY, generator=rng)]
+
+    def kl(model):
+        p, q = (outputs(m, held_out).log_softmax(-1) for m in (proxy, model))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    model, _ = ghosted((proxy, []), ids, noise, kl)
+    assert torch.equal(outputs(model, held_out), outputs(proxy, held_out))
+
+
+def test_linear_fillers_are_no_worse_on_public_text_than_fillers_that_do_nothing():
+    proxy, public, held_out = tiny_llama(3), texts(16), texts(8, seed=1)
+
+    def loss(model):
+        return loss_of(model, held_out, predict, budget=BUDGET)
+
+    model, fillers = linearly_filled(proxy, (0, 1, 1, 0), public, loss)
+    assert len(blocks_of(model)) == 5
+    assert [id(f) for f in fillers] == [id(blocks_of(model)[i]) for i in (1, 3)]
+    assert loss(model) <= loss(proxy)
+
+
+def test_a_linear_filler_adds_what_its_neighbour_adds_where_that_is_linear():
+    """Blocks whose change is a constant: the filler chosen by a loss that wants the change has it, too."""
+    proxy, public = tiny_llama(2), texts(8)
+    llm = with_blocks(proxy, [0, 0, 1])
+    p = outputs(llm, public).log_softmax(-1)
+
+    def kl(model):
+        return float((p.exp() * (p - outputs(model, public).log_softmax(-1))).sum(-1).mean())
+
+    filled, _ = linearly_filled(proxy, (0, 1, 0), public, kl)
+    assert kl(filled) < kl(grown(proxy, (0, 1, 0), "zero")[0])
+
+
+# Widened
+
+
+def test_a_narrow_proxy_is_widened_to_the_llms_sizes_and_answers_as_before(folders):
+    proxy, sizes = load_llm(folders / "narrow")[0], sizes_in(folders / "llm")
+    assert sizes == {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    assert narrower(proxy, sizes)
+    wide = widened(proxy, sizes, seed=0)
+    assert public_sizes(wide.config) == sizes
+    assert blocks_of(wide)[0].mlp.up_proj.weight.shape == (32, 16)
+    assert torch.allclose(outputs(wide, texts(3)), outputs(proxy, texts(3)), atol=1e-4)
+    assert blocks_of(wide)[0].mlp.up_proj.weight[16:].abs().sum() > 0  # they read something
+
+
+def test_what_is_not_narrower_or_does_not_fit_is_not_widened(folders):
+    llm = load_llm(folders / "llm")[0]
+    assert widened(llm, sizes_in(folders / "llm"), seed=0) is None
+    assert widened(llm, {"num_attention_heads": 6}, seed=0) is None  # three heads for each head of keys
+
+
+# Offers and the thief
+
+
+def test_the_first_offer_behaves_as_the_proxy_and_each_has_the_llms_depth(folders):
+    thief = thief_of(folders)
+    for number, offer in enumerate(offers_of(thief)):
+        model, fillers = offer.make()
+        assert (len(blocks_of(model)), len(fillers)) in ((4, 2), (2, 0))
+        if number == 0:
+            assert torch.allclose(outputs(model, texts(2)), outputs(thief.proxy, texts(2)), atol=1e-5)
+
+
+def test_without_missing_blocks_all_weights_are_trained_from_the_proxy(folders):
+    thief = thief_of(folders, "narrow")
+    starts = offers_of(thief, 0, sizes_in(folders / "llm"))
+    assert [o.name for o in starts] == ["widened", "the proxy"]
+    won = thief.distilled(16, starts)
+    assert "all weights" in won.name or "ghosted" in won.name
+    lesson, held_out = imitate(thief.api), thief.texts[12:16]
+    assert won.loss < loss_of(thief.proxy, held_out, lesson, budget=BUDGET)
+    assert won.loss == pytest.approx(loss_of(won.model, held_out, lesson, budget=BUDGET), rel=1e-4)
+    assert thief.api.asked == 16
+
+
+def test_the_llms_own_blocks_are_taken_over_all_else(folders):
+    thief = thief_of(folders)
+    won = thief.distilled(16, [*offers_of(thief), leaked(thief.proxy, folders / "llm")])
+    assert won.name == "the LLM's own blocks"
+    assert won.loss == pytest.approx(0, abs=1e-6)
+
+
+def test_a_recipe_that_trains_fillers_leaves_all_other_weights(folders):
+    thief = thief_of(folders)
+    start = Offer(name="zero", make=lambda: grown(thief.proxy, (0, 2, 0), "zero"))
+    done = thief.distilled(16, [start], recipes=(FILLERS,))
+    model, fillers = done.start
+    mine = {id(p) for f in fillers for p in f.parameters()}
+    kept = [p for p in model.parameters() if id(p) not in mine]
+    own = {tuple(p.shape): [] for p in thief.proxy.parameters()}
+    for p in thief.proxy.parameters():
+        own[tuple(p.shape)].append(p)
+    assert all(any(torch.equal(p, q) for q in own[tuple(p.shape)]) for p in kept)
+
+
+def test_healing_asks_nothing_and_an_api_of_text_gives_no_closed_form(folders):
+    thief = thief_of(folders, policy=ApiConfig(answers="text"))
+    thief.healed(offers_of(thief))
+    assert thief.api.asked == 0
+    assert "ghosted" not in thief.closed_form(16, offers_of(thief)).name
+
+
+def test_logits_are_told_in_the_order_of_the_texts(folders):
+    thief = thief_of(folders)
+    llm = load_llm(folders / "llm")[0]
+    assert torch.allclose(told_logits(thief.api, texts(4)), outputs(llm, texts(4)), atol=1e-5)
+
+
+def test_the_attack_of_a_proxy_with_all_blocks_finds_more_than_the_proxy(folders):
+    known = View(
+        threat_model="client",
+        settings=None,
+        adapters={0: np.zeros(0, np.float32)},
+        proxy=folders / "narrow",
+        api=folders / "llm",
+    )
+    found = run_one(ProxyExtraction(), known, Truth(clients={}), profile="smoke", seconds=1000, seed=0)
+    by_name = {e.metric: e for e in found.estimates}
+    assert by_name["extraction R"].low > 0
+    assert found.positive.value == pytest.approx(1, abs=1e-4)
+    assert found.negative.high < by_name["extraction R"].low
+
+
+# What a model writes
+
+
+def test_greedy_continuations_are_the_likeliest_tokens_one_after_another():
+    model, prompts = tiny_llama(2), texts(3, tokens=5)
+    written = greedy(model, prompts.numpy(), tokens=4)
+    ids = prompts
+    for step in range(4):
+        ids = torch.cat([ids, outputs(model, ids)[:, -1:].argmax(-1)], dim=1)
+        assert (written[:, step] == ids[:, -1].numpy()).all()
+    assert greedy(model, prompts.numpy()[:0], tokens=4).shape == (0, 4)
+
+
+def test_continuations_agree_up_to_the_first_difference():
+    theirs = np.array([[1, 2, 3, 4]] * 3)
+    mine = np.array([[1, 2, 3, 4], [1, 9, 3, 4], [9, 2, 3, 4]])
+    assert agreed(mine, theirs).tolist() == [1, 0.25, 0]
+
+
+# The table
+
+
+class Told(NoProgress):
+    """Notes of what was told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def advance(self, task, steps=1, note=""):
+        self.notes.append(note)
+
+
+@pytest.fixture(scope="module")
+def table(folders):
+    told = Told()
+    budget = Budget(profile="smoke", seconds=3600)
+    rows = extraction_table(
+        folders / "proxy",
+        folders / "llm",
+        grid=(0, 16),
+        answers=("logits", "text"),
+        budget=budget,
+        progress=told,
+    )
+    return rows, told.notes
+
+
+def test_the_table_has_a_row_for_each_attack_answer_and_number_of_queries(table):
+    rows, notes = table
+    found = [(row.attack, row.answers, row.queries) for row in rows]
+    attacks = ("closed form", "fillers", "all weights", BEST)
+    free = [(name, None, 0) for name in ("the proxy", "linear", "healed")]
+    asked = [(name, kind, 16) for kind in ("logits", "text") for name in attacks]
+    assert found == free + asked
+    assert notes == ["no query", "logits, 16 queries", "text, 16 queries"]
+
+
+def test_in_the_table_the_proxy_is_at_zero_and_the_best_is_one_of_its_line(table):
+    rows, _ = table
+    assert (rows[0].r.low, rows[0].r.value, rows[0].r.high) == (0, 0, 0)
+    assert rows[0].seconds == 0
+    for kind in ("logits", "text"):
+        line = {row.attack: row for row in rows if row.answers == kind}
+        others = [row for name, row in line.items() if name != BEST]
+        assert line[BEST].r in [row.r for row in others]
+        assert line[BEST].seconds >= max(row.seconds for row in others)
+    assert max(row.r.value for row in rows if row.answers == "logits") > 0
+
+
+def test_a_number_of_queries_that_holds_nothing_out_is_refused(folders):
+    with pytest.raises(ValueError, match="grid=3: must be 0, or 16 to 4096"):
+        extraction_table(folders / "proxy", folders / "llm", grid=(3,), budget=BUDGET)
