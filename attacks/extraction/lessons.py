@@ -21,6 +21,7 @@ TOP = 20  # tokens that the weaker API of a control tells, with their probabilit
 LEARNING_RATE = 3e-3
 WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
 CHECKS = 4  # evaluations on held-out texts during training, one every third step at most
+MOST_CHECKED = 32  # the most texts that are held out to choose by
 GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
 
 
@@ -28,7 +29,7 @@ def imitate(api: Api, answers: Answers | None = None) -> Lesson:
     """Return the loss of a model that should behave like the API, by what the API tells.
 
         logits           KL of all logits
-        logits + noise   the same to second order, without what the noise adds on average
+        logits + noise   the same to second order, and half the noise's variance whatever the model
         top_k            KL of the tokens told and of all others together
         text             how far the model's first choice is above the API's. Where it is only
                          measured: the share of tokens at which they differ, which flat logits
@@ -76,13 +77,15 @@ def _first_choice(said: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 def _near(noisy: torch.Tensor, logits: torch.Tensor, noise: float) -> torch.Tensor:
     """Return half the variance of a model's error in logits under its own probabilities, nats.
 
-    It is the KL to second order. What the noise adds to it on average, which its level tells, is left out.
+    It is the KL to second order, above half the noise's variance: what noise adds on average depends on the
+    model only through p, and its level tells that part, so that a surer model gains nothing by it.
     """
     p = logits.detach().softmax(-1)
     error = noisy - logits
     error = error - torch.linalg.vecdot(p, error).unsqueeze(-1)
-    added = noise**2 * (1 - torch.linalg.vecdot(p, p))
-    half: torch.Tensor = (torch.linalg.vecdot(p, error.square()) - added).mean() / 2
+    half: torch.Tensor = (
+        torch.linalg.vecdot(p, error.square()) + noise**2 * torch.linalg.vecdot(p, p)
+    ).mean() / 2
     return half
 
 
@@ -174,6 +177,17 @@ def teach(
         p.requires_grad_(False)
         p.grad = None
     return best
+
+
+def set_aside(count: int) -> int:
+    """Return how many of so many texts are not learned from, but chosen by."""
+    return min(MOST_CHECKED, max(4, count // 8))
+
+
+def split(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
+    aside = set_aside(len(texts))
+    return texts[:-aside], texts[-aside:]
 
 
 def newborn(model: nn.Module, seed: int) -> nn.Module:

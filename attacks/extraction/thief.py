@@ -13,7 +13,18 @@ from torch import nn
 from attacks.base import Budget, NotApplicable
 from attacks.extraction.api import Api
 from attacks.extraction.lessons import CHECKS as CHECKS_OF_TRAINING
-from attacks.extraction.lessons import LEARNING_RATE, Lesson, imitate, loss_of, newborn, predict, teach
+from attacks.extraction.lessons import (
+    GOOD_ENOUGH,
+    LEARNING_RATE,
+    Lesson,
+    imitate,
+    loss_of,
+    newborn,
+    predict,
+    set_aside,
+    split,
+    teach,
+)
 from attacks.extraction.starts.closed_form import ghosted
 from attacks.extraction.starts.fillers import Gaps, Start, grown, guess_gaps, spread
 from attacks.extraction.starts.offered import ALL, FEW_RECIPES, FILLERS, MORE_RECIPES, Offer, Recipe
@@ -25,7 +36,6 @@ from fedproxy_secure.record.view import View
 
 TEXT_TOKENS = 64  # length of a query, and of a held-out text
 RECORD_TOKENS = 48  # of a record, roughly
-MOST_CHECKED = 32  # the most queries that are held out to choose by
 ANSWERS, STEPS = 0.2, 0.35  # shares of the seconds for answers to the questions and for training steps
 STEP = 5.0  # what a training step takes, in forward passes: with the backward pass, and the API's own
 FEWEST_STEPS, FEWEST_TEXTS = 4, 8
@@ -168,7 +178,7 @@ class Thief:
         texts, lesson = self.texts[:count], imitate(self.api, answers)
         train, held_out = split(texts)
         won = self._best_start(starts, held_out, lesson)
-        if (answers or self.api.policy.answers) != "logits":
+        if (answers or self.api.policy.answers) != "logits" or won.loss <= GOOD_ENOUGH:
             return won
         logits = (told_logits(self.api, part) for part in train.split(8))
         start = ghosted(won.start, train, logits, lambda m: self._loss(m, held_out, lesson))
@@ -283,14 +293,3 @@ def told_logits(api: Api, texts: torch.Tensor) -> torch.Tensor:
     numbers = api.ask(texts).numbers
     assert numbers is not None
     return numbers
-
-
-def set_aside(count: int) -> int:
-    """Return how many of so many texts are not learned from, but chosen by."""
-    return min(MOST_CHECKED, max(4, count // 8))
-
-
-def split(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
-    aside = set_aside(len(texts))
-    return texts[:-aside], texts[-aside:]

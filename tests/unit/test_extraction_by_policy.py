@@ -6,7 +6,7 @@ import torch
 
 from attacks.base import Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import OPEN, Api, OverBudget
-from attacks.extraction.lessons import imitate
+from attacks.extraction.lessons import _near, imitate
 from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import TOLD, ProxyExtraction
 from attacks.extraction.questions import prepared
@@ -19,12 +19,15 @@ from attacks.membership.models import ModelMembership
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import ApiConfig
+from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.models.llm import with_blocks
 from fedproxy_secure.record.view import View
+from fedproxy_secure.serve.noise import noise
 from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama, tiny_tokenizer
 
 NO_CLIENTS = Truth(clients={})
+KEY = Secret(bytes(32))
 WEAKER = [
     ApiConfig(answers="top_k"),
     ApiConfig(answers="text"),
@@ -129,7 +132,7 @@ def test_from_first_choices_a_model_learns_nothing_where_it_agrees(folders):
         assert float(flat) == float(lesson(logits, ids)) == pytest.approx(float(moved.float().mean()))
 
 
-def test_the_loss_on_noisy_logits_is_on_average_nothing_at_the_truth_and_kl_nearby(folders):
+def test_the_loss_on_noisy_logits_is_half_the_noises_variance_at_the_truth_and_kl_more_nearby(folders):
     ids = texts(16)
     true = outputs(tiny_llama(), ids)
     noisy = Api(folders / "llm", limit=16, policy=ApiConfig(noise=0.5))
@@ -142,10 +145,19 @@ def test_the_loss_on_noisy_logits_is_on_average_nothing_at_the_truth_and_kl_near
     spread = (
         0.5**2 / 2 * np.sqrt(2.0 / 256)
     )  # of the mean over 256 places, were one token's noise all of it
-    assert abs(at_truth) < 3.3 * spread  # two-sided, 1 in 1000
+    assert abs(at_truth - 0.5**2 / 2) < 3.3 * spread  # two-sided, 1 in 1000
     near = true + 0.1 * outputs(tiny_llama(seed=1), ids)
     assert float(imitate(noisy)(near, ids)) - at_truth == pytest.approx(kl(near), abs=0.02)
     assert kl(near) > 0.001
+
+
+@pytest.mark.parametrize("sure", [1, 100])
+def test_what_noise_adds_to_the_loss_is_the_same_for_a_sure_model_as_for_a_doubtful_one(folders, sure):
+    ids = texts(16)
+    mine = sure * outputs(tiny_llama(), ids)
+    told = noise(KEY, ids.flatten().numpy(), level=0.5, size=VOCABULARY).reshape(mine.shape)
+    added = float(_near(mine + torch.from_numpy(told), mine, 0.5))
+    assert abs(added - 0.5**2 / 2) < 3.3 * 0.5**2 / 2 * np.sqrt(2.0 / 256)
 
 
 # The attacks
