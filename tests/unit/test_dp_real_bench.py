@@ -42,7 +42,8 @@ def test_gradients_from_one_padded_pass_are_those_of_passes_of_their_own(kind: s
     for index in range(3):
         _, alone = record_gradient(loss, index, parameters)
         for ours, own in zip(together, alone, strict=True):
-            torch.testing.assert_close(ours[index], own, rtol=1e-3, atol=1e-5)
+            # a small number of a gradient is the sum of large ones: its error is of their size
+            torch.testing.assert_close(ours[index], own, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
