@@ -179,14 +179,14 @@ def teach(
     return best
 
 
-def set_aside(count: int) -> int:
+def held_out_count(count: int) -> int:
     """Return how many of so many texts are not learned from, but chosen by."""
     return min(MOST_CHECKED, max(4, count // 8))
 
 
 def split(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
-    aside = set_aside(len(texts))
+    aside = held_out_count(len(texts))
     return texts[:-aside], texts[-aside:]
 
 

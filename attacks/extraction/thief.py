@@ -17,11 +17,11 @@ from attacks.extraction.lessons import (
     GOOD_ENOUGH,
     LEARNING_RATE,
     Lesson,
+    held_out_count,
     imitate,
     loss_of,
     newborn,
     predict,
-    set_aside,
     split,
     teach,
 )
@@ -90,7 +90,7 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
     # for each number of queries, healing and the negative control a training with trials, half as long
     # for the last two; half as long and without trials for the other controls
     trainings = (len(grid) + 1) * WITH_TRIALS + controls / 2
-    checked = CHECKS * sum(set_aside(k) for k in grid) * TEXT_TOKENS * token_s
+    checked = CHECKS * sum(held_out_count(k) for k in grid) * TEXT_TOKENS * token_s
     steps_s = trainings * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
     answered, stepped = seconds * ANSWERS / max(answers_s, 1e-9), seconds * STEPS / max(steps_s, 1e-9)
     steps, recipes = whole.steps, whole.recipes
