@@ -64,9 +64,8 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     if (config.heal.steps or fits) and len(windows) < fewest:
         raise DataError(
             f"data.public_text={config.data.public_text}: has {len(windows)} windows of "
-            f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}: of those to calibrate on none is "
-            "healed on, nor measured on where a proxy is fitted to them; or lower "
-            "compress.calibration_sequences"
+            f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, or lower "
+            "compress.calibration_sequences: none is used twice"
         )
     return Materials(
         llm=llm,
@@ -99,8 +98,8 @@ def truncated_prompts(config: Config) -> int:
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128]; never client records.
 
-    The first `compress.calibration_sequences` are for importance and, of a compression that is not fitted
-    to them, fidelity; of one that is, the last as many are for fidelity. The others are for healing.
+    The first `compress.calibration_sequences` are for calibration and fidelity; for fidelity the last as many
+    where a proxy is fitted to the first. The others are for healing.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
     if config.heal.steps:
@@ -175,16 +174,8 @@ def heal_proxy(
 
     shown.start("heal", config.heal.steps)
     windows, settings = materials.healing_windows, config.heal
-    healed = heal(
-        proxy.model,
-        materials.llm,
-        windows,
-        settings,
-        seed=seed,
-        plan=proxy.plan,
-        folder=folder,
-        on_step=tell,
-    )
+    model, llm = proxy.model, materials.llm
+    healed = heal(model, llm, windows, settings, seed=seed, plan=proxy.plan, folder=folder, on_step=tell)
     shown.done("heal")
     return replace(proxy, details={**proxy.details, "healing": asdict(healed)}).finished()
 
@@ -279,8 +270,7 @@ def evaluate(
 ) -> dict[str, Accuracy]:
     """Return the accuracy on each client's test records (lm-eval's `acc` and `acc_norm`, 0-shot), by task.
 
-    Args:
-        name: what the progress is called.
+    `name`: what the progress is called.
     """
     shown = progress or NoProgress()
     accuracies = {}
@@ -294,13 +284,8 @@ def evaluate(
             shown.advance(bar, done - shown_passes)
             shown_passes = done
 
-        correct = choice_correct(
-            model,
-            materials.tokenizer,
-            task.test,
-            max_tokens=config.data.max_tokens,
-            on_passes=tell,
-        )
+        most = config.data.max_tokens
+        correct = choice_correct(model, materials.tokenizer, task.test, max_tokens=most, on_passes=tell)
         shown.done(bar)
         accuracies[task.name] = Accuracy(
             correct=tuple(correct.acc.tolist()), correct_norm=tuple(correct.acc_norm.tolist())
