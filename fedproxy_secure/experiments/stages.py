@@ -98,8 +98,8 @@ def truncated_prompts(config: Config) -> int:
 def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128]; never client records.
 
-    The first `compress.calibration_sequences` are for calibration and fidelity; for fidelity the last as many
-    where a proxy is fitted to the first. The others are for healing.
+    The first `compress.calibration_sequences` are for calibration and fidelity. Where a proxy is fitted to
+    them, the last as many are for fidelity. The others are for healing.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
     if config.heal.steps:
