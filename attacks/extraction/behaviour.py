@@ -96,7 +96,7 @@ def behaviour(
 
 
 def scores(mine: Behaviour, llm: Behaviour, asked: Asked) -> dict[str, np.ndarray]:
-    """Return scores by name, higher is better: float64 [texts], [prompts] or [records]."""
+    """Return a model's scores by name, higher is better: float64 [texts], [prompts] or [records]."""
     targets = np.take_along_axis(asked.texts, asked.places + 1, axis=1)
     kl, perplexity = [], []
     for p, q, next_tokens in zip(llm.logs, mine.logs, targets, strict=True):  # one text [places, V] at once

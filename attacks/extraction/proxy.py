@@ -72,7 +72,7 @@ TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likel
 
 @dataclass(frozen=True, kw_only=True)
 class Stolen:
-    """What an adversary hands in.
+    """The models that an adversary hands in, and the queries and steps they took.
 
     Args:
         models: the behaviour of each model by its name.

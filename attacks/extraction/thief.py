@@ -174,7 +174,7 @@ class Thief:
         return self._trained(won, self.texts, predict, steps=self.spent.steps // 2)
 
     def closed_form(self, count: int, starts: Sequence[Offer], *, answers: Answers | None = None) -> Won:
-        """Return the best of the starts on `count` queries; in closed form where that is better."""
+        """Return the best start on `count` queries, or its closed-form fit where that has a lower loss."""
         texts, lesson = self.texts[:count], imitate(self.api, answers)
         train, held_out = split(texts)
         won = self._best_start(starts, held_out, lesson)
@@ -194,7 +194,7 @@ class Thief:
         recipes: Sequence[Recipe] | None = None,
         steps: int | None = None,
     ) -> Won:
-        """Return the best model that `count` queries bring, judged by an eighth of them that is held out.
+        """Train on `count` queries and return the best model, judged on an eighth of them that is held out.
 
         The best start, in closed form where that is better, is trained by each recipe for a while, and by
         the recipe that was best for longer.

@@ -94,7 +94,7 @@ def only_seed(run: Path) -> int:
 
 
 def traced_facts(run: Path, seed: int) -> dict[str, Any]:
-    """Return what the log of a run has of a seed's tracing, once key and proxy are found to fit it.
+    """Return the log's record of a seed's tracing, after checking that key and proxy belong to it.
 
     Raises `ConfigError` and `AuditError` as `find_leak` does.
     """
@@ -110,7 +110,7 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
 
 
 def _entries(run: Path) -> Sequence[Entry]:
-    """Return the events of a run's log. Raises `ConfigError` without one, `AuditError` if altered."""
+    """Read a run's log. Raises `ConfigError` if there is none, `AuditError` if it was altered."""
     try:
         log = examine((run / NAME).read_bytes())
     except OSError as error:

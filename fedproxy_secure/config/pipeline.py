@@ -105,8 +105,9 @@ class HealConfig(Section):
     With `steps` 0 the proxy's blocks are exact copies, as the paper has them. A step reads `batch_size`
     windows of 128 tokens of `data.public_text`, none of which is used to calibrate or to measure fidelity.
     `blocks` says which are trained: `all`, or `gaps`: those after which the LLM has blocks that the proxy
-    lacks. Fewer need less memory, and the others stay exact copies. `state_weight` is the weight of the
-    error of hidden states beside that of predictions; 0: predictions alone.
+    lacks, or all where it lacks none. Fewer need less memory, and the others stay exact copies.
+    `state_weight` is the weight of the error of hidden states beside that of predictions; 0: predictions
+    alone.
     """
 
     blocks: Literal["all", "gaps"] = "all"

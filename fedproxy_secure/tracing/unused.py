@@ -24,7 +24,11 @@ _PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # byte
 
 
 def unused_rows(folder: Path, rows: int) -> list[int]:
-    """Return the rows, of `rows` in the model in a folder, that no text reads: padding, bytes, reserved.
+    """Return the indices of embedding rows that no text reads: padding, then bytes, then reserved tokens.
+
+    Args:
+        folder: the model's folder.
+        rows: how many rows its embedding has.
 
     Raises `DataError` for files that cannot be read.
     """

@@ -72,10 +72,11 @@ class LowRank(Compression):
             rank = rank_for(embedding.weight.shape, compress.remove_ratio)
             details["ranks"] = {**ranks, "embeddings": rank}
             with torch.no_grad():
-                embedding.weight.data = _embeddings_of_rank(embedding.weight, windows, rank)
+                counts = torch.bincount(windows.flatten(), minlength=len(embedding.weight)) + 1
+                embedding.weight.data = _of_rank(embedding.weight, rank, counts)
                 head: Any = model.get_output_embeddings()  # type: ignore[operator]
                 if head.weight is not embedding.weight:
-                    head.weight.data = _plain_rank(head.weight, rank)
+                    head.weight.data = _of_rank(head.weight, rank)
         return Proxy(
             model=model,
             plan=BlockPlan(llm_blocks=len(blocks), kept=tuple(range(len(blocks)))),
@@ -114,26 +115,16 @@ def factors(matrix: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[torc
     return left[:, :rank] * scale, scale[:, None] * thin
 
 
-def _embeddings_of_rank(weight: torch.Tensor, windows: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the embedding matrix [V, h] at a rank, nearest where public text has a token often."""
+def _of_rank(weight: torch.Tensor, rank: int, counts: torch.Tensor | None = None) -> torch.Tensor:
+    """Return a matrix, [V, h], at a rank: the nearest one, each row weighed by its count, [V]."""
     import torch
 
-    counts = torch.bincount(windows.flatten(), minlength=len(weight)).to(weight.device).double() + 1
-    scale = counts.sqrt()[:, None]
-    # the first right singular directions of the scaled matrix, from its small product
-    scaled = weight.double() * scale
-    _, directions = torch.linalg.eigh(scaled.T @ scaled)
+    matrix = weight.detach().double()
+    weighed = matrix if counts is None else matrix * counts.to(matrix.device).double().sqrt()[:, None]
+    # the first right singular directions of the weighed matrix, from its small product
+    _, directions = torch.linalg.eigh(weighed.T @ weighed)
     kept = directions[:, -rank:]
-    projected: torch.Tensor = ((weight.double() @ kept) @ kept.T).to(weight.dtype)
-    return projected
-
-
-def _plain_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:
-    import torch
-
-    _, directions = torch.linalg.eigh(weight.double().T @ weight.double())
-    kept = directions[:, -rank:]
-    projected: torch.Tensor = ((weight.double() @ kept) @ kept.T).to(weight.dtype)
+    projected: torch.Tensor = ((matrix @ kept) @ kept.T).to(weight.dtype)
     return projected
 
 

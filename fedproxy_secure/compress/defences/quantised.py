@@ -50,18 +50,11 @@ class Quantised(Compression):
 
         from fedproxy_secure.compress.defences.maps import make_ordinary
         from fedproxy_secure.compress.defences.moments import linear_maps
-        from fedproxy_secure.compress.drop_blocks import build_proxy
+        from fedproxy_secure.compress.drop_blocks import DROP_BLOCKS
         from fedproxy_secure.models.llm import blocks_of
 
         bits = int(compress.options.get("bits", BITS))
-        proxy = build_proxy(
-            llm,
-            remove_ratio=compress.remove_ratio,
-            importance=compress.importance,
-            windows=windows,
-            seed=seed,
-            share=True,
-        )
+        proxy = DROP_BLOCKS.build(llm, compress, windows=windows, seed=seed)
         for block in blocks_of(proxy.model):
             for linear in linear_maps(block).values():
                 parametrize.register_parametrization(linear, "weight", _rounding(bits))

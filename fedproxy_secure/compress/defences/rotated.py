@@ -49,18 +49,11 @@ class Rotated(Compression):
         import torch
 
         from fedproxy_secure.compress.defences.maps import NORMS, require_known_blocks
-        from fedproxy_secure.compress.drop_blocks import build_proxy
+        from fedproxy_secure.compress.drop_blocks import DROP_BLOCKS
         from fedproxy_secure.models.llm import blocks_of
 
         require_known_blocks(llm, self.name)
-        proxy = build_proxy(
-            llm,
-            remove_ratio=compress.remove_ratio,
-            importance=compress.importance,
-            windows=windows,
-            seed=seed,
-            share=True,
-        )
+        proxy = DROP_BLOCKS.build(llm, compress, windows=windows, seed=seed)
         blocks: list[Any] = list(blocks_of(proxy.model))
         if any(not bool(b.get_submodule(n).weight.all()) for b in blocks for n in NORMS):
             raise ConfigError(

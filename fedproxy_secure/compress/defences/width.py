@@ -82,7 +82,7 @@ class Width(Compression):
                 if inputs is not None:
                     weight = fitted(weight, moments[name], getattr(chosen, inputs))
                 set_weight(linear, weight, bias)
-            _renumber(block, groups)
+            block.mlp.intermediate_size = channels
         config: Any = model.config
         per_group = config.num_attention_heads // config.num_key_value_heads
         config.head_dim = block.self_attn.head_dim
@@ -97,7 +97,7 @@ class Width(Compression):
 
 
 def sizes(llm: Any, remove_ratio: float) -> tuple[int, int]:
-    """Return the groups of heads and the channels that a block keeps, at least one of each.
+    """Return how many groups of heads and how many channels each block keeps; both are at least 1.
 
     The share of groups is the nearest to `1 - remove_ratio`, the larger of two equally near; channels make
     up for what that rounds.
@@ -185,16 +185,6 @@ def _written(weight: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
     """Return, for each input, the mean square of what it alone adds to the outputs; float64 [in]."""
     written: torch.Tensor = weight.detach().double().square().sum(0) * moment.diagonal()
     return written
-
-
-def _renumber(block: Any, groups: int) -> None:
-    """Make a block's attention agree with its new number of heads, where it keeps one."""
-    attention, per_group = block.self_attn, block.self_attn.num_key_value_groups
-    for name, count in (("num_heads", groups * per_group), ("num_key_value_heads", groups)):
-        if hasattr(attention, name):
-            setattr(attention, name, count)
-    if hasattr(block.mlp, "intermediate_size"):
-        block.mlp.intermediate_size = block.mlp.down_proj.in_features
 
 
 WIDTH = Width()
