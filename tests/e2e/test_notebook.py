@@ -1,5 +1,7 @@
 """The notebook of the real LLM runs on the embedded LLM in its place; the settings on its page are read."""
 
+import ast
+import importlib
 import json
 import re
 from pathlib import Path
@@ -46,6 +48,16 @@ def test_the_notebook_is_short_and_stores_no_outputs():
     for cell in cells():
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
+
+
+def test_every_name_that_the_notebook_imports_exists():
+    statements = [node for cell in code() for node in ast.walk(ast.parse(cell))]
+    imported = [node for node in statements if isinstance(node, ast.ImportFrom)]
+    assert imported
+    for statement in imported:
+        module = importlib.import_module(statement.module or "")
+        for name in statement.names:
+            assert hasattr(module, name.name), f"{statement.module} has no {name.name}"
 
 
 def test_the_settings_of_the_first_cell_are_of_the_packaged_llm_under_masking(monkeypatch):
