@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class LowRank(Compression):
     """Maps of rank r, whose factors have `1 - remove_ratio` times the numbers of the maps.
 
-    With the option `embeddings` (the default) the embedding matrix, and the head where it is the same
-    matrix, loses rank too; a token's weight is how often public text has it.
+    The embedding matrix and the head lose rank too: the option `embeddings` is the share of their numbers
+    to do without, by default half of `remove_ratio`, because they bear less. With 0 they stay as they are.
 
-    Guarantees: no linear map or embedding matrix of a client's is one of the LLM's. A client still learns
-    the best approximation of each map that so many numbers allow. Files are not smaller: a factored map has
+    Guarantees: no linear map of a client's is one of the LLM's, and no embedding matrix unless `embeddings`
+    is 0. A client still learns the best approximation of each map that so many numbers allow. Files are not smaller: a factored map has
     no format of its own in transformers, so the products are written.
     """
 
@@ -38,15 +38,15 @@ class LowRank(Compression):
 
     def check_settings(self, compress: CompressConfig) -> None:
         super().check_settings(compress)
-        chosen = compress.options.get("embeddings", True)
-        if not isinstance(chosen, bool):
-            raise ConfigError(f"compress.options.embeddings={chosen}: must be true or false")
+        share = compress.options.get("embeddings", 0.0)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ConfigError(f"compress.options.embeddings={share}: must be a number, 0 <= embeddings < 1")
 
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         """Return the proxy; while it is healed the factors are trained, so that the rank stays."""
-        import torch
         from torch.nn.utils import parametrize
 
+        from fedproxy_secure.compress.defences.embeddings import reduce_embeddings
         from fedproxy_secure.compress.defences.maps import make_ordinary
         from fedproxy_secure.compress.defences.moments import is_transposed, linear_maps, second_moments
         from fedproxy_secure.compress.plan import BlockPlan
@@ -67,16 +67,12 @@ class LowRank(Compression):
                 kept = [x.to(weight.dtype).contiguous() for x in pair]
                 parametrize.register_parametrization(linear, "weight", _product(*kept), unsafe=True)
         details: dict[str, Any] = {"ranks": ranks}
-        if compress.options.get("embeddings", True):
+        share = float(compress.options.get("embeddings", compress.remove_ratio / 2))
+        if share > 0:
             embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-            rank = rank_for(embedding.weight.shape, compress.remove_ratio)
+            rank = rank_for(embedding.weight.shape, share)
             details["ranks"] = {**ranks, "embeddings": rank}
-            with torch.no_grad():
-                counts = torch.bincount(windows.flatten(), minlength=len(embedding.weight)) + 1
-                embedding.weight.data = _of_rank(embedding.weight, rank, counts)
-                head: Any = model.get_output_embeddings()  # type: ignore[operator]
-                if head.weight is not embedding.weight:
-                    head.weight.data = _of_rank(head.weight, rank)
+            reduce_embeddings(llm, model, windows, rank)
         return Proxy(
             model=model,
             plan=BlockPlan(llm_blocks=len(blocks), kept=tuple(range(len(blocks)))),
@@ -113,19 +109,6 @@ def factors(matrix: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[torc
     # R root = diag(scale) V^T
     thin = torch.linalg.solve_triangular(root.T, right[:rank].T, upper=True).T
     return left[:, :rank] * scale, scale[:, None] * thin
-
-
-def _of_rank(weight: torch.Tensor, rank: int, counts: torch.Tensor | None = None) -> torch.Tensor:
-    """Return a matrix, [V, h], at a rank: the nearest one, each row weighed by its count, [V]."""
-    import torch
-
-    matrix = weight.detach().double()
-    weighed = matrix if counts is None else matrix * counts.to(matrix.device).double().sqrt()[:, None]
-    # the first right singular directions of the weighed matrix, from its small product
-    _, directions = torch.linalg.eigh(weighed.T @ weighed)
-    kept = directions[:, -rank:]
-    projected: torch.Tensor = ((matrix @ kept) @ kept.T).to(weight.dtype)
-    return projected
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> nn.Module:

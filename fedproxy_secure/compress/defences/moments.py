@@ -56,6 +56,24 @@ def second_moments(llm: nn.Module, windows: torch.Tensor) -> Iterator[tuple[int,
 
 
 @torch.no_grad()
+def last_moment(llm: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Return E[x x^T] of what the head reads, the last hidden states, float64 [h, h] and damped.
+
+    Args:
+        llm: causal LM; left as it is.
+        windows: token ids of public text, int64 [n, tokens], n >= 1.
+    """
+    inner: Any = llm
+    device = next(llm.parameters()).device
+    parts = []
+    for part in windows.split(windows_a_pass(llm, windows)):
+        x = inner.base_model(input_ids=part.to(device), use_cache=False).last_hidden_state
+        x = x.flatten(0, 1).float()
+        parts.append((x.T @ x).double())
+    return _damped(torch.stack(parts).sum(0) / windows.numel())
+
+
+@torch.no_grad()
 def _moments_of(llm: nn.Module, windows: torch.Tensor, chosen: range) -> list[tuple[int, Moments]]:
     sums: dict[tuple[int, str], torch.Tensor] = {}
     handles = []
