@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.compress.defences.embeddings import FLOOR, of_rank
 from fedproxy_secure.compress.defences.low_rank import factors, rank_for
 from fedproxy_secure.compress.defences.maps import NORMS, READERS, WRITERS
 from fedproxy_secure.compress.defences.moments import linear_maps, second_moments
@@ -443,3 +444,35 @@ def test_public_text_too_short_for_all_three_uses_is_refused_with_what_it_needs(
     ]
     with pytest.raises(DataError, match=r"must have at least 1802"):
         prepare(load_config("configs/quickstart.yaml", sets))
+
+
+def test_no_other_choice_of_directions_costs_an_embedding_matrix_less():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(60, 12, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(200, 12, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 3, 12)
+    frequency = torch.rand(60, generator=generator, dtype=torch.float64) + 0.01
+    moment = inputs.T @ inputs / len(inputs)
+    metric = moment * (12 / moment.trace()) + FLOOR * torch.eye(12)
+
+    def cost(projected: torch.Tensor) -> float:
+        wrong = matrix - projected
+        return float((frequency * ((wrong @ metric) * wrong).sum(1)).sum())
+
+    found = of_rank(matrix, 5, moment, frequency)
+    assert torch.linalg.matrix_rank(found) == 5
+    least = cost(found)
+    _, _, plain = torch.linalg.svd(matrix, full_matrices=False)
+    assert least < cost(matrix @ plain[:5].T @ plain[:5])
+    for _ in range(50):
+        left, right = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+        assert least < cost(matrix @ left @ torch.linalg.pinv(right))
+        # the best oblique map onto any other five directions
+        turned = matrix @ left
+        solved = torch.linalg.lstsq(turned * frequency.sqrt()[:, None], matrix * frequency.sqrt()[:, None])
+        assert least <= cost(turned @ solved.solution) + 1e-9
+
+
+def test_an_embedding_matrix_at_full_rank_is_the_same_matrix():
+    matrix = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    same = of_rank(matrix, 8, torch.eye(8, dtype=torch.float64) * 5, torch.ones(30))
+    assert torch.allclose(same, matrix, atol=1e-5)

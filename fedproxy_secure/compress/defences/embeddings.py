@@ -3,8 +3,7 @@
 Most LLMs use one matrix E, [V, h], twice: a row is looked up for a token that is read, and all rows are
 multiplied with the last hidden state to predict the next. Both uses count. E becomes E S U U^T S^-1, where
 S S^T is the second moment of those hidden states and U the first directions of E S, each row weighed by how
-often public text has its token. On SmolLM2-135M that leaves a fifth of the KL that the same rank costs where
-only the rows that are looked up count (`python -m tests.bench.embeddings`).
+often public text has its token. `make bench-embeddings` compares this with weighing the rows alone.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ def reduce_embeddings(llm: nn.Module, model: nn.Module, windows: torch.Tensor, r
 
 
 @torch.no_grad()
-def of_rank(
-    weight: torch.Tensor, rank: int, moment: torch.Tensor, frequency: torch.Tensor
-) -> torch.Tensor:
+def of_rank(weight: torch.Tensor, rank: int, moment: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
     """Return a matrix, [V, h], at a rank, in its own dtype.
 
     Args:

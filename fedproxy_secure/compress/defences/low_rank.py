@@ -27,8 +27,8 @@ class LowRank(Compression):
     to do without, by default half of `remove_ratio`, because they bear less. With 0 they stay as they are.
 
     Guarantees: no linear map of a client's is one of the LLM's, and no embedding matrix unless `embeddings`
-    is 0. A client still learns the best approximation of each map that so many numbers allow. Files are not smaller: a factored map has
-    no format of its own in transformers, so the products are written.
+    is 0. A client still learns the best approximation of each map that so many numbers allow. Files are not
+    smaller: a factored map has no format of its own in transformers, so the products are written.
     """
 
     name = "low_rank"
