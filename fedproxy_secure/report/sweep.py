@@ -54,7 +54,7 @@ def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:
     ]
     items = []
     for c in configurations:
-        rest = ", ".join(_setting(key, c.settings[key]) for key in varying if key in c.settings)
+        rest = ", ".join(setting_words(key, c.settings[key]) for key in varying if key in c.settings)
         items.append(Labelled(configuration=c, kind=_kind(c), rest=rest))
     pairs = [(m.kind, m.rest) for m in items]
     return [
@@ -77,7 +77,7 @@ def common_settings(configurations: Sequence[Configuration]) -> list[str]:
         values = {c.settings.get(key) for c in configurations}
         value = values.pop()
         if key != "protection" and not values and value is not None:
-            words = _setting(key, value)
+            words = setting_words(key, value)
             phrases.append(words if key == "remove_ratio" else f"{key.replace('_', ' ')} {words}")
     return phrases
 
@@ -116,6 +116,13 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in points) for a, b in points]
 
 
+def setting_words(key: str, value: str) -> str:
+    """Return a swept setting in words, such as `50 % removed`."""
+    if key == "remove_ratio" and re.fullmatch(r"[\d.]+", value):
+        return f"{float(value):.0%}".replace("%", " % removed")
+    return value.replace("_", " ")
+
+
 def _swept(configurations: Sequence[Configuration]) -> list[str]:
     """Return the names of the settings that were swept, the remove ratio first."""
     return sorted({k for c in configurations for k in c.settings}, key=lambda k: (k != "remove_ratio", k))
@@ -141,9 +148,3 @@ def _title(protection: str) -> str:
         return protection.replace("_", " ")
     title: str = PROTECTIONS.get(max(schemes, key=len)).title
     return title
-
-
-def _setting(key: str, value: str) -> str:
-    if key == "remove_ratio" and re.fullmatch(r"[\d.]+", value):
-        return f"{float(value):.0%}".replace("%", " % removed")
-    return value.replace("_", " ")

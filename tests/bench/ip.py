@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,6 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
-    MatrixCell,
     cells_of,
     is_done,
     title_of,
@@ -36,6 +35,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.progress import NoProgress
+from fedproxy_secure.runtime.workers import Lost, run_tasks
 from tests.bench.rows import FOLDER, Row, publish
 
 COMMAND = "make bench-ip"
@@ -62,13 +62,30 @@ def main() -> None:
     out = KEPT / llm
     began = time.perf_counter()
     found = {c.name: c for c in matrix(config, out, resume=True, command=COMMAND).configurations}
-    tables = {}
+    done = []
     for cell in cells_of(config)[0]:
-        if not is_done(out, cell):
+        if is_done(out, cell):
+            done.append(cell)
+        else:
             print(f"{cell.compression}: {why_failed(out / cell.folder)}", file=sys.stderr, flush=True)
-            continue
-        table = _kept(out, cell, grid, answers, Budget(profile=profile, seconds=seconds))
-        tables[str(cell.compression)] = (found[title_of(cell, config)], table)
+    tasks = [
+        _Task(
+            name=str(cell.compression),
+            run=out / cell.folder / f"seed-{cell.seed}",
+            file=out / f"{cell.compression}.json",
+            grid=grid,
+            answers=answers,
+            profile=profile,
+            seconds=seconds,
+        )
+        for cell in done
+    ]
+    tables = {}
+    for index, lines in run_tasks(_kept, tasks, jobs=0, on_cuda=torch.cuda.is_available()):
+        if isinstance(lines, Lost):
+            lines.reraise(tasks[index].name)
+        tables[tasks[index].name] = (found[title_of(done[index], config)], lines)
+    tables = {task.name: tables[task.name] for task in tasks}
     rows = [row for name, pair in tables.items() for row in _rows(f"{llm}, {name}", *pair)]
     rows += _targets(llm, tables, max(grid))
     rows.append(_plain(f"{llm}: this command; what was kept takes none", time.perf_counter() - began, "s"))
@@ -84,25 +101,42 @@ def _only(config: Config, kinds: Sequence[str]) -> Config:
     return config.model_copy(update={"matrix": config.matrix.model_copy(update={"compressions": chosen})})
 
 
-def _kept(
-    out: Path, cell: MatrixCell, grid: Sequence[int], answers: Sequence[Answers], budget: Budget
-) -> list[Line]:
-    """Return a cell's table of attacks, from its file if it was measured with the same sizes."""
-    file, sizes = out / f"{cell.compression}.json", [list(grid), list(answers), budget.profile]
-    if file.exists():
-        kept = json.loads(file.read_text())
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A table to measure: the proxy's name, its run, where the table is kept, and how it is measured."""
+
+    name: str
+    run: Path
+    file: Path
+    grid: tuple[int, ...]
+    answers: tuple[Answers, ...]
+    profile: Profile
+    seconds: float
+
+
+def _kept(task: _Task) -> list[Line]:
+    """Return a proxy's table of attacks, from its file if it was measured with the same sizes."""
+    sizes = [list(task.grid), list(task.answers), task.profile]
+    if task.file.exists():
+        kept = json.loads(task.file.read_text())
         if kept["sizes"] == sizes:
             lines: list[Line] = kept["lines"]
             return lines
-    run = out / cell.folder / f"seed-{cell.seed}"
-    proxy, tokenizer = load_llm(run / "proxy", dtype="float32")
-    tuned: Any = PeftModel.from_pretrained(cast(Any, proxy), run / "adapter")
-    save_model(tuned.merge_and_unload(), tokenizer, out / "tuned")  # what a client holds at the end
+    torch.set_num_threads(1)
+    proxy, tokenizer = load_llm(task.run / "proxy", dtype="float32")
+    tuned: Any = PeftModel.from_pretrained(cast(Any, proxy), task.run / "adapter")
+    held = task.file.with_suffix("")  # what a client holds at the end
+    save_model(tuned.merge_and_unload(), tokenizer, held)
     made = extraction_table(
-        out / "tuned", run / "fused", grid=grid, answers=answers, budget=budget, progress=Lines(cell)
+        held,
+        task.run / "fused",
+        grid=task.grid,
+        answers=task.answers,
+        budget=Budget(profile=task.profile, seconds=task.seconds),
+        progress=Lines(task.name),
     )
     lines = [asdict(row) for row in made]
-    file.write_text(json.dumps({"sizes": sizes, "lines": lines}) + "\n")
+    task.file.write_text(json.dumps({"sizes": sizes, "lines": lines}) + "\n")
     return lines
 
 
@@ -162,8 +196,8 @@ def _plain(metric: str, value: float, unit: str) -> Row:
 class Lines(NoProgress):
     """Prints each line of a table as it is measured: the next takes minutes."""
 
-    def __init__(self, cell: MatrixCell) -> None:
-        self._name, self._began = str(cell.compression), time.perf_counter()
+    def __init__(self, name: str) -> None:
+        self._name, self._began = name, time.perf_counter()
 
     def advance(self, task: str, steps: int = 1, note: str = "") -> None:
         """Print what was done, and how long after the start."""

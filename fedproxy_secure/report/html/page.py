@@ -23,7 +23,7 @@ from typing import Any
 
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number
-from fedproxy_secure.report import page_words
+from fedproxy_secure.report import owner, page_words
 from fedproxy_secure.report.html import tables as page_tables
 from fedproxy_secure.report.html.charts import Figure, figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
@@ -159,6 +159,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         ],
         "attack_groups": groups,
         **_beside_no_protection(report),
+        "owner": {"rows": owner.owners_rows(report), "title": owner.TITLE, "about": owner.ABOUT},
         "opened": [
             index
             for index, g in enumerate(groups, 1)

@@ -15,6 +15,7 @@ from fedproxy_secure.report.comparison import (
 )
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.text import trilemma_table
+from fedproxy_secure.report.text.owner import owner_lines
 from fedproxy_secure.report.text.protections import side_lines, verdict_lines
 from fedproxy_secure.report.text.table import (
     HEADINGS,
@@ -41,6 +42,7 @@ def markdown_report(report: Report) -> str:
         ]
         lines = [f"{c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
         parts += [_items([*lines, *report.composition])] if lines or report.composition else []
+    parts += owner_lines(report)
     parts += side_lines(report)
     if report.rows:
         parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]

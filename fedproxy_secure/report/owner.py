@@ -1,0 +1,124 @@
+"""What the owner of the LLM gives away by each proxy, in plain words.
+
+A proxy is what `compression` and `remove_ratio` make; configurations that differ in anything else hold the
+same one. Where they differ in a number, the worst for the owner is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.measures import ip
+from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.report.page_words import Said, Sentence
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import setting_words, shown
+from fedproxy_secure.report.trilemma import Configuration, Measure
+
+TITLE = "What clients get of the LLM"
+ABOUT = (
+    "Extraction counts from the tuned proxy, which a client has anyway, to the fused LLM. It is "
+    "relative to the proxy: where the proxy is as good as the LLM, little is left to extract. A low number "
+    "is the best that these attacks reached, and no proof that none goes further."
+)
+NOT_ATTACKED = "Nothing is known of how far a client gets: no extraction attack left a number."
+PROXY_SETTINGS = ("compression", "remove_ratio")
+API_WORDS = {
+    "text": "only the likeliest token",
+    "top_k": "the likeliest tokens' logits",
+    "logits": "all logits",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnersRow:
+    """What is said of one proxy.
+
+    Args:
+        proxy: which one, in words; empty where the report has only one.
+        sentences: what a client holds, what only the owner has, how far the strongest attack gets.
+    """
+
+    proxy: str
+    sentences: tuple[Sentence, ...]
+
+
+def owners_rows(report: Report) -> tuple[OwnersRow, ...]:
+    """Return a row for each proxy, in the order of the configurations; none where nothing was measured."""
+    groups: dict[tuple[str, ...], list[Configuration]] = {}
+    for c in report.configurations:
+        groups.setdefault(tuple(c.settings.get(key, "") for key in PROXY_SETTINGS), []).append(c)
+    rows = []
+    for values, mine in groups.items():
+        sentences = tuple(s for make in (_held, _edge, _extracted, _healed) if (s := make(mine)))
+        if sentences == ((NOT_ATTACKED,),):
+            continue
+        words = [setting_words(k, v) for k, v in zip(PROXY_SETTINGS, values, strict=True) if v]
+        rows.append(OwnersRow(proxy=", ".join(words) if len(groups) > 1 else "", sentences=sentences))
+    return tuple(rows)
+
+
+def _held(mine: Sequence[Configuration]) -> Sentence:
+    measure = _worst(mine, ip.VERBATIM_SHARE.key, max)
+    if measure is None:
+        return ()
+    return ("A client holds ", shown(measure), " of the LLM's weights number for number.")
+
+
+def _edge(mine: Sequence[Configuration]) -> Sentence:
+    measure = _worst(mine, ip.OWNERS_EDGE.key, min)
+    if measure is None:
+        return ()
+    low, high = measure.estimate.low, measure.estimate.high
+    if low is None or high is None:
+        begin = "What only the owner has was measured without an interval"
+    elif low > 0:
+        begin = "Only the owner has the better model"
+    elif high < 0:
+        begin = "Clients hold the better model"
+    else:
+        begin = "Clients hold as good a model, for all that these records can tell"
+    return (f"{begin}: the fused LLM's accuracy minus the tuned proxy's is ", shown(measure), ".")
+
+
+def _extracted(mine: Sequence[Configuration]) -> Sentence:
+    """Return how far the strongest attack gets, which one it is, and what the API tells it."""
+    found = [(number, c, f) for c in mine for f in c.findings for number in f.numbers(ip.EXTRACTION_R.key)]
+    if not found:
+        return (NOT_ATTACKED,)
+    number, configuration, finding = max(found, key=lambda entry: entry[0].value)
+    api = API_WORDS.get(configuration.api_answers, "")
+    who = f"{finding.id} from {finding.view.replace('_', ' ')}, {finding.profile}"
+    unsure = ", inconclusive" if finding.outcome == Outcome.INCONCLUSIVE else ""
+    return (
+        "The strongest attack gets ",
+        _of(number, configuration, finding),
+        " of the way from the tuned proxy to the fused LLM (",
+        Said(who + unsure),
+        *((f", by an API that tells {api}",) if api else ()),
+        ").",
+    )
+
+
+def _healed(mine: Sequence[Configuration]) -> Sentence:
+    found = [(number, c, f) for c in mine for f in c.findings for number in f.numbers(ip.HEALING_R.key)]
+    if not found:
+        return ()
+    number, configuration, finding = max(found, key=lambda entry: entry[0].value)
+    return (
+        "Without asking anything, with public text and computing time alone, it gets ",
+        _of(number, configuration, finding),
+        " of the way.",
+    )
+
+
+def _of(number: Estimate, configuration: Configuration, finding: Finding) -> Number:
+    return Number(number, configuration.source_of(finding))
+
+
+def _worst(mine: Sequence[Configuration], key: str, choose: Callable[..., Measure]) -> Measure | None:
+    measures = [m for c in mine if (m := c.measure(key)) is not None]
+    return choose(measures, key=lambda m: m.estimate.value) if measures else None

@@ -1,0 +1,150 @@
+"""What clients get of the LLM, in plain words on reports."""
+
+from dataclasses import replace
+
+import pytest
+
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.measure import measure_kind
+from fedproxy_secure.report.html.page import page
+from fedproxy_secure.report.owner import NOT_ATTACKED, TITLE, owners_rows
+from fedproxy_secure.report.protections.verdicts import in_words
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.trilemma import Configuration, Measure
+from tests.support.page_walk import faults, parse
+
+
+def estimate(metric, value, low, high, unit="share"):
+    return Estimate(metric=metric, value=value, low=low, high=high, n=800, unit=unit, how="h", seeds=(0,))
+
+
+def measure(key, value, low, high):
+    return Measure.of_kind(measure_kind(key), estimate(key, value, low, high), "result.json#x")
+
+
+def extraction(r, *, view="client", healed=0.2, outcome=Outcome.SUCCEEDED):
+    return Finding(
+        attack="proxy_extraction",
+        id="A12",
+        title="t",
+        view=view,
+        surfaces=("MOD", "API"),
+        seed_folder="seed-0",
+        profile="standard",
+        outcome=outcome,
+        reason="because",
+        estimates=(
+            estimate("extraction R", r, r - 0.02, r + 0.02),
+            estimate("healing R", healed, healed - 0.02, healed + 0.02),
+        ),
+        measures={"extraction_R": (0,), "healing_R": (1,)},
+        positive=None,
+        negative=None,
+        seconds=1.0,
+        seed=0,
+        mapping=(),
+    )
+
+
+def configuration(name, *findings, edge=(0.01, 0.002, 0.018), held=0.1, **settings):
+    return Configuration(
+        name=name,
+        settings={"protection": "masking", "compression": "width", "remove_ratio": "0.5", **settings},
+        seeds=(0,),
+        measures=(measure("owners_edge", *edge), measure("verbatim_share", held, held, held)),
+        findings=findings,
+        api_answers="logits",
+    )
+
+
+def report_of(*configurations):
+    return Report(
+        name="made",
+        command="c",
+        config_sha256="5a" * 32,
+        environment={},
+        seeds=(0,),
+        configurations=configurations,
+    )
+
+
+def words(row):
+    return " ".join(map(in_words, row.sentences))
+
+
+def test_an_owner_reads_what_is_held_what_is_hers_and_how_far_the_strongest_attack_gets():
+    (row,) = owners_rows(report_of(configuration("one", extraction(0.7))))
+    assert row.proxy == ""
+    assert words(row) == (
+        "A client holds 10 % of the LLM's weights number for number. "
+        "Only the owner has the better model: the fused LLM's accuracy minus the tuned proxy's is "
+        "+1.0 ± 0.8 points. "
+        "The strongest attack gets 70.0 ± 2.0 % of the way from the tuned proxy to the fused LLM "
+        "(A12 from client, standard, by an API that tells all logits). "
+        "Without asking anything, with public text and computing time alone, it gets 20.0 ± 2.0 % of "
+        "the way."
+    )
+
+
+@pytest.mark.parametrize(
+    ("edge", "begin"),
+    [
+        ((0.01, 0.002, 0.018), "Only the owner has the better model"),
+        ((0.01, -0.002, 0.022), "Clients hold as good a model"),
+        ((-0.01, -0.018, -0.002), "Clients hold the better model"),
+        ((0.01, None, None), "What only the owner has was measured without an interval"),
+    ],
+)
+def test_who_has_the_better_model_follows_from_the_edge_s_interval(edge, begin):
+    (row,) = owners_rows(report_of(configuration("one", edge=edge)))
+    assert begin in words(row)
+
+
+def test_of_configurations_with_the_same_proxy_the_worst_for_the_owner_is_told():
+    (row,) = owners_rows(
+        report_of(
+            configuration("open", extraction(0.5), protection="unsafe_plaintext"),
+            configuration(
+                "masked", extraction(0.4), extraction(0.6, view="outsider"), edge=(-0.02, -0.03, -0.01)
+            ),
+        )
+    )
+    assert "is −2.0 ± 1.0 points" in words(row)
+    assert "60.0 ± 2.0 % of the way" in words(row)
+    assert "A12 from outsider" in words(row)
+
+
+def test_each_proxy_has_a_row_of_its_own_named_by_what_makes_it():
+    made = report_of(configuration("a"), configuration("b", compression="low_rank"))
+    assert [row.proxy for row in owners_rows(made)] == ["width, 50 % removed", "low rank, 50 % removed"]
+
+
+def test_a_proxy_that_nobody_attacked_is_said_to_be_unknown():
+    (row,) = owners_rows(report_of(configuration("one")))
+    assert words(row).endswith(NOT_ATTACKED)
+
+
+def test_an_inconclusive_attack_is_called_so():
+    (row,) = owners_rows(report_of(configuration("one", extraction(0.1, outcome=Outcome.INCONCLUSIVE))))
+    assert "(A12 from client, standard, inconclusive, by" in words(row)
+
+
+def test_a_report_without_measures_of_ip_has_no_such_rows():
+    bare = replace(configuration("one"), measures=())
+    assert owners_rows(report_of(bare)) == ()
+    assert TITLE not in markdown_report(report_of(bare))
+
+
+def test_the_words_stand_in_markdown_and_on_the_page_whose_numbers_say_what_they_rest_on():
+    made = report_of(
+        configuration("a", extraction(0.7)), configuration("b", extraction(0.3), compression="<low>_rank")
+    )
+    text = markdown_report(made)
+    assert f"## {TITLE}" in text
+    assert "<low>" not in text
+    html = page(made)
+    assert TITLE in html
+    assert "<low>" not in html
+    assert faults(parse(html)) == []
