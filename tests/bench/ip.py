@@ -90,6 +90,7 @@ def main() -> None:
     rows += _targets(llm, tables, max(grid))
     rows.append(_plain(f"{llm}: this command; what was kept takes none", time.perf_counter() - began, "s"))
     publish(f"ip_{llm}", rows)
+    print("\n".join(_summary(tables)))
 
 
 def _only(config: Config, kinds: Sequence[str]) -> Config:
@@ -149,6 +150,23 @@ def _rows(name: str, configuration: Configuration, table: Sequence[Line]) -> lis
         rows.append(Row.of(what, Estimate(**line["r"]), command=COMMAND))
         rows.append(_plain(f"{what}: time", line["seconds"], "s"))
     return rows
+
+
+def _summary(tables: Mapping[str, tuple[Configuration, Sequence[Line]]]) -> list[str]:
+    """Return the strongest attack of each proxy, by what the API tells and by queries, as Markdown."""
+    kinds = {(x["queries"], x["answers"]): None for _, table in tables.values() for x in table}
+    asked = sorted(kinds, key=lambda kind: (ANSWERS.index(kind[1]) if kind[1] else -1, kind[0]))
+    titles = [f"{a}, {q} queries" if q else "no query" for q, a in asked]
+    lines = [f"| kind | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
+    for name, (_, table) in tables.items():
+        cells = []
+        for queries, answers in asked:
+            there = [x for x in table if (x["queries"], x["answers"]) == (queries, answers)]
+            best = max(there, key=lambda x: x["r"]["value"])
+            r = best["r"]
+            cells.append(f"{r['value']:.2f} ({r['low']:.2f} to {r['high']:.2f}), {best['attack']}")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
 
 
 def _targets(
