@@ -20,6 +20,7 @@ from fedproxy_secure.config.pipeline import (
     Importance,
     LocalConfig,
     ModelConfig,
+    PlugBackConfig,
 )
 from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.config.sections import NO_EFFECT, OWN, Section, cohort_size
@@ -55,6 +56,7 @@ __all__ = [
     "LocalConfig",
     "MatrixConfig",
     "ModelConfig",
+    "PlugBackConfig",
     "NO_EFFECT",
     "OWN",
     "PrivacyConfig",

@@ -177,6 +177,20 @@ class FusionConfig(Section):
         return self.rule in ("fedavg", "fedadam")
 
 
+class PlugBackConfig(Section):
+    """Stage 3: by what factor the lifted difference is added to the LLM.
+
+    `scale` is a number, 1 in the paper, or `public_text`: the factor from 0.5 to 4 with which the fused LLM
+    predicts public text most like the tuned proxy.
+    """
+
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["public_text"] = "public_text"
+
+    @classmethod
+    def before(cls) -> PlugBackConfig:
+        return cls(scale=1.0)
+
+
 class FederateConfig(Section):
     """Stage 2: the number of rounds, the share of clients in each, and the engine."""
 

@@ -19,6 +19,7 @@ from fedproxy_secure.config.pipeline import (
     HealConfig,
     LocalConfig,
     ModelConfig,
+    PlugBackConfig,
 )
 from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.config.sections import LATER, NO_EFFECT, OWN, SWEEP, Mark, Section, cohort_size
@@ -40,6 +41,7 @@ class Config(Section):
     local: LocalConfig = LocalConfig()
     fusion: FusionConfig = FusionConfig()
     federate: FederateConfig = FederateConfig()
+    plug_back: Annotated[PlugBackConfig, LATER] = PlugBackConfig()
     protect: ProtectConfig = ProtectConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     audit: AuditConfig = AuditConfig()
@@ -94,13 +96,19 @@ class Config(Section):
         sections `attacks` and `matrix`, and what is local to one party, such as `data.root`.
 
         Args:
-            has_proxy: whether the method has a proxy; without one, `compress` and `heal` do not count.
+            has_proxy: whether the method has a proxy; without one, `compress`, `heal` and `plug_back` do
+                not count.
         """
-        return self._digest(NO_EFFECT, OWN, SWEEP, sections=() if has_proxy else ("compress", "heal"))
+        without = () if has_proxy else ("compress", "heal", "plug_back")
+        return self._digest(NO_EFFECT, OWN, SWEEP, sections=without)
 
     def _digest(self, *left_out: Mark, sections: tuple[str, ...] = ()) -> str:
         fields = type(self).model_fields
-        unsaid = {n for n, f in fields.items() if LATER in f.metadata and getattr(self, n) == f.default}
+        unsaid = {
+            n
+            for n, f in fields.items()
+            if LATER in f.metadata and getattr(self, n) == getattr(self, n).before()
+        }
         values = {
             name: value
             for name, value in self.without(*left_out).items()

@@ -25,6 +25,7 @@ from fedproxy_secure.experiments.stages import (
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
+from fedproxy_secure.fuse.line_search import scale_for
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import parameter_count
 from fedproxy_secure.protect.base import protection_of
@@ -165,10 +166,19 @@ class Inputs:
             found |= evaluate(model, own.materials, self.config, progress=shown)
         return found
 
-    def plugged_back(self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0) -> MethodResult:
-        """Evaluate the tuned proxy, and the LLM with the proxy's difference plugged back."""
+    def plugged_back(
+        self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0, scale: float | None = None
+    ) -> MethodResult:
+        """Evaluate the tuned proxy, and the LLM with the proxy's difference plugged back.
+
+        Args:
+            scale: the difference's factor; None: what the section `plug_back` says.
+        """
         accuracies = self.evaluate(tuned)
-        fused = make_fused_llm(self.materials, proxy, tuned)
+        if scale is None:
+            own, windows = self.config.plug_back, self.materials.windows
+            scale = scale_for(own, self.llm, proxy, tuned, windows, progress=self.progress).scale
+        fused = make_fused_llm(self.materials, proxy, tuned, scale=scale)
         free_memory()  # the differences, which are as large as the proxy
         return MethodResult(tuned=accuracies, fused=self.evaluate(fused), upload_bytes=upload_bytes)
 

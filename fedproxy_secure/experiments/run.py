@@ -49,6 +49,7 @@ from fedproxy_secure.experiments.tracking import (
     require,
     round_values,
 )
+from fedproxy_secure.fuse.line_search import scale_for
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import to_json
 from fedproxy_secure.report.publish import publish, write_texts
@@ -161,7 +162,8 @@ def _run_seed(
     save_adapter(tuned, place / "adapter")
     clock.stop("federate")
     shown.advance(name, note="federated")
-    fused = make_fused_llm(materials, proxy, tuned)
+    found = scale_for(config.plug_back, materials.llm, proxy, tuned, materials.windows, progress=progress)
+    fused = make_fused_llm(materials, proxy, tuned, scale=found.scale)
     save_model(fused, materials.tokenizer, place / "fused")
     clock.stop("fuse")
     shown.advance(name, note="fused")
@@ -170,6 +172,7 @@ def _run_seed(
     result = {
         "seed": seed,
         **likeness,
+        "plug_back": asdict(found),
         "perplexity": {
             m: perplexity(f, materials.fidelity_windows) for m, f in (("tuned", tuned), ("fused", fused))
         },

@@ -81,6 +81,18 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
+def plug_back_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return by what factor the difference was added, where that was searched for; () elsewhere."""
+    scales = [r["plug_back"]["scale"] for r in results if r.get("plug_back", {}).get("tried")]
+    if not scales:
+        return ()
+    found = ", ".join(f"{scale:g}" for scale in scales)
+    return (
+        f"Plug-back: the lifted difference times {found}, with which the fused LLM predicts public text "
+        "most like the tuned proxy.",
+    )
+
+
 def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:
     """Return the report of a run's finished seeds, with the trilemma; findings are read where a suite ran.
 
@@ -157,6 +169,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             proxy_note(config),
             config.api.says,
             *healing_notes(list(results.values())),
+            *plug_back_notes(list(results.values())),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),

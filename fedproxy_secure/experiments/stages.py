@@ -28,7 +28,7 @@ from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.experiments.results import Accuracy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.fuse.plug_back import plug_back
+from fedproxy_secure.fuse.plug_back import plug_back, times
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, tensor_sizes
 from fedproxy_secure.models.llm import Tokenizer, load_llm, load_tokenizer
 from fedproxy_secure.runtime.progress import NoProgress, Progress
@@ -255,9 +255,11 @@ def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, in
     return ()
 
 
-def make_fused_llm(materials: Materials, proxy: Proxy, tuned: nn.Module) -> nn.Module:
-    """Stage 3: return the LLM with the tuned proxy's difference plugged back (Eq. 15)."""
-    return plug_back(materials.llm, proxy, block_deltas(tuned))
+def make_fused_llm(
+    materials: Materials, proxy: Proxy, tuned: nn.Module, *, scale: float = 1.0
+) -> nn.Module:
+    """Stage 3: return the LLM with the tuned proxy's difference, times `scale`, plugged back (Eq. 15)."""
+    return plug_back(materials.llm, proxy, times(block_deltas(tuned), scale))
 
 
 def evaluate(

@@ -49,6 +49,11 @@ def add_deltas(model: nn.Module, deltas: Deltas) -> nn.Module:
     return fused
 
 
+def times(deltas: Deltas, scale: float) -> Deltas:
+    """Return differences multiplied by a factor; the same ones for 1."""
+    return deltas if scale == 1 else {place: scale * delta for place, delta in deltas.items()}
+
+
 def plug_back(llm: nn.Module, proxy: Lifts, deltas: Deltas) -> nn.Module:
     """Return the fused LLM: `llm` plus the proxy's difference, lifted to the LLM's blocks (Eq. 15).
 

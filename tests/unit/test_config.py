@@ -43,7 +43,7 @@ def test_defaults_are_valid():
         (
             {"zzzzz": 1},
             "zzzzz: unknown key; there are name, seeds, model, data, compress, heal, adapter, local, "
-            "fusion, federate, protect, privacy, audit, api, attacks, compare, matrix, track",
+            "fusion, federate, plug_back, protect, privacy, audit, api, attacks, compare, matrix, track",
         ),
     ],
 )

@@ -45,7 +45,7 @@ class FedOT(Method):
             adapter = _widened(settings.adapter, len(plan.kept), len(trained))
             settings = settings.model_copy(update={"adapter": adapter})
         tuned, upload_bytes = inputs.federate(held.model, settings, blocks=trained)
-        return inputs.plugged_back(held, tuned, upload_bytes=upload_bytes)
+        return inputs.plugged_back(held, tuned, upload_bytes=upload_bytes, scale=1.0)
 
 
 def _widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:

@@ -27,7 +27,8 @@ class FedProxy(Method):
 
     Args:
         fixes: which settings of `fusion` differ from plain federated averaging.
-        exact: whether the proxy's blocks stay exact copies, as the paper has them, whatever `heal` says.
+        exact: whether the proxy's blocks stay exact copies and their difference is added as it is, as the
+            paper has them, whatever `heal` and `plug_back` say.
     """
 
     fixes: Fixes
@@ -44,7 +45,8 @@ class FedProxy(Method):
     def run(self, inputs: Inputs) -> MethodResult:
         proxy = inputs.exact_proxy() if self.exact else inputs.proxy()
         tuned, upload_bytes = inputs.federate(proxy.model, self.federation(inputs.config))
-        return inputs.plugged_back(proxy, tuned, upload_bytes=upload_bytes)
+        scale = 1.0 if self.exact else None
+        return inputs.plugged_back(proxy, tuned, upload_bytes=upload_bytes, scale=scale)
 
 
 FEDPROXY_FEDAVG = FedProxy(

@@ -1,0 +1,124 @@
+"""By what factor to add the lifted difference to the LLM: a line search on public text.
+
+A difference that was learned in a proxy of fewer blocks moves the whole LLM less than it moved the proxy.
+The factor s is chosen with which the fused LLM, the LLM plus s times the lifted difference, predicts public
+text most like the tuned proxy, which is what clients trained. Only the server takes part, and no record.
+The paper's plug-back is s = 1 (Eq. 15).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedproxy_secure.config import PlugBackConfig
+from fedproxy_secure.fuse.plug_back import Deltas, Lifts, add_deltas, times
+from fedproxy_secure.models.adapters import block_deltas
+from fedproxy_secure.models.passes import windows_a_pass
+from fedproxy_secure.runtime.progress import NoProgress, Progress
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+START = SCALES.index(1.0)
+MOST_WINDOWS = 16  # read for each factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSearch:
+    """What a line search found.
+
+    Args:
+        scale: the factor.
+        tried: the factors in the order tried, each with KL(tuned proxy || fused LLM), nats a token.
+    """
+
+    scale: float
+    tried: tuple[tuple[float, float], ...] = ()
+
+
+def scale_for(
+    settings: PlugBackConfig,
+    llm: nn.Module,
+    proxy: Lifts,
+    tuned: nn.Module,
+    windows: torch.Tensor,
+    *,
+    progress: Progress | None = None,
+) -> LineSearch:
+    """Return the factor that the settings name, or, where they say so, search for it.
+
+    Args:
+        settings: the section `plug_back`.
+        proxy: lifts the difference that its adapter taught `tuned` to the LLM's blocks.
+        windows: token ids of public text, int64 [n, tokens]; the first ones are read.
+
+    The other arguments are those of `line_search`.
+    """
+    if settings.scale != "public_text":
+        return LineSearch(scale=settings.scale)
+    shown = progress or NoProgress()
+    shown.start("plug back", len(SCALES))
+    found = line_search(
+        llm,
+        tuned,
+        proxy.lift(block_deltas(tuned)),
+        windows[:MOST_WINDOWS],
+        on_scale=lambda scale, nats: shown.advance("plug back", note=f"factor {scale:g}: {nats:.3f} nats"),
+    )
+    shown.done("plug back")
+    return found
+
+
+def line_search(
+    llm: nn.Module,
+    tuned: nn.Module,
+    lifted: Deltas,
+    windows: torch.Tensor,
+    *,
+    on_scale: Callable[[float, float], None] | None = None,
+) -> LineSearch:
+    """Return the factor of `SCALES` that is found by walking from 1 while the next one is better.
+
+    Args:
+        llm, tuned: the owner's LLM and the tuned proxy, with the same vocabulary; not changed.
+        lifted: the difference, lifted to the LLM's blocks (`Proxy.lift`).
+        windows: token ids of public text, int64 [n, tokens], n >= 1.
+        on_scale: called with each factor tried and its divergence.
+
+    Guarantees: the factor is 1 unless another one is better than 1. It depends on nothing but the models
+    and the public text. What is not guaranteed is that the LLM answers clients' tasks better for it.
+    """
+    tried: dict[int, float] = {}
+
+    def value(index: int) -> float:
+        if index not in tried:
+            fused = add_deltas(llm, times(lifted, SCALES[index]))
+            tried[index] = divergence(tuned, fused, windows)
+            if on_scale is not None:
+                on_scale(SCALES[index], tried[index])
+        return tried[index]
+
+    best = START
+    for step in (1, -1):
+        while 0 <= best + step < len(SCALES) and value(best + step) < value(best):
+            best += step
+        if best != START:
+            break
+    return LineSearch(scale=SCALES[best], tried=tuple((SCALES[i], nats) for i, nats in tried.items()))
+
+
+@torch.inference_mode()
+def divergence(one: nn.Module, other: nn.Module, windows: torch.Tensor) -> float:
+    """Return KL(one || other) of the models' next-token distributions, nats, averaged over tokens."""
+    total = 0.0
+    for part in windows.split(windows_a_pass(one, windows)):
+        wanted, found = (
+            m(input_ids=part.to(next(m.parameters()).device), use_cache=False)
+            .logits.float()
+            .log_softmax(-1)
+            for m in (one, other)
+        )
+        total += float(nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
+    return total / windows.numel()
