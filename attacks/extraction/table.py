@@ -28,7 +28,7 @@ from attacks.base import Budget
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import KL, Asked, Behaviour, Scale, behaviour, scales, scores
 from attacks.extraction.questions import answers_of, questions
-from attacks.extraction.starts.offered import Recipe, offers
+from attacks.extraction.starts.offered import ALL, Recipe, offers
 from attacks.extraction.starts.widened import sizes_in
 from attacks.extraction.texts import texts_for
 from attacks.extraction.thief import TEXT_TOKENS, Thief, effort
@@ -177,6 +177,8 @@ class _Table:
         tried = [("closed form", closed, shared)]
         for name, trained in (("fillers", "fillers"), ("all weights", "all")):
             recipes: list[Recipe] = [r for r in self.spent.recipes if r.trained == trained]
+            if trained == "all" and self.missing == 0:
+                recipes = recipes or [ALL]  # there is nothing else to train
             if recipes and not (trained == "fillers" and self.missing == 0):
                 began = time.monotonic()
                 won = thief.distilled(count, [closed.offer], recipes=recipes)
