@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         tune,
     )
     from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.fuse.line_search import scale_for
     from fedproxy_secure.fuse.plug_back import plug_back
     from fedproxy_secure.models.adapters import attach, block_deltas, save_adapter
     from fedproxy_secure.models.llm import load_llm
@@ -75,6 +76,7 @@ __all__ = [
     "run",
     "save_adapter",
     "save_model",
+    "scale_for",
     "tune",
 ]
 
@@ -104,6 +106,7 @@ _HOME = {
     "block_deltas": "models.adapters",
     "save_adapter": "models.adapters",
     "plug_back": "fuse.plug_back",
+    "scale_for": "fuse.line_search",
     "Estimate": "evidence.estimate",
     "Finding": "evidence.finding",
     "Report": "report.report",

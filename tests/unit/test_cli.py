@@ -51,7 +51,7 @@ def test_the_public_names_are_these():
         "Compression Config Configuration Estimate FederationJob Finding Measure Method MethodResult "
         "MethodRow Protection Proxy Report __version__ attach average block_deltas build_proxy "
         "compare evaluate load_config load_llm make_fused_llm make_proxy matrix plan plug_back "
-        "prepare run save_adapter save_model tune"
+        "prepare run save_adapter save_model scale_for tune"
     )
     assert dir(fedproxy_secure) == fedproxy_secure.__all__ == names.split()
     assert all(hasattr(fedproxy_secure, name) for name in names.split())
