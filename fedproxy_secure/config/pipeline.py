@@ -13,6 +13,7 @@ from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Sectio
 Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
 FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["public_text"]
 Engine = Literal["in_process", "simulation", "deployment"]
 
 
@@ -181,14 +182,11 @@ class PlugBackConfig(Section):
     """Stage 3: by what factor the lifted difference is added to the LLM.
 
     `scale` is a number, 1 in the paper, or `public_text`: the factor from 0.5 to 4 with which the fused LLM
-    predicts public text most like the tuned proxy.
+    predicts public text most like the tuned proxy. That can raise accuracy on clients' tasks, and takes the
+    LLM further from what it was: see its perplexity.
     """
 
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["public_text"] = "public_text"
-
-    @classmethod
-    def before(cls) -> PlugBackConfig:
-        return cls(scale=1.0)
+    scale: Scale = 1.0
 
 
 class FederateConfig(Section):

@@ -21,7 +21,7 @@ class Mark:
 
 OWN = Mark("local to one party: no part of what parties agree on, and in no adversary's view")
 NO_EFFECT = Mark("does not influence results: paths, recording, numbers of processes")
-LATER = Mark("a section that came later: in no digest while it says what was done before there was one")
+LATER = Mark("came later: in no digest while it has its default, so that what was made before stays valid")
 SWEEP = Mark("says which cells a sweep has and what is done with them; does not influence any one of them")
 
 
@@ -34,14 +34,6 @@ class Section(BaseModel):
         """Return a copy with some fields replaced, checked like any other."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**fields, **changes})
-
-    @classmethod
-    def before(cls) -> Self:
-        """Return the values that say what was done before there was this section; by default its defaults.
-
-        A section marked `LATER` overrides it where its defaults do something else.
-        """
-        return cls()
 
     def without(self, *marks: Mark) -> dict[str, Any]:
         """Return plain JSON values of all fields, at any depth, but those with one of `marks`."""

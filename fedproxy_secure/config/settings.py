@@ -104,11 +104,7 @@ class Config(Section):
 
     def _digest(self, *left_out: Mark, sections: tuple[str, ...] = ()) -> str:
         fields = type(self).model_fields
-        unsaid = {
-            n
-            for n, f in fields.items()
-            if LATER in f.metadata and getattr(self, n) == getattr(self, n).before()
-        }
+        unsaid = {n for n, f in fields.items() if LATER in f.metadata and getattr(self, n) == f.default}
         values = {
             name: value
             for name, value in self.without(*left_out).items()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fedproxy_secure.config import Config, PlugBackConfig, parse_config
-from fedproxy_secure.fuse.line_search import SCALES, divergence, line_search
+from fedproxy_secure.config import PlugBackConfig, parse_config
+from fedproxy_secure.fuse.line_search import SCALES, LineSearch, divergence, line_search, scale_for
 from fedproxy_secure.fuse.plug_back import add_deltas, times
 from fedproxy_secure.models.llm import blocks_of
 from tests.support.tiny import VOCABULARY, tiny_llama
@@ -73,9 +73,16 @@ def test_factors_that_are_none_are_refused(scale):
         PlugBackConfig(scale=scale)
 
 
-def test_cells_that_were_made_without_a_search_keep_their_digest_where_the_factor_is_one():
-    plain = Config().model_copy(update={"plug_back": PlugBackConfig(scale=1)})
-    searched = parse_config({})
-    assert searched.plug_back.scale == "public_text"
+def test_cells_that_were_made_without_a_factor_keep_their_digest_and_a_search_changes_it():
+    plain = parse_config({})
+    assert plain.plug_back.scale == 1
+    searched = parse_config({"plug_back": {"scale": "public_text"}})
     assert plain.cell_sha256() != searched.cell_sha256()
     assert plain.cell_sha256(has_proxy=False) == searched.cell_sha256(has_proxy=False)
+    named = parse_config({"plug_back": {"scale": 1}})
+    assert named.sha256() == plain.sha256()
+
+
+def test_a_named_factor_is_taken_without_reading_anything():
+    found = scale_for(PlugBackConfig(scale=2.5), tiny_llama(), None, None, WINDOWS)
+    assert found == LineSearch(scale=2.5)
