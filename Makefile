@@ -12,11 +12,13 @@ TEST := $(VENV)/.test-installed
 REAL := $(VENV)/.real-installed
 LIGHT := $(VENV)/.light-installed
 COVERAGE := --cov --cov-report=
+# counting in these alone takes next to no time
+COVERAGE_SECRETS := $(addprefix --cov=fedproxy_secure/,crypto journal secagg) --cov-report=
 # the lowest share of lines and branches, in percent, that the fast tests may run; of SECRETS they run all
 FLOOR := 95
 SECRETS := fedproxy_secure/crypto/*,fedproxy_secure/journal/*,fedproxy_secure/secagg/*
-REPORT_COVERAGE = $(PY) -m coverage report --skip-covered --fail-under=$(FLOOR) && \
-	$(PY) -m coverage report --skip-covered --fail-under=100 --include='$(SECRETS)'
+REPORT_SECRETS = $(PY) -m coverage report --skip-covered --fail-under=100 --include='$(SECRETS)'
+REPORT_COVERAGE = $(PY) -m coverage report --skip-covered --fail-under=$(FLOOR) && $(REPORT_SECRETS)
 # an interpreter by its version, from the path or from pyenv; empty where there is none
 python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/python"; do \
 	"$$p" -c '' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -26,7 +28,7 @@ python = $(shell for p in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/pyth
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo real test test-slow test-all test-nightly test-light test-light-all test-light-newest \
-	check coverage coverage-all coverage-secagg docs \
+	check coverage test-change coverage-secagg docs \
 	environment lock mutate-secagg bench clean
 .DEFAULT_GOAL := demo
 
@@ -101,11 +103,11 @@ coverage: $(TEST)
 	@$(PYTEST) $(COVERAGE)
 	@$(REPORT_COVERAGE)
 
-# `make test-all`, and what the fast tests ran (see tests/conftest.py): in one session, because to collect the
+# `make test-all`, and that every branch of what keeps secrets was run: in one session, because to collect the
 # tests and to import what they use takes each process most of a minute
-coverage-all: $(TEST)
-	@$(PYTEST) -m "not nightly" $(COVERAGE)
-	@$(REPORT_COVERAGE)
+test-change: $(TEST)
+	@$(PYTEST) -m "not nightly" $(COVERAGE_SECRETS)
+	@$(REPORT_SECRETS)
 
 # the second half of that in two minutes: what keeps secrets, by its own tests
 coverage-secagg: $(TEST)
