@@ -28,7 +28,7 @@ NOT_ATTACKED = "Nothing is known of how far a client gets: no extraction attack 
 PROXY_SETTINGS = ("compression", "remove_ratio")
 API_WORDS = {
     "text": "only the likeliest token",
-    "top_k": "the likeliest tokens' logits",
+    "top_k": "the likeliest tokens with their probabilities",
     "logits": "all logits",
 }
 

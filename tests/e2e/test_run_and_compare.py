@@ -40,6 +40,15 @@ def test_a_run_leaves_models_that_load_and_a_report_with_intervals(settings, tmp
     assert row.average.low <= row.average.value <= row.average.high
 
 
+def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(settings, tmp_path):
+    searching = parse_config({**settings, "plug_back": {"scale": "public_text"}})
+    report = run(searching, tmp_path / "run", command="c")
+    found = json.loads((tmp_path / "run/seed-0/result.json").read_text())["plug_back"]
+    assert min(found["tried"], key=lambda pair: pair[1])[0] == found["scale"]
+    (note,) = [n for n in report.notes if n.startswith("Plug-back")]
+    assert f"times {found['scale']:g}" in note
+
+
 def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):
     config = parse_config({**settings, "seeds": [0]})
     whole = run(config, tmp_path / "whole")

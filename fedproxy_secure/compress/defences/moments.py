@@ -65,12 +65,12 @@ def last_moment(llm: nn.Module, windows: torch.Tensor) -> torch.Tensor:
     """
     inner: Any = llm
     device = next(llm.parameters()).device
-    parts = []
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for part in windows.split(windows_a_pass(llm, windows)):
         x = inner.base_model(input_ids=part.to(device), use_cache=False).last_hidden_state
         x = x.flatten(0, 1).float()
-        parts.append((x.T @ x).double())
-    return _damped(torch.stack(parts).sum(0) / windows.numel())
+        total = total + (x.T @ x).double()
+    return _damped(total / windows.numel())
 
 
 @torch.no_grad()
