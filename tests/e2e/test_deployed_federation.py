@@ -84,7 +84,7 @@ def wait_for_rounds(owner, count):
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # five minutes; for every change `tests/network` deploys on networks of their own
 @pytest.mark.timeout(900)
 def test_a_deployment_ends_as_one_machine_does_though_owner_and_a_site_are_killed(federation, tmp_path):
     owner, settings = federation
