@@ -169,7 +169,7 @@ class Inputs:
     def plugged_back(
         self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0, scale: float | None = None
     ) -> MethodResult:
-        """Evaluate the tuned proxy, and the LLM with the proxy's difference plugged back.
+        """Evaluate the tuned proxy and the fused LLM.
 
         Args:
             scale: the difference's factor; None: what the section `plug_back` says.

@@ -258,7 +258,7 @@ def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, in
 def make_fused_llm(
     materials: Materials, proxy: Proxy, tuned: nn.Module, *, scale: float = 1.0
 ) -> nn.Module:
-    """Stage 3: return the LLM with the tuned proxy's difference, times `scale`, plugged back (Eq. 15)."""
+    """Stage 3: return the LLM plus `scale` times the tuned proxy's lifted difference (Eq. 15)."""
     return plug_back(materials.llm, proxy, times(block_deltas(tuned), scale))
 
 

@@ -47,7 +47,7 @@ def scale_for(
     *,
     progress: Progress | None = None,
 ) -> LineSearch:
-    """Return the factor that the settings name, or, where they say so, search for it.
+    """Return the factor that the settings name, or that of a line search where they ask for one.
 
     Args:
         settings: the section `plug_back`.
@@ -79,7 +79,7 @@ def line_search(
     *,
     on_scale: Callable[[float, float], None] | None = None,
 ) -> LineSearch:
-    """Return the factor of `SCALES` that is found by walking from 1 while the next one is better.
+    """Search for the best factor: walk from 1 through `SCALES` while the next one is better.
 
     Args:
         llm, tuned: the owner's LLM and the tuned proxy, with the same vocabulary; not changed.
@@ -95,6 +95,7 @@ def line_search(
     def value(index: int) -> float:
         if index not in tried:
             fused = add_deltas(llm, times(lifted, SCALES[index]))
+            # reads the tuned proxy again: its predictions of all windows would not fit beside large models
             tried[index] = divergence(tuned, fused, windows)
             if on_scale is not None:
                 on_scale(SCALES[index], tried[index])

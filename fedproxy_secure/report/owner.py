@@ -1,4 +1,4 @@
-"""What the owner of the LLM gives away by each proxy, in plain words.
+"""Sentences for the owner of the LLM: what each proxy gives away.
 
 A proxy is what `compression` and `remove_ratio` make; configurations that differ in anything else hold the
 same one. Where they differ in a number, the worst for the owner is told.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measures import ip
 from fedproxy_secure.evidence.number import Number
@@ -35,7 +34,7 @@ API_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class OwnersRow:
-    """What is said of one proxy.
+    """The sentences about one proxy.
 
     Args:
         proxy: which one, in words; empty where the report has only one.
@@ -86,16 +85,16 @@ def _edge(mine: Sequence[Configuration]) -> Sentence:
 
 def _extracted(mine: Sequence[Configuration]) -> Sentence:
     """Return how far the strongest attack gets, which one it is, and what the API tells it."""
-    found = [(number, c, f) for c in mine for f in c.findings for number in f.numbers(ip.EXTRACTION_R.key)]
-    if not found:
+    strongest = _strongest(mine, ip.EXTRACTION_R.key)
+    if strongest is None:
         return (NOT_ATTACKED,)
-    number, configuration, finding = max(found, key=lambda entry: entry[0].value)
+    number, configuration, finding = strongest
     api = API_WORDS.get(configuration.api_answers, "")
     who = f"{finding.id} from {finding.view.replace('_', ' ')}, {finding.profile}"
     unsure = ", inconclusive" if finding.outcome == Outcome.INCONCLUSIVE else ""
     return (
         "The strongest attack gets ",
-        _of(number, configuration, finding),
+        number,
         " of the way from the tuned proxy to the fused LLM (",
         Said(who + unsure),
         *((f", by an API that tells {api}",) if api else ()),
@@ -104,19 +103,25 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
 
 
 def _healed(mine: Sequence[Configuration]) -> Sentence:
-    found = [(number, c, f) for c in mine for f in c.findings for number in f.numbers(ip.HEALING_R.key)]
-    if not found:
+    strongest = _strongest(mine, ip.HEALING_R.key)
+    if strongest is None:
         return ()
-    number, configuration, finding = max(found, key=lambda entry: entry[0].value)
     return (
         "Without asking anything, with public text and computing time alone, it gets ",
-        _of(number, configuration, finding),
+        strongest[0],
         " of the way.",
     )
 
 
-def _of(number: Estimate, configuration: Configuration, finding: Finding) -> Number:
-    return Number(number, configuration.source_of(finding))
+def _strongest(mine: Sequence[Configuration], key: str) -> tuple[Number, Configuration, Finding] | None:
+    """Return the largest number that a finding has of a measure, with its configuration and finding."""
+    found = [
+        (Number(estimate, c.source_of(f)), c, f)
+        for c in mine
+        for f in c.findings
+        for estimate in f.numbers(key)
+    ]
+    return max(found, key=lambda entry: entry[0].estimate.value) if found else None
 
 
 def _worst(mine: Sequence[Configuration], key: str, choose: Callable[..., Measure]) -> Measure | None:

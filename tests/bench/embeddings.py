@@ -1,4 +1,4 @@
-"""What embeddings of lower rank cost a real LLM, by what counts in choosing the rank's directions.
+"""What embeddings of lower rank cost a real LLM, for two ways to choose the directions that stay.
 
 `make bench-embeddings`, on SmolLM2-135M, with all blocks as they are. KL on other text than the directions
 are chosen on.

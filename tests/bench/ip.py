@@ -154,7 +154,7 @@ def _rows(name: str, configuration: Configuration, table: Sequence[Line]) -> lis
 
 
 def _summary(tables: Mapping[str, tuple[Configuration, Sequence[Line]]]) -> list[str]:
-    """Return the strongest attack of each proxy, by what the API tells and by queries, as Markdown."""
+    """Return a Markdown table of the strongest attack on each proxy, by kind of answer and queries."""
     kinds = {(x["queries"], x["answers"]): None for _, table in tables.values() for x in table}
     asked = sorted(kinds, key=lambda kind: (ANSWERS.index(kind[1]) if kind[1] else -1, kind[0]))
     titles = [f"{a}, {q} queries" if q else "no query" for q, a in asked]

@@ -1,4 +1,4 @@
-"""What clients get of the LLM, in plain words on reports."""
+"""The report's sentences on what clients get of the LLM."""
 
 from dataclasses import replace
 

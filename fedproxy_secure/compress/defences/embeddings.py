@@ -19,11 +19,11 @@ FLOOR = 0.01  # of the mean direction, for what no text used
 
 
 def reduce_embeddings(llm: nn.Module, model: nn.Module, windows: torch.Tensor, rank: int) -> None:
-    """Give the embedding matrix of `model`, and its head, a rank.
+    """Lower the rank of a model's embedding matrix and of its head, in place.
 
     Args:
         llm: what `model` is made from.
-        model: a copy of the LLM with embeddings of its own or shared ones; its matrices are replaced.
+        model: a copy of the LLM (`sharing_copy`), which gets matrices of its own.
         windows: token ids of public text, int64 [n, tokens].
         rank: at most h.
     """

@@ -57,7 +57,7 @@ def second_moments(llm: nn.Module, windows: torch.Tensor) -> Iterator[tuple[int,
 
 @torch.no_grad()
 def last_moment(llm: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    """Return E[x x^T] of what the head reads, the last hidden states, float64 [h, h] and damped.
+    """Return the second moment of the last hidden states, which the head reads: float64 [h, h], damped.
 
     Args:
         llm: causal LM; left as it is.
