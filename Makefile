@@ -59,6 +59,7 @@ test: $(TEST)
 test-slow: $(TEST)
 	@$(PYTEST) -m "slow and not nightly" $$(grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 
+# by night, and before a release
 test-all: $(TEST)
 	@$(PYTEST) -m "not nightly"
 
@@ -103,10 +104,10 @@ coverage: $(TEST)
 	@$(PYTEST) $(COVERAGE)
 	@$(REPORT_COVERAGE)
 
-# `make test-all`, and that every branch of what keeps secrets was run: in one session, because to collect the
-# tests and to import what they use takes each process most of a minute
+# `make test` with the slow tests that a change must pass too, and that every branch of what keeps secrets was run:
+# in one session, because to collect the tests and to import what they use takes each process most of a minute
 test-change: $(TEST)
-	@$(PYTEST) -m "not nightly" $(COVERAGE_SECRETS)
+	@$(PYTEST) -m "not nightly and (not slow or change)" $(COVERAGE_SECRETS)
 	@$(REPORT_SECRETS)
 
 # the second half of that in two minutes: what keeps secrets, by its own tests

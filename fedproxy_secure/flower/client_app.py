@@ -9,8 +9,8 @@ When something fails, the log of the client's own machine gets the whole error. 
 gets a line that does not quote records. Under differential privacy a failure in training gives one constant
 reply, whatever the reason.
 
-torch is imported only where a model is needed: a deployment starts this app anew for every message, and
-most messages of secure aggregation need no model.
+torch is imported only where a model is needed, so that a client is there, and has answered what needs no
+model, seconds before it trains.
 """
 
 from __future__ import annotations

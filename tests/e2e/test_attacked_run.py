@@ -58,6 +58,7 @@ def test_the_demo_to_attack_sets_records_aside_and_plants_canaries():
     assert config.name == "demo_attacked"
 
 
+@pytest.mark.change
 @pytest.mark.slow
 def test_a_recorded_run_is_attacked_in_processes_and_reported_again(run):
     attacked = typed(

@@ -48,6 +48,7 @@ def html(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.change
 @needs_sphinx
 @pytest.mark.slow
 @pytest.mark.timeout(400)
@@ -60,6 +61,7 @@ def test_the_pages_build_strictly_and_ask_for_nothing_from_elsewhere(html):
         assert loaded == [], f"{page.name} loads {loaded}"
 
 
+@pytest.mark.change
 @needs_sphinx
 @pytest.mark.slow
 @pytest.mark.timeout(400)
@@ -151,6 +153,7 @@ def run_example(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) 
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_model_and_data_of_ones_own_are_tuned_and_the_report_is_read_in_pandas(

@@ -35,11 +35,12 @@ def recorded(world, engine, rounds, folder, **watch):
     return final, view(folder / engine, get("server")), states
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("engine", "rounds"),
-    # in a deployment each message starts a process of seconds
+    # one round shows a deployment's every step
     [("simulation", 2), ("deployment", 1), pytest.param("deployment", 2, marks=pytest.mark.nightly)],
 )
 def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine, rounds):

@@ -15,8 +15,8 @@ from tests.support.recorded import prepared
 def test_flowers_processes_answer_two_messages_at_once_once(tmp_path, monkeypatch):
     """Also where a SuperNode answers them one after another, as Flower 1.41 does within one of its runs.
 
-    Overlapping processes are in `tests/security/test_parallel_messages.py`; this shows that the journal and
-    the policy are found and used by clients that Flower starts anew for every message.
+    Overlapping processes are in `tests/security/test_parallel_messages.py`; this shows that the workers
+    beside a deployment's SuperNodes find and use the journal and their policy.
     """
     monkeypatch.setenv("PYTHONPATH", ".")
     job, proxy, initial = prepared(

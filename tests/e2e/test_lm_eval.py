@@ -28,6 +28,7 @@ def means(ours: Correct) -> HarnessAccuracy:
     return HarnessAccuracy(acc=ours.acc.mean(), acc_norm=ours.acc_norm.mean())
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.nightly) for s in (1, 2))])
@@ -40,6 +41,7 @@ def test_lm_evals_acc_and_acc_norm_equal_ours_on_choices_of_many_tokens_and_leng
     assert model.training
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_choice_of_several_words_is_counted_in_characters_and_without_its_leading_space():
@@ -55,6 +57,7 @@ def test_a_choice_of_several_words_is_counted_in_characters_and_without_its_lead
     assert lm_eval_accuracy(model, tokenizer, items, "words") == means(ours)
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_one_token_choices_and_braces_in_a_prompt_agree_too():
@@ -64,6 +67,7 @@ def test_one_token_choices_and_braces_in_a_prompt_agree_too():
     assert lm_eval_accuracy(model, tokenizer, items, "letters") == means(ours)
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_tokenizer_without_a_start_token_agrees_too():
@@ -73,6 +77,7 @@ def test_a_tokenizer_without_a_start_token_agrees_too():
     assert lm_eval_accuracy(model, tokenizer, items, "colours") == means(ours)
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_record_that_lm_eval_would_cut_is_refused():
@@ -81,6 +86,7 @@ def test_a_record_that_lm_eval_would_cut_is_refused():
         lm_eval_accuracy(tiny_llama(2), tiny_tokenizer(), [long], "long")
 
 
+@pytest.mark.change
 def test_choices_of_which_some_lack_the_space_are_refused():
     mixed = Record(prompt="x", choices=(" a", "b"), label=0)
     with pytest.raises(DataError, match="choices: some begin with a space and some do not"):

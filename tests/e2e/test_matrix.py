@@ -253,6 +253,7 @@ def test_a_matrix_killed_twice_resumes_to_the_same_report(settings, tmp_path: Pa
     assert untimed(resumed) == untimed(whole)
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_failed_cell_stands_in_the_report_and_loses_nothing(settings, tmp_path: Path):

@@ -241,6 +241,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(
     assert browser.run(names)  # stacked panels name their rows themselves
 
 
+@pytest.mark.slow
 def test_paper_shows_what_is_folded_but_the_records(browser: Browser, page: Path):
     browser.show(page, scheme="dark")
     printed = browser.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})

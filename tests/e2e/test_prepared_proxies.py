@@ -68,6 +68,7 @@ class StopAfter(Told):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_with_the_proxy_it_has(settings, tmp_path):
     config = parse_config(settings)
     with pytest.raises(KeyboardInterrupt):
@@ -92,6 +93,7 @@ def test_methods_that_start_from_no_healed_proxy_have_none_made(settings, tmp_pa
     assert not (tmp_path / "proxies").exists()
 
 
+@pytest.mark.slow
 def test_a_matrix_heals_a_proxy_once_for_cells_of_all_protections(settings, tmp_path):
     told = Told()
     report = matrix(parse_config(settings), tmp_path, progress=told)

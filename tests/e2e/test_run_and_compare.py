@@ -77,6 +77,7 @@ def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_p
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
     config = parse_config(settings)
     whole = compare(config, tmp_path)
@@ -98,6 +99,7 @@ def test_a_comparison_is_widened_on_resume_and_keeps_the_cells_it_has(settings, 
         compare(parse_config({**short, "local": {"steps": 3}}), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_cells_of_two_machines_make_one_table_and_foreign_cells_are_refused(settings, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     compare(parse_config({**settings, "seeds": [0]}), one)

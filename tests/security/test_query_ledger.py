@@ -102,6 +102,7 @@ def test_processes_at_once_are_answered_as_often_as_the_limit_allows_and_not_onc
     assert ledger.asked("acme") == Asked(queries=30, tokens=60)
 
 
+@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_api_that_is_killed_while_it_answers_goes_on_with_what_is_left(ledger, tmp_path):

@@ -90,6 +90,7 @@ def test_calibrated_noise_reaches_the_target_and_wastes_nothing(target):
     assert spent([gaussian(noise * 0.99, 0.04, 80)], delta=DELTA).epsilon > target * 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_target_that_no_noise_reaches_is_refused():
     with pytest.raises(ConfigError, match=r"target_epsilon=1e-06: .* do not reach it"):

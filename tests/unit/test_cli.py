@@ -207,6 +207,7 @@ def test_doctor_reads_the_pins_of_this_project():
     assert {"torch", "flwr", "transformers"} <= pins
 
 
+@pytest.mark.change
 @pytest.mark.slow
 def test_doctor_finds_this_installation_fit():
     shown = CliRunner().invoke(app, ["doctor"])

@@ -106,6 +106,7 @@ def written(view, truth):
     return {e.metric: e for e in attack.score(guess, exam.answer)}
 
 
+@pytest.mark.slow
 def test_numbers_known_by_heart_are_written_out(world):
     found = written(*world)
     assert found["share of details written out"].n == NOTES

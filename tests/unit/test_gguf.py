@@ -161,6 +161,7 @@ def test_another_file_under_the_same_name_is_another_model(file):
     assert not same_weights(after, before)
 
 
+@pytest.mark.slow
 def test_two_processes_that_convert_at_once_both_end_well(file, cache):
     program = f"from fedproxy_secure import load_llm; load_llm({str(file)!r}, device='cpu')"
     both = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(2)]
@@ -271,6 +272,7 @@ def test_smollm2_s_tokenizer_gives_the_ids_of_the_original_without_its_weights(c
     assert not list(cache.glob("*/*.safetensors"))
 
 
+@pytest.mark.change
 @needs_smollm2()
 @pytest.mark.slow
 @torch.no_grad()

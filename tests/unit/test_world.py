@@ -3,6 +3,8 @@
 import itertools
 import re
 
+import pytest
+
 from fedproxy_secure.data.demo_tasks import PUBLIC_SEED, demo_records
 from fedproxy_secure.data.evaluate import perplexity, text_windows
 from fedproxy_secure.models.llm import demo_llm_folder, load_llm, parameter_count
@@ -55,6 +57,7 @@ def test_the_embedded_llm_is_small_loads_and_has_read_the_world():
     assert perplexity(model, windows) < 6
 
 
+@pytest.mark.slow
 def test_pretraining_repeats_bit_for_bit_and_learns():
     losses: list[float] = []
     one, _ = pretrain(steps=4, seed=1, on_step=lambda _, loss: losses.append(loss))
