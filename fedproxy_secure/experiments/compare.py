@@ -13,6 +13,7 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.cell_progress import Overall, cell_units, healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
@@ -33,7 +34,7 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
     read_cells,
 )
 from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes
-from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of
+from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of, scales_of
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
@@ -131,7 +132,11 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
         estimates=costs_of(results),
         rows=tuple(rows_of(results)),
         differences=tuple(differences_of(results, config.compare.against)),
-        notes=(*folder_notes(out, cells, results), *comparison_notes(config, truncated)),
+        notes=(
+            *folder_notes(out, cells, results),
+            *comparison_notes(config, truncated),
+            *plug_back_notes(scales_of(results)),
+        ),
     )
     publish(report, out)
     return report

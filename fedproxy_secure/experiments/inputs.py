@@ -25,7 +25,7 @@ from fedproxy_secure.experiments.stages import (
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.fuse.line_search import scale_for
+from fedproxy_secure.fuse.line_search import LineSearch, scale_for
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import parameter_count
 from fedproxy_secure.protect.base import protection_of
@@ -177,10 +177,17 @@ class Inputs:
         accuracies = self.evaluate(tuned)
         if scale is None:
             own, windows = self.config.plug_back, self.materials.windows
-            scale = scale_for(own, self.llm, proxy, tuned, windows, progress=self.progress).scale
-        fused = make_fused_llm(self.materials, proxy, tuned, scale=scale)
+            search = scale_for(own, self.llm, proxy, tuned, windows, progress=self.progress)
+        else:
+            search = LineSearch(scale=scale)
+        fused = make_fused_llm(self.materials, proxy, tuned, scale=search.scale)
         free_memory()  # the differences, which are as large as the proxy
-        return MethodResult(tuned=accuracies, fused=self.evaluate(fused), upload_bytes=upload_bytes)
+        return MethodResult(
+            tuned=accuracies,
+            fused=self.evaluate(fused),
+            upload_bytes=upload_bytes,
+            scale=search.scale if search.tried else None,
+        )
 
     def each_task(self) -> list[Inputs]:
         """Return, for each client, the same inputs with its task alone."""

@@ -25,6 +25,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.evidence.finding import FOLDER, RESULTS
+from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     FAILED,
     MatrixCell,
@@ -40,6 +41,7 @@ from fedproxy_secure.experiments.sweeps.matrix_report import (
     configurations_of,
     no_ceiling,
     not_measured,
+    scales_of,
 )
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
@@ -137,7 +139,11 @@ def matrix(
         attack_differences=differences,
         total_epsilon=together.epsilon,
         composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
-        notes=(config.api.says, *cut_notes(truncated, config)),
+        notes=(
+            config.api.says,
+            *cut_notes(truncated, config),
+            *plug_back_notes(scales_of(config, out, cells)),
+        ),
         not_measured=(
             *refused,
             *no_ceiling(config, out),

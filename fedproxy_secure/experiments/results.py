@@ -50,11 +50,14 @@ class MethodResult:
         fused: accuracy per task of the model the owner ends with.
         tuned: of the small model the clients hold; None where there is none.
         upload_bytes: payload one client sends in one round; 0 where nothing is sent.
+        scale: the factor of the lifted difference that a search on public text found; None where none was
+            asked for, or nothing is lifted.
     """
 
     fused: Mapping[str, Accuracy]
     tuned: Mapping[str, Accuracy] | None = None
     upload_bytes: int = 0
+    scale: float | None = None
 
 
 def bits_to_text(bits: tuple[bool, ...]) -> str:

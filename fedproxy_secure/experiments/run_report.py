@@ -81,15 +81,29 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def plug_back_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return by what factor the difference was added, where that was searched for; () elsewhere."""
-    scales = [r["plug_back"]["scale"] for r in results if r.get("plug_back", {}).get("tried")]
-    if not scales:
+def found_scales(results: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Return the factors of the lifted difference that seeds searched for; () where none did.
+
+    `results`: each seed's `result.json`.
+    """
+    return tuple(r["plug_back"]["scale"] for r in results if r.get("plug_back", {}).get("tried"))
+
+
+def plug_back_notes(scales: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """Return the note on factors that were searched for, by whose they are; () where there are none.
+
+    `scales`: for each configuration or method (an empty name for a run's own) its seeds' factors.
+    """
+    found = "; ".join(
+        f"{name}{': ' if name else ''}{', '.join(f'{s:g}' for s in own)}"
+        for name, own in scales.items()
+        if own
+    )
+    if not found:
         return ()
-    found = ", ".join(f"{scale:g}" for scale in scales)
     return (
-        f"Plug-back: the lifted difference times {found}, with which the fused LLM predicts public text "
-        "most like the tuned proxy.",
+        "Plug-back: the lifted difference is added times the factor with which the fused LLM predicts "
+        f"public text most like the tuned proxy. By seed: {found}.",
     )
 
 
@@ -169,7 +183,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             proxy_note(config),
             config.api.says,
             *healing_notes(list(results.values())),
-            *plug_back_notes(list(results.values())),
+            *plug_back_notes({"": found_scales(list(results.values()))}),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),

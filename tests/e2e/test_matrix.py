@@ -71,6 +71,20 @@ def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(setting
     assert attack_jobs(config, tmp_path, 1) == 1
 
 
+def test_a_matrix_names_the_factors_that_were_searched_for(settings, tmp_path):
+    raw = {
+        **settings,
+        "seeds": [0],
+        "plug_back": {"scale": "public_text"},
+        "matrix": {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 1},
+    }
+    report = matrix(parse_config(raw), tmp_path)
+    (result,) = tmp_path.glob("cells/*/seed-0/result.json")
+    found = json.loads(result.read_text())["plug_back"]["scale"]
+    (note,) = [n for n in report.notes if n.startswith("Plug-back")]
+    assert note.endswith(f"{report.configurations[0].name}: {found:g}.")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_attacks_of_the_last_cell_run_in_processes_that_its_process_starts(settings, tmp_path):

@@ -43,10 +43,34 @@ def test_a_run_leaves_models_that_load_and_a_report_with_intervals(settings, tmp
 def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(settings, tmp_path):
     searching = parse_config({**settings, "plug_back": {"scale": "public_text"}})
     report = run(searching, tmp_path / "run", command="c")
-    found = json.loads((tmp_path / "run/seed-0/result.json").read_text())["plug_back"]
-    assert min(found["tried"], key=lambda pair: pair[1])[0] == found["scale"]
+    factors = []
+    for seed in (0, 1):
+        found = json.loads((tmp_path / f"run/seed-{seed}/result.json").read_text())["plug_back"]
+        assert min(found["tried"], key=lambda pair: pair[1])[0] == found["scale"]
+        factors.append(f"{found['scale']:g}")
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert f"times {found['scale']:g}" in note
+    assert note.endswith(f"By seed: {', '.join(factors)}.")
+
+
+def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(settings, tmp_path):
+    raw = {
+        **settings,
+        "seeds": [0],
+        "plug_back": {"scale": "public_text"},
+        "compare": {
+            "methods": ["zero_shot", "fedproxy_fedavg", "exact_h_ties"],
+            "remove_ratios": [0.5],
+            "jobs": 1,
+        },
+    }
+    report = compare(parse_config(raw), tmp_path / "table", command="c")
+    lifted, exact = (
+        json.loads((tmp_path / f"table/cells/{name}-0.5-seed0.json").read_text())
+        for name in ("fedproxy_fedavg", "exact_h_ties")
+    )
+    assert "scale" not in exact
+    (note,) = [n for n in report.notes if n.startswith("Plug-back")]
+    assert note.endswith(f"By seed: fedproxy_fedavg at 0.5: {lifted['scale']:g}.")
 
 
 def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):

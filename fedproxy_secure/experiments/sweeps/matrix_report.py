@@ -15,7 +15,7 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
-from fedproxy_secure.experiments.run_report import settings_of
+from fedproxy_secure.experiments.run_report import found_scales, settings_of
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
     cell_config,
@@ -28,6 +28,7 @@ from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
 from fedproxy_secure.report.spending import guarantees_of, unfinished_training
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.untrusted import read_json
 
 BASELINES = "baselines"
 UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
@@ -94,6 +95,16 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
             group.failed.append(f"seed {cell.seed}: {why_failed(place)}")
             group.besides += unfinished_training(place, cell.seed, cell_config(config, cell))
     return groups
+
+
+def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, list[float]]:
+    """Return, by configuration, the factors of the lifted difference that its seeds searched for."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if is_done(out, cell):
+            result = read_json(out / cell.folder / f"seed-{cell.seed}" / "result.json")
+            found.setdefault(title_of(cell, config), []).extend(found_scales([result]))
+    return found
 
 
 def not_measured(config: Config, configurations: Sequence[Configuration], *, cells: int) -> list[str]:

@@ -198,6 +198,7 @@ def write_cell(out: Path, result: CellResult) -> None:
         **to_texts("fused", outcome.fused),
         **({} if outcome.tuned is None else to_texts("tuned", outcome.tuned)),
         "upload_bytes": outcome.upload_bytes,
+        **({} if outcome.scale is None else {"scale": outcome.scale}),
         "seconds": result.seconds,
         "made_with": None if result.origin is None else asdict(result.origin),
     }
@@ -224,6 +225,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
                 fused=from_texts("fused", raw),
                 tuned=from_texts("tuned", raw) if "tuned" in raw else None,
                 upload_bytes=raw["upload_bytes"],
+                scale=raw.get("scale"),
             ),
             seconds=raw["seconds"],
             origin=None if raw["made_with"] is None else _origin(raw["made_with"]),

@@ -46,6 +46,15 @@ def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict
     return dict(sorted(groups.items(), key=lambda item: (item[0][1] is not None, item[0][1] or 0)))
 
 
+def scales_of(results: Iterable[CellResult]) -> dict[str, list[float]]:
+    """Return, by row, the factors of the lifted difference that its seeds searched for."""
+    found: dict[str, list[float]] = {}
+    for r in results:
+        if r.outcome.scale is not None:
+            found.setdefault(r.cell.row, []).append(r.outcome.scale)
+    return found
+
+
 def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
     """Return the bytes that a client uploads in a round, by method and ratio."""
     costs: dict[str, list[CellResult]] = {}
