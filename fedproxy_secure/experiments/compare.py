@@ -69,7 +69,7 @@ def compare(
 
     Each cell runs in a process of its own with one torch thread, `compare.jobs` at a time; 0 is one per
     core, or on CUDA one in all. With `compare.jobs` 1 all run in this process, where methods that a script
-    has registered are known. With `heal.steps` above 0 the proxies that cells start from are healed first,
+    has registered are known. Where the settings heal, the proxies that cells start from are healed first,
     once for each remove ratio and seed.
 
     A stopped comparison goes on with `resume=True` and ends with the same report; its seeds, methods and
@@ -223,7 +223,7 @@ def _name(task: Task) -> str:
 
 def _proxy(config: Config, cell: Cell) -> PreparedProxy | None:
     """Return the healed proxy that a cell starts from, None if it starts from none."""
-    if not config.heal.steps or cell.remove_ratio is None or not method_of(cell.method).settings_proxy:
+    if not config.heal.heals or cell.remove_ratio is None or not method_of(cell.method).settings_proxy:
         return None
     return PreparedProxy(remove_ratio=cell.remove_ratio, seed=cell.seed, config=config)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from fedproxy_secure.audit.tracing import traced
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
-from fedproxy_secure.compress.healing_state import FILE as HEALING_STATE
+from fedproxy_secure.compress.healing.state import FILE as HEALING_STATE
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.ledger import all_events, read_all
@@ -204,7 +204,7 @@ def _compress(
 
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
     before: dict[str, Any] = {}
-    if config.heal.steps:
+    if config.heal.heals:
         exact = fidelity(materials.llm, proxy.model, proxy.plan, materials.fidelity_windows)
         held = verbatim_share(materials.llm, proxy.model, proxy.plan)
         before = {"before_healing": {"fidelity": asdict(exact), "verbatim_share": held}}

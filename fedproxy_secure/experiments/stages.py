@@ -60,8 +60,8 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
     count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text
-    fewest = count * (1 + fits) + 2 * bool(config.heal.steps)
-    if (config.heal.steps or fits) and len(windows) < fewest:
+    fewest = count * (1 + fits) + 2 * config.heal.heals
+    if (config.heal.heals or fits) and len(windows) < fewest:
         raise DataError(
             f"data.public_text={config.data.public_text}: has {len(windows)} windows of "
             f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, or lower "
@@ -102,8 +102,8 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     them, the last as many are for fidelity. The others are for healing.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
-    if config.heal.steps:
-        count += HELD_OUT + config.heal.steps * config.heal.batch_size
+    if config.heal.heals:
+        count += HELD_OUT + config.heal.windows
     if config.data.public_text in ("demo", "real_things"):
         stream = (stories if config.data.public_text == "demo" else real_texts)(PUBLIC_SEED)
         text = "\n".join(next(stream) for _ in range(4 * count))
@@ -155,27 +155,32 @@ def heal_proxy(
 ) -> Proxy:
     """Heal a proxy in place as the settings' `heal` says, and finish it; return it as clients get it.
 
-    Its details say what healing did.
-
-    Args:
-        folder: where healing keeps its state; a call with the same inputs goes on from it. One process at a
-            time may use it.
-
-    Raises what `fedproxy_secure.compress.healing.heal` raises.
+    Its details say what healing did. `folder`: where healing keeps its state; a call with the same inputs
+    goes on from it, and one process at a time may use it. Raises what `fedproxy_secure.compress.healing`
+    raises.
     """
-    if not config.heal.steps:
+    if not config.heal.heals:
         return proxy.finished()
     shown, told = progress or NoProgress(), 0
+    blocks = len(proxy.plan.kept) if config.heal.fit_windows and proxy.plan is not None else 0
 
-    def tell(step: int, loss: float) -> None:
+    def tell(done: int, note: str) -> None:
         nonlocal told
-        shown.advance("heal", step - told, note=f"loss {loss:.2f}")
-        told = step
+        shown.advance("heal", done - told, note=note)
+        told = done
 
-    shown.start("heal", config.heal.steps)
-    windows, settings = materials.healing_windows, config.heal
-    model, llm = proxy.model, materials.llm
-    healed = heal(model, llm, windows, settings, seed=seed, plan=proxy.plan, folder=folder, on_step=tell)
+    shown.start("heal", blocks + config.heal.steps)
+    healed = heal(
+        proxy.model,
+        materials.llm,
+        materials.healing_windows,
+        config.heal,
+        seed=seed,
+        plan=proxy.plan,
+        folder=folder,
+        on_block=lambda block, _: tell(block + 1, f"block {block} fitted"),
+        on_step=lambda step, loss: tell(blocks + step, f"loss {loss:.2f}"),
+    )
     shown.done("heal")
     return replace(proxy, details={**proxy.details, "healing": asdict(healed)}).finished()
 

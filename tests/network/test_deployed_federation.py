@@ -27,6 +27,7 @@ from tests.support.network.whole import Network
 MISSING = missing()
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.change,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(MISSING), reason=str(MISSING)),
 ]
@@ -144,6 +145,7 @@ def forms_of(key: Path) -> list[bytes]:
     return [*lines, *decoded]
 
 
+@pytest.mark.nightly
 def test_a_revoked_site_is_left_out_and_the_rest_goes_on(network, own):
     deploy(network.owner, "revoke", own.owner, SITES[-1])
     run_to_the_end(network, own)

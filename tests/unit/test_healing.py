@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from fedproxy_secure.compress import healing
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.compress.fidelity import fidelity
-from fedproxy_secure.compress.healing import heal
+from fedproxy_secure.compress.healing import distil, heal
 from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.config import AdapterConfig, HealConfig
 from fedproxy_secure.errors import RunFolderError, TrainingError
@@ -77,7 +76,7 @@ def test_only_what_clients_added_to_a_healed_proxy_is_plugged_back():
 
 
 def test_a_killed_healing_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(healing, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(distil, "SAVE_EVERY_S", 0.0)
     unbroken, broken = llm_and_proxy()[1], llm_and_proxy()[1]
     llm = tiny_llama(4).eval()
     expected = heal(unbroken.model, llm, public_windows(), SETTINGS, seed=0)

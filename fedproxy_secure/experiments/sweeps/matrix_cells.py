@@ -145,7 +145,7 @@ def _compression_title(compression: SweptCompression) -> str:
 
 def proxy_of(config: Config, cell: MatrixCell) -> PreparedProxy | None:
     """Return the healed proxy that a cell starts from, None without healing."""
-    if not config.heal.steps:
+    if not config.heal.heals:
         return None
     return PreparedProxy(
         compression="" if cell.compression is None else cell.compression.name,

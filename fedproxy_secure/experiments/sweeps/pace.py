@@ -63,8 +63,8 @@ class Pace:
         return self.setup + self.healing_seconds(config) + trained + judged
 
     def healing_seconds(self, config: Config) -> float:
-        """Return the seconds in which a proxy is healed."""
-        return config.heal.steps * self.heal
+        """Return the seconds in which a proxy is healed; a window takes the fit as long as a step."""
+        return (config.heal.steps + config.heal.fit_windows / config.heal.batch_size) * self.heal
 
     def cell_seconds(self, config: Config, cell: Cell) -> float:
         """Return the seconds of a comparison's cell, whose proxy is there."""
@@ -111,7 +111,7 @@ def measure_pace(
         step=_step_seconds(config, materials, tuned),
         llm=_record_seconds(config, materials, materials.llm, sample),
         proxy=_record_seconds(config, materials, tuned, sample),
-        heal=_healing_seconds(config, materials, proxy) if config.heal.steps else 0.0,
+        heal=_healing_seconds(config, materials, proxy) if config.heal.heals else 0.0,
     )
 
 
@@ -181,7 +181,7 @@ def _healing_seconds(config: Config, materials: Materials, proxy: nn.Module) -> 
         proxy,
         materials.llm,
         materials.healing_windows[:HEALING_WINDOWS],
-        config.heal.model_copy(update={"steps": 1 + BEST_OF, "batch_size": 1}),
+        config.heal.model_copy(update={"fit_windows": 0, "steps": 1 + BEST_OF, "batch_size": 1}),
         seed=0,
         on_step=lambda *_: ended.append(time.perf_counter()),
     )

@@ -4,7 +4,7 @@ proxies/NAME/healing.safetensors   the healed weights, until no missing cell nee
 proxies/NAME/proxy.json            how healing went, in a comparison; a matrix's cells say it themselves
 
 Healing takes minutes, and a proxy depends on compression, remove ratio and seed alone. Without healing
-(`heal.steps` 0) nothing is prepared: the proxy's blocks are exact copies, which every cell makes at once.
+nothing is prepared: the proxy's blocks are exact copies, which every cell makes at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import one_thread
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 
-WEIGHTS = "healing.safetensors"  # as `fedproxy_secure.compress.healing_state` has it
+WEIGHTS = "healing.safetensors"  # as `fedproxy_secure.compress.healing.state` has it
 UNFINISHED = "healing.partial"
 PROXIES = "proxies"
 RECORD = "proxy.json"

@@ -1,20 +1,8 @@
-"""Healing: before its release, a proxy learns from public text to predict what the LLM predicts.
-
-Dropping blocks hurts a model, and tuning it heals it first: much of what clients would learn is how to make
-up for missing blocks. Lifted into the LLM, which misses none, that part is noise. The paper releases exact
-copies. Here the server heals the proxy beforehand, by distillation (Hinton et al. 2015), so that what
-clients learn is about their tasks.
+"""Heal a proxy: the closed-form fit, then steps of distillation on public text.
 
 A difference that a block learnt is lifted into the LLM's block, where it meets the LLM's hidden states. So
-healing also draws the input of every proxy block to the input that its original has in the LLM
-(`heal.state_weight`): the block before a gap learns to do what the missing blocks did.
-
-Blocks alone are trained, all or those before a gap; embeddings, final norm and head stay the LLM's. What
-healing changed is never plugged back: the lifted difference is the clients' alone, so blocks need not be
-exact copies.
-
-Not guaranteed: that a healed proxy tells less of the LLM. Its blocks are no copies any more, but its
-predictions are closer. Both are measured: `verbatim_share`, `fidelity`, and extraction among the attacks.
+healing draws the input of every proxy block to the input that its original has in the LLM: in the fit, and
+in the steps by `heal.state_weight` beside what the LLM predicts.
 """
 
 from __future__ import annotations
@@ -30,7 +18,8 @@ import torch
 from torch import nn
 
 from fedproxy_secure.compress.distance import distance
-from fedproxy_secure.compress.healing_state import HealingState
+from fedproxy_secure.compress.healing.fit import OnBlock, fit_blocks
+from fedproxy_secure.compress.healing.state import HealingState
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.config import HealConfig
 from fedproxy_secure.errors import TrainingError
@@ -57,8 +46,8 @@ class Healed:
             successors read in the LLM, relative to the latter's squared length; on the same windows. 0
             where it cannot be measured.
         state_error_after: the same after the last step.
-        tokens: public tokens trained on, repeats included.
-        seconds: time that the steps took, here and before an interruption.
+        tokens: public tokens that were read, repeats included, by the fit and by the steps.
+        seconds: time that the fit and the steps took, here and before an interruption.
     """
 
     kl_before: float
@@ -79,10 +68,12 @@ def heal(
     plan: BlockPlan | None = None,
     folder: Path | None = None,
     on_step: OnStep | None = None,
+    on_block: OnBlock | None = None,
 ) -> Healed:
-    """Distil the LLM into the proxy's blocks, in place, on public text.
+    """Fit the proxy's blocks to the LLM and distil the LLM into them, in place, on public text.
 
-    The loss is KL(LLM || proxy) of next-token distributions plus `heal.state_weight` times the relative
+    The fit reads `heal.fit_windows` of the windows (`fit_blocks`). Then `heal.steps` steps follow, whose
+    loss is KL(LLM || proxy) of next-token distributions plus `heal.state_weight` times the relative
     error of hidden states, averaged over tokens and blocks; AdamW with a learning rate that rises over the
     first tenth of the steps and falls to 0 by a cosine.
 
@@ -94,7 +85,9 @@ def heal(
         seed: of the order of windows.
         plan: which LLM block each proxy block stands for: what hidden states are compared with, and which
             blocks `heal.blocks` gaps means. Without one, or with hidden states of another width than the
-            LLM's, predictions alone are compared; without one all blocks are trained.
+            LLM's, predictions alone are compared, and nothing is fitted; without one all blocks are
+            trained.
+        on_step: called after each step; `on_block` after each block that was fitted.
         folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
             One process at a time may use a folder.
 
@@ -102,7 +95,8 @@ def heal(
     """
     # a proxy with all of the LLM's blocks has no gaps
     gaps = None if plan is None or settings.blocks == "all" else plan.before_gaps or None
-    blocks = [b for i, b in enumerate(blocks_of(proxy)) if gaps is None or i in gaps]
+    healed_ones = [i for i in range(len(blocks_of(proxy))) if gaps is None or i in gaps]
+    blocks = [blocks_of(proxy)[i] for i in healed_ones]
     parameters = [p for block in blocks for p in block.parameters()]
     state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan))
     result = state.finished(parameters)
@@ -117,13 +111,14 @@ def heal(
         p.requires_grad_(True)
     # fused: no further copies of the weights while it steps
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    done, before, seconds = state.restore(optimizer, parameters) or (
-        0,
-        _mean_distance(proxy, llm, plan, judged),
-        0.0,
-    )
+    restored = state.restore(optimizer, parameters)
+    done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, judged), 0.0)
     order = _order(len(train), settings.steps * settings.batch_size, seed)
     began, saved = time.perf_counter() - seconds, time.perf_counter()
+    fitted = train[: settings.fit_windows if plan is not None else 0]
+    if len(fitted) and restored is None:
+        assert plan is not None
+        fit_blocks(proxy, llm, plan, fitted, blocks=healed_ones, on_block=on_block)
     proxy.train()
     try:
         for step in range(done, settings.steps):
@@ -159,7 +154,7 @@ def heal(
         kl_after=after[0],
         state_error_before=before[1],
         state_error_after=after[1],
-        tokens=settings.steps * settings.batch_size * windows.shape[1],
+        tokens=(settings.steps * settings.batch_size + len(fitted)) * windows.shape[1],
         seconds=time.perf_counter() - began,
     )
     state.finish(parameters, asdict(healed))

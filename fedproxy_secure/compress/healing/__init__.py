@@ -1,0 +1,21 @@
+"""Healing: before its release, a proxy learns from public text to do what the LLM does.
+
+    fit.py      the last map of each block, fitted in closed form to the LLM's hidden states
+    distil.py   `heal`: the fit, then steps of distillation (Hinton et al. 2015) of the blocks' weights
+    state.py    an unfinished and a finished healing on disk
+
+Dropping blocks hurts a model, and tuning it heals it first: much of what clients would learn is how to make
+up for missing blocks. Lifted into the LLM, which misses none, that part is noise. The paper releases exact
+copies. Here the server heals the proxy beforehand, so that what clients learn is about their tasks.
+
+Blocks alone are changed, all or those before a gap; embeddings, final norm and head stay the LLM's. What
+healing changed is never plugged back: the lifted difference is the clients' alone, so blocks need not be
+exact copies.
+
+Not guaranteed: that a healed proxy tells less of the LLM. Its blocks are no copies any more, but its
+predictions are closer. Both are measured: `verbatim_share`, `fidelity`, and extraction among the attacks.
+"""
+
+from fedproxy_secure.compress.healing.distil import HELD_OUT, Healed, heal
+
+__all__ = ["HELD_OUT", "Healed", "heal"]
