@@ -55,6 +55,16 @@ def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tm
     assert read_cell(tmp_path, cell).outcome == run_cell(config, cell).outcome  # which heals itself
 
 
+def test_a_fit_without_steps_is_healing_too(settings, tmp_path):
+    methods = {**settings["compare"], "methods": ["zero_shot_proxy", "exact_h_ties"]}
+    config, told = parse_config({**settings, "heal": {"fit_windows": 8}, "compare": methods}), Told()
+    compare(config, tmp_path, progress=told)
+    assert [steps for task, steps in told.advanced if task == HEAL] == [1, 1]  # two blocks
+    record = json.loads((tmp_path / "proxies/0.5-seed0/proxy.json").read_text())
+    assert record["healing"]["tokens"] == 8 * 128
+    assert record["healing"]["state_error_after"] < record["healing"]["state_error_before"]
+
+
 class StopAfter(Told):
     """Interrupts the comparison when this piece of it has ended."""
 
