@@ -2,8 +2,8 @@
 
 Proxies of SmolLM2-135M by `configs/real_proxies.yaml`, at each remove ratio healed by the closed-form fit,
 by steps, and by both; judged on windows of public text that neither saw. Some 40 minutes of one core;
-`python -m tests.bench.healing 0.5 "128 windows fitted"` measures one of them. A word that ends in `.txt` is a
-file of other public text.
+`python -m tests.bench.healing 0.5 "128 windows fitted"` measures one of them. A word that ends in `.txt` is
+a file of other public text.
 """
 
 from __future__ import annotations
