@@ -9,7 +9,7 @@ ones before it pass on, so that blocks behind a gap make good what is still miss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -65,49 +65,48 @@ def fit_blocks(
     windows = windows.to(next(llm.parameters()).device)
     batches = windows.split(windows_a_pass(proxy, windows))
     ours, theirs = _Walk.begin(proxy, batches), _Walk.begin(llm, batches)
+    if ours.states[0].shape != theirs.states[0].shape:
+        return
     done = 0
     for index, (_, after) in enumerate(pairwise((*plan.kept, plan.llm_blocks))):
         for block in range(done, after):
             theirs.states = theirs.through(block)
         done = after
-        targets = theirs.states
-        passed = ours.through(index)
-        if passed[0].shape != targets[0].shape:
-            return
-        error = _error(passed, targets)
-        if index in blocks and error > 0:
-            passed, error = _fit(ours, index, targets, passed, error)
-        ours.states = passed
+        found = _last_map(ours, index) if index in blocks else None
+        if found is not None:
+            ours.states, error = _fit(ours, index, found, theirs.states)
+        else:
+            ours.states = ours.through(index)
+            error = _error(ours.states, theirs.states)
         if on_block is not None:
             on_block(index, error / windows.numel())
 
 
-def _fit(walk: _Walk, index: int, targets: States, passed: States, error: float) -> tuple[States, float]:
-    """Fit one block's last map; return what the block passes on then, and its error, or as it was."""
-    found = _last_map(walk, index)
-    if found is None:
-        return passed, error
-    weight = found.weight
+def _fit(walk: _Walk, index: int, found: nn.Linear | Conv1D, targets: States) -> tuple[States, float]:
+    """Fit a block's last map; return what the block passes on then, and its error."""
+    weight, passed = found.weight, []
     inputs, hidden = weight.shape if isinstance(found, Conv1D) else weight.T.shape
     gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(inputs, hidden, dtype=torch.float64, device=weight.device)
     for (read, out), target in zip(walk.reading(index, found), targets, strict=True):
-        a = read.reshape(-1, read.shape[-1]).float()
-        wanted = target.float().reshape(-1, target.shape[-1])
-        missing = wanted - out.float().reshape(wanted.shape)
+        a, wanted = read.reshape(-1, inputs).float(), target.reshape(-1, hidden).float()
         weighed = a / wanted.square().sum(-1, keepdim=True)
         gram += weighed.T @ a
-        cross += weighed.T @ missing
+        cross += weighed.T @ (wanted - out.reshape(-1, hidden).float())
+        passed.append(out)
+    error = _error(passed, targets)
+    if error == 0:
+        return passed, error
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     change = torch.linalg.solve(gram, cross)  # [inputs, hidden]
     before = weight.data
     weight.data = (before.double() + (change if isinstance(found, Conv1D) else change.T)).to(before.dtype)
     fitted = walk.through(index)
-    after = _error(fitted, targets)
-    if not after < error:  # also where it is not a number
+    fitted_error = _error(fitted, targets)
+    if not fitted_error < error:  # also where it is not a number
         weight.data = before
         return passed, error
-    return fitted, after
+    return fitted, fitted_error
 
 
 def _error(states: States, targets: States) -> float:
@@ -145,15 +144,16 @@ class _Walk:
         """Return what block `index` makes of the states."""
         return [self._call(index, state) for state in self.states]
 
-    def reading(self, index: int, module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return, by batch, what a module of block `index` reads and what the block makes of the states."""
+    def reading(self, index: int, module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield, by batch, what a module of block `index` reads and what the block makes of the states."""
         read: list[torch.Tensor] = []
         handle = module.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
         try:
-            out = self.through(index)
+            for state in self.states:
+                out = self._call(index, state)
+                yield read.pop(), out
         finally:
             handle.remove()
-        return list(zip(read, out, strict=True))
 
     def _call(self, index: int, state: torch.Tensor) -> torch.Tensor:
         args, named = self.calls[len(state)][index]
