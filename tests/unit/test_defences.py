@@ -108,6 +108,18 @@ def test_healing_brings_a_proxy_closer_to_its_llm(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_fit_brings_a_proxy_closer_where_its_maps_have_weights_of_their_own(kind):
+    model = llm()
+    text = torch.randint(3, VOCABULARY, (64, 24), generator=torch.Generator().manual_seed(1))
+    proxy = unfinished(kind, model)
+    healed = heal(proxy.model, model, text, HealConfig(fit_windows=48), seed=0, plan=proxy.plan)
+    if kind in ("low_rank", "quantised"):
+        assert healed.state_error_after == healed.state_error_before
+    else:
+        assert healed.state_error_after < healed.state_error_before
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_after_finishing_every_weight_is_an_ordinary_frozen_parameter(kind):
     model = llm()
     proxy = unfinished(kind, model)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from fedproxy_secure.compress.plan import BlockPlan
@@ -59,8 +60,9 @@ def fit_blocks(
         on_block: called after each block with its relative error, as `distance` defines that.
 
     Guarantees: the error of no block is larger on these windows than it would be without its own change. A
-    block that already passes on exactly what the LLM has, or has no linear map whose output has the hidden
-    size, is not touched.
+    block that already passes on exactly what the LLM has, or has no linear map of its own weights whose
+    output has the hidden size, is not touched. Weights that are computed while a proxy is healed, as those
+    of `low_rank` and `quantised`, are no map's own.
     """
     windows = windows.to(next(llm.parameters()).device)
     batches = windows.split(windows_a_pass(proxy, windows))
@@ -203,7 +205,7 @@ def _last_map(walk: _Walk, index: int) -> nn.Linear | Conv1D | None:
 
     with ExitStack() as stack:
         for module in walk.blocks[index].modules():
-            if isinstance(module, nn.Linear | Conv1D):
+            if isinstance(module, nn.Linear | Conv1D) and not is_parametrized(module, "weight"):
                 stack.callback(module.register_forward_hook(keep).remove)
         walk._call(index, state)
     return ran[-1] if ran else None
