@@ -59,7 +59,7 @@ test: $(TEST)
 test-slow: $(TEST)
 	@$(PYTEST) -m "slow and not nightly" $$(grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 
-# by night, and before a release
+# run this by night and before a release
 test-all: $(TEST)
 	@$(PYTEST) -m "not nightly"
 

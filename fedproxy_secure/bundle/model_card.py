@@ -77,7 +77,7 @@ def _made(settings: Mapping[str, Any]) -> Sequence[str]:
         line
         for line in (
             of("compress", "kind", "remove_ratio", "importance"),
-            of("heal", "steps", "blocks"),
+            of("heal", "fit_windows", "steps", "blocks"),
             of("adapter", "kind", "rank", "alpha", "modules"),
             of("fusion", "rule"),
             of("federate", "rounds", "participation", "engine"),

@@ -101,34 +101,40 @@ class CompressConfig(Section):
 
 
 class HealConfig(Section):
-    """Stage 1, second half: healing of the proxy, by distillation on public text, before clients get it.
+    """Stage 1, second half: healing of the proxy, on public text, before clients get it.
 
-    With `fit_windows` and `steps` 0 the proxy's blocks are exact copies, as the paper has them. All windows
-    are of 128 tokens of `data.public_text`, and none of them is used to calibrate or to measure fidelity.
+    Without `fit_windows` and `steps` the proxy's blocks are exact copies, as the paper has them. All
+    windows are of 128 tokens of `data.public_text`, and none of them is used to calibrate or to measure
+    fidelity.
     `fit_windows` of them serve to fit the last map of each block in closed form to the LLM's hidden states;
     then come `steps` steps of distillation that read `batch_size` windows each.
-    `blocks` says which are trained: `all`, or `gaps`: those after which the LLM has blocks that the proxy
+    `blocks` says which are changed: `all`, or `gaps`: those after which the LLM has blocks that the proxy
     lacks, or all where it lacks none. Fewer need less memory, and the others stay exact copies.
     `state_weight` is the weight of the error of hidden states beside that of predictions; 0: predictions
     alone.
     """
 
     blocks: Literal["all", "gaps"] = "all"
-    fit_windows: Annotated[int, Field(ge=0)] = 0
+    fit_windows: Annotated[int, Field(ge=0)] | None = None
     steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Positive = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
     state_weight: Annotated[float, Field(ge=0)] = 100.0
 
+    @field_validator("fit_windows")
+    @classmethod
+    def _none_is_unset(cls, fit_windows: int | None) -> int | None:
+        return fit_windows or None  # so that settings without a fit have the digest they always had
+
     @property
     def heals(self) -> bool:
-        """Whether these settings change the proxy at all."""
+        """Whether these settings ask for healing."""
         return bool(self.fit_windows or self.steps)
 
     @property
     def windows(self) -> int:
         """How many windows of public text healing can use, without those that it is judged on."""
-        return max(self.fit_windows, self.steps * self.batch_size)
+        return max(self.fit_windows or 0, self.steps * self.batch_size)
 
 
 class AdapterConfig(Section):

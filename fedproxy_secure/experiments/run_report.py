@@ -81,29 +81,30 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def found_scales(results: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return the factors of the lifted difference that seeds searched for; () where none did.
+def found_scales(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """Return, by seed, the factor of the lifted difference, for seeds that searched for it.
 
     `results`: each seed's `result.json`.
     """
-    return tuple(r["plug_back"]["scale"] for r in results if r.get("plug_back", {}).get("tried"))
+    return {s: r["plug_back"]["scale"] for s, r in results.items() if r.get("plug_back", {}).get("tried")}
 
 
-def plug_back_notes(scales: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-    """Return the note on factors that were searched for, by whose they are; () where there are none.
+def plug_back_notes(scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
+    """Return the note on factors that were searched for; () where there are none.
 
-    `scales`: for each configuration or method (an empty name for a run's own) its seeds' factors.
+    `scales`: for each configuration or method (an empty name for a run's own) the factors by seed.
     """
-    found = "; ".join(
-        f"{name}{': ' if name else ''}{', '.join(f'{s:g}' for s in own)}"
-        for name, own in scales.items()
-        if own
-    )
+
+    def said(name: str, own: Mapping[int, float]) -> str:
+        factors = ", ".join(f"{factor:g} (seed {seed})" for seed, factor in own.items())
+        return f"{name}: {factors}" if name else factors
+
+    found = "; ".join(said(name, own) for name, own in scales.items() if own)
     if not found:
         return ()
     return (
-        "Plug-back: the lifted difference is added times the factor with which the fused LLM predicts "
-        f"public text most like the tuned proxy. By seed: {found}.",
+        "Plug-back: the lifted difference is multiplied by a factor before it is added, the one with which "
+        f"the fused LLM predicts public text most like the tuned proxy. Factors: {found}.",
     )
 
 
@@ -183,7 +184,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             proxy_note(config),
             config.api.says,
             *healing_notes(list(results.values())),
-            *plug_back_notes({"": found_scales(list(results.values()))}),
+            *plug_back_notes({"": found_scales(results)}),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),

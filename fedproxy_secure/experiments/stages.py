@@ -178,7 +178,7 @@ def heal_proxy(
         seed=seed,
         plan=proxy.plan,
         folder=folder,
-        on_block=lambda block, _: tell(block + 1, f"block {block} fitted"),
+        on_block=lambda block, _: tell(block + 1, f"block {block} of the fit"),
         on_step=lambda step, loss: tell(blocks + step, f"loss {loss:.2f}"),
     )
     shown.done("heal")

@@ -33,10 +33,14 @@ def main() -> None:
     """Measure what is asked for, or everything; print, write."""
     torch.set_num_threads(1)
     words = sys.argv[1:]
-    texts = [word for word in words if word.endswith(".txt")]
-    ratios = [ratio for ratio in RATIOS if str(ratio) in words] or RATIOS
-    parts = [part for part in PARTS if part in words] or list(PARTS)
-    publish("healing", [row for ratio in ratios for part in parts for row in rows(ratio, part, *texts)])
+    texts = [word for word in words if word.endswith(".txt")][:1]
+    ratios = [ratio for ratio in RATIOS if str(ratio) in words]
+    parts = [part for part in PARTS if part in words]
+    unknown = set(words) - {*texts, *map(str, ratios), *parts}
+    if unknown:
+        raise SystemExit(f"{' '.join(sorted(unknown))}: must be of {RATIOS}, {list(PARTS)} or a .txt file")
+    measured = [(ratio, part) for ratio in ratios or RATIOS for part in parts or PARTS]
+    publish("healing", [row for ratio, part in measured for row in rows(ratio, part, *texts)])
 
 
 def rows(ratio: float, part: str, text: str = "real_things") -> list[Row]:

@@ -86,7 +86,6 @@ def test_a_record_that_lm_eval_would_cut_is_refused():
         lm_eval_accuracy(tiny_llama(2), tiny_tokenizer(), [long], "long")
 
 
-@pytest.mark.change
 def test_choices_of_which_some_lack_the_space_are_refused():
     mixed = Record(prompt="x", choices=(" a", "b"), label=0)
     with pytest.raises(DataError, match="choices: some begin with a space and some do not"):

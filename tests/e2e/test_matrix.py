@@ -82,7 +82,7 @@ def test_a_matrix_names_the_factors_that_were_searched_for(settings, tmp_path):
     (result,) = tmp_path.glob("cells/*/seed-0/result.json")
     found = json.loads(result.read_text())["plug_back"]["scale"]
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"{report.configurations[0].name}: {found:g}.")
+    assert note.endswith(f"{report.configurations[0].name}: {found:g} (seed 0).")
 
 
 @pytest.mark.slow

@@ -103,6 +103,7 @@ def test_methods_that_start_from_no_healed_proxy_have_none_made(settings, tmp_pa
     assert not (tmp_path / "proxies").exists()
 
 
+@pytest.mark.change
 @pytest.mark.slow
 def test_a_matrix_heals_a_proxy_once_for_cells_of_all_protections(settings, tmp_path):
     told = Told()

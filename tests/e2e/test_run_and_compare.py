@@ -47,9 +47,9 @@ def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(s
     for seed in (0, 1):
         found = json.loads((tmp_path / f"run/seed-{seed}/result.json").read_text())["plug_back"]
         assert min(found["tried"], key=lambda pair: pair[1])[0] == found["scale"]
-        factors.append(f"{found['scale']:g}")
+        factors.append(f"{found['scale']:g} (seed {seed})")
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"By seed: {', '.join(factors)}.")
+    assert note.endswith(f"Factors: {', '.join(factors)}.")
 
 
 def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(settings, tmp_path):
@@ -70,7 +70,7 @@ def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(s
     )
     assert "scale" not in exact
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"By seed: fedproxy_fedavg at 0.5: {lifted['scale']:g}.")
+    assert note.endswith(f"Factors: fedproxy_fedavg at 0.5: {lifted['scale']:g} (seed 0).")
 
 
 def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):

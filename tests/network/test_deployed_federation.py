@@ -27,7 +27,6 @@ from tests.support.network.whole import Network
 MISSING = missing()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.change,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(MISSING), reason=str(MISSING)),
 ]
@@ -81,6 +80,7 @@ def ran(network, prepared, tmp_path_factory) -> tuple[Deployed, Path]:
     return deployed, pcap
 
 
+@pytest.mark.change
 def test_its_result_is_bit_for_bit_that_of_the_same_job_in_one_process(ran):
     deployed, _ = ran
     federation = deployed.state.parent
@@ -89,6 +89,7 @@ def test_its_result_is_bit_for_bit_that_of_the_same_job_in_one_process(ran):
     assert half_written(deployed.folder) == []
 
 
+@pytest.mark.change
 def test_nothing_passes_the_wire_but_tls(ran):
     """Every byte of every connection is part of a TLS record."""
     passed = streams(ran[1])
@@ -113,6 +114,7 @@ def assert_is_tls(stream: Stream) -> None:
         at += 5 + length
 
 
+@pytest.mark.change
 def test_no_record_no_key_and_no_weight_can_be_read_on_the_wire(ran):
     """The capture holds at least a proxy for each site, and none of what is searched for."""
     deployed, pcap = ran
@@ -145,7 +147,6 @@ def forms_of(key: Path) -> list[bytes]:
     return [*lines, *decoded]
 
 
-@pytest.mark.nightly
 def test_a_revoked_site_is_left_out_and_the_rest_goes_on(network, own):
     deploy(network.owner, "revoke", own.owner, SITES[-1])
     run_to_the_end(network, own)
@@ -154,6 +155,7 @@ def test_a_revoked_site_is_left_out_and_the_rest_goes_on(network, own):
     assert Exactness().holds(federation)
 
 
+@pytest.mark.change
 def test_a_site_refuses_a_kit_of_an_earlier_epoch(network, own, tmp_path):
     site, old = own.site(SITES[0]), tmp_path / "old.kit.json"
     shutil.copy(own.owner / "kits" / f"{SITES[0]}.kit.json", old)
@@ -164,6 +166,7 @@ def test_a_site_refuses_a_kit_of_an_earlier_epoch(network, own, tmp_path):
     assert "epoch=1: must be >= 2" in one_line(said)
 
 
+@pytest.mark.change
 def test_a_site_refuses_a_kit_of_another_owner(network, own, tmp_path):
     other = tmp_path / "other"
     deploy(network.owner, "init", own.folder / "job.yaml", "--address", f"owner:{PORT}", "--out", other)
@@ -195,6 +198,7 @@ def one_line(said: str) -> str:
     return line
 
 
+@pytest.mark.change
 @pytest.mark.parametrize(
     ("days", "reason"), [(20 * 365, "certificate has expired"), (-365, "certificate is not yet valid")]
 )
@@ -207,6 +211,7 @@ def test_a_site_with_a_wrong_clock_is_told_before_anything_is_sent(network, own,
     assert reason in one_line(said)
 
 
+@pytest.mark.change
 def test_a_site_does_not_talk_to_an_owner_with_a_foreign_certificate(network, own, tmp_path):
     other = tmp_path / "other"
     deploy(network.owner, "init", own.folder / "job.yaml", "--address", f"owner:{PORT}", "--out", other)
@@ -216,6 +221,7 @@ def test_a_site_does_not_talk_to_an_owner_with_a_foreign_certificate(network, ow
     assert "its certificate is not the kit's" in one_line(said)
 
 
+@pytest.mark.change
 def test_an_owner_whose_port_is_taken_is_told(network, own):
     tls = open_federation(own.owner).tls
     with listening(network.owner, "sink", PORT, tls.certificate, tls.key):

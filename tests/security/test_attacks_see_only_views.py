@@ -176,10 +176,12 @@ def guesses(seen, truth_for_exam):
     return made
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("server_with_clients", "network")]
+SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.change])
+    for name in ("server_with_clients", "network")
+]
 
 
-@pytest.mark.change
 @pytest.mark.parametrize("name", ["server", "client", *SLOW])
 def test_no_guess_changes_when_the_truth_is_patched_or_gone_after_the_view_was_taken(run, tmp_path, name):
     place = tmp_path / "seed-0"

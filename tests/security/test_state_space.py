@@ -142,6 +142,7 @@ def test_the_search_over_arrays_meets_the_states_that_a_plain_one_meets(case):
     assert (found.states, found.messages) == (len(seen), moves)
 
 
+@pytest.mark.change
 @pytest.mark.slow
 def test_with_smaller_cohorts_than_the_roster_no_client_is_in_two_sums():
     """Two cohorts of four out of five: there may be two sums, of different clients."""

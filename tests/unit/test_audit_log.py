@@ -474,6 +474,7 @@ def test_show_prints_one_line_an_event(finished, tmp_path):
 # --- whole runs, slowly
 
 
+@pytest.mark.change
 @pytest.mark.slow
 def test_a_run_that_was_killed_outright_goes_on_in_its_chain(settings, finished, tmp_path):
     """Kill -9 between any two writes: no chance to tell an abort."""

@@ -214,4 +214,6 @@ def test_cells_of_an_earlier_version_stay_valid_where_a_new_setting_is_not_said(
         added: int | None = None
 
     assert Later().cell_sha256() == Config().cell_sha256()
+    assert parse_config({"heal": {"fit_windows": 0}}).sha256() == Config().sha256()
+    assert parse_config({"heal": {"fit_windows": 1}}).sha256() != Config().sha256()
     assert Later(added=1).cell_sha256() != Config().cell_sha256()

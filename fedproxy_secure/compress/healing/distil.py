@@ -1,13 +1,14 @@
 """Heal a proxy: the closed-form fit, then steps of distillation on public text.
 
-A difference that a block learnt is lifted into the LLM's block, where it meets the LLM's hidden states. So
-healing draws the input of every proxy block to the input that its original has in the LLM: in the fit, and
-in the steps by `heal.state_weight` beside what the LLM predicts.
+A difference that a block learnt is lifted into the LLM's block, where it meets the LLM's hidden states.
+Both the fit and the steps therefore bring each block's input close to what its original reads in the LLM;
+in the steps `heal.state_weight` weighs this against predictions.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.models.passes import windows_a_pass
 from fedproxy_secure.runtime.randomness import stream
 
+log = logging.getLogger(__name__)
+
 HELD_OUT = 8  # windows that healing is judged on and never trains on; at most a fifth of all
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 MAX_GRAD_NORM = 1.0
@@ -41,11 +44,11 @@ class Healed:
 
     Args:
         kl_before: mean KL(LLM || proxy), nats a token, of next-token distributions on held-out windows.
-        kl_after: the same after the last step.
+        kl_after: the same after healing.
         state_error_before: mean squared distance of what proxy blocks pass on from what their originals'
             successors read in the LLM, relative to the latter's squared length; on the same windows. 0
             where it cannot be measured.
-        state_error_after: the same after the last step.
+        state_error_after: the same after healing.
         tokens: public tokens that were read, repeats included, by the fit and by the steps.
         seconds: time that the fit and the steps took, here and before an interruption.
     """
@@ -87,15 +90,15 @@ def heal(
             blocks `heal.blocks` gaps means. Without one, or with hidden states of another width than the
             LLM's, predictions alone are compared, and nothing is fitted; without one all blocks are
             trained.
-        on_step: called after each step; `on_block` after each block that was fitted.
+        on_step: called after each step; `on_block` after each block that the fit has passed.
         folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
             One process at a time may use a folder.
 
     Raises `TrainingError` if the loss stops being finite, `RunFolderError` if the folder cannot be used.
     """
     # a proxy with all of the LLM's blocks has no gaps
-    gaps = None if plan is None or settings.blocks == "all" else plan.before_gaps or None
-    healed_ones = [i for i in range(len(blocks_of(proxy))) if gaps is None or i in gaps]
+    gaps = plan.before_gaps if plan is not None and settings.blocks == "gaps" else ()
+    healed_ones = gaps or tuple(range(len(blocks_of(proxy))))
     blocks = [blocks_of(proxy)[i] for i in healed_ones]
     parameters = [p for block in blocks for p in block.parameters()]
     state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan))
@@ -115,10 +118,12 @@ def heal(
     done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, judged), 0.0)
     order = _order(len(train), settings.steps * settings.batch_size, seed)
     began, saved = time.perf_counter() - seconds, time.perf_counter()
-    fitted = train[: settings.fit_windows if plan is not None else 0]
-    if len(fitted) and restored is None:
-        assert plan is not None
-        fit_blocks(proxy, llm, plan, fitted, blocks=healed_ones, on_block=on_block)
+    fitted = train[: 0 if plan is None else settings.fit_windows or 0]
+    if plan is not None and len(fitted) and restored is None:
+        count = fit_blocks(proxy, llm, plan, fitted, blocks=healed_ones, on_block=on_block)
+        log.log(
+            logging.INFO if count else logging.WARNING, "the fit on public text changed %d blocks", count
+        )
     proxy.train()
     try:
         for step in range(done, settings.steps):
@@ -192,7 +197,9 @@ def _key(
     plan: BlockPlan | None,
 ) -> str:
     """Return the hash of all that decides the result, except the LLM that the parameters come from."""
-    said = f"{settings.model_dump_json()}|{seed}|{tuple(windows.shape)}|{plan and plan.kept}"
+    said = (
+        f"{settings.model_dump_json(exclude_none=True)}|{seed}|{tuple(windows.shape)}|{plan and plan.kept}"
+    )
     digest = hashlib.sha256(said.encode())
     for tensor in (windows, *parameters):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

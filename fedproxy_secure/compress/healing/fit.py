@@ -1,10 +1,11 @@
 """The closed-form half of healing: the last map of each block is fitted to the LLM's hidden states.
 
-The block before a gap should pass on what the missing blocks would have made of its output. The part of
-that which is linear in what the block's last map reads (the down projection of its MLP) is a ridge
-regression away: one pass of public text, no gradient. ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819)
-fits one linear map for each gap in this way. Here blocks are fitted in their order, each on what the fitted
-ones before it pass on, so that blocks behind a gap make good what is still missing.
+The block before a gap should pass on what the missing blocks would have made of its output. Ridge
+regression finds the part of this that is linear in what the block's last map reads (in an MLP, the down
+projection). It needs no gradient; the text is read once by the LLM and twice by the proxy. ReplaceMe
+(Shopkhoev et al. 2025, arXiv 2505.02819) fits one linear map for each gap in this way. Here blocks are
+fitted in their order, each on what the fitted ones before it pass on, so that blocks behind a gap make good
+what is still missing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def fit_blocks(
     *,
     blocks: Collection[int],
     on_block: OnBlock | None = None,
-) -> None:
+) -> int:
     """Change the last linear map of proxy blocks so that they pass on what the LLM has at their place.
 
     For a block's output y, the LLM's hidden state t where the next proxy block's original reads (for the
@@ -59,6 +60,8 @@ def fit_blocks(
         blocks: indices of the proxy blocks that may be changed.
         on_block: called after each block with its relative error, as `distance` defines that.
 
+    Returns how many blocks were changed.
+
     Guarantees: the error of no block is larger on these windows than it would be without its own change. A
     block that already passes on exactly what the LLM has, or has no linear map of its own weights whose
     output has the hidden size, is not touched. Weights that are computed while a proxy is healed, as those
@@ -68,24 +71,26 @@ def fit_blocks(
     batches = windows.split(windows_a_pass(proxy, windows))
     ours, theirs = _Walk.begin(proxy, batches), _Walk.begin(llm, batches)
     if ours.states[0].shape != theirs.states[0].shape:
-        return
-    done = 0
+        return 0
+    done = changed = 0
     for index, (_, after) in enumerate(pairwise((*plan.kept, plan.llm_blocks))):
         for block in range(done, after):
             theirs.states = theirs.through(block)
         done = after
         found = _last_map(ours, index) if index in blocks else None
         if found is not None:
-            ours.states, error = _fit(ours, index, found, theirs.states)
+            ours.states, error, better = _fit(ours, index, found, theirs.states)
+            changed += better
         else:
             ours.states = ours.through(index)
             error = _error(ours.states, theirs.states)
         if on_block is not None:
             on_block(index, error / windows.numel())
+    return changed
 
 
-def _fit(walk: _Walk, index: int, found: nn.Linear | Conv1D, targets: States) -> tuple[States, float]:
-    """Fit a block's last map; return what the block passes on then, and its error."""
+def _fit(walk: _Walk, index: int, found: nn.Linear | Conv1D, targets: States) -> tuple[States, float, bool]:
+    """Fit a block's last map; return what the block passes on then, its error, and whether it changed."""
     weight, passed = found.weight, []
     inputs, hidden = weight.shape if isinstance(found, Conv1D) else weight.T.shape
     gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=weight.device)
@@ -97,8 +102,8 @@ def _fit(walk: _Walk, index: int, found: nn.Linear | Conv1D, targets: States) ->
         cross += weighed.T @ (wanted - out.reshape(-1, hidden).float())
         passed.append(out)
     error = _error(passed, targets)
-    if error == 0:
-        return passed, error
+    if error == 0 or not gram.diagonal().mean() > 0:  # nothing is missing, or the map reads zeros
+        return passed, error, False
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     change = torch.linalg.solve(gram, cross)  # [inputs, hidden]
     before = weight.data
@@ -107,8 +112,8 @@ def _fit(walk: _Walk, index: int, found: nn.Linear | Conv1D, targets: States) ->
     fitted_error = _error(fitted, targets)
     if not fitted_error < error:  # also where it is not a number
         weight.data = before
-        return passed, error
-    return fitted, fitted_error
+        return passed, error, False
+    return fitted, fitted_error, True
 
 
 def _error(states: States, targets: States) -> float:
@@ -194,13 +199,16 @@ class _Enough(Exception):
 
 
 def _last_map(walk: _Walk, index: int) -> nn.Linear | Conv1D | None:
-    """Return the linear map of a block that runs last and has outputs of the hidden size, if it has one."""
+    """Return a block's last linear map that reads every token once and has outputs of the hidden size.
+
+    A block has none, for instance, if its MLP is made of experts that each read some of the tokens.
+    """
     ran: list[nn.Linear | Conv1D] = []
     state = walk.states[0]
 
     def keep(module: nn.Module, _args: object, out: torch.Tensor) -> None:
         assert isinstance(module, nn.Linear | Conv1D)
-        if out.shape[-1] == state.shape[-1]:
+        if out.shape[-1] == state.shape[-1] and out.numel() == state.numel():
             ran.append(module)
 
     with ExitStack() as stack:
@@ -208,4 +216,4 @@ def _last_map(walk: _Walk, index: int) -> nn.Linear | Conv1D | None:
             if isinstance(module, nn.Linear | Conv1D) and not is_parametrized(module, "weight"):
                 stack.callback(module.register_forward_hook(keep).remove)
         walk._call(index, state)
-    return ran[-1] if ran else None
+    return ran[-1] if ran and ran.count(ran[-1]) == 1 else None

@@ -37,9 +37,10 @@ def cell_units(config: Config, cell: Cell, *, tests: int) -> int:
 def healing_units(config: Config, *, remove_ratio: float) -> int:
     """Return about how much work it is to heal a proxy: the LLM goes forward, the proxy is trained.
 
-    A window of the fit, in which the proxy goes forward three times, is as much as one of a step.
+    In the fit the proxy's blocks run twice and a regression is summed up: for a window that is about as
+    much as in a step.
     """
-    windows = config.heal.fit_windows + config.heal.steps * config.heal.batch_size
+    windows = (config.heal.fit_windows or 0) + config.heal.steps * config.heal.batch_size
     return max(1, round(windows * WINDOW * (1 + (STEP_PASSES + 1) * (1 - remove_ratio))))
 
 

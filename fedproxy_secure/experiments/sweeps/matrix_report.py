@@ -97,13 +97,13 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
     return groups
 
 
-def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, list[float]]:
-    """Return, by configuration, the factors of the lifted difference that its seeds searched for."""
-    found: dict[str, list[float]] = {}
+def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, dict[int, float]]:
+    """Return, by configuration and seed, the factors of the lifted difference that were searched for."""
+    found: dict[str, dict[int, float]] = {}
     for cell in cells:
         if is_done(out, cell):
             result = read_json(out / cell.folder / f"seed-{cell.seed}" / "result.json")
-            found.setdefault(title_of(cell, config), []).extend(found_scales([result]))
+            found.setdefault(title_of(cell, config), {}).update(found_scales({cell.seed: result}))
     return found
 
 

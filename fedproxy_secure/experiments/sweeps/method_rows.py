@@ -46,12 +46,12 @@ def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict
     return dict(sorted(groups.items(), key=lambda item: (item[0][1] is not None, item[0][1] or 0)))
 
 
-def scales_of(results: Iterable[CellResult]) -> dict[str, list[float]]:
-    """Return, by row, the factors of the lifted difference that its seeds searched for."""
-    found: dict[str, list[float]] = {}
+def scales_of(results: Iterable[CellResult]) -> dict[str, dict[int, float]]:
+    """Return, by row and seed, the factors of the lifted difference that were searched for."""
+    found: dict[str, dict[int, float]] = {}
     for r in results:
         if r.outcome.scale is not None:
-            found.setdefault(r.cell.row, []).append(r.outcome.scale)
+            found.setdefault(r.cell.row, {})[r.cell.seed] = r.outcome.scale
     return found
 
 

@@ -63,8 +63,9 @@ class Pace:
         return self.setup + self.healing_seconds(config) + trained + judged
 
     def healing_seconds(self, config: Config) -> float:
-        """Return the seconds in which a proxy is healed; a window takes the fit as long as a step."""
-        return (config.heal.steps + config.heal.fit_windows / config.heal.batch_size) * self.heal
+        """Return the seconds in which a proxy is healed; a window takes as long in the fit as in a step."""
+        own = config.heal
+        return (own.steps + (own.fit_windows or 0) / own.batch_size) * self.heal
 
     def cell_seconds(self, config: Config, cell: Cell) -> float:
         """Return the seconds of a comparison's cell, whose proxy is there."""
@@ -181,7 +182,7 @@ def _healing_seconds(config: Config, materials: Materials, proxy: nn.Module) -> 
         proxy,
         materials.llm,
         materials.healing_windows[:HEALING_WINDOWS],
-        config.heal.model_copy(update={"fit_windows": 0, "steps": 1 + BEST_OF, "batch_size": 1}),
+        config.heal.model_copy(update={"fit_windows": None, "steps": 1 + BEST_OF, "batch_size": 1}),
         seed=0,
         on_step=lambda *_: ended.append(time.perf_counter()),
     )
