@@ -49,6 +49,11 @@ class Proxy:
         if self.plan is None and self.lifting is None:
             raise ModelError("proxy: has no block plan and no lifting; needs one to be plugged back")
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The LLM block whose hidden states each proxy block passes on; () where they are others."""
+        return self.plan.kept if self.plan is not None and self.lifting is None else ()
+
     def finished(self) -> Proxy:
         """Return the proxy as clients get it, after what was left to do to its model, in place."""
         if self.finish is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fedproxy_secure.compress.proxy import Proxy, save_model
-from fedproxy_secure.config import Config
+from fedproxy_secure.config import Config, PlugBackConfig
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.method import STEP_PASSES
@@ -18,14 +18,13 @@ from fedproxy_secure.experiments.stages import (
     Materials,
     evaluate,
     exact_proxy,
-    make_fused_llm,
     make_proxy,
     prepare,
     tune,
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.fuse.line_search import LineSearch, scale_for
+from fedproxy_secure.fuse.stage import fuse
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import parameter_count
 from fedproxy_secure.protect.base import protection_of
@@ -172,21 +171,24 @@ class Inputs:
         """Evaluate the tuned proxy and the fused LLM.
 
         Args:
-            scale: the difference's factor; None: what the section `plug_back` says.
+            scale: the difference's factor, and no alignment; None: what the section `plug_back` says.
         """
         accuracies = self.evaluate(tuned)
-        if scale is None:
-            own, windows = self.config.plug_back, self.materials.windows
-            search = scale_for(own, self.llm, proxy, tuned, windows, progress=self.progress)
-        else:
-            search = LineSearch(scale=scale)
-        fused = make_fused_llm(self.materials, proxy, tuned, scale=search.scale)
+        made = fuse(
+            self.config.plug_back if scale is None else PlugBackConfig(scale=scale),
+            self.llm,
+            proxy,
+            tuned,
+            windows=self.materials.windows,
+            align_on=self.materials.healing_windows,
+            progress=self.progress,
+        )
         free_memory()  # the differences, which are as large as the proxy
         return MethodResult(
             tuned=accuracies,
-            fused=self.evaluate(fused),
+            fused=self.evaluate(made.llm),
             upload_bytes=upload_bytes,
-            scale=search.scale if search.tried else None,
+            scale=made.search.scale if made.search.tried else None,
         )
 
     def each_task(self) -> list[Inputs]:

@@ -36,7 +36,6 @@ from fedproxy_secure.experiments.stages import (
     evaluate,
     exact_proxy,
     heal_proxy,
-    make_fused_llm,
     prepare,
     truncated_prompts,
     tune,
@@ -49,7 +48,7 @@ from fedproxy_secure.experiments.tracking import (
     require,
     round_values,
 )
-from fedproxy_secure.fuse.line_search import scale_for
+from fedproxy_secure.fuse.stage import fuse
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import to_json
 from fedproxy_secure.report.publish import publish, write_texts
@@ -162,8 +161,16 @@ def _run_seed(
     save_adapter(tuned, place / "adapter")
     clock.stop("federate")
     shown.advance(name, note="federated")
-    found = scale_for(config.plug_back, materials.llm, proxy, tuned, materials.windows, progress=progress)
-    fused = make_fused_llm(materials, proxy, tuned, scale=found.scale)
+    made = fuse(
+        config.plug_back,
+        materials.llm,
+        proxy,
+        tuned,
+        windows=materials.windows,
+        align_on=materials.healing_windows,
+        progress=progress,
+    )
+    fused = made.llm
     save_model(fused, materials.tokenizer, place / "fused")
     clock.stop("fuse")
     shown.advance(name, note="fused")
@@ -172,7 +179,7 @@ def _run_seed(
     result = {
         "seed": seed,
         **likeness,
-        "plug_back": asdict(found),
+        "plug_back": {**asdict(made.search), "aligned_blocks": made.aligned_blocks},
         "perplexity": {
             m: perplexity(f, materials.fidelity_windows) for m, f in (("tuned", tuned), ("fused", fused))
         },

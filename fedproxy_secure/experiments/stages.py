@@ -102,8 +102,8 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     them, the last as many are for fidelity. The others are for healing.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
-    if config.heal.heals:
-        count += HELD_OUT + config.heal.windows
+    if further := max(config.heal.windows, config.plug_back.align_windows or 0):
+        count += HELD_OUT + further
     if config.data.public_text in ("demo", "real_things"):
         stream = (stories if config.data.public_text == "demo" else real_texts)(PUBLIC_SEED)
         text = "\n".join(next(stream) for _ in range(4 * count))

@@ -8,8 +8,9 @@ from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.distance import distance
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.compress.healing import heal
-from fedproxy_secure.compress.healing.fit import RIDGE, fit_blocks
+from fedproxy_secure.compress.healing.fit import fit_blocks
 from fedproxy_secure.config import HealConfig
+from fedproxy_secure.models.last_map import RIDGE
 from fedproxy_secure.models.llm import blocks_of
 from tests.support.tiny import same_weights, tiny_llama
 from tests.unit.test_healing import public_windows

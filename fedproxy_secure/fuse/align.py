@@ -1,0 +1,82 @@
+"""Align the fused LLM: let its hidden states move as tuning moved those of the proxy.
+
+A difference that was learned in the proxy is added to the LLM's blocks. There the blocks that the proxy
+lacks stand between them. They have never met the moved states, and undo part of the move. So the server
+compares, on public text and block by block, the proxy before and after tuning, and fits the last map of the
+LLM's block at each place, in closed form, so that the LLM's own state is moved by as much:
+
+    wanted state = the LLM's state + (the tuned proxy's state - the proxy's state).
+
+The paper's plug-back has no such step (Eq. 15 alone). Only the server takes part, and no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedproxy_secure.models.block_walk import BlockWalk
+from fedproxy_secure.models.last_map import fit_last_map, last_map
+from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.passes import windows_a_pass
+
+OnBlock = Callable[[int], None]  # LLM block that the walk has passed
+
+
+@torch.no_grad()
+def align(
+    fused: nn.Module,
+    llm: nn.Module,
+    tuned: Any,
+    kept: Sequence[int],
+    windows: torch.Tensor,
+    *,
+    on_block: OnBlock | None = None,
+) -> int:
+    """Change the last maps of the fused LLM's blocks so that its hidden states move as the proxy's did.
+
+    Args:
+        fused: the LLM with the lifted difference; changed in place.
+        llm: the owner's LLM; unchanged.
+        tuned: the tuned proxy as a PEFT model; with its adapter off it is the proxy that clients got. Its
+            hidden states are in the LLM's coordinates.
+        kept: the LLM block that each proxy block stands for, rising.
+        windows: token ids of public text, int64 [n, tokens], without padding.
+        on_block: called after each of the LLM's blocks.
+
+    Returns how many blocks were changed; 0 where hidden sizes differ.
+
+    Guarantees: what the LLM passes on at a place comes no further from the wanted state on these windows by
+    the change made there. Not guaranteed: that the LLM answers clients' tasks better, or stays close to
+    what it was on other text.
+    """
+    windows = windows.to(next(llm.parameters()).device)
+    batches = windows.split(windows_a_pass(llm, windows))
+    own, ours = BlockWalk.begin(llm, batches), BlockWalk.begin(fused, batches)
+    proxy = tuned.get_base_model()
+    after, before = BlockWalk.begin(proxy, batches), BlockWalk.begin(proxy, batches)
+    if after.states[0].shape != own.states[0].shape:
+        return 0
+    changed = done = 0
+    for index, (_, end) in enumerate(pairwise((*kept, len(blocks_of(llm))))):
+        after.states = after.through(index)
+        with tuned.disable_adapter():
+            before.states = before.through(index)
+        for block in range(done, end):
+            own.states = own.through(block)
+            found = last_map(ours, block) if block == end - 1 else None
+            if found is None:
+                ours.states = ours.through(block)
+            else:
+                moved = zip(own.states, after.states, before.states, strict=True)
+                wanted = [state + (new - old) for state, new, old in moved]
+                ours.states, _, better = fit_last_map(ours, block, found, wanted)
+                changed += better
+            if on_block is not None:
+                on_block(block)
+        done = end
+    return changed

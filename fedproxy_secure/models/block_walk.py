@@ -1,0 +1,93 @@
+"""Walk through the blocks of a causal LM one by one, with the hidden states of several batches.
+
+What changes a block according to what it passes on needs no pass of the whole model for each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedproxy_secure.models.llm import blocks_of
+
+States = list[torch.Tensor]  # hidden states of each batch, [n, tokens, hidden]
+
+
+@dataclass(kw_only=True)
+class BlockWalk:
+    """A model's hidden states on their way through its blocks, batch by batch.
+
+    `calls`: for each batch size, how the model calls each of its blocks: further arguments, which say
+    positions and masks. Without padding they are the same for all texts of one length.
+    """
+
+    blocks: Sequence[nn.Module]
+    calls: Mapping[int, Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]]
+    states: States
+
+    @classmethod
+    def begin(cls, model: nn.Module, batches: Sequence[torch.Tensor]) -> BlockWalk:
+        """Stand before the first block of `model`, with the states that it reads."""
+        blocks = list(blocks_of(model))
+        calls = {
+            len(batch): [(args[1:], named) for args, named in _called(model, blocks, batch)]
+            for batch in {len(batch): batch for batch in batches}.values()
+        }
+        states = [_called(model, blocks[:1], batch)[0][0][0] for batch in batches]
+        return cls(blocks=blocks, calls=calls, states=states)
+
+    def through(self, index: int) -> States:
+        """Return what block `index` makes of the states."""
+        return [self.call(index, state) for state in self.states]
+
+    def reading(self, index: int, module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield, by batch, what a module of block `index` reads and what the block makes of the states."""
+        read: list[torch.Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
+        try:
+            for state in self.states:
+                out = self.call(index, state)
+                yield read.pop(), out
+        finally:
+            handle.remove()
+
+    def call(self, index: int, state: torch.Tensor) -> torch.Tensor:
+        """Return what block `index` makes of one batch's states."""
+        args, named = self.calls[len(state)][index]
+        out = self.blocks[index](state, *args, **named)
+        made = out[0] if isinstance(out, tuple) else out
+        assert isinstance(made, torch.Tensor)
+        return made
+
+
+def _called(
+    model: nn.Module, blocks: Sequence[nn.Module], ids: torch.Tensor
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return the arguments with which a pass of `ids` calls blocks; it ends at the last of them.
+
+    The first positional argument of each is the hidden states.
+    """
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        own = dict(named)
+        calls.append((args if args else (own.pop("hidden_states"),), own))
+        if len(calls) == len(blocks):
+            raise _Enough
+
+    with ExitStack() as stack:
+        for block in blocks:
+            handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(suppress(_Enough))
+        model(input_ids=ids, use_cache=False)
+    return calls
+
+
+class _Enough(Exception):
+    """Ends a pass whose rest nobody needs."""
