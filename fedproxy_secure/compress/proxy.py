@@ -29,6 +29,7 @@ class Proxy:
             tensor` shaped like that weight, to what is added to the LLM, keyed and shaped alike for the
             LLM's blocks. It may close over what the server keeps to itself: factors, index maps, rotations.
             None: each proxy block's difference is added to its LLM block as it is.
+        own_states: whether the hidden states of the finished proxy are in other coordinates than the LLM's.
         finish: what is left to do to the model, in place, after healing and before clients get it: healing
             may train a form that is no ordinary model, such as factors of a map. None: nothing.
         importance: one value for each LLM block; () where the choice did not rest on one.
@@ -41,6 +42,7 @@ class Proxy:
     model: nn.Module
     plan: BlockPlan | None = None
     lifting: Lift | None = None
+    own_states: bool = False
     finish: Callable[[nn.Module], None] | None = None
     importance: tuple[float, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Proxy:
     @property
     def kept(self) -> tuple[int, ...]:
         """The LLM block whose hidden states each proxy block passes on; () where they are others."""
-        return self.plan.kept if self.plan is not None and self.lifting is None else ()
+        return () if self.plan is None or self.own_states else self.plan.kept
 
     def finished(self) -> Proxy:
         """Return the proxy as clients get it, after what was left to do to its model, in place."""

@@ -206,7 +206,7 @@ class PlugBackConfig(Section):
 
     `align_windows` windows of 128 tokens of public text serve to align the fused LLM: tuning moved the
     hidden states of the proxy, and the last maps of the LLM's blocks are fitted in closed form so that its
-    states move as far. Kinds of proxies whose hidden states are not the LLM's are not aligned.
+    states move as far. For `rotated` proxies, whose hidden states are not the LLM's, it has no effect.
     """
 
     scale: Scale = 1.0

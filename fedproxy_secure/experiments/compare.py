@@ -135,7 +135,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
         notes=(
             *folder_notes(out, cells, results),
             *comparison_notes(config, truncated),
-            *plug_back_notes(scales_of(results)),
+            *plug_back_notes(config, scales_of(results)),
         ),
     )
     publish(report, out)

@@ -142,7 +142,7 @@ def matrix(
         notes=(
             config.api.says,
             *cut_notes(truncated, config),
-            *plug_back_notes(scales_of(config, out, cells)),
+            *plug_back_notes(config, scales_of(config, out, cells)),
         ),
         not_measured=(
             *refused,

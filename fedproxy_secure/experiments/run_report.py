@@ -89,11 +89,17 @@ def found_scales(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     return {s: r["plug_back"]["scale"] for s, r in results.items() if r.get("plug_back", {}).get("tried")}
 
 
-def plug_back_notes(scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
-    """Return the note on factors that were searched for; () where there are none.
+def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
+    """Return the notes on factors that were searched for and on alignment; () without either.
 
     `scales`: for each configuration or method (an empty name for a run's own) the factors by seed.
     """
+    windows = config.plug_back.align_windows
+    aligned = (
+        f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
+        "(plug_back.align_windows), where the proxy's hidden states are the LLM's; not in FedOT and not in "
+        "methods in exact_.",
+    )
 
     def said(name: str, own: Mapping[int, float]) -> str:
         factors = ", ".join(f"{factor:g} (seed {seed})" for seed, factor in own.items())
@@ -101,10 +107,11 @@ def plug_back_notes(scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...
 
     found = "; ".join(said(name, own) for name, own in scales.items() if own)
     if not found:
-        return ()
+        return aligned if windows else ()
     return (
         "Plug-back: the lifted difference is multiplied by a factor before it is added, the one with which "
         f"the fused LLM predicts public text most like the tuned proxy. Factors: {found}.",
+        *(aligned if windows else ()),
     )
 
 
@@ -184,7 +191,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             proxy_note(config),
             config.api.says,
             *healing_notes(list(results.values())),
-            *plug_back_notes({"": found_scales(results)}),
+            *plug_back_notes(config, {"": found_scales(results)}),
             *cut_notes(truncated, config),
             *next(iter(results.values()))["privacy_notes"],
         ),

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
@@ -50,6 +52,23 @@ def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(s
         factors.append(f"{found['scale']:g} (seed {seed})")
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
     assert note.endswith(f"Factors: {', '.join(factors)}.")
+
+
+def test_an_aligned_llm_is_another_than_the_plain_one_and_the_report_says_so(settings, tmp_path):
+    raw = {**settings, "seeds": [0]}
+    plain = run(parse_config(raw), tmp_path / "plain", command="c")
+    report = run(
+        parse_config({**raw, "plug_back": {"align_windows": 8}}), tmp_path / "aligned", command="c"
+    )
+    one, other = (
+        load_file(tmp_path / name / "seed-0/fused/model.safetensors") for name in ("plain", "aligned")
+    )
+    changed = [name for name in one if not torch.equal(one[name], other[name])]
+    result = json.loads((tmp_path / "aligned/seed-0/result.json").read_text())
+    assert result["plug_back"]["aligned_blocks"] == len(changed) > 0
+    assert all(name.endswith("mlp.down_proj.weight") for name in changed)
+    assert any("is aligned on 8 windows" in note for note in report.notes)
+    assert not any("aligned" in note for note in plain.notes)
 
 
 def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(settings, tmp_path):

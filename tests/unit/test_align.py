@@ -1,5 +1,7 @@
 """Aligning moves the fused LLM's states as tuning moved the proxy's, and changes nothing but last maps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -100,7 +102,7 @@ def test_it_comes_after_the_search_for_a_factor(tuned_proxy):
 
 def test_a_proxy_with_hidden_states_of_its_own_is_not_aligned(tuned_proxy):
     llm, proxy, tuned = tuned_proxy
-    rotated = type(proxy)(model=proxy.model, plan=proxy.plan, lifting=proxy.plan.lift)
+    rotated = replace(proxy, own_states=True)
     made = fuse(PlugBackConfig(align_windows=24), llm, rotated, tuned, windows=TEXT[:8], align_on=TEXT)
     assert made.aligned_blocks == 0
 

@@ -120,6 +120,14 @@ def test_the_fit_brings_a_proxy_closer_where_its_maps_have_weights_of_their_own(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_proxy_whose_hidden_states_are_rotated_says_so_and_no_other(kind):
+    model = llm()
+    proxy = proxy_of(kind, model)
+    assert bool(proxy.kept) == (kind != "rotated")
+    assert len(proxy.kept) in (0, len(blocks_of(proxy.model)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_after_finishing_every_weight_is_an_ordinary_frozen_parameter(kind):
     model = llm()
     proxy = unfinished(kind, model)

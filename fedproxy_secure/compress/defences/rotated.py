@@ -70,7 +70,8 @@ class Rotated(Compression):
         def finish(model: nn.Module) -> None:
             gains.update(rotate(model, rotation, orders))
 
-        return replace(proxy, finish=finish, lifting=_rotating_back(proxy.plan, rotation, orders, gains))
+        lifting = _rotating_back(proxy.plan, rotation, orders, gains)
+        return replace(proxy, finish=finish, lifting=lifting, own_states=True)
 
 
 def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:

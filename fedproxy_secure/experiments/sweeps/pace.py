@@ -2,7 +2,8 @@
 
 Timed are a training step of the proxy, the evaluation of some test records by the LLM and by the proxy, and
 a step of healing if the settings heal. Times of other remove ratios follow from the share of blocks.
-Not counted: attacks, and the protocol of a protection beside its training.
+Not counted: attacks, the protocol of a protection beside its training, and what plug-back reads of public
+text: a search for the factor, and alignment, which takes as long as a fit of as many windows.
 """
 
 from __future__ import annotations
