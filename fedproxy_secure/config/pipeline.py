@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Section
@@ -13,6 +13,8 @@ from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Sectio
 Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
 FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
+# 0 is unset: settings that do without have the digest that they had before there was such a setting
+Windows = Annotated[Annotated[int, Field(ge=0)] | None, AfterValidator(lambda count: count or None)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["public_text"]
 Engine = Literal["in_process", "simulation", "deployment"]
 
@@ -115,16 +117,11 @@ class HealConfig(Section):
     """
 
     blocks: Literal["all", "gaps"] = "all"
-    fit_windows: Annotated[int, Field(ge=0)] | None = None
+    fit_windows: Windows = None
     steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Positive = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
     state_weight: Annotated[float, Field(ge=0)] = 100.0
-
-    @field_validator("fit_windows")
-    @classmethod
-    def _none_is_unset(cls, fit_windows: int | None) -> int | None:
-        return fit_windows or None  # so that settings without a fit have the digest they always had
 
     @property
     def heals(self) -> bool:
@@ -210,12 +207,7 @@ class PlugBackConfig(Section):
     """
 
     scale: Scale = 1.0
-    align_windows: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("align_windows")
-    @classmethod
-    def _none_is_unset(cls, align_windows: int | None) -> int | None:
-        return align_windows or None
+    align_windows: Windows = None
 
 
 class FederateConfig(Section):

@@ -90,29 +90,29 @@ def found_scales(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
 
 
 def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
-    """Return the notes on factors that were searched for and on alignment; () without either.
+    """Return the notes on searched factors and on alignment; () if the settings ask for neither.
 
     `scales`: for each configuration or method (an empty name for a run's own) the factors by seed.
     """
-    windows = config.plug_back.align_windows
-    aligned = (
-        f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
-        "(plug_back.align_windows), where the proxy's hidden states are the LLM's; not in FedOT and not in "
-        "methods in exact_.",
-    )
 
     def said(name: str, own: Mapping[int, float]) -> str:
         factors = ", ".join(f"{factor:g} (seed {seed})" for seed, factor in own.items())
         return f"{name}: {factors}" if name else factors
 
+    notes = []
     found = "; ".join(said(name, own) for name, own in scales.items() if own)
-    if not found:
-        return aligned if windows else ()
-    return (
-        "Plug-back: the lifted difference is multiplied by a factor before it is added, the one with which "
-        f"the fused LLM predicts public text most like the tuned proxy. Factors: {found}.",
-        *(aligned if windows else ()),
-    )
+    if found:
+        notes.append(
+            "Plug-back: the lifted difference is multiplied by a factor before it is added, the one with "
+            "which the fused LLM predicts public text most like the tuned proxy. Factors: " + found + "."
+        )
+    windows = config.plug_back.align_windows
+    if windows:
+        notes.append(
+            f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
+            "(plug_back.align_windows); not aligned are rotated proxies, FedOT and methods in exact_."
+        )
+    return tuple(notes)
 
 
 def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:

@@ -60,8 +60,9 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
     count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text
-    fewest = count * (1 + fits) + 2 * config.heal.heals
-    if (config.heal.heals or fits) and len(windows) < fewest:
+    reads = config.heal.heals or config.plug_back.align_windows is not None
+    fewest = count * (1 + fits) + 2 * reads
+    if (reads or fits) and len(windows) < fewest:
         raise DataError(
             f"data.public_text={config.data.public_text}: has {len(windows)} windows of "
             f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, or lower "
@@ -99,7 +100,7 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128]; never client records.
 
     The first `compress.calibration_sequences` are for calibration and fidelity. Where a proxy is fitted to
-    them, the last as many are for fidelity. The others are for healing.
+    them, the last as many are for fidelity. The others are for healing and alignment.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
     if further := max(config.heal.windows, config.plug_back.align_windows or 0):
@@ -156,8 +157,7 @@ def heal_proxy(
     """Heal a proxy in place as the settings' `heal` says, and finish it; return it as clients get it.
 
     Its details say what healing did. `folder`: where healing keeps its state; a call with the same inputs
-    goes on from it, and one process at a time may use it. Raises what `fedproxy_secure.compress.healing`
-    raises.
+    goes on from it, and one process at a time may use it. Raises what `compress.healing.heal` raises.
     """
     if not config.heal.heals:
         return proxy.finished()
@@ -263,7 +263,7 @@ def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, in
 def make_fused_llm(
     materials: Materials, proxy: Proxy, tuned: nn.Module, *, scale: float = 1.0
 ) -> nn.Module:
-    """Stage 3: return the LLM plus `scale` times the tuned proxy's lifted difference (Eq. 15)."""
+    """Return the LLM plus `scale` times the tuned proxy's lifted difference (Eq. 15), without alignment."""
     return plug_back(materials.llm, proxy, times(block_deltas(tuned), scale))
 
 

@@ -51,7 +51,7 @@ def fuse(
     align_on: torch.Tensor,
     progress: Progress | None = None,
 ) -> Fused:
-    """Return the LLM plus the tuned proxy's lifted difference (Eq. 15), as the section `plug_back` says.
+    """Make the fused LLM as the section `plug_back` says: factor, difference (Eq. 15), alignment.
 
     Args:
         llm: the owner's LLM; unchanged.

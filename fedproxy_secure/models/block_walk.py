@@ -1,4 +1,4 @@
-"""Walk through the blocks of a causal LM one by one, with the hidden states of several batches.
+"""Run the blocks of a causal LM one at a time on the hidden states of several batches.
 
 What changes a block according to what it passes on needs no pass of the whole model for each block.
 """

@@ -1,4 +1,4 @@
-"""Fit the last linear map of a block, in closed form, to the hidden states that the block should pass on.
+"""Fit a block's last linear map in closed form, so that the block outputs the wanted hidden states.
 
 For a block's output y, the wanted hidden state t, and what the map reads, a, the map W gets the change D
 that minimises
@@ -25,7 +25,7 @@ RIDGE = 0.1  # the best of .001 to 1 on text that was not fitted, with SmolLM2-1
 def fit_last_map(
     walk: BlockWalk, index: int, found: nn.Linear | Conv1D, targets: States
 ) -> tuple[States, float, bool]:
-    """Fit a block's last map; return what the block passes on then, its error, and whether it changed.
+    """Fit a block's last linear map; return the block's output, its error, and whether the map changed.
 
     Args:
         walk: stands before the block.

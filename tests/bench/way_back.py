@@ -45,7 +45,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Run once, fuse in every way; print, write."""
+    """Run the federation once, fuse its LLM in every way, print and write the rows."""
     torch.set_num_threads(1)
     config = load_config("configs/real_proxies.yaml", list(SETTINGS))
     run(config, RUN, resume=RUN.exists())
@@ -56,7 +56,10 @@ def main() -> None:
     judged = materials.healing_windows[-8:]
     said = read_json(place / "result.json")["tuned"]
     tuned_bits = {task: bits_from_text(text) for task, text in said.items()}
-    rows = [_row("tuned proxy: accuracy", tuned_bits)]
+    rows = [
+        _row("tuned proxy: accuracy", tuned_bits),
+        _plain("tuned proxy: perplexity", perplexity(tuned, judged), ""),
+    ]
     for way, settings in WAYS.items():
         made = fuse(
             settings,

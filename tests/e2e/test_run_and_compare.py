@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.experiments.compare import compare, compare_report
 from fedproxy_secure.experiments.dry_run import plan
 from fedproxy_secure.experiments.run import run
+from fedproxy_secure.experiments.stages import prepare
 from fedproxy_secure.report.report import Report
 from tests.support.tiny import tiny_settings
 
@@ -69,6 +70,12 @@ def test_an_aligned_llm_is_another_than_the_plain_one_and_the_report_says_so(set
     assert all(name.endswith("mlp.down_proj.weight") for name in changed)
     assert any("is aligned on 8 windows" in note for note in report.notes)
     assert not any("aligned" in note for note in plain.notes)
+
+
+def test_public_text_that_is_too_short_to_align_on_is_refused_in_one_line(settings):
+    short = {**settings, "compress": {"calibration_sequences": 500}, "plug_back": {"align_windows": 8}}
+    with pytest.raises(DataError, match="must have at least 502"):
+        prepare(parse_config(short))
 
 
 def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(settings, tmp_path):

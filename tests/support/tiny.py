@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fedproxy_secure.models.llm import blocks_of
+
 VOCABULARY = 3 + 256
 
 
@@ -98,3 +100,18 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     """Whether two models have equal parameters, bit for bit."""
     left, right = dict(a.named_parameters()), dict(b.named_parameters())
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def public_windows(count: int = 24) -> torch.Tensor:
+    """Return random token ids that stand for windows of public text, int64 [count, 16]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, 60, (count, 16), generator=generator)
+
+
+def louder(model: nn.Module) -> nn.Module:
+    """Scale a random model's weights up, so that a missing block changes its outputs."""
+    for block in blocks_of(model):
+        for p in block.parameters():
+            if p.dim() == 2:
+                p.data *= 5
+    return model

@@ -7,6 +7,9 @@ import pytest
 from fedproxy_secure.config import Config, load_config, parse_config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.runtime.untrusted import read_json
+
+ROOT = Path(__file__).parents[2]
 
 
 def complaint(raw: dict) -> str:
@@ -207,6 +210,19 @@ def test_what_belongs_to_one_party_is_marked_once_and_left_out_of_all_that_is_ag
 
 def _leaves(value: object) -> list[object]:
     return list(value.values()) if isinstance(value, dict) else [value]
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes"),
+    [("paper_small", []), ("paper_small_fit", ["heal.fit_windows=512", "heal.steps=60"])],
+)
+def test_the_published_cells_are_cells_of_the_shipped_settings(folder: str, changes: list[str]):
+    config = load_config(ROOT / "configs/paper_small.yaml", ["data.root=/data", *changes])
+    cells = sorted((ROOT / "docs/tables" / folder / "cells").glob("*.json"))
+    assert cells
+    for cell in map(read_json, cells):
+        digest = config.cell_sha256(has_proxy=cell["remove_ratio"] is not None)
+        assert cell["made_with"]["settings"] == digest, cell["method"]
 
 
 def test_cells_of_an_earlier_version_stay_valid_where_a_new_setting_is_not_said():

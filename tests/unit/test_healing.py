@@ -12,14 +12,9 @@ from fedproxy_secure.errors import RunFolderError, TrainingError
 from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, trained_parameters
 from fedproxy_secure.models.llm import blocks_of
-from tests.support.tiny import same_weights, tiny_llama
+from tests.support.tiny import public_windows, same_weights, tiny_llama
 
 SETTINGS = HealConfig(steps=12, batch_size=4, learning_rate=3e-3)
-
-
-def public_windows(count: int = 24) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(5, 60, (count, 16), generator=generator)
 
 
 def llm_and_proxy():

@@ -12,8 +12,7 @@ from fedproxy_secure.compress.healing.fit import fit_blocks
 from fedproxy_secure.config import HealConfig
 from fedproxy_secure.models.last_map import RIDGE
 from fedproxy_secure.models.llm import blocks_of
-from tests.support.tiny import same_weights, tiny_llama
-from tests.unit.test_healing import public_windows
+from tests.support.tiny import louder, public_windows, same_weights, tiny_llama
 
 BLOCKS, RATIO = 6, 0.5
 EVERY = range(BLOCKS)
@@ -37,15 +36,6 @@ def with_a_norm_after_the_last_map():
             vocab_size=64,
         )
     ).eval()
-
-
-def louder(model):
-    """Blocks of random small models hardly do anything; make them do something."""
-    for block in blocks_of(model):
-        for p in block.parameters():
-            if p.dim() == 2:
-                p.data *= 5
-    return model
 
 
 def llm_and_proxy(made=lambda: tiny_llama(BLOCKS)):
@@ -121,7 +111,7 @@ def test_only_the_blocks_that_are_asked_for_are_changed():
 
 
 def test_where_a_norm_follows_the_last_map_no_block_is_made_worse():
-    """There the output is not linear in the map; a change that does harm is taken back."""
+    """The norm makes the fit inexact; a change that increases the error is taken back."""
     llm, proxy = llm_and_proxy(with_a_norm_after_the_last_map)
     _, before = apart(proxy, llm, public_windows())
     told = []

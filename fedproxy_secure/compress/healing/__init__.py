@@ -1,4 +1,4 @@
-"""Healing: before its release, a proxy learns from public text to do what the LLM does.
+"""Healing: bring a proxy closer to its LLM, on public text, before clients get it.
 
     fit.py      the last map of each block, fitted in closed form to the LLM's hidden states
     distil.py   `heal`: the fit, then steps of distillation (Hinton et al. 2015) of the blocks' weights

@@ -73,7 +73,7 @@ def heal(
     on_step: OnStep | None = None,
     on_block: OnBlock | None = None,
 ) -> Healed:
-    """Fit the proxy's blocks to the LLM and distil the LLM into them, in place, on public text.
+    """Heal a proxy in place on public text: fit its blocks to the LLM, then distil the LLM into them.
 
     The fit reads `heal.fit_windows` of the windows (`fit_blocks`). Then `heal.steps` steps follow, whose
     loss is KL(LLM || proxy) of next-token distributions plus `heal.state_weight` times the relative

@@ -98,7 +98,7 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
 
 
 def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, dict[int, float]]:
-    """Return, by configuration and seed, the factors of the lifted difference that were searched for."""
+    """Return the factors that searches on public text found, by configuration and seed."""
     found: dict[str, dict[int, float]] = {}
     for cell in cells:
         if is_done(out, cell):

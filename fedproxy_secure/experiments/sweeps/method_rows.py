@@ -47,7 +47,7 @@ def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict
 
 
 def scales_of(results: Iterable[CellResult]) -> dict[str, dict[int, float]]:
-    """Return, by row and seed, the factors of the lifted difference that were searched for."""
+    """Return the factors that searches on public text found, by row and seed."""
     found: dict[str, dict[int, float]] = {}
     for r in results:
         if r.outcome.scale is not None:
