@@ -6,15 +6,20 @@ that minimises
     sum over tokens of |t - y - D a|^2 / |t|^2  +  RIDGE * s * |D|^2,
 
 where s is the sum over tokens of |a|^2 / |t|^2, divided by the number of the map's inputs.
+
+A weight may be computed from others by a parametrisation. Of a product of two factors, the one next to the
+outputs is changed, and a is what it reads; so the rank stays. Of a weight that is rounded, the numbers
+behind the rounding are changed.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from fedproxy_secure.models.block_walk import BlockWalk, States
@@ -38,12 +43,17 @@ def fit_last_map(
     Guarantees: the error is not larger than without the change; a change that would make it so is taken
     back.
     """
-    weight, passed = found.weight, []
+    free = _free_weight(found)
+    assert free is not None
+    weight, factor = free
+    passed: States = []
     inputs, hidden = weight.shape if isinstance(found, Conv1D) else weight.T.shape
     gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(inputs, hidden, dtype=torch.float64, device=weight.device)
     for (read, out), target in zip(walk.reading(index, found), targets, strict=True):
-        a, wanted = read.reshape(-1, inputs).float(), target.reshape(-1, hidden).float()
+        a, wanted = read.flatten(0, -2).float(), target.reshape(-1, hidden).float()
+        if factor is not None:
+            a = a @ factor.float()
         weighed = a / wanted.square().sum(-1, keepdim=True)
         gram += weighed.T @ a
         cross += weighed.T @ (wanted - out.reshape(-1, hidden).float())
@@ -86,7 +96,26 @@ def last_map(walk: BlockWalk, index: int) -> nn.Linear | Conv1D | None:
 
     with ExitStack() as stack:
         for module in walk.blocks[index].modules():
-            if isinstance(module, nn.Linear | Conv1D) and not is_parametrized(module, "weight"):
+            if isinstance(module, nn.Linear | Conv1D) and _free_weight(module) is not None:
                 stack.callback(module.register_forward_hook(keep).remove)
         walk.call(index, state)
     return ran[-1] if ran and ran.count(ran[-1]) == 1 else None
+
+
+def _free_weight(found: nn.Linear | Conv1D) -> tuple[nn.Parameter, torch.Tensor | None] | None:
+    """Return the parameter to change for another output of a map, and the factor that it reads through.
+
+    The factor is [inputs, rank], or None where the parameter reads the map's own inputs. Returns None in
+    place of both for a weight that is computed in another way than the module's docstring says.
+    """
+    if not parametrize.is_parametrized(found, "weight"):
+        return found.weight, None
+    computed: Any = found
+    behind = list(computed.parametrizations.weight.parameters(recurse=False))
+    if len(behind) == 1 and behind[0].shape == found.weight.shape:
+        return behind[0], None
+    if len(behind) == 2 and behind[0].shape[1:] == behind[1].shape[:1]:
+        left, right = behind
+        if torch.allclose(left @ right, found.weight, rtol=1e-2, atol=1e-4):
+            return (right, left.detach()) if isinstance(found, Conv1D) else (left, right.detach().T)
+    return None

@@ -1,12 +1,16 @@
 """What the owner gets back of what clients taught a small proxy: `make bench-way-back`.
 
-A run on SmolLM2-135M with half of its blocks removed (`configs/real_proxies.yaml` with a closer proxy, a
-smaller learning rate and twelve rounds), whose fused LLM is then made in several ways. The run takes half
-an hour of one core and is kept in build/bench/way_back; each way takes some five minutes more.
+A run on SmolLM2-135M whose fused LLM is then made in several ways. `half` and `quarter` name the share of
+blocks removed from `configs/real_proxies.yaml`, with a closer proxy, a smaller learning rate and twelve
+rounds; `tasks DATA` is `configs/paper_small.yaml` at a quarter, with that folder as `data.root`. A run takes
+half an hour of one core (`tasks` an hour) and is kept in build/bench/way_back; each way takes some five
+minutes more.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,47 +32,58 @@ from fedproxy_secure.runtime.untrusted import read_json
 from tests.bench.rows import FOLDER, Row, publish
 
 COMMAND = "make bench-way-back"
-RUN = FOLDER / "way_back"
-SETTINGS = (
-    "attacks.suite=none",
-    "heal.fit_windows=128",
-    "local.learning_rate=5.0e-4",
-    "federate.rounds=12",
-)
-MOST_WINDOWS = 400
+KEPT = FOLDER / "way_back"
+CLOSER = ("heal.fit_windows=128", "local.learning_rate=5.0e-4", "federate.rounds=12")
+RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "half": ("configs/real_proxies.yaml", CLOSER),
+    "quarter": ("configs/real_proxies.yaml", (*CLOSER, "compress.remove_ratio=0.25")),
+    "tasks": (
+        "configs/paper_small.yaml",
+        (
+            "heal.fit_windows=512",
+            "heal.steps=60",
+            "compress.remove_ratio=0.25",
+            "fusion.rule=fedavg",
+            "fusion.server_learning_rate=2",
+            "seeds=[0]",
+        ),
+    ),
+}
+JUDGED = 8  # windows of public text that perplexity and divergence are measured on, which no way reads
+MOST_WINDOWS = 512
 WAYS = {
     "the difference alone": PlugBackConfig(),
     "times the factor of public text": PlugBackConfig(scale="public_text"),
     "aligned on 128 windows": PlugBackConfig(align_windows=128),
-    "aligned on 400 windows": PlugBackConfig(align_windows=MOST_WINDOWS),
+    f"aligned on {MOST_WINDOWS - JUDGED} windows": PlugBackConfig(align_windows=MOST_WINDOWS - JUDGED),
 }
 
 
 def main() -> None:
-    """Run the federation once, fuse its LLM in every way, print and write the rows."""
+    """Run the named federation once, `half` without a name; fuse its LLM in every way, print and write."""
     torch.set_num_threads(1)
-    config = load_config("configs/real_proxies.yaml", list(SETTINGS))
-    run(config, RUN, resume=RUN.exists())
-    place = RUN / "seed-0"
+    name, *data = sys.argv[1:] or ["half"]
+    if name not in RUNS or len(data) != (name == "tasks"):
+        raise SystemExit("usage: python -m tests.bench.way_back [half | quarter | tasks DATA]")
+    file, settings = RUNS[name]
+    overrides = ["attacks.suite=none", *settings, *(f"data.root={root}" for root in data)]
+    config = load_config(file, overrides)
+    out = KEPT / name
+    run(config, out, resume=out.exists())
+    place = out / "seed-0"
     # more windows than the run read, the same first ones
-    materials = prepare(load_config("configs/real_proxies.yaml", [f"heal.fit_windows={MOST_WINDOWS}"]))
+    materials = prepare(load_config(file, [*overrides, f"plug_back.align_windows={MOST_WINDOWS}"]))
     tuned, proxy = _tuned(place)
-    judged = materials.healing_windows[-8:]
+    judged, align_on = materials.healing_windows[-JUDGED:], materials.healing_windows[:-JUDGED]
     said = read_json(place / "result.json")["tuned"]
     tuned_bits = {task: bits_from_text(text) for task, text in said.items()}
     rows = [
         _row("tuned proxy: accuracy", tuned_bits),
         _plain("tuned proxy: perplexity", perplexity(tuned, judged), ""),
+        _plain("LLM: perplexity", perplexity(materials.llm, judged), ""),
     ]
-    for way, settings in WAYS.items():
-        made = fuse(
-            settings,
-            materials.llm,
-            proxy,
-            tuned,
-            windows=materials.windows,
-            align_on=materials.healing_windows[:-8],
-        )
+    for way, plug_back in WAYS.items():
+        made = fuse(plug_back, materials.llm, proxy, tuned, windows=materials.windows, align_on=align_on)
         found = evaluate(made.llm, materials, config)
         bits = {task: accuracy.correct for task, accuracy in found.items()}
         rows += [
@@ -77,7 +92,7 @@ def main() -> None:
             _plain(f"fused LLM, {way}: KL of the tuned proxy", divergence(tuned, made.llm, judged), "nats"),
             _plain(f"fused LLM, {way}: perplexity", perplexity(made.llm, judged), ""),
         ]
-        publish("way_back", rows)  # what is known, should the rest be stopped
+        publish(f"way_back_{name}", rows)  # what is known, should the rest be stopped
 
 
 def _tuned(place: Path) -> tuple[Any, Proxy]:

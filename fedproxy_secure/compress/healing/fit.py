@@ -50,9 +50,8 @@ def fit_blocks(
     Returns how many blocks were changed.
 
     Guarantees: the error of no block is larger on these windows than it would be without its own change. A
-    block that already passes on exactly what the LLM has, or has no linear map of its own weights whose
-    output has the hidden size, is not touched. Weights that are computed while a proxy is healed, as those
-    of `low_rank` and `quantised`, are no map's own.
+    block that already passes on exactly what the LLM has, or has no linear map whose output has the hidden
+    size, is not touched. Maps of `low_rank` keep their rank, those of `quantised` their bits.
     """
     windows = windows.to(next(llm.parameters()).device)
     batches = windows.split(windows_a_pass(proxy, windows))
