@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.fuse.line_search import scale_for
     from fedproxy_secure.fuse.plug_back import plug_back
+    from fedproxy_secure.fuse.stage import Fused
     from fedproxy_secure.models.adapters import attach, block_deltas, save_adapter
     from fedproxy_secure.models.llm import load_llm
     from fedproxy_secure.protect.base import Protection
@@ -51,6 +52,7 @@ __all__ = [
     "Estimate",
     "FederationJob",
     "Finding",
+    "Fused",
     "Measure",
     "Method",
     "MethodResult",
@@ -107,6 +109,7 @@ _HOME = {
     "save_adapter": "models.adapters",
     "plug_back": "fuse.plug_back",
     "scale_for": "fuse.line_search",
+    "Fused": "fuse.stage",
     "Estimate": "evidence.estimate",
     "Finding": "evidence.finding",
     "Report": "report.report",

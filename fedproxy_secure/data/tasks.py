@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import overload
 
-from fedproxy_secure.config import AuditConfig, ClientConfig, DataConfig
+from fedproxy_secure.config import AuditConfig, ClientConfig, Config, DataConfig
+from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.sources import HUB, part_of, read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.models.llm import load_tokenizer
 
 BUILT_IN = ("demo", "real_things")  # sources that need no files
 
@@ -79,3 +81,21 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
 
         return real_records(client.task, split, limit)
     return to_records(client.task, read_rows(client.source, split, root=root, limit=limit))
+
+
+def truncated_prompts(config: Config) -> int:
+    """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
+
+    Counts records set aside, too. Returns 0 under differential privacy: the number would have no noise.
+
+    Raises `DataError` for records that cannot be read.
+    """
+    tokenizer = load_tokenizer(config.model.path)
+    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
+    if config.privacy.unit != "none":
+        return 0
+    return sum(
+        encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
+        for task in tasks
+        for records in (task.train, task.test)
+    )

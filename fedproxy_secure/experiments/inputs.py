@@ -18,13 +18,13 @@ from fedproxy_secure.experiments.stages import (
     Materials,
     evaluate,
     exact_proxy,
+    make_fused_llm,
     make_proxy,
     prepare,
     tune,
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
-from fedproxy_secure.fuse.stage import fuse
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import parameter_count
 from fedproxy_secure.protect.base import protection_of
@@ -173,16 +173,10 @@ class Inputs:
         Args:
             scale: the difference's factor, and no alignment; None: what the section `plug_back` says.
         """
-        accuracies = self.evaluate(tuned)
-        made = fuse(
-            self.config.plug_back if scale is None else PlugBackConfig(scale=scale),
-            self.llm,
-            proxy,
-            tuned,
-            windows=self.materials.windows,
-            align_on=self.materials.healing_windows,
-            progress=self.progress,
-        )
+        accuracies, config = self.evaluate(tuned), self.config
+        if scale is not None:
+            config = config.model_copy(update={"plug_back": PlugBackConfig(scale=scale)})
+        made = make_fused_llm(config, self.materials, proxy, tuned, progress=self.progress)
         free_memory()  # the differences, which are as large as the proxy
         return MethodResult(
             tuned=accuracies,

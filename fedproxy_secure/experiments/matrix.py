@@ -107,8 +107,8 @@ def matrix(
     todo += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
     if todo and config.matrix.jobs != 1:
         warm_up(CELLS_NEED)  # imports while this process reads the records
+    from fedproxy_secure.data.tasks import truncated_prompts
     from fedproxy_secure.experiments.results import cut_notes
-    from fedproxy_secure.experiments.stages import truncated_prompts
     from fedproxy_secure.models.llm import pick_device
 
     truncated = truncated_prompts(config)  # before any cell: unreadable records stop here

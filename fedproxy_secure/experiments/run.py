@@ -26,6 +26,7 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.healing.state import FILE as HEALING_STATE
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
+from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.results import to_texts
@@ -36,8 +37,8 @@ from fedproxy_secure.experiments.stages import (
     evaluate,
     exact_proxy,
     heal_proxy,
+    make_fused_llm,
     prepare,
-    truncated_prompts,
     tune,
 )
 from fedproxy_secure.experiments.tracking import (
@@ -48,7 +49,6 @@ from fedproxy_secure.experiments.tracking import (
     require,
     round_values,
 )
-from fedproxy_secure.fuse.stage import fuse
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import to_json
 from fedproxy_secure.report.publish import publish, write_texts
@@ -161,15 +161,7 @@ def _run_seed(
     save_adapter(tuned, place / "adapter")
     clock.stop("federate")
     shown.advance(name, note="federated")
-    made = fuse(
-        config.plug_back,
-        materials.llm,
-        proxy,
-        tuned,
-        windows=materials.windows,
-        align_on=materials.healing_windows,
-        progress=progress,
-    )
+    made = make_fused_llm(config, materials, proxy, tuned, progress=progress)
     fused = made.llm
     save_model(fused, materials.tokenizer, place / "fused")
     clock.stop("fuse")

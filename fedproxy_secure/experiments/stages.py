@@ -19,18 +19,17 @@ from fedproxy_secure.compress.healing import HELD_OUT, heal
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
-from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
-from fedproxy_secure.data.tasks import load_task, load_tasks
+from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.experiments.results import Accuracy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
-from fedproxy_secure.fuse.plug_back import plug_back, times
-from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, tensor_sizes
-from fedproxy_secure.models.llm import Tokenizer, load_llm, load_tokenizer
+from fedproxy_secure.fuse.stage import Fused, fuse
+from fedproxy_secure.models.adapters import attach, set_vector, tensor_sizes
+from fedproxy_secure.models.llm import Tokenizer, load_llm
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.world.real_texts import real_texts
 from fedproxy_secure.world.stories import stories
@@ -75,24 +74,6 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
         fidelity_windows=windows[-count:] if fits else windows[:count],
         healing_windows=windows[count : len(windows) - count * fits],
         tasks=tasks,
-    )
-
-
-def truncated_prompts(config: Config) -> int:
-    """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
-
-    Counts records set aside, too. Returns 0 under differential privacy: the number would have no noise.
-
-    Raises `DataError` for records that cannot be read.
-    """
-    tokenizer = load_tokenizer(config.model.path)
-    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
-    if config.privacy.unit != "none":
-        return 0
-    return sum(
-        encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
-        for task in tasks
-        for records in (task.train, task.test)
     )
 
 
@@ -261,10 +242,28 @@ def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, in
 
 
 def make_fused_llm(
-    materials: Materials, proxy: Proxy, tuned: nn.Module, *, scale: float = 1.0
-) -> nn.Module:
-    """Return the LLM plus `scale` times the tuned proxy's lifted difference (Eq. 15), without alignment."""
-    return plug_back(materials.llm, proxy, times(block_deltas(tuned), scale))
+    config: Config,
+    materials: Materials,
+    proxy: Proxy,
+    tuned: nn.Module,
+    *,
+    progress: Progress | None = None,
+) -> Fused:
+    """Stage 3: plug what tuning taught the proxy back into the LLM, as the section `plug_back` says.
+
+    Args:
+        proxy: what `make_proxy` returned.
+        tuned: that proxy with its tuned adapter: what `tune` returned.
+    """
+    return fuse(
+        config.plug_back,
+        materials.llm,
+        proxy,
+        tuned,
+        windows=materials.windows,
+        align_on=materials.healing_windows,
+        progress=progress,
+    )
 
 
 def evaluate(

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.config import PlugBackConfig
-from fedproxy_secure.fuse.plug_back import Deltas, Lifts, add_deltas, times
-from fedproxy_secure.models.adapters import block_deltas
+from fedproxy_secure.fuse.plug_back import Deltas, add_deltas, times
 from fedproxy_secure.models.passes import windows_a_pass
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 
@@ -41,8 +40,8 @@ class LineSearch:
 def scale_for(
     settings: PlugBackConfig,
     llm: nn.Module,
-    proxy: Lifts,
     tuned: nn.Module,
+    lifted: Deltas,
     windows: torch.Tensor,
     *,
     progress: Progress | None = None,
@@ -51,7 +50,6 @@ def scale_for(
 
     Args:
         settings: the section `plug_back`.
-        proxy: lifts the difference that its adapter taught `tuned` to the LLM's blocks.
         windows: token ids of public text, int64 [n, tokens]; the first ones are read.
 
     The other arguments are those of `line_search`.
@@ -63,7 +61,7 @@ def scale_for(
     found = line_search(
         llm,
         tuned,
-        proxy.lift(block_deltas(tuned)),
+        lifted,
         windows[:MOST_WINDOWS],
         on_scale=lambda scale, nats: shown.advance("plug back", note=f"factor {scale:g}: {nats:.3f} nats"),
     )

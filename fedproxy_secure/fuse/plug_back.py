@@ -20,7 +20,12 @@ Deltas = Mapping[tuple[int, str], torch.Tensor]
 
 
 class Lifts(Protocol):
-    """Whatever lifts a difference: a proxy, or its block plan."""
+    """Whatever lifts a difference, and knows for which blocks it stands: a proxy, or its block plan."""
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The LLM block whose hidden states each proxy block passes on; () where they are others."""
+        ...
 
     def lift(self, tensors: Deltas) -> dict[tuple[int, str], torch.Tensor]:
         """Return what to add to the LLM's blocks for these differences of the proxy's blocks."""

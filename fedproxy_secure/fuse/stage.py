@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -11,19 +10,10 @@ from torch import nn
 from fedproxy_secure.config import PlugBackConfig
 from fedproxy_secure.fuse.align import align
 from fedproxy_secure.fuse.line_search import LineSearch, scale_for
-from fedproxy_secure.fuse.plug_back import Lifts, plug_back, times
+from fedproxy_secure.fuse.plug_back import Lifts, add_deltas, times
 from fedproxy_secure.models.adapters import block_deltas
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.runtime.progress import NoProgress, Progress
-
-
-class StandsFor(Lifts, Protocol):
-    """A proxy that knows for which blocks of the LLM its own stand."""
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The LLM block whose hidden states each proxy block passes on; () where they are others."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +34,7 @@ class Fused:
 def fuse(
     settings: PlugBackConfig,
     llm: nn.Module,
-    proxy: StandsFor,
+    proxy: Lifts,
     tuned: nn.Module,
     *,
     windows: torch.Tensor,
@@ -60,8 +50,9 @@ def fuse(
         align_on: others to align on; the first `align_windows` are read.
     """
     shown = progress or NoProgress()
-    search = scale_for(settings, llm, proxy, tuned, windows, progress=shown)
-    fused = plug_back(llm, proxy, times(block_deltas(tuned), search.scale))
+    lifted = proxy.lift(block_deltas(tuned))
+    search = scale_for(settings, llm, tuned, lifted, windows, progress=shown)
+    fused = add_deltas(llm, times(lifted, search.scale))
     aligned, text = 0, align_on[: settings.align_windows or 0]
     if len(text) and proxy.kept:
         shown.start("align", len(blocks_of(llm)))

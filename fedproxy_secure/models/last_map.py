@@ -102,8 +102,8 @@ def last_map(walk: BlockWalk, index: int) -> nn.Linear | Conv1D | None:
     return ran[-1] if ran and ran.count(ran[-1]) == 1 else None
 
 
-def _free_weight(found: nn.Linear | Conv1D) -> tuple[nn.Parameter, torch.Tensor | None] | None:
-    """Return the parameter to change for another output of a map, and the factor that it reads through.
+def _free_weight(found: nn.Linear | Conv1D) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Return the parameter that a fit of the map changes, and the factor that stands before it.
 
     The factor is [inputs, rank], or None where the parameter reads the map's own inputs. Returns None in
     place of both for a weight that is computed in another way than the module's docstring says.

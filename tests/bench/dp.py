@@ -63,7 +63,7 @@ def cell(adapter: str, epsilon: float, seed: int) -> dict[str, Any]:
         job = FederationJob.from_config(config, seed=seed)
         tuned = tune(job, proxy.model, Path(folder) / "proxy", run_folder=Path(folder))
         costs = read_all(Path(folder) / "privacy").values()
-    fused = make_fused_llm(materials, proxy, tuned)
+    fused = make_fused_llm(config, materials, proxy, tuned).llm
     made = {
         "config_sha256": config.sha256(),
         "fused": average(evaluate(fused, materials, config)),

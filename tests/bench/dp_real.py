@@ -122,7 +122,7 @@ class Search:
         federate(config, tuned, items, noise=noise, pad_id=tokenizer.pad_token_id, name=name)
         return {
             "tuned": answers(tuned, materials, config),
-            "fused": answers(make_fused_llm(materials, proxy, tuned), materials, config),
+            "fused": answers(make_fused_llm(config, materials, proxy, tuned).llm, materials, config),
             "noise_multiplier": noise.noise_multiplier,
             "sampling_rate": noise.sampling_rate,
             "steps": config.federate.rounds * config.local.steps,
@@ -278,7 +278,7 @@ def _piped(config: Config) -> dict[str, Any]:
         tuned = tune(job, proxy.model, place / "proxy", run_folder=place)
         costs = read_all(place / "privacy").values() if (place / "privacy").exists() else ()
     return {
-        "fused": answers(make_fused_llm(materials, proxy, tuned), materials, config),
+        "fused": answers(make_fused_llm(config, materials, proxy, tuned).llm, materials, config),
         "tuned": answers(tuned, materials, config),
         "zero_shot": answers(materials.llm, materials, config),
         "spent": max((c.epsilon for c in costs), default=None),

@@ -2,9 +2,9 @@
 
 A run on SmolLM2-135M whose fused LLM is then made in several ways. `half` and `quarter` name the share of
 blocks removed from `configs/real_proxies.yaml`, with a closer proxy, a smaller learning rate and twelve
-rounds; `tasks DATA` is `configs/paper_small.yaml` at a quarter, with that folder as `data.root`. A run takes
-half an hour of one core (`tasks` an hour) and is kept in build/bench/way_back; each way takes some five
-minutes more.
+rounds; `tasks DATA` is `configs/paper_small.yaml` at a quarter, with DATA as `data.root`. A run takes half
+an hour of one core (`tasks` an hour) and is kept in build/bench/way_back; each way takes some five minutes
+more.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, PrivacyError, RunFolderError
 from fedproxy_secure.experiments.results import cut_notes
 from fedproxy_secure.experiments.run import run
-from fedproxy_secure.experiments.stages import truncated_prompts
 from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state

@@ -84,5 +84,5 @@ def test_cells_that_were_made_without_a_factor_keep_their_digest_and_a_search_ch
 
 
 def test_a_named_factor_is_taken_without_reading_anything():
-    found = scale_for(PlugBackConfig(scale=2.5), tiny_llama(), None, None, WINDOWS)
+    found = scale_for(PlugBackConfig(scale=2.5), tiny_llama(), None, {}, WINDOWS)
     assert found == LineSearch(scale=2.5)

@@ -71,8 +71,7 @@ class Origin:
 
         Raises `DataError` or `ModelError` for records or a tokenizer that cannot be read.
         """
-        from fedproxy_secure.data.tasks import load_task
-        from fedproxy_secure.experiments.stages import truncated_prompts
+        from fedproxy_secure.data.tasks import load_task, truncated_prompts
         from fedproxy_secure.models.llm import pick_device
 
         truncated = truncated_prompts(config)
