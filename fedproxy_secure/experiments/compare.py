@@ -161,7 +161,7 @@ def time_row(config: Config, pace: Pace) -> tuple[str, str]:
     from fedproxy_secure.models.llm import pick_device
 
     cells = cells_of(config)
-    pieces = [pace.healing_seconds(config) for _ in _proxies(config, cells)]
+    pieces = [pace.healing_seconds(config, proxy.remove_ratio) for proxy in _proxies(config, cells)]
     pieces += [pace.cell_seconds(config, cell) for cell in cells]
     on_cuda = pick_device(config.model.device).type == "cuda"
     processes = min(len(pieces), processes_of(config.compare.jobs, on_cuda=on_cuda))

@@ -175,10 +175,12 @@ def time_row(config: Config, pace: Pace) -> tuple[str, str]:
 
     cells, _ = cells_of(config)
     proxies = {p for c in cells if (p := proxy_of(config, c)) is not None}
-    healing = pace.healing_seconds(config)
-    pieces = [pace.run_seconds(config, remove_ratio=c.remove_ratio) - healing for c in cells]
+    pieces = [
+        pace.run_seconds(config, remove_ratio=c.remove_ratio) - pace.healing_seconds(config, c.remove_ratio)
+        for c in cells
+    ]
     pieces += [pace.cell_seconds(config, cell) for cell in ceilings_of(config)]
-    pieces += [healing] * len(proxies)
+    pieces += [pace.healing_seconds(config, proxy.remove_ratio) for proxy in proxies]
     on_cuda = pick_device(config.model.device).type == "cuda"
     processes = min(len(pieces), processes_of(config.matrix.jobs, on_cuda=on_cuda))
     return "time", f"without attacks {pace.text(together(pieces, processes), processes=processes)}"

@@ -13,7 +13,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.experiments.sweeps.pace import Pace, together
 from tests.support.tiny import tiny_settings
 
-PACE = Pace(ratio=0.5, batch=8, tests=100, setup=10.0, step=2.0, llm=0.04, proxy=0.02, heal=3.0)
+PACE = Pace(ratio=0.5, batch=8, tests=100, setup=10.0, step=2.0, llm=0.04, proxy=0.02, window=3.0)
 SETTINGS = {
     "federate": {"rounds": 3},
     "local": {"steps": 5, "batch_size": 8},
@@ -34,8 +34,21 @@ def settings(tmp_path_factory):
 
 def test_the_seconds_of_a_run_are_those_of_its_steps_and_of_its_records():
     config = parse_config(SETTINGS)
-    assert PACE.run_seconds(config) == 10 + 4 * 3 + 60 * 2 + 2 * 100 * (0.04 + 0.02)
-    assert PACE.run_seconds(config, remove_ratio=0.25) == pytest.approx(10 + 12 + 180 + 200 * 0.07)
+    healed = 4 * 4 * 3  # steps, windows in each, seconds of a window
+    assert PACE.run_seconds(config) == pytest.approx(10 + healed + 60 * 2 + 2 * 100 * (0.04 + 0.02))
+    healed *= (1 + 3.5 * 0.75) / (1 + 3.5 * 0.5)  # the LLM forward, and three quarters of it trained
+    assert PACE.run_seconds(config, remove_ratio=0.25) == pytest.approx(10 + healed + 180 + 200 * 0.07)
+
+
+def test_what_plug_back_reads_is_counted_where_it_plugs_back():
+    config = parse_config({**SETTINGS, "plug_back": {"align_windows": 20}})
+    plain = parse_config(SETTINGS)
+    assert PACE.run_seconds(config) - PACE.run_seconds(plain) == pytest.approx(20 * 3)
+    cells = {m: Cell(method=m, remove_ratio=0.5, seed=0) for m in ("fedproxy_h_ties", "zero_shot_proxy")}
+    more = {m: PACE.cell_seconds(config, c) - PACE.cell_seconds(plain, c) for m, c in cells.items()}
+    assert more == {"fedproxy_h_ties": pytest.approx(20 * 3), "zero_shot_proxy": 0}
+    searched = parse_config({**SETTINGS, "plug_back": {"scale": "public_text"}})
+    assert 0 < PACE.plug_back_seconds(searched, 0.5) < PACE.plug_back_seconds(config, 0.5) * 4
 
 
 @pytest.mark.parametrize(
@@ -61,7 +74,7 @@ def test_several_processes_take_no_less_than_the_longest_piece():
 def test_a_plan_times_real_steps(settings, privacy):
     planned = plan(parse_config({**settings, "privacy": privacy}))
     pace = planned.pace
-    assert min(pace.step, pace.llm, pace.proxy, pace.heal, pace.setup) > 0
+    assert min(pace.step, pace.llm, pace.proxy, pace.window, pace.setup) > 0
     assert (pace.batch, pace.tests) == (4, 3 * 12)
     assert planned.run_seconds > 2 * pace.setup  # two seeds
 
@@ -75,6 +88,6 @@ def test_every_dry_run_says_how_long_and_that_it_was_measured(settings, tmp_path
     line = next(row for row in shown.stdout.splitlines() if row.startswith("time: "))
     assert re.search(r"about \d+ (s|min|h)", line)
     assert "a step of 4 records" in line
-    assert "a step of healing" in line
+    assert "a window of public text" in line
     assert line.endswith("measured now, on this machine)")
     assert [f.name for f in tmp_path.iterdir()] == ["tiny.yaml"]

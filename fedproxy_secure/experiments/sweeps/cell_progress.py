@@ -14,9 +14,11 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.config.sections import cohort_size
 from fedproxy_secure.experiments.method import STEP_PASSES, method_of
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
+from fedproxy_secure.fuse.line_search import MOST_WINDOWS
 from fedproxy_secure.runtime.progress import Named, Progress
 
 PARTS = 100_000
+FACTORS = 5  # that a line search tries: at least 3, at most 7
 WINDOW = 5  # records that a window of public text takes as long as, with SmolLM2-135M on a CPU
 
 
@@ -31,17 +33,37 @@ def cell_units(config: Config, cell: Cell, *, tests: int) -> int:
     units = tests * (1 + size * method.needs_ratio)  # the owner's model, and the clients' if it is another
     if method.trains:
         units += trained_records(config) * STEP_PASSES * size
+    if method.trains and method.settings_proxy and cell.remove_ratio is not None:
+        units += plug_back_units(config, remove_ratio=cell.remove_ratio)
     return max(1, round(units))
 
 
 def healing_units(config: Config, *, remove_ratio: float) -> int:
-    """Return about how much work it is to heal a proxy: the LLM goes forward, the proxy is trained.
+    """Return about how much work it is to heal a proxy.
 
     In the fit the proxy's blocks run twice and a regression is summed up: for a window that is about as
     much as in a step.
     """
     windows = (config.heal.fit_windows or 0) + config.heal.steps * config.heal.batch_size
-    return max(1, round(windows * WINDOW * (1 + (STEP_PASSES + 1) * (1 - remove_ratio))))
+    return round(windows * step_units(remove_ratio=remove_ratio))
+
+
+def plug_back_units(config: Config, *, remove_ratio: float) -> int:
+    """Return about how much work it is to read public text for a factor and to align; 0 without either.
+
+    For each factor the LLM and the proxy go forward. In an alignment both do so twice, and a regression is
+    summed up: for a window that is about as much as in a step of healing.
+    """
+    own, searched = config.plug_back, 0
+    if own.scale == "public_text":
+        searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)
+    aligned = (own.align_windows or 0) * step_units(remove_ratio=remove_ratio)
+    return round(searched * WINDOW * (2 - remove_ratio) + aligned)
+
+
+def step_units(*, remove_ratio: float) -> float:
+    """Return about how much work a window is in a step of healing: LLM forward, proxy trained."""
+    return WINDOW * (1 + (STEP_PASSES + 1) * (1 - remove_ratio))
 
 
 def trained_records(config: Config) -> int:

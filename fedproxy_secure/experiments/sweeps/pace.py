@@ -1,9 +1,8 @@
 """How long work takes on this machine: real steps are timed, and then multiplied.
 
 Timed are a training step of the proxy, the evaluation of some test records by the LLM and by the proxy, and
-a step of healing if the settings heal. Times of other remove ratios follow from the share of blocks.
-Not counted: attacks, the protocol of a protection beside its training, and what plug-back reads of public
-text: a search for the factor, and alignment, which takes as long as a fit of as many windows.
+a step of healing if healing or plug-back read public text. Times of other remove ratios follow from the
+share of blocks. Not counted: attacks, and the protocol of a protection beside its training.
 """
 
 from __future__ import annotations
@@ -22,7 +21,12 @@ from fedproxy_secure.data.evaluate import choice_correct
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.stages import Materials
-from fedproxy_secure.experiments.sweeps.cell_progress import trained_records
+from fedproxy_secure.experiments.sweeps.cell_progress import (
+    healing_units,
+    plug_back_units,
+    step_units,
+    trained_records,
+)
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.randomness import stream
@@ -30,7 +34,6 @@ from fedproxy_secure.runtime.randomness import stream
 T = TypeVar("T")
 EVALUATED = 8  # test records that are timed, at most
 BEST_OF = 2
-HEALING_WINDOWS = 5  # of which one is held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Pace:
         setup: until a cell has its models and records.
         step: one training step of the proxy.
         llm, proxy: one test record by the LLM, and by the proxy.
-        heal: one step of healing; 0 without healing.
+        window: a window of public text in a step of healing; 0 where nothing reads any.
     """
 
     ratio: float
@@ -54,19 +57,27 @@ class Pace:
     step: float
     llm: float
     proxy: float
-    heal: float
+    window: float
 
     def run_seconds(self, config: Config, *, remove_ratio: float | None = None) -> float:
         """Return the seconds of `run` with one seed; None: at the settings' remove ratio."""
         size = 1.0 if remove_ratio is None else (1 - remove_ratio) / (1 - self.ratio)
         trained = trained_records(config) / self.batch * self.step * size
         judged = 2 * self.tests * (self.llm + self.proxy * size)  # before tuning and after
-        return self.setup + self.healing_seconds(config) + trained + judged
+        ratio = self.ratio if remove_ratio is None else remove_ratio
+        read = self.healing_seconds(config, ratio) + self.plug_back_seconds(config, ratio)
+        return self.setup + read + trained + judged
 
-    def healing_seconds(self, config: Config) -> float:
-        """Return the seconds in which a proxy is healed; a window takes as long in the fit as in a step."""
-        own = config.heal
-        return (own.steps + (own.fit_windows or 0) / own.batch_size) * self.heal
+    def healing_seconds(self, config: Config, remove_ratio: float) -> float:
+        """Return the seconds in which a proxy is healed."""
+        return self._public_seconds(healing_units(config, remove_ratio=remove_ratio))
+
+    def plug_back_seconds(self, config: Config, remove_ratio: float) -> float:
+        """Return the seconds in which plug-back reads public text, for a factor or to align."""
+        return self._public_seconds(plug_back_units(config, remove_ratio=remove_ratio))
+
+    def _public_seconds(self, units: float) -> float:
+        return self.window * units / step_units(remove_ratio=self.ratio)
 
     def cell_seconds(self, config: Config, cell: Cell) -> float:
         """Return the seconds of a comparison's cell, whose proxy is there."""
@@ -75,13 +86,15 @@ class Pace:
         seconds = self.setup + self.tests * (self.llm + self.proxy * size * method.needs_ratio)
         if method.trains:
             seconds += trained_records(config) / self.batch * self.step * size
+        if method.trains and method.settings_proxy and cell.remove_ratio is not None:
+            seconds += self.plug_back_seconds(config, cell.remove_ratio)
         return seconds
 
     def text(self, seconds: float, *, processes: int = 1) -> str:
         """Return a time, and on what it rests."""
         parts = [f"{self.step:.2g} s a step of {self.batch} records", f"{_small(self.llm)} a test record"]
-        if self.heal:
-            parts.append(f"{self.heal:.2g} s a step of healing")
+        if self.window:
+            parts.append(f"{self.window:.2g} s a window of public text")
         return (
             f"about {duration(seconds)} ({', '.join(parts)}, {processes} process{'es' * (processes > 1)}; "
             "measured now, on this machine)"
@@ -99,7 +112,7 @@ def measure_pace(
     """Time a few steps on real records. The adapter of `tuned` is trained by them, and nothing written.
 
     Args:
-        proxy: an exact proxy, which may share its weights; it is healed by some steps if the settings heal.
+        proxy: an exact proxy, which may share its weights; some steps heal it if public text is to be read.
         tuned: the same with an adapter.
         setup: as `Pace` has it.
     """
@@ -113,7 +126,7 @@ def measure_pace(
         step=_step_seconds(config, materials, tuned),
         llm=_record_seconds(config, materials, materials.llm, sample),
         proxy=_record_seconds(config, materials, tuned, sample),
-        heal=_healing_seconds(config, materials, proxy) if config.heal.heals else 0.0,
+        window=_window_seconds(config, materials, proxy) if _reads_public_text(config) else 0.0,
     )
 
 
@@ -174,20 +187,24 @@ def _record_seconds(
     return _best(judge) / len(sample)
 
 
-def _healing_seconds(config: Config, materials: Materials, proxy: nn.Module) -> float:
-    """Return the seconds of a step of healing; steps of one window are timed."""
+def _reads_public_text(config: Config) -> bool:
+    return config.heal.heals or plug_back_units(config, remove_ratio=config.compress.remove_ratio) > 0
+
+
+def _window_seconds(config: Config, materials: Materials, proxy: nn.Module) -> float:
+    """Return the seconds of a step of healing that reads one window."""
     from fedproxy_secure.compress.healing import heal
 
     ended: list[float] = []
     heal(
         proxy,
         materials.llm,
-        materials.healing_windows[:HEALING_WINDOWS],
+        materials.windows[:1].repeat(1 + BEST_OF, 1),
         config.heal.model_copy(update={"fit_windows": None, "steps": 1 + BEST_OF, "batch_size": 1}),
         seed=0,
         on_step=lambda *_: ended.append(time.perf_counter()),
     )
-    return config.heal.batch_size * min(b - a for a, b in pairwise(ended))
+    return min(b - a for a, b in pairwise(ended))
 
 
 def _best(work: Callable[[], None]) -> float:
