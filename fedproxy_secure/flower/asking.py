@@ -67,11 +67,18 @@ class _Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer(Generic[T]):
-    """An answer as it was fetched: decoded, or None; `forgot`: its client must be set up again."""
+class Answer(Generic[T]):
+    """An answer as it was fetched.
+
+    Args:
+        value: decoded; None if its client is left out, or one of the others says why there is none.
+        forgot: the client must be set up again.
+        lost: why neither the client nor its node answered; "" if one did.
+    """
 
     value: T | None = None
     forgot: bool = False
+    lost: str = ""
 
 
 class Asker:
@@ -90,8 +97,8 @@ class Asker:
         one_machine: bool = False,
         notes: WaitNotes | None = None,
     ) -> None:
-        self._grid, self._timeout_s, self._one_machine = grid, timeout_s, one_machine
-        self._notes = notes or WaitNotes(None)
+        self._grid, self.timeout_s, self._one_machine = grid, timeout_s, one_machine
+        self.notes = notes or WaitNotes(None)
         self.names: dict[int, str] = {}
         self.set_up_again: RecordDict | None = None
         self.left_out: dict[str, str] = {}
@@ -121,14 +128,16 @@ class Asker:
         while waiting:
             for sent, request in list(waiting.items()):
                 node, again = request.node, request.then
-                fetch = decode if again is None else self._decode_ready_of(node)
-                answer = self._fetch(sent, node, group, fetch)
+                judge = decode if again is None else self._decode_ready_of(node)
+                answer = self.fetch(sent, node, group, judge)
                 if answer is None:
                     continue
                 del waiting[sent]
                 patience.come()
-                if answer.forgot and node in renewed:
-                    self._leave_out(group, node, "it forgot the job again")
+                if answer.lost:
+                    self.leave_out(group, node, answer.lost)
+                elif answer.forgot and node in renewed:
+                    self.leave_out(group, node, "it forgot the job again")
                 elif answer.forgot and self.set_up_again is not None:
                     renewed.add(node)
                     log.warning("%s: %s was started again and is set up again", group, self.who(node))
@@ -138,16 +147,16 @@ class Asker:
                     waiting |= self._push(kind, {node: again}, group, then={})
                 elif answer.value is not None:
                     yield node, answer.value
-            if waiting and time.monotonic() - began > self._timeout_s:
+            if waiting and time.monotonic() - began > self.timeout_s:
                 for request in waiting.values():
-                    reason = f"did not answer {kind} in {self._timeout_s:.0f} s"
-                    self._leave_out(group, request.node, reason)
+                    reason = f"did not answer {kind} in {self.timeout_s:.0f} s"
+                    self.leave_out(group, request.node, reason)
                 break
             if waiting:
                 names = [self.name(request.node) for request in waiting.values()]
-                self._notes.note(group, names, began=began, timeout_s=self._timeout_s)
+                self.notes.note(group, names, began=began, timeout_s=self.timeout_s)
                 time.sleep(patience.pause_s())
-        self._notes.over()
+        self.notes.over()
 
     def _push(
         self,
@@ -158,20 +167,25 @@ class Asker:
         then: Mapping[int, RecordDict],
     ) -> dict[str, _Request]:
         """Send contents to nodes; return what is waited for by the request's id, in the nodes' order."""
-        messages = [
-            Message(content, node, kind, group_id=group, ttl=self._timeout_s)
-            for node, content in contents.items()
-        ]
-        pushed = list(self._grid.push_messages(messages))
+        sent = self.send(kind, contents, group)
         # kept in order: the in-process engine answers in the order of its nodes
-        waiting = {
-            sent: _Request(node=node, then=then.get(node))
-            for sent, node in zip(pushed, contents, strict=False)
-            if sent is not None
-        }
+        waiting = {id: _Request(node=node, then=then.get(node)) for id, node in sent.items()}
         if len(waiting) < len(contents):
             log.warning("%s: %d requests could not be sent", group, len(contents) - len(waiting))
         return waiting
+
+    def send(self, kind: str, contents: Mapping[int, RecordDict], group: str) -> dict[str, int]:
+        """Send contents to nodes; return the node by the request's id, for each that could be sent."""
+        messages = [
+            Message(content, node, kind, group_id=group, ttl=self.timeout_s)
+            for node, content in contents.items()
+        ]
+        pushed = list(self._grid.push_messages(messages))
+        return {sent: node for sent, node in zip(pushed, contents, strict=False) if sent is not None}
+
+    def connected(self) -> frozenset[int]:
+        """Return the nodes that are connected now."""
+        return frozenset(self._grid.get_node_ids())
 
     def _decode_ready_of(self, node: int) -> Callable[[RecordDict], Any]:
         """Return a decoder of a set-up's answer, which must be by this node's client, with the proxy."""
@@ -192,7 +206,7 @@ class Asker:
         """Return a node's name for the owner: its client's, if that is known, or else its id."""
         return self.names.get(node, f"node {node}")
 
-    def _leave_out(self, group: str, node: int, why: str) -> None:
+    def leave_out(self, group: str, node: int, why: str) -> None:
         """Say in the log that a node is left out, and remember why; the first reason of a round stays."""
         log.warning("%s: %s is left out: %s", group, self.who(node), why)
         self.left_out.setdefault(self.name(node), why)
@@ -219,15 +233,14 @@ class Asker:
         self._explained = explained = type(error)(with_reasons(line, others))
         return explained
 
-    def _fetch(
+    def fetch(
         self, sent: str, node: int, group: str, decode: Callable[[RecordDict], T]
-    ) -> _Answer[T] | None:
-        """Return the answer to a request, without a value if its client is left out; None if not there."""
+    ) -> Answer[T] | None:
+        """Return the answer to a request, None if there is none yet; a bad one's client is left out."""
         try:
             replies = list(self._grid.pull_messages([sent]))
         except Exception as error:  # whatever one answer does to Flower, the others are still taken
-            self._leave_out(group, node, f"its answer is no message ({type(error).__name__})")
-            return _Answer()
+            return Answer(lost=f"its answer is no message ({type(error).__name__})")
         if not replies:
             return None
         # what an answer says of itself counts only where a SuperLink hands on more than was asked for
@@ -235,25 +248,24 @@ class Asker:
         reply = (answers or replies)[0]
         if reply.has_error() or not reply.has_content():
             reason = str(reply.error.reason) if reply.has_error() else "its answer is empty"
-            self._leave_out(group, node, f"failed: {one_line(reason)}")
-            return _Answer()
+            return Answer(lost=f"failed: {one_line(reason)}")
         try:
             failure = wire.decode_failure(reply.content)
             if failure is None:
-                return _Answer(value=decode(reply.content))
+                return Answer(value=decode(reply.content))
         except FedProxyError as error:
-            self._leave_out(group, node, str(error))
-            return _Answer()
+            self.leave_out(group, node, str(error))
+            return Answer()
         if failure[0] == FORGOT and self.set_up_again is not None:
-            return _Answer(forgot=True)
+            return Answer(forgot=True)
         self._note_failure(node, group, *failure)
-        return _Answer()
+        return Answer()
 
     def _note_failure(self, node: int, group: str, kind: str, line: str) -> None:
         if kind == LEFT:
-            self._leave_out(group, node, f"left the protocol: {line}")
+            self.leave_out(group, node, f"left the protocol: {line}")
             return
-        self._leave_out(group, node, f"says: {line}")
+        self.leave_out(group, node, f"says: {line}")
         self._failures.append(REPORTED.get(kind, TrainingError)(f"{self.who(node)} says: {line}"))
         if self._one_machine:
             self.explain()

@@ -41,6 +41,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.monitor.noting import noted
 from fedproxy_secure.protect.base import Asked, protection_of
 from fedproxy_secure.protect.secure_sum import attempt
+from fedproxy_secure.proxy_intake import arriving
 from fedproxy_secure.proxy_intake import store as proxy_store
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
 @app.query("setup")
 @_answers_in_one_line
 def setup(message: Message, context: Context) -> RecordDict:
-    """Remember the job and answer whether the proxy is here; keep its files if they came along."""
+    """Remember the job and answer whether the proxy is here, or how much of it."""
     asked = wire.decode_setup(message.content)
     own = _checked(asked.job_json, context)
     sha256 = own.job.proxy_sha256
@@ -140,13 +141,26 @@ def setup(message: Message, context: Context) -> RecordDict:
         # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
     folder = _proxy(own)
-    if folder is None and asked.files is not None:
-        folder = proxy_store.unpack(asked.files, sha256, marks=own.job.marks, client=own.name)
     # unreadable records are found before the first round
     job = own.job
     load_task(job.clients[own.index], root=job.data_root, audit=job.audit, seed=job.seed)
     context.state.config_records["job"] = ConfigRecord({"json": asked.job_json})
-    return wire.encode_ready(wire.Ready(ready=folder is not None, client=own.name))
+    return _ready(own, folder)
+
+
+@app.query("part")
+@_answers_in_one_line
+def part(message: Message, context: Context) -> RecordDict:
+    """Keep the next bytes of the proxy, which `setup` named, and answer how many are here."""
+    own, came = _own_job(context), wire.decode_part(message.content)
+    if came.sha256 != own.job.proxy_sha256:
+        raise ProtocolAborted(f"proxy {came.sha256[:12]}: must be {own.job.proxy_sha256[:12]}")
+    return _ready(own, arriving.take(came, marks=own.job.marks, client=own.name))
+
+
+def _ready(own: OwnJob, proxy: Path | None) -> RecordDict:
+    has = 0 if proxy is not None else arriving.arrived_bytes(own.job.proxy_sha256, client=own.name)
+    return wire.encode_ready(wire.Ready(ready=proxy is not None, client=own.name, has=has))
 
 
 @app.train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,11 @@ from fedproxy_secure import wire
 from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.asking import POLL_S, Asker
+from fedproxy_secure.flower.shipping import ship
 from fedproxy_secure.flower.waiting import WaitNotes, with_reasons
 from fedproxy_secure.protect.base import protection_of
-from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.quoting import quoted
-from fedproxy_secure.tracing.copies import copy_of
-from fedproxy_secure.tracing.key import trace_key
 
 log = logging.getLogger(__name__)
 AWAY = "is not connected"
@@ -74,9 +72,10 @@ def set_up(
         asker.names.update({node: registered.names[node] for node in node_ids})
         absent = sorted({client.name for client in job.clients} - set(asker.names.values()))
         asker.left_out.update(dict.fromkeys(absent, AWAY))
+    asker.set_up_again = wire.encode_setup(job)
     claims: dict[int, str] = {}
     ready: list[int] = []
-    lacking: list[int] = []
+    lacking: dict[int, wire.Ready] = {}
     plain = dict.fromkeys(node_ids, wire.encode_setup(job))
     for node, answer in asker.ask(wire.SETUP, plain, "setup", wire.decode_ready):
         if registered is not None and answer.client != registered.names[node]:
@@ -89,48 +88,21 @@ def set_up(
             asker.left_out[registered.names[node]] = f"says that it is {quoted(answer.client)}"
             continue
         claims[node] = answer.client
-        (ready if answer.ready else lacking).append(node)
-    sent: dict[int, int] = {}
-    if lacking:
-        files = proxy_store.pack(proxy_folder)
-        size = sum(len(data) for data in files.values() if isinstance(data, bytes))
-        to = {node: claims[node] for node in lacking}
-        for node, answer in _ship(asker, job, proxy_folder, files, to):
-            if not answer.ready or answer.client != claims[node]:
-                why = "has no proxy, or another name than before"
-                log.warning("setup: node %d is left out: it %s", node, why)
-                asker.left_out[asker.name(node)] = why
-                continue
+        if answer.ready:
             ready.append(node)
-            sent[node] = size
-    nodes = _bound(claims, ready, {c.name for c in job.clients})
+        else:
+            lacking[node] = answer
+    known = {client.name for client in job.clients}
+    to = {node: answer for node, answer in lacking.items() if answer.client in known}
+    sent = ship(asker, job, proxy_folder, to)
+    ready += sent
+    nodes = _bound(claims, ready, known)
     asker.names.update({node: name for name, node in nodes.items()})
-    asker.set_up_again = wire.encode_setup(job)
     least, setting = job.federate.min_clients, "federate.min_clients"
     needed = protection_of(job.protect).least_clients(job)
     least, setting = max((least, setting), (needed, "the threshold of a secure sum"))
     asker.enough(len(nodes), least, "set up", setting)
     return nodes, {name: sent[node] for name, node in nodes.items() if node in sent}
-
-
-def _ship(
-    asker: Asker, job: FederationJob, proxy: Path, files: Mapping[str, bytes], to: Mapping[int, str]
-) -> Iterator[tuple[int, wire.Ready]]:
-    """Send the proxy's files to nodes, by the client that each says it is; yield their answers.
-
-    Each client gets its own copy of a traced proxy, one after the other: memory holds one at a time.
-    """
-    if job.marks is None:
-        ship = dict.fromkeys(to, wire.encode_setup(job, files))
-        yield from asker.ask(wire.SETUP, ship, "setup", wire.decode_ready)
-        return
-    key, known = trace_key(proxy), {client.name for client in job.clients}
-    for node, name in to.items():
-        if name not in known:
-            continue  # `_bound` says so
-        file, content = copy_of(proxy, job.marks, key, name)
-        own = wire.encode_setup(job, {**files, file: content})
-        yield from asker.ask(wire.SETUP, {node: own}, "setup", wire.decode_ready)
 
 
 def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:

@@ -34,7 +34,6 @@ from fedproxy_secure.record.transcript import SERVER, Recorder
 from fedproxy_secure.record.view import Corruption
 from fedproxy_secure.wire.records import vector
 
-FILES = "files"  # the setup message's record of proxy files, which the run's folder has anyway
 Place = Literal["server", "network"]
 Change = Callable[[str, str, RecordDict], RecordDict]  # (message type, client, content) -> new content
 
@@ -137,7 +136,7 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
                 arrays[f"{name}/{key}"] = np.frombuffer(bytes(array.data), dtype=np.uint8)
     for name, record in content.config_records.items():
         for key, value in record.items():
-            if isinstance(value, bytes) and name == FILES:
+            if isinstance(value, bytes) and name == wire.PART_DATA:
                 values[f"{name}/{key}"] = hashlib.sha256(value).hexdigest()
             elif isinstance(value, bytes):
                 arrays[f"{name}/{key}"] = np.frombuffer(value, dtype=np.uint8)

@@ -37,7 +37,7 @@ _NAMES = frozenset(
     {CONFIG, "generation_config.json", WEIGHTS, INDEX, TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja"}
 )
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors\Z")
-_MOST_FILES = 1024
+MOST_FILES = 1024
 _SETTLED_NS = 2 * 10**9  # files changed later than this before a look may change again unseen
 
 # settings of config.json, at any depth, that make transformers read other files, other code or hub kernels
@@ -92,8 +92,8 @@ def check_name(name: str) -> None:
 
 def check_count(files: int) -> None:
     """Raise `DataError` for more files than any proxy has."""
-    if files > _MOST_FILES:
-        raise DataError(f"proxy of {files} files: must have at most {_MOST_FILES}")
+    if files > MOST_FILES:
+        raise DataError(f"proxy of {files} files: must have at most {MOST_FILES}")
 
 
 def proxy_files(folder: Path) -> list[Path]:

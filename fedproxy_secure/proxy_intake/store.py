@@ -1,4 +1,4 @@
-"""The transfer of a proxy's files to a client, and the cache in which the client keeps them.
+"""The cache in which a client keeps proxies, and proxies that are on its machine anyway.
 
 Guarantees: a client runs only a proxy whose files hash to what the server named, read again before use;
 only files that a proxy may hold are kept (see `proxy_intake.files`), and their names cannot leave the
@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.proxy_intake.files import (
-    check_count,
     check_folder,
-    check_name,
     folder_sha256,
-    proxy_files,
     verified_sha256,
 )
 from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.tracing.marks import Marks
 
-_PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _CLIENT = re.compile(r"^[A-Za-z0-9_-]{1,200}\Z")
 _on_this_host: dict[str, Path] = {}  # proxies that server and clients of one process share
 _caches: list[Path] = []
@@ -55,7 +49,7 @@ def find(sha256: str, *, marks: Marks | None = None, client: str = "") -> Path |
 
     Raises `DataError` for what is no hash, and for files that have changed since they came.
     """
-    _check_hash(sha256)
+    check_hash(sha256)
     kept = _kept(sha256, marks, client)
     folder = _on_this_host.get(sha256, kept)
     if not folder.is_dir():
@@ -72,12 +66,18 @@ def _kept(sha256: str, marks: Marks | None, client: str) -> Path:
     """Return where the cache has a proxy, or a client's own copy: clients of one machine share no copy."""
     if marks is None:
         return cache_folder() / sha256
-    if not _CLIENT.match(client):
-        raise DataError(f"client {quoted(client)}: must be a name of letters, digits, - and _")
+    check_client(client)
     return cache_folder() / f"{sha256}.{client}"
 
 
-def _check_hash(sha256: str) -> None:
+def check_client(client: str) -> None:
+    """Raise `DataError` unless a client's name can be part of a file's name."""
+    if not _CLIENT.match(client):
+        raise DataError(f"client {quoted(client)}: must be a name of letters, digits, - and _")
+
+
+def check_hash(sha256: str) -> None:
+    """Raise `DataError` for what is no hash."""
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise DataError(f"proxy hash {quoted(sha256)}: must be 64 hex digits")
 
@@ -100,46 +100,21 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "fedproxy-secure" / "proxies"
 
 
-def pack(folder: Path) -> dict[str, bytes]:
-    """Return the folder's files by name. Raises `DataError` for a folder that is no proxy's."""
-    check_folder(folder)
-    return {file.name: file.read_bytes() for file in proxy_files(folder)}
+def keep(partial: Path, sha256: str, *, marks: Marks | None = None, client: str = "") -> Path:
+    """Move a folder of received files to its place in the cache; `marks` and `client` as for `find`.
 
-
-def unpack(
-    files: Mapping[str, object], sha256: str, *, marks: Marks | None = None, client: str = ""
-) -> Path:
-    """Store received files in the cache and return their folder; `marks` and `client` as for `find`.
-
-    Raises `DataError` for files that a proxy may not hold, or that do not hash to `sha256`; then nothing is
-    kept.
+    Raises `DataError` for files that a proxy may not hold, or that do not hash to `sha256`.
     """
-    _check_hash(sha256)
-    cache, place = cache_folder(), _kept(sha256, marks, client)
-    cache.mkdir(parents=True, exist_ok=True)
-    check_count(len(files))
-    for name, data in files.items():
-        if not _PLAIN_NAME.match(name) or not isinstance(data, bytes):
-            raise DataError(f"proxy file {quoted(name)}: must be a plain file name with bytes")
-    for name in files:
-        check_name(name)
-    partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
+    place = _kept(sha256, marks, client)
+    actual = folder_sha256(partial) if marks is None else folder_sha256(partial, marks)
+    if actual != sha256:
+        raise DataError(f"proxy files hash to {actual[:12]}: must be {sha256[:12]}")
+    check_folder(partial)
     try:
-        for name, data in files.items():
-            assert isinstance(data, bytes)
-            with (partial / name).open("xb") as file:  # fails where names differ in case alone
-                file.write(data)
-        actual = folder_sha256(partial) if marks is None else folder_sha256(partial, marks)
-        if actual != sha256:
-            raise DataError(f"proxy files hash to {actual[:12]}: must be {sha256[:12]}")
-        check_folder(partial)
-        try:
-            os.replace(partial, place)
-        except OSError:  # another client of this machine was faster
-            if not place.is_dir():
-                raise
-        kept = find(sha256, marks=marks, client=client)
-        assert kept is not None
-        return kept
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.replace(partial, place)
+    except OSError:  # another client of this machine was faster
+        if not place.is_dir():
+            raise
+    kept = find(sha256, marks=marks, client=client)
+    assert kept is not None
+    return kept

@@ -108,15 +108,29 @@ def amplitudes(marks: Marks) -> np.ndarray:
     return np.asarray(AMPLITUDE * rms)
 
 
+def own_bytes(proxy: Path, marks: Marks, key: Secret, client: str) -> tuple[str, dict[int, bytes]]:
+    """Return in what a client's copy differs from the proxy in a folder.
+
+    That is the name of one file, and bytes by the place in it at which they begin.
+    """
+    matrix = find_matrix(proxy, marks.tensor)
+    rows = _own_rows(marks, key, client)
+    return matrix.file.name, {matrix.begin + row * matrix.row_bytes: raw for row, raw in rows.items()}
+
+
 def copy_of(proxy: Path, marks: Marks, key: Secret, client: str) -> tuple[str, bytes]:
     """Return the one file in which a client's copy differs from the proxy in a folder: name and content."""
+    matrix = find_matrix(proxy, marks.tensor)
+    return matrix.file.name, b"".join(with_rows(matrix, _own_rows(marks, key, client)))
+
+
+def _own_rows(marks: Marks, key: Secret, client: str) -> dict[int, bytes]:
+    """Return a client's marked rows by their number."""
     code = code_of(key, marks)
     (word,) = code.words([client])
     raw = as_bytes(marked_numbers(marks, code, word), marks.kind)
     size = marks.width * KINDS[marks.kind]
-    rows = {row: raw[i * size : (i + 1) * size] for i, row in enumerate(marks.rows)}
-    matrix = find_matrix(proxy, marks.tensor)
-    return matrix.file.name, b"".join(with_rows(matrix, rows))
+    return {row: raw[i * size : (i + 1) * size] for i, row in enumerate(marks.rows)}
 
 
 def _embedding(proxy: Path) -> Matrix:

@@ -1,7 +1,8 @@
 """The messages between server and clients, as Flower records; both sides decode strictly.
 
-    server -> client  query.setup   the job and the proxy's hash; the proxy's files if the client lacks them
-    client -> server  ready or not, and the client's name
+    server -> client  query.setup   the job and the proxy's hash
+    client -> server  whether it has the proxy, how many bytes of it have come, and the client's name
+    server -> client  query.part    the next bytes of the proxy, until it is there; answered in the same way
     server -> client  train         round, adapter vector, conflict map, weights of the penalties
     client -> server  the update and its metrics, or one line that says what went wrong
 
@@ -28,12 +29,15 @@ from fedproxy_secure.wire.protocol import (
 )
 from fedproxy_secure.wire.setup import (
     MOST_JOB,
+    PART_DATA,
     Ready,
     Setup,
     decode_failure,
+    decode_part,
     decode_ready,
     decode_setup,
     encode_failure,
+    encode_part,
     encode_ready,
     encode_setup,
     read_job,
@@ -47,7 +51,7 @@ from fedproxy_secure.wire.training import (
     encode_update,
 )
 
-SETUP = "query.setup"
+SETUP, PART = "query.setup", "query.part"
 TRAIN = "train"
 SHARE, MASK, CONFIRM, UNMASK = "query.share", "query.mask", "query.confirm", "query.unmask"
 GRAM_SHARE, GRAM_SKETCH, GRAM_WEIGH = "query.gram_share", "query.gram_sketch", "query.gram_weigh"
@@ -62,6 +66,8 @@ __all__ = [
     "MASK",
     "MOST_JOB",
     "OTHER",
+    "PART",
+    "PART_DATA",
     "ProposedTerms",
     "Ready",
     "SETUP",
@@ -73,6 +79,7 @@ __all__ = [
     "decode_broadcast",
     "decode_failure",
     "decode_message",
+    "decode_part",
     "decode_ready",
     "decode_setup",
     "decode_terms",
@@ -80,6 +87,7 @@ __all__ = [
     "encode_broadcast",
     "encode_failure",
     "encode_message",
+    "encode_part",
     "encode_ready",
     "encode_setup",
     "encode_terms",

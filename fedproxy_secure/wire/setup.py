@@ -1,15 +1,17 @@
-"""The first message to a client, its answer, and the answer of a client that failed."""
+"""The first message to a client, parts of the proxy, answers to both, and a failed client's answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import ValidationError
 
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.proxy_intake.files import MOST_FILES
+from fedproxy_secure.proxy_intake.parts import Part
 from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.runtime.untrusted import parse_json
 from fedproxy_secure.secagg.messages import MOST_NAME
@@ -17,6 +19,7 @@ from fedproxy_secure.secagg.terms import HASH_BYTES
 from fedproxy_secure.wire.records import (
     check_records,
     flag,
+    integer,
     plain_text,
     record,
     text,
@@ -24,28 +27,22 @@ from fedproxy_secure.wire.records import (
 
 MOST_JOB = 2**20  # characters of a job's JSON
 MOST_KIND = 64  # characters of the name of an error class
+MOST_PART = 2**24  # bytes of the proxy in one message
+PART_DATA = "data"  # the record that holds a part's bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The first message to a client: the job, as text and parsed, and the proxy.
-
-    `sha256`: the proxy's hash, 64 hex digits. `files`: the proxy's files by name, for `proxy_store.unpack`;
-    None if they did not come along.
-    """
+    """The first message to a client: the job, as text and parsed, and the proxy's hash, 64 hex digits."""
 
     job: FederationJob
     job_json: str
     sha256: str
-    files: ConfigRecord | None
 
 
-def encode_setup(job: FederationJob, files: Mapping[str, bytes] | None = None) -> RecordDict:
-    """Encode the job with the hash of its proxy, and the proxy's files where a client lacks them."""
-    content = RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": job.proxy_sha256})})
-    if files is not None:
-        content["files"] = ConfigRecord(dict(files))
-    return content
+def encode_setup(job: FederationJob) -> RecordDict:
+    """Encode the job with the hash of its proxy."""
+    return RecordDict({"job": ConfigRecord({"json": job.to_json(), "sha256": job.proxy_sha256})})
 
 
 def decode_setup(content: RecordDict) -> Setup:
@@ -53,16 +50,47 @@ def decode_setup(content: RecordDict) -> Setup:
 
     Raises `DataError` for anything missing, unknown or of the wrong type, and for text that is no job.
     """
-    check_records(content, "setup", must={"job"}, may={"files"})
+    check_records(content, "setup", must={"job"})
     fields = record(content, "job", ConfigRecord, "setup", keys={"json", "sha256"})
-    files = content.get("files")
-    if files is not None and not isinstance(files, ConfigRecord):
-        raise DataError("setup: record `files` must be a ConfigRecord")
     job_json = text(fields, "json", most=MOST_JOB)
+    return Setup(job=read_job(job_json), job_json=job_json, sha256=_sha256(fields))
+
+
+def _sha256(fields: ConfigRecord) -> str:
     sha256 = text(fields, "sha256")
     if len(sha256) != 2 * HASH_BYTES or not set(sha256) <= set("0123456789abcdef"):
         raise DataError(f"proxy hash {quoted(sha256)}: must be {2 * HASH_BYTES} hex digits")
-    return Setup(job=read_job(job_json), job_json=job_json, sha256=sha256, files=files)
+    return sha256
+
+
+def encode_part(part: Part) -> RecordDict:
+    """Encode a part of the proxy."""
+    names, sizes = list(part.sizes), list(part.sizes.values())
+    place = ConfigRecord({"sha256": part.sha256, "names": names, "sizes": sizes, "at": part.at})
+    return RecordDict({"place": place, PART_DATA: ConfigRecord({"bytes": part.data})})
+
+
+def decode_part(content: RecordDict) -> Part:
+    """Decode a part of the proxy; `proxy_intake.arriving` checks the files' names and sizes.
+
+    Raises `DataError` for anything missing, unknown, of the wrong type or too large.
+    """
+    check_records(content, "part", must={"place", PART_DATA})
+    place = record(content, "place", ConfigRecord, "part", keys={"sha256", "names", "sizes", "at"})
+    data = record(content, PART_DATA, ConfigRecord, "part", keys={"bytes"})["bytes"]
+    if type(data) is not bytes or len(data) > MOST_PART:
+        raise DataError(f"part: `bytes` must be at most {MOST_PART} bytes")
+    names: Any = place["names"]
+    sizes: Any = place["sizes"]
+    for name, found, kind in (("names", names, str), ("sizes", sizes, int)):
+        if not isinstance(found, list) or not all(type(one) is kind for one in found):
+            raise DataError(f"part: `{name}` must be a list of {kind.__name__}")
+    if not 0 < len(set(names)) == len(names) == len(sizes) <= MOST_FILES:
+        raise DataError(
+            f"part: {len(names)} names, {len(sizes)} sizes: must be as many, 1 to {MOST_FILES}, names once"
+        )
+    sizes_by_name = dict(zip(names, sizes, strict=True))
+    return Part(sha256=_sha256(place), sizes=sizes_by_name, at=integer(place, "at"), data=data)
 
 
 def read_job(job_json: str) -> FederationJob:
@@ -84,25 +112,36 @@ def read_job(job_json: str) -> FederationJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A client's answer to the first message: whether it has the proxy, and the client's name."""
+    """A client's answer to the first message and to a part.
+
+    Args:
+        ready: whether it has the proxy.
+        client: its name.
+        has: how many bytes of the proxy have come, from the first on; of no meaning once it is ready.
+    """
 
     ready: bool
     client: str
+    has: int = 0
 
 
 def encode_ready(ready: Ready) -> RecordDict:
-    """Encode a client's answer to the first message."""
-    return RecordDict({"setup": ConfigRecord({"ready": ready.ready, "client": ready.client})})
+    """Encode a client's answer to the first message or to a part."""
+    return RecordDict({"setup": ConfigRecord(asdict(ready))})
 
 
 def decode_ready(content: RecordDict) -> Ready:
-    """Decode a client's answer to the first message.
+    """Decode a client's answer to the first message or to a part.
 
     Raises `DataError` for anything missing, unknown or of the wrong type.
     """
     check_records(content, "setup reply", must={"setup"})
-    fields = record(content, "setup", ConfigRecord, "setup reply", keys={"ready", "client"})
-    return Ready(ready=flag(fields, "ready"), client=plain_text(fields, "client", most=MOST_NAME))
+    fields = record(content, "setup", ConfigRecord, "setup reply", keys={"ready", "client", "has"})
+    return Ready(
+        ready=flag(fields, "ready"),
+        client=plain_text(fields, "client", most=MOST_NAME),
+        has=integer(fields, "has"),
+    )
 
 
 def encode_failure(kind: str, line: str) -> RecordDict:

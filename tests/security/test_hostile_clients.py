@@ -208,7 +208,7 @@ def test_too_few_without_an_error_of_their_own_are_a_round_aborted(world):
 
 
 def named(name):
-    return RecordDict({"setup": ConfigRecord({"ready": True, "client": name})})
+    return wire.encode_ready(wire.Ready(ready=True, client=name))
 
 
 def test_an_update_in_another_clients_name_is_not_taken_for_that_clients(world, tmp_path):
@@ -250,17 +250,18 @@ def test_a_node_that_is_no_client_of_the_job_is_not_asked(world, caplog):
 
 
 def test_a_node_cannot_change_its_name_while_the_proxy_is_on_its_way(world):
+    answers = {
+        wire.SETUP: wire.encode_ready(wire.Ready(ready=False, client="c2")),
+        wire.PART: wire.encode_ready(wire.Ready(ready=True, client="c9")),
+    }
     asked = []
 
     def turncoat(kind, true):
-        if kind != "query.setup":
-            return true
         asked.append(kind)
-        ready = len(asked) > 1
-        return RecordDict({"setup": ConfigRecord({"ready": ready, "client": "c2" if not ready else "c9"})})
+        return answers.get(kind, true)
 
     _, seen = served(world, in_the_clear(world[0]), Hostile(turncoat))
-    assert len(asked) == 2
+    assert asked[:2] == [wire.SETUP, wire.PART]
     assert seen == OTHERS
 
 

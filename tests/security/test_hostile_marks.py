@@ -27,6 +27,7 @@ from fedproxy_secure.tracing.tensor_file import (
 )
 from fedproxy_secure.wire.setup import read_job
 from tests.support.masked_rounds import masked_world
+from tests.support.parts import arrive
 from tests.support.traced import traced_proxy
 
 
@@ -47,7 +48,7 @@ def job(tmp_path_factory):
 
 def arrives(proxy, files, client="clinic"):
     sha256 = folder_sha256(proxy.folder)
-    return proxy_store.unpack(files, sha256, marks=proxy.marks, client=client)
+    return arrive(files, sha256, marks=proxy.marks, client=client)
 
 
 def changed(proxy, files, row, change):

@@ -18,10 +18,10 @@ from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.models.llm import load_llm
-from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.checks import check_model
 from fedproxy_secure.proxy_intake.files import check_folder
 from fedproxy_secure.proxy_intake.model import load_proxy
+from fedproxy_secure.proxy_intake.parts import Offer
 from fedproxy_secure.proxy_intake.public_text import bundled_texts
 from tests.support.hostile_proxies import as_adapter_of, edit_json, edit_weights, shard
 from tests.support.tiny import VOCABULARY, same_weights, save_tiny, tiny_llama, tiny_settings
@@ -65,7 +65,7 @@ def test_the_same_files_no_longer_stand_for_different_weights(tmp_path, proxy, e
     assert not same_weights(one, two)  # not a file of the folder differs
     refused(proxy, "must be one that a causal LM saved as safetensors has", DataError)
     with pytest.raises(DataError):
-        proxy_store.pack(proxy)
+        Offer.of(proxy)
 
 
 def test_a_whole_model_with_an_adapter_beside_it_is_refused(tmp_path, proxy):

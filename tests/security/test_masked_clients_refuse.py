@@ -26,6 +26,7 @@ from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.provision import provision
 from tests.support.masked_rounds import STEPS, Wrapped, kept_in, masked_world, serve_with, with_
+from tests.support.parts import packed, parts
 from tests.support.tiny import save_tiny
 
 
@@ -448,13 +449,13 @@ def test_a_node_whose_policy_refuses_the_job_keeps_none_of_its_files(tmp_path, w
     monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
     job, folder, _ = world
     sha256 = folder_sha256(folder)
-    ask = {
-        "job": ConfigRecord({"json": with_(job).changed(proxy_sha256=sha256).to_json(), "sha256": sha256}),
-        "files": ConfigRecord(dict(proxy_store.pack(folder))),
-    }
     context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
-    reply = client_app.app(Message(RecordDict(ask), 2, "query.setup"), context).content
+    setup = wire.encode_setup(with_(job).changed(proxy_sha256=sha256))
+    reply = client_app.app(Message(setup, 2, wire.SETUP), context).content
     assert wire.decode_failure(reply)[0] == "ConfigError"
+    first = wire.encode_part(parts(packed(folder), sha256)[0])
+    reply = client_app.app(Message(first, 2, wire.PART), context).content
+    assert wire.decode_failure(reply)[0] == "NotSetUp"
     assert not (tmp_path / "cache").exists()
 
 

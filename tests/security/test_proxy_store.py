@@ -4,11 +4,11 @@ import os
 import time
 
 import pytest
-from flwr.app import ConfigRecord
 
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.proxy_intake import files as proxy_files
 from fedproxy_secure.proxy_intake import store as proxy_store
+from tests.support.parts import arrive, packed
 from tests.support.tiny import save_tiny
 
 
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_shipped_proxy_arrives_whole_under_its_hash(tmp_path, cache):
     folder = save_tiny(tmp_path / "proxy")
     sha256 = proxy_files.folder_sha256(folder)
-    arrived = proxy_store.unpack(proxy_store.pack(folder), sha256)
+    arrived = arrive(packed(folder), sha256)
     assert proxy_files.folder_sha256(arrived) == sha256
     assert proxy_store.find(sha256) == arrived
 
@@ -29,20 +29,20 @@ def test_a_shipped_proxy_arrives_whole_under_its_hash(tmp_path, cache):
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", ".hidden", "..", "", "a\n", "a\\b\0"])
 def test_a_name_with_a_path_in_it_is_refused_and_nothing_is_kept(cache, name):
     with pytest.raises(DataError, match="plain file name"):
-        proxy_store.unpack(ConfigRecord({"ok.json": b"x", name: b"x"}), "0" * 64)
-    assert not any(cache.iterdir())
+        arrive({"config.json": b"x", name: b"x"}, "0" * 64)
+    assert not cache.exists() or not any(cache.iterdir())
 
 
 def test_files_of_another_hash_are_refused_and_nothing_is_kept(cache):
     with pytest.raises(DataError, match="hash to"):
-        proxy_store.unpack(ConfigRecord({"config.json": b"{}"}), "0" * 64)
-    assert not any(cache.iterdir())
+        arrive({"config.json": b"{}"}, "0" * 64)
+    assert not cache.exists() or not any(cache.iterdir())
 
 
 @pytest.mark.parametrize("sha256", ["../..", "", "g" * 64, "0" * 63, "0" * 64 + "\n"])
 def test_a_hash_that_is_none_is_refused(cache, sha256):
     with pytest.raises(DataError, match="64 hex digits"):
-        proxy_store.unpack(ConfigRecord({"config.json": b"{}"}), sha256)
+        arrive({"config.json": b"{}"}, sha256)
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc", "", "A" * 64])
@@ -75,14 +75,14 @@ NOT_A_PROXY_S = [
 @pytest.mark.parametrize("name", NOT_A_PROXY_S)
 def test_a_file_that_no_proxy_has_is_neither_offered_nor_taken(tmp_path, cache, name):
     folder = save_tiny(tmp_path / "proxy")
-    files = proxy_store.pack(folder)
+    files = packed(folder)
     (folder / name).write_bytes(b"{}")
-    for offered in (proxy_store.pack, proxy_files.folder_sha256, offer):
+    for offered in (packed, proxy_files.folder_sha256, offer):
         with pytest.raises(DataError, match="must be one that a causal LM saved as safetensors has"):
             offered(folder)
     with pytest.raises(DataError, match="must be one that a causal LM saved as safetensors has"):
-        proxy_store.unpack(ConfigRecord({**files, name: b"{}"}), "0" * 64)
-    assert not any(cache.iterdir())
+        arrive({**files, name: b"{}"}, "0" * 64)
+    assert not cache.exists() or not any(cache.iterdir())
 
 
 def offer(folder):
@@ -94,13 +94,13 @@ def offer(folder):
 def test_a_folder_that_lacks_a_part_is_neither_offered_nor_kept(tmp_path, cache, name):
     folder = save_tiny(tmp_path / "proxy")
     (folder / name).unlink()
-    files = ConfigRecord({p.name: p.read_bytes() for p in folder.iterdir()})
-    for offered in (proxy_store.pack, offer):
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for offered in (packed, offer):
         with pytest.raises(DataError, match=r"^proxy: (has no|must have)"):
             offered(folder)
     with pytest.raises(DataError, match=r"^proxy: (has no|must have)"):
-        proxy_store.unpack(files, proxy_files.folder_sha256(folder))
-    assert not any(cache.iterdir())
+        arrive(files, proxy_files.folder_sha256(folder))
+    assert not cache.exists() or not any(cache.iterdir())
 
 
 @pytest.mark.parametrize("what", ["link", "folder", "pipe"])
@@ -119,15 +119,15 @@ def test_what_is_no_plain_file_is_not_offered(tmp_path, what):
 
 
 def test_more_files_than_a_proxy_has_are_not_taken(cache):
-    shards = {f"model-{i:05}-of-02000.safetensors": b"" for i in range(1, 2001)}
+    shards = {f"model-{i:05}-of-02000.safetensors": b"x" for i in range(1, 2001)}
     with pytest.raises(DataError, match="proxy of 2000 files: must have at most 1024"):
-        proxy_store.unpack(ConfigRecord(shards), "0" * 64)
+        arrive(shards, "0" * 64)
 
 
 def arrived(tmp_path):
     folder = save_tiny(tmp_path / "proxy")
     sha256 = proxy_files.folder_sha256(folder)
-    return proxy_store.unpack(proxy_store.pack(folder), sha256), sha256
+    return arrive(packed(folder), sha256), sha256
 
 
 def flip(file):
@@ -153,7 +153,7 @@ def test_files_that_changed_on_the_disk_after_they_came_are_not_used(tmp_path, c
     with pytest.raises(DataError):
         proxy_store.find(sha256)
     with pytest.raises(DataError):  # and what is sent again does not hide it
-        proxy_store.unpack(proxy_store.pack(tmp_path / "proxy"), sha256)
+        arrive(packed(tmp_path / "proxy"), sha256)
 
 
 def test_a_link_in_the_cache_is_not_followed(tmp_path, cache):

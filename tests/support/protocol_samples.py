@@ -18,6 +18,7 @@ from fedproxy_secure import wire
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.proxy_intake.parts import Part
 from fedproxy_secure.secagg import messages
 from fedproxy_secure.secagg.ckks import gram
 from fedproxy_secure.secagg.ckks import messages as ckks
@@ -54,6 +55,8 @@ def plain_samples(job: FederationJob) -> Iterator[Sample]:
 
     yield decoded("setup", wire.encode_setup(job), wire.decode_setup)
     yield decoded("setup reply", wire.encode_ready(wire.Ready(ready=True, client="c0")), wire.decode_ready)
+    part = Part(sha256="a1" * 32, sizes={"config.json": 2, "model.safetensors": 9}, at=2, data=b"weights")
+    yield decoded("part", wire.encode_part(part), wire.decode_part)
     broadcast = wire.Broadcast(round=1, adapter=UPDATE, conflict=UPDATE**2, pcr_lambda=0.1, prox_mu=0.0)
     training = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(TERMS, 1.0)})
     yield decoded("broadcast", training, wire.decode_broadcast)

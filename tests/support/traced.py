@@ -10,11 +10,11 @@ import torch
 
 from fedproxy_secure.crypto.primitives import derive
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.tracing.copies import copy_of, make_marks
 from fedproxy_secure.tracing.key import trace_key
 from fedproxy_secure.tracing.marks import Marks
 from fedproxy_secure.tracing.tensor_file import as_bytes
+from tests.support.parts import packed
 from tests.support.tiny import save_tiny
 
 
@@ -29,7 +29,7 @@ class TracedProxy:
     def files(self, client: str) -> dict[str, bytes]:
         """A client's copy, as it is sent."""
         name, content = copy_of(self.folder, self.marks, self.key, client)
-        return {**proxy_store.pack(self.folder), name: content}
+        return {**packed(self.folder), name: content}
 
     def write(self, client: str, folder: Path) -> Path:
         """A client's copy in a folder."""

@@ -48,6 +48,7 @@ from fedproxy_secure.proxy_intake import model as proxy_model
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.digest import loaded_sha256
 from fedproxy_secure.proxy_intake.model import ProxyModel
+from fedproxy_secure.proxy_intake.parts import Part
 
 ADVERSARY = "malicious_proxy"
 WEIGHTS = "model.safetensors"
@@ -62,9 +63,11 @@ def other_weights_one_hash(world: World) -> str:
     with staged(world) as stage:
         job = stage.named(stage.job).changed(proxy_sha256=sha256)
         asker = Asker(stage.grid(), timeout_s=60)
-        answers = asker.ask(
-            wire.SETUP, {stage.node(0): wire.encode_setup(job, files)}, "", wire.decode_ready
-        )
+        sizes = {name: len(data) for name, data in files.items()}
+        whole = Part(sha256=sha256, sizes=sizes, at=0, data=b"".join(files.values()))
+        answers: list[tuple[int, wire.Ready]] = []
+        for kind, content in ((wire.SETUP, wire.encode_setup(job)), (wire.PART, wire.encode_part(whole))):
+            answers += asker.ask(kind, {stage.node(0): content}, "", wire.decode_ready)
         if not [ready for _, ready in answers if ready.ready]:
             raise FedProxyError("setup: the client does not take the proxy")
         kept = proxy_store.cache_folder() / sha256

@@ -1,0 +1,86 @@
+"""A proxy's files as one sequence of bytes, which an owner reads and sends in parts.
+
+The files follow one another in the order of their names. A part names all files with their sizes, and the
+byte at which its own bytes belong. So each part says where it goes, whatever came before it, and neither
+side holds more than one part in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.proxy_intake.files import check_folder, proxy_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Bytes of a proxy on their way to a client.
+
+    Args:
+        sha256: the proxy's hash, 64 hex digits.
+        sizes: bytes of each of its files, by name, in their order.
+        at: where in all files together these bytes begin.
+        data: the bytes.
+    """
+
+    sha256: str
+    sizes: Mapping[str, int]
+    at: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A proxy's folder, as it is sent to one client.
+
+    Args:
+        folder: the proxy's.
+        sizes: bytes of each file, by name, in the order in which they are sent.
+        own_file: name of the file of which the client gets a copy of its own; "" for none.
+        own_bytes: what differs in that copy: bytes by the place in the file at which they begin.
+    """
+
+    folder: Path
+    sizes: Mapping[str, int]
+    own_file: str = ""
+    own_bytes: Mapping[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, *, own_file: str = "", own_bytes: Mapping[int, bytes] | None = None) -> Offer:
+        """Return the offer of a folder. Raises `DataError` for a folder that is no proxy's."""
+        check_folder(folder)
+        sizes = {file.name: file.stat().st_size for file in proxy_files(folder)}
+        return cls(folder=folder, sizes=sizes, own_file=own_file, own_bytes=own_bytes or {})
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(self.sizes.values())
+
+    def read(self, at: int, most: int) -> bytes:
+        """Return `most` bytes from `at` on, or as many as there are.
+
+        Raises `DataError` for a file that has become shorter.
+        """
+        begin, end, pieces = 0, at + most, []
+        for name, size in self.sizes.items():
+            first, last = max(at, begin), min(end, begin + size)
+            if first < last:
+                pieces.append(self._read_file(name, first - begin, last - first))
+            begin += size
+        return b"".join(pieces)
+
+    def _read_file(self, name: str, at: int, count: int) -> bytes:
+        with (self.folder / name).open("rb") as file:
+            file.seek(at)
+            found = bytearray(file.read(count))
+        if len(found) < count:
+            raise DataError(f"proxy file {name}: has changed while it was sent; start again")
+        for place, changed in self.own_bytes.items() if name == self.own_file else ():
+            first, last = max(place, at), min(place + len(changed), at + count)
+            if first < last:
+                found[first - at : last - at] = changed[first - place : last - place]
+        return bytes(found)

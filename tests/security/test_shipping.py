@@ -1,0 +1,194 @@
+"""Clients get the proxy over Flower messages in parts; cuts cost parts, and bad clients hold up nobody."""
+
+import os
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from fedproxy_secure import wire
+from fedproxy_secure.errors import RoundAborted
+from fedproxy_secure.flower import shipping
+from fedproxy_secure.flower.grid_around import GridAround
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.proxy_intake.parts import Offer
+from tests.support.masked_rounds import Wrapped, masked_world, serve_with, with_
+
+NODE = 4
+PART = 10_000  # of some 85,000 bytes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return masked_world(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def job(world):
+    return with_(world[0], scheme="unsafe_plaintext", rounds=1)
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch, tmp_path):
+    monkeypatch.setattr(shipping, "PART_BYTES", PART)
+    monkeypatch.setattr(shipping, "AFTER_LOSS_S", 0.0)
+    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def expected(world, job):
+    """The adapter of clients that have the proxy anyway."""
+    return serve_with(world, job).adapter.tobytes()
+
+
+class OwnCaches(Wrapped):
+    """The real client app, each node of which keeps proxies in a folder of its own.
+
+    `instead(kind, node)` returns what a node answers in its place, None where it is as it should be.
+    """
+
+    def __init__(self, folder, instead=lambda kind, node: None):
+        super().__init__()
+        self.folder, self.instead, self.seen = folder, instead, []
+
+    def __call__(self, message, context):
+        kind, node = message.metadata.message_type, context.node_id
+        os.environ["FEDPROXY_CACHE"] = str(self.folder / str(node))
+        self.seen.append((kind, node))
+        other = self.instead(kind, node)
+        return super().__call__(message, context) if other is None else Message(other, reply_to=message)
+
+    def count(self, kind, node=NODE):
+        return self.seen.count((kind, node))
+
+
+class Cut(GridAround):
+    """Loses a node's answers to these of its parts, after which the node is away for some looks."""
+
+    def __init__(self, grid, lost, *, away=0, silent=False):
+        super().__init__(grid)
+        self.lost, self.away, self.silent = lost, away, silent
+        self.left, self.parts, self.asked_while_away = 0, 0, 0
+
+    def get_node_ids(self):
+        self.left = max(0, self.left - 1)
+        return [node for node in super().get_node_ids() if node != NODE or not self.left]
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        if self.left and any(m.metadata.dst_node_id == NODE for m in messages):
+            self.asked_while_away += 1
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        for reply in super().pull_messages(message_ids):
+            if reply.metadata.message_type == wire.PART and reply.metadata.src_node_id == NODE:
+                self.parts += 1
+                if self.parts in self.lost:
+                    self.left = self.away
+                    if not self.silent:
+                        yield Message(Error(code=3, reason="Node Unavailable"), reply_to=reply)
+                    continue
+            yield reply
+
+
+def shipped(world, job, app, around=lambda grid: grid, **more):
+    _, folder, initial = world
+    return serve(around(InProcessGrid(app, len(job.clients))), job, folder, initial, **more)
+
+
+def part_count(world):
+    return -(-Offer.of(world[1]).size // PART)
+
+
+def test_every_client_gets_the_proxy_and_the_result_is_that_of_clients_that_had_it(
+    world, job, expected, tmp_path
+):
+    app = OwnCaches(tmp_path)
+    assert shipped(world, job, app).adapter.tobytes() == expected
+    assert app.count(wire.PART) == part_count(world)
+    again = OwnCaches(tmp_path)
+    assert shipped(world, job, again).adapter.tobytes() == expected
+    assert again.count(wire.PART) == 0  # what came is kept
+
+
+def test_a_cut_line_costs_the_parts_that_were_on_their_way(world, job, expected, tmp_path):
+    app, grids = OwnCaches(tmp_path), []
+
+    def around(grid):
+        grids.append(Cut(grid, lost={2, 3, 5}, away=4))
+        return grids[0]
+
+    assert shipped(world, job, app, around).adapter.tobytes() == expected
+    assert grids[0].asked_while_away == 0
+    assert app.count(wire.PART) <= part_count(world) + 3
+    assert app.count(wire.SETUP) == 1 + 3  # where it stands is asked after each loss
+
+
+def test_a_request_that_nobody_answers_is_asked_again(world, job, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipping, "SILENT_S", 0.3)
+    app = OwnCaches(tmp_path)
+    state = shipped(world, job, app, lambda grid: Cut(grid, lost={2}, silent=True))
+    assert state.adapter.tobytes() == expected
+
+
+def test_a_node_that_is_started_again_goes_on_where_it_was(world, job, expected, tmp_path):
+    class StartedAgain(OwnCaches):
+        def __call__(self, message, context):
+            if message.metadata.message_type == wire.PART and self.count(wire.PART, context.node_id) == 2:
+                context.state = RecordDict()
+            return super().__call__(message, context)
+
+    app = StartedAgain(tmp_path)
+    assert shipped(world, job, app).adapter.tobytes() == expected
+    assert app.count(wire.PART) == part_count(world) + 1
+
+
+def test_a_server_that_is_started_again_goes_on_where_its_clients_are(world, job, expected, tmp_path):
+    class Killed(OwnCaches):
+        def __call__(self, message, context):
+            if self.count(wire.PART, 2) == 3:
+                raise KeyboardInterrupt
+            return super().__call__(message, context)
+
+    first = Killed(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        shipped(world, job, first)
+    second = OwnCaches(tmp_path)
+    assert shipped(world, job, second).adapter.tobytes() == expected
+    assert first.count(wire.PART, 2) + second.count(wire.PART, 2) == part_count(world)
+
+
+def ready(**fields):
+    return wire.encode_ready(wire.Ready(**{"ready": False, "client": "c2", **fields}))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (ready(has=0), "it says again and again that it has 0 bytes"),
+        (ready(has=2**60), "it says again and again that it has"),
+        (ready(client="c0"), "another name than before"),
+        (wire.encode_failure("NotSetUp", "x"), "it was started again"),
+        (wire.encode_failure("DataError", "its disk is full"), "its disk is full"),
+        (RecordDict({"setup": ConfigRecord({"ready": 7})}), "setup reply"),
+        (RecordDict(), "setup reply"),
+    ],
+    ids=["no progress", "too much", "another name", "forgets", "fails", "nonsense", "nothing"],
+)
+def test_a_client_that_takes_nothing_is_left_out_with_the_reason_and_holds_up_nobody(
+    world, job, tmp_path, caplog, answer, says
+):
+    app = OwnCaches(tmp_path, lambda kind, node: answer if (kind, node) == (wire.PART, NODE) else None)
+    state = shipped(world, job, app)
+    assert state.round == 1
+    assert ("train", NODE) not in app.seen
+    assert app.seen.count(("train", 2)) == 1
+    assert any(says in line and "is left out" in line for line in caplog.messages), caplog.messages
+
+
+def test_a_site_that_stays_away_is_waited_for_until_the_timeout_and_then_named(world, job, tmp_path):
+    few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 1.0, "min_clients": 5}))
+    app = OwnCaches(tmp_path)
+    with pytest.raises(RoundAborted, match=r"node 4 \(took 10,000 of .* no more in 1 s\)"):
+        shipped(world, few, app, lambda grid: Cut(grid, lost={2}, away=10**9))
