@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.network.deployed import SITES, Deployed, wait_for
-from tests.network.schedule import Plan
+from tests.network.schedule import BEFORE_ROUNDS, Plan
 from tests.support.network.disks import Disk
 from tests.support.network.hosts import Host
 from tests.support.network.whole import Network
@@ -82,8 +82,9 @@ class Running:
 def reached(running: Running, plan: Plan) -> Callable[[], bool]:
     """Return a function that tells whether the target has been asked for the plan's step."""
     log = running.deployed.site(SITES[plan.target]) / "logs" / "supernode.log"
-    kind = {"setup": "query.setup", "train": "train"}.get(plan.step, f"query.{plan.step}")
-    asked = f"Receiving: {kind}" if plan.step == "setup" else f"ROUND round {plan.round}, {kind}]"
+    kind = "train" if plan.step == "train" else f"query.{plan.step}"
+    early = plan.step in BEFORE_ROUNDS
+    asked = f"Receiving: {kind}" if early else f"ROUND round {plan.round}, {kind}]"
 
     def has() -> bool:
         with suppress(FileNotFoundError):

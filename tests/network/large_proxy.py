@@ -2,8 +2,9 @@
 
     python -m tests.network.large_proxy --megabytes 325 --mbit 20 --loss 0.01 --cut-s 20
 
-Prints, as JSON: the size of the proxy, how long each site took from first to last byte of it, whether the
-result is exact, and the largest resident memory of each process, by its role, in MB (10**6 bytes).
+Prints, as JSON: the size of the proxy, how long each site took from first to last byte of it, how often its
+bytes crossed each site's cable before the first round, whether the result is exact, and the largest
+resident memory of each process, by its role, in MB (10**6 bytes).
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _watch(running: Running, *, wanted: float, cut_s: float) -> dict[str, Any]:
     start: dict[str, float] = {}
     end: dict[str, float] = {}
     memory: dict[str, float] = {}
+    crossed: dict[str, float] = {}
     restore_at = None
     cut = False
     while owner.poll() is None:
@@ -114,6 +116,8 @@ def _watch(running: Running, *, wanted: float, cut_s: float) -> dict[str, Any]:
                 start.setdefault(name, now)
             if came > 0.99 * wanted:
                 end.setdefault(name, now)
+            if not _trains(running, name):
+                crossed[name] = came / wanted
         if not cut and first.link.passed().to_host > wanted / 3:
             cut, restore_at = True, now + cut_s
             first.link.cut()
@@ -125,10 +129,19 @@ def _watch(running: Running, *, wanted: float, cut_s: float) -> dict[str, Any]:
     return {
         "ended_with": owner.returncode,
         "seconds_to_arrive": {name: round(end[name] - start[name], 1) for name in end},
+        "crossed": {name: round(times, 2) for name, times in crossed.items()},
         "seconds": round(time.monotonic() - began, 1),
         "peak_mb": {role: round(mb) for role, mb in sorted(memory.items())},
         "was_cut": cut,
     }
+
+
+def _trains(running: Running, site: str) -> bool:
+    """Return whether a site's node has been asked to train."""
+    with suppress(FileNotFoundError):
+        log = running.deployed.site(site) / "logs" / "supernode.log"
+        return b"ROUND round 0, train]" in log.read_bytes()
+    return False
 
 
 def _note_memory(running: Running, memory: dict[str, float]) -> None:

@@ -23,10 +23,11 @@ Kind = Literal[
     "the owner's disk is full for 5 s",
     "a site starts again with a clock that is an hour off",
 ]
-Step = Literal["setup", "train", "share", "mask", "confirm", "unmask"]
+Step = Literal["setup", "part", "train", "share", "mask", "confirm", "unmask"]
 T = TypeVar("T")
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 STEPS: tuple[Step, ...] = Step.__args__  # type: ignore[attr-defined]
+BEFORE_ROUNDS: tuple[Step, ...] = ("setup", "part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Plan:
     Attributes:
         kind: what happens.
         step: the step in which it happens: when the target has been asked for it.
-        round: the round of the step; set-up comes before all rounds.
+        round: the round of the step; set-up and the proxy's parts come before all rounds.
         target: number of the site that is waited for, and disturbed if a site is; from 0.
         ahead: whether an hour off means ahead, for clocks.
     """
@@ -62,7 +63,7 @@ def plan(seed: int, index: int, *, sites: int, rounds: int) -> Plan:
     return Plan(
         kind=kind,
         step=step,
-        round=0 if step == "setup" else draw.randrange(rounds),
+        round=0 if step in BEFORE_ROUNDS else draw.randrange(rounds),
         target=draw.randrange(sites),
         ahead=draw.random() < 0.5,
     )

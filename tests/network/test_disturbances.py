@@ -7,7 +7,8 @@ import pytest
 
 from tests.network.disturbances import Line, main, read_lines, table
 from tests.network.exactness import half_written
-from tests.network.schedule import KINDS, STEPS, plan
+from tests.network.large_proxy import measure
+from tests.network.schedule import BEFORE_ROUNDS, KINDS, STEPS, plan
 from tests.support.network.commands import missing
 
 MISSING = missing()
@@ -47,8 +48,8 @@ def test_a_schedule_has_every_disturbance_once_a_block_and_in_every_step_once_a_
         drawn = plans[block * len(KINDS) : (block + 1) * len(KINDS)]
         assert {p.kind for p in drawn} == set(KINDS), "none waits for the end of the lap"
     assert {p.target for p in plans} == set(range(5))
-    assert {p.round for p in plans if p.step != "setup"} == {0, 1}
-    assert {p.round for p in plans if p.step == "setup"} == {0}
+    assert {p.round for p in plans if p.step not in BEFORE_ROUNDS} == {0, 1}
+    assert {p.round for p in plans if p.step in BEFORE_ROUNDS} == {0}
     assert plans != [plan(4, index, sites=5, rounds=2) for index in range(count)]
 
 
@@ -99,3 +100,14 @@ def test_a_file_that_is_not_whole_is_found(tmp_path: Path, name: str, text: byte
     (tmp_path / name).write_bytes(text)
     (found,) = half_written(tmp_path)
     assert found.startswith(name)
+
+
+@NEEDS_NETWORK
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_proxy_whose_line_is_cut_on_the_way_goes_on_where_it_was(tmp_path):
+    """The cut lasts longer than a node may be silent before it counts as away."""
+    found = measure(tmp_path, megabytes=16, mbit=20, loss=0.0, cut_s=75)
+    assert found["was_cut"]
+    assert (found["ended_with"], found["sites"]) == (0, 5)
+    assert max(found["crossed"].values()) < 1.4
