@@ -37,9 +37,15 @@ MOST_IDLE = 50  # requests in a row that bring nothing forward
 class _Site:
     """A node on its way to the proxy.
 
-    `has`: bytes that it said have come; `most`: the most that it ever said. `sent`: the id of the request
-    under way; `set_up`: whether the next request is to set it up again; `idle`: requests since `most` grew,
-    at `progress_at`; `last`: what became of the latest. Times are of the monotonic clock, seconds.
+    Args:
+        has: bytes that it said have come; `most` is the most that it ever said.
+        idle: requests since `most` grew, at `progress_at`.
+        last: what became of the latest request.
+        shipped: bytes of the proxy that were sent to it, repeats included.
+        sent: the id of the request under way, if there is one, sent at `sent_at`.
+        set_up: whether the next request, not before `ask_at`, is to set it up again.
+
+    Times are of the monotonic clock, seconds.
     """
 
     node: int
@@ -49,6 +55,7 @@ class _Site:
     most: int = -1
     idle: int = 0
     last: str = ""
+    shipped: int = 0
     sent: str | None = None
     set_up: bool = False
     ask_at: float = 0.0
@@ -84,7 +91,6 @@ def ship(asker: Asker, job: FederationJob, proxy: Path, to: Mapping[int, wire.Re
     ]
     done: dict[int, int] = {}
     patience = Patience(least_s=SOON_S, most_s=POLL_S)
-    began = time.monotonic()
     while sites:
         connected = asker.connected() if any(site.set_up for site in sites) else None
         for site in list(sites):
@@ -103,8 +109,9 @@ def ship(asker: Asker, job: FederationJob, proxy: Path, to: Mapping[int, wire.Re
                 sites.remove(site)
         if sites:
             came, all_bytes = (sum(n) for n in zip(*((s.has, s.offer.size) for s in sites), strict=True))
-            what = f"{GROUP}, {came / 1e6:.0f} of {all_bytes / 1e6:.0f} MB of the proxy have arrived"
-            asker.notes.note(what, [s.client for s in sites], began=began, timeout_s=asker.timeout_s)
+            what = f"{GROUP}, {came / 1e6:.1f} of {all_bytes / 1e6:.1f} MB of the proxy have arrived"
+            since = min(s.progress_at for s in sites)
+            asker.notes.note(what, [s.client for s in sites], began=since, timeout_s=asker.timeout_s)
             time.sleep(patience.pause_s())
     asker.notes.over()
     return done
@@ -122,7 +129,7 @@ def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: dict[int,
         asker.leave_out(GROUP, site.node, "has another name than before")
         return True
     if ready.ready:
-        done[site.node] = site.offer.size
+        done[site.node] = site.shipped
         return True
     site.came(ready.has)
     return False
@@ -148,6 +155,7 @@ def _ask_next(asker: Asker, job: FederationJob, site: _Site, *, away: bool) -> N
         # all bytes may be there without the proxy: its client was stopped while it put it in place
         at = min(site.has, site.offer.size - 1)
         data = site.offer.read(at, PART_BYTES)
+        site.shipped += len(data)
         part = Part(sha256=job.proxy_sha256, sizes=site.offer.sizes, at=at, data=data)
         kind, content = wire.PART, wire.encode_part(part)
     sent = asker.send(kind, {site.node: content}, GROUP)

@@ -11,7 +11,9 @@ from fedproxy_secure.flower import shipping
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.proxy_intake.parts import Offer
+from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.masked_rounds import Wrapped, masked_world, serve_with, with_
 
 NODE = 4
@@ -154,9 +156,27 @@ def test_a_server_that_is_started_again_goes_on_where_its_clients_are(world, job
     first = Killed(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         shipped(world, job, first)
-    second = OwnCaches(tmp_path)
-    assert shipped(world, job, second).adapter.tobytes() == expected
+    second, run = OwnCaches(tmp_path), tmp_path / "run"
+    assert shipped(world, job, second, run_folder=run).adapter.tobytes() == expected
     assert first.count(wire.PART, 2) + second.count(wire.PART, 2) == part_count(world)
+    lines = RunFolder(path=run).read_jsonl("ledger.jsonl")
+    (sent,) = (line["bytes"] for line in lines if line["message"] == "Proxy")
+    came_before = PART * sum(kind == wire.PART for kind, _ in first.seen)
+    assert sent == 5 * Offer.of(world[1]).size - came_before
+
+
+def test_the_owner_sees_how_far_the_proxy_has_come(world, job, tmp_path, monkeypatch):
+    seen = []
+
+    class Notes(WaitNotes):
+        def note(self, what, names, *, began, timeout_s):
+            seen.append((what, tuple(names)))
+
+    monkeypatch.setattr("fedproxy_secure.flower.server_app.WaitNotes", Notes)
+    monkeypatch.setattr(shipping, "PART_BYTES", 40_000)
+    shipped(world, job, OwnCaches(tmp_path))
+    clients = tuple(client.name for client in job.clients)
+    assert ("setup, 0.2 of 0.4 MB of the proxy have arrived", clients) in seen
 
 
 def ready(**fields):
