@@ -11,9 +11,12 @@ part.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +32,7 @@ from fedproxy_secure.tracing.marks import Marks
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _PIECE = 2**20
 _MOST_BYTES = 2**50
+OLD_S = 7 * 24 * 3600.0  # after which the rest of a proxy is not gone on with
 
 
 def arrived_bytes(sha256: str, *, client: str) -> int:
@@ -51,28 +55,37 @@ def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
     total, incoming = _checked_size(part), _incoming(part.sha256, client)
     if (kept := store.find(part.sha256, marks=marks, client=client)) is not None:
         return kept
-    came = arrived_bytes(part.sha256, client=client)
-    if part.at == came < total:
+    if part.at == 0:
         incoming.parent.mkdir(parents=True, exist_ok=True)
-        if came == 0:
-            _forget_others(incoming, client)
-            _check_space(incoming.parent, total)
-        with incoming.open("ab") as file:
-            file.write(part.data)
-        came += len(part.data)
-    if came < total:
+        _forget_others(incoming, client)
+        _check_space(incoming.parent, total)
+    if _append(part, incoming) < total:
         return None
     partial = Path(tempfile.mkdtemp(dir=incoming.parent, prefix=".partial-"))
     try:
         _divide(incoming, part.sizes, partial)
         kept = store.keep(partial, part.sha256, marks=marks, client=client)
     except DataError:
-        incoming.unlink()  # to be sent again from its beginning
+        incoming.unlink(missing_ok=True)  # to be sent again from its beginning
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    incoming.unlink()
+    incoming.unlink(missing_ok=True)
     return kept
+
+
+def _append(part: Part, incoming: Path) -> int:
+    """Write a part at the end of the file, if that is its place; return how long the file is now.
+
+    Two federations on one machine may have clients of one name: one of them at a time writes.
+    """
+    if part.at > 0 and not incoming.exists():
+        return 0
+    with incoming.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, os.SEEK_END) == part.at:
+            file.write(part.data)
+        return file.tell()
 
 
 def _incoming(sha256: str, client: str) -> Path:
@@ -100,9 +113,10 @@ def _checked_size(part: Part) -> int:
 
 
 def _forget_others(incoming: Path, client: str) -> None:
-    """Delete what came for this client of proxies that it was not sent to the end."""
+    """Delete what came long ago for this client, of proxies that it was not sent to the end."""
     for other in incoming.parent.glob(f".incoming-*.{client}"):
-        other.unlink(missing_ok=True)
+        if other != incoming and time.time() - other.stat().st_mtime > OLD_S:
+            other.unlink(missing_ok=True)
 
 
 def _check_space(cache: Path, total: int) -> None:

@@ -1,5 +1,6 @@
 """A proxy that arrives in parts is whole or not there, whatever is cut, repeated or changed on the way."""
 
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -139,12 +140,16 @@ def test_what_comes_for_one_client_is_not_anothers(proxy, cache):
     assert arrived_bytes(sha256, client="bank") == 0
 
 
-def test_the_rest_of_another_proxy_is_deleted_once_the_next_one_begins(proxy, cache):
+def test_what_came_long_ago_of_another_proxy_is_deleted_once_the_next_one_begins(proxy, cache):
     files = packed(proxy)
-    take(parts(files, "a" * 64)[0], client="clinic")
-    take(parts(files, "a" * 64)[0], client="bank")
+    for letter, client in (("a", "clinic"), ("a", "bank"), ("c", "clinic")):
+        take(parts(files, letter * 64)[0], client=client)
+    for place in incoming(cache):
+        if "c" * 64 not in place.name:
+            os.utime(place, (0, 0))
     take(parts(files, "b" * 64)[0], client="clinic")
-    assert sorted(place.name[-11:] for place in incoming(cache)) == ["aaaaaa.bank", "bbbb.clinic"]
+    left = ["aaaaaa.bank", "bbbb.clinic", "cccc.clinic"]
+    assert sorted(place.name[-11:] for place in incoming(cache)) == left
 
 
 @pytest.mark.parametrize(
