@@ -236,7 +236,10 @@ class Asker:
     def fetch(
         self, sent: str, node: int, group: str, decode: Callable[[RecordDict], T]
     ) -> Answer[T] | None:
-        """Return the answer to a request, None if there is none yet; a bad one's client is left out."""
+        """Return the answer to a request, None if there is none yet.
+
+        The client of a bad answer is left out here. Of an answer that was lost the caller decides.
+        """
         try:
             replies = list(self._grid.pull_messages([sent]))
         except Exception as error:  # whatever one answer does to Flower, the others are still taken

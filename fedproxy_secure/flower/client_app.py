@@ -145,7 +145,7 @@ def setup(message: Message, context: Context) -> RecordDict:
     job = own.job
     load_task(job.clients[own.index], root=job.data_root, audit=job.audit, seed=job.seed)
     context.state.config_records["job"] = ConfigRecord({"json": asked.job_json})
-    return _ready(own, folder)
+    return _ready(own, folder, copy="" if job.marks is None else None)
 
 
 @app.query("part")
@@ -155,11 +155,14 @@ def part(message: Message, context: Context) -> RecordDict:
     own, came = _own_job(context), wire.decode_part(message.content)
     if came.sha256 != own.job.proxy_sha256:
         raise ProtocolAborted(f"proxy {came.sha256[:12]}: must be {own.job.proxy_sha256[:12]}")
-    return _ready(own, arriving.take(came, marks=own.job.marks, client=own.name))
+    return _ready(own, arriving.take(came, marks=own.job.marks, client=own.name), copy=came.copy)
 
 
-def _ready(own: OwnJob, proxy: Path | None) -> RecordDict:
-    has = 0 if proxy is not None else arriving.arrived_bytes(own.job.proxy_sha256, client=own.name)
+def _ready(own: OwnJob, proxy: Path | None, *, copy: str | None) -> RecordDict:
+    """Return the answer to a server that sends that copy of the proxy; None: it is not known which."""
+    has = 0
+    if proxy is None and copy is not None:
+        has = arriving.arrived_bytes(own.job.proxy_sha256, client=own.name, copy=copy)
     return wire.encode_ready(wire.Ready(ready=proxy is not None, client=own.name, has=has))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +94,17 @@ def set_up(
         else:
             lacking[node] = answer
     known = {client.name for client in job.clients}
-    to = {node: answer for node, answer in lacking.items() if answer.client in known}
-    sent = ship(asker, job, proxy_folder, to)
-    ready += sent
+    alone = {name for name, count in Counter(claims.values()).items() if count == 1} & known
+    to = {node: answer for node, answer in lacking.items() if answer.client in alone}
+    brought, sent = ship(asker, job, proxy_folder, to)
+    ready += brought
     nodes = _bound(claims, ready, known)
     asker.names.update({node: name for name, node in nodes.items()})
     least, setting = job.federate.min_clients, "federate.min_clients"
     needed = protection_of(job.protect).least_clients(job)
     least, setting = max((least, setting), (needed, "the threshold of a secure sum"))
     asker.enough(len(nodes), least, "set up", setting)
-    return nodes, {name: sent[node] for name, node in nodes.items() if node in sent}
+    return nodes, {claims[node]: size for node, size in sent.items()}
 
 
 def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:

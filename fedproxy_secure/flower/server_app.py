@@ -217,7 +217,7 @@ def _note_sent(
 ) -> None:
     """Note what the server sends at the start of a round: the proxy before round 0, then the adapter."""
     if state.round == 0:
-        for name in nodes:
+        for name in {**nodes, **shipped}:  # also those that were left out with some of it
             size = shipped.get(name, 0)
             ledger.note("Proxy", to="clients", reveals=PROXY_REVEALS, payload_bytes=size)
     size = sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None)

@@ -2,11 +2,11 @@
 
 A client says how many bytes have come, and is sent the next ones. What it has lies on its disk, so that a
 cut line, a node that was started again and a server that was started again cost one part each. A site that
-cannot be reached is waited for, as long as `federate.timeout_s` allows without progress, while the others
-get theirs.
+cannot be reached is waited for, while the others get theirs.
 
-Guarantees: memory of the server holds one part a client at a time. A client that takes nothing, says that
-it is another one, or reports an error is left out, and holds up nobody.
+Guarantees: memory of the server holds one part a client at a time. A client is left out that takes nothing
+for `federate.timeout_s`, or in many requests in a row, says that it is another one, or reports an error.
+Whatever clients say, it ends after `federate.timeout_s` and the time of the proxy's bytes at `LEAST_RATE`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from fedproxy_secure.tracing.key import trace_key
 log = logging.getLogger(__name__)
 GROUP = "setup"
 PART_BYTES = 2**21
+LEAST_RATE = 2**16  # bytes a second; the 0.5 Mbit/s of a bad line
 SILENT_S = 120.0  # after which a request is taken for lost
+EACH_SILENT_S = 10.0  # and as much longer for each site: one machine may play them all, one after another
 AFTER_LOSS_S = 1.0  # how long a node that was lost is left alone at least
 MOST_IDLE = 50  # requests in a row that bring nothing forward
+MOST_ANEW = 3  # times that a client may have less than before, because its disk was emptied
 
 
 @dataclass(kw_only=True)
@@ -38,12 +41,17 @@ class _Site:
     """A node on its way to the proxy.
 
     Args:
-        has: bytes that it said have come; `most` is the most that it ever said.
-        idle: requests since `most` grew, at `progress_at`.
+        has: bytes that it has.
+        tells: whether its answer to a set-up says how many bytes it has; not of a copy of its own.
+        idle: requests since `has` grew.
+        anew: how often it had less than before.
         last: what became of the latest request.
         shipped: bytes of the proxy that were sent to it, repeats included.
         sent: the id of the request under way, if there is one, sent at `sent_at`.
+        goal: bytes that it has once it has taken the part under way.
+        limit: what it may say that it has before it was sent any; 0 where that is known.
         set_up: whether the next request, not before `ask_at`, is to set it up again.
+        progress_at: when it last took a part.
 
     Times are of the monotonic clock, seconds.
     """
@@ -52,14 +60,17 @@ class _Site:
     client: str
     offer: Offer
     has: int
-    most: int = -1
+    tells: bool
     idle: int = 0
+    anew: int = 0
     last: str = ""
     shipped: int = 0
     sent: str | None = None
+    sent_at: float = 0.0
+    goal: int = 0
+    limit: int = 0
     set_up: bool = False
     ask_at: float = 0.0
-    sent_at: float = 0.0
     progress_at: float = field(default_factory=time.monotonic)
 
     def lost(self, why: str) -> None:
@@ -68,56 +79,74 @@ class _Site:
         self.sent, self.set_up, self.ask_at = None, True, time.monotonic() + AFTER_LOSS_S
         self.idle, self.last = self.idle + 1, why
 
-    def came(self, has: int) -> None:
-        """Note how many bytes it says have come."""
-        self.has, self.set_up = has, False
-        self.idle, self.last = self.idle + 1, f"it says again and again that it has {has:,} bytes"
-        if has > self.most:
-            self.most, self.idle, self.progress_at = has, 0, time.monotonic()
+    def says(self, has: int) -> None:
+        """Take its word for how many bytes have come, within what it can have."""
+        was_set_up, self.set_up = self.set_up, False
+        if was_set_up and not self.tells:
+            return
+        self.idle, self.last = self.idle + 1, f"it says that it has {has:,} bytes"
+        most, self.limit = max(self.goal, self.has, self.limit), 0
+        if has > most:
+            self.last += ", more than it was sent"
+            return
+        if has == self.goal > self.has:
+            self.idle, self.progress_at = 0, time.monotonic()
+        self.anew += has < self.has
+        self.has = has
 
 
-def ship(asker: Asker, job: FederationJob, proxy: Path, to: Mapping[int, wire.Ready]) -> dict[int, int]:
+def ship(
+    asker: Asker, job: FederationJob, proxy: Path, to: Mapping[int, wire.Ready]
+) -> tuple[list[int], dict[int, int]]:
     """Send the proxy's files to nodes until each has them all.
 
     Args:
         proxy: the proxy's folder. Each client gets a copy of its own if it is traced.
         to: what each node answered to its set-up.
 
-    Returns bytes of the proxy that were sent, by node, for each that has it now; the others are left out.
+    Returns the nodes that have it now, and by node the bytes of the proxy that were sent, also to those who
+    were left out.
     """
-    sites = [
-        _Site(node=node, client=answer.client, offer=_offer(job, proxy, answer.client), has=answer.has)
-        for node, answer in to.items()
-    ]
-    done: dict[int, int] = {}
+    sites = {node: _site(job, proxy, node, answer) for node, answer in to.items()}
+    under_way, done = list(sites.values()), list[int]()
+    began, size = time.monotonic(), sum(site.offer.size for site in under_way)
+    most_s = asker.timeout_s + size / max(1, len(sites)) / LEAST_RATE
+    silent_s = SILENT_S + EACH_SILENT_S * len(sites)
     patience = Patience(least_s=SOON_S, most_s=POLL_S)
-    while sites:
-        connected = asker.connected() if any(site.set_up for site in sites) else None
-        for site in list(sites):
+    while under_way:
+        connected = asker.connected() if any(site.set_up for site in under_way) else None
+        for site in list(under_way):
             if site.sent is None:
                 _ask_next(asker, job, site, away=connected is not None and site.node not in connected)
             elif (answer := asker.fetch(site.sent, site.node, GROUP, wire.decode_ready)) is not None:
                 patience.come()
                 if _ends(asker, site, answer, done):
-                    sites.remove(site)
+                    under_way.remove(site)
                     continue
                 _ask_next(asker, job, site, away=site.set_up)  # who was lost may be away
-            elif time.monotonic() - site.sent_at > SILENT_S:
-                site.lost(f"no answer in {SILENT_S:.0f} s")
-            if (why := _gives_up(site, asker.timeout_s)) is not None:
+            elif time.monotonic() - site.sent_at > silent_s:
+                site.lost(f"no answer in {silent_s:.0f} s")
+            if (
+                why := _gives_up(site, asker.timeout_s, over=time.monotonic() > began + most_s)
+            ) is not None:
                 asker.leave_out(GROUP, site.node, why)
-                sites.remove(site)
-        if sites:
-            came, all_bytes = (sum(n) for n in zip(*((s.has, s.offer.size) for s in sites), strict=True))
-            what = f"{GROUP}, {came / 1e6:.1f} of {all_bytes / 1e6:.1f} MB of the proxy have arrived"
-            since = min(s.progress_at for s in sites)
-            asker.notes.note(what, [s.client for s in sites], began=since, timeout_s=asker.timeout_s)
+                under_way.remove(site)
+        if under_way:
+            came = sum(site.has for site in sites.values())
+            what = f"{GROUP}, {came / 1e6:.1f} of {size / 1e6:.1f} MB of the proxy have arrived"
+            asker.notes.note(what, [s.client for s in under_way], began=began, timeout_s=most_s)
             time.sleep(patience.pause_s())
     asker.notes.over()
-    return done
+    return done, {node: site.shipped for node, site in sites.items()}
 
 
-def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: dict[int, int]) -> bool:
+def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready) -> _Site:
+    offer, tells = _offer(job, proxy, answer.client), job.marks is None
+    has, limit = (min(answer.has, offer.size), 0) if tells else (0, offer.size)
+    return _Site(node=node, client=answer.client, offer=offer, has=has, limit=limit, tells=tells)
+
+
+def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]) -> bool:
     """Take a node's answer; return whether it needs nothing more, or is left out."""
     site.sent, ready = None, answer.value
     if answer.lost or answer.forgot:
@@ -129,19 +158,22 @@ def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: dict[int,
         asker.leave_out(GROUP, site.node, "has another name than before")
         return True
     if ready.ready:
-        done[site.node] = site.shipped
+        site.has = site.offer.size
+        done.append(site.node)
         return True
-    site.came(ready.has)
+    site.says(ready.has)
     return False
 
 
-def _gives_up(site: _Site, timeout_s: float) -> str | None:
-    """Return why a node is left out that got no further for long enough, None for others."""
-    took = f"took {max(site.most, 0):,} of {site.offer.size:,} bytes of the proxy"
+def _gives_up(site: _Site, timeout_s: float, *, over: bool) -> str | None:
+    """Return why a node is left out that gets no further, None for others; `over`: no time is left."""
+    took = f"took {site.has:,} of {site.offer.size:,} bytes of the proxy"
     if site.idle > MOST_IDLE:
         return f"{took} and no more in {MOST_IDLE} requests; {site.last}"
-    if time.monotonic() - site.progress_at > timeout_s:
-        return f"{took} and no more in {timeout_s:.0f} s"
+    if site.anew > MOST_ANEW:
+        return f"{took}, and had to begin anew {site.anew} times"
+    if over or time.monotonic() - site.progress_at > timeout_s:
+        return f"{took} before its time was over (federate.timeout_s={timeout_s:g})"
     return None
 
 
@@ -153,10 +185,10 @@ def _ask_next(asker: Asker, job: FederationJob, site: _Site, *, away: bool) -> N
         kind, content = wire.SETUP, wire.encode_setup(job)
     else:
         # all bytes may be there without the proxy: its client was stopped while it put it in place
-        at = min(site.has, site.offer.size - 1)
-        data = site.offer.read(at, PART_BYTES)
-        site.shipped += len(data)
-        part = Part(sha256=job.proxy_sha256, sizes=site.offer.sizes, at=at, data=data)
+        at, offer = min(site.has, site.offer.size - 1), site.offer
+        data = offer.read(at, PART_BYTES)
+        site.shipped, site.goal = site.shipped + len(data), at + len(data)
+        part = Part(sha256=job.proxy_sha256, sizes=offer.sizes, at=at, data=data, copy=offer.copy)
         kind, content = wire.PART, wire.encode_part(part)
     sent = asker.send(kind, {site.node: content}, GROUP)
     site.sent, site.sent_at = next(iter(sent), None), time.monotonic()

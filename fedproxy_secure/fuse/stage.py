@@ -53,6 +53,7 @@ def fuse(
     lifted = proxy.lift(block_deltas(tuned))
     search = scale_for(settings, llm, tuned, lifted, windows, progress=shown)
     fused = add_deltas(llm, times(lifted, search.scale))
+    del lifted  # as large as the proxy
     aligned, text = 0, align_on[: settings.align_windows or 0]
     if len(text) and proxy.kept:
         shown.start("align", len(blocks_of(llm)))

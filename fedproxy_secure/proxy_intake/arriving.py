@@ -4,21 +4,20 @@ Bytes go to one file of the client's own in its cache, in their order. Whoever i
 side, goes on at that file's end. The last part is followed by the checks of `proxy_intake.store`.
 
 Guarantees: a part is written where the file ends or not at all, so that a part that comes twice, or too
-early, changes nothing. Names and sizes are checked before anything is written. A proxy is put in its place
-only if its files hash to what the server named; otherwise all that came of it is deleted. Memory holds one
-part.
+early, changes nothing. What was answered for survives a power cut. Names, sizes and the room on the disk
+are checked before anything is written. A proxy is put in its place only if its files hash to what the
+server named; otherwise all that came of it is deleted. Memory holds one part.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
-import tempfile
-import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,16 +28,20 @@ from fedproxy_secure.proxy_intake.parts import Part
 from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.tracing.marks import Marks
 
+MOST_UNFINISHED = 2  # proxies that a client has begun to take; the oldest gives way to another
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _PIECE = 2**20
 _MOST_BYTES = 2**50
-OLD_S = 7 * 24 * 3600.0  # after which the rest of a proxy is not gone on with
 
 
-def arrived_bytes(sha256: str, *, client: str) -> int:
-    """Return how many bytes of the proxy of that hash have come for a client. Raises as `store.find`."""
+def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
+    """Return how many bytes of the proxy of that hash have come for a client. Raises as `store.find`.
+
+    Args:
+        copy: as in `Part`.
+    """
     with suppress(FileNotFoundError):
-        return _incoming(sha256, client).stat().st_size
+        return _incoming(sha256, client, copy).lstat().st_size
     return 0
 
 
@@ -52,46 +55,47 @@ def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
     Raises `DataError` for files that a proxy may not hold, a disk that is too small for them, or files that
     do not hash to what the part names.
     """
-    total, incoming = _checked_size(part), _incoming(part.sha256, client)
+    total, incoming = _checked_size(part), _incoming(part.sha256, client, part.copy)
     if (kept := store.find(part.sha256, marks=marks, client=client)) is not None:
+        incoming.unlink(missing_ok=True)  # another client of this machine has brought it
         return kept
-    if part.at == 0:
-        incoming.parent.mkdir(parents=True, exist_ok=True)
-        _forget_others(incoming, client)
-        _check_space(incoming.parent, total)
-    if _append(part, incoming) < total:
-        return None
-    partial = Path(tempfile.mkdtemp(dir=incoming.parent, prefix=".partial-"))
-    try:
-        _divide(incoming, part.sizes, partial)
-        kept = store.keep(partial, part.sha256, marks=marks, client=client)
-    except DataError:
-        incoming.unlink(missing_ok=True)  # to be sent again from its beginning
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    incoming.unlink(missing_ok=True)
-    return kept
-
-
-def _append(part: Part, incoming: Path) -> int:
-    """Write a part at the end of the file, if that is its place; return how long the file is now.
-
-    Two federations on one machine may have clients of one name: one of them at a time writes.
-    """
     if part.at > 0 and not incoming.exists():
-        return 0
-    with incoming.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if file.seek(0, os.SEEK_END) == part.at:
+        return None
+    incoming.parent.mkdir(parents=True, exist_ok=True)
+    _forget_oldest(incoming)
+    _check_space(incoming.parent, 2 * total - part.at)
+    with _locked(incoming) as file:
+        came = file.seek(0, os.SEEK_END)
+        if part.at == came < total:
             file.write(part.data)
-        return file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+            came = file.tell()
+        if came < total or os.fstat(file.fileno()).st_nlink == 0:  # put in place meanwhile, or removed
+            return None
+        partial = incoming.with_name(incoming.name.replace("incoming", "partial"))
+        shutil.rmtree(partial, ignore_errors=True)  # of somebody who was killed here
+        try:
+            partial.mkdir()
+            _divide(file, part.sizes, partial)
+            kept = store.keep(partial, part.sha256, marks=marks, client=client)
+        except DataError:
+            incoming.unlink(missing_ok=True)  # nothing of it can be used
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        incoming.unlink(missing_ok=True)
+        return kept
 
 
-def _incoming(sha256: str, client: str) -> Path:
+def _incoming(sha256: str, client: str, copy: str) -> Path:
     store.check_hash(sha256)
     store.check_client(client)
-    return store.cache_folder() / f".incoming-{sha256}.{client}"
+    return store.cache_folder() / f".incoming-{_short(client)}-{_short(f'{sha256}.{copy}')}"
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def _checked_size(part: Part) -> int:
@@ -112,29 +116,49 @@ def _checked_size(part: Part) -> int:
     return total
 
 
-def _forget_others(incoming: Path, client: str) -> None:
-    """Delete what came long ago for this client, of proxies that it was not sent to the end."""
-    for other in incoming.parent.glob(f".incoming-*.{client}"):
-        if other != incoming and time.time() - other.stat().st_mtime > OLD_S:
-            other.unlink(missing_ok=True)
+@contextmanager
+def _locked(incoming: Path) -> Iterator[BinaryIO]:
+    """Open a file to append to it and to read it; one process at a time has it, and no link is followed.
+
+    Two federations on one machine may have clients of one name.
+    """
+    try:
+        descriptor = os.open(incoming, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise DataError(f"proxy cache {incoming.parent}: cannot be written: {error.strerror}") from error
+    with os.fdopen(descriptor, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
-def _check_space(cache: Path, total: int) -> None:
-    """Raise `DataError` unless the disk has room for what arrives and for its division into files."""
+def _forget_oldest(incoming: Path) -> None:
+    """Delete what came for this client of proxies that it was not sent to the end, but for the latest."""
+    if incoming.exists():
+        return
+    client, times = incoming.name.rpartition("-")[0], {}
+    for other in incoming.parent.glob(f"{client}-*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            times[other] = other.lstat().st_mtime_ns
+    for other in sorted(times, key=lambda one: times[one])[: 1 - MOST_UNFINISHED]:
+        other.unlink(missing_ok=True)
+
+
+def _check_space(cache: Path, needed: int) -> None:
+    """Raise `DataError` unless the disk has room for what is to come and for its division into files."""
     free = shutil.disk_usage(cache).free
-    if 2 * total > free:
+    if needed > free:
         raise DataError(
-            f"proxy of {total / 1e6:,.0f} MB: needs twice as much disk, of which {free / 1e6:,.0f} MB are "
-            "free; free some, or set FEDPROXY_CACHE to a folder on a larger disk"
+            f"proxy cache {cache}: needs {needed / 1e6:,.0f} MB more, twice the rest of the proxy, and has "
+            f"{free / 1e6:,.0f}; free some disk"
         )
 
 
-def _divide(incoming: Path, sizes: Mapping[str, int], folder: Path) -> None:
-    """Write the files that follow one another in `incoming` to a folder."""
-    with incoming.open("rb") as came:
-        for name, size in sizes.items():
-            with (folder / name).open("xb") as file:  # fails where names differ in case alone
-                _copy(came, file, size)
+def _divide(came: BinaryIO, sizes: Mapping[str, int], folder: Path) -> None:
+    """Write the files that follow one another in `came` to a folder."""
+    came.seek(0)
+    for name, size in sizes.items():
+        with (folder / name).open("xb") as file:
+            _copy(came, file, size)
 
 
 def _copy(source: BinaryIO, to: BinaryIO, count: int) -> None:

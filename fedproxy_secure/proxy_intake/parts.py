@@ -7,8 +7,10 @@ side holds more than one part in memory.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fedproxy_secure.errors import DataError
@@ -24,12 +26,15 @@ class Part:
         sizes: bytes of each of its files, by name, in their order.
         at: where in all files together these bytes begin.
         data: the bytes.
+        copy: which copy of a traced proxy they belong to, 64 hex digits; "" for a proxy without marks.
+            Parts of two copies are never joined.
     """
 
     sha256: str
     sizes: Mapping[str, int]
     at: int
     data: bytes
+    copy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,16 @@ class Offer:
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(self.sizes.values())
+
+    @cached_property
+    def copy(self) -> str:
+        """Which copy it is, as `Part` names it."""
+        if not self.own_file:
+            return ""
+        digest = hashlib.sha256(self.own_file.encode())
+        for place, changed in sorted(self.own_bytes.items()):
+            digest.update(f" {place} {len(changed)} ".encode() + changed)
+        return digest.hexdigest()
 
     def read(self, at: int, most: int) -> bytes:
         """Return `most` bytes from `at` on, or as many as there are.

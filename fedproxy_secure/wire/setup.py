@@ -53,11 +53,11 @@ def decode_setup(content: RecordDict) -> Setup:
     check_records(content, "setup", must={"job"})
     fields = record(content, "job", ConfigRecord, "setup", keys={"json", "sha256"})
     job_json = text(fields, "json", most=MOST_JOB)
-    return Setup(job=read_job(job_json), job_json=job_json, sha256=_sha256(fields))
+    return Setup(job=read_job(job_json), job_json=job_json, sha256=_sha256(fields, "sha256"))
 
 
-def _sha256(fields: ConfigRecord) -> str:
-    sha256 = text(fields, "sha256")
+def _sha256(fields: ConfigRecord, name: str) -> str:
+    sha256 = text(fields, name)
     if len(sha256) != 2 * HASH_BYTES or not set(sha256) <= set("0123456789abcdef"):
         raise DataError(f"proxy hash {quoted(sha256)}: must be {2 * HASH_BYTES} hex digits")
     return sha256
@@ -66,7 +66,9 @@ def _sha256(fields: ConfigRecord) -> str:
 def encode_part(part: Part) -> RecordDict:
     """Encode a part of the proxy."""
     names, sizes = list(part.sizes), list(part.sizes.values())
-    place = ConfigRecord({"sha256": part.sha256, "names": names, "sizes": sizes, "at": part.at})
+    place = ConfigRecord(
+        {"sha256": part.sha256, "copy": part.copy, "names": names, "sizes": sizes, "at": part.at}
+    )
     return RecordDict({"place": place, PART_DATA: ConfigRecord({"bytes": part.data})})
 
 
@@ -76,7 +78,8 @@ def decode_part(content: RecordDict) -> Part:
     Raises `DataError` for anything missing, unknown, of the wrong type or too large.
     """
     check_records(content, "part", must={"place", PART_DATA})
-    place = record(content, "place", ConfigRecord, "part", keys={"sha256", "names", "sizes", "at"})
+    keys = {"sha256", "copy", "names", "sizes", "at"}
+    place = record(content, "place", ConfigRecord, "part", keys=keys)
     data = record(content, PART_DATA, ConfigRecord, "part", keys={"bytes"})["bytes"]
     if type(data) is not bytes or len(data) > MOST_PART:
         raise DataError(f"part: `bytes` must be at most {MOST_PART} bytes")
@@ -90,7 +93,13 @@ def decode_part(content: RecordDict) -> Part:
             f"part: {len(names)} names, {len(sizes)} sizes: must be as many, 1 to {MOST_FILES}, names once"
         )
     sizes_by_name = dict(zip(names, sizes, strict=True))
-    return Part(sha256=_sha256(place), sizes=sizes_by_name, at=integer(place, "at"), data=data)
+    return Part(
+        sha256=_sha256(place, "sha256"),
+        sizes=sizes_by_name,
+        at=integer(place, "at"),
+        data=data,
+        copy=_sha256(place, "copy") if place["copy"] != "" else "",
+    )
 
 
 def read_job(job_json: str) -> FederationJob:
@@ -117,7 +126,8 @@ class Ready:
     Args:
         ready: whether it has the proxy.
         client: its name.
-        has: how many bytes of the proxy have come, from the first on; of no meaning once it is ready.
+        has: how many bytes of the proxy have come, from the first on; 0 once it is ready. Of a traced proxy
+            the answer to a part alone says it: the first message does not say which copy is meant.
     """
 
     ready: bool

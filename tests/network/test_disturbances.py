@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.network.deployed import SITES
 from tests.network.disturbances import Line, main, read_lines, table
 from tests.network.exactness import half_written
 from tests.network.large_proxy import measure
@@ -110,4 +111,5 @@ def test_a_proxy_whose_line_is_cut_on_the_way_goes_on_where_it_was(tmp_path):
     found = measure(tmp_path, megabytes=16, mbit=20, loss=0.0, cut_s=75)
     assert found["was_cut"]
     assert (found["ended_with"], found["sites"]) == (0, 5)
-    assert max(found["crossed"].values()) < 1.4
+    cut, *others = (found["crossed"][name] for name in SITES)
+    assert cut < max(others) + 0.25  # to begin anew would be 0.33 more

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -140,16 +141,72 @@ def test_what_comes_for_one_client_is_not_anothers(proxy, cache):
     assert arrived_bytes(sha256, client="bank") == 0
 
 
-def test_what_came_long_ago_of_another_proxy_is_deleted_once_the_next_one_begins(proxy, cache):
+def test_a_client_keeps_the_beginnings_of_two_proxies_at_most_and_none_of_anothers(proxy, cache):
     files = packed(proxy)
-    for letter, client in (("a", "clinic"), ("a", "bank"), ("c", "clinic")):
+    for letter, client in (("a", "clinic"), ("a", "bank"), ("b", "clinic"), ("c", "clinic")):
         take(parts(files, letter * 64)[0], client=client)
-    for place in incoming(cache):
-        if "c" * 64 not in place.name:
-            os.utime(place, (0, 0))
-    take(parts(files, "b" * 64)[0], client="clinic")
-    left = ["aaaaaa.bank", "bbbb.clinic", "cccc.clinic"]
-    assert sorted(place.name[-11:] for place in incoming(cache)) == left
+        for place in incoming(cache):  # times of files may be coarse
+            os.utime(place, ns=(0, place.stat().st_mtime_ns - 10**9))
+    left = {(x, c): arrived_bytes(x * 64, client=c) for x in "abc" for c in ("clinic", "bank")}
+    assert {key for key, came in left.items() if came} == {("a", "bank"), ("b", "clinic"), ("c", "clinic")}
+
+
+def test_the_space_is_checked_for_the_sizes_of_every_part(proxy, cache, monkeypatch):
+    files, sha256 = packed(proxy), folder_sha256(proxy)
+    take(parts(files, sha256)[0], client=CLIENT)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    larger = {**parts(files, sha256)[0].sizes, "model.safetensors": 2**40}
+    with pytest.raises(DataError, match="needs 2,199,023 MB more"):
+        take(Part(sha256=sha256, sizes=larger, at=PART, data=b"x" * PART), client=CLIENT)
+    assert arrived_bytes(sha256, client=CLIENT) == PART
+
+
+def test_parts_of_two_copies_of_a_traced_proxy_are_never_joined(tmp_path, cache):
+    traced = traced_proxy(tmp_path)
+    sha256 = folder_sha256(traced.folder)
+    for copy in ("1" * 64, "2" * 64):
+        pieces = [replace(part, copy=copy) for part in parts(traced.files(CLIENT), sha256)]
+        assert take(pieces[1], client=CLIENT, marks=traced.marks) is None
+        assert arrived_bytes(sha256, client=CLIENT, copy=copy) == 0
+        take(pieces[0], client=CLIENT, marks=traced.marks)
+        assert arrived_bytes(sha256, client=CLIENT, copy=copy) == PART
+
+
+def test_the_name_of_a_copy_follows_from_what_differs_in_it(tmp_path):
+    traced = traced_proxy(tmp_path)
+    offers = []
+    for client in ("clinic", "bank"):
+        file, changed = own_bytes(traced.folder, traced.marks, traced.key, client)
+        offers.append(Offer.of(traced.folder, own_file=file, own_bytes=changed))
+    assert len({offer.copy for offer in offers}) == 2
+    assert Offer.of(traced.folder).copy == ""
+
+
+def test_a_proxy_that_another_client_of_the_machine_brought_leaves_nothing_behind(proxy, cache):
+    sha256 = folder_sha256(proxy)
+    first, second, *_ = parts(packed(proxy), sha256)
+    take(first, client="bank")
+    kept = arrive(packed(proxy), sha256)
+    assert take(second, client="bank") == kept
+    assert not incoming(cache)
+
+
+def test_no_link_is_followed(proxy, cache, tmp_path):
+    sha256 = folder_sha256(proxy)
+    first, second, *_ = parts(packed(proxy), sha256)
+    take(first, client=CLIENT)
+    (place,) = incoming(cache)
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="cannot be written"):
+        take(second, client=CLIENT)
+    assert (tmp_path / "elsewhere").read_bytes() == first.data
+
+
+def test_a_client_may_have_the_longest_name(proxy, cache):
+    sha256 = folder_sha256(proxy)
+    assert take(parts(packed(proxy), sha256)[0], client="c" * 200) is None
+    assert arrived_bytes(sha256, client="c" * 200) == PART
 
 
 @pytest.mark.parametrize(
@@ -182,7 +239,7 @@ def test_a_client_cannot_be_named_so_that_files_lie_elsewhere(cache):
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(proxy, cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(DataError, match="needs twice as much disk, of which 0 MB are free"):
+    with pytest.raises(DataError, match="twice the rest of the proxy, and has 0; free"):
         arrive(packed(proxy), folder_sha256(proxy))
     assert not incoming(cache)
 

@@ -1,6 +1,8 @@
 """Clients get the proxy over Flower messages in parts; cuts cost parts, and bad clients hold up nobody."""
 
+import itertools
 import os
+import shutil
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -65,12 +67,15 @@ class OwnCaches(Wrapped):
 
 
 class Cut(GridAround):
-    """Loses a node's answers to these of its parts, after which the node is away for some looks."""
+    """Loses a node's answers to these of its parts, after which the node is away for some looks.
 
-    def __init__(self, grid, lost, *, away=0, silent=False):
+    With `requests` the node does not even get those parts.
+    """
+
+    def __init__(self, grid, lost, *, away=0, silent=False, requests=False):
         super().__init__(grid)
-        self.lost, self.away, self.silent = lost, away, silent
-        self.left, self.parts, self.asked_while_away = 0, 0, 0
+        self.lost, self.away, self.silent, self.requests = lost, away, silent, requests
+        self.left, self.parts, self.asked_while_away, self.pushed = 0, 0, 0, {}
 
     def get_node_ids(self):
         self.left = max(0, self.left - 1)
@@ -80,18 +85,21 @@ class Cut(GridAround):
         messages = list(messages)
         if self.left and any(m.metadata.dst_node_id == NODE for m in messages):
             self.asked_while_away += 1
-        return super().push_messages(messages)
+        sent = list(super().push_messages(messages))
+        self.pushed.update(zip(sent, messages, strict=True))
+        return sent
 
     def pull_messages(self, message_ids):
-        for reply in super().pull_messages(message_ids):
-            if reply.metadata.message_type == wire.PART and reply.metadata.src_node_id == NODE:
-                self.parts += 1
-                if self.parts in self.lost:
-                    self.left = self.away
-                    if not self.silent:
-                        yield Message(Error(code=3, reason="Node Unavailable"), reply_to=reply)
-                    continue
-            yield reply
+        for sent in message_ids:
+            message = self.pushed[sent]
+            mine = (message.metadata.message_type, message.metadata.dst_node_id) == (wire.PART, NODE)
+            self.parts += mine
+            lost = mine and self.parts in self.lost
+            replies = [] if lost and self.requests else list(super().pull_messages([sent]))
+            if lost:
+                self.left = self.away
+                replies = [Message(Error(code=5, reason="Node Unavailable"), reply_to=message)]
+            yield from [] if lost and self.silent else replies
 
 
 def shipped(world, job, app, around=lambda grid: grid, **more):
@@ -114,16 +122,18 @@ def test_every_client_gets_the_proxy_and_the_result_is_that_of_clients_that_had_
     assert again.count(wire.PART) == 0  # what came is kept
 
 
-def test_a_cut_line_costs_the_parts_that_were_on_their_way(world, job, expected, tmp_path):
+@pytest.mark.parametrize("requests", [True, False], ids=["requests are lost", "answers are lost"])
+def test_a_cut_line_costs_the_parts_that_were_on_their_way(world, job, expected, tmp_path, requests):
     app, grids = OwnCaches(tmp_path), []
 
     def around(grid):
-        grids.append(Cut(grid, lost={2, 3, 5}, away=4))
+        grids.append(Cut(grid, lost={2, 3, 5}, away=4, requests=requests))
         return grids[0]
 
     assert shipped(world, job, app, around).adapter.tobytes() == expected
     assert grids[0].asked_while_away == 0
-    assert app.count(wire.PART) <= part_count(world) + 3
+    assert grids[0].parts == part_count(world) + (3 if requests else 0)  # what came is not sent again
+    assert app.count(wire.PART) == part_count(world)
     assert app.count(wire.SETUP) == 1 + 3  # where it stands is asked after each loss
 
 
@@ -144,6 +154,26 @@ def test_a_node_that_is_started_again_goes_on_where_it_was(world, job, expected,
     app = StartedAgain(tmp_path)
     assert shipped(world, job, app).adapter.tobytes() == expected
     assert app.count(wire.PART) == part_count(world) + 1
+
+
+def test_a_site_whose_disk_was_emptied_begins_anew_a_few_times_and_not_for_ever(
+    world, job, expected, tmp_path, caplog
+):
+    class Emptied(OwnCaches):
+        def __init__(self, folder, times):
+            super().__init__(folder)
+            self.times = times
+
+        def __call__(self, message, context):
+            mine = (message.metadata.message_type, context.node_id) == (wire.PART, NODE)
+            if mine and self.times and self.count(wire.PART) % 4 == 3:
+                self.times -= 1
+                shutil.rmtree(self.folder / str(NODE))
+            return super().__call__(message, context)
+
+    assert shipped(world, job, Emptied(tmp_path / "few", 3)).adapter.tobytes() == expected
+    shipped(world, job, Emptied(tmp_path / "ever", 10**9))
+    assert "had to begin anew 4 times" in caplog.text
 
 
 def test_a_server_that_is_started_again_goes_on_where_its_clients_are(world, job, expected, tmp_path):
@@ -186,8 +216,8 @@ def ready(**fields):
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (ready(has=0), "it says again and again that it has 0 bytes"),
-        (ready(has=2**60), "it says again and again that it has"),
+        (ready(has=0), "it says that it has 0 bytes"),
+        (ready(has=2**60), "more than it was sent"),
         (ready(client="c0"), "another name than before"),
         (wire.encode_failure("NotSetUp", "x"), "it was started again"),
         (wire.encode_failure("DataError", "its disk is full"), "its disk is full"),
@@ -207,8 +237,19 @@ def test_a_client_that_takes_nothing_is_left_out_with_the_reason_and_holds_up_no
     assert any(says in line and "is left out" in line for line in caplog.messages), caplog.messages
 
 
+def test_a_client_that_claims_ever_more_is_left_out(world, job, tmp_path, caplog):
+    claimed = itertools.count(1)
+    app = OwnCaches(
+        tmp_path,
+        lambda kind, node: ready(has=next(claimed)) if (kind, node) == (wire.PART, NODE) else None,
+    )
+    shipped(world, job, app)
+    assert app.count(wire.PART) <= shipping.MOST_IDLE + 1
+    assert "no more in 50 requests" in caplog.text
+
+
 def test_a_site_that_stays_away_is_waited_for_until_the_timeout_and_then_named(world, job, tmp_path):
     few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 1.0, "min_clients": 5}))
     app = OwnCaches(tmp_path)
-    with pytest.raises(RoundAborted, match=r"node 4 \(took 10,000 of .* no more in 1 s\)"):
+    with pytest.raises(RoundAborted, match=r"node 4 \(took 10,000 of .* before its time was over"):
         shipped(world, few, app, lambda grid: Cut(grid, lost={2}, away=10**9))

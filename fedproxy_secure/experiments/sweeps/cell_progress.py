@@ -51,14 +51,14 @@ def healing_units(config: Config, *, remove_ratio: float) -> int:
 def plug_back_units(config: Config, *, remove_ratio: float) -> int:
     """Return about how much work it is to read public text for a factor and to align; 0 without either.
 
-    For each factor the LLM and the proxy go forward. In an alignment both do so twice, and a regression is
-    summed up: for a window that is about as much as in a step of healing.
+    For each factor the LLM and the proxy go forward. In an alignment the LLM goes forward, the fused one
+    twice, the proxy before and after tuning, and a regression is summed up for each block.
     """
     own, searched = config.plug_back, 0
     if own.scale == "public_text":
         searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)
-    aligned = (own.align_windows or 0) * step_units(remove_ratio=remove_ratio)
-    return round(searched * WINDOW * (2 - remove_ratio) + aligned)
+    aligned = (own.align_windows or 0) * (1 + 2 + 2 * (1 - remove_ratio) + 1)
+    return round(WINDOW * (searched * (2 - remove_ratio) + aligned))
 
 
 def step_units(*, remove_ratio: float) -> float:
