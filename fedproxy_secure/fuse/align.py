@@ -2,13 +2,10 @@
 
 A difference that was learned in the proxy is added to the LLM's blocks. There the blocks that the proxy
 lacks stand between them. They have never met the moved states, and undo part of the move. So the server
-compares, on public text and block by block, the proxy before and after tuning. It fits the last maps of the
-LLM's blocks, in closed form, so that the LLM's own states are moved by as much:
+compares, on public text and block by block, the proxy before and after tuning, and fits the last map of the
+LLM's block at each place, in closed form, so that the LLM's own state is moved by as much:
 
     wanted state = the LLM's state + (the tuned proxy's state - the proxy's state).
-
-A proxy block stands for its original and for the missing blocks behind that. All of them are fitted to the
-same move, so that the missing ones pass it on.
 
 The paper's plug-back has no such step (Eq. 15 alone). Only the server takes part, and no record.
 """
@@ -53,8 +50,8 @@ def align(
 
     Returns how many blocks were changed; 0 where hidden sizes differ.
 
-    Guarantees: what a block passes on comes no further from the wanted state on these windows by the change
-    made in it. Not guaranteed: that the LLM answers clients' tasks better, or stays close to
+    Guarantees: what the LLM passes on at a place comes no further from the wanted state on these windows by
+    the change made there. Not guaranteed: that the LLM answers clients' tasks better, or stays close to
     what it was on other text.
     """
     windows = windows.to(next(llm.parameters()).device)
@@ -65,13 +62,13 @@ def align(
     if after.states[0].shape != own.states[0].shape:
         return 0
     changed = done = 0
-    for index, (first, end) in enumerate(pairwise((*kept, len(blocks_of(llm))))):
+    for index, (_, end) in enumerate(pairwise((*kept, len(blocks_of(llm))))):
         after.states = after.through(index)
         with tuned.disable_adapter():
             before.states = before.through(index)
         for block in range(done, end):
             own.states = own.through(block)
-            found = last_map(ours, block) if block >= first else None
+            found = last_map(ours, block) if block == end - 1 else None
             if found is None:
                 ours.states = ours.through(block)
             else:

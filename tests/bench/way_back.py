@@ -50,11 +50,12 @@ RUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 JUDGED = 8  # windows of public text that perplexity and divergence are measured on, which no way reads
-WINDOWS = 128
+MOST_WINDOWS = 400
 WAYS = {
     "the difference alone": PlugBackConfig(),
     "times the factor of public text": PlugBackConfig(scale="public_text"),
-    f"aligned on {WINDOWS} windows": PlugBackConfig(align_windows=WINDOWS),
+    "aligned on 128 windows": PlugBackConfig(align_windows=128),
+    f"aligned on {MOST_WINDOWS} windows": PlugBackConfig(align_windows=MOST_WINDOWS),
 }
 
 
@@ -70,8 +71,8 @@ def main() -> None:
     out = KEPT / name
     run(config, out, resume=out.exists())
     place = out / "seed-0"
-    # also the windows to align on, which the run did not read
-    materials = prepare(load_config(file, [*overrides, f"plug_back.align_windows={WINDOWS}"]))
+    # more windows than the run read, the same first ones
+    materials = prepare(load_config(file, [*overrides, f"plug_back.align_windows={MOST_WINDOWS}"]))
     tuned, proxy = _tuned(place)
     judged, align_on = materials.healing_windows[-JUDGED:], materials.healing_windows[:-JUDGED]
     said = read_json(place / "result.json")["tuned"]
