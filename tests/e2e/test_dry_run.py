@@ -43,7 +43,7 @@ def test_the_seconds_of_a_run_are_those_of_its_steps_and_of_its_records():
 def test_what_plug_back_reads_is_counted_where_it_plugs_back():
     config = parse_config({**SETTINGS, "plug_back": {"align_windows": 20}})
     plain = parse_config(SETTINGS)
-    passes, in_a_step = 4 + 2 * 0.5, 1 + 3.5 * 0.5  # of a window, and of one in a step of healing
+    passes, in_a_step = 2 + 5 * 0.5, 1 + 3.5 * 0.5  # of a window, and of one in a step of healing
     aligned = 20 * 3 * passes / in_a_step
     assert PACE.run_seconds(config) - PACE.run_seconds(plain) == pytest.approx(aligned, rel=0.01)
     cells = {m: Cell(method=m, remove_ratio=0.5, seed=0) for m in ("fedproxy_h_ties", "zero_shot_proxy")}

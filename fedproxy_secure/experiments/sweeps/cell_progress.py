@@ -51,13 +51,14 @@ def healing_units(config: Config, *, remove_ratio: float) -> int:
 def plug_back_units(config: Config, *, remove_ratio: float) -> int:
     """Return about how much work it is to read public text for a factor and to align; 0 without either.
 
-    For each factor the LLM and the proxy go forward. In an alignment the LLM goes forward, the fused one
-    twice, the proxy before and after tuning, and a regression is summed up for each block.
+    For each factor the LLM and the proxy go forward. In an alignment so do the LLM, the fused one, and the
+    proxy before and after tuning; for each block of the proxy one block of the fused LLM runs twice more, and
+    a regression is summed up.
     """
     own, searched = config.plug_back, 0
     if own.scale == "public_text":
         searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)
-    aligned = (own.align_windows or 0) * (1 + 2 + 2 * (1 - remove_ratio) + 1)
+    aligned = (own.align_windows or 0) * (2 + (2 + 2 + 1) * (1 - remove_ratio))
     return round(WINDOW * (searched * (2 - remove_ratio) + aligned))
 
 
