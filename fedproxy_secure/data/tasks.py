@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import overload
 
 from fedproxy_secure.config import AuditConfig, ClientConfig, Config, DataConfig
-from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.sources import HUB, part_of, read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.models.llm import load_tokenizer
 
 BUILT_IN = ("demo", "real_things")  # sources that need no files
 
@@ -90,6 +88,9 @@ def truncated_prompts(config: Config) -> int:
 
     Raises `DataError` for records that cannot be read.
     """
+    from fedproxy_secure.data.encode import encode_records
+    from fedproxy_secure.models.llm import load_tokenizer
+
     tokenizer = load_tokenizer(config.model.path)
     tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
     if config.privacy.unit != "none":

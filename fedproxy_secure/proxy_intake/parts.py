@@ -36,6 +36,12 @@ class Part:
     data: bytes
     copy: str = ""
 
+    @classmethod
+    def whole(cls, files: Mapping[str, bytes], sha256: str) -> Part:
+        """Return files of that hash as one part."""
+        sizes = {name: len(data) for name, data in files.items()}
+        return cls(sha256=sha256, sizes=sizes, at=0, data=b"".join(files.values()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:

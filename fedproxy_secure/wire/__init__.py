@@ -30,6 +30,7 @@ from fedproxy_secure.wire.protocol import (
 from fedproxy_secure.wire.setup import (
     MOST_JOB,
     PART_DATA,
+    Part,
     Ready,
     Setup,
     decode_failure,
@@ -68,6 +69,7 @@ __all__ = [
     "OTHER",
     "PART",
     "PART_DATA",
+    "Part",
     "ProposedTerms",
     "Ready",
     "SETUP",

@@ -138,19 +138,19 @@ def test_a_missing_or_damaged_state_is_named(tmp_path):
         read_private(tmp_path, "a")
 
 
-def test_messages_become_plain_values_and_arrays_and_the_proxys_files_their_hashes():
+def test_messages_become_plain_values_and_arrays_and_a_part_of_the_proxy_its_hash():
     content = RecordDict(
         {
             "vectors": ArrayRecord({"update": Array(np.ones(2, dtype=np.float32))}),
             "protocol": ConfigRecord({"client": "a", "key": b"\1\2", "sealed": [b"", b"\3"], "none": b""}),
-            "files": ConfigRecord({"config.json": b"{}"}),
+            "data": ConfigRecord({"bytes": b"{}"}),
             "metrics": ConfigRecord({"loss": float("nan"), "steps": 3}),
         }
     )
     values, arrays = as_plain(content)
     assert values == {
         "protocol/client": "a",
-        "files/config.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        "data/bytes": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
         "metrics/loss": "nan",
         "metrics/steps": 3,
     }

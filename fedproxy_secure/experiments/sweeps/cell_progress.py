@@ -14,7 +14,6 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.config.sections import cohort_size
 from fedproxy_secure.experiments.method import STEP_PASSES, method_of
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
-from fedproxy_secure.fuse.line_search import MOST_WINDOWS
 from fedproxy_secure.runtime.progress import Named, Progress
 
 PARTS = 100_000
@@ -52,9 +51,11 @@ def plug_back_units(config: Config, *, remove_ratio: float) -> int:
     """Return about how much work it is to read public text for a factor and to align; 0 without either.
 
     For each factor the LLM and the proxy go forward. In an alignment so do the LLM, the fused one, and the
-    proxy before and after tuning; for each block of the proxy one block of the fused LLM runs twice more, and
-    a regression is summed up.
+    proxy before and after tuning; for each block of the proxy one block of the fused LLM runs twice more,
+    and a regression is summed up.
     """
+    from fedproxy_secure.fuse.line_search import MOST_WINDOWS
+
     own, searched = config.plug_back, 0
     if own.scale == "public_text":
         searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)

@@ -43,12 +43,12 @@ from fedproxy_secure.flower.selftest.crafted import (
 from fedproxy_secure.flower.selftest.known_bad import taken_out
 from fedproxy_secure.flower.selftest.stage import Stage, World, small_job, staged
 from fedproxy_secure.models.llm import load_llm
+from fedproxy_secure.proxy_intake import arriving
 from fedproxy_secure.proxy_intake import files as proxy_files
 from fedproxy_secure.proxy_intake import model as proxy_model
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.digest import loaded_sha256
 from fedproxy_secure.proxy_intake.model import ProxyModel
-from fedproxy_secure.proxy_intake.parts import Part
 
 ADVERSARY = "malicious_proxy"
 WEIGHTS = "model.safetensors"
@@ -63,17 +63,14 @@ def other_weights_one_hash(world: World) -> str:
     with staged(world) as stage:
         job = stage.named(stage.job).changed(proxy_sha256=sha256)
         asker = Asker(stage.grid(), timeout_s=60)
-        sizes = {name: len(data) for name, data in files.items()}
-        whole = Part(sha256=sha256, sizes=sizes, at=0, data=b"".join(files.values()))
-        answers: list[tuple[int, wire.Ready]] = []
-        for kind, content in ((wire.SETUP, wire.encode_setup(job)), (wire.PART, wire.encode_part(whole))):
-            answers += asker.ask(kind, {stage.node(0): content}, "", wire.decode_ready)
-        if not [ready for _, ready in answers if ready.ready]:
+        part = wire.encode_part(wire.Part.whole(files, sha256))
+        for kind, content in ((wire.SETUP, wire.encode_setup(job)), (wire.PART, part)):
+            answers = dict(asker.ask(kind, {stage.node(0): content}, "", wire.decode_ready))
+        if not any(ready.ready for ready in answers.values()):
             raise FedProxyError("setup: the client does not take the proxy")
-        kept = proxy_store.cache_folder() / sha256
-        before = _first_weight(kept)
+        before = _first_weight(proxy_store.cache_folder() / sha256)
         shutil.copytree(world.another_proxy(nudge), base, dirs_exist_ok=True)
-        after = _first_weight(kept)
+        after = _first_weight(proxy_store.cache_folder() / sha256)
         if before == after:
             raise ProtocolAborted("proxy: loads the same weights")
         return f"one hash, {sha256[:12]}, loads as {before:.4f} and as {after:.4f}, whatever lies elsewhere"
@@ -155,7 +152,7 @@ def attempts() -> Iterator[Attempt]:
         attack=other_weights_one_hash,
         known_bad="client that takes any file of a proxy",
         without=lambda: taken_out(
-            (proxy_store, "check_name", _anything),
+            (arriving, "check_name", _anything),
             (proxy_files, "check_name", _anything),
             (proxy_store, "check_folder", _anything),
             (proxy_files, "check_folder", _anything),
