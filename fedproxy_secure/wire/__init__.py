@@ -16,6 +16,7 @@ one bounded line of printable characters. A decoded vector holds finite numbers 
 nothing is secret: the update travels in the clear (Flower's TLS aside), and the server reads it.
 """
 
+from fedproxy_secure.proxy_intake.parts import Part
 from fedproxy_secure.wire.protocol import (
     ProposedTerms,
     decode_message,
@@ -30,7 +31,6 @@ from fedproxy_secure.wire.protocol import (
 from fedproxy_secure.wire.setup import (
     MOST_JOB,
     PART_DATA,
-    Part,
     Ready,
     Setup,
     decode_failure,
