@@ -221,8 +221,10 @@ def ready(**fields):
         (ready(client="c0"), "another name than before"),
         (wire.encode_failure("NotSetUp", "x"), "it was started again"),
         (wire.encode_failure("DataError", "its disk is full"), "its disk is full"),
-        (RecordDict({"setup": ConfigRecord({"ready": 7})}), "setup reply"),
-        (RecordDict(), "setup reply"),
+        pytest.param(
+            RecordDict({"setup": ConfigRecord({"ready": 7})}), "setup reply", marks=pytest.mark.slow
+        ),
+        pytest.param(RecordDict(), "setup reply", marks=pytest.mark.slow),
     ],
     ids=["no progress", "too much", "another name", "forgets", "fails", "nonsense", "nothing"],
 )
