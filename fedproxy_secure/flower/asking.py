@@ -73,7 +73,7 @@ class Answer(Generic[T]):
     Args:
         value: decoded; None if its client is left out, or one of the others says why there is none.
         forgot: the client must be set up again.
-        lost: why neither the client nor its node answered; "" if one did.
+        lost: why no answer of the client came, such as the error of a node that is away; "" if one came.
     """
 
     value: T | None = None
@@ -175,7 +175,7 @@ class Asker:
         return waiting
 
     def send(self, kind: str, contents: Mapping[int, RecordDict], group: str) -> dict[str, int]:
-        """Send contents to nodes; return the node by the request's id, for each that could be sent."""
+        """Send each node its content; return, for the requests that were sent, the node by request id."""
         messages = [
             Message(content, node, kind, group_id=group, ttl=self.timeout_s)
             for node, content in contents.items()

@@ -151,7 +151,7 @@ def setup(message: Message, context: Context) -> RecordDict:
 @app.query("part")
 @_answers_in_one_line
 def part(message: Message, context: Context) -> RecordDict:
-    """Keep the next bytes of the proxy, which `setup` named, and answer how many are here."""
+    """Store the next bytes of the proxy that `setup` named; answer how many bytes have arrived."""
     own, came = _own_job(context), wire.decode_part(message.content)
     if came.sha256 != own.job.proxy_sha256:
         raise ProtocolAborted(f"proxy {came.sha256[:12]}: must be {own.job.proxy_sha256[:12]}")

@@ -1,4 +1,4 @@
-"""Bring the proxy to clients that lack it, in parts.
+"""Send the proxy in parts to the clients that lack it.
 
 A client says how many bytes have come, and is sent the next ones. What it has lies on its disk, so that a
 cut line, a node that was started again and a server that was started again cost one part each. A site that
@@ -27,7 +27,8 @@ from fedproxy_secure.tracing.key import trace_key
 
 log = logging.getLogger(__name__)
 GROUP = "setup"
-PART_BYTES = 2**21  # with half of it five sites on two cores took twice as long, with twice no less
+# for five sites on two cores half of this took twice as long, and twice of it took as long
+PART_BYTES = 2**21
 LEAST_RATE = 2**16  # bytes a second; the 0.5 Mbit/s of a bad line
 SILENT_S = 120.0  # after which a request is taken for lost
 EACH_SILENT_S = 10.0  # and as much longer for each site: one machine may play them all, one after another
@@ -49,7 +50,7 @@ class _Site:
         shipped: bytes of the proxy that were sent to it, repeats included.
         sent: the id of the request under way, if there is one, sent at `sent_at`.
         goal: bytes that it has once it has taken the part under way.
-        limit: what it may say that it has before it was sent any; 0 where that is known.
+        limit: the most that it may have from an earlier run, until its first answer to a part; else 0.
         set_up: whether the next request, not before `ask_at`, is to set it up again.
         progress_at: when it last took a part.
 
@@ -80,7 +81,7 @@ class _Site:
         self.idle, self.last = self.idle + 1, why
 
     def says(self, has: int) -> None:
-        """Take its word for how many bytes have come, within what it can have."""
+        """Note how many bytes the client says that it has; more than it can have is not believed."""
         was_set_up, self.set_up = self.set_up, False
         if was_set_up and not self.tells:
             return
@@ -114,6 +115,7 @@ def ship(
     silent_s = SILENT_S + EACH_SILENT_S * len(sites)
     patience = Patience(least_s=SOON_S, most_s=POLL_S)
     while under_way:
+        over = time.monotonic() > began + most_s
         connected = asker.connected() if any(site.set_up for site in under_way) else None
         for site in list(under_way):
             if site.sent is None:
@@ -126,9 +128,7 @@ def ship(
                 _ask_next(asker, job, site, away=site.set_up)  # who was lost may be away
             elif time.monotonic() - site.sent_at > silent_s:
                 site.lost(f"no answer in {silent_s:.0f} s")
-            if (
-                why := _gives_up(site, asker.timeout_s, over=time.monotonic() > began + most_s)
-            ) is not None:
+            if (why := _gives_up(site, asker.timeout_s, over=over)) is not None:
                 asker.leave_out(GROUP, site.node, why)
                 under_way.remove(site)
         if under_way:
@@ -197,7 +197,7 @@ def _ask_next(asker: Asker, job: FederationJob, site: _Site, *, away: bool) -> N
 
 
 def _offer(job: FederationJob, proxy: Path, client: str) -> Offer:
-    """Return what a client is sent: the proxy, or its own copy of a traced one."""
+    """Return the proxy as a client is sent it: with the client's own marks if it is traced."""
     if job.marks is None:
         return Offer.of(proxy)
     file, changed = own_bytes(proxy, job.marks, trace_key(proxy), client)

@@ -50,7 +50,7 @@ def scale_for(
 
     Args:
         settings: the section `plug_back`.
-        windows: token ids of public text, int64 [n, tokens]; the first ones are read.
+        windows: token ids of public text, int64 [n, tokens]; the first `MOST_WINDOWS` are read.
 
     The other arguments are those of `line_search`.
     """

@@ -20,7 +20,7 @@ Deltas = Mapping[tuple[int, str], torch.Tensor]
 
 
 class Lifts(Protocol):
-    """Whatever lifts a difference, and knows for which blocks it stands: a proxy, or its block plan."""
+    """A proxy or its block plan: it can lift a difference to the blocks of the LLM."""
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -1,11 +1,11 @@
-"""The client's side of a proxy that arrives in parts: what came is kept on disk, until all is there.
+"""Receive a proxy in parts: a client keeps what has come on disk until the proxy is complete.
 
 Bytes go to one file of the client's own in its cache, in their order. Whoever is interrupted, on either
 side, goes on at that file's end. The last part is followed by the checks of `proxy_intake.store`.
 
 Guarantees: a part is written where the file ends or not at all, so that a part that comes twice, or too
-early, changes nothing. What was answered for survives a power cut. Names, sizes and the room on the disk
-are checked before anything is written. A proxy is put in its place only if its files hash to what the
+early, changes nothing. It is flushed to the disk before it is answered. Names, sizes and the room on the
+disk are checked before anything is written. A proxy is put in its place only if its files hash to what the
 server named; otherwise all that came of it is deleted. Memory holds one part.
 """
 
@@ -35,10 +35,12 @@ _MOST_BYTES = 2**50
 
 
 def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
-    """Return how many bytes of the proxy of that hash have come for a client. Raises as `store.find`.
+    """Return how many bytes of a proxy a client has received so far.
 
     Args:
-        copy: as in `Part`.
+        sha256, copy: as in `Part`.
+
+    Raises `DataError` for what is no hash or no client's name.
     """
     with suppress(FileNotFoundError):
         return _incoming(sha256, client, copy).lstat().st_size
@@ -46,7 +48,9 @@ def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
 
 
 def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
-    """Keep a part if it is the next one; return the proxy's folder once all is there, None before.
+    """Write the next part of a proxy to disk; return the proxy's folder once it is complete, else None.
+
+    A part that is not the next one is ignored.
 
     Args:
         client: the client's name; each keeps what came for itself.
@@ -63,7 +67,8 @@ def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
         return None
     incoming.parent.mkdir(parents=True, exist_ok=True)
     _forget_oldest(incoming)
-    _check_space(incoming.parent, 2 * total - part.at)
+    came = arrived_bytes(part.sha256, client=client, copy=part.copy)
+    _check_space(incoming.parent, 2 * total - min(came, total))
     with _locked(incoming) as file:
         came = file.seek(0, os.SEEK_END)
         if part.at == came < total:

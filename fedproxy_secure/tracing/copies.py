@@ -109,9 +109,9 @@ def amplitudes(marks: Marks) -> np.ndarray:
 
 
 def own_bytes(proxy: Path, marks: Marks, key: Secret, client: str) -> tuple[str, dict[int, bytes]]:
-    """Return in what a client's copy differs from the proxy in a folder.
+    """Return the bytes of a client's copy that differ from the proxy in a folder.
 
-    That is the name of one file, and bytes by the place in it at which they begin.
+    They are in one file: its name comes first, then the bytes by the place in it at which they begin.
     """
     matrix = find_matrix(proxy, marks.tensor)
     rows = _own_rows(marks, key, client)

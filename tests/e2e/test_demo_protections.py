@@ -1,4 +1,4 @@
-"""The demo tells protections apart: the unprotected cell leaks, masking and privacy take it away."""
+"""The demo shows what leaks without protection, and what masking and differential privacy take away."""
 
 import pytest
 

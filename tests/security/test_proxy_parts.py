@@ -161,6 +161,17 @@ def test_the_space_is_checked_for_the_sizes_of_every_part(proxy, cache, monkeypa
     assert arrived_bytes(sha256, client=CLIENT) == PART
 
 
+def test_a_part_that_comes_again_needs_no_more_space_than_is_left_to_take(proxy, cache, monkeypatch):
+    files, sha256 = packed(proxy), folder_sha256(proxy)
+    first, *others = parts(files, sha256)
+    for part in (first, *others[:4]):
+        take(part, client=CLIENT)
+    total = sum(first.sizes.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * total - 5 * PART))
+    assert take(first, client=CLIENT) is None
+    assert take(others[4], client=CLIENT) is None
+
+
 def test_parts_of_two_copies_of_a_traced_proxy_are_never_joined(tmp_path, cache):
     traced = traced_proxy(tmp_path)
     sha256 = folder_sha256(traced.folder)

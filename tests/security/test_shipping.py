@@ -1,4 +1,4 @@
-"""Clients get the proxy over Flower messages in parts; cuts cost parts, and bad clients hold up nobody."""
+"""Clients receive the proxy in parts: a lost connection costs one part, a bad client delays nobody."""
 
 import itertools
 import os

@@ -11,12 +11,12 @@ from fedproxy_secure.tracing.marks import Marks
 
 
 def packed(folder: Path) -> dict[str, bytes]:
-    """The files that an owner would send of a folder."""
+    """Return a proxy's files by name, as an owner sends them."""
     return {name: (folder / name).read_bytes() for name in Offer.of(folder).sizes}
 
 
 def parts(files: Mapping[str, bytes], sha256: str, *, part_bytes: int = 10_000) -> list[Part]:
-    """The files in parts of so many bytes."""
+    """Split files into parts of at most `part_bytes` bytes."""
     whole, sizes = b"".join(files.values()), {name: len(data) for name, data in files.items()}
     return [
         Part(sha256=sha256, sizes=sizes, at=at, data=whole[at : at + part_bytes])

@@ -35,7 +35,7 @@ def fused(tuned_proxy, align_windows, **settings):
 
 @torch.no_grad()
 def distance_from_wanted(tuned_proxy, model, text):
-    """Return the mean relative error of a fused LLM's hidden states against the wanted ones."""
+    """Return the mean relative error between a fused LLM's hidden states and the wanted ones."""
     llm, proxy, tuned = tuned_proxy
     _, own = predictions_and_states(llm, text)
     _, after = predictions_and_states(tuned.get_base_model(), text)
