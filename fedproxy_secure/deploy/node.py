@@ -31,6 +31,8 @@ from fedproxy_secure.flower.launch.processes import (
     quiet_environment,
     terminated_like_interrupted,
 )
+from fedproxy_secure.monitor.event_log import EventLog
+from fedproxy_secure.monitor.noting import note_in
 from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 
@@ -61,6 +63,9 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
         kept: list[Kept] = []
         with ExitStack() as stack:
             lock = stack.enter_context(alone_in(logs, wait_s=ORPHANS_S))
+            events = EventLog(file=events_file(site.folder))
+            note_in(events, "site", "start")
+            stack.callback(note_in, events, "site", "stop")
             if (page := stack.enter_context(page_of(site.folder, status_port))) is not None:
                 tell(f"status: {page}")
             for name, arguments in _programs(site, kit, policy).items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from fedproxy_secure.config import Config
@@ -26,6 +27,8 @@ from fedproxy_secure.flower.engines import leave_roster
 from fedproxy_secure.flower.launch.link import federate_over, superlink
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import OnClient, OnRound
+from fedproxy_secure.monitor.event_log import EventLog
+from fedproxy_secure.monitor.noting import note_in
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import private_folder
@@ -66,6 +69,7 @@ def run_owner(
     private_folder(federation.folder / "superlink")
     private_folder(federation.folder / "logs")
     with (
+        ExitStack() as stack,
         the_only_one(federation.folder, "the owner's SuperLink"),
         page_of(federation.folder, status_port) as page,
         superlink(
@@ -77,6 +81,7 @@ def run_owner(
             events=events_file(federation.folder),
         ) as link,
     ):
+        stack.callback(note_in, EventLog(file=events_file(federation.folder)), "owner", "stop")
         if page is not None:
             tell(f"status: {page}")
         names = ", ".join(sorted(sites))

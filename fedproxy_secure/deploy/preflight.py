@@ -84,7 +84,14 @@ def network_checks(kit: Kit) -> Iterator[Check]:
         return
     finally:
         connection.close()
-    yield Check(name="owner", ok=answer.status == http.client.OK, line=f"{kit.address} answers over TLS")
+    if answer.status != http.client.OK:
+        line = (
+            f"{kit.address}: answers with HTTP {answer.status}, as no SuperLink does; is another server on "
+            "that port, or one in between?"
+        )
+        yield Check(name="owner", ok=False, line=line, waits=answer.status >= 500)
+        return
+    yield Check(name="owner", ok=True, line=f"{kit.address} answers over TLS")
     yield _check("clock", lambda: _clock_line(began, date))
 
 
@@ -129,7 +136,9 @@ def _writable_line(site: Site) -> str:
 def _disk_line(folder: Path) -> str:
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE_BYTES:
-        raise ConfigError(f"{folder}: {free / 2**30:.1f} GiB are free; must be >= 1 GiB, for the proxy")
+        raise ConfigError(
+            f"{folder}: {free / 2**30:.1f} GiB are free; must be >= 1 GiB; a proxy needs twice its size"
+        )
     return f"{free / 2**30:.0f} GiB are free"
 
 

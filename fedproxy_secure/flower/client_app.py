@@ -1,9 +1,10 @@
 """The client's Flower app: it prepares for a job, then trains when asked.
 
 The client decides what a server may ask: the key `policy` in the node's settings names the file that says
-it (`fedproxy_secure.federate.client_policy`). A node without a policy answers nothing. There is one
-exception: with the in-process and simulation engines one machine plays every party, and the node plays
-client `partition-id` of the job's list, as the job says.
+it (`fedproxy_secure.federate.client_policy`). A node without a policy answers nothing. The exception is a
+node that is told that one machine plays every party: by the in-process and simulation engines, or by
+`FEDPROXY_ONE_MACHINE=1` in its environment. It plays client `partition-id` of the job's list, as the job
+says.
 
 When something fails, the log of the client's own machine gets the whole error. A server on another machine
 gets a line that does not quote records. Under differential privacy a failure in training gives one constant
@@ -141,6 +142,8 @@ def setup(message: Message, context: Context) -> RecordDict:
         # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
     folder = _proxy(own)
+    if folder is not None:  # a client that was killed when it had just put the proxy in place
+        arriving.forget(sha256, client=own.name)
     # unreadable records are found before the first round
     job = own.job
     load_task(job.clients[own.index], root=job.data_root, audit=job.audit, seed=job.seed)

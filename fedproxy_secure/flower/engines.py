@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.recording import Tamper
-from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
+from fedproxy_secure.flower.server_app import OnClient, OnRound, resumed, serve
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.record.view import TRANSCRIPT
-from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 
 PRIVACY = "privacy"  # the folder of the privacy ledgers, inside a run's folder
@@ -101,6 +101,19 @@ def _within_reach(job: FederationJob, proxy_folder: Path) -> Iterator[None]:
         yield
 
 
+def _check_remembered(job: FederationJob, run_folder: Path | None, initial: ServerState) -> None:
+    """Raise `RunFolderError` for a run whose clients have forgotten what its next round needs."""
+    remembering = job.fusion.rule == "h_ties" and job.protect.weights == "self"
+    if run_folder is None or job.protect.keys is not None or not remembering:
+        return
+    state = resumed(RunFolder(path=run_folder), initial)
+    if initial.round < state.round < job.federate.rounds:
+        raise RunFolderError(
+            f"protect.weights=self: cannot go on from round {state.round}, the clients' journals ended "
+            "with the last call; name a folder of `provision` as protect.keys, or start in another folder"
+        )
+
+
 def federate(
     job: FederationJob,
     proxy_folder: Path,
@@ -115,7 +128,11 @@ def federate(
 
     The engine `in_process` (default) calls the apps in this process. `simulation` and `deployment` start
     Flower's own processes, and do not call `on_client`. See `serve` for what is saved and raised.
+
+    H-TIES' weights `self` also rest on what clients keep in their journals, beside their keys. Where
+    `protect.keys` names none, these end with this call, and going on later raises `RunFolderError`.
     """
+    _check_remembered(job, run_folder, initial)
     if job.federate.engine != "in_process":
         from fedproxy_secure.flower.launched import federate_launched
 
@@ -143,5 +160,4 @@ def federate(
             on_client=on_client,
             tamper=tamper,
             one_machine=True,
-            journals_last=job.protect.keys is not None,
         )

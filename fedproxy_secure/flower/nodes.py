@@ -60,51 +60,63 @@ def set_up(
     proxy_folder: Path,
     registered: Registered | None = None,
     notes: WaitNotes | None = None,
-) -> tuple[dict[str, int], dict[str, int]]:
+    *,
+    shipped: dict[str, int],
+) -> dict[str, int]:
     """Send every node the job, and the proxy where it is missing; learn which client each node is.
 
     Nodes that are not `registered` get nothing, where there is such a list. What is waited for goes to
-    `notes`.
+    `notes`. `shipped` gets the bytes of the proxy that were sent, by client's name, also if this raises.
 
-    Returns client name -> node id, and client name -> bytes of the proxy that were sent to it.
+    Returns client name -> node id.
     """
+    known, (least, setting) = {client.name for client in job.clients}, _least(job)
     node_ids = _wait_for_nodes(grid, job, registered, notes)
-    if registered is not None:
-        asker.names.update({node: registered.names[node] for node in node_ids})
-        absent = sorted({client.name for client in job.clients} - set(asker.names.values()))
-        asker.left_out.update(dict.fromkeys(absent, AWAY))
     asker.set_up_again = wire.encode_setup(job)
+    if registered is None:
+        nodes = _claimed(asker, job, proxy_folder, node_ids, known, shipped)
+    else:
+        asker.names.update({node: registered.names[node] for node in node_ids})
+        asker.left_out.update(dict.fromkeys(sorted(known - set(asker.names.values())), AWAY))
+        to = {node: registered.names[node] for node in node_ids}
+        # a site that goes away at once is waited for like one that goes away on the proxy's way
+        nodes = {registered.names[node]: node for node in ship(asker, job, proxy_folder, to, shipped)}
+    asker.names.update({node: name for name, node in nodes.items()})
+    asker.enough(len(nodes), least, "set up", setting)
+    return nodes
+
+
+def _least(job: FederationJob) -> tuple[int, str]:
+    """Return how many clients a round needs, and what says so."""
+    needed = protection_of(job.protect).least_clients(job)
+    return max(
+        (job.federate.min_clients, "federate.min_clients"), (needed, "the threshold of a secure sum")
+    )
+
+
+def _claimed(
+    asker: Asker,
+    job: FederationJob,
+    proxy_folder: Path,
+    node_ids: list[int],
+    known: set[str],
+    shipped: dict[str, int],
+) -> dict[str, int]:
+    """Set up nodes that have no names yet, and send the proxy to those that alone claim a client's name."""
     claims: dict[int, str] = {}
     ready: list[int] = []
     lacking: dict[int, wire.Ready] = {}
     plain = dict.fromkeys(node_ids, wire.encode_setup(job))
     for node, answer in asker.ask(wire.SETUP, plain, "setup", wire.decode_ready):
-        if registered is not None and answer.client != registered.names[node]:
-            log.warning(
-                "setup: node %d is left out: it is registered as %s and says that it is %s",
-                node,
-                registered.names[node],
-                quoted(answer.client),
-            )
-            asker.left_out[registered.names[node]] = f"says that it is {quoted(answer.client)}"
-            continue
         claims[node] = answer.client
         if answer.ready:
             ready.append(node)
         else:
             lacking[node] = answer
-    known = {client.name for client in job.clients}
     alone = {name for name, count in Counter(claims.values()).items() if count == 1} & known
     to = {node: answer for node, answer in lacking.items() if answer.client in alone}
-    brought, sent = ship(asker, job, proxy_folder, to)
-    ready += brought
-    nodes = _bound(claims, ready, known)
-    asker.names.update({node: name for name, node in nodes.items()})
-    least, setting = job.federate.min_clients, "federate.min_clients"
-    needed = protection_of(job.protect).least_clients(job)
-    least, setting = max((least, setting), (needed, "the threshold of a secure sum"))
-    asker.enough(len(nodes), least, "set up", setting)
-    return nodes, {claims[node]: size for node, size in sent.items()}
+    ready += ship(asker, job, proxy_folder, to, shipped)
+    return _bound(claims, ready, known)
 
 
 def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:
@@ -131,9 +143,10 @@ def _wait_for_nodes(
 ) -> list[int]:
     """Return the nodes of all the job's clients, or those that are there once waiting is over.
 
-    Raises `RoundAborted` if fewer than `federate.min_clients` are connected after `federate.timeout_s`.
+    Registered nodes: all, or `registered.wait_s` after as many as a round needs are connected; others wait
+    for `federate.timeout_s`. Raises `RoundAborted` if fewer are connected after `federate.timeout_s`.
     """
-    wanted, least = len(job.clients), job.federate.min_clients
+    wanted, (least, setting) = len(job.clients), _least(job)
     began, enough_since = time.monotonic(), None
     while True:
         nodes = sorted(grid.get_node_ids())
@@ -143,11 +156,12 @@ def _wait_for_nodes(
         if len(nodes) >= wanted:
             return nodes
         enough_since = (enough_since or now) if len(nodes) >= least else None
-        if registered is not None and enough_since is not None and now - enough_since > registered.wait_s:
-            return nodes
-        if now - began > job.federate.timeout_s:
-            if len(nodes) < least:
-                line = f"{len(nodes)} clients connected: must be >= {least} (federate.min_clients)"
+        if registered is not None and enough_since is not None:
+            if now - enough_since > registered.wait_s:
+                return nodes
+        elif now - began > job.federate.timeout_s:
+            if enough_since is None:
+                line = f"{len(nodes)} clients connected: must be >= {least} ({setting})"
                 away = dict.fromkeys(_absent(job, nodes, registered), AWAY)
                 raise RoundAborted(with_reasons(line, away))
             return nodes

@@ -23,6 +23,7 @@ from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import ServerRound, protection_of
 from fedproxy_secure.record.leakage import LEDGER, Ledger
+from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
 from fedproxy_secure.record.transcript import Recorder
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
 from fedproxy_secure.runtime.randomness import stream
@@ -30,10 +31,6 @@ from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
 app = ServerApp()
-
-# what the server's own messages reveal to clients, for the ledger
-PROXY_REVEALS = "the proxy: the LLM's embeddings, head and kept blocks, verbatim"
-ADAPTER_REVEALS = "the adapter so far: what all clients' updates have made of it"
 
 # files of a control folder, by which the simulation and deployment engines talk to the server app
 JOB = "job.json"
@@ -66,7 +63,6 @@ def main(grid: Grid, context: Context) -> None:
             ServerState.load(control / INITIAL),
             run_folder=control,
             registered=registered,
-            journals_last=registered is not None,  # on this machine's loopback keys may be made anew
         )
         final.save(control / FINAL)
     except FedProxyError as error:
@@ -96,13 +92,11 @@ def serve(
     tamper: Tamper | None = None,
     one_machine: bool = False,
     registered: Registered | None = None,
-    journals_last: bool = True,
 ) -> ServerState:
     """Run the job's rounds over a grid and return the last state.
 
     With a `run_folder` the state is saved after every round, and a later call goes on from it with the same
-    result: every random choice depends on (seed, round) alone. H-TIES' weights `self` also rest on what
-    clients keep in their journals; without `journals_last` (they end with this call) going on is refused.
+    result: every random choice depends on (seed, round) alone.
     Clients that fail, give an unusable answer, or stay silent longer than `federate.timeout_s` are left out
     of the round. With `audit.record` the transcript goes to `audit.folder`. `tamper` is an active
     adversary, for evaluation.
@@ -118,10 +112,9 @@ def serve(
     clients belong to the operator, such an error ends the run at once. The last good round stays saved.
     """
     folder = None if run_folder is None else RunFolder(path=run_folder)
-    state = initial if folder is None else _resumed(folder, initial)
+    state = initial if folder is None else resumed(folder, initial)
     if state.round >= job.federate.rounds:
         return state
-    _check_resumable(job, state, initial, journals_last=journals_last)
     recorder = _recorder(job, state.round)
     if recorder is not None or tamper is not None:
         grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
@@ -133,17 +126,21 @@ def serve(
         _check_roster(job)
     notes = WaitNotes(run_folder)
     asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine, notes=notes)
-    with set_up_noted() as found:
-        nodes, shipped = set_up(asker, grid, job, proxy_folder, registered, notes)
-        found.clients, found.bytes_out = len(nodes), sum(shipped.values())
-    unready = dict(asker.left_out)
+    with set_up_noted() as found, proxy_noted_if_aborted(folder, state.round, found.shipped):
+        nodes = set_up(asker, grid, job, proxy_folder, registered, notes, shipped=found.shipped)
+        found.clients = len(nodes)
+    unready, shipped = dict(asker.left_out), found.shipped
     while state.round < job.federate.rounds:
         asker.begin()
         chosen = _participants(job, state.round)
         cohort = {name: nodes[name] for name in chosen if name in nodes}
         asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in cohort}
         ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
-        _note_sent(ledger, state, nodes=nodes, cohort=cohort, shipped=shipped)
+        note_proxy(ledger, shipped, had=nodes if state.round == 0 else ())
+        shipped = {}
+        note_adapter(
+            ledger, cohort, sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None)
+        )
         try:
             result = protection.run_round(
                 ServerRound(
@@ -154,6 +151,7 @@ def serve(
                     ledger=ledger,
                     on_client=on_client,
                     enough=_enough(asker, job, round_number),
+                    note_left_out=asker.left_out.setdefault,
                 )
             )
         except FedProxyError as error:
@@ -186,7 +184,7 @@ def serve(
     return state
 
 
-def _resumed(folder: RunFolder, initial: ServerState) -> ServerState:
+def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
     """Return the state that was saved in the run's folder, or the initial one; drop what came after."""
     state = initial
     if (folder.path / STATE).exists():
@@ -205,24 +203,6 @@ def _recorder(job: FederationJob, first_round: int) -> Recorder | None:
     recorder.forget_from(first_round)
     recorder.round = first_round
     return recorder
-
-
-def _note_sent(
-    ledger: Ledger,
-    state: ServerState,
-    *,
-    nodes: Mapping[str, int],
-    cohort: Mapping[str, int],
-    shipped: Mapping[str, int],
-) -> None:
-    """Note what the server sends at the start of a round: the proxy before round 0, then the adapter."""
-    if state.round == 0:
-        for name in {**nodes, **shipped}:  # also those that were left out with some of it
-            size = shipped.get(name, 0)
-            ledger.note("Proxy", to="clients", reveals=PROXY_REVEALS, payload_bytes=size)
-    size = sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None)
-    for _ in cohort:
-        ledger.note("Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=size)
 
 
 def _check_roster(job: FederationJob) -> None:
@@ -268,18 +248,6 @@ def _by_name(
             yield names[node], reply
 
     return ask
-
-
-def _check_resumable(
-    job: FederationJob, state: ServerState, initial: ServerState, *, journals_last: bool
-) -> None:
-    """Raise `RunFolderError` for a run whose clients have forgotten what its next round needs."""
-    remembering = job.fusion.rule == "h_ties" and job.protect.weights == "self"
-    if state.round > initial.round and remembering and not journals_last:
-        raise errors.RunFolderError(
-            f"protect.weights=self: cannot go on from round {state.round}, the clients' journals ended "
-            "with the last call; name a folder of `provision` as protect.keys, or start in another folder"
-        )
 
 
 def _check_same_adapter(state: ServerState, initial: ServerState) -> None:

@@ -1,12 +1,14 @@
 """Send the proxy in parts to the clients that lack it.
 
 A client says how many bytes have come, and is sent the next ones. What it has lies on its disk, so that a
-cut line, a node that was started again and a server that was started again cost one part each. A site that
-cannot be reached is waited for, while the others get theirs.
+cut line, a node that was started again and a server that was started again cost one part each (two of a
+traced proxy, whose client is not believed before its first part). A site that cannot be reached is waited
+for, while the others get theirs.
 
-Guarantees: memory of the server holds one part a client at a time. A client is left out that takes nothing
-for `federate.timeout_s`, or in many requests in a row, says that it is another one, or reports an error.
-Whatever clients say, it ends after `federate.timeout_s` and the time of the proxy's bytes at `LEAST_RATE`.
+Guarantees: the server holds one part in memory for each client. A client is left out if it takes nothing
+for `federate.timeout_s`, brings nothing forward in `MOST_IDLE` requests in a row, has less than before more
+than `MOST_ANEW` times, gives another name, or reports an error. Whatever clients answer, sending ends after
+`federate.timeout_s` and the time that the proxy takes at `LEAST_RATE`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.asking import POLL_S, SOON_S, Answer, Asker
 from fedproxy_secure.flower.patience import Patience
 from fedproxy_secure.proxy_intake.parts import Offer, Part
+from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.tracing.copies import own_bytes
 from fedproxy_secure.tracing.key import trace_key
 
@@ -30,7 +33,7 @@ GROUP = "setup"
 # for five sites on two cores half of this took twice as long, and twice of it took as long
 PART_BYTES = 2**21
 LEAST_RATE = 2**16  # bytes a second; the 0.5 Mbit/s of a bad line
-SILENT_S = 120.0  # after which a request is taken for lost
+SILENT_S = 120.0  # after which a request is taken for lost, or after half of `federate.timeout_s`
 EACH_SILENT_S = 10.0  # and as much longer for each site: one machine may play them all, one after another
 AFTER_LOSS_S = 1.0  # how long a node that was lost is left alone at least
 MOST_IDLE = 50  # requests in a row that bring nothing forward
@@ -47,10 +50,9 @@ class _Site:
         idle: requests since `has` grew.
         anew: how often it had less than before.
         last: what became of the latest request.
-        shipped: bytes of the proxy that were sent to it, repeats included.
         sent: the id of the request under way, if there is one, sent at `sent_at`.
         goal: bytes that it has once it has taken the part under way.
-        limit: the most that it may have from an earlier run, until its first answer to a part; else 0.
+        limit: the most that it may have from an earlier run, until it has said what it has; else 0.
         set_up: whether the next request, not before `ask_at`, is to set it up again.
         progress_at: when it last took a part.
 
@@ -65,7 +67,6 @@ class _Site:
     idle: int = 0
     anew: int = 0
     last: str = ""
-    shipped: int = 0
     sent: str | None = None
     sent_at: float = 0.0
     goal: int = 0
@@ -97,35 +98,44 @@ class _Site:
 
 
 def ship(
-    asker: Asker, job: FederationJob, proxy: Path, to: Mapping[int, wire.Ready]
-) -> tuple[list[int], dict[int, int]]:
-    """Send the proxy's files to nodes until each has them all.
+    asker: Asker,
+    job: FederationJob,
+    proxy: Path,
+    to: Mapping[int, wire.Ready | str],
+    shipped: dict[str, int],
+) -> list[int]:
+    """Send the proxy's files to nodes until each has them all; return the nodes that have them.
 
     Args:
         proxy: the proxy's folder. Each client gets a copy of its own if it is traced.
-        to: what each node answered to its set-up.
-
-    Returns the nodes that have it now, and by node the bytes of the proxy that were sent, also to those who
-    were left out.
+        to: what each node answered to its set-up, or the name of its client if it is not set up yet.
+        shipped: by client's name, how many bytes of the proxy were sent to it, repeats included; filled in
+            here, also for clients that are left out, and if this raises.
     """
-    sites = {node: _site(job, proxy, node, answer) for node, answer in to.items()}
+    sites = {
+        node: _new_site(job, proxy, node, answer)
+        if isinstance(answer, str)
+        else _site(job, proxy, node, answer)
+        for node, answer in to.items()
+    }
     under_way, done = list(sites.values()), list[int]()
     began, size = time.monotonic(), sum(site.offer.size for site in under_way)
     most_s = asker.timeout_s + size / max(1, len(sites)) / LEAST_RATE
-    silent_s = SILENT_S + EACH_SILENT_S * len(sites)
+    silent_s = min(SILENT_S + EACH_SILENT_S * len(sites), asker.timeout_s / 2)
     patience = Patience(least_s=SOON_S, most_s=POLL_S)
     while under_way:
         over = time.monotonic() > began + most_s
         connected = asker.connected() if any(site.set_up for site in under_way) else None
         for site in list(under_way):
             if site.sent is None:
-                _ask_next(asker, job, site, away=connected is not None and site.node not in connected)
+                away = connected is not None and site.node not in connected
+                _ask_next(asker, job, site, shipped, away=away)
             elif (answer := asker.fetch(site.sent, site.node, GROUP, wire.decode_ready)) is not None:
                 patience.come()
                 if _ends(asker, site, answer, done):
                     under_way.remove(site)
                     continue
-                _ask_next(asker, job, site, away=site.set_up)  # who was lost may be away
+                _ask_next(asker, job, site, shipped, away=site.set_up)  # who was lost may be away
             elif time.monotonic() - site.sent_at > silent_s:
                 site.lost(f"no answer in {silent_s:.0f} s")
             if (why := _gives_up(site, asker.timeout_s, over=over)) is not None:
@@ -137,13 +147,19 @@ def ship(
             asker.notes.note(what, [s.client for s in under_way], began=began, timeout_s=most_s)
             time.sleep(patience.pause_s())
     asker.notes.over()
-    return done, {node: site.shipped for node, site in sites.items()}
+    return done
 
 
 def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready) -> _Site:
     offer, tells = _offer(job, proxy, answer.client), job.marks is None
     has, limit = (min(answer.has, offer.size), 0) if tells else (0, offer.size)
     return _Site(node=node, client=answer.client, offer=offer, has=has, limit=limit, tells=tells)
+
+
+def _new_site(job: FederationJob, proxy: Path, node: int, client: str) -> _Site:
+    """Return a node that is asked first where it stands."""
+    offer, tells = _offer(job, proxy, client), job.marks is None
+    return _Site(node=node, client=client, offer=offer, has=0, limit=offer.size, tells=tells, set_up=True)
 
 
 def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]) -> bool:
@@ -155,7 +171,7 @@ def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]
     if ready is None:
         return True
     if ready.client != site.client:
-        asker.leave_out(GROUP, site.node, "has another name than before")
+        asker.leave_out(GROUP, site.node, f"says that it is {quoted(ready.client)}")
         return True
     if ready.ready:
         site.has = site.offer.size
@@ -177,7 +193,9 @@ def _gives_up(site: _Site, timeout_s: float, *, over: bool) -> str | None:
     return None
 
 
-def _ask_next(asker: Asker, job: FederationJob, site: _Site, *, away: bool) -> None:
+def _ask_next(
+    asker: Asker, job: FederationJob, site: _Site, shipped: dict[str, int], *, away: bool
+) -> None:
     """Send a node its next part, or ask where it stands; not while it is away, or was lost just now."""
     if away or site.sent is not None or time.monotonic() < site.ask_at:
         return
@@ -187,7 +205,8 @@ def _ask_next(asker: Asker, job: FederationJob, site: _Site, *, away: bool) -> N
         # all bytes may be there without the proxy: its client was stopped while it put it in place
         at, offer = min(site.has, site.offer.size - 1), site.offer
         data = offer.read(at, PART_BYTES)
-        site.shipped, site.goal = site.shipped + len(data), at + len(data)
+        site.goal = at + len(data)
+        shipped[site.client] = shipped.get(site.client, 0) + len(data)
         part = Part(sha256=job.proxy_sha256, sizes=offer.sizes, at=at, data=data, copy=offer.copy)
         kind, content = wire.PART, wire.encode_part(part)
     sent = asker.send(kind, {site.node: content}, GROUP)

@@ -9,16 +9,19 @@ gets here (`flower.asking`).
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.quoting import one_line
 
+log = logging.getLogger(__name__)
 FILE = "waits.json"
 NOTED_EVERY_S = 2.0  # a wait that is over sooner is not noted at all
 MOST_NAMED = 8
@@ -76,13 +79,16 @@ class WaitNotes:
             return
         self._noted, since = now, time.time() - (now - began)
         wait = Wait(what=what, names=tuple(sorted(names)), since=since, until=since + timeout_s)
-        wait.save(self._folder)
+        try:
+            wait.save(self._folder)
+        except RunFolderError as error:  # a note for a person, which must not end a run
+            log.warning("a wait is not noted: %s", error)
 
     def over(self) -> None:
         """Note that nothing is waited for any more."""
         if self._folder is not None:
-            with suppress(FileNotFoundError):
-                (self._folder / FILE).unlink()
+            with suppress(OSError):
+                (self._folder / FILE).unlink(missing_ok=True)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@
     events.jsonl.lock     held while a line is written
 
 The environment variable `FEDPROXY_EVENTS` names the file; without it nothing is written. Several processes
-may write at once: a deployed client handles every message in a process of its own.
+may write at once: a SuperNode that was not started by `deploy` handles each message in one of its own.
 
 Guarantees: a line is whole in the file or, after a kill or on a full disk, skipped by readers and dropped
 by the next writer. Totals never fall, also when lines are rotated away. Files are mode 0600. Whatever the

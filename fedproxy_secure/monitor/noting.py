@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,12 @@ _NUMBER_BYTES = 8
 def note(party: Party, kind: Kind, **fields: Any) -> None:
     """Write an event that ends now, if `FEDPROXY_EVENTS` names a file; `fields` are those of `Event`."""
     events = EventLog.from_environment()
-    if events is None:
-        return
+    if events is not None:
+        note_in(events, party, kind, **fields)
+
+
+def note_in(events: EventLog, party: Party, kind: Kind, **fields: Any) -> None:
+    """Write an event that ends now into a log; `fields` are those of `Event`."""
     try:
         events.append(Event(time=datetime.now(UTC), party=party, kind=kind, **fields))
     except FedProxyError as error:
@@ -78,10 +82,13 @@ def noted(
 
 @dataclass
 class SetUp:
-    """What `set_up_noted` writes: how many clients are connected, and the bytes of the proxy sent."""
+    """What `set_up_noted` writes.
+
+    `clients`: how many are connected. `shipped`: bytes of the proxy that were sent, by client's name.
+    """
 
     clients: int = 0
-    bytes_out: int = 0
+    shipped: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
@@ -99,7 +106,7 @@ def set_up_noted() -> Iterator[SetUp]:
             "owner",
             "setup",
             clients=found.clients,
-            bytes_out=found.bytes_out,
+            bytes_out=sum(found.shipped.values()),
             seconds=time.perf_counter() - began,
             outcome="done" if reason is None else "aborted",
             reason=reason,

@@ -8,6 +8,7 @@ these files is kept: losses, norms and the error's text stay where they are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,8 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.untrusted import read_json
 
-JOB, ROUNDS, TROUBLE = "job.json", "rounds.jsonl", "trouble.json"  # as `flower.server_app` writes them
+# as `flower.server_app` and `flower.waiting` write them
+JOB, ROUNDS, TROUBLE, WAITS = "job.json", "rounds.jsonl", "trouble.json", "waits.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def _judged(
         return "waiting", True, "has not begun"
     if job is not None and quiet_s > job.federate.timeout_s:
         limit = duration(job.federate.timeout_s)
-        return "running", False, f"no sign for {duration(quiet_s)}; a round may take {limit} (timeout_s)"
+        return "running", False, f"no sign for {duration(quiet_s)}; an answer may take {limit} (timeout_s)"
     if at.last is not None and at.last.kind == "start":
         return "running", True, "waits for clients, or sends them the proxy"
     return "running", True, f"round {at.round} is under way"
@@ -128,8 +130,8 @@ def _absent(job: FederationJob | None, last: _Round | None) -> tuple[str, ...]:
 def _quiet_s(run_folder: Path, at: Standing, now: datetime) -> float | None:
     """Return the seconds since the last sign of the server; None if there was none."""
     signs = [] if at.last is None else [at.last.time.timestamp()]
-    for name in (JOB, ROUNDS):
-        if (run_folder / name).exists():
+    for name in (JOB, ROUNDS, WAITS):
+        with suppress(FileNotFoundError):
             signs.append((run_folder / name).stat().st_mtime)
     return max(0.0, now.timestamp() - max(signs)) if signs else None
 

@@ -87,7 +87,7 @@ def _judged(at: Standing, *, complete: bool, silent_s: float) -> tuple[Phase, bo
     """Return the phase, whether it is healthy, and why."""
     if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
         return "finished", True, "the last round is done"
-    if at.last is None:
+    if at.last is None or (at.last.kind == "start" and at.round is None):
         return "waiting", True, "waits for the owner's first message"
     if at.last.kind == "stop":
         return "stopped", True, "was stopped; it goes on when it is started again"

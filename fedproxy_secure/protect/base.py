@@ -59,7 +59,8 @@ class ServerRound:
     `cohort`: names of all clients that the round is meant for, sorted; those that are not connected do not
     answer. `ledger`: note there what is sent to whom and what it reveals; it stands on the report.
     `on_client` is told the name of a client that has trained. `enough` raises `RoundAborted` for fewer
-    clients than `federate.min_clients`.
+    clients than `federate.min_clients`. `note_left_out` is told the name of a client whose answer cannot be
+    used, and why; the owner reads it if the round is aborted.
     """
 
     ask: Ask
@@ -69,6 +70,7 @@ class ServerRound:
     ledger: Ledger
     on_client: Callable[[str], None] | None
     enough: Callable[[int], None]
+    note_left_out: Callable[[str, str], object] = lambda name, why: None
 
 
 @dataclass(frozen=True, kw_only=True)

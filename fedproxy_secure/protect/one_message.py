@@ -72,9 +72,11 @@ def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
             update = protection.decode(reply, job, d=len(state.adapter))
         except FedProxyError as error:
             log.warning("%s: %s is left out: %s", group, name, error)
+            round.note_left_out(name, str(error))
             continue
         if update.client != name:
             log.warning("%s: %s is left out: it sent another client's update", group, name)
+            round.note_left_out(name, "sent another client's update")
             continue
         round.ledger.note("Update", to="server", reveals=protection.reveals, payload_bytes=size)
         updates[name] = update

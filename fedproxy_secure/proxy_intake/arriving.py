@@ -3,9 +3,10 @@
 Bytes go to one file of the client's own in its cache, in their order. Whoever is interrupted, on either
 side, goes on at that file's end. The last part is followed by the checks of `proxy_intake.store`.
 
-Guarantees: a part is written where the file ends or not at all, so that a part that comes twice, or too
-early, changes nothing. It is flushed to the disk before it is answered. Names, sizes and the room on the
-disk are checked before anything is written. A proxy is put in its place only if its files hash to what the
+Guarantees: a part is appended where the file ends, or ignored, so that a part that comes twice, or too
+early, changes nothing; a write that a kill or a full disk cuts short is gone on with from where it ends. It
+is flushed to the disk before it is answered. Names, sizes and the room on the disk are checked before
+anything is written. A proxy is put in its place only if its files hash to what the
 server named; otherwise all that came of it is deleted. Memory holds one part.
 """
 
@@ -47,6 +48,11 @@ def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
     return 0
 
 
+def forget(sha256: str, *, client: str, copy: str = "") -> None:
+    """Delete what has come for a client of a proxy that it does not need any more."""
+    _incoming(sha256, client, copy).unlink(missing_ok=True)
+
+
 def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
     """Write the next part of a proxy to disk; return the proxy's folder once it is complete, else None.
 
@@ -67,10 +73,16 @@ def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
         return None
     incoming.parent.mkdir(parents=True, exist_ok=True)
     _forget_oldest(incoming)
-    came = arrived_bytes(part.sha256, client=client, copy=part.copy)
-    _check_space(incoming.parent, 2 * total - min(came, total))
     with _locked(incoming) as file:
         came = file.seek(0, os.SEEK_END)
+        partial = _partial(incoming)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed here
+        try:
+            _check_space(incoming.parent, 2 * total - min(came, total))
+        except DataError:
+            if came == 0:
+                incoming.unlink(missing_ok=True)
+            raise
         if part.at == came < total:
             file.write(part.data)
             file.flush()
@@ -78,8 +90,6 @@ def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:
             came = file.tell()
         if came < total or os.fstat(file.fileno()).st_nlink == 0:  # put in place meanwhile, or removed
             return None
-        partial = incoming.with_name(incoming.name.replace("incoming", "partial"))
-        shutil.rmtree(partial, ignore_errors=True)  # of somebody who was killed here
         try:
             partial.mkdir()
             _divide(file, part.sizes, partial)
@@ -145,7 +155,13 @@ def _forget_oldest(incoming: Path) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             times[other] = other.lstat().st_mtime_ns
     for other in sorted(times, key=lambda one: times[one])[: 1 - MOST_UNFINISHED]:
+        shutil.rmtree(_partial(other), ignore_errors=True)
         other.unlink(missing_ok=True)
+
+
+def _partial(incoming: Path) -> Path:
+    """Return the folder in which the files of a proxy are put together."""
+    return incoming.with_name(incoming.name.replace("incoming", "partial"))
 
 
 def _check_space(cache: Path, needed: int) -> None:

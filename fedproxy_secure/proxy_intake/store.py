@@ -1,11 +1,11 @@
 """The cache in which a client keeps proxies, and proxies that are on its machine anyway.
 
-Guarantees: a client runs only a proxy whose files hash to what the server named, read again before use;
-only files that a proxy may hold are kept (see `proxy_intake.files`), and their names cannot leave the
-client's cache folder. Under masking all clients of a sum run the same one. Each client keeps its own copy
-of a traced proxy, which hashes to what the server named once the agreed rows are put back. Not
-guaranteed: that the server named an honest proxy; what the files load as, which the digest in the job
-fixes.
+Guarantees: a client runs only a proxy whose files hash to what the server named, read again whenever their
+sizes, inodes or times have changed; only files that a proxy may hold are kept (see `proxy_intake.files`),
+and their names cannot leave the client's cache folder. Under masking all clients of a sum run the same one.
+Each client keeps its own copy of a traced proxy, which hashes to what the server named once the agreed rows
+are put back. Not guaranteed: that the server named an honest proxy; what the files load as, which the
+digest in the job fixes.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fedproxy_secure.config import Config, parse_config
@@ -35,6 +35,12 @@ COMMAND = "make bench-deploy"
 SITES = {"clinic": "clinic", "bank": "bank", "insurer": "insurer", "council": "council", "branch": "bank"}
 ROUNDS = 4  # the first one also loads models
 MOST_FIRST_S, MOST_RATIO, MOST_GROWTH = 60.0, 1.5, 0.05
+ROLES = {
+    "launch.superlink": "SuperLink",
+    "serverapp": "server app",
+    "launch.supernode": "five SuperNodes",
+    "launch.worker": "five workers",
+}
 WARM = 0.2  # the share of a soak after which caches are full
 
 
@@ -53,15 +59,17 @@ def rounds() -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         federation = prepared(settings, folder)
-        for name in SITES:
-            stack.enter_context(program("start", folder / name))
+        sites = [stack.enter_context(program("start", folder / name)) for name in SITES]
         time.sleep(15)  # sites that wait for their owner, as after a night
         began = time.monotonic()
-        stack.enter_context(program("run", federation.folder))
+        owner = stack.enter_context(program("run", federation.folder))
+        everybody = [owner.pid, *(site.pid for site in sites)]
         place = federation.run_folder / "seed-0" / "federation"
         wait_for(place, 1)
         first = time.monotonic() - began
+        before = processor_s(everybody)
         wait_for(place, ROUNDS)
+        after = processor_s(everybody)
         deployed = taken(place)
         stack.close()
         run(settings, folder / "twin")
@@ -87,6 +95,18 @@ def rounds() -> list[Row]:
             target=f"<= {MOST_RATIO} and the wire",
             ok=ratio <= MOST_RATIO,
             command=COMMAND,
+        ),
+        *(
+            Row(
+                metric=f"processor time of a deployed round, {role}",
+                value=(after[role] - before.get(role, 0.0)) / (ROUNDS - 1),
+                n=ROUNDS - 1,
+                unit="s",
+                target="",
+                ok=None,
+                command=COMMAND,
+            )
+            for role in sorted(after)
         ),
     ]
 
@@ -182,6 +202,21 @@ def usage(pid: int) -> tuple[int, int]:
             continue
         memory += next(int(s.split()[1]) for s in status.splitlines() if s.startswith("VmRSS"))
     return memory, files
+
+
+def processor_s(pids: Iterable[int]) -> dict[str, float]:
+    """Return the processor seconds of processes and of all that they started, summed up by their roles."""
+    used: dict[str, float] = {}
+    for pid in pids:
+        for one in [pid, *_below(pid)]:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                line = Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
+                role = next((name for words, name in ROLES.items() if words in line), "other")
+                # fields 14 and 15 of the file; the name in the second one may have blanks in it
+                fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                ticks = int(fields[11]) + int(fields[12])
+                used[role] = used.get(role, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return used
 
 
 def _below(pid: int) -> list[int]:

@@ -1,214 +1,79 @@
 """Disturbed runs of a deployed federation: each must end in the exact result, or in an abort that says why.
 
-    python -m tests.network.disturbances --runs 50 --seed 1 --out runs/disturbed.jsonl
+    python -m tests.network.disturbances --runs 15 --seed 1 --out runs/disturbed.jsonl
 
-Every run starts an owner and five sites on a network of their own, waits until a site has been asked for a
-step, and disturbs it (`schedule`). If the owner's command then ends without a result, all is made good and
-it is called again, as a person would. Runs that are in the file already are not done again. The table that
-is printed at the end has a row for each disturbance and a column for each step. Ends with 1 if a run went
-wrong.
+Every run starts an owner and five sites on a network of their own. In each step of the protocol it waits
+until a site has been asked for it, and disturbs that site, the owner or all cables (`schedule`); in 15 runs
+every disturbance comes once in every step. If the owner's command then ends without a result, all is made
+good and it is called again, as a person would. Disturbances that are in the file already are not done
+again. The table that is printed at the end has a row for each disturbance and a column for each step. Ends
+with 1 if a run went wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tests.network.deployed import CONFIG, ENVIRONMENT, SITES, Deployed, wait_for
-from tests.network.disturbing import Running, disturb, reached, undo
-from tests.network.exactness import Exactness, half_written, taken
-from tests.network.schedule import KINDS, STEPS, Plan, plan
+from tests.network.deployed import CONFIG, SITES, Deployed
+from tests.network.disturbed import GOOD, Ending, disturbed_run
+from tests.network.exactness import Exactness
+from tests.network.schedule import KINDS, STEPS, Plan, plans
 from tests.support.network.commands import missing as unable
-from tests.support.network.disks import small_disk
 from tests.support.network.whole import Network
 
-ENDS_WITHIN_S = 600.0  # a command of the owner; it takes a minute or two on two busy cores
-TIMES = 3  # how often the owner's command is called, in all
-DISK_MB = 1300  # a site asks for 1 GiB
-GOOD = (
-    "exact",  # at once, with all sites in every round
-    "exact without a site",  # at once; a site was left out of a round, and the result is that of the others
-    "exact when called again",
-)
-Outcome = Literal[
-    "exact",
-    "exact without a site",
-    "exact when called again",
-    "hang",
-    "wrong result",
-    "half-written",
-    "no reason given",
-    "never ends well",
-    "not disturbed",  # it ended before the step came
-]
+# enough for five disturbed rounds, and some that pass while a site is away
+SETTINGS = {**CONFIG, "federate": {**CONFIG["federate"], "rounds": 8}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What became of one run.
-
-    Attributes:
-        seed: of the schedule.
-        index: of the run in it.
-        plan: what was done.
-        outcome: what it ended in.
-        calls: how often the owner's command was called.
-        said: the last line of each call that did not end with a result.
-        seconds: how long the run took in all.
-        load: the machine's load average over a minute, at the end.
-    """
+    """What became of one disturbance, of a `run` of the schedule with a `seed`."""
 
     seed: int
-    index: int
-    plan: Plan
-    outcome: Outcome
-    calls: int
-    said: tuple[str, ...]
-    seconds: float
-    load: float
+    run: int
+    ending: Ending
 
     def to_json(self) -> str:
         """Return it as one line of JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
-
-class Runs:
-    """Runs on one network, from one set of prepared folders."""
-
-    def __init__(self, network: Network, prepared: Deployed, exactness: Exactness) -> None:
-        self._network, self._prepared, self._exactness = network, prepared, exactness
-
-    def one(self, plan: Plan, folder: Path) -> tuple[Outcome, int, tuple[str, ...]]:
-        """Do one run in a new folder; return its outcome, and how often and with what the owner ended."""
-        with _started(self._network, self._prepared, plan, folder) as running:
-            running.start_missing_sites()
-            running.start("owner")
-            came = reached(running, plan)
-            owner = running.processes["owner"]
-            try:
-                wait_for(lambda: came() or owner.poll() is not None, seconds=ENDS_WITHIN_S, what="the step")
-            except TimeoutError:
-                return "hang", 1, ("the step was never reached",)
-            if owner.poll() is not None:
-                return "not disturbed", 1, (_reason(running) or "",)
-            disturb(running, plan)
-            outcome, calls, said = self._to_the_end(running)
-            undo(running)
-            stuck = running.stop_sites()
-            if outcome in GOOD and stuck:
-                return "hang", calls, (*said, f"does not stop: {', '.join(stuck)}")
-            broken = half_written(folder)
-            if outcome in GOOD and broken:
-                return "half-written", calls, (*said, *broken)
-            return outcome, calls, said
-
-    def _to_the_end(self, running: Running) -> tuple[Outcome, int, tuple[str, ...]]:
-        said: list[str] = []
-        for calls in range(1, TIMES + 1):
-            owner = running.processes["owner"]
-            try:
-                code = owner.wait(ENDS_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                return "hang", calls, tuple(said)
-            if code == 0:
-                return self._judged(running, calls), calls, tuple(said)
-            reason = _reason(running)
-            if code > 0 and reason is None:
-                return "no reason given", calls, (*said, _last_line(running))
-            said.append(reason if code > 0 and reason is not None else f"ended by signal {-code}")
-            undo(running)
-            running.start("owner")
-        return "never ends well", TIMES, tuple(said)
-
-    def _judged(self, running: Running, calls: int) -> Outcome:
-        federation = running.deployed.state.parent
-        if not self._exactness.holds(federation):
-            return "wrong result"
-        if not _is_verified(running):
-            return "wrong result"
-        if calls > 1:
-            return "exact when called again"
-        everybody = all(len(names) == len(SITES) for names in taken(federation))
-        return "exact" if everybody else "exact without a site"
-
-
-@contextmanager
-def _started(network: Network, prepared: Deployed, plan: Plan, folder: Path) -> Iterator[Running]:
-    """A copy of the prepared folders on good cables; at the end of the block all processes have ended."""
-    with ExitStack() as stack:
-        disk = None
-        if "disk" in plan.kind:
-            full = "owner" if "owner" in plan.kind else SITES[plan.target]
-            disk = stack.enter_context(small_disk(folder / full, megabytes=DISK_MB))
-        running = Running(network=network, deployed=prepared.copied(folder), disk=disk)
-        try:
-            yield running
-        finally:
-            for host in network.hosts:
-                host.end()
-                host.link.clear()
-                host.wrong_clock(0)
-
-
-def _reason(running: Running) -> str | None:
-    """Return the line in which the owner's command says why it ended; None if it does not, or at length."""
-    text = running.log("owner").read_text(encoding="utf-8", errors="replace")
-    if "Traceback (most recent call last)" in text:
-        return None
-    lines = [line for line in text.splitlines() if line.startswith("error: ")]
-    return lines[-1] if lines else None
-
-
-def _is_verified(running: Running) -> bool:
-    """Whether audit log and report are in order, and signed by the key that the owner's command named."""
-    key = re.findall(r"^signed by ([0-9a-f]{64})", running.log("owner").read_text(encoding="utf-8"), re.M)[
-        -1
-    ]
-    command = [sys.executable, "-m", "fedproxy_secure", "audit", "verify"]
-    command += [str(running.deployed.owner / "run"), "--key", key]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False).returncode == 0
-
-
-def _last_line(running: Running) -> str:
-    text = running.log("owner").read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing was said"
+    @classmethod
+    def from_json(cls, text: str) -> Line:
+        """Read what `to_json` returned."""
+        raw: dict[str, Any] = json.loads(text)
+        ending = raw["ending"]
+        ending = Ending(**{**ending, "plan": Plan(**ending["plan"]), "said": tuple(ending["said"])})
+        return cls(seed=raw["seed"], run=raw["run"], ending=ending)
 
 
 def read_lines(file: Path) -> list[Line]:
     """Read the lines of earlier runs; none if there is no file."""
     if not file.exists():
         return []
-    raw: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [Line(**{**one, "plan": Plan(**one["plan"]), "said": tuple(one["said"])}) for one in raw]
+    return [Line.from_json(text) for text in file.read_text(encoding="utf-8").splitlines()]
 
 
 def table(lines: Iterable[Line]) -> str:
-    """Return a Markdown table of disturbance by step: how many runs ended well, of how many."""
+    """Return a Markdown table of disturbance by step: how many ended well, of how many."""
     good: Counter[tuple[str, str]] = Counter()
     every: Counter[tuple[str, str]] = Counter()
-    for line in lines:
-        for cell in (
-            (line.plan.kind, line.plan.step),
-            (line.plan.kind, ""),
-            ("", line.plan.step),
-            ("", ""),
-        ):
+    for ending in (line.ending for line in lines):
+        kind, step = ending.plan.kind, ending.plan.step
+        for cell in ((kind, step), (kind, ""), ("", step), ("", "")):
             every[cell] += 1
-            good[cell] += line.outcome in GOOD
+            good[cell] += ending.outcome in GOOD
 
     def share(kind: str, step: str) -> str:
         return f"{good[kind, step]}/{every[kind, step]}" if every[kind, step] else ""
@@ -219,29 +84,36 @@ def table(lines: Iterable[Line]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def planned(seed: int, index: int) -> Plan:
-    """Return what is done in a run of the schedule."""
-    return plan(seed, index, sites=len(SITES), rounds=CONFIG["federate"]["rounds"])
+def missing(
+    lines: Iterable[Line], seed: int, count: int, only: Sequence[str]
+) -> dict[int, tuple[Plan, ...]]:
+    """Return, by run, the disturbances of the first `count` runs that are not in the lines yet.
+
+    `only`: leaves those whose disturbance has one of these texts in it.
+    """
+    known = {(line.run, line.ending.plan.step) for line in lines if line.seed == seed}
+    found = {}
+    for run in range(count):
+        found[run] = tuple(
+            plan
+            for plan in plans(seed, run, sites=len(SITES))
+            if (run, plan.step) not in known and any(text in plan.kind for text in only or [""])
+        )
+    return {run: wanted for run, wanted in found.items() if wanted}
 
 
-def disturbed(seed: int, indices: Iterable[int], work: Path) -> Iterator[Line]:
-    """Do the runs of a schedule, one after another, in folders below `work`; yield what became of each."""
+def disturbed(
+    wanted: Iterable[tuple[int, Sequence[Plan]]], work: Path
+) -> Iterator[tuple[int, list[Ending]]]:
+    """Do runs one after another, in folders below `work`; yield what became of each one's disturbances."""
     with Network(sites=len(SITES)) as network:
-        prepared = Deployed.prepare(network, work / "prepared")
-        runs = Runs(network, prepared, Exactness())
-        for index in indices:
-            began = time.monotonic()
-            one = planned(seed, index)
-            outcome, calls, said = runs.one(one, work / f"run-{seed}-{index}")
-            yield Line(
-                seed=seed,
-                index=index,
-                plan=one,
-                outcome=outcome,
-                calls=calls,
-                said=tuple(_short(text, work) for text in said),
-                seconds=round(time.monotonic() - began, 1),
-                load=round(os.getloadavg()[0], 1),
+        prepared = Deployed.prepare(network, work / "prepared", SETTINGS)
+        exactness = Exactness()
+        for run, planned in wanted:
+            endings = disturbed_run(network, prepared, exactness, planned, work / f"run-{run}")
+            yield (
+                run,
+                [replace(one, said=tuple(_short(text, work) for text in one.said)) for one in endings],
             )
 
 
@@ -251,30 +123,24 @@ def _short(said: str, work: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do the runs that are not in the file yet, and print the table of all that are."""
+    """Do what is not in the file yet, and print the table of all that is."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--runs", type=int, default=8, help="how many runs of the schedule, from the first")
+    parser.add_argument("--runs", type=int, default=2, help="how many runs of the schedule, from the first")
     parser.add_argument("--seed", type=int, default=0, help="of the schedule")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/disturbed.jsonl"), help="a line for each run"
+        "--out", type=Path, default=Path("runs/disturbed.jsonl"), help="a line for each disturbance"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument(
-        "--only", action="append", metavar="TEXT", help="runs whose disturbance has this in it; repeatable"
+        "--only", action="append", metavar="TEXT", help="disturbances that have this in them; repeatable"
     )
     parser.add_argument("--keep", type=Path, help="keep the runs' folders here; must not exist")
     asked = parser.parse_args(arguments)
-    known = {(line.seed, line.index) for line in read_lines(asked.out)}
-    missing = [
-        index
-        for index in range(asked.runs)
-        if (asked.seed, index) not in known
-        and any(text in planned(asked.seed, index).kind for text in asked.only or [""])
-    ]
-    if missing and (why := unable()):
+    wanted = missing(read_lines(asked.out), asked.seed, asked.runs, asked.only or [])
+    if wanted and (why := unable()):
         print(f"error: {why}", file=sys.stderr)
         return 2
-    until = time.monotonic() + 60 * asked.minutes
+    began = time.monotonic()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if asked.keep is None:
@@ -282,16 +148,21 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             work = asked.keep.resolve()
             work.mkdir(parents=True)
-        in_time = (index for index in missing if time.monotonic() < until)
-        for line in disturbed(asked.seed, in_time, work) if missing else ():
-            if line.outcome != "not disturbed":  # it says nothing, and is tried again by the next call
-                with asked.out.open("a", encoding="utf-8") as file:
-                    file.write(line.to_json() + "\n")
-            place = f"{line.plan.step} of round {line.plan.round}, {SITES[line.plan.target]}"
-            print(f"{line.index}: {line.plan.kind} ({place}): {line.outcome} {list(line.said)}", flush=True)
+        in_time = (one for one in wanted.items() if time.monotonic() < began + 60 * asked.minutes)
+        for number, (run, endings) in enumerate(disturbed(in_time, work) if wanted else (), start=1):
+            with asked.out.open("a", encoding="utf-8") as file:
+                file.writelines(
+                    Line(seed=asked.seed, run=run, ending=ending).to_json() + "\n" for ending in endings
+                )
+            for one in endings:
+                place = f"{one.plan.step}, {SITES[one.plan.target]}"
+                print(f"{run}: {one.plan.kind} ({place}): {one.outcome} {list(one.said)}")
+            each_min = (time.monotonic() - began) / number / 60
+            left = f"{len(wanted) - number} runs left, about {(len(wanted) - number) * each_min:.0f} min"
+            print(f"run {run}: {len(endings)} disturbances, {each_min:.1f} min a run, {left}", flush=True)
     lines = read_lines(asked.out)
     print(table(lines))
-    return int(any(line.outcome not in GOOD for line in lines))
+    return int(any(line.ending.outcome not in GOOD for line in lines))
 
 
 if __name__ == "__main__":

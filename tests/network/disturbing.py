@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.network.deployed import SITES, Deployed, wait_for
-from tests.network.schedule import BEFORE_ROUNDS, Plan
+from tests.network.schedule import BEFORE_ROUNDS, STEPS, Plan
 from tests.support.network.disks import Disk
 from tests.support.network.hosts import Host
 from tests.support.network.whole import Network
@@ -19,19 +19,21 @@ HELD_S = 5.0  # how long a cable is cut, a disk is full
 AWAY_S = 2.0  # how long a killed host is away
 OFF_S = 3600.0  # how wrong a clock is
 STOPPING_S = 60.0
+KIND_OF = {step: "train" if step == "train" else f"query.{step}" for step in STEPS}  # of message, by step
 
 
 @dataclass(kw_only=True)
 class Running:
     """A federation that runs on a network: its processes by the name of the party, and what they say.
 
-    `disk` is the small disk that the target's folder lies on, where one is to be filled.
+    `disks` are the small disks on which the folders of parties lie whose disk is to be filled.
     """
 
     network: Network
     deployed: Deployed
-    disk: Disk | None = None
+    disks: Mapping[str, Disk] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _said_before: dict[str, int] = field(default_factory=dict)
 
     def host(self, name: str) -> Host:
         """The host of the owner or of a site."""
@@ -41,12 +43,20 @@ class Running:
         """The file of what a party's command said."""
         return self.deployed.folder / f"{name}.out"
 
+    def said(self, name: str) -> str:
+        """What a party's command has said since it was started."""
+        with self.log(name).open("rb") as file:
+            file.seek(self._said_before[name])
+            return file.read().decode(errors="replace")
+
     def start(self, name: str) -> None:
         """Start the owner's run or a site's node."""
+        log = self.log(name)
+        self._said_before[name] = log.stat().st_size if log.exists() else 0
         if name == "owner":
-            self.processes[name] = self.deployed.start_owner(self.network.owner, log=self.log(name))
+            self.processes[name] = self.deployed.start_owner(self.network.owner, log=log)
         else:
-            self.processes[name] = self.deployed.start_site(self.host(name), name, log=self.log(name))
+            self.processes[name] = self.deployed.start_site(self.host(name), name, log=log)
 
     def start_missing_sites(self) -> None:
         """Start the nodes that do not run."""
@@ -79,23 +89,28 @@ class Running:
         return stuck
 
 
-def reached(running: Running, plan: Plan) -> Callable[[], bool]:
-    """Return a function that tells whether the target has been asked for the plan's step."""
+def reached(running: Running, plan: Plan) -> Callable[[], str | None]:
+    """Return a function that returns the plan's step once the target is asked for it, from now on.
+
+    For a step before the rounds it returns "train" once that is asked for: the step will not come any more.
+    """
     log = running.deployed.site(SITES[plan.target]) / "logs" / "supernode.log"
-    kind = "train" if plan.step == "train" else f"query.{plan.step}"
-    early = plan.step in BEFORE_ROUNDS
-    asked = f"Receiving: {kind}" if early else f"ROUND round {plan.round}, {kind}]"
+    begin = log.stat().st_size if log.exists() else 0
+    steps = (plan.step, "train") if plan.step in BEFORE_ROUNDS else (plan.step,)
+    messages = {step: b"Receiving: %s message" % KIND_OF[step].encode() for step in steps}
 
-    def has() -> bool:
-        with suppress(FileNotFoundError):
-            return asked.encode() in log.read_bytes()
-        return False
+    def which() -> str | None:
+        with suppress(FileNotFoundError), log.open("rb") as file:
+            file.seek(begin)
+            said = file.read()
+            return next((step for step, message in messages.items() if message in said), None)
+        return None
 
-    return has
+    return which
 
 
 def disturb(running: Running, plan: Plan) -> None:  # noqa: C901 - a case for each kind
-    """Do what the plan says, and undo it after its time; cables stay as bad as the plan makes them."""
+    """Do what the plan says, and undo it after its time; bad cables stay bad until `undo`."""
     site, owner = SITES[plan.target], running.network.owner
     host = running.host(site)
     match plan.kind:
@@ -125,10 +140,10 @@ def disturb(running: Running, plan: Plan) -> None:  # noqa: C901 - a case for ea
         case "all of a site's processes are killed":
             _restart(running, site)
         case "a site's disk is full for 5 s" | "the owner's disk is full for 5 s":
-            assert running.disk is not None
-            running.disk.fill()
+            disk = running.disks["owner" if "owner" in plan.kind else site]
+            disk.fill()
             time.sleep(HELD_S)
-            running.disk.free()
+            disk.free()
         case "a site starts again with a clock that is an hour off":
             host.wrong_clock(OFF_S if plan.ahead else -OFF_S)
             _restart(running, site)
@@ -142,8 +157,8 @@ def undo(running: Running) -> None:
     for host in running.network.hosts:
         host.link.clear()
         host.wrong_clock(0)
-    if running.disk is not None:
-        running.disk.free()
+    for disk in running.disks.values():
+        disk.free()
     running.start_missing_sites()
 
 

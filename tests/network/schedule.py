@@ -1,4 +1,4 @@
-"""A schedule drawn with a seed: which disturbance hits whom, in which step of the protocol."""
+"""A schedule drawn with a seed: which disturbances hit whom in a run, one in each step of the protocol."""
 
 from __future__ import annotations
 
@@ -32,41 +32,39 @@ BEFORE_ROUNDS: tuple[Step, ...] = ("setup", "part")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One disturbed run.
+    """One disturbance.
 
     Attributes:
         kind: what happens.
         step: the step in which it happens: when the target has been asked for it.
-        round: the round of the step; set-up and the proxy's parts come before all rounds.
         target: number of the site that is waited for, and disturbed if a site is; from 0.
         ahead: whether an hour off means ahead, for clocks.
     """
 
     kind: Kind
     step: Step
-    round: int
     target: int
     ahead: bool
 
 
-def plan(seed: int, index: int, *, sites: int, rounds: int) -> Plan:
-    """Return run `index` of a seed.
+def plans(seed: int, run: int, *, sites: int) -> tuple[Plan, ...]:
+    """Return the disturbances of a run, one for each step, in the order of the steps.
 
-    Every kind comes once in each block of as many runs as there are kinds, in random order; every pair of
-    kind and step comes once in each lap of as many blocks as there are steps.
+    In as many runs as there are kinds, every pair of kind and step comes once, in random order.
     """
-    lap, place = divmod(index, len(KINDS) * len(STEPS))
-    block, number = divmod(place, len(KINDS))
-    kind = _shuffled(KINDS, f"{seed} {lap} {block}")[number]
-    step = _shuffled(STEPS, f"{seed} {lap} {kind}")[block]
-    draw = random.Random(f"{seed} {lap} {place}")
-    return Plan(
-        kind=kind,
-        step=step,
-        round=0 if step in BEFORE_ROUNDS else draw.randrange(rounds),
-        target=draw.randrange(sites),
-        ahead=draw.random() < 0.5,
-    )
+    lap, place = divmod(run, len(KINDS))
+    drawn = []
+    for step in STEPS:
+        draw = random.Random(f"{seed} {run} {step}")
+        drawn.append(
+            Plan(
+                kind=_shuffled(KINDS, f"{seed} {lap} {step}")[place],
+                step=step,
+                target=draw.randrange(sites),
+                ahead=draw.random() < 0.5,
+            )
+        )
+    return tuple(drawn)
 
 
 def _shuffled(values: tuple[T, ...], seed: str) -> list[T]:

@@ -1,88 +1,88 @@
 """Disturbed runs end in the exact result or in an abort that says why; and how that is counted is right."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.network.deployed import SITES
-from tests.network.disturbances import Line, main, read_lines, table
+from tests.network.disturbances import Line, main, missing, read_lines, table
+from tests.network.disturbed import Ending
 from tests.network.exactness import half_written
 from tests.network.large_proxy import measure
-from tests.network.schedule import BEFORE_ROUNDS, KINDS, STEPS, plan
-from tests.support.network.commands import missing
+from tests.network.schedule import KINDS, STEPS, plans
+from tests.support.network.commands import missing as unable
 
-MISSING = missing()
+MISSING = unable()
 NEEDS_NETWORK = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 
 
-def line(index: int, outcome) -> Line:
-    planned = plan(0, index, sites=5, rounds=2)
-    return Line(seed=0, index=index, plan=planned, outcome=outcome, calls=1, said=(), seconds=1.0, load=0.0)
+def line(run: int, step: int, outcome="exact") -> Line:
+    planned = plans(0, run, sites=5)[step]
+    return Line(seed=0, run=run, ending=Ending(plan=planned, outcome=outcome, said=("a",), seconds=1.0))
+
+
+def write(file: Path, *lines: Line) -> None:
+    file.write_text("".join(one.to_json() + "\n" for one in lines))
 
 
 @NEEDS_NETWORK
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_disturbed_runs_end_well(tmp_path):
-    """One with a bad cable and one with killed processes; all other disturbances come every night."""
+def test_a_run_that_is_disturbed_in_every_step_ends_well(tmp_path):
+    """All other disturbances come every night."""
     out = tmp_path / "disturbed.jsonl"
-    assert main(["--runs", "2", "--seed", "8", "--out", str(out)]) == 0, out.read_text()
-    kinds = {line.plan.kind for line in read_lines(out)}
-    assert kinds == {"a site's worker is killed", "a site's cable takes 100 ms"}
+    assert main(["--runs", "1", "--seed", "8", "--out", str(out)]) == 0, out.read_text()
+    assert [line.ending.plan.step for line in read_lines(out)] == list(STEPS)
 
 
 @NEEDS_NETWORK
 @pytest.mark.nightly
 @pytest.mark.timeout(4 * 3600)
-def test_fifty_disturbed_runs_end_well(tmp_path):
+def test_every_disturbance_ends_well_in_every_step(tmp_path):
     out = tmp_path / "disturbed.jsonl"
-    assert main(["--runs", "50", "--seed", "1", "--out", str(out)]) == 0, out.read_text()
+    assert main(["--runs", str(len(KINDS)), "--seed", "1", "--out", str(out)]) == 0, out.read_text()
 
 
-def test_a_schedule_has_every_disturbance_once_a_block_and_in_every_step_once_a_lap():
-    count = len(KINDS) * len(STEPS)
-    plans = [plan(3, index, sites=5, rounds=2) for index in range(count)]
-    assert {(p.kind, p.step) for p in plans} == {(kind, step) for kind in KINDS for step in STEPS}
-    assert plans == [plan(3, index, sites=5, rounds=2) for index in range(count)]
-    for block in range(len(STEPS)):
-        drawn = plans[block * len(KINDS) : (block + 1) * len(KINDS)]
-        assert {p.kind for p in drawn} == set(KINDS), "none waits for the end of the lap"
-    assert {p.target for p in plans} == set(range(5))
-    assert {p.round for p in plans if p.step not in BEFORE_ROUNDS} == {0, 1}
-    assert {p.round for p in plans if p.step in BEFORE_ROUNDS} == {0}
-    assert plans != [plan(4, index, sites=5, rounds=2) for index in range(count)]
+def test_a_schedule_has_every_disturbance_once_in_every_step():
+    runs = [plans(3, run, sites=5) for run in range(len(KINDS))]
+    assert all([plan.step for plan in planned] == list(STEPS) for planned in runs)
+    every = [plan for planned in runs for plan in planned]
+    assert {(p.kind, p.step) for p in every} == {(kind, step) for kind in KINDS for step in STEPS}
+    assert {p.target for p in every} == set(range(5))
+    assert runs == [plans(3, run, sites=5) for run in range(len(KINDS))]
+    assert runs[0] != plans(4, 0, sites=5)
+    assert runs[0] != plans(3, len(KINDS), sites=5)
 
 
 def test_the_table_counts_what_ended_well():
-    lines = [
-        line(0, "exact"),
-        line(1, "hang"),
-        line(3, "exact when called again"),
-    ]
+    lines = [line(0, 0), line(0, 1, "hang"), line(1, 1, "exact when called again")]
     rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in table(lines).splitlines()}
-    assert rows["all"][-1].strip() == "2/3"
-    assert rows[lines[1].plan.kind][STEPS.index(lines[1].plan.step)].strip() in ("0/1", "1/2")
+    assert [cell.strip() for cell in rows["all"]] == ["1/1", "1/2", "", "", "", "", "", "2/3"]
+    assert rows[lines[1].ending.plan.kind][1].strip() == "0/1"
 
 
-def test_runs_of_one_disturbance_can_be_asked_for(tmp_path, capsys):
+def test_disturbances_of_one_kind_can_be_asked_for(tmp_path, capsys):
     out = tmp_path / "disturbed.jsonl"
-    wanted = [index for index in range(len(KINDS)) if "SuperNode" in plan(0, index, sites=5, rounds=2).kind]
-    assert len(wanted) == 1
-    out.write_text(line(wanted[0], "exact").to_json() + "\n")
+    wanted = missing([], 0, len(KINDS), ["SuperNode"])
+    places = [(run, STEPS.index(plan.step)) for run, planned in wanted.items() for plan in planned]
+    assert sorted(step for _, step in places) == list(range(len(STEPS)))
+    write(out, *(line(run, step) for run, step in places))
     assert main(["--runs", str(len(KINDS)), "--only", "SuperNode", "--out", str(out)]) == 0
-    assert "1/1" in capsys.readouterr().out
+    assert "7/7" in capsys.readouterr().out
 
 
-def test_runs_that_are_in_the_file_are_not_done_again_and_a_bad_one_counts(tmp_path, capsys):
+def test_what_is_in_the_file_is_not_done_again_and_a_bad_ending_counts(tmp_path, capsys):
     out = tmp_path / "disturbed.jsonl"
-    out.write_text("".join(line(index, "exact").to_json() + "\n" for index in range(3)))
-    assert read_lines(out) == [line(index, "exact") for index in range(3)]
-    assert main(["--runs", "3", "--out", str(out)]) == 0
-    with out.open("a") as file:
-        file.write(replace(line(2, "hang"), index=3).to_json() + "\n")
-    assert main(["--runs", "4", "--out", str(out)]) == 1
-    assert "3/4" in capsys.readouterr().out
+    some = [line(0, step) for step in range(3)]
+    write(out, *some)
+    assert read_lines(out) == some
+    assert missing(some, 0, 1, []) == {0: plans(0, 0, sites=5)[3:]}
+    assert missing(some, 1, 1, []) == {0: plans(1, 0, sites=5)}
+    write(out, *(line(0, step) for step in range(len(STEPS))))
+    assert main(["--runs", "1", "--out", str(out)]) == 0
+    write(out, *(line(0, step, "hang" if step == 2 else "exact") for step in range(len(STEPS))))
+    assert main(["--runs", "1", "--out", str(out)]) == 1
+    assert "6/7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.network.deployed import wait_for
 from tests.support.network.capture import longest_frame, search, streams
 from tests.support.network.commands import is_stale, missing, system
 from tests.support.network.disks import small_disk
@@ -250,7 +251,8 @@ def test_a_full_disk_is_full_until_it_is_freed(tmp_path, site):
 
 def test_processes_of_one_host_can_be_killed_by_what_they_run(network, site):
     with site.popen(["sleep", "61.5"]) as one, site.popen(["sleep", "62.5"]) as other:
-        assert sorted(site.processes().values()) == ["sleep 61.5", "sleep 62.5"]
+        both = ["sleep 61.5", "sleep 62.5"]  # `ip netns exec ...` until they are in the host
+        wait_for(lambda: sorted(site.processes().values()) == both, seconds=30, what="two processes")
         assert network.sites[1].kill("sleep") == []
         assert site.kill("61.5") == [one.pid]
         assert one.wait(5) == -signal.SIGKILL

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure.errors import ProtocolAborted, RoundAborted, RunFolderError
@@ -178,6 +178,20 @@ def test_too_many_lost_aborts_the_round_and_keeps_nothing(world, tmp_path, step)
     assert not (tmp_path / "rounds.jsonl").exists()
 
 
+def test_an_aborted_round_says_whose_answers_could_not_be_used(world, tmp_path):
+    job, *_ = world
+
+    class Nonsense(Wrapped):
+        def __call__(self, message, context):
+            if message.metadata.message_type == "query.mask" and context.node_id in (3, 4):
+                return Message(RecordDict(), reply_to=message)
+            return super().__call__(message, context)
+
+    with pytest.raises(RoundAborted, match=r"must be >= 4; left out: c1 \(.*\), c2 \(") as caught:
+        serve_with(world, with_(job, rounds=1), Nonsense(), run_folder=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_aborted_round_can_be_tried_again(world, tmp_path):
     job, folder, initial = world
 
@@ -266,7 +280,7 @@ def test_in_the_clear_the_ledger_says_so(world, tmp_path):
     assert line["reveals"] == "the client's whole update"
     to_clients = {line["message"]: line for line in lines if line["to"] == "clients"}
     assert to_clients["Broadcast"]["bytes"] == 5 * initial.adapter.nbytes
-    assert "verbatim" in to_clients["Proxy"]["reveals"]
+    assert to_clients["Proxy"]["reveals"].startswith("the proxy; the report says")
 
 
 def test_between_messages_a_client_keeps_nothing_readable(world):

@@ -122,6 +122,36 @@ def test_a_client_that_was_killed_before_it_put_the_proxy_in_place_does_so_at_th
     assert take(pieces[-1], client=CLIENT) == proxy_store.find(sha256)
 
 
+def test_what_a_killed_client_left_half_done_takes_no_room_from_the_next_try(proxy, cache, monkeypatch):
+    sha256 = folder_sha256(proxy)
+    *first, last = parts(packed(proxy), sha256)
+    for part in first:
+        take(part, client=CLIENT)
+    (place,) = incoming(cache)
+    half_done = place.with_name(place.name.replace("incoming", "partial"))
+    half_done.mkdir()
+    (half_done / "model.safetensors").write_bytes(b"x" * 1000)
+    total = sum(last.sizes.values())
+
+    def free(_folder):
+        left = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        return SimpleNamespace(free=2 * total - left)  # a disk that holds the proxy twice, and no more
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    assert take(last, client=CLIENT) == proxy_store.find(sha256)
+    assert [file.name for file in cache.iterdir()] == [sha256]
+
+
+def test_what_came_of_a_proxy_that_is_in_place_can_be_forgotten(proxy, cache):
+    sha256 = folder_sha256(proxy)
+    take(parts(packed(proxy), sha256)[0], client=CLIENT)
+    arriving.forget(sha256, client="another")
+    assert incoming(cache)
+    arriving.forget(sha256, client=CLIENT)
+    arriving.forget(sha256, client=CLIENT)
+    assert not incoming(cache)
+
+
 def test_what_does_not_hash_to_what_was_named_is_deleted_and_sent_again_from_its_beginning(proxy, cache):
     sha256 = folder_sha256(proxy)
     *first, last = parts(packed(proxy), sha256)

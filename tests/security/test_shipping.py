@@ -8,10 +8,11 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedproxy_secure import wire
-from fedproxy_secure.errors import RoundAborted
+from fedproxy_secure.errors import DataError, RoundAborted
 from fedproxy_secure.flower import shipping
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.proxy_intake.parts import Offer
@@ -69,12 +70,13 @@ class OwnCaches(Wrapped):
 class Cut(GridAround):
     """Loses a node's answers to these of its parts, after which the node is away for some looks.
 
-    With `requests` the node does not even get those parts.
+    With `requests` the node does not even get those parts. `kind`: another type of message than parts.
     """
 
-    def __init__(self, grid, lost, *, away=0, silent=False, requests=False):
+    def __init__(self, grid, lost, *, away=0, silent=False, requests=False, kind=wire.PART):
         super().__init__(grid)
         self.lost, self.away, self.silent, self.requests = lost, away, silent, requests
+        self.kind = kind
         self.left, self.parts, self.asked_while_away, self.pushed = 0, 0, 0, {}
 
     def get_node_ids(self):
@@ -92,7 +94,7 @@ class Cut(GridAround):
     def pull_messages(self, message_ids):
         for sent in message_ids:
             message = self.pushed[sent]
-            mine = (message.metadata.message_type, message.metadata.dst_node_id) == (wire.PART, NODE)
+            mine = (message.metadata.message_type, message.metadata.dst_node_id) == (self.kind, NODE)
             self.parts += mine
             lost = mine and self.parts in self.lost
             replies = [] if lost and self.requests else list(super().pull_messages([sent]))
@@ -139,9 +141,72 @@ def test_a_cut_line_costs_the_parts_that_were_on_their_way(world, job, expected,
 
 def test_a_request_that_nobody_answers_is_asked_again(world, job, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(shipping, "SILENT_S", 0.3)
+    monkeypatch.setattr(shipping, "EACH_SILENT_S", 0.0)
     app = OwnCaches(tmp_path)
     state = shipped(world, job, app, lambda grid: Cut(grid, lost={2}, silent=True))
     assert state.adapter.tobytes() == expected
+
+
+@pytest.fixture(scope="module")
+def registered(job):
+    names = {node: client.name for node, client in enumerate(job.clients, start=2)}
+    return Registered(names=names, wait_s=0.0)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "away"])
+def test_a_registered_site_that_goes_away_during_set_up_is_asked_again(
+    world, job, registered, expected, tmp_path, monkeypatch, silent
+):
+    monkeypatch.setattr(shipping, "SILENT_S", 0.3)
+    monkeypatch.setattr(shipping, "EACH_SILENT_S", 0.0)
+    app = OwnCaches(tmp_path)
+
+    def around(grid):
+        return Cut(grid, lost={1}, away=4, silent=silent, requests=True, kind=wire.SETUP)
+
+    state = shipped(world, job, app, around, registered=registered)
+    assert state.adapter.tobytes() == expected
+    assert app.count(wire.SETUP) == 2 - 1  # the first one never reached it
+    assert app.count("train") == 1
+
+
+def test_a_registered_site_that_says_it_is_another_one_gets_nothing(
+    world, job, registered, tmp_path, caplog
+):
+    def instead(kind, node):
+        return ready(client="c0") if (kind, node) == (wire.SETUP, NODE) else None
+
+    app = OwnCaches(tmp_path, instead)
+    shipped(world, job, app, registered=registered)
+    assert app.count(wire.PART) == app.count("train") == 0
+    assert "c2 (node 4) is left out: says that it is 'c0'" in caplog.text
+
+
+def test_what_was_sent_of_a_proxy_is_in_the_ledger_whenever_it_was_sent(world, job, tmp_path):
+    """Also where set-up is aborted, and where a site comes when rounds have passed."""
+    asked = job.changed(federate=job.federate.model_copy(update={"rounds": 2, "min_clients": 4}))
+    folder = tmp_path / "run"
+
+    def rows():
+        lines = RunFolder(path=folder).read_jsonl("ledger.jsonl")
+        return [
+            (line["round"], line["count"], line["bytes"], line.get("aborted", False))
+            for line in lines
+            if line["message"] == "Proxy"
+        ]
+
+    def fails(*nodes):
+        failure = wire.encode_failure("DataError", "its disk is full")
+        return lambda kind, node: failure if kind == wire.PART and node in nodes else None
+
+    with pytest.raises(DataError, match="its disk is full"):
+        shipped(world, asked, OwnCaches(tmp_path, fails(2, 3)), run_folder=folder)
+    size = Offer.of(world[1]).size
+    assert rows() == [(0, 5, 3 * size + 2 * PART, True)]
+    one = asked.changed(federate=asked.federate.model_copy(update={"rounds": 1}))
+    shipped(world, one, OwnCaches(tmp_path, fails(3)), run_folder=folder)
+    shipped(world, asked, OwnCaches(tmp_path), run_folder=folder)
+    assert rows()[1:] == [(0, 5, size + PART, False), (1, 1, size, False)]
 
 
 def test_a_node_that_is_started_again_goes_on_where_it_was(world, job, expected, tmp_path):
@@ -218,7 +283,7 @@ def ready(**fields):
     [
         (ready(has=0), "it says that it has 0 bytes"),
         (ready(has=2**60), "more than it was sent"),
-        (ready(client="c0"), "another name than before"),
+        (ready(client="c0"), "says that it is 'c0'"),
         (wire.encode_failure("NotSetUp", "x"), "it was started again"),
         (wire.encode_failure("DataError", "its disk is full"), "its disk is full"),
         pytest.param(

@@ -96,6 +96,19 @@ def test_an_owner_who_is_away_is_waited_for(folder):
     assert (check.ok, check.waits) == (False, True)
 
 
+@pytest.mark.parametrize(("status", "waits"), [(404, False), (502, True)])
+def test_a_server_that_is_no_superlink_is_said_to_be_none(folder, status, waits):
+    class Other(Healthy):
+        def do_GET(self):
+            self.send_error(status)
+
+    files = TlsFiles.below(folder)
+    with served(files, Other) as port:
+        (check,) = network_checks(kit(port, files.authority))
+    assert (check.name, check.ok, check.waits) == ("owner", False, waits)
+    assert f"answers with HTTP {status}, as no SuperLink does" in check.line
+
+
 def test_a_clock_that_is_off_is_found(folder):
     class Late(Healthy):
         date = "Mon, 01 Jan 2024 00:00:00 GMT"

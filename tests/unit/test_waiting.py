@@ -59,6 +59,14 @@ def test_a_wait_is_noted_when_it_lasts_and_forgotten_when_it_is_over(tmp_path):
     assert Wait.load(tmp_path) is None
 
 
+def test_a_wait_that_cannot_be_noted_ends_no_run(tmp_path, caplog):
+    notes = WaitNotes(tmp_path / "is no folder", every_s=0)
+    (tmp_path / "is no folder").write_text("")
+    notes.note("setup", NAMES, began=0, timeout_s=60)
+    notes.over()
+    assert "a wait is not noted" in caplog.text
+
+
 def test_without_a_folder_nothing_is_noted():
     WaitNotes(None, every_s=0).note("setup", NAMES, began=0, timeout_s=60)
     WaitNotes(None).over()

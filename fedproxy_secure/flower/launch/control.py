@@ -76,7 +76,8 @@ def watch(
     every `AGAIN_S` for as long as it lasts.
 
     How long clients are waited for is the server app's part: in every step of a round it gives up those
-    that are silent for `federate.timeout_s`. Here it is enough that it lives.
+    that are silent for `federate.timeout_s`, or of which Flower has not heard for a minute. Here it is
+    enough that it lives.
 
     Raises the server app's error, or `RoundAborted` if Flower failed, or did not start the app, or the app
     was killed.

@@ -28,7 +28,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, FedProxyError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import advance
-from fedproxy_secure.protect.base import Ask, RoundResult, ServerRound
+from fedproxy_secure.protect.base import RoundResult, ServerRound
 from fedproxy_secure.protect.broadcast import broadcast_of
 from fedproxy_secure.protect.secure_sum import gram as masked_gram
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
@@ -118,7 +118,7 @@ def sum_round(
     )
     invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
     work = Work(
-        carrier=Carrier(ask=round.ask, ledger=ledger, round=state.round, on_client=round.on_client),
+        carrier=Carrier(round=round),
         terms=terms,
         roster=roster,
         private=private,
@@ -195,10 +195,7 @@ def expected_numbers(job: FederationJob, *, d: int) -> Expected:
 class Carrier:
     """Sends the messages of one round, notes them in the ledger, and hands the answers on."""
 
-    ask: Ask
-    ledger: Ledger
-    round: int
-    on_client: Callable[[str], None] | None
+    round: ServerRound
 
     def step(
         self,
@@ -213,20 +210,20 @@ class Carrier:
 
         `take` gets each message. Before that, `look` gets the content that the message came in.
         """
-        for client, reply in self.ask(kind, contents, f"round {self.round}, {kind}"):
+        for client, reply in self.round.ask(kind, contents, f"round {self.round.state.round}, {kind}"):
             try:
                 message = wire.decode_message(answer, reply)
                 if getattr(message, "client", None) != client:
                     raise ProtocolAborted(f"{answer.__name__} of {client}: names another client")
                 if look is not None:
                     look(client, reply)
-                _note(self.ledger, message)
+                _note(self.round.ledger, message)
                 take(message)
             except FedProxyError as error:
-                log.warning("round %d: %s is left out: %s", self.round, client, error)
+                self._leave_out(client, error)
                 continue
-            if kind == wire.TRAIN and self.on_client is not None:
-                self.on_client(client)
+            if kind == wire.TRAIN and self.round.on_client is not None:
+                self.round.on_client(client)
 
     def take(self, messages: Mapping[str, M], take: Callable[[M], None]) -> None:
         """Hand on messages that came earlier; a client whose message fails its check counts as dropped."""
@@ -234,12 +231,16 @@ class Carrier:
             try:
                 take(message)
             except FedProxyError as error:
-                log.warning("round %d: %s is left out: %s", self.round, client, error)
+                self._leave_out(client, error)
+
+    def _leave_out(self, client: str, error: FedProxyError) -> None:
+        log.warning("round %d: %s is left out: %s", self.round.state.round, client, error)
+        self.round.note_left_out(client, str(error))
 
     def send(self, messages: Mapping[str, Message]) -> dict[str, RecordDict]:
         """Note messages in the ledger, and return them by client as they travel."""
         for message in messages.values():
-            _note(self.ledger, message)
+            _note(self.round.ledger, message)
         encoded = {id(m): wire.encode_message(m) for m in messages.values()}  # shared ones once
         return {client: encoded[id(m)] for client, m in messages.items()}
 

@@ -1,0 +1,51 @@
+"""What the server's own messages reveal to clients, for the leakage ledger: the proxy, then adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.record.leakage import Ledger
+from fedproxy_secure.runtime.artifacts import RunFolder
+
+PROXY_REVEALS = "the proxy; the report says what share of the LLM's weights it holds word for word"
+ADAPTER_REVEALS = "the adapter so far: what all clients' updates have made of it"
+
+
+def note_proxy(ledger: Ledger, shipped: Mapping[str, int], had: Collection[str] = ()) -> None:
+    """Note the proxy, once for each client that was sent some of it or has it anyway.
+
+    Args:
+        shipped: by client's name, how many bytes of the proxy were sent, also to those who were left out.
+        had: clients that have it.
+    """
+    for name in {*had, *shipped}:
+        size = shipped.get(name, 0)
+        ledger.note("Proxy", to="clients", reveals=PROXY_REVEALS, payload_bytes=size)
+
+
+def note_adapter(ledger: Ledger, clients: Collection[str], payload_bytes: int) -> None:
+    """Note the adapter so far, of so many bytes, once for each client of a round."""
+    for _ in clients:
+        ledger.note("Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=payload_bytes)
+
+
+@contextmanager
+def proxy_noted_if_aborted(
+    folder: RunFolder | None, round: int, shipped: Mapping[str, int]
+) -> Iterator[None]:
+    """Write into the folder's ledger what was sent of the proxy if the block, which is set-up, raises.
+
+    Args:
+        round: the round that set-up was for; the lines are marked `aborted`.
+        shipped: as for `note_proxy`; read when the block has raised.
+    """
+    try:
+        yield
+    except FedProxyError:
+        if folder is not None and shipped:
+            ledger = Ledger(round=round)
+            note_proxy(ledger, shipped)
+            ledger.write(folder, aborted=True)
+        raise
