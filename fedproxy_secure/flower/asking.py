@@ -125,8 +125,14 @@ class Asker:
         renewed: set[int] = set()
         began = time.monotonic()
         patience = Patience(least_s=SOON_S, most_s=POLL_S)
+        looks, came = 0, True
         while waiting:
-            for sent, request in list(waiting.items()):
+            over = time.monotonic() - began > self.timeout_s
+            # each look costs Flower a request: while nothing comes, one is looked for at a time, in turn
+            looked = list(waiting) if came or over else [list(waiting)[looks % len(waiting)]]
+            looks, came = looks + 1, False
+            for sent in looked:
+                request = waiting[sent]
                 node, again = request.node, request.then
                 judge = decode if again is None else self._decode_ready_of(node)
                 answer = self.fetch(sent, node, group, judge)
@@ -134,6 +140,7 @@ class Asker:
                     continue
                 del waiting[sent]
                 patience.come()
+                came = True
                 if answer.lost:
                     self.leave_out(group, node, answer.lost)
                 elif answer.forgot and node in renewed:
@@ -147,7 +154,7 @@ class Asker:
                     waiting |= self._push(kind, {node: again}, group, then={})
                 elif answer.value is not None:
                     yield node, answer.value
-            if waiting and time.monotonic() - began > self.timeout_s:
+            if waiting and over:
                 for request in waiting.values():
                     reason = f"did not answer {kind} in {self.timeout_s:.0f} s"
                     self.leave_out(group, request.node, reason)

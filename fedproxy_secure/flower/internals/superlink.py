@@ -4,11 +4,16 @@ Flower 1.41 knows which node signed a request, but takes a pushed message as it 
 sender, and one that answers nothing is handed to the server app beside the answer that the app asks for.
 And it hands on an answer whose parts are still being uploaded; the server app then waits for them inside
 Flower, for up to two hours, and hears nobody else.
+
+Nodes ask again and again for messages, and every request costs two processes some milliseconds. Here a
+node's request is held until there is a whole message for it, or for a second: fewer requests, found sooner.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +24,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 DEEPEST = 8  # message, records, arrays, pieces of arrays
 MOST_OBJECTS = 10_000  # pieces are of 5 MiB
+HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held, and how often it is looked
+MOST_HELD = 24  # requests held at once; each takes one of the 40 threads that answer requests
 
 
 def start_superlink(middleware: Any) -> None:
@@ -30,6 +37,7 @@ def start_superlink(middleware: Any) -> None:
 
     vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)
     vars(fleet_handlers)["push_messages"] = only_answers(fleet_handlers.push_messages)
+    vars(fleet_handlers)["pull_messages"] = held(fleet_handlers.pull_messages)
     vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages)
     program = import_module("flwr.superlink.cli.flower_superlink")
     vars(program)["get_uvicorn_log_config"] = without_access_log(program.get_uvicorn_log_config)
@@ -90,6 +98,37 @@ def is_plain_tree(tree: Any, store: Any) -> bool:
     return True
 
 
+def held(pull: Any, *, held_s: float = HELD_S, most: int = MOST_HELD) -> Any:
+    """Return Flower's handler of a node's request for a message that waits for one.
+
+    It waits until all parts of a message for the node have come, or for `held_s` seconds. A request beyond
+    the `most` that are held at once is answered immediately.
+    """
+    places = threading.Semaphore(most)
+
+    def waiting(request: Any, state: Any, store: Any) -> Any:
+        if places.acquire(blocking=False):
+            try:
+                until = time.monotonic() + held_s
+                while not _has_message(request.node.node_id, state) and time.monotonic() < until:
+                    time.sleep(LOOK_S)
+            finally:
+                places.release()
+        return pull(request, state, store)
+
+    return waiting
+
+
+def _has_message(node: int, state: Any) -> bool:
+    """Return whether a whole message waits for a node."""
+    return any(
+        message.metadata.dst_node_id == node
+        and message.metadata.delivered_at == ""
+        and not _lacks_parts(message_id, state)
+        for message_id, message in list(state.message_ins_store.items())
+    )
+
+
 def only_whole_answers(pull: Any) -> Any:
     """Return Flower's handler of the server app's look for answers that leaves out those on their way."""
 
@@ -103,16 +142,19 @@ def only_whole_answers(pull: Any) -> Any:
 
 
 def _is_on_its_way(message_id: str, state: Any) -> bool:
-    """Return whether a request has an answer of which parts are still missing.
+    """Return whether a request has an answer of which parts are still missing."""
+    reply = state.message_ins_id_to_message_res_id.get(message_id)
+    return reply is not None and _lacks_parts(reply, state)
 
-    This is asked for every awaited answer, several times a second: each part is looked at once at most, and
+
+def _lacks_parts(message_id: str, state: Any) -> bool:
+    """Return whether parts of a message are still missing.
+
+    This is asked for every awaited message, many times a second: each part is looked at once at most, and
     none after the first that is missing.
     """
-    reply = state.message_ins_id_to_message_res_id.get(message_id)
-    if reply is None:
-        return False
-    parts, seen = state.object_store.store, {reply}
-    stack = [reply]
+    parts, seen = state.object_store.store, {message_id}
+    stack = [message_id]
     while stack:
         part = parts.get(stack.pop())
         if part is None:

@@ -12,10 +12,12 @@ import httpx
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from fedproxy_secure.flower.internals.supernode import sooner
 from fedproxy_secure.flower.patience import Patience
 
 SOON_S, LOOK_S = 0.02, 0.1  # how long the worker sleeps before it asks the SuperNode beside it again
 AWAY_S = 1.0  # the same while there is none
+PART_S = 0.4  # how long at most until it looks again for a part that the SuperNode is still fetching
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +40,10 @@ def answer_tasks(
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+    from flwr.supernode.runtime import run_clientapp
 
+    name = "pull_and_inflate_object_from_tree"
+    vars(run_clientapp)[name] = sooner(vars(run_clientapp)[name], least_s=SOON_S, most_s=PART_S)
     signs = SuperExecAuthHttpInterceptor(
         master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
     )
