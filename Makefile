@@ -105,9 +105,10 @@ coverage: $(TEST)
 	@$(REPORT_COVERAGE)
 
 # `make test` with the slow tests that a change must pass too, and that every branch of what keeps secrets was run:
-# in one session, because to collect the tests and to import what they use takes each process most of a minute
+# in one session, because to collect the tests and to import what they use takes each process most of a minute.
+# Properties are tried on fewer cases than by `make test`.
 test-change: $(TEST)
-	@$(PYTEST) -m "not nightly and (not slow or change)" $(COVERAGE_SECRETS)
+	@HYPOTHESIS_PROFILE=short $(PYTEST) -m "not nightly and (not slow or change)" $(COVERAGE_SECRETS)
 	@$(REPORT_SECRETS)
 
 # the second half of that in two minutes: what keeps secrets, by its own tests

@@ -77,7 +77,7 @@ def test_a_recorded_private_run_is_bundled_with_its_epsilon_and_without_its_reco
         verifier.verify(tmp_path / "run/seed-0" / kind, tmp_path / "model.sig")
 
 
-@pytest.mark.change
+@pytest.mark.slow
 def test_a_matrix_is_bundled_with_the_logs_and_the_models_of_its_cells(tmp_path):
     settings = tiny_settings(
         tmp_path / "tiny",

@@ -72,7 +72,13 @@ def test_several_processes_take_no_less_than_the_longest_piece():
     assert together([30.0, 10.0], 2) == 30.0
 
 
-@pytest.mark.parametrize("privacy", [{}, {"unit": "record", "target_epsilon": 8, "target_delta": 1e-3}])
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {},
+        pytest.param({"unit": "record", "target_epsilon": 8, "target_delta": 1e-3}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_plan_times_real_steps(settings, privacy):
     planned = plan(parse_config({**settings, "privacy": privacy}))
     pace = planned.pace

@@ -191,7 +191,6 @@ def test_how_many_prompts_were_cut_is_said_without_differential_privacy_only(tmp
             assert client.train(round=0, start=start).truncated == 0
 
 
-@pytest.mark.change
 @pytest.mark.slow
 def test_simulated_randomness_repeats_and_the_system_s_does_not(world):
     def move(**more):

@@ -92,7 +92,7 @@ def test_of_more_interleaved_attempts_a_server_learns_one_sum(case, states):
         world(3, 0, safe(3)),
         world(3, 0, tries(3, 2)),
         world(3, 1, safe(4, 1)),
-        world(4, 0, safe(4)),
+        pytest.param(world(4, 0, safe(4)), marks=pytest.mark.slow),
         pytest.param(world(4, 1, safe(5, 1)), marks=pytest.mark.nightly),
         pytest.param(world(4, 0, tries(4, 3) + tries(4, 4)), marks=pytest.mark.nightly),
     ],
@@ -109,7 +109,11 @@ def test_of_any_number_of_attempts_a_server_learns_one_sum(case):
 
 @pytest.mark.parametrize(
     "case",
-    [world(3, 0, safe(3, count=2)), world(3, 0, safe(3, count=2), split=True), world(3, 0, tries(3, 2, 2))],
+    [
+        world(3, 0, safe(3, count=2)),
+        world(3, 0, safe(3, count=2), split=True),
+        pytest.param(world(3, 0, tries(3, 2, 2)), marks=pytest.mark.slow),
+    ],
     ids=["3", "3, answers held back", "3 at a threshold of 2"],
 )
 def test_attempts_one_after_another_teach_what_interleaved_ones_do(case):

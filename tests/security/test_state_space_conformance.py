@@ -101,7 +101,6 @@ def test_real_clients_answer_as_the_model_in_every_state_of_two_attempts(tmp_pat
     assert walked(case, tmp_path / "keys", refusals=5) == (found.states, found.messages)
 
 
-@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.nightly)])

@@ -125,6 +125,7 @@ def test_with_a_proxy_the_folder_is_the_victim(files):
     assert not any(e.metric.endswith("accuracy") for e in extraction.estimates)  # there are no records
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(files):
     def run(seed):
         found = attack_folder(

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import logging
+import threading
+import time
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +19,7 @@ from fedproxy_secure.flower.internals.messages import pack_app
 from fedproxy_secure.flower.internals.superlink import (
     DEEPEST,
     MOST_OBJECTS,
+    held,
     is_plain_tree,
     only_answers,
     only_whole_answers,
@@ -308,6 +311,51 @@ def test_each_part_of_an_awaited_answer_is_looked_at_once_and_none_after_one_tha
     layers[0].is_available = False
     assert hand_on(request, state, None) == []
     assert parts.looks == 22
+
+
+class Links:
+    """A SuperLink's messages for nodes, and their parts."""
+
+    def __init__(self):
+        self.message_ins_store, self.object_store = {}, type("Store", (), {"store": {}})
+
+    def add(self, name, node, *, whole=True, delivered_at=""):
+        data = type("Metadata", (), {"dst_node_id": node, "delivered_at": delivered_at})
+        self.message_ins_store[name] = type("Message", (), {"metadata": data})
+        self.object_store.store[name] = Part(name, [])
+        self.object_store.store[name].is_available = whole
+
+
+def pulled_after_s(links, held_s=0.5, node=7, hold=held):
+    request = type("Pull", (), {"node": type("Node", (), {"node_id": node})})
+    began = time.monotonic()
+    assert hold(lambda *_: "pulled", held_s=held_s)(request, links, None) == "pulled"
+    return time.monotonic() - began
+
+
+def test_a_request_for_messages_is_held_until_a_whole_one_is_there():
+    links = Links()
+    links.add("of another", node=8)
+    links.add("old", node=7, delivered_at="2026-01-01")
+    links.add("mine", node=7, whole=False)
+    assert pulled_after_s(links) >= 0.5, "there is none"
+    later = threading.Timer(0.1, setattr, (links.object_store.store["mine"], "is_available", True))
+    later.start()
+    assert 0.1 <= pulled_after_s(links, held_s=60) < 30
+    assert pulled_after_s(links, held_s=60) < 30
+
+
+def test_so_many_requests_are_held_at_once_and_others_are_answered():
+    links, pull = Links(), held(lambda *_: "pulled", held_s=60, most=1)
+    request = type("Pull", (), {"node": type("Node", (), {"node_id": 7})})
+    first = threading.Thread(target=pull, args=(request, links, None))
+    first.start()
+    time.sleep(0.1)
+    assert pull(request, links, None) == "pulled"
+    assert first.is_alive()
+    links.add("mine", node=7)
+    first.join(30)
+    assert not first.is_alive()
 
 
 class Part:

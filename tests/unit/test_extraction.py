@@ -360,6 +360,7 @@ def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding)
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(finding, seen):
     again = run_one(ProxyExtraction(), seen, NO_CLIENTS, profile="smoke", seconds=1000, seed=0)
     assert dataclasses.replace(again, seconds=finding.seconds) == finding

@@ -1,11 +1,18 @@
 """The private parts of Flower that are used do what `flower.internals` says, in the version installed."""
 
 import re
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectUnavailableError,
+    pull_and_inflate_object_from_tree,
+    pull_objects,
+)
 from flwr.supernode import start_client_internal
+from flwr.supernode.runtime import run_clientapp
 
 from fedproxy_secure.flower import internals
 from fedproxy_secure.flower.internals import messages, supernode
@@ -55,6 +62,26 @@ def test_a_node_does_not_lose_patience_with_its_own_training():
     for _ in range(1000):
         impatient.sleep(0.5)
     assert max(slept) == supernode.LOOK_S
+
+
+def test_a_part_that_is_not_there_yet_is_looked_for_soon_and_without_an_end_of_tries():
+    """Flower's own function sleeps a second at first, and gives up after 500 tries."""
+    left = 12
+
+    def pull(object_id):
+        nonlocal left
+        left -= 1
+        if left > 0:
+            raise ObjectUnavailableError(object_id)
+        return b"it"
+
+    began = time.monotonic()
+    sooner = supernode.sooner(pull_objects, least_s=0.001, most_s=0.01)
+    assert sooner(["a"], pull) == {"a": b"it"}
+    assert time.monotonic() - began < 0.8
+    assert sooner.keywords["max_tries_per_object"] is None
+    assert vars(start_client_internal)["pull_objects"] is pull_objects, "it is what the worker calls"
+    assert run_clientapp.pull_and_inflate_object_from_tree is pull_and_inflate_object_from_tree
 
 
 def test_flowers_worker_sleeps_as_long_as_the_node_expects():

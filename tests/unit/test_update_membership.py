@@ -156,7 +156,9 @@ def test_many_steps_of_adamw_still_tell(labs):
         assert auc_of(lab.view(updates, summed=summed), truth).low > 0.5
 
 
-@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("adamw", 5), ("adamw", 20)])
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), [("sgd", 1), ("adamw", 5), pytest.param("adamw", 20, marks=pytest.mark.slow)]
+)
 def test_documents_of_another_client_are_at_chance(labs, optimizer, steps):
     """95 % intervals: 4 or more of 10 miss .5 with a probability below 1 in 900."""
     lab = labs(optimizer, steps)
