@@ -43,7 +43,7 @@ app = typer.Typer(
     help="Tune an LLM with the private data of many clients; the whole LLM stays on its server.\n\n"
     "The server compresses its LLM to a proxy, clients tune the proxy on their records, the server "
     "merges their updates and plugs them back into the LLM.\n\n"
-    "Start here: `fedproxy-secure compare quickstart`",
+    "Start here: `fedproxy-secure matrix demo_trilemma`",
 )
 
 

@@ -60,7 +60,8 @@ def selftest(
 ) -> None:
     """Attack this installation: see what its checks stop, and what nothing stops.
 
-    Every attack must fail, and succeed on a party with the check taken out where there is one.
+    Every attack must fail here. Where a check stops it, it is repeated on a party without that check, where
+    it must succeed.
 
     First the masking protocol alone is attacked. Then servers, proxies, Sybils and clients deviate, over
     Flower messages in this process, with two blocks of the demo LLM. All takes about half a minute. A line

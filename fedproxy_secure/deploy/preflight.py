@@ -10,6 +10,8 @@ import os
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,11 +147,16 @@ def _disk_line(folder: Path) -> str:
 def _device_line(device: str) -> str:
     if device == "cpu":
         return "cpu"
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
+    # in a process of its own: torch would take 200 MB of this one for as long as the site runs
+    asked = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - this Python
+    if ended.returncode != 0:
+        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise ConfigError(f"device={device}: torch cannot be imported here: {said[-1]}")
+    found = ended.stdout.strip() == "True"
+    if device == "cuda" and not found:
         raise ConfigError("device=cuda: torch finds no CUDA device here; set device: cpu in client.yaml")
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if found else "cpu"
 
 
 def _clock_line(began: datetime, date: str | None) -> str:

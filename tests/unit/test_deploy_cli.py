@@ -1,5 +1,7 @@
 """The commands of `deploy` as a person types them: what they print, and a line where something is wrong."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -59,6 +61,15 @@ def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):
         ("  scheme: masking", "  shceme: masking", "protect.shceme: unknown key; "),
         ("0.{split}", "9.{split}", "9."),
         ("protect:", "protect: 1\nother:", "must hold a policy"),
+        pytest.param(
+            "device: cpu",
+            "device: cuda",
+            "device=cuda: torch finds no CUDA device here",
+            marks=[
+                pytest.mark.torch,
+                pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is one"),
+            ],
+        ),
         ("client:", "client: [", "cannot be read"),
     ],
 )
