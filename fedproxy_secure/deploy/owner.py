@@ -81,7 +81,9 @@ def run_owner(
             events=events_file(federation.folder),
         ) as link,
     ):
-        stack.callback(note_in, EventLog(file=events_file(federation.folder)), "owner", "stop")
+        events = EventLog(file=events_file(federation.folder))
+        note_in(events, "owner", "start")
+        stack.callback(note_in, events, "owner", "stop")
         if page is not None:
             tell(f"status: {page}")
         names = ", ".join(sorted(sites))

@@ -113,7 +113,7 @@ def _judged(
         limit = duration(job.federate.timeout_s)
         return "running", False, f"no sign for {duration(quiet_s)}; an answer may take {limit} (timeout_s)"
     if at.last is not None and at.last.kind == "start":
-        return "running", True, "waits for clients, or sends them the proxy"
+        return "running", True, "makes the proxy, waits for clients, or sends it to them"
     return "running", True, f"round {at.round} is under way"
 
 

@@ -71,6 +71,7 @@ def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(setting
     assert attack_jobs(config, tmp_path, 1) == 1
 
 
+@pytest.mark.slow
 def test_a_matrix_names_the_factors_that_were_searched_for(settings, tmp_path):
     raw = {
         **settings,

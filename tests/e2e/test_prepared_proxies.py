@@ -91,6 +91,7 @@ def test_an_interrupted_comparison_goes_on_with_the_proxy_it_has(settings, tmp_p
     assert files_below(tmp_path / "proxies") == ["0.5-seed0/proxy.json"]
 
 
+@pytest.mark.slow
 def test_methods_that_start_from_no_healed_proxy_have_none_made(settings, tmp_path):
     own = {
         **settings["compare"],
@@ -103,7 +104,6 @@ def test_methods_that_start_from_no_healed_proxy_have_none_made(settings, tmp_pa
     assert not (tmp_path / "proxies").exists()
 
 
-@pytest.mark.change
 @pytest.mark.slow
 def test_a_matrix_heals_a_proxy_once_for_cells_of_all_protections(settings, tmp_path):
     told = Told()

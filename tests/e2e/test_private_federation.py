@@ -302,7 +302,10 @@ def test_clients_refuse_client_level_privacy_in_the_clear(world):
         serve(world, job)
 
 
-@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(RECORD, id="record", marks=pytest.mark.slow), pytest.param(CLIENT, id="client")],
+)
 def test_a_run_reports_guarantees_and_what_was_spent(tmp_path, settings):
     local = {"batch_size": ALL} if settings["unit"] == "record" else {}
     raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=settings, local=local)

@@ -78,6 +78,7 @@ def test_public_text_that_is_too_short_to_align_on_is_refused_in_one_line(settin
         prepare(parse_config(short))
 
 
+@pytest.mark.slow
 def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(settings, tmp_path):
     raw = {
         **settings,

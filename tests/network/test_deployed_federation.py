@@ -16,7 +16,9 @@ from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.deploy.federation import open_federation
 from fedproxy_secure.deploy.signed import read_document
 from fedproxy_secure.deploy.site import REQUEST
+from fedproxy_secure.deploy.watching import events_file
 from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.monitor.event_log import EventLog
 from tests.network.deployed import CONFIG, PORT, SITES, Deployed, deploy
 from tests.network.exactness import Exactness, half_written, taken
 from tests.support.network.capture import Stream, search, streams
@@ -87,6 +89,15 @@ def test_its_result_is_bit_for_bit_that_of_the_same_job_in_one_process(ran):
     assert taken(federation) == (tuple(sorted(SITES)),) * CONFIG["federate"]["rounds"]
     assert Exactness().holds(federation)
     assert half_written(deployed.folder) == []
+
+
+@pytest.mark.change
+def test_the_log_of_every_party_has_when_it_started_and_stopped(ran):
+    deployed, _ = ran
+    for place in (deployed.owner, *map(deployed.site, SITES)):
+        kinds = [event.kind for event in EventLog(file=events_file(place)).read().events]
+        assert (kinds[0], kinds[-1]) == ("start", "stop")
+        assert kinds.count("stop") == 1
 
 
 @pytest.mark.change

@@ -83,7 +83,7 @@ def test_very_little_noise_is_left_to_the_accountant_that_can():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("target", [0.5, 1, 8, 200])
+@pytest.mark.parametrize("target", [0.5, 1, pytest.param(8, marks=pytest.mark.slow), 200])
 def test_calibrated_noise_reaches_the_target_and_wastes_nothing(target):
     noise = noise_multiplier_for(target_epsilon=target, delta=DELTA, sampling_rate=0.04, steps=80)
     assert spent([gaussian(noise, 0.04, 80)], delta=DELTA).epsilon <= target

@@ -131,6 +131,7 @@ def test_a_proxy_trained_by_heart_is_the_control_that_must_succeed(world):
     assert finding.headline.value == 0
 
 
+@pytest.mark.slow
 def test_what_the_adversary_held_anyway_is_neither_guessed_nor_asked_for(world):
     view, truth = world
     both = replace_view(view, own={"b": truth.clients["b"]})

@@ -246,6 +246,13 @@ def test_a_site_without_secure_sums_counts_the_rounds_in_which_it_trained(tmp_pa
     ("events", "phase", "healthy", "why"),
     [
         ([], "waiting", True, "waits for the owner's first message"),
+        ([event("start", party="site")], "waiting", True, "waits for the owner's first message"),
+        (
+            [train(0, ago=3), event("stop", party="site"), event("start", party="site")],
+            "running",
+            True,
+            "round 0 was the last one asked for",
+        ),
         (
             [train(0, ago=1, outcome="aborted", reason="PrivacyError")],
             "running",
@@ -261,7 +268,7 @@ def test_a_site_without_secure_sums_counts_the_rounds_in_which_it_trained(tmp_pa
             "waits for its first round",
         ),
     ],
-    ids=["waiting", "refused", "silent", "stopped", "set up"],
+    ids=["waiting", "started", "started again", "refused", "silent", "stopped", "set up"],
 )
 def test_the_phase_of_a_site_follows_from_its_last_event(tmp_path, events, phase, healthy, why):
     at = site_standing(site(tmp_path, privacy={"unit": "none"}), events=with_events(tmp_path, *events))

@@ -51,7 +51,13 @@ def test_sampling_that_takes_almost_everything_composes_like_the_gaussian_in_clo
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("noise", "rate", "steps"), [(1.0, 0.5, 10), (0.8, 0.008, 80), (0.6, 0.05, 400), (2.0, 0.16, 400)]
+    ("noise", "rate", "steps"),
+    [
+        (1.0, 0.5, 10),
+        (0.8, 0.008, 80),
+        (0.6, 0.05, 400),
+        pytest.param(2.0, 0.16, 400, marks=pytest.mark.slow),
+    ],
 )
 def test_epsilon_is_the_accountant_s_and_the_other_direction_costs_no_more(noise, rate, steps):
     """Opacus's accountant computes one direction; this one computes both on its own."""

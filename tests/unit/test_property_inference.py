@@ -84,6 +84,7 @@ def test_the_question_is_of_as_many_rounds_with_the_property_as_without(exam):
     assert exam.question.labels.mean() == exam.answer.mean() == 0.5
 
 
+@pytest.mark.slow
 def test_in_a_sum_the_others_parts_are_added_to_every_round(world, exam):
     seen, truth = world
     summed = PropertyInference().exam(truth, seen, rng())

@@ -398,7 +398,9 @@ def test_beyond_capacity_a3_names_nothing(labs):
     assert found["exact recall"].value == 0.0
 
 
-@pytest.mark.parametrize("more", [{"blocks": (1,)}, {"modules": "mlp"}])
+@pytest.mark.parametrize(
+    "more", [{"blocks": (1,)}, pytest.param({"modules": "mlp"}, marks=pytest.mark.slow)]
+)
 def test_without_adapters_on_embeddings_a3_is_exact_over_many_steps(labs, more):
     """What is frozen below does not move: the defence against A2 makes A3's search longer, and surer."""
     lab = labs(local={"steps": 3}, adapter={"rank": 32, **more})
