@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from fedproxy_secure.config import Config
@@ -50,7 +51,7 @@ def run_owner(
     """Start the SuperLink, run the job with the sites of the current epoch, and return the report.
 
     Args:
-        wait_s: how long to wait for the other sites once `federate.min_clients` are connected.
+        wait_s: how long to wait for the other sites once as many as a round needs are connected.
         status_port: where page and metrics are served on loopback; None: they are not.
         tell: called with a line when the SuperLink is there, and while something is waited for long.
 
@@ -69,8 +70,8 @@ def run_owner(
     private_folder(federation.folder / "superlink")
     private_folder(federation.folder / "logs")
     with (
-        ExitStack() as stack,
         the_only_one(federation.folder, "the owner's SuperLink"),
+        ExitStack() as stack,
         page_of(federation.folder, status_port) as page,
         superlink(
             federation.folder / "superlink",
@@ -83,7 +84,7 @@ def run_owner(
     ):
         events = EventLog(file=events_file(federation.folder))
         note_in(events, "owner", "start")
-        stack.callback(note_in, events, "owner", "stop")
+        stack.push(partial(_note_stop, events))
         if page is not None:
             tell(f"status: {page}")
         names = ", ".join(sorted(sites))
@@ -123,6 +124,13 @@ def run_owner(
             command=command,
             federate=federate,
         )
+
+
+def _note_stop(events: EventLog, kind: type[BaseException] | None, *_: object) -> None:
+    """Write into the log of events that the command ends, and the class of the error if one ends it."""
+    failed = kind is not None and issubclass(kind, Exception)
+    reason = kind.__name__ if kind is not None and failed else None
+    note_in(events, "owner", "stop", outcome="aborted" if failed else "done", reason=reason)
 
 
 def _with_members(config: Config, epoch: Epoch) -> Config:

@@ -28,6 +28,7 @@ from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 
 MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago, or in the future
+DEVICE_S = 120.0
 LEAST_FREE_BYTES = 2**30
 CONNECT_S = 10.0
 
@@ -148,8 +149,13 @@ def _device_line(device: str) -> str:
     if device == "cpu":
         return "cpu"
     # in a process of its own: torch would take 200 MB of this one for as long as the site runs
-    asked = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
-    ended = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - this Python
+    asked = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.is_available())"]
+    try:
+        ended = subprocess.run(  # noqa: S603 - this Python
+            asked, capture_output=True, text=True, check=False, timeout=DEVICE_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"device={device}: torch has found no devices in {DEVICE_S:.0f} s") from None
     if ended.returncode != 0:
         said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
         raise ConfigError(f"device={device}: torch cannot be imported here: {said[-1]}")

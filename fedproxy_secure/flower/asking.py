@@ -183,9 +183,10 @@ class Asker:
 
     def send(self, kind: str, contents: Mapping[int, RecordDict], group: str) -> dict[str, int]:
         """Send each node its content; return, for the requests that were sent, the node by request id."""
+        # Flower forgets a message and its answer after this time; the last look comes a little later
+        ttl = self.timeout_s + 60.0
         messages = [
-            Message(content, node, kind, group_id=group, ttl=self.timeout_s)
-            for node, content in contents.items()
+            Message(content, node, kind, group_id=group, ttl=ttl) for node, content in contents.items()
         ]
         pushed = list(self._grid.push_messages(messages))
         return {sent: node for sent, node in zip(pushed, contents, strict=False) if sent is not None}

@@ -142,7 +142,9 @@ def setup(message: Message, context: Context) -> RecordDict:
         # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
     folder = _proxy(own)
-    if folder is not None:  # a client that was killed when it had just put the proxy in place
+    # a client may have been killed when it had just put the proxy in place; what came of a traced copy has
+    # another name, and goes when two later proxies have come
+    if folder is not None:
         arriving.forget(sha256, client=own.name)
     # unreadable records are found before the first round
     job = own.job

@@ -12,11 +12,11 @@ from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.recording import Tamper
-from fedproxy_secure.flower.server_app import OnClient, OnRound, resumed, serve
+from fedproxy_secure.flower.server_app import STATE, OnClient, OnRound, serve
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.record.view import TRANSCRIPT
-from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
+from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 
 PRIVACY = "privacy"  # the folder of the privacy ledgers, inside a run's folder
@@ -106,10 +106,12 @@ def _check_remembered(job: FederationJob, run_folder: Path | None, initial: Serv
     remembering = job.fusion.rule == "h_ties" and job.protect.weights == "self"
     if run_folder is None or job.protect.keys is not None or not remembering:
         return
-    state = resumed(RunFolder(path=run_folder), initial)
-    if initial.round < state.round < job.federate.rounds:
+    if not (run_folder / STATE).exists():
+        return
+    saved = ServerState.load(run_folder / STATE).round
+    if initial.round < saved < job.federate.rounds:
         raise RunFolderError(
-            f"protect.weights=self: cannot go on from round {state.round}, the clients' journals ended "
+            f"protect.weights=self: cannot go on from round {saved}, the clients' journals ended "
             "with the last call; name a folder of `provision` as protect.keys, or start in another folder"
         )
 

@@ -16,7 +16,7 @@ from fedproxy_secure import wire
 from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.asking import POLL_S, Asker
-from fedproxy_secure.flower.shipping import ship
+from fedproxy_secure.flower.shipping import Away, ship
 from fedproxy_secure.flower.waiting import WaitNotes, with_reasons
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -31,7 +31,7 @@ class Registered:
     """The nodes that have proved who they are.
 
     `names`: client name by node id. `wait_s`: how long set-up waits for the others once enough clients for
-    a round are connected; sites that are switched off hold nobody up for longer.
+    a round are connected, or set up; sites that are switched off hold nobody up for longer.
     """
 
     names: Mapping[int, str]
@@ -79,8 +79,10 @@ def set_up(
         asker.names.update({node: registered.names[node] for node in node_ids})
         asker.left_out.update(dict.fromkeys(sorted(known - set(asker.names.values())), AWAY))
         to = {node: registered.names[node] for node in node_ids}
-        # a site that goes away at once is waited for like one that goes away on the proxy's way
-        nodes = {registered.names[node]: node for node in ship(asker, job, proxy_folder, to, shipped)}
+        # a site that goes away at once is waited for like one that is not connected yet
+        away = Away(wait_s=registered.wait_s, least=least)
+        ready = ship(asker, job, proxy_folder, to, shipped, away=away)
+        nodes = {registered.names[node]: node for node in ready}
     asker.names.update({node: name for name, node in nodes.items()})
     asker.enough(len(nodes), least, "set up", setting)
     return nodes
@@ -146,14 +148,14 @@ def _wait_for_nodes(
     Registered nodes: all, or `registered.wait_s` after as many as a round needs are connected; others wait
     for `federate.timeout_s`. Raises `RoundAborted` if fewer are connected after `federate.timeout_s`.
     """
-    wanted, (least, setting) = len(job.clients), _least(job)
+    known, (least, setting) = {client.name for client in job.clients}, _least(job)
     began, enough_since = time.monotonic(), None
     while True:
         nodes = sorted(grid.get_node_ids())
         if registered is not None:
-            nodes = [node for node in nodes if node in registered.names]
+            nodes = [node for node in nodes if registered.names.get(node) in known]
         now = time.monotonic()
-        if len(nodes) >= wanted:
+        if len(nodes) >= len(known):
             return nodes
         enough_since = (enough_since or now) if len(nodes) >= least else None
         if registered is not None and enough_since is not None:

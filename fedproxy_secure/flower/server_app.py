@@ -112,7 +112,7 @@ def serve(
     clients belong to the operator, such an error ends the run at once. The last good round stays saved.
     """
     folder = None if run_folder is None else RunFolder(path=run_folder)
-    state = initial if folder is None else resumed(folder, initial)
+    state = initial if folder is None else _resumed(folder, initial)
     if state.round >= job.federate.rounds:
         return state
     recorder = _recorder(job, state.round)
@@ -184,7 +184,7 @@ def serve(
     return state
 
 
-def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
+def _resumed(folder: RunFolder, initial: ServerState) -> ServerState:
     """Return the state that was saved in the run's folder, or the initial one; drop what came after."""
     state = initial
     if (folder.path / STATE).exists():

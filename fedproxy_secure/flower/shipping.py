@@ -7,8 +7,8 @@ for, while the others get theirs.
 
 Guarantees: the server holds one part in memory for each client. A client is left out if it takes nothing
 for `federate.timeout_s`, brings nothing forward in `MOST_IDLE` requests in a row, has less than before more
-than `MOST_ANEW` times, gives another name, or reports an error. Whatever clients answer, sending ends after
-`federate.timeout_s` and the time that the proxy takes at `LEAST_RATE`.
+than `MOST_ANEW` times, gives another name, or reports an error. Whatever clients answer, set-up and sending
+end after `federate.timeout_s` and the time that the proxy takes at `LEAST_RATE`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ MOST_IDLE = 50  # requests in a row that bring nothing forward
 MOST_ANEW = 3  # times that a client may have less than before, because its disk was emptied
 
 
+@dataclass(frozen=True, kw_only=True)
+class Away:
+    """How long sites are waited for that went away before their first answer, seconds.
+
+    `wait_s` counts once as many clients as a round needs, `least`, have the proxy.
+    """
+
+    wait_s: float
+    least: int
+
+
 @dataclass(kw_only=True)
 class _Site:
     """A node on its way to the proxy.
@@ -53,8 +64,11 @@ class _Site:
         sent: the id of the request under way, if there is one, sent at `sent_at`.
         goal: bytes that it has once it has taken the part under way.
         limit: the most that it may have from an earlier run, until it has said what it has; else 0.
-        set_up: whether the next request, not before `ask_at`, is to set it up again.
-        progress_at: when it last took a part.
+        set_up: whether the next request, not before `ask_at`, is to set it up, for the first time or again.
+        answered: whether it has answered a set-up.
+        silences: how many requests were taken for lost because no answer came.
+        progress_at: when it last took a part; before the first, when it was set up.
+        away_since: since when it is not connected, None while it is.
 
     Times are of the monotonic clock, seconds.
     """
@@ -73,13 +87,20 @@ class _Site:
     limit: int = 0
     set_up: bool = False
     ask_at: float = 0.0
+    answered: bool = True
+    silences: int = 0
     progress_at: float = field(default_factory=time.monotonic)
+    away_since: float | None = None
 
     def lost(self, why: str) -> None:
         """Note that no answer will come: where it stands must be asked again."""
         log.warning("%s: %s: %s; it is asked again", GROUP, self.client, why)
         self.sent, self.set_up, self.ask_at = None, True, time.monotonic() + AFTER_LOSS_S
         self.idle, self.last = self.idle + 1, why
+
+    def seen(self, connected: bool) -> None:
+        """Note whether it is connected."""
+        self.away_since = None if connected else self.away_since or time.monotonic()
 
     def says(self, has: int) -> None:
         """Note how many bytes the client says that it has; more than it can have is not believed."""
@@ -103,6 +124,8 @@ def ship(
     proxy: Path,
     to: Mapping[int, wire.Ready | str],
     shipped: dict[str, int],
+    *,
+    away: Away | None = None,
 ) -> list[int]:
     """Send the proxy's files to nodes until each has them all; return the nodes that have them.
 
@@ -111,6 +134,7 @@ def ship(
         to: what each node answered to its set-up, or the name of its client if it is not set up yet.
         shipped: by client's name, how many bytes of the proxy were sent to it, repeats included; filled in
             here, also for clients that are left out, and if this raises.
+        away: for how long sites that are not set up yet may be away; None: as long as all others.
     """
     sites = {
         node: _new_site(job, proxy, node, answer)
@@ -125,25 +149,30 @@ def ship(
     patience = Patience(least_s=SOON_S, most_s=POLL_S)
     while under_way:
         over = time.monotonic() > began + most_s
-        connected = asker.connected() if any(site.set_up for site in under_way) else None
+        lost = any(site.set_up and site.sent is None for site in under_way)
+        connected = asker.connected() if lost else None
         for site in list(under_way):
             if site.sent is None:
-                away = connected is not None and site.node not in connected
-                _ask_next(asker, job, site, shipped, away=away)
+                site.seen(connected is None or site.node in connected)
+                _ask_next(asker, job, site, shipped, away=site.away_since is not None)
             elif (answer := asker.fetch(site.sent, site.node, GROUP, wire.decode_ready)) is not None:
                 patience.come()
                 if _ends(asker, site, answer, done):
                     under_way.remove(site)
                     continue
                 _ask_next(asker, job, site, shipped, away=site.set_up)  # who was lost may be away
-            elif time.monotonic() - site.sent_at > silent_s:
-                site.lost(f"no answer in {silent_s:.0f} s")
-            if (why := _gives_up(site, asker.timeout_s, over=over)) is not None:
+            elif time.monotonic() - site.sent_at > silent_s * 2**site.silences:
+                site.lost(f"no answer in {silent_s * 2**site.silences:.0f} s")
+                site.silences += 1  # it may need longer than that
+            enough = away is not None and len(done) >= away.least
+            wait_s = away.wait_s if enough and away is not None else asker.timeout_s
+            if (why := _gives_up(site, asker.timeout_s, wait_s=wait_s, over=over)) is not None:
                 asker.leave_out(GROUP, site.node, why)
                 under_way.remove(site)
         if under_way:
-            came = sum(site.has for site in sites.values())
-            what = f"{GROUP}, {came / 1e6:.1f} of {size / 1e6:.1f} MB of the proxy have arrived"
+            came, what = sum(site.has for site in sites.values()), GROUP
+            if any(site.answered for site in sites.values()):
+                what = f"{GROUP}, {came / 1e6:.1f} of {size / 1e6:.1f} MB of the proxy have arrived"
             asker.notes.note(what, [s.client for s in under_way], began=began, timeout_s=most_s)
             time.sleep(patience.pause_s())
     asker.notes.over()
@@ -159,7 +188,16 @@ def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready) -> _Si
 def _new_site(job: FederationJob, proxy: Path, node: int, client: str) -> _Site:
     """Return a node that is asked first where it stands."""
     offer, tells = _offer(job, proxy, client), job.marks is None
-    return _Site(node=node, client=client, offer=offer, has=0, limit=offer.size, tells=tells, set_up=True)
+    return _Site(
+        node=node,
+        client=client,
+        offer=offer,
+        has=0,
+        limit=offer.size,
+        tells=tells,
+        set_up=True,
+        answered=False,
+    )
 
 
 def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]) -> bool:
@@ -170,6 +208,8 @@ def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]
         return False
     if ready is None:
         return True
+    if not site.answered:
+        site.answered, site.progress_at = True, time.monotonic()
     if ready.client != site.client:
         asker.leave_out(GROUP, site.node, f"says that it is {quoted(ready.client)}")
         return True
@@ -181,14 +221,23 @@ def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]
     return False
 
 
-def _gives_up(site: _Site, timeout_s: float, *, over: bool) -> str | None:
-    """Return why a node is left out that gets no further, None for others; `over`: no time is left."""
+def _gives_up(site: _Site, timeout_s: float, *, wait_s: float, over: bool) -> str | None:
+    """Return why a node is left out that gets no further, None for others.
+
+    `wait_s`: how long it may be away before it has answered. `over`: no time is left.
+    """
+    now = time.monotonic()
+    if not site.answered:
+        if site.away_since is not None and now - site.away_since > wait_s:
+            return "is not connected"
+        if over or now - site.progress_at > timeout_s:
+            return f"did not answer its set-up in {timeout_s:g} s (federate.timeout_s); {site.last}"
     took = f"took {site.has:,} of {site.offer.size:,} bytes of the proxy"
     if site.idle > MOST_IDLE:
         return f"{took} and no more in {MOST_IDLE} requests; {site.last}"
     if site.anew > MOST_ANEW:
         return f"{took}, and had to begin anew {site.anew} times"
-    if over or time.monotonic() - site.progress_at > timeout_s:
+    if over or now - site.progress_at > timeout_s:
         return f"{took} before its time was over (federate.timeout_s={timeout_s:g})"
     return None
 

@@ -120,7 +120,7 @@ class Totals:
     def plus(self, event: Event) -> Totals:
         """Return the totals with one event more."""
         aborts = self.aborts
-        if event.reason is not None:
+        if event.reason is not None and event.kind != "stop":  # the round's own event has it
             known = event.reason in aborts or len(aborts) < MOST_REASONS
             reason = event.reason if known else OTHER
             aborts = {**aborts, reason: aborts.get(reason, 0) + 1}

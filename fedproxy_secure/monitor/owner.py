@@ -1,8 +1,9 @@
 """How the owner's federation stands, read from its run folder and her log of events.
 
 Read from the folder: `job.json` (rounds, names of clients, time limit), `rounds.jsonl` (numbers of rounds,
-who took part, seconds), `ledger.jsonl` (bytes) and `trouble.json` (the class of the error). Nothing else of
-these files is kept: losses, norms and the error's text stay where they are.
+who took part, seconds), `ledger.jsonl` (bytes) and `trouble.json` (the class of the error); and when
+`job.json`, `rounds.jsonl` and `waits.json` were written. Nothing else of these files is kept: losses, norms
+and the error's text stay where they are.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def _judged(
     so_far = f"{done} of {'?' if planned is None else planned} rounds done"
     if planned is not None and done >= planned:
         return "finished", True, "all rounds are done"
-    if trouble is not None:
+    begins = at.last is not None and at.last.kind == "start"
+    if trouble is not None and not begins:  # of the call before
         return "stopped", False, f"ended with {trouble}, {so_far}; trouble.json says why"
     if at.last is not None and at.last.outcome == "aborted":
         return "stopped", False, f"ended with {at.last.reason}, {so_far}; the run's log says why"

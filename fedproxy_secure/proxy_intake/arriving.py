@@ -5,8 +5,8 @@ side, goes on at that file's end. The last part is followed by the checks of `pr
 
 Guarantees: a part is appended where the file ends, or ignored, so that a part that comes twice, or too
 early, changes nothing; a write that a kill or a full disk cuts short is gone on with from where it ends. It
-is flushed to the disk before it is answered. Names, sizes and the room on the disk are checked before
-anything is written. A proxy is put in its place only if its files hash to what the
+is flushed to the disk before it is answered. Names, sizes and the room on the disk are checked before a
+byte of a part is written. A proxy is put in its place only if its files hash to what the
 server named; otherwise all that came of it is deleted. Memory holds one part.
 """
 
@@ -49,8 +49,9 @@ def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
 
 
 def forget(sha256: str, *, client: str, copy: str = "") -> None:
-    """Delete what has come for a client of a proxy that it does not need any more."""
-    _incoming(sha256, client, copy).unlink(missing_ok=True)
+    """Delete what has come for a client of a proxy that it does not need any more, if it can be deleted."""
+    with suppress(OSError):
+        _incoming(sha256, client, copy).unlink()
 
 
 def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.record.leakage import Ledger
 from fedproxy_secure.runtime.artifacts import RunFolder
 
@@ -43,7 +42,7 @@ def proxy_noted_if_aborted(
     """
     try:
         yield
-    except FedProxyError:
+    except BaseException:
         if folder is not None and shipped:
             ledger = Ledger(round=round)
             note_proxy(ledger, shipped)

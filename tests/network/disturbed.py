@@ -81,8 +81,9 @@ def disturbed_run(
 ) -> list[Ending]:
     """Run a copy of the prepared federation in `folder`, disturb it as planned, in this order.
 
-    Return what became of each disturbance whose step came before the run ended. Where the run does not end
-    well, that is the disturbance under which it went wrong, or all of them if the result is wrong.
+    Return what became of each disturbance whose step came before the run ended; others are left out. Where
+    the run does not end well, that is the disturbance under which it went wrong, or all of them if the
+    result is wrong.
     """
     with _started(network, prepared, plans, folder) as running:
         run = _Run(running)
@@ -120,9 +121,10 @@ class _Run:
     def _one(self, plan: Plan) -> None:
         which = reached(self._running, plan)
         self._until(lambda: which() is not None, what=f"the step {plan.step}")
+        if self._windows and self._windows[-1].plan.step in BEFORE_ROUNDS:
+            undo(self._running)
         if which() != plan.step:
             return
-        undo(self._running)
         self._windows.append(_Window(plan=plan, first_round=self._rounds()))
         try:
             disturb(self._running, plan)
@@ -169,9 +171,11 @@ class _Run:
         """Return what became of each disturbance of a run that ended in the exact result."""
         took_part = taken(self._running.deployed.state.parent)
         ends = [window.first_round for window in self._windows[1:]] + [len(took_part)]
+        # one round at least: what is disturbed before the first one shows in that
         return [
-            self._ending(window, _outcome(window, took_part[window.first_round : end]))
+            self._ending(window, _outcome(window, took_part[first : max(end, first + 1)]))
             for window, end in zip(self._windows, ends, strict=True)
+            for first in [min(window.first_round, len(took_part) - 1)]
         ]
 
     def gone_wrong(self, error: WentWrong) -> list[Ending]:

@@ -80,7 +80,8 @@ def half_written(folder: Path) -> list[str]:
     """Return each file below a folder that is not whole, with the reason; leaves out Flower's own files."""
     found = []
     for file in sorted(folder.rglob("*")):
-        if not file.is_file() or "flwr" in file.parts or "flower" in file.parts or ".partial" in file.name:
+        parts = file.relative_to(folder).parts
+        if not file.is_file() or "flwr" in parts or "flower" in parts or ".partial" in file.name:
             continue
         try:
             _read(file)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import time
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -150,7 +151,7 @@ def test_a_request_that_nobody_answers_is_asked_again(world, job, expected, tmp_
 @pytest.fixture(scope="module")
 def registered(job):
     names = {node: client.name for node, client in enumerate(job.clients, start=2)}
-    return Registered(names=names, wait_s=0.0)
+    return Registered(names=names, wait_s=60.0)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "away"])
@@ -168,6 +169,67 @@ def test_a_registered_site_that_goes_away_during_set_up_is_asked_again(
     assert state.adapter.tobytes() == expected
     assert app.count(wire.SETUP) == 2 - 1  # the first one never reached it
     assert app.count("train") == 1
+
+
+def test_a_registered_site_that_stays_away_during_set_up_holds_nobody_up(
+    world, job, registered, tmp_path, caplog
+):
+    app = OwnCaches(tmp_path)
+
+    def around(grid):
+        return Cut(grid, lost={1}, away=10**9, requests=True, kind=wire.SETUP)
+
+    shipped(world, job, app, around, registered=Registered(names=registered.names, wait_s=0.3))
+    assert app.count("train") == 0
+    assert app.count("train", 2) == 1
+    assert "c2 (node 4) is left out: is not connected" in caplog.text
+
+
+def test_a_site_whose_set_up_takes_longer_than_a_request_is_waited_for_is_set_up_in_the_end(
+    world, job, registered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shipping, "SILENT_S", 0.05)
+    monkeypatch.setattr(shipping, "EACH_SILENT_S", 0.0)
+
+    class Slow(Cut):
+        """Hands an answer to a set-up on after half a second."""
+
+        def pull_messages(self, message_ids):
+            (sent,) = message_ids
+            message = self.pushed[sent]
+            mine = (message.metadata.message_type, message.metadata.dst_node_id) == (wire.SETUP, NODE)
+            if mine and time.time() - message.metadata.created_at < 0.5:
+                return []
+            return super().pull_messages([sent])
+
+    app = OwnCaches(tmp_path)
+    shipped(world, job, app, lambda grid: Slow(grid, lost=()), registered=registered)
+    assert app.count("train") == 1
+
+
+def test_a_site_that_never_answers_its_set_up_is_left_out_with_that_reason(
+    world, job, registered, tmp_path
+):
+    few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 1.0, "min_clients": 5}))
+
+    class Deaf(Cut):
+        def pull_messages(self, message_ids):
+            (sent,) = message_ids
+            mine = self.pushed[sent].metadata.dst_node_id == NODE
+            return [] if mine else super().pull_messages([sent])
+
+    with pytest.raises(RoundAborted, match=r"c2 \(did not answer its set-up in 1 s"):
+        shipped(world, few, OwnCaches(tmp_path), lambda grid: Deaf(grid, lost=()), registered=registered)
+
+
+def test_a_registered_node_whose_client_is_not_in_the_job_gets_nothing(world, job, registered, tmp_path):
+    fewer = job.changed(clients=job.clients[:2] + job.clients[3:])
+    app = OwnCaches(tmp_path)
+    _, folder, initial = world
+    names = {**registered.names, NODE: "was_taken_out"}
+    registered = Registered(names=names, wait_s=0.0)
+    serve(InProcessGrid(app, len(job.clients)), fewer, folder, initial, registered=registered)
+    assert NODE not in {node for _, node in app.seen}
 
 
 def test_a_registered_site_that_says_it_is_another_one_gets_nothing(

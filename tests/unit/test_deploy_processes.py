@@ -19,6 +19,7 @@ from fedproxy_secure.flower.internals.messages import pack_app
 from fedproxy_secure.flower.internals.superlink import (
     DEEPEST,
     MOST_OBJECTS,
+    begins_anew,
     held,
     is_plain_tree,
     only_answers,
@@ -317,7 +318,11 @@ class Links:
     """A SuperLink's messages for nodes, and their parts."""
 
     def __init__(self):
-        self.message_ins_store, self.object_store = {}, type("Store", (), {"store": {}})
+        self.message_ins_store, self.object_store = {}, type("Store", (), {"store": {}})()
+        self.message_ins_id_to_message_res_id, self.deleted = {}, set()
+
+    def delete_messages(self, message_ins_ids):
+        self.deleted |= message_ins_ids
 
     def add(self, name, node, *, whole=True, delivered_at=""):
         data = type("Metadata", (), {"dst_node_id": node, "delivered_at": delivered_at})
@@ -327,10 +332,13 @@ class Links:
 
 
 def pulled_after_s(links, held_s=0.5, node=7, hold=held):
-    request = type("Pull", (), {"node": type("Node", (), {"node_id": node})})
     began = time.monotonic()
-    assert hold(lambda *_: "pulled", held_s=held_s)(request, links, None) == "pulled"
+    assert hold(lambda *_: "pulled", held_s=held_s)(asked_by(node), links, None) == "pulled"
     return time.monotonic() - began
+
+
+def asked_by(node):
+    return type("Pull", (), {"node": type("Node", (), {"node_id": node})})
 
 
 def test_a_request_for_messages_is_held_until_a_whole_one_is_there():
@@ -338,6 +346,7 @@ def test_a_request_for_messages_is_held_until_a_whole_one_is_there():
     links.add("of another", node=8)
     links.add("old", node=7, delivered_at="2026-01-01")
     links.add("mine", node=7, whole=False)
+    del links.object_store.store["old"]  # it was confirmed
     assert pulled_after_s(links) >= 0.5, "there is none"
     later = threading.Timer(0.1, setattr, (links.object_store.store["mine"], "is_available", True))
     later.start()
@@ -347,15 +356,57 @@ def test_a_request_for_messages_is_held_until_a_whole_one_is_there():
 
 def test_so_many_requests_are_held_at_once_and_others_are_answered():
     links, pull = Links(), held(lambda *_: "pulled", held_s=60, most=1)
-    request = type("Pull", (), {"node": type("Node", (), {"node_id": 7})})
-    first = threading.Thread(target=pull, args=(request, links, None))
+    first = threading.Thread(target=pull, args=(asked_by(7), links, None))
     first.start()
     time.sleep(0.1)
-    assert pull(request, links, None) == "pulled"
+    assert pull(asked_by(8), links, None) == "pulled"
     assert first.is_alive()
     links.add("mine", node=7)
     first.join(30)
     assert not first.is_alive()
+
+
+def test_one_request_of_a_node_is_held_at_a_time():
+    links, pull = Links(), held(lambda *_: "pulled", held_s=60)
+    first = threading.Thread(target=pull, args=(asked_by(7), links, None))
+    first.start()
+    time.sleep(0.1)
+    assert pull(asked_by(7), links, None) == "pulled"
+    assert first.is_alive()
+    links.add("mine", node=7)
+    first.join(30)
+
+
+def test_a_message_that_a_node_took_and_did_not_confirm_is_handed_out_once_more():
+    """Its line was cut when the answer to its request was on the way."""
+    links, pull = Links(), held(lambda *_: "pulled", held_s=0)
+    links.add("lost", node=7, delivered_at="2026-01-01")
+    links.add("of another", node=8, delivered_at="2026-01-01")
+    links.add("confirmed", node=7, delivered_at="2026-01-01")
+    links.add("answered", node=7, delivered_at="2026-01-01")
+    del links.object_store.store["confirmed"]
+    links.message_ins_id_to_message_res_id["answered"] = "answer"
+
+    def delivered():
+        return {name for name, one in links.message_ins_store.items() if one.metadata.delivered_at}
+
+    pull(asked_by(7), links, None)
+    assert delivered() == {"of another", "confirmed", "answered"}
+    links.message_ins_store["lost"].metadata.delivered_at = "2026-01-02"
+    pull(asked_by(7), links, None)
+    assert "lost" in delivered(), "an app that a node refuses is never confirmed"
+
+
+def test_what_a_node_had_taken_when_it_was_started_again_is_lost_at_once():
+    links = Links()
+    links.add("taken", node=7, delivered_at="2026-01-01")
+    links.add("answered", node=7, delivered_at="2026-01-01")
+    links.add("waits", node=7)
+    links.add("of another", node=8, delivered_at="2026-01-01")
+    links.message_ins_id_to_message_res_id["answered"] = "answer"
+    answer = type("Activated", (), {"node_id": 7})
+    assert begins_anew(lambda request, state: answer)(request=None, state=links) is answer
+    assert links.deleted == {"taken"}
 
 
 class Part:

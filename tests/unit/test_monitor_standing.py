@@ -124,8 +124,9 @@ def test_an_owner_is_never_shown_an_epsilon_even_where_ledgers_lie_in_her_run_fo
         (3, [event("start")], "running", True, "waits for clients"),
         (3, [event("round", outcome="aborted", reason="RoundAborted")], "stopped", False, "RoundAborted"),
         (3, [event("round"), event("stop")], "stopped", True, "it resumes there"),
+        (3, [event("stop", outcome="aborted", reason="OSError")], "stopped", False, "ended with OSError"),
     ],
-    ids=["finished", "starting", "aborted", "stopped"],
+    ids=["finished", "starting", "aborted", "stopped", "failed"],
 )
 def test_the_phase_of_an_owner_follows_from_rounds_and_the_last_event(
     tmp_path, rounds, events, phase, healthy, why

@@ -6,7 +6,12 @@ And it hands on an answer whose parts are still being uploaded; the server app t
 Flower, for up to two hours, and hears nobody else.
 
 Nodes ask again and again for messages, and every request costs two processes some milliseconds. Here a
-node's request is held until there is a whole message for it, or for a second: fewer requests, found sooner.
+node's request is held until there is a whole message for it, for a second at most; then it gets what there
+is. That makes fewer requests, and messages are found sooner.
+
+And a message that was handed to a node counts as delivered, whatever became of the node. Here it is handed
+out once more if the node asks again without having confirmed it, because its line was cut. If a node is
+started again, what it had taken and not answered is lost, and the server app is told so at once.
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 DEEPEST = 8  # message, records, arrays, pieces of arrays
 MOST_OBJECTS = 10_000  # pieces are of 5 MiB
-HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held, and how often it is looked
-MOST_HELD = 24  # requests held at once; each takes one of the 40 threads that answer requests
+HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held; pause between looks
+MOST_HELD = 24  # nodes whose requests are held at once; each takes one of the 40 threads that answer
 
 
 def start_superlink(middleware: Any) -> None:
@@ -38,6 +43,7 @@ def start_superlink(middleware: Any) -> None:
     vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)
     vars(fleet_handlers)["push_messages"] = only_answers(fleet_handlers.push_messages)
     vars(fleet_handlers)["pull_messages"] = held(fleet_handlers.pull_messages)
+    vars(fleet_handlers)["activate_node"] = begins_anew(fleet_handlers.activate_node)
     vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages)
     program = import_module("flwr.superlink.cli.flower_superlink")
     vars(program)["get_uvicorn_log_config"] = without_access_log(program.get_uvicorn_log_config)
@@ -101,22 +107,49 @@ def is_plain_tree(tree: Any, store: Any) -> bool:
 def held(pull: Any, *, held_s: float = HELD_S, most: int = MOST_HELD) -> Any:
     """Return Flower's handler of a node's request for a message that waits for one.
 
-    It waits until all parts of a message for the node have come, or for `held_s` seconds. A request beyond
-    the `most` that are held at once is answered immediately.
+    It waits until all parts of a message for the node have come, for `held_s` seconds at most. One request
+    of a node is held at a time, and those of `most` nodes at once; any other is answered immediately.
     """
-    places = threading.Semaphore(most)
+    holding: set[int] = set()
+    given_again: set[str] = set()
+    lock = threading.Lock()
 
     def waiting(request: Any, state: Any, store: Any) -> Any:
-        if places.acquire(blocking=False):
-            try:
-                until = time.monotonic() + held_s
-                while not _has_message(request.node.node_id, state) and time.monotonic() < until:
-                    time.sleep(LOOK_S)
-            finally:
-                places.release()
+        node = request.node.node_id
+        with lock:
+            _give_again(node, state, given_again)
+            holds = node not in holding and len(holding) < most
+            if holds:
+                holding.add(node)
+        try:
+            until = time.monotonic() + held_s
+            while holds and not _has_message(node, state) and time.monotonic() < until:
+                time.sleep(LOOK_S)
+        finally:
+            if holds:
+                with lock:
+                    holding.discard(node)
         return pull(request, state, store)
 
     return waiting
+
+
+def _give_again(node: int, state: Any, given_again: set[str]) -> None:
+    """Let messages be handed out once more that a node has taken and not confirmed: it asks for another.
+
+    A node takes one message after another, and confirms each before it works on it. An app that a node
+    refuses is never confirmed; so `given_again` has the messages that had their second chance.
+    """
+    messages = state.message_ins_store
+    given_again.intersection_update(messages)
+    for message_id, message in list(messages.items()):
+        data = message.metadata
+        unconfirmed = message_id in state.object_store.store  # which confirming deletes
+        answered = message_id in state.message_ins_id_to_message_res_id
+        lost = data.dst_node_id == node and data.delivered_at and unconfirmed and not answered
+        if lost and message_id not in given_again:
+            given_again.add(message_id)
+            data.delivered_at = ""
 
 
 def _has_message(node: int, state: Any) -> bool:
@@ -124,9 +157,32 @@ def _has_message(node: int, state: Any) -> bool:
     return any(
         message.metadata.dst_node_id == node
         and message.metadata.delivered_at == ""
+        and message_id in state.object_store.store  # Flower stores a message before it knows of its parts
         and not _lacks_parts(message_id, state)
         for message_id, message in list(state.message_ins_store.items())
     )
+
+
+def begins_anew(activate: Any) -> Any:
+    """Return Flower's handler of a node that starts, which drops what the node had taken and not answered.
+
+    Such a message is lost with the process that took it. The server app asks for its answer, and is told
+    that the message is not there.
+    """
+
+    def checked(request: Any, state: Any) -> Any:
+        answer = activate(request=request, state=state)
+        taken = {
+            message_id
+            for message_id, message in list(state.message_ins_store.items())
+            if message.metadata.dst_node_id == answer.node_id
+            and message.metadata.delivered_at
+            and message_id not in state.message_ins_id_to_message_res_id
+        }
+        state.delete_messages(message_ins_ids=taken)
+        return answer
+
+    return checked
 
 
 def only_whole_answers(pull: Any) -> Any:

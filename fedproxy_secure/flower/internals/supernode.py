@@ -15,7 +15,7 @@ from fedproxy_secure.flower.patience import pause_s
 IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
 SOON_S, LOOK_S = 0.05, 0.4  # how long a deployed node sleeps instead: at least, and at most
 PART_S = 2.0  # how long at most until it looks again for a part of a message that is not there yet
-PATIENT_S = 60.0  # after so long without a message it looks as rarely as Flower does
+PATIENT_S = 60.0  # after so much sleep without a message it looks as rarely as Flower does
 
 
 class AppRefused(Exception):
@@ -46,7 +46,7 @@ def start_supernode(check: Callable[[OfferedApp], None]) -> None:
     vars(worker)["http_request_response"] = checked_connection(http_request_response, check)
     # Flower looks for messages every three seconds, for answers twice a second; masking has five steps
     vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)
-    # a message is often found before the last of its parts has come; Flower looks for that a second later
+    # a message may be handed out before its last part has come; Flower looks for that a second later
     pull = vars(worker)["pull_objects"]
     vars(worker)["pull_objects"] = sooner(pull, least_s=SOON_S, most_s=PART_S)
     flower_supernode()
@@ -62,7 +62,7 @@ def sooner(pull: Callable[..., Any], *, least_s: float, most_s: float) -> Callab
 
 
 class Impatient:
-    """A `sleep` that is short while messages come, and as long as asked after a minute without any.
+    """A `sleep` that is short while messages come, and as long as asked after `PATIENT_S` without any.
 
     Flower's worker sleeps `IDLE_S` when there is no message, and for less while it waits for its own client
     app's answer. After an answer the next request of a round mostly comes soon, so the first looks follow
