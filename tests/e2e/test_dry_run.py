@@ -49,6 +49,9 @@ def test_what_plug_back_reads_is_counted_where_it_plugs_back():
     cells = {m: Cell(method=m, remove_ratio=0.5, seed=0) for m in ("fedproxy_h_ties", "zero_shot_proxy")}
     more = {m: PACE.cell_seconds(config, c) - PACE.cell_seconds(plain, c) for m, c in cells.items()}
     assert more == {"fedproxy_h_ties": pytest.approx(aligned, rel=0.01), "zero_shot_proxy": 0}
+    rotated = {**SETTINGS, "compress": {**SETTINGS.get("compress", {}), "kind": "rotated"}}
+    both = [parse_config({**rotated, "plug_back": {"align_windows": n}}) for n in (20, 40)]
+    assert PACE.run_seconds(both[0]) == PACE.run_seconds(both[1]), "it is not aligned"
     searched = parse_config({**SETTINGS, "plug_back": {"scale": "public_text"}})
     assert 0 < PACE.plug_back_seconds(searched, 0.5) < PACE.plug_back_seconds(config, 0.5) * 4
 

@@ -59,7 +59,10 @@ def plug_back_units(config: Config, *, remove_ratio: float) -> int:
     own, searched = config.plug_back, 0
     if own.scale == "public_text":
         searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)
-    aligned = (own.align_windows or 0) * (2 + (2 + 2 + 1) * (1 - remove_ratio))
+    windows = own.align_windows or 0
+    if config.compress.kind == "rotated":  # its hidden states are not the LLM's: it is not aligned
+        windows = 0
+    aligned = windows * (2 + (2 + 2 + 1) * (1 - remove_ratio))
     return round(WINDOW * (searched * (2 - remove_ratio) + aligned))
 
 
