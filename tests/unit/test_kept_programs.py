@@ -58,6 +58,19 @@ def test_it_is_left_alone_while_it_runs_and_ends_when_told(keep, tmp_path):
     assert (tmp_path / "lock").exists()
 
 
+def test_one_that_does_not_stop_when_told_is_killed_soon(keep, tmp_path, monkeypatch):
+    """As a SuperNode does not while it tells its SuperLink, which is gone, that it goes."""
+    monkeypatch.setattr(module, "STOP_S", 0.3)
+    deaf = (
+        "import signal, time; signal.signal(2, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    one, told = keep(deaf)
+    look_until(one, lambda: (tmp_path / "it.log").exists() and "deaf" in (tmp_path / "it.log").read_text())
+    began = time.monotonic()
+    one.stop()
+    assert 0.3 <= time.monotonic() - began < 10
+
+
 def test_a_log_that_has_grown_large_is_moved_aside(keep, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_LOG_BYTES", 4)
     one, told = keep("print('a long line')")

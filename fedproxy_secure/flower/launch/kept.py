@@ -16,6 +16,9 @@ from fedproxy_secure.runtime.escape import printable
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 STEADY_S = 60.0  # what lived so long is started again at once
 MOST_LOG_BYTES = 2**24
+# A SuperNode tells its SuperLink that it goes, and tries for long if that has gone before. What either
+# program must keep is on the disk already.
+STOP_S = 4.0
 
 
 class Kept:
@@ -67,7 +70,9 @@ class Kept:
 
     def _start(self, now: float) -> None:
         _rotate(self._file)
-        started = process(sys.executable, self._arguments, self._environment, self._file, self._lock)
+        started = process(
+            sys.executable, self._arguments, self._environment, self._file, self._lock, stop_s=STOP_S
+        )
         self._process, self._began = self._running.enter_context(started), now
         self._tell(f"{self._name} started, process {self._process.pid}; its log: {self._file}")
 

@@ -107,9 +107,18 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 @contextmanager
 def process(
-    program: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
+    program: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    lock: int,
+    *,
+    stop_s: float = STOP_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that holds `lock`, in a group that has ended when the `with` block is left."""
+    """Run a process that holds `lock`, in a group that has ended when the `with` block is left.
+
+    It is asked to stop, and killed if it has not after `stop_s` seconds.
+    """
     with log.open("ab") as output:
         started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
             [program, *arguments],
@@ -125,7 +134,7 @@ def process(
     finally:
         _signal_group(started, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            started.wait(STOP_S)
+            started.wait(stop_s)
         _signal_group(started, signal.SIGKILL)
         started.wait()
 
