@@ -64,7 +64,7 @@ def test_one_that_does_not_stop_when_told_is_killed_soon(keep, tmp_path, monkeyp
     deaf = (
         "import signal, time; signal.signal(2, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     )
-    one, told = keep(deaf)
+    one, _ = keep(deaf)
     look_until(one, lambda: (tmp_path / "it.log").exists() and "deaf" in (tmp_path / "it.log").read_text())
     began = time.monotonic()
     one.stop()
