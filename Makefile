@@ -5,8 +5,9 @@ PYTHON := $(shell command -v python3.11 || command -v python3)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
 PACKAGES := fedproxy_secure threat_models attacks
-# worksteal keeps neighbours in one process, so that what the tests of a file share is mostly made once
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal
+# worksteal keeps neighbours in one process, so that what the tests of a file share is mostly made once; three
+# processes on two cores, because tests wait for processes of their own, too
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 3 --dist worksteal
 DEMO := $(VENV)/.demo-installed
 TEST := $(VENV)/.test-installed
 REAL := $(VENV)/.real-installed
