@@ -4,6 +4,7 @@ import re
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import (
@@ -76,12 +77,12 @@ def test_a_part_that_is_not_there_yet_is_looked_for_soon_and_without_an_end_of_t
         return b"it"
 
     began = time.monotonic()
-    sooner = supernode.sooner(pull_objects, least_s=0.001, most_s=0.01)
+    sooner: Any = supernode.sooner(pull_objects, least_s=0.001, most_s=0.01)
     assert sooner(["a"], pull) == {"a": b"it"}
     assert time.monotonic() - began < 0.8
     assert sooner.keywords["max_tries_per_object"] is None
     assert vars(start_client_internal)["pull_objects"] is pull_objects, "it is what the worker calls"
-    assert run_clientapp.pull_and_inflate_object_from_tree is pull_and_inflate_object_from_tree
+    assert vars(run_clientapp)["pull_and_inflate_object_from_tree"] is pull_and_inflate_object_from_tree
 
 
 def test_flowers_worker_sleeps_as_long_as_the_node_expects():
