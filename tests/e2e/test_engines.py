@@ -35,13 +35,16 @@ def recorded(world, engine, rounds, folder, **watch):
     return final, view(folder / engine, get("server")), states
 
 
-@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("engine", "rounds"),
-    # one round shows every step
-    [("simulation", 1), ("deployment", 1), pytest.param("deployment", 2, marks=pytest.mark.nightly)],
+    # one round shows every step; tests/network runs a deployment for every change
+    [
+        pytest.param("simulation", 1, marks=pytest.mark.change),
+        ("deployment", 1),
+        pytest.param("deployment", 2, marks=pytest.mark.nightly),
+    ],
 )
 def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine, rounds):
     told = []

@@ -43,6 +43,7 @@ def test_a_run_leaves_models_that_load_and_a_report_with_intervals(settings, tmp
     assert row.average.low <= row.average.value <= row.average.high
 
 
+@pytest.mark.slow
 def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(settings, tmp_path):
     searching = parse_config({**settings, "plug_back": {"scale": "public_text"}})
     report = run(searching, tmp_path / "run", command="c")
@@ -55,6 +56,7 @@ def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(s
     assert note.endswith(f"Factors: {', '.join(factors)}.")
 
 
+@pytest.mark.slow
 def test_an_aligned_llm_is_another_than_the_plain_one_and_the_report_says_so(settings, tmp_path):
     raw = {**settings, "seeds": [0]}
     plain = run(parse_config(raw), tmp_path / "plain", command="c")
