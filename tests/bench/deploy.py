@@ -78,56 +78,19 @@ def rounds() -> list[Row]:
     spent = {role: (after[role] - before.get(role, 0.0)) / (ROUNDS - 1) for role in sorted(after)}
     wire = sum(spent.get(role, 0.0) for role in WIRE) / len(os.sched_getaffinity(0))
     own, twin = statistics.median(deployed[1:]), statistics.median(alone[1:])
-    ratio = (own - wire) / twin
     return [
-        Row(
-            metric="from `deploy run` to the first finished round",
-            value=first,
-            n=1,
-            unit="s",
-            target=f"<= {MOST_FIRST_S:.0f}",
-            ok=first <= MOST_FIRST_S,
-            command=COMMAND,
-        ),
+        _row("from `deploy run` to the first finished round", first, "s", n=1, at_most=MOST_FIRST_S),
         _median("a deployed round", deployed[1:]),
         _median("the same round in one process", alone[1:]),
-        Row(
-            metric="a deployed round over one in one process",
-            value=own / twin,
-            n=ROUNDS - 1,
-            unit="",
-            target="",
-            ok=None,
-            command=COMMAND,
-        ),
-        Row(
-            metric="the wire of a deployed round: what Flower's processes take of all processors",
-            value=wire,
-            n=ROUNDS - 1,
-            unit="s",
-            target="",
-            ok=None,
-            command=COMMAND,
-        ),
-        Row(
-            metric="a deployed round without the wire over one in one process",
-            value=ratio,
-            n=ROUNDS - 1,
-            unit="",
-            target=f"<= {MOST_RATIO}",
-            ok=ratio <= MOST_RATIO,
-            command=COMMAND,
+        _row("a deployed round over one in one process", own / twin),
+        _row("the wire of a deployed round: what Flower's processes take of all processors", wire, "s"),
+        _row(
+            "a deployed round without the wire over one in one process",
+            (own - wire) / twin,
+            at_most=MOST_RATIO,
         ),
         *(
-            Row(
-                metric=f"processor time of a deployed round, {role}",
-                value=seconds,
-                n=ROUNDS - 1,
-                unit="s",
-                target="",
-                ok=None,
-                command=COMMAND,
-            )
+            _row(f"processor time of a deployed round, {role}", seconds, "s")
             for role, seconds in spent.items()
         ),
     ]
@@ -244,6 +207,13 @@ def processor_s(pids: Iterable[int]) -> dict[str, float]:
 def _below(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     return [int(child) for child in children] + [one for child in children for one in _below(int(child))]
+
+
+def _row(
+    metric: str, value: float, unit: str = "", *, n: int = ROUNDS - 1, at_most: float | None = None
+) -> Row:
+    target, ok = ("", None) if at_most is None else (f"<= {at_most:g}", value <= at_most)
+    return Row(metric=metric, value=value, n=n, unit=unit, target=target, ok=ok, command=COMMAND)
 
 
 def _median(metric: str, seconds: list[float]) -> Row:
