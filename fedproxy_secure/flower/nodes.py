@@ -104,7 +104,7 @@ def _claimed(
     known: set[str],
     shipped: dict[str, int],
 ) -> dict[str, int]:
-    """Set up nodes that have no names yet, and send the proxy to those that alone claim a client's name."""
+    """Set up nodes whose clients are unknown; send the proxy to each that alone claims a client's name."""
     claims: dict[int, str] = {}
     ready: list[int] = []
     lacking: dict[int, wire.Ready] = {}

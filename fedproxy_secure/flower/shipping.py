@@ -103,7 +103,7 @@ class _Site:
         self.away_since = None if connected else self.away_since or time.monotonic()
 
     def says(self, has: int) -> None:
-        """Note how many bytes the client says that it has; more than it can have is not believed."""
+        """Take the client's word for how many bytes it has, unless that is more than it was sent."""
         was_set_up, self.set_up = self.set_up, False
         if was_set_up and not self.tells:
             return
@@ -136,12 +136,7 @@ def ship(
             here, also for clients that are left out, and if this raises.
         away: for how long sites that are not set up yet may be away; None: as long as all others.
     """
-    sites = {
-        node: _new_site(job, proxy, node, answer)
-        if isinstance(answer, str)
-        else _site(job, proxy, node, answer)
-        for node, answer in to.items()
-    }
+    sites = {node: _site(job, proxy, node, answer) for node, answer in to.items()}
     under_way, done = list(sites.values()), list[int]()
     began, size = time.monotonic(), sum(site.offer.size for site in under_way)
     most_s = asker.timeout_s + size / max(1, len(sites)) / LEAST_RATE
@@ -179,24 +174,21 @@ def ship(
     return done
 
 
-def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready) -> _Site:
-    offer, tells = _offer(job, proxy, answer.client), job.marks is None
-    has, limit = (min(answer.has, offer.size), 0) if tells else (0, offer.size)
-    return _Site(node=node, client=answer.client, offer=offer, has=has, limit=limit, tells=tells)
-
-
-def _new_site(job: FederationJob, proxy: Path, node: int, client: str) -> _Site:
-    """Return a node that is asked first where it stands."""
+def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready | str) -> _Site:
+    """Return a node with what it has answered to its set-up; by its client's name if it is to be set up."""
+    answered = not isinstance(answer, str)
+    client = answer if isinstance(answer, str) else answer.client
     offer, tells = _offer(job, proxy, client), job.marks is None
+    said = None if isinstance(answer, str) or not tells else answer.has
     return _Site(
         node=node,
         client=client,
         offer=offer,
-        has=0,
-        limit=offer.size,
+        has=0 if said is None else min(said, offer.size),
+        limit=offer.size if said is None else 0,
         tells=tells,
-        set_up=True,
-        answered=False,
+        set_up=not answered,
+        answered=answered,
     )
 
 

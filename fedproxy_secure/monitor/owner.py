@@ -103,7 +103,7 @@ def _judged(
     if planned is not None and done >= planned:
         return "finished", True, "all rounds are done"
     begins = at.last is not None and at.last.kind == "start"
-    if trouble is not None and not begins:  # of the call before
+    if trouble is not None and not begins:  # at a start it is left from the call before
         return "stopped", False, f"ended with {trouble}, {so_far}; trouble.json says why"
     if at.last is not None and at.last.outcome == "aborted":
         return "stopped", False, f"ended with {at.last.reason}, {so_far}; the run's log says why"

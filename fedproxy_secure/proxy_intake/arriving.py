@@ -4,10 +4,10 @@ Bytes go to one file of the client's own in its cache, in their order. Whoever i
 side, goes on at that file's end. The last part is followed by the checks of `proxy_intake.store`.
 
 Guarantees: a part is appended where the file ends, or ignored, so that a part that comes twice, or too
-early, changes nothing; a write that a kill or a full disk cuts short is gone on with from where it ends. It
-is flushed to the disk before it is answered. Names, sizes and the room on the disk are checked before a
-byte of a part is written. A proxy is put in its place only if its files hash to what the
-server named; otherwise all that came of it is deleted. Memory holds one part.
+early, changes nothing; a write that a kill or a full disk cuts short is gone on with from where it ends.
+It is flushed to the disk before it is answered. Names, sizes and the room on the disk are checked before a
+byte of a part is written. A proxy is put in its place only if its files hash to what the server named;
+otherwise all that came of it is deleted. Memory holds one part.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
 
 
 def forget(sha256: str, *, client: str, copy: str = "") -> None:
-    """Delete what has come for a client of a proxy that it does not need any more, if it can be deleted."""
+    """Delete the bytes that a client has received of a proxy; it is no error if that fails."""
     with suppress(OSError):
         _incoming(sha256, client, copy).unlink()
 

@@ -190,7 +190,7 @@ def usage(pid: int) -> tuple[int, int]:
 
 
 def processor_s(pids: Iterable[int]) -> dict[str, float]:
-    """Return the processor seconds of processes and of all that they started, summed up by their roles."""
+    """Return processor seconds by role, over these processes and all that they started."""
     used: dict[str, float] = {}
     for pid in pids:
         for one in [pid, *_below(pid)]:

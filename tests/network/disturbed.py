@@ -234,7 +234,7 @@ def _started(
 
 
 def _reason(running: Running) -> str | None:
-    """Return the line in which the owner's command says why it ended; None if it does not, or at length."""
+    """Return the error line of the owner's command; None if it printed none, or a traceback."""
     text = running.said("owner")
     if "Traceback (most recent call last)" in text:
         return None

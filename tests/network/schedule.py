@@ -32,7 +32,7 @@ BEFORE_ROUNDS: tuple[Step, ...] = ("setup", "part")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One disturbance.
+    """A planned disturbance: what happens, in which step, and to whom.
 
     Attributes:
         kind: what happens.

@@ -354,31 +354,21 @@ def test_a_request_for_messages_is_held_until_a_whole_one_is_there():
     assert pulled_after_s(links, held_s=60) < 30
 
 
-def test_so_many_requests_are_held_at_once_and_others_are_answered():
-    links, pull = Links(), held(lambda *_: "pulled", held_s=60, most=1)
+@pytest.mark.parametrize(("node", "most"), [(8, 1), (7, 24)], ids=["too many nodes", "the same node"])
+def test_a_request_beyond_those_that_may_be_held_is_answered_at_once(node, most):
+    links, pull = Links(), held(lambda *_: "pulled", held_s=60, most=most)
     first = threading.Thread(target=pull, args=(asked_by(7), links, None))
     first.start()
     time.sleep(0.1)
-    assert pull(asked_by(8), links, None) == "pulled"
+    assert pull(asked_by(node), links, None) == "pulled"
     assert first.is_alive()
     links.add("mine", node=7)
     first.join(30)
     assert not first.is_alive()
 
 
-def test_one_request_of_a_node_is_held_at_a_time():
-    links, pull = Links(), held(lambda *_: "pulled", held_s=60)
-    first = threading.Thread(target=pull, args=(asked_by(7), links, None))
-    first.start()
-    time.sleep(0.1)
-    assert pull(asked_by(7), links, None) == "pulled"
-    assert first.is_alive()
-    links.add("mine", node=7)
-    first.join(30)
-
-
 def test_a_message_that_a_node_took_and_did_not_confirm_is_handed_out_once_more():
-    """Its line was cut when the answer to its request was on the way."""
+    """The node's line was cut while the answer to its request was on the way."""
     links, pull = Links(), held(lambda *_: "pulled", held_s=0)
     links.add("lost", node=7, delivered_at="2026-01-01")
     links.add("of another", node=8, delivered_at="2026-01-01")
