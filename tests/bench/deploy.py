@@ -2,13 +2,15 @@
 
 An owner and five sites on this machine, with folders and processes of their own, TLS and masking, on the
 embedded LLM: seconds from `deploy run` to the first finished round, and a round's seconds beside those of
-the in-process engine with the same job. `python -m tests.bench.deploy soak 300` runs so many short rounds
-and compares memory and open files of all processes after a fifth of them with those at the end.
+the in-process engine with the same job. `python -m tests.bench.deploy soak 300` runs so many short rounds,
+kills a program of a random site in every tenth or so, and compares memory and open files of every party
+after a fifth of the rounds with those at the end.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -43,6 +45,8 @@ ROLES = {
 }
 WIRE = ("SuperLink", "five SuperNodes", "server app")  # its own part of these is small: the fusion
 WARM = 0.2  # the share of a soak after which caches are full
+CALM_ROUNDS = 10  # at the end of a soak without drop-outs, in which what was restarted fills its caches
+DROP_OUT_RATE = 0.1  # of a round between
 
 
 def main() -> None:
@@ -96,20 +100,39 @@ def rounds() -> list[Row]:
     ]
 
 
-def soak(count: int) -> list[Row]:
-    """Return memory and open files of owner and sites at the end of `count` rounds over those before."""
+def soak(count: int, seed: int = 0) -> list[Row]:
+    """Return memory and open files of owner and sites at the end of `count` rounds over those before.
+
+    Between the two a site's SuperNode or worker is killed at random; the site starts it again by itself.
+    """
     settings = config(rounds=count, steps=1)
+    draw, dropped = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         federation = prepared(settings, folder)
         started = {name: stack.enter_context(program("start", folder / name)) for name in SITES}
         started["owner"] = stack.enter_context(program("run", federation.folder))
         place = federation.run_folder / "seed-0" / "federation"
-        wait_for(place, max(2, int(WARM * count)))
+        warm = max(2, int(WARM * count))
+        wait_for(place, warm)
         before = {name: usage(one.pid) for name, one in started.items()}
+        for number in range(warm, count - CALM_ROUNDS):
+            wait_for(place, number)
+            if draw.random() < DROP_OUT_RATE:
+                site, what = draw.choice(list(SITES)), draw.choice(["launch.supernode", "launch.worker"])
+                time.sleep(draw.uniform(0, 5))  # any step of the round
+                dropped += kill(started[site].pid, what)
         wait_for(place, count - 1)
         after = {name: usage(one.pid) for name, one in started.items()}
-    rows = []
+        taking = [len(line["participants"]) for line in RunFolder(path=place).read_jsonl("rounds.jsonl")]
+    command = f"python -m tests.bench.deploy soak {count}"
+    rows = [
+        Row(metric=what, value=value, n=count, unit="", target="", ok=None, command=command)
+        for what, value in (
+            (f"programs killed in {count} rounds, seed {seed}", dropped),
+            ("rounds without a site", sum(number < len(SITES) for number in taking)),
+        )
+    ]
     for index, what in enumerate(("memory", "open files")):
         growth = {name: after[name][index] / before[name][index] - 1 for name in started}
         worst = max(growth, key=lambda name: growth[name])
@@ -121,10 +144,21 @@ def soak(count: int) -> list[Row]:
                 unit="",
                 target=f"<= {MOST_GROWTH}",
                 ok=growth[worst] <= MOST_GROWTH,
-                command=f"python -m tests.bench.deploy soak {count}",
+                command=command,
             )
         )
     return rows
+
+
+def kill(pid: int, words: str) -> int:
+    """Kill the programs below a process that have these words in their command; return how many."""
+    killed = 0
+    for one in _below(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if words in Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8"):
+                os.kill(one, signal.SIGKILL)
+                killed += 1
+    return killed
 
 
 def config(*, rounds: int, steps: int = 10) -> Config:
@@ -205,7 +239,10 @@ def processor_s(pids: Iterable[int]) -> dict[str, float]:
 
 
 def _below(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return []
     return [int(child) for child in children] + [one for child in children for one in _below(int(child))]
 
 
