@@ -91,6 +91,8 @@ class AttackInfo:
         by: parties of a threat model, one of which must be corrupted; empty: whoever has the surfaces.
         long: how long the attack takes beside others; longer attacks start first, so that processes end
             together.
+        shares: name of what it computes that other attacks and other views use again, such as a trained
+            control; attacks with the same name run in one process, which keeps it. Empty: nothing.
     """
 
     id: str
@@ -106,6 +108,7 @@ class AttackInfo:
     smoke: bool = True
     by: tuple[Literal["server", "network", "clients", "api"], ...] = ()
     long: int = 0
+    shares: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

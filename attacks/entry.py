@@ -5,7 +5,7 @@ The core does not import attacks. It asks every function that is registered in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedproxy_secure.evidence.finding import Finding, Profile
@@ -21,7 +21,7 @@ def measure(
     profile: Profile,
     seconds: float,
     seed: int,
-    jobs: int,
+    jobs: int | Callable[[], int],
     resume: bool,
     llm: str | None,
     progress: Progress | None = None,
@@ -34,7 +34,8 @@ def measure(
         profile: how much the suite spends: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take from one view.
         seed: seed of the attacks' own randomness.
-        jobs: how many attacks run at once, each in a process of its own if more than one.
+        jobs: how many attacks run at once, in processes of their own if more than one; a function is asked
+            before an attack begins, until it returns more than one.
         resume: whether to keep what an earlier call finished.
         llm: path of the owner's model, for views of the server.
         progress: where the suite reports its progress; by default nowhere.
@@ -46,8 +47,11 @@ def measure(
     from fedproxy_secure.runtime.preload import warm_up
     from threat_models import get
 
-    if jobs > 1:
-        warm_up(WORKERS_NEED)
+    def asked() -> int:
+        at_once = jobs() if callable(jobs) else jobs
+        if at_once > 1:
+            warm_up(WORKERS_NEED)
+        return at_once
 
     return run_suite(
         run,
@@ -58,6 +62,6 @@ def measure(
         seed=seed,
         resume=resume,
         llm=llm,
-        jobs=jobs,
+        jobs=asked if callable(jobs) else asked(),
         progress=progress,
     )

@@ -8,7 +8,8 @@ An attack that fails never stops the rest (`attacks.trial`). Each result is appe
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ from threat_models import ThreatModel
 
 EVENTS = "events.jsonl"
 Key = tuple[str, str, str]  # the seed's folder, threat model, attack
+Jobs = int | Callable[[], int]  # how many at once; a function is asked again until it says more than 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def run_suite(
     seed: int = 0,
     resume: bool = False,
     llm: str | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
     progress: Progress | None = None,
     on_result: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
@@ -123,8 +125,9 @@ def run_suite(
         seed: seed of the attacks' randomness in the run's first seed.
         resume: whether to keep what an earlier call finished under the same profile and seed.
         llm: path of the owner's model, for views of the server.
-        jobs: how many attacks run at once. With more than one, each runs in a process of its own, and
-            `attacks.registry.every` must know it.
+        jobs: how many attacks run at once. With more than one, each runs in a process of its own, or in one
+            with those that it shares something with, and `attacks.registry.every` must know it. A function
+            is asked before an attack begins, until it returns more than 1.
         progress: where progress is reported; by default nowhere.
         on_result: called with every finding as it comes.
 
@@ -177,32 +180,61 @@ def run_suite(
 
 
 def _results(
-    todo: Sequence[Trial], attacks: dict[str, Attack], jobs: int, bars: Progress
+    todo: Sequence[Trial], attacks: dict[str, Attack], jobs: Jobs, bars: Progress
 ) -> Generator[Finding]:
     """Yield the findings as they come."""
-    apart = []
+    if jobs == 1:
+        for trial in todo:
+            yield trial.run(attacks[trial.attack], bars)
+        return
+    groups: dict[tuple[Path, str], list[Trial]] = {}
     for trial in todo:
-        one = attacks[trial.attack]
-        seen = read_view(trial.folder, trial.model, trial.llm)
-        if jobs > 1 and has_surfaces(one.info, seen):
-            apart.append(trial)
+        info = attacks[trial.attack].info
+        if has_surfaces(info, read_view(trial.folder, trial.model, trial.llm)):
+            groups.setdefault((trial.folder, info.shares or f"{trial.key}"), []).append(trial)
         else:
-            yield trial.run(one, bars)
-    apart.sort(key=lambda t: -attacks[t.attack].info.long)
-    seconds = apart[0].seconds if apart else 0.0
-    with closing(
-        in_processes(run_trial, apart, jobs=jobs, seconds=seconds, progress=lambda _trial: bars)
-    ) as ended:
+            yield trial.run(attacks[trial.attack], bars)
+
+    def length(group: Sequence[Trial]) -> int:
+        return sum(attacks[trial.attack].info.long for trial in group)
+
+    waiting = deque(sorted(groups.values(), key=length, reverse=True))
+    while waiting:
+        at_once = jobs() if callable(jobs) else jobs
+        if at_once > 1:
+            yield from _apart(waiting, at_once, bars)
+            return
+        for trial in waiting.popleft():
+            yield trial.run(attacks[trial.attack], bars)
+
+
+def _apart(groups: Iterable[Sequence[Trial]], jobs: int, bars: Progress) -> Generator[Finding]:
+    """Run each group in a process of its own; if that dies, each trial of the group in one of its own."""
+    tasks, alone = list(groups), list[Sequence[Trial]]()
+    ended = in_processes(run_trials, tasks, jobs=jobs, seconds=_seconds, progress=lambda _: bars)
+    with closing(ended):
         for index, result in ended:
-            yield _lost(apart[index], result) if isinstance(result, Lost) else result
+            group = tasks[index]
+            if not isinstance(result, Lost):
+                yield from result
+            elif len(group) == 1:
+                yield _lost(group[0], result)
+            else:
+                alone += [(trial,) for trial in group]
+    if alone:
+        yield from _apart(alone, jobs, bars)
 
 
-def run_trial(trial: Trial, *, progress: Progress | None = None) -> Finding:
-    """Run one trial in this process, on one thread."""
+def _seconds(group: Sequence[Trial]) -> float:
+    return sum(trial.seconds for trial in group)
+
+
+def run_trials(group: Sequence[Trial], *, progress: Progress | None = None) -> list[Finding]:
+    """Run trials in this process, on one thread, one after another."""
     import torch
 
     torch.set_num_threads(1)
-    return trial.run(every()[trial.attack], progress)
+    return [trial.run(every()[trial.attack], progress) for trial in group]
 
 
 def _lost(trial: Trial, lost: Lost) -> Finding:

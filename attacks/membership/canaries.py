@@ -115,6 +115,7 @@ def auc_of(loss: float, references: np.ndarray) -> float:
         ),
         long=1,
         mapping=(("MITRE ATLAS", "5", "AML.T0057"), ("OWASP LLM", "2025", "LLM02")),
+        shares="overfitted on canaries",
     )
 )
 class CanaryExposure(Attack):

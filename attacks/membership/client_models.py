@@ -59,6 +59,7 @@ class Asked:
             Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
         ),
         mapping=MEMBERSHIP,
+        shares="overfitted on records",
     )
 )
 class ClientModelMembership(Attack):

@@ -99,6 +99,7 @@ class Scored:
         ),
         long=1,
         mapping=MEMBERSHIP,
+        shares="overfitted on records",
     )
 )
 class ModelMembership(Attack):

@@ -61,6 +61,7 @@ class Guessed:
         margin=0.005,
         mapping=(("MITRE ATLAS", "5", "AML.T0057"), ("OWASP LLM", "2025", "LLM02")),
         smoke=False,
+        shares="overfitted on records",
     )
 )
 class ClientDetails(Attack):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -18,13 +19,13 @@ def attack_run(
     folder: Path,
     *,
     seed: int,
-    jobs: int = 1,
+    jobs: int | Callable[[], int] = 1,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Run every registered suite on a recorded run, as `attacks` says; results lie below its folder.
 
-    `jobs` attacks run at once.
+    `jobs` attacks run at once; a function is asked before an attack begins, until it returns more than 1.
 
     Raises `ConfigError` if none is registered, `RunFolderError` if the run was not recorded.
     """

@@ -238,11 +238,24 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
             write_cell(out / BASELINES, run_cell(config, task, progress=progress))
         else:
             cores = processes_of(config.matrix.jobs, on_cuda=False)  # attacks use none but the CPU's
+            at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cores)
             with one_thread():
-                measure_cell(config, task, out, cores=cores, progress=progress)
+                measure_cell(config, task, out, jobs=at_once, progress=progress)
     except Exception as error:
         line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
         note_failure(_place(out, task), line)
+
+
+def attack_jobs(config: Config, out: Path, cores: int) -> int:
+    """Return how many attacks of a cell may run at once: the cores over the cells that have not ended.
+
+    So the last cell does not leave cores idle.
+    """
+    cells, _ = cells_of(config)
+    left: list[Piece] = [c for c in cells if not is_done(out, c)]
+    left += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+    running = sum(not (_place(out, c) / FAILED).exists() for c in left)
+    return max(1, cores // max(1, running))
 
 
 def _place(out: Path, cell: Piece) -> Path:

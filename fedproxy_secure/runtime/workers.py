@@ -104,7 +104,7 @@ def in_processes(
     tasks: Iterable[T | None],
     *,
     jobs: int,
-    seconds: float | None = None,
+    seconds: float | Callable[[T], float] | None = None,
     start: Start = "forkserver",
     progress: Callable[[T], Progress] | None = None,
 ) -> Generator[tuple[int, R | Lost]]:
@@ -119,7 +119,8 @@ def in_processes(
             `Lost.error`.
         tasks: the next task is taken when a process is free, so an iterator may stop early. While no task
             is ready it yields None, which has no index, and is asked again when a task has ended.
-        seconds: a task that takes `GRACE_S` longer than this is killed; None: no limit.
+        seconds: a task that takes `GRACE_S` longer than this, or than this returns for it, is killed; None:
+            no limit.
         start: `spawn` where tasks use CUDA.
         progress: makes the `Progress` that is told in this process what a task tells in its own; `work` is
             then called with a keyword `progress` too.
@@ -146,7 +147,8 @@ def in_processes(
                 process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
                 process.start()
                 there.close()
-                until = None if seconds is None else time.monotonic() + seconds + GRACE_S
+                own_s = seconds(task) if callable(seconds) else seconds
+                until = None if own_s is None else time.monotonic() + own_s + GRACE_S
                 replay = None if progress is None else Replay(shown=progress(task))
                 running[here] = _Running(index=begun, process=process, until=until, replay=replay)
                 begun += 1

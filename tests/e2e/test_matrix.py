@@ -17,17 +17,17 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.join import join
-from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.matrix import attack_jobs, matrix
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     DONE,
-    attack_jobs,
     cell_config,
     cells_of,
     note_failure,
     title_of,
 )
-from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, no_ceiling
+from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, ceilings_of, no_ceiling
+from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.report.report import Report
 from tests.support.tiny import tiny_settings
 
@@ -55,10 +55,11 @@ def untimed(report: Report) -> list:
     ]
 
 
-def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(settings, tmp_path):
+def test_attacks_of_the_last_cell_use_the_cores_that_nothing_else_needs(settings, tmp_path):
     config = parse_config(settings)
     cells, _ = cells_of(config)
-    assert len(cells) == 4
+    ceilings = ceilings_of(config)
+    assert (len(cells), len(ceilings)) == (4, 2)
     jobs = [attack_jobs(config, tmp_path, 4)]
     for cell in cells[:3]:
         if cell is cells[0]:
@@ -67,7 +68,12 @@ def test_attacks_of_the_last_cell_use_the_cores_that_no_other_cell_needs(setting
             (tmp_path / cell.folder).mkdir(parents=True)
             (tmp_path / cell.folder / DONE).write_text("{}")
         jobs.append(attack_jobs(config, tmp_path, 4))
-    assert jobs == [1, 1, 2, 4]
+    for ceiling in ceilings:
+        file = cell_file(tmp_path / BASELINES, ceiling)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+        jobs.append(attack_jobs(config, tmp_path, 4))
+    assert jobs == [1, 1, 1, 1, 2, 4]
     assert attack_jobs(config, tmp_path, 1) == 1
 
 

@@ -13,7 +13,9 @@ from fedproxy_secure.secagg.messages import MaskedInput
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
 
 K, D = 5, 1 << 16
-ALPHA = 1e-9  # keys are drawn anew in each run, so chance alone must not fail it; words that are seen give 0
+ALPHA = (
+    1e-9  # keys are drawn anew in each run, so chance alone must not fail it; words that are seen give 0
+)
 
 
 def byte_p_value(raw: bytes) -> float:

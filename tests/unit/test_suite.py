@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -573,6 +574,67 @@ def test_a_suite_in_processes_has_the_same_results_as_in_one(clean):
     apart = suite(clean, *attacks, jobs=2)
     together = suite(clean, *attacks)
     assert without_seconds(apart) == without_seconds(together)
+
+
+class Names(Toy):
+    """Tells its process in place of a number."""
+
+    def score(self, guess, answer):
+        return (replace(*super().score(guess, answer), how=str(os.getpid())),)
+
+
+class DiesApart(Names):
+    """Ends its process, unless that is the first one."""
+
+    def guess(self, view, question, budget, rng):
+        if parent_process() is not None:
+            os._exit(9)
+        return super().guess(view, question, budget, rng)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A way to register attacks also for processes that are forked from this one."""
+    monkeypatch.setattr("fedproxy_secure.runtime.workers.get_context", lambda _: get_context("fork"))
+
+    def register(*attacks):
+        for one in attacks:
+            alike = type(
+                "Alike", (type(one),), {"info": one.info, "guesses": 0, "__init__": lambda _: None}
+            )
+            monkeypatch.setitem(registry._REGISTERED, one.info.name, alike)
+        return attacks
+
+    registry.every()
+    return register
+
+
+def processes(findings):
+    """The process of each attack and view."""
+    return {(f.attack, f.view): f.estimates[0].how for f in findings if f.estimates}
+
+
+def test_attacks_that_share_something_run_in_one_process_others_in_their_own(clean, registered):
+    attacks = registered(Names("one", shares="it"), Names("two", shares="it"), Names("other"))
+    found = processes(suite(clean, *attacks, threat_models=[SERVER, CLIENT], jobs=2))
+    assert len(found) == 6
+    together = {process for (attack, _), process in found.items() if attack != "other"}
+    assert len(together) == 1
+    assert len(set(found.values())) == 3
+
+
+def test_a_suite_goes_over_to_processes_once_it_may_run_more_at_once(clean, registered):
+    attacks = registered(Names("one", long=2), Names("two", long=1), Names("three"))
+    answers = iter([1, 2])
+    found = processes(suite(clean, *attacks, jobs=lambda: next(answers)))
+    own = str(os.getpid())
+    assert [found[name, "server"] == own for name in ("one", "two", "three")] == [True, False, False]
+
+
+def test_what_shares_a_process_with_an_attack_that_ends_it_runs_again_by_itself(clean, registered):
+    attacks = registered(Names("one", shares="it"), DiesApart("dies", shares="it"))
+    found = suite(clean, *attacks, jobs=2)
+    assert {f.attack: f.outcome for f in found} == {"one": Outcome.SUCCEEDED, "dies": Outcome.ERROR}
 
 
 # third parties

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -156,12 +157,16 @@ def proxy_of(config: Config, cell: MatrixCell) -> PreparedProxy | None:
 
 
 def measure_cell(
-    config: Config, cell: MatrixCell, out: Path, *, cores: int = 1, progress: Progress | None = None
+    config: Config,
+    cell: MatrixCell,
+    out: Path,
+    *,
+    jobs: int | Callable[[], int] = 1,
+    progress: Progress | None = None,
 ) -> None:
     """Run one cell, attack it, and mark it as done.
 
-    If its proxy was prepared, the run finds it healed. Attacks use the share of `cores` that no other cell
-    needs any more, so that the last cell does not leave cores idle.
+    If its proxy was prepared, the run finds it healed. `jobs`: of `attack_run`.
     """
     from fedproxy_secure.experiments.run import run
 
@@ -175,15 +180,8 @@ def measure_cell(
         proxy.lend(out, folder / f"seed-{cell.seed}")
     run(own, folder, resume=True, progress=progress, command=cell.command, page=False)
     if config.attacks.suite != "none":
-        attack_run(own, folder, seed=cell.seed, jobs=attack_jobs(config, out, cores), progress=progress)
+        attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)
     RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})
-
-
-def attack_jobs(config: Config, out: Path, cores: int) -> int:
-    """Return how many attacks of a cell may run at once: the cores over the cells that have not ended."""
-    cells, _ = cells_of(config)
-    left = sum(not is_done(out, c) and not (out / c.folder / FAILED).exists() for c in cells)
-    return max(1, cores // max(1, left))
 
 
 def is_done(out: Path, cell: MatrixCell) -> bool:
