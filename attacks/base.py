@@ -227,11 +227,11 @@ class Attack:
 
 
 def _shuffled_steps(adapters: Mapping[int, np.ndarray], shuffled: Any) -> dict[int, np.ndarray]:
-    """Return the adapters with the step between every two successive rounds shuffled; the first stays."""
+    """Return the adapters with the steps between those that were seen shuffled; the first one stays."""
     result: dict[int, np.ndarray] = {}
     before = None
     for number in sorted(adapters):
-        if before is None or before not in result or number - 1 != before:
+        if before is None:
             result[number] = adapters[number]
         else:
             result[number] = result[before] + shuffled(adapters[number] - adapters[before])

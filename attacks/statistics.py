@@ -209,7 +209,7 @@ def tpr_estimates(
                 unit=here.unit,
                 seeds=here.seeds,
                 how="share of positives, Wilson 95 % at both ends of the threshold's 95 %",
-                chance=rate,
+                chance=(allowed + 1) / (len(negatives) + 1),
                 power=RatePower(positives=here.n, negatives=len(negatives), rate=rate),
             )
         )

@@ -77,6 +77,7 @@ def run_one(
     estimates: tuple[Estimate, ...] = ()
     detectable: tuple[Detectable, ...] = ()
     targets = positive = negative = None
+    without_control = ""
     bar = _Seconds(shown=progress or NoProgress(), task=f"{one.info.name}, {seen.threat_model}")
     bar.shown.start(bar.task, math.ceil(seconds))
     try:
@@ -86,13 +87,19 @@ def run_one(
             _check_units(one.info, estimates)
             detectable = detectable_of(one.info, estimates)
             targets = targets_of(estimates[0], exam, truth) if estimates else None
-            bar.part = "its positive control"
-            with suppress(NotApplicable):  # a control that does not apply counts as missing
-                positive = _positive(one, seen, truth, budget, seed, estimates)
             bar.part = "its negative control"
-            with suppress(NotApplicable):
+            with suppress(NotApplicable):  # a control that does not apply counts as missing
                 negative = _negative(one, seen, exam, guess, budget, seed)
+            bar.part = "its positive control"
+            try:
+                positive = _positive(one, seen, truth, budget, seed, estimates)
+            except NotApplicable:
+                pass
+            except (OutOfTime, Inconclusive) as error:  # success needs no positive control
+                without_control = f"{error} in {bar.part}"
         outcome, reason = judge(one.info, estimates[0], positive, negative, detectable)
+        if without_control and outcome != Outcome.SUCCEEDED:
+            outcome, reason = Outcome.INCONCLUSIVE, without_control
     except OutOfTime as error:
         outcome, reason = Outcome.INCONCLUSIVE, f"{error} in {bar.part}"
     except NotApplicable as error:

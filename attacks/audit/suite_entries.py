@@ -134,7 +134,7 @@ class DpAudit(_Audit):
             result=audit_private_steps(
                 claim,
                 noise_share=_noise_share(view),
-                claimed_epsilon=settings.privacy.limit,
+                claimed_epsilon=settings.privacy.target_epsilon,
                 delta=settings.privacy.target_delta,
                 seed=int(rng.integers(2**31)),
                 canaries=min(max(wanted, LEAST_CANARIES), MOST_CANARIES),
@@ -160,7 +160,7 @@ class CanaryClients(_Audit):
     """The audit in which made-up clients at the clip norm join sums that carry the run's noise."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return the number of clients in a round."""
+        """Return the number of clients."""
         if view.settings is None or view.settings.privacy.unit != "client":
             raise NotApplicable("the run claims no client-level differential privacy")
         return Exam(question=len(view.settings.clients))
@@ -194,7 +194,7 @@ class CanaryClients(_Audit):
             result=audit_sums(
                 replace(claim, rounds=settings.federate.rounds),
                 norm=RESOLUTION,
-                claimed_epsilon=settings.privacy.limit,
+                claimed_epsilon=settings.privacy.target_epsilon,
                 delta=settings.privacy.target_delta,
                 canaries=min(count, settings.d),
                 rng=rng,

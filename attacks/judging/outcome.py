@@ -19,11 +19,11 @@ def judge(
 ) -> tuple[Outcome, str]:
     """Return the outcome of a headline beside its controls, and one sentence that says why.
 
-    SUCCEEDED: the interval begins above chance by more than the margin. RESISTED: the value does not exceed
-    that bar, the positive control's interval begins above the bar, and the headline's interval ends below
-    the positive control's. INCONCLUSIVE: everything else, and every headline whose negative control begins
-    above the bar. The reason of RESISTED says what would have been seen, where `detectable` has the
-    headline's.
+    SUCCEEDED: the interval begins above chance by more than the margin, and above the negative control.
+    RESISTED: the value does not exceed that bar, the positive control's interval begins above the bar, and
+    the headline's interval ends below the positive control's. INCONCLUSIVE: everything else, and every
+    headline whose negative control begins above the bar. The reason of RESISTED says what would have been
+    seen, where `detectable` has the headline's.
     """
     bar = info.chance + info.margin
     text = f"{headline.metric} {headline.value:.3g}"
@@ -33,6 +33,11 @@ def judge(
             f"negative control at {negative.value:.3g}: the attack finds what is not there",
         )
     if low_end(headline) > bar:
+        if negative is not None and low_end(headline) <= negative.value:
+            return (
+                Outcome.INCONCLUSIVE,
+                f"{text}: its interval must begin above the negative control, {negative.value:.3g}",
+            )
         return Outcome.SUCCEEDED, f"{text}, chance {info.chance:g}"
     if positive is None or low_end(positive) <= bar:
         control = "none" if positive is None else f"{positive.value:.3g}"

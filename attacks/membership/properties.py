@@ -72,6 +72,8 @@ class PropertyInference(Attack):
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Return shadow rounds on set-aside records, and target rounds on training records."""
         settings = view.settings
+        if settings is not None and settings.privacy.unit != "none":
+            raise NotApplicable("rounds would be trained anew, without the run's differential privacy")
         usable = {n: s for n, s in truth.clients.items() if len(s.holdout) >= 2 * RECORDS}
         if settings is None or not usable:
             raise NotApplicable(
@@ -170,11 +172,14 @@ def _train(
     common: tuple[int, ...],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return updates and labels of rounds on drawn records; in every second all answers are `common`."""
+    """Return updates and labels of rounds on drawn records; in every second all answers are `common`.
+
+    All rounds draw, with replacement, from as many records, so that repeated ones tell nothing.
+    """
     same = [i for i, item in enumerate(items) if _answer(item) == common]
     updates, labels = [], []
     for index in range(count):
-        pool = same if index % 2 else range(len(items))
+        pool = same if index % 2 else rng.permutation(len(items))[: len(same)]
         chosen = [items[i] for i in rng.choice(np.array(pool), size=RECORDS)]
         client = client_of(box, settings, name, chosen, steps=STEPS)
         updates.append(client.train(round=index, start=start).update)

@@ -234,7 +234,7 @@ class UpdateMembership(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on 16 records, seen in the clear: one step of SGD, or a few of the run's AdamW."""
-        control = one_step_control(view, truth, records=16)
+        control = one_step_control(view, truth, records=16, drawn=True)
         if control is None or view.settings is None or view.settings.local.optimizer == "sgd":
             return control
         return _with_adamw(*control, LocalConfig(**vars(view.settings.local)))

@@ -14,11 +14,15 @@ CONTROL = "control"  # the client's name
 CONTROL_STEP = 100.0  # learning rate of the step, so long that its rounding does not matter
 
 
-def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, Truth] | None:
-    """Return a view in which one client took one long SGD step on its shortest records, and its truth.
+def one_step_control(
+    view: View, truth: Truth, *, records: int, drawn: bool = False
+) -> tuple[View, Truth] | None:
+    """Return a view in which one client took one long SGD step on some of its records, and its truth.
 
     The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
-    Returns None if the view has no settings or no proxy, or if no honest client trained in such a round.
+    The records are the client's shortest, the likeliest to be within capacity, or with `drawn` any: where
+    they are told from others, their length must not tell. Planted canaries are not among them. Returns None
+    if the view has no settings or no proxy, or if no honest client trained in such a round.
     """
     if view.settings is None or view.proxy is None or not truth.clients:
         return None
@@ -26,7 +30,12 @@ def one_step_control(view: View, truth: Truth, *, records: int) -> tuple[View, T
     rounds = [r for r in state.rounds if r in view.adapters]
     if not rounds:
         return None
-    items = sorted(state.train, key=lambda item: len(item.ids))[:records]  # the likeliest within capacity
+    own = state.train[: len(state.train) - sum(c.repeats for c in state.canaries)]
+    if drawn:
+        order = np.random.default_rng(0).permutation(len(own))
+        items = [own[i] for i in order[:records]]
+    else:
+        items = sorted(own, key=lambda item: len(item.ids))[:records]
     r = max(rounds)
     start = view.adapters[r]
     with white_box.opened(view, start) as box:

@@ -67,6 +67,11 @@ class Config(Section):
                 f"federate.participation={self.federate.participation}: selects {chosen} of "
                 f"{clients} clients, fewer than federate.min_clients={self.federate.min_clients}"
             )
+        if self.privacy.unit == "record" and self.adapter.dropout:
+            raise ValueError(
+                f"adapter.dropout={self.adapter.dropout}: must be 0 with privacy.unit=record; its masks "
+                "are no secret, and one record more would change those of others"
+            )
         return self
 
     def with_signing_key(self, file: str | None) -> Config:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 MECHANISMS = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian"}
 NONE = "Differential privacy: none. What clients send, or their sum, may reveal records."
 RECORD = (
-    "Differential privacy: each client's updates of all rounds together are ({epsilon:.3g}, {delta:g})-DP "
+    "Differential privacy: each client's updates of all rounds together are ({epsilon}, {delta})-DP "
     "in that client's records (unit: one record; neighbours: one record there or not, which is the same as "
     "there or replaced by one without gradient, with the same number of records after rounding up to a "
-    "power of two: that number is public, the exact one is not).",
+    "power of two: that number is public, the exact one is not). Where settings choose records by their "
+    "place (audit.holdout, train_records, a split), one is replaced in its place, and no other moves.",
     "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g} and rounded to a grid, Gaussian noise on "
     "that grid, divided by the batch size. Sampling: Poisson, each record in each step independently, "
     "secret, at the rate batch size / that public number. Composition: over all local steps and rounds, "
-    "the tighter of the PRV and RDP accountants.",
+    "the tighter of the PRV and RDP accountants; PRV is of the direction in which the record is there, "
+    "and that the other one costs no more is tested, not proved.",
     "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
     "plug-back, any attack on the released models.",
 )
 CLIENT = (
-    "Differential privacy: the sums of all rounds together are ({epsilon:.3g}, {delta:g})-DP in whole "
+    "Differential privacy: the sums of all rounds together are ({epsilon}, {delta})-DP in whole "
     "clients (unit: one client; neighbours: its vector in the sum or zero in its place).",
-    "Mechanism: updates clipped to {clip_norm:g}, {mechanism} noise of the clients that are left, added "
-    "before masking. No sampling. Composition: RDP over rounds.",
+    "Mechanism: updates clipped to {clip_norm:g}, {mechanism} noise added before masking by the fewest "
+    "clients that can be left, without one who may be the onlooker. No sampling. Composition: RDP over "
+    "rounds.",
 )
 NOT_COVERED = (
     "Not covered: accuracies measured on clients' test records; settings chosen after looking at results; "
@@ -50,9 +54,23 @@ def guarantees(
     """
     if unit == "none":
         return (NONE,)
+    told = {"epsilon": rounded_up(epsilon), "delta": rounded_up(delta)}
     named = MECHANISMS[mechanism]
     lines = [
-        line.format(epsilon=epsilon, delta=delta, clip_norm=clip_norm, mechanism=named)
+        line.format(**told, clip_norm=clip_norm, mechanism=named)
         for line in (RECORD if unit == "record" else CLIENT)
     ]
     return (*lines, NOT_COVERED, *((SIMULATED,) if simulated else ()))
+
+
+def rounded_up(value: float, digits: int = 4) -> str:
+    """Return a number in so many significant digits, never less than it is: a guarantee must still hold.
+
+    >>> rounded_up(8.0), rounded_up(14.3401), rounded_up(1e-5)
+    ('8', '14.35', '1e-05')
+    """
+    text = f"{value:.{digits}g}"
+    if not math.isfinite(value) or float(text) >= value:
+        return text
+    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return f"{float(text) + step:.{digits}g}"

@@ -39,10 +39,11 @@ class Detectable:
 
     @property
     def sentence(self) -> str:
-        """What would have been seen, such as `an AUC of 0.58 would have been seen`."""
+        """What would have been seen, such as `an AUC of 0.58 would have been seen with probability 0.8`."""
+        often = f"with probability {PROBABILITY:g}"
         if self.smallest is None:
-            return f"no {self.metric} would have been seen for sure"
+            return f"no {self.metric} would have been seen {often}"
         value = f"{self.smallest:.3g}"
         named = {"AUC": "an AUC of ", "share": "a share of ", "ratio": "a ratio of "}.get(self.unit)
         what = f"{named}{value}" if named else f"{value} {self.unit}"
-        return f"{what} would have been seen"
+        return f"{what} would have been seen {often}"

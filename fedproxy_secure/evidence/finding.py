@@ -29,7 +29,7 @@ class Outcome(StrEnum):
     """How an attack ended. No outcome is called "failed": a resisted attack is not a proof of safety."""
 
     SUCCEEDED = "SUCCEEDED"  # its interval lies above chance by more than the margin
-    RESISTED = "RESISTED"  # it does not, and the same attack succeeds where protection is off
+    RESISTED = "RESISTED"  # it does not, and the same attack succeeds on its positive control
     NOT_APPLICABLE = "NOT_APPLICABLE"  # the view lacks what it needs, or the run has nothing to attack
     INCONCLUSIVE = "INCONCLUSIVE"  # a control failed, the interval is too wide, or time ran out
     ERROR = "ERROR"  # the attack raised an error

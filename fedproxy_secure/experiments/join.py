@@ -15,7 +15,12 @@ from fedproxy_secure.report.measured import ATTACKED, SeedRun, attacked, configu
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import JSON_NAME, Report
-from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
+from fedproxy_secure.report.spending import (
+    CEILING_NOT_COUNTED,
+    guarantees_of,
+    total,
+    unfinished_training,
+)
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime.artifacts import environment
 
@@ -35,6 +40,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     apis: dict[str, dict[str, None]] = {}
     runs: dict[str, list[tuple[Path, Config]]] = {}
     not_measured: dict[str, None] = {}
+    ceiling = False
     for folder in folders:
         config = _config_of(folder)
         records.add(_records_of(config))
@@ -44,6 +50,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
             joined += report.configurations
             known += report.attack_differences
             not_measured |= dict.fromkeys(report.not_measured)
+            ceiling = ceiling or CEILING_NOT_COUNTED in report.composition
         else:
             alike = config.model_copy(update={"seeds": (0,)}).sha256()
             runs.setdefault(alike, []).append((folder, config))
@@ -68,7 +75,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         ),
         not_measured=tuple(not_measured),
         total_epsilon=together.epsilon,
-        composition=together.says,
+        composition=(*together.says, *((CEILING_NOT_COUNTED,) if ceiling else ())),
     )
     publish(report, out)
     return report

@@ -54,7 +54,7 @@ from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, f
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.spending import total
+from fedproxy_secure.report.spending import CEILING_NOT_COUNTED, total
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
@@ -73,11 +73,6 @@ CELLS_NEED = (
     "transformers.models.llama.modeling_llama",
     "opacus",
 )
-CEILING_NOT_COUNTED = (
-    "Not counted: the centralised LLM behind `gap closed`, which trains on the same records without "
-    "differential privacy. Its accuracy is told; its weights are not kept."
-)
-
 Piece = MatrixCell | Cell
 
 

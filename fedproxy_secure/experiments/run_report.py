@@ -47,8 +47,8 @@ def protection_note(config: Config) -> str:
         open_sums = ": the sums themselves may leak" if protection.secure_sum else ""
         private = f"No differential privacy{open_sums}."
     else:
-        level = privacy.unit.capitalize()
-        private = f"{level}-level differential privacy, epsilon {privacy.target_epsilon:g}."
+        limit = f"epsilon {privacy.limit:g} at most for one seed alone"
+        private = f"{privacy.unit.capitalize()}-level differential privacy, {limit}."
         if privacy.randomness == "unsafe_simulated":
             private += " unsafe_simulated randomness: nothing is private."
     return f"{protection.sees(config.protect, config.fusion)} {private}"

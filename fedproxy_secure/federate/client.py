@@ -140,22 +140,17 @@ class LocalClient:
                 place = f"{stream_seed(self.seed, 'noise', self.name, asked.round)}"
                 key = hashlib.sha256(place.encode()).digest()
             with self.model.lent(asked.start) as tuned:
-                device = trained_parameters(tuned)[0].device
-                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                    # dropout is as secret as the noise: if others knew its masks, one record more would
-                    # change the gradients of all other records
-                    torch.manual_seed(int.from_bytes(hashlib.sha256(key + b"dropout").digest()[:7], "big"))
-                    train_privately(
-                        tuned,
-                        items,
-                        steps=self.local.steps,
-                        local=self.local,
-                        private=noise,
-                        noise=Noise(key),
-                        pad_id=self.pad_id,
-                        who=who,
-                        pull=asked.pull(tuned),
-                    )
+                train_privately(
+                    tuned,
+                    items,
+                    steps=self.local.steps,
+                    local=self.local,
+                    private=noise,
+                    noise=Noise(key),
+                    pad_id=self.pad_id,
+                    who=who,
+                    pull=asked.pull(tuned),
+                )
                 moved = (get_vector(tuned) - asked.start).astype(np.float32)
             # which records were drawn is kept for evaluation alone: it is as secret as the noise
             drawn = [] if self.on_trained is None else items.indices

@@ -63,18 +63,16 @@ def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> N
 def _rehearsed(
     tuned: nn.Module, item: Encoded, pad_id: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return a made-up record's flat gradient, under fixed dropout, and the buffers after its pass."""
+    """Return a made-up record's flat gradient, without dropout, and the buffers after its pass."""
     parameters = trained_parameters(tuned)
     device = parameters[0].device
 
     def loss(_: np.ndarray) -> torch.Tensor:
         return batch_loss(tuned, training_batch([item], pad_id=pad_id, device=device))
 
-    tuned.train()
+    tuned.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            _, gradients = record_gradient(loss, 0, parameters)
+        _, gradients = record_gradient(loss, 0, parameters)
         buffers = {name: buffer.detach().clone() for name, buffer in tuned.named_buffers()}
         return torch.cat([g.reshape(-1).float() for g in gradients]), buffers
     except OF_THE_MACHINE:
@@ -82,8 +80,6 @@ def _rehearsed(
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"proxy: gives no gradients of made-up records: {reason}") from error
-    finally:
-        tuned.eval()
 
 
 def known_tokens(tuned: Any) -> int:

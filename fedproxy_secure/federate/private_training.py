@@ -31,8 +31,8 @@ Proof. `s` is `NOISE_STEPS`, and one step of the grid is `noise_multiplier x cli
    real numbers, whose deviation is `noise_multiplier` times the most that a record moves S. `round(Z)` is
    drawn from a table (`discrete`). What happens after that, in floating point, is post-processing.
 4. *Steps compose.* The sums are computed at parameters that follow from what earlier steps released, and
-   samples and noise of all steps are independent. Dropout's masks are secret and independent too; given any
-   masks, 2 and 3 hold, and mixing over them only helps.
+   samples and noise of all steps are independent. There is no dropout: its masks come from a generator of
+   32 bits, and one record more would change those of all records after it.
 
 The noise's law is within `discrete.DISTANCE` = 2^-100 a number of the named one (statistical distance). For
 D numbers in all that adds (1 + e^epsilon) D 2^-100 to delta, for which `accounting` leaves room.
@@ -109,7 +109,7 @@ def train_privately(
         batch = training_batch([taken[i] for i in chosen], pad_id=pad_id, device=device)
         return batch_loss(tuned, batch)
 
-    tuned.train()
+    tuned.eval()  # no dropout: torch has 2^32 tapes of masks, and one record more would move all others'
     try:
         return private_steps(
             tuned,
@@ -129,8 +129,6 @@ def train_privately(
     except Exception:  # its text may be about a record
         log.info("%s: training failed", who, exc_info=True)
         raise TrainingError(f"{who}: training failed; the client's own log says why") from None
-    finally:
-        tuned.eval()
 
 
 def private_steps(

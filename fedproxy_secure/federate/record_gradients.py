@@ -5,11 +5,11 @@ one record beside another: positions that stretch with the longest, experts that
 rounding differs with the number of rows, which weights made for it enlarge without limit. A pass over one
 record sees no other.
 
-Guarantees: a record's gradient is computed from the record, the parameters and what is drawn for dropout,
-and from no other record, if the model keeps nothing of an earlier pass (`check_fits` looks). A record for
-which the model fails, or whose gradient is not finite, has none and counts as zero. Not guaranteed: that
-the device computes the same pass twice to the last bit; on an accelerator an error that ends the device's
-context, such as an index out of range, ends every pass after it; callers keep such records away.
+Guarantees: a record's gradient is computed from the record and the parameters, and from no other record, if
+the model keeps nothing of an earlier pass (`check_fits` looks). A record for which the model fails, or
+whose gradient is not finite, has none and counts as zero. Not guaranteed: that the device computes the same
+pass twice to the last bit; on an accelerator an error that ends the device's context, such as an index out
+of range, ends every pass after it; callers keep such records away.
 """
 
 from __future__ import annotations

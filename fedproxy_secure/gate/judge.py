@@ -114,6 +114,8 @@ def _limit(rule: Rule, limit: Limit, configuration: Configuration) -> Iterator[J
 def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: Measure) -> Judged:
     verdict, excess = compare(measure.estimate, limit.side, rule.bound)
     why = _by_how_much(limit, verdict, excess)
+    if verdict == Verdict.PASSED and limit.lower_bound:
+        verdict, why = Verdict.INCONCLUSIVE, f"{why}; a lower bound, which cannot show that it is no more"
     if verdict != Verdict.FAILED and limit.by_attacks:
         weak = Attempts.on_measure(configuration, measure.key).weakness()
         if weak is not None:

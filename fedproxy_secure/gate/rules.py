@@ -25,12 +25,14 @@ class Limit:
         keys: keys of the measures.
         side: `max` or `min`.
         by_attacks: whether attacks measure them; none of those attacks may then have been inconclusive.
+        lower_bound: whether they are lower bounds, which can break the rule but never show that it is kept.
         low, high: the bound must lie between them.
     """
 
     keys: tuple[str, ...]
     side: Side
     by_attacks: bool = False
+    lower_bound: bool = False
     low: float = 0.0
     high: float = math.inf
 
@@ -49,6 +51,7 @@ _NAMED: Mapping[str, tuple[Side, tuple[str, ...]]] = {
     "max_exposure_bits": ("max", ("canary_exposure_bits",)),
     "min_cohort": ("min", ("effective_cohort",)),
 }
+_LOWER_BOUNDS = ("epsilon_audited", "audited_over_claimed")
 TOTAL_EPSILON = "max_total_epsilon"  # for all configurations together
 # rules that are not limits -> what their value must be
 OTHERS: Mapping[str, str] = {
@@ -103,6 +106,7 @@ def _limit(side: Side, keys: tuple[str, ...]) -> Limit:
         keys=keys,
         side=side,
         by_attacks=all(kind.by == "attacks" for kind in kinds),
+        lower_bound=side == "max" and any(key in _LOWER_BOUNDS for key in keys),
         low=max(kind.within[0] for kind in kinds),
         high=min(kind.within[1] for kind in kinds),
     )

@@ -26,6 +26,7 @@ from typing import Any
 
 from fedproxy_secure.dp.accounting import Spent, spent
 from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian, from_fields, to_fields
+from fedproxy_secure.dp.guarantees import rounded_up
 from fedproxy_secure.errors import DataError
 
 Spends = Mapping[str, tuple[Event, ...]]  # events by client
@@ -166,7 +167,8 @@ def sentence(cost: Cost, *, alone: float) -> str:
     """Return the sentence for a configuration's guarantees: what composes, and one seed's own cost."""
     return (
         f"Seeds compose: the {cost.trainings} trainings use the same records, so epsilon "
-        f"{cost.epsilon:.4g} is of all of them together ({cost.how}); one seed alone spent {alone:.4g}."
+        f"{rounded_up(cost.epsilon)} is of all of them together ({cost.how}); one seed alone spent "
+        f"{rounded_up(alone)}."
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.dp.guarantees import guarantees, rounded_up
 from fedproxy_secure.dp.ledger import all_events
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate, counted
@@ -32,6 +32,11 @@ LEDGERS = "federation/privacy"  # below a seed's folder, where all clients run o
 SEEDS_COMPOSE = (
     "Epsilon spent counts all seeds of a configuration together, because they train on the same records. "
     "It is the cost of that configuration alone; other configurations add to it."
+)
+
+CEILING_NOT_COUNTED = (
+    "Not counted: the centralised LLM behind `gap closed`, which trains on the same records without "
+    "differential privacy. Its accuracy is told; its weights are not kept."
 )
 
 
@@ -141,7 +146,8 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
             if same_records
             else " Nobody knows whether their records are the same; it is assumed that they are."
         )
-        together = why if cost is None else f"({cost.epsilon:.4g}, {cost.delta:g})-DP, {cost.how}"
+        epsilon, delta = ("", "") if cost is None else (rounded_up(cost.epsilon), rounded_up(cost.delta))
+        together = why if cost is None else f"({epsilon}, {delta})-DP, {cost.how}"
         says.append(f"{whose} together: {together}.{unsure}")
     if open_ones:
         verb = "trains" if len(open_ones) == 1 else "train"

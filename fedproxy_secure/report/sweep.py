@@ -129,13 +129,21 @@ def _swept(configurations: Sequence[Configuration]) -> list[str]:
 
 
 def _kind(configuration: Configuration) -> str:
-    """Return the protection's title, and differential privacy with the epsilon that it claims."""
-    title = _title(configuration.settings.get("protection", "")) or configuration.name
-    if configuration.privacy_unit == "none":
-        return title
-    claimed = configuration.measure(EPSILON_CLAIMED.key)
-    private = "DP" if claimed is None else f"DP {claimed.estimate.value:g}"
-    return private if title == UNPROTECTED else f"{title} + {private}"
+    """Return the protection's title, differential privacy with the epsilon claimed, and the recipe."""
+    protection = configuration.settings.get("protection", "")
+    title, recipe = _title(protection) or configuration.name, _recipe(protection)
+    if configuration.privacy_unit != "none":
+        claimed = configuration.measure(EPSILON_CLAIMED.key)
+        private = "DP" if claimed is None else f"DP {claimed.estimate.value:g}"
+        title = private if title == UNPROTECTED else f"{title} + {private}"
+    return f"{title} ({recipe})" if recipe else title
+
+
+def _recipe(protection: str) -> str:
+    """Return the name of the settings of its own that a swept protection has, in words; empty if none."""
+    scheme = _scheme(protection)
+    named = scheme and re.fullmatch(r"(_client)?(_dp[\d.]+(e[+-]?\d+)?)?_?(\w*)", protection[len(scheme) :])
+    return named[4].replace("_", " ") if named else ""
 
 
 def _title(protection: str) -> str:
@@ -143,8 +151,14 @@ def _title(protection: str) -> str:
 
     A sweep's name may say more after the protection's, such as `masking_dp8`.
     """
-    schemes = [n for n in PROTECTIONS.names() if protection == n or protection.startswith(f"{n}_")]
-    if not schemes:
+    scheme = _scheme(protection)
+    if not scheme:
         return protection.replace("_", " ")
-    title: str = PROTECTIONS.get(max(schemes, key=len)).title
+    title: str = PROTECTIONS.get(scheme).title
     return title
+
+
+def _scheme(protection: str) -> str:
+    """Return the registered protection that a sweep's name begins with; empty if there is none."""
+    schemes = [n for n in PROTECTIONS.names() if protection == n or protection.startswith(f"{n}_")]
+    return max(schemes, key=len, default="")

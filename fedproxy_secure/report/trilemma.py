@@ -97,7 +97,9 @@ class AttackDifference:
         value: the headline under the protection; None where the attack left no number there.
         difference: `value - base`, paired by seed and, if `paired`, by target; None without a value.
         paired: whether the same targets were asked about on every seed.
-        why: why there is no value; empty if there is one.
+        why: why there is no value, or why what it shows is not decided; empty otherwise.
+        outcome: how the attack ended under the protection: SUCCEEDED if on some seed, RESISTED if on every
+            one, else INCONCLUSIVE; empty without a value, and in reports of earlier versions.
     """
 
     attack: str
@@ -117,6 +119,7 @@ class AttackDifference:
     difference: Estimate | None
     paired: bool
     why: str = ""
+    outcome: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

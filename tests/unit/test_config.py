@@ -80,6 +80,13 @@ def test_further_errors_are_counted():
         ({"seeds": [1, 1]}, "seeds=[1, 1]"),
         ({"federate": {"min_clients": 9}}, "federate.min_clients=9: must be <= 4"),
         ({"federate": {"participation": 0.25}}, "selects 1 of 4 clients"),
+        (
+            {
+                "privacy": {"unit": "record", "target_epsilon": 8, "target_delta": 1e-5, "clip_norm": 1},
+                "adapter": {"dropout": 0.1},
+            },
+            "adapter.dropout=0.1: must be 0 with privacy.unit=record",
+        ),
         ({"fusion": {"r0": 0.2, "delta": 0.2}}, "delta=0.2: must be < r0=0.2"),
         ({"data": {"clients": [{"name": "a", "task": "t"}] * 2}}, "name 'a' is used twice"),
         ({"data": {"clients": []}}, "must name at least one client"),

@@ -341,6 +341,21 @@ def rated(there, others, seed, *, rate=0.01):
     return replace(made, estimates=(plain(tpr),), measures={"tpr_at_1pct_fpr": (0,)}, detectable=(could,))
 
 
+def test_a_lower_bound_on_epsilon_breaks_a_rule_but_never_passes_one(tmp_path):
+    shown = measure("epsilon_audited", 3.0, exact=True)
+    audited = replace(
+        with_measure(SAFE, shown),
+        findings=tuple(
+            replace(finding("A8", seed=s), estimates=(shown.estimate,), measures={"epsilon_audited": (0,)})
+            for s in SEEDS
+        ),
+    )
+    assert judged(tmp_path, audited, "- max_audited_epsilon: 2").verdict == Verdict.FAILED
+    row = judged(tmp_path, audited, "- max_audited_epsilon: 4")
+    assert row.verdict == Verdict.INCONCLUSIVE
+    assert "a lower bound" in row.why
+
+
 TPR_RULE = "- max_tpr_at_1pct_fpr: 0.05"
 LUCKY = measure("tpr_at_1pct_fpr", 0.0, 0.0, 0.03)
 
@@ -364,7 +379,7 @@ def test_a_rate_within_the_bound_does_not_pass_by_too_few_documents(tmp_path):
 
 def test_a_rate_that_only_a_larger_one_could_have_shown_does_not_pass_a_stricter_bound(tmp_path):
     some = replace(with_measure(SAFE, LUCKY), findings=tuple(rated(600, 600, s) for s in SEEDS))
-    row = judged(tmp_path, some, "- max_tpr_at_1pct_fpr: 0.03")
+    row = judged(tmp_path, some, "- max_tpr_at_1pct_fpr: 0.035")
     assert row.verdict == Verdict.PASSED
     few_members = replace(some, findings=tuple(rated(60, 600, s) for s in SEEDS))
     row = judged(tmp_path, few_members)

@@ -160,10 +160,10 @@ def test_a_plain_estimate_is_the_same_number_without_what_it_knows():
 @pytest.mark.parametrize(
     ("unit", "smallest", "sentence"),
     [
-        ("AUC", 0.5812, "an AUC of 0.581 would have been seen"),
-        ("share", 0.6, "a share of 0.6 would have been seen"),
-        ("bits", 2.0, "2 bits would have been seen"),
-        ("AUC", None, "no auc would have been seen for sure"),
+        ("AUC", 0.5812, "an AUC of 0.581 would have been seen with probability 0.8"),
+        ("share", 0.6, "a share of 0.6 would have been seen with probability 0.8"),
+        ("bits", 2.0, "2 bits would have been seen with probability 0.8"),
+        ("AUC", None, "no auc would have been seen with probability 0.8"),
     ],
 )
 def test_what_would_have_been_seen_is_one_sentence(unit, smallest, sentence):

@@ -142,6 +142,16 @@ def test_texts_that_are_learned_whole_share_no_answer_that_could_be_the_property
         PropertyInference().exam(type(truth)(clients=clients), seen, rng())
 
 
+def test_under_differential_privacy_it_does_not_stand_for_the_run(world):
+    """Its rounds are trained by the examiner, without the run's noise."""
+    seen, truth = world
+    private = seen.settings.privacy.model_copy(update={"unit": "record"})
+    with pytest.raises(NotApplicable, match="without the run's differential privacy"):
+        PropertyInference().exam(
+            truth, replace_view(seen, settings=seen.settings.changed(privacy=private)), rng()
+        )
+
+
 @pytest.mark.slow
 def test_the_attack_as_a_whole_has_both_controls(world):
     seen, truth = world

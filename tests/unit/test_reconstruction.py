@@ -22,6 +22,7 @@ from attacks.reconstruction.spans import LoraSpanTokens, attack_one, unexplained
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.statistics import auc_value
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
+from fedproxy_secure.data.planted import Canary
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from tests.support.full_weights import open_model
@@ -464,6 +465,23 @@ def test_the_positive_control_succeeds_and_says_who_and_what(labs):
     assert view.settings.local.optimizer == "sgd"
     found, _ = run(LoraSpanSequences(), view, truth)
     assert found["exact recall"].value == 1.0
+
+
+def test_the_control_s_records_are_the_shortest_or_any_and_never_planted_ones(labs):
+    lab = labs()
+    items, updates = rounds_of(lab, clients=1)
+    truth = truth_of(updates, items)
+    ((name, state),) = truth.clients.items()
+    long, short = (Encoded(ids=(*range(3, 3 + n),), response_start=1) for n in (9, 6))
+    secret = Encoded(ids=(3, 4, 5), response_start=1)
+    planted = Canary(prompt="p", secret="s", repeats=2)
+    train = (*(replace(long, ids=(*long.ids, n)) for n in range(30)), short, secret, secret)
+    held = Truth(clients={name: replace(state, train=train, canaries=(planted,))})
+    _, shortest = one_step_control(lab.view(updates), held, records=1)
+    assert shortest.clients["control"].train == (short,)
+    _, drawn = one_step_control(lab.view(updates), held, records=16, drawn=True)
+    assert len(set(drawn.clients["control"].train)) == 16
+    assert secret not in drawn.clients["control"].train
 
 
 def test_there_is_no_control_without_a_proxy_or_a_trained_round(labs):

@@ -71,6 +71,9 @@ def finding(attack, shift, *, view="client", read=("MOD",), seed=0, exam="e", **
     return replace(made, **changes)
 
 
+NOTHING = {"estimates": (), "measures": {}, "detectable": (), "targets": None}
+
+
 def configuration(name, protection, *findings, private=False, ratio="0.5"):
     return Configuration(
         name=name,
@@ -304,6 +307,38 @@ def test_what_was_not_measured_is_not_taken_for_protection():
     made = report_of(three(private=(late, broken)))
     for surface, why in ((PLANTED, "INCONCLUSIVE: ran out of its 9 s"), (SUM, "ERROR: ValueError: no")):
         assert said(made, surface, "masking + DP").startswith(f"Was not measured, {why};")
+
+
+def test_a_finding_that_is_inconclusive_is_no_chance_and_no_protection():
+    """Slow attacks score few records, and the interval of few records reaches chance whatever leaks."""
+    late = finding("from_update", 0.0, view="server", read=("AGG", "MOD"), exam="all clients'")
+    late = replace(late, outcome=Outcome.INCONCLUSIVE, reason="ran out of its 9 s")
+    other = finding("another", 3.0, read=("IND", "MOD"), view="server")
+    gone = replace(other, outcome=Outcome.ERROR, reason="no", **NOTHING)
+    text = said(report_of(three((OPEN[0], other), private=(late, gone))), SINGLE, "masking + DP")
+    assert "to chance" not in text
+    assert "; whether anything is left is not decided (ran out of its 9 s) (X11 from server" in text
+    assert text.endswith(
+        "0 of 2 attacks that succeed without protection still succeed; of 2 it is not decided."
+    )
+
+
+def test_two_seeds_that_both_leak_are_something_to_protect_though_their_mean_is_unsure():
+    plainly = [finding("from_sum", shift, seed=s) for s, shift in ((0, 1.2), (1, 4.0))]
+    assert all(f.outcome == Outcome.SUCCEEDED for f in plainly)
+    masked = [finding("from_sum", shift, seed=s) for s, shift in ((0, 1.2), (1, 3.5))]
+    made = report_of(three(plainly, masked, ()))
+    found = of(made, "from_sum", "masked")
+    assert found.base.low < found.bar
+    assert found.base.high <= 1
+    assert found.shows
+    assert "the attack still succeeds" in said(made, MODEL)
+
+
+def test_a_protection_with_a_recipe_is_named_with_it():
+    named = configuration("recipe", "masking_dp8_large_batches", *PRIVATE, private=True)
+    made = verdicts(report_of([*three()[:1], named]))
+    assert made.kinds == ("masking + DP (large batches)",)
 
 
 def test_where_the_unprotected_run_shows_nothing_no_protection_is_judged(report):

@@ -168,6 +168,13 @@ def without_seconds(results):
             "negative control at 0.9: the attack finds what is not there",
         ),
         (CHANCE, HIGH, HIGH, Outcome.INCONCLUSIVE, "finds what is not there"),
+        (
+            estimate(0.65, 0.56, 0.74),
+            HIGH,
+            estimate(0.64, 0.54, 0.73),
+            Outcome.INCONCLUSIVE,
+            "its interval must begin above the negative control, 0.64",
+        ),
         (CHANCE, HIGH, CHANCE, Outcome.RESISTED, "auc 0.5; positive control 0.9"),
         (CHANCE, HIGH, None, Outcome.RESISTED, "positive control 0.9"),
         (POOR, HIGH, POOR, Outcome.RESISTED, "positive control 0.9"),
@@ -195,7 +202,9 @@ def test_the_reason_of_resisted_says_what_would_have_been_seen():
     other = replace(could, metric="TPR at 1.0% FPR")
     found, reason = judge(INFO, CHANCE, HIGH, CHANCE, (could, other))
     assert found == Outcome.RESISTED
-    assert reason == "auc 0.5; positive control 0.9; an AUC of 0.58 would have been seen"
+    assert (
+        reason == "auc 0.5; positive control 0.9; an AUC of 0.58 would have been seen with probability 0.8"
+    )
     assert "would have" not in judge(INFO, CHANCE, HIGH, CHANCE, (other,))[1]
     assert "would have" not in judge(INFO, HIGH, HIGH, CHANCE, (could,))[1]
 
@@ -229,7 +238,7 @@ def test_a_finding_says_what_it_could_have_shown_what_it_read_and_how_each_targe
     smallest = AucPower(positives=40, negatives=40).smallest(0.55)
     assert (could.metric, could.bar, could.smallest) == ("auc", pytest.approx(0.55), smallest)
     assert (found.read, found.chance, found.margin) == ((), 0.5, 0.05)
-    assert found.reason.endswith(f"an AUC of {smallest:.3g} would have been seen")
+    assert found.reason.endswith(f"an AUC of {smallest:.3g} would have been seen with probability 0.8")
     assert (found.targets.kinds, len(found.targets.values)) == ("1" * 40 + "0" * 40, 80)
     assert {type(e) for e in (*found.estimates, found.positive, found.negative)} == {Estimate}
 
@@ -378,6 +387,27 @@ def test_the_same_view_and_question_are_not_answered_twice():
     assert found.negative == replace(HIGH, seeds=(0,))
 
 
+@pytest.mark.parametrize("error", [OutOfTime(2.5), Inconclusive("who knows")])
+@pytest.mark.parametrize("found", [HIGH, CHANCE])
+def test_success_needs_no_positive_control_and_resistance_does(error, found):
+    attack = Toy()
+    attack.found = found
+
+    def positive(view, truth):
+        raise error
+
+    attack.positive = positive
+    made = one(attack)
+    assert made.negative.value == CHANCE.value
+    if found is HIGH:
+        assert made.outcome == Outcome.SUCCEEDED
+    else:
+        assert (made.outcome, made.reason) == (
+            Outcome.INCONCLUSIVE,
+            f"{error} in its positive control",
+        )
+
+
 def test_a_negative_control_that_changes_nothing_is_none():
     attack = Toy()
     attack.negative = lambda view, exam, rng: (view, exam)
@@ -394,7 +424,7 @@ def test_as_given_the_negative_control_shuffles_every_number_an_update_or_a_step
     start = rng.random(50).astype(np.float32)
     seen = View(
         threat_model="toy",
-        adapters={0: start, 1: start + 1, 2: start + 3},
+        adapters={0: start, 1: start + 1, 2: start + 3, 4: start + 3 + np.arange(50, dtype=np.float32)},
         updates={(0, "a"): np.arange(50.0)},
         sums={0: Sums(clients=("a",), segments={"update": np.arange(50.0), "squares": np.ones(2)})},
     )
@@ -409,6 +439,9 @@ def test_as_given_the_negative_control_shuffles_every_number_an_update_or_a_step
         np.testing.assert_array_equal(np.sort(after), before)
     np.testing.assert_array_equal(mixed.adapters[0], start)
     np.testing.assert_allclose(mixed.adapters[2] - mixed.adapters[1], 2, atol=1e-6)
+    step = mixed.adapters[4] - mixed.adapters[2]  # from one round that was seen to the next
+    np.testing.assert_allclose(np.sort(step), np.arange(50), atol=1e-5)
+    assert not np.allclose(step, np.arange(50))
     np.testing.assert_array_equal(mixed.sums[0].segments["squares"], np.ones(2))
 
 

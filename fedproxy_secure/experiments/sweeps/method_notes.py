@@ -21,7 +21,7 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
     privacy = config.privacy
     promised = guarantees(
         privacy.unit,
-        epsilon=privacy.target_epsilon,
+        epsilon=privacy.limit,
         delta=privacy.target_delta,
         clip_norm=privacy.clip_norm,
         mechanism=privacy.mechanism,
@@ -29,7 +29,7 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
     )
     return (
         *_stamps(config, methods),
-        *promised[:1],
+        *promised,
         *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
         *(method.note for method in methods if method.note),
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "

@@ -45,11 +45,18 @@ def ring_clip(privacy: PrivacyConfig, *, bits: int, clients: int) -> float:
 def noise_of(job: FederationJob, *, d: int, clients: int, threshold: int) -> DiscreteSum:
     """Return one round's noisy sum, whose noise reaches the target over all rounds.
 
-    The fewest honest clients that a sum can have add that noise.
+    The fewest honest clients that a sum can have add that noise. One at least is not counted: every client
+    receives the sum, and may subtract the noise that it added itself.
 
-    Raises `ConfigError` if the target cannot be reached or the ring has no room for the noise.
+    Raises `ConfigError` if the target cannot be reached, delta is not below one client's share of them all,
+    or the ring has no room for the noise.
     """
-    honest = threshold - job.protect.colluders
+    honest = threshold - max(1, job.protect.colluders)
+    if job.privacy.target_delta * clients >= 1:
+        raise ConfigError(
+            f"privacy.target_delta={job.privacy.target_delta:g}: must be below 1 / {clients} clients; to "
+            "publish one of them at random would satisfy it"
+        )
     l2 = RESOLUTION + math.sqrt(d) / 2  # rounding to the nearest step moves a coordinate by half at most
     l1 = min(math.sqrt(d) * l2, l2**2)
     privacy = job.privacy

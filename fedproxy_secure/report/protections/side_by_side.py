@@ -22,6 +22,7 @@ from fedproxy_secure.report.sweep import UNPROTECTED, Labelled, labelled
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 
 Key = tuple[str, str, str]  # id, attack, view
+WITHIN_ONE = ("AUC", "share")  # units of numbers from 0 to 1
 Pair = tuple[Finding, Finding]  # under the protection, without it
 
 
@@ -115,11 +116,12 @@ def _difference(
     smallest = [d.smallest for f in bases if f.headline and (d := f.could_show(f.headline)) is not None]
     known = [s for s in smallest if s is not None]
     value = change = None
-    paired = False
+    paired, outcome, why = False, "", f"{here.outcome}: {here.reason}"
     if pairs:
-        here = next(iter(pairs.values()))[0]
-        value = _headline([f for f, _ in pairs.values()])
+        mine = [f for f, _ in pairs.values()]
+        here, value = mine[0], _headline(mine)
         change, paired = _change(pairs.values())
+        outcome, why = _joined_outcome(mine)
     return AttackDifference(
         attack=first.attack,
         id=first.id,
@@ -137,14 +139,26 @@ def _difference(
         value=value,
         difference=change,
         paired=paired,
-        why="" if value is not None else f"{here.outcome}: {here.reason}",
+        why=why,
+        outcome=outcome,
     )
+
+
+def _joined_outcome(findings: Sequence[Finding]) -> tuple[Outcome, str]:
+    """Return how an attack ended over seeds, and why that is not decided where it is not."""
+    if any(f.outcome == Outcome.SUCCEEDED for f in findings):
+        return Outcome.SUCCEEDED, ""
+    undecided = next((f for f in findings if f.outcome != Outcome.RESISTED), None)
+    return (Outcome.RESISTED, "") if undecided is None else (Outcome.INCONCLUSIVE, undecided.reason)
 
 
 def _headline(findings: Sequence[Finding]) -> Estimate:
     """Return the headline over the seeds of these findings, which all have one."""
     by_seed = {_seed(f): f.headline for f in findings if f.headline is not None}
-    return over_seeds(by_seed, metric=next(iter(by_seed.values())).metric)
+    joined = over_seeds(by_seed, metric=next(iter(by_seed.values())).metric)
+    if joined.unit not in WITHIN_ONE or joined.low is None or joined.high is None:
+        return joined
+    return replace(joined, low=max(0.0, joined.low), high=min(1.0, joined.high))
 
 
 def _change(pairs: Iterable[Pair]) -> tuple[Estimate, bool]:
@@ -162,12 +176,18 @@ def _change(pairs: Iterable[Pair]) -> tuple[Estimate, bool]:
 
 
 def _shows(base: Estimate, findings: Sequence[Finding]) -> bool:
-    """Return whether an unprotected headline is above its bar, and the negative controls are not."""
+    """Return whether the attack succeeds without protection, on every seed or in the mean over seeds.
+
+    Student's interval over two or three seeds is so wide that it may reach below the bar though every
+    seed's own lies above it. No negative control may be above the bar.
+    """
     bar = findings[0].bar
+    succeeded = all(f.outcome == Outcome.SUCCEEDED for f in findings)
     if bar is None:  # of an earlier version
-        return all(f.outcome == Outcome.SUCCEEDED for f in findings)
+        return succeeded
     negatives = [f.negative.low for f in findings if f.negative is not None and f.negative.low is not None]
-    return base.low is not None and base.low > bar and all(low <= bar for low in negatives)
+    above = base.low is not None and base.low > bar
+    return (succeeded or above) and all(low <= bar for low in negatives)
 
 
 def _measure(finding: Finding) -> str:

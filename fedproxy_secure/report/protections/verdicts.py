@@ -30,10 +30,12 @@ TITLE = "What each protection takes from the attacks"
 ABOUT = (
     "Attacks that succeed without protection, and what is left of them under each: the headline from there "
     "to here, and the difference with its interval. An attack is at chance where its interval reaches "
-    "what guessing gives; that is no proof of safety."
+    "what guessing gives and its positive control succeeds; that is no proof of safety. Only attacks "
+    "that succeed from there are told, which by itself makes their numbers from there a little high. A "
+    "protection with a recipe's name in brackets trains with other settings too: differences are of both."
 )
 CANNOT_TELL = (
-    "This run cannot tell protections apart on this surface: the unprotected run shows nothing either."
+    "This run cannot tell protections apart on this surface: without protection no attack succeeds either."
 )
 NO_ATTACK = "No attack that reads this surface left a number without protection."
 MOST = 3  # attacks that are told of one protection on one surface; the others are counted
@@ -141,10 +143,19 @@ def _cell(mine: Sequence[Indexed]) -> tuple[Sentence, ...]:
                 _count(left, "attacks that still succeed", ordered),
                 " of ",
                 _count(len(ordered), "attacks that succeed without protection", ordered),
-                " attacks that succeed without protection still succeed.",
+                " attacks that succeed without protection still succeed",
+                *_not_decided(ordered),
+                ".",
             )
         )
     return tuple(sentences)
+
+
+def _not_decided(mine: Sequence[Indexed]) -> Sentence:
+    number = sum(_undecided(d) for _, d in mine)
+    if not number:
+        return ()
+    return "; of ", _count(number, "attacks of which it is not decided", mine), " it is not decided"
 
 
 def _sentence(index: int, d: AttackDifference) -> Sentence:
@@ -162,7 +173,9 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
     if high < 0 and _at_chance(d):
         return ("Takes ", _what(d), " from ", base, " to chance, ", value, *told, *who)
     if high < 0:
-        less = "" if still else "; above chance, but less than counts as success"
+        less = "; above chance, but less than counts as success"
+        if not still and d.outcome == Outcome.INCONCLUSIVE:
+            less = f"; whether anything is left is not decided ({d.why})"
         return ("Takes ", _what(d), " from ", base, " to ", value, *told, still or less, *who)
     if low > 0:
         return ("Raises ", _what(d), " from ", base, " to ", value, *told, still, *who)
@@ -187,15 +200,24 @@ def _from(d: AttackDifference) -> Said:
 
 
 def _succeeds(d: AttackDifference) -> bool:
+    if d.outcome:
+        return d.outcome == Outcome.SUCCEEDED
     if d.bar is None or d.value is None or d.value.low is None:
         return False
     return d.value.low > d.bar
 
 
+def _undecided(d: AttackDifference) -> bool:
+    """Return whether an attack that may succeed was not measured, or its finding is inconclusive."""
+    if d.value is None:
+        return not d.why.startswith(Outcome.NOT_APPLICABLE)
+    return d.outcome == Outcome.INCONCLUSIVE
+
+
 def _at_chance(d: AttackDifference) -> bool:
     if d.chance is None or d.value is None or d.value.low is None:
         return False
-    return d.value.low <= d.chance
+    return d.outcome in ("", Outcome.RESISTED) and d.value.low <= d.chance
 
 
 def _rank(d: AttackDifference) -> int:
