@@ -174,8 +174,9 @@ class ProxyExtraction(Attack):
         models, how = {PROXY: ready.proxy}, {}
         gaps: Gaps | None = None
         if view.threat_model == KNOWN_BAD and view.llm is not None:
-            done = thief.distilled(last, [leaked(proxy, Path(view.llm))])
-            models[queries(last)] = answer(done.model)
+            start = leaked(proxy, Path(view.llm), loss=thief.next_token_loss, seed=thief.seed)
+            models[PROXY] = answer(start.make()[0])  # R counts from there
+            models[queries(last)] = answer(thief.distilled(last, [start]).model)
             return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps)
         starts = offers(
             proxy,
@@ -257,7 +258,10 @@ class ProxyExtraction(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Nothing was kept back: training starts from the dropped blocks, and the API tells all logits."""
+        """Start from the LLM with noise, as far away as the proxy is, with an API that tells all logits.
+
+        R is of the way from that start to the LLM, which only learning goes.
+        """
         return replace_view(view, threat_model=KNOWN_BAD, llm=view.api, api_policy=OPEN), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:

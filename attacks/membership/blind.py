@@ -6,9 +6,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from attacks.base import Inconclusive
 from attacks.statistics import auc_estimate
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
+
+TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
+FEWEST = 8  # documents of each kind, below which nothing is fitted on them
+
+
+def check_blind(documents: Sequence[Encoded], labels: np.ndarray) -> None:
+    """Raise `Inconclusive` if the documents' texts alone tell which of them are members.
+
+    Args:
+        documents: members and others.
+        labels: which are members, bool [n].
+    """
+    if min(labels.sum(), (~labels).sum()) >= FEWEST:
+        refuse_told(blind_auc(bag_of_words(documents), labels))
+
+
+def refuse_told(blind: Estimate) -> None:
+    """Raise `Inconclusive` if a blind baseline is above chance beyond accident."""
+    if blind.low is not None and blind.value - 0.5 > TELLS * (blind.value - blind.low):
+        raise Inconclusive(
+            f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"
+        )
 
 
 def bag_of_words(documents: Sequence[Encoded]) -> np.ndarray:

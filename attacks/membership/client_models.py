@@ -20,6 +20,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
+from attacks.membership.blind import check_blind
 from attacks.membership.models import VOTERS, control_records, learned_tokens, mean_losses
 from attacks.membership.overfit import overfitted
 from attacks.membership.references import window_votes
@@ -88,6 +89,7 @@ class ClientModelMembership(Attack):
             labels.append(order < count)
         if not questions:
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+        check_blind([d for one in questions for d in one.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(

@@ -32,12 +32,11 @@ from attacks.base import (
     Budget,
     Exam,
     Feeds,
-    Inconclusive,
     NotApplicable,
     Truth,
     replace_view,
 )
-from attacks.membership.blind import bag_of_words, blind_auc
+from attacks.membership.blind import bag_of_words, blind_auc, refuse_told
 from attacks.membership.gradients import record_gradients
 from attacks.membership.overfit import What, overfitted
 from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
@@ -56,7 +55,6 @@ VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round
 # where it is nil, mean losses show no memory, and no attack on membership can be expected to find much
 GAP = "loss of set-aside records above that of members"
 MOST = 1200  # documents of an exam, half of them members
-TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
 SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # learned tokens of a text, in the median, from which on its windows vote
@@ -244,10 +242,7 @@ class ModelMembership(Attack):
         values = guess.scores[guess.headline]
         labels = answer[: len(values)]
         blind = blind_auc(guess.blind, answer)
-        if blind.low is not None and blind.value - 0.5 > TELLS * (blind.value - blind.low):
-            raise Inconclusive(
-                f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"
-            )
+        refuse_told(blind)
         estimates: list[Estimate] = [
             auc_estimate(values, labels, metric="auc", seed=0),
             *tpr_estimates(values, labels, seed=0),

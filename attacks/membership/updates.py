@@ -24,6 +24,7 @@ and together; fewer than `MANY_STEPS` were not measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
+from attacks.membership.blind import check_blind
 from attacks.membership.gradients import record_gradients
 from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.vectors import shuffled, vectors
@@ -159,20 +161,30 @@ class UpdateMembership(Attack):
         self._kept: dict[tuple[object, ...], np.ndarray] = {}
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return a question for each vector, half drawn records and half set-aside ones, with labels."""
+        """Return a question for each vector, half drawn records and half set-aside ones, with labels.
+
+        No record is asked about twice: the questions' documents are taken as independent.
+        """
         questions, labels = [], []
-        for r, clients, _ in vectors(view, most=QUESTIONS):
+        picked = vectors(view, most=QUESTIONS)
+        times = Counter(name for _, clients, _ in picked for name in clients)
+        asked: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in times}
+        for r, clients, _ in picked:
             members, others = [], []
             for name in clients:
                 state = truth.clients.get(name)
                 if state is None or r not in state.rounds:
                     continue
-                drawn = np.unique(state.rounds[r].used)
-                canaries = sum(c.repeats for c in state.canaries)
-                drawn = drawn[drawn < len(state.train) - canaries]
-                count = min(len(drawn), len(state.holdout), MOST_DOCUMENTS // 2 // len(clients))
-                members += [state.train[i] for i in rng.permutation(drawn)[:count]]
-                others += [state.holdout[i] for i in rng.permutation(len(state.holdout))[:count]]
+                own = len(state.train) - sum(c.repeats for c in state.canaries)
+                drawn = np.setdiff1d(state.rounds[r].used[state.rounds[r].used < own], asked[name][0])
+                aside = np.setdiff1d(np.arange(len(state.holdout)), asked[name][1])
+                share = len(state.holdout) // times[name]
+                count = min(len(drawn), len(aside), share, MOST_DOCUMENTS // 2 // len(clients))
+                there, absent = rng.permutation(drawn)[:count], rng.permutation(aside)[:count]
+                asked[name][0].extend(there)
+                asked[name][1].extend(absent)
+                members += [state.train[i] for i in there]
+                others += [state.holdout[i] for i in absent]
             order = rng.permutation(len(members) + len(others))
             documents = [*members, *others]
             if len(members) >= 4:
@@ -181,6 +193,7 @@ class UpdateMembership(Attack):
                 labels.append(order < len(members))
         if not questions:
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+        check_blind([d for one in questions for d in one.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(

@@ -85,7 +85,7 @@ def test_a_claim_of_8_is_within_what_the_canaries_can_show(lab, truth):
 def test_more_noise_than_claimed_leaves_less_of_a_client(lab, truth):
     attack, few = CanaryClients(), seen(lab, CLIENT)
     question = attack.exam(truth, few, np.random.default_rng(0)).question
-    strict = seen(lab, CLIENT.model_copy(update={"target_epsilon": 1.0}))
+    strict = seen(lab, CLIENT.model_copy(update={"target_epsilon": 2.5}))
     found = [
         attack.guess(view, question, Budget(), np.random.default_rng(0)).result.lower_bound
         for view in (few, strict)

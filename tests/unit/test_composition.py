@@ -13,6 +13,7 @@ from scipy.special import ndtr
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, to_fields
+from fedproxy_secure.dp.guarantees import rounded_up
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.run_report import report_of
@@ -277,7 +278,7 @@ def test_all_configurations_together_cost_what_all_their_events_cost(tmp_path):
     made = report(one, two)
     six = spent([replace(WHOLE, steps=12)], delta=DELTA).epsilon
     assert made.total_epsilon.value == pytest.approx(six)
-    assert f"All configurations together: ({six:.4g}, {DELTA:g})-DP" in made.composition[1]
+    assert f"All configurations together: ({rounded_up(six)}, {DELTA:g})-DP" in made.composition[1]
     alone = one.measure("epsilon_spent").estimate.value
     assert one.measure("epsilon_spent").estimate.value == alone < six
     bound = (alone + six) / 2
@@ -354,9 +355,9 @@ def test_a_runs_guarantee_and_estimates_are_of_all_its_seeds(tmp_path):
     made = report_of(config, tmp_path, results, "c")
     together = spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon
     alone = spent([WHOLE], delta=DELTA).epsilon
-    assert f"({together:.3g}, {DELTA:g})-DP" in made.guarantees[0]
+    assert f"({rounded_up(together)}, {DELTA:g})-DP" in made.guarantees[0]
     assert (
-        f"Seeds compose: the 3 trainings use the same records, so epsilon {together:.4g}"
+        f"Seeds compose: the 3 trainings use the same records, so epsilon {rounded_up(together)}"
         in made.guarantees[1]
     )
     told = {e.metric: e.value for e in made.estimates}
@@ -390,7 +391,7 @@ def test_joined_seeds_of_one_setting_compose(tmp_path):
     (one,) = made.configurations
     together = spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon
     assert one.measure("epsilon_spent").estimate.value == pytest.approx(together)
-    assert f"({together:.3g}, {DELTA:g})-DP" in one.guarantees[0]
+    assert f"({rounded_up(together)}, {DELTA:g})-DP" in one.guarantees[0]
     assert made.total_epsilon.value == pytest.approx(together)
 
 

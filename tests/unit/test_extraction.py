@@ -353,7 +353,7 @@ def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding)
     assert by_name["closed form R"].value <= 1
     gained = by_name["extraction R"].value - without
     assert by_name["API gain"].value == pytest.approx(gained)
-    assert finding.positive.value == 1
+    assert finding.positive.low > 0.05
     assert finding.negative.high < by_name["extraction R"].low
     assert by_name["weights held verbatim"].value == pytest.approx(
         (2 * VOCABULARY * 16 + 16 + 2 * 2592) / (2 * VOCABULARY * 16 + 16 + 4 * 2592)
@@ -408,7 +408,7 @@ def test_a_client_of_a_recorded_run_holds_the_fused_llms_own_blocks(tmp_path):
     assert by_name["weights held verbatim"].value == pytest.approx(share)  # tuned blocks among them
     assert by_name["extraction R"].low > 0
     assert by_name["proxy gain"].low > 0
-    assert done.positive.value == 1
+    assert done.positive.low > 0.05
     assert done.negative.high < by_name["extraction R"].low
     outsider = view(tmp_path / "run" / "seed-0", threat_model("server"))
     refused = run_one(ProxyExtraction(), outsider, NO_CLIENTS, profile="smoke", seconds=100, seed=0)

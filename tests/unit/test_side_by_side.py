@@ -317,7 +317,7 @@ def test_a_finding_that_is_inconclusive_is_no_chance_and_no_protection():
     gone = replace(other, outcome=Outcome.ERROR, reason="no", **NOTHING)
     text = said(report_of(three((OPEN[0], other), private=(late, gone))), SINGLE, "masking + DP")
     assert "to chance" not in text
-    assert "; whether anything is left is not decided (ran out of its 9 s) (X11 from server" in text
+    assert "; whether anything is left is not decided: ran out of its 9 s (X11 from server" in text
     assert text.endswith(
         "0 of 2 attacks that succeed without protection still succeed; of 2 it is not decided."
     )

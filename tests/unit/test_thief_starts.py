@@ -228,11 +228,14 @@ def test_without_missing_blocks_all_weights_are_trained_from_the_proxy(folders):
     assert thief.api.asked == 16
 
 
-def test_the_llms_own_blocks_are_taken_over_all_else(folders):
+def test_the_control_starts_no_nearer_than_the_proxy_and_only_learning_leads_back(folders):
     thief = thief_of(folders)
-    won = thief.distilled(16, [*offers_of(thief), leaked(thief.proxy, folders / "llm")])
-    assert won.name == "the LLM's own blocks"
-    assert won.loss == pytest.approx(0, abs=1e-6)
+    start = leaked(thief.proxy, folders / "llm", loss=thief.next_token_loss, seed=0)
+    model, _ = start.make()
+    assert thief.next_token_loss(model) >= thief.next_token_loss(thief.proxy)
+    before = loss_of(model, thief.texts[12:16], imitate(thief.api), budget=BUDGET)
+    assert before > 0.01
+    assert thief.distilled(16, [start]).loss < 0.6 * before
 
 
 def test_a_recipe_that_trains_fillers_leaves_all_other_weights(folders):
@@ -272,7 +275,7 @@ def test_the_attack_of_a_proxy_with_all_blocks_finds_more_than_the_proxy(folders
     found = run_one(ProxyExtraction(), known, Truth(clients={}), profile="smoke", seconds=1000, seed=0)
     by_name = {e.metric: e for e in found.estimates}
     assert by_name["extraction R"].low > 0
-    assert found.positive.value == pytest.approx(1, abs=1e-4)
+    assert found.positive.low > 0.05
     assert found.negative.high < by_name["extraction R"].low
 
 

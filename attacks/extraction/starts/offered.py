@@ -22,6 +22,7 @@ from attacks.extraction.starts.widened import widened
 from fedproxy_secure.models.llm import blocks_of, load_llm
 
 Trained = Literal["fillers", "all"]
+LEAK_NOISES = (0.1, 0.3, 1.0, 3.0, 10.0)  # in standard deviations of a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +92,31 @@ def offers(
     )
 
 
-def leaked(proxy: nn.Module, llm: Path) -> Offer:
-    """Return the start of the positive control: the LLM, with all blocks that the proxy does not hold."""
+def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], seed: int) -> Offer:
+    """Return the start of the positive control: the LLM with noise on the blocks the proxy does not hold.
+
+    Each tensor's noise is the first of `LEAK_NOISES`, times the tensor's own standard deviation, that makes
+    the LLM no better than the proxy. So the start is as far away as the proxy, and nothing of the LLM's
+    shape is missing: only learning goes back from there.
+
+    Args:
+        proxy: the proxy.
+        llm: folder of the LLM.
+        loss: next-token loss of a model on public text.
+        seed: seed of the noise.
+    """
     original, _ = load_llm(llm, dtype="float32")
     match = held(proxy.state_dict(), read_tensors(llm))
-    dropped = [i for i in range(match.depth) if i not in match.kept]
-    start = original, [blocks_of(original)[i] for i in dropped]
-    return Offer(name="the LLM's own blocks", make=lambda: start)
+    dropped = [blocks_of(original)[i] for i in range(match.depth) if i not in match.kept]
+    weights = [w for block in dropped for w in block.parameters()]
+    generator = torch.Generator().manual_seed(seed)
+    enough, before = loss(proxy), 0.0
+    with torch.no_grad():
+        noise = [w.std(correction=0) * torch.randn(w.shape, generator=generator) for w in weights]
+        for scale in LEAK_NOISES:
+            for weight, own in zip(weights, noise, strict=True):
+                weight += (scale - before) * own
+            before = scale
+            if loss(original) >= enough:
+                break
+    return Offer(name="the LLM's own blocks, with noise", make=lambda: (original, dropped))

@@ -173,10 +173,12 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
     if high < 0 and _at_chance(d):
         return ("Takes ", _what(d), " from ", base, " to chance, ", value, *told, *who)
     if high < 0:
-        less = "; above chance, but less than counts as success"
-        if not still and d.outcome == Outcome.INCONCLUSIVE:
-            less = f"; whether anything is left is not decided ({d.why})"
-        return ("Takes ", _what(d), " from ", base, " to ", value, *told, still or less, *who)
+        less: tuple[Part, ...] = ("; above chance, but less than counts as success",)
+        if still:
+            less = (still,)
+        elif d.outcome == Outcome.INCONCLUSIVE:
+            less = ("; whether anything is left is not decided: ", Said(d.why))
+        return ("Takes ", _what(d), " from ", base, " to ", value, *told, *less, *who)
     if low > 0:
         return ("Raises ", _what(d), " from ", base, " to ", value, *told, still, *who)
     return ("Shows no difference in ", _what(d), ", ", base, " to ", value, *told, still, *who)
