@@ -47,6 +47,7 @@ WIRE = ("SuperLink", "five SuperNodes", "server app")  # its own part of these i
 WARM = 0.2  # the share of a soak after which caches are full
 CALM_ROUNDS = 10  # at the end of a soak without drop-outs, in which what was restarted fills its caches
 DROP_OUT_RATE = 0.1  # of a round between
+WHOLE_ROUNDS = 3  # with all sites, before another one drops out
 
 
 def main() -> None:
@@ -104,9 +105,11 @@ def soak(count: int, seed: int = 0) -> list[Row]:
     """Return memory and open files of owner and sites at the end of `count` rounds over those before.
 
     Between the two a site's SuperNode or worker is killed at random; the site starts it again by itself.
+    One more while that is away would leave too few sites, so it waits until all are back. If the owner's run
+    ends early all the same, it is called again, as a person would.
     """
     settings = config(rounds=count, steps=1)
-    draw, dropped = random.Random(seed), 0
+    draw, dropped, calls = random.Random(seed), 0, 1
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         federation = prepared(settings, folder)
@@ -116,21 +119,28 @@ def soak(count: int, seed: int = 0) -> list[Row]:
         warm = max(2, int(WARM * count))
         wait_for(place, warm)
         before = {name: usage(one.pid) for name, one in started.items()}
-        for number in range(warm, count - CALM_ROUNDS):
-            wait_for(place, number)
-            if draw.random() < DROP_OUT_RATE:
+        due = False
+        for number in range(warm + 1, count):
+            while len(took_part(place)) < number:
+                time.sleep(0.2)
+                if started["owner"].poll() is not None and len(took_part(place)) < count:
+                    calls += 1
+                    started["owner"] = stack.enter_context(program("run", federation.folder))
+            due = due or draw.random() < DROP_OUT_RATE
+            everybody = [len(SITES)] * WHOLE_ROUNDS == took_part(place)[-WHOLE_ROUNDS:]
+            if due and everybody and number < count - CALM_ROUNDS:
                 site, what = draw.choice(list(SITES)), draw.choice(["launch.supernode", "launch.worker"])
                 time.sleep(draw.uniform(0, 5))  # any step of the round
-                dropped += kill(started[site].pid, what)
-        wait_for(place, count - 1)
+                dropped, due = dropped + kill(started[site].pid, what), False
         after = {name: usage(one.pid) for name, one in started.items()}
-        taking = [len(line["participants"]) for line in RunFolder(path=place).read_jsonl("rounds.jsonl")]
+        taking = took_part(place)
     command = f"python -m tests.bench.deploy soak {count}"
     rows = [
         Row(metric=what, value=value, n=count, unit="", target="", ok=None, command=command)
         for what, value in (
             (f"programs killed in {count} rounds, seed {seed}", dropped),
             ("rounds without a site", sum(number < len(SITES) for number in taking)),
+            ("calls of `deploy run`", calls),
         )
     ]
     for index, what in enumerate(("memory", "open files")):
@@ -148,6 +158,11 @@ def soak(count: int, seed: int = 0) -> list[Row]:
             )
         )
     return rows
+
+
+def took_part(place: Path) -> list[int]:
+    """Return how many sites took part in each round that is saved."""
+    return [len(line["participants"]) for line in RunFolder(path=place).read_jsonl("rounds.jsonl")]
 
 
 def kill(pid: int, words: str) -> int:

@@ -115,7 +115,7 @@ def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], s
         noise = [w.std(correction=0) * torch.randn(w.shape, generator=generator) for w in weights]
         for scale in LEAK_NOISES:
             for weight, own in zip(weights, noise, strict=True):
-                weight += (scale - before) * own
+                weight.add_(own, alpha=scale - before)
             before = scale
             if loss(original) >= enough:
                 break
