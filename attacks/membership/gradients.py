@@ -1,9 +1,10 @@
-"""Gradients of single records: how each record alone would have moved the adapter."""
+"""Gradients of single records: how each alone would have moved the adapter."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,39 @@ from fedproxy_secure.data.encode import Encoded, training_batch
 
 RECORDS_A_PASS = 16  # the most records whose gradients are computed together
 NUMBERS_A_PASS = 5_000_000  # of their gradients: what a pass keeps of a large model grows with these
+COLUMNS = 2**16  # numbers of every gradient that are computed with at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """What scores need of n gradients g and a movement u; over several tensors they add up.
+
+    `squares`, `along`: |g|^2 and g . u, float64 [n]. `gram`, `against`: the same of the rows that are
+    regressed on, [n, n] and [n]. `moved`: |u|^2.
+    """
+
+    squares: np.ndarray
+    along: np.ndarray
+    gram: np.ndarray
+    against: np.ndarray
+    moved: float
+
+
+def products(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> Products:
+    """Return the products of gradients, float [n, d], and the round's movement, [d]."""
+    n, moved = len(gradients), 0.0
+    squares, along = np.zeros(n), np.zeros(n)
+    gram, against = np.zeros((n, n)), np.zeros(n)
+    for at in range(0, gradients.shape[1], COLUMNS):  # in float64, but never all numbers at once
+        g = gradients[:, at : at + COLUMNS].astype(np.float64)
+        u = update[at : at + COLUMNS].astype(np.float64)
+        squares += np.square(g).sum(axis=1)
+        along += g @ u
+        moved += float(u @ u)
+        scaled = g if optimizer == "sgd" else g / (np.sqrt(np.square(g).mean(axis=0)) + 1e-12)
+        gram += scaled @ scaled.T
+        against += scaled @ u
+    return Products(squares=squares, along=along, gram=gram, against=against, moved=moved)
 
 
 def record_gradients(box: WhiteBox, items: Sequence[Encoded], *, budget: Budget) -> np.ndarray:

@@ -33,7 +33,7 @@ import numpy as np
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
 from attacks.membership.blind import check_blind
-from attacks.membership.gradients import record_gradients
+from attacks.membership.gradients import Products, products, record_gradients
 from attacks.reconstruction.one_step import one_step_control
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
@@ -51,7 +51,6 @@ RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # relative to the mean eigenvalue
 MOST_DOCUMENTS = 400  # in one question
 QUESTIONS = 2
 KEPT = 3  # questions whose gradients are kept for the negative control, with the positive control's
-COLUMNS = 2**16  # numbers of every gradient that are computed with at once
 GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
 FEWEST = 16  # documents of a question, whatever its gradients take
 MANY_STEPS = 20  # of AdamW, from which on gradients at later points help
@@ -67,38 +66,6 @@ class Asked:
     round: int
     clients: tuple[str, ...]
     documents: tuple[Encoded, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Products:
-    """What scores need of n gradients g and a movement u; over several tensors they add up.
-
-    `squares`, `along`: |g|^2 and g . u, float64 [n]. `gram`, `against`: the same of the rows that are
-    regressed on, [n, n] and [n]. `moved`: |u|^2.
-    """
-
-    squares: np.ndarray
-    along: np.ndarray
-    gram: np.ndarray
-    against: np.ndarray
-    moved: float
-
-
-def products(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> Products:
-    """Return the products of gradients, float [n, d], and the round's movement, [d]."""
-    n, moved = len(gradients), 0.0
-    squares, along = np.zeros(n), np.zeros(n)
-    gram, against = np.zeros((n, n)), np.zeros(n)
-    for at in range(0, gradients.shape[1], COLUMNS):  # in float64, but never all numbers at once
-        g = gradients[:, at : at + COLUMNS].astype(np.float64)
-        u = update[at : at + COLUMNS].astype(np.float64)
-        squares += np.square(g).sum(axis=1)
-        along += g @ u
-        moved += float(u @ u)
-        scaled = g if optimizer == "sgd" else g / (np.sqrt(np.square(g).mean(axis=0)) + 1e-12)
-        gram += scaled @ scaled.T
-        against += scaled @ u
-    return Products(squares=squares, along=along, gram=gram, against=against, moved=moved)
 
 
 def scores(gradients: np.ndarray, update: np.ndarray, optimizer: str) -> dict[str, np.ndarray]:

@@ -105,8 +105,8 @@ def soak(count: int, seed: int = 0) -> list[Row]:
     """Return memory and open files of owner and sites at the end of `count` rounds over those before.
 
     Between the two a site's SuperNode or worker is killed at random; the site starts it again by itself.
-    One more while that is away would leave too few sites, so it waits until all are back. If the owner's run
-    ends early all the same, it is called again, as a person would.
+    One more while that is away would leave too few sites, so it waits until all are back. If the owner's
+    run ends early all the same, it is called again, as a person would.
     """
     settings = config(rounds=count, steps=1)
     draw, dropped, calls = random.Random(seed), 0, 1
