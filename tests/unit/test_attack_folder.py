@@ -120,7 +120,7 @@ def test_with_a_proxy_the_folder_is_the_victim(files):
     assert set(found) == {"logit_svd", "proxy_extraction"}
     extraction = found["proxy_extraction"]
     assert extraction.view == "client"
-    assert extraction.positive.value == 1
+    assert extraction.positive.low > 0.05
     assert extraction.headline.low > 0
     assert not any(e.metric.endswith("accuracy") for e in extraction.estimates)  # there are no records
 
