@@ -55,7 +55,7 @@ GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
 FEWEST = 16  # documents of a question, whatever its gradients take
 MANY_STEPS = 20  # of AdamW, from which on gradients at later points help
 BETAS = (0.0, 0.5, 1.0)
-CONTROL_STEPS = 4  # of AdamW, in the positive control of a run with fewer than many
+CONTROL_STEPS = 1  # of AdamW, in the positive control of a run with fewer than many
 SHARE = 0.4  # of its seconds that the attack spends on gradients; controls need up to as much again
 
 
@@ -213,7 +213,7 @@ class UpdateMembership(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One round on 16 records, seen in the clear: one step of SGD, or a few of the run's AdamW."""
+        """One round on 16 records, seen in the clear: a step of SGD, or one or many of AdamW."""
         control = one_step_control(view, truth, records=16, drawn=True)
         if control is None or view.settings is None or view.settings.local.optimizer == "sgd":
             return control

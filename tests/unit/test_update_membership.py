@@ -263,7 +263,7 @@ def test_scores_do_not_depend_on_how_many_numbers_are_computed_with_at_once(monk
     for optimizer in ("sgd", "adamw"):
         whole = scores(gradients, update, optimizer)
         with monkeypatch.context() as patched:
-            patched.setattr("attacks.membership.updates.COLUMNS", 7)
+            patched.setattr("attacks.membership.gradients.COLUMNS", 7)
             for name, values in scores(gradients, update, optimizer).items():
                 np.testing.assert_allclose(values, whole[name], rtol=1e-9)
 
