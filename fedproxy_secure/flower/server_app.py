@@ -6,7 +6,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -27,6 +28,7 @@ from fedproxy_secure.record.server_messages import note_adapter, note_proxy, pro
 from fedproxy_secure.record.transcript import Recorder
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
 from fedproxy_secure.runtime.randomness import stream
+from fedproxy_secure.runtime.untrusted import read_json
 from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ NODES = "nodes.json"  # `Registered`, where nodes prove who they are
 
 STATE = "state.safetensors"
 ROUNDS = "rounds.jsonl"
+UNMASKED = "unmasked.json"  # for whom the last round was unmasked
+UNMASKED_WITHOUT = "an earlier attempt at this round was unmasked without it"
 
 OnRound = Callable[[Mapping[str, float]], None]  # the round's metrics
 OnClient = Callable[[str], None]  # the name of a client that has trained
@@ -133,8 +137,11 @@ def serve(
     while state.round < job.federate.rounds:
         asker.begin()
         chosen = _participants(job, state.round)
-        cohort = {name: nodes[name] for name in chosen if name in nodes}
-        asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in cohort}
+        unmasked = _unmasked_for(folder, state.round)
+        present = [name for name in chosen if name in nodes]
+        cohort = {name: nodes[name] for name in present if unmasked is None or name in unmasked}
+        asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in present}
+        asker.left_out |= dict.fromkeys(set(present) - set(cohort), UNMASKED_WITHOUT)
         ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
         note_proxy(ledger, shipped, had=nodes if state.round == 0 else ())
         shipped = {}
@@ -152,6 +159,7 @@ def serve(
                     on_client=on_client,
                     enough=_enough(asker, job, round_number),
                     note_left_out=asker.left_out.setdefault,
+                    note_unmasked=partial(_note_unmasked, folder, state.round),
                 )
             )
         except FedProxyError as error:
@@ -193,6 +201,23 @@ def _resumed(folder: RunFolder, initial: ServerState) -> ServerState:
     for name in (ROUNDS, LEDGER):
         _drop_lines_from(folder, name, state.round)
     return state
+
+
+def _note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) -> None:
+    """Keep, on disk, for whom a round is about to be unmasked. Raises `RunFolderError` if that fails."""
+    if folder is not None:
+        folder.write_json(UNMASKED, {"round": number, "clients": list(names)})
+
+
+def _unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
+    """Return for whom an earlier attempt at the round was unmasked, or None if none got so far.
+
+    Clients unmask a round for no others: two sums would tell apart those who are in one of them.
+    """
+    if folder is None or not (folder.path / UNMASKED).exists():
+        return None
+    kept = read_json(folder.path / UNMASKED)
+    return list(kept["clients"]) if kept["round"] == number else None
 
 
 def _recorder(job: FederationJob, first_round: int) -> Recorder | None:

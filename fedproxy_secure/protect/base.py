@@ -60,7 +60,9 @@ class ServerRound:
     answer. `ledger`: note there what is sent to whom and what it reveals; it stands on the report.
     `on_client` is told the name of a client that has trained. `enough` raises `RoundAborted` for fewer
     clients than `federate.min_clients`. `note_left_out` is told the name of a client whose answer cannot be
-    used, and why; the owner reads it if the round is aborted.
+    used, and why; the owner reads it if the round is aborted. `note_unmasked` keeps for whom the round is
+    about to be unmasked: call it before clients are asked to. Clients unmask a round for no others, so an
+    attempt after a crash must be of the same.
     """
 
     ask: Ask
@@ -71,6 +73,7 @@ class ServerRound:
     on_client: Callable[[str], None] | None
     enough: Callable[[int], None]
     note_left_out: Callable[[str, str], object] = lambda name, why: None
+    note_unmasked: Callable[[Sequence[str]], object] = lambda names: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,6 +205,36 @@ def test_an_aborted_round_can_be_tried_again(world, tmp_path):
     assert again.adapter.tobytes() == unbroken.adapter.tobytes()
 
 
+def test_a_round_that_was_unmasked_and_not_saved_goes_on_without_those_who_were_not_in_it(world, tmp_path):
+    """Its clients unmask it for no others; who was away in the first attempt is back in the second."""
+    job, folder, initial = world
+    provision([client.name for client in job.clients], tmp_path / "keys")
+    job = with_(job, rounds=1)
+    job = job.changed(protect=job.protect.model_copy(update={"keys": str(tmp_path / "keys")}))
+
+    def lost(kind, node):
+        return kind == "query.mask" and node == 4
+
+    class Unheard(Wrapped):
+        """Two clients give their shares, and the server does not hear of it."""
+
+        def __call__(self, message, context):
+            reply = super().__call__(message, context)
+            if message.metadata.message_type == "query.unmask" and context.node_id in (2, 3):
+                return Message(RecordDict(), reply_to=message)
+            return reply
+
+    run = tmp_path / "run"
+    with pytest.raises(RoundAborted):
+        serve_with(world, job, Unheard(fails=lost), run_folder=run)
+    assert not (run / "state.safetensors").exists()
+    again = federate(job, folder, initial, run_folder=run)
+    (line,) = (run / "rounds.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["participants"]) == 4
+    alone = serve_with(world, with_(world[0], rounds=1), Wrapped(fails=lost))
+    assert again.adapter.tobytes() == alone.adapter.tobytes()
+
+
 def test_a_masked_run_resumed_after_a_kill_ends_like_an_unbroken_one_bit_for_bit(world, tmp_path):
     job, folder, initial = world
     job = with_(job, "h_ties", rounds=3)

@@ -266,6 +266,7 @@ def run_masking(work: Work) -> tuple[Terms, Aggregate]:
     to_alive = carrier.send(dict.fromkeys(survivors.clients, survivors))
     carrier.step(wire.CONFIRM, to_alive, Confirmation, session.confirmed)
     signatures = session.confirmations()
+    work.carrier.round.note_unmasked(survivors.clients)
     to_sure = carrier.send(dict.fromkeys(signatures.clients, signatures))
     carrier.step(wire.UNMASK, to_sure, Unmask, session.unmasked)
     return terms, session.finish()
