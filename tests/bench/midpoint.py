@@ -42,8 +42,8 @@ from scipy.stats import skew
 from attacks import white_box
 from attacks.base import Budget
 from attacks.benchmark.grid import GRID, GridCell, config_of
-from attacks.membership.gradients import record_gradients
-from attacks.membership.updates import BETAS, RIDGE, Products, deviations, products, scores_of
+from attacks.membership.gradients import Products, products, record_gradients
+from attacks.membership.updates import BETAS, RIDGE, deviations, scores_of
 from attacks.reconstruction.candidates import TEXTS, Candidates, random_text, token_scores
 from attacks.reconstruction.row_spaces import Spaces, spaces_of
 from attacks.reconstruction.spans import attack_one
