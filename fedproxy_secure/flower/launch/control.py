@@ -4,7 +4,7 @@ job.json, proxy.path, initial.safetensors    written before the run is submitted
 nodes.json                                   which client each registered node is, where nodes have keys
 waits.json                                   what the server app waits for, while it does (`waiting`)
 alive                                        touched by the server app for as long as it lives
-unmasked.json                                for whom the last round was unmasked, written before clients are asked to
+unmasked.json                                for whom the last round was unmasked (`serve`)
 rounds.jsonl, state.safetensors, ...         written by the server app as rounds end (`serve`)
 final.safetensors or trouble.json            written last
 """
