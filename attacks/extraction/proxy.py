@@ -258,7 +258,7 @@ class ProxyExtraction(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Start from the LLM with noise, as far away as the proxy is, with an API that tells all logits.
+        """Start from the LLM with noise, farther away than the proxy, with an API that tells all logits.
 
         R is of the way from that start to the LLM, which only learning goes.
         """

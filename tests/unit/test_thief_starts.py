@@ -235,7 +235,7 @@ def test_the_control_starts_no_nearer_than_the_proxy_and_only_learning_leads_bac
     assert thief.next_token_loss(model) >= thief.next_token_loss(thief.proxy)
     before = loss_of(model, thief.texts[12:16], imitate(thief.api), budget=BUDGET)
     assert before > 0.01
-    assert thief.distilled(16, [start]).loss < 0.6 * before
+    assert thief.distilled(16, [start]).loss < 0.9 * before
 
 
 def test_a_recipe_that_trains_fillers_leaves_all_other_weights(folders):

@@ -23,6 +23,7 @@ from fedproxy_secure.models.llm import blocks_of, load_llm
 
 Trained = Literal["fillers", "all"]
 LEAK_NOISES = (0.1, 0.3, 1.0, 3.0, 10.0)  # in standard deviations of a tensor
+LEAK_LOSS = 0.5  # nats per token by which the noise makes the LLM worse than the proxy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,8 @@ def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], s
     """Return the start of the positive control: the LLM with noise on the blocks the proxy does not hold.
 
     Each tensor's noise is the first of `LEAK_NOISES`, times the tensor's own standard deviation, that makes
-    the LLM no better than the proxy. So the start is as far away as the proxy, and nothing of the LLM's
-    shape is missing: only learning goes back from there.
+    the LLM clearly worse than the proxy, or else the last. So the start is farther away than the proxy, and
+    nothing of the LLM's shape is missing: only learning goes back from there.
 
     Args:
         proxy: the proxy.
@@ -110,7 +111,7 @@ def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], s
     dropped = [blocks_of(original)[i] for i in range(match.depth) if i not in match.kept]
     weights = [w for block in dropped for w in block.parameters()]
     generator = torch.Generator().manual_seed(seed)
-    enough, before = loss(proxy), 0.0
+    enough, before = loss(proxy) + LEAK_LOSS, 0.0
     with torch.no_grad():
         noise = [w.std(correction=0) * torch.randn(w.shape, generator=generator) for w in weights]
         for scale in LEAK_NOISES:
