@@ -38,6 +38,7 @@ COMMAND = "make bench-dp-audits"
 CELLS = FOLDER / "dp_cells"
 AUDITED, DELTA = (1.0, 4.0, 8.0), 1e-5  # claims
 RUNS, NULL_RUNS, CHUNK = 20, 500, 100
+FIRST_SEED = 1000  # an audit plans its guesses on runs with the seeds below
 NULL_CLAIM, NULL_CANARIES = 4.0, 1000
 
 
@@ -122,7 +123,7 @@ def null_cell(chunk: int) -> dict[str, Any]:
     claim = _dp_sgd(NULL_CLAIM, 1.0, 1)
     guesses = planned_guesses(claim, NULL_CLAIM, DELTA, NULL_CANARIES, ALPHA)
     least = _least_refuting(claim, guesses, NULL_CANARIES)
-    seeds = range(chunk * CHUNK, (chunk + 1) * CHUNK)
+    seeds = range(FIRST_SEED + chunk * CHUNK, FIRST_SEED + (chunk + 1) * CHUNK)
     runs = (trained_scores(claim, seed=s, noise_share=1.0, canaries=NULL_CANARIES) for s in seeds)
     made = {"refuted": sum(guesses.correct(*run) >= least for run in runs), "least": least}
     CELLS.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def audit_cell(kind: str, claimed: float, share: float) -> dict[str, Any]:
         return found
     audits = [
         _record_audit(claimed, share, seed) if kind == "record" else _client_audit(claimed, share, seed)
-        for seed in range(RUNS)
+        for seed in range(FIRST_SEED, FIRST_SEED + RUNS)
     ]
     made = {
         "bounds": [a.lower_bound for a in audits],
