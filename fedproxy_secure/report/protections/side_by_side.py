@@ -1,8 +1,8 @@
 """Each attack under each protection, beside the same attack on the configuration without protection.
 
 Two configurations are compared if they differ in nothing but the protection and its recipe. Seeds are
-paired: the difference is taken seed by seed. Within a seed, targets are paired if the exam was the same (the
-same records in question, the same canaries), which the findings say. An exam follows from the attack's
+paired: the difference is taken seed by seed. Within a seed, targets are paired if the exam was the same
+(the same records, the same canaries), which the findings say. An exam follows from the attack's
 name, the seed, the truth and the view. Under differential privacy other records are drawn, and a server
 that sees sums is asked about all of their clients: such exams differ, and so the interval is that of
 samples that have nothing in common.
