@@ -258,9 +258,9 @@ class ProxyExtraction(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Start from the LLM with noise, farther away than the proxy, with an API that tells all logits.
+        """Return a view whose attacker starts from a noisy copy of the LLM and is told all logits.
 
-        R is of the way from that start to the LLM, which only learning goes.
+        The copy is worse than the proxy, and R counts from it: an attack that learns nothing has R 0.
         """
         return replace_view(view, threat_model=KNOWN_BAD, llm=view.api, api_policy=OPEN), truth
 

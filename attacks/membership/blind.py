@@ -16,7 +16,7 @@ FEWEST = 8  # documents of each kind, below which nothing is fitted on them
 
 
 def check_blind(documents: Sequence[Encoded], labels: np.ndarray) -> None:
-    """Raise `Inconclusive` if the documents' texts alone tell which of them are members.
+    """Raise `Inconclusive` if a classifier that sees only texts tells members from others.
 
     Args:
         documents: members and others.

@@ -172,7 +172,7 @@ def _train(
     common: tuple[int, ...],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return updates and labels of rounds on drawn records; in every second all answers are `common`.
+    """Train rounds on random records; in every second round all answers are `common`.
 
     All rounds draw, with replacement, from as many records, so that repeated ones tell nothing.
     """

@@ -242,9 +242,10 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
 
 
 def attack_jobs(config: Config, out: Path, cores: int) -> int:
-    """Return how many attacks of a cell may run at once: the cores over the cells that have not ended.
+    """Return how many attacks one cell may run at once: an equal share of the cores, at least 1.
 
-    So the last cell does not leave cores idle.
+    The cores are shared among all cells and ceilings that have not ended, so that the last one leaves none
+    idle.
     """
     cells, _ = cells_of(config)
     left: list[Piece] = [c for c in cells if not is_done(out, c)]

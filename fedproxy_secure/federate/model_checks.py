@@ -63,7 +63,7 @@ def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> N
 def _rehearsed(
     tuned: nn.Module, item: Encoded, pad_id: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return a made-up record's flat gradient, without dropout, and the buffers after its pass."""
+    """Return the flat gradient of one made-up record, and the model's buffers after its pass."""
     parameters = trained_parameters(tuned)
     device = parameters[0].device
 

@@ -210,7 +210,7 @@ def _note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) 
 
 
 def _unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
-    """Return for whom an earlier attempt at the round was unmasked, or None if none got so far.
+    """Return the clients for whom an earlier attempt unmasked the round, or None if there was none.
 
     Clients unmask a round for no others: two sums would tell apart those who are in one of them.
     """

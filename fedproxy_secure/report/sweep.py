@@ -129,7 +129,7 @@ def _swept(configurations: Sequence[Configuration]) -> list[str]:
 
 
 def _kind(configuration: Configuration) -> str:
-    """Return the protection's title, differential privacy with the epsilon claimed, and the recipe."""
+    """Return a configuration's protection for display, such as `masking + DP 8 (large batches)`."""
     protection = configuration.settings.get("protection", "")
     title, recipe = _title(protection) or configuration.name, _recipe(protection)
     if configuration.privacy_unit != "none":

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from flwr.app import Error, Message
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fedproxy_secure.experiments.sweeps.method_cells import one_thread
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.client_app import app
@@ -74,19 +73,9 @@ def _in_process(federation: Path, taking: Taking) -> ServerState:
     job = job.changed(protect=job.protect.model_copy(update={"keys": None}))
     proxy = Path((federation / PROXY).read_text(encoding="utf-8"))
     grid = SilentGrid([client.name for client in job.clients], taking)
-    with proxy_store.offered_on_this_host(proxy), with_keys(job) as keyed, _one_thread():
+    # on one thread, as a deployed site (`deployed.ENVIRONMENT`): the order of a sum follows the threads
+    with proxy_store.offered_on_this_host(proxy), with_keys(job) as keyed, one_thread():
         return serve(grid, keyed, proxy, ServerState.load(federation / INITIAL))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute as a deployed site does (`deployed.ENVIRONMENT`): the order of a sum follows the threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def half_written(folder: Path) -> list[str]:

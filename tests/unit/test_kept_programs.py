@@ -59,7 +59,7 @@ def test_it_is_left_alone_while_it_runs_and_ends_when_told(keep, tmp_path):
 
 
 def test_one_that_does_not_stop_when_told_is_killed_soon(keep, tmp_path, monkeypatch):
-    """As a SuperNode does not while it tells its SuperLink, which is gone, that it goes."""
+    """Ignores SIGTERM, as a SuperNode does while it says goodbye to a SuperLink that is gone."""
     monkeypatch.setattr(module, "STOP_S", 0.3)
     deaf = (
         "import signal, time; signal.signal(2, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"

@@ -610,7 +610,7 @@ def test_a_suite_in_processes_has_the_same_results_as_in_one(clean):
 
 
 class Names(Toy):
-    """Tells its process in place of a number."""
+    """An attack whose estimates name the process that made them."""
 
     def score(self, guess, answer):
         return (replace(*super().score(guess, answer), how=str(os.getpid())),)
@@ -627,7 +627,7 @@ class DiesApart(Names):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """A way to register attacks also for processes that are forked from this one."""
+    """Return a function that registers attacks, which forked processes then know too."""
     monkeypatch.setattr("fedproxy_secure.runtime.workers.get_context", lambda _: get_context("fork"))
 
     def register(*attacks):

@@ -210,7 +210,7 @@ def _succeeds(d: AttackDifference) -> bool:
 
 
 def _undecided(d: AttackDifference) -> bool:
-    """Return whether an attack that may succeed was not measured, or its finding is inconclusive."""
+    """Return whether it is open if the attack succeeds: it was not measured, or is inconclusive."""
     if d.value is None:
         return not d.why.startswith(Outcome.NOT_APPLICABLE)
     return d.outcome == Outcome.INCONCLUSIVE
