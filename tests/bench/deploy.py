@@ -109,7 +109,7 @@ def soak(count: int, seed: int = 0) -> list[Row]:
     run ends early all the same, it is called again, as a person would.
     """
     settings = config(rounds=count, steps=1)
-    draw, dropped, calls = random.Random(seed), 0, 1
+    draw, dropped, calls, began = random.Random(seed), 0, 1, time.monotonic()
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         federation = prepared(settings, folder)
@@ -126,6 +126,9 @@ def soak(count: int, seed: int = 0) -> list[Row]:
                 if started["owner"].poll() is not None and len(took_part(place)) < count:
                     calls += 1
                     started["owner"] = stack.enter_context(program("run", federation.folder))
+            if number % 10 == 0:
+                left_min = (time.monotonic() - began) / number * (count - number) / 60
+                print(f"round {number} of {count}, {dropped} programs killed, {left_min:.0f} min left", flush=True)
             due = due or draw.random() < DROP_OUT_RATE
             everybody = [len(SITES)] * WHOLE_ROUNDS == took_part(place)[-WHOLE_ROUNDS:]
             if due and everybody and number < count - CALM_ROUNDS:
