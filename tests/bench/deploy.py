@@ -128,7 +128,8 @@ def soak(count: int, seed: int = 0) -> list[Row]:
                     started["owner"] = stack.enter_context(program("run", federation.folder))
             if number % 10 == 0:
                 left_min = (time.monotonic() - began) / number * (count - number) / 60
-                print(f"round {number} of {count}, {dropped} programs killed, {left_min:.0f} min left", flush=True)
+                so_far = f"round {number} of {count}, {dropped} programs killed"
+                print(f"{so_far}, about {left_min:.0f} min left", flush=True)
             due = due or draw.random() < DROP_OUT_RATE
             everybody = [len(SITES)] * WHOLE_ROUNDS == took_part(place)[-WHOLE_ROUNDS:]
             if due and everybody and number < count - CALM_ROUNDS:
