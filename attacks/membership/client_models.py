@@ -73,9 +73,8 @@ class ClientModelMembership(Attack):
             rounds = [r for r in state.rounds if r in view.adapters]
             if not rounds:
                 continue
-            planted = sum(c.repeats for c in state.canaries)
             drawn = np.unique(state.rounds[max(rounds)].used)
-            drawn = drawn[drawn < len(state.train) - planted]
+            drawn = drawn[drawn < len(state.own_records)]
             count = min(len(drawn), len(state.holdout), MOST_DOCUMENTS // 2)
             if count < 2:
                 continue

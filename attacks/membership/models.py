@@ -112,9 +112,8 @@ class ModelMembership(Attack):
         others: list[Encoded] = []
         population: list[Encoded] = []
         for state in truth.clients.values():
-            planted = sum(c.repeats for c in state.canaries)
             drawn = np.unique(np.concatenate([[], *(r.used for r in state.rounds.values())])).astype(int)
-            drawn = drawn[drawn < len(state.train) - planted]
+            drawn = drawn[drawn < len(state.own_records)]
             reserve = len(state.holdout) // 4
             count = min(len(drawn), len(state.holdout) - reserve, MOST // 2 // len(truth.clients))
             members += [state.train[i] for i in rng.permutation(drawn)[:count]]

@@ -61,7 +61,7 @@ def overfitted(view: View, truth: Truth, *, what: What) -> tuple[View, Truth] | 
     name = max(states)
     if what == "canaries":
         items = list(
-            dict.fromkeys(i for s in states.values() for i in s.train[len(s.train) - _planted(s) :])
+            dict.fromkeys(i for s in states.values() for i in s.train[len(s.own_records) :])
         )
         changed = states
     else:
@@ -85,7 +85,7 @@ def overfitted(view: View, truth: Truth, *, what: What) -> tuple[View, Truth] | 
 def _random_answers(state: PrivateState) -> PrivateState:
     """Return a client whose `RECORDS` records were all drawn, with random answers everywhere."""
     rng = np.random.default_rng(0)
-    records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
+    records = state.own_records[:RECORDS]
     tokens = sorted({t for i in (*records, *state.holdout) for t in i.ids})
 
     def kept(item: Encoded) -> tuple[int, ...]:
@@ -109,17 +109,13 @@ def _random_answers(state: PrivateState) -> PrivateState:
 
 def _few_texts(state: PrivateState) -> PrivateState:
     """Return a client that holds and drew `RECORDS` of its records alone, and learns them as texts."""
-    records = state.train[: min(RECORDS, len(state.train) - _planted(state))]
+    records = state.own_records[:RECORDS]
     return replace(
         state,
         train=tuple(Encoded(ids=item.ids, response_start=1) for item in records),
         rounds={0: PrivateRound(update=np.zeros(1, np.float32), used=np.arange(len(records)))},
         canaries=(),
     )
-
-
-def _planted(state: PrivateState) -> int:
-    return sum(c.repeats for c in state.canaries)
 
 
 def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: Known) -> None:

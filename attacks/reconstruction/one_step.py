@@ -30,7 +30,7 @@ def one_step_control(
     rounds = [r for r in state.rounds if r in view.adapters]
     if not rounds:
         return None
-    own = state.train[: len(state.train) - sum(c.repeats for c in state.canaries)]
+    own = state.own_records
     if drawn:
         order = np.random.default_rng(0).permutation(len(own))
         items = [own[i] for i in order[:records]]

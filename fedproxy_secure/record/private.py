@@ -39,13 +39,21 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateState:
-    """Everything that one client held. `rounds`: its state in each round in which it trained."""
+    """Everything that one client held. `rounds`: its state in each round in which it trained.
+
+    `train` ends with the canaries, each as often as it is repeated.
+    """
 
     client: str
     train: tuple[Encoded, ...]
     holdout: tuple[Encoded, ...]
     canaries: tuple[Canary, ...]
     rounds: Mapping[int, PrivateRound]
+
+    @property
+    def own_records(self) -> tuple[Encoded, ...]:
+        """The training records without the canaries, in the same order and under the same indices."""
+        return self.train[: len(self.train) - sum(c.repeats for c in self.canaries)]
 
 
 def write_records(

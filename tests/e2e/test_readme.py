@@ -50,7 +50,7 @@ def test_the_library_example_runs_in_at_most_24_lines(tmp_path, monkeypatch, cap
 
 def test_the_attack_of_ones_own_is_the_file_that_the_tests_run_and_short():
     assert "```{literalinclude} ../examples/own_attack.py" in (ROOT / "docs/extend.md").read_text()
-    assert '"own_attack:WorstToken"' in (ROOT / "tests/unit/test_suite.py").read_text()
+    assert '"own_attack:WorstToken"' in (ROOT / "tests/unit/test_own_attack.py").read_text()
     assert len((ROOT / "examples/own_attack.py").read_text().splitlines()) <= 60
 
 

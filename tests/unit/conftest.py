@@ -1,0 +1,22 @@
+"""A recorded run that attacks may read."""
+
+import pytest
+
+from tests.support.recorded import record_run
+from tests.support.tiny import write_records
+
+
+@pytest.fixture(scope="module")
+def recorded_run(tmp_path_factory):
+    """A run's folder with one recorded seed; enough records that some are set aside for a control."""
+    place = tmp_path_factory.mktemp("recorded")
+    root = write_records(place / "records", clients=4, records=40)
+    return record_run(place, federate={"rounds": 2}, data={"root": root}).parent
+
+
+@pytest.fixture
+def clean_run(recorded_run):
+    """The run without earlier results."""
+    for file in (recorded_run / "attacks").glob("*"):
+        file.unlink()
+    return recorded_run

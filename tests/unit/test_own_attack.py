@@ -1,0 +1,167 @@
+"""Attacks of third parties: found by entry point, with measures of their own, none hides another."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attacks import registry
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.measure import MEASURES
+from fedproxy_secure.gate.judge import Verdict
+from fedproxy_secure.gate.judge import judge as judge_report
+from fedproxy_secure.gate.policy import load_policy
+from fedproxy_secure.report.html.page import page
+from fedproxy_secure.report.html.tables import first_tables
+from fedproxy_secure.report.measured import configuration_of, read_seed
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.trilemma_table import headings
+from tests.support.toys import (
+    INFO,
+    Toy,
+    suite,
+)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A way to install a package that names an entry point; undone afterwards."""
+
+    def install(value):
+        place = tmp_path / "somebody-1.0.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+        (place / "entry_points.txt").write_text(f"[{registry.GROUP}]\nmine = {value}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        registry._load.cache_clear()
+
+    registry.every()  # modules register their attacks once a process, when first imported
+    registered = dict(registry._REGISTERED)
+    yield install
+    registry._REGISTERED.clear()
+    registry._REGISTERED.update(registered)
+    registry._load.cache_clear()
+
+
+@pytest.fixture
+def own(installed, monkeypatch):
+    """The example's module: its attack is found by its entry point, its measure is registered."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    sys.modules.pop("own_attack", None)
+    installed("own_attack:WorstToken")
+    registry.every()
+    module = sys.modules["own_attack"]
+    with MEASURES.added(module.WORST_TOKEN_AUC.key, module.WORST_TOKEN_AUC):
+        yield module
+
+
+def test_an_attack_of_thirty_lines_is_found_by_its_entry_point_and_runs(own, clean_run):
+    lines = Path(own.__file__).read_text(encoding="utf-8").splitlines()
+    assert len(lines) - lines.index("ABOUT = AttackInfo(") <= 30
+    assert len(lines) <= 60  # with its measure, and how a package names both
+    names = list(registry.every())
+    assert names[-1] == "worst_token"
+    (result,) = suite(clean_run, *registry.find("X1"))
+    assert (result.attack, result.id) == ("worst_token", "X1")
+    assert result.outcome not in (Outcome.ERROR, Outcome.NOT_APPLICABLE), result.reason
+    assert 0 <= result.headline.value <= 1
+    assert result.positive is not None
+    assert result.negative is not None
+
+
+def test_the_measure_of_an_attack_of_ones_own_is_a_column_a_chapter_and_a_rule(own, clean_run, tmp_path):
+    suite(clean_run, *registry.find("X1"))
+    answers = {"alpha": "0101", "beta": "0011"}
+    result = {
+        "fidelity": {"kl_nats": 0.5, "cka": [1.0], "llm_perplexity": 5, "proxy_perplexity": 10},
+        **dict.fromkeys(("zero_shot", "proxy", "tuned", "fused"), answers),
+    }
+    (clean_run / "seed-0" / "result.json").write_text(json.dumps(result))
+    seed = read_seed(clean_run, 0, root=clean_run)
+    (clean_run / "seed-0" / "result.json").unlink()
+    config = parse_config({"protect": {"scheme": "masking"}})
+    configuration = configuration_of([seed], config, name="masking", settings={"protection": "masking"})
+
+    measure = configuration.measure("worst_token_auc")
+    (headline,) = (f.headline for f in seed.findings)
+    assert (measure.axis, measure.better) == ("privacy", "lower")
+    assert (measure.estimate.value, measure.estimate.high) == (headline.value, headline.high)
+    assert "the worst of X1 over all views" in measure.estimate.how
+
+    assert "worst token's AUC" in headings([configuration])
+    report = Report(
+        name="own",
+        command="c",
+        config_sha256="5a" * 32,
+        environment={},
+        seeds=(0,),
+        configurations=(configuration,),
+    )
+    shown = f"{measure.estimate.value:.2f}"
+    assert "worst token's AUC" in markdown_report(report)
+    assert f"| {shown} [" in markdown_report(report)
+    (table,) = (t for t in first_tables(report) if t.axis == "privacy")
+    (column,) = (c for c in table.columns if c.key == "worst_token_auc")
+    assert (column.title, column.arrow) == ("worst token's AUC", "↓")
+    assert f'<data class="num" value="{measure.estimate.value}"' in page(report)
+
+    # a finding that could not tell proves nothing, so that only one that does meets the rule
+    told = replace(seed.findings[0], outcome=Outcome.RESISTED)
+    sure = replace(report, configurations=(replace(configuration, findings=(told,)),))
+    verdicts = {}
+    for bound in (1.0, headline.low - 0.01):
+        (tmp_path / "policy.yaml").write_text(
+            f"schema_version: 1\nrules:\n- max_worst_token_auc: {bound}\n"
+        )
+        (row,) = judge_report(sure, load_policy(tmp_path / "policy.yaml")).rows
+        verdicts[bound] = row.verdict
+        assert row.why.startswith("worst_token_auc: ")
+    assert list(verdicts.values()) == [Verdict.PASSED, Verdict.FAILED]
+
+
+def test_every_attack_of_this_project_feeds_registered_measures():
+    attacks = registry.every().values()
+    registry.check_measures(attacks)
+    fed = {feeds.measure for a in attacks for feeds in a.info.measures}
+    by_attacks = {key for key, kind in MEASURES.every().items() if kind.by == "attacks"}
+    assert fed == by_attacks
+
+
+def test_an_entry_point_that_cannot_be_loaded_is_named_in_one_line(installed):
+    installed("somebody.nowhere:Nothing")
+    with pytest.raises(ConfigError, match=r"entry point 'mine' .*somebody.nowhere:Nothing: cannot be"):
+        registry.every()
+
+
+def test_two_attacks_cannot_have_one_name():
+    registry.every()
+    with pytest.raises(ConfigError, match="attack 'lora_span_tokens': is registered already"):
+        registry.attack(replace(INFO, name="lora_span_tokens"))(Toy)
+
+
+def test_an_attack_is_found_by_name_and_all_of_an_id_by_it():
+    assert [a.info.name for a in registry.find("A2")] == ["lora_span_tokens"]
+    assert {a.info.id for a in registry.find("A11")} == {"A11"}
+    assert len(registry.find("A11")) == 4
+    with pytest.raises(ConfigError, match="attack 'lora_span_token': is not known; did you mean 'lora_sp"):
+        registry.find("lora_span_token")
+    with pytest.raises(ConfigError, match="attack '%': is not known; there are embedding_bow, "):
+        registry.get("%")
+
+
+def test_ids_are_in_order_and_every_attack_says_what_it_is_for():
+    infos = [a.info for a in registry.every().values() if a.info.id != "X1"]
+    numbers = [int(i.id[1:]) for i in infos]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(1, 17))
+    for info in infos:
+        assert info.needs
+        assert info.title
+        assert info.paper
+        assert info.mapping
+        assert info.margin >= 0
