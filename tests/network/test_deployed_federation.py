@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedproxy_secure.audit.tracing import find_leak
 from fedproxy_secure.config.loading import load_config
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.deploy.federation import open_federation
@@ -181,6 +182,16 @@ def forms_of(key: Path) -> list[bytes]:
         for line in lines
     ]
     return [*lines, *decoded]
+
+
+@pytest.mark.nightly
+def test_with_tracing_every_site_holds_a_copy_of_its_own_and_the_result_is_the_same(network, tmp_path):
+    traced = Deployed.prepare(network, tmp_path / "traced", {**CONFIG, "compress": {"trace": True}})
+    run_to_the_end(network, traced)
+    assert Exactness().holds(traced.state.parent)
+    for name in SITES:
+        (model,) = traced.site(name).glob("cache/*")
+        assert find_leak(traced.owner / "run", model, seed=0).accused == (name,)
 
 
 def test_a_revoked_site_is_left_out_and_the_rest_goes_on(network, own):
