@@ -130,6 +130,7 @@ SYBILS = ThreatModel(
     assumptions=("a run keeps the roster that it began with: clients refuse another one within the run",),
     non_goals=(
         "a roster that is mostly Sybils when a run begins: a sum then hides one client among few or none, "
-        "so somebody other than the server must make the roster",
+        "so clients must know the roster from somebody other than the server: with `deploy`, by comparing "
+        "its fingerprint with each other",
     ),
 )

@@ -91,9 +91,14 @@ def sweep(folder: Path, *names: str) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def is_seed(place: Path) -> bool:
+    """Return whether this is the folder of a run's seed; a file or a link with such a name is none."""
+    return place.name.startswith("seed-") and place.is_dir() and not place.is_symlink()
+
+
 def report_files(folder: Path) -> list[str]:
     """Return all files of a run's folder that belong to its report and not to the run itself."""
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "seed-")))
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and not is_seed(p))
     return list(files_below(folder, *(n for n in names if n not in OTHERS)))
 
 

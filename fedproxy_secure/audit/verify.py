@@ -17,7 +17,14 @@ from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import Examined, examine
-from fedproxy_secure.audit.seal import SIGNATURE, everything_below, file_sha256, is_key, read_seal
+from fedproxy_secure.audit.seal import (
+    SIGNATURE,
+    everything_below,
+    file_sha256,
+    is_key,
+    is_seed,
+    read_seal,
+)
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -198,7 +205,7 @@ def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[s
     """Return lines about files beside the seeds that neither the log nor the report's signature names."""
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
     own = {NAME, SIGNATURE, *OWN_FOLDERS, *NOTES}
-    beside = [p.name for p in folder.iterdir() if not p.name.startswith("seed-")]
+    beside = [p.name for p in folder.iterdir() if not is_seed(p)]
     for place in ("attacks", "baselines", "cells"):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
     unvouched = []

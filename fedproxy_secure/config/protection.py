@@ -25,7 +25,8 @@ class ProtectConfig(Section):
     client's cosine with the last step. With `encrypted_gram` (extra `ckks`) all clients learn all cosines;
     it protects only if the server follows the protocol.
 
-    Clients hold the server to two more rules. No sum is of fewer than `min_cohort` clients. With
+    Clients hold the server to two more rules. No sum is of fewer than `min_cohort` clients, nor of fewer
+    than is safe. With
     `refuse_differencing` no sum is over survivors that differ by exactly one client from those of an
     earlier sum: if one client drops out, the later rounds abort, because two sums would differ by that
     client's part. A drop-out of two clients at once is not refused.
@@ -39,7 +40,7 @@ class ProtectConfig(Section):
     clip: Annotated[float, Field(gt=0)] | None = None  # None: from the optimiser, then from masked sums
     colluders: Annotated[int, Field(ge=0)] = 0  # clients that may work with the server without harm
     threshold: Positive | None = None  # None: the least that is safe
-    min_cohort: Positive | None = None  # None: the threshold
+    min_cohort: Positive | None = None  # None, or less than the threshold: the threshold
     refuse_differencing: bool = False
     keys: Annotated[str | None, OWN, NO_EFFECT] = (
         None  # folder made by `provision`; None: fresh keys, on engines of one machine

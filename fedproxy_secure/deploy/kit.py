@@ -1,7 +1,8 @@
 """Kits: what a site needs to take part, signed by the owner; nothing in one is anybody's secret.
 
 A kit names the site's own keys, so that one made for another site is refused, and an epoch, so that an
-older one is. It proposes a policy; what holds at the site is the site's own `client.yaml`.
+older one is. It has the list of members, by whose keys sites know each other. It proposes a policy; what
+holds at the site is the site's own `client.yaml`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from fedproxy_secure.config import OWN
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.deploy.federation import Federation, parse_address
 from fedproxy_secure.deploy.members import Epoch, members
-from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
+from fedproxy_secure.deploy.signed import (
+    FORMAT,
+    Document,
+    fingerprint,
+    plain,
+    read_document,
+    write_document,
+)
 from fedproxy_secure.deploy.site import Site, check_name
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, policy_for
@@ -30,7 +38,7 @@ from fedproxy_secure.flower.launch.app import app_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.quoting import quoted
-from fedproxy_secure.secagg.provision import ROSTER
+from fedproxy_secure.secagg.provision import ROSTER, load_roster
 from fedproxy_secure.secagg.terms import Roster
 
 KIT = "kit"
@@ -58,6 +66,11 @@ class Kit:
     app_sha256: str
     version: str
     proposal: dict[str, Any]
+
+    @property
+    def members_fingerprint(self) -> str:
+        """What sites compare with each other: 128 bits of a hash over all members' names and keys."""
+        return fingerprint(self.roster.sha256())
 
 
 def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
@@ -87,14 +100,20 @@ def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
     return file
 
 
-def accept(site: Site, file: Path, *, owner: bytes | None) -> tuple[Kit, bool]:
+def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None = None) -> tuple[Kit, bool]:
     """Take a kit into a site's folder; return it, and whether `client.yaml` was written from its proposal.
 
     Args:
         owner: the owner's public key, from her card; must be given for the first kit, and is kept.
+        members: the fingerprint of the kit's list of members, as other sites have it; must be given for a
+            kit whose list is another than the last one's.
 
-    Raises `ConfigError` for a kit of another owner, federation, site or key, of an earlier epoch, or of
-    another version of this software.
+    Raises `ConfigError` for a kit of another owner, federation, site or key, of an earlier epoch, of
+    another version of this software, or with other members than the site was told.
+
+    Guarantees: no kit replaces the members of the last one unless the caller names the new list. Not
+    guaranteed: that the keys in a list are those of the sites that it names. The owner makes the list, and
+    only the sites, comparing its fingerprint, can tell that she gave all of them the same.
     """
     pinned = _pinned_owner(site)
     if pinned is None and owner is None:
@@ -118,13 +137,14 @@ def accept(site: Site, file: Path, *, owner: bytes | None) -> tuple[Kit, bool]:
             f"{file}: epoch={kit.epoch}: must be >= {before.epoch}, which this site has; get the newest kit"
         )
     _check_version(kit, file)
+    _check_members(kit, file, before, members)
     write_bytes(site.folder / OWNER, document.public.hex().encode() + b"\n")
-    write_bytes(site.keys / ROSTER, kit.roster.to_json().encode())
     new_policy = not site.client_file.exists()
     if new_policy:
         text = yaml.safe_dump(kit.proposal, sort_keys=False)
         write_bytes(site.client_file, (_PROPOSAL.format(federation=kit.federation) + text).encode())
     write_bytes(site.folder / ACCEPTED, document.raw)
+    write_bytes(site.keys / ROSTER, kit.roster.to_json().encode())
     return kit, new_policy
 
 
@@ -143,6 +163,8 @@ def needed_kit(site: Site) -> Kit:
         raise ConfigError(f"{site.folder}: has no kit; `deploy accept` the one that the owner made")
     if kit.roster.members.get(site.name) != signing_public(site.identity()):
         raise ConfigError(f"{site.folder}: its kit is for other keys; the owner must make a new one")
+    if load_roster(site.keys).sha256() != kit.roster.sha256():
+        raise ConfigError(f"{site.keys / ROSTER}: is not its kit's; `deploy accept` the kit again")
     return kit
 
 
@@ -215,6 +237,22 @@ def _check_version(kit: Kit, file: Path) -> None:
         raise ConfigError(
             f"{file}: is made by fedproxy-secure {kit.version} with the app {kit.app_sha256[:12]}: must be "
             f"{__version__} with {app_sha256()[:12]}, which is installed here; install the same version"
+        )
+
+
+def _check_members(kit: Kit, file: Path, before: Kit | None, told: str | None) -> None:
+    """Raise `ConfigError` for a list of members that was not told, or that changed without being told."""
+    found = kit.members_fingerprint
+    if told is not None and plain(told) != plain(found):
+        raise ConfigError(f"{file}: its list of members has the fingerprint {found}, not the one given")
+    if told is None and before is not None and before.roster.sha256() != kit.roster.sha256():
+        old, new = before.roster.members, kit.roster.members
+        changes = [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+        changes += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
+        changes += [f"{n} has another key" for n in sorted(new.keys() & old.keys()) if new[n] != old[n]]
+        raise ConfigError(
+            f"{file}: its list of members is another than the last kit's ({', '.join(changes)}); ask other "
+            f"sites whether theirs has the fingerprint {found} too, then add --members {found}"
         )
 
 

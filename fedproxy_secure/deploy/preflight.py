@@ -106,7 +106,8 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 
 
 def _kit_line(kit: Kit) -> str:
-    return f"federation {kit.federation}, epoch {kit.epoch}, {len(kit.roster.members)} sites"
+    count = len(kit.roster.members)
+    return f"federation {kit.federation}, epoch {kit.epoch}, {count} sites: {kit.members_fingerprint}"
 
 
 def _keys_line(site: Site) -> str:

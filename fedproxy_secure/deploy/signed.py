@@ -53,6 +53,11 @@ def fingerprint(content: bytes) -> str:
     return "-".join(digits[i : i + 4] for i in range(0, len(digits), 4))
 
 
+def plain(fingerprint: str) -> str:
+    """Return a fingerprint as it may be told: without hyphens and spaces, in lower case."""
+    return fingerprint.replace("-", "").replace(" ", "").lower()
+
+
 def write_document(file: Path, kind: str, body: dict[str, Any], key: Secret) -> Document:
     """Sign a document and write it, whole or not at all. Raises `RunFolderError` if that fails."""
     public, signature = signing_public(key), sign(key, _signed(kind, body))

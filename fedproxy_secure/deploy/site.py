@@ -39,7 +39,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.deploy.federation import is_federation, read_mark
 from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
-from fedproxy_secure.journal.store import carry_agreements, create_journal, journal_file
+from fedproxy_secure.journal.store import carry_promises, create_journal, journal_file
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, write_bytes
 from fedproxy_secure.secagg.provision import ROSTER
 
@@ -74,6 +74,11 @@ class Site:
     def keys(self) -> Path:
         """The folder of the keys in use, which `protect.keys` names in the site's policy."""
         return self.folder / "generations" / str(self.generation)
+
+    @property
+    def earlier_keys(self) -> list[Path]:
+        """The folders of the keys of earlier generations."""
+        return [self.folder / "generations" / str(number) for number in range(1, self.generation)]
 
     @property
     def node_key(self) -> Path:
@@ -121,8 +126,8 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
     """Give a site new keys, and write a request that the old key vouches for.
 
     The old keys stay where they are: who has them can still not answer twice, because the journal is there.
-    The new journal knows which seeds the old one was bound to, so that new keys are no way to take part
-    again in a job that was answered with other sites.
+    The new journal knows what the old one holds the site to, so that new keys are no way to take part
+    again in a job that was answered with other sites. `remember` tells it what came after.
 
     Raises `ConfigError` if the keys in use are in no accepted kit: the owner would not take them for ours.
     """
@@ -132,6 +137,16 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
         )
     following = Site(folder=site.folder, name=site.name, generation=site.generation + 1)
     return _begin(following, replaces=site.identity(), before=site)
+
+
+def remember(site: Site) -> None:
+    """Tell the journal of the keys in use what earlier keys have promised, also after they were replaced.
+
+    A node may answer with its old keys until it is started again. Raises `ProtocolAborted` if a journal
+    cannot be used.
+    """
+    for keys in site.earlier_keys:
+        carry_promises(journal_file(keys, site.name), journal_file(site.keys, site.name))
 
 
 def open_site(folder: Path) -> Site:
@@ -180,7 +195,7 @@ def _begin(site: Site, *, replaces: Secret | None, before: Site | None = None) -
     identity, node = fresh_secret(), ec.generate_private_key(ec.SECP384R1())
     create_journal(site.keys, site.name)
     if before is not None:
-        carry_agreements(journal_file(before.keys, site.name), journal_file(site.keys, site.name))
+        carry_promises(journal_file(before.keys, site.name), journal_file(site.keys, site.name))
     write_key(site.keys / f"{site.name}.key", identity)
     pem = node.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     write_bytes(site.node_key, pem, private=True)

@@ -12,9 +12,10 @@ from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.recording import Tamper
-from fedproxy_secure.flower.server_app import STATE, OnClient, OnRound, serve
+from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.record.saved_rounds import STATE
 from fedproxy_secure.record.view import TRANSCRIPT
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision

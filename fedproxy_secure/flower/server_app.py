@@ -6,15 +6,15 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedproxy_secure import errors
-from fedproxy_secure.errors import ConfigError, FedProxyError, RoundAborted
+from fedproxy_secure.errors import ConfigError, FedProxyError, RoundAborted, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.asking import Asker
@@ -23,12 +23,19 @@ from fedproxy_secure.flower.recording import Tamper, WatchedGrid
 from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import ServerRound, protection_of
-from fedproxy_secure.record.leakage import LEDGER, Ledger
+from fedproxy_secure.record.leakage import Ledger
+from fedproxy_secure.record.saved_rounds import (
+    ROUNDS,
+    STATE,
+    note_unmasked,
+    resumed,
+    unmasked_for,
+    with_remedy,
+)
 from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
 from fedproxy_secure.record.transcript import Recorder
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
 from fedproxy_secure.runtime.randomness import stream
-from fedproxy_secure.runtime.untrusted import read_json
 from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
@@ -44,9 +51,6 @@ ALIVE = "alive"  # touched while the server app lives
 ALIVE_S = 5.0
 NODES = "nodes.json"  # `Registered`, where nodes prove who they are
 
-STATE = "state.safetensors"
-ROUNDS = "rounds.jsonl"
-UNMASKED = "unmasked.json"  # for whom the last round was unmasked
 UNMASKED_WITHOUT = "an earlier attempt at this round was unmasked without it"
 
 OnRound = Callable[[Mapping[str, float]], None]  # the round's metrics
@@ -116,7 +120,7 @@ def serve(
     clients belong to the operator, such an error ends the run at once. The last good round stays saved.
     """
     folder = None if run_folder is None else RunFolder(path=run_folder)
-    state = initial if folder is None else _resumed(folder, initial)
+    state = initial if folder is None else resumed(folder, initial)
     if state.round >= job.federate.rounds:
         return state
     recorder = _recorder(job, state.round)
@@ -137,7 +141,7 @@ def serve(
     while state.round < job.federate.rounds:
         asker.begin()
         chosen = _participants(job, state.round)
-        unmasked = _unmasked_for(folder, state.round)
+        unmasked = unmasked_for(folder, state.round)
         present = [name for name in chosen if name in nodes]
         cohort = {name: nodes[name] for name in present if unmasked is None or name in unmasked}
         asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in present}
@@ -159,16 +163,18 @@ def serve(
                     on_client=on_client,
                     enough=_enough(asker, job, round_number),
                     note_left_out=asker.left_out.setdefault,
-                    note_unmasked=partial(_note_unmasked, folder, state.round),
+                    note_unmasked=partial(note_unmasked, folder, state.round),
                 )
             )
         except FedProxyError as error:
             if folder is not None:
-                ledger.write(folder, aborted=True)
+                with suppress(RunFolderError):  # a full disk must not hide why the round was aborted
+                    ledger.write(folder, aborted=True)
             note_round(ledger, began=began, error=error)
             if isinstance(error, RoundAborted):
                 asker.explain()
-                raise asker.explained(error) from error
+                told = asker.explained(error)
+                raise type(told)(with_remedy(str(told), unmasked, list(nodes))) from error
             raise
         state, metrics, clients = result.state, result.metrics, list(result.clients)
         if job.privacy.unit != "none":
@@ -179,7 +185,7 @@ def serve(
             )
             recorder.round = state.round
         if folder is not None:
-            # the lines first: on resume, a line without its state is dropped, but a state needs its line
+            # the lines first: `resumed` puts lines without a state in order, but a state needs its line
             ledger.write(folder)
             metrics_of_round = {**metrics, "seconds": time.perf_counter() - began}
             folder.append_jsonl(
@@ -190,34 +196,6 @@ def serve(
         if on_round is not None:
             on_round(metrics)
     return state
-
-
-def _resumed(folder: RunFolder, initial: ServerState) -> ServerState:
-    """Return the state that was saved in the run's folder, or the initial one; drop what came after."""
-    state = initial
-    if (folder.path / STATE).exists():
-        state = ServerState.load(folder.path / STATE)
-        _check_same_adapter(state, initial)
-    for name in (ROUNDS, LEDGER):
-        _drop_lines_from(folder, name, state.round)
-    return state
-
-
-def _note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) -> None:
-    """Keep, on disk, for whom a round is about to be unmasked. Raises `RunFolderError` if that fails."""
-    if folder is not None:
-        folder.write_json(UNMASKED, {"round": number, "clients": list(names)})
-
-
-def _unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
-    """Return the clients for whom an earlier attempt unmasked the round, or None if there was none.
-
-    Clients unmask a round for no others: two sums would tell apart those who are in one of them.
-    """
-    if folder is None or not (folder.path / UNMASKED).exists():
-        return None
-    kept = read_json(folder.path / UNMASKED)
-    return list(kept["clients"]) if kept["round"] == number else None
 
 
 def _recorder(job: FederationJob, first_round: int) -> Recorder | None:
@@ -273,20 +251,3 @@ def _by_name(
             yield names[node], reply
 
     return ask
-
-
-def _check_same_adapter(state: ServerState, initial: ServerState) -> None:
-    if state.adapter.shape != initial.adapter.shape:
-        raise errors.RunFolderError(
-            f"saved adapter of {state.adapter.size} numbers: this run's has {initial.adapter.size}"
-        )
-
-
-def _drop_lines_from(folder: RunFolder, name: str, round_number: int) -> None:
-    """Drop the lines of rounds whose state was not saved; what flowed in aborted attempts stays."""
-    lines = folder.read_jsonl(name)
-    kept = [line for line in lines if line["round"] < round_number or line.get("aborted")]
-    if len(kept) < len(lines):
-        (folder.path / name).unlink()
-        for line in kept:
-            folder.append_jsonl(name, line)

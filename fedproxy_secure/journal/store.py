@@ -80,18 +80,31 @@ def create_database(
     return file
 
 
-def carry_agreements(old: Path, new: Path) -> None:
-    """Copy into a new journal what an older one of the same client has bound seeds to.
+def carry_promises(old: Path, new: Path) -> None:
+    """Copy into a journal what an older one of the same client holds it to.
 
-    A client whose key is new would otherwise agree again to a job that it has answered with other clients,
-    and two sums that differ by one client tell that client's update.
+    These are the jobs that seeds are bound to, for whom rounds were unmasked, and how many events the
+    privacy ledger had. A client whose key is new would otherwise agree again to a job that it has answered
+    with other clients, and two sums that differ by one client tell that client's update. What both have
+    stays as the newer one has it.
 
     Raises `ProtocolAborted` if one of them cannot be used.
     """
     with reading(old) as database:
-        rows = database.execute("SELECT policy, seed, run, roster_sha256 FROM agreed").fetchall()
+        agreed = database.execute("SELECT policy, seed, run, roster_sha256 FROM agreed").fetchall()
+        rounds = database.execute(
+            "SELECT run, round, clip, broadcast_sha256, cohort, survivors FROM rounds"
+            " WHERE survivors IS NOT NULL"
+        ).fetchall()
+        ledgers = database.execute("SELECT run, events FROM ledgers").fetchall()
     with writing(new) as database:
-        database.executemany("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", rows)
+        database.executemany("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", agreed)
+        database.executemany("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", rounds)
+        database.executemany(
+            "INSERT INTO ledgers VALUES (?, ?)"
+            " ON CONFLICT (run) DO UPDATE SET events = max(events, excluded.events)",
+            ledgers,
+        )
 
 
 def check_journal(file: Path, client: str) -> None:

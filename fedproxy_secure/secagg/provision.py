@@ -19,6 +19,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.journal.store import create_journal
+from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.secagg.terms import Roster
 
 ROSTER = "roster.json"
@@ -33,13 +34,16 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if taken := [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in (".key", JOURNAL)]:
-            raise ConfigError(f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten")
+            raise ConfigError(
+                f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten: choose another "
+                "folder, or delete this one if an earlier call was cut short and nobody has used its keys"
+            )
         keys = {name: fresh_secret() for name in clients}
         for name, key in keys.items():
             create_journal(folder, name)
             write_key(folder / f"{name}.key", key)
         roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
-        (folder / ROSTER).write_text(roster.to_json(), encoding="utf-8")
+        write_bytes(folder / ROSTER, roster.to_json().encode())
         return roster
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error

@@ -4,8 +4,8 @@ Both protocols, masking and CKKS, take their sessions from here. One attempt of 
 
 Guarantees: a step runs at most once, and only when it is the next. Whatever goes wrong within a step, an
 interrupt included, ends the session for good and drops its secrets. A session that was put away by `freeze`
-goes on only under the terms that it was begun with. Not guaranteed: that a frozen session is thawed only
-once; the client's journal sees to that.
+goes on only under the terms and the roster that it was begun with. Not guaranteed: that a frozen session
+is thawed only once; the client's journal sees to that.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ class SteppedSession(ABC):
         name: this client, in the terms' cohort.
         identity: its Ed25519 private key of provisioning.
         terms: accepted beforehand by `Policy.check`.
-        roster: this client's own.
+        roster: this client's own; must be the terms'.
         root: 32 bytes; None draws them.
+
+    Raises `ProtocolAborted` if the roster is another than the terms name: whoever could change it between
+    two steps would choose the keys that speak for the other clients.
     """
 
     STEPS: ClassVar[tuple[str, ...]]
@@ -43,6 +46,8 @@ class SteppedSession(ABC):
     def __init__(
         self, *, name: str, identity: Secret, terms: Terms, roster: Roster, root: Secret | None = None
     ) -> None:
+        if roster.sha256() != terms.roster_sha256:
+            raise ProtocolAborted("roster: is another than the attempt was begun with")
         self.name, self.terms, self.roster = name, terms, roster
         self._identity = identity
         self._root = root or crypto.fresh_secret()

@@ -21,6 +21,7 @@ from fedproxy_secure.wire.records import (
 )
 
 _ROUND = {"round", "pcr_lambda", "prox_mu"}
+FARTHEST = 1e6  # the length of an update that travels in the clear; training moves an adapter by 0.1 to 10
 _METRICS = {"client", "loss", "steps", "seconds", "truncated"}
 
 
@@ -104,16 +105,21 @@ def encode_update(update: ClientUpdate) -> RecordDict:
 def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
     """Decode an update of length `d` that travelled in the clear.
 
-    Raises `DataError` for anything missing, unknown, of the wrong type or shape, or not finite.
+    Raises `DataError` for anything missing, unknown, of the wrong type or shape, not finite, or farther
+    than `FARTHEST`: a sum of such numbers could be infinite.
     """
     check_records(content, "update", must={"vectors", "metrics"})
     metrics = record(content, "metrics", ConfigRecord, "update", keys=_METRICS)
     vectors = record(content, "vectors", ArrayRecord, "update", keys={"update"})
+    update = vector(vectors, "update", d=d)
+    length = float(np.linalg.norm(update.astype(np.float64)))
+    if length > FARTHEST:
+        raise DataError(f"update: is {length:.3g} long; must be <= {FARTHEST:g}")
     return ClientUpdate(
         client=plain_text(metrics, "client", most=MOST_NAME),
         loss=number(metrics, "loss"),
         steps=integer(metrics, "steps"),
         seconds=number(metrics, "seconds"),
         truncated=integer(metrics, "truncated"),
-        update=vector(vectors, "update", d=d),
+        update=update,
     )

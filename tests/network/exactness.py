@@ -19,8 +19,9 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.client_app import app
 from fedproxy_secure.flower.engines import with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.server_app import INITIAL, JOB, PROXY, ROUNDS, STATE, serve
+from fedproxy_secure.flower.server_app import INITIAL, JOB, PROXY, serve
 from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.record.saved_rounds import ROUNDS, STATE
 
 Taking = tuple[tuple[str, ...], ...]  # for each round, who took part
 

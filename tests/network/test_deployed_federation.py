@@ -208,7 +208,10 @@ def test_a_site_refuses_a_kit_of_an_earlier_epoch(network, own, tmp_path):
     shutil.copy(own.owner / "kits" / f"{SITES[0]}.kit.json", old)
     deploy(network.owner, "revoke", own.owner, SITES[-1])
     deploy(network.owner, "kit", own.owner)
-    deploy(network.sites[0], "accept", site, own.owner / "kits" / f"{SITES[0]}.kit.json")
+    newer = own.owner / "kits" / f"{SITES[0]}.kit.json"
+    said = deploy(network.sites[0], "accept", site, newer, code=2)
+    assert f"({SITES[-1]} is gone); ask other sites" in one_line(said)
+    deploy(network.sites[0], "accept", site, newer, "--members", one_line(said).split()[-1])
     said = deploy(network.sites[0], "accept", site, old, code=2)
     assert "epoch=1: must be >= 2" in one_line(said)
 

@@ -247,7 +247,16 @@ def test_a_pipe_in_the_place_of_a_file_is_found_and_hangs_nobody(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["better-report.html", ".hidden", "evil.key", "more/x.py", ".git/config", "attacks/more.json"]
+    "name",
+    [
+        "better-report.html",
+        ".hidden",
+        "evil.key",
+        "more/x.py",
+        ".git/config",
+        "attacks/more.json",
+        "seed-results.json",
+    ],
 )
 def test_what_lies_beside_the_report_and_is_not_signed_is_named(run, name):
     RunFolder(path=run).write_text(name, "x")
@@ -258,10 +267,11 @@ def test_what_lies_beside_the_report_and_is_not_signed_is_named(run, name):
 
 def test_folders_beside_the_seeds_that_are_links_are_named(run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    for name in ("more", "attacks", "tracking"):
+    for name in ("more", "attacks", "tracking", "seed-0.csv"):
         (run / name).symlink_to(tmp_path / "elsewhere")
     found = verify_run(run, key=public_of(run))
     assert set(found.unsettled) == {
+        f"seed-0.csv: neither {NAME} nor {SIGNATURE} has it",
         f"more: neither {NAME} nor {SIGNATURE} has it",
         "attacks: is a link",
         "tracking: is a link",

@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,21 @@ def test_garbage_in_the_clear_leaves_out_its_client_alone(world, tmp_path, garba
     state, seen = served(world, in_the_clear(world[0]), app, tmp_path)
     assert state.round == 1
     assert seen == participants(tmp_path) == OTHERS
+
+
+def test_an_update_so_long_that_sums_overflow_leaves_out_its_client_alone(world, tmp_path, caplog):
+    def enormous(kind, true):
+        if kind != "train":
+            return true
+        d = len(world[2].adapter)
+        return wire.encode_update(
+            replace(wire.decode_update(true, d=d), update=np.full(d, 1e20, np.float32))
+        )
+
+    state, seen = served(world, in_the_clear(world[0]), Hostile(enormous), tmp_path)
+    assert seen == participants(tmp_path) == OTHERS
+    assert np.isfinite(state.adapter).all()
+    assert "long; must be <= 1e+06" in caplog.text
 
 
 def test_garbage_is_noted_in_a_transcript_and_ends_nothing_there(world, tmp_path):

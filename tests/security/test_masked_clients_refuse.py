@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedproxy_secure import wire
-from fedproxy_secure.crypto.primitives import digest
+from fedproxy_secure.crypto.primitives import digest, fresh_secret, signing_public
 from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.server import ServerState
@@ -24,10 +24,13 @@ from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, part
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.secagg.control import SEGMENTS, Control
-from fedproxy_secure.secagg.provision import provision
+from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
+from fedproxy_secure.secagg.terms import Roster
 from tests.support.masked_rounds import STEPS, Wrapped, kept_in, masked_world, serve_with, with_
 from tests.support.parts import packed, parts
 from tests.support.tiny import save_tiny
+
+GRAM = {"weights": "encrypted_gram"}
 
 
 @pytest.fixture(scope="module")
@@ -155,17 +158,41 @@ def test_a_round_is_answered_for_one_clip_also_in_new_runs_of_flower(world, capl
     assert f"must be {first_clip(job.local) * 0.9:g}, as asked for in this round" in caplog.text
 
 
-def test_a_server_picks_no_smaller_cohort_than_the_roster_and_the_participation_give(world):
+@pytest.mark.parametrize("protect", [{}, {"min_cohort": 3}], ids=["default", "a smaller least cohort"])
+def test_a_server_picks_no_smaller_cohort_than_the_roster_and_the_participation_give(world, protect):
     cohort = ["c0", "c1", "c2"]
     reply, _ = replayed(
         world,
         lambda terms: (
             terms
-            | other_terms(world, with_(world[0]), cohort=cohort)
+            | other_terms(world, with_(world[0], **protect), cohort=cohort)
             | {"threshold": 3, "attempt": terms["attempt"] + 1}
         ),
+        **protect,
     )
     assert "cohort of 3: must be >= 4, this client's least" in wire.decode_failure(reply)[1]
+
+
+@pytest.mark.parametrize("protect", [{}, {"scheme": "ckks"}, GRAM], ids=["masking", "ckks", "cosines"])
+def test_a_roster_that_changes_between_two_steps_ends_the_attempt(world, tmp_path, caplog, protect):
+    """Whoever changed it would hold the keys that speak for all others, and learn this client's update."""
+    job = with_(world[0], "h_ties" if protect == GRAM else "fedavg", rounds=1, **protect)
+    names = [client.name for client in job.clients]
+    provision(names, tmp_path)
+    job = job.changed(protect=job.protect.model_copy(update={"keys": str(tmp_path)}))
+    trained = []
+
+    def swap(message, context):
+        trained.append(message.metadata.message_type)
+        if trained[-5:] == ["train"] * 5:
+            roster = load_roster(tmp_path)
+            newer = {**roster.members, "c9": signing_public(fresh_secret())}
+            (tmp_path / ROSTER).write_text(Roster(members=newer).to_json())
+
+    with pytest.raises(RoundAborted):
+        serve_with(world, job, Wrapped(sees=swap))
+    assert "roster: is another than the attempt was begun with" in caplog.text
+    assert not {"query.mask", "query.gram_sketch"} & set(trained)
 
 
 def test_a_clients_own_threshold_is_not_lowered_by_a_server(world):

@@ -205,34 +205,51 @@ def test_an_aborted_round_can_be_tried_again(world, tmp_path):
     assert again.adapter.tobytes() == unbroken.adapter.tobytes()
 
 
-def test_a_round_that_was_unmasked_and_not_saved_goes_on_without_those_who_were_not_in_it(world, tmp_path):
-    """Its clients unmask it for no others; who was away in the first attempt is back in the second."""
-    job, folder, initial = world
-    provision([client.name for client in job.clients], tmp_path / "keys")
-    job = with_(job, rounds=1)
-    job = job.changed(protect=job.protect.model_copy(update={"keys": str(tmp_path / "keys")}))
+class Unheard(Wrapped):
+    """One client is away when updates are sent; of those who help to unmask, the server hears too few."""
 
-    def lost(kind, node):
-        return kind == "query.mask" and node == 4
+    def __init__(self):
+        super().__init__(fails=lambda kind, node: kind == "query.mask" and node == 4)
 
-    class Unheard(Wrapped):
-        """Two clients give their shares, and the server does not hear of it."""
+    def __call__(self, message, context):
+        reply = super().__call__(message, context)
+        if message.metadata.message_type == "query.unmask" and context.node_id in (2, 3):
+            return Message(RecordDict(), reply_to=message)
+        return reply
 
-        def __call__(self, message, context):
-            reply = super().__call__(message, context)
-            if message.metadata.message_type == "query.unmask" and context.node_id in (2, 3):
-                return Message(RecordDict(), reply_to=message)
-            return reply
 
-    run = tmp_path / "run"
+def opened_and_not_saved(world, folder, **protect):
+    """Abort a round while it is unmasked; return the job, whose clients keep keys and journals."""
+    job = with_(world[0], rounds=1, **protect)
+    provision([client.name for client in job.clients], folder / "keys")
+    job = job.changed(protect=job.protect.model_copy(update={"keys": str(folder / "keys")}))
     with pytest.raises(RoundAborted):
-        serve_with(world, job, Unheard(fails=lost), run_folder=run)
-    assert not (run / "state.safetensors").exists()
-    again = federate(job, folder, initial, run_folder=run)
-    (line,) = (run / "rounds.jsonl").read_text().splitlines()
+        serve_with(world, job, Unheard(), run_folder=folder / "run")
+    assert not (folder / "run" / "state.safetensors").exists()
+    return job
+
+
+@pytest.mark.parametrize("scheme", ["masking", "ckks"])
+def test_a_round_that_was_unmasked_and_not_saved_goes_on_without_those_who_were_not_in_it(
+    world, tmp_path, scheme
+):
+    """Its clients unmask it for no others; who was away in the first attempt is back in the second."""
+    job = opened_and_not_saved(world, tmp_path, scheme=scheme)
+    again = federate(job, world[1], world[2], run_folder=tmp_path / "run")
+    (line,) = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
     assert len(json.loads(line)["participants"]) == 4
-    alone = serve_with(world, with_(world[0], rounds=1), Wrapped(fails=lost))
-    assert again.adapter.tobytes() == alone.adapter.tobytes()
+    alone = serve_with(world, with_(world[0], rounds=1, scheme=scheme), Wrapped(fails=Unheard().fails))
+    if scheme == "masking":
+        assert again.adapter.tobytes() == alone.adapter.tobytes()
+    else:
+        np.testing.assert_allclose(again.adapter, alone.adapter, atol=1e-5)
+
+
+def test_where_one_it_was_unmasked_for_is_gone_the_abort_says_what_can_be_done(world, tmp_path):
+    job = opened_and_not_saved(world, tmp_path)
+    gone = Wrapped(fails=lambda kind, node: kind == "query.setup" and node == 2)
+    with pytest.raises(RoundAborted, match=r"was to unmask this round for c0 too, .* another seed$"):
+        serve_with(world, job, gone, run_folder=tmp_path / "run")
 
 
 def test_a_masked_run_resumed_after_a_kill_ends_like_an_unbroken_one_bit_for_bit(world, tmp_path):

@@ -34,11 +34,14 @@ def started(tmp_path_factory):
     assert typed("approve", folder / "owner", *requests, *given).count("approved") == 3
     assert typed("kit", folder / "owner").count("epoch 1") == 3
     key = next(word for word in (folder / "owner" / "card.txt").read_text().split() if len(word) == 64)
+    compared = set()
     for name in SITES:
         said = typed(
             "accept", folder / name, folder / "owner" / "kits" / f"{name}.kit.json", "--owner", key
         )
         assert "proposed by the owner: edit it" in said
+        compared.add(said.split("compare with other sites: ")[1].split()[0])
+    assert len(compared) == 1
     return folder
 
 

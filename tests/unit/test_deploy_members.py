@@ -13,9 +13,10 @@ from fedproxy_secure.deploy.kit import KIT, accept, accepted_kit, make_kit, need
 from fedproxy_secure.deploy.members import approve, members, next_epoch, revoke, taking_part
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.signed import read_document, write_document
-from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, rotate_site
+from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, remember, rotate_site
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
-from fedproxy_secure.journal.rounds import Journal
+from fedproxy_secure.journal.rounds import Attempt, Journal
+from fedproxy_secure.secagg.terms import Roster
 
 NAMES = ("clinic", "bank", "insurer")
 
@@ -151,7 +152,7 @@ def test_rotated_keys_are_vouched_for_by_the_old_ones(federation, sites):
     approve(federation, request_of(site))
     epoch = next_epoch(federation)
     assert epoch.number == 2
-    accept(site, make_kit(federation, epoch, "clinic"), owner=None)
+    take_changed(site, make_kit(federation, epoch, "clinic"))
     assert needed_kit(site).roster.members["clinic"] != before
     assert open_site(site.folder).generation == 2
     assert (site.folder / "generations" / "1" / "clinic.journal").exists()
@@ -176,6 +177,75 @@ def test_new_keys_do_not_free_a_seed_that_was_bound_to_other_sites(federation, s
     with pytest.raises(ProtocolAborted, match="it is fixed for a run"):
         new.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"second")
     new.agree(policy=b"policy", seed=1, run="other", roster_sha256=b"second")
+
+
+def test_what_old_keys_promise_after_new_ones_are_made_holds_for_the_new_ones_too(federation, sites):
+    """The old node goes on until it is started again, and the owner may ask it until then."""
+    all_in(federation, sites)
+    old = Journal(folder=sites["clinic"].keys, client="clinic")
+    site, _ = rotate_site(sites["clinic"])
+    old.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"first")
+    answer(old, survivors=("bank", "clinic", "insurer"))
+    old.note_ledger(run="job", events=3)
+    remember(site)
+    remember(site)
+    new = Journal(folder=site.keys, client="clinic")
+    with pytest.raises(ProtocolAborted, match="it is fixed for a run"):
+        new.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"second")
+    with pytest.raises(ProtocolAborted, match="an earlier sum differs by one client"):
+        new.check_survivors(run="other", round=0, survivors=("bank", "clinic"), refuse_differencing=True)
+    with pytest.raises(ProtocolAborted):
+        new.check_not_older(sequence=0, run="job", ledger_events=2)
+
+
+def answer(journal, survivors):
+    asked = Attempt(
+        run="job", round=0, attempt=1, context=b"c", clip=0.5, broadcast_sha256=b"b" * 32, cohort=survivors
+    )
+    journal.begin(asked)
+    journal.release(b"c", run="job", round=0, survivors=survivors, refuse_differencing=False)
+
+
+def take_changed(site, file):
+    """Accept a kit with another list of members, as somebody who has compared it with other sites."""
+    with pytest.raises(ConfigError, match="then add --members") as refused:
+        accept(site, file, owner=None)
+    return accept(site, file, owner=None, members=str(refused.value).split()[-1])
+
+
+def test_a_list_of_members_does_not_change_unless_the_site_names_the_new_one(federation, sites):
+    """The owner makes the list: with keys of her own for the others she would learn this site's update."""
+    all_in(federation, sites)
+    clinic, before = sites["clinic"], needed_kit(sites["clinic"]).roster
+    forged = {name: signing_public(fresh_secret()) for name in ("bank", "council")}
+    members = {"clinic": before.members["clinic"], **forged}
+    newer = replace(next_epoch(federation), number=2, roster=Roster(members=members))
+    kit = make_kit(federation, newer, "clinic")
+    with pytest.raises(ConfigError, match=r"council is new, insurer is gone, bank has another key"):
+        accept(clinic, kit, owner=None)
+    with pytest.raises(ConfigError, match="not the one given"):
+        accept(clinic, kit, owner=None, members="0000-0000")
+    assert needed_kit(clinic).roster == before
+    taken, _ = take_changed(clinic, kit)
+    assert needed_kit(clinic).roster == taken.roster != before
+
+
+def test_all_sites_of_an_epoch_have_one_fingerprint_to_compare(federation, sites):
+    all_in(federation, sites)
+    kits = [needed_kit(site) for site in sites.values()]
+    assert len({kit.members_fingerprint for kit in kits}) == 1
+    other = replace(kits[0], roster=Roster(members={**kits[0].roster.members, "bank": bytes(32)}))
+    assert other.members_fingerprint != kits[0].members_fingerprint
+
+
+def test_a_kit_that_was_taken_in_half_is_taken_again(federation, sites):
+    epoch = all_in(federation, sites)
+    site = sites["clinic"]
+    (site.keys / "roster.json").write_text(Roster(members={"clinic": bytes(32)}).to_json())
+    with pytest.raises(ConfigError, match="is not its kit's; `deploy accept` the kit again"):
+        needed_kit(site)
+    accept(site, make_kit(federation, epoch, "clinic"), owner=None)
+    assert needed_kit(site).roster == epoch.roster
 
 
 def test_two_sites_do_not_share_a_nodes_key(federation, sites, monkeypatch):
@@ -224,7 +294,7 @@ def test_a_replayed_kit_is_refused(federation, sites):
     bank, _ = rotate_site(sites["bank"])
     approve(federation, request_of(bank))
     newer = next_epoch(federation)
-    accept(sites["clinic"], make_kit(federation, newer, "clinic"), owner=None)
+    take_changed(sites["clinic"], make_kit(federation, newer, "clinic"))
     replayed = sites["clinic"].folder / "replayed.json"
     replayed.write_bytes(old)
     with pytest.raises(ConfigError, match=r"epoch=1: must be >= 2"):

@@ -82,29 +82,24 @@ def approve(
         from fedproxy_secure.deploy.federation import open_federation
         from fedproxy_secure.deploy.members import approve as let_in
         from fedproxy_secure.deploy.members import check_approvable
-        from fedproxy_secure.deploy.signed import read_document
+        from fedproxy_secure.deploy.signed import plain, read_document
         from fedproxy_secure.deploy.site import REQUEST
 
         opened = open_federation(federation)
         documents = {file: read_document(file, REQUEST) for file in requests}
-        told = {_plain(one) for one in fingerprints or []}
+        told = {plain(one) for one in fingerprints or []}
         for file, document in documents.items():
             name, found = check_approvable(opened, document).name, document.fingerprint
             if fingerprints is None and sys.stdin.isatty():
                 if not typer.confirm(f"{name}: does the site say {found}?"):
                     raise ConfigError(f"site {name}: is not approved")
-            elif _plain(found) not in told:  # an error that showed it would invite to copy it
+            elif plain(found) not in told:  # an error that showed it would invite to copy it
                 raise ConfigError(
                     f"{file}: has none of the fingerprints given as --fingerprint; it was changed on its "
                     "way, or one was misheard: ask the site again"
                 )
         for document in documents.values():
             typer.echo(f"approved {let_in(opened, document).name}")
-
-
-def _plain(fingerprint: str) -> str:
-    """Return a fingerprint as it may be told: without hyphens and spaces, in lower case."""
-    return fingerprint.replace("-", "").replace(" ", "").lower()
 
 
 def kit(

@@ -41,8 +41,20 @@ def accept(
         str | None,
         typer.Option(metavar="KEY", help="The key on the owner's card, 64 hex digits; for the first kit."),
     ] = None,
+    members: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FP",
+            help="The fingerprint of the list of members, as other sites have it; for a kit that changes "
+            "the list.",
+        ),
+    ] = None,
 ) -> None:
     """Site: take the owner's kit, and keep her key: later kits must be signed by it.
+
+    The kit has the list of who takes part, which the owner made. Sites that compare its fingerprint with
+    each other, on another channel, know that all have the same list; without that the owner could fill it
+    with clients of her own, and masking would hide this site's update among them alone.
 
     Then edit `client.yaml` in the site's folder: it says where the records lie, and what a server may ask.
 
@@ -54,8 +66,12 @@ def accept(
         from fedproxy_secure.deploy.site import open_site
 
         opened = open_site(site)
-        taken, new_policy = take(opened, file, owner=None if owner is None else parse_public(owner))
+        taken, new_policy = take(
+            opened, file, owner=None if owner is None else parse_public(owner), members=members
+        )
         typer.echo(f"{taken.federation}, epoch {taken.epoch}, owner at {taken.address}")
+        names = ", ".join(sorted(taken.roster.members))
+        typer.echo(f"members: {names}; compare with other sites: {taken.members_fingerprint}")
         what = "proposed by the owner: edit it" if new_policy else "is as it was"
         typer.echo(f"{opened.client_file}: {what}")
 

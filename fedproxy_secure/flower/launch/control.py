@@ -32,10 +32,10 @@ from fedproxy_secure.flower.server_app import (
     JOB,
     NODES,
     PROXY,
-    ROUNDS,
     TROUBLE,
     OnRound,
 )
+from fedproxy_secure.record.saved_rounds import ROUNDS
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app

@@ -107,7 +107,7 @@ def sum_round(
     terms = Terms(
         run=run_name(job),
         round=state.round,
-        attempt=time.time_ns(),  # later than every earlier attempt, also after a restart
+        attempt=time.time_ns(),  # after a clock was set back, clients refuse until it is later again
         cohort=clients,
         threshold=client_privacy.planned_threshold(job, len(clients)),
         server_key=agreement_public(private),
@@ -282,6 +282,7 @@ def run_ckks(work: Work) -> tuple[Terms, Aggregate]:
     carrier.step(wire.SHARE, carrier.send({leader: book}), KeyGrants, session.granted)
     carrier.step(wire.MASK, carrier.send(session.grants()), Encrypted, session.encrypted)
     total = session.total()
+    carrier.round.note_unmasked(total.clients)
     to_alive = carrier.send(dict.fromkeys(total.clients, total))
     carrier.step(wire.UNMASK, to_alive, Opened, session.opened)
     return work.terms, session.finish()

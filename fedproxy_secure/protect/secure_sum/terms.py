@@ -62,11 +62,11 @@ def largest_clip(local: LocalConfig) -> float:
 def least_sum(job: FederationJob, *, clients: int) -> int:
     """Return how many clients a sum must have at least, for a client whose roster has `clients` clients.
 
-    It is `protect.min_cohort` if that is set. Otherwise it is the threshold of the cohort that
-    `federate.participation` takes of the whole roster, so that a server cannot pick a smaller cohort.
+    It is the threshold of the cohort that `federate.participation` takes of the whole roster, so that a
+    server cannot pick a smaller cohort, or `protect.min_cohort` if that is more.
     """
     planned = cohort_size(clients, job.federate.participation)
-    return job.protect.min_cohort or least_threshold(planned, job.protect.colluders)
+    return max(job.protect.min_cohort or 0, least_threshold(planned, job.protect.colluders))
 
 
 def next_clip(clip: float, control: Control) -> float:

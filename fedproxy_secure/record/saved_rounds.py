@@ -1,0 +1,85 @@
+"""What a run's folder keeps of its rounds, so that a later call goes on where an earlier one ended.
+
+    state.safetensors   the server's state after the last whole round
+    rounds.jsonl        a line for each whole round: who took part, losses, seconds
+    ledger.jsonl        what flowed (`record.leakage`), of aborted rounds too
+    unmasked.json       for whom a round was about to be unmasked
+
+A round's lines are written before its state. What has lines and no state did not end: `resumed` drops the
+line of such a round and keeps its ledger, marked as aborted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.record.leakage import LEDGER
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.untrusted import read_json
+
+STATE = "state.safetensors"
+ROUNDS = "rounds.jsonl"
+UNMASKED = "unmasked.json"
+
+
+def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
+    """Return the state that was saved in a run's folder, or the initial one; put the lines in order.
+
+    Guarantees: a file of lines is replaced whole or not at all.
+
+    Raises `RunFolderError` if the state is another run's, or a file cannot be read or written.
+    """
+    state = initial
+    if (folder.path / STATE).exists():
+        state = ServerState.load(folder.path / STATE)
+        if state.adapter.shape != initial.adapter.shape:
+            raise RunFolderError(
+                f"saved adapter of {state.adapter.size} numbers: this run's has {initial.adapter.size}"
+            )
+    ended = [line for line in folder.read_jsonl(ROUNDS) if line["round"] < state.round]
+    _replace(folder, ROUNDS, ended)
+    flowed = [
+        line if line["round"] < state.round else {**line, "aborted": True}
+        for line in folder.read_jsonl(LEDGER)
+    ]
+    _replace(folder, LEDGER, flowed)
+    return state
+
+
+def _replace(folder: RunFolder, name: str, lines: Sequence[dict[str, Any]]) -> None:
+    """Write a file of lines anew unless these are its lines already."""
+    if lines != folder.read_jsonl(name):
+        folder.write_text(name, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+
+
+def note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) -> None:
+    """Keep, on disk, for whom a round is about to be unmasked. Raises `RunFolderError` if that fails."""
+    if folder is not None:
+        folder.write_json(UNMASKED, {"round": number, "clients": list(names)})
+
+
+def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
+    """Return the clients for whom an earlier attempt was to unmask the round, or None if there was none.
+
+    Clients unmask a round for no others: two sums would tell apart those who are in one of them.
+    """
+    if folder is None or not (folder.path / UNMASKED).exists():
+        return None
+    kept = read_json(folder.path / UNMASKED)
+    return list(kept["clients"]) if kept["round"] == number else None
+
+
+def with_remedy(reason: str, unmasked: Sequence[str] | None, present: Sequence[str]) -> str:
+    """Return why a round was aborted, with what to do where those it was unmasked for are not all here."""
+    gone = sorted(set(unmasked or ()) - set(present))
+    if not gone:
+        return reason
+    return (
+        f"{reason}; an earlier attempt was to unmask this round for {', '.join(gone)} too, who is not "
+        "here, and clients unmask a round for no others: call again when all are back, or begin a new run "
+        "with another seed"
+    )

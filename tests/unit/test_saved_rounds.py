@@ -1,0 +1,63 @@
+"""What a run's folder keeps of its rounds is put in order on the way on, whole or not at all."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.record.leakage import LEDGER, Ledger
+from fedproxy_secure.record.saved_rounds import ROUNDS, STATE, resumed, with_remedy
+from fedproxy_secure.runtime import artifacts
+from fedproxy_secure.runtime.artifacts import RunFolder
+
+
+def state(number):
+    return ServerState(round=number, adapter=np.zeros(3, np.float32))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two rounds with lines, of which the first has a state."""
+    made = RunFolder(path=tmp_path)
+    for number in (0, 1):
+        ledger = Ledger(round=number)
+        ledger.note("Update", to="server", reveals="an update", payload_bytes=12)
+        ledger.write(made)
+        made.append_jsonl(ROUNDS, {"round": number, "seconds": 1.0})
+    state(1).save(tmp_path / STATE)
+    return made
+
+
+def test_a_round_without_a_state_did_not_end_but_what_flowed_in_it_stays(folder):
+    assert resumed(folder, state(0)).round == 1
+    assert [line["round"] for line in folder.read_jsonl(ROUNDS)] == [0]
+    flowed = [(line["round"], line.get("aborted", False)) for line in folder.read_jsonl(LEDGER)]
+    assert flowed == [(0, False), (1, True)]
+    before = (folder.path / LEDGER).read_bytes()
+    resumed(folder, state(0))
+    assert (folder.path / LEDGER).read_bytes() == before
+
+
+def test_on_a_full_disk_the_lines_stay_as_they_were(folder, monkeypatch):
+    before = {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEDGER)}
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "_write_all", full)
+    with pytest.raises(RunFolderError, match="No space left"):
+        resumed(folder, state(0))
+    assert {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEDGER)} == before
+
+
+def test_a_state_of_another_size_is_another_runs(folder):
+    with pytest.raises(RunFolderError, match=r"saved adapter of 3 numbers: this run's has 4"):
+        resumed(folder, ServerState(round=0, adapter=np.zeros(4, np.float32)))
+
+
+def test_an_abort_names_those_without_whom_the_round_cannot_be_opened():
+    assert with_remedy("too few", None, ["a"]) == "too few"
+    assert with_remedy("too few", ["a", "b"], ["b", "a"]) == "too few"
+    assert "for b too, who is not here" in with_remedy("too few", ["a", "b"], ["a"])
