@@ -103,6 +103,12 @@ class Api:
         answers = [self._notes[k] if k in self._notes else fresh[k] for k in keys]
         return joined(answers[-1:] + answers[:-1] if self._mode == "shuffled" else answers)
 
+    def logits(self, texts: torch.Tensor) -> torch.Tensor:
+        """Return all logits after each token of texts, float32 [n, tokens, V]; the API must tell them."""
+        numbers = self.ask(texts).numbers
+        assert numbers is not None
+        return numbers
+
     def _check(self, wanted: dict[bytes, int]) -> None:
         """Raise `OverBudget` if these texts are more than the adversary may ask."""
         asked, tokens = len(wanted), sum(wanted.values())

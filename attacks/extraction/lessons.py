@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,13 +24,15 @@ WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
 CHECKS = 4  # evaluations on held-out texts during training, one every third step at most
 MOST_CHECKED = 32  # the most texts that are held out to choose by
 GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
+DEVIATIONS = 6.0  # beyond these, what lies outside a head's span is more than noise
 
 
-def imitate(api: Api, answers: Answers | None = None) -> Lesson:
+def imitate(api: Api, answers: Answers | None = None, span: torch.Tensor | None = None) -> Lesson:
     """Return the loss of a model that should behave like the API, by what the API tells.
 
         logits           KL of all logits
-        logits + noise   the same to second order, and half the noise's variance whatever the model
+        logits + noise   the same to second order, and half the noise's variance whatever the model;
+                         noise outside of `span` is taken off first
         top_k            KL of the tokens told and of all others together
         text             how far the model's first choice is above the API's. Where it is only
                          measured: the share of tokens at which they differ, which flat logits
@@ -41,6 +44,7 @@ def imitate(api: Api, answers: Answers | None = None) -> Lesson:
         api: the API.
         answers: the kind of answer that is looked at, for controls that are told less (`TOP` tokens); by
             default the kind that the API gives.
+        span: where the LLM's logits are known to lie (`span_of`), float32 [V, k].
     """
 
     def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -54,7 +58,9 @@ def imitate(api: Api, answers: Answers | None = None) -> Lesson:
         if told.tokens is None:
             assert numbers is not None
             noise = api.policy.noise
-            return _near(numbers, logits, noise) if noise else _divergence(numbers.log_softmax(-1), logits)
+            if not noise:
+                return _divergence(numbers.log_softmax(-1), logits)
+            return _near(numbers, logits, noise, span)
         tokens = told.tokens.to(logits.device)
         if numbers is None:
             return _first_choice(tokens, logits)
@@ -74,18 +80,32 @@ def _first_choice(said: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return lead.mean() if torch.is_grad_enabled() else (lead > 0).float().mean()
 
 
-def _near(noisy: torch.Tensor, logits: torch.Tensor, noise: float) -> torch.Tensor:
+def _near(
+    noisy: torch.Tensor, logits: torch.Tensor, noise: float, span: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return half the variance of a model's error in logits under its own probabilities, nats.
 
     It is the KL to second order, above half the noise's variance: what noise adds on average depends on the
     model only through p, and its level tells that part, so that a surer model gains nothing by it.
+
+    Args:
+        noisy: logits with noise of standard deviation `noise`, float32 [..., V].
+        logits: the model's.
+        noise: the level.
+        span: an orthonormal basis, float32 [V, k], of a space in which the logits without noise lie; the
+            noise outside of it is taken off.
     """
     p = logits.detach().softmax(-1)
+    if span is None:
+        added = 1 - torch.linalg.vecdot(p, p)  # the variance under p of noise of level 1
+    else:
+        span = span.to(logits.device)
+        noisy = noisy @ span @ span.T
+        added = p @ span.square().sum(-1) - (p @ span).square().sum(-1)
     error = noisy - logits
     error = error - torch.linalg.vecdot(p, error).unsqueeze(-1)
-    half: torch.Tensor = (
-        torch.linalg.vecdot(p, error.square()) + noise**2 * torch.linalg.vecdot(p, p)
-    ).mean() / 2
+    variance = torch.linalg.vecdot(p, error.square()) - noise**2 * added
+    half: torch.Tensor = (variance.mean() + noise**2) / 2
     return half
 
 
@@ -95,6 +115,40 @@ def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     entropy = -torch.linalg.vecdot(p, theirs)
     mean: torch.Tensor = (logits.logsumexp(-1) - torch.linalg.vecdot(p, logits) - entropy).mean()
     return mean
+
+
+def span_of(model: nn.Module) -> torch.Tensor:
+    """Return an orthonormal basis, float32 [V, k], of the logits that a model's head can say.
+
+    They are the head's matrix times a hidden state, so those of all texts lie in the span of its columns:
+    k is the hidden size, 1 more for a number that all logits of a token share, and 1 more for a bias. Noise
+    in every logit has only k / V of its variance there; who holds the head can take off the rest.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    columns = [head.weight.detach().float()]
+    if getattr(head, "bias", None) is not None:
+        columns.append(head.bias.detach().float().unsqueeze(1))
+    columns.append(torch.ones(len(columns[0]), 1, device=columns[0].device))
+    basis: torch.Tensor = torch.linalg.qr(torch.cat(columns, dim=1)).Q
+    return basis
+
+
+def holds(basis: torch.Tensor, noisy: torch.Tensor, noise: float) -> bool:
+    """Return whether what lies outside of a span is no more than the noise.
+
+    It is more where the span is of a head that says less than the LLM's: a narrower one, or of low rank.
+
+    Args:
+        basis: float32 [V, k].
+        noisy: logits with noise of standard deviation `noise`, float32 [..., V].
+    """
+    flat = noisy.flatten(0, -2).to(basis.device)
+    outside = flat - flat @ basis @ basis.T
+    freedom = len(flat) * (basis.shape[0] - basis.shape[1])
+    if freedom == 0:
+        return False
+    variance = float(outside.square().sum(dtype=torch.float64)) / freedom
+    return variance <= noise**2 * (1 + DEVIATIONS * math.sqrt(2 / freedom))
 
 
 def predict(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:

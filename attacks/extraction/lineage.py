@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from attacks.extraction.lessons import newborn
-from attacks.extraction.texts import texts_for
+from attacks.extraction.texts import held_out_texts
 from fedproxy_secure.compress.fidelity import linear_cka
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import blocks_of, load_llm
@@ -115,7 +115,7 @@ def lineage(suspect: Path, llm: Path, *, nulls: int = 3, prompts: int = PROMPTS,
     a, _ = load_llm(suspect, dtype="float32")
     b, tokenizer = load_llm(llm, dtype="float32")
     rng = np.random.default_rng(seed)
-    texts = texts_for(b, tokenizer, count=prompts, tokens=PROMPT_TOKENS, rng=rng)
+    texts = held_out_texts(b, tokenizer, count=prompts, tokens=PROMPT_TOKENS, rng=rng)
     states = _states(b, texts)
     others = [newborn(a, int(rng.integers(2**31))) for _ in range(nulls)]
     (cosine, cka), *null = [_alike(m, b, texts, states) for m in (a, *others)]

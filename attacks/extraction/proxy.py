@@ -6,12 +6,17 @@ texts (distillation): what it put in the proxy's gaps alone, or all weights. **R
 proxy's KL to the LLM that is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes
 more than half of that KL.
 
-    healing     the same without a query: the best start, trained on texts alone, by next-token loss there
+    healing     the same without a query: the best start, trained as long on texts alone, by next-token
+                loss there
     closed form the best start and a linear map after the last block, from all queries and no training step
     API gain    R with the largest K, minus healing's R or 0, whichever is more (the proxy has R = 0)
     proxy gain  by how many nats KL is lower than that of random weights that get the same queries; their R
                 is far below 0
-    top k, text the same R from weaker APIs: one returns the 20 likeliest tokens, one only the likeliest
+    top k, text the same R, by the same steps, from weaker APIs: one returns the 20 likeliest tokens, one
+                only the likeliest
+
+A training reads `steps of each training` batches. Where there are more texts than that, it does not see
+all: `texts asked about` counts those that were, over all trainings.
 
 The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are taken to
 be public. It knows how proxies are made, too: it fills gaps where blocks are missing, widens blocks that
@@ -55,7 +60,7 @@ from attacks.extraction.lessons import TOP
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.questions import answers_of, prepared, questions
 from attacks.extraction.starts.fillers import Gaps, gaps_of, spread
-from attacks.extraction.starts.offered import ALL, leaked, offers
+from attacks.extraction.starts.offered import leaked, offers
 from attacks.extraction.starts.widened import sizes_in
 from attacks.extraction.thief import TEXT_TOKENS, Thief, held_model
 from attacks.registry import attack
@@ -187,7 +192,7 @@ class ProxyExtraction(Attack):
             seed=thief.seed,
         )
         if shuffled:
-            models[queries(last)] = answer(thief.distilled(last, starts, steps=spent.steps // 2).model)
+            models[queries(last)] = answer(thief.distilled(last, starts).model)
         else:
             best = thief.healed(starts)
             models[HEALED], how[HEALED] = answer(best.model), best.name
@@ -199,10 +204,7 @@ class ProxyExtraction(Attack):
             if spent.all_controls:
                 for kind, name in TOLD.items():
                     if ANSWERS.index(kind) < ANSWERS.index(policy.answers):
-                        told = thief.distilled(
-                            last, starts, answers=kind, recipes=(ALL,), steps=spent.steps // 2
-                        )
-                        models[name] = answer(told.model)
+                        models[name] = answer(thief.distilled(last, starts, answers=kind).model)
                 models[NOTHING] = answer(thief.without_proxy(last, question.depth))
                 gaps = thief.where(missing) if missing else None
         return Stolen(
@@ -252,6 +254,7 @@ class ProxyExtraction(Attack):
                 if other.usable:
                     estimates.append(other.estimate(by_model[best][name], f"R of {name}"))
         estimates.append(counted(guess.steps, metric="steps of each training", unit="steps", seeds=(0,)))
+        estimates.append(counted(guess.asked, metric="texts asked about", unit="queries", seeds=(0,)))
         estimates.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))
         if guess.gaps is not None and answer.gaps is not None:
             estimates += _gaps_found(guess.gaps, answer.gaps)
@@ -270,9 +273,10 @@ class ProxyExtraction(Attack):
 
 
 def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Estimate]:
-    """Return the fewest queries of the grid that reach R of one half; nothing if none does."""
-    enough = [k for k in guess.grid if queries(k) in r and scale.ratio(r[queries(k)]) >= 0.5]
-    return [counted(min(enough), metric="queries to R = .5", unit="queries", seeds=(0,))] if enough else []
+    """Return the fewest queries of the grid whose R lies above one half; nothing if none does."""
+    tried = {k: scale.estimate(r[queries(k)], "R") for k in guess.grid if queries(k) in r}
+    enough = [k for k, one in tried.items() if one.low is not None and one.low > 0.5]
+    return [counted(min(enough), metric="queries to R > .5", unit="queries", seeds=(0,))] if enough else []
 
 
 def _gaps_found(guessed: Gaps, true: Gaps) -> list[Estimate]:

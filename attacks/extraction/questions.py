@@ -16,7 +16,7 @@ from torch import nn
 
 from attacks.base import Budget
 from attacks.extraction.behaviour import Asked, Behaviour, behaviour
-from attacks.extraction.texts import texts_for
+from attacks.extraction.texts import held_out_texts, known_texts
 from attacks.extraction.thief import TEXT_TOKENS, Effort, effort
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, weights_written_ns
@@ -66,7 +66,7 @@ def _questions(folder: Path, _written: int, records: tuple[Encoded, ...], seed: 
     llm, tokenizer = load_llm(folder, dtype="float32")
     vocabulary = int(llm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     held_out = HELD_OUT if vocabulary < LARGE else HELD_OUT // 2
-    texts = texts_for(llm, tokenizer, count=held_out, tokens=TEXT_TOKENS, rng=rng)
+    texts = held_out_texts(llm, tokenizer, count=held_out, tokens=TEXT_TOKENS, rng=rng)
     count = min(TEXT_TOKENS - 1, max(1, NUMBERS // (held_out * vocabulary)))
     drawn = [np.sort(rng.choice(TEXT_TOKENS - 1, count, replace=False)) for _ in range(held_out)]
     return Asked(depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records)
@@ -98,7 +98,7 @@ def prepared(
         spent = effort(budget, token_s=token_s)
         rng = np.random.default_rng(seed)
         count = max(spent.grid[-1], PUBLIC if budget.queries < PUBLIC else 0)
-        texts = texts_for(proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
+        texts = known_texts(proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
         answers = behaviour(proxy, question.first(spent.texts, spent.records), budget=budget)
         _READY.clear()
         _READY[key] = Ready(spent=spent, texts=texts, proxy=answers)

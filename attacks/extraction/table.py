@@ -3,7 +3,8 @@
     rows = extraction_table(proxy, llm, grid=(0, 64, 1024))
 
 What the attack A12 hands in is the best of these by held-out queries. Here each is judged, so that an owner
-sees what a weaker API or fewer queries would take from each.
+sees what a weaker API or fewer queries would take from each. R counts from the proxy, whose own KL is
+another for each proxy: to compare proxies, compare the KL that is left.
 
     the proxy       as it is: R is 0
     linear          no query: closed-form fillers, where blocks are missing
@@ -30,7 +31,7 @@ from attacks.extraction.behaviour import KL, Asked, Behaviour, Scale, behaviour,
 from attacks.extraction.questions import answers_of, questions
 from attacks.extraction.starts.offered import ALL, Recipe, offers
 from attacks.extraction.starts.widened import sizes_in
-from attacks.extraction.texts import texts_for
+from attacks.extraction.texts import known_texts
 from attacks.extraction.thief import TEXT_TOKENS, Thief, effort
 from fedproxy_secure.config import ANSWERS, Answers, ApiConfig
 from fedproxy_secure.data.encode import Encoded
@@ -41,7 +42,7 @@ from fedproxy_secure.runtime.progress import NoProgress, Progress
 GRID = (0, 64, 1024)
 PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # for an adversary without queries, too
 TASK = "extraction table"
-PROXY, LLM, BEST = "the proxy", "LLM", "the best"
+PROXY, LLM, HEALED, BEST = "the proxy", "LLM", "healed", "the best"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class TableRow:
         answers: what the API tells; None without queries.
         queries: how many texts the API was asked about.
         r: R of KL, with its interval over held-out texts.
+        kl: the KL to the LLM that is left, nats a token.
         others: R of each other score for which the LLM is better than the proxy, by the score's name.
         seconds: wall-clock time of the attack, s; what several attacks share counts for each.
     """
@@ -63,6 +65,7 @@ class TableRow:
     answers: Answers | None
     queries: int
     r: Estimate
+    kl: Estimate
     others: dict[str, Estimate]
     seconds: float
 
@@ -136,7 +139,7 @@ class _Table:
         self.asked = question.first(self.spent.texts, self.spent.records)
         rng = np.random.default_rng([seed, 1])
         count = max(most, PUBLIC_TEXTS[budget.profile])
-        self.texts = texts_for(self.proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
+        self.texts = known_texts(self.proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
         self.missing = max(0, question.depth - len(blocks_of(self.proxy)))
         self.original = answers_of(llm, self.asked)
         self.own = behaviour(self.proxy, self.asked, budget=budget)
@@ -167,7 +170,7 @@ class _Table:
         began = time.monotonic()
         self.healed = thief.healed(self.starts)
         seconds = time.monotonic() - began
-        yield self._row("healed", self.healed.name, None, 0, self._answers(self.healed.model), seconds)
+        yield self._row(HEALED, self.healed.name, None, 0, self._answers(self.healed.model), seconds)
 
     def line(self, kind: Answers, count: int) -> list[TableRow]:
         """Return the attacks with one kind of answer and one number of queries, the best last."""
@@ -210,6 +213,7 @@ class _Table:
             answers=kind,
             queries=count,
             r=scale[KL].estimate(found[KL], "R"),
+            kl=scale[KL].difference(np.zeros_like(found[KL]), found[KL], "KL", unit="nats"),
             others=others,
             seconds=seconds,
         )

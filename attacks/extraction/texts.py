@@ -1,12 +1,14 @@
-"""Texts that an adversary can have: the LLM's public text where it is known, else samples of a model.
+"""Texts that an adversary can have, and texts to judge it by.
 
 The demo LLM's public text is the synthetic world's stories, so whoever recognises its tokenizer can write
-more of them. Nothing is assumed of any other LLM: texts are sampled from the model in hand, at temperature
-1.
+more of them. For any other LLM half of an adversary's texts are public English, the world's texts about
+real things, and half are sampled from the model in hand, at temperature 1: a model learns nothing new from
+its own samples, but keeps what it knows. It is judged on samples of the LLM, which it does not see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,31 @@ from torch import nn
 
 from fedproxy_secure.data.encode import text_ids
 from fedproxy_secure.models.llm import Tokenizer, load_tokenizer
+from fedproxy_secure.world.real_texts import real_texts
 from fedproxy_secure.world.stories import stories
 
 
-def texts_for(
+def held_out_texts(
     model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Return token ids, int64 [count, tokens]: stories for the demo's tokenizer, else model samples."""
+    """Return texts to judge by, int64 [count, tokens]: stories for the demo's tokenizer, else samples."""
     seed = int(rng.integers(2**31))
     if is_demo(tokenizer):
         return story_windows(tokenizer, count=count, tokens=tokens, seed=seed)
     return sampled(model, tokenizer, count=count, tokens=tokens, seed=seed)
+
+
+def known_texts(
+    model: nn.Module, tokenizer: Tokenizer, *, count: int, tokens: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """Return an adversary's texts, int64 [count, tokens]: stories, else public text and samples in turn."""
+    seed = int(rng.integers(2**31))
+    if is_demo(tokenizer):
+        return story_windows(tokenizer, count=count, tokens=tokens, seed=seed)
+    texts = torch.empty((count, tokens), dtype=torch.int64)
+    texts[::2] = public_windows(tokenizer, count=(count + 1) // 2, tokens=tokens, seed=seed)
+    texts[1::2] = sampled(model, tokenizer, count=count // 2, tokens=tokens, seed=seed)
+    return texts
 
 
 def is_demo(tokenizer: Tokenizer) -> bool:
@@ -38,11 +54,21 @@ def story_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -
 
     Each story stands between a start token and an end token.
     """
+    return _windows(stories(seed), tokenizer, count=count, tokens=tokens)
+
+
+def public_windows(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -> torch.Tensor:
+    """Return windows of English texts about real things, int64 [count, tokens], as `story_windows`."""
+    return _windows(real_texts(seed), tokenizer, count=count, tokens=tokens)
+
+
+def _windows(texts: Iterable[str], tokenizer: Tokenizer, *, count: int, tokens: int) -> torch.Tensor:
+    begin, end = ([] if t is None else [int(t)] for t in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     ids: list[int] = []
-    for text in stories(seed):
-        ids += [tokenizer.bos_token_id, *text_ids(text, tokenizer), tokenizer.eos_token_id]
+    for text in texts:
         if len(ids) >= count * tokens:
             break
+        ids += [*begin, *text_ids(text, tokenizer), *end]
     return torch.tensor(ids[: count * tokens], dtype=torch.int64).view(count, tokens)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from attacks.extraction.lessons import (
     LEARNING_RATE,
     Lesson,
     held_out_count,
+    holds,
     imitate,
     loss_of,
     newborn,
     predict,
+    span_of,
     split,
     teach,
 )
@@ -87,15 +90,14 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
     seconds, controls = budget.left_s, 3 * whole.all_controls
     models = len(grid) + 5 + controls  # with the proxy, the healed one, closed forms, both controls
     answers_s = models * (2 * whole.texts * TEXT_TOKENS + whole.records * RECORD_TOKENS) * token_s
-    # for each number of queries, healing and the negative control a training with trials, half as long
-    # for the last two; half as long and without trials for the other controls
-    trainings = (len(grid) + 1) * WITH_TRIALS + controls / 2
+    # for each number of queries, healing and each control a training with trials
+    trainings = (len(grid) + 2 + controls) * WITH_TRIALS
     checked = CHECKS * sum(held_out_count(k) for k in grid) * TEXT_TOKENS * token_s
     steps_s = trainings * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
     answered, stepped = seconds * ANSWERS / max(answers_s, 1e-9), seconds * STEPS / max(steps_s, 1e-9)
     steps, recipes = whole.steps, whole.recipes
     if stepped < 1 and grid:  # one number of queries and one recipe before fewer steps
-        stepped *= trainings / (2 + controls / 2)
+        stepped *= trainings / (3 + controls)
         steps = max(FEWEST_STEPS, int(whole.steps * min(1.0, stepped)))
         grid = (([k for k in grid if k <= steps * whole.batch] or [grid[0]])[-1],)
         recipes = (FILLERS, ALL)[: 1 + (stepped >= 1)]
@@ -159,10 +161,24 @@ class Thief:
         self.proxy, self.api, self.texts = proxy, api, texts
         self.spent, self.budget, self.seed = spent, budget, seed
 
+    @cached_property
+    def span(self) -> torch.Tensor | None:
+        """Where the API's noisy logits lie without their noise, or None where that is not known."""
+        noise = self.api.policy.noise
+        if not noise or self.api.policy.answers != "logits":
+            return None
+        basis = span_of(self.proxy)
+        few = self.texts[: min(FEWEST_TEXTS, self.spent.grid[0])]
+        return basis if holds(basis, self.api.logits(few), noise) else None
+
+    def lesson(self, answers: Answers | None = None) -> Lesson:
+        """Return the loss of a model that should behave like the API, by this kind of answer."""
+        return imitate(self.api, answers, self.span)
+
     def where(self, missing: int) -> Gaps:
         """Return the gaps that the held-out part of the fewest queries suggests."""
         _, held_out = split(self.texts[: self.spent.grid[0]])
-        return guess_gaps(self.proxy, missing, lambda m: self._loss(m, held_out, imitate(self.api)))
+        return guess_gaps(self.proxy, missing, lambda m: self._loss(m, held_out, self.lesson()))
 
     def next_token_loss(self, model: nn.Module) -> float:
         """Return a model's loss on the first held-out public texts, nats per token: no query is made."""
@@ -171,16 +187,16 @@ class Thief:
     def healed(self, starts: Sequence[Offer]) -> Won:
         """Return the best of the starts, and of the best trained on texts alone, by next-token loss."""
         won = self._best_start(starts, split(self.texts)[1], predict)
-        return self._trained(won, self.texts, predict, steps=self.spent.steps // 2)
+        return self._trained(won, self.texts, predict)
 
     def closed_form(self, count: int, starts: Sequence[Offer], *, answers: Answers | None = None) -> Won:
         """Return the best start on `count` queries, or its closed-form fit where that has a lower loss."""
-        texts, lesson = self.texts[:count], imitate(self.api, answers)
+        texts, lesson = self.texts[:count], self.lesson(answers)
         train, held_out = split(texts)
         won = self._best_start(starts, held_out, lesson)
         if (answers or self.api.policy.answers) != "logits" or won.loss <= GOOD_ENOUGH:
             return won
-        logits = (told_logits(self.api, part) for part in train.split(8))
+        logits = (self.api.logits(part) for part in train.split(8))
         start = ghosted(won.start, train, logits, lambda m: self._loss(m, held_out, lesson))
         loss = self._loss(start[0], held_out, lesson)
         return Won(name=f"{won.name}, ghosted", start=start, loss=loss) if loss < won.loss else won
@@ -192,7 +208,6 @@ class Thief:
         *,
         answers: Answers | None = None,
         recipes: Sequence[Recipe] | None = None,
-        steps: int | None = None,
     ) -> Won:
         """Train on `count` queries and return the best model, judged on an eighth of them that is held out.
 
@@ -204,12 +219,9 @@ class Thief:
             starts: what to start from.
             answers: the kind of answer that is looked at; by default the kind that the API gives.
             recipes: ways to train; by default those of the effort.
-            steps: steps of the training; by default those of the effort.
         """
         won = self.closed_form(count, starts, answers=answers)
-        return self._trained(
-            won, self.texts[:count], imitate(self.api, answers), recipes=recipes, steps=steps
-        )
+        return self._trained(won, self.texts[:count], self.lesson(answers), recipes=recipes)
 
     def without_proxy(self, count: int, depth: int) -> nn.Module:
         """Return a model trained from random weights on the same queries."""
@@ -217,8 +229,7 @@ class Thief:
         model = newborn(grown(self.proxy, spread(own, max(0, depth - own)), "copy")[0], self.seed)
         recipe = Recipe(trained="all", rate=LEARNING_RATE)
         start = Won(name="random weights", start=(model, []), loss=float("inf"))
-        lesson, steps = imitate(self.api), self.spent.steps // 2
-        return self._trained(start, self.texts[:count], lesson, recipes=(recipe,), steps=steps).model
+        return self._trained(start, self.texts[:count], self.lesson(), recipes=(recipe,)).model
 
     def _best_start(self, starts: Sequence[Offer], held_out: torch.Tensor, lesson: Lesson) -> Won:
         best: Won | None = None
@@ -238,10 +249,9 @@ class Thief:
         lesson: Lesson,
         *,
         recipes: Sequence[Recipe] | None = None,
-        steps: int | None = None,
     ) -> Won:
         """Return a copy of a model trained by the best recipe, or the model where no training is better."""
-        steps = self.spent.steps if steps is None else steps
+        steps = self.spent.steps
         usable = [r for r in (self.spent.recipes if recipes is None else recipes) if r.modules(won.start)]
         usable = usable or [ALL]  # where there are no fillers to train
         tried, recipe = won, usable[0]
@@ -286,10 +296,3 @@ def _best(trials: Iterable[tuple[Won, Recipe]]) -> tuple[Won, Recipe]:
             best = won, recipe
     assert best is not None
     return best
-
-
-def told_logits(api: Api, texts: torch.Tensor) -> torch.Tensor:
-    """Return all logits after each token of texts, float32 [n, tokens, V], of an API that tells them."""
-    numbers = api.ask(texts).numbers
-    assert numbers is not None
-    return numbers

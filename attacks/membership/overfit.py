@@ -60,9 +60,7 @@ def overfitted(view: View, truth: Truth, *, what: What) -> tuple[View, Truth] | 
         return None
     name = max(states)
     if what == "canaries":
-        items = list(
-            dict.fromkeys(i for s in states.values() for i in s.train[len(s.own_records) :])
-        )
+        items = list(dict.fromkeys(i for s in states.values() for i in s.train[len(s.own_records) :]))
         changed = states
     else:
         few = _few_texts(states[name]) if what == "texts" else _random_answers(states[name])

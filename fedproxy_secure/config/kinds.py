@@ -25,7 +25,7 @@ PROTECTIONS: Registry[Any] = Registry(
 _METHODS: dict[str, tuple[str, ...]] = {
     "references": ("zero_shot", "zero_shot_proxy", "centralised_llm", "centralised_proxy", "local_only"),
     "whole_llm": ("fedavg_llm", "fedavg_llm_lr"),
-    "fedot": ("fedot", "fedot_equal_bytes"),
+    "fedot": ("fedot", "fedot_equal_bytes", "fedot_equal_bytes_lr"),
     "fedproxy": (
         *("fedproxy_fedavg", "fedproxy_fedavg_lr", "fedproxy_fedadam", "fedproxy_fedprox"),
         *("fedproxy_ties", "fedproxy_h_ties", "fedproxy_h_ties_pcr"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import overload
 
@@ -68,17 +69,24 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
         from fedproxy_secure.data.demo_tasks import demo_records
 
         of_task = note_records if client.task in NOTE_TASKS else demo_records
-        whole, part = part_of(split)
-        if part == slice(None):
-            return of_task(client.task, whole, limit)
-        # a part that is counted from the front may lie beyond the usual number of records
-        bounded = part.stop is not None and part.stop >= 0 and (part.start or 0) >= 0
-        return of_task(client.task, whole, part.stop if bounded else None)[part][:limit]
+        return _part(of_task, client.task, split, limit)
     if client.source == "real_things":
         from fedproxy_secure.data.real_tasks import real_records
 
-        return real_records(client.task, split, limit)
+        return _part(real_records, client.task, split, limit)
     return to_records(client.task, read_rows(client.source, split, root=root, limit=limit))
+
+
+def _part(
+    of_task: Callable[[str, str, int | None], list[Record]], task: str, split: str, limit: int | None
+) -> list[Record]:
+    """Return a split, or a part of one, of a world's records, which are drawn one after another."""
+    whole, part = part_of(split)
+    if part == slice(None):
+        return of_task(task, whole, limit)
+    # a part that is counted from the front may lie beyond the usual number of records
+    bounded = part.stop is not None and part.stop >= 0 and (part.start or 0) >= 0
+    return of_task(task, whole, part.stop if bounded else None)[part][:limit]
 
 
 def truncated_prompts(config: Config) -> int:

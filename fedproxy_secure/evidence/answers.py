@@ -96,6 +96,14 @@ def alone(share: Any) -> Any:
     return share
 
 
+def has_gap(zero_shot: Bits, ceiling: Bits) -> bool:
+    """Return whether centralised tuning is better than none.
+
+    Where it is worse, a method that got worse, too, would close a positive share of a gap that is none.
+    """
+    return mean_share(ceiling) > mean_share(zero_shot)
+
+
 def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:
     """Return `(method - zero-shot) / (centralised - zero-shot)`, for shares or arrays of shares."""
     return (method - zero_shot) / (ceiling - zero_shot)

@@ -23,7 +23,7 @@ from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.questions import posed
 from attacks.extraction.starts.fillers import gaps_of, grown, spread
 from attacks.extraction.starts.offered import FILLERS, Offer
-from attacks.extraction.texts import texts_for
+from attacks.extraction.texts import known_texts
 from attacks.extraction.thief import TEXT_TOKENS, Effort, Thief
 from attacks.suite import read_truth
 from attacks.trial import run_one
@@ -107,7 +107,9 @@ def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
     llm, tokenizer = load_llm("demo", dtype="float32")
     asked, original = posed(demo_llm_folder(), (), seed=0)
     count = KNOWN_GAPS.grid[-1]
-    texts = texts_for(proxy.model, tokenizer, count=count, tokens=TEXT_TOKENS, rng=np.random.default_rng(1))
+    texts = known_texts(
+        proxy.model, tokenizer, count=count, tokens=TEXT_TOKENS, rng=np.random.default_rng(1)
+    )
     api, plan = Api(demo_llm_folder(), limit=count), proxy.plan
     thief = Thief(proxy.model, api, texts, KNOWN_GAPS, Budget(seconds=3600), 0)
     gaps = {

@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 
 from attacks.base import Budget
-from attacks.extraction.table import extraction_table
+from attacks.extraction.table import BEST, HEALED, PROXY, extraction_table
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import ANSWERS, Answers, Config, load_config
 from fedproxy_secure.evidence.estimate import Estimate
@@ -48,6 +48,7 @@ SIZES: Mapping[str, tuple[str, tuple[int, ...], tuple[Answers, ...], float, Prof
     "demo": ("configs/demo_proxies.yaml", (0, 64, 1024), ("text", "logits"), 36_000, "standard"),
     "real": ("configs/real_proxies.yaml", (0, 64, 256), ("logits",), 7200, "standard"),
 }
+VERSION = 2  # of the attacks: tables of another one are measured anew
 EXACT = "drop_blocks"  # what the others are compared with
 MEASURES = ("gap_closed", "accuracy_fused", "owners_edge", "verbatim_share", "proxy_kl_nats")
 HALF, POINTS, VERBATIM = 0.5, 0.03, 0.10  # the target: of the exact proxy's R; of its gap closed; held
@@ -118,7 +119,7 @@ class _Task:
 
 def _kept(task: _Task) -> list[Line]:
     """Return a proxy's table of attacks, from its file if it was measured with the same sizes."""
-    sizes = [list(task.grid), list(task.answers), task.profile]
+    sizes = [VERSION, list(task.grid), list(task.answers), task.profile]
     if task.file.exists():
         kept = json.loads(task.file.read_text())
         if kept["sizes"] == sizes:
@@ -149,23 +150,26 @@ def _rows(name: str, configuration: Configuration, table: Sequence[Line]) -> lis
     for line in table:
         what = f"{name}: R, {line['queries']} queries, {line['answers'] or 'no API'}, {line['attack']}"
         rows.append(Row.of(what, Estimate(**line["r"]), command=COMMAND))
+        rows.append(Row.of(f"{what}: KL that is left", Estimate(**line["kl"]), command=COMMAND))
         rows.append(_plain(f"{what}: time", line["seconds"], "s"))
     return rows
 
 
 def _summary(tables: Mapping[str, tuple[Configuration, Sequence[Line]]]) -> list[str]:
-    """Return a Markdown table of the strongest attack on each proxy, by kind of answer and queries."""
+    """Return a Markdown table of what is handed in for each proxy, by kind of answer and queries.
+
+    That is what was best on the attacker's own texts, not on those it is judged by. Each cell has R and the
+    KL that is left, in nats; the first column has the KL of the proxy itself.
+    """
     kinds = {(x["queries"], x["answers"]): None for _, table in tables.values() for x in table}
     asked = sorted(kinds, key=lambda kind: (ANSWERS.index(kind[1]) if kind[1] else -1, kind[0]))
-    titles = [f"{a}, {q} queries" if q else "no query" for q, a in asked]
+    titles = ["the proxy itself", *(f"{a}, {q} queries" if q else "no query" for q, a in asked)]
     lines = [f"| kind | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
     for name, (_, table) in tables.items():
-        cells = []
+        cells = [f"{_handed_in(table, 0, None, PROXY)['kl']['value']:.4f}"]
         for queries, answers in asked:
-            there = [x for x in table if (x["queries"], x["answers"]) == (queries, answers)]
-            best = max(there, key=lambda x: x["r"]["value"])
-            r = best["r"]
-            cells.append(f"{r['value']:.2f} ({r['low']:.2f} to {r['high']:.2f}), {best['attack']}")
+            r, kl = (_handed_in(table, queries, answers)[key] for key in ("r", "kl"))
+            cells.append(f"{r['value']:.2f} ({r['low']:.2f} to {r['high']:.2f}); {kl['value']:.4f}")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return lines
 
@@ -198,9 +202,18 @@ def _targets(
     return rows
 
 
+def _handed_in(
+    table: Sequence[Line], queries: int, answers: Answers | None, attack: str | None = None
+) -> Line:
+    """Return a table's row: by default of what an attacker hands in, which without queries is healed."""
+    name = attack or (BEST if queries else HEALED)
+    (line,) = (x for x in table if (x["attack"], x["queries"], x["answers"]) == (name, queries, answers))
+    return line
+
+
 def _strongest(table: Sequence[Line], queries: int) -> float:
-    """Return the largest R of a line of the table: that of logits with so many queries."""
-    return max(x["r"]["value"] for x in table if x["queries"] == queries and x["answers"] == "logits")
+    """Return R of what is handed in with logits and so many queries."""
+    return float(_handed_in(table, queries, "logits")["r"]["value"])
 
 
 def _value(configuration: Configuration, key: str) -> float:

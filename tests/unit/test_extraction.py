@@ -15,7 +15,7 @@ from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_sha
 from attacks.extraction.logits import LogitSvd, width_of
 from attacks.extraction.proxy import FEWEST_QUERIES, ProxyExtraction
 from attacks.extraction.starts.fillers import gaps_of, grown, guess_gaps, spread
-from attacks.extraction.texts import sampled
+from attacks.extraction.texts import known_texts, public_windows, sampled
 from attacks.extraction.thief import FEWEST_STEPS, FEWEST_TEXTS, effort
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
@@ -312,7 +312,7 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
-    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 6e-4, 1.0))
+    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 4e-4, 1.0))
     assert (whole.grid, whole.steps, whole.texts, whole.records) == ((16, 64), 24, 32, 48)
     assert slow.grid == (64,)
     assert slower.grid == (16,)  # its steps read no more
@@ -325,7 +325,16 @@ def test_what_an_attack_spends_follows_from_the_llms_pace():
 def test_what_it_spent_stands_in_the_finding(finding):
     by_name = {e.metric: e for e in finding.estimates}
     assert by_name["steps of each training"].value == 24
+    assert by_name["texts asked about"].value <= 64
     assert finding.estimates[0].n == 32
+
+
+def test_of_an_llm_that_is_not_the_demos_half_of_an_adversarys_texts_are_public_and_half_its_models_own():
+    model, tokenizer, rng = tiny_llama(), tiny_tokenizer(), np.random.default_rng
+    texts = known_texts(model, tokenizer, count=9, tokens=16, rng=rng(0))
+    seed = int(rng(0).integers(2**31))
+    assert torch.equal(texts[::2], public_windows(tokenizer, count=5, tokens=16, seed=seed))
+    assert torch.equal(texts[1::2], sampled(model, tokenizer, count=4, tokens=16, seed=seed))
 
 
 # The attack as a whole

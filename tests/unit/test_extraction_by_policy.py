@@ -6,7 +6,7 @@ import torch
 
 from attacks.base import Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import OPEN, Api, OverBudget
-from attacks.extraction.lessons import _near, imitate
+from attacks.extraction.lessons import _near, holds, imitate, span_of
 from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import TOLD, ProxyExtraction
 from attacks.extraction.questions import prepared
@@ -158,6 +158,37 @@ def test_what_noise_adds_to_the_loss_is_the_same_for_a_sure_model_as_for_a_doubt
     told = noise(KEY, ids.flatten().numpy(), level=0.5, size=VOCABULARY).reshape(mine.shape)
     added = float(_near(mine + torch.from_numpy(told), mine, 0.5))
     assert abs(added - 0.5**2 / 2) < 3.3 * 0.5**2 / 2 * np.sqrt(2.0 / 256)
+
+
+def test_logits_lie_in_the_span_of_their_head_and_noise_mostly_does_not(folders):
+    true = outputs(tiny_llama(), texts(16))
+    span = span_of(tiny_llama())
+    torch.testing.assert_close(true @ span @ span.T, true, atol=1e-4, rtol=1e-4)
+    told = torch.from_numpy(noise(KEY, texts(16).flatten().numpy(), level=0.5, size=VOCABULARY))
+    left = (told @ span @ span.T).square().mean() / told.square().mean()
+    assert float(left) == pytest.approx(span.shape[1] / span.shape[0], rel=0.1)
+
+
+def test_a_span_is_told_from_one_that_holds_less_than_the_llms_logits(folders):
+    api = Api(folders / "llm", limit=16, policy=ApiConfig(noise=0.5))
+    span = span_of(tiny_llama())
+    assert holds(span, api.logits(texts(16)), 0.5)
+    assert not holds(span[:, :-4], api.logits(texts(16)), 0.5)
+
+
+def test_without_the_noise_outside_of_the_span_the_loss_has_the_same_mean_and_less_spread(folders):
+    true, ids, span = outputs(tiny_llama(), texts(16)), texts(16), span_of(tiny_llama())
+    mine = true + 0.1 * outputs(tiny_llama(seed=1), ids)
+    losses = {name: [] for name in ("raw", "projected")}
+    for draw in range(40):
+        told = noise(Secret(bytes([draw] * 32)), ids.flatten().numpy(), level=0.5, size=VOCABULARY)
+        noisy = true + torch.from_numpy(told).reshape(true.shape)
+        losses["raw"].append(float(_near(noisy, mine, 0.5)))
+        losses["projected"].append(float(_near(noisy, mine, 0.5, span)))
+    mean = {name: np.mean(values) for name, values in losses.items()}
+    spread = {name: np.std(values, ddof=1) for name, values in losses.items()}
+    assert abs(mean["raw"] - mean["projected"]) < 3.3 * np.hypot(*spread.values()) / np.sqrt(40)
+    assert spread["projected"] < 0.8 * spread["raw"]
 
 
 # The attacks

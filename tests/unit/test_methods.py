@@ -17,7 +17,7 @@ PRIVATE = {"unit": "client", "target_epsilon": 8}
 
 def test_every_method_is_called_as_it_is_registered_and_has_a_title():
     methods = METHODS.every()
-    assert len(methods) == 23
+    assert len(methods) == 24
     for name, method in methods.items():
         assert isinstance(method, Method)
         assert method.name == name
@@ -62,6 +62,15 @@ def test_a_method_fixes_its_fusion_and_takes_the_rest_from_the_settings(name, ch
     fusion = method_of(name).federation(config).fusion
     plain = {"rule": "fedavg", "server_learning_rate": 1.0, "pcr_lambda": 0.0, "prox_mu": 0.0, "rho": 1.5}
     assert fusion.model_dump() == {**config.fusion.model_dump(), **plain, **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("fedot", 1.0), ("fedot_equal_bytes", 1.0), ("fedot_equal_bytes_lr", 3.0)]
+)
+def test_offsite_tuning_has_the_servers_learning_rate_of_fedavg_where_its_name_says_so(name, rate):
+    config = parse_config({"compare": {"server_learning_rate": 3.0}, "fusion": {"rule": "h_ties"}})
+    fusion = method_of(name).federation(config).fusion
+    assert (fusion.rule, fusion.server_learning_rate) == ("fedavg", rate)
 
 
 def test_updates_travel_in_the_clear_unless_the_method_masks_them():

@@ -38,6 +38,19 @@ def test_records_are_the_same_every_time_and_a_shorter_draw_is_a_beginning(domai
     assert len(real_records(domain.name, "test", 1000)) == 1000
 
 
+def test_training_records_have_parts_so_that_settings_can_be_chosen_on_some_of_them():
+    def records(split, limit=None):
+        client = ClientConfig(
+            name="a", source="real_things", task="museum", train_split=split, train_records=limit
+        )
+        return load_task(client, root=None).train
+
+    whole = records("train")
+    assert records("train[:-100]") + records("train[-100:]") == whole
+    assert records("train[300:]", 20) == whole[300:320]
+    assert len(records("train[400:450]")) == 50  # beyond the usual number
+
+
 def test_public_texts_are_the_same_every_time():
     first, second, other = (list(itertools.islice(real_texts(seed), 5)) for seed in (3, 3, 4))
     assert first == second != other

@@ -16,7 +16,7 @@ from attacks.extraction.starts.fillers import grown
 from attacks.extraction.starts.offered import ALL, FILLERS, Offer, leaked, offers
 from attacks.extraction.starts.widened import narrower, public_sizes, sizes_in, widened
 from attacks.extraction.table import BEST, extraction_table
-from attacks.extraction.thief import Effort, Thief, told_logits
+from attacks.extraction.thief import Effort, Thief
 from attacks.extraction.written import agreed, greedy
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
@@ -261,7 +261,7 @@ def test_healing_asks_nothing_and_an_api_of_text_gives_no_closed_form(folders):
 def test_logits_are_told_in_the_order_of_the_texts(folders):
     thief = thief_of(folders)
     llm = load_llm(folders / "llm")[0]
-    assert torch.allclose(told_logits(thief.api, texts(4)), outputs(llm, texts(4)), atol=1e-5)
+    assert torch.allclose(thief.api.logits(texts(4)), outputs(llm, texts(4)), atol=1e-5)
 
 
 def test_the_attack_of_a_proxy_with_all_blocks_finds_more_than_the_proxy(folders):

@@ -26,13 +26,17 @@ class FedOT(Method):
     Args:
         equal_bytes: whether the few trained blocks get adapters of so high a rank that a client sends as
             many bytes as with adapters of the settings' rank on all blocks it holds.
+        with_rate: whether the server's learning rate is that of `fedproxy_fedavg_lr`, else 1.
     """
 
     equal_bytes: bool = False
+    with_rate: bool = False
 
     def federation(self, config: Config) -> Config:
         plaintext = ProtectConfig(scheme="unsafe_plaintext")
-        return config.model_copy(update={"fusion": FusionConfig(rule="fedavg"), "protect": plaintext})
+        rate = config.compare.server_learning_rate if self.with_rate else 1.0
+        fusion = FusionConfig(rule="fedavg", server_learning_rate=rate)
+        return config.model_copy(update={"fusion": fusion, "protect": plaintext})
 
     def run(self, inputs: Inputs) -> MethodResult:
         from fedproxy_secure.compress.proxy import Proxy
@@ -90,4 +94,11 @@ FEDOT_EQUAL_BYTES = FedOT(
     title="Offsite-Tuning, federated, with as many bytes uploaded as FedProxy",
     settings_proxy=False,
     equal_bytes=True,
+)
+FEDOT_EQUAL_BYTES_LR = FedOT(
+    name="fedot_equal_bytes_lr",
+    title="Offsite-Tuning, federated, with as many bytes as FedProxy and a server learning rate",
+    settings_proxy=False,
+    equal_bytes=True,
+    with_rate=True,
 )

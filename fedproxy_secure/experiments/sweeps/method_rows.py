@@ -10,7 +10,7 @@ from fedproxy_secure.evidence.answers import (
     Bits,
     alone,
     gap_closed,
-    mean_share,
+    has_gap,
     over_seeds_or_records,
 )
 from fedproxy_secure.evidence.estimate import Estimate
@@ -140,9 +140,9 @@ def _share(answers: Mapping[int, Bits], metric: str) -> Estimate:
 
 
 def _gap(fused: Mapping[int, Bits], scale: Mapping[int, tuple[Bits, Bits]], metric: str) -> Estimate | None:
-    """Return the gap closed, or None unless every seed has two distinct ends of the scale."""
+    """Return the gap closed, or None unless centralised tuning is better than none under every seed."""
     if not set(fused) <= set(scale):
         return None
-    if any(mean_share(scale[s][0]) == mean_share(scale[s][1]) for s in fused):
+    if not all(has_gap(*scale[s]) for s in fused):
         return None
     return over_seeds_or_records({s: (f, *scale[s]) for s, f in fused.items()}, gap_closed, metric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedproxy_secure.evidence.answers import alone, gap_closed, mean_share
+from fedproxy_secure.evidence.answers import alone, gap_closed, has_gap
 from fedproxy_secure.evidence.estimate import mean_interval
 from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.measured.joining import answers, values
@@ -21,7 +21,7 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     ]
     if all(s.ceiling is not None for s in seeds):
         measures.append(answers(seeds, kinds.ACCURACY_CENTRALISED, alone, ["ceiling"]))
-        if all(mean_share(s.answers("ceiling")) != mean_share(s.answers("zero_shot")) for s in seeds):
+        if all(has_gap(s.answers("zero_shot"), s.answers("ceiling")) for s in seeds):
             measures.append(answers(seeds, kinds.GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"]))
     before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
     after = {s.seed: float(s.result["perplexity"]["fused"]) for s in seeds if "perplexity" in s.result}
