@@ -8,7 +8,7 @@ more than half of that KL.
 
     healing     the same without a query: the best start, trained as long on texts alone, by next-token
                 loss there
-    closed form the best start and a linear map after the last block, from all queries and no training step
+    closed form the best start and a linear map after the last block, from queries and no training step
     API gain    R with the largest K, minus healing's R or 0, whichever is more (the proxy has R = 0)
     proxy gain  by how many nats KL is lower than that of random weights that get the same queries; their R
                 is far below 0
@@ -16,7 +16,7 @@ more than half of that KL.
                 only the likeliest
 
 A training reads `steps of each training` batches. Where there are more texts than that, it does not see
-all: `texts asked about` counts those that were, over all trainings.
+all: `texts asked about` counts every text that was, by trainings, trials, checks and the closed form.
 
 The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are taken to
 be public. It knows how proxies are made, too: it fills gaps where blocks are missing, widens blocks that

@@ -90,14 +90,14 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
     seconds, controls = budget.left_s, 3 * whole.all_controls
     models = len(grid) + 5 + controls  # with the proxy, the healed one, closed forms, both controls
     answers_s = models * (2 * whole.texts * TEXT_TOKENS + whole.records * RECORD_TOKENS) * token_s
-    # for each number of queries, healing and each control a training with trials
-    trainings = (len(grid) + 2 + controls) * WITH_TRIALS
+    # for each number of queries, healing and each control, among them a positive one, with trials
+    trainings = (len(grid) + 3 + controls) * WITH_TRIALS
     checked = CHECKS * sum(held_out_count(k) for k in grid) * TEXT_TOKENS * token_s
     steps_s = trainings * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
     answered, stepped = seconds * ANSWERS / max(answers_s, 1e-9), seconds * STEPS / max(steps_s, 1e-9)
     steps, recipes = whole.steps, whole.recipes
     if stepped < 1 and grid:  # one number of queries and one recipe before fewer steps
-        stepped *= trainings / (3 + controls)
+        stepped *= trainings / (4 + controls)
         steps = max(FEWEST_STEPS, int(whole.steps * min(1.0, stepped)))
         grid = (([k for k in grid if k <= steps * whole.batch] or [grid[0]])[-1],)
         recipes = (FILLERS, ALL)[: 1 + (stepped >= 1)]

@@ -217,7 +217,7 @@ def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[s
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    seeds = sorted(p.name for p in folder.glob("seed-*") if p.is_dir())
+    seeds = sorted(p.name for p in folder.glob("seed-*") if is_seed(p))
     return [f"{name}: did not finish" for name in seeds if name not in _finished(entries)]
 
 

@@ -22,12 +22,11 @@ def provision(
     """Make the roster and, for each client, a private key, its journal and its policy.
 
     The keys serve federations on this machine: use them with `--set protect.keys=DIR`. Without this
-    setting, `run` makes fresh keys every time. Clients on machines of their own make their keys there, and
-    only the public halves come together in the roster.
+    setting, `run` makes fresh keys every time.
 
     A journal remembers what was answered with its key, and must stay beside the key. A policy,
-    NAME.policy.yaml, says all that a server may ask of a client: read it, set where the records lie, and
-    start the node with `--node-config 'policy="NAME.policy.yaml"'`.
+    NAME.policy.yaml, says all that a server may ask of a client. For clients on machines of their own use
+    `deploy`, whose sites make their keys themselves.
 
     Example: `fedproxy-secure provision quickstart --out keys`
     """
@@ -60,8 +59,8 @@ def selftest(
 ) -> None:
     """Attack this installation: see what its checks stop, and what nothing stops.
 
-    Every attack must fail here. Where a check stops it, it is repeated on a party without that check, where
-    it must succeed.
+    Every attack must fail here, but for lines with `--`. Where a check stops it, it is repeated on a party
+    without that check, where it must succeed.
 
     First the masking protocol alone is attacked. Then servers, proxies, Sybils and clients deviate, over
     Flower messages in this process, with two blocks of the demo LLM. All takes about half a minute. A line

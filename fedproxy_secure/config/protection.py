@@ -26,10 +26,9 @@ class ProtectConfig(Section):
     it protects only if the server follows the protocol.
 
     Clients hold the server to two more rules. No sum is of fewer than `min_cohort` clients, nor of fewer
-    than is safe. With
-    `refuse_differencing` no sum is over survivors that differ by exactly one client from those of an
-    earlier sum: if one client drops out, the later rounds abort, because two sums would differ by that
-    client's part. A drop-out of two clients at once is not refused.
+    than is safe. With `refuse_differencing` no sum is over survivors that differ by exactly one client from
+    those of an earlier sum: if one client drops out, the later rounds abort, because two sums would differ
+    by that client's part. A drop-out of two clients at once is not refused.
     """
 
     scheme: str = "masking"

@@ -163,8 +163,9 @@ def needed_kit(site: Site) -> Kit:
         raise ConfigError(f"{site.folder}: has no kit; `deploy accept` the one that the owner made")
     if kit.roster.members.get(site.name) != signing_public(site.identity()):
         raise ConfigError(f"{site.folder}: its kit is for other keys; the owner must make a new one")
-    if load_roster(site.keys).sha256() != kit.roster.sha256():
-        raise ConfigError(f"{site.keys / ROSTER}: is not its kit's; `deploy accept` the kit again")
+    file = site.keys / ROSTER
+    if not file.exists() or load_roster(site.keys).sha256() != kit.roster.sha256():
+        raise ConfigError(f"{file}: is not its kit's; `deploy accept` the kit again")
     return kit
 
 

@@ -99,7 +99,11 @@ def carry_promises(old: Path, new: Path) -> None:
         ledgers = database.execute("SELECT run, events FROM ledgers").fetchall()
     with writing(new) as database:
         database.executemany("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", agreed)
-        database.executemany("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", rounds)
+        database.executemany(
+            "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (run, round) DO UPDATE SET survivors = coalesce(survivors, excluded.survivors)",
+            rounds,
+        )
         database.executemany(
             "INSERT INTO ledgers VALUES (?, ?)"
             " ON CONFLICT (run) DO UPDATE SET events = max(events, excluded.events)",

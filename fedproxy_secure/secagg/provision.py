@@ -16,7 +16,7 @@ from pathlib import Path
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.journal.store import create_journal
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -45,8 +45,8 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
         roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
         write_bytes(folder / ROSTER, roster.to_json().encode())
         return roster
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+    except (OSError, RunFolderError) as error:
+        raise ConfigError(f"{folder}: cannot be written: {error}") from error
 
 
 def load_roster(folder: Path) -> Roster:

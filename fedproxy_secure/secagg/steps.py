@@ -24,6 +24,12 @@ OVER = "over"
 T = TypeVar("T")
 
 
+def check_roster(roster: Roster, terms: Terms) -> None:
+    """Raise `ProtocolAborted` for a roster that the terms do not name, such as one from a later kit."""
+    if roster.sha256() != terms.roster_sha256:
+        raise ProtocolAborted("roster: is another than the attempt was begun with")
+
+
 class SteppedSession(ABC):
     """One client in one attempt; all its secrets follow from `root`, fresh from the operating system.
 
@@ -46,8 +52,7 @@ class SteppedSession(ABC):
     def __init__(
         self, *, name: str, identity: Secret, terms: Terms, roster: Roster, root: Secret | None = None
     ) -> None:
-        if roster.sha256() != terms.roster_sha256:
-            raise ProtocolAborted("roster: is another than the attempt was begun with")
+        check_roster(roster, terms)
         self.name, self.terms, self.roster = name, terms, roster
         self._identity = identity
         self._root = root or crypto.fresh_secret()

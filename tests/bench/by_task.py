@@ -21,7 +21,7 @@ import numpy as np
 from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.config import load_config
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.evidence.answers import Bits, gap_closed, over_seeds_or_records
+from fedproxy_secure.evidence.answers import Bits, gap_closed, has_gap, over_seeds_or_records
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, read_cell
 from fedproxy_secure.runtime.untrusted import read_json
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     print("\n" + _line("gap closed, %", "all tasks", f"learned: {', '.join(learned)}"))
     for name, cell in zip(files, cells, strict=True):
         if cell.cell.method not in (FLOOR, CEILING):
-            made = [_points(_gap(cell.fused, floor, ceiling, of)) for of in (tasks, learned)]
+            made = [_gap(cell.fused, floor, ceiling, of) for of in (tasks, learned)]
             print(_line(_title(name, cell), *made))
     return 0
 
@@ -89,9 +89,12 @@ def _edge(cell: CellResult, tuned: Bits, task: str) -> Estimate:
     return over_seeds_or_records({cell.cell.seed: pair}, operator.sub, "edge")
 
 
-def _gap(fused: Bits, floor: Bits, ceiling: Bits, tasks: list[str]) -> Estimate:
-    of = tuple({t: bits[t] for t in tasks} for bits in (fused, floor, ceiling))
-    return over_seeds_or_records({0: of}, gap_closed, "gap closed")
+def _gap(fused: Bits, floor: Bits, ceiling: Bits, tasks: list[str]) -> str:
+    """Return the gap closed over some tasks, in the order of the cells, as the command itself does."""
+    of = [{t: bits[t] for t in bits if t in tasks} for bits in (fused, floor, ceiling)]
+    if not tasks or not has_gap(of[1], of[2]):
+        return "none"
+    return _points(over_seeds_or_records({0: of}, gap_closed, "gap closed"))
 
 
 def _points(made: Estimate) -> str:

@@ -258,6 +258,15 @@ def test_the_ends_of_the_scale_close_none_and_all_of_the_gap_exactly():
     assert [(g.low, g.value, g.high) for g in gaps] == [(0, 0, 0), (1, 1, 1)]
 
 
+def test_there_is_no_gap_to_close_where_centralised_tuning_is_worse_than_none():
+    results = [
+        finished("zero_shot", None, 0, 0.5),
+        finished("centralised_llm", None, 0, 0.4),
+        finished("fedproxy_h_ties", 0.5, 0, 0.3),
+    ]
+    assert [row.gap_closed for row in rows_of(results)] == [None, None, None]
+
+
 def test_methods_are_paired_at_each_ratio_and_one_without_a_ratio_at_every_one():
     results = [
         finished(method, ratio, seed, share + 0.05 * seed)

@@ -187,9 +187,10 @@ def test_what_old_keys_promise_after_new_ones_are_made_holds_for_the_new_ones_to
     old.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"first")
     answer(old, survivors=("bank", "clinic", "insurer"))
     old.note_ledger(run="job", events=3)
-    remember(site)
-    remember(site)
     new = Journal(folder=site.keys, client="clinic")
+    new.begin(asked_of("bank", "clinic", "insurer"))  # begun there, unmasked here
+    remember(site)
+    remember(site)
     with pytest.raises(ProtocolAborted, match="it is fixed for a run"):
         new.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"second")
     with pytest.raises(ProtocolAborted, match="an earlier sum differs by one client"):
@@ -198,11 +199,14 @@ def test_what_old_keys_promise_after_new_ones_are_made_holds_for_the_new_ones_to
         new.check_not_older(sequence=0, run="job", ledger_events=2)
 
 
-def answer(journal, survivors):
-    asked = Attempt(
-        run="job", round=0, attempt=1, context=b"c", clip=0.5, broadcast_sha256=b"b" * 32, cohort=survivors
+def asked_of(*cohort):
+    return Attempt(
+        run="job", round=0, attempt=1, context=b"c", clip=0.5, broadcast_sha256=b"b" * 32, cohort=cohort
     )
-    journal.begin(asked)
+
+
+def answer(journal, survivors):
+    journal.begin(asked_of(*survivors))
     journal.release(b"c", run="job", round=0, survivors=survivors, refuse_differencing=False)
 
 
@@ -238,10 +242,15 @@ def test_all_sites_of_an_epoch_have_one_fingerprint_to_compare(federation, sites
     assert other.members_fingerprint != kits[0].members_fingerprint
 
 
-def test_a_kit_that_was_taken_in_half_is_taken_again(federation, sites):
+@pytest.mark.parametrize(
+    "left", [None, Roster(members={"clinic": bytes(32)})], ids=["none", "an older one"]
+)
+def test_a_kit_that_was_taken_in_half_is_taken_again(federation, sites, left):
     epoch = all_in(federation, sites)
     site = sites["clinic"]
-    (site.keys / "roster.json").write_text(Roster(members={"clinic": bytes(32)}).to_json())
+    (site.keys / "roster.json").unlink()
+    if left is not None:
+        (site.keys / "roster.json").write_text(left.to_json())
     with pytest.raises(ConfigError, match="is not its kit's; `deploy accept` the kit again"):
         needed_kit(site)
     accept(site, make_kit(federation, epoch, "clinic"), owner=None)

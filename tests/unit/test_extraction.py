@@ -312,7 +312,7 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
-    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 4e-4, 1.0))
+    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 3.5e-4, 1.0))
     assert (whole.grid, whole.steps, whole.texts, whole.records) == ((16, 64), 24, 32, 48)
     assert slow.grid == (64,)
     assert slower.grid == (16,)  # its steps read no more
@@ -325,7 +325,7 @@ def test_what_an_attack_spends_follows_from_the_llms_pace():
 def test_what_it_spent_stands_in_the_finding(finding):
     by_name = {e.metric: e for e in finding.estimates}
     assert by_name["steps of each training"].value == 24
-    assert by_name["texts asked about"].value <= 64
+    assert by_name["texts asked about"].value == 64
     assert finding.estimates[0].n == 32
 
 

@@ -104,6 +104,14 @@ def test_accuracy_gap_and_edge_are_those_of_the_answers(tmp_path: Path):
     assert edge.value == pytest.approx((0.75 + 0.625) / 2 - 0.5)
 
 
+def test_no_gap_is_told_where_centralised_tuning_is_worse_than_none(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(CEILING, "a", [False] * 4)
+    monkeypatch.setitem(CEILING, "b", [False] * 4)
+    configuration = made(write_run(tmp_path / "run", seeds=(0,)), tmp_path, (0,))
+    assert configuration.measure("accuracy_centralised") is not None
+    assert configuration.measure("gap_closed") is None
+
+
 def test_one_seed_has_an_interval_over_its_records(tmp_path: Path):
     fused = made(write_run(tmp_path / "run", seeds=(0,)), tmp_path, (0,)).measure("accuracy_fused").estimate
     assert fused.n == 8

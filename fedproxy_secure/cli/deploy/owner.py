@@ -108,8 +108,8 @@ def kit(
 ) -> None:
     """Owner: make the kits of the approved sites, or of the ones named.
 
-    After a site was approved, revoked or has new keys, all sites need new kits: they hold one list of who
-    takes part.
+    After a site was approved or has new keys, all sites need new kits: they hold one list of who takes
+    part. After a site was revoked they need new ones only if too few are left.
 
     Example: `fedproxy-secure deploy kit federation`
     """
@@ -136,7 +136,8 @@ def run_command(
 ) -> None:
     """Owner: start the SuperLink and run the job with the sites of the newest kits; go on if it was killed.
 
-    Waits up to `federate.timeout_s` for `federate.min_clients` sites. Models, report and audit log go to
+    Waits up to `federate.timeout_s` for as many sites as a round needs: `federate.min_clients`, and under
+    masking and CKKS more than two thirds of the clients. Models, report and audit log go to
     `FEDERATION/run`. Logs: `FEDERATION/superlink` and `FEDERATION/logs`.
 
     Example: `fedproxy-secure deploy run federation`

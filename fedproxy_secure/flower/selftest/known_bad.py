@@ -22,7 +22,7 @@ from fedproxy_secure.journal.store import writing
 from fedproxy_secure.protect import broadcast
 from fedproxy_secure.protect.secure_sum import client as masked_client
 from fedproxy_secure.secagg.control import FRACTION, FRACTIONAL, LIMB_BITS, LIMBS, NAMES, Control
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.terms import Policy, Roster, Terms
 
 
 @contextlib.contextmanager
@@ -90,6 +90,10 @@ class TakesAnyTerms(Policy):
 
     def check(self, terms: Any, *, name: str, broadcast_sha256: bytes, plan: Any) -> None:
         """Accept the terms without comparing anything."""
+
+
+def takes_any_roster(roster: Roster, terms: Terms) -> None:
+    """Accept a roster without comparing it with the one that the terms name."""
 
 
 def any_broadcast(content: RecordDict, _job: FederationJob, sizes: Sequence[int]) -> wire.Broadcast:

@@ -34,6 +34,7 @@ from fedproxy_secure.flower.selftest.stage import (
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.protect.secure_sum import attempt as kept
 from fedproxy_secure.protect.secure_sum import client as masked_client
+from fedproxy_secure.secagg import steps
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 from fedproxy_secure.secagg.selftest.hostile import TrustsTheServersKeys
 from fedproxy_secure.secagg.terms import Roster
@@ -42,6 +43,7 @@ ADVERSARY = "sybils"
 HONEST, SYBILS = 3, 4
 TRUSTING = (masked_client, "ClientSession", TrustsTheServersKeys)
 ANY_TERMS = (masked_client, "Policy", known_bad.TakesAnyTerms)
+ANY_ROSTER = (steps, "check_roster", known_bad.takes_any_roster)
 
 
 class Sybils(DropsOut):
@@ -55,7 +57,7 @@ class Sybils(DropsOut):
         """Answer for the server's own nodes as the server likes, for all others as installed."""
         if context.node_id not in self._sybils:
             return super().__call__(message, context)
-        with taken_out(TRUSTING, ANY_TERMS), kept.unsafe_journals(known_bad.AgreesToAnyRun):
+        with taken_out(TRUSTING, ANY_TERMS, ANY_ROSTER), kept.unsafe_journals(known_bad.AgreesToAnyRun):
             return super().__call__(message, context)
 
 
@@ -120,15 +122,15 @@ def attempts() -> Iterator[Attempt | Limit]:
         adversary=ADVERSARY,
         name="two Sybils that are in no roster, and the victim",
         attack=strangers,
-        known_bad="client that takes any terms and the server's keys",
-        without=lambda: taken_out(TRUSTING, ANY_TERMS),
+        known_bad="client that takes any terms, any roster and the server's keys",
+        without=lambda: taken_out(TRUSTING, ANY_TERMS, ANY_ROSTER),
     )
     yield Attempt(
         adversary=ADVERSARY,
         name="two Sybils under honest clients' names, and the victim",
         attack=honest_names,
         known_bad="client that takes the server's roster and keys",
-        without=lambda: taken_out(TRUSTING, ANY_TERMS),
+        without=lambda: taken_out(TRUSTING, ANY_TERMS, ANY_ROSTER),
     )
     yield Attempt(
         adversary=ADVERSARY,
