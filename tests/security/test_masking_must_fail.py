@@ -493,7 +493,6 @@ def test_the_server_machine_refuses_messages_out_of_turn():
         {"threshold": 5},
         {"server_key": b"x" * 32},
         {"settings_sha256": b"x" * 32},
-        {"roster_sha256": b"x" * 32},
         {"broadcast_sha256": b"x" * 32},
         {"plan": ring(K, D, clip=2.0)},
         {"plan": ring(K, D, bits=24)},
@@ -505,6 +504,18 @@ def test_keys_made_under_other_terms_are_refused(change):
     stale = session(terms=replace(TERMS, **change)).advertise()
     with pytest.raises(ProtocolAborted, match="signature of c00: verification failed"):
         ServerSession(terms=TERMS, roster=ROSTER, private=SERVER).advertised(stale)
+
+
+def test_a_session_neither_begins_nor_goes_on_with_another_roster_than_the_terms_name():
+    """Whoever wrote the other roster would hold the keys that speak for the other clients."""
+    forged = Roster(members={**ROSTER.members, "c01": b"x" * 32})
+    frozen = session().freeze()
+    same = {"name": "c00", "identity": KEYS["c00"], "terms": TERMS}
+    with pytest.raises(ProtocolAborted, match="roster: is another than the attempt was begun with"):
+        ClientSession(roster=forged, **same)
+    with pytest.raises(ProtocolAborted, match="roster: is another than the attempt was begun with"):
+        ClientSession.thaw(frozen, roster=forged, **same)
+    ClientSession.thaw(frozen, roster=ROSTER, **same)
 
 
 def test_a_client_that_was_shown_another_adapter_drops_out():
