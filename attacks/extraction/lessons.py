@@ -24,6 +24,7 @@ WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
 CHECKS = 4  # evaluations on held-out texts during training, one every third step at most
 MOST_CHECKED = 32  # the most texts that are held out to choose by
 GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
+LITTLE_NOISE = 0.5  # nats; up to here KL to noisy logits is nearer to KL to the true ones than `_near` is
 DEVIATIONS = 6.0  # beyond these, what lies outside a head's span is more than noise
 
 
@@ -32,7 +33,8 @@ def imitate(api: Api, answers: Answers | None = None, span: torch.Tensor | None 
 
         logits           KL of all logits
         logits + noise   the same to second order, and half the noise's variance whatever the model;
-                         noise outside of `span` is taken off first
+                         noise outside of `span` is taken off first, and where what is left is at
+                         most `LITTLE_NOISE`, the loss is KL as without noise
         top_k            KL of the tokens told and of all others together
         text             how far the model's first choice is above the API's. Where it is only
                          measured: the share of tokens at which they differ, which flat logits
@@ -58,9 +60,11 @@ def imitate(api: Api, answers: Answers | None = None, span: torch.Tensor | None 
         if told.tokens is None:
             assert numbers is not None
             noise = api.policy.noise
-            if not noise:
-                return _divergence(numbers.log_softmax(-1), logits)
-            return _near(numbers, logits, noise, span)
+            if noise and (span is None or noise * math.sqrt(span.shape[1] / span.shape[0]) > LITTLE_NOISE):
+                return _near(numbers, logits, noise, span)
+            if noise and span is not None:
+                numbers = _projected(numbers, span)
+            return _divergence(numbers.log_softmax(-1), logits)
         tokens = told.tokens.to(logits.device)
         if numbers is None:
             return _first_choice(tokens, logits)
@@ -100,13 +104,20 @@ def _near(
         added = 1 - torch.linalg.vecdot(p, p)  # the variance under p of noise of level 1
     else:
         span = span.to(logits.device)
-        noisy = noisy @ span @ span.T
+        noisy = _projected(noisy, span)
         added = p @ span.square().sum(-1) - (p @ span).square().sum(-1)
     error = noisy - logits
     error = error - torch.linalg.vecdot(p, error).unsqueeze(-1)
     variance = torch.linalg.vecdot(p, error.square()) - noise**2 * added
     half: torch.Tensor = (variance.mean() + noise**2) / 2
     return half
+
+
+def _projected(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
+    """Return logits, float32 [..., V], without what lies outside of a span, [V, k]."""
+    span = span.to(logits.device)
+    projected: torch.Tensor = logits @ span @ span.T
+    return projected
 
 
 def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from attacks.base import Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import OPEN, Api, OverBudget
-from attacks.extraction.lessons import _near, holds, imitate, span_of
+from attacks.extraction.lessons import LITTLE_NOISE, _near, holds, imitate, span_of
 from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import TOLD, ProxyExtraction
 from attacks.extraction.questions import prepared
@@ -174,6 +174,17 @@ def test_a_span_is_told_from_one_that_holds_less_than_the_llms_logits(folders):
     span = span_of(tiny_llama())
     assert holds(span, api.logits(texts(16)), 0.5)
     assert not holds(span[:, :-4], api.logits(texts(16)), 0.5)
+
+
+def test_where_little_noise_is_left_in_the_span_the_loss_is_kl_to_what_is_left(folders):
+    true, ids, span = outputs(tiny_llama(), texts(16)), texts(16), span_of(tiny_llama())
+    kept = np.sqrt(span.shape[1] / span.shape[0])
+    for left in (0.9 * LITTLE_NOISE, 1.1 * LITTLE_NOISE):
+        api = Api(folders / "llm", limit=16, policy=ApiConfig(noise=float(left / kept)))
+        told = (api.logits(ids) @ span @ span.T).log_softmax(-1)
+        kl = float((told.exp() * (told - true.log_softmax(-1))).sum(-1).mean())
+        same = float(imitate(api, span=span)(true, ids)) == pytest.approx(kl, rel=1e-3)
+        assert same == (left < LITTLE_NOISE)
 
 
 def test_without_the_noise_outside_of_the_span_the_loss_has_the_same_mean_and_less_spread(folders):
