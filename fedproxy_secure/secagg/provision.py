@@ -45,8 +45,10 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
         roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
         write_bytes(folder / ROSTER, roster.to_json().encode())
         return roster
-    except (OSError, RunFolderError) as error:
-        raise ConfigError(f"{folder}: cannot be written: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+    except RunFolderError as error:
+        raise ConfigError(str(error)) from error
 
 
 def load_roster(folder: Path) -> Roster:

@@ -3,7 +3,6 @@
 import pytest
 
 
-
 @pytest.fixture(scope="module")
 def recorded_run(tmp_path_factory):
     """A run's folder with one recorded seed; enough records that some are set aside for a control."""
