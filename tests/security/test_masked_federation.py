@@ -248,7 +248,7 @@ def test_a_round_that_was_unmasked_and_not_saved_goes_on_without_those_who_were_
 def test_where_one_it_was_unmasked_for_is_gone_the_abort_says_what_can_be_done(world, tmp_path):
     job = opened_and_not_saved(world, tmp_path)
     gone = Wrapped(fails=lambda kind, node: kind == "query.setup" and node == 2)
-    with pytest.raises(RoundAborted, match=r"was to unmask this round for c0 too, .* another seed$"):
+    with pytest.raises(RoundAborted, match=r"for c0 too \(not here\), .* another seed$"):
         serve_with(world, job, gone, run_folder=tmp_path / "run")
 
 
