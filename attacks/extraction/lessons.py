@@ -129,7 +129,7 @@ def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def span_of(model: nn.Module) -> torch.Tensor:
-    """Return an orthonormal basis, float32 [V, k], of the logits that a model's head can say.
+    """Return an orthonormal basis, float32 [V, k], of the space in which a model's logits lie.
 
     They are the head's matrix times a hidden state, so those of all texts lie in the span of its columns:
     k is the hidden size, 1 more for a number that all logits of a token share, and 1 more for a bias. Noise
@@ -151,10 +151,11 @@ def holds(basis: torch.Tensor, noisy: torch.Tensor, noise: float) -> bool:
 
     Args:
         basis: float32 [V, k].
-        noisy: logits with noise of standard deviation `noise`, float32 [..., V].
+        noisy: logits with noise, float32 [..., V].
+        noise: the noise's standard deviation, nats.
     """
     flat = noisy.flatten(0, -2).to(basis.device)
-    outside = flat - flat @ basis @ basis.T
+    outside = flat - _projected(flat, basis)
     freedom = len(flat) * (basis.shape[0] - basis.shape[1])
     if freedom == 0:
         return False

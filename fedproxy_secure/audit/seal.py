@@ -92,7 +92,7 @@ def sweep(folder: Path, *names: str) -> None:
 
 
 def is_seed(place: Path) -> bool:
-    """Return whether this is the folder of a run's seed; a file or a link with such a name is none."""
+    """Return whether a path is a folder named `seed-...`, and neither a file nor a link."""
     return place.name.startswith("seed-") and place.is_dir() and not place.is_symlink()
 
 

@@ -54,7 +54,7 @@ def fingerprint(content: bytes) -> str:
 
 
 def plain(fingerprint: str) -> str:
-    """Return a fingerprint as it may be told: without hyphens and spaces, in lower case."""
+    """Return a fingerprint in lower case, without hyphens and spaces, to compare it with another."""
     return fingerprint.replace("-", "").replace(" ", "").lower()
 
 

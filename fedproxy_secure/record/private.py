@@ -52,7 +52,7 @@ class PrivateState:
 
     @property
     def own_records(self) -> tuple[Encoded, ...]:
-        """The training records without the canaries, in the same order and under the same indices."""
+        """The training records without the canaries; their indices are those in `train`."""
         return self.train[: len(self.train) - sum(c.repeats for c in self.canaries)]
 
 

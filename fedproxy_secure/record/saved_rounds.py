@@ -1,4 +1,4 @@
-"""What a run's folder keeps of its rounds, so that a later call goes on where an earlier one ended.
+"""The files in a run's folder from which a federation is resumed after its last whole round.
 
     state.safetensors   the server's state after the last whole round
     rounds.jsonl        a line for each whole round: who took part, losses, seconds
@@ -40,19 +40,18 @@ def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
             raise RunFolderError(
                 f"saved adapter of {state.adapter.size} numbers: this run's has {initial.adapter.size}"
             )
-    ended = [line for line in folder.read_jsonl(ROUNDS) if line["round"] < state.round]
-    _replace(folder, ROUNDS, ended)
-    flowed = [
-        line if line["round"] < state.round else {**line, "aborted": True}
-        for line in folder.read_jsonl(LEDGER)
-    ]
-    _replace(folder, LEDGER, flowed)
+    lines, flowed = folder.read_jsonl(ROUNDS), folder.read_jsonl(LEDGER)
+    _replace(folder, ROUNDS, lines, [line for line in lines if line["round"] < state.round])
+    marked = [line if line["round"] < state.round else {**line, "aborted": True} for line in flowed]
+    _replace(folder, LEDGER, flowed, marked)
     return state
 
 
-def _replace(folder: RunFolder, name: str, lines: Sequence[dict[str, Any]]) -> None:
-    """Write a file of lines anew unless these are its lines already."""
-    if lines != folder.read_jsonl(name):
+def _replace(
+    folder: RunFolder, name: str, before: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]
+) -> None:
+    """Write a file of lines anew unless they are as before."""
+    if lines != before:
         folder.write_text(name, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 

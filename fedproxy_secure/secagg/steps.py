@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def check_roster(roster: Roster, terms: Terms) -> None:
-    """Raise `ProtocolAborted` for a roster that the terms do not name, such as one from a later kit."""
+    """Raise `ProtocolAborted` unless the roster's hash is the one in the terms."""
     if roster.sha256() != terms.roster_sha256:
         raise ProtocolAborted("roster: is another than the attempt was begun with")
 

@@ -21,7 +21,7 @@ from fedproxy_secure.wire.records import (
 )
 
 _ROUND = {"round", "pcr_lambda", "prox_mu"}
-FARTHEST = 1e6  # the length of an update that travels in the clear; training moves an adapter by 0.1 to 10
+FARTHEST = 1e6  # the most length of an update that travels in the clear: far beyond what training does
 _METRICS = {"client", "loss", "steps", "seconds", "truncated"}
 
 

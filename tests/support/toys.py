@@ -1,4 +1,4 @@
-"""Attacks that find what they are told to, and suites of them."""
+"""Attacks with fixed results, for tests of how attacks are run and judged."""
 
 import time
 from dataclasses import replace

@@ -16,7 +16,7 @@ def recorded_run(tmp_path_factory):
 
 @pytest.fixture
 def clean_run(recorded_run):
-    """The run without earlier results."""
+    """Return the recorded run after deleting the results of earlier suites."""
     for file in (recorded_run / "attacks").glob("*"):
         file.unlink()
     return recorded_run

@@ -211,7 +211,7 @@ def answer(journal, survivors):
 
 
 def take_changed(site, file):
-    """Accept a kit with another list of members, as somebody who has compared it with other sites."""
+    """Accept a kit that changes the members, with the fingerprint that its refusal shows."""
     with pytest.raises(ConfigError, match="then add --members") as refused:
         accept(site, file, owner=None)
     return accept(site, file, owner=None, members=str(refused.value).split()[-1])

@@ -1,4 +1,4 @@
-"""The suite: what fails stops nothing else, an interrupted one goes on, processes do not change results."""
+"""A suite of attacks: failures stay apart, interrupted suites resume, processes change no result."""
 
 import json
 import math
