@@ -16,7 +16,7 @@ from pathlib import Path
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.journal.store import create_journal
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -28,8 +28,9 @@ ROSTER = "roster.json"
 def provision(clients: Sequence[str], folder: Path) -> Roster:
     """Write a new roster, and one key file and one empty journal per client, into `folder`.
 
-    Raises `ConfigError` if there are keys already, or the folder cannot be written: keys are never
-    overwritten, because a roster that others hold would no longer match.
+    Raises `ConfigError` if there are keys already, or the folder cannot be written (`RunFolderError` if only
+    the roster, which comes last, cannot): keys are never overwritten, because a roster that others hold would
+    no longer match.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,8 +48,6 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
         return roster
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
-    except RunFolderError as error:
-        raise ConfigError(str(error)) from error
 
 
 def load_roster(folder: Path) -> Roster:
