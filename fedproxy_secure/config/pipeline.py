@@ -41,16 +41,18 @@ class ClientConfig(Section):
     `answer` trains on the answer alone. Left out, the task decides: the synthetic world's notes
     (`discharge_note`, `bank_letter`, `claim_letter`, `petition`) are learned as texts, all others by their
     answers.
+
+    All fields but `name` are the client's own: what it agrees to does not change when its records move.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
-    task: str
-    source: str = "demo"
-    train_split: str = "train"
-    test_split: str = "test"
-    train_records: Positive | None = None
-    test_records: Positive | None = None
-    learn: Literal["answer", "text"] | None = None
+    task: Annotated[str, OWN]
+    source: Annotated[str, OWN] = "demo"
+    train_split: Annotated[str, OWN] = "train"
+    test_split: Annotated[str, OWN] = "test"
+    train_records: Annotated[Positive | None, OWN] = None
+    test_records: Annotated[Positive | None, OWN] = None
+    learn: Annotated[Literal["answer", "text"] | None, OWN] = None
 
 
 class DataConfig(Section):

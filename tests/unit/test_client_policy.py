@@ -58,10 +58,18 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path, text, line):
         load_policy(tmp_path / "none.yaml")
 
 
-def test_two_policies_are_one_agreement_if_they_differ_in_places_and_seeds_alone():
+def test_two_policies_are_one_agreement_if_they_differ_in_places_records_and_seeds_alone():
+    """Else a client that moves its records would have a second run of the same seed to grant."""
     one = policy_for(job(), 0, seeds=(0,))
+    moved = {
+        "source": "/srv/moved.{split}.jsonl",
+        "train_split": "train[:-9]",
+        "train_records": 7,
+        "learn": "text",
+    }
     elsewhere = one.model_copy(
         update={
+            "client": one.client.model_copy(update=moved),
             "data_root": "/srv",
             "seeds": (0, 1),
             "device": "cpu",
@@ -70,8 +78,9 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_and_seeds_alone
         }
     )
     assert elsewhere.sha256() == one.sha256()
-    other = one.model_copy(update={"rounds": one.rounds + 1})
-    assert other.sha256() != one.sha256()
+    named = one.client.model_copy(update={"name": "another"})
+    for change in ({"rounds": one.rounds + 1}, {"client": named}):
+        assert one.model_copy(update=change).sha256() != one.sha256()
 
 
 @pytest.mark.parametrize(
