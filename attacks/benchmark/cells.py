@@ -97,7 +97,7 @@ def measure(plan: Plan, cell: GridCell, *, progress: Progress) -> None:
     folder = plan.out / RUNS / cell.name
     progress.start(WORK, 0)
     with one_thread():
-        run(config, folder, resume=True, progress=progress, command=plan.command(cell), page=False)
+        run(config, folder, resume=True, progress=progress, command=plan.command(cell), in_cell=True)
         progress.advance(WORK, RUN_UNITS)
         forget_changed(folder, plan.attacks)
         findings = run_suite(

@@ -26,7 +26,7 @@ SIGNATURE = "report.sig"
 DOMAIN = b"fedproxy-secure report 1"
 # what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
 SETTINGS = (MANIFEST, "config.yaml", "environment.json")
-EVIDENCE = ("attacks/results.json", "baselines")
+FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
 KEY = ".key"
 OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, *SETTINGS)
 

@@ -29,6 +29,7 @@ from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.untrusted import read_json
 
 FINISHED, FILES, INNER = "finished", "files", "inner"  # events that vouch for files and for logs below
+REOPENED = "reopened"  # until the next `files` nobody vouches for these
 REPORT = "report.json"
 OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
 # a suite's notes, which `attacks/results.json` joins; and what a matrix writes into a cell that is done
@@ -148,6 +149,8 @@ def _vouched(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
         files = entry.body.get("files")
         if entry.event in (FINISHED, FILES) and isinstance(files, dict):
             vouched |= {name: (str(sha256), number) for name, sha256 in files.items()}
+        elif entry.event == REOPENED and isinstance(files, list):
+            vouched = {name: told for name, told in vouched.items() if name not in files}
     return vouched
 
 

@@ -9,29 +9,32 @@
     finished   a seed's epsilon by client, the SHA-256 of every file of it, models included, and the names
                of clients' keys that lie there
     files      settings, environment, findings of attacks: whatever else the report rests on
+    reopened   files that may change again, because the run is attacked anew
     inner      the head of a log below this one: of a matrix's cell
     aborted    what was raised, and the reason
 
 A round is logged once its state is saved: a round that a kill undid is not in the log, and one that was
 saved but not yet logged is logged on resume. A seed's result is logged before it is written: a result that
-the log does not have was not written by this run, and is refused.
+the log does not have was not written by this run, and is refused. So is any other file that the report
+rests on and that has changed since: whoever holds the key must not sign what somebody else altered.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME
+from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.keys import run_key
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import (
-    EVIDENCE,
+    BASELINES,
+    FINDINGS,
     SETTINGS,
     file_sha256,
     files_below,
@@ -40,7 +43,7 @@ from fedproxy_secure.audit.seal import (
     sign_report,
     sweep,
 )
-from fedproxy_secure.audit.verify import FILES, FINISHED, INNER
+from fedproxy_secure.audit.verify import FILES, FINISHED, INNER, REOPENED
 from fedproxy_secure.config import Config
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
@@ -67,7 +70,9 @@ class Witness:
 
     @classmethod
     def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
-        """Begin the folder's log or go on with it; seeds that finished before must be as the log has them.
+        """Begin the folder's log or go on with it; what the log vouches for must be as it has it.
+
+        A file that is missing is no error, if no report is read from it: it is made again.
 
         Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
         """
@@ -81,7 +86,10 @@ class Witness:
         log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **here})
         witness = cls(log=log, resumed={"finished": done, **here} if before else None)
         for seed in done:
-            witness._check(seed)
+            _check_finished(folder.path, log.entries, seed)
+        for name, sha256 in witness._logged().items():
+            if _sha256_if_there(folder.path / name) not in (None, sha256):
+                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; delete it and resume")
         return witness
 
     @property
@@ -141,27 +149,39 @@ class Witness:
         self.at = None
 
     def inner(self, name: str) -> None:
-        """Log the head of the log in the folder `name` below. Raises `AuditError` if it is damaged."""
+        """Log the head of the log in the folder `name` below.
+
+        Raises `AuditError` if it is damaged or has another signer, or a result is not as it has it.
+        """
+        below = self.folder / name
         try:
-            examined = examine((self.folder / name / NAME).read_bytes())
+            examined = examine((below / NAME).read_bytes())
         except OSError as error:
-            raise AuditError(f"{self.folder / name / NAME}: cannot be read: {error.strerror}") from error
+            raise AuditError(f"{below / NAME}: cannot be read: {error.strerror}") from error
         if examined.problems:
-            raise AuditError(f"{self.folder / name / NAME}: {examined.problems[0]}")
+            raise AuditError(f"{below / NAME}: {examined.problems[0]}")
+        if examined.public != self.public:
+            raise AuditError(f"{below / NAME}: has another signer than this run; delete {name} and resume")
+        for seed in dict.fromkeys(e.body["seed"] for e in examined.entries if e.event == FINISHED):
+            _check_finished(below, examined.entries, seed)
         logged = self.log.of(INNER, folder=name)
         if not logged or logged[-1].body["head"] != examined.head:
             self._tell(INNER, folder=name, head=examined.head)
 
-    def settle(self, *more: str) -> str:
+    def reopen(self, *names: str) -> None:
+        """Log that files which the log vouches for may change until it vouches for them again."""
+        if known := sorted(self._logged().keys() & set(names)):
+            self._tell(REOPENED, files=known)
+
+    def settle(self, *more: str, findings: bool = True) -> str:
         """Log the other files that the report will rest on, if new or changed; return the head.
 
         Args:
             more: paths of evidence besides the run's own, relative to its folder.
+            findings: whether findings of attacks are among them; else a log above vouches for them.
         """
-        logged: dict[str, str] = {}
-        for entry in self.log.of(FILES):
-            logged |= entry.body["files"]
-        names = files_below(self.folder, *SETTINGS, *EVIDENCE, *more)
+        logged = self._logged()
+        names = files_below(self.folder, *SETTINGS, *(FINDINGS if findings else ()), BASELINES, *more)
         files = {n: file_sha256(self.folder / n) for n in names}
         if changed := {n: s for n, s in files.items() if logged.get(n) != s}:
             self._tell(FILES, files=changed)
@@ -197,11 +217,15 @@ class Witness:
             self.resumed = None
         self.log.add(event, **body)
 
-    def _check(self, seed: int) -> None:
-        entries = self.log.of(FINISHED, seed=seed)
-        for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
-            if not entries or entries[-1].body["files"].get(name) != _sha256_if_there(self.folder / name):
-                raise AuditError(f"{self.folder / name}: is not as {NAME} has it; delete it and resume")
+    def _logged(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that `files` events vouch for and that was not reopened since."""
+        logged: dict[str, str] = {}
+        for entry in self.log.entries:
+            if entry.event == FILES:
+                logged |= entry.body["files"]
+            elif entry.event == REOPENED:
+                logged = {n: s for n, s in logged.items() if n not in entry.body["files"]}
+        return logged
 
     def _rounds(self, seed: int) -> list[dict[str, Any]]:
         return RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION).read_jsonl(ROUNDS)
@@ -225,6 +249,14 @@ class Witness:
                 if line.get("round") == number:
                     events[file.name.removesuffix(LEDGERS)] = line["event"]
         return events
+
+
+def _check_finished(folder: Path, entries: Sequence[Entry], seed: int) -> None:
+    """Raise `AuditError` unless what a report reads of a finished seed is as its log has it."""
+    told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
+    for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
+        if not told or told[-1].get(name) != _sha256_if_there(folder / name):
+            raise AuditError(f"{folder / name}: is not as {NAME} has it; delete it and resume")
 
 
 def _sha256_if_there(file: Path) -> str | None:

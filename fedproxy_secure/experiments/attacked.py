@@ -6,9 +6,12 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from fedproxy_secure.audit.seal import FINDINGS
+from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import Progress
 
 SUITES = "fedproxy_secure.suites"  # entry points: the core does not know who attacks it
@@ -50,5 +53,7 @@ def attacked_report(config: Config, folder: Path, *, progress: Progress | None, 
     """Attack a finished run and return its report, which is otherwise as it was."""
     from fedproxy_secure.experiments.run import run
 
+    place = RunFolder.resume(folder, config.with_signing_key(None))
+    Witness.open(place, config, command=command).reopen(*FINDINGS)
     attack_run(config, folder, seed=config.seeds[0], progress=progress)
     return run(config, folder, resume=True, command=command)

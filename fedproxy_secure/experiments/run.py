@@ -71,15 +71,16 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     command: str = "",
-    page: bool = True,
+    in_cell: bool = False,
     federate: Federate | None = None,
 ) -> Report:
     """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
 
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
     result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
-    line the report is signed. Without `page` the report is written as JSON and text alone. `federate` takes
-    the place of `fedproxy_secure.flower.engines.federate`.
+    line the report is signed. In a cell of a sweep (`in_cell`) the report is written as JSON and text
+    alone, and the sweep vouches for findings of attacks. `federate` takes the place of
+    `fedproxy_secure.flower.engines.federate`.
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
     if what lies in the folder is not what the log has.
@@ -94,11 +95,12 @@ def run(
     witness = Witness.open(folder, signed, command=typed)
     with witness.aborts():
         results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
-        report = replace(report_of(config, out, results, typed), audit_head=witness.settle())
+        head = witness.settle(findings=not in_cell)
+        report = replace(report_of(config, out, results, typed), audit_head=head)
         if witness.has_news():
             with closing(_tracker(config, witness, "report")) as tracker:
                 tracker.log(0, measure_values(report.configurations[0]))
-        publish(report, out) if page else write_texts(report, out)
+        write_texts(report, out) if in_cell else publish(report, out)
         witness.sign()
     return report
 

@@ -100,8 +100,8 @@ class ClientPolicy(Section):
     def sha256(self) -> bytes:
         """Return the hash of what the client agrees to, 32 bytes.
 
-        Its records, where they lie, its folders and its seeds are not part of it: under the same demands and
-        seed a journal grants one run, and moving the records must not make room for another.
+        Its records, where they lie, its folders and its seeds are not part of it: under the same demands
+        and seed a journal grants one run, and moving the records must not make room for another.
         """
         return hashlib.sha256(json.dumps(self.without(OWN), sort_keys=True).encode()).digest()
 

@@ -28,9 +28,9 @@ ROSTER = "roster.json"
 def provision(clients: Sequence[str], folder: Path) -> Roster:
     """Write a new roster, and one key file and one empty journal per client, into `folder`.
 
-    Raises `ConfigError` if there are keys already, or the folder cannot be written (`RunFolderError` if only
-    the roster, which comes last, cannot): keys are never overwritten, because a roster that others hold would
-    no longer match.
+    Raises `ConfigError` if there are keys already, or the folder cannot be written (`RunFolderError` if
+    only the roster, which comes last, cannot): keys are never overwritten, because a roster that others
+    hold would no longer match.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

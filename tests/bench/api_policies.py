@@ -48,7 +48,7 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     config = load_config("configs/quickstart.yaml", ["audit.record=true", "audit.holdout=0.3"])
     with tempfile.TemporaryDirectory() as scratch:
-        run(config, Path(scratch) / "run", page=False)
+        run(config, Path(scratch) / "run", in_cell=True)
         rows = [row for name in names or POLICIES for row in policy_rows(Path(scratch) / "run", name)]
     publish("api_policies", rows)
 

@@ -84,7 +84,7 @@ def recorded(name: str, config: Config, seed: int) -> tuple[View, Truth]:
         folder.resolve(),
         resume=folder.exists(),
         command=COMMAND,
-        page=False,
+        in_cell=True,
     )
     model = threat_model("client")
     place = folder / f"seed-{seed}"

@@ -45,7 +45,7 @@ def broken_rules(settings, folder: Path, **changes) -> set[str]:
     for key, value in changes.items():
         raw[key] = {**raw.get(key, {}), **value}
     (folder / "policy.yaml").write_text(POLICY)
-    report = run(parse_config(raw), folder / "run", page=False)
+    report = run(parse_config(raw), folder / "run", in_cell=True)
     judgement = judge(report, load_policy(folder / "policy.yaml"))
     return {row.rule.split(":")[0] for row in judgement.rows if row.verdict == Verdict.FAILED}
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
 from fedproxy_secure.audit.keys import own_key_file
-from fedproxy_secure.audit.seal import SIGNATURE, sign_report
+from fedproxy_secure.audit.seal import FINDINGS, SIGNATURE, sign_report
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
@@ -423,6 +423,20 @@ def test_a_run_does_not_go_on_from_a_result_that_was_altered(run):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *FINDINGS])
+def test_a_run_does_not_go_on_from_settings_or_findings_that_were_altered(run, name):
+    """Else the owner's key would vouch for what somebody without it wrote."""
+    (run / "attacks").mkdir()
+    for findings in FINDINGS:
+        (run / findings).write_text("RESISTED")
+    Witness.open(RunFolder(path=run), CONFIG, command="c").settle()
+    (run / name).write_text("SUCCEEDED")
+    with pytest.raises(AuditError, match=rf"{name}: is not as audit\.jsonl has it"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c")
+    (run / name).unlink()
+    Witness.open(RunFolder(path=run), CONFIG, command="c")
+
+
 def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):
     put(run, lines_of(run)[: 2 + ROUNDS])  # without `finished`
     (run / "seed-0/result.json").write_text('{"seed": 0, "better": true}')
@@ -492,3 +506,18 @@ def test_a_damaged_cell_is_not_vouched_for(matrix):
         witness.inner("cells/a")
     with pytest.raises(AuditError, match="cannot be read"):
         witness.inner("cells/b")
+
+
+def test_a_cell_that_another_key_signed_is_not_vouched_for(matrix):
+    cell = matrix / "cells/a"
+    shutil.rmtree(cell)
+    own_key_file(cell).unlink(missing_ok=True)
+    Witness.open(RunFolder.create(cell, CONFIG), CONFIG, command="c")
+    with pytest.raises(AuditError, match="has another signer than this run; delete cells/a and resume"):
+        Witness.open(RunFolder(path=matrix), CONFIG, command="c").inner("cells/a")
+
+
+def test_a_cell_whose_result_was_altered_is_not_vouched_for(matrix):
+    (matrix / "cells/a/seed-0/result.json").write_text('{"seed": 0, "better": true}')
+    with pytest.raises(AuditError, match=r"result\.json: is not as audit\.jsonl has it"):
+        Witness.open(RunFolder(path=matrix), CONFIG, command="c").inner("cells/a")

@@ -18,7 +18,7 @@ from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.keys import make_key, own_key_file, parse_public, run_key
 from fedproxy_secure.audit.log import AuditLog
-from fedproxy_secure.audit.seal import files_below, report_files
+from fedproxy_secure.audit.seal import FINDINGS, files_below, report_files
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
@@ -371,6 +371,28 @@ def test_findings_that_came_later_are_told_and_signed(finished, settings, tmp_pa
     assert [e.event for e in events(folder)][-2:] == ["resumed", "files"]
     assert list(events(folder)[-1].body["files"]) == ["attacks/results.json"]
     assert verify_run(folder).whole
+
+
+def test_findings_may_change_once_the_run_is_attacked_anew(finished, settings, tmp_path):
+    folder, findings = tmp_path / "run", tmp_path / "run" / "attacks" / "results.json"
+    shutil.copytree(finished, folder)
+    shutil.copy(own_key_file(finished), own_key_file(folder))
+    findings.parent.mkdir()
+    findings.write_text('{"schema_version": 2, "results": []}')
+    config = parse_config(settings)
+    run(config, folder, resume=True)
+    before = len(events(folder))
+    Witness.open(RunFolder(path=folder), config, command="c").reopen(*FINDINGS)
+    assert [e.event for e in events(folder)[before:]] == ["resumed", "reopened"]
+    assert not verify_run(folder).problems
+    assert not verify_run(folder).whole
+    findings.write_text('{"results": [], "schema_version": 2}')  # as a suite that was killed may leave it
+    run(config, folder, resume=True)
+    assert [e.event for e in events(folder)[before + 2 :]] == ["resumed", "files"]
+    assert verify_run(folder).whole
+    findings.write_text('{"schema_version": 2, "results": []}')
+    with pytest.raises(AuditError, match=r"results\.json: is not as audit\.jsonl has it"):
+        run(config, folder, resume=True)
 
 
 def test_what_is_part_of_the_run_is_no_part_of_the_report(tmp_path):

@@ -369,7 +369,7 @@ def traced_run(tmp_path_factory) -> Path:
         track=[],
         protect={"scheme": "unsafe_plaintext"},
     )
-    run(parse_config(settings), folder / "out", page=False)
+    run(parse_config(settings), folder / "out", in_cell=True)
     return folder / "out"
 
 
@@ -481,7 +481,7 @@ def test_clients_in_processes_of_their_own_get_copies_and_train_the_same_adapter
     config = parse_config(settings)
     for engine in ("deployment", "in_process"):
         chosen = config.changed(federate=config.federate.changed(engine=engine))
-        run(chosen, tmp_path / engine, page=False)
+        run(chosen, tmp_path / engine, in_cell=True)
     one, two = (
         load_file(tmp_path / e / "seed-0/adapter/adapter_model.safetensors")
         for e in ("deployment", "in_process")

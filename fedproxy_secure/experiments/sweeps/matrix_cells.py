@@ -178,7 +178,7 @@ def measure_cell(
     if proxy is not None:
         RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
         proxy.lend(out, folder / f"seed-{cell.seed}")
-    run(own, folder, resume=True, progress=progress, command=cell.command, page=False)
+    run(own, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
     if config.attacks.suite != "none":
         attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)
     RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})
