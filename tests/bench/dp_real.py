@@ -73,6 +73,14 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "lora": ("adapter.kind=lora", "adapter.rank=1", "local.learning_rate=3e-3"),
     "batch_32": ("local.batch_size=32", "local.steps=8"),
     "batch_128": ("local.batch_size=128", "local.steps=2"),
+    "batch_256": ("local.batch_size=256",),
+    "batch_256_lr_2e-2": ("local.batch_size=256", "local.learning_rate=2e-2"),
+    "batch_256_lora": (
+        "local.batch_size=256",
+        "adapter.kind=lora",
+        "adapter.rank=1",
+        "local.learning_rate=3e-3",
+    ),
     "wide_clip": ("privacy.clip_norm=2",),
     "one_round": ("federate.rounds=1", "local.steps=12"),
 }
