@@ -162,6 +162,11 @@ class Truth:
         """
         return {t for item in self.used(round_number, clients) for t in item.ids[:-1]}
 
+    def tokens_set_aside(self, clients: tuple[str, ...]) -> set[int]:
+        """Return the tokens of records that these clients set aside, which no model was tuned on."""
+        own = (state.holdout for name, state in self.clients.items() if name in clients)
+        return {t for holdout in own for item in holdout for t in item.ids[:-1]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:

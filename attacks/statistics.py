@@ -237,10 +237,16 @@ def mean_difference(values: np.ndarray, positive: np.ndarray, *, metric: str, un
     )
 
 
-def share(hits: int, n: int, *, metric: str, seed: int) -> Measured:
-    """Return a share of targets with its Wilson interval; 0 of 0 counts as 0 of 1."""
+def share(hits: int, n: int, *, metric: str, seed: int, groups: int | None = None) -> Measured:
+    """Return a share of targets with its Wilson interval; 0 of 0 counts as 0 of 1.
+
+    Args:
+        hits, n: how many targets were found, and how many there were.
+        groups: how many groups the targets come in, if those of a group may be found or missed together.
+            What the attack could have shown then counts groups; the interval takes targets as independent.
+    """
     made = proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
-    return with_power(made, SharePower(n=made.n))
+    return with_power(made, SharePower(n=made.n if groups is None else max(groups, 1)))
 
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:

@@ -26,15 +26,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from attacks import white_box
-from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
+from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
 from attacks.membership.blind import check_blind
 from attacks.membership.gradients import Products, products, record_gradients
-from attacks.reconstruction.one_step import one_step_control
+from attacks.reconstruction.one_step import one_step_control, with_adamw
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
@@ -42,8 +42,6 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.federate.training import train
-from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.view import View
 
 MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEASURE 2.10"))
@@ -217,7 +215,8 @@ class UpdateMembership(Attack):
         control = one_step_control(view, truth, records=16, drawn=True)
         if control is None or view.settings is None or view.settings.local.optimizer == "sgd":
             return control
-        return _with_adamw(*control, LocalConfig(**vars(view.settings.local)))
+        many = view.settings.local.steps >= MANY_STEPS  # so that it reads the same points
+        return with_adamw(*control, view.settings, steps=MANY_STEPS if many else CONTROL_STEPS)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The numbers of every vector are shuffled."""
@@ -250,31 +249,3 @@ class UpdateMembership(Attack):
             self._kept[key] = rows[:done]
             return rows[:done]
         return self._kept.pop(key)  # the negative control asks last
-
-
-def _with_adamw(control: View, truth: Truth, local: LocalConfig) -> tuple[View, Truth]:
-    """Return a control of one step with the update of some AdamW steps on the same records."""
-    assert control.settings is not None
-    ((number, name),) = control.updates
-    state = truth.clients[name]
-    start = control.adapters[number]
-    steps = MANY_STEPS if local.steps >= MANY_STEPS else CONTROL_STEPS  # so that it reads the same points
-    few = local.model_copy(update={"steps": steps, "batch_size": len(state.train)})
-    with white_box.opened(control, start) as box:
-        train(
-            box.tuned,
-            state.train,
-            steps=few.steps,
-            local=few,
-            pad_id=box.tokenizer.pad_token_id,
-            rng=np.random.default_rng(0),
-            who="positive control",
-        )
-        update = get_vector(box.tuned) - start
-    done = replace(state.rounds[number], update=update)
-    return (
-        replace_view(
-            control, updates={(number, name): update}, settings=control.settings.changed(local=few)
-        ),
-        Truth(clients={name: replace(state, rounds={number: done})}),
-    )

@@ -24,7 +24,7 @@ import torch
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth
 from attacks.reconstruction.candidates import Candidates
-from attacks.reconstruction.one_step import one_step_control
+from attacks.reconstruction.one_step import as_in_the_run, one_step_control
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import spaces_of
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
@@ -240,14 +240,16 @@ class GradientMatching(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One SGD step on one record, seen in the clear, for up to three clients."""
+        """One round on one record, seen in the clear, for up to three clients."""
         from dataclasses import replace
 
         updates: dict[tuple[int, str], np.ndarray] = {}
         clients = {}
         changed: View | None = None
         for index, (name, state) in enumerate(sorted(truth.clients.items())[:3]):
-            one = one_step_control(view, Truth(clients={name: state}), records=1)
+            one = as_in_the_run(
+                one_step_control(view, Truth(clients={name: state}), records=1), view.settings
+            )
             if one is None:
                 return None
             changed, single = one

@@ -1,14 +1,22 @@
-"""The positive control of attacks on updates: one client takes one step of SGD, seen in the clear."""
+"""The positive control of attacks on updates: one client's round on few records, seen in the clear.
+
+It takes one step of SGD. Where the run's clients use AdamW, an update is no combination of gradients, and
+attacks read it in another way: the control must take that way, too.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from attacks import white_box
 from attacks.base import Truth, replace_view
 from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.federate.training import train
+from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
-from fedproxy_secure.record.view import View
+from fedproxy_secure.record.view import PublicSettings, View
 
 CONTROL = "control"  # the client's name
 CONTROL_STEP = 100.0  # learning rate of the step, so long that its rounding does not matter
@@ -56,3 +64,51 @@ def one_step_control(
         settings=view.settings.changed(local=local, privacy=privacy),
     )
     return changed, Truth(clients={CONTROL: control})
+
+
+MOST_STEPS = 20  # of AdamW in a control
+
+
+def as_in_the_run(
+    control: tuple[View, Truth] | None, settings: PublicSettings | None
+) -> tuple[View, Truth] | None:
+    """Return a control of one step as it is; where the run's clients use AdamW, with as many such steps.
+
+    More than `MOST_STEPS` are not taken.
+    """
+    if control is None or settings is None or settings.local.optimizer == "sgd":
+        return control
+    return with_adamw(*control, settings, steps=min(settings.local.steps, MOST_STEPS))
+
+
+def with_adamw(control: View, truth: Truth, settings: PublicSettings, *, steps: int) -> tuple[View, Truth]:
+    """Return a control of one step with the update of some AdamW steps on the same records.
+
+    Args:
+        control, truth: of `one_step_control`.
+        settings: of the run; its clients use AdamW.
+        steps: how many, each on all records.
+    """
+    assert control.settings is not None
+    ((number, name),) = control.updates
+    state = truth.clients[name]
+    start = control.adapters[number]
+    own = {**vars(settings.local), "steps": steps, "batch_size": len(state.train)}
+    local = LocalConfig(**own)
+    with white_box.opened(control, start) as box:
+        train(
+            box.tuned,
+            state.train,
+            steps=steps,
+            local=local,
+            pad_id=box.tokenizer.pad_token_id,
+            rng=np.random.default_rng(0),
+            who="positive control",
+        )
+        update = get_vector(box.tuned) - start
+    done = replace(state.rounds[number], update=update)
+    changed = control.settings.changed(local=local)
+    return (
+        replace_view(control, updates={(number, name): update}, settings=changed),
+        Truth(clients={name: replace(state, rounds={number: done})}),
+    )

@@ -34,6 +34,7 @@ After Petrov et al. 2024 (DAGER, arXiv 2405.15586), here for adapters, many step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +43,7 @@ from scipy.stats import beta, rankdata
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, Inconclusive, Truth
 from attacks.reconstruction.candidates import Candidates, Scores, token_scores
-from attacks.reconstruction.one_step import one_step_control
+from attacks.reconstruction.one_step import as_in_the_run, one_step_control
 from attacks.reconstruction.row_spaces import Spaces, spaces_of
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
@@ -54,6 +55,7 @@ EXACT = 0.1  # whitened residual below which a token lies in the span
 BY_CHANCE = 1e-4  # share of absent tokens that may lie as close to a span with few free dimensions
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
 CONTROL_RECORDS = 4
+FEWEST_TOKENS = 20  # of each kind, for an AUC of them
 SHUFFLES = 10  # shuffled updates, beside those of random text: neither has anything to find
 
 PRIVACY_OF_GRADIENTS = (
@@ -200,7 +202,12 @@ class LoraSpanTokens(Attack):
         return tuple(targets)
 
     def score(self, guess: tuple[Target, ...], answer: Truth) -> tuple[Estimate, ...]:
-        """Return AUC over the vocabulary, TPR at fixed FPR, recall and precision of the named tokens."""
+        """Return AUC over the vocabulary, TPR at fixed FPR, recall and precision of the named tokens.
+
+        The AUC over the vocabulary tells mostly which words the clients use at all. A second one is over
+        the tokens that occur either in the records of the vector or in records that its clients set aside,
+        not in both: it tells of these records alone.
+        """
         labelled = []
         for target in guess:
             there = np.zeros(len(target.scores), dtype=bool)
@@ -220,6 +227,7 @@ class LoraSpanTokens(Attack):
         return (
             mean_auc(pairs, metric="auc", seed=0, inflation=inflation),
             *tpr_estimates(ranks, labels, seed=0),
+            *_of_these_records([t for t, _ in labelled], answer, inflation=inflation),
             over_targets(recalls, metric="recall of named tokens", unit="share", seed=0, within=(0, 1)),
             over_targets(precise, metric="precision of named tokens", unit="share", seed=0, within=(0, 1)),
             over_targets(
@@ -231,12 +239,25 @@ class LoraSpanTokens(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One step of SGD on a few records of an honest client, seen in the clear and without noise."""
-        return one_step_control(view, truth, records=CONTROL_RECORDS)
+        """One round on a few records of an honest client, seen in the clear and without noise."""
+        return as_in_the_run(one_step_control(view, truth, records=CONTROL_RECORDS), view.settings)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The numbers of every vector are shuffled."""
         return shuffled(view, rng), exam
+
+
+def _of_these_records(targets: Sequence[Target], answer: Truth, *, inflation: float) -> list[Estimate]:
+    """Return the AUC of tokens of a vector's records against tokens of its clients' other records alone."""
+    pairs = []
+    for target in targets:
+        read = answer.tokens(target.round, target.clients)
+        aside = answer.tokens_set_aside(target.clients)
+        told = sorted(read ^ aside)
+        there = np.array([token in read for token in told], dtype=bool)
+        if FEWEST_TOKENS <= there.sum() <= len(told) - FEWEST_TOKENS:
+            pairs.append((target.scores[told], there))
+    return [mean_auc(pairs, metric="auc, these records", seed=0, inflation=inflation)] if pairs else []
 
 
 def _inflation(target: Target, there: np.ndarray) -> float:

@@ -13,7 +13,8 @@ Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the me
 def vectors(view: View, *, most: int) -> list[Vector]:
     """Return at most `most` vectors of a view: individual updates where it has them, else aggregates.
 
-    They are spread evenly over the rounds.
+    They are spread evenly over the rounds. A single one is of the last round: in the first one LoRA's
+    gradient of A is zero.
     """
     if view.updates:
         candidates: list[Vector] = [(r, (name,), u) for (r, name), u in sorted(view.updates.items())]
@@ -27,7 +28,7 @@ def vectors(view: View, *, most: int) -> list[Vector]:
                 candidates.append((r, seen, without_own(view, r, seen, mean)))
     candidates.sort(key=lambda f: (f[0], f[1]))
     # distant rounds tell more than neighbouring ones
-    picks = np.unique(np.linspace(0, len(candidates) - 1, min(most, len(candidates))).round().astype(int))
+    picks = np.unique(np.linspace(len(candidates) - 1, 0, min(most, len(candidates))).round().astype(int))
     return [candidates[i] for i in picks]
 
 

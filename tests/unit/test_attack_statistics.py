@@ -155,6 +155,9 @@ def test_each_truth_is_matched_once(guesses, truths, hits):
 def test_a_share_of_nothing_is_nothing_of_one():
     assert (share(0, 0, metric="m", seed=3).value, share(0, 0, metric="m", seed=3).n) == (0.0, 1)
     assert share(1, 4, metric="m", seed=3).seeds == (3,)
+    apart, together = (share(0, 100, metric="m", seed=3, groups=g) for g in (None, 2))
+    assert apart.high == together.high
+    assert apart.power.smallest(0.01) < 0.1 < 0.5 < together.power.smallest(0.01)
 
 
 def test_over_many_targets_the_interval_is_students_and_stays_within_bounds():

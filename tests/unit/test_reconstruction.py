@@ -18,7 +18,7 @@ from attacks.reconstruction.sequences import (
     LoraSpanSequences,
     without_prefixes,
 )
-from attacks.reconstruction.spans import LoraSpanTokens, attack_one, unexplained
+from attacks.reconstruction.spans import LoraSpanTokens, Target, attack_one, unexplained
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.statistics import auc_value
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
@@ -240,6 +240,68 @@ def test_adamw_does_not_protect(labs):
     items, updates = rounds_of(lab, clients=4)
     found, _ = run(LoraSpanTokens(), lab.view(updates, summed=True), truth_of(updates, items))
     assert found["auc"].low > 0.8
+
+
+def test_the_auc_of_these_records_counts_no_word_that_the_client_uses_in_others():
+    """Tokens 0 to 29 are of the round's records alone, 30 to 59 of both, 60 to 89 of those set aside."""
+    read, aside = (Encoded(ids=(*tokens, 99), response_start=1) for tokens in (range(60), range(30, 90)))
+    truth = truth_of({"a": np.zeros(1)}, {"a": (read,)})
+    truth = Truth(clients={"a": replace(truth.clients["a"], holdout=(aside,))})
+
+    def found(scores):
+        target = Target(
+            round=0,
+            clients=("a",),
+            scores=scores,
+            chosen=scores > 0,
+            null=(np.random.default_rng(0).normal(size=(9, 400)),),
+            rank=1,
+            capacity=9,
+        )
+        return {e.metric: e.value for e in LoraSpanTokens().score((target,), truth)}
+
+    tokens, noise = np.arange(400), np.random.default_rng(1).uniform(0, 0.5, 400)
+    words = found(np.where(tokens < 90, 1.0, 0.0) + noise)  # which words the client uses, and no more
+    assert words["auc"] > 0.8
+    assert abs(words["auc, these records"] - 0.5) < 0.2
+    assert found(np.where(tokens < 30, 1.0, 0.0) + noise)["auc, these records"] == 1.0
+
+
+def test_a_single_vector_is_of_the_last_round_because_the_first_moves_no_a(labs):
+    lab = labs()
+    _, updates = rounds_of(lab, clients=2)
+    view = lab.view(updates)
+    later = replace(view, updates={**view.updates, (3, "c1"): updates["c1"]})
+    assert [(r, names) for r, names, _ in vectors(later, most=1)] == [(3, ("c1",))]
+    assert [r for r, _, _ in vectors(later, most=2)] == [0, 3]
+
+
+def test_an_update_that_leaves_a_as_it_was_is_left_out_of_the_search_for_sequences(labs):
+    lab = labs(local={"steps": 1})
+    moved = np.random.default_rng(0).normal(0, 0.02, len(lab.start)).astype(np.float32)
+    at_first = replace(lab, start=lab.start - moved)  # where B is zero, the gradient of A is, too
+    _, updates = rounds_of(at_first, clients=1)
+    assert np.any(updates["c0"])
+    with pytest.raises(Inconclusive, match="every update is zero"):
+        LoraSpanSequences().guess(at_first.view(updates), None, Budget(), np.random.default_rng(0))
+
+
+def test_sequences_do_not_apply_to_updates_of_adamw(labs):
+    lab = labs(optimizer="adamw")
+    items, updates = rounds_of(lab, clients=1)
+    with pytest.raises(NotApplicable, match="clients use AdamW"):
+        run(LoraSpanSequences(), lab.view(updates), truth_of(updates, items))
+
+
+@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 1), ("adamw", 5)])
+def test_the_control_takes_the_way_that_the_run_took(labs, optimizer, steps):
+    """Else a part of the attack that only reads updates of AdamW could be broken without notice."""
+    lab = labs(local={"steps": 5}, optimizer=optimizer)
+    items, updates = rounds_of(lab, clients=2)
+    view, truth = LoraSpanTokens().positive(lab.view(updates), truth_of(updates, items))
+    assert (view.settings.local.optimizer, view.settings.local.steps) == (optimizer, steps)
+    found, _ = run(LoraSpanTokens(), view, truth)
+    assert found["auc"].low > 0.55
 
 
 def test_adapters_with_a_frozen_tell_less_and_the_core_least(labs):
