@@ -14,6 +14,7 @@ After FedPII (arXiv 2506.06060: own prefixes, victim-exclusive details) and Pand
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,12 +84,13 @@ class ClientDetails(Attack):
         return Exam(answer=frozenset(theirs - own))
 
     def guess(self, view: View, question: None, budget: Budget, rng: np.random.Generator) -> Guessed:
-        """Return the details that the tuned proxy wrote, ranked by the ratio of their likelihoods."""
+        """Return the details that the tuned proxy wrote, by the ratio of their likelihoods, then by counts."""
         if view.proxy is None or view.settings is None or not view.adapters:
             raise NotApplicable("this view holds no model")
         most = budget.pick(smoke=512, standard=4096, full=16384)
         first, last = view.adapters[min(view.adapters)], view.adapters[max(view.adapters)]
         ratios: dict[Detail, float] = {}
+        times = Counter[Detail]()
         with white_box.opened(view) as box:
             own = _own_details(view, box.tokenizer)
             prompts = _prompts(view, box.tokenizer)
@@ -96,11 +98,13 @@ class ClientDetails(Attack):
             for ids in _written(box, prompts, last, rng, budget):
                 for detail, ratio in _rated(box, ids, first, last, budget):
                     if detail not in own:
+                        times[detail] += 1
                         ratios[detail] = max(ratio, ratios.get(detail, ratio))
                 done += len(ids)
                 if done >= most or budget.used > SHARE:
                     break
-        ranked = sorted(ratios, key=lambda d: (-ratios[d], d))
+        # of a proxy that learned nothing, as in the control, all ratios are alike
+        ranked = sorted(ratios, key=lambda d: (-ratios[d], -times[d], d))
         return Guessed(ranked={k: tuple([d for d in ranked if d.kind == k][:KEPT]) for k in KINDS})
 
     def score(self, guess: Guessed, answer: frozenset[Detail]) -> tuple[Estimate, ...]:

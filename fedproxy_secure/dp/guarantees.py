@@ -9,15 +9,16 @@ MECHANISMS = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian"}
 NONE = "Differential privacy: none. What clients send, or their sum, may reveal records."
 RECORD = (
     "Differential privacy: each client's updates of all rounds together are ({epsilon}, {delta})-DP "
-    "in that client's records (unit: one record; neighbours: one record there or not, which is the same as "
-    "there or replaced by one without gradient, with the same number of records after rounding up to a "
+    "in that client's records (unit: one record; neighbours: one record present or absent, which equals "
+    "replacing it by an empty one without gradient, with the same number of records after rounding up to a "
     "power of two: that number is public, the exact one is not). Where settings choose records by their "
-    "place (audit.holdout, train_records, a split), one is replaced in its place, and no other moves.",
+    "place (audit.holdout, train_records, a split), absent means replaced by an empty one in its place; no "
+    "other moves. Replacing a record by another one with a gradient is two such changes and costs more.",
     "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g} and rounded to a grid, Gaussian noise on "
     "that grid, divided by the batch size. Sampling: Poisson, each record in each step independently, "
     "secret, at the rate batch size / that public number. Composition: over all local steps and rounds, "
-    "the tighter of the PRV and RDP accountants; PRV is of the direction in which the record is there, "
-    "and that the other one costs no more is tested, not proved.",
+    "the tighter of the PRV and RDP accountants; PRV bounds the direction in which the record is present; "
+    "that the other costs no more is tested, not proved.",
     "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
     "plug-back, any attack on the released models.",
 )

@@ -105,7 +105,8 @@ class LocalClient:
             update=moved,
             loss=loss,
             steps=self.local.steps,
-            seconds=time.perf_counter() - began,
+            # each private record takes a pass of its own: the time would tell how many there are
+            seconds=time.perf_counter() - began if self.privacy is None else 0.0,
             truncated=self.truncated if self.privacy is None else 0,
         )
         if self.on_trained is not None:

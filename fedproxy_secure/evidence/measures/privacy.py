@@ -130,7 +130,7 @@ CANARY_EXPOSURE_BITS = MeasureKind(
     heading="exposure (bits)",
     metric="canary exposure",
     meaning="How far above other secrets a planted one is ranked: by what tuning changed in the proxy, or "
-    "by the fused LLM; 1.4 bits by chance.",
+    "by the fused LLM; 1.4 bits by chance for one mean of secrets, more for the worst of several.",
     axis="privacy",
     better="lower",
     unit="bits",
