@@ -88,7 +88,9 @@ def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
 def only_seed(run: Path) -> int:
     """Return the seed of a run that has one traced seed. Raises `ConfigError` for none, or several."""
     seeds = sorted({int(e.body["seed"]) for e in _entries(run) if e.event == EVENT})
-    if len(seeds) != 1:
+    if not seeds:
+        raise ConfigError(f"{run}: no seed was traced; run it with --set compress.trace=true")
+    if len(seeds) > 1:
         raise ConfigError(f"{run}: {len(seeds)} seeds are traced; name one with --seed")
     return seeds[0]
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.tracing import find_leak
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.crypto.primitives import digest
+from fedproxy_secure.crypto.primitives import digest, fresh_secret
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.data.evaluate import text_windows
 from fedproxy_secure.errors import AuditError, ConfigError, DataError
@@ -403,6 +404,18 @@ def test_wrong_options_of_the_commands_are_one_line_and_exit_code_2(traced_run, 
         done = command(*arguments)
         assert done.exit_code == 2, done.output
         assert why in " ".join(done.output.split())
+
+
+def test_a_run_without_one_traced_seed_is_one_line_that_says_what_to_do(tmp_path):
+    log = AuditLog.open(RunFolder(path=tmp_path), fresh_secret(), {})
+    none = command("find", tmp_path, tmp_path)
+    assert none.exit_code == 2
+    assert "no seed was traced; run it with --set compress.trace=true" in " ".join(none.output.split())
+    for seed in (0, 1):
+        log.add("traced", seed=seed)
+    several = command("find", tmp_path, tmp_path)
+    assert several.exit_code == 2
+    assert "2 seeds are traced; name one with --seed" in " ".join(several.output.split())
 
 
 def test_a_key_or_proxy_that_the_log_does_not_know_traces_nothing(traced_run, tmp_path):
