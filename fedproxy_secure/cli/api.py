@@ -34,7 +34,7 @@ LedgerOption = Annotated[
 
 @api_app.command("open")
 def open_command(run: RunOption, ledger: LedgerOption = None) -> None:
-    """Make the query ledger of an API that has answered nobody; there must be none yet.
+    """Create the query ledger of a new API; fails if there is one already.
 
     The ledger also holds the secret key of the noise. Keep it: without it, nobody is answered.
 
@@ -60,7 +60,7 @@ def ask_command(
     ] = None,
     ledger: LedgerOption = None,
 ) -> None:
-    """Let the fused LLM go on with TEXT, and print what the policy tells of each token, likeliest first.
+    """Continue TEXT with the fused LLM; print what the policy discloses of each token, likeliest first.
 
     One call is one query, of as many tokens as TEXT has and `--tokens` more. It is counted in the ledger
     before anything is computed, and refused if it would exceed a limit.

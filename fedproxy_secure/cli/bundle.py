@@ -64,7 +64,7 @@ def verify_command(
         ),
     ],
 ) -> None:
-    """Check a bundle: every envelope, every hash, no file too many or too few, statements as the report.
+    """Check a bundle: signatures, hashes, no extra or missing file, statements that match the report.
 
     Needs the public key and nothing else: no network, no run, no extra. Exit code 0: the bundle is as the
     owner of the key made it. 1: it is not. 2: a wrong option, or a file that is no bundle.

@@ -39,8 +39,8 @@ def gate(
 ) -> None:
     """Check that every configuration of a report keeps every rule of a policy; made for CI.
 
-    Exit code 0: all rules are kept. 1: a rule is broken. 3: evidence is missing or inconclusive. 2: a wrong
-    option or file.
+    Exit code 0: all rules are kept. 1: a rule is broken. 3: evidence is missing or inconclusive, or the
+    report cannot be read. 2: a wrong option or policy, or no such file.
 
     Example: `fedproxy-secure gate --report runs/demo/report.json --policy research`
     """
@@ -109,7 +109,7 @@ def keygen_command(
 ) -> None:
     """Make a key that signs audit logs and reports; its public half goes to FILE.pub.
 
-    Use it with `run --signing-key FILE`, and give others the public half beforehand.
+    Use it with `--signing-key FILE` of `run` and `matrix`, and give others the public half beforehand.
 
     Example: `fedproxy-secure audit keygen --out me.key`
     """

@@ -94,7 +94,7 @@ def matrix_command(
     dry_run: DryRunOption = False,
     signing_key: SigningKeyOption = None,
 ) -> None:
-    """Sweep protection x remove ratio x fusion x adapter x seed; run, attack and measure every cell.
+    """Sweep protection x compression x remove ratio x fusion x adapter x seed; run, attack, measure each.
 
     CONFIG is a YAML file of settings, or the name of a shipped one, such as `quickstart`.
 

@@ -59,8 +59,8 @@ def selftest(
 ) -> None:
     """Attack this installation: see what its checks stop, and what nothing stops.
 
-    Every attack must fail here, but for lines with `--`. Where a check stops it, it is repeated on a party
-    without that check, where it must succeed.
+    Every attack must fail, except known limits (marked `--`). An attack that a check stops is repeated
+    against a party without that check, where it must succeed.
 
     First the masking protocol alone is attacked. Then servers, proxies, Sybils and clients deviate, over
     Flower messages in this process, with two blocks of the demo LLM. All takes about half a minute. A line

@@ -47,7 +47,7 @@ def pretrain_demo(
 
 
 def doctor() -> None:
-    """Check this installation: Python, packages, device, demo LLM, threads, disk.
+    """Check this installation: Python, packages, disk, device, threads, demo LLM, GGUF, SmolLM2.
 
     Exit code 2: a check failed.
     """

@@ -38,7 +38,9 @@ def find_command(
     seed: SeedOption = None,
     error: Annotated[
         float,
-        typer.Option(help="The most probability of accusing any client who had no part in the model."),
+        typer.Option(
+            help="Upper bound on the probability that any client is accused who had no part in the model."
+        ),
     ] = 1e-6,
 ) -> None:
     """Say whose copy of the proxy a model was made from, or that nobody can be accused.
@@ -75,7 +77,7 @@ def copy_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; must not be there yet.")],
     seed: SeedOption = None,
 ) -> None:
-    """Write a client's copy of the proxy, as the run sent it: to check a find by hand, or to send it again.
+    """Write a client's copy of the proxy as the run sent it, to check `trace find` or to send it again.
 
     Example: `fedproxy-secure trace copy runs/demo clinic --out found/model`
     """

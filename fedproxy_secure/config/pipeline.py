@@ -81,8 +81,9 @@ class CompressConfig(Section):
 
     `kind` names a compression: `drop_blocks` (the paper's), `low_rank`, `width`, `withheld_bottom`,
     `quantised` or `rotated`, which let out less of the LLM, or one that another package brings. It reads
-    `options`. `importance` says which blocks `drop_blocks` keeps. With `trace`, every client of a run gets
-    a copy of the proxy with marks of its own (see `trace find`); what is learned stays the same.
+    `options`. `importance` says which blocks `drop_blocks`, `quantised` and `rotated` keep. With `trace`,
+    every client of a run gets a copy of the proxy with marks of its own (see `trace find`); what is learned
+    stays the same.
     """
 
     kind: str = "drop_blocks"

@@ -67,7 +67,10 @@ class SweptProtection(Section):
     @model_validator(mode="after")
     def _settings_have_a_name(self) -> SweptProtection:
         if bool(self.settings) != (self.recipe is not None):
-            raise ValueError("settings, recipe: settings of its own need a name, and a name needs settings")
+            raise ValueError(
+                "settings, recipe: must be given together; `recipe` names these settings in folders and "
+                "tables"
+            )
         return self
 
     @property
@@ -120,7 +123,7 @@ class SweptCompression(Section):
 
     @property
     def name(self) -> str:
-        """The compression's part of a cell's name: `drop_blocks`, `low_rank_bits4`."""
+        """The compression's part of a cell's name: `drop_blocks`, `quantised_bits4`."""
         return self.kind + "".join(f"_{key}{value}" for key, value in sorted(self.options.items()))
 
     def __str__(self) -> str:

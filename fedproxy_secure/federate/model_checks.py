@@ -57,7 +57,9 @@ def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> N
     again, _ = _rehearsed(tuned, short, pad_id)
     same_buffers = kept.keys() == after.keys() and all(torch.equal(kept[n], after[n]) for n in kept)
     if not same_buffers or float((again - first).norm()) > SAME_GRADIENT * float(first.norm()):
-        raise ModelError("proxy: a record changes what becomes of the next; must keep nothing of a pass")
+        raise ModelError(
+            "proxy: one record changes the outputs for the next; must keep no state between passes"
+        )
 
 
 def _rehearsed(

@@ -75,8 +75,9 @@ def check_public_text(model: nn.Module, tokenizer: Tokenizer, *, max_tokens: int
         log.warning("%s; or name text that it should know in %s", found, OWN_TEXT)
     if not known.quietest >= LEAST_HEARD:
         raise ModelError(
-            f"proxy: ordinary text leaves a number of a block's input at {known.quietest:.2g} of others' "
-            f"size; must be {LEAST_HEARD:g} or more, or extraordinary tokens alone move an adapter there"
+            "proxy: on ordinary text one input coordinate of a block has "
+            f"{known.quietest:.2g} of the usual size; must be {LEAST_HEARD:g} or more: a smaller one may "
+            "be a trap that only chosen tokens trigger"
         )
 
 

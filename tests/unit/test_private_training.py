@@ -170,7 +170,7 @@ def test_a_model_that_remembers_a_record_is_refused():
         module.register_buffer("longest", torch.tensor(longest))
 
     for change in (lambda module, output, longest: output * longest, in_a_buffer):
-        with pytest.raises(ModelError, match=r"^proxy: a record changes what becomes of the next; must"):
+        with pytest.raises(ModelError, match=r"^proxy: one record changes the outputs for the next; must"):
             check_fits(remembers(change), tokens=VOCABULARY, longest=32, pad_id=0)
     check_fits(remembers(lambda module, output, _: output), tokens=VOCABULARY, longest=32, pad_id=0)
 

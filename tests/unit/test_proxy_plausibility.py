@@ -64,7 +64,7 @@ def test_a_number_that_ordinary_text_leaves_at_zero_is_refused_however_many_rare
     with torch.no_grad():
         model.get_input_embeddings().weight[sorted(common), 5] = 0.0
     check_weights(model, tokenizer)
-    with pytest.raises(ModelError, match="ordinary text leaves a number"):
+    with pytest.raises(ModelError, match="on ordinary text one input coordinate"):
         check_public_text(model, tokenizer, max_tokens=128)
 
 

@@ -137,8 +137,8 @@ def run_command(
     """Owner: start the SuperLink and run the job with the sites of the newest kits; go on if it was killed.
 
     Waits up to `federate.timeout_s` for as many sites as a round needs: `federate.min_clients`, and under
-    masking and CKKS more than two thirds of the clients. Models, report and audit log go to
-    `FEDERATION/run`. Logs: `FEDERATION/superlink` and `FEDERATION/logs`.
+    masking and CKKS the round's threshold (more than two thirds by default). Models, report and audit log
+    go to `FEDERATION/run`. Logs: `FEDERATION/superlink` and `FEDERATION/logs`.
 
     Example: `fedproxy-secure deploy run federation`
     """

@@ -28,11 +28,12 @@ from fedproxy_secure.report.trilemma import AttackDifference
 
 TITLE = "What each protection takes from the attacks"
 ABOUT = (
-    "Attacks that succeed without protection, and what is left of them under each: the headline from there "
-    "to here, and the difference with its interval. An attack is at chance where its interval reaches "
-    "what guessing gives and its positive control succeeds; that is no proof of safety. Only attacks "
-    "that succeed from there are told, which by itself makes their numbers from there a little high. A "
-    "protection with a recipe's name in brackets trains with other settings too: differences are of both."
+    "Attacks that succeed without protection, and what is left of them under each: the headline without "
+    "it and with it, and the difference with its interval. An attack is at chance where its interval "
+    "reaches what guessing gives and its positive control succeeds; that is no proof of safety. Only "
+    "attacks that succeed without protection are listed; this selection makes their unprotected values "
+    "slightly too high. A protection with a recipe's name in brackets trains with other settings too: "
+    "differences are of both."
 )
 CANNOT_TELL = (
     "This run cannot tell protections apart on this surface: without protection no attack succeeds either."
