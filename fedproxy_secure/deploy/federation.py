@@ -1,16 +1,22 @@
 """The owner's folder: what a federation is, and where its parts lie.
 
-federation.json     name, address, when it was made; written last, so that half a folder is none
-job.yaml            the settings of the run, every default spelled out
-owner.key           signs kits (mode 0600); its public half is on the card
-card.txt            what sites must get on another channel than the kits
-authority/          the certificate authority and the SuperLink's certificate
-sites/NAME.json     the request of each approved site, as it was received
-revoked/NAME.json   the requests of sites that are not to take part any more
-epochs/N/roster.json    who takes part, by epoch; a kit belongs to one epoch
-kits/NAME.kit.json  what a site needs; no secret of anyone in it
-superlink/          logs and lock of a running SuperLink
-run/                the run: models, report, audit log
+    federation.json         name, address, when it was made; written last, so that half a folder is none
+    job.yaml                the settings of the run, every default spelled out
+    owner.key               signs kits (mode 0600); its public half is on the card
+    card.txt                what sites must get on another channel than the kits
+    authority/              the certificate authority and the SuperLink's certificate
+    sites/NAME.json         the request of each approved site, as it was received
+    revoked/NAME-KEY.json   the requests of sites that are not to take part any more
+    epochs/N/roster.json    who takes part, by epoch; a kit belongs to one epoch
+    kits/NAME.kit.json      what a site needs; no secret of anyone in it
+
+Written by `deploy run`:
+
+    superlink/              logs and lock of a running SuperLink
+    logs/events.jsonl       what happened, for status and metrics
+    run/                    the run: models, report, audit log
+    run.audit.key           signs the run's audit log (mode 0600), unless the job names another key
+    running.json            the process that runs `deploy run`
 """
 
 from __future__ import annotations

@@ -1,17 +1,26 @@
 """A site's folder: its keys, which never leave it, and what it has accepted.
 
-site.json               name and generation of keys; written last, so that half a change is none
-generations/N/          the keys of generation N; earlier ones stay, with the journals beside them
-node.key            ECDSA key on P-384 by which the SuperLink knows the node (mode 0600)
-NAME.key            Ed25519 key by which other clients know this one (mode 0600); signs requests
-NAME.journal        what that key has answered
-roster.json         who takes part, from the kit
-NAME.request.json       the public halves, for the owner
-owner.pub               the owner whose kits this site takes
-kit.json                the kit that was accepted last
-client.yaml             what the site agrees to, and where its records lie: the site's own, edited by hand
-policy.yaml             client.yaml with the folders of keys and ledger in it; written by every start
-ledger/                 what its records' privacy has been spent on
+    site.json           name and generation of keys; written last, so that half a change is none
+    generations/N/      the keys of generation N; earlier ones stay, with the journals beside them
+        node.key        ECDSA key on P-384 by which the SuperLink knows the node (mode 0600)
+        NAME.key        Ed25519 key by which other clients know this one (mode 0600); signs requests
+        NAME.journal    what that key has answered
+        request.json    the public halves, for the owner
+        roster.json     who takes part, from the kit
+    NAME.request.json   the request of the keys in use, where a person finds it
+    owner.pub           the owner whose kits this site takes
+    kit.json            the kit that was accepted last
+    client.yaml         what the site agrees to, and where its records lie: the site's own, edited by hand
+    ledger/             what its records' privacy has been spent on
+
+Written by `deploy start`:
+
+    policy.yaml         client.yaml with the folders of keys and ledger in it
+    authority.pem       the certificate by which the node knows the SuperLink, from the kit
+    cache/              the proxy, whole or on its way
+    flower/             Flower's files, and the secret that SuperNode and worker share
+    logs/               logs of both, and events.jsonl
+    running.json        the process that runs here
 """
 
 from __future__ import annotations
@@ -140,7 +149,7 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
 
 
 def remember(site: Site) -> None:
-    """Tell the journal of the keys in use what earlier keys have promised, also after they were replaced.
+    """Copy into the current journal what the site agreed to with earlier keys, even after their rotation.
 
     A node may answer with its old keys until it is started again. Raises `ProtocolAborted` if a journal
     cannot be used.

@@ -4,7 +4,7 @@
     cells/NAME/                 a run folder, recorded, with its findings in `attacks/`
     cells/NAME/cell.json        written last: the cell is done
     cells/NAME/failed.json      why it is not
-proxies/NAME/               with healing: a proxy that several cells start from (`prepared_proxies`)
+    proxies/NAME/               with healing: a proxy that several cells start from (`prepared_proxies`)
     report.json, report.html .. all cells together, signed over audit.jsonl, which has the heads of theirs
 
 Every cell has a process of its own, so that one which fails, or is killed, loses nothing of the rest. A
@@ -232,7 +232,7 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
         if isinstance(task, Cell):
             write_cell(out / BASELINES, run_cell(config, task, progress=progress))
         else:
-            cores = processes_of(config.matrix.jobs, on_cuda=False)  # attacks use none but the CPU's
+            cores = processes_of(config.matrix.jobs, on_cuda=False)  # all attacks but A12 run on the CPU
             at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cores)
             with one_thread():
                 measure_cell(config, task, out, jobs=at_once, progress=progress)
