@@ -208,7 +208,7 @@ class Attack:
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Return a view and an exam with nothing to find, on which the attack must stay at chance.
 
-        By default the numbers of every update and every sum are shuffled.
+        By default shuffle the numbers of every update, of every sum's update, and of the adapters' steps.
         """
 
         def shuffled(vector: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ class Profile:
         return max(0.0, float(self.epsilons[at - 1] + share * (self.epsilons[at] - self.epsilons[at - 1])))
 
     def most(self, share: np.ndarray) -> np.ndarray:
-        """Return g: the most that P can give an event to which Q gives `share`, both in [0, 1]."""
+        """Return g(share): the largest probability under P of an event with probability `share` under Q."""
         lines = self.deltas + np.exp(self.epsilons) * np.asarray(share)[..., None]
         return np.asarray(np.minimum(lines.min(axis=-1), 1.0))
 

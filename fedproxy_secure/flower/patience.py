@@ -23,7 +23,7 @@ def pause_s(waited_s: float, *, least_s: float, most_s: float) -> float:
 
 @dataclass(kw_only=True)
 class Patience:
-    """How long somebody who looks again and again should sleep, who says when something has `come`.
+    """A polling delay that grows with the time waited; `come` resets it when something has arrived.
 
     `least_s`, `most_s`: bounds of a pause, seconds.
     """

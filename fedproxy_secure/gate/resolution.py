@@ -1,4 +1,4 @@
-"""Could a run's attacks have decided a limit? A pass by too few targets is no pass.
+"""Check that attacks had enough targets to decide a limit; with too few, a pass does not count.
 
 A rate at a fixed share of false positives, such as the TPR at 1 %, is read at a threshold that few
 negatives do not fix: with fewer than 368 of them no rate is told from chance. Such a number may lie within

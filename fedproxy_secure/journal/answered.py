@@ -1,4 +1,4 @@
-"""How far the run is that a client's journal last took part in, for who watches her federation.
+"""Progress of the newest run in a client's journal, for the status page and metrics.
 
 It only reads: nothing here grants an answer, and nothing that it returns is secret.
 """

@@ -81,7 +81,7 @@ def create_database(
 
 
 def carry_promises(old: Path, new: Path) -> None:
-    """Copy into a journal what an older one of the same client holds it to.
+    """Copy the agreements recorded in a client's older journal into a newer one.
 
     These are the jobs that seeds are bound to, for whom rounds were unmasked, and how many events the
     privacy ledger had. A client whose key is new would otherwise agree again to a job that it has answered

@@ -41,7 +41,7 @@ class LentModel:
 
     @contextmanager
     def lent(self, adapter: np.ndarray | None = None) -> Iterator[nn.Module]:
-        """Lend the model with this adapter, float32 [d], or as it is; take it back as it was.
+        """Yield the model with this adapter, float32 [d], or as it is; restore it afterwards.
 
         Raises `ModelError` for an adapter of another length.
         """

@@ -73,7 +73,7 @@ def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
 
 
 def with_remedy(reason: str, unmasked: Sequence[str] | None, present: Sequence[str]) -> str:
-    """Return why a round was aborted, with what to do where those it was unmasked for are not all here."""
+    """Return why a round was aborted and, if clients it was unmasked for are missing, what to do."""
     gone = sorted(set(unmasked or ()) - set(present))
     if not gone:
         return reason

@@ -75,7 +75,7 @@ class Rotated(Compression):
 
 
 def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
-    """Return a generator that who lacks the LLM cannot repeat: it is seeded by all of its weights.
+    """Return a generator seeded by all of the LLM's weights, so nobody without them can reproduce it.
 
     Clients know the run's seed, so it cannot be what a secret comes from. The LLM's weights they do not
     know, and the owner has them again whenever a run is resumed.

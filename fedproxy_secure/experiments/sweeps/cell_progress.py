@@ -95,7 +95,7 @@ class Overall:
     _ended: int = 0
 
     def begin(self) -> None:
-        """Show the line of what is left, so that its time left is not flattered by what was there."""
+        """Show progress over the remaining work only, so that finished cells do not skew the time left."""
         self.shown.start(self.name, PARTS)
 
     def of(self, piece: str) -> Progress:

@@ -1,4 +1,4 @@
-"""A SuperLink with checks of who sends what that Flower's own lacks, and its administration.
+"""A SuperLink that also checks who sends each message, and functions to administer it.
 
 Flower 1.41 knows which node signed a request, but takes a pushed message as it is: it may name another
 sender, and one that answers nothing is handed to the server app beside the answer that the app asks for.
@@ -51,7 +51,7 @@ def start_superlink(middleware: Any) -> None:
 
 
 def without_access_log(configured: Any) -> Any:
-    """Return Flower's settings of logs without a line for each request, by which anybody fills a disk."""
+    """Return Flower's log settings without the access log, with which any client could fill the disk."""
 
     def quiet(*arguments: Any) -> Any:
         config = configured(*arguments)
@@ -186,7 +186,7 @@ def begins_anew(activate: Any) -> Any:
 
 
 def only_whole_answers(pull: Any) -> Any:
-    """Return Flower's handler of the server app's look for answers that leaves out those on their way."""
+    """Wrap Flower's pull handler so that it skips answers whose upload has not finished."""
 
     def checked(request: Any, state: Any, task: Any) -> Any:
         asked = list(request.message_ids)

@@ -11,7 +11,7 @@ POLL_S = 1.0
 
 
 def end_with_parent() -> None:
-    """Send this process SIGTERM once its parent is another than now; checked every second in a thread."""
+    """Send this process SIGTERM when its parent changes; a thread checks once a second."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -50,7 +50,7 @@ def quiet_environment(home: Path) -> dict[str, str]:
 
 
 def without_proxy_to_loopback() -> dict[str, str]:
-    """Return variables by which no HTTP client sends what is for this machine to a proxy.
+    """Return environment variables that keep HTTP clients from sending loopback requests to a proxy.
 
     httpx takes proxies from the environment and does not spare loopback.
     """

@@ -1,4 +1,4 @@
-"""The values that outlive an attempt: what all attempts at a round send, and the round's first adapter.
+"""Values kept across attempts at a round: the client's update and the adapter the round began with.
 
 They lie in the client's journal, sealed with the client's identity key.
 """

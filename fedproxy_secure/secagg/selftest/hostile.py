@@ -53,11 +53,11 @@ class SkipsConsistency(ClientSession):
 
 
 class AcceptsAnyThreshold(ClientSession):
-    """Known-bad: its policy is not asked, so that it joins a round in which two of five are enough."""
+    """Known-bad: a client that skips its policy, and so joins a round with a threshold of two of five."""
 
 
 class TakesAnyTag(ServerSession):
-    """Known-bad: a server that adds up vectors whoever changed them on the way."""
+    """Known-bad: a server that adds up vectors without checking their tags."""
 
     def masked(self, message: MaskedInput) -> None:
         """Add a vector without a look at its tag."""
