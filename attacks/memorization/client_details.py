@@ -84,7 +84,7 @@ class ClientDetails(Attack):
         return Exam(answer=frozenset(theirs - own))
 
     def guess(self, view: View, question: None, budget: Budget, rng: np.random.Generator) -> Guessed:
-        """Return the details that the tuned proxy wrote, by the ratio of their likelihoods, then by counts."""
+        """Return the details that the tuned proxy wrote, by likelihood ratio, then by count."""
         if view.proxy is None or view.settings is None or not view.adapters:
             raise NotApplicable("this view holds no model")
         most = budget.pick(smoke=512, standard=4096, full=16384)
