@@ -3,7 +3,8 @@
 How many clients a sum must have follows from the cohort and the roster. If the roster has gained more
 Sybils than it had clients, the survivors may be the Sybils and one victim, and the server subtracts what
 its own clients sent from the sum. If the roster does not help, the server may try to bring in strangers, to
-play honest clients itself, or to invite fewer clients than the roster asks for.
+play honest clients itself, also by another roster that takes the agreed one's place within an attempt, or
+to invite fewer clients than the roster asks for.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MessageType
 
 from fedproxy_secure import wire
 from fedproxy_secure.federate.client_policy import load_policy
@@ -34,6 +35,7 @@ from fedproxy_secure.flower.selftest.stage import (
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.protect.secure_sum import attempt as kept
 from fedproxy_secure.protect.secure_sum import client as masked_client
+from fedproxy_secure.protect.secure_sum import server as masked_server
 from fedproxy_secure.secagg import steps
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 from fedproxy_secure.secagg.selftest.hostile import TrustsTheServersKeys
@@ -59,6 +61,32 @@ class Sybils(DropsOut):
             return super().__call__(message, context)
         with taken_out(TRUSTING, ANY_TERMS, ANY_ROSTER), kept.unsafe_journals(known_bad.AgreesToAnyRun):
             return super().__call__(message, context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoFacedRoster(Roster):
+    """A roster that a server works by, under the hash of another one, which its terms name."""
+
+    shown: Roster
+
+    def sha256(self) -> bytes:
+        """Return the hash of the roster that is shown."""
+        return self.shown.sha256()
+
+
+class SwapsRoster(Sybils):
+    """Sybils who put another roster in the victim's place once it has answered the first step."""
+
+    def __init__(self, sybils: Sequence[int], folder: Path, members: Mapping[str, bytes]) -> None:
+        super().__init__(sybils)
+        self._folder, self._members = folder, members
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer as Sybils do, and change the roster after the victim's first answer."""
+        reply = super().__call__(message, context)
+        if context.node_id not in self._sybils and message.metadata.message_type == MessageType.TRAIN:
+            _write_roster(self._folder, self._members)
+        return reply
 
 
 def roster_grows(world: World, *, within: bool = True) -> str:
@@ -103,6 +131,17 @@ def honest_names(world: World) -> str:
         return _alone_among(stage, played, place)
 
 
+def roster_changes(world: World) -> str:
+    """Play two of three honest clients, by a roster that replaces the victim's between two steps."""
+    with staged(world, small_job(HONEST)) as stage:
+        played, agreed = ["c0", "c1"], load_roster(stage.keys)
+        place = _servers_place(stage, played, agreed.members, new_keys=True)
+        forged = TwoFacedRoster(members=load_roster(place).members, shown=agreed)
+        app = SwapsRoster([stage.node(i) for i in range(len(played))], stage.keys, forged.members)
+        with taken_out((masked_server, "load_roster", lambda _folder: forged)):
+            return _alone_among(stage, played, place, app)
+
+
 def fewer_than_asked(world: World) -> str:
     """Ask the victim and two of four Sybils, where a roster of seven asks for five clients."""
     with staged(world, small_job(HONEST + SYBILS)) as stage:
@@ -131,6 +170,13 @@ def attempts() -> Iterator[Attempt | Limit]:
         attack=honest_names,
         known_bad="client that takes the server's roster and keys",
         without=lambda: taken_out(TRUSTING, ANY_TERMS, ANY_ROSTER),
+    )
+    yield Attempt(
+        adversary=ADVERSARY,
+        name="two Sybils under honest clients' names, by a roster that changes within an attempt",
+        attack=roster_changes,
+        known_bad="client that takes any roster",
+        without=lambda: taken_out(ANY_ROSTER),
     )
     yield Attempt(
         adversary=ADVERSARY,
@@ -172,13 +218,13 @@ def _servers_place(
     return place
 
 
-def _alone_among(stage: Stage, sybils: Sequence[str], place: Path) -> str:
+def _alone_among(stage: Stage, sybils: Sequence[str], place: Path, app: Sybils | None = None) -> str:
     """Run a round of the victim and two Sybils, and subtract what the Sybils sent from its sum."""
     chosen = [i for i, c in enumerate(stage.job.clients) if c.name in (*sybils, stage.victim)]
     job = stage.job.changed(clients=tuple(stage.job.clients[i] for i in chosen))
     servers = job.changed(protect=job.protect.model_copy(update={"keys": str(place)}))
     few = replace(stage, job=job, policies=tuple(stage.policies[i] for i in chosen))
-    app = Sybils([few.node(i) for i in range(len(sybils))])
+    app = app or Sybils([few.node(i) for i in range(len(sybils))])
     total = few.sum_of(few.serve(few.grid(app), servers), len(chosen))
     own = np.sum([few.update(i) for i in range(len(sybils))], axis=0)
     return read(total - own, few.update(), few.victim)
