@@ -38,6 +38,9 @@ STOPPED_BY = {
     "4 Sybils join 3 clients within a run": "began with another one; it is fixed for a run",
     "two Sybils that are in no roster, and the victim": "cohort: c0 is not in the roster",
     "two Sybils under honest clients' names, and the victim": "roster: differs from this client's own",
+    "two Sybils under honest clients' names, by a roster that changes within an attempt": (
+        "roster: is another than the attempt was begun with"
+    ),
     "fewer Sybils than the roster asks for, and the victim": "cohort of 3: must be >= 5",
     "says a weight that leaves 2^-20 in the sum": "weight in the sum is 9.53674e-07: must be 4",
     "says that it counts as two": "count in the sum is 5: must be 4",
