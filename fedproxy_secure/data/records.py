@@ -26,7 +26,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label < len(self.choices):
-            raise DataError(f"label={self.label}: must be the index of one of {len(self.choices)} choices")
+            raise DataError(f"label: must be the index of one of {len(self.choices)} choices")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,9 +38,11 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
     try:
         rows = reader(path) if part == slice(None) else list(reader(path))[part]
         return list(islice(rows, limit))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
         raise DataError(f"source {place}: cannot be read: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"source {place}: cannot be read: is not UTF-8 at byte {error.start}") from None
 
 
 def part_of(split: str) -> tuple[str, slice]:
@@ -102,8 +104,8 @@ def _parquet(path: Path) -> Iterable[Row]:
         raise FileNotFoundError(2, "No such file or directory")
     try:
         yield from pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: is not a Parquet file") from error
+    except pa.ArrowException:  # its text may quote a cell
+        raise DataError(f"{path}: is not a Parquet file") from None
 
 
 _READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
@@ -121,7 +123,12 @@ def _from_datasets(name: str, split: str, limit: int | None) -> list[Row]:
     folder, _, subset = name.partition(":")
     try:
         rows = load_dataset(folder, subset or None, split=split)
-        return [dict(row) for row in islice(rows, limit)]
     except Exception as error:  # `datasets` raises many kinds, none of them its own
+        # of rows that it cannot turn into a table it says no more than that, and has the cell in the cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"hub:{name}, split {split}: cannot be loaded: {reason}") from error
+        raise DataError(f"hub:{name}, split {split}: cannot be loaded: {reason}") from None
+    try:
+        return [dict(row) for row in islice(rows, limit)]
+    except Exception as error:
+        kind = type(error).__name__  # its text may quote a row
+        raise DataError(f"hub:{name}, split {split}: a row cannot be read ({kind})") from None

@@ -2,6 +2,9 @@
 
 The local form names its answers itself: `choices` (list of texts) and `label` (index), beside `text`,
 `question` or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
+
+Guarantees: an error names row, column, type and length of a value, and never quotes it: others read the logs
+that errors get into.
 """
 
 from __future__ import annotations
@@ -45,9 +48,12 @@ def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
             _check_texts(row)
             records.append(template(row))
         except KeyError as error:
-            raise DataError(f"task {task}, row {index}: lacks the column {error}") from error
-        except (DataError, ValueError, TypeError, OverflowError) as error:
-            raise DataError(f"task {task}, row {index}: {error}") from error
+            raise DataError(f"task {task}, row {index}: lacks the column {error}") from None
+        except DataError as error:
+            raise DataError(f"task {task}, row {index}: {error}") from None
+        except (ValueError, TypeError, OverflowError) as error:  # its text may quote the row
+            kind = type(error).__name__
+            raise DataError(f"task {task}, row {index}: a column is of another form ({kind})") from None
     return records
 
 
@@ -66,12 +72,32 @@ def _check_texts(row: Row) -> None:
 
 
 def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
-    number = int(label)
-    if isinstance(label, bool) or number != float(label) or not 0 <= number < len(choices):
-        raise DataError(f"label={label!r}: must be 0 .. {len(choices) - 1}, one of the choices")
-    if not all(isinstance(c, str) for c in choices):
-        raise DataError(f"choices={list(choices)!r}: must be texts")
+    number = _whole(label)
+    if number is None or not 0 <= number < len(choices):
+        raise DataError(f"label {_form(label)}: must be 0 .. {len(choices) - 1}, one of the choices")
+    for index, choice in enumerate(choices):
+        if not isinstance(choice, str):
+            raise DataError(f"choices: number {index} is {_form(choice)}; must be a text")
     return Record(prompt=prompt.strip(), choices=tuple(f" {c.strip()}" for c in choices), label=number)
+
+
+def _whole(label: Any) -> int | None:
+    """Return a label of any type as the whole number that it is; None if it is none."""
+    try:
+        number = int(label)
+        return number if number == float(label) and not isinstance(label, bool) else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _form(value: Any) -> str:
+    """Return what an error may say of a value: its type and, where it has one, its length.
+
+    >>> _form("Jane Doe")
+    'of type str and length 8'
+    """
+    kind = f"of type {type(value).__name__}"
+    return f"{kind} and length {len(value)}" if isinstance(value, str | bytes | list | dict) else kind
 
 
 def _own_choices(row: Row) -> tuple[list[str], Any] | None:
@@ -80,7 +106,10 @@ def _own_choices(row: Row) -> tuple[list[str], Any] | None:
     if choices is None or isinstance(choices, dict):
         return None
     if isinstance(choices, str):
-        choices = parse_json(choices) if choices.startswith("[") else choices.split("|")
+        try:
+            choices = parse_json(choices) if choices.startswith("[") else choices.split("|")
+        except ValueError:
+            raise DataError(f"choices {_form(choices)}: begins with [ and is not JSON") from None
     return [str(c) for c in choices], row["label"]
 
 
@@ -93,7 +122,7 @@ def _question(row: Row, stem: str) -> Record:
     letters = [str(x) for x in row["choices"]["label"]]
     key = str(row["answerKey"])
     if key not in letters:
-        raise DataError(f"answerKey={key!r}: must be one of {letters}")
+        raise DataError(f"answerKey {_form(key)}: must be one of the {len(letters)} labels of choices")
     return _record(prompt, row["choices"]["text"], letters.index(key))
 
 

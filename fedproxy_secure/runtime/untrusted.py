@@ -33,6 +33,8 @@ def parse_json(raw: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise _too_deep() from None
+    except UnicodeDecodeError as error:  # its own text quotes the byte
+        raise ValueError(f"is not JSON: is not UTF-8 at byte {error.start}") from None
     except ValueError as error:
         raise ValueError(f"is not JSON: {str(error).splitlines()[0][:200]}") from None
     if text.count("[") + text.count("{") > MOST_NESTED:

@@ -31,6 +31,32 @@ def test_a_jsonl_line_that_is_not_utf8_is_named(tmp_path):
         read(tmp_path / "x.jsonl", b'{"a": 1}\n\xff\n')
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.jsonl", b'{"text": "Jos\xe9"}', "line 1: is not JSON: is not UTF-8 at byte 13"),
+        ("x.jsonl", b'{"text": Jane Doe}', "line 1: is not JSON"),
+        ("x.csv", b"text,label\nJos\xe9,0\n", "is not UTF-8 at byte 14"),
+        ("x.csv", b'text,label\n"Jane Doe"x,1\n', "is not CSV"),
+    ],
+)
+def test_what_cannot_be_read_of_a_line_is_placed_and_not_quoted(tmp_path, name, content, says):
+    with pytest.raises(DataError, match=says) as raised:
+        read(tmp_path / name, content)
+    assert not any(part in str(raised.value) for part in ("Jane", "Doe", "Jos", "0xe9"))
+
+
+def test_a_row_that_datasets_cannot_turn_into_a_table_is_not_quoted(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"text": "x"}\n{"text": Jane Doe}\n')
+    with pytest.raises(DataError, match="split train: cannot be loaded: ") as raised:
+        read_rows(f"hub:{tmp_path / 'rows'}", "train", root=None, limit=None)
+    assert "Jane" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
 def test_a_jsonl_line_without_columns_is_named(tmp_path):
     with pytest.raises(DataError, match=r"x\.jsonl, line 1: must be an object"):
         read(tmp_path / "x.jsonl", b"[1]\n")

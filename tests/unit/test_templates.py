@@ -1,4 +1,6 @@
-"""Labels must be whole, and pairs may be named either way; more claims are in test_data.py."""
+"""Labels must be whole, pairs may be named either way, and no error quotes a row; more in test_data.py."""
+
+import traceback
 
 import pytest
 
@@ -34,3 +36,47 @@ def test_every_template_joins_prompt_and_choice_by_one_space_of_the_choice():
         (made,) = to_records(task, [row])
         assert made.prompt == made.prompt.strip()
         assert all(c[0] == " " and c[1:] == c.strip() for c in made.choices)
+
+
+# --- what errors say of a row
+
+SAID = "Jane Doe has HIV"
+HUB = {"text": [SAID, "y"], "label": [SAID, "B"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("sst2", {"text": SAID, "label": SAID}),
+        ("sst2", {"text": SAID, "label": [SAID]}),
+        ("sst2", {"text": SAID, "label": 10.5}),
+        ("sst2", {"text": SAID, "label": 77777}),
+        ("sst2", {"text": SAID}),
+        ("sst2", {"sentence": None, "text": SAID, "label": 0}),
+        ("classification", {"text": SAID, "choices": [], "label": 0}),
+        ("classification", {"text": SAID, "choices": f'["{SAID}"', "label": 0}),
+        ("classification", {"text": SAID, "choices": f"{SAID}|b", "label": SAID}),
+        ("classification", {"text": SAID, "choices": 77777, "label": 0}),
+        ("arc_easy", {"question": SAID, "choices": HUB, "answerKey": f"{SAID} " * 50}),
+        ("arc_easy", {"question": SAID, "choices": {**HUB, "text": [SAID, 77777]}, "answerKey": "B"}),
+        ("arc_easy", {"question": SAID, "choices": {"label": ["B"], "text": None}, "answerKey": "B"}),
+        ("arc_easy", {"question": SAID, "choices": {SAID: 1}, "answerKey": "B"}),
+    ],
+)
+def test_an_error_names_task_and_row_and_quotes_nothing_of_the_row(task, row):
+    with pytest.raises(DataError, match=f"task {task}, row 0: ") as raised:
+        to_records(task, [row])
+    told = "".join(traceback.format_exception(raised.value))
+    told = told.split("DataError:", 1)[1]
+    for part in (SAID, "Jane", "HIV", "77777", "10.5"):
+        assert part not in told
+
+
+def test_an_error_says_which_column_it_is_and_of_what_form_its_value_is():
+    with pytest.raises(
+        DataError, match=r"row 0: label of type str and length 16: must be 0 \.\. 1, one of"
+    ):
+        to_records("sst2", [{"text": "x", "label": SAID}])
+    row = {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": SAID}
+    with pytest.raises(DataError, match="row 0: answerKey of type str and length 16: must be"):
+        to_records("arc_easy", [row])
