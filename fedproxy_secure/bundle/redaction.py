@@ -3,8 +3,14 @@
 A bundle holds only what `archive.MAY_HOLD` names. Of that, reports and audit logs are copies, and may
 quote a path: in the command that made the run, or in the error that ended it. Settings say which paths are
 a client's: `data.root`, `clients.source`, `privacy.ledger`, `protect.keys`, `audit.folder`. A client on a
-machine of its own has others, so every absolute path in an error or a note is taken out, too. What was
-redacted is named in `redactions.json`, with the SHA-256 that the run's own signature has.
+machine of its own has others, so every absolute path in an error or a note is taken out, too; so is all of
+what ended an aborted run. What was redacted is named in `redactions.json`, with the SHA-256 that the run's
+own signature has.
+
+A path may hold blanks and brackets, and nothing says where it ends. So what is taken out runs from its
+first separator to the next colon or comma before a blank, or to the end of the line; behind a quote to the
+next one. The part up to the first blank or bracket is taken out on its own, too: elsewhere it may stand
+without the rest.
 """
 
 from __future__ import annotations
@@ -12,14 +18,21 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from fedproxy_secure.errors import ConfigError
 
 MARK = "[redacted]"
-ABSOLUTE = re.compile(r"""(?<![^\s'"`(\[{=:,;])(?:/(?!/)|~/|[A-Za-z]:[\\/])[^\s'"`,;:)\]}]+""")
+# from where a path may begin to `: `, `, ` or the end of the line; within it the next one may begin
+ABSOLUTE = re.compile(
+    r"""(?=((?:(?<![^\s'"`(\[{=:,;])(?:file:/{1,3}(?!/)|/(?!/)|(?<!:)//+|~[\w.-]*/|[a-z]:[\\/]|\\\\+)"""
+    r"""|(?<=file://)/)(?=[^\s/\\])(?:(?!: |, )[^\r\n])+))""",
+    re.IGNORECASE,
+)
+SHORT = re.compile(r"""[^\s'"`,;:)\]}]+""")  # of a path, what stands before the first sign that may end it
+ENDS = "'\"`.,;:)]}"  # at the end of a path they are the sentence's
 PLACES = (("data", "root"), ("privacy", "ledger"), ("protect", "keys"), ("audit", "folder"))
 
 
@@ -47,9 +60,24 @@ def paths_in(texts: Iterable[str]) -> tuple[str, ...]:
 
     >>> paths_in(["client c0: /home/c0/records.jsonl: cannot be read", "1 / 2 of 3/4"])
     ('/home/c0/records.jsonl',)
+    >>> paths_in(["/srv/St Mary/x: is missing"])
+    ('/srv/St Mary/x', '/srv/St')
     """
-    found = dict.fromkeys(path for text in texts for path in ABSOLUTE.findall(text))
+    found = dict.fromkeys(path for text in texts for path in _paths(text))
     return tuple(path for path in found if _is_path(path))
+
+
+def _paths(text: str) -> Iterator[str]:
+    """Yield each absolute path as far as it may reach, and as far as it reaches at least."""
+    for match in ABSOLUTE.finditer(text):
+        path, before = match[1], text[match.start() - 1 : match.start()]
+        if before and before in "'\"`":
+            path = path.partition(before)[0]
+        yield path.rstrip().rstrip(ENDS)
+        scheme, drive = path[:5].lower() == "file:", path[1:2] == ":"
+        start = 5 if scheme else 2 if drive else 0
+        if short := SHORT.match(path, start):
+            yield (path[:start] + short[0]).rstrip(ENDS)
 
 
 def redacted_text(text: str, private: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """What a bundle takes from the folder of a finished, signed run or matrix, without its clients' paths.
 
 Guarantees: the folder was verified with the public half of the signing key before anything of it was read;
-what is returned holds no private string of any of its settings. Not guaranteed: that nobody changes the
+what is returned holds no private string of any of its settings, and not the words of the error that ended a
+run: they are those of whatever failed. Not guaranteed: that nobody changes the
 folder between the check and the reading; `evidence verify` would find it.
 """
 
@@ -20,7 +21,13 @@ from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.seal import SIGNATURE, file_sha256
 from fedproxy_secure.audit.verify import FILES, FINISHED, INNER, verify_run
-from fedproxy_secure.bundle.redaction import paths_in, private_strings, redacted_text, redacted_value
+from fedproxy_secure.bundle.redaction import (
+    MARK,
+    paths_in,
+    private_strings,
+    redacted_text,
+    redacted_value,
+)
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, RunFolderError
@@ -29,6 +36,7 @@ from fedproxy_secure.runtime.artifacts import json_bytes
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes, read_json
 
 PAGE = "report.html"
+ABORTED, REASON = "aborted", "reason"  # an event that says why a run ended, and the text of the error
 MODEL_FILE = re.compile(r"(seed-\d+)/(proxy|adapter|fused)/(.+)")
 
 
@@ -158,7 +166,7 @@ def _sentences(report: Mapping[str, Any], logs: Mapping[str, Sequence[Entry]]) -
         yield from configuration["failed"]
         yield from (finding["reason"] for finding in configuration["findings"])
     for entries in logs.values():
-        yield from (str(e.body.get("reason", "")) for e in entries if e.event == "aborted")
+        yield from (str(e.body.get(REASON, "")) for e in entries if e.event == ABORTED)
 
 
 def _log(folder: Path) -> Sequence[Entry]:
@@ -173,6 +181,8 @@ def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tupl
     lines, changed = [], []
     for number, entry in enumerate(entries, start=1):
         body = redacted_value(entry.body, private)
+        if entry.event == ABORTED and body.get(REASON):
+            body[REASON] = MARK
         if body != entry.body:
             changed.append(number)
         lines.append(Entry(**{**vars(entry), "body": body}).line())

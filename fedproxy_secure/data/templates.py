@@ -3,8 +3,8 @@
 The local form names its answers itself: `choices` (list of texts) and `label` (index), beside `text`,
 `question` or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
 
-Guarantees: an error names row, column, type and length of a value, and never quotes it: others read the logs
-that errors get into.
+Guarantees: an error names row, column, type and length of a value, and never quotes it: errors get into
+logs, which others read.
 """
 
 from __future__ import annotations

@@ -416,14 +416,36 @@ def test_a_path_in_the_command_is_redacted_in_report_page_and_log_and_the_bundle
     assert verify_bundle(tmp_path / "b.zip", run.public).problems == ()
 
 
-def test_a_path_of_a_clients_own_machine_in_an_error_is_redacted_too(tmp_path):
-    said = "client bank: '/home/bank/private/records.jsonl': cannot be read"
+def test_what_ended_a_run_stays_out_of_its_bundle_and_the_copy_of_the_log_says_so(tmp_path):
+    said = "client bank: task x, row 7: label='Jane Doe has HIV': must be 0 .. 1"
     run = signed_run(tmp_path, aborted=said)
     make_bundle(run.folder, tmp_path / "b.zip")
     files = read_archive(tmp_path / "b.zip")
-    assert b"/home/bank" not in (tmp_path / "b.zip").read_bytes()
-    assert f"client bank: '{MARK}': cannot be read" in files["audit/audit.jsonl"].decode()
+    assert b"Jane Doe" not in (tmp_path / "b.zip").read_bytes()
+    aborted = json.loads(files["audit/audit.jsonl"].splitlines()[2])
+    assert aborted["event"] == "aborted"
+    assert aborted["body"] == {"error": "DataError", "reason": MARK, "round": 0, "seed": 0}
     assert json.loads(files[archive.REDACTIONS]) == {"audit/audit.jsonl": {"lines": [3]}}
+    assert verify_bundle(tmp_path / "b.zip", run.public).problems == ()
+
+
+def test_an_abort_without_words_is_copied_as_it_is(tmp_path):
+    run = signed_run(tmp_path, aborted="")
+    make_bundle(run.folder, tmp_path / "b.zip")
+    files = read_archive(tmp_path / "b.zip")
+    assert files["audit/audit.jsonl"] == (run.folder / "audit.jsonl").read_bytes()
+    assert json.loads(files[archive.REDACTIONS]) == {}
+
+
+@pytest.mark.parametrize("path", ["/srv/St Mary HIV ward (2)/x.journal", r"\\ward7\jane doe\rec.jsonl"])
+def test_a_path_of_a_clients_own_machine_in_a_failed_seeds_line_is_redacted_to_its_end(tmp_path, path):
+    run = signed_run(tmp_path, failed=f"seed 3: client bank: {path}: has mode 644; must be 600")
+    make_bundle(run.folder, tmp_path / "b.zip")
+    files = read_archive(tmp_path / "b.zip")
+    (line,) = json.loads(files[archive.REPORT])["configurations"][0]["failed"]
+    assert line == f"seed 3: client bank: {MARK}: has mode 644; must be 600"
+    assert set(json.loads(files[archive.REDACTIONS])) == {archive.REPORT}
+    assert not any(part in files[archive.NOT_MEASURED] for part in (b"Mary", b"ward"))
     assert verify_bundle(tmp_path / "b.zip", run.public).problems == ()
 
 
@@ -431,7 +453,17 @@ def test_a_path_of_a_clients_own_machine_in_an_error_is_redacted_too(tmp_path):
     ("text", "paths"),
     [
         ("x=/a/b: no", ("/a/b",)),
-        ("~/data/r.csv is gone", ("~/data/r.csv",)),
+        ("~/data/r.csv is gone", ("~/data/r.csv is gone", "~/data/r.csv")),
+        ("/srv/St Mary (2)/x: mode 644", ("/srv/St Mary (2)/x", "/srv/St")),
+        ("/srv/St Mary's ward/x, gone", ("/srv/St Mary's ward/x", "/srv/St")),
+        ("open '/srv/a b' or '/srv/c'", ("/srv/a b", "/srv/a", "/srv/c")),
+        ("read /srv/a b\nthen wait", ("/srv/a b", "/srv/a")),
+        ("//nas/a b/r: no", ("//nas/a b/r", "//nas/a")),
+        (r"\\ward7\jane doe\r: no", (r"\\ward7\jane doe\r", r"\\ward7\jane")),
+        ("file:///home/al/r: no", ("file:///home/al/r", "/home/al/r")),
+        ("file:/home/al/r: no", ("file:/home/al/r", "/home/al/r")),
+        ("file://ward7/a b/r: no", ("file://ward7/a b/r", "file://ward7/a")),
+        ("~al/a b/r: no", ("~al/a b/r", "~al/a")),
         (r"C:\data\r.csv, gone", (r"C:\data\r.csv",)),
         ("seed-0/fused and/or 3/4 of https://x.org/y / z", ()),
     ],

@@ -48,6 +48,7 @@ def signed_run(
     root: str = "/srv/clients",
     more: dict[str, bytes] | None = None,
     aborted: str | None = None,
+    failed: str | None = None,
 ) -> SignedRun:
     """Write it to `place/name`.
 
@@ -57,6 +58,7 @@ def signed_run(
         root: `data.root` of the settings.
         more: further files of seed 0, by path below `seed-0`; the log vouches for them, and names keys.
         aborted: text of an error that ended the run once before it was resumed.
+        failed: what the report says of a seed that did not finish.
     """
     settings = {
         "name": "mine",
@@ -88,6 +90,9 @@ def signed_run(
     epsilon = dict.fromkeys(CLIENTS, SPENT["epsilon"])
     witness.finished(0, (json.dumps(result) + "\n").encode(), epsilon=epsilon)
     report = made_up_report(audit_head=witness.settle(), command=command)
+    if failed is not None:
+        (configuration,) = report.configurations
+        report = replace(report, configurations=(replace(configuration, failed=(failed,)),))
     page = f"<!doctype html><code>{html.escape(command)}</code><script>{json.dumps(command)}</script>"
     folder.write_text("report.html", page)  # the real page takes seconds and holds the same text
     report.write(folder.path)
