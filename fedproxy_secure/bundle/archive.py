@@ -39,6 +39,9 @@ MAY_HOLD = tuple(
     )
 )
 MOST_FILES = 10_000
+# the end of an archive: mark, three numbers, files, bytes and place of their list, length of a comment
+END = struct.Struct("<4s4H2LH")
+ENTRY = 46  # bytes of an entry of that list before its name
 # what `zipfile` raises for bytes that are no archive, or a broken one
 BROKEN = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, EOFError, OSError),
@@ -92,6 +95,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if len(raw) > MOST_BYTES:
         raise ConfigError(f"{path}: has more than {MOST_BYTES:,} bytes; is no bundle")
+    _check_end(path, raw)
     files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -103,7 +107,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path}: is no bundle: {why[:200]}") from error
     if archive_bytes(files) != raw:
-        raise ConfigError(f"{path}: is no bundle: it holds something besides its files, or in another form")
+        raise _other(path)
     return files
 
 
@@ -117,10 +121,36 @@ def safe_name(name: str) -> bool:
     return len(name) <= 512 and all(PART.fullmatch(part) for part in name.split("/"))
 
 
+def _check_end(path: Path, raw: bytes) -> None:
+    """Raise `ConfigError` unless an archive ends as we write it, in a list of at most `MOST_FILES` files.
+
+    `zipfile` makes an object of several hundred bytes for every entry, and does not stop at the number that
+    the archive names. So the entries are counted before it reads any.
+    """
+    at = len(raw) - END.size
+    if at < 0:
+        raise _other(path)
+    mark, _, _, _, count, size, start, comment = END.unpack_from(raw, at)
+    # before it may lie another one, of a form for archives of 4 GB, which would count for more
+    other = raw[max(0, at - 20) : at].startswith(b"PK\x06\x07")
+    if mark != b"PK\x05\x06" or comment or other or start + size != at:
+        raise _other(path)
+    if count > MOST_FILES:
+        raise ConfigError(f"{path}: has {count:,} files; must have at most {MOST_FILES:,}")
+    for _ in range(count):
+        if not raw.startswith(b"PK\x01\x02", start) or start + ENTRY > at:
+            raise _other(path)
+        start += ENTRY + sum(struct.unpack_from("<3H", raw, start + 28))  # its name, and what may follow
+    if start != at:
+        raise _other(path)
+
+
+def _other(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: is no bundle: it holds something besides its files, or in another form")
+
+
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
     """Raise `ConfigError` for an entry that no bundle has, before any is read."""
-    if len(entries) > MOST_FILES:
-        raise ConfigError(f"{path}: has {len(entries):,} files; must have at most {MOST_FILES:,}")
     seen: set[str] = set()
     total = 0
     for entry in entries:

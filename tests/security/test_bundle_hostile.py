@@ -3,6 +3,7 @@
 import io
 import json
 import stat
+import struct
 import zipfile
 from dataclasses import replace
 
@@ -356,6 +357,43 @@ def test_too_many_files_are_refused(tmp_path, monkeypatch):
     (tmp_path / "b.zip").write_bytes(archive_bytes(dict.fromkeys("abc", b"")))
     with pytest.raises(ConfigError, match="has 3 files; must have at most 2"):
         read_archive(tmp_path / "b.zip")
+
+
+def crowded(count, *, named):
+    """An archive of `count` empty files whose end names `named` of them."""
+    raw = bytearray(archive_bytes({f"{n:05}": b"" for n in range(count)}))
+    raw[-12:-10] = raw[-14:-12] = named.to_bytes(2, "little")
+    return bytes(raw)
+
+
+def with_a_second_end(raw):
+    """The archive with an end of the form for 4 GB before its own, which names the list of files anew."""
+    size, start = (int.from_bytes(raw[a : a + 4], "little") for a in (len(raw) - 10, len(raw) - 6))
+    at = len(raw) - 22
+    end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 9, 9, size, start)
+    where = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    mark = raw[at : at + 8] + bytes(4)  # no files, in a list without bytes, right before the end
+    return raw[:at] + end + where + mark + struct.pack("<2LH", 0, at + len(end + where), 0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (crowded(10_001, named=10_001), "has 10,001 files; must have at most 10,000"),
+        (crowded(10_001, named=1), "something besides its files"),
+        (with_a_second_end(archive_bytes({f"{n:05}": b"" for n in range(9)})), "something besides"),
+    ],
+    ids=["as it says", "though it says one", "in an end before the end"],
+)
+def test_an_archive_of_more_files_than_a_bundle_has_is_refused_before_they_are_listed(
+    tmp_path, monkeypatch, raw, says
+):
+    listed = []
+    monkeypatch.setattr(zipfile.ZipInfo, "__init__", lambda *_, **__: listed.append(1))
+    (tmp_path / "b.zip").write_bytes(raw)
+    with pytest.raises(ConfigError, match=says):
+        read_archive(tmp_path / "b.zip")
+    assert listed == []
 
 
 @pytest.mark.parametrize("at", range(0, 400, 7))
