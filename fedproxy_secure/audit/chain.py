@@ -12,6 +12,7 @@ run's report is (see `seal`).
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ NAME = "audit.jsonl"
 DOMAIN = b"fedproxy-secure audit 1"
 START = bytes(32).hex()  # stands for the previous hash in the first line
 OPENED = "opened"  # the first event
+_HASH, _SIGNATURE = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,18 @@ def parse_line(raw: bytes) -> Entry:
         types = (int, str, str, dict, str, str, str)
         if not all(type(v) is t for v, t in zip(vars(entry).values(), types, strict=True)):
             raise ValueError("a field of another type")
+        if not (is_hash(entry.hash) and is_hash(entry.previous) and _SIGNATURE.fullmatch(entry.signature)):
+            raise ValueError("a hash or signature that is none")
         if entry.line() != raw:
             raise ValueError("another form")
         return entry
     except (ValueError, TypeError) as error:
         raise AuditError("is not a line of an audit log") from error
+
+
+def is_hash(text: str) -> bool:
+    """Return whether a text is a hash in the one form that we write, 64 lower-case hex digits."""
+    return _HASH.fullmatch(text) is not None
 
 
 def from_hex(text: str) -> bytes:

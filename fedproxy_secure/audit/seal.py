@@ -14,16 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, from_hex
+from fedproxy_secure.audit.chain import NAME, from_hex, is_hash
 from fedproxy_secure.crypto.primitives import digest, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import MANIFEST, PARTIAL, RunFolder, json_bytes
-from fedproxy_secure.runtime.untrusted import parse_json
+from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 SCHEMA_VERSION = 1
 SIGNATURE = "report.sig"
 DOMAIN = b"fedproxy-secure report 1"
+MOST_BYTES = 2**24  # of `report.sig`: a hundred bytes for each file of a report
 # what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
 SETTINGS = (MANIFEST, "config.yaml", "environment.json")
 FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
@@ -127,16 +128,24 @@ def sign_report(folder: Path, key: Secret, head: str) -> Path:
 def read_seal(folder: Path) -> Seal | None:
     """Return the signature of the folder's report once it is verified; None if there is none.
 
-    Raises `AuditError` if it is damaged or not the named signer's.
+    Raises `AuditError` if it is damaged, no file of its own, or not the named signer's.
     """
-    path = folder / SIGNATURE
     try:
-        raw = path.read_bytes()
+        raw = read_plain_file(folder / SIGNATURE, most=MOST_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AuditError(f"{SIGNATURE}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AuditError(f"{SIGNATURE}: {error}") from error
+    try:
         seal = Seal(**parse_json(raw))
         if json_bytes(vars(seal)) != raw:
             raise ValueError("another form")
         if seal.schema_version != SCHEMA_VERSION:
             raise AuditError(f"{SIGNATURE}: schema_version={seal.schema_version}: must be {SCHEMA_VERSION}")
+        if not is_hash(seal.head):
+            raise ValueError("its head is no hash")
         verify(
             from_hex(seal.public_key),
             _content(seal.head, seal.files),
@@ -144,10 +153,6 @@ def read_seal(folder: Path) -> Seal | None:
             what="signature",
         )
         return seal
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise AuditError(f"{SIGNATURE}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, ProtocolAborted) as error:
         raise AuditError(f"{SIGNATURE}: was altered: the signature is not the signer's") from error
 

@@ -12,7 +12,7 @@ then consistent but not `verified`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import NAME, Entry
@@ -26,11 +26,12 @@ from fedproxy_secure.audit.seal import (
     read_seal,
 )
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.untrusted import read_json
+from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 FINISHED, FILES, INNER = "finished", "files", "inner"  # events that vouch for files and for logs below
 REOPENED = "reopened"  # until the next `files` nobody vouches for these
 REPORT = "report.json"
+MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
 OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
 # a suite's notes, which `attacks/results.json` joins; and what a matrix writes into a cell that is done
 NOTES = ("attacks/events.jsonl", "cell.json")
@@ -41,6 +42,7 @@ class Verified:
     """The outcome of a check. `problems`: tampering or damage. `unsettled`: what no signature covers yet.
 
     `public`: the signer, 32 bytes, as the log names it; `pinned`: whether it is the one that was asked for.
+    `sealed`: the files that the report's signature names, path -> SHA-256, hex.
     """
 
     problems: tuple[str, ...]
@@ -50,6 +52,7 @@ class Verified:
     lines: int
     files: int
     head: str
+    sealed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -62,23 +65,20 @@ class Verified:
         return self.whole and self.pinned
 
 
-def verify_run(folder: Path, *, key: bytes | None = None, elsewhere: Set[str] = frozenset()) -> Verified:
+def verify_run(
+    folder: Path, *, key: bytes | None = None, elsewhere: Set[str] = frozenset(), below: int = 0
+) -> Verified:
     """Check the log of a run or a matrix, its report's signature, and every file that they name.
 
     Args:
         folder: where `audit.jsonl` lies.
         key: the signer's public key, 32 bytes, known from elsewhere; None: whoever the log names.
         elsewhere: files that somebody else vouches for, such as the log of the matrix above.
+        below: how many logs lie above this one.
 
     Raises `AuditError` if there is no log.
     """
-    try:
-        if (folder / NAME).exists() and not (folder / NAME).is_file():
-            raise AuditError(f"{folder / NAME}: is no file")  # a pipe would never end
-        raw = (folder / NAME).read_bytes()
-    except OSError as error:
-        raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
-    log = examine(raw)
+    log = examine(read_log(folder))
     problems = [f"{NAME}: {line}" for line in log.problems]
     if key is not None and log.public != key:
         problems.append(f"{NAME}: line 1: names another signer than the key asked for")
@@ -92,7 +92,7 @@ def verify_run(folder: Path, *, key: bytes | None = None, elsewhere: Set[str] = 
     _strangers(folder, log.entries, vouched, problems, unsettled)
     unsettled += _unfinished(folder, log.entries)
     unsettled += _unsigned(folder, log.entries, {*vouched, *sealed, *elsewhere})
-    inner = _inner(folder, log, vouched, key)
+    inner = _inner(folder, log, vouched, key, below=below + 1)
     return Verified(
         problems=(*problems, *(p for v in inner for p in v.problems)),
         unsettled=(*unsettled, *(u for v in inner for u in v.unsettled)),
@@ -101,7 +101,18 @@ def verify_run(folder: Path, *, key: bytes | None = None, elsewhere: Set[str] = 
         lines=len(log.entries) + sum(v.lines for v in inner),
         files=len(vouched) + len(sealed) + sum(v.files for v in inner),
         head=log.head,
+        sealed=sealed,
     )
+
+
+def read_log(folder: Path) -> bytes:
+    """Return the bytes of a folder's log, unchecked. Raises `AuditError` if it is no file or too large."""
+    try:
+        return read_plain_file(folder / NAME)
+    except OSError as error:
+        raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AuditError(f"{folder / NAME}: {error}") from None
 
 
 def _check_seal(
@@ -137,7 +148,7 @@ def _check_seal(
 
 def _audit_head(folder: Path) -> object:
     try:
-        return read_json(folder / REPORT)["audit_head"] if (folder / REPORT).is_file() else None
+        return parse_json(read_plain_file(folder / REPORT))["audit_head"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -180,7 +191,8 @@ def _link_on_the_way(folder: Path, name: str) -> str | None:
 
 
 def _finished(entries: Sequence[Entry]) -> set[str]:
-    return {f"seed-{e.body.get('seed')}" for e in entries if e.event == FINISHED}
+    seeds = [e.body.get("seed") for e in entries if e.event == FINISHED]
+    return {f"seed-{seed}" for seed in seeds if type(seed) is int}  # a text could name another folder
 
 
 def _strangers(
@@ -224,17 +236,18 @@ def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
     return [f"{name}: did not finish" for name in seeds if name not in _finished(entries)]
 
 
-def _inner(folder: Path, log: Examined, vouched: Mapping[str, object], key: bytes | None) -> list[Verified]:
+def _inner(
+    folder: Path, log: Examined, vouched: Mapping[str, object], key: bytes | None, *, below: int
+) -> list[Verified]:
     """Verify the logs below this one, such as those of a matrix's cells; messages name their folders."""
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in log.entries if e.event == INNER}
     verified = []
     for name, head in heads.items():
         problems: list[str] = []
         try:
-            if _outside(name):
-                raise AuditError(f"{name}: lies outside the folder")
+            _check_inner(folder, name, below)
             above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
-            inner = verify_run(folder / name, key=key, elsewhere=above)
+            inner = verify_run(folder / name, key=key, elsewhere=above, below=below)
         except AuditError as error:
             nothing = Verified(
                 problems=(str(error),), unsettled=(), public=None, pinned=False, lines=0, files=0, head=head
@@ -255,3 +268,15 @@ def _inner(folder: Path, log: Examined, vouched: Mapping[str, object], key: byte
             )
         )
     return verified
+
+
+def _check_inner(folder: Path, name: str, below: int) -> None:
+    """Raise `AuditError` for a log below that is not looked into: nobody could say where that ends."""
+    if _outside(name):
+        raise AuditError(f"{name}: lies outside the folder")
+    if PurePosixPath(name).as_posix() != name:
+        raise AuditError(f"{name}: is another spelling of a folder's name")
+    if link := _link_on_the_way(folder, name):
+        raise AuditError(f"{link}: is a link; a log below must lie in a folder")
+    if below > MOST_BELOW:
+        raise AuditError(f"{name}: lies below {below} logs; must be <= {MOST_BELOW}")

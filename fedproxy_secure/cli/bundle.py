@@ -81,7 +81,8 @@ def verify_command(
         for line in result.problems:
             typer.echo(f"BAD   {printable(line)}")
         typer.echo(
-            f"{result.files} files, {result.statements} statements verified, head {result.head or '-'}"
+            f"{result.files} files, {result.statements} statements verified, "
+            f"head {printable(result.head) or '-'}"
         )
         typer.echo(f"signer asked for: {public.hex()}")
     raise typer.Exit(BROKEN if result.problems else 0)

@@ -98,7 +98,7 @@ def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: 
             typer.echo(f"BAD   {printable(line)}")
         for line in result.unsettled:
             typer.echo(f"open  {printable(line)}")
-        typer.echo(f"{result.lines} lines, {result.files} files, head {result.head}")
+        typer.echo(f"{result.lines} lines, {result.files} files, head {printable(result.head)}")
         typer.echo(_signer(result))
     raise typer.Exit(BROKEN if result.problems else 0 if result.verified else UNSETTLED)
 
@@ -129,11 +129,9 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
     with plain_errors(again=None):
         from fedproxy_secure.audit.chain import NAME, parse_line
         from fedproxy_secure.audit.show import event_text
+        from fedproxy_secure.audit.verify import read_log
 
-        try:
-            lines = (folder / NAME).read_bytes().splitlines()
-        except OSError as error:
-            raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
+        lines = read_log(folder).splitlines()
         for number, line in enumerate(lines, start=1):
             try:
                 typer.echo(event_text(parse_line(line)))

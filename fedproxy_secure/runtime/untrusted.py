@@ -2,6 +2,7 @@
 
     nesting   at most `MOST_NESTED` levels: a line of 200,000 brackets exhausts the stack of any parser
     size      files have at most `MOST_BYTES`, and no more than that is ever read into memory
+    files     of a folder that somebody else filled `read_plain_file` reads no links, pipes or devices
     YAML      at most `MOST_NODES` values once references are followed: ten lines can name a billion
 
 Guarantees: no text ends in a `RecursionError`, and no returned value is nested so deeply that printing it
@@ -10,7 +11,10 @@ ends in one. Not guaranteed: that the value means anything; readers check types 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,29 @@ def read_bytes(path: Path) -> bytes:
     if len(raw) > MOST_BYTES:
         raise ValueError(f"has more than {MOST_BYTES:,} bytes")
     return raw
+
+
+def read_plain_file(path: Path, *, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a file that is no link; a pipe or a device is neither waited for nor read.
+
+    Raises `OSError` if it cannot be opened, `ValueError` for anything but a file, and above `most` bytes.
+    """
+    try:
+        with open(path, "rb", opener=_no_link) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("is no file")
+            raw = file.read(most + 1)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("is a link; must be a file") from None
+        raise
+    if len(raw) > most:
+        raise ValueError(f"has more than {most:,} bytes")
+    return raw
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def parse_yaml(raw: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:

@@ -55,6 +55,22 @@ def put(run, lines):
     (run / NAME).write_bytes(b"".join(line + b"\n" for line in lines))
 
 
+def forged(folder, *told):
+    """Write a log that anybody can make, of events and their bodies, signed by a key of its own."""
+    key, previous, lines = fresh_secret(), START, []
+    for seq, (event, body) in enumerate(told):
+        more = {"public_key": signing_public(key).hex(), "schema_version": 1} if seq == 0 else {}
+        entry = make_entry(key, previous=previous, seq=seq, time="", event=event, body={**body, **more})
+        lines.append(entry.line())
+        previous = entry.hash
+    folder.mkdir(parents=True, exist_ok=True)
+    put(folder, lines)
+
+
+def inner(*names):
+    return [("inner", {"folder": name, "head": START}) for name in names]
+
+
 def problems(run, **more):
     return verify_run(run, **more).problems
 
@@ -244,6 +260,65 @@ def test_a_pipe_in_the_place_of_a_file_is_found_and_hangs_nobody(run):
     assert any(p.startswith("seed-0/fused/model.safetensors: is missing") for p in found)
     assert any(p.startswith("report.json: is missing") for p in found)
     assert f"seed-0/pipe: was added: {NAME} does not have it" in found
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (os.mkfifo, "is no file"),
+        (lambda file: file.symlink_to("/dev/zero"), "is a link; must be a file"),
+        (lambda file: file.symlink_to("report.json"), "is a link; must be a file"),
+        (lambda file: file.mkdir(), "cannot be read: Is a directory"),
+        (lambda file: (file.touch(), os.truncate(file, 2**24 + 1)), "has more than 16,777,216 bytes"),
+    ],
+)
+def test_what_is_no_signature_but_a_pipe_a_link_or_endless_is_found_and_hangs_nobody(run, make, says):
+    (run / SIGNATURE).unlink()
+    make(run / SIGNATURE)
+    assert f"{SIGNATURE}: {says}" in problems(run)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("command", ["verify", "show"])
+def test_a_log_that_is_a_pipe_or_a_link_is_refused_in_one_line(run, make, command):
+    (run / NAME).unlink()
+    make(run / NAME)
+    done = CliRunner().invoke(app, ["audit", command, str(run)])
+    assert done.exit_code == 2
+    assert len(done.output.splitlines()) == 1
+    assert done.output.startswith(f"error: {run / NAME}: is ")
+
+
+HOSTILE = [
+    ("previous", "\ud800"),
+    ("previous", "0" * 63),
+    ("previous", "A" * 64),
+    ("hash", "\x1b]0;owned\x07"),
+    ("hash", "0" * 63 + "\n"),
+    ("signature", "0" * 127),
+    ("signature", "\x1b[2J"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), HOSTILE)
+@pytest.mark.parametrize("number", [1, LINES])
+def test_a_hash_or_signature_of_another_form_is_no_line_and_does_not_reach_the_terminal(
+    run, field, value, number
+):
+    lines = lines_of(run)
+    lines[number - 1] = json.dumps({**json.loads(lines[number - 1]), field: value}, sort_keys=True).encode()
+    put(run, lines)
+    assert f"{NAME}: line {number}: is not a line of an audit log" in problems(run)
+    done = CliRunner().invoke(app, ["audit", "verify", str(run)])
+    assert done.exit_code == 1
+    assert not {"\x1b", "\x07"} & set(done.output)
+
+
+def test_a_finished_seed_whose_number_is_a_path_is_not_looked_for_outside_the_folder(run, tmp_path):
+    (tmp_path / "somebody-elses.txt").write_text("x")
+    (run / "seed-").mkdir()
+    forged(run, ("opened", {}), ("finished", {"seed": "/../..", "files": {}}))
+    assert not any("somebody-elses" in p for p in problems(run))
 
 
 @pytest.mark.parametrize(
@@ -521,3 +596,37 @@ def test_a_cell_whose_result_was_altered_is_not_vouched_for(matrix):
     (matrix / "cells/a/seed-0/result.json").write_text('{"seed": 0, "better": true}')
     with pytest.raises(AuditError, match=r"result\.json: is not as audit\.jsonl has it"):
         Witness.open(RunFolder(path=matrix), CONFIG, command="c").inner("cells/a")
+
+
+def test_logs_below_that_are_links_are_not_followed_round_and_round(tmp_path):
+    forged(tmp_path / "run", ("opened", {}), *inner("a", "b"))
+    for name in ("a", "b"):
+        (tmp_path / "run" / name).symlink_to(".")
+    assert problems(tmp_path / "run") == tuple(
+        f"{name}: is a link; a log below must lie in a folder" for name in ("a", "b")
+    )
+
+
+def test_a_log_below_is_not_read_once_for_every_spelling_of_its_folder(tmp_path):
+    forged(tmp_path / "run", ("opened", {}), *inner("./a", "a/", "a//b", "a/./b"))
+    forged(tmp_path / "run/a", ("opened", {}))
+    forged(tmp_path / "run/a/b", ("opened", {}))
+    assert [p for p in problems(tmp_path / "run") if "spelling" in p] == [
+        f"{name}: is another spelling of a folder's name" for name in ("./a", "a/", "a//b", "a/./b")
+    ]
+    assert len(problems(tmp_path / "run")) == 4
+
+
+def test_a_log_below_hundreds_of_logs_is_not_read(tmp_path):
+    place = tmp_path / "run"
+    for _ in range(400):
+        forged(place, ("opened", {}), *inner("a"))
+        place /= "a"
+    forged(place, ("opened", {}))
+    assert "a/a/a/a/a: lies below 5 logs; must be <= 4" in problems(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b"])
+def test_a_log_below_in_a_folder_that_no_file_system_has_is_one_problem(tmp_path, name):
+    forged(tmp_path / "run", ("opened", {}), *inner(name))
+    assert len(problems(tmp_path / "run")) == 1
