@@ -6,6 +6,7 @@ evidence is missing or inconclusive, something is not signed, or the expected si
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,8 @@ def gate(
         from fedproxy_secure.gate.judge import judge
         from fedproxy_secure.gate.policy import find_policy, load_policy
         from fedproxy_secure.report.report import Report
+        from fedproxy_secure.runtime.escape import printable
+        from fedproxy_secure.runtime.untrusted import read_bytes
 
         if format not in FORMATS:
             raise ConfigError(f"--format {format}: must be {', '.join(FORMATS)}")
@@ -60,11 +63,12 @@ def gate(
         if key is not None:
             rules = replace(rules, require_signed_audit=True, signer=parse_public(key).hex())
         try:
-            loaded = Report.read(report)
-        except RunFolderError as error:
-            typer.echo(f"error: {error}", err=True)
+            raw = read_bytes(report)  # once: what is judged is what must be signed
+            loaded = Report.parse(raw, report)
+        except (RunFolderError, OSError, ValueError) as error:
+            typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(UNSETTLED) from None
-        signed = _signed(report) if rules.require_signed_audit else None
+        signed = signed_as(report, raw) if rules.require_signed_audit else None
         judgement = judge(loaded, rules, signed=signed)
         _print(judgement, format)
     raise typer.Exit(judgement.exit_code)
@@ -147,8 +151,13 @@ def signed_lines(folder: Path) -> list[str]:
     return [] if seal is None else [f"signed by {seal.public_key} over the audit log's head {seal.head}"]
 
 
-def _signed(report: Path) -> Signed | None:
-    """Return what is known of the signature of a report's folder, or None if nothing is signed."""
+def signed_as(report: Path, raw: bytes) -> Signed | None:
+    """Return what is known of the signature of `raw`, read from the file `report`; None if there is none.
+
+    Who can write the folder may change the report between two looks at it. So the bytes that were read must
+    be those that the signature names, whatever lies there by now.
+    """
+    from fedproxy_secure.audit.seal import SIGNATURE
     from fedproxy_secure.audit.verify import REPORT, verify_run
     from fedproxy_secure.gate.judge import Signed
 
@@ -158,8 +167,11 @@ def _signed(report: Path) -> Signed | None:
         result = verify_run(report.parent)
     except AuditError:
         return None
+    problems = result.problems
+    if not problems and result.sealed and result.sealed.get(REPORT) != hashlib.sha256(raw).hexdigest():
+        problems = (f"{REPORT}: was altered: what was read is not what {SIGNATURE} has",)
     signer = None if result.public is None else result.public.hex()
-    return Signed(problems=result.problems, unsettled=result.unsettled, signer=signer)
+    return Signed(problems=problems, unsettled=result.unsettled, signer=signer)
 
 
 def _signer(result: Verified) -> str:

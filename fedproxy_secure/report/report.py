@@ -18,7 +18,7 @@ from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime import artifacts
-from fedproxy_secure.runtime.untrusted import read_json
+from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
 SCHEMA_VERSION = 4
 JSON_NAME = "report.json"
@@ -134,16 +134,25 @@ class Report:
         Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
         """
         try:
-            raw = read_json(path)
-            version = raw["schema_version"]
+            raw = read_bytes(path)
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise RunFolderError(f"{path}: is damaged: {error}") from error
+        return cls.parse(raw, path)
+
+    @classmethod
+    def parse(cls, raw: bytes, path: Path) -> Report:
+        """Return the report whose JSON was read from `path`; raises what `read` raises for its content."""
+        try:
+            values = parse_json(raw)
+            version = values["schema_version"]
             if version != SCHEMA_VERSION:
                 old = isinstance(version, int) and version < SCHEMA_VERSION
                 again = "; `run --resume` or `matrix --resume` writes a new one" if old else ""
                 raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}{again}")
-            report: Report = adapter().validate_python(raw)
+            report: Report = adapter().validate_python(values)
             return report
-        except OSError as error:
-            raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
         except RunFolderError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, FedProxyError) as error:

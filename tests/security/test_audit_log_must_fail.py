@@ -15,6 +15,7 @@ from fedproxy_secure.audit.seal import FINDINGS, SIGNATURE, sign_report
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.cli.evidence import signed_as
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.errors import AuditError, ConfigError
@@ -630,3 +631,26 @@ def test_a_log_below_hundreds_of_logs_is_not_read(tmp_path):
 def test_a_log_below_in_a_folder_that_no_file_system_has_is_one_problem(tmp_path, name):
     forged(tmp_path / "run", ("opened", {}), *inner(name))
     assert len(problems(tmp_path / "run")) == 1
+
+
+# --- what is judged is what is signed
+
+
+def test_a_report_that_was_swapped_while_it_was_judged_does_not_count_as_signed(run):
+    genuine = (run / "report.json").read_bytes()
+    assert signed_as(run / "report.json", genuine).problems == ()
+    better = genuine.replace(b'"name": "', b'"name": "better ', 1)
+    assert better != genuine
+    assert signed_as(run / "report.json", better).problems == (
+        f"report.json: was altered: what was read is not what {SIGNATURE} has",
+    )
+
+
+def test_a_gate_says_what_is_wrong_with_a_report_without_its_terminal_sequences(run):
+    text = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**text, "schema_version": "\x1b]0;owned\x07"}))
+    arguments = ["gate", "--report", str(run / "report.json"), "--policy", "research"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 3
+    assert "schema_version=" in done.output
+    assert not {"\x1b", "\x07"} & set(done.output)
