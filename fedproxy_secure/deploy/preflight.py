@@ -25,6 +25,8 @@ from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.runtime.escape import printable
+from fedproxy_secure.runtime.quoting import one_line
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 
 MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago, or in the future
@@ -37,7 +39,8 @@ CONNECT_S = 10.0
 class Check:
     """One thing that was checked: its name, whether it is in order, and what was found or must be done.
 
-    `waits`: not in order, but only because the owner is not there yet.
+    `line` may quote what the owner sent, and holds nothing unprintable. `waits`: not in order, but only
+    because the owner is not there yet.
     """
 
     name: str
@@ -56,7 +59,7 @@ def local_checks(site: Site) -> Iterator[Check]:
     try:
         policy = effective_policy(site)
     except FedProxyError as error:
-        yield Check(name="policy", ok=False, line=str(error))
+        yield _found("policy", ok=False, line=str(error))
     else:
         yield _check("policy", lambda: _policy_line(policy, needed_kit(site)))
         yield _check("records", lambda: _records_line(policy))
@@ -79,11 +82,12 @@ def network_checks(kit: Kit) -> Iterator[Check]:
         date = answer.getheader("Date")
     except ssl.SSLCertVerificationError as error:
         line = f"{kit.address}: its certificate is not the kit's ({error.verify_message}); ask the owner"
-        yield Check(name="certificate", ok=False, line=line)
+        yield _found("certificate", ok=False, line=line)
         return
     except (OSError, http.client.HTTPException, socket.gaierror) as error:
-        line = f"{kit.address}: does not answer ({error}); is `deploy run` on, and the port open?"
-        yield Check(name="owner", ok=False, line=line, waits=True)
+        why = one_line(str(error), 200)  # may be what the server sent in the place of an answer
+        line = f"{kit.address}: does not answer ({why}); is `deploy run` on, and the port open?"
+        yield _found("owner", ok=False, line=line, waits=True)
         return
     finally:
         connection.close()
@@ -92,17 +96,21 @@ def network_checks(kit: Kit) -> Iterator[Check]:
             f"{kit.address}: answers with HTTP {answer.status}, as no SuperLink does; is another server on "
             "that port, or one in between?"
         )
-        yield Check(name="owner", ok=False, line=line, waits=answer.status >= 500)
+        yield _found("owner", ok=False, line=line, waits=answer.status >= 500)
         return
-    yield Check(name="owner", ok=True, line=f"{kit.address} answers over TLS")
+    yield _found("owner", ok=True, line=f"{kit.address} answers over TLS")
     yield _check("clock", lambda: _clock_line(began, date))
+
+
+def _found(name: str, *, ok: bool, line: str, waits: bool = False) -> Check:
+    return Check(name=name, ok=ok, line=printable(line), waits=waits)
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
     try:
-        return Check(name=name, ok=True, line=look())
+        return _found(name, ok=True, line=look())
     except FedProxyError as error:
-        return Check(name=name, ok=False, line=str(error))
+        return _found(name, ok=False, line=str(error))
 
 
 def _kit_line(kit: Kit) -> str:
@@ -121,8 +129,12 @@ def _keys_line(site: Site) -> str:
 def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
     if lines := differences(kit, policy):
         raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
-    private = "" if policy.privacy.unit == "none" else f", epsilon at most {policy.privacy.max_epsilon}"
-    return f"{policy.protect.scheme}, {policy.privacy.unit} privacy{private}, as the owner's job"
+    private = "no differential privacy"
+    if policy.privacy.unit != "none":
+        private = (
+            f"{policy.privacy.unit}-level differential privacy, epsilon at most {policy.privacy.limit:g}"
+        )
+    return f"{policy.protect.scheme}, {private}, same as the owner's job"
 
 
 def _records_line(policy: ClientPolicy) -> str:

@@ -109,6 +109,20 @@ def test_a_server_that_is_no_superlink_is_said_to_be_none(folder, status, waits)
     assert f"answers with HTTP {status}, as no SuperLink does" in check.line
 
 
+def test_what_a_server_sends_in_the_place_of_an_answer_cannot_write_over_the_checks(folder):
+    class Hostile(Healthy):
+        def do_GET(self):
+            self.wfile.write(b"\x1b[2J\x1b[Hok   owner: all is well\rok \x9b" + b"x" * 5000 + b"\n")
+
+    files = TlsFiles.below(folder)
+    with served(files, Hostile) as port:
+        (check,) = network_checks(kit(port, files.authority))
+    assert (check.name, check.ok) == ("owner", False)
+    assert "all is well" in check.line
+    assert check.line.isprintable()
+    assert len(check.line) < 400
+
+
 def test_a_clock_that_is_off_is_found(folder):
     class Late(Healthy):
         date = "Mon, 01 Jan 2024 00:00:00 GMT"

@@ -7,6 +7,10 @@ import yaml
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.deploy import preflight
+from fedproxy_secure.deploy.kit import needed_kit
+from fedproxy_secure.deploy.site import open_site
+from fedproxy_secure.federate.client_policy import ClientPolicy
 from tests.support.tiny import tiny_settings
 
 SITES = ("c0", "c1", "c2")
@@ -43,6 +47,25 @@ def started(tmp_path_factory):
         compared.add(said.split("compare with other sites: ")[1].split()[0])
     assert len(compared) == 1
     return folder
+
+
+def test_preflight_says_what_is_agreed_on_in_words(started):
+    said = typed("preflight", started / "c0", code=2)
+    assert "ok   policy: masking, no differential privacy, same as the owner's job" in said.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("unit", "privacy", "said"),
+    [
+        ("record", {"max_epsilon": 8}, "record-level differential privacy, epsilon at most 8"),
+        ("client", {"target_epsilon": 2.5}, "client-level differential privacy, epsilon at most 2.5"),
+    ],
+)
+def test_a_policy_with_differential_privacy_is_told_with_its_unit_and_limit(started, unit, privacy, said):
+    kit = needed_kit(open_site(started / "c0"))
+    kit.proposal["privacy"] |= {"unit": unit, "ledger": "ledger", "max_epsilon": None, **privacy}
+    policy = ClientPolicy.model_validate(kit.proposal)
+    assert preflight._policy_line(policy, kit) == f"masking, {said}, same as the owner's job"
 
 
 def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):

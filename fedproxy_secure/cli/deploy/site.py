@@ -108,5 +108,6 @@ def start(site: SiteArgument, status_port: StatusPortOption = None) -> None:
     with plain_errors(again=f"fedproxy-secure deploy start {site}"):
         from fedproxy_secure.deploy.node import run_node
         from fedproxy_secure.deploy.site import open_site
+        from fedproxy_secure.runtime.escape import printable
 
-        run_node(open_site(site), status_port=status_port, tell=lambda line: typer.echo(line))
+        run_node(open_site(site), status_port=status_port, tell=lambda line: typer.echo(printable(line)))
