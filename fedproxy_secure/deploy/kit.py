@@ -69,7 +69,7 @@ class Kit:
 
     @property
     def members_fingerprint(self) -> str:
-        """What sites compare with each other: 128 bits of a hash over all members' names and keys."""
+        """What sites compare with each other: 192 bits of a hash over all members' names and keys."""
         return fingerprint(self.roster.sha256())
 
 

@@ -22,7 +22,8 @@ from fedproxy_secure.runtime.untrusted import parse_json
 
 FORMAT = 1
 MOST_BYTES = 2**22
-_FINGERPRINT_BYTES = 16
+# whoever wants two lists of members with one fingerprint makes both, and tries 2^96 of them
+_FINGERPRINT_BYTES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,12 @@ class Document:
 
     @property
     def fingerprint(self) -> str:
-        """What two people compare on another channel: 128 bits of a hash over content and signer."""
+        """What two people compare on another channel: 192 bits of a hash over content and signer."""
         return fingerprint(_signed(self.kind, self.body) + self.public)
 
 
 def fingerprint(content: bytes) -> str:
-    """Return the first 128 bits of a hash, as eight groups of four hex digits.
+    """Return the first 192 bits of a hash, as twelve groups of four hex digits.
 
     >>> fingerprint(b"")[:9]
     'af5570f5-'

@@ -49,6 +49,13 @@ def started(tmp_path_factory):
     return folder
 
 
+def test_a_members_fingerprint_is_too_long_for_two_lists_of_one_owner_to_share_it(started):
+    """Whoever makes both lists tries the square root of all fingerprints: 2^96."""
+    shown = typed("preflight", started / "c0", code=2).splitlines()[0].split("3 sites: ")[1]
+    assert len(shown.replace("-", "")) == 192 // 4
+    assert all(len(group) == 4 for group in shown.split("-"))
+
+
 def test_preflight_says_what_is_agreed_on_in_words(started):
     said = typed("preflight", started / "c0", code=2)
     assert "ok   policy: masking, no differential privacy, same as the owner's job" in said.splitlines()
