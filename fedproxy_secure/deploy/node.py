@@ -28,6 +28,7 @@ from fedproxy_secure.flower.launch.processes import (
     POLL_S,
     alone_in,
     free_port,
+    module,
     quiet_environment,
     terminated_like_interrupted,
 )
@@ -86,9 +87,9 @@ def _programs(site: Site, kit: Kit, policy: Path) -> dict[str, list[str]]:
     port = free_port()
     write_bytes(secret, os.urandom(32), private=True)
     write_bytes(root, kit.authority_pem.encode())
-    node = ["-m", NODE, "--superlink", kit.address, "--root-certificates", str(root.resolve())]
+    node = module(NODE, "--superlink", kit.address, "--root-certificates", str(root.resolve()))
     node += ["--auth-supernode-private-key", str(site.node_key.resolve())]
     node += ["--port", str(port), "--isolation", "process"]
     node += ["--superexec-auth-secret-file", str(secret.resolve())]
-    worker = ["-m", WORKER, f"127.0.0.1:{port}", str(secret.resolve()), str(policy.resolve())]
+    worker = module(WORKER, f"127.0.0.1:{port}", str(secret.resolve()), str(policy.resolve()))
     return {"worker": worker, "supernode": node}

@@ -27,6 +27,7 @@ from fedproxy_secure.flower.launch.control import watch, write_control
 from fedproxy_secure.flower.launch.processes import (
     alone_in,
     free_port,
+    module,
     process,
     quiet_environment,
     terminated_like_interrupted,
@@ -113,6 +114,7 @@ def _node(job: FederationJob, index: int, port: int, temporary: Path) -> dict[st
     policy_for(job, index, seeds=(job.seed,)).write(policy)
     write_bytes(secret, os.urandom(32), private=True)
     own_port = free_port()
-    node = ["-m", NODE, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(own_port)]
+    node = module(NODE, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(own_port))
     node += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
-    return {"supernode": node, "worker": ["-m", WORKER, f"127.0.0.1:{own_port}", str(secret), str(policy)]}
+    worker = module(WORKER, f"127.0.0.1:{own_port}", str(secret), str(policy))
+    return {"supernode": node, "worker": worker}

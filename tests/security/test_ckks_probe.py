@@ -70,6 +70,17 @@ def test_the_lethal_bytes_do_end_a_process_that_reads_them(keys, tmp_path):
     assert ended.returncode < 0  # by a signal
 
 
+def test_the_child_takes_no_module_from_the_folder_that_its_parent_is_in(keys, tmp_path, monkeypatch):
+    (tmp_path / "resource.py").write_text("open('taken', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    ckks_probe._child.end()
+    try:
+        Probe("sum", keys.public, D).check(ckks.encrypt(keys.public, np.ones(D)))
+    finally:
+        ckks_probe._child.end()
+        assert not (tmp_path / "taken").exists()
+
+
 def test_a_vector_of_another_scale_is_refused_though_it_would_add_to_nothing_as_the_first(keys):
     total = ckks.CkksSum(keys.public, D)
     with pytest.raises(DataError, match="is of another scale or level"):

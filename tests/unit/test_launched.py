@@ -1,4 +1,7 @@
-"""Flower's processes end with what started them, and none of an earlier call writes beside a later one."""
+"""Flower's processes end with what started them, and none of an earlier call writes beside a later one.
+
+None takes a module from the folder that it is started in.
+"""
 
 import fcntl
 import signal
@@ -8,7 +11,9 @@ import sys
 import pytest
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.flower import launched
 from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.flower.launch.processes import module
 from tests.support.processes import ends_within
 from tests.support.recorded import prepared
 
@@ -42,3 +47,18 @@ def test_a_folder_in_which_processes_of_a_killed_run_still_write_is_refused(tmp_
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(RunFolderError, match="of an earlier, killed run still write here"):
             federate(job, proxy, initial, run_folder=tmp_path / "run")
+
+
+def test_a_module_that_is_run_is_not_taken_from_the_folder_that_it_is_started_in(tmp_path):
+    (tmp_path / "this.py").write_text("print('of this folder')")
+    said = subprocess.run(
+        [sys.executable, *module("this")], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.startswith("The Zen of Python")
+
+
+def test_node_and_worker_of_a_client_are_run_so(tmp_path):
+    job, _, _ = prepared(tmp_path, clients=3)
+    programs = launched._node(job, 0, 1, tmp_path)
+    for name, run in (("supernode", launched.NODE), ("worker", launched.WORKER)):
+        assert programs[name][:3] == module(run)

@@ -19,6 +19,7 @@ from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
     alone_in,
     check_free,
+    module,
     process,
     quiet_environment,
     terminated_like_interrupted,
@@ -71,7 +72,7 @@ def superlink(
     with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
         os.environ.update(without_proxy_to_loopback())  # this process administers the SuperLink
         check_free(EVERYWHERE, port)
-        arguments = ["-m", PYTHON_MODULE, "--host", EVERYWHERE, "--port", str(port)]
+        arguments = module(PYTHON_MODULE, "--host", EVERYWHERE, "--port", str(port))
         arguments += ["--enable-supernode-auth"]
         arguments += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]

@@ -28,6 +28,14 @@ STOP_S = 15.0  # how long a process may take to stop when asked
 ORPHANS_S = 60.0  # how long what a killed owner or site started may take to notice that (`launch.parent`)
 
 
+def module(name: str, *arguments: str) -> list[str]:
+    """Return the arguments with which this interpreter runs a module, and takes none from where it starts.
+
+    Without `-P` a file in the current folder would be imported in the place of any package.
+    """
+    return ["-P", "-m", name, *arguments]
+
+
 def quiet_environment(home: Path) -> dict[str, str]:
     """Return the environment of Flower's processes: quiet, offline, one torch thread each.
 
