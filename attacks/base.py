@@ -162,10 +162,10 @@ class Truth:
         """
         return {t for item in self.used(round_number, clients) for t in item.ids[:-1]}
 
-    def tokens_set_aside(self, clients: tuple[str, ...]) -> set[int]:
-        """Return the tokens of records that these clients set aside, which no model was tuned on."""
-        own = (state.holdout for name, state in self.clients.items() if name in clients)
-        return {t for holdout in own for item in holdout for t in item.ids[:-1]}
+    def drawn_or_set_aside(self, round_number: int, clients: tuple[str, ...]) -> list[set[int]]:
+        """Return the tokens of each record that these clients drew in a round or set aside; see `tokens`."""
+        own = [item for name in clients if name in self.clients for item in self.clients[name].holdout]
+        return [set(item.ids[:-1]) for item in (*self.used(round_number, clients), *own)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ After Petrov et al. 2024 (DAGER, arXiv 2405.15586), here for adapters, many step
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,7 +56,7 @@ EXACT = 0.1  # whitened residual below which a token lies in the span
 BY_CHANCE = 1e-4  # share of absent tokens that may lie as close to a span with few free dimensions
 STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
 CONTROL_RECORDS = 4
-FEWEST_TOKENS = 20  # of each kind, for an AUC of them
+FEWEST_TOKENS = 10  # of each kind, for an AUC of them
 SHUFFLES = 10  # shuffled updates, beside those of random text: neither has anything to find
 
 PRIVACY_OF_GRADIENTS = (
@@ -204,9 +205,10 @@ class LoraSpanTokens(Attack):
     def score(self, guess: tuple[Target, ...], answer: Truth) -> tuple[Estimate, ...]:
         """Return AUC over the vocabulary, TPR at fixed FPR, recall and precision of the named tokens.
 
-        The AUC over the vocabulary tells mostly which words the clients use at all. A second one is over
-        the tokens that occur either in the records of the vector or in records that its clients set aside,
-        not in both: it tells of these records alone.
+        The AUC over the vocabulary tells mostly which words the clients use at all. A second one tells of
+        the vector's records alone. It is over the tokens that occur in one record only, of those that the
+        vector's clients drew or set aside. Which of these it is does not depend on the token, so that words
+        that are merely common, or common with these clients, give no more than chance.
         """
         labelled = []
         for target in guess:
@@ -218,7 +220,7 @@ class LoraSpanTokens(Attack):
             raise Inconclusive("no vector has both tokens that it contains and tokens that it does not")
         pairs = [(t.scores, there) for t, there in labelled]
         # tokens' scores depend on each other: by chance AUCs spread further than DeLong assumes
-        inflation = float(np.mean([_inflation(t, there) for t, there in labelled]))
+        inflation = float(np.mean([_inflation(t.null, there) for t, there in labelled]))
         recalls = [float(t.chosen[there].mean()) for t, there in labelled]
         precise = [float(there[t.chosen].mean()) if t.chosen.any() else 0.0 for t, there in labelled]
         # scores are comparable within a target only, so rates over all targets are taken on ranks
@@ -227,7 +229,7 @@ class LoraSpanTokens(Attack):
         return (
             mean_auc(pairs, metric="auc", seed=0, inflation=inflation),
             *tpr_estimates(ranks, labels, seed=0),
-            *_of_these_records([t for t, _ in labelled], answer, inflation=inflation),
+            *_of_these_records([t for t, _ in labelled], answer),
             over_targets(recalls, metric="recall of named tokens", unit="share", seed=0, within=(0, 1)),
             over_targets(precise, metric="precision of named tokens", unit="share", seed=0, within=(0, 1)),
             over_targets(
@@ -247,21 +249,26 @@ class LoraSpanTokens(Attack):
         return shuffled(view, rng), exam
 
 
-def _of_these_records(targets: Sequence[Target], answer: Truth, *, inflation: float) -> list[Estimate]:
-    """Return the AUC of tokens of a vector's records against tokens of its clients' other records alone."""
-    pairs = []
+def _of_these_records(targets: Sequence[Target], answer: Truth) -> list[Estimate]:
+    """Return the AUC over tokens of one record only, the vector's against those set aside; [] if few."""
+    pairs, inflations = [], []
     for target in targets:
         read = answer.tokens(target.round, target.clients)
-        aside = answer.tokens_set_aside(target.clients)
-        told = sorted(read ^ aside)
-        there = np.array([token in read for token in told], dtype=bool)
-        if FEWEST_TOKENS <= there.sum() <= len(told) - FEWEST_TOKENS:
-            pairs.append((target.scores[told], there))
-    return [mean_auc(pairs, metric="auc, these records", seed=0, inflation=inflation)] if pairs else []
+        counts = Counter(
+            t for record in answer.drawn_or_set_aside(target.round, target.clients) for t in record
+        )
+        once = sorted(token for token, count in counts.items() if count == 1)
+        there = np.array([token in read for token in once], dtype=bool)
+        if FEWEST_TOKENS <= there.sum() <= len(once) - FEWEST_TOKENS:
+            pairs.append((target.scores[once], there))
+            inflations.append(_inflation([n[:, once] for n in target.null], there))
+    if not pairs:
+        return []
+    return [mean_auc(pairs, metric="auc, these records", seed=0, inflation=float(np.mean(inflations)))]
 
 
-def _inflation(target: Target, there: np.ndarray) -> float:
+def _inflation(null: Sequence[np.ndarray], there: np.ndarray) -> float:
     """Return how much further AUCs spread where nothing can be found than those of independent scores."""
     count = int(there.sum())
-    spreads = [float(np.std([auc_value(n, there) for n in group], ddof=1)) for group in target.null]
+    spreads = [float(np.std([auc_value(n, there) for n in group], ddof=1)) for group in null]
     return max(1.0, max(spreads) / spread_by_chance(count, len(there) - count))

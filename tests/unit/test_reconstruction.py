@@ -242,8 +242,8 @@ def test_adamw_does_not_protect(labs):
     assert found["auc"].low > 0.8
 
 
-def test_the_auc_of_these_records_counts_no_word_that_the_client_uses_in_others():
-    """Tokens 0 to 29 are of the round's records alone, 30 to 59 of both, 60 to 89 of those set aside."""
+def test_the_auc_of_these_records_counts_no_word_of_more_than_one_record():
+    """Tokens 0 to 29 are of the round's record alone, 30 to 59 of both, 60 to 89 of the one set aside."""
     read, aside = (Encoded(ids=(*tokens, 99), response_start=1) for tokens in (range(60), range(30, 90)))
     truth = truth_of({"a": np.zeros(1)}, {"a": (read,)})
     truth = Truth(clients={"a": replace(truth.clients["a"], holdout=(aside,))})
@@ -265,6 +265,32 @@ def test_the_auc_of_these_records_counts_no_word_that_the_client_uses_in_others(
     assert words["auc"] > 0.8
     assert abs(words["auc, these records"] - 0.5) < 0.2
     assert found(np.where(tokens < 30, 1.0, 0.0) + noise)["auc, these records"] == 1.0
+
+
+@pytest.mark.parametrize(("read", "aside"), [(42, 18), (18, 42)])
+def test_words_that_are_merely_common_tell_nothing_of_these_records(read, aside):
+    """An adversary who knows how common each word is is at chance, however many records were set aside."""
+    rng, vocabulary = np.random.default_rng(0), 600
+    common = 1 / np.arange(1, vocabulary + 1)
+    values = []
+    for _ in range(40):
+        rows = rng.choice(vocabulary, size=(read + aside, 20), p=common / common.sum())
+        items = tuple(Encoded(ids=(*map(int, row), vocabulary), response_start=1) for row in rows)
+        truth = truth_of({"a": np.zeros(1)}, {"a": items[:read]})
+        truth = Truth(clients={"a": replace(truth.clients["a"], holdout=items[read:])})
+        target = Target(
+            round=0,
+            clients=("a",),
+            scores=np.append(common, 0),
+            chosen=np.zeros(vocabulary + 1, dtype=bool),
+            null=(rng.normal(size=(9, vocabulary + 1)),),
+            rank=1,
+            capacity=9,
+        )
+        found = {e.metric: e.value for e in LoraSpanTokens().score((target,), truth)}
+        assert found["auc"] > 0.7
+        values.append(found["auc, these records"])
+    assert abs(np.mean(values) - 0.5) < 3 * np.std(values) / np.sqrt(len(values))
 
 
 def test_a_single_vector_is_of_the_last_round_because_the_first_moves_no_a(labs):
