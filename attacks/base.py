@@ -163,7 +163,7 @@ class Truth:
         return {t for item in self.used(round_number, clients) for t in item.ids[:-1]}
 
     def drawn_or_set_aside(self, round_number: int, clients: tuple[str, ...]) -> list[set[int]]:
-        """Return the tokens of each record that these clients drew in a round or set aside; see `tokens`."""
+        """Return the tokens, as in `tokens`, of each record that these clients drew or set aside."""
         own = [item for name in clients if name in self.clients for item in self.clients[name].holdout]
         return [set(item.ids[:-1]) for item in (*self.used(round_number, clients), *own)]
 

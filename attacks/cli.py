@@ -136,10 +136,12 @@ def run_command(
         from attacks import registry
         from attacks.suite import run_suite
         from attacks.table import outcome_line
+        from fedproxy_secure.audit.witness import reopen_findings
         from fedproxy_secure.cli.progress import shown_on
         from fedproxy_secure.evidence.finding import RESULTS, read_findings
         from threat_models import get as threat_model
 
+        reopen_findings(run)
         attacks = {a.info.name: a for s in spec or [] for a in registry.find(s)}
         models = [threat_model(v) for v in views]
         try:

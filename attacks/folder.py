@@ -108,7 +108,7 @@ def read_canaries(file: Path) -> tuple[Canary, ...]:
         if not isinstance(row.get("prompt"), str) or not row["prompt"]:
             raise DataError(f"{file}, row {number}: must have a prompt")
         if len(secret) != SECRET_DIGITS or not secret.isdecimal():
-            raise DataError(f"{file}, row {number}: secret={secret!r}: must be {SECRET_DIGITS} digits")
+            raise DataError(f"{file}, row {number}: secret: must be {SECRET_DIGITS} digits")
         repeats = row.get("repeats", 1)
         if not isinstance(repeats, int) or repeats < 1:
             raise DataError(f"{file}, row {number}: repeats={repeats!r}: must be an integer >= 1")

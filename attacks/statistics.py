@@ -246,7 +246,9 @@ def share(hits: int, n: int, *, metric: str, seed: int, groups: int | None = Non
             What the attack could have shown then counts groups; the interval takes targets as independent.
     """
     made = proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
-    return with_power(made, SharePower(n=made.n if groups is None else max(groups, 1)))
+    if groups is None:
+        return with_power(made, SharePower(n=made.n))
+    return with_power(made, SharePower(n=max(groups, 1), of="groups of targets"))
 
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:

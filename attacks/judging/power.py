@@ -82,14 +82,18 @@ class AucPower:
 
 @dataclass(frozen=True, kw_only=True)
 class SharePower:
-    """The power of a share of `n` targets with its Wilson interval."""
+    """The power of a share of `n` targets with its Wilson interval.
+
+    `of`: what is counted, in words; groups of targets where those of a group are found or missed together.
+    """
 
     n: int
+    of: str = "targets"
 
     @property
     def how(self) -> str:
         """What it is computed from."""
-        return f"{self.n} targets"
+        return f"{self.n} {self.of}"
 
     def smallest(self, bar: float) -> float | None:
         """Return the smallest share, in (bar, 1]."""

@@ -235,7 +235,7 @@ class LoraSpanSequences(Attack):
                     Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full)
                 )
         if not results:
-            raise Inconclusive("every update is zero")
+            raise Inconclusive("no update changes A of the first adapted block")
         return tuple(results)
 
     def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
@@ -252,7 +252,7 @@ class LoraSpanSequences(Attack):
         return (
             # records of one update or sum are found or missed together
             share(hits, there, metric="exact recall", seed=0, groups=len(guess)),
-            share(hits, named, metric="exact precision", seed=0),
+            share(hits, named, metric="exact precision", seed=0, groups=len(guess)),
             *(
                 over_targets(values, metric=name, unit="share", seed=0, within=(0, 1))
                 for name, values in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), columns, strict=True)

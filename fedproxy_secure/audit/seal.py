@@ -24,7 +24,7 @@ from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 SCHEMA_VERSION = 1
 SIGNATURE = "report.sig"
 DOMAIN = b"fedproxy-secure report 1"
-MOST_BYTES = 2**24  # of `report.sig`: a hundred bytes for each file of a report
+MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes per file
 # what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
 SETTINGS = (MANIFEST, "config.yaml", "environment.json")
 FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
@@ -53,7 +53,7 @@ def everything_below(folder: Path, *names: str) -> Iterator[str]:
     """
     for name in names:
         place = folder / name
-        if place.is_symlink() or not place.is_dir():
+        if os.path.islink(place) or not os.path.isdir(place):  # names that no file system has are neither
             yield from [name] if os.path.lexists(place) else []
             continue
         paths = []

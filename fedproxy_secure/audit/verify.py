@@ -11,6 +11,7 @@ then consistent but not `verified`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,20 +21,25 @@ from fedproxy_secure.audit.examine import Examined, examine
 from fedproxy_secure.audit.seal import (
     SIGNATURE,
     everything_below,
-    file_sha256,
     is_key,
     is_seed,
     read_seal,
 )
+from fedproxy_secure.audit.vouched import (
+    FINISHED,
+    INNER,
+    check_file,
+    is_outside,
+    link_on_the_way,
+    vouched_files,
+)
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
-FINISHED, FILES, INNER = "finished", "files", "inner"  # events that vouch for files and for logs below
-REOPENED = "reopened"  # until the next `files` nobody vouches for these
 REPORT = "report.json"
 MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
 OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
-# a suite's notes, which `attacks/results.json` joins; and what a matrix writes into a cell that is done
+# what a suite writes in a run whose findings were not signed yet, and a matrix into a cell that is done
 NOTES = ("attacks/events.jsonl", "cell.json")
 
 
@@ -86,9 +92,9 @@ def verify_run(
     if log.cut:
         unsettled.append(f"{NAME}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
     sealed = _check_seal(folder, log, problems, unsettled)
-    vouched = _vouched(log.entries)
+    vouched = vouched_files(log.entries)
     for name, (sha256, where) in vouched.items():
-        problems += _check_file(folder, name, sha256, f"line {where} of {NAME}")
+        problems += _problems_of(folder, name, sha256, f"line {where} of {NAME}")
     _strangers(folder, log.entries, vouched, problems, unsettled)
     unsettled += _unfinished(folder, log.entries)
     unsettled += _unsigned(folder, log.entries, {*vouched, *sealed, *elsewhere})
@@ -142,7 +148,7 @@ def _check_seal(
     if _audit_head(folder) != seal.head:
         problems.append(f"{REPORT}: its audit_head is not the one that {SIGNATURE} has")
     for name, sha256 in seal.files.items():
-        problems += _check_file(folder, name, sha256, SIGNATURE)
+        problems += _problems_of(folder, name, sha256, SIGNATURE)
     return seal.files
 
 
@@ -153,41 +159,12 @@ def _audit_head(folder: Path) -> object:
         return None
 
 
-def _vouched(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
-    """Return the files that the log names: the last SHA-256 of each, and the line it stands on."""
-    vouched: dict[str, tuple[str, int]] = {}
-    for number, entry in enumerate(entries, start=1):
-        files = entry.body.get("files")
-        if entry.event in (FINISHED, FILES) and isinstance(files, dict):
-            vouched |= {name: (str(sha256), number) for name, sha256 in files.items()}
-        elif entry.event == REOPENED and isinstance(files, list):
-            vouched = {name: told for name, told in vouched.items() if name not in files}
-    return vouched
-
-
-def _check_file(folder: Path, name: str, sha256: str, where: str) -> list[str]:
-    if _outside(name):
-        return [f"{name}: lies outside the folder ({where})"]
-    if link := _link_on_the_way(folder, name):
-        return [f"{link}: is a link ({where} has {name} itself)"]
-    if not (folder / name).is_file():
-        return [f"{name}: is missing ({where} has it)"]
-    if file_sha256(folder / name) != sha256:
-        return [f"{name}: was altered: its SHA-256 is not that of {where}"]
+def _problems_of(folder: Path, name: str, sha256: str, where: str) -> list[str]:
+    try:
+        check_file(folder, name, sha256, where)
+    except AuditError as error:
+        return [str(error)]
     return []
-
-
-def _outside(name: str) -> bool:
-    """Return whether a relative path leaves its folder, or is the folder itself."""
-    parts = PurePosixPath(name).parts
-    return PurePosixPath(name).is_absolute() or ".." in parts or not parts
-
-
-def _link_on_the_way(folder: Path, name: str) -> str | None:
-    """Return the first part of a relative path that is a link: its target can be changed elsewhere."""
-    parts = PurePosixPath(name).parts
-    ways = ("/".join(parts[: i + 1]) for i in range(len(parts)))
-    return next((way for way in ways if (folder / way).is_symlink()), None)
 
 
 def _finished(entries: Sequence[Entry]) -> set[str]:
@@ -227,7 +204,7 @@ def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[s
     for name in sorted(set(beside) - own - known - inner):
         below = {name} if name.startswith("cells/") else {*everything_below(folder, name)} - known
         unvouched += [f"{n}: neither {NAME} nor {SIGNATURE} has it" for n in sorted(below)]
-    links = [n for n in (*OWN_FOLDERS, *inner) if not _outside(n) and (folder / n).is_symlink()]
+    links = [n for n in (*OWN_FOLDERS, *inner) if not is_outside(n) and os.path.islink(folder / n)]
     return [*unvouched, *(f"{name}: is a link" for name in sorted(links))]
 
 
@@ -271,12 +248,12 @@ def _inner(
 
 
 def _check_inner(folder: Path, name: str, below: int) -> None:
-    """Raise `AuditError` for a log below that is not looked into: nobody could say where that ends."""
-    if _outside(name):
+    """Raise `AuditError` for a log below that must not be followed: a link, another spelling, too deep."""
+    if is_outside(name):
         raise AuditError(f"{name}: lies outside the folder")
     if PurePosixPath(name).as_posix() != name:
         raise AuditError(f"{name}: is another spelling of a folder's name")
-    if link := _link_on_the_way(folder, name):
+    if link := link_on_the_way(folder, name):
         raise AuditError(f"{link}: is a link; a log below must lie in a folder")
     if below > MOST_BELOW:
         raise AuditError(f"{name}: lies below {below} logs; must be <= {MOST_BELOW}")

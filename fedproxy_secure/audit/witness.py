@@ -16,7 +16,8 @@
 A round is logged once its state is saved: a round that a kill undid is not in the log, and one that was
 saved but not yet logged is logged on resume. A seed's result is logged before it is written: a result that
 the log does not have was not written by this run, and is refused. So is any other file that the report
-rests on and that has changed since: whoever holds the key must not sign what somebody else altered.
+rests on and that has changed since it was logged, unless it was reopened: whoever holds the key must not
+sign what somebody else altered.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 
 from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import examine
-from fedproxy_secure.audit.keys import run_key
+from fedproxy_secure.audit.keys import own_key_file, run_key
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import (
     BASELINES,
@@ -43,8 +44,17 @@ from fedproxy_secure.audit.seal import (
     sign_report,
     sweep,
 )
-from fedproxy_secure.audit.verify import FILES, FINISHED, INNER, REOPENED
+from fedproxy_secure.audit.vouched import (
+    FILES,
+    FINISHED,
+    INNER,
+    REOPENED,
+    check_file,
+    check_finished_seeds,
+    vouched_files,
+)
 from fedproxy_secure.config import Config
+from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
@@ -69,10 +79,14 @@ class Witness:
     resumed: dict[str, Any] | None = None
 
     @classmethod
-    def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
+    def open(cls, folder: RunFolder, config: Config, *, command: str, findings: bool = True) -> Witness:
         """Begin the folder's log or go on with it; what the log vouches for must be as it has it.
 
-        A file that is missing is no error, if no report is read from it: it is made again.
+        Findings and baselines may be missing: they are made again, or the report does without.
+
+        Args:
+            folder, config, command: of the run or matrix.
+            findings: whether the log vouches for findings of attacks; else they are left to a log above.
 
         Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
         """
@@ -87,9 +101,12 @@ class Witness:
         witness = cls(log=log, resumed={"finished": done, **here} if before else None)
         for seed in done:
             _check_finished(folder.path, log.entries, seed)
-        for name, sha256 in witness._logged().items():
-            if _sha256_if_there(folder.path / name) not in (None, sha256):
-                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; delete it and resume")
+        if not findings:
+            witness.reopen(*FINDINGS)
+        for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
+            found = _sha256_if_there(folder.path / name)
+            if found != sha256 and (found is not None or name in SETTINGS):
+                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; {_remedy(name)}")
         return witness
 
     @property
@@ -170,19 +187,20 @@ class Witness:
 
     def reopen(self, *names: str) -> None:
         """Log that files which the log vouches for may change until it vouches for them again."""
-        if known := sorted(self._logged().keys() & set(names)):
+        if known := sorted(vouched_files(self.log.entries, by=(FILES,)).keys() & set(names)):
             self._tell(REOPENED, files=known)
 
     def settle(self, *more: str, findings: bool = True) -> str:
-        """Log the other files that the report will rest on, if new or changed; return the head.
+        """Log the other files that the report will rest on, if new, changed or gone; return the head.
 
         Args:
             more: paths of evidence besides the run's own, relative to its folder.
             findings: whether findings of attacks are among them; else a log above vouches for them.
         """
-        logged = self._logged()
         names = files_below(self.folder, *SETTINGS, *(FINDINGS if findings else ()), BASELINES, *more)
         files = {n: file_sha256(self.folder / n) for n in names}
+        logged = {n: sha256 for n, (sha256, _) in vouched_files(self.log.entries, by=(FILES,)).items()}
+        self.reopen(*(n for n in logged if not (self.folder / n).exists()))
         if changed := {n: s for n, s in files.items() if logged.get(n) != s}:
             self._tell(FILES, files=changed)
         return self.log.head
@@ -217,16 +235,6 @@ class Witness:
             self.resumed = None
         self.log.add(event, **body)
 
-    def _logged(self) -> dict[str, str]:
-        """Return the SHA-256 of each file that `files` events vouch for and that was not reopened since."""
-        logged: dict[str, str] = {}
-        for entry in self.log.entries:
-            if entry.event == FILES:
-                logged |= entry.body["files"]
-            elif entry.event == REOPENED:
-                logged = {n: s for n, s in logged.items() if n not in entry.body["files"]}
-        return logged
-
     def _rounds(self, seed: int) -> list[dict[str, Any]]:
         return RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION).read_jsonl(ROUNDS)
 
@@ -249,6 +257,32 @@ class Witness:
                 if line.get("round") == number:
                     events[file.name.removesuffix(LEDGERS)] = line["event"]
         return events
+
+
+def reopen_findings(run: Path) -> None:
+    """Log that findings of attacks on a signed run may change, if the run's own key lies beside it.
+
+    Without the key nothing is logged. Findings that change then are refused when the run goes on.
+
+    Raises `AuditError` if what would be attacked, or the findings, were altered since they were logged.
+    """
+    key = own_key_file(run)
+    if not (key.exists() and (run / NAME).exists()):
+        return
+    check_finished_seeds(run)
+    log = AuditLog.open(RunFolder(path=run), read_key(key), {})
+    for name, (sha256, line) in vouched_files(log.entries, by=(FILES,)).items():
+        if name in FINDINGS and (run / name).exists():
+            check_file(run, name, sha256, f"line {line} of {NAME}")
+    Witness(log=log).reopen(*FINDINGS)
+
+
+def _remedy(name: str) -> str:
+    """Return what to do about a file that was altered, as a phrase."""
+    if name in SETTINGS:
+        return "put it back, or choose another --out"
+    place = name.split("/attacks/")[0] if "/attacks/" in name else name.split("/")[0]
+    return f"put it back, or delete {place} and resume"
 
 
 def _check_finished(folder: Path, entries: Sequence[Entry], seed: int) -> None:

@@ -20,7 +20,8 @@ from fedproxy_secure.audit.chain import NAME as LOG
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.seal import SIGNATURE, file_sha256
-from fedproxy_secure.audit.verify import FILES, FINISHED, INNER, verify_run
+from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.vouched import FINISHED, INNER, vouched_files
 from fedproxy_secure.bundle.redaction import (
     MARK,
     paths_in,
@@ -140,20 +141,10 @@ def inner_folders(entries: Sequence[Entry]) -> list[str]:
     return sorted({str(e.body.get("folder")) for e in entries if e.event == INNER})
 
 
-def vouched_files(entries: Sequence[Entry]) -> dict[str, str]:
-    """Return the files that a log names: path -> the last SHA-256, hex."""
-    vouched: dict[str, str] = {}
-    for entry in entries:
-        files = entry.body.get("files")
-        if entry.event in (FINISHED, FILES) and isinstance(files, dict):
-            vouched |= {str(name): str(sha256) for name, sha256 in files.items()}
-    return vouched
-
-
 def models_of(folder: str, entries: Sequence[Entry]) -> list[Model]:
     """Return the models whose files a log names, ordered by seed and kind."""
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for name, sha256 in sorted(vouched_files(entries).items()):
+    for name, (sha256, _) in sorted(vouched_files(entries).items()):
         if match := MODEL_FILE.fullmatch(name):
             found.setdefault((match[1], match[2]), {})[PurePosixPath(match[3]).as_posix()] = sha256
     return [Model(folder=folder, seed=s, kind=k, files=files) for (s, k), files in found.items()]

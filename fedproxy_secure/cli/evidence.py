@@ -51,9 +51,8 @@ def gate(
         from fedproxy_secure.audit.keys import parse_public
         from fedproxy_secure.gate.judge import judge
         from fedproxy_secure.gate.policy import find_policy, load_policy
-        from fedproxy_secure.report.report import Report
+        from fedproxy_secure.report.report import Report, report_bytes
         from fedproxy_secure.runtime.escape import printable
-        from fedproxy_secure.runtime.untrusted import read_bytes
 
         if format not in FORMATS:
             raise ConfigError(f"--format {format}: must be {', '.join(FORMATS)}")
@@ -63,9 +62,9 @@ def gate(
         if key is not None:
             rules = replace(rules, require_signed_audit=True, signer=parse_public(key).hex())
         try:
-            raw = read_bytes(report)  # once: what is judged is what must be signed
+            raw = report_bytes(report)  # once: what is judged is what must be signed
             loaded = Report.parse(raw, report)
-        except (RunFolderError, OSError, ValueError) as error:
+        except RunFolderError as error:
             typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(UNSETTLED) from None
         signed = signed_as(report, raw) if rules.require_signed_audit else None

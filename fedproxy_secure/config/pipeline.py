@@ -42,7 +42,8 @@ class ClientConfig(Section):
     (`discharge_note`, `bank_letter`, `claim_letter`, `petition`) are learned as texts, all others by their
     answers.
 
-    All fields but `name` are the client's own: what it agrees to does not change when its records move.
+    All fields but `name` are the client's own: what it agrees to with a server does not change when its
+    records do, or where they lie, or how they are learned.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")

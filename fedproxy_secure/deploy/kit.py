@@ -182,7 +182,7 @@ def differences(kit: Kit, policy: ClientPolicy) -> list[str]:
 def _flat(policy: ClientPolicy) -> dict[str, Any]:
     """Return what both parties must have alike, by dotted name."""
     values = policy.without(OWN)
-    del values["client"]  # the site's own: where its records lie
+    del values["client"]  # its name, which the kit is made for
     flat: dict[str, Any] = {"seeds": list(policy.seeds)}
     for section, value in values.items():
         if isinstance(value, dict):

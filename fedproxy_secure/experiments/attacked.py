@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from fedproxy_secure.audit.seal import FINDINGS
+from fedproxy_secure.audit.vouched import check_finished_seeds
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import ConfigError
@@ -30,8 +31,10 @@ def attack_run(
 
     `jobs` attacks run at once; a function is asked before an attack begins, until it returns more than 1.
 
-    Raises `ConfigError` if none is registered, `RunFolderError` if the run was not recorded.
+    Raises `AuditError` if the run was altered since it finished, `ConfigError` if no suite is registered,
+    `RunFolderError` if the run was not recorded.
     """
+    check_finished_seeds(folder)
     points = list(entry_points(group=SUITES))
     if not points:
         raise ConfigError(f"attacks.suite={config.attacks.suite}: no suite is installed; set it to none")

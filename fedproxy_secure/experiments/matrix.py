@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.audit.keys import own_key_file
+from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS
 from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     FAILED,
@@ -112,6 +112,10 @@ def matrix(
     forget_weights(out, proxies)
     shown.start("matrix", len(todo) + len(proxies))
     with witness.aborts():
+        for cell in cells:
+            if is_done(out, cell):
+                witness.inner(cell.folder)  # what was altered is found before hours of work
+        witness.reopen(*(name for piece in todo for name in _remade(out, piece)))
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
         with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
@@ -121,7 +125,7 @@ def matrix(
         done = [c.folder for c in cells if is_done(out, c)]
         for name in done:
             witness.inner(name)
-        head = witness.settle(*(f"{name}/{FOLDER}/{RESULTS}" for name in done))
+        head = witness.settle(*(f"{name}/{findings}" for name in done for findings in FINDINGS))
     configurations, differences = side_by_side(configurations_of(config, out, cells))
     together = total(configurations, same_records=True)
     report = Report(
@@ -252,6 +256,12 @@ def attack_jobs(config: Config, out: Path, cores: int) -> int:
     left += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
     running = sum(not (_place(out, c) / FAILED).exists() for c in left)
     return max(1, cores // max(1, running))
+
+
+def _remade(out: Path, piece: Piece) -> list[str]:
+    """Return what a matrix's log may vouch for of a cell or ceiling that is made again."""
+    place = _place(out, piece).relative_to(out).as_posix()
+    return [f"{place}/{name}" for name in (FAILED, *FINDINGS)]
 
 
 def _place(out: Path, cell: Piece) -> Path:

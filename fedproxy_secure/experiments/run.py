@@ -79,7 +79,7 @@ def run(
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
     result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
     line the report is signed. In a cell of a sweep (`in_cell`) the report is written as JSON and text
-    alone, and the sweep vouches for findings of attacks. `federate` takes the place of
+    alone, and findings of attacks are left to a matrix's log. `federate` takes the place of
     `fedproxy_secure.flower.engines.federate`.
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
@@ -92,7 +92,7 @@ def run(
     typed = command or "fedproxy_secure.run(...)"
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-    witness = Witness.open(folder, signed, command=typed)
+    witness = Witness.open(folder, signed, command=typed, findings=not in_cell)
     with witness.aborts():
         results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
         head = witness.settle(findings=not in_cell)

@@ -133,13 +133,7 @@ class Report:
 
         Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
         """
-        try:
-            raw = read_bytes(path)
-        except OSError as error:
-            raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise RunFolderError(f"{path}: is damaged: {error}") from error
-        return cls.parse(raw, path)
+        return cls.parse(report_bytes(path), path)
 
     @classmethod
     def parse(cls, raw: bytes, path: Path) -> Report:
@@ -165,3 +159,13 @@ def adapter() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Report)
+
+
+def report_bytes(path: Path) -> bytes:
+    """Return the bytes of a report's file. Raises `RunFolderError` if there is none, or it is too large."""
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: is damaged: {error}") from error

@@ -13,7 +13,8 @@ from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import FINDINGS, SIGNATURE, sign_report
 from fedproxy_secure.audit.verify import verify_run
-from fedproxy_secure.audit.witness import Witness
+from fedproxy_secure.audit.vouched import check_finished_seeds, vouched_files
+from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.cli.evidence import signed_as
 from fedproxy_secure.config import parse_config
@@ -499,18 +500,73 @@ def test_a_run_does_not_go_on_from_a_result_that_was_altered(run):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *FINDINGS])
-def test_a_run_does_not_go_on_from_settings_or_findings_that_were_altered(run, name):
-    """Else the owner's key would vouch for what somebody without it wrote."""
+@pytest.fixture
+def attacked(run):
+    """The run, with findings of attacks that its log vouches for."""
     (run / "attacks").mkdir()
-    for findings in FINDINGS:
-        (run / findings).write_text("RESISTED")
-    Witness.open(RunFolder(path=run), CONFIG, command="c").settle()
-    (run / name).write_text("SUCCEEDED")
-    with pytest.raises(AuditError, match=rf"{name}: is not as audit\.jsonl has it"):
-        Witness.open(RunFolder(path=run), CONFIG, command="c")
-    (run / name).unlink()
-    Witness.open(RunFolder(path=run), CONFIG, command="c")
+    for name in FINDINGS:
+        (run / name).write_text("SUCCEEDED")
+    witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
+    signed_again(run, witness)
+    assert verify_run(run).whole
+    return run
+
+
+def signed_again(run, witness):
+    write_texts(replace(sample_report(), audit_head=witness.settle()), run)
+    witness.sign()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *FINDINGS])
+def test_a_run_does_not_go_on_from_settings_or_findings_that_were_altered(attacked, name):
+    """Else the owner's key would vouch for what somebody without it wrote."""
+    (attacked / name).write_text("RESISTED")
+    with pytest.raises(AuditError, match=rf"{name}: is not as audit\.jsonl has it; put it back, or"):
+        Witness.open(RunFolder(path=attacked), CONFIG, command="c")
+
+
+def test_a_run_goes_on_without_findings_that_were_deleted_and_not_without_its_settings(attacked):
+    shutil.rmtree(attacked / "attacks")
+    signed_again(attacked, Witness.open(RunFolder(path=attacked), CONFIG, command="c"))
+    assert verify_run(attacked).whole
+    (attacked / "config.yaml").unlink()
+    with pytest.raises(AuditError, match=r"config\.yaml: is not as .* choose another --out"):
+        Witness.open(RunFolder(path=attacked), CONFIG, command="c")
+
+
+def test_findings_that_an_attack_by_hand_changed_are_taken_where_the_runs_key_lay_beside_it(attacked):
+    reopen_findings(attacked)
+    (attacked / FINDINGS[0]).write_text("found by hand")
+    assert not verify_run(attacked).problems
+    assert not verify_run(attacked).whole
+    signed_again(attacked, Witness.open(RunFolder(path=attacked), CONFIG, command="c"))
+    assert verify_run(attacked).whole
+    own_key_file(attacked).rename(attacked.with_name("elsewhere"))
+    before = (attacked / NAME).read_bytes()
+    reopen_findings(attacked)  # nobody can sign that they may change
+    assert (attacked / NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["seed-0/federation/rounds.jsonl", "seed-0/fused/model.safetensors", FINDINGS[1]]
+)
+def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, name):
+    """Findings of what somebody else put there would be signed, and the original put back."""
+    (attacked / name).write_bytes(b"altered")
+    with pytest.raises(AuditError, match=f"{name}: was altered"):
+        reopen_findings(attacked)
+    if name.startswith("seed-"):
+        with pytest.raises(AuditError, match=f"{name}: was altered"):
+            check_finished_seeds(attacked)
+
+
+def test_findings_in_a_cell_are_left_to_the_log_above(attacked):
+    """Also where an earlier version logged them in the cell itself."""
+    (attacked / FINDINGS[0]).write_text("of the cell's own suite")
+    witness = Witness.open(RunFolder(path=attacked), CONFIG, command="c", findings=False)
+    witness.settle(findings=False)
+    assert not {*FINDINGS} & vouched_files(witness.log.entries).keys()
+    assert not verify_run(attacked).problems
 
 
 def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):
@@ -593,6 +649,21 @@ def test_a_cell_that_another_key_signed_is_not_vouched_for(matrix):
         Witness.open(RunFolder(path=matrix), CONFIG, command="c").inner("cells/a")
 
 
+@pytest.mark.parametrize("name", FINDINGS)
+def test_findings_of_a_cell_are_as_the_log_above_has_them(matrix, name):
+    """The notes of its suite, too: a suite that goes on makes findings of them."""
+    name = f"cells/a/{name}"
+    (matrix / name).parent.mkdir(exist_ok=True)
+    (matrix / name).write_text("SUCCEEDED")
+    Witness.open(RunFolder(path=matrix), CONFIG, command="c").settle(name)
+    (matrix / name).write_text("RESISTED")
+    assert any(p.startswith(f"{name}: was altered") for p in problems(matrix))
+    with pytest.raises(
+        AuditError, match=rf"{name}: is not as audit\.jsonl has it; put it back, or delete cells/a and"
+    ):
+        Witness.open(RunFolder(path=matrix), CONFIG, command="c")
+
+
 def test_a_cell_whose_result_was_altered_is_not_vouched_for(matrix):
     (matrix / "cells/a/seed-0/result.json").write_text('{"seed": 0, "better": true}')
     with pytest.raises(AuditError, match=r"result\.json: is not as audit\.jsonl has it"):
@@ -654,3 +725,20 @@ def test_a_gate_says_what_is_wrong_with_a_report_without_its_terminal_sequences(
     assert done.exit_code == 3
     assert "schema_version=" in done.output
     assert not {"\x1b", "\x07"} & set(done.output)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ("inner", {"folder": "a" * 300, "head": START}),
+        ("files", {"files": {"a" * 300: START}}),
+        ("files", {"files": {"a\0b": START}}),
+        ("finished", {"seed": 10**300, "files": {}, "keys": []}),
+        ("finished", {"seed": 0, "files": {"seed-0/" + "a" * 300: START}, "keys": []}),
+    ],
+)
+def test_names_that_no_file_system_has_are_problems_and_no_crash(tmp_path, event):
+    forged(tmp_path / "run", ("opened", {}), event)
+    found = verify_run(tmp_path / "run")
+    assert not found.whole
+    assert all(len(line) < 600 for line in found.problems)

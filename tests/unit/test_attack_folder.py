@@ -156,8 +156,8 @@ def test_files_that_cannot_be_used_are_named_in_one_line(files, tmp_path):
     ("row", "line"),
     [
         ({"secret": "1234"}, "row 1: must have a prompt"),
-        ({"prompt": "x", "secret": "12a4"}, "secret='12a4': must be 4 digits"),
-        ({"prompt": "x", "secret": "123"}, "secret='123': must be 4 digits"),
+        ({"prompt": "x", "secret": "12a4"}, "row 1: secret: must be 4 digits"),
+        ({"prompt": "x", "secret": "123"}, "row 1: secret: must be 4 digits"),
         ({"prompt": "x", "secret": "1234", "repeats": 0}, "repeats=0: must be an integer >= 1"),
     ],
 )

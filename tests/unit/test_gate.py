@@ -157,6 +157,16 @@ def test_a_safe_configuration_passes_the_release_policy(release):
     assert judgement.exit_code == 0
 
 
+@pytest.mark.parametrize(("id", "exit_code"), [("A3", 0), ("A2", 3)])
+def test_a_release_needs_no_attack_on_sequences_where_clients_use_adamw_and_the_one_on_tokens_always(
+    release, id, exit_code
+):
+    others = tuple(f for f in SAFE.findings if f.id != id)
+    frozen = replace(SAFE, findings=(*others, *findings(id, outcome=Outcome.NOT_APPLICABLE)))
+    frozen = without(frozen, *MEASURED[id])
+    assert judge(report(frozen), release, signed=SIGNED).exit_code == exit_code
+
+
 def test_masks_off_is_caught_by_its_stamp_and_by_the_cohort(release):
     bare = replace(SAFE, unsafe=("unsafe_plaintext: the server sees every client's update.",))
     bare = with_measure(bare, measure("effective_cohort", 1, exact=True))

@@ -308,7 +308,7 @@ def test_an_update_that_leaves_a_as_it_was_is_left_out_of_the_search_for_sequenc
     at_first = replace(lab, start=lab.start - moved)  # where B is zero, the gradient of A is, too
     _, updates = rounds_of(at_first, clients=1)
     assert np.any(updates["c0"])
-    with pytest.raises(Inconclusive, match="every update is zero"):
+    with pytest.raises(Inconclusive, match="no update changes A"):
         LoraSpanSequences().guess(at_first.view(updates), None, Budget(), np.random.default_rng(0))
 
 
