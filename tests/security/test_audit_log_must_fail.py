@@ -664,6 +664,16 @@ def test_findings_of_a_cell_are_as_the_log_above_has_them(matrix, name):
         Witness.open(RunFolder(path=matrix), CONFIG, command="c")
 
 
+def test_a_baseline_that_was_altered_is_refused_by_its_name(matrix):
+    (matrix / "baselines").mkdir()
+    for text in ("whole", "altered"):
+        (matrix / "baselines/ceiling.json").write_text(text)
+        if text == "whole":
+            Witness.open(RunFolder(path=matrix), CONFIG, command="c").settle()
+    with pytest.raises(AuditError, match=r"put it back, or delete baselines/ceiling\.json and resume"):
+        Witness.open(RunFolder(path=matrix), CONFIG, command="c")
+
+
 def test_a_cell_whose_result_was_altered_is_not_vouched_for(matrix):
     (matrix / "cells/a/seed-0/result.json").write_text('{"seed": 0, "better": true}')
     with pytest.raises(AuditError, match=r"result\.json: is not as audit\.jsonl has it"):
