@@ -281,10 +281,8 @@ def _remedy(name: str) -> str:
     """Return what to do about a file that was altered, as a phrase."""
     if name in SETTINGS:
         return "put it back, or choose another --out"
-    if name in FINDINGS:
-        place = "attacks"
-    else:  # findings of a matrix's cell, which is made again as a whole, or a baseline
-        place = name.partition("/attacks/")[0]
+    # a matrix's cell with findings is made again as a whole
+    place = "attacks" if name in FINDINGS else name.partition("/attacks/")[0]
     return f"put it back, or delete {place} and resume"
 
 
