@@ -82,7 +82,7 @@ class AucPower:
 
 @dataclass(frozen=True, kw_only=True)
 class SharePower:
-    """The power of a share of `n` targets with its Wilson interval.
+    """The smallest share of `n` targets whose Wilson interval lies above a bar.
 
     `of`: what is counted, in words; groups of targets where those of a group are found or missed together.
     """

@@ -34,7 +34,7 @@ from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth
 from attacks.membership.blind import check_blind
 from attacks.membership.gradients import Products, products, record_gradients
-from attacks.reconstruction.one_step import one_step_control, with_adamw
+from attacks.reconstruction.one_step import as_in_the_run, one_step_control
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
@@ -213,10 +213,9 @@ class UpdateMembership(Attack):
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on 16 records, seen in the clear: a step of SGD, or one or many of AdamW."""
         control = one_step_control(view, truth, records=16, drawn=True)
-        if control is None or view.settings is None or view.settings.local.optimizer == "sgd":
-            return control
-        many = view.settings.local.steps >= MANY_STEPS  # so that it reads the same points
-        return with_adamw(*control, view.settings, steps=MANY_STEPS if many else CONTROL_STEPS)
+        many = view.settings is not None and view.settings.local.steps >= MANY_STEPS
+        # so that it reads the same points as in the run
+        return as_in_the_run(control, view.settings, steps=MANY_STEPS if many else CONTROL_STEPS)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The numbers of every vector are shuffled."""

@@ -20,6 +20,7 @@ from fedproxy_secure.record.view import PublicSettings, View
 
 CONTROL = "control"  # the client's name
 CONTROL_STEP = 100.0  # learning rate of the step, so long that its rounding does not matter
+MOST_STEPS = 20  # of AdamW in a control
 
 
 def one_step_control(
@@ -66,29 +67,24 @@ def one_step_control(
     return changed, Truth(clients={CONTROL: control})
 
 
-MOST_STEPS = 20  # of AdamW in a control
-
-
 def as_in_the_run(
-    control: tuple[View, Truth] | None, settings: PublicSettings | None
+    control: tuple[View, Truth] | None, settings: PublicSettings | None, *, steps: int | None = None
 ) -> tuple[View, Truth] | None:
-    """Return a control of one step as it is; where the run's clients use AdamW, with as many such steps.
+    """Return a control of one step, retrained by AdamW if the run's clients use it.
 
-    More than `MOST_STEPS` are not taken.
+    Args:
+        control: of `one_step_control`.
+        settings: of the run.
+        steps: how many steps of AdamW, each on all records; None: as many as in the run, at most
+            `MOST_STEPS`.
     """
     if control is None or settings is None or settings.local.optimizer == "sgd":
         return control
-    return with_adamw(*control, settings, steps=min(settings.local.steps, MOST_STEPS))
+    return _with_adamw(*control, settings, steps=steps or min(settings.local.steps, MOST_STEPS))
 
 
-def with_adamw(control: View, truth: Truth, settings: PublicSettings, *, steps: int) -> tuple[View, Truth]:
-    """Return a control of one step with the update of some AdamW steps on the same records.
-
-    Args:
-        control, truth: of `one_step_control`.
-        settings: of the run; its clients use AdamW.
-        steps: how many, each on all records.
-    """
+def _with_adamw(control: View, truth: Truth, settings: PublicSettings, *, steps: int) -> tuple[View, Truth]:
+    """Return the control with the update of `steps` AdamW steps, each on all of its records."""
     assert control.settings is not None
     ((number, name),) = control.updates
     state = truth.clients[name]

@@ -224,7 +224,9 @@ class LoraSpanSequences(Attack):
                 if len(named):
                     sequences, tried, full = search(
                         box,
-                        spaces_of(box, vector, block, settings.adapter.kind),
+                        spaces_of(box, vector, block, settings.adapter.kind)
+                        if box.reads_tokens
+                        else spaces,
                         block,
                         named.tolist(),
                         tolerance=ONE_STEP if still else SEVERAL_STEPS,

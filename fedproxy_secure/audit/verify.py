@@ -112,7 +112,7 @@ def verify_run(
 
 
 def read_log(folder: Path) -> bytes:
-    """Return the bytes of a folder's log, unchecked. Raises `AuditError` if it is no file or too large."""
+    """Read a folder's log without checking it. Raises `AuditError` if it is no file or too large."""
     try:
         return read_plain_file(folder / NAME)
     except OSError as error:

@@ -33,9 +33,10 @@ def vouched_files(
 
 
 def check_file(folder: Path, name: str, sha256: str, where: str) -> None:
-    """Raise `AuditError` unless a file of a folder has this SHA-256; `where` says who has it.
+    """Raise `AuditError` unless the file `name` in a folder has this SHA-256, in hex.
 
-    The name may come from somebody hostile: whatever no file system has is an `AuditError`, too.
+    `where` names the record that has the hash, such as a line of the log, for the message. The name may
+    come from somebody hostile: whatever no file system has is an `AuditError`, too.
     """
     try:
         if is_outside(name):

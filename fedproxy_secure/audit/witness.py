@@ -287,7 +287,7 @@ def _remedy(name: str) -> str:
 
 
 def _check_finished(folder: Path, entries: Sequence[Entry], seed: int) -> None:
-    """Raise `AuditError` unless what a report reads of a finished seed is as its log has it."""
+    """Raise `AuditError` unless the files that a report reads of a finished seed match its log."""
     told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
     for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
         if not told or told[-1].get(name) != _sha256_if_there(folder / name):

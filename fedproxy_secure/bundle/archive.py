@@ -122,7 +122,7 @@ def safe_name(name: str) -> bool:
 
 
 def _check_end(path: Path, raw: bytes) -> None:
-    """Raise `ConfigError` unless an archive ends as we write it, in a list of at most `MOST_FILES` files.
+    """Raise `ConfigError` unless an archive's end record has our form and lists at most `MOST_FILES` files.
 
     `zipfile` makes an object of several hundred bytes for every entry, and does not stop at the number that
     the archive names. So the entries are counted before it reads any.

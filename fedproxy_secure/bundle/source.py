@@ -33,7 +33,7 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, RunFolderError
 from fedproxy_secure.report.report import JSON_NAME, Report, adapter
-from fedproxy_secure.runtime.artifacts import json_bytes
+from fedproxy_secure.runtime.artifacts import json_bytes, read_file
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes, read_json
 
 PAGE = "report.html"
@@ -107,7 +107,7 @@ def read_source(run: Path, key: Secret) -> Source:
     logs = {"": _log(run)} | {f: _log(run / f) for f in inner_folders(_log(run))}
     settings = {folder: _settings(run / folder) for folder in logs}
     found = {s for each in settings.values() for s in private_strings(each)}
-    found |= set(paths_in(_sentences(parse_json(_read(run / JSON_NAME)), logs)))
+    found |= set(paths_in(_sentences(parse_json(read_file(run / JSON_NAME)), logs)))
     private = tuple(sorted(found, key=lambda s: (-len(s), s)))
     files: dict[str, bytes] = {}
     redactions: dict[str, Mapping[str, Any]] = {}
@@ -116,9 +116,9 @@ def read_source(run: Path, key: Secret) -> Source:
         files[name], redacted = _without_private(entries, private)
         if redacted:
             redactions[name] = {"lines": redacted}
-        files[name.removesuffix(LOG) + SIGNATURE] = _read(run / folder / SIGNATURE)
+        files[name.removesuffix(LOG) + SIGNATURE] = read_file(run / folder / SIGNATURE)
     for name, text in _redacted_reports(run, private).items():
-        original = _read(run / name)
+        original = read_file(run / name)
         files[f"report/{name}"] = text
         if text != original:
             redactions[f"report/{name}"] = {"sha256": file_sha256(run / name)}
@@ -161,7 +161,7 @@ def _sentences(report: Mapping[str, Any], logs: Mapping[str, Sequence[Entry]]) -
 
 
 def _log(folder: Path) -> Sequence[Entry]:
-    return examine(_read(folder / LOG)).entries
+    return examine(read_file(folder / LOG)).entries
 
 
 def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tuple[bytes, list[int]]:
@@ -182,7 +182,7 @@ def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tupl
 
 def _redacted_reports(run: Path, private: tuple[str, ...]) -> dict[str, bytes]:
     """Return both forms of the report; one without a private string is returned byte for byte."""
-    raw, page = _read(run / JSON_NAME), _read(run / PAGE)
+    raw, page = read_file(run / JSON_NAME), read_file(run / PAGE)
     value = parse_json(raw)
     clean = redacted_value(value, private)
     text = page.decode("utf-8", errors="strict")
@@ -229,15 +229,6 @@ def _spent(
                 "accountant": cost["accountant"],
                 "limit": limit,
             }
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return read_bytes(path)
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RunFolderError(f"{path}: {error}") from error
 
 
 def finished_epsilon(entries: Sequence[Entry]) -> dict[tuple[int, str], float]:

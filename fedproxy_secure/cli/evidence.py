@@ -51,7 +51,8 @@ def gate(
         from fedproxy_secure.audit.keys import parse_public
         from fedproxy_secure.gate.judge import judge
         from fedproxy_secure.gate.policy import find_policy, load_policy
-        from fedproxy_secure.report.report import Report, report_bytes
+        from fedproxy_secure.report.report import Report
+        from fedproxy_secure.runtime.artifacts import read_file
         from fedproxy_secure.runtime.escape import printable
 
         if format not in FORMATS:
@@ -62,7 +63,7 @@ def gate(
         if key is not None:
             rules = replace(rules, require_signed_audit=True, signer=parse_public(key).hex())
         try:
-            raw = report_bytes(report)  # once: what is judged is what must be signed
+            raw = read_file(report)  # once: what is judged is what must be signed
             loaded = Report.parse(raw, report)
         except RunFolderError as error:
             typer.echo(f"error: {printable(str(error))}", err=True)

@@ -77,7 +77,7 @@ def copy_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; must not be there yet.")],
     seed: SeedOption = None,
 ) -> None:
-    """Write a client's copy of the proxy as the run sent it, to check `trace find` or to send it again.
+    """Write the proxy that one client was sent, to check `trace find` or to send it again.
 
     Example: `fedproxy-secure trace copy runs/demo clinic --out found/model`
     """

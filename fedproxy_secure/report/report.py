@@ -18,7 +18,8 @@ from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime import artifacts
-from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
+from fedproxy_secure.runtime.artifacts import read_file
+from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 4
 JSON_NAME = "report.json"
@@ -133,11 +134,14 @@ class Report:
 
         Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
         """
-        return cls.parse(report_bytes(path), path)
+        return cls.parse(read_file(path), path)
 
     @classmethod
     def parse(cls, raw: bytes, path: Path) -> Report:
-        """Return the report whose JSON was read from `path`; raises what `read` raises for its content."""
+        """Parse a report's JSON; errors name `path`.
+
+        Raises `RunFolderError` if it is damaged or of another schema version.
+        """
         try:
             values = parse_json(raw)
             version = values["schema_version"]
@@ -159,13 +163,3 @@ def adapter() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Report)
-
-
-def report_bytes(path: Path) -> bytes:
-    """Return the bytes of a report's file. Raises `RunFolderError` if there is none, or it is too large."""
-    try:
-        return read_bytes(path)
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RunFolderError(f"{path}: is damaged: {error}") from error

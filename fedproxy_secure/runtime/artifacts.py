@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.runtime.untrusted import parse_json
+from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
@@ -181,6 +181,16 @@ def private_folder(path: Path) -> Path:
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     return path
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file that a run wrote. Raises `RunFolderError` if there is none, or it is too large."""
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: is damaged: {error}") from error
 
 
 def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:

@@ -46,7 +46,7 @@ class Suspect:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """The result for one model: all clients, highest score first, and the threshold at this `error`.
+    """The tracing result for one model: all clients by score, and the threshold for accusing at `error`.
 
     `strength`: the mean size of the answers, from 0 (nothing of any mark is left) to about 1.
     """

@@ -561,7 +561,7 @@ def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, n
 
 
 def test_findings_in_a_cell_are_left_to_the_log_above(attacked):
-    """Also where an earlier version logged them in the cell itself."""
+    """An earlier version logged them in the cell itself; such entries are reopened."""
     (attacked / FINDINGS[0]).write_text("of the cell's own suite")
     witness = Witness.open(RunFolder(path=attacked), CONFIG, command="c", findings=False)
     witness.settle(findings=False)

@@ -360,14 +360,14 @@ def test_too_many_files_are_refused(tmp_path, monkeypatch):
 
 
 def crowded(count, *, named):
-    """An archive of `count` empty files whose end names `named` of them."""
+    """Return an archive of `count` empty files whose end record claims `named`."""
     raw = bytearray(archive_bytes({f"{n:05}": b"" for n in range(count)}))
     raw[-12:-10] = raw[-14:-12] = named.to_bytes(2, "little")
     return bytes(raw)
 
 
 def with_a_second_end(raw):
-    """The archive with an end of the form for 4 GB before its own, which names the list of files anew."""
+    """Return the archive with a ZIP64 end record before its own, which lists the files again."""
     size, start = (int.from_bytes(raw[a : a + 4], "little") for a in (len(raw) - 10, len(raw) - 6))
     at = len(raw) - 22
     end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 9, 9, size, start)
