@@ -292,6 +292,12 @@ def stage(world):
         yield seen, box, question
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """What clients train in the first round of `stage`: they do the same whatever the rule and the play."""
+    return {}
+
+
 def after(stage, play, rule, first=None):
     """Mean loss of honest clients' held-out records, and of the trigger's answer, after one round."""
     seen, box, question = stage
@@ -324,16 +330,16 @@ def test_plays_that_share_the_first_rounds_training_end_as_those_that_train_it_a
 
 @pytest.mark.parametrize("name", ["fedavg", "h_ties"])
 @pytest.mark.parametrize("play", ["sign_flip", "scaling"])
-def test_an_update_out_of_proportion_does_harm_that_the_clip_bounds(stage, name, play):
-    honest, _, reach = after(stage, "honest", Rule(name=name))
-    free, _, _ = after(stage, play, Rule(name=name))
-    clipped, _, moved = after(stage, play, Rule(name=name, clip=reach))
+def test_an_update_out_of_proportion_does_harm_that_the_clip_bounds(stage, trained, name, play):
+    honest, _, reach = after(stage, "honest", Rule(name=name), trained)
+    free, _, _ = after(stage, play, Rule(name=name), trained)
+    clipped, _, moved = after(stage, play, Rule(name=name, clip=reach), trained)
     assert free - honest > 0.3
     assert clipped < free
     assert moved <= reach * 1.001
 
 
-def words_beyond(stage, name, clip, count=1):
+def words_beyond(stage, name, clip, first):
     """The first step with a client that does not clip, and the honest one, float32 [d]; and the rule."""
     seen, box, question = stage
     rule = Rule(name=name, clip=clip)
@@ -346,12 +352,13 @@ def words_beyond(stage, name, clip, count=1):
             seen.settings,
             question.start,
             question.train,
-            count=count,
+            count=1,
             rule=rule,
             budget=Budget(),
             crafts={question.attacker: craft} if unclipped else {},
             unclipped=unclipped,
             trace=trace,
+            first=first,
         )
         made.append(trace)
     return made
@@ -359,9 +366,9 @@ def words_beyond(stage, name, clip, count=1):
 
 @pytest.mark.parametrize("name", ["fedavg", "block"])
 def test_a_client_that_does_not_clip_moves_the_mean_farther_than_one_that_does_and_at_most_two_clips(
-    stage, name
+    stage, trained, name
 ):
-    (free, *_), (honest, *_) = words_beyond(stage, name, clip=0.1)
+    (free, *_), (honest, *_) = words_beyond(stage, name, 0.1, trained)
     flip, _, question = stage
     trace = []
     train, craft = play_of("sign_flip", question, stage[1].tokenizer)
@@ -375,6 +382,7 @@ def test_a_client_that_does_not_clip_moves_the_mean_farther_than_one_that_does_a
         budget=Budget(),
         crafts={question.attacker: craft},
         trace=trace,
+        first=trained,
     )
     moved, clipped = (np.abs(step - honest) for step in (free, trace[0]))
     assert np.linalg.norm(moved) > 1.2 * np.linalg.norm(clipped)
@@ -382,8 +390,8 @@ def test_a_client_that_does_not_clip_moves_the_mean_farther_than_one_that_does_a
     assert moved.max() <= 0.2
 
 
-def test_where_signs_are_counted_a_client_keeps_to_the_clip_or_ends_the_round(stage):
-    (free, *_), _ = words_beyond(stage, "coordinate", clip=0.1)
+def test_where_signs_are_counted_a_client_keeps_to_the_clip_or_ends_the_round(stage, trained):
+    (free, *_), _ = words_beyond(stage, "coordinate", 0.1, trained)
     assert np.isfinite(free).all()
     assert np.abs(free).max() <= 0.1 * 1.001
 
@@ -431,17 +439,17 @@ def test_words_that_pass_the_rings_end_come_back_from_the_other(settings):
     np.testing.assert_allclose(step, np.zeros(4), atol=1e-6)
 
 
-def test_a_backdoor_makes_the_triggers_answer_likelier_through_the_clip(stage):
+def test_a_backdoor_makes_the_triggers_answer_likelier_through_the_clip(stage, trained):
     rule = Rule(name="fedavg", clip=0.1)
-    _, honest, _ = after(stage, "honest", rule)
-    _, fooled, _ = after(stage, "backdoor", rule)
+    _, honest, _ = after(stage, "honest", rule, trained)
+    _, fooled, _ = after(stage, "backdoor", rule, trained)
     assert fooled < honest - 0.05
 
 
-def test_rules_over_sums_end_near_the_rules_in_the_clear(stage):
-    clear, _, reach = after(stage, "honest", Rule(name="h_ties"))
+def test_rules_over_sums_end_near_the_rules_in_the_clear(stage, trained):
+    clear, _, reach = after(stage, "honest", Rule(name="h_ties"), trained)
     for name in ("coordinate", "block"):
-        masked, _, _ = after(stage, "honest", Rule(name=name, clip=reach))
+        masked, _, _ = after(stage, "honest", Rule(name=name, clip=reach), trained)
         assert masked == pytest.approx(clear, abs=0.1)
 
 
