@@ -1,6 +1,7 @@
 """A server that sends two messages at once reads no vector; from clients that forget, it reads all."""
 
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -64,6 +65,10 @@ class Forgetful(Journal):
 class ProcessGrid(SnapshotGrid):
     """Each message is answered in a process of its own, all that were pushed together at once."""
 
+    def __init__(self, app, nodes):
+        super().__init__(app, nodes)
+        self.answered_by = {}  # processes, by node and kind of message
+
     def pull_messages(self, message_ids):
         waiting = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
         jobs = []
@@ -78,23 +83,27 @@ class ProcessGrid(SnapshotGrid):
                 worker.kill()
                 yield self._answer(message)
                 continue
-            reply, state = pickle.loads(receiver.recv_bytes())
+            reply, state, process = pickle.loads(receiver.recv_bytes())
             worker.join()
+            self.answered_by.setdefault((node, message.metadata.message_type), set()).add(process)
             self._contexts[node].state = state
             yield reply
 
     def _play(self, message, sender):
         reply = self._answer(message)
         state = self._contexts[message.metadata.dst_node_id].state
-        sender.send_bytes(pickle.dumps((reply, state)))
+        sender.send_bytes(pickle.dumps((reply, state, os.getpid())))
 
 
-def attacked(world, grid_kind):
-    """Play the attack on client c2; the grid afterwards, the victim's true update, how the round ended."""
+def attacked(world, inside):
+    """Play the attack on client c2 on this grid.
+
+    Returns the attack afterwards, the victim's true update and how the round ended.
+    """
     job, folder, initial = world
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         sizes = initial.sizes.tolist()
-        grid = TwoInboxes(grid_kind(client_app.app, 5), job=keyed, sizes=sizes, victim="c2")
+        grid = TwoInboxes(inside, job=keyed, sizes=sizes, victim="c2")
         victim = build_client(with_proxy(job, folder), 2, folder)
         truth = victim.train(round=0, start=initial.adapter).update
         try:
@@ -107,14 +116,18 @@ def attacked(world, grid_kind):
 
 @pytest.mark.parametrize("grid_kind", [SnapshotGrid, ProcessGrid], ids=["snapshots", "processes"])
 def test_two_inboxes_at_once_read_nothing_of_the_victim(world, grid_kind):
-    grid, _, _ = attacked(world, grid_kind)
+    inside = grid_kind(client_app.app, 5)
+    grid, _, _ = attacked(world, inside)
     assert grid.answered_twice() == []
+    if grid_kind is ProcessGrid:
+        asked = {node: len(by) for (node, kind), by in inside.answered_by.items() if kind == "query.mask"}
+        assert 2 in asked.values(), "no client answered its two inboxes in two processes"
     with pytest.raises(ProtocolAborted, match=r"0 clients answered twice: mask: (was|asked)"):
         grid.victims_update()
 
 
 def test_from_clients_whose_journal_forgets_the_same_attack_reads_every_number(world):
     with attempt.unsafe_journals(Forgetful):
-        grid, truth, ended = attacked(world, SnapshotGrid)
+        grid, truth, ended = attacked(world, SnapshotGrid(client_app.app, 5))
     assert ended == "normally"
     np.testing.assert_allclose(grid.victims_update(), truth, atol=1e-6)

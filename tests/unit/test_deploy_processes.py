@@ -331,6 +331,18 @@ class Links:
         self.object_store.store[name].is_available = whole
 
 
+class Looked(dict):
+    """Messages; `at` is set when somebody looks them through."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = threading.Event()
+
+    def items(self):
+        self.at.set()
+        return super().items()
+
+
 def pulled_after_s(links, held_s=0.5, node=7, hold=held):
     began = time.monotonic()
     assert hold(lambda *_: "pulled", held_s=held_s)(asked_by(node), links, None) == "pulled"
@@ -357,9 +369,10 @@ def test_a_request_for_messages_is_held_until_a_whole_one_is_there():
 @pytest.mark.parametrize(("node", "most"), [(8, 1), (7, 24)], ids=["too many nodes", "the same node"])
 def test_a_request_beyond_those_that_may_be_held_is_answered_at_once(node, most):
     links, pull = Links(), held(lambda *_: "pulled", held_s=60, most=most)
+    links.message_ins_store = looked = Looked()
     first = threading.Thread(target=pull, args=(asked_by(7), links, None))
     first.start()
-    time.sleep(0.1)
+    assert looked.at.wait(30)
     assert pull(asked_by(node), links, None) == "pulled"
     assert first.is_alive()
     links.add("mine", node=7)

@@ -79,7 +79,7 @@ def test_a_part_that_is_not_there_yet_is_looked_for_soon_and_without_an_end_of_t
     began = time.monotonic()
     sooner: Any = supernode.sooner(pull_objects, least_s=0.001, most_s=0.01)
     assert sooner(["a"], pull) == {"a": b"it"}
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 8  # Flower's own eleven pauses would take longer
     assert sooner.keywords["max_tries_per_object"] is None
     assert vars(start_client_internal)["pull_objects"] is pull_objects, "it is what the worker calls"
     assert vars(run_clientapp)["pull_and_inflate_object_from_tree"] is pull_and_inflate_object_from_tree

@@ -173,7 +173,7 @@ def test_processes_left_behind_are_ended():
     assert next(results) == (0, None)
     began = time.monotonic()
     results.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 40
 
 
 @pytest.mark.slow

@@ -35,24 +35,43 @@ def test_what_comes_is_found_a_third_of_its_waiting_time_late_at_most_and_looked
     assert len(at) <= 14 + comes_s / MOST_S
 
 
-def test_patience_begins_anew_when_something_has_come():
+class Clock:
+    """A clock that stands still unless it is moved."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What `time.monotonic` says."""
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made)
+    return made
+
+
+def test_patience_begins_anew_when_something_has_come(clock):
     patience = Patience(least_s=0.01, most_s=60.0)
-    time.sleep(0.3)
-    assert patience.pause_s() >= 0.1
     patience.come()
-    assert patience.pause_s() < 0.05
+    clock.now += 0.3
+    assert patience.pause_s() == pytest.approx(0.1)
+    patience.come()
+    assert patience.pause_s() == 0.01
 
 
-def test_a_wait_is_noted_when_it_lasts_and_forgotten_when_it_is_over(tmp_path):
+def test_a_wait_is_noted_when_it_lasts_and_forgotten_when_it_is_over(tmp_path, clock):
     notes = WaitNotes(tmp_path, every_s=0.1)
-    notes.note("setup", NAMES, began=time.monotonic(), timeout_s=60)
+    notes.note("setup", NAMES, began=clock.now, timeout_s=60)
     assert Wait.load(tmp_path) is None
-    time.sleep(0.15)
-    notes.note("setup", NAMES[::-1], began=time.monotonic() - 30, timeout_s=60)
+    clock.now += 0.15
+    notes.note("setup", NAMES[::-1], began=clock.now - 30, timeout_s=60)
     found = Wait.load(tmp_path)
     assert (found.what, found.names, found.until - found.since) == ("setup", NAMES, pytest.approx(60))
     assert time.time() - found.since == pytest.approx(30, abs=5)
-    notes.note("train", NAMES, began=time.monotonic() - 30, timeout_s=60)
+    notes.note("train", NAMES, began=clock.now - 30, timeout_s=60)
     assert Wait.load(tmp_path) == found, "not so soon after the last one"
     notes.over()
     notes.over()
