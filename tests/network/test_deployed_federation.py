@@ -202,7 +202,6 @@ def test_a_revoked_site_is_left_out_and_the_rest_goes_on(network, own):
     assert Exactness().holds(federation)
 
 
-@pytest.mark.change
 def test_a_site_refuses_a_kit_of_an_earlier_epoch(network, own, tmp_path):
     site, old = own.site(SITES[0]), tmp_path / "old.kit.json"
     shutil.copy(own.owner / "kits" / f"{SITES[0]}.kit.json", old)
@@ -216,7 +215,6 @@ def test_a_site_refuses_a_kit_of_an_earlier_epoch(network, own, tmp_path):
     assert "epoch=1: must be >= 2" in one_line(said)
 
 
-@pytest.mark.change
 def test_a_site_refuses_a_kit_of_another_owner(network, own, tmp_path):
     other = tmp_path / "other"
     deploy(network.owner, "init", own.folder / "job.yaml", "--address", f"owner:{PORT}", "--out", other)

@@ -1,5 +1,6 @@
 """The commands of `deploy` as a person types them: what they print, and a line where something is wrong."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,42 @@ def test_a_fingerprint_that_is_not_the_requests_lets_nobody_in_and_does_not_show
     said = typed("approve", started / "owner", request, "--fingerprint", "0000-1111", code=2)
     assert right not in said
     assert "ask the site again" in said
+
+
+def refusal(*words):
+    """The one line with which a command refuses."""
+    (line,) = typed(*words, code=2).splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def own(started, tmp_path):
+    """A copy of the folders, for tests that change who takes part."""
+    return Path(shutil.copytree(started, tmp_path / "own"))
+
+
+def test_a_kit_with_other_members_is_one_line_that_shows_them_and_an_earlier_epoch_s_is_one(own):
+    kit, old = own / "owner" / "kits" / "c0.kit.json", own / "old.kit.json"
+    shutil.copy(kit, old)
+    typed("rotate", own / "c1")
+    told = typed("join", "--name", "c1", "--out", own / "c1").split("fingerprint: ")[1].strip()
+    typed("approve", own / "owner", own / "c1" / "c1.request.json", "--fingerprint", told)
+    typed("kit", own / "owner")
+    said = refusal("accept", own / "c0", kit)
+    assert "(c1 has another key); ask other sites" in said
+    typed("accept", own / "c0", kit, "--members", said.split()[-1])
+    assert "epoch=1: must be >= 2" in refusal("accept", own / "c0", old)
+
+
+def test_a_kit_of_another_owner_is_one_line(own):
+    other, requests = own / "other", [own / name / f"{name}.request.json" for name in SITES]
+    typed("init", own / "job.yaml", "--address", "127.0.0.1:1", "--out", other)
+    told = [typed("join", "--name", name, "--out", own / name) for name in SITES]
+    prints = [word for text in told for word in ("--fingerprint", text.split("fingerprint: ")[1].strip())]
+    typed("approve", other, *requests, *prints)
+    typed("kit", other)
+    assert "is signed by" in refusal("accept", own / "c0", other / "kits" / "c0.kit.json")
 
 
 def test_a_run_without_kits_is_one_line(started, tmp_path):
