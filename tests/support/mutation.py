@@ -39,7 +39,11 @@ from tests.support.mutants import PACKAGE, REMOVALS, ROOT, Mutant, changed, chos
 
 SECURITY, UNIT = "tests/security/test_", "tests/unit/test_"
 COVER = f"{SECURITY}what_signatures_cover.py"
-MASKING = ("tests/vectors/test_frozen_transcript.py", COVER, f"{SECURITY}masking_must_fail.py")
+SUMS = tuple(
+    f"{SECURITY}masking_{part}.py"
+    for part in ("server_tampers", "network_and_clients", "replay", "terms", "sessions_and_fields")
+)
+MASKING = ("tests/vectors/test_frozen_transcript.py", COVER, *SUMS)
 CKKS = (COVER, "tests/vectors/test_what_ckks_messages_bind.py", f"{SECURITY}ckks_session.py")
 GRAM = (f"{SECURITY}gram.py",)
 GRANULARITY = (f"{UNIT}granularity.py", "tests/properties/test_granularity_properties.py")
@@ -50,7 +54,7 @@ LYING = (f"{SECURITY}lying_clients.py",)
 # in a process of its own, where no module can be replaced.
 TESTS = {
     "crypto.key_file": PROVISION,
-    "crypto.primitives": ("tests/vectors", COVER, f"{SECURITY}masking_must_fail.py"),
+    "crypto.primitives": ("tests/vectors", COVER, *SUMS),
     "crypto.secret": SHAMIR,
     "crypto.shamir": SHAMIR,
     "secagg.ckks.client": CKKS,
@@ -83,7 +87,7 @@ PROTOCOL = (
     f"{UNIT}ring.py",
     *PROVISION,
     COVER,
-    f"{SECURITY}masking_must_fail.py",
+    *SUMS,
     f"{SECURITY}selftest.py",
     "tests/statistical/test_masked_views.py",
     "tests/properties/test_masking_properties.py",
