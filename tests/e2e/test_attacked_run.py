@@ -43,8 +43,9 @@ def run(tmp_path_factory):
         audit={"holdout": 0.5, "canaries": [1, 2]},
     )
     (place / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    made = typed("run", place / "tiny.yaml", "--record", "--out", place / "run")
-    assert made.returncode == 0, made.stderr
+    words = ["run", place / "tiny.yaml", "--record", "--out", place / "run"]
+    made = CliRunner().invoke(app, [*map(str, words)])
+    assert made.exit_code == 0, made.output
     return place / "run"
 
 
@@ -63,14 +64,13 @@ def test_the_demo_to_attack_sets_records_aside_and_plants_canaries():
 def test_a_recorded_run_is_attacked_in_processes_and_reported_again(run):
     attacked = typed(
         *("attack", "run", "--run", run, "--jobs", "2", "--budget-seconds", "100"),
-        *("--spec", "A2", "--spec", "A6", "--spec", "A11", "--view", "server"),
+        *("--spec", "A2", "--spec", "A11", "--view", "server"),
     )
     assert attacked.returncode == 0, attacked.stderr
     assert "smoke suite: " in attacked.stderr  # how long it took is a line only from 5 s on
     results = read_findings(run)
     assert [r.attack for r in results] == [
         "lora_span_tokens",
-        "model_membership",
         *("cohort_differencing", "mask_seed_search", "masked_words", "sign_counts"),
     ]
     assert not {r.outcome for r in results} & {Outcome.ERROR, Outcome.NOT_APPLICABLE}

@@ -303,7 +303,7 @@ def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path
 
 def test_runs_of_the_same_settings_join_over_their_seeds(settings, tmp_path: Path):
     for seed in (0, 1):
-        run(parse_config({**settings, "seeds": [seed]}), tmp_path / str(seed))
+        run(parse_config({**settings, "seeds": [seed]}), tmp_path / str(seed), in_cell=True)
     report = join([tmp_path / "0", tmp_path / "1"], tmp_path / "both", command="typed")
     (configuration,) = report.configurations
     assert configuration.seeds == (0, 1)

@@ -14,30 +14,45 @@ from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.record.view import view
+from fedproxy_secure.report.report import Report
 from tests.support.tiny import tiny_settings
 from threat_models import get
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_protection.py"
 
 
-@pytest.fixture
-def signs() -> Iterator[object]:
+@pytest.fixture(scope="module")
+def example() -> object:
+    """The example's protection, not yet one of the known ones."""
     spec = importlib.util.spec_from_file_location("own_protection", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with PROTECTIONS.added("unsafe_signs", module.SIGNS):
-        yield module.SIGNS
+    return module.SIGNS
+
+
+@pytest.fixture
+def signs(example) -> Iterator[object]:
+    with PROTECTIONS.added("unsafe_signs", example):
+        yield example
+
+
+@pytest.fixture(scope="module")
+def ran(example, tmp_path_factory) -> tuple[Report, Path]:
+    """The report and the folder of a recorded run under it."""
+    folder = tmp_path_factory.mktemp("signs")
+    settings = tiny_settings(folder, protect={"scheme": "unsafe_signs"}, audit={"record": True})
+    with PROTECTIONS.added("unsafe_signs", example):
+        return run(parse_config(settings), folder / "run", in_cell=True), folder / "run"
 
 
 def test_the_example_is_short():
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 60
 
 
-def test_a_run_under_it_is_stamped_and_counts_its_bytes(signs, tmp_path):
-    settings = tiny_settings(tmp_path, protect={"scheme": "unsafe_signs"})
-    report = run(parse_config(settings), tmp_path / "run")
+def test_a_run_under_it_is_stamped_and_counts_its_bytes(ran, tmp_path):
+    report, _ = ran
     configuration = report.configurations[0]
     assert configuration.settings["protection"] == "unsafe_signs"
     assert configuration.unsafe == (
@@ -46,14 +61,14 @@ def test_a_run_under_it_is_stamped_and_counts_its_bytes(signs, tmp_path):
     assert any("unsafe_signs: the server sees the sign" in note for note in report.notes)
     upload = configuration.measure("upload_bytes")
     assert upload is not None
-    plain = run(parse_config(tiny_settings(tmp_path)), tmp_path / "plain").configurations[0]
+    unprotected = run(parse_config(tiny_settings(tmp_path)), tmp_path / "plain", in_cell=True)
+    plain = unprotected.configurations[0]
     assert upload.estimate.value < plain.measure("upload_bytes").estimate.value / 20
 
 
-def test_an_evaluation_gives_the_server_what_it_decodes(signs, tmp_path):
-    settings = tiny_settings(tmp_path, protect={"scheme": "unsafe_signs"}, audit={"record": True})
-    run(parse_config(settings), tmp_path / "run")
-    seen = view(tmp_path / "run" / "seed-0", get("server"))
+def test_an_evaluation_gives_the_server_what_it_decodes(signs, ran):
+    _, folder = ran
+    seen = view(folder / "seed-0", get("server"))
     assert seen.updates
     for update in seen.updates.values():
         assert len(np.unique(np.abs(update))) == 1  # signs and one length

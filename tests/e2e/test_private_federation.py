@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +55,33 @@ def serve(world, job, **more):
     return federate(job, folder, initial, **more)
 
 
-@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
-def test_every_client_spends_what_the_target_allows_and_no_more(world, tmp_path, settings):
-    serve(world, private(world[0], 2, sampled=True, **settings), run_folder=tmp_path)
-    costs = read_all(tmp_path / "privacy")
+@pytest.fixture(scope="module")
+def served(world, tmp_path_factory):
+    """The folder of a run of two rounds with these settings: one for all who only read it."""
+
+    @cache
+    def run_of(unit):
+        folder = tmp_path_factory.mktemp(unit)
+        job = private(world[0], 2, sampled=True, **{"record": RECORD, "client": CLIENT}[unit])
+        serve(world, job, run_folder=folder)
+        return folder
+
+    return run_of
+
+
+@pytest.mark.parametrize("unit", ["record", "client"])
+def test_every_client_spends_what_the_target_allows_and_no_more(served, unit):
+    costs = read_all(served(unit) / "privacy")
     assert sorted(costs) == ["c0", "c1", "c2"]
     for cost in costs.values():
         assert 7.5 < cost.epsilon <= 8
 
 
-@pytest.mark.parametrize("settings", [RECORD, CLIENT], ids=["record", "client"])
-def test_losses_stay_with_the_clients(world, tmp_path, settings):
-    serve(world, private(world[0], 1, **settings), run_folder=tmp_path)
-    for line in (tmp_path / "rounds.jsonl").read_text().splitlines():
+@pytest.mark.parametrize("unit", ["record", "client"])
+def test_losses_stay_with_the_clients(served, unit):
+    lines = (served(unit) / "rounds.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    for line in lines:
         assert "loss" not in json.loads(line)
 
 
@@ -95,10 +110,10 @@ def test_a_killed_round_goes_on_with_the_same_noise_and_is_paid_for_once(world, 
     assert not list((tmp_path / "privacy").glob("*.noise.key"))
 
 
-def test_the_files_of_a_ledger_are_for_the_client_alone(world, tmp_path):
-    serve(world, private(world[0], 1, **RECORD), run_folder=tmp_path)
-    assert (tmp_path / "privacy").stat().st_mode & 0o777 == 0o700
-    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "privacy").iterdir()}
+def test_the_files_of_a_ledger_are_for_the_client_alone(served):
+    folder = served("record") / "privacy"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    modes = {p.name: p.stat().st_mode & 0o777 for p in folder.iterdir()}
     assert "c0.ledger.jsonl" in modes
     assert set(modes.values()) == {0o600}
 

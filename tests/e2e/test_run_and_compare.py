@@ -104,7 +104,7 @@ def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(s
 
 def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):
     config = parse_config({**settings, "seeds": [0]})
-    whole = run(config, tmp_path / "whole")
+    whole = run(config, tmp_path / "whole", in_cell=True)
 
     class Killed(BaseException):
         pass
@@ -121,8 +121,8 @@ def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_p
             pass
 
     with pytest.raises(Killed):
-        run(config, tmp_path / "broken", progress=KillAfterOneRound())
-    resumed = run(config, tmp_path / "broken", resume=True)
+        run(config, tmp_path / "broken", progress=KillAfterOneRound(), in_cell=True)
+    resumed = run(config, tmp_path / "broken", resume=True, in_cell=True)
     assert resumed.rows == whole.rows
     one, two = (
         (tmp_path / name / "seed-0/fused/model.safetensors").read_bytes() for name in ("whole", "broken")

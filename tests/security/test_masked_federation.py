@@ -1,6 +1,7 @@
 """Masked rounds over Flower messages: the sums as in the clear, drop-outs, resumed runs, the ledger."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure.errors import ProtocolAborted, RoundAborted, RunFolderError
+from fedproxy_secure.federate.build import build_client
+from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
@@ -33,40 +36,53 @@ def world(tmp_path_factory):
     return masked_world(tmp_path_factory)
 
 
-def test_masked_fedavg_is_fedavg(world):
+@pytest.fixture(scope="module")
+def ended(world):
+    """The state that a run of `with_` ends in, from one run for all who ask for the same."""
     job, folder, initial = world
-    plain = federate(with_(job, scheme="unsafe_plaintext"), folder, initial)
-    masked = federate(with_(job), folder, initial)
+
+    @cache
+    def end(rule="fedavg", rounds=2, **protect):
+        return federate(with_(job, rule, rounds, **protect), folder, initial)
+
+    return end
+
+
+@pytest.fixture(scope="module")
+def updates(world):
+    """What each client makes in round 0, float32 [d]."""
+    job, folder, initial = world
+    plain = with_(job, rounds=1, scheme="unsafe_plaintext")
+    with proxy_store.offered_on_this_host(folder):
+        clients = (build_client(with_proxy(plain, folder), i, folder) for i in range(5))
+        return [client.train(round=0, start=initial.adapter).update for client in clients]
+
+
+def test_masked_fedavg_is_fedavg(world, ended):
+    plain, masked = ended(scheme="unsafe_plaintext"), ended()
     np.testing.assert_allclose(move(world, masked), move(world, plain), atol=1e-6)
 
 
-def test_fedavg_and_h_ties_under_ckks_are_those_under_masking(world):
+def test_fedavg_and_h_ties_under_ckks_are_those_under_masking(world, ended):
     pytest.importorskip("tenseal")
-    job, folder, initial = world
     for rule in ("fedavg", "h_ties"):
-        masked = federate(with_(job, rule), folder, initial)
-        encrypted = federate(with_(job, rule, scheme="ckks"), folder, initial)
+        masked, encrypted = ended(rule), ended(rule, scheme="ckks")
         difference = np.linalg.norm(encrypted.adapter - masked.adapter)
         assert difference < 1e-3 * np.linalg.norm(move(world, masked))
 
 
 @pytest.mark.parametrize("bits", [16, 24])
-def test_smaller_rings_come_as_close_as_their_step_says(world, bits):
-    job, folder, initial = world
-    plain = federate(with_(job, scheme="unsafe_plaintext", rounds=1), folder, initial)
-    masked = federate(with_(job, bits=bits, rounds=1), folder, initial)
-    step = first_clip(job.local) / ((2 ** (bits - 1) - 1) // 5)
+def test_smaller_rings_come_as_close_as_their_step_says(world, ended, bits):
+    plain, masked = ended(rounds=1, scheme="unsafe_plaintext"), ended(rounds=1, bits=bits)
+    step = first_clip(world[0].local) / ((2 ** (bits - 1) - 1) // 5)
     assert np.abs(masked.adapter - plain.adapter).max() <= step + 1e-6
 
 
 @pytest.mark.parametrize("granularity", ["block", "coordinate"])
 @pytest.mark.parametrize("weights", ["uniform", "self"])
-def test_masked_h_ties_moves_like_h_ties(world, granularity, weights):
-    job, folder, initial = world
-    plain = move(world, federate(with_(job, "h_ties", scheme="unsafe_plaintext"), folder, initial))
-    masked = move(
-        world, federate(with_(job, "h_ties", granularity=granularity, weights=weights), folder, initial)
-    )
+def test_masked_h_ties_moves_like_h_ties(world, ended, granularity, weights):
+    plain = move(world, ended("h_ties", scheme="unsafe_plaintext"))
+    masked = move(world, ended("h_ties", granularity=granularity, weights=weights))
     cosine = plain @ masked / np.linalg.norm(plain) / np.linalg.norm(masked)
     assert cosine > 0.9
 
@@ -145,23 +161,14 @@ def test_conflict_of_a_masked_round_holds_the_next_one_back(world):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world, step):
-    job, folder, initial = world
+def test_a_client_lost_at_any_step_leaves_the_exact_mean_of_the_survivors(world, updates, step):
 
     def lost(kind, node):
         return kind == step and node == 4
 
-    masked = serve_with(world, with_(job, rounds=1), Wrapped(fails=lost))
+    masked = serve_with(world, with_(world[0], rounds=1), Wrapped(fails=lost))
     survivors = range(5) if step in STEPS[3:] else (0, 1, 3, 4)
-    expected = []
-    plain = with_(job, rounds=1, scheme="unsafe_plaintext")
-    with proxy_store.offered_on_this_host(folder):
-        for i in survivors:
-            from fedproxy_secure.federate.build import build_client
-            from fedproxy_secure.federate.shared_proxy import with_proxy
-
-            client = build_client(with_proxy(plain, folder), i, folder)
-            expected.append(client.train(round=0, start=initial.adapter).update)
+    expected = [updates[i] for i in survivors]
     np.testing.assert_allclose(move(world, masked), np.mean(expected, axis=0), atol=1e-6)
 
 
@@ -192,7 +199,7 @@ def test_an_aborted_round_says_whose_answers_could_not_be_used(world, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_an_aborted_round_can_be_tried_again(world, tmp_path):
+def test_an_aborted_round_can_be_tried_again(world, ended, tmp_path):
     job, folder, initial = world
 
     def lost(kind, node):
@@ -201,7 +208,7 @@ def test_an_aborted_round_can_be_tried_again(world, tmp_path):
     with pytest.raises(RoundAborted):
         serve_with(world, with_(job), Wrapped(fails=lost), run_folder=tmp_path)
     again = federate(with_(job), folder, initial, run_folder=tmp_path)
-    unbroken = federate(with_(job), folder, initial)
+    unbroken = ended()
     assert again.adapter.tobytes() == unbroken.adapter.tobytes()
 
 
@@ -252,10 +259,10 @@ def test_where_one_it_was_unmasked_for_is_gone_the_abort_says_what_can_be_done(w
         serve_with(world, job, gone, run_folder=tmp_path / "run")
 
 
-def test_a_masked_run_resumed_after_a_kill_ends_like_an_unbroken_one_bit_for_bit(world, tmp_path):
+def test_a_masked_run_resumed_after_a_kill_ends_like_an_unbroken_one_bit_for_bit(world, ended, tmp_path):
     job, folder, initial = world
     job = with_(job, "h_ties", rounds=3)
-    whole = federate(job, folder, initial)
+    whole = ended("h_ties", rounds=3)
     federate(with_(job, "h_ties", rounds=2), folder, initial, run_folder=tmp_path)
     resumed = federate(job, folder, initial, run_folder=tmp_path)
     assert resumed.adapter.tobytes() == whole.adapter.tobytes()
@@ -271,7 +278,7 @@ def test_a_run_whose_weights_rest_on_what_clients_remember_is_not_resumed_to_ano
         federate(with_(job, "h_ties", rounds=3, weights="self"), folder, initial, run_folder=tmp_path)
 
 
-def test_weights_that_rest_on_journals_survive_a_kill_where_the_journals_do(world, tmp_path):
+def test_weights_that_rest_on_journals_survive_a_kill_where_the_journals_do(world, ended, tmp_path):
     job, folder, initial = world
     job = with_(job, "h_ties", rounds=3, weights="self")
 
@@ -292,7 +299,7 @@ def test_weights_that_rest_on_journals_survive_a_kill_where_the_journals_do(worl
         federate(cut, folder, initial, run_folder=tmp_path / "run", on_round=killed_after_two)
     resumed = federate(cut, folder, initial, run_folder=tmp_path / "run")
     assert resumed.adapter.tobytes() == whole.adapter.tobytes()
-    uniform = federate(with_(job, "h_ties", rounds=3), folder, initial)
+    uniform = ended("h_ties", rounds=3)
     assert resumed.adapter.tobytes() != uniform.adapter.tobytes()
 
 
@@ -330,9 +337,9 @@ def test_in_the_clear_the_ledger_says_so(world, tmp_path):
     assert to_clients["Proxy"]["reveals"].startswith("the proxy; the report says")
 
 
-def test_between_messages_a_client_keeps_nothing_readable(world):
-    job, folder, initial = world
-    states, kept, files, plain = [], {}, [], []
+def test_between_messages_a_client_keeps_nothing_readable(world, updates):
+    job, _, initial = world
+    states, kept, files = [], {}, []
 
     def watch(message, context):
         states.append(set(context.state.config_records))
@@ -341,13 +348,6 @@ def test_between_messages_a_client_keeps_nothing_readable(world):
             kept[kind] = kept_in(journal_of(context))
             files.append(journal_of(context).read_bytes())
 
-    with proxy_store.offered_on_this_host(folder):
-        from fedproxy_secure.federate.build import build_client
-        from fedproxy_secure.federate.shared_proxy import with_proxy
-
-        clear = with_(job, rounds=1, scheme="unsafe_plaintext")
-        client = build_client(with_proxy(clear, folder), 0, folder)
-        plain.append(client.train(round=0, start=initial.adapter).update)
     serve_with(world, with_(job, rounds=1), Wrapped(sees=watch))
     assert all(names <= {"job", "journal"} for names in states)
     assert {k: set(v) for k, v in kept.items()} == {
@@ -358,5 +358,5 @@ def test_between_messages_a_client_keeps_nothing_readable(world):
         "query.unmask": set(),
     }
     for content in files:
-        assert plain[0][:8].tobytes() not in content
+        assert updates[0][:8].tobytes() not in content
         assert initial.adapter[:8].tobytes() not in content

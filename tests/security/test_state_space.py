@@ -117,8 +117,9 @@ def test_of_any_number_of_attempts_a_server_learns_one_sum(case):
     ids=["3", "3, answers held back", "3 at a threshold of 2"],
 )
 def test_attempts_one_after_another_teach_what_interleaved_ones_do(case):
-    assert explore(case).outcomes == explore_in_turn(case, most=2).outcomes
-    assert explore_in_turn(case).outcomes == explore_in_turn(case, most=2).outcomes
+    one_after_another = explore_in_turn(case, most=2).outcomes
+    assert explore(case).outcomes == one_after_another
+    assert explore_in_turn(case).outcomes == one_after_another
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,11 @@ def test_every_note_of_the_world_holds_a_name_a_date_and_a_number(task):
         assert {"name", "date", "number"} <= set(kinds), note.prompt
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """The view of one client of a proxy that knows another client's notes by heart, and the truth."""
+def view_after(folder, *, steps):
+    """The view of one client of a proxy that was trained on another client's notes, and the truth."""
     config = Config(adapter=AdapterConfig(rank=64, alpha=128))
     materials = prepare(config)
     proxy = exact_proxy(config, materials, seed=0, remove_ratio=0.5)
-    folder = tmp_path_factory.mktemp("proxy")
     save_model(proxy.model, materials.tokenizer, folder)
     tuned = attach(proxy.model, config.adapter, seed=0)
     start = get_vector(tuned)
@@ -61,15 +59,16 @@ def world(tmp_path_factory):
         for t in ("bank_letter", "petition")
     )
     local = LocalConfig(steps=1, batch_size=NOTES, learning_rate=4e-3)
-    train(
-        tuned,
-        theirs,
-        steps=150,
-        local=local,
-        pad_id=materials.tokenizer.pad_token_id,
-        rng=np.random.default_rng(0),
-        who="test",
-    )
+    if steps:
+        train(
+            tuned,
+            theirs,
+            steps=steps,
+            local=local,
+            pad_id=materials.tokenizer.pad_token_id,
+            rng=np.random.default_rng(0),
+            who="test",
+        )
     learnt = get_vector(tuned)
 
     def state(name, items):
@@ -99,6 +98,12 @@ def world(tmp_path_factory):
     return view, Truth(clients={"b": state("b", theirs)})
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A proxy that knows another client's notes by heart."""
+    return view_after(tmp_path_factory.mktemp("proxy"), steps=150)
+
+
 def written(view, truth):
     attack, rng = ClientDetails(), np.random.default_rng(0)
     exam = attack.exam(truth, view, rng)
@@ -114,8 +119,8 @@ def test_numbers_known_by_heart_are_written_out(world):
     assert found["share of dates written out"].value > 0
 
 
-def test_a_proxy_that_has_read_nothing_writes_no_number_of_anybody(world):
-    view, truth = world
+def test_a_proxy_that_has_read_nothing_writes_no_number_of_anybody(tmp_path):
+    view, truth = view_after(tmp_path, steps=0)
     attack = ClientDetails()
     exam = attack.exam(truth, view, np.random.default_rng(0))
     untrained, _ = attack.negative(view, exam, np.random.default_rng(0))

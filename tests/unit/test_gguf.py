@@ -1,15 +1,19 @@
 """LLMs from GGUF files: what is converted, what is refused, and that it is done once."""
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.integrations.gguf.dequant import dequantize
+from transformers.integrations.gguf.reader import GgufHeader, load_gguf_state_dict
 
 from fedproxy_secure.cli import doctor
 from fedproxy_secure.errors import ModelError
@@ -272,7 +276,21 @@ def test_smollm2_s_tokenizer_gives_the_ids_of_the_original_without_its_weights(c
     assert not list(cache.glob("*/*.safetensors"))
 
 
-@pytest.mark.change
+@needs_smollm2()
+def test_smollm2_s_header_and_the_values_of_one_of_its_tensors_are_as_written_down():
+    """Whole, it is converted by a slow test."""
+    header = GgufHeader.from_file(str(packaged_file(PACKAGED["smollm2"])))
+    assert sum(prod(tensor.shape) for tensor in header.tensors) == 134_515_008
+    assert {name.split(".")[1] for name in header.ggml_types if name.startswith("blk.")} == {
+        str(block) for block in range(30)
+    }
+    key = load_gguf_state_dict(header)["blk.0.attn_k.weight"]
+    values = dequantize(key[...].reshape(-1), key.ggml_type).numpy()
+    assert hashlib.sha256(values.tobytes()).hexdigest() == (
+        "29614b1cceeca5d59dc07bcd5666f4c7a2ec661c1be425905f2d1b9aa7358073"
+    )
+
+
 @needs_smollm2()
 @pytest.mark.slow
 @torch.no_grad()

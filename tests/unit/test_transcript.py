@@ -184,16 +184,21 @@ def runs_in(world, place, on_client=None, **audit):
     return federate(job, proxy, initial, run_folder=place, on_client=on_client)
 
 
-def test_nothing_is_recorded_unless_asked_for(world, tmp_path):
-    runs_in(world, tmp_path / "quiet", record=False)
-    assert not (tmp_path / "quiet" / "transcript").exists()
+@pytest.fixture(scope="module")
+def recorded(world, tmp_path_factory):
+    """The state that a recorded run ends in, and its transcript."""
+    folder = tmp_path_factory.mktemp("recorded")
+    return runs_in(world, folder / "run"), folder / "run" / "transcript"
 
 
-def test_a_recorded_run_ends_like_one_that_is_not_bit_for_bit(world, tmp_path):
+def test_a_run_that_records_nothing_unless_asked_for_ends_like_a_recorded_one_bit_for_bit(
+    world, recorded, tmp_path
+):
     quiet = runs_in(world, tmp_path / "quiet", record=False)
-    recorded = runs_in(world, tmp_path / "recorded")
-    assert recorded.adapter.tobytes() == quiet.adapter.tobytes()
-    assert (tmp_path / "recorded" / "transcript" / "events.jsonl").exists()
+    assert not (tmp_path / "quiet" / "transcript").exists()
+    state, transcript = recorded
+    assert state.adapter.tobytes() == quiet.adapter.tobytes()
+    assert (transcript / "events.jsonl").exists()
 
 
 class Killed(BaseException):
@@ -217,7 +222,9 @@ def repeatable(transcript):
     return found
 
 
-def test_a_recorded_run_killed_within_a_round_resumes_to_the_transcript_of_an_unbroken_one(world, tmp_path):
+def test_a_recorded_run_killed_within_a_round_resumes_to_the_transcript_of_an_unbroken_one(
+    world, recorded, tmp_path
+):
     seen = []
 
     def kill(client):
@@ -225,26 +232,24 @@ def test_a_recorded_run_killed_within_a_round_resumes_to_the_transcript_of_an_un
         if len(seen) == 6:  # the second client of the second round
             raise Killed
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    unbroken = runs_in(world, whole)
+    (unbroken, whole), broken = recorded, tmp_path / "broken"
     with pytest.raises(Killed):
         runs_in(world, broken, on_client=kill)
     assert {e.round for e in read_events(broken / "transcript")} == {0, 1}
     job, proxy, initial, _ = world
     resumed = federate(job, proxy, initial, run_folder=broken)
     assert resumed.adapter.tobytes() == unbroken.adapter.tobytes()
-    assert repeatable(broken / "transcript") == repeatable(whole / "transcript")
+    assert repeatable(broken / "transcript") == repeatable(whole)
     for client in ("c0", "c3"):
-        one, two = (read_private(p / "transcript", client) for p in (whole, broken))
+        one, two = (read_private(p, client) for p in (whole, broken / "transcript"))
         assert one.train == two.train
         assert {r: (d.update.tobytes(), d.used.tobytes()) for r, d in one.rounds.items()} == {
             r: (d.update.tobytes(), d.used.tobytes()) for r, d in two.rounds.items()
         }
 
 
-def test_what_a_client_wrote_down_is_what_it_sent_and_what_it_was_drawn_from(world, tmp_path):
-    runs_in(world, tmp_path / "recorded")
-    transcript = tmp_path / "recorded" / "transcript"
+def test_what_a_client_wrote_down_is_what_it_sent_and_what_it_was_drawn_from(world, recorded):
+    _, transcript = recorded
     states = [read_private(transcript, f"c{i}") for i in range(4)]
     for state in states:
         assert len(state.train) + len(state.holdout) == 12 + sum(AUDIT["canaries"])
@@ -292,9 +297,8 @@ def test_a_transcript_that_others_could_read_is_closed_when_it_goes_on(tmp_path)
     assert (place / "events.jsonl").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_recorded_federation_leaves_nothing_that_others_may_read(world, tmp_path):
-    runs_in(world, tmp_path / "recorded")
-    transcript = tmp_path / "recorded" / "transcript"
+def test_a_recorded_federation_leaves_nothing_that_others_may_read(recorded):
+    _, transcript = recorded
     for place in (transcript, *transcript.rglob("*")):
         assert place.stat().st_mode & 0o077 == 0, place
 
