@@ -92,23 +92,30 @@ def gram_job(world, rounds=1):
     return with_(world[0], "h_ties", rounds=rounds, granularity="coordinate", weights="encrypted_gram")
 
 
-def test_encrypted_cosines_bring_a_round_closer_to_h_ties_than_weights_without_them(world):
-    job, folder, initial = world
-    plain = move(
-        world, federate(with_(job, "h_ties", rounds=1, scheme="unsafe_plaintext"), folder, initial)
-    )
-
-    def distance(changed):
-        return np.linalg.norm(move(world, federate(changed, folder, initial)) - plain)
-
-    uniform = distance(with_(job, "h_ties", rounds=1, granularity="coordinate"))
-    assert distance(gram_job(world)) < 0.5 * uniform
-
-
-def test_the_ledger_of_encrypted_cosines_names_them(world, tmp_path):
+@pytest.fixture(scope="module")
+def with_cosines(world, tmp_path_factory):
+    """The state that a round with encrypted cosines ends in, and its folder."""
     _, folder, initial = world
-    federate(gram_job(world), folder, initial, run_folder=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    place = tmp_path_factory.mktemp("cosines")
+    return federate(gram_job(world), folder, initial, run_folder=place), place
+
+
+def test_encrypted_cosines_bring_a_round_closer_to_h_ties_than_weights_without_them(
+    world, ended, with_cosines
+):
+    plain = ended("h_ties", rounds=1, scheme="unsafe_plaintext")
+    uniform = ended("h_ties", rounds=1, granularity="coordinate")
+    encrypted, _ = with_cosines
+
+    def distance(state):
+        return np.linalg.norm(state.adapter - plain.adapter)
+
+    assert distance(encrypted) < 0.5 * distance(uniform)
+
+
+def test_the_ledger_of_encrypted_cosines_names_them(with_cosines):
+    _, place = with_cosines
+    lines = [json.loads(line) for line in (place / "ledger.jsonl").read_text().splitlines()]
     (products,) = [line for line in lines if line["message"] == "GramProducts"]
     assert products["to"] == "clients"
     assert "cosine" in products["reveals"]

@@ -36,8 +36,18 @@ def labs(tmp_path_factory):
     return lab
 
 
+ROUNDS = {}  # what was trained already, by the lab's own folder, clients and seed
+
+
 def rounds_of(lab, clients, seed=0):
     """Clients that drew 12 records and set 12 of the same kind aside; their updates and the truth."""
+    key = (lab.proxy, clients, seed)
+    if key not in ROUNDS:
+        ROUNDS[key] = trained_rounds(lab, clients, seed)
+    return ROUNDS[key]
+
+
+def trained_rounds(lab, clients, seed):
     rng = np.random.default_rng(seed)
     states, updates = {}, {}
     for i in range(clients):
