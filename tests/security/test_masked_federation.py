@@ -156,15 +156,13 @@ def test_clients_that_forget_the_attempt_between_its_steps_abort_it(world):
         serve_with(world, gram_job(world), Wrapped(sees=drop))
 
 
-def test_conflict_of_a_masked_round_holds_the_next_one_back(world):
+def test_conflict_of_a_masked_round_holds_the_next_one_back(world, ended):
     job, folder, initial = world
-
-    def length(pcr_lambda):
-        changed = with_(job, "h_ties")
-        changed = changed.changed(fusion=changed.fusion.model_copy(update={"pcr_lambda": pcr_lambda}))
-        return np.linalg.norm(move(world, federate(changed, folder, initial)))
-
-    assert length(1e3) < 0.99 * length(0.0)
+    free = with_(job, "h_ties")
+    assert free.fusion.pcr_lambda == 0
+    changed = free.changed(fusion=free.fusion.model_copy(update={"pcr_lambda": 1e3}))
+    held = np.linalg.norm(move(world, federate(changed, folder, initial)))
+    assert held < 0.99 * np.linalg.norm(move(world, ended("h_ties")))
 
 
 @pytest.mark.parametrize("step", STEPS)
