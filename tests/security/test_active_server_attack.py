@@ -1,5 +1,7 @@
 """A10: a cheating server gets an abort from installed clients, a client's vector from known-bad ones."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,19 @@ def world(recorded):
     return view(recorded, threat_model("active_server")), read_truth(recorded)
 
 
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """What the server sees of a run whose adapters have A frozen, by their kind; one run for each kind."""
+
+    @cache
+    def seen(kind):
+        return seen_by_the_server(
+            tmp_path_factory.mktemp(kind), clients=3, adapter={"rank": 2, "kind": kind}
+        )
+
+    return seen
+
+
 def play(world, attempt, *, checked, mask=None):
     seen, truth = world
     records = {n: s.train[:4] for n, s in truth.clients.items()}
@@ -82,9 +97,8 @@ def test_clients_that_compare_the_broadcast_end_the_round(world, attempt):
 
 
 @pytest.mark.parametrize("kind", ["ffa", "core"])
-def test_where_a_is_frozen_others_cannot_be_silenced(tmp_path, kind):
-    world = seen_by_the_server(tmp_path, clients=3, adapter={"rank": 2, "kind": kind})
-    _, (total, own) = play(world, SUPPRESSION, checked=False)
+def test_where_a_is_frozen_others_cannot_be_silenced(frozen, kind):
+    _, (total, own) = play(frozen(kind), SUPPRESSION, checked=False)
     assert cosine(total, own) < 0.99
 
 
@@ -169,8 +183,8 @@ def test_a_client_that_does_not_compare_the_broadcast_makes_the_attack_succeed(w
     assert found.outcome == Outcome.SUCCEEDED
 
 
-def test_with_frozen_a_known_bad_clients_are_tried_by_the_protocols_attempts_alone(tmp_path):
-    seen, truth = seen_by_the_server(tmp_path, clients=3, adapter={"rank": 2, "kind": "core"})
+def test_with_frozen_a_known_bad_clients_are_tried_by_the_protocols_attempts_alone(frozen):
+    seen, truth = frozen("core")
     exam = SecaggActive().exam(truth, replace_view(seen, threat_model=KNOWN_BAD), np.random.default_rng(0))
     assert exam.question == {}
 

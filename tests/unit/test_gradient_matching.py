@@ -49,7 +49,7 @@ def gradient_of(lab, item):
 
 
 @pytest.mark.slow
-def test_matching_the_true_record_has_cosine_one(labs):
+def test_the_cosine_of_what_is_found_is_one_exactly_where_it_is_the_true_record(labs):
     lab = labs(local={"steps": 1, "batch_size": 1})
     (item,) = records(np.random.default_rng(0), 1, tokens=3, length=5)
     with lab.opened() as box:
