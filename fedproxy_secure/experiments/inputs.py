@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -31,6 +33,8 @@ from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.progress import NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.randomness import stream
 from fedproxy_secure.runtime.stage_clock import free_memory
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,9 @@ class Inputs:
     def train_pooled(self, model: nn.Module) -> nn.Module:
         """Tune an adapter on all tasks' records together, as many steps as all their clients take.
 
-        `model` is changed in place.
+        Every task has the same share of the sequences, as in a federation, where every client takes the same
+        number of steps: else the task with the most records would be most of what the model learns, and a
+        comparison with federated tuning would be one of two mixtures. `model` is changed in place.
         """
         config, tasks = self.config, self.materials.tasks
         steps = config.federate.rounds * config.local.steps * len(tasks)
@@ -137,18 +143,13 @@ class Inputs:
         shown = self._weighed(model, steps * config.local.batch_size * STEP_PASSES)
         tuned = attach(model, config.adapter, seed=self.seed)
         shown.start(name, steps)
+        tokenizer, max_tokens = self.materials.tokenizer, config.data.max_tokens
         train(
             tuned,
-            [
-                item
-                for task in tasks
-                for item in encode_records(
-                    task.train, self.materials.tokenizer, max_tokens=config.data.max_tokens
-                ).items
-            ],
+            in_equal_shares([encode_records(t.train, tokenizer, max_tokens=max_tokens).items for t in tasks]),
             steps=steps,
             local=config.local,
-            pad_id=self.materials.tokenizer.pad_token_id,
+            pad_id=tokenizer.pad_token_id,
             rng=stream(self.seed, "centralised", *(t.name for t in tasks)),
             who="centralised training",
             on_step=lambda _: shown.advance(name),
@@ -195,3 +196,12 @@ class Inputs:
         """Return the progress of a stage that takes so many records forward through `model`."""
         size = parameter_count(model) / parameter_count(self.llm)
         return Weighed(shown=self.progress, units=records * size)
+
+
+def in_equal_shares(parts: Sequence[Sequence[Item]]) -> list[Item]:
+    """Join lists, each repeated from its start until it is as long as the longest.
+
+    A shuffled pass over the result takes the same number from every list. Lists must not be empty.
+    """
+    longest = max(map(len, parts))
+    return [item for part in parts for item in islice(cycle(part), longest)]

@@ -27,7 +27,7 @@ class Method(ABC):
 
     Every method takes the same records, the same number of training sequences and the same adapter
     settings: `rounds x steps x batch_size` sequences for each client; those that train on all records
-    together see as many in all.
+    together see as many in all, and the same share of every task.
 
     Args:
         name: in settings, on reports and in file names.

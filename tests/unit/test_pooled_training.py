@@ -1,0 +1,47 @@
+"""Training on pooled records takes the same share of every task, however many records each has."""
+
+import torch
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.experiments.inputs import Inputs, in_equal_shares
+from fedproxy_secure.experiments.stages import Materials
+from fedproxy_secure.models.adapters import get_vector
+from tests.support.tiny import public_windows, tiny_llama, tiny_tokenizer
+
+SETTINGS = {
+    "data": {"max_tokens": 32},
+    "adapter": {"rank": 2, "alpha": 4},
+    "local": {"steps": 3, "batch_size": 4},
+    "federate": {"rounds": 2},
+}
+
+
+def records(letter: str, count: int) -> tuple[Record, ...]:
+    return tuple(Record(prompt=f"{letter}{i}", choices=(" yes", " no"), label=i % 2) for i in range(count))
+
+
+def pooled(folder, *tasks: tuple[Record, ...]):
+    """Return what pooled training of the tiny model teaches its adapter."""
+    llm, text = tiny_llama(2), public_windows(2)
+    materials = Materials(
+        llm=llm,
+        tokenizer=tiny_tokenizer(),
+        windows=text,
+        fidelity_windows=text,
+        healing_windows=text[:0],
+        tasks=tuple(Task(name=f"t{i}", train=t, test=t[:1], holdout=()) for i, t in enumerate(tasks)),
+    )
+    inputs = Inputs(config=parse_config(SETTINGS), materials=materials, seed=0, ratio=None, folder=folder)
+    return torch.from_numpy(get_vector(inputs.train_pooled(llm)))
+
+
+def test_lists_are_joined_in_equal_shares_by_starting_short_ones_again():
+    assert in_equal_shares([[1, 2, 3, 4, 5], [6, 7]]) == [1, 2, 3, 4, 5, 6, 7, 6, 7, 6]
+    assert in_equal_shares([[1, 2], [3, 4]]) == [1, 2, 3, 4]
+
+
+def test_a_task_of_few_records_is_trained_on_as_often_as_one_of_many(tmp_path):
+    few, many = records("f", 2), records("m", 8)
+    assert torch.equal(pooled(tmp_path, few, many), pooled(tmp_path, few * 4, many))
+    assert not torch.equal(pooled(tmp_path, few, many), pooled(tmp_path, few, many[:2]))
