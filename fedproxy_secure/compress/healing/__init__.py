@@ -2,6 +2,7 @@
 
     fit.py      the last map of each block, fitted in closed form to the LLM's hidden states
     distil.py   `heal`: the fit, then steps of distillation (Hinton et al. 2015) of the blocks' weights
+    precise.py  float32 numbers to step on, whatever the model's dtype
     state.py    an unfinished and a finished healing on disk
 
 Dropping blocks hurts a model, and tuning it heals it first: much of what clients would learn is how to make

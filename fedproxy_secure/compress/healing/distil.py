@@ -20,6 +20,7 @@ from torch import nn
 
 from fedproxy_secure.compress.distance import distance
 from fedproxy_secure.compress.healing.fit import OnBlock, fit_blocks
+from fedproxy_secure.compress.healing.precise import PreciseNumbers
 from fedproxy_secure.compress.healing.state import HealingState
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.config import HealConfig
@@ -112,9 +113,12 @@ def heal(
     for p in parameters:
         p.data = p.data.clone()
         p.requires_grad_(True)
+    precise = PreciseNumbers(parameters)
+    held = precise.held
     # fused: no further copies of the weights while it steps
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    restored = state.restore(optimizer, parameters)
+    optimizer = torch.optim.AdamW(held, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    restored = state.restore(optimizer, held)
+    precise.show()
     done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, judged), 0.0)
     order = _order(len(train), settings.steps * settings.batch_size, seed)
     began, saved = time.perf_counter() - seconds, time.perf_counter()
@@ -124,6 +128,7 @@ def heal(
         log.log(
             logging.INFO if count else logging.WARNING, "the fit on public text changed %d blocks", count
         )
+        precise.read()
     proxy.train()
     try:
         for step in range(done, settings.steps):
@@ -141,14 +146,16 @@ def heal(
                 raise TrainingError(
                     f"healing: loss={loss} at step {step}: must be finite; lower heal.learning_rate"
                 )
-            nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+            nn.utils.clip_grad_norm_(held, MAX_GRAD_NORM)
             optimizer.step()
+            precise.show()
             if on_step is not None:
                 on_step(step + 1, loss)
             if time.perf_counter() - saved > SAVE_EVERY_S:
-                state.save(optimizer, parameters, step + 1, before, time.perf_counter() - began)
+                state.save(optimizer, held, step + 1, before, time.perf_counter() - began)
                 saved = time.perf_counter()
     finally:
+        precise.close()
         proxy.eval()
         for p in parameters:
             p.requires_grad_(False)
@@ -200,6 +207,8 @@ def _key(
     said = (
         f"{settings.model_dump_json(exclude_none=True)}|{seed}|{tuple(windows.shape)}|{plan and plan.kept}"
     )
+    if any(p.element_size() < 4 for p in parameters):
+        said += "|steps in float32"  # an earlier version took them in the parameters' own dtype
     digest = hashlib.sha256(said.encode())
     for tensor in (windows, *parameters):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -50,7 +50,7 @@ class HealingState:
         for p, weight, first, second in zip(parameters, weights, *moments, strict=True):
             p.data = weight.to(p.device).clone()
             optimizer.state[p] = {
-                "step": torch.tensor(float(steps)),
+                "step": torch.tensor(float(steps), device=p.device),  # where a fused step reads it
                 "exp_avg": first.to(p.device).clone(),
                 "exp_avg_sq": second.to(p.device).clone(),
             }
