@@ -1,19 +1,25 @@
-"""Rows from local JSONL, CSV and Parquet files, or from the `datasets` library."""
+"""Rows from local JSONL, CSV and Parquet files, or from the `datasets` library; and public text."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.untrusted import MOST_LINE_BYTES, parse_json
+from fedproxy_secure.world.real_texts import real_texts
+from fedproxy_secure.world.stories import stories
 
 Row = dict[str, Any]
 HUB = "hub:"
+PUBLIC_TEXTS = {"demo": stories, "real_things": real_texts}  # that need no file
+TEXTS_IN_DIGEST = 256  # of those without an end
 
 
 def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -> list[Row]:
@@ -132,3 +138,30 @@ def _from_datasets(name: str, split: str, limit: int | None) -> list[Row]:
     except Exception as error:
         kind = type(error).__name__  # its text may quote a row
         raise DataError(f"hub:{name}, split {split}: a row cannot be read ({kind})") from None
+
+
+def public_text(name: str, *, root: str | None, texts: int) -> str:
+    """Return the public text that settings name: `texts` texts of a world, one a line, or a whole file.
+
+    Args:
+        name: as `data.public_text`.
+        root: what `{data}` in a file's name stands for.
+
+    Raises `DataError` for a file that cannot be read or is not UTF-8.
+    """
+    if name in PUBLIC_TEXTS:
+        return "\n".join(islice(PUBLIC_TEXTS[name](PUBLIC_SEED), texts))
+    place = name.replace("{data}", root or "{data}")
+    try:
+        return Path(place).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.public_text={place}: cannot be read: {error}") from error
+
+
+def public_text_sha256(name: str, *, root: str | None) -> str:
+    """Return the SHA-256 of public text, as hex: of a file's text, or of the first texts of a world.
+
+    The arguments and errors are those of `public_text`.
+    """
+    text = public_text(name, root=root, texts=TEXTS_IN_DIGEST)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -27,7 +27,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
 )
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
 from fedproxy_secure.experiments.sweeps.method_folder import (
-    check_records,
+    check_origins,
     devices_of,
     folder_notes,
     open_folder,
@@ -88,7 +88,7 @@ def compare(
     if todo and config.compare.jobs != 1:
         warm_up(CELLS_NEED)  # imports while this process reads the records
     origin = Origin.here(config)  # before any cell: unreadable records stop here
-    check_records(out, there, origin)
+    check_origins(out, there, origin)
     whole = Overall(shown=progress or NoProgress(), name="compare", planned=_planned(config, todo))
     whole.begin()
     left = list(todo)

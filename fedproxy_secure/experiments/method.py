@@ -41,6 +41,7 @@ class Method(ABC):
             `pooled_proxy` is the tuned proxy that federated ones are held against, to tell what is lost
             where. One method for each.
         note: what a reader must know before believing its row.
+        version: of what it does; a higher one refuses cells that were made under a lower one.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Method(ABC):
     long: bool = False
     end: Literal["floor", "ceiling", "pooled_proxy"] | None = None
     note: str = ""
+    version: int = 1
 
     def federation(self, config: Config) -> Config | None:
         """Return the settings under which its clients send updates, or None if they send none."""

@@ -18,9 +18,9 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.healing import HELD_OUT, heal
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
-from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
 from fedproxy_secure.data.evaluate import choice_correct, text_windows
 from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.sources import public_text
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, DataError
@@ -31,8 +31,6 @@ from fedproxy_secure.fuse.stage import Fused, fuse
 from fedproxy_secure.models.adapters import attach, set_vector, tensor_sizes
 from fedproxy_secure.models.llm import Tokenizer, load_llm
 from fedproxy_secure.runtime.progress import NoProgress, Progress
-from fedproxy_secure.world.real_texts import real_texts
-from fedproxy_secure.world.stories import stories
 
 if TYPE_CHECKING:
     from fedproxy_secure.flower.engines import Federate
@@ -86,15 +84,7 @@ def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
     if further := max(config.heal.windows, config.plug_back.align_windows or 0):
         count += HELD_OUT + further
-    if config.data.public_text in ("demo", "real_things"):
-        stream = (stories if config.data.public_text == "demo" else real_texts)(PUBLIC_SEED)
-        text = "\n".join(next(stream) for _ in range(4 * count))
-    else:
-        name = config.data.public_text.replace("{data}", config.data.root or "{data}")
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"data.public_text={name}: cannot be read: {error}") from error
+    text = public_text(config.data.public_text, root=config.data.root, texts=4 * count)
     return text_windows(text, tokenizer, window_tokens=PUBLIC_WINDOW_TOKENS, limit=count)
 
 

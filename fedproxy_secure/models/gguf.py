@@ -61,7 +61,7 @@ def converted(file: Path, *, weights: bool = True, sha256: str | None = None) ->
     file = file.absolute()
     if not file.is_file():
         raise ModelError(f"there is no file {file}")
-    digest = _sha256(file)
+    digest = file_sha256(file)
     if sha256 not in (None, digest):
         raise ModelError(f"{file} hashes to {digest[:12]}; must be {str(sha256)[:12]}; install it anew")
     name = f"{digest}-{_FORMAT}-{metadata.version('transformers')}"
@@ -86,7 +86,7 @@ def _make(folder: Path, file: Path, *, weights: bool, digest: str) -> None:
             _tokenizer(alone).save_pretrained(partial)
             if weights:
                 _model(alone).save_pretrained(partial)
-        if _sha256(file) != digest:
+        if file_sha256(file) != digest:
             raise ModelError(f"{file} changed while it was read; try again")
         try:
             os.replace(partial, folder)
@@ -178,7 +178,8 @@ def _check_positions(file: Path) -> None:
         )
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, as hex; one that has not changed is read once in a process."""
     state = file.stat()
     return _hashed(file, state.st_size, state.st_mtime_ns)
 

@@ -7,6 +7,7 @@ LM head) stays as it is.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -22,6 +23,7 @@ from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 
 Tokenizer = Any  # transformers' tokenizers share no typed base
+_MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt")  # weights, configuration, tokenizer
 _BLOCK_LISTS = ("layers", "h", "blocks", "decoder.layers")
 
 
@@ -105,6 +107,33 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def weights_written_ns(folder: Path) -> int:
     """Return when a folder's weights were last written, ns, for caches: another model may replace them."""
     return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+
+
+def llm_sha256(path: str | Path) -> str:
+    """Return a SHA-256, hex, of what `load_llm` loads from this path.
+
+    Of a GGUF file it is the file's own; of a folder, that of the names and digests of the files with weights,
+    configuration and tokenizer; of a hub id, that of the id and the revision.
+
+    Raises `ModelError` in one line for a model that is not there.
+    """
+    name = str(path)
+    try:
+        if name in PACKAGED:
+            return gguf.file_sha256(packaged_file(PACKAGED[name]))
+        if name.lower().endswith(gguf.SUFFIX):
+            return gguf.file_sha256(Path(name))
+        folder = Path(_source(name))
+        if not folder.is_dir():
+            from transformers import AutoConfig
+
+            revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", "")
+            return hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()
+        files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+        lines = "".join(f"{gguf.file_sha256(file)}  {file.name}\n" for file in files)
+    except Exception as error:  # damaged files may raise any error of the library that reads them
+        raise _cannot_be_loaded(path, error) from error
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def llm_folder(path: str | Path) -> Path:

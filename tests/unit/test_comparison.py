@@ -1,14 +1,16 @@
 """Cells of a comparison on disk, their rows, and differences between methods."""
 
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.errors import ConfigError, FedProxyError, RunFolderError
+from fedproxy_secure.data.sources import public_text_sha256
+from fedproxy_secure.errors import ConfigError, FedProxyError, ModelError, RunFolderError
 from fedproxy_secure.experiments.results import Accuracy, MethodResult
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
@@ -21,20 +23,24 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
 )
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
 from fedproxy_secure.experiments.sweeps.method_folder import (
-    check_records,
+    check_origins,
     folder_notes,
     open_folder,
     read_cells,
 )
 from fedproxy_secure.experiments.sweeps.method_rows import rows_of
+from fedproxy_secure.models.llm import llm_sha256
+from tests.support.tiny import save_tiny
 
 TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
 RECORDS = 40
+ORIGIN = [field.name for field in fields(Origin)]
 
 
 def origin(config=None, *, has_proxy=True, **changes) -> Origin:
     settings = (config or parse_config({})).cell_sha256(has_proxy=has_proxy)
-    return replace(Origin(settings=settings, records="ab" * 32, device="cpu", truncated=0), **changes)
+    made = dict.fromkeys(("records", "llm", "public_text"), "ab" * 32)
+    return replace(Origin(settings=settings, device="cpu", truncated=0, **made), **changes)
 
 
 def finished(method, ratio, seed, share, *, made=None, records=RECORDS) -> CellResult:
@@ -71,10 +77,10 @@ def test_a_cell_is_read_back_as_it_was_written_with_answers_by_both_measures(tmp
         ({"fused_norm": {"bank": "01"}}, "is damaged: answers by acc and acc_norm: 40 and 2 records"),
         ({"fused": {"bank": ""}}, "is damaged: answers '': must be of 0 and 1"),
         ({"seed": 4}, "is the record of another cell; rename it"),
-        ({"made_with": {"settings": "a"}}, "is damaged"),
+        ({"made_with": {"llm": "a"}}, "is damaged"),
         (
-            {"made_with": {"settings": "a", "records": "b", "device": "cpu", "truncated": "many"}},
-            "is damaged: made_with: must be three texts and a whole number",
+            {"made_with": {**dict.fromkeys(ORIGIN, "a"), "truncated": "many"}},
+            "is damaged: made_with: must be five texts and a whole number",
         ),
     ],
 )
@@ -172,7 +178,64 @@ def test_cells_of_other_settings_and_of_other_records_are_refused(tmp_path):
             read_cells(config, tmp_path, [good.cell, result.cell])
         assert result.cell.name in str(raised.value)
     with pytest.raises(RunFolderError, match="other records than those found now"):
-        check_records(tmp_path, [good], origin(records="ef" * 32))
+        check_origins(tmp_path, [good], origin(records="ef" * 32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"llm": "00" * 32}, "was made with another LLM than that {}; move it out .*, or use its LLM"),
+        ({"public_text": "00" * 32}, "was made with other public text than that {}; move it out"),
+    ],
+)
+def test_cells_of_another_llm_and_of_other_public_text_are_refused(tmp_path, changes, line):
+    good = finished("zero_shot", None, 0, 0.5)
+    foreign = finished("zero_shot", None, 1, 0.5, made=origin(has_proxy=False, **changes))
+    for result in (good, foreign):
+        write_cell(tmp_path, result)
+    with pytest.raises(RunFolderError, match="seed1.json: " + line.format("of zero_shot-seed0")):
+        read_cells(parse_config({}), tmp_path, [good.cell, foreign.cell])
+    with pytest.raises(RunFolderError, match="seed0.json: " + line.format("found now")):
+        check_origins(tmp_path, [good], origin(**changes))
+
+
+def test_a_cell_of_an_earlier_version_of_its_method_is_refused_and_one_without_a_version_is_of_the_first(
+    tmp_path,
+):
+    pooled, plain = finished("centralised_llm", None, 0, 0.5), finished("zero_shot", None, 0, 0.5)
+    for result in (pooled, plain):
+        write_cell(tmp_path, result)
+        file = cell_file(tmp_path, result.cell)
+        raw = json.loads(file.read_text())
+        assert read_cell(tmp_path, result.cell) == result
+        del raw["version"]
+        file.write_text(json.dumps(raw))
+    with pytest.raises(RunFolderError, match="is of an earlier version; delete it and resume"):
+        read_cell(tmp_path, pooled.cell)
+    assert read_cell(tmp_path, plain.cell) == plain
+
+
+def test_the_digests_of_an_llm_and_of_public_text_see_their_files_and_no_others(tmp_path):
+    save_tiny(tmp_path / "llm")
+    (tmp_path / "public.txt").write_text("some text")
+    (tmp_path / "tiny.gguf").write_bytes(b"weights")
+
+    def digests():
+        text = public_text_sha256("{data}/public.txt", root=str(tmp_path))
+        return llm_sha256(tmp_path / "llm"), llm_sha256(tmp_path / "tiny.gguf"), text
+
+    first = digests()
+    assert first[1] == hashlib.sha256(b"weights").hexdigest()
+    assert first[2] == hashlib.sha256(b"some text").hexdigest()
+    (tmp_path / "llm" / "README.md").write_text("of no effect")
+    assert digests() == first
+    save_tiny(tmp_path / "llm", seed=1)
+    (tmp_path / "tiny.gguf").write_bytes(b"other weights")
+    (tmp_path / "public.txt").write_text("other text")
+    assert not set(digests()) & set(first)
+    assert public_text_sha256("demo", root=None) != public_text_sha256("real_things", root=None)
+    with pytest.raises(ModelError, match="model.path=.*gone.gguf: cannot be loaded"):
+        llm_sha256(tmp_path / "gone.gguf")
 
 
 def test_the_digest_of_records_sees_every_text_label_and_their_order():

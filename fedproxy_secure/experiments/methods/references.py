@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
     from fedproxy_secure.experiments.results import Accuracy
 
+POOLED_VERSION = 2  # since 2 pooled training takes the same share of every task
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Method):
@@ -78,9 +80,13 @@ CENTRALISED_LLM = CentralisedLlm(
     needs_ratio=False,
     long=True,
     end="ceiling",
+    version=POOLED_VERSION,
 )
 CENTRALISED_PROXY = CentralisedProxy(
-    name="centralised_proxy", title="the proxy, trained on pooled records", end="pooled_proxy"
+    name="centralised_proxy",
+    title="the proxy, trained on pooled records",
+    end="pooled_proxy",
+    version=POOLED_VERSION,
 )
 LOCAL_ONLY = LocalOnly(
     name="local_only",

@@ -2,8 +2,8 @@
 
 cells/NAME.json   answers as strings of 0 and 1, bytes, seconds, and what the cell was made with
 
-A record says which settings and which records its cell was made with, so that it can be copied to the
-folder of another machine, and a cell of other settings is refused there.
+A record says which settings, records, LLM and public text its cell was made with, so that it can be copied
+to the folder of another machine, and a cell of others is refused there.
 """
 
 from __future__ import annotations
@@ -51,17 +51,21 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a cell was made with; all cells of one table have the first two in common.
+    """What a cell was made with; all cells of one table have all in common but the last two.
 
     Args:
         settings: SHA-256 of the settings that can change a cell, hex (`Config.cell_sha256`).
         records: SHA-256 of all clients' records, hex, before any is set aside for an evaluation.
+        llm: SHA-256 of the LLM's files, hex (`llm_sha256`).
+        public_text: SHA-256 of the public text, hex (`public_text_sha256`).
         device: as torch names it.
         truncated: how many prompts were cut to `data.max_tokens`; 0 under differential privacy.
     """
 
     settings: str
     records: str
+    llm: str
+    public_text: str
     device: str
     truncated: int
 
@@ -69,16 +73,19 @@ class Origin:
     def here(cls, config: Config) -> Origin:
         """Return what a cell that has a proxy and is run now would be made with.
 
-        Raises `DataError` or `ModelError` for records or a tokenizer that cannot be read.
+        Raises `DataError` or `ModelError` for records, public text or a model that cannot be read.
         """
+        from fedproxy_secure.data.sources import public_text_sha256
         from fedproxy_secure.data.tasks import load_task, truncated_prompts
-        from fedproxy_secure.models.llm import pick_device
+        from fedproxy_secure.models.llm import llm_sha256, pick_device
 
         truncated = truncated_prompts(config)
         tasks = [load_task(c, root=config.data.root) for c in config.data.clients]
         return cls(
             settings=config.cell_sha256(),
             records=records_sha256(tasks),
+            llm=llm_sha256(config.model.path),
+            public_text=public_text_sha256(config.data.public_text, root=config.data.root),
             device=str(pick_device(config.model.device)),
             truncated=truncated,
         )
@@ -194,6 +201,7 @@ def write_cell(out: Path, result: CellResult) -> None:
         "method": result.cell.method,
         "remove_ratio": result.cell.remove_ratio,
         "seed": result.cell.seed,
+        "version": method_of(result.cell.method).version,
         **to_texts("fused", outcome.fused),
         **({} if outcome.tuned is None else to_texts("tuned", outcome.tuned)),
         "upload_bytes": outcome.upload_bytes,
@@ -212,11 +220,16 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
     path = cell_file(out, cell)
     try:
         raw = read_json(path)
-        if "fused_norm" not in raw or "made_with" not in raw:
+        made_with = raw.get("made_with", {})
+        if "fused_norm" not in raw or (made_with is not None and "llm" not in made_with):
             raise RunFolderError(f"{path}: is of an earlier version; delete it and resume")
         if Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"]) != cell:
             raise RunFolderError(
                 f"{path}: is the record of another cell; rename it, or delete it and resume"
+            )
+        if (made := raw.get("version", 1)) != (now := method_of(cell.method).version):
+            raise RunFolderError(
+                f"{path}: is of {'an earlier' if made < now else 'a later'} version; delete it and resume"
             )
         return CellResult(
             cell=cell,
@@ -227,7 +240,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
                 scale=raw.get("scale"),
             ),
             seconds=raw["seconds"],
-            origin=None if raw["made_with"] is None else _origin(raw["made_with"]),
+            origin=None if made_with is None else _origin(made_with),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path}: is damaged: {error}; delete it and resume") from error
@@ -236,7 +249,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
 def _origin(raw: dict[str, Any]) -> Origin:
     """Read what a cell was made with; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
     origin = Origin(**raw)
-    texts = (origin.settings, origin.records, origin.device)
+    texts = (origin.settings, origin.records, origin.llm, origin.public_text, origin.device)
     if type(origin.truncated) is not int or not all(isinstance(text, str) for text in texts):
-        raise ValueError("made_with: must be three texts and a whole number")
+        raise ValueError("made_with: must be five texts and a whole number")
     return origin

@@ -57,7 +57,8 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
 def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellResult]:
     """Read those of `cells` that have finished.
 
-    Raises `RunFolderError` for a record that is damaged, or was made with other settings or other records.
+    Raises `RunFolderError` for a record that is damaged, or was made with other settings, records, public
+    text or another LLM.
     """
     results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
     for result in results:
@@ -68,20 +69,30 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
                 f"{cell_file(out, result.cell)}: was made with other settings (SHA-256 {made[:12]}, these "
                 f"have {wanted[:12]}); move it out of the folder, or use its settings"
             )
-    check_records(out, results)
+    check_origins(out, results)
     return results
 
 
-def check_records(out: Path, results: Sequence[CellResult], origin: Origin | None = None) -> None:
-    """Raise `RunFolderError` unless all cells have the records of `origin`, or else of the first cell."""
+def check_origins(out: Path, results: Sequence[CellResult], origin: Origin | None = None) -> None:
+    """Raise `RunFolderError` unless all cells were made with what `origin` names, or else the first cell.
+
+    That is the same records, LLM and public text.
+    """
     wanted = origin or next((r.origin for r in results), None)
+    whose = "found now" if origin else f"of {results[0].cell.name}" if results else ""
     for result in results:
-        if wanted is not None and result.origin is not None and result.origin.records != wanted.records:
-            whose = "those found now" if origin else f"those of {results[0].cell.name}"
-            raise RunFolderError(
-                f"{cell_file(out, result.cell)}: was made with other records than {whose}; "
-                "move it out of the folder, or use its records"
-            )
+        if wanted is None or result.origin is None:
+            continue
+        for differs, other, use in (
+            (result.origin.records != wanted.records, "other records than those", "its records"),
+            (result.origin.llm != wanted.llm, "another LLM than that", "its LLM"),
+            (result.origin.public_text != wanted.public_text, "other public text than that", "its text"),
+        ):
+            if differs:
+                raise RunFolderError(
+                    f"{cell_file(out, result.cell)}: was made with {other} {whose}; "
+                    f"move it out of the folder, or use {use}"
+                )
 
 
 def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]) -> list[str]:
