@@ -103,9 +103,12 @@ class Inputs:
         )
 
     def exact_proxy(self) -> Proxy:
-        """The same proxy without healing."""
-        proxy = exact_proxy(self.config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio)
-        return proxy.finished()
+        """The proxy of the same importance whose blocks are exact copies, whatever the compression."""
+        copies = self.config.compress.model_copy(update={"kind": "drop_blocks", "options": {}})
+        config = self.config.model_copy(update={"compress": copies})
+        return exact_proxy(
+            config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio
+        ).finished()
 
     def federate(
         self, model: nn.Module, settings: Config, *, blocks: tuple[int, ...] | None = None
@@ -146,7 +149,9 @@ class Inputs:
         tokenizer, max_tokens = self.materials.tokenizer, config.data.max_tokens
         train(
             tuned,
-            in_equal_shares([encode_records(t.train, tokenizer, max_tokens=max_tokens).items for t in tasks]),
+            in_equal_shares(
+                [encode_records(t.train, tokenizer, max_tokens=max_tokens).items for t in tasks]
+            ),
             steps=steps,
             local=config.local,
             pad_id=tokenizer.pad_token_id,

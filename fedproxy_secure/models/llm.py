@@ -127,7 +127,9 @@ def llm_sha256(path: str | Path) -> str:
         if not folder.is_dir():
             from transformers import AutoConfig
 
-            revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", "")
+            revision = getattr(
+                AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", ""
+            )
             return hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()
         files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
         lines = "".join(f"{gguf.file_sha256(file)}  {file.name}\n" for file in files)

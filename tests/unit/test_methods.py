@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fedproxy_secure.config import parse_config
+from fedproxy_secure.config import AdapterConfig, load_config, parse_config
 from fedproxy_secure.config.kinds import METHODS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.method import Method, method_of
-from fedproxy_secure.experiments.methods.fedot import offsite_tuning_plan
+from fedproxy_secure.experiments.methods.fedot import offsite_tuning_plan, widened
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, cells_of
 
 PRIVATE = {"unit": "client", "target_epsilon": 8}
@@ -118,3 +119,28 @@ def test_fedot_trains_both_ends_around_an_emulator():
 def test_fedot_without_room_for_an_emulator_is_refused():
     with pytest.raises(ConfigError, match=r"remove_ratio=0.5: leaves 2 of 4 blocks; FedOT needs at"):
         offsite_tuning_plan(4, 0.5)
+
+
+@pytest.mark.parametrize(("kind", "power"), [("lora", 1), ("ffa", 1), ("core", 2)])
+def test_equal_bytes_are_about_equal_for_every_kind_of_adapter(kind, power):
+    adapter = AdapterConfig(kind=kind, rank=16, alpha=32)
+    wide = widened(adapter, 12, 3)
+    assert 3 * wide.rank**power == 12 * adapter.rank**power
+    assert wide.alpha / wide.rank == 2
+
+
+def test_the_reference_of_every_comparison_has_the_server_learning_rate_of_the_methods_it_is_held_against():
+    shipped = load_config(Path("configs/paper_small.yaml"), ["data.root=/data"])
+    for config in (parse_config({}), shipped):
+        assert config.compare.against == ("fedot_equal_bytes_lr", "fedproxy_h_ties")
+        fused = method_of("fedot_equal_bytes_lr").federation(config)
+        assert fused is not None
+        assert fused.fusion.server_learning_rate == config.compare.server_learning_rate
+    assert set(shipped.compare.against) <= set(shipped.compare.methods)
+
+
+@pytest.mark.parametrize("name", ["fedot", "fedot_equal_bytes", "fedot_equal_bytes_lr"])
+def test_a_report_says_where_offsite_tuning_is_at_a_disadvantage(name):
+    note = method_of(name).note
+    assert note.startswith(f"{name} starts from unhealed blocks, whatever `heal` says")
+    assert ("server learning rate is 1" in note) == (not name.endswith("_lr"))

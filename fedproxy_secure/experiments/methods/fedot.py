@@ -6,6 +6,7 @@ chosen blocks, which stay as they are. Trained blocks are plugged back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class FedOT(Method):
 
     equal_bytes: bool = False
     with_rate: bool = False
+    settings_proxy: bool = False
 
     def federation(self, config: Config) -> Config:
         plaintext = ProtectConfig(scheme="unsafe_plaintext")
@@ -46,23 +48,29 @@ class FedOT(Method):
         held = Proxy(model=with_blocks(inputs.llm, list(plan.kept), share=True), plan=plan)
         settings = self.federation(inputs.config)
         if self.equal_bytes:
-            adapter = _widened(settings.adapter, len(plan.kept), len(trained))
+            adapted = settings.adapter.blocks or plan.kept  # by FedProxy, in a proxy of the same size
+            adapter = widened(settings.adapter, len(adapted), len(trained))
             settings = settings.model_copy(update={"adapter": adapter})
         tuned, upload_bytes = inputs.federate(held.model, settings, blocks=trained)
         return inputs.plugged_back(held, tuned, upload_bytes=upload_bytes, scale=1.0)
 
 
-def _widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
-    """Return the adapter at `held / trained` times its rank, with the same scale alpha / rank."""
-    rank, scale = round(adapter.rank * held / trained), adapter.alpha / adapter.rank
-    return adapter.model_copy(update={"rank": rank, "alpha": round(rank * scale)})
+def widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
+    """Return the adapter that has about as many numbers on `trained` blocks as the given one on `held`.
+
+    Its scale, alpha / rank, is the same. The numbers of `lora` and `ffa` grow with the rank, those of `core`
+    with its square.
+    """
+    more = math.sqrt(held / trained) if adapter.kind == "core" else held / trained
+    rank, scale = max(1, round(adapter.rank * more)), adapter.alpha / adapter.rank
+    return adapter.model_copy(update={"rank": rank, "alpha": max(1, round(rank * scale))})
 
 
 def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan, tuple[int, ...]]:
     """Return Offsite-Tuning's plan: the first and last blocks are adapters, the middle uniformly dropped.
 
-    As many blocks are held as in a proxy of the same ratio; a quarter of them, at least one on each side,
-    is trained.
+    As many blocks are held as in a proxy of the same ratio. On each side an eighth of them, rounded down, but
+    at least one, is trained.
 
     Returns the plan of the model that clients hold, and which of *its* blocks are trained.
 
@@ -88,17 +96,20 @@ def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan
     return BlockPlan(llm_blocks=llm_blocks, kept=kept), trained
 
 
-FEDOT = FedOT(name="fedot", title="Offsite-Tuning, federated", settings_proxy=False)
+_NOTE = "{} starts from unhealed blocks, whatever `heal` says, and is plugged back with factor 1{}."
+_RATE = "; its server learning rate is 1"
+
+FEDOT = FedOT(name="fedot", title="Offsite-Tuning, federated", note=_NOTE.format("fedot", _RATE))
 FEDOT_EQUAL_BYTES = FedOT(
     name="fedot_equal_bytes",
     title="Offsite-Tuning, federated, with as many bytes uploaded as FedProxy",
-    settings_proxy=False,
     equal_bytes=True,
+    note=_NOTE.format("fedot_equal_bytes", _RATE),
 )
 FEDOT_EQUAL_BYTES_LR = FedOT(
     name="fedot_equal_bytes_lr",
     title="Offsite-Tuning, federated, with as many bytes as FedProxy and a server learning rate",
-    settings_proxy=False,
     equal_bytes=True,
     with_rate=True,
+    note=_NOTE.format("fedot_equal_bytes_lr", ""),
 )

@@ -28,7 +28,7 @@ class FedProxy(Method):
     Args:
         fixes: which settings of `fusion` differ from plain federated averaging.
         exact: whether the proxy's blocks stay exact copies and their difference is added as it is, as the
-            paper has them, whatever `heal` and `plug_back` say.
+            paper has them, whatever `compress.kind`, `heal` and `plug_back` say.
     """
 
     fixes: Fixes

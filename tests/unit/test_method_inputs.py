@@ -1,5 +1,6 @@
-"""Training on pooled records takes the same share of every task, however many records each has."""
+"""What methods start from: pooled records in equal shares of tasks, and blocks that are exact copies."""
 
+import pytest
 import torch
 
 from fedproxy_secure.config import parse_config
@@ -7,7 +8,8 @@ from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.experiments.inputs import Inputs, in_equal_shares
 from fedproxy_secure.experiments.stages import Materials
 from fedproxy_secure.models.adapters import get_vector
-from tests.support.tiny import public_windows, tiny_llama, tiny_tokenizer
+from fedproxy_secure.models.llm import with_blocks
+from tests.support.tiny import public_windows, same_weights, tiny_llama, tiny_tokenizer
 
 SETTINGS = {
     "data": {"max_tokens": 32},
@@ -21,9 +23,8 @@ def records(letter: str, count: int) -> tuple[Record, ...]:
     return tuple(Record(prompt=f"{letter}{i}", choices=(" yes", " no"), label=i % 2) for i in range(count))
 
 
-def pooled(folder, *tasks: tuple[Record, ...]):
-    """Return what pooled training of the tiny model teaches its adapter."""
-    llm, text = tiny_llama(2), public_windows(2)
+def inputs_of(folder, llm, *tasks: tuple[Record, ...], ratio=None, **settings) -> Inputs:
+    text = public_windows(2)
     materials = Materials(
         llm=llm,
         tokenizer=tiny_tokenizer(),
@@ -32,8 +33,14 @@ def pooled(folder, *tasks: tuple[Record, ...]):
         healing_windows=text[:0],
         tasks=tuple(Task(name=f"t{i}", train=t, test=t[:1], holdout=()) for i, t in enumerate(tasks)),
     )
-    inputs = Inputs(config=parse_config(SETTINGS), materials=materials, seed=0, ratio=None, folder=folder)
-    return torch.from_numpy(get_vector(inputs.train_pooled(llm)))
+    config = parse_config({**SETTINGS, **settings})
+    return Inputs(config=config, materials=materials, seed=0, ratio=ratio, folder=folder)
+
+
+def pooled(folder, *tasks: tuple[Record, ...]):
+    """Return what pooled training of the tiny model teaches its adapter."""
+    llm = tiny_llama(2)
+    return torch.from_numpy(get_vector(inputs_of(folder, llm, *tasks).train_pooled(llm)))
 
 
 def test_lists_are_joined_in_equal_shares_by_starting_short_ones_again():
@@ -45,3 +52,17 @@ def test_a_task_of_few_records_is_trained_on_as_often_as_one_of_many(tmp_path):
     few, many = records("f", 2), records("m", 8)
     assert torch.equal(pooled(tmp_path, few, many), pooled(tmp_path, few * 4, many))
     assert not torch.equal(pooled(tmp_path, few, many), pooled(tmp_path, few, many[:2]))
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [{"kind": "low_rank", "options": {"embeddings": 0.5}}, {"kind": "quantised"}, {"kind": "width"}],
+)
+def test_an_exact_proxy_has_exact_copies_whatever_the_compression(tmp_path, compress):
+    llm = tiny_llama(4)
+    inputs = inputs_of(
+        tmp_path, llm, records("r", 2), ratio=0.5, compress={**compress, "importance": "uniform"}
+    )
+    proxy = inputs.exact_proxy()
+    assert proxy.kept == (0, 3)
+    assert same_weights(proxy.model, with_blocks(llm, [0, 3]))
