@@ -29,7 +29,7 @@ def load_task(
     Without it nothing is.
 
     Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, and for
-    fewer than 2 training records or 1 test record; also where training and test would read the same.
+    fewer than 2 training records or 1 test record; also where training and test would read the same row.
     """
     audit = audit or AuditConfig()
     same_file = (
@@ -43,6 +43,7 @@ def load_task(
             f"{client.test_split!r}: test records would be those trained on; a file's name must hold "
             "{split}, and the splits must differ"
         )
+    _check_apart(client, root)
     everything = _records(client, client.train_split, client.train_records, root)
     if client.learn is not None:
         everything = [replace(record, learn=client.learn) for record in everything]
@@ -63,6 +64,49 @@ def load_tasks(data: DataConfig, *, audit: AuditConfig, seed: int) -> tuple[Task
     return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
 
 
+def _check_apart(client: ClientConfig, root: str | None) -> None:
+    """Raise `DataError` if parts of one split that a client trains and tests on have rows in common."""
+    splits = {"train_split": client.train_split, "test_split": client.test_split}
+    if len({split.partition("[")[0] for split in splits.values()}) > 1:
+        return
+    said = f"client {client.name}: " + ", ".join(f"{name}={split!r}" for name, split in splits.items())
+    remedy = "use such as train[:-200] and train[-200:]"
+    try:
+        parts = [part_of(split) for split in splits.values()]
+    except DataError:
+        if not client.source.startswith(HUB):
+            raise
+        if not all("[" in split for split in splits.values()):
+            raise DataError(f"{said}: test records would be those trained on; {remedy}") from None
+        return  # parts by percent, which the library alone can read
+    whole, world = parts[0][0], client.source in BUILT_IN
+    count = len(
+        _records(client, whole, None, root)
+        if world
+        else read_rows(client.source, whole, root=root, limit=None)
+    )
+    limits = (client.train_records, client.test_records)
+    one, other = (
+        _rows(part, limit, count, world=world) for (_, part), limit in zip(parts, limits, strict=True)
+    )
+    shared = min(one.stop, other.stop) - max(one.start, other.start)
+    if one and other and shared > 0:
+        raise DataError(f"{said}: have {shared} of {count} rows in common; must have none; {remedy}")
+
+
+def _rows(part: slice, limit: int | None, count: int, *, world: bool) -> range:
+    """Return which rows of a split are read; of a world's `count` there are more if they are asked for."""
+    if world and part == slice(None):
+        count = limit or count
+    elif world and _counts_from_the_front(part):
+        count = part.stop
+    return range(count)[part][:limit]
+
+
+def _counts_from_the_front(part: slice) -> bool:
+    return part.stop is not None and part.stop >= 0 and (part.start or 0) >= 0
+
+
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
     if client.source == "demo":
         from fedproxy_secure.data.demo_notes import NOTE_TASKS, note_records
@@ -80,13 +124,22 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
 def _part(
     of_task: Callable[[str, str, int | None], list[Record]], task: str, split: str, limit: int | None
 ) -> list[Record]:
-    """Return a split, or a part of one, of a world's records, which are drawn one after another."""
+    """Return a split, or a part of one, of a world's records, which are drawn one after another.
+
+    Raises `DataError` if a part that is counted from the end has fewer than `limit` records.
+    """
     whole, part = part_of(split)
     if part == slice(None):
         return of_task(task, whole, limit)
-    # a part that is counted from the front may lie beyond the usual number of records
-    bounded = part.stop is not None and part.stop >= 0 and (part.start or 0) >= 0
-    return of_task(task, whole, part.stop if bounded else None)[part][:limit]
+    if _counts_from_the_front(part):  # and so may lie beyond the usual number of records
+        return of_task(task, whole, part.stop)[part][:limit]
+    records = of_task(task, whole, None)[part]
+    if limit is not None and limit > len(records):
+        raise DataError(
+            f"split {split!r}: has {len(records)} records, {limit} are asked for; ask for no more, or "
+            f"count from the front, as in {whole}[:{limit}]"
+        )
+    return records[:limit]
 
 
 def truncated_prompts(config: Config) -> int:

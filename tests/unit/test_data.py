@@ -15,7 +15,7 @@ from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.data.templates import TEMPLATES, to_records
 from fedproxy_secure.errors import DataError
-from tests.support.tiny import tiny_llama, tiny_tokenizer
+from tests.support.tiny import tiny_llama, tiny_tokenizer, write_records
 
 ROWS = [{"text": "good", "choices": ["no", "yes"], "label": 1}, {"text": "bad", "label": 0}]
 
@@ -216,3 +216,64 @@ def test_a_client_whose_test_records_would_be_those_it_trains_on_is_refused(sour
     client = ClientConfig(name="a", task="sst2", source=source, **splits)
     with pytest.raises(DataError, match=r"client a: .* test records would be those trained on"):
         load_task(client, root=None)
+
+
+@pytest.mark.parametrize(
+    ("splits", "shared"),
+    [
+        ({"test_split": "train[-4:]"}, 4),
+        ({"test_split": "train[:4]", "train_split": "train[2:]"}, 2),
+        ({"test_split": "train", "train_split": "train[:-4]"}, 8),
+        ({"test_split": "train[-4:]", "train_records": 9}, 1),
+        ({"test_split": "train[6:]", "train_split": "train[:-2]", "test_records": 3}, 3),
+    ],
+)
+def test_parts_of_one_split_that_share_rows_are_refused_with_their_number(tmp_path, splits, shared):
+    root = write_records(tmp_path, clients=1, records=12)
+    client = ClientConfig(name="a", task="classification", source="{data}/0.{split}.jsonl", **splits)
+    line = (
+        rf"client a: train_split='.*', test_split='.*': have {shared} of 12 rows in common; must have none"
+    )
+    with pytest.raises(DataError, match=line):
+        load_task(client, root=root)
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        {"train_split": "train[:-4]", "test_split": "train[-4:]"},
+        {"train_split": "train[4:]", "test_split": "train[:4]"},
+        {"test_split": "train[-4:]", "train_records": 8},
+    ],
+)
+def test_parts_of_one_split_that_share_no_row_are_read(tmp_path, splits):
+    root = write_records(tmp_path, clients=1, records=12)
+    client = ClientConfig(name="a", task="classification", source="{data}/0.{split}.jsonl", **splits)
+    task = load_task(client, root=root)
+    assert (len(task.train), len(task.test)) == (8, 4)
+    assert not {r.prompt for r in task.train} & {r.prompt for r in task.test}
+
+
+@pytest.mark.parametrize(
+    ("source", "splits"),
+    [
+        ("real_things", {"test_split": "train[-200:]"}),
+        ("real_things", {"test_split": "train[-200:]", "train_split": "train[0:500]"}),
+        ("real_things", {"test_split": "train[1900:2100]", "train_records": 2000}),
+        ("hub:x", {"test_split": "train[50%:]"}),
+    ],
+)
+def test_parts_of_a_worlds_split_and_of_a_hubs_are_looked_at_too(source, splits):
+    client = ClientConfig(name="a", task="museum", source=source, **splits)
+    with pytest.raises(DataError, match="client a: train_split=.*; use such as train"):
+        load_task(client, root=None)
+
+
+def test_a_part_that_a_world_counts_from_the_end_is_not_silently_smaller_than_asked_for():
+    client = ClientConfig(
+        name="a", task="museum", source="real_things", train_split="train[:-100]", train_records=2000
+    )
+    with pytest.raises(DataError, match=r"has 300 records, 2000 are asked for; .* as in train\[:2000\]"):
+        load_task(client, root=None)
+    assert len(load_task(client.changed(train_split="train[:2000]"), root=None).train) == 2000
+    assert len(load_task(client.changed(train_records=300), root=None).train) == 300
