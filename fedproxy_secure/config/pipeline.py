@@ -36,7 +36,7 @@ class ClientConfig(Section):
     `source` is `demo` (the synthetic world's task called `task`), `real_things` (made-up records over real
     things, for a real LLM: `freight`, `museum`, `grocer` or `agency`), `hub:NAME[:SUBSET]` (the `datasets`
     library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`. A split may
-    be a part of one, as `train[:-200]`; what is trained on and what is tested on must have no row in common.
+    be a part of one, as `train[:-200]`; what is trained and what is tested on must have no row in common.
 
     `learn: text` trains on every token of a record, and a model may then learn its details by heart;
     `answer` trains on the answer alone. Left out, the task decides: the synthetic world's notes

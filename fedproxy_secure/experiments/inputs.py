@@ -136,9 +136,9 @@ class Inputs:
     def train_pooled(self, model: nn.Module) -> nn.Module:
         """Tune an adapter on all tasks' records together, as many steps as all their clients take.
 
-        Every task has the same share of the sequences, as in a federation, where every client takes the same
-        number of steps: else the task with the most records would be most of what the model learns, and a
-        comparison with federated tuning would be one of two mixtures. `model` is changed in place.
+        Every task has the same share of the sequences, as in a federation, where every client takes the
+        same number of steps: else the task with the most records would be most of what the model learns,
+        and a comparison with federated tuning would be one of two mixtures. `model` is changed in place.
         """
         config, tasks = self.config, self.materials.tasks
         steps = config.federate.rounds * config.local.steps * len(tasks)

@@ -48,6 +48,7 @@ class Materials:
     windows: torch.Tensor  # int64 [n, tokens]: for calibration
     fidelity_windows: torch.Tensor  # others than those where the compression is fitted to them
     healing_windows: torch.Tensor  # int64 [n, tokens], n = 0 without healing: others than those
+    aligning_windows: torch.Tensor  # the healing windows, and more where those are too few to align on
     tasks: tuple[Task, ...]
 
 
@@ -57,11 +58,15 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
     count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text
-    reads = config.heal.heals or config.plug_back.align_windows is not None
-    fewest = count * (1 + fits) + 2 * reads
-    if (reads or fits) and len(windows) < fewest:
+    healing, align_on = windows[count : len(windows) - count * fits], config.plug_back.align_windows or 0
+    more = windows[:0]
+    if align_on > len(healing):
+        more = public_windows(config, tokenizer, align_on=align_on)[len(windows) :]
+    reads = config.heal.heals or align_on > 0
+    fewest, there = count * (1 + fits) + 2 * reads, len(windows) + len(more)
+    if (reads or fits) and there < fewest:
         raise DataError(
-            f"data.public_text={config.data.public_text}: has {len(windows)} windows of "
+            f"data.public_text={config.data.public_text}: has {there} windows of "
             f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, or lower "
             "compress.calibration_sequences: none is used twice"
         )
@@ -70,19 +75,21 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
         tokenizer=tokenizer,
         windows=windows[:count],
         fidelity_windows=windows[-count:] if fits else windows[:count],
-        healing_windows=windows[count : len(windows) - count * fits],
+        healing_windows=healing,
+        aligning_windows=torch.cat([healing, more]),
         tasks=tasks,
     )
 
 
-def public_windows(config: Config, tokenizer: Tokenizer) -> torch.Tensor:
+def public_windows(config: Config, tokenizer: Tokenizer, *, align_on: int = 0) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128]; never client records.
 
     The first `compress.calibration_sequences` are for calibration and fidelity. Where a proxy is fitted to
-    them, the last as many are for fidelity. The others are for healing and alignment.
+    them, the last as many are for fidelity. The others are for healing. With `align_on`, more may follow,
+    so that as many can be aligned on.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
-    if further := max(config.heal.windows, config.plug_back.align_windows or 0):
+    if further := max(config.heal.windows, align_on):
         count += HELD_OUT + further
     text = public_text(config.data.public_text, root=config.data.root, texts=4 * count)
     return text_windows(text, tokenizer, window_tokens=PUBLIC_WINDOW_TOKENS, limit=count)
@@ -251,7 +258,7 @@ def make_fused_llm(
         proxy,
         tuned,
         windows=materials.windows,
-        align_on=materials.healing_windows,
+        align_on=materials.aligning_windows,
         progress=progress,
     )
 

@@ -112,8 +112,8 @@ def weights_written_ns(folder: Path) -> int:
 def llm_sha256(path: str | Path) -> str:
     """Return a SHA-256, hex, of what `load_llm` loads from this path.
 
-    Of a GGUF file it is the file's own; of a folder, that of the names and digests of the files with weights,
-    configuration and tokenizer; of a hub id, that of the id and the revision.
+    Of a GGUF file it is the file's own; of a folder, that of the names and digests of the files with
+    weights, configuration and tokenizer; of a hub id, that of the id and the revision.
 
     Raises `ModelError` in one line for a model that is not there.
     """

@@ -74,7 +74,7 @@ def main() -> None:
     # more windows than the run read, the same first ones
     materials = prepare(load_config(file, [*overrides, f"plug_back.align_windows={MOST_WINDOWS}"]))
     tuned, proxy = _tuned(place)
-    judged, align_on = materials.healing_windows[-JUDGED:], materials.healing_windows[:-JUDGED]
+    judged, align_on = materials.aligning_windows[-JUDGED:], materials.aligning_windows[:-JUDGED]
     said = read_json(place / "result.json")["tuned"]
     tuned_bits = {task: bits_from_text(text) for task, text in said.items()}
     rows = [

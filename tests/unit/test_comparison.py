@@ -234,7 +234,7 @@ def test_the_digests_of_an_llm_and_of_public_text_see_their_files_and_no_others(
     (tmp_path / "public.txt").write_text("other text")
     assert not set(digests()) & set(first)
     assert public_text_sha256("demo", root=None) != public_text_sha256("real_things", root=None)
-    with pytest.raises(ModelError, match="model.path=.*gone.gguf: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model.path=.*gone.gguf: cannot be loaded"):
         llm_sha256(tmp_path / "gone.gguf")
 
 

@@ -265,7 +265,7 @@ def test_parts_of_one_split_that_share_no_row_are_read(tmp_path, splits):
 )
 def test_parts_of_a_worlds_split_and_of_a_hubs_are_looked_at_too(source, splits):
     client = ClientConfig(name="a", task="museum", source=source, **splits)
-    with pytest.raises(DataError, match="client a: train_split=.*; use such as train"):
+    with pytest.raises(DataError, match=r"client a: train_split=.*; use such as train"):
         load_task(client, root=None)
 
 

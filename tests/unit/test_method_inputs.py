@@ -31,6 +31,7 @@ def inputs_of(folder, llm, *tasks: tuple[Record, ...], ratio=None, **settings) -
         windows=text,
         fidelity_windows=text,
         healing_windows=text[:0],
+        aligning_windows=text[:0],
         tasks=tuple(Task(name=f"t{i}", train=t, test=t[:1], holdout=()) for i, t in enumerate(tasks)),
     )
     config = parse_config({**SETTINGS, **settings})

@@ -15,8 +15,9 @@ from torch import nn
 class PreciseNumbers:
     """Parameters of a model, held in float32 while an optimiser steps on them.
 
-    A parameter of 32 bits or more is held by itself. Of one with fewer, `held` has a float32 copy: gradients
-    add up there, in float32, as soon as they are complete, and `show` writes it back to the model, rounded.
+    A parameter of 32 bits or more is held by itself. Of one with fewer, `held` has a float32 copy:
+    gradients add up there, in float32, as soon as they are complete, and `show` writes it back to the
+    model, rounded.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

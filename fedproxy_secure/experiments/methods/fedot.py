@@ -58,8 +58,8 @@ class FedOT(Method):
 def widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
     """Return the adapter that has about as many numbers on `trained` blocks as the given one on `held`.
 
-    Its scale, alpha / rank, is the same. The numbers of `lora` and `ffa` grow with the rank, those of `core`
-    with its square.
+    Its scale, alpha / rank, is the same. The numbers of `lora` and `ffa` grow with the rank, those of
+    `core` with its square.
     """
     more = math.sqrt(held / trained) if adapter.kind == "core" else held / trained
     rank, scale = max(1, round(adapter.rank * more)), adapter.alpha / adapter.rank
@@ -69,8 +69,8 @@ def widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
 def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan, tuple[int, ...]]:
     """Return Offsite-Tuning's plan: the first and last blocks are adapters, the middle uniformly dropped.
 
-    As many blocks are held as in a proxy of the same ratio. On each side an eighth of them, rounded down, but
-    at least one, is trained.
+    As many blocks are held as in a proxy of the same ratio. On each side an eighth of them, rounded down,
+    but at least one, is trained.
 
     Returns the plan of the model that clients hold, and which of *its* blocks are trained.
 
