@@ -198,6 +198,7 @@ def _instruction(row: Row) -> Record:
     return _record(f"{prompt}{extra}\nResponse:", [str(response)], 0)
 
 
+ONE_CHOICE = ("instruction",)  # tasks whose records have one choice, so that no answer can be wrong
 TEMPLATES: dict[str, Template] = {
     "openbookqa": _openbookqa,
     "arc_easy": _multiple_choice,

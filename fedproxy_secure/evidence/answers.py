@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +30,7 @@ def over_seeds_or_records(
     """Return a statistic of shares of correct answers, as a mean over seeds.
 
     Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
-    one seed it is that.
+    one seed it is that. It is cut to what a share (`alone`) or a difference (`operator.sub`) can be.
 
     Args:
         by_seed: for each seed, the answers of one or more models to the same records.
@@ -43,7 +45,8 @@ def over_seeds_or_records(
     ]
     if len(parts) == 1:
         return parts[0]
-    return no_surer(mean_interval(values, metric=metric, unit=unit), parts)
+    within = _RANGES.get(statistic, (-math.inf, math.inf))
+    return no_surer(mean_interval(values, metric=metric, unit=unit, within=within), parts)
 
 
 def _over_records(
@@ -107,3 +110,6 @@ def has_gap(zero_shot: Bits, ceiling: Bits) -> bool:
 def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:
     """Return `(method - zero-shot) / (centralised - zero-shot)`, for shares or arrays of shares."""
     return (method - zero_shot) / (ceiling - zero_shot)
+
+
+_RANGES: dict[Callable[..., Any], tuple[float, float]] = {alone: (0.0, 1.0), operator.sub: (-1.0, 1.0)}

@@ -103,7 +103,7 @@ def matrix(
     if todo and config.matrix.jobs != 1:
         warm_up(CELLS_NEED)  # imports while this process reads the records
     from fedproxy_secure.data.tasks import truncated_prompts
-    from fedproxy_secure.experiments.results import cut_notes
+    from fedproxy_secure.experiments.results import choice_notes, cut_notes
     from fedproxy_secure.models.llm import pick_device
 
     truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
@@ -141,6 +141,7 @@ def matrix(
         notes=(
             config.api.says,
             *cut_notes(truncated, config),
+            *choice_notes(config),
             *plug_back_notes(config, scales_of(config, out, cells)),
         ),
         not_measured=(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedproxy_secure.config import Config
+from fedproxy_secure.data.templates import ONE_CHOICE
 
 NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
 # templates of question-answering tasks, of which users of lm-eval read acc_norm
@@ -109,3 +110,23 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
     if not truncated:
         return ()
     return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
+
+
+def judged_clients(config: Config) -> tuple[str, ...]:
+    """Return the names of the clients whose tasks have wrong answers, too; all clients if none has such."""
+    clients = config.data.clients
+    return tuple(c.name for c in clients if c.task not in ONE_CHOICE) or tuple(c.name for c in clients)
+
+
+def choice_notes(config: Config) -> tuple[str, ...]:
+    """Return what a report says of tasks whose records have one choice; () where there are none."""
+    open_ended = [c.name for c in config.data.clients if c.task in ONE_CHOICE]
+    if not open_ended:
+        return ()
+    if len(open_ended) == len(config.data.clients):
+        return (
+            "No accuracy here says anything: all records have one choice, which any model answers right. "
+            "Read the perplexities, or add a task with choices.",
+        )
+    names = ", ".join(open_ended)
+    return (f"Trained on, but in no accuracy: {names}, whose records have one choice and no wrong answer.",)

@@ -12,7 +12,7 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.answers import Bits, alone, over_seeds_or_records
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.experiments.results import NORM, bits_from_text, cut_notes
+from fedproxy_secure.experiments.results import NORM, bits_from_text, choice_notes, cut_notes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
@@ -193,6 +193,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             *healing_notes(list(results.values())),
             *plug_back_notes(config, {"": found_scales(results)}),
             *cut_notes(truncated, config),
+            *choice_notes(config),
             *next(iter(results.values()))["privacy_notes"],
         ),
         guarantees=guaranteed,

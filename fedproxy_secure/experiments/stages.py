@@ -24,7 +24,7 @@ from fedproxy_secure.data.sources import public_text
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.experiments.results import Accuracy
+from fedproxy_secure.experiments.results import Accuracy, judged_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.stage import Fused, fuse
@@ -273,11 +273,12 @@ def evaluate(
 ) -> dict[str, Accuracy]:
     """Return the accuracy on each client's test records (lm-eval's `acc` and `acc_norm`, 0-shot), by task.
 
+    Tasks whose records have one choice are left out, unless there are no others (`judged_clients`).
     `name`: what the progress is called.
     """
     shown = progress or NoProgress()
-    accuracies = {}
-    for task in materials.tasks:
+    accuracies, judged = {}, judged_clients(config)
+    for task in (t for t in materials.tasks if t.name in judged):
         bar, shown_passes = f"{name}: {task.name}", 0
 
         def tell(done: int, all_passes: int, bar: str = bar) -> None:

@@ -67,6 +67,11 @@ def effect_rows(report: Report) -> list[tuple[int, MethodRow]]:
     return [(i, row) for i, row in enumerate(report.rows) if row.size_effect is not None]
 
 
+def effect_seeds(row: MethodRow) -> tuple[int, ...]:
+    """Return the seeds that a row's effects rest on: those that the control and the ceiling have, too."""
+    return row.size_effect.seeds if row.size_effect is not None else ()
+
+
 def weakest(differences: Sequence[MethodDifference]) -> Estimate:
     """Return the one of a line's differences that rests on the fewest seeds."""
     return min((d.average for d in differences), key=lambda e: len(e.seeds))

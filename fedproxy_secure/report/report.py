@@ -45,6 +45,7 @@ class MethodRow:
     owners_edge: Estimate | None = None  # fused LLM minus tuned proxy
     size_effect: Estimate | None = None  # the proxy tuned on pooled records minus the centralised LLM
     federation_effect: Estimate | None = None  # tuned proxy minus the proxy tuned on pooled records
+    way_back_effect: Estimate | None = None  # `owners_edge` of the seeds of these two effects
 
 
 @dataclass(frozen=True, kw_only=True)

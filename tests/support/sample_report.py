@@ -119,6 +119,7 @@ def sample_comparison() -> Report:
             owners_edge=over(0.2, f"owner's edge, {method}") if ratio else None,
             size_effect=over(-0.05, f"size, {method}") if ratio else None,
             federation_effect=over(mean - 1.13, f"federation, {method}") if ratio else None,
+            way_back_effect=over(0.2, f"way back, {method}") if ratio else None,
         )
 
     return Report(

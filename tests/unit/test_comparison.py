@@ -30,6 +30,8 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
 )
 from fedproxy_secure.experiments.sweeps.method_rows import rows_of
 from fedproxy_secure.models.llm import llm_sha256
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.text.table import cell, effect_table
 from tests.support.tiny import save_tiny
 
 TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
@@ -307,12 +309,37 @@ def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_cei
     row = rows["fedproxy_h_ties", 0.25]
     assert row.size_effect.value == pytest.approx(-0.1)
     assert row.federation_effect.value == pytest.approx(-0.1)
-    assert row.owners_edge.value == pytest.approx(-0.15)
+    assert row.owners_edge.value == row.way_back_effect.value == pytest.approx(-0.15)
     assert rows["centralised_proxy", 0.25].federation_effect.value == 0
     assert rows["fedproxy_h_ties", 0.5].size_effect is None, "no pooled proxy at this ratio"
     assert rows["exact_h_ties", 0.25].size_effect is None, "its proxy is not the control's"
     assert rows["fedot", 0.25].size_effect is None, "its emulator is not the control's proxy"
     assert rows["zero_shot", None].size_effect is None
+
+
+def test_the_three_parts_of_a_distance_rest_on_the_same_seeds_where_the_control_has_fewer():
+    def with_tuned(method, seed, fused, tuned):
+        made, other = finished(method, 0.25, seed, fused), finished(method, 0.25, seed, tuned)
+        return replace(made, outcome=replace(made.outcome, tuned=other.outcome.fused))
+
+    results = [finished("centralised_llm", None, seed, 0.9) for seed in range(3)]
+    results += [with_tuned("centralised_proxy", seed, 0.6, 0.8) for seed in (0, 1)]
+    results += [with_tuned("fedproxy_h_ties", s, f, 0.7) for s, f in enumerate((0.5, 0.6, 0.2))]
+    row = next(r for r in rows_of(results) if r.method == "fedproxy_h_ties")
+    parts = (row.size_effect, row.federation_effect, row.way_back_effect)
+    assert [p.seeds for p in parts] == [(0, 1)] * 3
+    assert sum(p.value for p in parts) == pytest.approx((0.5 + 0.6) / 2 - 0.9)
+    assert row.owners_edge.seeds == (0, 1, 2)
+    (line,) = (x for x in effect_table(shown(row))[1] if x[0] == "fedproxy_h_ties")
+    assert line[-1] == "2 of 3"
+    assert line[-2] == cell(row.way_back_effect, signed=True)
+
+
+def shown(row):
+    """Return a report of three seeds that has this row alone."""
+    return Report(
+        name="n", command="c", config_sha256="0" * 64, environment={}, seeds=(0, 1, 2), rows=(row,)
+    )
 
 
 def test_the_ends_of_the_scale_close_none_and_all_of_the_gap_exactly():

@@ -154,6 +154,16 @@ def test_a_model_differs_from_itself_by_nothing():
     assert (found.low, found.value, found.high) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("statistic", "others", "ends"), [(alone, (), (0, 1)), (operator.sub, ({"t": [False] * 50},), (-1, 1))]
+)
+def test_intervals_of_shares_and_of_differences_are_cut_to_what_these_can_be(statistic, others, ends):
+    by_seed = {s: ({"t": [True] * right + [False] * (50 - right)},) for s, right in enumerate((50, 25))}
+    found = over_seeds_or_records({s: (*own, *others) for s, own in by_seed.items()}, statistic, "m")
+    assert ends[0] <= found.low < found.value < found.high == 1
+    assert "cut to" in found.how
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 def test_the_interval_over_records_holds_the_truth_as_often_as_it_says(share):
     rng, hits, draws = np.random.default_rng(0), 0, 400

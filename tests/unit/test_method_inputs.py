@@ -6,6 +6,7 @@ import torch
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.experiments.inputs import Inputs, in_equal_shares
+from fedproxy_secure.experiments.results import choice_notes
 from fedproxy_secure.experiments.stages import Materials
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.models.llm import with_blocks
@@ -67,3 +68,25 @@ def test_an_exact_proxy_has_exact_copies_whatever_the_compression(tmp_path, comp
     proxy = inputs.exact_proxy()
     assert proxy.kept == (0, 3)
     assert same_weights(proxy.model, with_blocks(llm, [0, 3]))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "judged"),
+    [(["instruction", "sst2", "rte"], ["t1", "t2"]), (["instruction"] * 3, ["t0", "t1", "t2"])],
+)
+def test_tasks_without_a_wrong_answer_are_in_no_accuracy_unless_all_are_such(tmp_path, tasks, judged):
+    clients = [{"name": f"t{i}", "task": task} for i, task in enumerate(tasks)]
+    llm, told = tiny_llama(2), Record(prompt="do", choices=(" done",), label=0)
+    inputs = inputs_of(
+        tmp_path,
+        llm,
+        (told,),
+        records("r", 2),
+        records("s", 2),
+        data={"clients": clients, "max_tokens": 32},
+    )
+    assert list(inputs.evaluate(llm)) == judged
+    assert all(own.evaluate(llm).keys() <= set(judged) for own in inputs.each_task())
+    (note,) = choice_notes(inputs.config)
+    assert ("t0, whose records have one choice" in note) == (len(judged) == 2)
+    assert choice_notes(parse_config({})) == ()

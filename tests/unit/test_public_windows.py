@@ -1,4 +1,4 @@
-"""What each window of public text serves: alignment takes none from healing and moves none of the others."""
+"""What each window of public text serves: alignment takes none from healing and moves none."""
 
 import pytest
 import torch

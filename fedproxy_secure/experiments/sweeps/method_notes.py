@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.experiments.method import Method, method_of
-from fedproxy_secure.experiments.results import READ_BY_NORM, cut_notes
+from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes
 from fedproxy_secure.protect.base import protection_of
 
 
@@ -35,6 +35,7 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
         f"{config.local.batch_size} records a client; centralised methods see as many in all.",
         *cut_notes(truncated, config),
+        *choice_notes(config),
         *_norm_notes(config),
     )
 

@@ -108,8 +108,9 @@ def _with_effects(
 ) -> MethodRow:
     """Add how far the tuned proxy is from the ceiling because of its size, and because of federation.
 
-    Both are of the seeds that all have. Without any, or for a method whose proxy is another than the
-    control's (exact copies, an emulator), the row stays as it is.
+    Both are of the seeds that all have, and so is the way back beside them, which makes them add up to the
+    whole. Without any, or for a method whose proxy is another than the control's (exact copies, an
+    emulator), the row stays as it is.
     """
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None and s in ceiling and s in pooled}
     method = method_of(row.method)
@@ -124,6 +125,9 @@ def _with_effects(
             {s: (t, pooled[s]) for s, t in tuned.items()},
             operator.sub,
             f"federation, {row.method}",
+        ),
+        way_back_effect=over_seeds_or_records(
+            {s: (by_seed[s].fused, t) for s, t in tuned.items()}, operator.sub, f"way back, {row.method}"
         ),
     )
 

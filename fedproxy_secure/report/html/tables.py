@@ -17,6 +17,7 @@ from fedproxy_secure.report.comparison import (
     NORM_TITLE,
     difference_lines,
     effect_rows,
+    effect_seeds,
     few_seeds,
     norm_tasks,
     seeds_of,
@@ -182,7 +183,7 @@ def difference_table(report: Report) -> MethodTable | None:
 
 def effect_table(report: Report) -> MethodTable | None:
     """Return what lies between methods and the ceiling, or None if that is not known."""
-    columns = {"size_effect": "size", "federation_effect": "federation", "owners_edge": "owner's edge"}
+    columns = {"size_effect": "size", "federation_effect": "federation", "way_back_effect": "owner's edge"}
     lines = []
     for i, row in effect_rows(report):
         numbers = {
@@ -191,7 +192,7 @@ def effect_table(report: Report) -> MethodTable | None:
             if (made := getattr(row, key)) is not None
         }
         lines.append(
-            (*_named(row.method, row.remove_ratio, few_seeds(seeds_of(row), report.seeds)), numbers)
+            (*_named(row.method, row.remove_ratio, few_seeds(effect_seeds(row), report.seeds)), numbers)
         )
     if not lines:
         return None

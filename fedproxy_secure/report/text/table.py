@@ -19,6 +19,7 @@ from fedproxy_secure.report.comparison import (
     NORM_TITLE,
     difference_lines,
     effect_rows,
+    effect_seeds,
     few_seeds,
     norm_tasks,
     seeds_of,
@@ -117,8 +118,8 @@ def effect_table(report: Report) -> tuple[tuple[str, ...], Lines]:
             removed(row.remove_ratio),
             cell(row.size_effect, signed=True),
             cell(row.federation_effect, signed=True),
-            cell(row.owners_edge, signed=True),
-            _count(seeds_of(row), report.seeds),
+            cell(row.way_back_effect, signed=True),
+            _count(effect_seeds(row), report.seeds),
         )
         for _, row in effect_rows(report)
     ]
