@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fedproxy_secure.compress.importance import DIVERGENCE_TRIALS, DIVERGENCE_WINDOWS
 from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.runtime.artifacts import json_bytes
 from fedproxy_secure.runtime.untrusted import read_json
 
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
 WORTH_S = 5.0  # what took less is computed again
+VERSION = 1  # of the ways in which importance is computed; another number computes all anew
 
 
 def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
@@ -43,7 +45,8 @@ def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, ke
 
 
 def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> str:
-    digest = hashlib.sha256(f"{importance.__name__}|{keep}|{tuple(windows.shape)}".encode())
+    how = f"{VERSION}|{importance.__name__}|{DIVERGENCE_WINDOWS}|{DIVERGENCE_TRIALS}"
+    digest = hashlib.sha256(f"{how}|{keep}|{tuple(windows.shape)}".encode())
     for tensor in (windows, *llm.parameters()):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -69,7 +69,9 @@ class BlockPlan:
 
 
 def blocks_to_remove(llm_blocks: int, remove_ratio: float) -> int:
-    """Return how many of `llm_blocks` a `remove_ratio` removes. Raises `ConfigError` if none would be left.
+    """Return how many of `llm_blocks` a `remove_ratio` removes.
+
+    Raises `ConfigError` if none would be left, or none removed by a ratio above 0.
 
     >>> blocks_to_remove(8, 0.25), blocks_to_remove(8, 0.5)
     (2, 4)
@@ -78,6 +80,11 @@ def blocks_to_remove(llm_blocks: int, remove_ratio: float) -> int:
     if removed >= llm_blocks:
         raise ConfigError(
             f"compress.remove_ratio={remove_ratio}: removes all {llm_blocks} blocks; at least one must stay"
+        )
+    if removed == 0 and remove_ratio > 0:
+        raise ConfigError(
+            f"compress.remove_ratio={remove_ratio}: removes none of {llm_blocks} blocks; must be 0, or "
+            f"above {0.5 / llm_blocks:g}"
         )
     return removed
 

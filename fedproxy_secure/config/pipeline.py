@@ -202,9 +202,10 @@ class FusionConfig(Section):
 class PlugBackConfig(Section):
     """Stage 3: by what factor the lifted difference is added to the LLM, and how the LLM is aligned then.
 
-    `scale` is a number, 1 in the paper, or `public_text`: the factor from 0.5 to 4 with which the fused LLM
-    predicts public text most like the tuned proxy. That can raise accuracy on clients' tasks, and takes the
-    LLM further from what it was: see its perplexity.
+    `scale` is a number, 1 in the paper, or `public_text`: a factor from 0.5 to 4 is then searched for with
+    which the fused LLM predicts public text like the tuned proxy, the nearest local best, walking from 1.
+    That can raise accuracy on clients' tasks, and takes the LLM further from what it was: see its
+    perplexity.
 
     `align_windows` windows of 128 tokens of public text serve to align the fused LLM: tuning moved the
     hidden states of the proxy, and the last maps of the LLM's blocks are fitted in closed form so that its

@@ -36,7 +36,11 @@ class Section(BaseModel):
         return type(self)(**{**fields, **changes})
 
     def without(self, *marks: Mark) -> dict[str, Any]:
-        """Return plain JSON values of all fields, at any depth, but those with one of `marks`."""
+        """Return plain JSON values of all fields but those with one of `marks`.
+
+        Sections that are fields are treated alike, at any depth; those in a tuple, such as `data.clients`,
+        keep all of their fields.
+        """
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)

@@ -98,7 +98,8 @@ class Config(Section):
         """Return the hex digest of the settings that can change one cell of a comparison.
 
         Not among them: seeds, methods and remove ratios, which say what cells there are, the name, the
-        sections `attacks` and `matrix`, and what is local to one party, such as `data.root`.
+        sections `attacks` and `matrix`, and what is local to one party, such as `data.root`. Of the clients
+        everything counts, also where their records lie.
 
         Args:
             has_proxy: whether the method has a proxy; without one, `compress`, `heal` and `plug_back` do

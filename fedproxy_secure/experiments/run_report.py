@@ -103,8 +103,10 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     found = "; ".join(said(name, own) for name, own in scales.items() if own)
     if found:
         notes.append(
-            "Plug-back: the lifted difference is multiplied by a factor before it is added, the one with "
-            "which the fused LLM predicts public text most like the tuned proxy. Factors: " + found + "."
+            "Plug-back: the lifted difference is multiplied by a factor before it is added, the one of "
+            "those tried with which the fused LLM predicts public text most like the tuned proxy. Factors: "
+            + found
+            + "."
         )
     windows = config.plug_back.align_windows
     if windows:

@@ -2,7 +2,8 @@
 
 A difference that was learned in a proxy of fewer blocks moves the whole LLM less than it moved the proxy.
 The factor s is chosen with which the fused LLM, the LLM plus s times the lifted difference, predicts public
-text most like the tuned proxy, which is what clients trained. Only the server takes part, and no record.
+text most like the tuned proxy, which is what clients trained: the nearest local best, walking from 1. Only
+the server takes part, and no record.
 The paper's plug-back is s = 1 (Eq. 15).
 """
 

@@ -51,6 +51,15 @@ def test_a_ratio_that_leaves_no_block_is_refused_with_its_value():
         blocks_to_remove(4, 0.95)
 
 
+@pytest.mark.parametrize(("ratio", "blocks"), [(0.1, 4), (0.125, 4), (0.01, 30)])
+def test_a_ratio_above_0_that_removes_no_block_is_refused_with_the_least_that_does(ratio, blocks):
+    line = rf"remove_ratio={ratio}: removes none of {blocks} blocks; must be 0, or above {0.5 / blocks:g}"
+    with pytest.raises(ConfigError, match=line):
+        blocks_to_remove(blocks, ratio)
+    assert blocks_to_remove(blocks, 0.0) == 0
+    assert blocks_to_remove(blocks, 0.5 / blocks + 0.001) == 1
+
+
 def test_lift_moves_tensors_to_their_llm_blocks():
     plan = BlockPlan(llm_blocks=4, kept=(1, 3))
     assert plan.lift({(0, "w"): torch.ones(1)}).keys() == {(1, "w")}
@@ -115,6 +124,10 @@ def test_importance_that_took_long_is_computed_once_for_an_llm_and_its_windows(t
         file.write_bytes(b"damaged")
     assert remembered(slow, llm, WINDOWS, 2) == [2.0] * 4
     assert asked == [2, 3, 2, 2]
+    for name in ("VERSION", "DIVERGENCE_WINDOWS", "DIVERGENCE_TRIALS"):
+        monkeypatch.setattr(importance_memo, name, 99)
+        remembered(slow, llm, WINDOWS, 2)
+    assert asked == [2, 3, 2, 2, *[2] * 3], "what was computed in another way is not taken"
 
 
 @pytest.mark.parametrize(
