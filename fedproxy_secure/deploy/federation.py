@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,8 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.deploy.authority import TlsFiles, bring, check_server, make_authority, make_server
 from fedproxy_secure.deploy.signed import FORMAT
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
+from fedproxy_secure.runtime.artifacts import PARTIAL, RunFolder, private_folder
+from fedproxy_secure.runtime.quoting import one_line
 from fedproxy_secure.runtime.untrusted import read_json
 
 DEFAULT_PORT = 9092
@@ -101,8 +102,8 @@ def init(
         address: HOST or HOST:PORT by which sites reach the SuperLink.
         own_certificate: of an authority of the owner's own; None: an authority is made.
 
-    Raises `ConfigError` for settings that cannot be deployed, an address that is none, or a folder that
-    belongs to something else.
+    Raises `ConfigError` for settings that cannot be deployed, an address that is none, a folder that
+    belongs to something else, or another certificate than the one of a federation that is there.
     """
     host, port = parse_address(address)
     _check_deployable(config)
@@ -110,9 +111,15 @@ def init(
         found = open_federation(folder)
         if (found.host, found.port) != (host, port) or found.job().sha256() != config.sha256():
             raise ConfigError(f"{folder}: is the folder of another federation; choose another --out")
+        if own_certificate is not None and not _same_files(own_certificate, found.tls, host):
+            raise ConfigError(
+                f"{own_certificate.certificate}: is not the certificate of {folder}, which has one; "
+                "leave out --certificate, or choose another --out"
+            )
         return found
     if (folder / "site.json").exists():
         raise ConfigError(f"{folder}: is a site's folder; choose another --out")
+    check_unused(folder, ("authority", "owner.key", "job.yaml", "card.txt"))
     if own_certificate is not None:
         check_server(own_certificate, [host])
     private_folder(folder)
@@ -135,6 +142,27 @@ def init(
         _MARK, {"format": FORMAT, "name": config.name, "host": host, "port": port, "made": made}
     )
     return federation
+
+
+def _same_files(files: TlsFiles, ours: TlsFiles, host: str) -> bool:
+    check_server(files, [host])  # also that they can be read
+    pairs = (
+        (files.certificate, ours.certificate),
+        (files.key, ours.key),
+        (files.authority, ours.authority),
+    )
+    return all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+
+def check_unused(folder: Path, ours: Collection[str]) -> None:
+    """Raise `ConfigError` if a folder holds anything but `ours`, which a call that was killed may leave."""
+    if not folder.is_dir():
+        return
+    others = sorted(
+        f.name for f in folder.iterdir() if f.name not in ours and not f.name.startswith(PARTIAL)
+    )
+    if others:
+        raise ConfigError(f"{folder}: holds {one_line(others[0], 80)}; must be empty; choose another --out")
 
 
 def is_federation(folder: Path) -> bool:
@@ -191,7 +219,7 @@ def parse_address(text: str) -> tuple[str, int]:
     except ValueError:
         if not _HOST.fullmatch(host):
             raise ConfigError(f"address={text}: must be HOST or HOST:PORT") from None
-    if not (port.isdigit() and 0 < int(port) < 2**16):
+    if not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16):
         raise ConfigError(f"address={text}: the port must be a number from 1 to 65535")
     return host, int(port)
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from fedproxy_secure import __version__
 from fedproxy_secure.config import OWN
-from fedproxy_secure.crypto.primitives import signing_public
+from fedproxy_secure.crypto.primitives import KEY_BYTES, signing_public
 from fedproxy_secure.deploy.federation import Federation, parse_address
 from fedproxy_secure.deploy.members import Epoch, members
 from fedproxy_secure.deploy.signed import (
@@ -89,7 +89,7 @@ def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
         "site": name,
         "epoch": epoch.number,
         "address": federation.address,
-        "authority_pem": federation.tls.authority.read_text(encoding="ascii"),
+        "authority_pem": _ascii(federation.tls.authority),
         "roster": json.loads(epoch.roster.to_json()),
         "app_sha256": app_sha256(),
         "version": __version__,
@@ -208,6 +208,8 @@ def _read(document: Document, file: Path) -> Kit:
         )
         for name in (kit.site, *kit.roster.members):
             check_name(name)
+        if not kit.authority_pem.isascii():
+            raise ValueError("authority_pem: has characters beyond ASCII; must have none, as any PEM")
         if not x509.load_pem_x509_certificates(kit.authority_pem.encode()):
             raise ValueError("it names no authority")
         ClientPolicy.model_validate(kit.proposal)
@@ -259,4 +261,25 @@ def _check_members(kit: Kit, file: Path, before: Kit | None, told: str | None) -
 
 def _pinned_owner(site: Site) -> bytes | None:
     file = site.folder / OWNER
-    return bytes.fromhex(file.read_text(encoding="ascii")) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        public = bytes.fromhex(_ascii(file))
+    except ValueError:
+        public = b""
+    if len(public) != KEY_BYTES:
+        raise ConfigError(
+            f"{file}: is damaged: must hold {2 * KEY_BYTES} hex digits; delete it and accept the kit again "
+            "with --owner KEY"
+        )
+    return public
+
+
+def _ascii(file: Path) -> str:
+    """Return the text of a file. Raises `ConfigError` if it cannot be read or has other characters."""
+    try:
+        return file.read_bytes().decode("ascii")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: byte {error.start} is beyond ASCII; must not be; remove it") from None

@@ -7,6 +7,7 @@ refused from the next start of `deploy run` on, and until the next epoch the oth
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,11 @@ def members(federation: Federation) -> dict[str, Request]:
 
 def current_epoch(federation: Federation) -> Epoch | None:
     """Return the epoch whose kits were made last, or None before the first."""
-    numbers = [int(f.name) for f in (federation.folder / "epochs").glob("*") if (f / ROSTER).is_file()]
+    numbers = [
+        int(f.name)
+        for f in (federation.folder / "epochs").glob("*")
+        if re.fullmatch(r"[1-9][0-9]{0,8}", f.name) and (f / ROSTER).is_file()
+    ]
     if not numbers:
         return None
     folder = federation.folder / "epochs" / str(max(numbers))

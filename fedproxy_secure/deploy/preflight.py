@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -26,13 +25,14 @@ from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.runtime.escape import printable
-from fedproxy_secure.runtime.quoting import one_line
+from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 
 MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago, or in the future
 DEVICE_S = 120.0
 LEAST_FREE_BYTES = 2**30
 CONNECT_S = 10.0
+MOST_ANSWER_BYTES = 2**16  # SuperLinks answer with less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,13 @@ def network_checks(kit: Kit) -> Iterator[Check]:
         began = datetime.now(UTC)
         connection.request("GET", "/health")
         answer = connection.getresponse()
-        answer.read()
+        answer.read(MOST_ANSWER_BYTES)
         date = answer.getheader("Date")
     except ssl.SSLCertVerificationError as error:
         line = f"{kit.address}: its certificate is not the kit's ({error.verify_message}); ask the owner"
         yield _found("certificate", ok=False, line=line)
         return
-    except (OSError, http.client.HTTPException, socket.gaierror) as error:
+    except (OSError, http.client.HTTPException) as error:
         why = one_line(str(error), 200)  # may be what the server sent in the place of an answer
         line = f"{kit.address}: does not answer ({why}); is `deploy run` on, and the port open?"
         yield _found("owner", ok=False, line=line, waits=True)
@@ -120,7 +120,13 @@ def _kit_line(kit: Kit) -> str:
 
 def _keys_line(site: Site) -> str:
     load_identity(site.keys, site.name, load_roster(site.keys))
-    mode = site.node_key.stat().st_mode & 0o777
+    try:
+        mode = site.node_key.stat().st_mode & 0o777
+    except OSError as error:
+        raise ConfigError(
+            f"{site.node_key}: cannot be read: {error.strerror}; put it back, or make new keys by "
+            "`deploy rotate`"
+        ) from error
     if mode & 0o077:
         raise ConfigError(f"{site.node_key}: has mode {mode:o}; must be 600, readable by its owner alone")
     return f"generation {site.generation}, readable by their owner alone"
@@ -181,9 +187,11 @@ def _device_line(device: str) -> str:
 def _clock_line(began: datetime, date: str | None) -> str:
     try:
         theirs = parsedate_to_datetime(date or "")
-    except ValueError:
-        raise ConfigError("the owner's answer has no date; its clock cannot be compared") from None
-    apart = abs((datetime.now(UTC) - began) / 2 + began - theirs).total_seconds()
+        apart = abs((datetime.now(UTC) - began) / 2 + began - theirs).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # none, one without a zone, a year of many digits
+        raise ConfigError(
+            f"Date={quoted(date)}: must be a date with its zone; the owner's clock cannot be compared"
+        ) from None
     if apart > MOST_CLOCK_S:
         raise ConfigError(
             f"{apart:.0f} s apart from the owner's; must be <= {MOST_CLOCK_S:.0f} s; set it by NTP"

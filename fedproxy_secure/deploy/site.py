@@ -45,7 +45,7 @@ from fedproxy_secure import __version__
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.deploy.federation import is_federation, read_mark
+from fedproxy_secure.deploy.federation import check_unused, is_federation, read_mark
 from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write_document
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal.store import carry_promises, create_journal, journal_file
@@ -123,6 +123,7 @@ def join(name: str, folder: Path) -> tuple[Site, Document]:
     if is_federation(folder):
         raise ConfigError(f"{folder}: is an owner's folder; choose another --out")
     if not (folder / _MARK).exists():
+        check_unused(folder, ("generations",))
         private_folder(folder)
         return _begin(Site(folder=folder, name=name, generation=1), replaces=None)
     site = open_site(folder)

@@ -135,6 +135,45 @@ def test_a_clock_that_is_off_is_found(folder):
     assert "set it by NTP" in checks[-1].line
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 2024 00:00:00",
+        "Mon, 01 Jan 2024 00:00:00 -0000",
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "x",
+    ],
+)
+def test_a_date_that_cannot_be_compared_is_one_line(folder, date):
+    class Odd(Healthy):
+        pass
+
+    Odd.date = date
+    files = TlsFiles.below(folder)
+    with served(files, Odd) as port:
+        checks = list(network_checks(kit(port, files.authority)))
+    assert (checks[-1].name, checks[-1].ok) == ("clock", False)
+    assert checks[-1].line.startswith("Date='")
+    assert "must be a date with its zone" in checks[-1].line
+
+
+def test_no_more_of_an_answer_is_read_than_a_superlink_sends(folder):
+    class Endless(Healthy):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(b"x" * 2**16)
+            except OSError:  # nobody reads on
+                pass
+
+    files = TlsFiles.below(folder)
+    with served(files, Endless) as port:
+        checks = list(network_checks(kit(port, files.authority)))
+    assert checks[0].ok
+
+
 def test_the_authority_certifies_servers_alone(folder):
     authority = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
     server = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
