@@ -24,6 +24,7 @@ from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.secagg.provision import load_identity, load_roster
@@ -138,9 +139,11 @@ def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
     private = "no differential privacy"
     if policy.privacy.unit != "none":
         private = (
-            f"{policy.privacy.unit}-level differential privacy, epsilon at most {policy.privacy.limit:g}"
+            f"{policy.privacy.unit}-level differential privacy, epsilon at most {policy.privacy.limit:g} "
+            f"at delta {policy.privacy.target_delta:g}"
         )
-    return f"{policy.protect.scheme}, {private}, same as the owner's job"
+    line = f"{policy.protect.scheme}, {private}, same as the owner's job"
+    return "; ".join([line, *protection_of(policy.protect).unsafe(policy.protect)])
 
 
 def _records_line(policy: ClientPolicy) -> str:

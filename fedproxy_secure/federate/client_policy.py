@@ -14,8 +14,10 @@
 `fedproxy-secure provision CONFIG` writes one per client, complete, from the settings of a run.
 
 Guarantees: a job that differs from the policy in anything that the policy states is refused before records
-are read, with an error that names the value. A policy with a key missing is refused. The policy leaves to
-the server: the proxy and its blocks (both are in what clients sign), which clients take part, and when.
+are read, with an error that names the value. A policy that lacks a key is refused, also within a section
+unless that key is local to the client, and so is one whose noise the server could compute. The policy
+leaves to the server: the proxy and its blocks (both are in what clients sign), which clients take part, and
+when.
 """
 
 from __future__ import annotations
@@ -111,12 +113,18 @@ class ClientPolicy(Section):
         write_bytes(file, text.encode())
 
 
-def check_sound(policy: ClientPolicy) -> None:
+def check_sound(policy: ClientPolicy, *, one_machine: bool = False) -> None:
     """Raise `ConfigError` for a policy whose sections together cannot protect as they say.
 
     This is checked when the policy is read, before a seed is spent on a run that the client cannot answer.
+    `one_machine`: it plays server and clients, so that noise which follows from the seed hides nothing new.
     """
     scheme, unit = policy.protect.scheme, policy.privacy.unit
+    if policy.privacy.randomness != "os" and not one_machine:
+        raise ConfigError(
+            f"privacy.randomness={policy.privacy.randomness}: must be os; the server knows the seed, and "
+            "with it this noise, so nothing would be private"
+        )
     if unit != "none" and policy.privacy.ledger is None:
         raise ConfigError(f"privacy.ledger: must name a folder if privacy.unit={unit}")
     protection = PROTECTIONS.get(scheme, where="protect.scheme")
@@ -145,15 +153,18 @@ def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> Cli
     )
 
 
-def load_policy(file: Path) -> ClientPolicy:
-    """Read a policy. Raises `ConfigError` if it cannot be read, lacks a key or has an unknown one."""
+def load_policy(file: Path, *, one_machine: bool = False) -> ClientPolicy:
+    """Read a policy; `one_machine` as for `check_sound`.
+
+    Raises `ConfigError` if it cannot be read, lacks a key, has an unknown one, or is not sound.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     with _one_line(file):
         policy = _policy(text)
-    check_sound(policy)
+    check_sound(policy, one_machine=one_machine)
     return policy
 
 
@@ -163,7 +174,7 @@ def policy_of(raw: Mapping[str, Any], *, file: Path) -> ClientPolicy:
     Raises `ConfigError` if a key is missing, unknown or wrong.
     """
     with _one_line(file):
-        policy = ClientPolicy.model_validate(raw)
+        policy = _complete(raw)
     check_sound(policy)
     return policy
 
@@ -196,7 +207,26 @@ def _what_is_wrong(error: ValidationError) -> str:
 
 @lru_cache(maxsize=64)  # a policy is read again for every message, and YAML takes 10 ms
 def _policy(text: str) -> ClientPolicy:
-    return ClientPolicy.model_validate(parse_yaml(text))
+    return _complete(parse_yaml(text))
+
+
+def _complete(raw: Any) -> ClientPolicy:
+    """Return the policy that plain values describe.
+
+    Settings of a run have defaults; a policy states what it agrees to. Raises `ValidationError` for wrong
+    values and for a section that lacks a key, unless that is local to the client.
+    """
+    policy = ClientPolicy.model_validate(raw)
+    for name, field in ClientPolicy.model_fields.items():
+        section = getattr(policy, name)
+        if OWN in field.metadata or not isinstance(section, Section):
+            continue
+        fields = type(section).model_fields.items()
+        if lacks := {key for key, agreed in fields if OWN not in agreed.metadata} - set(raw[name]):
+            raise ValidationError.from_exception_data(
+                "ClientPolicy", [{"type": "missing", "loc": (name, min(lacks)), "input": raw[name]}]
+            )
+    return policy
 
 
 def _check_same(prefix: str, *, asked: dict[str, Any], own: dict[str, Any]) -> None:

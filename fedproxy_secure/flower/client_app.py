@@ -229,7 +229,7 @@ def _checked(job_json: str, context: Context) -> OwnJob:
     asked = wire.read_job(job_json)
     file = context.node_config.get("policy")
     if file is not None:
-        policy = load_policy(Path(str(file)))
+        policy = load_policy(Path(str(file)), one_machine=attempt.plays_everybody(context))
         return OwnJob(job=policy.own_job(asked), index=0, policy=policy.sha256())
     if not attempt.plays_everybody(context):
         raise ConfigError(

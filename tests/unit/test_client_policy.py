@@ -39,6 +39,36 @@ def test_a_policy_that_lacks_a_key_is_refused(tmp_path, key):
 
 
 @pytest.mark.parametrize(
+    "key", ["adapter.rank", "local.learning_rate", "fusion.rho", "protect.weights", "privacy.randomness"]
+)
+def test_a_policy_whose_section_lacks_a_key_is_refused_and_does_not_take_the_default(tmp_path, key):
+    raw = policy_for(job(), 0, seeds=(0,)).model_dump(mode="json")
+    section, name = key.split(".")
+    del raw[section][name]
+    file = tmp_path / "policy.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: Field required"):
+        load_policy(file)
+
+
+def test_keys_that_are_the_clients_own_may_be_left_out_of_a_policys_sections(tmp_path):
+    raw = policy_for(job(), 0, seeds=(0,)).model_dump(mode="json")
+    del raw["client"]["test_split"], raw["privacy"]["ledger"], raw["audit"]["holdout"]
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(raw))
+    assert load_policy(tmp_path / "policy.yaml") == policy_for(job(), 0, seeds=(0,))
+
+
+def test_a_policy_whose_noise_follows_from_the_seed_is_refused_unless_one_machine_plays_everybody(tmp_path):
+    """The server knows the seed: with it, it computes the noise and takes it off."""
+    private = {"unit": "record", "target_epsilon": 1.0, "randomness": "unsafe_simulated", "ledger": "/l"}
+    file = tmp_path / "policy.yaml"
+    policy_for(job(privacy=private), 0, seeds=(0,)).write(file)
+    with pytest.raises(ConfigError, match=r"privacy\.randomness=unsafe_simulated: must be os"):
+        load_policy(file)
+    assert load_policy(file, one_machine=True).privacy.randomness == "unsafe_simulated"
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("a: [", "is not YAML"),

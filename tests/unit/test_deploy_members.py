@@ -348,6 +348,55 @@ def test_a_sites_own_file_is_kept_and_decides(federation, sites):
     assert effective_policy(sites["clinic"]).rounds == 2
 
 
+def proposing(federation, epoch, file, **sections):
+    """A kit of the site clinic whose proposal differs in these sections."""
+    body = read_document(make_kit(federation, epoch, "clinic"), KIT).body
+    proposal = body["proposal"]
+    changed = {name: proposal[name] | changes for name, changes in sections.items()}
+    write_document(file, KIT, {**body, "proposal": proposal | changed}, federation.owner_key())
+    return file
+
+
+def policy_check(site):
+    return next(check for check in local_checks(site) if check.name == "policy")
+
+
+def test_a_kit_that_proposes_noise_which_the_owner_can_compute_is_no_policy(federation, sites, tmp_path):
+    for site in sites.values():
+        approve(federation, request_of(site))
+    private = {"unit": "record", "target_epsilon": 1.0, "randomness": "unsafe_simulated"}
+    kit = proposing(federation, next_epoch(federation), tmp_path / "kit.json", privacy=private)
+    accept(sites["clinic"], kit, owner=owner_of(federation))
+    with pytest.raises(ConfigError, match=r"privacy\.randomness=unsafe_simulated: must be os"):
+        effective_policy(sites["clinic"])
+    assert not policy_check(sites["clinic"]).ok
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"privacy": {"unit": "record", "target_epsilon": 1.0, "target_delta": 0.5}},
+            "record-level differential privacy, epsilon at most 1 at delta 0.5, same as the owner's job",
+        ),
+        (
+            {"protect": {"weights": "encrypted_gram"}},
+            "; encrypted_gram: cosines are hidden from a server",
+        ),
+        ({"protect": {"scheme": "ckks"}}, "; ckks: "),
+        ({"protect": {"scheme": "unsafe_plaintext"}}, "; unsafe_plaintext: the server sees every client's"),
+    ],
+)
+def test_a_sites_check_of_its_policy_says_what_does_not_protect(
+    federation, sites, tmp_path, sections, said
+):
+    for site in sites.values():
+        approve(federation, request_of(site))
+    kit = proposing(federation, next_epoch(federation), tmp_path / "kit.json", **sections)
+    accept(sites["clinic"], kit, owner=owner_of(federation))
+    assert said in policy_check(sites["clinic"]).line
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
