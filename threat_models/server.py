@@ -81,11 +81,12 @@ PARALLEL_SERVER = ThreatModel(
     ),
     assumptions=(
         "each client's disk keeps key, journal and privacy ledger; no copy of the key is used elsewhere",
-        "not all of journal, Flower's state and ledger are restored to an older version; the one that "
-        "remembers most is believed",
+        "not all of journal, the file beside it that says how new it is, Flower's state and ledger are "
+        "restored to an older version; the one that remembers most is believed",
     ),
     non_goals=(
-        "a journal restored together with Flower's state and the ledger: nothing is left that remembers",
+        "a journal restored together with the file beside it, in a new run of Flower: nothing is left that "
+        "remembers",
         "several seeds in one policy: each seed is a run, and two runs' cohorts may differ by one client",
         "what sums of different rounds tell together",
     ),

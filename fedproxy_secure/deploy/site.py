@@ -5,6 +5,7 @@
         node.key        ECDSA key on P-384 by which the SuperLink knows the node (mode 0600)
         NAME.key        Ed25519 key by which other clients know this one (mode 0600); signs requests
         NAME.journal    what that key has answered
+        NAME.sequence   how often the journal was written, by which an older copy of it is noticed
         request.json    the public halves, for the owner
         roster.json     who takes part, from the kit
     NAME.request.json   the request of the keys in use, where a person finds it

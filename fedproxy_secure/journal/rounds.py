@@ -14,8 +14,8 @@ two messages that arrive at once only one is granted, whichever processes read t
 Guarantees, as long as the file is kept: a client answers each step of an attempt once; all attempts at a
 round share its clip, its broadcast adapter, its cohort and what this client sends; all its sums that this
 client helped to unmask have the same survivors. With one policy and one seed there is one run. Not
-guaranteed: anything after the file is replaced by an older copy together with everything else that
-remembers (`check_not_older`).
+guaranteed: anything after the file is replaced by an older copy together with the second file that
+remembers how new it was (`check_not_older`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.journal import sums
+from fedproxy_secure.journal import newest, sums
 from fedproxy_secure.journal.store import check_journal, journal_file, reading, writing
 
 
@@ -67,10 +67,13 @@ class Journal:
     def check_not_older(self, *, sequence: int = 0, run: str = "", ledger_events: int = 0) -> None:
         """Raise `ProtocolAborted` if the journal or the privacy ledger was replaced by an older copy.
 
-        `sequence`: the last number that Flower's state saw; the journal's must not be smaller.
+        The journal's own number must not be smaller than the one in the file beside it, nor than
+        `sequence`, the last one that Flower's state saw.
         `ledger_events`: how many events the privacy ledger of `run` has; it must not be fewer than the
         journal remembers.
         """
+        # before the journal's own, which may grow meanwhile
+        sequence = max(sequence, newest.remembered(self.file))
         with reading(self.file) as database:
             own = database.execute("SELECT sequence FROM journal").fetchone()[0]
             row = database.execute("SELECT events FROM ledgers WHERE run = ?", (run,)).fetchone()

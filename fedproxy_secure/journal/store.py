@@ -2,8 +2,8 @@
 
 Guarantees: `writing` runs alone among all processes and threads of the machine, and what it wrote is on the
 disk when it returns, or nothing of it is. A journal that others may read, that is damaged, that belongs to
-another client or that is missing beside its key is refused. Not guaranteed: that the file was not replaced
-by an older copy of itself; `Journal.check_not_older` finds that out where something else remembers more.
+another client or that is missing beside its key is refused. An older copy of the file is not noticed here:
+`writing` notes how new the journal is in a second file (`newest`), and `Journal.check_not_older` compares.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.journal import newest
 
 SUFFIX = ".journal"
 SCHEMA_VERSION = 1
@@ -49,6 +50,7 @@ def create_journal(folder: Path, client: str) -> Path:
     Raises `ConfigError` if there is one already or the folder cannot be written.
     """
     file = journal_file(folder, client)
+    newest.begin(file)
     first = ("INSERT INTO journal VALUES (?, ?, 0)", (SCHEMA_VERSION, client))
     return create_database(file, _SCHEMA, first, what="a journal")
 
@@ -139,6 +141,9 @@ def reading(file: Path) -> Iterator[sqlite3.Connection]:
 def writing(file: Path) -> Iterator[sqlite3.Connection]:
     """Run one transaction that no other overlaps; it is on the disk when the block ends without an error.
 
+    So is how many times the journal was written, in a file of its own; after the journal, because a process
+    may be killed between the two.
+
     Raises `ProtocolAborted` for a damaged file, a full disk, or another process that keeps it locked.
     """
     with _aborting(file), connected(file) as database:
@@ -146,10 +151,12 @@ def writing(file: Path) -> Iterator[sqlite3.Connection]:
         try:
             yield database
             database.execute("UPDATE journal SET sequence = sequence + 1")
+            (sequence,) = database.execute("SELECT sequence FROM journal").fetchone()
         except BaseException:
             database.execute("ROLLBACK")
             raise
         database.execute("COMMIT")
+        newest.note(file, sequence)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
     roster.json     every client's public key; the same file for the server and all clients
     NAME.key        one client's private key, readable by its owner alone (mode 0600)
     NAME.journal    what that key has answered (`fedproxy_secure.journal`); it stays beside the key for good
+    NAME.sequence   how often the journal was written, by which an older copy of it is noticed
 
 In production each client makes its own key and sends the public half over a channel that the server does
 not control; `provision` makes all of them in one place, for a federation on one machine.

@@ -24,6 +24,7 @@ STOPPED_BY = {
     "another proxy under the same policy and seed": "seed 0 of this client's policy belongs to run",
     "a seed that the policy does not list": "seed=1 asked by the server: must be one of [0]",
     "journals put back, Flower's states not": "it was put back",
+    "journals put back, then a new run of Flower": "it was put back",
     "asks for private rounds in parallel": "epsilon would be",
     "plaintext of clients whose policy says masking": "protect.scheme='unsafe_plaintext' asked by",
     "more rounds than the policy says": "federate.rounds=2 asked by the server: must be 1",

@@ -7,7 +7,9 @@ import signal
 import pytest
 
 from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
+from fedproxy_secure.journal import newest
 from fedproxy_secure.journal.answered import Answered, answered
+from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
 from fedproxy_secure.journal.store import create_journal, journal_file, reading, writing
 from tests.support.journal_players import at_once, die_while_writing, exit_code_of, take_and_die
@@ -258,10 +260,58 @@ def test_a_journal_that_was_put_back_is_noticed_where_something_else_remembers(j
     journal.note_ledger(run="run", events=2)  # never counts down
     with pytest.raises(ProtocolAborted, match="privacy ledger"):
         journal.check_not_older(run="run", ledger_events=2)
+    sequence_file(journal.file).write_bytes(b"%020d" % 1)  # Flower's state alone remembers
     os.replace(copy, journal.file)
     with pytest.raises(ProtocolAborted, match="journal: was written 1 times, and 3 times when last used"):
         journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
     journal.check_not_older()  # nothing else remembers: it cannot be noticed
+
+
+def test_a_journal_that_was_put_back_alone_is_noticed_though_flower_remembers_nothing(journal, tmp_path):
+    """A server opens a new run of Flower, whose state is empty, after a site's backup was played back."""
+    journal.begin(asked())
+    shutil.copy2(journal.file, tmp_path / "copy")
+    release(journal)
+    journal.check_not_older()
+    os.replace(tmp_path / "copy", journal.file)
+    with pytest.raises(ProtocolAborted, match="journal: was written 1 times, and 2 times when last used"):
+        journal.check_not_older()
+    journal.begin(
+        asked(attempt=2, context=b"second")
+    )  # what is written on an older copy counts for nothing
+    assert sequence_file(journal.file).read_bytes() == b"%020d" % 2
+
+
+def test_how_new_a_journal_is_is_on_the_disk_after_every_transaction_of_any_process(journal):
+    at_once(journal.folder, [[("note_ledger", (), {"run": f"{i}", "events": 1})] for i in range(6)])
+    assert journal.sequence() == newest.remembered(journal.file) == 6
+    newest.note(journal.file, 4)  # a process that comes late
+    assert newest.remembered(journal.file) == 6
+    assert sequence_file(journal.file).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"7", b"-0000000000000000001"], ids=["missing", "", "7", "-1"]
+)
+def test_a_journal_that_nothing_vouches_for_answers_nothing(journal, content):
+    journal.begin(asked())
+    file = sequence_file(journal.file)
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    for call in (journal.check_not_older, lambda: release(journal)):
+        with pytest.raises(
+            ProtocolAborted, match=r"a\.sequence: cannot be used: .* older copy: put it back"
+        ):
+            call()
+
+
+def test_a_new_journal_does_not_take_the_place_of_one_that_was_deleted(journal):
+    journal.begin(asked())
+    journal.file.unlink()
+    create_journal(journal.folder, "a")
+    with pytest.raises(ProtocolAborted, match="journal: was written 0 times, and 1 times when last used"):
+        journal.check_not_older()
 
 
 def test_a_key_whose_journal_is_missing_answers_nothing(tmp_path):
@@ -272,7 +322,7 @@ def test_a_key_whose_journal_is_missing_answers_nothing(tmp_path):
 def test_a_journal_is_its_owners_alone_and_never_overwritten(tmp_path):
     file = create_journal(tmp_path, "a")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path) == ["a.journal"]
+    assert sorted(os.listdir(tmp_path)) == ["a.journal", "a.sequence"]
     with pytest.raises(ConfigError, match="is there already; a journal is never overwritten"):
         create_journal(tmp_path, "a")
     file.chmod(0o640)
@@ -280,7 +330,7 @@ def test_a_journal_is_its_owners_alone_and_never_overwritten(tmp_path):
         Journal(folder=tmp_path, client="a")
     with pytest.raises(ConfigError, match="cannot be written"):
         create_journal(tmp_path / "none", "a")
-    assert os.listdir(tmp_path) == ["a.journal"]
+    assert sorted(os.listdir(tmp_path)) == ["a.journal", "a.sequence"]
 
 
 def test_another_clients_journal_and_one_of_another_version_are_refused(tmp_path):

@@ -23,8 +23,10 @@ def test_provisioned_keys_are_private_and_the_rosters_own(folder):
     assert sorted(f.name for f in folder.iterdir()) == [
         "a.journal",
         "a.key",
+        "a.sequence",
         "b.journal",
         "b.key",
+        "b.sequence",
         "roster.json",
     ]
     for name in ("a", "b"):

@@ -33,6 +33,7 @@ from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.client import LocalClient
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import journal_file
 from fedproxy_secure.models.lent import LentModel
@@ -86,7 +87,7 @@ class Constant(LocalClient):
 class Snapshot:
     """Everything that a world can be put back to."""
 
-    journals: tuple[bytes, ...]
+    journals: tuple[tuple[bytes, bytes], ...]  # of each client: the journal, and how new it is
     states: tuple[RecordDict, ...]
     heard: dict[Any, Any]
     waiting: dict[int, tuple[int, Any, Any]]
@@ -109,7 +110,7 @@ class RealWorld:
     words: dict[int, np.ndarray] = field(default_factory=dict)  # what each client masks, uint32 [d]
 
     def __post_init__(self) -> None:
-        self._on_disk: dict[int, bytes] = {}  # journals as they were last read or written
+        self._on_disk: dict[int, tuple[bytes, bytes]] = {}  # journals as they were last read or written
         self.names = [f"c{i}" for i in range(self.world.clients)]
         if not (self.folder / ROSTER).exists():
             provision(self.names, self.folder)
@@ -185,10 +186,11 @@ class RealWorld:
 
     def load(self, saved: Snapshot) -> None:
         """The world as it was."""
-        for i, raw in enumerate(saved.journals):
-            if self._on_disk.get(i) is not raw:
-                self._file(i).write_bytes(raw)
-                self._on_disk[i] = raw
+        for i, files in enumerate(saved.journals):
+            if self._on_disk.get(i) is not files:
+                for file, raw in zip(self._files(i), files, strict=True):
+                    file.write_bytes(raw)
+                self._on_disk[i] = files
         self.contexts = [self._context(self._copied(state)) for state in saved.states]
         self.heard, self.waiting = dict(saved.heard), dict(saved.waiting)
         self.words = dict(saved.words)
@@ -357,13 +359,15 @@ class RealWorld:
             copy[name] = type(record)(dict(record))
         return copy
 
-    def _journal(self, i: int) -> bytes:
+    def _journal(self, i: int) -> tuple[bytes, bytes]:
         if i not in self._on_disk:
-            self._on_disk[i] = self._file(i).read_bytes()
+            journal, sequence = (file.read_bytes() for file in self._files(i))
+            self._on_disk[i] = (journal, sequence)
         return self._on_disk[i]
 
-    def _file(self, i: int) -> Path:
-        return journal_file(self.folder, self.names[i])
+    def _files(self, i: int) -> tuple[Path, Path]:
+        journal = journal_file(self.folder, self.names[i])
+        return journal, sequence_file(journal)
 
     def _unpacked(self, a: int, masked: bytes) -> np.ndarray:
         plan = self.terms[a].plan

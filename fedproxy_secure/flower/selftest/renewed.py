@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,17 +86,22 @@ def other_proxy(world: World) -> str:
         return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
 
 
-def journals_put_back(world: World, *, flower_too: bool = False) -> str:
-    """Put the clients' journals back to before the round, and Flower's states with them if `flower_too`."""
+def journals_put_back(world: World, *, new_run: bool = False, keys_too: bool = False) -> str:
+    """Put the clients' journals back to before the round, and ask for it again without the victim.
+
+    `new_run`: in a new run of Flower, whose states remember nothing. `keys_too`: after the whole folders in
+    which the journals lie were put back.
+    """
     with staged(world) as stage:
         app = DropsOut(wire.MASK, stage.node(-1), active=False)
         grid = stage.grid(app)
-        before = {file: file.read_bytes() for file in stage.keys.glob(f"*{JOURNAL}")}
+        lost = stage.keys.glob("*" if keys_too else f"*{JOURNAL}")
+        before = {file: file.read_bytes() for file in lost if file.is_file()}
         whole = stage.serve(grid)
         for file, content in before.items():
             file.write_bytes(content)
         app.active = True
-        rest = stage.serve(stage.grid(app) if flower_too else grid)
+        rest = stage.serve(stage.grid(app) if new_run else grid)
         return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
 
 
@@ -152,17 +158,21 @@ def attempts() -> Iterator[Attempt | Limit]:
         attack=lambda world: other_seed(world, allowed=True),
         why="each seed in a policy is a run of its own: list one, or set protect.refuse_differencing",
     )
-    yield Attempt(
-        adversary=ADVERSARY,
-        name="journals put back, Flower's states not",
-        attack=journals_put_back,
-        known_bad="client that does not ask how old its journal is",
-        without=lambda: kept.unsafe_journals(known_bad.TrustsItsDisk),
-    )
+    for name, new_run in (
+        ("journals put back, Flower's states not", False),
+        ("journals put back, then a new run of Flower", True),
+    ):
+        yield Attempt(
+            adversary=ADVERSARY,
+            name=name,
+            attack=partial(journals_put_back, new_run=new_run),
+            known_bad="client that does not ask how old its journal is",
+            without=lambda: kept.unsafe_journals(known_bad.TrustsItsDisk),
+        )
     yield Limit(
         adversary=ADVERSARY,
-        name="journals put back, and Flower's states with them",
-        attack=lambda world: journals_put_back(world, flower_too=True),
+        name="whole folders of keys put back, then a new run of Flower",
+        attack=lambda world: journals_put_back(world, new_run=True, keys_too=True),
         why="nothing on the client's machine remembers more; keep its disk from being put back",
     )
 

@@ -32,6 +32,7 @@ from fedproxy_secure.flower.selftest.stage import (
     small_job,
     staged,
 )
+from fedproxy_secure.journal.newest import SUFFIX as SEQUENCE
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.protect.secure_sum import attempt as kept
 from fedproxy_secure.protect.secure_sum import client as masked_client
@@ -207,7 +208,7 @@ def _servers_place(
         own |= provision(names, place).members
     else:
         for name in names:
-            for suffix in (".key", JOURNAL):
+            for suffix in (".key", JOURNAL, SEQUENCE):
                 shutil.copy2(stage.keys / f"{name}{suffix}", place)
     _write_roster(place, own)
     for name in names:

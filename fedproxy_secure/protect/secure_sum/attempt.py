@@ -3,8 +3,8 @@
 Flower may handle every message in a process of its own, several at once, each with its own copy of the
 context's state. So nothing of an attempt lies in that state: the session's secrets, the words to be masked
 and the trained update lie in the client's journal, which grants each step once (`fedproxy_secure.journal`).
-Flower's state holds one number, the journal's last sequence number, so that a journal that was replaced by
-an older copy is noticed.
+Flower's state holds one number, how often the journal was written. So does a file beside the journal, which
+is the same in all of Flower's runs, so that a journal that was replaced by an older copy is noticed.
 """
 
 from __future__ import annotations
@@ -86,13 +86,14 @@ def own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
 
 
 def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
-    """Return this client's journal, at least as new as Flower's state and the privacy ledger remember it.
+    """Return this client's journal, as new as the file beside it and Flower's state remember it.
 
     The journal lies beside the key, where `provision` made it. Where one machine plays everybody with the
     privacy unit `client`, it lies beside the ledger: there keys are made anew for every call, but the
     noise of a round is kept, and the journal belongs to it.
 
-    Raises `ConfigError` if the journal is missing, `ProtocolAborted` if an older copy took its place.
+    Raises `ConfigError` if the journal is missing, `ProtocolAborted` if an older copy took its
+    place, or that of the privacy ledger.
     """
     assert job.protect.keys is not None  # `own_keys` was called first, and checks it
     folder = Path(job.protect.keys)

@@ -10,7 +10,7 @@ for a server that follows the protocol. With `protect.refuse_differencing` no su
 an earlier sum of any round.
 
 Not guaranteed: that sums of several rounds reveal nothing together; anything once the client's journal was
-replaced by an older copy together with its privacy ledger and Flower's state.
+replaced by an older copy together with the file that says how new it is.
 """
 
 from __future__ import annotations
