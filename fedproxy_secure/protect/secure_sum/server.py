@@ -269,7 +269,10 @@ def run_masking(work: Work) -> tuple[Terms, Aggregate]:
     work.carrier.round.note_unmasked(survivors.clients)
     to_sure = carrier.send(dict.fromkeys(signatures.clients, signatures))
     carrier.step(wire.UNMASK, to_sure, Unmask, session.unmasked)
-    return terms, session.finish()
+    aggregate = session.finish()
+    for client, what in session.misfits.items():
+        log.warning("round %d: %s gave a false share of the %s, or was dealt it", terms.round, client, what)
+    return terms, aggregate
 
 
 def run_ckks(work: Work) -> tuple[Terms, Aggregate]:

@@ -17,17 +17,18 @@ whatever the other K - 1 clients sent. It cannot go beyond, because the ring end
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.crypto.shamir import Combiner
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg.control import Control, Expected, decode_control
 from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key, upload_key
 from fedproxy_secure.secagg.masking.masks import add_masks
+from fedproxy_secure.secagg.masking.rebuild import Rebuilder
 from fedproxy_secure.secagg.messages import (
     Advertise,
     Confirmation,
@@ -59,7 +60,8 @@ class Aggregate:
 class ServerSession:
     """One attempt at one round; `private` is the X25519 key whose public half the terms name.
 
-    `expected`: what the settings imply for the control words; None: what holds for all settings.
+    `expected`: what the settings imply for the control words; None: what holds for all settings. `misfits`:
+    after `finish`, by giver of a share that was left out, whose secret it did not fit.
 
     The order of calls is: `advertised`*, `key_book`, `shared`*, `inboxes`, `masked`*, `survivors`,
     `confirmed`*, `confirmations`, `unmasked`*, `finish` (* once per client that answers).
@@ -82,6 +84,7 @@ class ServerSession:
         self._total = np.zeros(terms.plan.words, dtype=terms.plan.word_type)
         self._confirmations: dict[str, bytes] = {}
         self._unmasks: dict[str, Unmask] = {}
+        self.misfits: dict[str, str] = {}
 
     # step 1
 
@@ -188,38 +191,26 @@ class ServerSession:
         self._unmasks[message.client] = message
 
     def finish(self) -> Aggregate:
-        """Close step 5: reconstruct, take the masks off, check the sentinels, read the sums.
+        """Close step 5: rebuild the secrets, take the masks off, check the sentinels, read the sums.
 
-        Raises `ProtocolAborted` if a reconstructed secret is not the one that its owner committed to.
+        A false share is left out where enough others came; `misfits` says whose it was. Raises
+        `ProtocolAborted` if a secret cannot be rebuilt as its owner committed to it.
         """
         self._close("unmask", "over", len(self._unmasks))
-        givers = sorted(self._unmasks)[: self.terms.threshold]
-        combiner = Combiner([self.terms.point_of(g) for g in givers])
-
-        def secret_of(client: str, *, alive: bool) -> Secret:
-            rows = self._survivors if alive else self._dropped
-            i = rows.index(client)
-            return combiner.combine(
-                {
-                    self.terms.point_of(g): Secret(
-                        (self._unmasks[g].self_shares if alive else self._unmasks[g].key_shares)[i]
-                    )
-                    for g in givers
-                }
-            )
-
+        rebuilder = Rebuilder({g: self.terms.point_of(g) for g in self._unmasks}, self.terms.threshold)
+        self.misfits = rebuilder.misfits
         # a survivor's vector is + self mask, + or - the mask shared with each drop-out: take them off
         plus: list[Secret] = []
         minus: list[Secret] = []
-        for client in self._survivors:
-            self_mask = secret_of(client, alive=True)
-            if commitment(self_mask, self._context, client) != self._advertised[client].commitment:
-                raise ProtocolAborted(f"self mask of {client}: is not the one it committed to")
+        for i, client in enumerate(self._survivors):
+            shares = {giver: message.self_shares[i] for giver, message in self._unmasks.items()}
+            self_mask = rebuilder.secret(
+                shares, self._is_self_mask_of(client), what=f"self mask of {client}"
+            )
             minus.append(mask_key(self_mask, self._context))
-        for client in self._dropped:
-            private = secret_of(client, alive=False)
-            if crypto.agreement_public(private) != self._advertised[client].mask_key:
-                raise ProtocolAborted(f"mask key of {client}: is not the one it advertised")
+        for i, client in enumerate(self._dropped):
+            shares = {giver: message.key_shares[i] for giver, message in self._unmasks.items()}
+            private = rebuilder.secret(shares, self._is_mask_key_of(client), what=f"mask key of {client}")
             for survivor in self._survivors:
                 public = self._advertised[survivor].mask_key
                 key = pairwise_key(private, public, self._context, client, survivor)
@@ -228,6 +219,14 @@ class ServerSession:
         sums = read_sum(self.terms.plan, self._total)
         control = decode_control(sums, self._context, clients=len(self._survivors), expected=self._expected)
         return Aggregate(clients=tuple(self._survivors), sums=sums, control=control)
+
+    def _is_self_mask_of(self, client: str) -> Callable[[Secret], bool]:
+        committed = self._advertised[client].commitment
+        return lambda secret: commitment(secret, self._context, client) == committed
+
+    def _is_mask_key_of(self, client: str) -> Callable[[Secret], bool]:
+        advertised = self._advertised[client].mask_key
+        return lambda secret: crypto.agreement_public(secret) == advertised
 
     @property
     def _dropped(self) -> list[str]:
