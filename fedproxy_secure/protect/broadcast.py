@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from flwr.app import RecordDict
 
+from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.wire import Broadcast, decode_broadcast
 
 if TYPE_CHECKING:  # they bring torch
     from fedproxy_secure.federate.client import LocalClient
     from fedproxy_secure.federate.server import ServerState
     from fedproxy_secure.federate.update import ClientUpdate
+
+LEAST_GRID = 32  # points of float32's grid in a training step; an ordinary adapter has thousands
 
 
 def broadcast_of(job: FederationJob, state: ServerState) -> Broadcast:
@@ -32,7 +38,8 @@ def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[in
     """Return the broadcast of a round, if it is what the job says.
 
     Raises `DataError` for content that is no broadcast, `ProtocolAborted` for penalties other than the
-    job's, a conflict map outside [0, 1], or a round after the last.
+    job's, a conflict map outside [0, 1], a round after the last, or, where the server is to learn sums
+    only, an adapter with numbers so large that float32 would round updates to their signs.
     """
     broadcast = decode_broadcast(content, d=sum(sizes))
     if not 0 <= broadcast.round < job.federate.rounds:
@@ -44,7 +51,30 @@ def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[in
     conflict = broadcast.conflict
     if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
         raise ProtocolAborted("conflict map: must be between 0 and 1")
+    if job.privacy.unit == "none" and protection_of(job.protect).secure_sum:
+        _check_grid(broadcast.adapter, job.local)
     return broadcast
+
+
+def _check_grid(adapter: np.ndarray, local: LocalConfig) -> None:
+    """Raise `ProtocolAborted` if float32 is too coarse, at an adapter's largest number, for its training.
+
+    An update is the difference of two adapters, so a multiple of float32's grid there. Where that is about
+    as wide as a training step, all clients' numbers are minus, zero or plus the same: a sum counts signs.
+    A step of AdamW moves a coordinate by about its learning rate; one of SGD, clipped to `max_grad_norm`,
+    by that times the learning rate over the square root of the number of coordinates.
+    """
+    step = local.learning_rate
+    if local.optimizer == "sgd":
+        step *= local.max_grad_norm / math.sqrt(max(1, len(adapter)))
+    largest = np.abs(adapter).max(initial=0)
+    grid = float(np.spacing(largest))
+    if grid > step / LEAST_GRID:
+        raise ProtocolAborted(
+            f"broadcast adapter: has a number of {largest:.3g}, where float32 goes in steps of {grid:.1e}; "
+            f"must be at most {step / LEAST_GRID:.1e}, or updates would be rounded to signs; the owner "
+            "must begin with a smaller adapter, or agree on a larger local.learning_rate"
+        )
 
 
 def train_from(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:

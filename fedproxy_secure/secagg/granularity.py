@@ -24,7 +24,12 @@ Guarantees (of what the server sees; the masking protocol hides all else):
     coordinate    besides: where a side has one contributor, that client's value; where signs are unanimous,
                   every client's sign. Denominators are counts, because sums of unequal weights would tell
                   *which* clients stand on a side.
-    block         besides the sum: one variance per block. No count and no sign of any client.
+    block         besides the sum: one variance per block. No count and no sign of any client, unless
+                  clients send little more than signs.
+
+The first step of AdamW moves every coordinate by the learning rate, up or down. So with `local.steps` 1 and
+AdamW every sum counts signs, `plain` and `block` too: where it is as far from 0 as it can be, all clients'
+signs are known.
 """
 
 from __future__ import annotations
