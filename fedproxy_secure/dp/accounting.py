@@ -37,7 +37,7 @@ MOST_NOISE = 1e4  # noise multipliers above are refused: nothing could be learne
 CALIBRATION = 1e-3  # relative width to which a noise multiplier is searched
 _MOST_TURNS = 200  # of a search for a fixed point; if there is one, a few turns find it
 # integers, because the Skellam bound is proved for them alone
-_DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
+DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +197,13 @@ def _discrete_epsilon(events: Sequence[DiscreteSum], delta: float) -> float:
     least = sampler_delta(events, 0.0)
     if least >= delta:
         raise DataError(f"delta={delta}: must be above {least:.2g}, which the sampler's error takes")
-    total = np.sum([e.rounds * discrete_rdp(e, _DISCRETE_ORDERS) for e in events], axis=0)
+    total = np.sum([e.rounds * discrete_rdp(e, DISCRETE_ORDERS) for e in events], axis=0)
     epsilon = 0.0
     for _ in range(_MOST_TURNS):  # each turn leaves less of delta and so needs a larger epsilon
         left = delta - sampler_delta(events, epsilon)
         if left <= 0:
             return math.inf
-        needed = rdp_to_epsilon(_DISCRETE_ORDERS, total, delta=left)
+        needed = rdp_to_epsilon(DISCRETE_ORDERS, total, delta=left)
         if needed <= epsilon:
             return epsilon
         epsilon = needed * (1 + 1e-9)

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import log_ndtr, ndtr
 
-from fedproxy_secure.dp.accounting import discrete_rdp
+from fedproxy_secure.dp.accounting import DISCRETE_ORDERS, discrete_rdp
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian
 from fedproxy_secure.errors import DataError
 
@@ -31,7 +31,6 @@ FFT_ERROR = 1e-9  # more than the sum of all rounding errors of a transform of `
 MOST_CELLS = 2**19
 SMALL = 1e-8  # a delta from which on a profile need not go to larger epsilons
 LOSS_ERROR = 0.01  # at most so much is added to a loss by rounding it up in all steps, if the cells allow
-_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)  # integers, as in `accounting`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,8 +113,8 @@ def discrete_sum(event: DiscreteSum) -> Profile:
     """
     if event.variance <= 0:
         raise DataError("variance=0: has no profile; must be > 0")
-    orders = _ORDERS.astype(np.float64)
-    rdp = event.rounds * discrete_rdp(event, _ORDERS)
+    orders = DISCRETE_ORDERS.astype(np.float64)
+    rdp = event.rounds * discrete_rdp(event, DISCRETE_ORDERS)
     mu = math.sqrt(event.rounds / event.variance) * event.l2  # of a Gaussian of that size
     positive = np.linspace(0, mu * mu / 2 + 8 * mu, POINTS // 2 + 1)
     logs = (orders - 1) * (rdp - positive[:, None] + np.log1p(-1 / orders)) - np.log(orders)

@@ -56,7 +56,8 @@ def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> N
     _, after = _rehearsed(tuned, long, pad_id)
     again, _ = _rehearsed(tuned, short, pad_id)
     same_buffers = kept.keys() == after.keys() and all(torch.equal(kept[n], after[n]) for n in kept)
-    if not same_buffers or float((again - first).norm()) > SAME_GRADIENT * float(first.norm()):
+    apart, length = float((again - first).norm()), float(first.norm())
+    if not same_buffers or not apart <= SAME_GRADIENT * length:  # also if it is NaN
         raise ModelError(
             "proxy: one record changes the outputs for the next; must keep no state between passes"
         )
@@ -76,12 +77,15 @@ def _rehearsed(
     try:
         _, gradients = record_gradient(loss, 0, parameters)
         buffers = {name: buffer.detach().clone() for name, buffer in tuned.named_buffers()}
-        return torch.cat([g.reshape(-1).float() for g in gradients]), buffers
+        flat = torch.cat([g.reshape(-1).float() for g in gradients])
     except OF_THE_MACHINE:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"proxy: gives no gradients of made-up records: {reason}") from error
+    if not bool(torch.isfinite(flat).all()):
+        raise ModelError("proxy: gives gradients of made-up records that are not finite; must be finite")
+    return flat, buffers
 
 
 def known_tokens(tuned: Any) -> int:

@@ -85,8 +85,8 @@ def train_privately(
     pad_id: int,
     who: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
-) -> float:
-    """Take `steps` private steps on the trained parameters; return the mean loss, nats, not private.
+) -> None:
+    """Take `steps` private steps on the trained parameters.
 
     Args:
         pull: gradients of the penalties (PCR, FedProx), one per trained parameter; they depend on what was
@@ -111,7 +111,7 @@ def train_privately(
 
     tuned.eval()  # no dropout: torch has 2^32 tapes of masks, and one record more would move all others'
     try:
-        return private_steps(
+        private_steps(
             tuned,
             loss,
             records=len(items),
@@ -144,7 +144,7 @@ def private_steps(
     who: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
     usable: Callable[[int], bool] | None = None,
-) -> float:
+) -> None:
     """Run DP-SGD on any module; see `train_privately`.
 
     Args:
@@ -156,7 +156,7 @@ def private_steps(
     finite after a step.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    total, seen, failed = 0.0, 0, 0
+    failed = 0
     try:
         for step in range(steps):
             noisy = _NoisySum(parameters, private)
@@ -165,8 +165,6 @@ def private_steps(
                 found = usable_gradient(loss, index, parameters) if takes_it else None
                 if found is None or not noisy.add(found[1]):
                     failed += 1
-                    continue
-                total, seen = total + found[0], seen + 1
             for p, gradient in zip(parameters, noisy.released(noise, divisor), strict=True):
                 p.grad = gradient
             _add(parameters, pull)
@@ -177,7 +175,6 @@ def private_steps(
             p.grad = None
     if failed:
         log.info("%s: %d times a drawn record gave no gradient and counted as zero", who, failed)
-    return total / max(seen, 1)
 
 
 class _NoisySum:

@@ -7,8 +7,9 @@ node that is told that one machine plays every party: by the in-process and simu
 says.
 
 When something fails, the log of the client's own machine gets the whole error. A server on another machine
-gets a line that does not quote records. Under differential privacy a failure in training gives one constant
-reply, whatever the reason.
+gets less. What the protocol, the settings or the client's keys and files forbid is said, with paths taken
+out. Of everything else, which may rest on records, it gets the kind alone, as one of three constant lines:
+privacy is spent, records or messages cannot be used, or anything else.
 
 torch is imported only where a model is needed, so that a client is there, and has answered what needs no
 model, seconds before it trains.
@@ -28,6 +29,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure import wire
+from fedproxy_secure.bundle.redaction import MARK, paths_in
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import (
     ConfigError,
@@ -119,9 +121,15 @@ def _answers_in_one_line(
 
 
 def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
-    """Return an error's class and line for a server elsewhere; the line only if it rests on no record."""
+    """Return an error's class and line for a server elsewhere.
+
+    The line is the error's own only if it rests on no record, and without paths of this machine.
+    """
     if isinstance(error, ProtocolAborted | ConfigError | NotSetUp):
-        return type(error).__name__, str(error)
+        line = str(error)
+        for path in paths_in([line]):
+            line = line.replace(path, MARK)
+        return type(error).__name__, line
     if isinstance(error, PrivacyError):  # the exact epsilon follows from the number of records
         return "PrivacyError", "the round would spend more than this client allows (privacy.max_epsilon)"
     if isinstance(error, DataError):

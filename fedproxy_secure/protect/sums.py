@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
+from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from fedproxy_secure.secagg.masking.server import Aggregate
     from fedproxy_secure.secagg.ring import RingPlan
     from fedproxy_secure.secagg.terms import Terms
-
-FEWEST_CLIENTS, MOST_CLIENTS = 3, 64  # of one sum
 
 
 class SecureSum(Protection):
@@ -59,9 +58,9 @@ class SecureSum(Protection):
                 f"protect.min_cohort={protect.min_cohort}: must be <= {cohort}, the clients of a round; "
                 "none would sum"
             )
-        if not FEWEST_CLIENTS <= cohort <= MOST_CLIENTS:
+        if not MIN_CLIENTS <= cohort <= MAX_CLIENTS:
             raise ConfigError(
-                f"protect.scheme={self.name}: works for {FEWEST_CLIENTS} to {MOST_CLIENTS} clients a "
+                f"protect.scheme={self.name}: works for {MIN_CLIENTS} to {MAX_CLIENTS} clients a "
                 f"round, here {cohort}; all else can only use unsafe_plaintext"
             )
 

@@ -42,7 +42,7 @@ import numpy as np
 
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.secagg.expectations import Z_GRID, plain_tables, trimmed_tables
-from fedproxy_secure.secagg.ring import RingPlan, Segment
+from fedproxy_secure.secagg.ring import MAX_CLIP, MIN_CLIP, RingPlan, Segment
 from fedproxy_secure.secagg.signs import largest_word, pack_signs, unpack_signs, words_for
 from fedproxy_secure.secagg.sum_checks import check_sums
 
@@ -86,7 +86,12 @@ class Merged:
 def segments_of(
     granularity: Granularity, layout: Layout, *, clip: float, clients: int, bits: int
 ) -> tuple[Segment, ...]:
-    """Return the segments of a client's vector besides the control words."""
+    """Return the segments of a client's vector besides the control words.
+
+    Raises `ConfigError` for a clip that no ring takes.
+    """
+    if not MIN_CLIP <= clip <= MAX_CLIP:  # a larger one cannot even be squared
+        raise ConfigError(f"clip={clip:g}: must be {MIN_CLIP:g} to {MAX_CLIP:g}")
     segments = [Segment(name="update", length=layout.d, clip=clip)]
     if granularity == "block":
         segments.append(Segment(name="squares", length=len(layout.starts()), clip=clip**2))

@@ -376,6 +376,21 @@ def test_a_server_on_another_machine_is_not_told_what_records_say(world, tmp_pat
     assert said == "this client's records or messages cannot be used; its own log has the reason"
 
 
+def test_a_server_on_another_machine_is_not_told_where_a_clients_files_lie(world, tmp_path):
+    job = with_(world[0], keys=str(tmp_path / "St Mary (2)"))
+    provision([c.name for c in job.clients], tmp_path / "St Mary (2)")
+    own = tmp_path / "client.policy.yaml"
+    policy_for(job, 0, seeds=(0,)).write(own)
+    (tmp_path / "St Mary (2)" / f"{job.clients[0].name}.key").chmod(0o644)
+    said = [wire.decode_failure(setup_reply(job, {"policy": str(own)}))]
+    own.unlink()
+    said.append(wire.decode_failure(setup_reply(job, {"policy": str(own)})))
+    assert said == [
+        ("ConfigError", "[redacted]: has mode 644; must be 600, readable by its owner alone"),
+        ("ConfigError", "[redacted]: cannot be read: No such file or directory"),
+    ]
+
+
 def test_masking_without_keys_or_sizes_is_refused(world):
     job, folder, initial = world
     with proxy_store.offered_on_this_host(folder):

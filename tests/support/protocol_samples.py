@@ -18,6 +18,7 @@ from fedproxy_secure import wire
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.protect.secure_sum.terms import ring_plan
 from fedproxy_secure.proxy_intake.parts import Part
 from fedproxy_secure.secagg import messages
 from fedproxy_secure.secagg.ckks import gram
@@ -49,9 +50,13 @@ def job_of(folder: Path) -> FederationJob:
 
 def plain_samples(job: FederationJob) -> Iterator[Sample]:
     """Setup, training, update and failure."""
+    by_blocks = job.changed(fusion=job.fusion.changed(rule="h_ties"))
 
     def decoded(name: str, content: RecordDict, decode: Callable[[RecordDict], Any]) -> Sample:
         return Sample(name=name, content=content, decode=decode)
+
+    def own_ring(proposed: Any) -> None:
+        ring_plan(by_blocks, [D], clip=proposed.clip, clients=len(proposed.cohort))
 
     yield decoded("setup", wire.encode_setup(job), wire.decode_setup)
     yield decoded("setup reply", wire.encode_ready(wire.Ready(ready=True, client="c0")), wire.decode_ready)
@@ -60,7 +65,7 @@ def plain_samples(job: FederationJob) -> Iterator[Sample]:
     broadcast = wire.Broadcast(round=1, adapter=UPDATE, conflict=UPDATE**2, pcr_lambda=0.1, prox_mu=0.0)
     training = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(TERMS, 1.0)})
     yield decoded("broadcast", training, wire.decode_broadcast)
-    yield decoded("terms", training, wire.decode_terms)
+    yield Sample(name="terms", content=training, decode=wire.decode_terms, take=own_ring)
     update = ClientUpdate(client="c0", update=UPDATE, loss=0.5, steps=10, seconds=1.0, truncated=0)
     yield decoded("update", wire.encode_update(update), lambda c: wire.decode_update(c, d=D))
     yield decoded("failure", wire.encode_failure("DataError", "no records"), wire.decode_failure)

@@ -143,6 +143,13 @@ def test_block_that_knows_the_kept_share_comes_closer_to_trimmed_ties(clients, k
     assert abs(knowing.conflict.mean() - plaintext.analyse(tau).conflict.mean()) < 0.03
 
 
+@pytest.mark.parametrize("clip", [1e154, 1e200, 1.7e308, float("inf"), float("nan"), -1.0, 0.0])
+@pytest.mark.parametrize("granularity", ["plain", "coordinate", "block"])
+def test_a_clip_that_no_ring_takes_is_refused_before_anything_is_made_of_it(granularity, clip):
+    with pytest.raises(ConfigError, match=f"clip={clip:g}".replace("+", r"\+") + ": must be"):
+        segments_of(granularity, Layout(sizes=(3,)), clip=clip, clients=4, bits=32)
+
+
 @pytest.mark.parametrize("clip", [0.25, 2.0])
 def test_the_mean_square_of_a_block_at_the_clip_is_the_largest_word_and_not_cut(clip):
     layout = Layout(sizes=(64,))

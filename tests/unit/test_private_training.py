@@ -585,6 +585,17 @@ def test_a_model_without_gradients_of_made_up_records_is_refused_instead_of_tune
         check_fits(tuned, tokens=VOCABULARY, longest=8, pad_id=0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_whose_gradients_of_made_up_records_are_not_finite_is_refused(value):
+    """NaN is above no bound: a comparison alone would let a model pass that remembers records, too."""
+    tuned = adapted()
+    tuned.get_base_model().model.layers[0].register_forward_hook(
+        lambda module, arguments, output: output * value
+    )
+    with pytest.raises(ModelError, match="proxy: gives gradients of made-up records that are not finite"):
+        check_fits(tuned, tokens=VOCABULARY, longest=8, pad_id=0)
+
+
 def test_the_made_up_records_leave_nothing_behind():
     tuned, state = adapted(), torch.random.get_rng_state()
     before = get_vector(tuned)

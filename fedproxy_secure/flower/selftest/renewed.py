@@ -156,7 +156,8 @@ def attempts() -> Iterator[Attempt | Limit]:
         adversary=ADVERSARY,
         name="a second seed that the policy lists",
         attack=lambda world: other_seed(world, allowed=True),
-        why="each seed in a policy is a run of its own: list one, or set protect.refuse_differencing",
+        why="each seed in a policy is a run of its own: list one; protect.refuse_differencing refuses only "
+        "sums that differ by exactly one client",
     )
     for name, new_run in (
         ("journals put back, Flower's states not", False),

@@ -5,9 +5,9 @@ over any number of Flower's runs, a client answers each step of an attempt once.
 one broadcast adapter, one cohort and one update, and helps to unmask it for one set of survivors. Under
 masking, unmasking a sum takes a threshold of clients, and two thresholds of one cohort have an honest
 client in common. So the server obtains at most one sum of each round that has this client in it. If it asks
-again, it gets the same sum, with fresh rounding where words are rounded at random. Under CKKS that holds
-for a server that follows the protocol. With `protect.refuse_differencing` no sum differs by one client from
-an earlier sum of any round.
+again, it gets the same sum; where words are rounded at random, they are rounded anew, which hides nothing.
+Under CKKS that holds for a server that follows the protocol. With `protect.refuse_differencing` no sum
+differs by exactly one client from an earlier sum of any round.
 
 Not guaranteed: that sums of several rounds reveal nothing together; anything once the client's journal was
 replaced by an older copy together with the file that says how new it is.

@@ -12,7 +12,7 @@ from fedproxy_secure.federate.fusion import keep_largest
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.secure_sum.noise import clip_to_norm
-from fedproxy_secure.secagg.control import SEGMENTS, Control
+from fedproxy_secure.secagg.control import MOST_OVER_CLIP, SEGMENTS, Control
 from fedproxy_secure.secagg.granularity import Layout, contribution, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.sketch import Standing
@@ -41,7 +41,10 @@ def run_name(job: FederationJob) -> str:
 
 
 def first_clip(local: LocalConfig) -> float:
-    """Return the clip of the first round: how far a coordinate can move in one round.
+    """Return the clip of the first round: how far a coordinate can move in one round, decay aside.
+
+    Weight decay moves it farther: by `learning_rate x weight_decay` times its own value per step. What is
+    then beyond the clip is cut and counted.
 
     SGD: at most `learning_rate x max_grad_norm x steps`. AdamW moves a coordinate by about its learning
     rate per step at most; twice that leaves room for rare longer steps (up to 3.2 x, Kingma & Ba 2015).
@@ -51,7 +54,7 @@ def first_clip(local: LocalConfig) -> float:
 
 
 def largest_clip(local: LocalConfig) -> float:
-    """Return the largest clip that a client accepts: as far as a coordinate can ever move in one round.
+    """Return the largest clip that a client accepts: as far as a coordinate can move, weight decay aside.
 
     SGD: `first_clip`. AdamW: .1 / sqrt(.001) = 3.2 times the learning rate per step, the longest step of
     its default betas (Kingma & Ba 2015, section 2.1).
@@ -70,7 +73,12 @@ def least_sum(job: FederationJob, *, clients: int) -> int:
 
 
 def next_clip(clip: float, control: Control) -> float:
-    """Return the next round's clip: near what clients needed, or double if it was too small for some."""
+    """Return the next round's clip: near what clients needed, or double if it was too small for some.
+
+    A client of which it cuts more than `MOST_CUT` refuses the round, whose clip is fixed once asked for. So
+    the client with the largest updates may be shut out of a round after another: nothing that it needs
+    reaches the sum from which the next clip follows. That costs availability, and no secret.
+    """
     if control.clipped:
         return 2 * clip
     needed = clip * control.largest / control.clients
@@ -135,7 +143,7 @@ def parts_of(
         loss=update.loss,
         steps=update.steps,
         clipped=cut,
-        largest=min(top / clip, 1e3),
+        largest=min(top / clip, MOST_OVER_CLIP),
     )
     layout = Layout(sizes=tuple(sizes))
     return contribution(tau, job.granularity, layout, plan, weight=weight), numbers
