@@ -142,8 +142,8 @@ class Policy:
             raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
         if clients < self.min_cohort:
             raise ProtocolAborted(
-                f"cohort of {clients}: must be >= {self.min_cohort}, which follows from this client's "
-                "roster, federate.participation and protect.min_cohort"
+                f"cohort of {clients}: must be >= {self.min_cohort}, this client's least (by its roster "
+                "and federate.participation, or protect.min_cohort)"
             )
         least = max(least_threshold(clients, self.colluders), self.min_cohort, self.min_threshold)
         if not least <= terms.threshold <= clients:
