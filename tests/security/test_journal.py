@@ -11,7 +11,7 @@ from fedproxy_secure.journal import newest
 from fedproxy_secure.journal.answered import Answered, answered
 from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
-from fedproxy_secure.journal.store import create_journal, journal_file, reading, writing
+from fedproxy_secure.journal.store import create_database, create_journal, journal_file, reading, writing
 from tests.support.journal_players import at_once, die_while_writing, exit_code_of, take_and_die
 
 
@@ -331,6 +331,11 @@ def test_a_journal_is_its_owners_alone_and_never_overwritten(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         create_journal(tmp_path / "none", "a")
     assert sorted(os.listdir(tmp_path)) == ["a.journal", "a.sequence"]
+
+
+def test_a_database_in_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none/a\.journal: cannot be written"):
+        create_database(tmp_path / "none" / "a.journal", (), ("SELECT ?", (1,)), what="a journal")
 
 
 def test_another_clients_journal_and_one_of_another_version_are_refused(tmp_path):
