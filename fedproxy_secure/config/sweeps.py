@@ -22,7 +22,11 @@ class CompareConfig(Section):
 
     methods: Annotated[tuple[str, ...], SWEEP] = DEFAULT_METHODS
     remove_ratios: Annotated[tuple[Ratio, ...], SWEEP] = (0.25, 0.5)
-    against: Annotated[tuple[str, ...], NO_EFFECT] = ("fedot_equal_bytes_lr", "fedproxy_h_ties")
+    against: Annotated[tuple[str, ...], NO_EFFECT] = (
+        "fedot_equal_bytes_lr",
+        "fedot_equal_bytes",
+        "fedproxy_h_ties",
+    )
     jobs: Annotated[int, Field(ge=0), NO_EFFECT] = 0  # processes; 0: one per core; 1: in this process
     server_learning_rate: Annotated[float, Field(gt=0)] = 2.0  # of methods that end in `_lr`
     fedadam_learning_rate: Annotated[float, Field(gt=0)] = 0.02
