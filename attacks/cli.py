@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,13 +140,15 @@ def run_command(
         from fedproxy_secure.audit.witness import reopen_findings
         from fedproxy_secure.cli.progress import shown_on
         from fedproxy_secure.evidence.finding import RESULTS, read_findings
+        from fedproxy_secure.runtime.only_one import only_run_in
         from threat_models import get as threat_model
 
-        reopen_findings(run)
         attacks = {a.info.name: a for s in spec or [] for a in registry.find(s)}
         models = [threat_model(v) for v in views]
+        held = only_run_in(run) if run.is_dir() else nullcontext()  # nothing is made for a wrong name
         try:
-            with shown_on(Console(stderr=True)) as progress:
+            with held, shown_on(Console(stderr=True)) as progress:
+                reopen_findings(run)
                 results = run_suite(
                     run,
                     attacks=list(attacks.values()) or registry.suite(profile),

@@ -19,6 +19,7 @@ from fedproxy_secure.crypto.primitives import digest, sign, signing_public, veri
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import MANIFEST, PARTIAL, RunFolder, json_bytes
+from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 SCHEMA_VERSION = 1
@@ -29,7 +30,7 @@ MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes 
 SETTINGS = (MANIFEST, "config.yaml", "environment.json")
 FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
 KEY = ".key"
-OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, *SETTINGS)
+OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, RUNNING, *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def run_command(
     recording = ["audit.record=true"] if record or suite != "none" else []
     attacks = [] if suite == "none" else [f"attacks.suite={suite}"]
     more = [*recording, *attacks, *_signed_with(signing_key)]
-    _start("run", config, [*(changes or []), *more], out, resume, dry_run, suite)
+    _start("run", config, [*(changes or []), *more], out=out, resume=resume, dry_run=dry_run, suite=suite)
 
 
 def compare_command(
@@ -83,7 +83,7 @@ def compare_command(
     if report_only and not dry_run:
         _report_cells(config, changes or [], out)
     else:
-        _start("compare", config, changes or [], out, resume, dry_run)
+        _start("compare", config, changes or [], out=out, resume=resume, dry_run=dry_run)
 
 
 def matrix_command(
@@ -104,7 +104,8 @@ def matrix_command(
 
     Example: `fedproxy-secure matrix demo_matrix --out runs/first`
     """
-    _start("matrix", config, [*(changes or []), *_signed_with(signing_key)], out, resume, dry_run)
+    more = _signed_with(signing_key)
+    _start("matrix", config, [*(changes or []), *more], out=out, resume=resume, dry_run=dry_run)
 
 
 def report_command(
@@ -143,6 +144,7 @@ def _start(
     command: str,
     name: str,
     changes: list[str],
+    *,
     out: Path | None,
     resume: bool,
     dry_run: bool,
@@ -151,6 +153,10 @@ def _start(
     """Do what `run`, `compare` and `matrix` share: read settings, show progress, print table and report."""
     with plain_errors(again=None):
         config = load_config(find_config(name), changes)
+        if suite != "none":
+            from fedproxy_secure.experiments.attacked import check_attacks
+
+            check_attacks(config)
     folder = out or Path("runs") / config.name
     typed = _typed(command, name, changes, folder, suite)
     with plain_errors(again=f"{typed} --resume"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from fedproxy_secure.audit.seal import FINDINGS
@@ -13,9 +13,12 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import Progress
 
-SUITES = "fedproxy_secure.suites"  # entry points: the core does not know who attacks it
+# entry points: the core does not know who attacks it, nor from which views
+SUITES, THREAT_MODELS = "fedproxy_secure.suites", "fedproxy_secure.described_threat_models"
 
 
 def attack_run(
@@ -32,31 +35,53 @@ def attack_run(
     `jobs` attacks run at once; a function is asked before an attack begins, until it returns more than 1.
 
     Raises `AuditError` if the run was altered since it finished, `ConfigError` if no suite is registered,
-    `RunFolderError` if the run was not recorded.
+    `RunFolderError` if the run was not recorded, or another process works in its folder.
     """
-    check_finished_seeds(folder)
+    suites = _suites(config)
+    with only_run_in(folder):
+        check_finished_seeds(folder)
+        for suite in suites:
+            suite.load()(
+                folder,
+                views=config.attacks.views,
+                profile=config.attacks.suite,
+                seconds=config.attacks.seconds,
+                seed=seed,
+                jobs=jobs,
+                resume=resume,
+                llm=config.model.path,
+                progress=progress,
+            )
+
+
+def check_attacks(config: Config) -> None:
+    """Raise `ConfigError` unless suites and views that `attacks` names are installed; before any training.
+
+    Later is too late: settings of a run that has begun cannot be corrected. Where no threat model is
+    described, a suite judges the views itself.
+    """
+    if config.attacks.suite == "none":
+        return
+    _suites(config)
+    known = [name for point in entry_points(group=THREAT_MODELS) for name in point.load()()]
+    for view in config.attacks.views:
+        if known and view not in known:
+            raise ConfigError(f"attacks.views={view}: is not a known threat model; {nearest(view, known)}")
+
+
+def _suites(config: Config) -> list[EntryPoint]:
     points = list(entry_points(group=SUITES))
     if not points:
         raise ConfigError(f"attacks.suite={config.attacks.suite}: no suite is installed; set it to none")
-    for point in points:
-        point.load()(
-            folder,
-            views=config.attacks.views,
-            profile=config.attacks.suite,
-            seconds=config.attacks.seconds,
-            seed=seed,
-            jobs=jobs,
-            resume=resume,
-            llm=config.model.path,
-            progress=progress,
-        )
+    return points
 
 
 def attacked_report(config: Config, folder: Path, *, progress: Progress | None, command: str) -> Report:
     """Attack a finished run and return its report, which is otherwise as it was."""
     from fedproxy_secure.experiments.run import run
 
-    place = RunFolder.resume(folder, config.with_signing_key(None))
-    Witness.open(place, config, command=command).reopen(*FINDINGS)
+    with only_run_in(folder):
+        place = RunFolder.resume(folder, config.with_signing_key(None))
+        Witness.open(place, config, command=command).reopen(*FINDINGS)
     attack_run(config, folder, seed=config.seeds[0], progress=progress)
     return run(config, folder, resume=True, command=command)

@@ -39,6 +39,7 @@ from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, f
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import environment
+from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, processes_of, run_tasks
@@ -77,9 +78,16 @@ def compare(
 
     Interrupted or after a failure, the report of the cells that have finished is written all the same.
 
-    Raises `FedProxyError` of the first failing cell, after the running ones have ended and been saved.
+    Raises `RunFolderError` if another process works in `out`, else what the first failing cell raised,
+    after the running ones have ended and been saved.
     """
     compression_of(config.compress, config.heal)
+    with only_run_in(out):
+        return _compare(config, out, resume=resume, shown=progress or NoProgress(), command=command)
+
+
+def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, command: str) -> Report:
+    """Run cells in a folder that this process holds."""
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
@@ -89,7 +97,7 @@ def compare(
         warm_up(CELLS_NEED)  # imports while this process reads the records
     origin = Origin.here(config)  # before any cell: unreadable records stop here
     check_origins(out, there, origin)
-    whole = Overall(shown=progress or NoProgress(), name="compare", planned=_planned(config, todo))
+    whole = Overall(shown=shown, name="compare", planned=_planned(config, todo))
     whole.begin()
     left = list(todo)
     try:

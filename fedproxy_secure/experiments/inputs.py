@@ -29,10 +29,10 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import parameter_count
+from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.progress import NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.randomness import stream
-from fedproxy_secure.runtime.stage_clock import free_memory
 
 Item = TypeVar("Item")
 

@@ -25,6 +25,7 @@ from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.experiments.attacked import check_attacks
 from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     FAILED,
@@ -56,6 +57,7 @@ from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import CEILING_NOT_COUNTED, total
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, processes_of, run_tasks
@@ -91,11 +93,29 @@ def matrix(
     compressions that a script has registered are known; their peak memory is then this process's. Failed
     cells stand in the report with their reason.
 
-    Raises `RunFolderError` for a folder of other settings, `ConfigError` if no configuration can run.
+    Raises `RunFolderError` for a folder of other settings or one that another process works in,
+    `ConfigError` if no configuration can run, or no attack as `attacks` says.
     """
+    check_attacks(config)
     cells, refused = cells_of(config)
-    shown = progress or NoProgress()
-    signed, config = config, config.with_signing_key(None)
+    with only_run_in(out):
+        return _matrix(
+            config, out, cells, refused, resume=resume, shown=progress or NoProgress(), command=command
+        )
+
+
+def _matrix(
+    signed: Config,
+    out: Path,
+    cells: Sequence[MatrixCell],
+    refused: Sequence[str],
+    *,
+    resume: bool,
+    shown: Progress,
+    command: str,
+) -> Report:
+    """Run cells in a folder that this process holds; `refused` are the configurations that cannot run."""
+    config = signed.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
     todo: list[Piece] = [c for c in cells if not is_done(out, c)]
@@ -157,7 +177,11 @@ def matrix(
 
 
 def plan_rows(config: Config) -> list[tuple[str, str]]:
-    """Return what a matrix would run, as names and formatted values; load nothing."""
+    """Return what a matrix would run, as names and formatted values; load nothing.
+
+    Raises `ConfigError` as `matrix` does.
+    """
+    check_attacks(config)
     cells, refused = cells_of(config)
     steps = config.federate.rounds * config.local.steps * len(config.data.clients)
     return [

@@ -11,6 +11,7 @@ seed-0/result.json        accuracies; written last
 report.json, report.md    all seeds together; report.sig is their signature
 audit.jsonl               what happened, in a signed chain: `fedproxy-secure audit verify`
 tracking/                 rounds and measures for TensorBoard and others
+running.json              while a process works here: a second one is refused
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ from fedproxy_secure.experiments.tracking import (
     require,
     round_values,
 )
+from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import to_json
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes
-from fedproxy_secure.runtime.progress import NoProgress, Progress
-from fedproxy_secure.runtime.stage_clock import StageClock, peak_memory_bytes
+from fedproxy_secure.runtime.only_one import WAIT_S, WORKERS_S, only_run_in
+from fedproxy_secure.runtime.progress import NoProgress, Progress, StageClock
 from fedproxy_secure.runtime.untrusted import read_json
 
 if TYPE_CHECKING:
@@ -82,8 +84,8 @@ def run(
     alone, and findings of attacks are left to a matrix's log. `federate` takes the place of
     `fedproxy_secure.flower.engines.federate`.
 
-    Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder; `AuditError`
-    if what lies in the folder is not what the log has.
+    Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder, such as
+    another process that works in it; `AuditError` if what lies in the folder is not what the log has.
     """
     config.check_protection()
     protection_of(config.protect).check_installed()
@@ -91,17 +93,18 @@ def run(
     require(config.track)
     typed = command or "fedproxy_secure.run(...)"
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
-    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-    witness = Witness.open(folder, signed, command=typed, findings=not in_cell)
-    with witness.aborts():
-        results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
-        head = witness.settle(findings=not in_cell)
-        report = replace(report_of(config, out, results, typed), audit_head=head)
-        if witness.has_news():
-            with closing(_tracker(config, witness, "report")) as tracker:
-                tracker.log(0, measure_values(report.configurations[0]))
-        write_texts(report, out) if in_cell else publish(report, out)
-        witness.sign()
+    with only_run_in(out, wait_s=WORKERS_S if in_cell else WAIT_S):
+        folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+        witness = Witness.open(folder, signed, command=typed, findings=not in_cell)
+        with witness.aborts():
+            results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
+            head = witness.settle(findings=not in_cell)
+            report = replace(report_of(config, out, results, typed), audit_head=head)
+            if witness.has_news():
+                with closing(_tracker(config, witness, "report")) as tracker:
+                    tracker.log(0, measure_values(report.configurations[0]))
+            write_texts(report, out) if in_cell else publish(report, out)
+            witness.sign()
     return report
 
 

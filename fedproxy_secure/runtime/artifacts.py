@@ -3,6 +3,7 @@
     manifest.json      schema version and SHA-256 of the settings; written first
     config.yaml        the resolved settings, every default spelled out
     environment.json   Python, packages, platform
+    running.json       while a process works here (`only_one`)
     ...                whatever the run writes
 
 Every write goes to a temporary file beside the target, is flushed to the disk and then renamed over
@@ -27,6 +28,7 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
@@ -243,9 +245,9 @@ def _versions() -> dict[str, str]:
 
 
 def _contents(path: Path) -> list[str]:
-    """Return the names in the folder, without what an interrupted write may have left."""
+    """Return the names in the folder, without what an interrupted write or process may have left."""
     try:
-        return [n for n in os.listdir(path) if not n.startswith(PARTIAL)]
+        return [n for n in os.listdir(path) if not n.startswith(PARTIAL) and n != RUNNING]
     except FileNotFoundError:
         return []
     except OSError as error:

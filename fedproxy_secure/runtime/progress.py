@@ -1,4 +1,4 @@
-"""Reporting the progress of long work: three calls, with no assumption about who listens.
+"""The progress of long work, told in three calls with no assumption about who listens, and its seconds.
 
 >>> progress: Progress = NoProgress()
 >>> progress.start("seed 0", total=2)
@@ -33,6 +33,20 @@ def duration(seconds: float) -> str:
 def time_left(steps: float, total: float, elapsed: float) -> float | None:
     """Return how long the rest takes at the mean pace so far, in the unit of `elapsed`; None if unknown."""
     return elapsed / steps * (total - steps) if 0 < steps < total else None
+
+
+@dataclass(kw_only=True)
+class StageClock:
+    """Wall-clock seconds per stage in this process; a stage that was killed counts from the resume on."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    def stop(self, stage: str) -> None:
+        """Add the seconds since the last stop to `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.began
+        self.began = now
 
 
 class Progress(Protocol):

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.responses import PlainTextResponse
 
-from fedproxy_secure.deploy.running import running, stop, the_only_one
+from fedproxy_secure.deploy.running import stop, the_only_one
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.flower.internals.messages import pack_app
 from fedproxy_secure.flower.internals.superlink import (
@@ -29,6 +29,7 @@ from fedproxy_secure.flower.internals.supernode import AppRefused, OfferedApp, c
 from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_files, app_sha256
 from fedproxy_secure.flower.launch.superlink import MOST_BODY_BYTES, OnlyNodes
 from fedproxy_secure.flower.launch.supernode import SERVER_APP, check_app
+from fedproxy_secure.runtime.only_one import running
 from tests.support.connections import another_users_connection, connected
 
 ELSEWHERE, HERE = ("192.0.2.7", 5000), ("192.0.2.1", 9092)

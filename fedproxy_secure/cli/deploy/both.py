@@ -19,9 +19,9 @@ def status(folder: FolderArgument) -> None:
     Example: `fedproxy-secure deploy status clinic`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.deploy.running import running
         from fedproxy_secure.deploy.watching import standing_of
         from fedproxy_secure.monitor.page import tables
+        from fedproxy_secure.runtime.only_one import running
 
         process, standing = running(folder), standing_of(folder)
         typer.echo("nothing runs here" if process is None else f"runs as process {process}")

@@ -1,4 +1,4 @@
-"""The cost of a run: seconds per stage, and the memory held at once."""
+"""How much memory this process has held at once, and how it is given back."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
-import time
 from contextlib import suppress
-from dataclasses import dataclass, field
-
-
-@dataclass(kw_only=True)
-class StageClock:
-    """Wall-clock seconds per stage in this process; a stage that was killed counts from the resume on."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.perf_counter)
-
-    def stop(self, stage: str) -> None:
-        """Add the seconds since the last stop to `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.began
-        self.began = now
 
 
 def peak_memory_bytes() -> int:

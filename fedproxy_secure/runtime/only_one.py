@@ -1,0 +1,116 @@
+"""One process at a time in a folder: it holds a file there locked, and the lock goes with the process.
+
+    running.json    id and start of the process that holds the folder; removed when it lets go
+
+Guarantees: at most one holder, threads of one process included; the operating system frees the lock when
+its holder ends, however it ends, so none is ever left over, and no program that the holder has started
+keeps it. Not guaranteed: between machines on a network file system that locks on each alone, or after
+somebody deletes the file while it is held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.untrusted import parse_json
+
+FILE = "running.json"
+MOST_BYTES = 4096  # of the file that are read
+WAIT_S = 0.6  # `running` holds the lock for a moment, too
+WORKERS_S = 30.0  # within which a worker has ended whose parent was killed
+POLL_S = 0.2
+
+
+@contextmanager
+def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Hold the folder for this process in a `with` block.
+
+    Args:
+        what, remedy: for the message, if another process holds it: what runs here already, what to do.
+        wait_s: how long to wait for another process to let go.
+
+    Raises `RunFolderError` if another process holds it, and then has written nothing; or if it cannot be
+    written or locked.
+    """
+    path, until = folder / FILE, time.monotonic() + wait_s
+    while (file := _held(path)) is None:
+        if time.monotonic() >= until:
+            raise RunFolderError(f"{folder}: {what} runs here already{_named(folder)}; {remedy}")
+        time.sleep(POLL_S)
+    with file:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "since": since}).encode())
+            file.flush()
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the lock is what counts
+                path.unlink()
+
+
+@contextmanager
+def only_run_in(folder: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Hold the folder of a run, a comparison or a matrix in a `with` block; make it if there is none.
+
+    Raises `RunFolderError` if another process works in it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be a run folder: {_reason(error)}") from error
+    with the_only_one(folder, "a command", remedy="wait until it ends, or end it first", wait_s=wait_s):
+        yield
+
+
+def running(folder: Path) -> int | None:
+    """Return the id of the process that holds a folder, or None."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(parse_json(file.read(MOST_BYTES))["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def _held(path: Path) -> BinaryIO | None:
+    """Return the file, open and locked, or None if another process holds it or has just let go."""
+    try:
+        file = path.open("a+b")  # not inherited by programs that are started
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError as error:
+        file.close()
+        raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
+    file.close()  # it is another's, or its last holder has removed it
+    return None
+
+
+def _named(folder: Path) -> str:
+    process = running(folder)
+    return "" if process is None else f", process {process}"
+
+
+def _reason(error: OSError) -> str:
+    return "Not a directory" if isinstance(error, FileExistsError) else str(error.strerror)
