@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedproxy_secure.audit.chain import (
+    NAME,
     OPENED,
     SCHEMA_VERSION,
     START,
@@ -19,6 +21,7 @@ from fedproxy_secure.audit.chain import (
 )
 from fedproxy_secure.crypto.primitives import KEY_BYTES
 from fedproxy_secure.errors import AuditError
+from fedproxy_secure.runtime.untrusted import read_plain_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,26 @@ class Examined:
     def head(self) -> str:
         """The last line's hash, hex."""
         return self.entries[-1].hash if self.entries else START
+
+
+def read_log(folder: Path) -> bytes:
+    """Read a folder's log without checking it. Raises `AuditError` if it is no file or too large."""
+    raw = log_if_there(folder)
+    if raw is None:
+        raise AuditError(f"{folder / NAME}: cannot be read: there is no such file")
+    return raw
+
+
+def log_if_there(folder: Path) -> bytes | None:
+    """Return what `read_log` returns, or None for a folder without a log, or no folder."""
+    try:
+        return read_plain_file(folder / NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AuditError(f"{folder / NAME}: {error}") from None
 
 
 def examine(raw: bytes) -> Examined:

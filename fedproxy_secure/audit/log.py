@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedproxy_secure.audit.chain import NAME, OPENED, SCHEMA_VERSION, START, Entry, make_entry
-from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
@@ -24,7 +24,7 @@ def _now() -> str:
 class AuditLog:
     """Appends signed events; each is on the disk before `add` returns.
 
-    One process writes at a time. The events so far are in `entries`.
+    One process writes at a time (`runtime.only_one`). The events so far are in `entries`.
     """
 
     folder: RunFolder
@@ -42,12 +42,7 @@ class AuditLog:
         log = cls(folder=folder, key=key)
         public = signing_public(key)
         path = folder.path / NAME
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raw = b""
-        except OSError as error:
-            raise AuditError(f"{path}: cannot be read: {error.strerror}") from error
+        raw = log_if_there(folder.path) or b""
         if b"\n" not in raw:  # nothing, or a first line that a crash cut short
             log.add(
                 OPENED,

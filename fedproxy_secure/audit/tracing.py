@@ -11,22 +11,22 @@ herself.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.audit.chain import NAME, Entry
-from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.audit.examine import examine, log_if_there
+from fedproxy_secure.audit.vouched import TRACED
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.proxy_intake.files import folder_sha256
-from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.artifacts import PARTIAL, write_bytes
 from fedproxy_secure.tracing.copies import copy_of, make_marks
 from fedproxy_secure.tracing.key import commitment, trace_key
 from fedproxy_secure.tracing.marks import Marks
 from fedproxy_secure.tracing.suspects import ERROR, Trace, rows_of, trace_rows
-
-EVENT = "traced"
 
 
 def traced(witness: Witness, seed: int, proxy: Path, clients: Sequence[str]) -> Marks:
@@ -38,7 +38,7 @@ def traced(witness: Witness, seed: int, proxy: Path, clients: Sequence[str]) -> 
     key is gone; `AuditError` if the log has other facts.
     """
     marks = make_marks(proxy)
-    begun = bool(witness.log.of(EVENT, seed=seed))
+    begun = bool(witness.log.of(TRACED, seed=seed))
     key = trace_key(proxy, make=not begun)
     facts = {
         "commitment": commitment(key),
@@ -78,16 +78,20 @@ def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
         raise ConfigError(f"{out}: is there already; name another folder")
     name, content = copy_of(proxy, make_marks(proxy), trace_key(proxy), client)
     try:
-        shutil.copytree(proxy, out)
-        (out / name).unlink()  # another file in its place: processes may have mapped the old one
-        write_bytes(out / name, content)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as beside:
+            copy = Path(beside) / out.name
+            shutil.copytree(proxy, copy)
+            write_bytes(copy / name, content)
+            copy.rename(out)  # the unmarked proxy never lies under the client's name
     except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
+        why = error.strerror or "a file could not be copied"
+        raise ConfigError(f"{out}: cannot be written: {why}") from error
 
 
 def only_seed(run: Path) -> int:
     """Return the seed of a run that has one traced seed. Raises `ConfigError` for none, or several."""
-    seeds = sorted({int(e.body["seed"]) for e in _entries(run) if e.event == EVENT})
+    seeds = sorted({int(e.body["seed"]) for e in _entries(run) if e.event == TRACED})
     if not seeds:
         raise ConfigError(f"{run}: no seed was traced; run it with --set compress.trace=true")
     if len(seeds) > 1:
@@ -100,7 +104,7 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
 
     Raises `ConfigError` and `AuditError` as `find_leak` does.
     """
-    found = [e.body for e in _entries(run) if e.event == EVENT and e.body.get("seed") == seed]
+    found = [e.body for e in _entries(run) if e.event == TRACED and e.body.get("seed") == seed]
     if not found:
         raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
     proxy = run / f"seed-{seed}" / "proxy"
@@ -113,10 +117,10 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
 
 def _entries(run: Path) -> Sequence[Entry]:
     """Read a run's log. Raises `ConfigError` if there is none, `AuditError` if it was altered."""
-    try:
-        log = examine((run / NAME).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{run}: must be the folder of a run, with {NAME}: {error.strerror}") from error
+    raw = log_if_there(run)
+    if raw is None:
+        raise ConfigError(f"{run}: must be the folder of a run, with {NAME}; there is no such file")
+    log = examine(raw)
     if log.problems:
         raise AuditError(f"{run / NAME}: {log.problems[0]}")
     return log.entries

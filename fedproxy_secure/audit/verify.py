@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import NAME, Entry
-from fedproxy_secure.audit.examine import Examined, examine
+from fedproxy_secure.audit.examine import Examined, examine, read_log
 from fedproxy_secure.audit.seal import (
     SIGNATURE,
     everything_below,
@@ -109,16 +109,6 @@ def verify_run(
         head=log.head,
         sealed=sealed,
     )
-
-
-def read_log(folder: Path) -> bytes:
-    """Read a folder's log without checking it. Raises `AuditError` if it is no file or too large."""
-    try:
-        return read_plain_file(folder / NAME)
-    except OSError as error:
-        raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise AuditError(f"{folder / NAME}: {error}") from None
 
 
 def _check_seal(

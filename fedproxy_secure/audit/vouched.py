@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import NAME, Entry
-from fedproxy_secure.audit.examine import examine
-from fedproxy_secure.audit.seal import file_sha256
+from fedproxy_secure.audit.examine import examine, log_if_there
+from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
 from fedproxy_secure.errors import AuditError
 
-FINISHED, FILES, INNER, REOPENED = "finished", "files", "inner", "reopened"  # events
+FINISHED, FILES, INNER, REOPENED, TRACED = "finished", "files", "inner", "reopened", "traced"  # events
+FEDERATION, ROUNDS, RESULT = "federation", "rounds.jsonl", "result.json"
+# files that a report reads of a seed that finished in an earlier process
+READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
 
 
 def vouched_files(
@@ -54,17 +57,49 @@ def check_file(folder: Path, name: str, sha256: str, where: str) -> None:
 def check_finished_seeds(folder: Path) -> None:
     """Raise `AuditError` unless all files of finished seeds are as the folder's log has them.
 
-    Whoever attacks a run must not take what was altered since for what the run left. A folder without a log
-    passes: nobody vouches for it.
+    Whoever attacks a run must not take what was altered since for what the run left: a log that is not as
+    it was written is refused, too. A folder without a log passes: nobody vouches for it.
     """
-    try:
-        entries = examine((folder / NAME).read_bytes()).entries
-    except FileNotFoundError:
+    raw = log_if_there(folder)
+    if raw is None:
         return
-    except OSError as error:
-        raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
-    for name, (sha256, line) in vouched_files(entries, by=(FINISHED,)).items():
+    log = examine(raw)
+    if log.problems:
+        raise AuditError(f"{folder / NAME}: {log.problems[0]}")
+    for name, (sha256, line) in vouched_files(log.entries, by=(FINISHED,)).items():
         check_file(folder, name, sha256, f"line {line} of {NAME}")
+
+
+def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remedy: str) -> None:
+    """Raise `AuditError` unless the files that a report reads of a finished seed are as the log has them.
+
+    Unlike `check_finished_seeds` this reads no model, and refuses a file that the log does not have.
+    """
+    told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
+    for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
+        if not told or told[-1].get(name) != sha256_if_there(folder / name):
+            raise AuditError(f"{folder / name}: is not as {NAME} has it; {remedy}")
+
+
+def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
+    """Return what to do about a file of a finished seed that was altered, as a phrase."""
+    if any(e.event == TRACED and e.body["seed"] == seed for e in entries):
+        return "put it back, or choose another --out"  # the key of its copies lies in the seed's folder
+    return f"put it back, or delete seed-{seed} and resume"
+
+
+def remedy_for(name: str) -> str:
+    """Return what to do about a file beside the seeds that was altered, as a phrase."""
+    if name in SETTINGS:
+        return "put it back, or choose another --out"
+    # a matrix's cell with findings is made again as a whole
+    place = "attacks" if name in FINDINGS else name.partition("/attacks/")[0]
+    return f"put it back, or delete {place} and resume"
+
+
+def sha256_if_there(file: Path) -> str | None:
+    """Return a file's hex digest, None if there is none. Raises `AuditError` if it cannot be read."""
+    return file_sha256(file) if file.exists() else None
 
 
 def is_outside(name: str) -> bool:

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, Entry
-from fedproxy_secure.audit.examine import examine
+from fedproxy_secure.audit.chain import NAME
+from fedproxy_secure.audit.examine import examine, read_log
 from fedproxy_secure.audit.keys import own_key_file, run_key
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import (
@@ -45,12 +45,20 @@ from fedproxy_secure.audit.seal import (
     sweep,
 )
 from fedproxy_secure.audit.vouched import (
+    FEDERATION,
     FILES,
     FINISHED,
     INNER,
     REOPENED,
+    RESULT,
+    ROUNDS,
+    TRACED,
     check_file,
     check_finished_seeds,
+    check_read_again,
+    remedy_for,
+    remedy_for_seed,
+    sha256_if_there,
     vouched_files,
 )
 from fedproxy_secure.config import Config
@@ -61,10 +69,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder, environment
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 
-FEDERATION, ROUNDS, PRIVACY, RESULT = "federation", "rounds.jsonl", "privacy", "result.json"
-LEDGERS = ".ledger.jsonl"
-# files that a report reads of a seed that finished in an earlier process
-READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
+PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -100,13 +105,13 @@ class Witness:
         log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **here})
         witness = cls(log=log, resumed={"finished": done, **here} if before else None)
         for seed in done:
-            _check_finished(folder.path, log.entries, seed)
+            check_read_again(folder.path, log.entries, seed, remedy=remedy_for_seed(log.entries, seed))
         if not findings:
             witness.reopen(*FINDINGS)
         for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
-            found = _sha256_if_there(folder.path / name)
+            found = sha256_if_there(folder.path / name)
             if found != sha256 and (found is not None or name in SETTINGS):
-                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; {_remedy(name)}")
+                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; {remedy_for(name)}")
         return witness
 
     @property
@@ -131,9 +136,9 @@ class Witness:
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:
         """Log what a seed's traced proxy rests on, once. Raises `AuditError` if the log has another."""
-        logged = self.log.of("traced", seed=seed)
+        logged = self.log.of(TRACED, seed=seed)
         if not logged:
-            self._tell("traced", seed=seed, **facts)
+            self._tell(TRACED, seed=seed, **facts)
         elif logged[0].body != {"seed": seed, **facts}:
             raise AuditError(f"{NAME}: seed {seed} is traced with another key, proxy or clients than now")
 
@@ -154,14 +159,22 @@ class Witness:
         spends = self._spends(seed, number)
         self._tell("round", seed=seed, round=number, participants=line["participants"], spends=spends)
 
-    def finished(self, seed: int, result: bytes, *, epsilon: Mapping[str, float]) -> None:
-        """Log a finished seed's files and the names of its clients' keys, then write its result."""
-        sweep(self.folder, f"seed-{seed}")
-        name = f"seed-{seed}/{RESULT}"
-        files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, f"seed-{seed}")}
+    def finished(
+        self, seed: int, result: bytes, *, epsilon: Mapping[str, float], without: Sequence[str] = ()
+    ) -> None:
+        """Log a finished seed's files and the names of its clients' keys, then write its result.
+
+        `without`: files of the seed's folder that are only needed to go on; removed last of all.
+        """
+        here = f"seed-{seed}"
+        sweep(self.folder, here)
+        name, gone = f"{here}/{RESULT}", {f"{here}/{n}" for n in without}
+        files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, here) if n not in gone}
         files[name] = hashlib.sha256(result).hexdigest()
-        keys = keys_below(self.folder, f"seed-{seed}")
+        keys = keys_below(self.folder, here)
         self._tell(FINISHED, seed=seed, epsilon_spent=dict(epsilon), files=files, keys=keys)
+        for unneeded in gone:
+            (self.folder / unneeded).unlink(missing_ok=True)
         self.log.folder.write_bytes(name, result)
         self.at = None
 
@@ -171,16 +184,14 @@ class Witness:
         Raises `AuditError` if it is damaged or has another signer, or a result is not as it has it.
         """
         below = self.folder / name
-        try:
-            examined = examine((below / NAME).read_bytes())
-        except OSError as error:
-            raise AuditError(f"{below / NAME}: cannot be read: {error.strerror}") from error
+        remedy = f"put it back, or delete {name} and resume"
+        examined = examine(read_log(below))
         if examined.problems:
-            raise AuditError(f"{below / NAME}: {examined.problems[0]}")
+            raise AuditError(f"{below / NAME}: {examined.problems[0]}; {remedy}")
         if examined.public != self.public:
             raise AuditError(f"{below / NAME}: has another signer than this run; delete {name} and resume")
         for seed in dict.fromkeys(e.body["seed"] for e in examined.entries if e.event == FINISHED):
-            _check_finished(below, examined.entries, seed)
+            check_read_again(below, examined.entries, seed, remedy=remedy)
         logged = self.log.of(INNER, folder=name)
         if not logged or logged[-1].body["head"] != examined.head:
             self._tell(INNER, folder=name, head=examined.head)
@@ -224,8 +235,8 @@ class Witness:
             yield
         except BaseException as error:
             reason = str(error) if isinstance(error, FedProxyError) else ""
-            where = {} if self.at is None else {"seed": self.at, "round": len(self._rounds(self.at))}
-            with suppress(FedProxyError):  # a full disk: the first error says more
+            with suppress(FedProxyError):  # a full disk, a damaged file: the first error says more
+                where = {} if self.at is None else {"seed": self.at, "round": len(self._rounds(self.at))}
                 self._tell("aborted", error=type(error).__name__, reason=reason, **where)
             raise
 
@@ -249,7 +260,10 @@ class Witness:
             self._tell("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
 
     def _spends(self, seed: int, number: int) -> dict[str, Any]:
-        """Return, by client, the event in its ledger for a round; {} without differential privacy."""
+        """Return, by client, the event in its ledger for a round.
+
+        That is {} without differential privacy, and where `privacy.ledger` names another folder.
+        """
         place = RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION / PRIVACY)
         events = {}
         for file in sorted(place.path.glob(f"*{LEDGERS}")):
@@ -262,37 +276,18 @@ class Witness:
 def reopen_findings(run: Path) -> None:
     """Log that findings of attacks on a signed run may change, if the run's own key lies beside it.
 
-    Without the key nothing is logged. Findings that change then are refused when the run goes on.
+    Without the key, as of a run that was signed with one from elsewhere, nothing is logged. Findings that
+    change then are refused when the run goes on.
 
-    Raises `AuditError` if what would be attacked, or the findings, were altered since they were logged.
+    Raises `AuditError` if what would be attacked was altered since it was logged, or, with the key, the
+    findings.
     """
+    check_finished_seeds(run)
     key = own_key_file(run)
     if not (key.exists() and (run / NAME).exists()):
         return
-    check_finished_seeds(run)
     log = AuditLog.open(RunFolder(path=run), read_key(key), {})
     for name, (sha256, line) in vouched_files(log.entries, by=(FILES,)).items():
         if name in FINDINGS and (run / name).exists():
             check_file(run, name, sha256, f"line {line} of {NAME}")
     Witness(log=log).reopen(*FINDINGS)
-
-
-def _remedy(name: str) -> str:
-    """Return what to do about a file that was altered, as a phrase."""
-    if name in SETTINGS:
-        return "put it back, or choose another --out"
-    # a matrix's cell with findings is made again as a whole
-    place = "attacks" if name in FINDINGS else name.partition("/attacks/")[0]
-    return f"put it back, or delete {place} and resume"
-
-
-def _check_finished(folder: Path, entries: Sequence[Entry], seed: int) -> None:
-    """Raise `AuditError` unless the files that a report reads of a finished seed match its log."""
-    told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
-    for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
-        if not told or told[-1].get(name) != _sha256_if_there(folder / name):
-            raise AuditError(f"{folder / name}: is not as {NAME} has it; delete it and resume")
-
-
-def _sha256_if_there(file: Path) -> str | None:
-    return file_sha256(file) if file.exists() else None

@@ -132,8 +132,8 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
     """
     with plain_errors(again=None):
         from fedproxy_secure.audit.chain import NAME, parse_line
+        from fedproxy_secure.audit.examine import read_log
         from fedproxy_secure.audit.show import event_text
-        from fedproxy_secure.audit.verify import read_log
 
         lines = read_log(folder).splitlines()
         for number, line in enumerate(lines, start=1):

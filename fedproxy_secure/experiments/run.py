@@ -191,8 +191,9 @@ def _run_seed(
     }
     clock.stop("evaluate")
     result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
-    (place / HEALING_STATE).unlink(missing_ok=True)  # its weights are the proxy's
-    witness.finished(seed, json_bytes(result), epsilon={c: s.epsilon for c, s in spent.items()})
+    epsilon = {client: s.epsilon for client, s in spent.items()}
+    # the weights of its healing are the proxy's
+    witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING_STATE,))
     shown.done(name)
     return result
 

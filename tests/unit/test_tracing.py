@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +392,36 @@ def test_the_commands_find_whose_copy_it_is(traced_run, tmp_path):
         1,
         "nobody can be accused: no client's score reaches the threshold",
     )
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from fedproxy_secure.audit.tracing import write_copy
+from fedproxy_secure.errors import ConfigError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_copy(Path(sys.argv[1]), "c1", Path(sys.argv[2]), seed=0)
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_a_copy_that_could_not_be_finished_does_not_lie_under_the_clients_name(traced_run, tmp_path):
+    """The proxy is copied before it is marked; the limit on file sizes stands in for a kill."""
+    out = tmp_path / "copies" / "c1"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(traced_run), str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.startswith(f"{out}: cannot be written: ")
+    assert list(out.parent.iterdir()) == []
+    assert command("copy", traced_run, "c1", "--out", out).exit_code == 0
+    assert [p.name for p in out.parent.iterdir()] == ["c1"]
 
 
 def test_wrong_options_of_the_commands_are_one_line_and_exit_code_2(traced_run, tmp_path):

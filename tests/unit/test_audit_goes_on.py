@@ -1,0 +1,129 @@
+"""All who read an audit log read it in one way, and what was altered is named with a remedy."""
+
+import json
+import os
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from fedproxy_secure.audit.chain import NAME, parse_line
+from fedproxy_secure.audit.log import AuditLog
+from fedproxy_secure.audit.tracing import find_leak, only_seed
+from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.vouched import check_finished_seeds
+from fedproxy_secure.audit.witness import Witness, reopen_findings
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.crypto.primitives import fresh_secret
+from fedproxy_secure.errors import AuditError, DataError, RunFolderError
+from fedproxy_secure.runtime.artifacts import RunFolder
+from tests.support.signed_run import signed_run
+
+CONFIG = parse_config({"seeds": [0]})
+
+
+@pytest.fixture
+def run(tmp_path):
+    return signed_run(tmp_path).folder
+
+
+def test_a_run_signed_with_a_key_from_elsewhere_is_checked_before_it_is_attacked(tmp_path):
+    from fedproxy_secure.audit.keys import make_key
+
+    make_key(tmp_path / "own.key")
+    run = signed_run(tmp_path, key=tmp_path / "own.key").folder
+    before = (run / NAME).read_bytes()
+    reopen_findings(run)
+    assert (run / NAME).read_bytes() == before
+    (run / "seed-0/fused/model.safetensors").write_bytes(b"another")
+    with pytest.raises(AuditError, match=r"fused/model\.safetensors: was altered"):
+        reopen_findings(run)
+
+
+def test_seeds_of_a_log_with_a_broken_chain_are_not_taken_for_finished(run):
+    lines = (run / NAME).read_bytes().splitlines(keepends=True)
+    event = [parse_line(line.rstrip(b"\n")).event for line in lines]
+    (run / NAME).write_bytes(b"".join(x for x, e in zip(lines, event, strict=True) if e != "finished"))
+    (run / "seed-0/fused/model.safetensors").write_bytes(b"another")  # which no line vouches for now
+    with pytest.raises(AuditError, match=r"audit\.jsonl: line \d+: .* lines are missing"):
+        check_finished_seeds(run)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+def test_a_log_that_is_a_pipe_or_a_link_is_refused_by_all_who_read_it(run, make, tmp_path):
+    above = Witness.open(RunFolder.create(tmp_path / "above", CONFIG), CONFIG, command="c")
+    shutil.move(run, tmp_path / "above" / "below")
+    run = tmp_path / "above" / "below"
+    (run / NAME).unlink()
+    make(run / NAME)
+    for read in (
+        lambda: check_finished_seeds(run),
+        lambda: reopen_findings(run),
+        lambda: only_seed(run),
+        lambda: find_leak(run, run, seed=0),
+        lambda: AuditLog.open(RunFolder(path=run), fresh_secret(), {}),
+        lambda: above.inner("below"),
+        lambda: verify_run(run),
+    ):
+        with pytest.raises(AuditError, match=r"audit\.jsonl: is (no file|a link)"):
+            read()
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(missing_ok=True), lambda f: f.write_text("{}\n")])
+@pytest.mark.parametrize("name", ["rounds.jsonl", "ledger.jsonl"])
+def test_a_file_of_a_finished_seed_that_was_altered_is_named_with_a_remedy(tmp_path, name, damage):
+    more = {"federation/rounds.jsonl": b'{"round": 0}\n', "federation/ledger.jsonl": b'{"round": 0}\n'}
+    run = signed_run(tmp_path, more=more).folder
+    damage(run / "seed-0/federation" / name)
+    with pytest.raises(AuditError, match="put it back, or delete seed-0 and resume"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c")
+    shutil.rmtree(run / "seed-0")
+    Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)
+
+
+def test_a_traced_seed_is_not_to_be_deleted_since_the_key_of_its_copies_lies_in_it(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    witness = Witness.open(folder, CONFIG, command="c")
+    witness.traced(0, {"commitment": "00"})
+    witness.finished(0, b"{}", epsilon={})
+    (folder.path / "seed-0/result.json").write_text("[]")
+    with pytest.raises(AuditError, match="put it back, or choose another --out"):
+        Witness.open(folder, CONFIG, command="c")
+
+
+def test_what_stopped_a_run_is_raised_though_its_rounds_are_damaged(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    witness = Witness.open(folder, CONFIG, command="c")
+    witness.started(0)
+    folder.write_text("seed-0/federation/rounds.jsonl", "damaged\n")
+    with pytest.raises(DataError, match="what stopped it"), witness.aborts():
+        raise DataError("what stopped it")
+
+
+def test_what_a_seed_goes_on_from_is_there_until_the_log_has_its_end(tmp_path):
+    """Else a kill while models are hashed, or a full disk, would have healing done again."""
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    witness = Witness.open(folder, CONFIG, command="c")
+    state = folder.write_bytes("seed-0/healing.safetensors", b"weights")
+    log = (folder.path / NAME).rename(tmp_path / "log")
+    (folder.path / NAME).mkdir()
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        witness.finished(0, b"{}", epsilon={}, without=("healing.safetensors",))
+    assert state.exists()
+    (folder.path / NAME).rmdir()
+    log.rename(folder.path / NAME)
+    witness.finished(0, b"{}", epsilon={}, without=("healing.safetensors",))
+    assert not state.exists()
+    assert "seed-0/healing.safetensors" not in witness.log.entries[-1].body["files"]
+    assert not verify_run(folder.path).problems
+
+
+def test_the_commands_end_in_one_line_on_a_folder_whose_log_is_a_pipe(run):
+    (run / NAME).unlink()
+    os.mkfifo(run / NAME)
+    from fedproxy_secure.cli.app import app
+
+    done = CliRunner().invoke(app, ["trace", "find", str(run), str(run)])
+    assert done.exit_code == 2
+    assert json.dumps(done.output).count("error") == 1
+    assert "is no file" in done.output
