@@ -81,14 +81,14 @@ class RunFolder:
             raise RunFolderError(f"{path}: is not empty; add --resume to go on, or choose another --out")
         folder = cls(path=path)
         folder.write_json(MANIFEST, {"schema_version": 1, "config_sha256": config.sha256()})
-        settings = config.model_dump(mode="json")
-        folder.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        folder.write_json("environment.json", environment())
+        folder._complete(config)
         return folder
 
     @classmethod
     def resume(cls, path: Path, config: Settings) -> RunFolder:
         """Go on in a run folder; create it if it does not exist or is empty.
+
+        What a kill while it was created has left out is written now.
 
         Raises `RunFolderError` if it belongs to other settings, or is not a run folder.
         """
@@ -107,7 +107,16 @@ class RunFolder:
                 f"{path}: belongs to other settings (SHA-256 {str(owner)[:12]}, these have "
                 f"{config.sha256()[:12]}); choose another --out"
             )
-        return cls(path=path)
+        folder = cls(path=path)
+        folder._complete(config)
+        return folder
+
+    def _complete(self, config: Settings) -> None:
+        if not (self.path / "config.yaml").exists():
+            settings = config.model_dump(mode="json")
+            self.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        if not (self.path / "environment.json").exists():
+            self.write_json("environment.json", environment())
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file of the folder atomically. Raises `RunFolderError` if that fails."""
@@ -144,6 +153,8 @@ class RunFolder:
                     file.truncate(end)
                     raise
                 os.fsync(file.fileno())
+            if end == 0:
+                _sync_folder(path.parent)  # the file is new
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
         return path

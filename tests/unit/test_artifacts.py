@@ -45,6 +45,17 @@ def test_resume_creates_a_folder_that_is_not_there(tmp_path: Path):
     assert (tmp_path / "new" / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize("absent", [["environment.json"], ["config.yaml", "environment.json"]])
+def test_resume_writes_what_a_kill_left_out_and_nothing_else(folder: RunFolder, absent: list[str]):
+    before = {p.name: p.read_bytes() for p in folder.path.iterdir()}
+    for name in absent:
+        (folder.path / name).unlink()
+    kept = {p.name: p.stat().st_mtime_ns for p in folder.path.iterdir()}
+    RunFolder.resume(folder.path, Config())
+    assert {p.name: p.read_bytes() for p in folder.path.iterdir()} == before
+    assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in folder.path.iterdir()}.items()
+
+
 def test_resume_refuses_other_settings(folder: RunFolder):
     with pytest.raises(RunFolderError, match="belongs to other settings") as raised:
         RunFolder.resume(folder.path, Config(seeds=(5,)))
