@@ -76,7 +76,7 @@ def compare(
     A stopped comparison goes on with `resume=True` and ends with the same report; its seeds, methods and
     remove ratios may then be others, and cells that are there are kept.
 
-    Interrupted or after a failure, the report of the cells that have finished is written all the same.
+    Interrupted or after any failure, the report of the cells that have finished is written all the same.
 
     Raises `RunFolderError` if another process works in `out`, else what the first failing cell raised,
     after the running ones have ended and been saved.
@@ -110,7 +110,7 @@ def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, comman
                 left.remove(result.cell)
                 forget_weights(out, _proxies(config, left))
                 whole.ended(result.cell.name)
-    except (FedProxyError, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt):  # also an error that nobody raised on purpose
         with suppress(FedProxyError):  # what stopped the comparison is what the caller must hear of
             compare_report(config, out, command=command)
         raise

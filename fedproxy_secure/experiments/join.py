@@ -47,6 +47,11 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         apis.setdefault(config.api.says, {})[folder.name] = None
         if (folder / "cells").is_dir():
             report = Report.load(folder)
+            if not report.configurations:
+                raise RunFolderError(
+                    f"{folder}: is a comparison, not a run or a matrix; its own report is in it, and "
+                    "`compare --report-only` writes that again"
+                )
             joined += report.configurations
             known += report.attack_differences
             not_measured |= dict.fromkeys(report.not_measured)

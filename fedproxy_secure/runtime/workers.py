@@ -54,8 +54,15 @@ class Lost:
         return "ran out of time" if self.timed_out else f"its process ended with code {self.code}"
 
     def reraise(self, what: str) -> NoReturn:
-        """Raise the task's own error, or a `FedProxyError` that says how the task, called `what`, ended."""
+        """Raise what says how the task, called `what`, ended; its name stands in it.
+
+        An error raised on purpose is raised as one of its class, any other as it is, with a note. A task
+        without an error ends in a `FedProxyError`.
+        """
+        if isinstance(self.error, FedProxyError):
+            raise type(self.error)(f"{what}: {self.error}") from self.error
         if self.error is not None:
+            self.error.add_note(f"raised by {what}")
             raise self.error
         raise FedProxyError(f"{what}: {self}")
 

@@ -13,6 +13,7 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.experiments.compare import compare, compare_report
 from fedproxy_secure.experiments.dry_run import plan
+from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.stages import prepare
 from fedproxy_secure.report.report import Report
@@ -170,7 +171,8 @@ def test_cells_of_two_machines_make_one_table_and_foreign_cells_are_refused(sett
     assert "\n" not in str(raised.value)
 
 
-def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_path):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_path, stop):
     config = parse_config({**settings, "compare": {**settings["compare"], "jobs": 1}})
 
     class StopAfterThree:
@@ -182,13 +184,16 @@ def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_
         def advance(self, task, steps=1, note=""):
             self.cells += task == "compare" and note.endswith("seed0") + note.endswith("seed1")
             if self.cells == 3:
-                raise KeyboardInterrupt
+                raise stop
 
         def done(self, task):
             pass
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop):
         compare(config, tmp_path, progress=StopAfterThree())
+    with pytest.raises(RunFolderError, match="is a comparison, not a run or a matrix"):
+        join([tmp_path], tmp_path / "joined", command="c")
+    assert not (tmp_path / "joined").exists()
     left = Report.load(tmp_path)
     assert len(left.rows) == 2
     assert left.notes[0] == (

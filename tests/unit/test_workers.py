@@ -46,8 +46,15 @@ def test_what_a_task_raises_comes_back_as_it_was_raised():
     assert isinstance(lost.error, ConfigError)
     assert str(lost) == "ConfigError: value=3: must be another"
     assert "in refuse" in "".join(lost.error.__notes__)  # where it was raised
-    with pytest.raises(ConfigError, match="value=3: must be another"):
+    with pytest.raises(ConfigError, match=r"^a task: value=3: must be another$"):
         lost.reraise("a task")
+
+
+def test_an_unexpected_error_is_raised_as_it_is_and_names_its_task():
+    ((_, lost),) = in_processes(math.sqrt, [-1.0], jobs=1)
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative") as raised:
+        lost.reraise("cell 7")
+    assert raised.value.__notes__[-1] == "raised by cell 7"
 
 
 def test_an_error_that_cannot_be_sent_comes_as_its_text():
