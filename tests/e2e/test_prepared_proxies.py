@@ -1,14 +1,21 @@
 """Healed proxies are made once for all cells that start from them, and go when no cell needs them."""
 
+import errno
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.compare import compare
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell, run_cell
+from fedproxy_secure.experiments.sweeps.prepared_proxies import WEIGHTS, PreparedProxy
+from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.tiny import tiny_settings
 from tests.support.told import Told
 
@@ -36,6 +43,29 @@ def settings(tmp_path_factory):
 
 def files_below(folder):
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def test_weights_that_cannot_be_linked_are_lent_whole_or_not_at_all(settings, tmp_path, monkeypatch):
+    """A copy that was cut short would be taken for healed weights."""
+    proxy = PreparedProxy(remove_ratio=0.5, seed=0, config=parse_config(settings))
+    source = RunFolder(path=proxy.folder(tmp_path)).write_bytes(WEIGHTS, b"weights" * 1000)
+    cell = tmp_path / "cell"
+
+    def no_links(*_args):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def full(_source, place):
+        Path(place).write_bytes(b"wei")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(RunFolderError, match="No space left on device"):
+            proxy.lend(tmp_path, cell)
+    assert not (cell / WEIGHTS).exists()
+    proxy.lend(tmp_path, cell)
+    assert {p.name: p.read_bytes() for p in cell.iterdir()} == {WEIGHTS: source.read_bytes()}
 
 
 def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tmp_path):

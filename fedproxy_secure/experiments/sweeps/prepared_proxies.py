@@ -21,7 +21,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.sweeps.cell_progress import healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import one_thread
-from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.artifacts import PARTIAL, RunFolder
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 
 WEIGHTS = "healing.safetensors"  # as `fedproxy_secure.compress.healing.state` has it
@@ -90,9 +90,17 @@ class PreparedProxy:
             try:
                 os.link(source, place)  # safe: the file is replaced whole, never written in place
             except OSError:
-                shutil.copyfile(source, place)
+                _copy_whole(source, place)
         except OSError as error:
             raise RunFolderError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+def _copy_whole(source: Path, place: Path) -> None:
+    partial = place.with_name(f"{PARTIAL}{place.name}")
+    shutil.copyfile(source, partial)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, place)
 
 
 def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
