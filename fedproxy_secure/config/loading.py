@@ -60,20 +60,25 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: must be key.path=value")
+    try:
+        parsed = parse_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    except ValueError as error:  # such as a date that does not exist
+        raise ConfigError(
+            f"--set {override}: the value cannot be read: {error}; put text in quotes"
+        ) from error
     *parents, last = key.split(".")
     node: Any = raw
     try:
         for parent in parents:
             node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        parsed = parse_yaml(value)
         if isinstance(node, list):
             node[int(last)] = parsed
         else:
             node[last] = parsed
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise ConfigError(f"--set {override}: there is no such key") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
 
 
 def _one_line(error: ValidationError) -> str:

@@ -112,6 +112,15 @@ def test_a_change_that_cannot_be_made_is_quoted(file: Path, change: str):
     assert f"--set {change}: " in str(raised.value)
 
 
+def test_a_value_that_cannot_be_read_is_not_taken_for_an_unknown_key(file: Path):
+    with pytest.raises(ConfigError) as raised:
+        load_config(file, ["name=2024-02-30"])
+    assert str(raised.value) == (
+        "--set name=2024-02-30: the value cannot be read: day is out of range for month; put text in quotes"
+    )
+    assert load_config(file, ["name='2024-02-30'"]).name == "2024-02-30"
+
+
 def test_a_misspelt_change_gets_a_hint(file: Path):
     with pytest.raises(ConfigError, match=r"federate.round: unknown key; did you mean 'rounds'"):
         load_config(file, ["federate.round=2"])
