@@ -4,6 +4,9 @@
     tracking/mlflow.db      unless MLFLOW_TRACKING_URI names a server (extra `mlflow`)
     tracking/wandb/         offline, for `wandb sync`, unless WANDB_MODE says online (extra `wandb`)
 
+Opened again for the same place, a tracker goes on: TensorBoard reads several files as one, an MLflow run is
+found by its tags, a W&B run by its id. Offline each opening of a W&B run is a folder of its own.
+
 Guarantees: trackers get the numbers of a round's line that `ROUND_METRICS` names and the measures of the
 report: means and counts over the clients of a round, never a vector, a key or a number of one client.
 Nothing leaves the machine unless the environment asks for it; W&B is not told the host, the command or the
@@ -199,6 +202,8 @@ class WeightsAndBiases:
             name=place.part,
             id=hashlib.sha256(f"{place.run}/{place.part}".encode()).hexdigest()[:16],
             dir=str(store),
+            # offline there is no server to ask what the run has so far
+            resume="allow" if os.environ["WANDB_MODE"] == "online" else None,
             settings=wandb.Settings(
                 console="off",
                 silent=True,
