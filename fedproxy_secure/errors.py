@@ -1,6 +1,6 @@
 """Every error this package raises on purpose.
 
-FedProxyError                one line that names the value and the rule; the CLI exits with code 2
+FedProxyError                one line: the value, the rule, the remedy; the CLI exits with code 2
 |-- ConfigError              a setting is unknown, of the wrong type or out of range
 |-- DataError                records, labels or files that cannot be used
 |   `-- NotSetUp             a client that was started again has forgotten the job; set-up brings it back
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class FedProxyError(Exception):
-    """Base of all errors raised on purpose. The message is one line: the value, then the rule."""
+    """Base of all errors raised on purpose. The message is one line: the value, the rule, the remedy."""
 
 
 class ConfigError(FedProxyError):

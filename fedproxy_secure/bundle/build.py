@@ -36,7 +36,7 @@ from fedproxy_secure.runtime.artifacts import json_bytes
 from fedproxy_secure.runtime.escape import escaped_line
 from fedproxy_secure.runtime.untrusted import read_bytes
 
-UNDECIDED = (Outcome.NOT_APPLICABLE, Outcome.INCONCLUSIVE, Outcome.ERROR)
+NOTHING_DECIDED = (Outcome.NOT_APPLICABLE, Outcome.INCONCLUSIVE, Outcome.ERROR)
 NEVER = (
     "Weights are not in this bundle: `models.json` and the model signatures name them by digest.",
     "Records, transcripts, clients' keys and clients' own privacy ledgers are in no bundle.",
@@ -162,7 +162,7 @@ def not_measured(report: Report, *, gate: bool) -> bytes:
         (c.name, f"{f.id} {f.attack}", f.view, f.outcome.value, f.reason)
         for c in report.configurations
         for f in c.findings
-        if f.outcome in UNDECIDED
+        if f.outcome in NOTHING_DECIDED
     ]
     parts = [
         "# What was not measured",

@@ -21,7 +21,7 @@ import yaml
 
 from fedproxy_secure.bundle.archive import FINDINGS, GATE, NOT_MEASURED, PRIVACY, REPORT, SBOM
 from fedproxy_secure.dp.guarantees import NOT_COVERED
-from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.finding import Outcome, in_order
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.table import markdown_table
 from fedproxy_secure.runtime.artifacts import json_bytes
@@ -141,8 +141,8 @@ def claims(attacks: Iterable[DescribedAttack]) -> tuple[Claim, ...]:
         )
         for (framework, item, id), wanted in titles.items()
     ]
-    ordered = sorted((*GENERAL, *found), key=lambda c: (FRAMEWORKS.index(c.framework), c.item, _number(c)))
-    return tuple(ordered)
+    rows = (*GENERAL, *found)
+    return tuple(sorted(rows, key=lambda c: (FRAMEWORKS.index(c.framework), c.item, in_order(c.attack))))
 
 
 def table(rows: Sequence[Claim], outcomes: Mapping[str, str] | None = None) -> str:
@@ -190,8 +190,3 @@ def _outcomes(report: Report) -> dict[str, str]:
     return {
         id: ", ".join(f"{count[o]} {o.value}" for o in Outcome if count[o]) for id, count in counts.items()
     }
-
-
-def _number(claim: Claim) -> int:
-    digits = "".join(c for c in claim.attack if c.isdigit())
-    return int(digits) if digits else 0

@@ -35,6 +35,16 @@ class Outcome(StrEnum):
     ERROR = "ERROR"  # the attack raised an error
 
 
+def in_order(id: str) -> tuple[str, int]:
+    """Return what an attack's number is sorted by: A2 comes before A10.
+
+    >>> sorted(["A10", "A2"], key=in_order)
+    ['A2', 'A10']
+    """
+    letters = id.rstrip("0123456789")
+    return letters, int(id[len(letters) :] or 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """What one attack found from one view.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedproxy_secure.evidence.estimate import counted
-from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.finding import Finding, Outcome, in_order
 from fedproxy_secure.evidence.measure import Axis
 from fedproxy_secure.evidence.number import Number, interval_overlaps
 from fedproxy_secure.report.report import Report
@@ -262,11 +262,6 @@ def _plural(count: int, word: str) -> str:
     return word if count == 1 else word + "s"
 
 
-def _natural(name: str) -> tuple[str, int]:
-    digits = "".join(c for c in name if c.isdigit())
-    return name.rstrip("0123456789"), int(digits or 0)
-
-
 def attacks_in_order(findings: Sequence[Finding]) -> list[tuple[str, str]]:
     """Return (id, name) of each attack once, A2 before A10."""
-    return sorted({(f.id, f.attack) for f in findings}, key=lambda pair: (_natural(pair[0]), pair[1]))
+    return sorted({(f.id, f.attack) for f in findings}, key=lambda pair: (in_order(pair[0]), pair[1]))

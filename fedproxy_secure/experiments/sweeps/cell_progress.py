@@ -95,7 +95,10 @@ class Overall:
     _ended: int = 0
 
     def begin(self) -> None:
-        """Show progress over the remaining work only, so that finished cells do not skew the time left."""
+        """Start the sweep's line, at no part of the work that is left; call it before a piece begins.
+
+        Cells that were finished before are not counted, so that they do not skew the time left.
+        """
         self.shown.start(self.name, PARTS)
 
     def of(self, piece: str) -> Progress:

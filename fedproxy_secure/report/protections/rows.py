@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.finding import in_order
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.evidence.surfaces import PRIVACY_SURFACES
 from fedproxy_secure.report.report import Report
@@ -157,5 +158,4 @@ def _order(row: SideRow) -> tuple[object, ...]:
     """Return what rows are sorted by: what else differs, then surfaces of privacy, then A2 before A10."""
     surfaces = [*PRIVACY_SURFACES, ""]
     place = surfaces.index(row.surface) if row.surface in surfaces else len(surfaces)
-    digits = "".join(c for c in row.id if c.isdigit())
-    return row.rest, place, row.id.rstrip("0123456789"), int(digits or 0), row.attack, row.view
+    return row.rest, place, in_order(row.id), row.attack, row.view
