@@ -5,8 +5,9 @@ The attack runs the installation's own must-fail attempts, those that belong to 
 lowered threshold, altered, repeated and reordered messages, messages sent at the same time, runs begun
 again, disks put back, proxies whose files lie, and Sybils that join. It also sends one client another
 adapter than the others (`attacks.integrity.inconsistency`), with the recorded clients' records. Each
-attempt must end in an abort or in the exact sum of the others. Against parties with one check taken out the
-same attempt must read a client's vector; otherwise it proves nothing.
+attempt must end in an abort or in the exact sum of the others: a single one that does not breaks the
+protocol. Attempts are therefore counted, not taken as a sample, and those that succeed are named. Against
+parties with one check taken out the same attempt must read a client's vector; otherwise it proves nothing.
 
 The attack plays rounds of its own, because parties in a recording can no longer deviate.
 """
@@ -14,7 +15,7 @@ The attack plays rounds of its own, because parties in a recording can no longer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,9 +35,8 @@ from attacks.integrity.inconsistency import CANARY_BIT, SUPPRESSION, played_roun
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
 from attacks.integrity.protocol_attempts import asked, tried
 from attacks.registry import attack
-from attacks.statistics import share
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.record.view import View
 
@@ -68,7 +68,7 @@ class Attempts:
         needs=(frozenset({"ACT", "MOD"}),),
         headline="share of attempts that succeed",
         chance=0.0,
-        margin=0.01,
+        margin=0.0,
         mapping=SECURE_AGGREGATION,
         by=("server", "network"),
     )
@@ -129,14 +129,16 @@ class SecaggActive(Attack):
         return Attempts(protocol=tried(view.threat_model, budget), read=question)
 
     def score(self, guess: Attempts, answer: Mapping[str, np.ndarray]) -> tuple[Estimate, ...]:
-        """Return the share of all attempts that succeeded."""
-        hits = sum(guess.protocol.values())
+        """Return the share of all attempts that succeeded, counted; `how` names those."""
+        hits = [name for name, succeeded in guess.protocol.items() if succeeded]
         for attempt, seen in guess.read.items():
             if not isinstance(seen, str):
                 true = answer[attempt].astype(np.float64)
-                hits += bool(seen @ true > READ * np.linalg.norm(seen) * np.linalg.norm(true))
+                if seen @ true > READ * np.linalg.norm(seen) * np.linalg.norm(true):
+                    hits.append(attempt)
         n = len(guess.protocol) + len(guess.read)
-        return (share(hits, n, metric=self.info.headline, seed=0),)
+        made = counted(len(hits) / max(n, 1), metric=self.info.headline, unit="share", seeds=(0,), n=max(n, 1))
+        return (replace(made, how=f"{made.how}; succeeded: {', '.join(hits) or 'none'}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The same attempts against parties with one check taken out."""
