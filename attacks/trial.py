@@ -1,7 +1,7 @@
 """Run one attack from one view: guess, score, both controls, outcome.
 
 The result is always a `Finding`. An attack that raises is ERROR; one that cannot tell or runs out of time
-is INCONCLUSIVE; one whose view lacks what it needs is NOT_APPLICABLE.
+is INCONCLUSIVE; one whose view lacks what it needs is NOT_APPLICABLE. A control that cannot is missing.
 
 The truth is in this process, and on the stack below the attack while it guesses: an attack that looks there
 finds it. A process without the truth would not change that, since the same user may read the transcript.
@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,12 +84,15 @@ def run_one(
         _check_surfaces(one.info, seen)
         with _alarm(seconds, bar):
             exam, guess, estimates = _attempt(one, seen, truth, budget, seed)
+            _check_headline(one.info, estimates)
             _check_units(one.info, estimates)
-            detectable = detectable_of(one.info, estimates)
-            targets = targets_of(estimates[0], exam, truth) if estimates else None
+            detectable, targets = detectable_of(one.info, estimates), targets_of(estimates[0], exam, truth)
             bar.part = "its negative control"
-            with suppress(NotApplicable):  # a control that does not apply counts as missing
+            try:
                 negative = _negative(one, seen, exam, guess, budget, seed)
+            except (NotApplicable, Inconclusive) as error:
+                if isinstance(error, OutOfTime):
+                    raise
             bar.part = "its positive control"
             try:
                 positive = _positive(one, seen, truth, budget, seed, estimates)
@@ -176,6 +179,12 @@ def _measures(info: AttackInfo, estimates: tuple[Estimate, ...]) -> dict[str, tu
         mine = tuple(i for i, e in enumerate(estimates) if feeds.takes(e.metric))
         positions[feeds.measure] = (*positions.get(feeds.measure, ()), *mine)
     return positions
+
+
+def _check_headline(info: AttackInfo, estimates: tuple[Estimate, ...]) -> None:
+    """Raise `DataError` unless the first estimate is the one that decides the outcome."""
+    if (first := estimates[0].metric if estimates else "none") != info.headline:
+        raise DataError(f"{info.name}: first estimate {first}: must be {info.headline}, its headline")
 
 
 def _check_units(info: AttackInfo, estimates: tuple[Estimate, ...]) -> None:

@@ -39,8 +39,12 @@ def judge(
                 f"{text}: its interval must begin above the negative control, {negative.value:.3g}",
             )
         return Outcome.SUCCEEDED, f"{text}, chance {info.chance:g}"
+    if headline.low is None:
+        return Outcome.INCONCLUSIVE, f"{text}: there is no interval"
     if positive is None or low_end(positive) <= bar:
         control = "none" if positive is None else f"{positive.value:.3g}"
+        if positive is not None and positive.low is None:
+            return Outcome.INCONCLUSIVE, f"{text}; positive control {control}: there is no interval"
         return (
             Outcome.INCONCLUSIVE,
             f"{text}; positive control {control}: its interval must be above {bar:g}",
