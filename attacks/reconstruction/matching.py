@@ -15,7 +15,7 @@ After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from fedproxy_secure.record.view import View
 NORM_PENALTY = 0.01
 LM_WEIGHT = 0.02
 CANDIDATES = 80
+CONTROLS = 3  # rounds of the positive control; fewer would leave its interval too wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ class GradientMatching(Attack):
         with white_box.opened(view) as box:
             assert settings is not None
             candidates = Candidates.of(view)
-            for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=3, full=8)):
+            for r, clients, vector in vectors(view, most=budget.pick(smoke=3, standard=3, full=8)):
                 if r not in view.adapters or not np.any(vector):
                     continue
                 pair = []
@@ -241,20 +242,20 @@ class GradientMatching(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on one record, seen in the clear, for up to three clients."""
-        from dataclasses import replace
-
         updates: dict[tuple[int, str], np.ndarray] = {}
         clients = {}
         changed: View | None = None
-        for index, (name, state) in enumerate(sorted(truth.clients.items())[:3]):
+        for name, state in sorted(truth.clients.items()):
             one = as_in_the_run(
                 one_step_control(view, Truth(clients={name: state}), records=1), view.settings
             )
-            if one is None:
-                return None
+            if one is None:  # a client that trained in no round that the view has
+                continue
             changed, single = one
             control = next(iter(single.clients.values()))
-            label = f"{control.client}{index}"
+            label = f"{control.client}{len(clients)}"
             clients[label] = replace(control, client=label)
             updates.update({(r, label): u for (r, _), u in changed.updates.items()})
+            if len(clients) == CONTROLS:
+                break
         return None if changed is None else (replace(changed, updates=updates), Truth(clients=clients))

@@ -31,14 +31,16 @@ def one_step_control(
     The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
     The records are the client's shortest, the likeliest to be within capacity, or with `drawn` any: where
     they are told from others, their length must not tell. Planted canaries are not among them. Returns None
-    if the view has no settings or no proxy, or if no honest client trained in such a round.
+    if the view has no settings or no proxy, or if no honest client trained in such a round; the first that
+    did is taken.
     """
-    if view.settings is None or view.proxy is None or not truth.clients:
+    if view.settings is None or view.proxy is None:
         return None
-    state = next(iter(truth.clients.values()))
-    rounds = [r for r in state.rounds if r in view.adapters]
-    if not rounds:
+    trained = {n: [r for r in s.rounds if r in view.adapters] for n, s in truth.clients.items()}
+    name = next((n for n, rounds in trained.items() if rounds), None)
+    if name is None:
         return None
+    state, rounds = truth.clients[name], trained[name]
     own = state.own_records
     if drawn:
         order = np.random.default_rng(0).permutation(len(own))
