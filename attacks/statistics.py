@@ -154,6 +154,7 @@ def over_targets(
             width = within[1] - within[0]
             ends = wilson((mean.value - within[0]) / width, len(values))
             low, high = (within[0] + width * end for end in ends)
+            low, high = min(low, mean.value), max(high, mean.value)  # rounding must not push it outside
             how = "targets that agree, Wilson 95 % as of a share"
     if within is not None and low is not None and high is not None:
         low, high = max(within[0], low), min(within[1], high)

@@ -33,6 +33,7 @@ from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Feeds, NotApplicable, Truth, replace_view
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import continuation_losses
+from attacks.reconstruction.vectors import with_round_0
 from attacks.registry import attack
 from attacks.statistics import over_targets, share
 from attacks.white_box import HeldProxy
@@ -159,11 +160,10 @@ class CanaryExposure(Attack):
         if view.proxy is not None and view.settings is not None and view.adapters:
             with white_box.opened(view, view.adapters[max(view.adapters)]) as box:
                 ask(PROXY, box.tuned, box.tokenizer)
-            first = view.adapters.get(0)  # a client that missed round 0 has the proxy as it was sent
             before = _losses_before(
                 _Untuned(
                     proxy=white_box.held_proxy(view),
-                    adapter=None if first is None else first.tobytes(),
+                    adapter=with_round_0(view).adapters[0].tobytes(),
                     asked=asked,
                     budget=budget,
                 )
@@ -222,11 +222,14 @@ def _ranking(scores: np.ndarray, answer: Secrets, *, auc: str, bits: str) -> lis
     """
     aucs = [auc_of(row[at], np.delete(row, at)) for row, at in zip(scores, answer.at, strict=True)]
     estimates: list[Estimate] = [over_targets(aucs, metric=auc, unit="AUC", seed=0, within=(0, 1))]
-    exposures = _exposures(scores, answer)
+    exposures, references = _exposures(scores, answer), scores.shape[1] - 1
+    within = (math.log2(references / (references + 1)), math.log2(references))  # the last rank, the first
     for repeats in sorted(set(answer.repeats)):
         values = [b for b, r in zip(exposures, answer.repeats, strict=True) if r == repeats]
         metric = f"{bits}, {repeats} times"
-        estimates.append(over_targets(values, metric=metric, unit="bits", seed=0, chance=BY_CHANCE))
+        estimates.append(
+            over_targets(values, metric=metric, unit="bits", seed=0, within=within, chance=BY_CHANCE)
+        )
     return estimates
 
 
@@ -246,17 +249,17 @@ def _losses(model: nn.Module, tokenizer: Any, asked: Asked, budget: Budget) -> n
 
 @dataclass(frozen=True, kw_only=True)
 class _Untuned:
-    """The proxy before tuning, and what it is asked; `adapter` is float32 in bytes, None: a fresh one."""
+    """The proxy before tuning, and what it is asked; `adapter` is float32 in bytes."""
 
     proxy: HeldProxy
-    adapter: bytes | None
+    adapter: bytes
     asked: Asked
     budget: Budget = field(compare=False)
 
 
 @lru_cache(maxsize=2)  # other views of the run and positive controls ask the same
 def _losses_before(untuned: _Untuned) -> np.ndarray:
-    adapter = None if untuned.adapter is None else np.frombuffer(untuned.adapter, np.float32).copy()
+    adapter = np.frombuffer(untuned.adapter, np.float32).copy()
     with white_box.lent(untuned.proxy, adapter) as box:
         return _losses(box.tuned, box.tokenizer, untuned.asked, untuned.budget)
 

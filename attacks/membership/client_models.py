@@ -26,7 +26,7 @@ from attacks.membership.overfit import overfitted
 from attacks.membership.references import window_votes
 from attacks.membership.scores import Likelihoods, likelihoods
 from attacks.membership.updates import MEMBERSHIP, deviations
-from attacks.reconstruction.vectors import without_own
+from attacks.reconstruction.vectors import with_round_0, without_own
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, tpr_estimates
 from attacks.white_box import WhiteBox
@@ -127,11 +127,15 @@ class ClientModelMembership(Attack):
             Truth(clients={name: alone}),
         )
 
+    def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
+        """The numbers of updates, of sums' updates and of the adapters' steps since round 0 shuffled."""
+        return super().negative(with_round_0(view), exam, rng)
+
 
 def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, until: float) -> np.ndarray:
     """Return the scores of a question's first documents, float64 [n]."""
     update = _update(view, one)
-    adapters = (view.adapters[min(view.adapters)], view.adapters[one.round] + update)
+    adapters = (with_round_0(view).adapters[0], view.adapters[one.round] + update)
     documents = one.documents[:most]
     read: tuple[list[Likelihoods], list[Likelihoods]] = ([], [])
     while len(read[0]) < len(documents) and (not read[0] or budget.used < until):
@@ -156,5 +160,4 @@ def _update(view: View, one: Asked) -> np.ndarray:
         raise NotApplicable(f"this view has neither updates nor a sum of round {one.round}")
     everybody = view.settings.clients if view.settings is not None else ()
     seen = view.cohorts.get(one.round, everybody)
-    left = without_own(view, one.round, seen, mean)
-    return np.asarray(left / max(1, len(seen) - len(view.own)) if view.own else left, dtype=np.float32)
+    return without_own(view, one.round, seen, mean)

@@ -48,6 +48,7 @@ MEMBERSHIP = (("MITRE ATLAS", "5", "AML.T0024.000"), ("NIST AI RMF", "1.0", "MEA
 RIDGE = {"sgd": 1e-7, "adamw": 0.1}  # relative to the mean eigenvalue
 MOST_DOCUMENTS = 400  # in one question
 QUESTIONS = 2
+FEWEST_DRAWN = 4  # records of a question
 KEPT = 3  # questions whose gradients are kept for the negative control, with the positive control's
 GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
 FEWEST = 16  # documents of a question, whatever its gradients take
@@ -152,11 +153,16 @@ class UpdateMembership(Attack):
                 others += [state.holdout[i] for i in absent]
             order = rng.permutation(len(members) + len(others))
             documents = [*members, *others]
-            if len(members) >= 4:
+            if len(members) >= FEWEST_DRAWN:
                 chosen = tuple(documents[i] for i in order)
                 questions.append(Asked(round=r, clients=clients, documents=chosen))
                 labels.append(order < len(members))
         if not questions:
+            aside = [len(truth.clients[n].holdout) // times[n] for n in times if n in truth.clients]
+            if max(aside, default=0) >= FEWEST_DRAWN:
+                raise NotApplicable(
+                    f"fewer than {FEWEST_DRAWN} records were drawn in the rounds asked about"
+                )
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
         check_blind([d for one in questions for d in one.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
@@ -178,8 +184,6 @@ class UpdateMembership(Attack):
         with white_box.opened(view) as box:
             for one in question:
                 start, update = view.adapters[one.round], seen[one.round, one.clients]
-                own = sum(name in view.own for name in one.clients)  # whose part is not in the update
-                mean = update / (len(one.clients) - own) if own else update
                 # the gradients at the other points take as long as those at the first
                 until = SHARE * (len(by_question) + 1 / len(betas)) / len(question)
                 documents = one.documents[: min(most, max(FEWEST, GRADIENTS // start.size))]
@@ -188,7 +192,7 @@ class UpdateMembership(Attack):
                     if beta == 0:
                         gradients = self._gradients(box, start, documents, budget, until=until)
                     else:
-                        box.set((start + beta * mean).astype(np.float32))
+                        box.set((start + beta * update).astype(np.float32))
                         gradients = -record_gradients(box, documents, budget=budget)
                     documents = documents[: len(gradients)]
                     parts.append(scores(gradients, update, optimizer))

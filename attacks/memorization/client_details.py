@@ -28,6 +28,7 @@ from attacks.extraction.texts import continued, start_token
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import likelihoods
 from attacks.memorization.details import Detail, Kind, find_details
+from attacks.reconstruction.vectors import with_round_0
 from attacks.registry import attack
 from attacks.statistics import share
 from attacks.white_box import WhiteBox
@@ -88,7 +89,7 @@ class ClientDetails(Attack):
         if view.proxy is None or view.settings is None or not view.adapters:
             raise NotApplicable("this view holds no model")
         most = budget.pick(smoke=512, standard=4096, full=16384)
-        first, last = view.adapters[min(view.adapters)], view.adapters[max(view.adapters)]
+        first, last = with_round_0(view).adapters[0], view.adapters[max(view.adapters)]
         ratios: dict[Detail, float] = {}
         times = Counter[Detail]()
         with white_box.opened(view) as box:
@@ -127,8 +128,8 @@ class ClientDetails(Attack):
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """The round-0 proxy, which has read no record, in place of the tuned one."""
-        first = view.adapters[min(view.adapters)]
-        return replace_view(view, adapters=dict.fromkeys(view.adapters, first)), exam
+        first = with_round_0(view).adapters[0]
+        return replace_view(view, adapters={0: first, **dict.fromkeys(view.adapters, first)}), exam
 
 
 def _texts(items: Sequence[Encoded], tokenizer: Any) -> list[str]:

@@ -1,10 +1,12 @@
-"""The vectors that a view offers to attacks: single updates, or aggregates without the attacker's part."""
+"""What a view offers to attacks: single updates, or aggregates without the attacker's part; round 0."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from attacks import white_box
 from attacks.base import replace_view
+from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.view import Sums, View
 
 Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the mean of their updates
@@ -32,17 +34,32 @@ def vectors(view: View, *, most: int) -> list[Vector]:
     return [candidates[i] for i in picks]
 
 
+def with_round_0(view: View) -> View:
+    """Return the view with the adapter that round 0 began with, if it has a proxy but not that adapter.
+
+    A client that missed round 0 was not sent it, but proxy and settings tell it: nothing was trained yet.
+    """
+    if 0 in view.adapters or view.proxy is None or view.settings is None:
+        return view
+    with white_box.opened(view) as box:
+        return replace_view(view, adapters={0: get_vector(box.tuned), **view.adapters})
+
+
 def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
-    """Return the mean without the part of the corrupted clients, who know their own updates."""
+    """Return the mean update of the others: corrupted clients know their own updates and take them out.
+
+    It is zero where the corrupted clients were alone.
+    """
     updates = [
         state.rounds[round_number].update
         for name, state in view.own.items()
         if name in clients and round_number in state.rounds
     ]
-    rest: np.ndarray = (
-        (mean * len(clients) - np.sum(updates, axis=0)).astype(np.float32) if updates else mean
-    )
-    return rest
+    if not updates:
+        return mean
+    others = max(1, len(clients) - len(updates))
+    rest: np.ndarray = ((mean * len(clients) - np.sum(updates, axis=0)) / others).astype(np.float32)
+    return rest if len(updates) < len(clients) else np.zeros_like(rest)
 
 
 def shuffled(view: View, rng: np.random.Generator) -> View:
