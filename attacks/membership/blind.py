@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 from attacks.base import Inconclusive
 from attacks.statistics import auc_estimate
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 
-TELLS = 1.5  # a blind baseline this many lower half-widths of its interval above chance is no accident
-FEWEST = 8  # documents of each kind, below which nothing is fitted on them
+METRIC = "auc, blind baseline"
+TELLS = 0.005  # an AUC that labels dealt out anew reach as rarely is no accident
+PERMUTATIONS = 9_999
+FEWEST = 10  # documents of each kind; of fewer no AUC of the half that is judged could be so rare
 
 
 def check_blind(documents: Sequence[Encoded], labels: np.ndarray) -> None:
@@ -23,15 +26,40 @@ def check_blind(documents: Sequence[Encoded], labels: np.ndarray) -> None:
         labels: which are members, bool [n].
     """
     if min(labels.sum(), (~labels).sum()) >= FEWEST:
-        refuse_told(blind_auc(bag_of_words(documents), labels))
+        refuse_told(bag_of_words(documents), labels)
 
 
-def refuse_told(blind: Estimate) -> None:
-    """Raise `Inconclusive` if a blind baseline is above chance beyond accident."""
-    if blind.low is not None and blind.value - 0.5 > TELLS * (blind.value - blind.low):
+def refuse_told(counts: np.ndarray, labels: np.ndarray) -> Estimate:
+    """Return the blind baseline's AUC. Raises `Inconclusive` if it is above chance beyond accident.
+
+    Arguments as of `blind_auc`.
+    """
+    odds, there = _blind(counts, labels)
+    blind = auc_estimate(odds, there, metric=METRIC, seed=0)
+    if p_by_chance(odds, there) < TELLS:
         raise Inconclusive(
             f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"
         )
+    return blind
+
+
+def p_by_chance(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return how often labels dealt out anew give an AUC at least as high, the labels as they are included.
+
+    An interval of the AUC cannot decide this where scores tell everything: with few documents it is so wide
+    that it reaches chance.
+
+    Args:
+        scores: float [n].
+        labels: bool [n].
+
+    >>> p_by_chance(np.arange(40.0), np.arange(40) >= 20)
+    0.0001
+    """
+    rng, ranks = np.random.default_rng(0), rankdata(scores)  # the AUC grows with the sum of ranks
+    dealt = rng.permuted(np.tile(labels, (PERMUTATIONS, 1)), axis=1)
+    beaten = int((dealt @ ranks >= ranks[labels].sum()).sum())
+    return (beaten + 1) / (PERMUTATIONS + 1)
 
 
 def bag_of_words(documents: Sequence[Encoded]) -> np.ndarray:
@@ -51,12 +79,20 @@ def blind_auc(counts: np.ndarray, labels: np.ndarray) -> Estimate:
     The AUC is taken on the other half. Cross-validation would use all documents, but the errors of its
     folds depend on each other: at 240 documents its interval was above chance in 18 % of splits that
     carried no information.
+
+    Args:
+        counts: of `bag_of_words`, float32 [n, V].
+        labels: which documents are members, bool [n].
     """
+    return auc_estimate(*_blind(counts, labels), metric=METRIC, seed=0)
+
+
+def _blind(counts: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classifier's log-odds of the half that it was not fitted on, and that half's labels."""
     from sklearn.linear_model import LogisticRegression
 
     test = np.zeros(len(labels), dtype=bool)
     for kind in (True, False):
         test[np.flatnonzero(labels == kind)[::2]] = True
     model = LogisticRegression(C=0.05, max_iter=500).fit(counts[~test], labels[~test])
-    odds = model.decision_function(counts[test])
-    return auc_estimate(np.asarray(odds), labels[test], metric="auc, blind baseline", seed=0)
+    return np.asarray(model.decision_function(counts[test])), labels[test]

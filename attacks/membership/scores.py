@@ -100,14 +100,15 @@ def membership_scores(
 ) -> dict[str, np.ndarray]:
     """Return scores by name, float64 [n], higher for members: loss, loss/zlib, Min-K%, Min-K%++.
 
-    Carlini et al. 2021 (zlib), Shi et al. 2024 (Min-K%), Zhang et al. 2025 (Min-K%++).
+    Loss and compressed bytes are those of the response. Carlini et al. 2021 (zlib), Shi et al. 2024
+    (Min-K%), Zhang et al. 2025 (Min-K%++).
     """
 
     def lowest(values: np.ndarray) -> float:
         count = max(1, round(MIN_K * len(values)))
         return float(np.sort(values)[:count].mean())
 
-    texts = [tokenizer.decode(item.ids).encode() for item in items]
+    texts = [tokenizer.decode(item.ids[item.response_start :]).encode() for item in items]
     return {
         "loss": np.array([-f.nll.mean() for f in results]),
         "loss/zlib": np.array(

@@ -9,7 +9,7 @@ from scipy import stats
 
 from attacks import white_box
 from attacks.base import Budget, Inconclusive, NotApplicable, Truth, replace_view
-from attacks.membership.blind import bag_of_words, blind_auc
+from attacks.membership.blind import TELLS, bag_of_words, blind_auc, p_by_chance
 from attacks.membership.gradients import record_gradients
 from attacks.membership.models import ModelMembership, Scored
 from attacks.membership.overfit import overfitted
@@ -87,14 +87,23 @@ def test_every_score_that_a_larger_profile_adds_finds_them_too(world):
         assert auc_value(scores, exam.answer[: len(scores)]) > 0.9, name
 
 
-def test_labels_that_say_nothing_leave_the_attack_at_chance(world):
-    attack, exam, guess = asked(world)
+def test_a_proxy_whose_step_says_nothing_leaves_the_attack_at_chance(world):
+    attack, exam, _ = asked(world)
     values = []
-    for seed in range(40):
-        _, empty = attack.negative(world[0], exam, rng(seed))
-        assert empty.question is exam.question
-        values.append(auc_value(guess.scores[guess.headline], empty.answer))
-    assert abs(np.mean(values) - 0.5) < 3 * np.std(values) / np.sqrt(40) + 1e-9
+    for seed in range(8):
+        empty, same = attack.negative(world[0], exam, rng(seed))
+        assert same is exam
+        np.testing.assert_array_equal(empty.adapters[0], world[0].adapters[0])
+        guess = attack.guess(empty, same.question, Budget(profile="standard"), rng())
+        assert "gradient norm" not in guess.scores  # of a control the headline is enough
+        values.append(auc_value(guess.scores[guess.headline], same.answer))
+    assert abs(np.mean(values) - 0.5) < 4 * np.std(values, ddof=1) / np.sqrt(8)
+
+
+def test_an_api_alone_has_no_negative_control(world, tmp_path):
+    seen = View(threat_model="api_user", api=tmp_path)
+    exam = ModelMembership().exam(world[1], seen, rng())
+    assert ModelMembership().negative(seen, exam, rng()) == (seen, exam)
 
 
 def test_a_customer_of_the_api_finds_them_without_a_reference(world, tmp_path):
@@ -183,6 +192,19 @@ def test_a_split_that_does_not_is_called_telling_no_more_often_than_its_interval
     assert stats.binomtest(telling, 200, 0.025, alternative="greater").pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("each", "told"), [(5, True), (4, False)])
+def test_scores_that_tell_everything_are_called_telling_even_of_few_documents(each, told):
+    """Of 4 and 4 documents one of 70 ways to deal the labels out is as good."""
+    labels = np.arange(2 * each) < each
+    assert (p_by_chance(labels.astype(float), labels) < TELLS) == told
+
+
+def test_the_p_value_of_scores_that_say_nothing_is_uniform():
+    labels, generator = np.arange(40) < 20, rng()
+    values = [p_by_chance(generator.normal(size=40), labels) for _ in range(150)]
+    assert stats.kstest(values, "uniform").pvalue > 1e-3
+
+
 def test_bags_of_words_count_tokens_that_two_documents_have():
     a, b = (Encoded(ids=ids, response_start=1) for ids in ((5, 5, 6), (7, 6, 5)))
     np.testing.assert_array_equal(bag_of_words([a, b]), [[2, 1], [1, 1]])
@@ -227,6 +249,10 @@ def test_min_k_looks_at_the_least_likely_fifth_and_zlib_at_the_texts_bytes():
     assert scores["Min-K%"] == pytest.approx(-8.5)
     assert scores["Min-K%++"] == pytest.approx(-4.25)
     assert -45 / 8 < scores["loss/zlib"][0] < 0
+    # of a record the response alone is compressed, whose loss it is
+    longer = Encoded(ids=(*range(100, 140), *item.ids[1:]), response_start=40)
+    alone = membership_scores(found, [replace(item, ids=item.ids)], tiny_tokenizer())["loss/zlib"]
+    assert membership_scores(found, [longer], tiny_tokenizer())["loss/zlib"] == alone
 
 
 def test_slopes_are_those_of_least_squares():
