@@ -18,6 +18,7 @@ has no adapter, or every trap is refused, the attack is not applicable and says 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,11 +145,15 @@ class TrappedProxy(Attack):
     def score(
         self, guess: tuple[str, Mapping[str, np.ndarray]], answer: Mapping[str, np.ndarray]
     ) -> tuple[Estimate, ...]:
-        """Return the AUC over all tokens of all vectors; `how` names the trap."""
+        """Return the AUC over all tokens of all vectors; `how` names the trap.
+
+        A token that is asked about in each vector is told or missed in all of them alike, so that more
+        vectors make the interval no narrower.
+        """
         kind, moved = guess
         scores = np.concatenate([moved[who] for who in answer])
         labels = np.concatenate([answer[who] for who in answer])
-        made = auc_estimate(scores, labels, metric="auc", seed=0)
+        made = auc_estimate(scores, labels, metric="auc", seed=0, inflation=math.sqrt(len(answer)))
         return (replace(made, how=f"{made.how}; the trap {kind}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
@@ -160,9 +165,9 @@ class TrappedProxy(Attack):
         return replace_view(view, settings=view.settings.changed(protect=protect, privacy=privacy)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The answer's tokens are shuffled."""
-        mixed = {who: rng.permutation(labels) for who, labels in exam.answer.items()}
-        return view, Exam(question=exam.question, answer=mixed)
+        """The numbers of what the server saw are shuffled."""
+        mixed = {who: rng.permutation(vector) for who, vector in exam.question.seen.items()}
+        return view, Exam(question=replace(exam.question, seen=mixed), answer=exam.answer)
 
 
 def chosen(

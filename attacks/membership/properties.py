@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -39,12 +39,17 @@ PERMUTATIONS = 199
 class Rounds:
     """Updates of shadow and target rounds, float32 [n, d].
 
-    `labels`, bool [n], says which shadows have the property.
+    Args:
+        shadows: rounds to learn from.
+        labels: which shadows have the property, bool [n].
+        targets: rounds asked about.
+        without: rounds in which no record was chosen for the property, for the negative control alone.
     """
 
     shadows: np.ndarray
     labels: np.ndarray
     targets: np.ndarray
+    without: np.ndarray
 
 
 def features(box: WhiteBox, updates: np.ndarray) -> np.ndarray:
@@ -89,12 +94,15 @@ class PropertyInference(Attack):
             train_rounds = partial(_train, box, settings, start, name=name, common=common, rng=rng)
             shadows, labels = train_rounds(state.holdout, count=SHADOWS)
             targets, answer = train_rounds(state.train, count=TARGETS)
+            without, _ = train_rounds(state.train, count=TARGETS, chosen=False)
             if not view.updates:  # a sum holds the other clients' parts, which the adversary does not know
                 for other, s in usable.items():
                     if other != name:
                         shadows += _parts(box, settings, start, other, s.holdout, len(shadows), rng)
                         targets += _parts(box, settings, start, other, s.train, len(targets), rng)
-        return Exam(question=Rounds(shadows=shadows, labels=labels, targets=targets), answer=answer)
+                        without += _parts(box, settings, start, other, s.train, len(without), rng)
+        question = Rounds(shadows=shadows, labels=labels, targets=targets, without=without)
+        return Exam(question=question, answer=answer)
 
     def guess(self, view: View, question: Rounds, budget: Budget, rng: np.random.Generator) -> np.ndarray:
         """Return the property's log-odds for each target round, float64 [n]."""
@@ -127,13 +135,14 @@ class PropertyInference(Attack):
         return (auc, p)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The same target rounds with their labels permuted, so that guesses have nothing to do with them.
+        """Rounds trained like the target rounds, but for the property, with the target rounds' labels.
 
         The shadows' labels are not permuted. A rule learned from labels without information still points in
         some direction, and two kinds of rounds that lie far apart would fall on its two sides, all right or
         all wrong.
         """
-        return view, Exam(question=exam.question, answer=rng.permutation(exam.answer))
+        asked = replace(exam.question, targets=exam.question.without)
+        return view, Exam(question=asked, answer=exam.answer)
 
 
 def _parts(
@@ -171,17 +180,18 @@ def _train(
     name: str,
     common: tuple[int, ...],
     rng: np.random.Generator,
+    chosen: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train rounds on random records; in every second round all answers are `common`.
+    """Train rounds on random records; with `chosen` all answers of every second round are `common`.
 
     All rounds draw, with replacement, from as many records, so that repeated ones tell nothing.
     """
     same = [i for i, item in enumerate(items) if _answer(item) == common]
     updates, labels = [], []
     for index in range(count):
-        pool = same if index % 2 else rng.permutation(len(items))[: len(same)]
-        chosen = [items[i] for i in rng.choice(np.array(pool), size=RECORDS)]
-        client = client_of(box, settings, name, chosen, steps=STEPS)
+        pool = same if chosen and index % 2 else rng.permutation(len(items))[: len(same)]
+        drawn = [items[i] for i in rng.choice(np.array(pool), size=RECORDS)]
+        client = client_of(box, settings, name, drawn, steps=STEPS)
         updates.append(client.train(round=index, start=start).update)
         labels.append(bool(index % 2))
     return np.stack(updates), np.array(labels)
