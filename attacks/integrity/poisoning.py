@@ -14,6 +14,9 @@ The rehearsal trains the recorded clients again, with and without the attacker, 
 causal. In the negative control the client is honest and draws its records anew, with replacement and under
 another seed: what that does to the others is chance. There are as many draws as plays of the attack. The
 worst of them counts, as the worst play does.
+
+Rounds are trained anew without the run's differential privacy, so the attack does not apply to runs that
+have it.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ TRIGGER = "Zq Zq"
 FLIP, SCALE, BACKDOOR = -10.0, 10.0, 5.0
 PLAYS = ("sign_flip", "scaling", "backdoor")
 BEYOND = "beyond_clip"
-REDRAWS = tuple(f"another draw {i}" for i in range(1, len(PLAYS) + 1))  # plays of the negative control
+# plays of the negative control, as many as of the attack
+REDRAWS = tuple(f"another draw {i}" for i in range(1, len((*PLAYS, BEYOND)) + 1))
 CLIP_OF_HONEST = 1.5  # the adaptive clip settles at this multiple of the largest honest coordinate
 TESTED = 60  # test records of each honest client
 
@@ -105,6 +109,8 @@ class Poisoning(Attack):
         """Return all clients' records, on which the rehearsal runs; the adversary reads only its own."""
         if not view.own or view.settings is None:
             raise NotApplicable("no client is corrupted in this view")
+        if view.settings.privacy.unit != "none":
+            raise NotApplicable("clients would be trained anew, without the run's differential privacy")
         attacker = next(iter(view.own))
         honest = {n: s.train for n, s in truth.clients.items() if s.holdout}
         test = {n: s.holdout[:TESTED] for n, s in truth.clients.items() if s.holdout}
@@ -171,9 +177,9 @@ def _played(box: WhiteBox, view: View, stage: Stage, budget: Budget) -> Damage:
     first: FirstRound = {}
     rules = rules_of(settings, own_only=idle or budget.profile == "smoke")
     for rule in rules:
-        plays = REDRAWS if idle else PLAYS
-        if not idle and rule is rules[0] and rule.clip is not None:  # possible in protected runs only
-            plays = (*plays, BEYOND)
+        plays = REDRAWS if idle else (*PLAYS, BEYOND)
+        if rule is not rules[0] or rule.clip is None:  # the last is possible in protected runs only
+            plays = plays[: len(PLAYS)]
         for play in ("honest", *plays):
             train, craft = play_of(play, stage, box.tokenizer)
             other_seed = settings.seed + 1 + REDRAWS.index(play) if play in REDRAWS else None
