@@ -35,8 +35,8 @@ class SignsGuess:
 
     Args:
         coordinates: number of coordinates of all rounds.
-        lone: how many have a single client on one side.
-        unanimous: how many have all clients on one side.
+        lone: how many have a single client on one side, the adversary's own left out.
+        unanimous: how many have all clients on one side, the adversary's own left out.
         named: for each round (round, coordinates, values, how far rounding may have moved the values) of
             lone contributors.
     """
@@ -61,7 +61,10 @@ class SignsGuess:
     )
 )
 class SignCounts(Attack):
-    """The attack that reads P = (A + S) / 2 and N = (A - S) / 2 where a side has one client."""
+    """The attack that reads P = (A + S) / 2 and N = (A - S) / 2 where a side has one client.
+
+    Clients that work with the adversary first take their own signs and values out.
+    """
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> SignsGuess:
         """Return what all coordinates of all rounds give away."""
@@ -77,17 +80,25 @@ class SignCounts(Attack):
             total += d
             if "signs" not in sums.segments:
                 continue
-            clients = len(sums.clients)
+            cohort = len(sums.clients)
             words = sums.segments["signs"].astype(np.int64)
-            plus, minus = unpack_signs(words, clients=clients, bits=settings.protect.bits, d=d)
+            plus, minus = unpack_signs(words, clients=cohort, bits=settings.protect.bits, d=d)
             s = sums.segments["update"].astype(np.float64)
             a = sums.segments["magnitude"].astype(np.float64)
+            largest = float(a.max())
+            known = _known(view, r)
+            for update in known.values():
+                plus, minus = plus - (update > 0), minus - (update < 0)
+                s, a = s - update, a - np.abs(update)
+            clients = cohort - len(known)
             single_plus, single_minus = plus == 1, minus == 1
             at = np.flatnonzero(single_plus | single_minus)
             value = np.where(single_plus, (a + s) / 2, -(a - s) / 2)
             lone += len(at)
             unanimous += int(((plus == clients) | (minus == clients)).sum())
-            named.append((r, at, value[at], FLOAT32_SUMS * a[at] + rounding * a.max()))
+            # rounding is that of the whole sum, the adversary's own part included
+            whole = sums.segments["magnitude"].astype(np.float64)[at]
+            named.append((r, at, value[at], FLOAT32_SUMS * whole + rounding * largest))
         return SignsGuess(coordinates=total, lone=lone, unanimous=unanimous, named=tuple(named))
 
     def score(self, guess: SignsGuess, answer: Truth) -> tuple[Estimate, ...]:
@@ -157,10 +168,19 @@ class Apart:
     rounds: int
 
 
+def _known(view: View, round_number: int) -> dict[str, np.ndarray]:
+    """Return the corrupted clients' own updates in a round's sum, float64 [d], by name."""
+    return {
+        name: state.rounds[round_number].update.astype(np.float64)
+        for name, state in view.own.items()
+        if name in view.sums[round_number].clients and round_number in state.rounds
+    }
+
+
 def _of_others(view: View, round_number: int) -> Sums:
     """Return a round's sum without the part of the corrupted clients, who know their own updates."""
     sums = view.sums[round_number]
-    known = {n: s.rounds[round_number].update for n, s in view.own.items() if n in sums.clients}
+    known = _known(view, round_number)
     rest = sums.segments["update"].astype(np.float64)
     for update in known.values():
         rest -= update
