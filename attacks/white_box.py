@@ -10,6 +10,7 @@ After the block the model's adapter is what it was before, and the box no longer
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attacks.base import NotApplicable
+from attacks.base import Budget, NotApplicable
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.models.adapters import attach, get_vector, set_vector, trained_parameters
@@ -195,23 +196,23 @@ class WhiteBox:
         return inputs[0]
 
     @torch.inference_mode()
-    def next_inputs(self, prefixes: torch.Tensor, tokens: torch.Tensor, block: int) -> torch.Tensor:
-        """Return what a block reads after each prefix [n, L] for each next token [m]: [n, m, k].
+    def next_inputs(
+        self, prefixes: torch.Tensor, tokens: torch.Tensor, block: int, *, budget: Budget
+    ) -> Iterator[torch.Tensor]:
+        """Yield what a block reads after each prefix [n, L] for each next token [m], float32 [rows, k].
 
-        Keys and values of the prefixes are computed once.
+        They come prefix by prefix, at most `ROWS_A_PASS` at a time. Raises `OutOfTime` between passes.
         """
         from transformers import DynamicCache
 
-        parts = []
-        at_once = max(1, ROWS_A_PASS // len(tokens))
-        for part in prefixes.split(at_once):
-            cache = DynamicCache()
-            self.block_inputs(part, block, cache=cache)
-            cache.batch_repeat_interleave(len(tokens))
-            ids = tokens.repeat(len(part))[:, None]
-            states = self.block_inputs(ids, block, cache=cache)
-            parts.append(states[:, 0].view(len(part), len(tokens), -1))
-        return torch.cat(parts)
+        for part in prefixes.split(max(1, ROWS_A_PASS // len(tokens))):
+            read = DynamicCache()
+            self.block_inputs(part, block, cache=read)
+            for some in tokens.split(ROWS_A_PASS):  # keys and values of a prefix are computed once
+                budget.check()
+                cache = copy.deepcopy(read) if len(some) < len(tokens) else read
+                cache.batch_repeat_interleave(len(some))
+                yield self.block_inputs(some.repeat(len(part))[:, None], block, cache=cache)[:, 0]
 
     def token_inputs(self) -> np.ndarray:
         """Return what the first adapted block reads for every token, float32 [V, positions, k].

@@ -117,12 +117,15 @@ def search(
 
     def residual(prefixes: torch.Tensor) -> np.ndarray:
         """Return the residual of every extension by one token, float64 [prefixes x tokens]."""
-        states = box.next_inputs(prefixes, extensions, block).flatten(0, 1).double().numpy()
-        worst = np.zeros(len(states))
-        for change, w, right in parts:
-            seen = unit((states if change is None else states @ change.T) @ w)
-            worst = np.maximum(worst, span_residual(seen, right))
-        return worst
+        found = []
+        for rows in box.next_inputs(prefixes, extensions, block, budget=budget):
+            states = rows.double().numpy()
+            worst = np.zeros(len(states))
+            for change, w, right in parts:
+                seen = unit((states if change is None else states @ change.T) @ w)
+                worst = np.maximum(worst, span_residual(seen, right))
+            found.append(worst)
+        return np.concatenate(found)
 
     start = box.tokenizer.bos_token_id
     beams: list[Prefix] = [(start,)] if start is not None else [(t,) for t in tokens]
@@ -131,7 +134,6 @@ def search(
     worst_of: dict[Prefix, float] = dict.fromkeys(beams, 0.0)  # largest residual along a prefix that fits
     tried = 0
     for _ in range(1, longest):
-        budget.check()
         by_beam = residual(torch.tensor(beams)).reshape(len(beams), len(tokens))
         tried += by_beam.size
         by_beam = np.maximum(by_beam, np.array([worst_of[b] for b in beams])[:, None])
