@@ -205,6 +205,8 @@ class LoraSpanTokens(Attack):
     def score(self, guess: tuple[Target, ...], answer: Truth) -> tuple[Estimate, ...]:
         """Return AUC over the vocabulary, TPR at fixed FPR, recall and precision of the named tokens.
 
+        The rates have no interval: tokens' scores depend on each other.
+
         The AUC over the vocabulary tells mostly which words the clients use at all. A second one tells of
         the vector's records alone. It is over the tokens that occur in one record only, of those that the
         vector's clients drew or set aside. Which of these it is does not depend on the token, so that words
@@ -226,9 +228,15 @@ class LoraSpanTokens(Attack):
         # scores are comparable within a target only, so rates over all targets are taken on ranks
         ranks = np.concatenate([rankdata(s) / len(s) for s, _ in pairs])
         labels = np.concatenate([there for _, there in pairs])
+        rates = [
+            replace(
+                rate, low=None, high=None, how="share of tokens; they depend on each other: no interval"
+            )
+            for rate in tpr_estimates(ranks, labels, seed=0)
+        ]
         return (
             mean_auc(pairs, metric="auc", seed=0, inflation=inflation),
-            *tpr_estimates(ranks, labels, seed=0),
+            *rates,
             *_of_these_records([t for t, _ in labelled], answer),
             over_targets(recalls, metric="recall of named tokens", unit="share", seed=0, within=(0, 1)),
             over_targets(precise, metric="precision of named tokens", unit="share", seed=0, within=(0, 1)),
