@@ -33,7 +33,7 @@ from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 
 OWNER = "folder"  # stands for the client's name
-TEXT_TOKENS = 128  # the most tokens of a text; the rest is cut off
+LONGEST_TEXT = 128  # the most tokens of a text; the rest is cut off
 
 
 def attack_folder(
@@ -125,7 +125,7 @@ def _owner(
     train = _texts(members, tokenizer)
     planted = () if canaries is None else read_canaries(canaries)
     records = [c.record() for c in planted for _ in range(c.repeats)]
-    encoded = encode_records(records, tokenizer, max_tokens=TEXT_TOKENS).items
+    encoded = encode_records(records, tokenizer, max_tokens=LONGEST_TEXT).items
     used = PrivateRound(update=np.zeros(1, dtype=np.float32), used=np.arange(len(train)))
     return PrivateState(
         client=OWNER,
@@ -137,14 +137,14 @@ def _owner(
 
 
 def _texts(file: Path | None, tokenizer: Tokenizer) -> tuple[Encoded, ...]:
-    """Read the texts in a file, cut to `TEXT_TOKENS`; every token but the first counts as response."""
+    """Read the texts in a file, cut to `LONGEST_TEXT`; every token but the first counts as response."""
     if file is None:
         return ()
     texts = []
     for number, row in enumerate(read_rows(str(file), "all", root=None, limit=None), start=1):
         if not isinstance(row.get("text"), str):
             raise DataError(f"{file}, row {number}: must have a text")
-        ids = prompt_ids(row["text"], tokenizer)[:TEXT_TOKENS]
+        ids = prompt_ids(row["text"], tokenizer)[:LONGEST_TEXT]
         if len(ids) < 3:
             raise DataError(f"{file}, row {number}: its text has {len(ids)} tokens; must have >= 3")
         texts.append(Encoded(ids=tuple(ids), response_start=1))

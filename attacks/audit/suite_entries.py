@@ -156,7 +156,7 @@ class DpAudit(_Audit):
         mapping=AUDIT,
     )
 )
-class CanaryClients(_Audit):
+class CanaryClientAudit(_Audit):
     """The audit in which made-up clients at the clip norm join sums that carry the run's noise."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
@@ -168,26 +168,12 @@ class CanaryClients(_Audit):
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
         """Put canary clients into all rounds' sums, or none, by coins, and bound epsilon from below."""
         from attacks.audit.canary_clients import audit_sums
-        from fedproxy_secure.federate.job import FederationJob
+        from attacks.integrity.rehearsal import job_of
         from fedproxy_secure.protect.secure_sum.noise import RESOLUTION, noise_of, planned_threshold
 
         settings = view.settings
         assert settings is not None
-        from fedproxy_secure.config import AuditConfig, ClientConfig
-
-        job = FederationJob(
-            seed=settings.seed,
-            clients=tuple(ClientConfig(name=n, task="classification") for n in settings.clients),
-            data_root=None,
-            max_tokens=settings.max_tokens,
-            adapter=settings.adapter,
-            local=settings.local,
-            fusion=settings.fusion,
-            federate=settings.federate,
-            protect=settings.protect,
-            privacy=settings.privacy,
-            audit=AuditConfig(),
-        )
+        job = job_of(settings)
         claim = noise_of(job, d=settings.d, clients=question, threshold=planned_threshold(job))
         count = budget.pick(smoke=2_000, standard=4_000, full=10_000)
         return Audited(

@@ -39,7 +39,7 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
 TRIES = {"smoke": 4, "standard": 8, "full": 8}
-TEXT_TOKENS = 64
+QUERY_TOKENS = 64
 FEWEST, MOST = 256, 8192  # rows of a matrix: positions asked about in one try
 COLUMNS = 8192  # tokens looked at, twice as many as rows; of a large vocabulary they are drawn at random
 CLIFF = 10.0  # factor by which the next singular value must be smaller
@@ -89,7 +89,7 @@ def width_of(logits: np.ndarray) -> int:
         needs=(frozenset({"API"}),),
         headline="hidden size found, share of tries",
         chance=0.0,
-        margin=0.5,
+        margin=0.2,  # two tries that agree with the truth are no accident
         mapping=EXTRACTION,
     )
 )
@@ -113,25 +113,25 @@ class LogitSvd(Attack):
             raise NotApplicable(
                 f"the API tells {policy.answers}: not the same tokens' logits after each text"
             )
-        allowed = policy.texts_of(TEXT_TOKENS)
+        allowed = policy.texts_of(QUERY_TOKENS)
         limit = budget.queries if allowed is None else min(budget.queries, allowed)
-        most = min(MOST, limit // (tries + 1) * TEXT_TOKENS)  # the search takes less than two tries' texts
+        most = min(MOST, limit // (tries + 1) * QUERY_TOKENS)  # the search takes less than two tries' texts
         if most < FEWEST:
-            raise NotApplicable(f"queries={limit}: must be >= {(tries + 1) * FEWEST // TEXT_TOKENS}")
+            raise NotApplicable(f"queries={limit}: must be >= {(tries + 1) * FEWEST // QUERY_TOKENS}")
         mode: Mode = "noise" if view.threat_model == NOBODY else "true"
         api = Api(view.api, limit=limit, policy=policy, mode=mode, notes_bytes=0)  # no text is asked twice
         vocabulary, rows = api.vocabulary, FEWEST
         widths: list[int] = []
         while len(widths) < tries and (len(widths) < 2 or budget.used < 0.5):
             budget.check()
-            ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // TEXT_TOKENS, TEXT_TOKENS)))
+            ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // QUERY_TOKENS, QUERY_TOKENS)))
             columns = torch.from_numpy(rng.permutation(vocabulary)[: min(COLUMNS, 2 * rows)])
             answers = [_logits(api, text)[..., columns].flatten(0, 1).cpu() for text in ids.split(1)]
             width = width_of(torch.cat(answers).numpy())
             if width == 0 and not widths and 2 * rows <= min(most, COLUMNS // 2, vocabulary):
                 rows *= 2
                 continue
-            rows = rows if width == 0 else min(rows, _texts_for(width) * TEXT_TOKENS)
+            rows = rows if width == 0 else min(rows, _texts_for(width) * QUERY_TOKENS)
             widths.append(width)
         return Widths(found=tuple(widths), queries=api.asked)
 
@@ -163,7 +163,7 @@ def _logits(api: Api, texts: torch.Tensor) -> torch.Tensor:
 
 def _texts_for(width: int) -> int:
     """Return how many texts have twice the margin more tokens than a hidden size."""
-    return -(-(width + 2 * MARGIN) // TEXT_TOKENS)
+    return -(-(width + 2 * MARGIN) // QUERY_TOKENS)
 
 
 def head_width(folder: Path) -> int:

@@ -106,11 +106,19 @@ def _random_answers(state: PrivateState) -> PrivateState:
 
 
 def _few_texts(state: PrivateState) -> PrivateState:
-    """Return a client that holds and drew `RECORDS` of its records alone, and learns them as texts."""
+    """Return a client that holds and drew `RECORDS` of its records alone, and learns them as texts.
+
+    Its set-aside records become texts, too: otherwise the part of a record that is read would tell members.
+    """
     records = state.own_records[:RECORDS]
+
+    def whole(items: Sequence[Encoded]) -> tuple[Encoded, ...]:
+        return tuple(Encoded(ids=item.ids, response_start=1) for item in items)
+
     return replace(
         state,
-        train=tuple(Encoded(ids=item.ids, response_start=1) for item in records),
+        train=whole(records),
+        holdout=whole(state.holdout),
         rounds={0: PrivateRound(update=np.zeros(1, np.float32), used=np.arange(len(records)))},
         canaries=(),
     )

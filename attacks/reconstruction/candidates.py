@@ -23,7 +23,7 @@ from fedproxy_secure.runtime.randomness import stream
 TEXTS = 10  # updates of random text
 REFERENCE = 8192  # tokens of a large vocabulary whose inputs give the second moments of all
 ALL_INSIDE = 1e-6  # squared distance of half of the tokens from a span that tells nothing
-TEXT_RECORDS, TEXT_TOKENS = 16, 24  # size of an update of random text
+TEXT_RECORDS, RANDOM_TOKENS = 16, 24  # size of an update of random text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,10 @@ def usual_inputs(box: WhiteBox, block: int) -> np.ndarray:
 def random_text(box: WhiteBox, rng: np.random.Generator) -> list[Encoded]:
     """Return records of tokens drawn evenly from the vocabulary."""
     start = box.tokenizer.bos_token_id
-    ids = rng.integers(box.vocabulary, size=(TEXT_RECORDS, TEXT_TOKENS))
+    ids = rng.integers(box.vocabulary, size=(TEXT_RECORDS, RANDOM_TOKENS))
     if start is not None:
         ids[:, 0] = start
-    return [Encoded(ids=tuple(row), response_start=TEXT_TOKENS // 2) for row in ids.tolist()]
+    return [Encoded(ids=tuple(row), response_start=RANDOM_TOKENS // 2) for row in ids.tolist()]
 
 
 def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:

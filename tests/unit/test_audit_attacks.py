@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attacks.audit.suite_entries import CanaryClients, DpAudit
+from attacks.audit.suite_entries import CanaryClientAudit, DpAudit
 from attacks.base import KNOWN_BAD, Budget, NotApplicable, Truth, replace_view
 from attacks.trial import run_one
 from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig
@@ -45,7 +45,7 @@ def tried(attack, view, truth):
 
 
 @pytest.mark.parametrize(
-    ("attack", "privacy"), [(DpAudit(), RECORD), (CanaryClients(), CLIENT)], ids=["A8", "A9"]
+    ("attack", "privacy"), [(DpAudit(), RECORD), (CanaryClientAudit(), CLIENT)], ids=["A8", "A9"]
 )
 def test_the_runs_own_mechanism_is_not_accused_and_an_eighth_of_its_noise_is(lab, truth, attack, privacy):
     if privacy.unit == "record":
@@ -59,7 +59,7 @@ def test_the_runs_own_mechanism_is_not_accused_and_an_eighth_of_its_noise_is(lab
 
 
 @pytest.mark.parametrize(
-    ("attack", "unit"), [(DpAudit(), "record"), (CanaryClients(), "client")], ids=["A8", "A9"]
+    ("attack", "unit"), [(DpAudit(), "record"), (CanaryClientAudit(), "client")], ids=["A8", "A9"]
 )
 def test_a_run_that_claims_nothing_of_the_kind_is_not_audited(lab, truth, attack, unit):
     found = tried(attack, seen(lab, PrivacyConfig()), truth)
@@ -83,7 +83,7 @@ def test_a_claim_of_8_is_within_what_the_canaries_can_show(lab, truth):
 
 
 def test_more_noise_than_claimed_leaves_less_of_a_client(lab, truth):
-    attack, few = CanaryClients(), seen(lab, CLIENT)
+    attack, few = CanaryClientAudit(), seen(lab, CLIENT)
     question = attack.exam(truth, few, np.random.default_rng(0)).question
     strict = seen(lab, CLIENT.model_copy(update={"target_epsilon": 2.5}))
     found = [
@@ -94,12 +94,12 @@ def test_more_noise_than_claimed_leaves_less_of_a_client(lab, truth):
 
 
 def test_the_positive_control_is_the_same_view_of_a_known_bad_mechanism(lab, truth):
-    view, same = CanaryClients().positive(seen(lab, CLIENT), truth)
+    view, same = CanaryClientAudit().positive(seen(lab, CLIENT), truth)
     assert same is truth
     assert view == replace_view(view, threat_model=KNOWN_BAD)
 
 
 def test_an_audit_without_a_view_of_settings_is_not_applicable(truth):
-    for attack in (DpAudit(), CanaryClients()):
+    for attack in (DpAudit(), CanaryClientAudit()):
         with pytest.raises(NotApplicable):
             attack.exam(truth, View(threat_model="toy"), np.random.default_rng(0))
