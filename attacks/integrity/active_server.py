@@ -136,8 +136,8 @@ class SecaggActive(Attack):
                 true = answer[attempt].astype(np.float64)
                 if seen @ true > READ * np.linalg.norm(seen) * np.linalg.norm(true):
                     hits.append(attempt)
-        n = len(guess.protocol) + len(guess.read)
-        made = counted(len(hits) / max(n, 1), metric=self.info.headline, unit="share", seeds=(0,), n=max(n, 1))
+        n = max(1, len(guess.protocol) + len(guess.read))
+        made = counted(len(hits) / n, metric=self.info.headline, unit="share", seeds=(0,), n=n)
         return (replace(made, how=f"{made.how}; succeeded: {', '.join(hits) or 'none'}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
