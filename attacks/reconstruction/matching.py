@@ -183,8 +183,8 @@ class GradientMatching(Attack):
         """Return for each vector a reconstruction, and another one from the same vector shuffled."""
         settings = view.settings
         steps, edits = (
-            budget.pick(smoke=20, standard=80, full=400),
-            budget.pick(smoke=20, standard=120, full=800),
+            budget.pick(smoke=8, standard=80, full=400),
+            budget.pick(smoke=12, standard=120, full=800),
         )
         pairs = []
         with white_box.opened(view) as box:
