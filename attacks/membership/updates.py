@@ -158,8 +158,8 @@ class UpdateMembership(Attack):
                 questions.append(Asked(round=r, clients=clients, documents=chosen))
                 labels.append(order < len(members))
         if not questions:
-            aside = [len(truth.clients[n].holdout) // times[n] for n in times if n in truth.clients]
-            if max(aside, default=0) >= FEWEST_DRAWN:
+            shares = [len(truth.clients[n].holdout) // times[n] for n in times if n in truth.clients]
+            if max(shares, default=0) >= FEWEST_DRAWN:
                 raise NotApplicable(
                     f"fewer than {FEWEST_DRAWN} records were drawn in the rounds asked about"
                 )

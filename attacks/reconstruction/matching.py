@@ -35,6 +35,7 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.models.adapters import split_like, trained_parameters
+from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
 
 NORM_PENALTY = 0.01
@@ -243,7 +244,7 @@ class GradientMatching(Attack):
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on one record, seen in the clear, for up to three clients."""
         updates: dict[tuple[int, str], np.ndarray] = {}
-        clients = {}
+        clients: dict[str, PrivateState] = {}
         changed: View | None = None
         for name, state in sorted(truth.clients.items()):
             one = as_in_the_run(
