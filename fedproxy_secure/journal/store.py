@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,20 +63,20 @@ def create_database(
 
     Raises `ConfigError`, which names `what` it is, if the file is there already or cannot be written.
     """
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".partial-")  # has mode 0600
+        os.close(descriptor)
         try:
-            with connected(partial) as database:
+            with connected(Path(name)) as database:
                 database.execute("BEGIN IMMEDIATE")
                 for statement in schema:
                     database.execute(statement)
                 database.execute(*first)
                 database.execute("COMMIT")
-            os.link(partial, file)
+            os.link(name, file)
         finally:
-            os.unlink(partial)
-    except FileExistsError:
+            os.unlink(name)
+    except FileExistsError:  # of the link: the partial file's name is new
         raise ConfigError(f"{file}: is there already; {what} is never overwritten") from None
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"{file}: cannot be written: {error}") from error

@@ -338,6 +338,15 @@ def test_a_database_in_a_folder_that_is_not_there_is_named(tmp_path):
         create_database(tmp_path / "none" / "a.journal", (), ("SELECT ?", (1,)), what="a journal")
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_not_taken_for_a_journal(tmp_path):
+    """In a container process numbers return after each start."""
+    left = (tmp_path / f"a.{os.getpid()}.partial", tmp_path / ".partial-left")
+    for file in left:
+        file.touch()
+    assert create_journal(tmp_path, "a").exists()
+    assert all(file.exists() for file in left)
+
+
 def test_another_clients_journal_and_one_of_another_version_are_refused(tmp_path):
     create_journal(tmp_path, "a").rename(journal_file(tmp_path, "b"))
     with pytest.raises(ConfigError, match="is not the journal of b"):
