@@ -1,7 +1,7 @@
 """How much of an LLM is in another model: identical weights, similar weights, similar hidden states.
 
 Blocks are matched one to one, so no block plan is needed: the share is what anybody finds who holds both
-folders. The unit is the tensor: a tensor that differs in one bit is not held.
+folders. The unit is the tensor: a tensor that differs in one bit of the LLM's file is not held.
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def held(mine: Tensors, llm: Tensors) -> Held:
-    """Return what of an LLM another model's tensors hold; tied tensors must stand in both once."""
+    """Return what of an LLM another model's tensors hold; tied tensors must stand in both once.
+
+    Numbers are compared in the precision of the LLM's file: a model in memory may have been widened.
+    """
     outside, my_blocks = _sorted(mine)
     llm_outside, blocks = _sorted(llm)
     shared = np.array([[_equal(a, b) for b in blocks] for a in my_blocks]).reshape(
@@ -142,8 +145,8 @@ def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], list[dict[str, t
 
 
 def _equal(a: Tensors, b: Tensors) -> int:
-    """Return how many parameters of `b` stand in tensors that `a` holds too."""
-    same = (n for n, t in b.items() if n in a and a[n].dtype == t.dtype and torch.equal(a[n], t))
+    """Return how many parameters of `b` stand in tensors that `a` holds too, in the precision of `b`."""
+    same = (n for n, t in b.items() if n in a and torch.equal(a[n].to(t), t))
     return sum(b[n].numel() for n in same)
 
 

@@ -269,6 +269,14 @@ def test_a_tensor_that_differs_in_one_bit_is_not_held(folders):
     assert lost == pytest.approx(16 * 32 / sum(t.numel() for t in llm.values()))
 
 
+def test_what_a_model_in_memory_holds_of_an_llm_in_half_precision_is_told_in_the_files_precision(tmp_path):
+    save_model(tiny_llama().bfloat16(), tiny_tokenizer(), tmp_path / "llm")
+    llm = read_tensors(tmp_path / "llm")
+    assert {t.dtype for t in llm.values()} == {torch.bfloat16}
+    mine = held(load_llm(tmp_path / "llm", dtype="float32")[0].state_dict(), llm)
+    assert (mine.share, mine.kept) == (1, (0, 1, 2, 3))
+
+
 def test_a_descendant_is_told_from_models_of_other_seeds(folders, tmp_path):
     found = lineage(folders / "proxy", folders / "llm", prompts=20)
     assert found.cosine == pytest.approx(1)
