@@ -6,10 +6,14 @@ texts (distillation): what it put in the proxy's gaps alone, or all weights. **R
 proxy's KL to the LLM that is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes
 more than half of that KL.
 
+Extraction R is that of the **strongest**: of every K, the closed form and healing, the model nearest to the
+LLM, which is the worst for the owner. The **KL that is left** is the strongest one's, or the proxy's where
+none is nearer, and compares proxies, as R does not.
+
     healing     the same without a query: the best start, trained as long on texts alone, by next-token
                 loss there
     closed form the best start and a linear map after the last block, from queries and no training step
-    API gain    R with the largest K, minus healing's R or 0, whichever is more (the proxy has R = 0)
+    API gain    R of the strongest that asks, minus healing's R or 0 (the proxy's), whichever is more
     proxy gain  by how many nats KL is lower than that of random weights that get the same queries; their R
                 is far below 0
     top k, text the same R, by the same steps, from weaker APIs: one returns the 20 likeliest tokens, one
@@ -21,20 +25,22 @@ all: `texts asked about` counts every text that was, by trainings, trials, check
 The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are taken to
 be public. It knows how proxies are made, too: it fills gaps where blocks are missing, widens blocks that
 are narrower than the LLM's, and trains on where they are of low rank, rounded or rotated. Fillers are
-spread evenly. Where blocks are missing is guessed too, by KL on held-out texts, but only for the record: on
+spread evenly, or put beside the first block where they learn more from public text there (first blocks
+withheld). Where each block is missing is guessed too, by KL on held-out texts, but only for the record: on
 the demo LLM the guess is no better than chance, and R does not need it. An eighth of the queries is held
 out; start, recipe and learning rate are those that are best there, and the best model there is handed in,
-be it trained or not. Models of fewer queries are starts for more. `extraction R by ...` names what was
-handed in. The interval is over held-out texts; it does not cover how another training would have ended.
+be it trained or not. Models of fewer queries are starts for more. An API that answers fewer than 16 texts
+leaves healing alone. `extraction R by ...` names the strongest. The interval is over held-out texts; it
+does not cover how another training would have ended, nor that the strongest was chosen on the same texts.
 
-Controls: the same attack must succeed where the LLM's own blocks are among the starts; with answers that
-belong to other queries it must not. From shuffled answers a model still learns the LLM's average answer,
-which is worth an R above 0 where the proxy is far from it.
+Controls: the same attack, by the same API, must succeed where the LLM's own blocks are among the starts;
+with answers that belong to other queries it must not. From shuffled answers a model still learns the LLM's
+average answer, which is worth an R above 0 where the proxy is far from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -54,24 +60,24 @@ from attacks.base import (
     Truth,
     replace_view,
 )
-from attacks.extraction.api import EXTRACTION, OPEN, Api
+from attacks.extraction.api import EXTRACTION, Api
 from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale, behaviour, scales, scores
 from attacks.extraction.lessons import TOP
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.questions import answers_of, prepared, questions
-from attacks.extraction.starts.fillers import Gaps, gaps_of, spread
+from attacks.extraction.starts.fillers import Gaps, gaps_found, gaps_of
 from attacks.extraction.starts.offered import leaked, offers
 from attacks.extraction.starts.widened import sizes_in
 from attacks.extraction.thief import TEXT_TOKENS, Thief, held_model
 from attacks.registry import attack
 from fedproxy_secure.config import ANSWERS, Answers
-from fedproxy_secure.evidence.estimate import Estimate, counted, proportion_interval
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.record.view import View
 
 RECORDS = 160  # of an exam
-FEWEST_QUERIES = 16
 PROXY, LLM, HEALED, CLOSED, NOTHING = "proxy", "LLM", "healed", "closed form", "no proxy"
+KL_LEFT = "KL that is left"
 TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likeliest token told"}
 
 
@@ -130,6 +136,7 @@ def queries(count: int) -> str:
         margin=0.5,
         measures=(
             Feeds(measure="extraction_R", metric="extraction R"),
+            Feeds(measure="kl_left_nats", metric=KL_LEFT),
             Feeds(measure="api_gain", metric="API gain"),
             Feeds(measure="proxy_gain", metric="proxy gain"),
             Feeds(measure="healing_R", metric="healing R"),
@@ -167,12 +174,13 @@ class ProxyExtraction(Attack):
         allowed = policy.texts_of(TEXT_TOKENS)
         if allowed is not None:
             budget = replace(budget, queries=min(budget.queries, allowed))
-        if budget.queries < FEWEST_QUERIES:
-            raise NotApplicable(f"queries={budget.queries}: must be >= {FEWEST_QUERIES}")
         proxy, tokenizer = held_model(view)
         missing = max(0, question.depth - len(blocks_of(proxy)))
         ready = prepared(view, proxy, tokenizer, question, budget, seed=int(rng.integers(2**31)))
-        spent, last, shuffled = ready.spent, ready.spent.grid[-1], view.threat_model == NOBODY
+        spent, shuffled = ready.spent, view.threat_model == NOBODY
+        last = max(spent.grid, default=0)
+        if shuffled and not last:
+            raise NotApplicable(f"queries={budget.queries}: no answer belongs to another query")
         api = Api(view.api, limit=last, policy=policy, mode="shuffled" if shuffled else "true")
         thief = Thief(proxy, api, ready.texts, spent, budget, int(rng.integers(2**31)))
         answer = partial(behaviour, asked=question.first(spent.texts, spent.records), budget=budget)
@@ -181,7 +189,8 @@ class ProxyExtraction(Attack):
         if view.threat_model == KNOWN_BAD and view.llm is not None:
             start = leaked(proxy, Path(view.llm), loss=thief.next_token_loss, seed=thief.seed)
             models[PROXY] = answer(start.make()[0])  # R counts from there
-            models[queries(last)] = answer(thief.distilled(last, [start]).model)
+            won = thief.distilled(last, [start]) if last else thief.healed([start])
+            models[queries(last) if last else HEALED] = answer(won.model)
             return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps)
         starts = offers(
             proxy,
@@ -190,18 +199,20 @@ class ProxyExtraction(Attack):
             texts=ready.texts,
             loss=thief.next_token_loss,
             seed=thief.seed,
+            gaps=thief.shapes(missing),
         )
         if shuffled:
             models[queries(last)] = answer(thief.distilled(last, starts).model)
         else:
             best = thief.healed(starts)
             models[HEALED], how[HEALED] = answer(best.model), best.name
-            closed = thief.closed_form(last, starts)
-            models[CLOSED], how[CLOSED] = answer(closed.model), closed.name
+            if last:
+                closed = thief.closed_form(last, starts)
+                models[CLOSED], how[CLOSED] = answer(closed.model), closed.name
             for count in spent.grid:
                 best = thief.distilled(count, [*starts, best.offer])
                 models[queries(count)], how[queries(count)] = answer(best.model), best.name
-            if spent.all_controls:
+            if spent.all_controls and last:
                 for kind, name in TOLD.items():
                     if ANSWERS.index(kind) < ANSWERS.index(policy.answers):
                         models[name] = answer(thief.distilled(last, starts, answers=kind).model)
@@ -212,7 +223,7 @@ class ProxyExtraction(Attack):
         )
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
-        """Return R of KL with the most queries, then of the controls, the gains, and R of other scores."""
+        """Return R of KL of the strongest, then of the others, the gains, and R of other scores."""
         question = answer.asked.first(len(guess.models[PROXY].logs), len(guess.models[PROXY].said))
         llm = answers_of(answer.llm, question)
         by_model = {name: scores(b, llm, question) for name, b in guess.models.items()}
@@ -221,7 +232,8 @@ class ProxyExtraction(Attack):
         if not scale[KL].usable:
             raise Inconclusive("the proxy already answers as the LLM does: nothing is left to extract")
         r = {name: s[KL] for name, s in by_model.items()}
-        best = queries(guess.grid[-1])
+        asking = [name for name in (*map(queries, guess.grid), CLOSED) if name in r]
+        best = _strongest(r, [name for name in (*asking, HEALED) if name in r])
         of = scale[KL].estimate
         estimates = [of(r[best], self.info.headline)]
         estimates += [
@@ -236,18 +248,21 @@ class ProxyExtraction(Attack):
             estimates.append(of(r[CLOSED], "closed form R"))
         if HEALED in r:
             estimates.append(of(r[HEALED], "healing R"))
-            without = r[HEALED] if scale[KL].ratio(r[HEALED]) > 0 else r[PROXY]
-            estimates.append(of(r[best], "API gain", against=without))
+            if asking:
+                without = _strongest(r, [HEALED, PROXY])
+                estimates.append(of(r[_strongest(r, asking)], "API gain", against=r[without]))
         if NOTHING in r:
             estimates.append(of(r[NOTHING], "R without the proxy"))
-            estimates.append(scale[KL].difference(r[best], r[NOTHING], "proxy gain", unit="nats"))
+            strongest = r[_strongest(r, asking)]
+            estimates.append(scale[KL].difference(strongest, r[NOTHING], "proxy gain", unit="nats"))
         estimates += [of(r[name], f"extraction R, {name}") for name in TOLD.values() if name in r]
         if TOLD["text"] in r and scale[AGREEMENT].usable:
             text_scores = by_model[TOLD["text"]][AGREEMENT]
             estimates.append(scale[AGREEMENT].estimate(text_scores, f"R of agreement, {TOLD['text']}"))
         estimates += _half(scale[KL], r, guess)
         estimates.append(scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"))
-        estimates.append(scale[KL].difference(r[LLM], r[best], "KL of the attack", unit="nats"))
+        left = r[_strongest(r, [best, PROXY])]  # whoever holds the proxy may keep it
+        estimates.append(scale[KL].difference(r[LLM], left, KL_LEFT, unit="nats"))
         for name, other in scale.items():
             if name != KL:
                 estimates.append(Estimate(**{**vars(other.gap), "metric": f"LLM minus proxy, {name}"}))
@@ -257,19 +272,24 @@ class ProxyExtraction(Attack):
         estimates.append(counted(guess.asked, metric="texts asked about", unit="queries", seeds=(0,)))
         estimates.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))
         if guess.gaps is not None and answer.gaps is not None:
-            estimates += _gaps_found(guess.gaps, answer.gaps)
+            estimates += gaps_found(guess.gaps, answer.gaps)
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return a view whose attacker starts from a noisy copy of the LLM and is told all logits.
+        """Return a view whose attacker starts from a noisy copy of the LLM and asks the same API.
 
         The copy is worse than the proxy, and R counts from it: an attack that learns nothing has R 0.
         """
-        return replace_view(view, threat_model=KNOWN_BAD, llm=view.api, api_policy=OPEN), truth
+        return replace_view(view, threat_model=KNOWN_BAD, llm=view.api), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Every query gets the answer to another query."""
         return replace_view(view, threat_model=NOBODY), exam
+
+
+def _strongest(r: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """Return the model that is nearest to the LLM by its mean score; the first of equal ones."""
+    return max(names, key=lambda name: float(r[name].mean()))
 
 
 def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Estimate]:
@@ -277,19 +297,3 @@ def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Esti
     tried = {k: scale.estimate(r[queries(k)], "R") for k in guess.grid if queries(k) in r}
     enough = [k for k, one in tried.items() if one.low is not None and one.low > 0.5]
     return [counted(min(enough), metric="queries to R > .5", unit="queries", seeds=(0,))] if enough else []
-
-
-def _gaps_found(guessed: Gaps, true: Gaps) -> list[Estimate]:
-    """Return how many missing blocks the guess put into the right gap, and the share for even spreading."""
-    missing = sum(true)
-
-    def hits(gaps: Gaps) -> int:
-        return sum(min(a, b) for a, b in zip(gaps, true, strict=True))
-
-    even = hits(spread(len(true) - 1, missing))
-    return [
-        proportion_interval(hits(guessed), missing, metric="missing blocks put right", seeds=(0,)),
-        counted(
-            even / missing, metric="missing blocks put right by even spreading", unit="share", seeds=(0,)
-        ),
-    ]

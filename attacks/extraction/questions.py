@@ -17,14 +17,13 @@ from torch import nn
 from attacks.base import Budget
 from attacks.extraction.behaviour import Asked, Behaviour, behaviour
 from attacks.extraction.texts import held_out_texts, known_texts
-from attacks.extraction.thief import TEXT_TOKENS, Effort, effort
+from attacks.extraction.thief import FEWEST_QUERIES, PUBLIC_TEXTS, TEXT_TOKENS, Effort, effort
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
 
 HELD_OUT = 64  # texts; half as many of an LLM with a large vocabulary, which take long to write
 LARGE = 2**14
-PUBLIC = 64  # texts to heal on where fewer queries are allowed: those cost none
 NUMBERS = 2**24  # the most log-probabilities that a model hands in
 _ANSWERS: dict[tuple[object, ...], Behaviour] = {}
 _READY: dict[tuple[object, ...], Ready] = {}
@@ -97,7 +96,8 @@ def prepared(
         token_s = (time.monotonic() - began) / few.texts.size * question.depth / len(blocks_of(proxy))
         spent = effort(budget, token_s=token_s)
         rng = np.random.default_rng(seed)
-        count = max(spent.grid[-1], PUBLIC if budget.queries < PUBLIC else 0)
+        read = 2 * spent.steps * spent.batch  # more texts than a training reads bring little
+        count = max(*spent.grid, min(PUBLIC_TEXTS[budget.profile], read), FEWEST_QUERIES)
         texts = known_texts(proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
         answers = behaviour(proxy, question.first(spent.texts, spent.records), budget=budget)
         _READY.clear()

@@ -7,9 +7,10 @@ sees what a weaker API or fewer queries would take from each. R counts from the 
 another for each proxy: to compare proxies, compare the KL that is left.
 
     the proxy       as it is: R is 0
-    linear          no query: closed-form fillers, where blocks are missing
+    linear          no query: closed-form fillers, the best on public text, where blocks are missing
     healed          no query: the best start, trained on public text
-    closed form     the best start in closed form; without logits that is the best start
+    closed form     the best start in closed form; without logits that is the best start; what was best
+                    with fewer queries of the same kind is among the starts
     fillers         what was put into gaps is trained on the answers, from the best start
     all weights     the same, all weights
     the best        of a line's attacks, by held-out queries, which is what an adversary hands in
@@ -29,10 +30,10 @@ from attacks.base import Budget
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import KL, Asked, Behaviour, Scale, behaviour, scales, scores
 from attacks.extraction.questions import answers_of, questions
-from attacks.extraction.starts.offered import ALL, Recipe, offers
+from attacks.extraction.starts.offered import ALL, Recipe, Won, offers
 from attacks.extraction.starts.widened import sizes_in
 from attacks.extraction.texts import known_texts
-from attacks.extraction.thief import TEXT_TOKENS, Thief, effort
+from attacks.extraction.thief import FEWEST_QUERIES, PUBLIC_TEXTS, TEXT_TOKENS, Thief, effort
 from fedproxy_secure.config import ANSWERS, Answers, ApiConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
@@ -40,7 +41,6 @@ from fedproxy_secure.models.llm import blocks_of, load_llm
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 
 GRID = (0, 64, 1024)
-PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # for an adversary without queries, too
 TASK = "extraction table"
 PROXY, LLM, HEALED, BEST = "the proxy", "LLM", "healed", "the best"
 
@@ -97,17 +97,18 @@ def extraction_table(
     `OutOfTime` if the seconds are used up.
     """
     budget = budget or Budget(profile="standard", seconds=3600)
-    wrong = [k for k in grid if k != 0 and not 16 <= k <= budget.queries]
+    wrong = [k for k in grid if k != 0 and not FEWEST_QUERIES <= k <= budget.queries]
     if wrong:
-        raise ValueError(f"grid={wrong[0]}: must be 0, or 16 to {budget.queries}")
+        raise ValueError(f"grid={wrong[0]}: must be 0, or {FEWEST_QUERIES} to {budget.queries}")
     shown = progress or NoProgress()
     lines = 1 + len(answers) * sum(k > 0 for k in grid)
     shown.start(TASK, lines)
-    table = _Table(proxy, llm, records, max(grid, default=0), seed, budget, lines)
+    counts = tuple(sorted(k for k in grid if k > 0))
+    table = _Table(proxy, llm, records, counts, seed, budget, lines)
     rows = list(table.without_queries())
     shown.advance(TASK, note="no query")
     for kind in answers:
-        for count in sorted(k for k in grid if k > 0):
+        for count in counts:
             rows += table.line(kind, count)
             shown.advance(TASK, note=f"{kind}, {count} queries")
     shown.done(TASK)
@@ -122,12 +123,13 @@ class _Table:
         proxy: Path,
         llm: Path,
         records: tuple[Encoded, ...],
-        most: int,
+        counts: tuple[int, ...],
         seed: int,
         budget: Budget,
         lines: int,
     ) -> None:
         self.llm, self.budget, self.seed = llm, budget, seed
+        self.won: dict[Answers, Won] = {}  # the best of a kind of answer so far
         self.proxy, tokenizer = load_llm(proxy, dtype="float32")
         question = replace(questions(llm, records, seed=seed), sizes=sizes_in(llm))
         behaviour(self.proxy, question.first(8, 0), writes=False)  # the first pass takes longer
@@ -135,10 +137,11 @@ class _Table:
         behaviour(self.proxy, question.first(8, 0), writes=False)
         pace = (time.monotonic() - began) / (8 * TEXT_TOKENS)
         a_line = replace(budget, seconds=budget.left_s / lines, began=time.monotonic())
-        self.spent = effort(a_line, token_s=pace * question.depth / len(blocks_of(self.proxy)))
+        spent = effort(a_line, token_s=pace * question.depth / len(blocks_of(self.proxy)))
+        self.spent = replace(spent, grid=counts)
         self.asked = question.first(self.spent.texts, self.spent.records)
         rng = np.random.default_rng([seed, 1])
-        count = max(most, PUBLIC_TEXTS[budget.profile])
+        count = max([*counts, PUBLIC_TEXTS[budget.profile]])
         self.texts = known_texts(self.proxy, tokenizer, count=count, tokens=TEXT_TOKENS, rng=rng)
         self.missing = max(0, question.depth - len(blocks_of(self.proxy)))
         self.original = answers_of(llm, self.asked)
@@ -151,6 +154,7 @@ class _Table:
             texts=self.texts,
             loss=quiet.next_token_loss,
             seed=seed,
+            gaps=quiet.shapes(self.missing),
         )
 
     def thief(self, kind: Answers, limit: int) -> Thief:
@@ -161,12 +165,13 @@ class _Table:
         """Yield the attacks without a query."""
         thief = self.thief("logits", 0)
         yield self._row(PROXY, PROXY, None, 0, self.own, 0.0)
-        for offer in self.starts:
-            if "linear" in offer.name:
-                began = time.monotonic()
-                model, _ = offer.make()
-                seconds = time.monotonic() - began
-                yield self._row("linear", offer.name, None, 0, self._answers(model), seconds)
+        linear = [offer for offer in self.starts if "linear" in offer.name]
+        if linear:
+            began = time.monotonic()
+            offer = min(linear, key=lambda one: thief.next_token_loss(one.make()[0]))
+            model, _ = offer.make()
+            seconds = time.monotonic() - began
+            yield self._row("linear", offer.name, None, 0, self._answers(model), seconds)
         began = time.monotonic()
         self.healed = thief.healed(self.starts)
         seconds = time.monotonic() - began
@@ -176,7 +181,8 @@ class _Table:
         """Return the attacks with one kind of answer and one number of queries, the best last."""
         thief = self.thief(kind, count)
         began = time.monotonic()
-        closed = thief.closed_form(count, [*self.starts, self.healed.offer])
+        cheaper = [one.offer for one in (self.healed, self.won.get(kind)) if one is not None]
+        closed = thief.closed_form(count, [*self.starts, *cheaper])
         shared = time.monotonic() - began
         tried = [("closed form", closed, shared)]
         for name, trained in (("fillers", "fillers"), ("all weights", "all")):
@@ -192,6 +198,7 @@ class _Table:
             for name, won, seconds in tried
         ]
         best = min(range(len(tried)), key=lambda i: tried[i][1].loss)
+        self.won[kind] = tried[best][1]
         seconds = shared + sum(s - shared for _, _, s in tried)
         return [*rows, replace(rows[best], attack=BEST, seconds=seconds)]
 

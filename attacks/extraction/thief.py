@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,14 +29,16 @@ from attacks.extraction.lessons import (
     teach,
 )
 from attacks.extraction.starts.closed_form import ghosted
-from attacks.extraction.starts.fillers import Gaps, Start, grown, guess_gaps, spread
-from attacks.extraction.starts.offered import ALL, FEW_RECIPES, FILLERS, MORE_RECIPES, Offer, Recipe
+from attacks.extraction.starts.fillers import Gaps, Start, grown, guess_gaps, shapes, spread
+from attacks.extraction.starts.offered import ALL, FEW_RECIPES, FILLERS, MORE_RECIPES, Offer, Recipe, Won
 from fedproxy_secure.config import Answers
 from fedproxy_secure.fuse.plug_back import add_deltas
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector
 from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, sharing_copy
 from fedproxy_secure.record.view import View
 
+PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # to heal on, however few queries there are
+FEWEST_QUERIES = 16  # with fewer, a proxy is healed alone: too few could be held out
 TEXT_TOKENS = 64  # length of a query, and of a held-out text
 RECORD_TOKENS = 48  # of a record, roughly
 ANSWERS, STEPS = 0.2, 0.35  # shares of the seconds for answers to the questions and for training steps
@@ -44,6 +46,7 @@ STEP = 5.0  # what a training step takes, in forward passes: with the backward p
 FEWEST_STEPS, FEWEST_TEXTS = 4, 8
 TRIAL = 6  # a trial of a recipe has one step for so many of the training that follows
 CHECKS_OF_TRIAL = 1
+CLEARLY = 0.02  # nats on public text by which gaps must beat even ones, which are right for most proxies
 CHECKS = 24  # evaluations on held-out queries for each number of queries: of starts, trials, training
 WITH_TRIALS = 1 + len(FEW_RECIPES) / TRIAL  # steps of the best of all recipes, in trainings
 
@@ -53,7 +56,7 @@ class Effort:
     """What one attack spends.
 
     Args:
-        grid: numbers of queries in turn.
+        grid: numbers of queries in turn; none where too few are allowed.
         steps, batch: steps of each training, and texts of a step.
         all_controls: also training without the proxy, and weaker APIs.
         texts, records: held-out texts and records that each model answers.
@@ -78,6 +81,7 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
     """
     grid = budget.pick(smoke=(16, 64), standard=(64, 1024), full=(16, 64, 256, 1024, 4096))
     grid = tuple(sorted({min(k, budget.queries) for k in grid}))  # a smaller budget is used up, too
+    grid = grid if budget.queries >= FEWEST_QUERIES else ()
     whole = Effort(
         grid=grid,
         steps=budget.pick(smoke=24, standard=72, full=400),
@@ -90,16 +94,16 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
     seconds, controls = budget.left_s, 3 * whole.all_controls
     models = len(grid) + 5 + controls  # with the proxy, the healed one, closed forms, both controls
     answers_s = models * (2 * whole.texts * TEXT_TOKENS + whole.records * RECORD_TOKENS) * token_s
-    # for each number of queries, healing and each control, among them a positive one, with trials
-    trainings = (len(grid) + 3 + controls) * WITH_TRIALS
+    # for each number of queries, healing, trials of gaps, each control, among them a positive one
+    trainings = (len(grid) + 4 + controls) * WITH_TRIALS
     checked = CHECKS * sum(held_out_count(k) for k in grid) * TEXT_TOKENS * token_s
     steps_s = trainings * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
     answered, stepped = seconds * ANSWERS / max(answers_s, 1e-9), seconds * STEPS / max(steps_s, 1e-9)
     steps, recipes = whole.steps, whole.recipes
-    if stepped < 1 and grid:  # one number of queries and one recipe before fewer steps
-        stepped *= trainings / (4 + controls)
+    if stepped < 1:  # one number of queries and one recipe before fewer steps
+        stepped *= trainings / (5 + controls)
         steps = max(FEWEST_STEPS, int(whole.steps * min(1.0, stepped)))
-        grid = (([k for k in grid if k <= steps * whole.batch] or [grid[0]])[-1],)
+        grid = grid and (([k for k in grid if k <= steps * whole.batch] or [grid[0]])[-1],)
         recipes = (FILLERS, ALL)[: 1 + (stepped >= 1)]
     return replace(
         whole,
@@ -127,31 +131,6 @@ def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
     return add_deltas(model, block_deltas(tuned)), tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Won:
-    """A model that an adversary hands in.
-
-    Args:
-        name: how it was made.
-        start: the model, and its fillers.
-        loss: its loss on held-out texts, in nats per token, by which it was chosen.
-    """
-
-    name: str
-    start: Start
-    loss: float
-
-    @property
-    def model(self) -> nn.Module:
-        """The model."""
-        return self.start[0]
-
-    @property
-    def offer(self) -> Offer:
-        """The model as a start of further training."""
-        return Offer(name=self.name, make=lambda: self.start)
-
-
 class Thief:
     """An adversary with a proxy, an API and texts, which trains models on the API's answers."""
 
@@ -160,6 +139,14 @@ class Thief:
     ) -> None:
         self.proxy, self.api, self.texts = proxy, api, texts
         self.spent, self.budget, self.seed = spent, budget, seed
+
+    @cached_property
+    def public(self) -> torch.Tensor:
+        """The texts that no number of queries holds out: to know those would look like knowing the LLM."""
+        kept = torch.ones(len(self.texts), dtype=torch.bool)
+        for count in self.spent.grid:
+            kept[max(0, count - held_out_count(count)) : count] = False
+        return self.texts[kept]
 
     @cached_property
     def span(self) -> torch.Tensor | None:
@@ -180,14 +167,30 @@ class Thief:
         _, held_out = split(self.texts[: self.spent.grid[0]])
         return guess_gaps(self.proxy, missing, lambda m: self._loss(m, held_out, self.lesson()))
 
+    def shapes(self, missing: int) -> tuple[Gaps, ...]:
+        """Return where blocks may be missing, first where fillers learn most from public text in a trial.
+
+        That is the even spread unless another is better by `CLEARLY`.
+        """
+        found = shapes(len(blocks_of(self.proxy)), missing)
+        losses = []
+        for gaps in found if missing else ():
+            start = Won(name="", start=grown(self.proxy, gaps, "zero"), loss=float("inf"))
+            steps = max(1, self.spent.steps // TRIAL)
+            losses.append(self._taught(start, FILLERS, self.public, predict, steps, 0).loss)
+        if not losses or losses[0] - min(losses) < CLEARLY:
+            return found
+        best = found[losses.index(min(losses))]
+        return (best, *(gaps for gaps in found if gaps != best))
+
     def next_token_loss(self, model: nn.Module) -> float:
         """Return a model's loss on the first held-out public texts, nats per token: no query is made."""
-        return self._loss(model, split(self.texts)[1][:FEWEST_TEXTS], predict)
+        return self._loss(model, split(self.public)[1][:FEWEST_TEXTS], predict)
 
     def healed(self, starts: Sequence[Offer]) -> Won:
         """Return the best of the starts, and of the best trained on texts alone, by next-token loss."""
-        won = self._best_start(starts, split(self.texts)[1], predict)
-        return self._trained(won, self.texts, predict)
+        won = self._best_start(starts, split(self.public)[1], predict)
+        return self._trained(won, self.public, predict)
 
     def closed_form(self, count: int, starts: Sequence[Offer], *, answers: Answers | None = None) -> Won:
         """Return the best start on `count` queries, or its closed-form fit where that has a lower loss."""
@@ -231,6 +234,16 @@ class Thief:
         start = Won(name="random weights", start=(model, []), loss=float("inf"))
         return self._trained(start, self.texts[:count], self.lesson(), recipes=(recipe,)).model
 
+    def usable(self, start: Start) -> list[Recipe]:
+        """Return the effort's recipes that a start can be trained by.
+
+        Without fillers to train, the highest learning rate is chosen among several all the same.
+        """
+        recipes = self.spent.recipes
+        if not start[1] and len(recipes) > 1:
+            recipes = (*FEW_RECIPES, *recipes)
+        return list(dict.fromkeys(r for r in recipes if r.modules(start)))
+
     def _best_start(self, starts: Sequence[Offer], held_out: torch.Tensor, lesson: Lesson) -> Won:
         best: Won | None = None
         for offer in starts:
@@ -252,12 +265,12 @@ class Thief:
     ) -> Won:
         """Return a copy of a model trained by the best recipe, or the model where no training is better."""
         steps = self.spent.steps
-        usable = [r for r in (self.spent.recipes if recipes is None else recipes) if r.modules(won.start)]
-        usable = usable or [ALL]  # where there are no fillers to train
+        usable = self.usable(won.start) if recipes is None else [r for r in recipes if r.modules(won.start)]
+        usable = usable or [ALL]
         tried, recipe = won, usable[0]
         if len(usable) > 1:
             trials = ((self._taught(won, r, texts, lesson, max(1, steps // TRIAL), 0), r) for r in usable)
-            tried, recipe = _best(trials)
+            tried, recipe = min(trials, key=lambda pair: pair[0].loss)  # few are held at once
         done = self._taught(tried, recipe, texts, lesson, steps, 1)
         done = replace(done, name=f"{won.name}; {recipe.name}")
         return min(won, tried, done, key=lambda one: one.loss)
@@ -286,13 +299,3 @@ class Thief:
 
     def _loss(self, model: nn.Module, texts: torch.Tensor, lesson: Lesson) -> float:
         return loss_of(model, texts, lesson, budget=self.budget)
-
-
-def _best(trials: Iterable[tuple[Won, Recipe]]) -> tuple[Won, Recipe]:
-    """Return the trial with the lowest loss; one model is held at a time besides the best."""
-    best: tuple[Won, Recipe] | None = None
-    for won, recipe in trials:
-        if best is None or won.loss < best[0].loss:
-            best = won, recipe
-    assert best is not None
-    return best

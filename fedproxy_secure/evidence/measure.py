@@ -57,6 +57,8 @@ class MeasureKind:
         points: whether it is a difference of shares, shown in percentage points with its sign.
         headline: rank among the measures that can stand for their axis where there is room for only one;
             the highest does.
+        relative: whether it counts from each configuration's own proxy. Where proxies differ it compares
+            nothing, and stands for its axis only if no other measure can.
 
     Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
     an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.
@@ -76,6 +78,7 @@ class MeasureKind:
     metric: str = ""
     points: bool = False
     headline: int = 0
+    relative: bool = False
 
     def __post_init__(self) -> None:
         rules = (
@@ -117,7 +120,8 @@ _OWN: dict[Axis, tuple[str, ...]] = {
     ),
     "ip": (
         *("verbatim_share", "owners_edge", "proxy_accuracy", "proxy_kl_nats", "proxy_cka"),
-        *("proxy_perplexity_ratio", "extraction_R", "api_gain", "proxy_gain", "healing_R"),
+        *("proxy_perplexity_ratio", "extraction_R", "kl_left_nats", "api_gain", "proxy_gain"),
+        "healing_R",
     ),
     "cost": (
         *("upload_bytes", "download_bytes", "protocol_bytes", "seconds_federate", "seconds_total"),

@@ -13,10 +13,10 @@ from attacks.extraction.behaviour import KL, Asked, Scale, behaviour, scales, sc
 from attacks.extraction.lessons import imitate, loss_of, predict, teach
 from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_share
 from attacks.extraction.logits import LogitSvd, width_of
-from attacks.extraction.proxy import FEWEST_QUERIES, ProxyExtraction
-from attacks.extraction.starts.fillers import gaps_of, grown, guess_gaps, spread
+from attacks.extraction.proxy import HEALED, KL_LEFT, PROXY, Original, ProxyExtraction, Stolen
+from attacks.extraction.starts.fillers import gaps_of, grown, guess_gaps, shapes, spread
 from attacks.extraction.texts import known_texts, public_windows, sampled
-from attacks.extraction.thief import FEWEST_STEPS, FEWEST_TEXTS, effort
+from attacks.extraction.thief import FEWEST_QUERIES, FEWEST_STEPS, FEWEST_TEXTS, effort
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import parse_config
@@ -153,6 +153,16 @@ def test_gaps_that_do_not_fit_the_proxy_are_refused():
 def test_even_spreading_puts_all_blocks_between(own, missing, gaps):
     assert spread(own, missing) == gaps
     assert gaps_of(KEPT, 4) == (0, 2, 0)
+
+
+def test_blocks_that_were_withheld_at_the_bottom_are_put_beside_the_block_that_stands_in_for_them():
+    withheld = 3  # of 6: the first of the kept ones stands in for all three
+    true = gaps_of(range(withheld - 1, 6), 6)
+    assert true == (2, 0, 0, 0, 0)
+    assert true in shapes(4, 2)
+    assert (0, 2, 0, 0, 0) in shapes(4, 2)
+    assert shapes(4, 2)[0] == spread(4, 2)
+    assert shapes(2, 3) == ((0, 3, 0), (3, 0, 0))
 
 
 def test_a_gap_is_found_where_the_missing_block_is_the_mean_of_its_neighbours():
@@ -320,7 +330,7 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
-    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 3.5e-4, 1.0))
+    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 2.5e-4, 1.0))
     assert (whole.grid, whole.steps, whole.texts, whole.records) == ((16, 64), 24, 32, 48)
     assert slow.grid == (64,)
     assert slower.grid == (16,)  # its steps read no more
@@ -363,7 +373,11 @@ def finding(folders):
 def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding):
     by_name = {e.metric: e for e in finding.estimates}
     assert by_name["extraction R"].low > 0
-    assert by_name["extraction R"].value == by_name["extraction R, 64 queries"].value
+    ways = ("extraction R, 16 queries", "extraction R, 64 queries", "closed form R", "healing R")
+    assert by_name["extraction R"].value == max(by_name[name].value for name in ways)
+    left = by_name["KL of the proxy"].value * (1 - by_name["extraction R"].value)
+    assert by_name[KL_LEFT].value == pytest.approx(left)
+    assert by_name[KL_LEFT].unit == "nats"
     without = max(by_name["healing R"].value, 0)  # who has no queries may also keep the proxy as it is
     (named,) = (name for name in by_name if name.startswith("extraction R by "))
     assert by_name[named].value == by_name["extraction R"].value
@@ -397,9 +411,46 @@ def test_what_cannot_be_attacked_is_not_applicable(seen, folders):
         one.exam(NO_CLIENTS, replace_view(seen, api=None), rng)
     with pytest.raises(NotApplicable, match="owns the LLM"):
         one.exam(NO_CLIENTS, replace_view(seen, llm=folders / "llm"), rng)
-    few = Budget(queries=FEWEST_QUERIES - 1)
-    with pytest.raises(NotApplicable, match="must be >= 16"):
-        one.guess(seen, one.exam(NO_CLIENTS, seen, rng).question, few, rng)
+    alone, few = replace_view(seen, threat_model=NOBODY), Budget(queries=FEWEST_QUERIES - 1)
+    with pytest.raises(NotApplicable, match="no answer belongs to another query"):
+        one.guess(alone, one.exam(NO_CLIENTS, seen, rng).question, few, rng)
+
+
+def scored(folders, **models):
+    """What the attack's numbers are where these models behave as others do, by metric."""
+    asked = asked_of(texts(8))
+    original = Original(llm=folders / "llm", asked=asked, gaps=None, share=0.0)
+    own = {name: behaviour(load_llm(folders / name)[0], asked) for name in ("proxy", "llm")}
+    own["stranger"] = behaviour(tiny_llama(seed=1), asked)
+    made = {name.replace("_", " "): own[like] for name, like in models.items()}
+    stolen = Stolen(models={PROXY: own["proxy"], **made}, grid=(16, 64), gaps=None, asked=0, steps=1)
+    return {e.metric: e.value for e in ProxyExtraction().score(stolen, original)}
+
+
+def test_extraction_r_is_the_strongest_attacks_whatever_it_asked(folders):
+    found = scored(folders, **{"16_queries": "proxy", "64_queries": "stranger", "healed": "llm"})
+    assert found["extraction R"] == found["healing R"] == 1
+    assert found[KL_LEFT] == pytest.approx(0, abs=1e-6)
+    assert found["API gain"] == -1  # of those that ask, the one with 16 queries is no worse than the proxy
+    fewer = scored(folders, **{"16_queries": "llm", "64_queries": "proxy"})
+    assert (fewer["extraction R"], fewer["extraction R, 64 queries"]) == (1, 0)
+
+
+def test_no_more_kl_is_left_than_that_of_the_proxy_which_the_attacker_may_keep(folders):
+    found = scored(folders, **{"64_queries": "stranger", "healed": "stranger"})
+    assert found["extraction R"] < 0
+    assert found[KL_LEFT] == found["KL of the proxy"] > 0
+
+
+def test_with_too_few_queries_to_learn_from_the_proxy_is_healed_and_nothing_is_asked(seen):
+    one, few = ProxyExtraction(), Budget(profile="smoke", queries=FEWEST_QUERIES - 1)
+    exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
+    guess = one.guess(seen, exam.question, few, np.random.default_rng(1))
+    assert set(guess.models) == {PROXY, HEALED}
+    assert (guess.grid, guess.asked) == ((), 0)
+    found = {e.metric: e.value for e in one.score(guess, exam.answer)}
+    assert found["extraction R"] == found["healing R"]
+    assert "API gain" not in found
 
 
 def test_the_controls_are_other_adversaries_not_other_code(seen, folders):

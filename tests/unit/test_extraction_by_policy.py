@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attacks.base import Budget, NotApplicable, Truth, replace_view
-from attacks.extraction.api import OPEN, Api, OverBudget
+from attacks.extraction.api import Api, OverBudget
 from attacks.extraction.lessons import LITTLE_NOISE, _near, holds, imitate, span_of
 from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import TOLD, ProxyExtraction
@@ -233,24 +233,27 @@ def test_the_search_for_the_hidden_size_asks_no_more_than_the_policy_allows(fold
     assert "queries=10: must be >= 20" in few.reason
 
 
-def test_extraction_goes_through_the_policy_and_its_positive_control_through_none(folders):
+def test_extraction_and_both_of_its_controls_go_through_the_policy(folders):
     one, seen = ProxyExtraction(), client(folders, answers="text", queries=16)
     exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
     guess = one.guess(seen, exam.question, Budget(profile="smoke"), np.random.default_rng(1))
     assert guess.grid == (16,)
     assert guess.asked <= 16
     assert not set(TOLD.values()) & set(guess.models)  # no weaker API than the true one is left to try
-    open_view, _ = one.positive(seen, NO_CLIENTS)
-    assert open_view.api_policy == OPEN
+    known_bad, _ = one.positive(seen, NO_CLIENTS)
+    assert known_bad.api_policy == seen.api_policy
     empty, _ = one.negative(seen, exam, np.random.default_rng(0))
     assert empty.api_policy == seen.api_policy
 
 
-def test_extraction_from_an_api_of_too_few_queries_is_not_applicable(folders):
-    one, seen = ProxyExtraction(), client(folders, queries=100, tokens=64 * 15)
-    exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
-    with pytest.raises(NotApplicable, match="queries=15: must be >= 16"):
-        one.guess(seen, exam.question, Budget(profile="smoke"), np.random.default_rng(1))
+def test_an_api_that_answers_too_few_texts_to_learn_from_leaves_healing_which_asks_nothing(folders):
+    found = attacked(ProxyExtraction(), client(folders, queries=100, tokens=64 * 15))
+    by_name = {e.metric: e.value for e in found.estimates}
+    assert found.outcome != Outcome.NOT_APPLICABLE
+    assert by_name["extraction R"] == by_name["healing R"]
+    assert by_name["texts asked about"] == 0
+    assert found.positive is not None  # healed, too, from the LLM with noise
+    assert found.negative is None  # there is no answer to shuffle
 
 
 def test_an_adversary_with_few_queries_uses_them_all_and_heals_on_more_texts(folders):

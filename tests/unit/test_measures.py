@@ -95,6 +95,20 @@ def test_a_higher_rank_stands_for_an_axis_only_where_as_many_have_it():
     assert headline([configuration(measure("x", better="neither"))], "privacy") is None
 
 
+def test_proxies_are_compared_by_the_kl_that_is_left_and_one_proxy_s_protections_by_extraction_r():
+    r = measure("extraction_R", 0.5, axis="ip", unit="share")
+    kl = measure("kl_left_nats", 0.1, axis="ip", better="higher", unit="nats")
+    one, other = (
+        replace(configuration(r, kl), settings={"compression": kind}) for kind in ("drop_blocks", "width")
+    )
+    assert headline([one, one], "ip") == "extraction_R"
+    assert headline([one, other], "ip") == "kl_left_nats"
+    removed = replace(one, settings={"compression": "drop_blocks", "remove_ratio": "0.25"})
+    assert headline([one, removed], "ip") == "kl_left_nats"
+    assert headline([replace(c, measures=(r,)) for c in (one, other)], "ip") == "extraction_R"
+    assert limit_of("min_kl_left_nats").by_attacks
+
+
 def test_a_limit_bounds_on_the_side_that_is_worse_and_within_what_can_be():
     assert limit_of("max_token_auc").high == 1
     assert limit_of("min_token_auc") is None

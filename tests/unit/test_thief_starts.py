@@ -9,13 +9,13 @@ import torch
 from attacks.base import Budget, Truth
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import Asked, behaviour
-from attacks.extraction.lessons import imitate, loss_of, predict
+from attacks.extraction.lessons import imitate, loss_of, predict, split
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.starts.closed_form import Mapped, ghosted, linearly_filled, ridge
 from attacks.extraction.starts.fillers import grown
 from attacks.extraction.starts.offered import ALL, FILLERS, Offer, leaked, offers
 from attacks.extraction.starts.widened import narrower, public_sizes, sizes_in, widened
-from attacks.extraction.table import BEST, extraction_table
+from attacks.extraction.table import BEST, _Table, extraction_table
 from attacks.extraction.thief import Effort, Thief
 from attacks.extraction.written import agreed, greedy
 from attacks.trial import run_one
@@ -228,6 +228,33 @@ def test_without_missing_blocks_all_weights_are_trained_from_the_proxy(folders):
     assert thief.api.asked == 16
 
 
+def test_without_fillers_several_learning_rates_are_tried_whatever_the_profile(folders):
+    thief = thief_of(folders, "narrow")
+    assert thief.spent.recipes == (FILLERS, ALL)
+    assert [r.rate for r in thief.usable((thief.proxy, []))] == [1e-3, 3e-4]
+    filled = grown(thief_of(folders).proxy, (0, 2, 0), "zero")
+    assert thief.usable(filled) == [FILLERS, ALL]
+
+
+def test_a_model_is_healed_on_no_text_that_a_number_of_queries_holds_out(folders):
+    thief = thief_of(folders)
+    held_out = {tuple(text.tolist()) for text in split(thief.texts[:16])[1]}
+    assert len(held_out) == 4
+    assert len(thief.public) == 28
+    assert not held_out & {tuple(text.tolist()) for text in thief.public}
+
+
+def test_fillers_are_offered_where_first_blocks_were_withheld(folders):
+    thief = thief_of(folders)
+    shapes = thief.shapes(2)
+    assert set(shapes) == {(0, 2, 0), (2, 0, 0)}
+    below = [o for o in offers_of(thief) if o.name.endswith("gaps 2-0-0")]
+    assert [o.name.partition(",")[0] for o in below] == ["linear fillers", "copies"]
+    for offer in below:
+        model, fillers = offer.make()
+        assert [id(f) for f in fillers] == [id(b) for b in blocks_of(model)[:2]]
+
+
 def test_the_control_starts_no_nearer_than_the_proxy_and_only_learning_leads_back(folders):
     thief = thief_of(folders)
     start = leaked(thief.proxy, folders / "llm", loss=thief.next_token_loss, seed=0)
@@ -346,6 +373,18 @@ def test_in_the_table_the_proxy_is_at_zero_and_the_best_is_one_of_its_line(table
         assert line[BEST].r in [row.r for row in others]
         assert line[BEST].seconds >= max(row.seconds for row in others)
     assert max(row.r.value for row in rows if row.answers == "logits") > 0
+
+
+def test_an_adversary_of_the_table_keeps_what_fewer_queries_brought(folders):
+    budget = Budget(profile="smoke", seconds=3600)
+    made = _Table(folders / "proxy", folders / "llm", (), (16, 24), 0, budget, 3)
+    assert [row.queries for row in made.without_queries()] == [0, 0, 0]
+    made.line("text", 16)
+    cheaper = made.won["text"]
+    made.line("text", 24)
+    lesson = imitate(Api(folders / "llm", limit=24, policy=ApiConfig(answers="text")))
+    again = loss_of(cheaper.model, split(made.texts[:24])[1], lesson, budget=BUDGET)
+    assert made.won["text"].loss <= again
 
 
 def test_a_number_of_queries_that_holds_nothing_out_is_refused(folders):

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from fedproxy_secure.evidence.estimate import Estimate, counted, proportion_interval
 from fedproxy_secure.models.llm import blocks_of, with_blocks
 
 Kind = Literal["copy", "average", "zero"]
@@ -73,6 +74,20 @@ def spread(present: int, missing: int) -> Gaps:
     return (0, *(b - a - 1 for a, b in itertools.pairwise(places)), 0)
 
 
+def shapes(present: int, missing: int) -> tuple[Gaps, ...]:
+    """Return the gaps that kinds of proxies leave: spread evenly, or all beside the first block.
+
+    The kind is public. Where the first blocks are withheld (`withheld_bottom`), all that are missing were
+    above or below the block that stands in for them.
+
+    >>> shapes(4, 3)
+    ((0, 1, 1, 1, 0), (0, 3, 0, 0, 0), (3, 0, 0, 0, 0))
+    """
+    none = (0,) * (present - 1)
+    found = (spread(present, missing), (0, missing, *none), (missing, 0, *none))
+    return tuple(dict.fromkeys(found))
+
+
 def guess_gaps(proxy: nn.Module, missing: int, loss: Callable[[nn.Module], float]) -> Gaps:
     """Return a guess of where blocks are missing.
 
@@ -101,6 +116,22 @@ def gaps_of(kept: Sequence[int], depth: int) -> Gaps:
     """
     ends = [-1, *kept, depth]
     return tuple(b - a - 1 for a, b in itertools.pairwise(ends))
+
+
+def gaps_found(guessed: Gaps, true: Gaps) -> list[Estimate]:
+    """Return how many missing blocks the guess put into the right gap, and the share for even spreading."""
+    missing = sum(true)
+
+    def hits(gaps: Gaps) -> int:
+        return sum(min(a, b) for a, b in zip(gaps, true, strict=True))
+
+    even = hits(spread(len(true) - 1, missing))
+    return [
+        proportion_interval(hits(guessed), missing, metric="missing blocks put right", seeds=(0,)),
+        counted(
+            even / missing, metric="missing blocks put right by even spreading", unit="share", seeds=(0,)
+        ),
+    ]
 
 
 def _number(model: nn.Module, sources: Sequence[int]) -> None:

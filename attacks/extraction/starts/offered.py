@@ -1,14 +1,15 @@
 """What an adversary can start from, by name, and how a start can be trained.
 
-Where the proxy lacks blocks, its gaps are filled evenly. Where it has all of them, but narrower ones, they
-are widened. A proxy that was made of low rank, rounded or rotated starts as it is: it is an ordinary model.
+Where the proxy lacks blocks, gaps are filled where its kind would leave them (`shapes`). Where it has all
+of them, but narrower ones, they are widened. A proxy that was made of low rank, rounded or rotated starts
+as it is: it is an ordinary model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.starts.closed_form import linearly_filled
-from attacks.extraction.starts.fillers import Start, grown, spread
+from attacks.extraction.starts.fillers import Gaps, Start, grown, shapes
 from attacks.extraction.starts.widened import widened
 from fedproxy_secure.models.llm import blocks_of, load_llm
 
@@ -52,6 +53,31 @@ class Recipe:
         return list(fillers) if self.trained == "fillers" else [model]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Won:
+    """A model that an adversary hands in.
+
+    Args:
+        name: how it was made.
+        start: the model, and its fillers.
+        loss: its loss on held-out texts, in nats per token, by which it was chosen.
+    """
+
+    name: str
+    start: Start
+    loss: float
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.start[0]
+
+    @property
+    def offer(self) -> Offer:
+        """The model as a start of further training."""
+        return Offer(name=self.name, make=lambda: self.start)
+
+
 FILLERS = Recipe(trained="fillers", rate=3e-3)
 ALL = Recipe(trained="all", rate=3e-4)
 FEW_RECIPES = (FILLERS, Recipe(trained="all", rate=1e-3), ALL)
@@ -66,6 +92,7 @@ def offers(
     texts: torch.Tensor,
     loss: Callable[[nn.Module], float],
     seed: int,
+    gaps: Sequence[Gaps] = (),
 ) -> tuple[Offer, ...]:
     """Return the starts that take no query, the one that does what the proxy does first.
 
@@ -76,21 +103,25 @@ def offers(
         texts: public text that closed forms are fitted on, int64 [n, tokens].
         loss: next-token loss on other public text.
         seed: of what is drawn.
+        gaps: where blocks may be missing; by default `shapes`. Fillers that do nothing are put into the
+            first of them alone, since they do nothing in any.
     """
     as_it_is = Offer(name="the proxy", make=lambda: (proxy, []))
     wide = widened(proxy, sizes, seed=seed)
     base, called = (proxy, "") if wide is None else (wide, "widened, ")
     if missing == 0:
         return (as_it_is,) if wide is None else (Offer(name="widened", make=lambda: (wide, [])), as_it_is)
-    gaps = spread(len(blocks_of(base)), missing)
-    fitted = cache(lambda: linearly_filled(base, gaps, texts, loss))
-    return (
-        Offer(name=f"{called}zero fillers", make=lambda: grown(base, gaps, "zero")),
-        Offer(name=f"{called}linear fillers", make=fitted),
-        Offer(name=f"{called}copies", make=lambda: grown(base, gaps, "copy")),
-        Offer(name=f"{called}averages", make=lambda: grown(base, gaps, "average")),
-        as_it_is,
-    )
+    made: list[Offer] = []
+    for number, one in enumerate(gaps or shapes(len(blocks_of(base)), missing)):
+        where = f", gaps {'-'.join(map(str, one))}" if number else ""
+        fitted = cache(partial(linearly_filled, base, one, texts, loss))
+        if number == 0:
+            made.append(Offer(name=f"{called}zero fillers", make=partial(grown, base, one, "zero")))
+        made.append(Offer(name=f"{called}linear fillers{where}", make=fitted))
+        made.append(Offer(name=f"{called}copies{where}", make=partial(grown, base, one, "copy")))
+        if number == 0:
+            made.append(Offer(name=f"{called}averages", make=partial(grown, base, one, "average")))
+    return (*made, as_it_is)
 
 
 def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], seed: int) -> Offer:

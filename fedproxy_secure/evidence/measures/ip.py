@@ -82,11 +82,26 @@ PROXY_PERPLEXITY_RATIO = MeasureKind(
 EXTRACTION_R = MeasureKind(
     key="extraction_R",
     title="extraction R",
-    meaning="How far an attacker with the proxy and queries gets from the proxy (0 %) to the LLM (100 %).",
+    meaning="How far the strongest attacker gets, by queries or without, from the proxy (0 %) to the LLM "
+    "(100 %).",
     phrase="an attacker with the proxy and queries gets {} of the way to the LLM",
     axis="ip",
     better="lower",
     unit="share",
+    headline=4,
+    relative=True,
+)
+KL_LEFT_NATS = MeasureKind(
+    key="kl_left_nats",
+    title="KL that is left",
+    metric="KL that is left",
+    meaning="Divergence of the LLM's predictions from those of the strongest attacker's copy; 0 is a full "
+    "copy. It compares proxies, as extraction R does not.",
+    phrase="the best copy that an attacker makes stays {} away from the LLM",
+    axis="ip",
+    better="higher",
+    unit="nats",
+    within=_POSITIVE,
     headline=3,
 )
 API_GAIN = MeasureKind(
@@ -99,6 +114,7 @@ API_GAIN = MeasureKind(
     unit="share",
     in_trilemma=False,
     points=True,
+    relative=True,
 )
 PROXY_GAIN = MeasureKind(
     key="proxy_gain",
@@ -118,4 +134,5 @@ HEALING_R = MeasureKind(
     better="lower",
     unit="share",
     in_trilemma=False,
+    relative=True,
 )
