@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measures import ip
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.page_words import Said, Sentence
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.sweep import setting_words, shown
+from fedproxy_secure.report.sweep import PROXY_SETTINGS, setting_words, shown
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
 TITLE = "What clients get of the LLM"
 ABOUT = (
     "Extraction counts from the tuned proxy, which a client has anyway, to the fused LLM. It is "
-    "relative to the proxy: where the proxy is as good as the LLM, little is left to extract. A low number "
-    "is the best that these attacks reached, and no proof that none goes further."
+    "relative to the proxy: where the proxy is as good as the LLM, little is left to extract. Proxies are "
+    "compared by how far the best copy stays from the LLM. These numbers are the best that these attacks "
+    "reached, and no proof that none goes further."
 )
 NOT_ATTACKED = "Nothing is known of how far a client gets: no extraction attack left a number."
-PROXY_SETTINGS = ("compression", "remove_ratio")
 API_WORDS = {
     "text": "only the likeliest token",
     "top_k": "the likeliest tokens with their probabilities",
@@ -52,7 +53,7 @@ def owners_rows(report: Report) -> tuple[OwnersRow, ...]:
         groups.setdefault(tuple(c.settings.get(key, "") for key in PROXY_SETTINGS), []).append(c)
     rows = []
     for values, mine in groups.items():
-        sentences = tuple(s for make in (_held, _edge, _extracted, _healed) if (s := make(mine)))
+        sentences = tuple(s for make in (_held, _edge, _extracted, _left, _healed) if (s := make(mine)))
         if sentences == ((NOT_ATTACKED,),):
             continue
         words = [setting_words(k, v) for k, v in zip(PROXY_SETTINGS, values, strict=True) if v]
@@ -102,26 +103,40 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
     )
 
 
+def _left(mine: Sequence[Configuration]) -> Sentence:
+    """Return how far the best copy stays from the LLM, in nats."""
+    nearest = _strongest(mine, ip.KL_LEFT_NATS.key, choose=min)
+    if nearest is None:
+        return ()
+    return (
+        "The best copy of the fused LLM stays ",
+        nearest[0],
+        " (a KL divergence) away from it; a full copy would have none.",
+    )
+
+
 def _healed(mine: Sequence[Configuration]) -> Sentence:
     strongest = _strongest(mine, ip.HEALING_R.key)
     if strongest is None:
         return ()
     return (
-        "Without asking anything, with public text and computing time alone, it gets ",
+        "Without asking anything, with public text and computing time alone, an attacker gets ",
         strongest[0],
         " of the way.",
     )
 
 
-def _strongest(mine: Sequence[Configuration], key: str) -> tuple[Number, Configuration, Finding] | None:
-    """Return the largest number that a finding has of a measure, with its configuration and finding."""
+def _strongest(
+    mine: Sequence[Configuration], key: str, choose: Callable[..., Any] = max
+) -> tuple[Number, Configuration, Finding] | None:
+    """Return the largest number, or another, that findings have of a measure, and where it is from."""
     found = [
         (Number(estimate, c.source_of(f)), c, f)
         for c in mine
         for f in c.findings
         for estimate in f.numbers(key)
     ]
-    return max(found, key=lambda entry: entry[0].estimate.value) if found else None
+    return choose(found, key=lambda entry: entry[0].estimate.value) if found else None
 
 
 def _worst(mine: Sequence[Configuration], key: str, choose: Callable[..., Measure]) -> Measure | None:

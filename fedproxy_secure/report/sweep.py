@@ -12,6 +12,7 @@ from fedproxy_secure.evidence.measures.privacy import EPSILON_CLAIMED
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
+PROXY_SETTINGS = ("compression", "remove_ratio")  # what makes a proxy
 UNPROTECTED = "no protection"  # the kind that is drawn in red
 AXIS_NAMES: Mapping[Axis, str] = {
     "performance": "Performance",
@@ -95,7 +96,8 @@ def kind_of_measure(configurations: Sequence[Configuration], key: str) -> Measur
 def headline(configurations: Sequence[Configuration], axis: Axis) -> str | None:
     """Return the measure that stands for an axis, or None where no measure of it has a better direction.
 
-    Of the measures that most configurations have, it is the one with the highest rank.
+    Of the measures that most configurations have, it is the one with the highest rank. Where their proxies
+    differ, those that count from the proxy come last.
     """
     counts: dict[str, int] = {}
     for key in keys_of(configurations, axis):
@@ -105,7 +107,13 @@ def headline(configurations: Sequence[Configuration], axis: Axis) -> str | None:
     if not counts:
         return None
     most = [key for key, count in counts.items() if count == max(counts.values())]
-    return max(most, key=lambda key: kind_of_measure(configurations, key).headline)
+    proxies = {tuple(c.settings.get(key) for key in PROXY_SETTINGS) for c in configurations}
+
+    def rank(key: str) -> tuple[bool, int]:
+        kind = kind_of_measure(configurations, key)
+        return not (kind.relative and len(proxies) > 1), kind.headline
+
+    return max(most, key=rank)
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:

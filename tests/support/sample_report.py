@@ -210,6 +210,7 @@ def _configuration(
         measure("ip", "verbatim_share", "lower", 1 - 0.8 * ratio, 0, "share"),
         measure("ip", "owners_edge", "higher", 0.1 + 0.4 * ratio, 0.01, "share"),
         measure("ip", "extraction_R", "lower", 0.75 - 0.6 * ratio + 0.02 * level, 0.02, "share"),
+        measure("ip", "kl_left_nats", "higher", 0.02 + 0.3 * ratio - 0.002 * level, 0.004, "nats"),
         measure("ip", "proxy_cka", "neither", 1 - 0.4 * ratio, 0.01, "CKA"),
         measure("cost", "upload_bytes", "lower", 412e3 * (1, 1.02, 1.02)[level], 0, "bytes"),
         measure("cost", "seconds_federate", "lower", (41, 43, 60)[level], 2, "s"),

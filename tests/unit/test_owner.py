@@ -38,8 +38,9 @@ def extraction(r, *, view="client", healed=0.2, outcome=Outcome.SUCCEEDED):
         estimates=(
             estimate("extraction R", r, r - 0.02, r + 0.02),
             estimate("healing R", healed, healed - 0.02, healed + 0.02),
+            estimate("KL that is left", 1 - r, 0.98 - r, 1.02 - r, unit="nats"),
         ),
-        measures={"extraction_R": (0,), "healing_R": (1,)},
+        measures={"extraction_R": (0,), "healing_R": (1,), "kl_left_nats": (2,)},
         positive=None,
         negative=None,
         seconds=1.0,
@@ -83,8 +84,10 @@ def test_an_owner_reads_what_is_held_what_is_hers_and_how_far_the_strongest_atta
         "+1.0 ± 0.8 points. "
         "The strongest attack gets 70.0 ± 2.0 % of the way from the tuned proxy to the fused LLM "
         "(A12 from client, standard, by an API that tells all logits). "
-        "Without asking anything, with public text and computing time alone, it gets 20.0 ± 2.0 % of "
-        "the way."
+        "The best copy of the fused LLM stays 0.30 ± 0.02 nats (a KL divergence) away from it; a full copy "
+        "would have none. "
+        "Without asking anything, with public text and computing time alone, an attacker gets 20.0 ± 2.0 % "
+        "of the way."
     )
 
 
@@ -114,6 +117,7 @@ def test_of_configurations_with_the_same_proxy_the_worst_for_the_owner_is_told()
     assert "is −2.0 ± 1.0 points" in words(row)
     assert "60.0 ± 2.0 % of the way" in words(row)
     assert "A12 from outsider" in words(row)
+    assert "stays 0.40 ± 0.02 nats (a KL" in words(row)  # the least of all that is left
 
 
 def test_each_proxy_has_a_row_of_its_own_named_by_what_makes_it():
