@@ -8,6 +8,7 @@ LLM. Runs and tables are kept in build/bench/ip, so that a measurement that was 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -48,10 +49,11 @@ SIZES: Mapping[str, tuple[str, tuple[int, ...], tuple[Answers, ...], float, Prof
     "demo": ("configs/demo_proxies.yaml", (0, 64, 1024), ("text", "logits"), 36_000, "standard"),
     "real": ("configs/real_proxies.yaml", (0, 64, 256), ("logits",), 7200, "standard"),
 }
-VERSION = 2  # of the attacks: tables of another one are measured anew
+VERSION = 3  # of the attacks: tables of another one are measured anew
 EXACT = "drop_blocks"  # what the others are compared with
 MEASURES = ("gap_closed", "accuracy_fused", "owners_edge", "verbatim_share", "proxy_kl_nats")
-HALF, POINTS, VERBATIM = 0.5, 0.03, 0.10  # the target: of the exact proxy's R; of its gap closed; held
+# the target: so many times the KL that the exact proxy leaves, and of its R; of its gap closed; held
+TWICE, HALF, POINTS, VERBATIM = 2.0, 0.5, 0.03, 0.10
 
 
 def main() -> None:
@@ -118,8 +120,9 @@ class _Task:
 
 
 def _kept(task: _Task) -> list[Line]:
-    """Return a proxy's table of attacks, from its file if it was measured with the same sizes."""
-    sizes = [VERSION, list(task.grid), list(task.answers), task.profile]
+    """Return a proxy's table of attacks, from its file if it was measured on these models and sizes."""
+    models = {name: _digest(task.run / name) for name in ("proxy", "adapter", "fused")}
+    sizes = [VERSION, list(task.grid), list(task.answers), task.profile, task.seconds, models]
     if task.file.exists():
         kept = json.loads(task.file.read_text())
         if kept["sizes"] == sizes:
@@ -141,6 +144,14 @@ def _kept(task: _Task) -> list[Line]:
     lines = [asdict(row) for row in made]
     task.file.write_text(json.dumps({"sizes": sizes, "lines": lines}) + "\n")
     return lines
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of the weights in a model's folder."""
+    hasher = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        hasher.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return hasher.hexdigest()
 
 
 def _rows(name: str, configuration: Configuration, table: Sequence[Line]) -> list[Row]:
@@ -177,28 +188,37 @@ def _summary(tables: Mapping[str, tuple[Configuration, Sequence[Line]]]) -> list
 def _targets(
     llm: str, tables: Mapping[str, tuple[Configuration, Sequence[Line]]], queries: int
 ) -> list[Row]:
-    """Return each defence's R, with logits and the most queries, over the exact one's, and the target."""
+    """Return each defence's KL that is left, and R, over the exact one's, with logits and the most queries.
+
+    The KL that is left compares proxies. R does so only for attackers who gain something on the exact one.
+    """
     if EXACT not in tables:
         return []
     exact, rows = tables[EXACT], []
     for name, (configuration, table) in tables.items():
         if name == EXACT:
             continue
-        ratio = _strongest(table, queries) / _strongest(exact[1], queries)
+        kl, exact_kl = (_reached(t, queries, "kl") for t in (table, exact[1]))
+        r, exact_r = (_reached(t, queries, "r") for t in (table, exact[1]))
         lost = _value(exact[0], "gap_closed") - _value(configuration, "gap_closed")
         held = _value(configuration, "verbatim_share")
-        rows.append(
-            Row(
-                metric=f"{llm}, {name}: strongest R over that of {EXACT}, {queries} queries, logits; "
-                f"gap closed lost {lost:.3f}, held {held:.3f}",
-                value=ratio,
-                n=1,
-                unit="ratio",
-                target=f"<= {HALF}, lost <= {POINTS}, held <= {VERBATIM}",
-                ok=ratio <= HALF and lost <= POINTS and held <= VERBATIM,
-                command=COMMAND,
+        kept = lost <= POINTS and held <= VERBATIM
+        compared = [("KL left", kl / max(exact_kl, 1e-9), f">= {TWICE:g}", kl >= TWICE * exact_kl)]
+        if exact_r > 0:
+            compared.append(("R", max(r, 0.0) / exact_r, f"<= {HALF}", r <= HALF * exact_r))
+        for what, ratio, target, reached in compared:
+            rows.append(
+                Row(
+                    metric=f"{llm}, {name}: {what} over that of {EXACT}, {queries} queries, logits; "
+                    f"gap closed lost {lost:.3f}, held {held:.3f}",
+                    value=ratio,
+                    n=1,
+                    unit="ratio",
+                    target=f"{target}, lost <= {POINTS}, held <= {VERBATIM}",
+                    ok=reached and kept,
+                    command=COMMAND,
+                )
             )
-        )
     return rows
 
 
@@ -211,9 +231,9 @@ def _handed_in(
     return line
 
 
-def _strongest(table: Sequence[Line], queries: int) -> float:
-    """Return R of what is handed in with logits and so many queries."""
-    return float(_handed_in(table, queries, "logits")["r"]["value"])
+def _reached(table: Sequence[Line], queries: int, key: str) -> float:
+    """Return a number, `r` or `kl`, of what is handed in with logits and so many queries."""
+    return float(_handed_in(table, queries, "logits")[key]["value"])
 
 
 def _value(configuration: Configuration, key: str) -> float:
