@@ -19,12 +19,12 @@ class ApiConfig(Section):
     A run trains the same whatever stands here. It is what attacks on the fused LLM are told, so that their
     numbers hold for an API that tells no more, and `api ask` tells no more.
 
-    `answers` says what follows each token of a text: `logits` of all tokens, `top_k`: the `top_k`
-    likeliest tokens with their probabilities, or `text`: the likeliest token alone. `noise` is the
-    standard deviation, in nats, of a perturbation of each logit. It depends on a secret key and on the
-    text up to there, so that asking again brings the same answer. `queries` is how many texts a customer
-    may ask in all, `tokens` how many tokens they may have together; left out: 64 for each query, or no
-    limit without `queries`.
+    `answers` says what follows each token of a text: `logits` of all tokens, `top_k`: the `top_k` likeliest
+    tokens with their probabilities, or `text`: the likeliest token alone. `noise` is the standard
+    deviation, in nats, of a perturbation of each logit. It depends on a secret key and on the text up to
+    there, so that asking again brings the same answer while `noise` stays the same. `queries` is how many
+    texts a customer may ask in all, `tokens` how many tokens they may have together; left out: 64 for each
+    query, or no limit without `queries`.
     """
 
     answers: Answers = "logits"

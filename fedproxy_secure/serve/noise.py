@@ -1,4 +1,4 @@
-"""Noise on logits that is a fixed function of the text: asking again brings the same answer.
+"""Noise on logits that is a fixed function of level and text: asking again brings the same answer.
 
 The noise after token i of a text is drawn from a stream whose key follows, by HKDF-SHA256, from a secret
 key, the noise's level, and the tokens up to i (incl.). AES-256 in counter mode makes the stream, and the
@@ -13,7 +13,7 @@ Guarantees: whoever does not know the key cannot tell the noise of a text from f
 far as 32-bit words show it), and learns nothing more by asking the same beginning again. Not guaranteed:
 protection against texts that mean the same in other words, whose noise is independent; a bound in the
 sense of differential privacy; noise between two models that answer under one key and level, as their
-difference has none.
+difference has none; one model under two levels, whose noises are independent and average out.
 """
 
 from __future__ import annotations
