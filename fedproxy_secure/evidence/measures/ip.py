@@ -84,7 +84,7 @@ EXTRACTION_R = MeasureKind(
     title="extraction R",
     meaning="How far the strongest attacker gets, by queries or without, from the proxy (0 %) to the LLM "
     "(100 %).",
-    phrase="an attacker with the proxy and queries gets {} of the way to the LLM",
+    phrase="the strongest attacker gets {} of the way to the LLM",
     axis="ip",
     better="lower",
     unit="share",
