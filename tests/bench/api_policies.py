@@ -18,7 +18,7 @@ import torch
 from attacks.base import replace_view
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import AGREEMENT, WRITTEN_TEXT
-from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.proxy import KL_LEFT, ProxyExtraction
 from attacks.extraction.texts import story_windows
 from attacks.suite import read_truth
 from attacks.trial import run_one
@@ -39,7 +39,10 @@ POLICIES: Mapping[str, ApiConfig] = {
     "noise_4": ApiConfig(noise=4.0),
     "text_noise_1": ApiConfig(answers="text", noise=1.0),
 }
-TOLD = ("extraction R", "extraction R, 16 queries", f"R of {AGREEMENT}", f"R of {WRITTEN_TEXT}")
+TOLD = (
+    *("extraction R", "extraction R, 16 queries", "extraction R, 64 queries", KL_LEFT),
+    *(f"R of {AGREEMENT}", f"R of {WRITTEN_TEXT}"),
+)
 TEXTS = 32  # on which what customers are told is compared with the fused LLM
 
 
