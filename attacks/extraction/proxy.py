@@ -64,11 +64,11 @@ from attacks.extraction.api import EXTRACTION, Api
 from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale, behaviour, scales, scores
 from attacks.extraction.lessons import TOP
 from attacks.extraction.lineage import held, read_tensors
-from attacks.extraction.questions import answers_of, prepared, questions
+from attacks.extraction.questions import answers_of, held_model, prepared, questions
 from attacks.extraction.starts.fillers import Gaps, gaps_found, gaps_of
 from attacks.extraction.starts.offered import leaked, offers
 from attacks.extraction.starts.widened import sizes_in
-from attacks.extraction.thief import TEXT_TOKENS, Thief, held_model
+from attacks.extraction.thief import TEXT_TOKENS, Thief
 from attacks.registry import attack
 from fedproxy_secure.config import ANSWERS, Answers
 from fedproxy_secure.evidence.estimate import Estimate, counted

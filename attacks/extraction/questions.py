@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from attacks.base import Budget
+from attacks.base import Budget, NotApplicable
 from attacks.extraction.behaviour import Asked, Behaviour, behaviour
 from attacks.extraction.texts import held_out_texts, known_texts
 from attacks.extraction.thief import FEWEST_QUERIES, PUBLIC_TEXTS, TEXT_TOKENS, Effort, effort
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, weights_written_ns
+from fedproxy_secure.fuse.plug_back import add_deltas
+from fedproxy_secure.models.adapters import attach, block_deltas, set_vector
+from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, sharing_copy, weights_written_ns
 from fedproxy_secure.record.view import View
 
 HELD_OUT = 64  # texts; half as many of an LLM with a large vocabulary, which take long to write
@@ -36,6 +38,22 @@ class Ready:
     spent: Effort
     texts: torch.Tensor
     proxy: Behaviour
+
+
+def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
+    """Return the proxy with the last broadcast adapter merged, as the plug-back merges it.
+
+    Raises `NotApplicable` if the view holds no proxy.
+    """
+    if view.proxy is None:
+        raise NotApplicable("this view holds no proxy")
+    model, tokenizer = load_llm(view.proxy, dtype="float32")
+    if view.settings is None or not view.adapters:
+        return model, tokenizer
+    s = view.settings
+    tuned = attach(sharing_copy(model), s.adapter, seed=s.seed, blocks=s.blocks)
+    set_vector(tuned, view.adapters[max(view.adapters)])
+    return add_deltas(model, block_deltas(tuned)), tokenizer
 
 
 def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attacks.base import Budget, NotApplicable
+from attacks.base import Budget
 from attacks.extraction.api import Api
 from attacks.extraction.lessons import CHECKS as CHECKS_OF_TRAINING
 from attacks.extraction.lessons import (
@@ -32,10 +32,7 @@ from attacks.extraction.starts.closed_form import ghosted
 from attacks.extraction.starts.fillers import Gaps, Start, grown, guess_gaps, shapes, spread
 from attacks.extraction.starts.offered import ALL, FEW_RECIPES, FILLERS, MORE_RECIPES, Offer, Recipe, Won
 from fedproxy_secure.config import Answers
-from fedproxy_secure.fuse.plug_back import add_deltas
-from fedproxy_secure.models.adapters import attach, block_deltas, set_vector
-from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, sharing_copy
-from fedproxy_secure.record.view import View
+from fedproxy_secure.models.llm import blocks_of
 
 PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # to heal on, however few queries there are
 FEWEST_QUERIES = 16  # with fewer, a proxy is healed alone: too few could be held out
@@ -113,22 +110,6 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
         records=int(whole.records * min(1.0, answered)),
         recipes=recipes,
     )
-
-
-def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
-    """Return the proxy with the last broadcast adapter merged, as the plug-back merges it.
-
-    Raises `NotApplicable` if the view holds no proxy.
-    """
-    if view.proxy is None:
-        raise NotApplicable("this view holds no proxy")
-    model, tokenizer = load_llm(view.proxy, dtype="float32")
-    if view.settings is None or not view.adapters:
-        return model, tokenizer
-    s = view.settings
-    tuned = attach(sharing_copy(model), s.adapter, seed=s.seed, blocks=s.blocks)
-    set_vector(tuned, view.adapters[max(view.adapters)])
-    return add_deltas(model, block_deltas(tuned)), tokenizer
 
 
 class Thief:

@@ -9,8 +9,7 @@ from attacks.extraction.api import Api, OverBudget
 from attacks.extraction.lessons import LITTLE_NOISE, _near, holds, imitate, span_of
 from attacks.extraction.logits import LogitSvd
 from attacks.extraction.proxy import TOLD, ProxyExtraction
-from attacks.extraction.questions import prepared
-from attacks.extraction.thief import held_model
+from attacks.extraction.questions import held_model, prepared
 from attacks.folder import attack_folder
 from attacks.membership.canaries import Asked as AskedOfCanaries
 from attacks.membership.canaries import CanaryExposure
