@@ -99,7 +99,7 @@ def test_keys_are_provisioned_by_a_command(tmp_path):
     made = CliRunner().invoke(app, ["provision", "quickstart", "--out", str(folder)])
     assert made.exit_code == 0
     clients = ("bank", "clinic", "council", "insurer")
-    own = {f"{c}.{part}" for c in clients for part in ("key", "journal", "policy.yaml")}
+    own = {f"{c}.{part}" for c in clients for part in ("key", "journal", "sequence", "policy.yaml")}
     assert {f.name for f in folder.iterdir()} == {"roster.json", *own}
     again = CliRunner().invoke(app, ["provision", "quickstart", "--out", str(folder)])
     assert again.exit_code == 2

@@ -65,8 +65,16 @@ def test_preflight_says_what_is_agreed_on_in_words(started):
 @pytest.mark.parametrize(
     ("unit", "privacy", "said"),
     [
-        ("record", {"max_epsilon": 8}, "record-level differential privacy, epsilon at most 8"),
-        ("client", {"target_epsilon": 2.5}, "client-level differential privacy, epsilon at most 2.5"),
+        (
+            "record",
+            {"max_epsilon": 8},
+            "record-level differential privacy, epsilon at most 8 at delta 1e-05",
+        ),
+        (
+            "client",
+            {"target_epsilon": 2.5},
+            "client-level differential privacy, epsilon at most 2.5 at delta 1e-05",
+        ),
     ],
 )
 def test_a_policy_with_differential_privacy_is_told_with_its_unit_and_limit(started, unit, privacy, said):
