@@ -196,7 +196,7 @@ class ProxyExtraction(Attack):
             proxy,
             missing,
             sizes=question.sizes,
-            texts=ready.texts,
+            texts=thief.public,
             loss=thief.next_token_loss,
             seed=thief.seed,
             gaps=thief.shapes(missing),

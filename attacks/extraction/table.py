@@ -151,7 +151,7 @@ class _Table:
             self.proxy,
             self.missing,
             sizes=self.asked.sizes,
-            texts=self.texts,
+            texts=quiet.public,
             loss=quiet.next_token_loss,
             seed=seed,
             gaps=quiet.shapes(self.missing),

@@ -61,6 +61,7 @@ SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # learned tokens of a text, in the median, from which on its windows vote
 SHARE = 0.4  # of its seconds that the attack spends on reading; the positive control trains a model
+MOST_USED = 0.9  # of the seconds, when a control must stop reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,8 @@ class ModelMembership(Attack):
     ) -> dict[str, np.ndarray]:
         view = with_round_0(view)
         numbers = sorted(view.adapters)
-        if budget.profile == "smoke":
+        headline = budget.profile == "smoke" or view.threat_model == NOBODY  # of a control it is enough
+        if headline:
             numbers = [numbers[0], numbers[-1]]
 
         def under(adapter: np.ndarray, items: Sequence[Encoded]) -> list[Likelihoods]:
@@ -181,8 +183,8 @@ class ModelMembership(Attack):
             return likelihoods(box.tuned, items, budget=budget)
 
         by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
-        done = 0
-        while done < len(documents) and (done < FEWEST or budget.used < SHARE):
+        done, until = 0, min(MOST_USED, budget.used + SHARE)  # a control begins late, and reads as many
+        while done < len(documents) and (done < FEWEST or budget.used < until):
             part = documents[done : done + FEWEST]
             for n in numbers:
                 by_round[n] += under(view.adapters[n], part)
@@ -195,7 +197,7 @@ class ModelMembership(Attack):
         tokens = [[f.nll for f in by_round[numbers[i]]] for i in (0, -1)]
         scores[VOTES] = window_votes(*tokens)
         scores["gain of hard tokens"] = hard_tokens(*tokens)
-        if budget.profile == "smoke" or view.threat_model == NOBODY:  # of a control the headline is enough
+        if headline:
             return scores
         scores["slope over rounds"] = -slopes(np.stack(list(losses.values())))
         if len(population) >= 8:

@@ -34,6 +34,7 @@ from fedproxy_secure.audit.vouched import (
     vouched_files,
 )
 from fedproxy_secure.errors import AuditError
+from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 REPORT = "report.json"
@@ -186,7 +187,7 @@ def _strangers(
 def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:
     """Return lines about files beside the seeds that neither the log nor the report's signature names."""
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
-    own = {NAME, SIGNATURE, *OWN_FOLDERS, *NOTES}
+    own = {NAME, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
     beside = [p.name for p in folder.iterdir() if not is_seed(p)]
     for place in ("attacks", "baselines", "cells"):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]

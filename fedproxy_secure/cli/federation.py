@@ -31,21 +31,24 @@ def provision(
     Example: `fedproxy-secure provision quickstart --out keys`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.federate.client_policy import policy_for
+        from fedproxy_secure.federate.client_policy import check_sound, policy_for
         from fedproxy_secure.federate.job import FederationJob
         from fedproxy_secure.secagg.provision import provision as make_keys
 
         settings = load_config(find_config(config))
         clients = settings.data.clients
-        roster = make_keys([c.name for c in clients], out)
         protect = settings.protect.model_copy(update={"keys": str(out.resolve())})
         privacy = settings.privacy
         if privacy.unit != "none" and privacy.ledger is None:
             privacy = privacy.model_copy(update={"ledger": str(out.resolve())})
         settings = settings.model_copy(update={"protect": protect, "privacy": privacy})
         job = FederationJob.from_config(settings, seed=settings.seeds[0])
-        for index, client in enumerate(clients):
-            policy_for(job, index, seeds=settings.seeds).write(out / f"{client.name}.policy.yaml")
+        policies = [policy_for(job, index, seeds=settings.seeds) for index in range(len(clients))]
+        for policy in policies:
+            check_sound(policy)  # before there are keys: no client would load another
+        roster = make_keys([c.name for c in clients], out)
+        for client, policy in zip(clients, policies, strict=True):
+            policy.write(out / f"{client.name}.policy.yaml")
         typer.echo(f"keys, journals and policies of {len(roster.members)} clients, and the roster: {out}")
 
 

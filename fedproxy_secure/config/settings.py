@@ -24,6 +24,7 @@ from fedproxy_secure.config.pipeline import (
 from fedproxy_secure.config.protection import AuditConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.config.sections import LATER, NO_EFFECT, OWN, SWEEP, Mark, Section, cohort_size
 from fedproxy_secure.config.sweeps import AttacksConfig, CompareConfig, MatrixConfig
+from fedproxy_secure.errors import ConfigError
 
 Tracking = Literal["tensorboard", "mlflow", "wandb"]
 
@@ -89,6 +90,11 @@ class Config(Section):
             self.fusion,
             cohort=cohort_size(len(self.data.clients), self.federate.participation),
         )
+        if self.federate.engine == "deployment" and self.privacy.randomness != "os":
+            raise ConfigError(
+                f"privacy.randomness={self.privacy.randomness}: must be os with "
+                "federate.engine=deployment, whose clients refuse noise that the server could compute"
+            )
 
     def sha256(self) -> str:
         """Return the hex digest of the settings that can change a result; every record of a run has it."""

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -121,23 +122,39 @@ _READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
 }
 
 
+def row_count(source: str, split: str, *, root: str | None) -> int:
+    """Return how many rows a split has. Raises what `read_rows` raises."""
+    if source.startswith(HUB):
+        return _hub_row_count(source.removeprefix(HUB), split)
+    return len(read_rows(source, split, root=root, limit=None))
+
+
+@lru_cache(maxsize=64)
+def _hub_row_count(name: str, split: str) -> int:
+    return len(_dataset(name, split))
+
+
 def _from_datasets(name: str, split: str, limit: int | None) -> list[Row]:
+    rows = _dataset(name, split)
+    try:
+        return [dict(row) for row in islice(rows, limit)]
+    except Exception as error:
+        kind = type(error).__name__  # its text may quote a row
+        raise DataError(f"hub:{name}, split {split}: a row cannot be read ({kind})") from None
+
+
+def _dataset(name: str, split: str) -> Any:
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise DataError(f"hub:{name}: needs the extra `datasets`") from error
     folder, _, subset = name.partition(":")
     try:
-        rows = load_dataset(folder, subset or None, split=split)
+        return load_dataset(folder, subset or None, split=split)
     except Exception as error:  # `datasets` raises many kinds, none of them its own
         # of rows that it cannot turn into a table it says no more than that, and has the cell in the cause
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"hub:{name}, split {split}: cannot be loaded: {reason}") from None
-    try:
-        return [dict(row) for row in islice(rows, limit)]
-    except Exception as error:
-        kind = type(error).__name__  # its text may quote a row
-        raise DataError(f"hub:{name}, split {split}: a row cannot be read ({kind})") from None
 
 
 def public_text(name: str, *, root: str | None, texts: int) -> str:

@@ -9,7 +9,7 @@ from typing import overload
 from fedproxy_secure.config import AuditConfig, ClientConfig, Config, DataConfig
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.data.sources import HUB, part_of, read_rows
+from fedproxy_secure.data.sources import HUB, part_of, read_rows, row_count
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
@@ -80,11 +80,10 @@ def _check_apart(client: ClientConfig, root: str | None) -> None:
             raise DataError(f"{said}: test records would be those trained on; {remedy}") from None
         return  # parts by percent, which the library alone can read
     whole, world = parts[0][0], client.source in BUILT_IN
-    count = len(
-        _records(client, whole, None, root)
-        if world
-        else read_rows(client.source, whole, root=root, limit=None)
-    )
+    if world:
+        count = len(_records(client, whole, None, root))
+    else:
+        count = row_count(client.source, whole, root=root)
     limits = (client.train_records, client.test_records)
     one, other = (
         _rows(part, limit, count, world=world) for (_, part), limit in zip(parts, limits, strict=True)

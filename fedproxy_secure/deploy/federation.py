@@ -38,7 +38,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.deploy.authority import TlsFiles, bring, check_server, make_authority, make_server
 from fedproxy_secure.deploy.signed import FORMAT
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.runtime.artifacts import PARTIAL, RunFolder, private_folder
+from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
 from fedproxy_secure.runtime.quoting import one_line
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -155,11 +155,14 @@ def _same_files(files: TlsFiles, ours: TlsFiles, host: str) -> bool:
 
 
 def check_unused(folder: Path, ours: Collection[str]) -> None:
-    """Raise `ConfigError` if a folder holds anything but `ours`, which a call that was killed may leave."""
+    """Raise `ConfigError` if a folder holds anything but `ours`, which a call that was killed may leave.
+
+    Hidden files and a new volume's `lost+found` do not count.
+    """
     if not folder.is_dir():
         return
     others = sorted(
-        f.name for f in folder.iterdir() if f.name not in ours and not f.name.startswith(PARTIAL)
+        f.name for f in folder.iterdir() if f.name not in (*ours, "lost+found") and f.name[0] != "."
     )
     if others:
         raise ConfigError(f"{folder}: holds {one_line(others[0], 80)}; must be empty; choose another --out")
@@ -234,6 +237,11 @@ def _check_deployable(config: Config) -> None:
         raise ConfigError(
             f"audit.record={config.audit.record}, audit.canaries={list(config.audit.canaries)}: need all "
             "records in one place; leave them out"
+        )
+    if config.privacy.randomness != "os":
+        raise ConfigError(
+            f"privacy.randomness={config.privacy.randomness}: must be os; sites refuse noise that the "
+            "owner could compute"
         )
     if config.protect.keys is not None or config.privacy.ledger is not None:
         raise ConfigError("protect.keys, privacy.ledger: are each site's own; leave them out")

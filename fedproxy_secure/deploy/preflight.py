@@ -24,6 +24,7 @@ from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.quoting import one_line, quoted
@@ -130,6 +131,7 @@ def _keys_line(site: Site) -> str:
         ) from error
     if mode & 0o077:
         raise ConfigError(f"{site.node_key}: has mode {mode:o}; must be 600, readable by its owner alone")
+    Journal(folder=site.keys, client=site.name).check_not_older()
     return f"generation {site.generation}, readable by their owner alone"
 
 

@@ -10,7 +10,7 @@ from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.vouched import check_finished_seeds
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.nearest import nearest
@@ -38,6 +38,8 @@ def attack_run(
     `RunFolderError` if the run was not recorded, or another process works in its folder.
     """
     suites = _suites(config)
+    if not folder.is_dir():  # `only_run_in` would make it
+        raise RunFolderError(f"{folder}: is no folder; must be that of a recorded run")
     with only_run_in(folder):
         check_finished_seeds(folder)
         for suite in suites:

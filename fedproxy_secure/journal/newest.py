@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,15 @@ def begin(journal: Path) -> None:
     """
     file = sequence_file(journal)
     try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as made:
-            made.write(b"%0*d" % (DIGITS, 0))
-            made.flush()
-            os.fsync(made.fileno())
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".partial-")  # has mode 0600
+        try:
+            with open(descriptor, "wb") as made:
+                made.write(b"%0*d" % (DIGITS, 0))
+                made.flush()
+                os.fsync(made.fileno())
+            os.link(name, file)  # whole or not at all
+        finally:
+            os.unlink(name)
     except FileExistsError:
         return
     except OSError as error:

@@ -18,6 +18,7 @@ from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.journal.newest import SUFFIX as SEQUENCE
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.journal.store import create_journal
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -35,7 +36,8 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if taken := [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in (".key", JOURNAL)]:
+        own = (".key", JOURNAL, SEQUENCE)
+        if taken := [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in own]:
             raise ConfigError(
                 f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten: choose another "
                 "folder, or delete this one if an earlier call was cut short and nobody has used its keys"

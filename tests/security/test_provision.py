@@ -36,7 +36,7 @@ def test_provisioned_keys_are_private_and_the_rosters_own(folder):
     assert roster.members["a"] != roster.members["b"]
 
 
-@pytest.mark.parametrize("there", ["roster.json", "z.key", "z.journal"])
+@pytest.mark.parametrize("there", ["roster.json", "z.key", "z.journal", "z.sequence"])
 def test_keys_are_never_overwritten(folder, there):
     folder.mkdir(parents=True)
     (folder / there).write_text("mine")

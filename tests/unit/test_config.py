@@ -87,6 +87,10 @@ def test_further_errors_are_counted():
             },
             "adapter.dropout=0.1: must be 0 with privacy.unit=record",
         ),
+        (
+            {"federate": {"engine": "deployment"}, "privacy": {"randomness": "unsafe_simulated"}},
+            "privacy.randomness=unsafe_simulated: must be os",
+        ),
         ({"fusion": {"r0": 0.2, "delta": 0.2}}, "delta=0.2: must be < r0=0.2"),
         ({"data": {"clients": [{"name": "a", "task": "t"}] * 2}}, "name 'a' is used twice"),
         ({"data": {"clients": []}}, "must name at least one client"),

@@ -18,7 +18,9 @@ from fedproxy_secure.deploy.preflight import local_checks
 from fedproxy_secure.deploy.signed import read_document, write_document
 from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, remember, rotate_site
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
+from fedproxy_secure.journal.store import journal_file
 from fedproxy_secure.secagg.terms import Roster
 
 NAMES = ("clinic", "bank", "insurer")
@@ -372,6 +374,16 @@ def test_a_kit_that_proposes_noise_which_the_owner_can_compute_is_no_policy(fede
     assert not policy_check(sites["clinic"]).ok
 
 
+def test_a_site_without_the_file_beside_its_journal_is_told_before_it_starts(sites):
+    site = sites["clinic"]
+    keys = next(check for check in local_checks(site) if check.name == "keys")
+    assert keys.ok
+    sequence_file(journal_file(site.keys, site.name)).unlink()
+    keys = next(check for check in local_checks(site) if check.name == "keys")
+    assert not keys.ok
+    assert "make new keys" in keys.line
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
@@ -497,6 +509,7 @@ def test_an_address_that_is_none_is_refused(text):
     [
         ({"seeds": [0, 1]}, "a deployment trains once"),
         ({"audit": {"record": True}}, "all records in one place"),
+        ({"privacy": {"randomness": "unsafe_simulated"}}, "noise that the owner could compute"),
         ({"protect": {"scheme": "masking", "keys": "keys"}}, "each site's own"),
     ],
 )

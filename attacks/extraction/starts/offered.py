@@ -103,8 +103,8 @@ def offers(
         texts: public text that closed forms are fitted on, int64 [n, tokens].
         loss: next-token loss on other public text.
         seed: of what is drawn.
-        gaps: where blocks may be missing; by default `shapes`. Fillers that do nothing are put into the
-            first of them alone, since they do nothing in any.
+        gaps: where blocks may be missing; by default `shapes`. Only copies are put into each: fillers that
+            do nothing do nothing in any, and a closed form is a model as large as the LLM that is kept.
     """
     as_it_is = Offer(name="the proxy", make=lambda: (proxy, []))
     wide = widened(proxy, sizes, seed=seed)
@@ -114,13 +114,12 @@ def offers(
     made: list[Offer] = []
     for number, one in enumerate(gaps or shapes(len(blocks_of(base)), missing)):
         where = f", gaps {'-'.join(map(str, one))}" if number else ""
-        fitted = cache(partial(linearly_filled, base, one, texts, loss))
         if number == 0:
+            fitted = cache(partial(linearly_filled, base, one, texts, loss))
             made.append(Offer(name=f"{called}zero fillers", make=partial(grown, base, one, "zero")))
-        made.append(Offer(name=f"{called}linear fillers{where}", make=fitted))
-        made.append(Offer(name=f"{called}copies{where}", make=partial(grown, base, one, "copy")))
-        if number == 0:
+            made.append(Offer(name=f"{called}linear fillers", make=fitted))
             made.append(Offer(name=f"{called}averages", make=partial(grown, base, one, "average")))
+        made.append(Offer(name=f"{called}copies{where}", make=partial(grown, base, one, "copy")))
     return (*made, as_it_is)
 
 
