@@ -374,7 +374,8 @@ def test_a_kit_that_proposes_noise_which_the_owner_can_compute_is_no_policy(fede
     assert not policy_check(sites["clinic"]).ok
 
 
-def test_a_site_without_the_file_beside_its_journal_is_told_before_it_starts(sites):
+def test_a_site_without_the_file_beside_its_journal_is_told_before_it_starts(federation, sites):
+    all_in(federation, sites)
     site = sites["clinic"]
     keys = next(check for check in local_checks(site) if check.name == "keys")
     assert keys.ok

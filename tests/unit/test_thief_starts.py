@@ -75,7 +75,7 @@ def thief_of(folders, name="proxy", *, limit=16, mode="true", policy=None):
     return Thief(proxy, api, texts(32), SMALL, BUDGET, 0)
 
 
-def offers_of(thief, missing=2, sizes=None):
+def offers_of(thief, missing=2, sizes=None, gaps=()):
     return offers(
         thief.proxy,
         missing,
@@ -83,6 +83,7 @@ def offers_of(thief, missing=2, sizes=None):
         texts=thief.texts,
         loss=thief.next_token_loss,
         seed=0,
+        gaps=gaps,
     )
 
 
@@ -249,8 +250,11 @@ def test_fillers_are_offered_where_first_blocks_were_withheld(folders):
     shapes = thief.shapes(2)
     assert set(shapes) == {(0, 2, 0), (2, 0, 0)}
     below = [o for o in offers_of(thief) if o.name.endswith("gaps 2-0-0")]
-    assert [o.name.partition(",")[0] for o in below] == ["linear fillers", "copies"]
-    for offer in below:
+    assert [o.name.partition(",")[0] for o in below] == ["copies"]
+    likeliest = offers_of(thief, gaps=((2, 0, 0), (0, 2, 0)))
+    linear = [o for o in likeliest if o.name == "linear fillers"]
+    assert len(linear) == 1
+    for offer in (*below, *linear):
         model, fillers = offer.make()
         assert [id(f) for f in fillers] == [id(b) for b in blocks_of(model)[:2]]
 
