@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attacks.audit.dp_audit import ceiling, lower_bound
+from attacks.audit.dp_audit import lower_bound
 from attacks.audit.one_run import Guesses
 from attacks.base import Budget
 from attacks.extraction.texts import continued
@@ -230,7 +230,7 @@ def bound(scores: np.ndarray, coins: np.ndarray, *, delta: float) -> Estimate:
     guesses = Guesses(count=len(scores) // 4 * 2, both=True)
     correct = guesses.correct(scores, coins)
     m, count = len(scores), guesses.count
-    most = ceiling(canaries=m, guesses=count, delta=delta)
+    most = lower_bound(canaries=m, guesses=count, correct=count, delta=delta)  # if all were right
     return Estimate(
         metric=f"epsilon shown ({correct} of {count} right; at most {most:.2f})",
         value=lower_bound(canaries=m, guesses=count, correct=correct, delta=delta),
