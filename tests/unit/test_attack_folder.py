@@ -116,7 +116,7 @@ def test_strangers_are_not_taken_for_members(files, tmp_path):
 
 
 def test_with_a_proxy_the_folder_is_the_victim(files):
-    found = by_attack(attack_folder(files / "llm", proxy=files / "proxy", seconds=100))
+    found = by_attack(attack_folder(files / "llm", proxy=files / "proxy", seconds=1000))
     assert set(found) == {"logit_svd", "proxy_extraction"}
     extraction = found["proxy_extraction"]
     assert extraction.view == "client"
