@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report import (
     MethodRow,
     Report,
@@ -132,6 +133,13 @@ def test_markdown_holds_rows_tasks_estimates_notes_and_command(report: Report):
     assert "| " + " | ".join(cells(report.rows[1])) + " |" in text
     for part in (*HEADINGS, "bank", "compress time", "3 prompts were truncated", report.command):
         assert part in text
+
+
+def test_cells_do_not_show_a_small_divergence_as_zero():
+    left = Estimate(
+        metric="KL", value=0.032, low=0.025, high=0.039, n=32, unit="nats", seeds=(0,), how="made up"
+    )
+    assert cell(left) == "0.032 ± 0.007"
 
 
 def test_the_terminal_table_has_the_same_cells(report: Report):

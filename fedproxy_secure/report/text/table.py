@@ -48,14 +48,15 @@ def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return "-"
     scale = 100.0 if estimate.unit == "share" else 1.0
+    places = 3 if estimate.unit == "nats" else 1  # a KL of .03 nats is much, and must not be shown as 0
     value = scale * estimate.value
-    text = f"{value:+.1f}" if signed else f"{value:.1f}"
+    text = f"{value:{'+' if signed else ''}.{places}f}"
     if estimate.low is None or estimate.high is None:
         return text
     low, high = scale * estimate.low, scale * estimate.high
-    if abs((low + high) / 2 - value) < 0.05:
-        return f"{text} ± {(high - low) / 2:.1f}"
-    return f"{text} [{low:.1f}, {high:.1f}]"
+    if abs((low + high) / 2 - value) < 0.5 * 10.0**-places:
+        return f"{text} ± {(high - low) / 2:.{places}f}"
+    return f"{text} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def cells(row: MethodRow, seeds: Sequence[int] = ()) -> tuple[str, ...]:
