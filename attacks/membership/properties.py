@@ -182,7 +182,9 @@ def _train(
     rng: np.random.Generator,
     chosen: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train rounds on random records; with `chosen` all answers of every second round are `common`.
+    """Train rounds on random records; by default every second one has the property.
+
+    Such a round draws records with the answer `common` alone; with `chosen=False` no round does.
 
     All rounds draw, with replacement, from as many records, so that repeated ones tell nothing.
     """

@@ -44,7 +44,10 @@ class Examined:
 
 
 def read_log(folder: Path) -> bytes:
-    """Read a folder's log without checking it. Raises `AuditError` if it is no file or too large."""
+    """Return the bytes of a folder's log, unchecked.
+
+    Raises `AuditError` if there is none, or it is no plain file or too large.
+    """
     raw = log_if_there(folder)
     if raw is None:
         raise AuditError(f"{folder / NAME}: cannot be read: there is no such file")

@@ -164,8 +164,8 @@ class Witness:
     ) -> None:
         """Log a finished seed's files and the names of its clients' keys, then write its result.
 
-        `without`: files of the seed's folder that are only needed to go on; they are removed
-                before the result is there, so that a finished seed never has them.
+        `without`: files of the seed's folder that are only needed to go on. They are removed before the
+        result is written, so that a finished seed never has them.
         """
         here = f"seed-{seed}"
         sweep(self.folder, here)

@@ -87,7 +87,7 @@ def compare(
 
 
 def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, command: str) -> Report:
-    """Run cells in a folder that this process holds."""
+    """Run what is missing of a comparison; the folder is locked for this process."""
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here

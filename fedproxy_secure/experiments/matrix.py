@@ -114,7 +114,10 @@ def _matrix(
     shown: Progress,
     command: str,
 ) -> Report:
-    """Run cells in a folder that this process holds; `refused` are the configurations that cannot run."""
+    """Run what is missing of a matrix; the folder is locked for this process.
+
+    `refused`: the configurations that cannot run.
+    """
     config = signed.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
@@ -177,7 +180,7 @@ def _matrix(
 
 
 def plan_rows(config: Config) -> list[tuple[str, str]]:
-    """Return what a matrix would run, as names and formatted values; load nothing.
+    """Describe what a matrix would run, by name, without loading anything.
 
     Raises `ConfigError` as `matrix` does.
     """

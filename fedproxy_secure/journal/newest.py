@@ -26,12 +26,12 @@ DIGITS = 20
 
 
 def sequence_file(journal: Path) -> Path:
-    """Return where the number lies that belongs to the journal in this file."""
+    """Return the path of the file with a journal's sequence number."""
     return journal.with_suffix(SUFFIX)
 
 
 def begin(journal: Path) -> None:
-    """Write 0 for a journal that is about to be made; a number that is there stays.
+    """Create the file with the number 0 for a new journal; keep a file that exists.
 
     Raises `ConfigError` if the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: it holds a file there locked, and the lock goes with the process.
+"""Lock a folder for one process at a time; the lock ends with the process.
 
     running.json    id and start of the process that holds the folder; removed when it lets go
 

@@ -1,4 +1,4 @@
-"""The progress of long work, told in three calls with no assumption about who listens, and its seconds.
+"""Report the progress of long work to whoever listens, and measure its seconds.
 
 >>> progress: Progress = NoProgress()
 >>> progress.start("seed 0", total=2)

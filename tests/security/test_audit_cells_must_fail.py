@@ -13,13 +13,8 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
-from tests.support.audited_run import CONFIG, copied, finished_run, forged, inner, lines_of, problems, put
+from tests.support.audited_run import CONFIG, copied, forged, inner, lines_of, problems, put
 from tests.support.sample_report import sample_report
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="module")

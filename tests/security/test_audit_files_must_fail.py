@@ -15,18 +15,8 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
-from tests.support.audited_run import CONFIG, copied, finished_run, forged, problems, public_of, put
+from tests.support.audited_run import CONFIG, forged, problems, public_of, put
 from tests.support.sample_report import sample_report
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return copied(finished, tmp_path / "run")
 
 
 def test_an_altered_missing_or_added_file_is_found_with_its_line(run):

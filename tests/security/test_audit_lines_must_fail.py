@@ -19,23 +19,11 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.audited_run import (
     CONFIG,
     LINES,
-    copied,
-    finished_run,
     lines_of,
     problems,
     public_of,
     put,
 )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return copied(finished, tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", range(1, LINES + 1))

@@ -14,18 +14,8 @@ from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
-from tests.support.audited_run import CONFIG, ROUNDS, copied, finished_run, lines_of, put
+from tests.support.audited_run import CONFIG, ROUNDS, lines_of, put
 from tests.support.sample_report import sample_report
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return copied(finished, tmp_path / "run")
 
 
 def test_a_run_does_not_go_on_over_a_broken_chain(run):

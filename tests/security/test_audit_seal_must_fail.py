@@ -11,17 +11,7 @@ from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.cli.evidence import signed_as
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
-from tests.support.audited_run import copied, finished_run, lines_of, problems, put
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    return copied(finished, tmp_path / "run")
+from tests.support.audited_run import lines_of, problems, put
 
 
 def test_every_bit_of_the_reports_signature_counts(run):

@@ -31,9 +31,14 @@ class Rebuilder:
         self.misfits: dict[str, str] = {}
 
     def secret(self, shares: Mapping[str, bytes], fits: Callable[[Secret], bool], *, what: str) -> Secret:
-        """Return the secret, one that `fits`, of which `shares` has each giver's share.
+        """Rebuild one secret from its shares.
 
-        Raises `ProtocolAborted`, which names `what` it is, if no subset that is tried gives it.
+        Args:
+            shares: each giver's share of it, by name.
+            fits: whether a secret is the one that its owner committed to.
+            what: what it is, for messages.
+
+        Raises `ProtocolAborted` if no subset that is tried gives one that fits.
         """
         for number, chosen in enumerate(islice(self._subsets(), MOST_SUBSETS)):
             secret = self._combined(chosen, shares)
