@@ -223,7 +223,7 @@ class ProxyExtraction(Attack):
         )
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
-        """Return the strongest attack's extraction R, then the R of each attack, gains, and other scores."""
+        """Return R of the strongest attack, then R of each attack, the gains and other scores."""
         question = answer.asked.first(len(guess.models[PROXY].logs), len(guess.models[PROXY].said))
         llm = answers_of(answer.llm, question)
         by_model = {name: scores(b, llm, question) for name, b in guess.models.items()}
