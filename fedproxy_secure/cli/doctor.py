@@ -115,9 +115,12 @@ def _device() -> str:
     import torch
 
     from fedproxy_secure.models.llm import pick_device
+    from fedproxy_secure.models.mixed import has_amx
 
     device = pick_device("auto")
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "cpu with AMX: model.dtype=mixed is faster for a real LLM" if has_amx() else "cpu"
 
 
 def _threads() -> str:

@@ -62,7 +62,7 @@ class ClientPolicy(Section):
     rounds: int
     participation: float
     device: Annotated[Literal["auto", "cpu", "cuda"], OWN]
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], OWN]
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "mixed"], OWN]
     adapter: AdapterConfig
     local: LocalConfig
     fusion: FusionConfig

@@ -20,6 +20,7 @@ from torch import nn
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models import gguf
 from fedproxy_secure.models.cache import cache_folder
+from fedproxy_secure.models.mixed import mix_products
 from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 
 Tokenizer = Any  # transformers' tokenizers share no typed base
@@ -42,7 +43,14 @@ def pick_device(wish: str = "auto") -> torch.device:
 
 
 def pick_dtype(wish: str, device: torch.device) -> torch.dtype:
-    """Return the dtype; `auto` is bfloat16 on CUDA, float32 on the CPU, where bfloat16 is much slower."""
+    """Return the dtype of a model's numbers; `auto` is bfloat16 on CUDA and float32 on the CPU.
+
+    Raises `ModelError` for `mixed` on CUDA.
+    """
+    if wish == "mixed":
+        if device.type != "cpu":
+            raise ModelError(f"model.dtype=mixed: device is {device.type}; must be cpu, or use bfloat16")
+        return torch.float32
     if wish == "auto":
         wish = "bfloat16" if device.type == "cuda" else "float32"
     return cast(torch.dtype, getattr(torch, wish))
@@ -54,7 +62,7 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
     Args:
         path: `demo` (embedded), a name in `PACKAGED`, a `.gguf` file, a local folder or a hub id.
         device: `auto`, `cpu` or `cuda`.
-        dtype: `auto` (see `pick_dtype`), `float32` or `bfloat16`.
+        dtype: `auto` (see `pick_dtype`), `float32`, `bfloat16`, or on the CPU `mixed` (see `models.mixed`).
 
     Safetensors only: weights that need pickle are refused; a model's own code is never run. A GGUF file is
     converted on first use and kept as safetensors (see `fedproxy_secure.models.gguf`).
@@ -82,6 +90,8 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
     blocks_of(model)
     tokenizer = load_tokenizer(path)
     cast(nn.Module, model).to(place)
+    if dtype == "mixed":
+        mix_products(model)
     return model.eval(), tokenizer
 
 

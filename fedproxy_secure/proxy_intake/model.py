@@ -32,6 +32,7 @@ from fedproxy_secure.models.llm import (
     pick_dtype,
     without_library_bars,
 )
+from fedproxy_secure.models.mixed import mix_products
 from fedproxy_secure.proxy_intake.checks import check_finite, check_model, check_runs, check_shapes
 from fedproxy_secure.proxy_intake.digest import loaded_sha256, persistent_buffers
 from fedproxy_secure.proxy_intake.files import CONFIG, TOKENIZER_CONFIG, check_folder
@@ -88,6 +89,8 @@ def load_proxy(
         sha256 = loaded_sha256(model, tokenizer)
         cast_weights(model, pick_dtype(dtype, place))
         model.to(place)
+        if dtype == "mixed":
+            mix_products(model)
     except (FedProxyError, *ENDS_THE_PROCESS):
         raise
     except BaseException as error:  # damaged files may raise any error of the library that reads them

@@ -30,6 +30,7 @@ from fedproxy_secure.federate.training import train
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.models.adapters import attach, trained_parameters
 from fedproxy_secure.models.llm import blocks_of, sharing_copy
+from fedproxy_secure.models.mixed import has_amx, mix_products
 from fedproxy_secure.runtime.randomness import stream
 from tests.bench.rows import Row, publish, seconds
 from tests.support.command import run_command
@@ -77,7 +78,8 @@ def step_rows(config: Config, materials: Materials) -> list[Row]:
     peer = pefts_own(sharing_copy(proxy.model), config)
     pad = materials.tokenizer.pad_token_id
     weights = sum(p.numel() for p in blocks_of(proxy.model).parameters())
-    shares, speedups = [], []
+    mixed = mixed_copy(ours) if has_amx() else None
+    shares, speedups, over_float32 = [], [], []
     for task in materials.tasks:
         items = encoded(task.train[:200], materials, config)
         for repeat in range(REPEATS):
@@ -91,7 +93,11 @@ def step_rows(config: Config, materials: Materials) -> list[Row]:
             peers = step_seconds(peer, partial(batch_loss, peer, padded))
             shares.append(floor / took)
             speedups.append(peers / took)
+            if mixed is not None:
+                mixed_took = step_seconds(mixed, partial(records_loss, mixed, chosen, pad_id=pad))
+                over_float32.append(took / mixed_took)
     return [
+        *mixed_rows(f"{config.name}: training step", over_float32),
         row(f"{config.name}: training step, share of the floor", shares, ">= 0.65", 0.65),
         row(f"{config.name}: training step, speed over padded PEFT", speedups, ">= 1.8", 1.8),
     ]
@@ -101,20 +107,26 @@ def evaluation_rows(config: Config, materials: Materials) -> list[Row]:
     """Evaluation's share of the floor on tokens that must be read once, and its speed-up."""
     llm = materials.llm
     weights = sum(p.numel() for p in blocks_of(llm).parameters())
-    shares, speedups = [], []
+    mixed = mixed_copy(llm) if has_amx() else None
+    shares, speedups, over_float32 = [], [], []
     for task in materials.tasks:
         records = task.test[:EVALUATED]
         tokens = sum(once_read(r, materials) for r in records)
         floor = 2 * weights * tokens / matrix_rate()
-        took = seconds(
-            partial(
-                choice_loglikelihoods, llm, materials.tokenizer, records, max_tokens=config.data.max_tokens
-            )
+        scored = partial(
+            choice_loglikelihoods,
+            tokenizer=materials.tokenizer,
+            records=records,
+            max_tokens=config.data.max_tokens,
         )
+        took = seconds(partial(scored, llm))
         peers = seconds(partial(every_choice_padded, llm, materials, records))
         shares.append(floor / took)
         speedups.append(peers / took)
+        if mixed is not None:
+            over_float32.append(took / seconds(partial(scored, mixed)))
     return [
+        *mixed_rows(f"{config.name}: evaluation", over_float32),
         row(f"{config.name}: evaluation, share of the floor", shares, ">= 0.65", 0.65),
         row(f"{config.name}: evaluation, speed over padded choices", speedups, ">= 1.8", 1.8),
     ]
@@ -187,6 +199,20 @@ def pefts_own(model: nn.Module, config: Config) -> nn.Module:
 def step_seconds(model: nn.Module, loss: Callable[[], torch.Tensor]) -> float:
     """Return the seconds of a loss and its gradients."""
     return seconds(lambda: torch.autograd.grad(loss(), trained_parameters(model)))
+
+
+def mixed_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the model, on its memory, with `model.dtype: mixed`."""
+    copied = sharing_copy(model)
+    mix_products(copied)
+    return copied
+
+
+def mixed_rows(what: str, over_float32: list[float]) -> list[Row]:
+    """Return the speed of `mixed` over float32; nothing where the processor has no AMX."""
+    return (
+        [row(f"{what}, speed of mixed over float32", over_float32, ">= 1.5", 1.5)] if over_float32 else []
+    )
 
 
 def every_choice_padded(model: nn.Module, materials: Materials, records: Sequence[Record]) -> None:

@@ -26,6 +26,7 @@ from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.config import HealConfig
 from fedproxy_secure.errors import TrainingError
 from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.mixed import all_products_mixed, is_mixed
 from fedproxy_secure.models.passes import windows_a_pass
 from fedproxy_secure.runtime.randomness import stream
 
@@ -102,7 +103,7 @@ def heal(
     healed_ones = gaps or tuple(range(len(blocks_of(proxy))))
     blocks = [blocks_of(proxy)[i] for i in healed_ones]
     parameters = [p for block in blocks for p in block.parameters()]
-    state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan))
+    state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan, mixed=is_mixed(llm)))
     result = state.finished(parameters)
     if result is not None:
         return Healed(**result)
@@ -138,9 +139,10 @@ def heal(
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
             for part in batch.split(windows_a_pass(proxy, windows)):
-                found = distance(proxy, llm, plan, part)
-                part_loss = (found.kl + settings.state_weight * found.states) / batch.numel()
-                part_loss.backward()
+                with all_products_mixed(llm):
+                    found = distance(proxy, llm, plan, part)
+                    part_loss = (found.kl + settings.state_weight * found.states) / batch.numel()
+                    part_loss.backward()
                 loss += float(part_loss.detach())
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -202,6 +204,8 @@ def _key(
     settings: HealConfig,
     seed: int,
     plan: BlockPlan | None,
+    *,
+    mixed: bool,
 ) -> str:
     """Return the hash of all that decides the result, except the LLM that the parameters come from."""
     said = (
@@ -209,6 +213,8 @@ def _key(
     )
     if any(p.element_size() < 4 for p in parameters):
         said += "|steps in float32"  # an earlier version took them in the parameters' own dtype
+    if mixed:
+        said += "|mixed"
     digest = hashlib.sha256(said.encode())
     for tensor in (windows, *parameters):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -4,8 +4,9 @@
         logits = model(..., packing=pack, logits_to_keep=keep).logits
 
 Recognised are blocks of `FAMILIES` as transformers made them, in float32 on the CPU, whose linear maps are
-plain or have LoRA. Anything else takes the block's own forward: trained base weights, dropout, hooks on the
-inside of a block, autocast, function transforms, long rows, a cache.
+plain or have LoRA; those of a mixed model (`models.mixed`) multiply by their weights in bfloat16. Anything
+else takes the block's own forward: trained base weights, dropout, hooks on the inside of a block, autocast,
+function transforms, long rows, a cache.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import block_list_name, blocks_of
+from fedproxy_secure.models.mixed import is_mixed
 from fedproxy_secure.models.packing.attention import LONGEST_DENSE
 from fedproxy_secure.models.packing.llama_block import LinearMap, LlamaBlock, Norm, block_output
 from fedproxy_secure.models.packing.packs import Pack
@@ -150,14 +152,16 @@ def _fits(block: Any, args: tuple[Any, ...], given: dict[str, Any]) -> bool:
 
 def _maps(block: Any, hidden: torch.Tensor) -> tuple[LinearMap, ...] | None:
     """Return the block's seven maps, or None if one of them is more than a linear map with LoRA."""
-    found = []
+    found, mixed = [], is_mixed(block)
     for name in _MAPS:
         m = getattr(block.self_attn if hasattr(block.self_attn, name) else block.mlp, name)
         parts = (m.weight, m.bias, None, None, 1.0) if type(m) is nn.Linear else _lora_parts(m, hidden)
         if parts is None:
             return None
         weight, bias, a, b, scale = parts
-        found.append(LinearMap(weight=weight, bias=bias, a=a, b=b, scale=scale))
+        # rounded anew in each pass, which takes a fiftieth of it: a kept copy could be out of date
+        half = weight.bfloat16() if mixed else None
+        found.append(LinearMap(weight=weight, bias=bias, a=a, b=b, scale=scale, half=half))
     return tuple(found)
 
 

@@ -5,8 +5,13 @@ over memory, in narrow products, and in attention over padding. Here sums are en
 adapters of maps that share an input are joined, and element-wise results are computed again in the backward
 pass instead of kept.
 
+A map may also have its weight in bfloat16 (`LinearMap.half`). Its large products then read and give
+bfloat16 numbers, which a processor with AMX multiplies several times faster, and everything else stays
+float32: the sums that blocks pass on, norms, attention, and all products with A and B.
+
 Guarantees: outputs and gradients are the block's own up to rounding; weights, biases and norms get no
-gradient. Gradients cannot be differentiated again: that raises `RuntimeError`.
+gradient. Gradients cannot be differentiated again: that raises `RuntimeError`. With `half`, a product has
+eight significant bits.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ Gradients = list[torch.Tensor | None]
 class LinearMap:
     """A linear map: W [out, in] and, where it has them, a bias [out] and LoRA's A [r, in], B [out, r].
 
-    The map is `W x + bias + scale * B A x`.
+    The map is `W x + bias + scale * B A x`. `half` is W in bfloat16, or None: then `W x` is float32.
     """
 
     weight: torch.Tensor
@@ -35,6 +40,7 @@ class LinearMap:
     a: torch.Tensor | None
     b: torch.Tensor | None
     scale: float
+    half: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,8 +189,14 @@ def _add_products(
     adapted = [m.a for m in maps if m.a is not None]
     inner = rows @ torch.cat(adapted).T if adapted else None
     parts = iter(() if inner is None else inner.split([len(a) for a in adapted], dim=1))
+    half_rows = _half(rows, maps)
     for m, out in zip(maps, outs, strict=True):
-        out.addmm_(rows, m.weight.T, beta=beta)
+        if m.half is None:
+            out.addmm_(rows, m.weight.T, beta=beta)
+        elif beta:
+            out.add_(half_rows @ m.half.T)
+        else:
+            out.copy_(half_rows @ m.half.T)
         if m.bias is not None:
             out.add_(m.bias)
         if m.b is not None:
@@ -204,9 +216,12 @@ def _products_back(
     found: Gradients = [None] * len(wants)
     of_rows = None
     if wants_rows:
-        of_rows = gradients[0] @ maps[0].weight
+        of_rows = _times_weight(gradients[0], maps[0])
         for gradient, m in zip(gradients[1:], maps[1:], strict=True):
-            of_rows.addmm_(gradient, m.weight)
+            if m.half is None:
+                of_rows.addmm_(gradient, m.weight)
+            else:
+                of_rows.add_(gradient.bfloat16() @ m.half)
     if inner is None:
         return of_rows, found
     adapted = [(i, m.a, m.b, m.scale) for i, m in enumerate(maps) if m.a is not None and m.b is not None]
@@ -224,6 +239,16 @@ def _products_back(
     if of_rows is not None:
         of_rows.addmm_(of_inner, torch.cat([a for _, a, _, _ in adapted]))
     return of_rows, found
+
+
+def _half(rows: torch.Tensor, maps: Sequence[LinearMap]) -> torch.Tensor:
+    """Return `rows` as the products with `maps` read them."""
+    return rows if all(m.half is None for m in maps) else rows.bfloat16()
+
+
+def _times_weight(gradient: torch.Tensor, m: LinearMap) -> torch.Tensor:
+    """Return the gradient of what W is multiplied with, float32."""
+    return gradient @ m.weight if m.half is None else (gradient.bfloat16() @ m.half).float()
 
 
 def _inverse_rms(x: torch.Tensor, norm: Norm) -> torch.Tensor:
