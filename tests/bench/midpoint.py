@@ -1,5 +1,7 @@
 """Do A5 and A2 tell more of several AdamW steps at another point than the first: `make bench-midpoint`.
 
+    python -m tests.bench.midpoint few   # the same of 5 and of 10 steps
+
 An update of several steps is no gradient at the adapter that the round began with. A surrogate (SME, Zhu et
 al. 2023) reads it as one at a point between the first adapter and the last,
 
@@ -31,7 +33,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -62,9 +64,12 @@ from fedproxy_secure.runtime.randomness import stream
 from tests.bench.rows import Row, publish
 
 COMMAND = "make bench-midpoint"
+COMMAND_FEW = "python -m tests.bench.midpoint few"
 SEED = 0
 CLIENTS, COHORT = 12, 4
-ROUNDS = {"first round, 80 steps": 80, "second round, 20 steps": 20, "second round, 80 steps": 80}
+MANY = {"first round, 80 steps": 80, "second round, 20 steps": 20, "second round, 80 steps": 80}
+FEW = {f"{which} round, {steps} steps": steps for which in ("first", "second") for steps in (5, 10)}
+STEPS_BETWEEN = 20  # of the round that leads to the second
 ASKED_OF_SUMS = 24  # records of each client, and as many that were set aside
 UNLIMITED = Budget(seconds=1e9)
 A5_BASE, A2_BASE = "beta 0", "random text at 1"  # the attacks without a surrogate
@@ -108,7 +113,9 @@ class Asked:
 def main() -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
-    cell = GridCell(world="notes", steps=max(ROUNDS.values()), batch=12, clients=CLIENTS)
+    few = sys.argv[1:] == ["few"]
+    rounds = FEW if few else MANY
+    cell = GridCell(world="notes", steps=max(rounds.values()), batch=12, clients=CLIENTS)
     config = config_of(GRID, cell, model=Config().model.path)
     config = config.model_copy(update={"audit": AuditConfig(holdout=0.5)})
     materials = prepare(config)
@@ -124,7 +131,11 @@ def main() -> None:
         save_model(proxy.model, materials.tokenizer, Path(folder))
         view = View(threat_model="server", settings=public(config, clients), proxy=Path(folder))
         with white_box.opened(view) as box:
-            publish("midpoint", rows(box, config, view, clients))
+            found = rows(box, config, view, clients, rounds)
+    if few:
+        publish("midpoint_few", [replace(r, command=COMMAND_FEW) for r in found])
+    else:
+        publish("midpoint", found)
 
 
 def public(config: Config, clients: Sequence[Client]) -> PublicSettings:
@@ -144,17 +155,20 @@ def public(config: Config, clients: Sequence[Client]) -> PublicSettings:
     )
 
 
-def rows(box: WhiteBox, config: Config, view: View, clients: Sequence[Client]) -> list[Row]:
+def rows(
+    box: WhiteBox, config: Config, view: View, clients: Sequence[Client], rounds: Mapping[str, int]
+) -> list[Row]:
     """Return AUCs of every variant in each round, and differences to the attacks without a surrogate."""
     fresh = get_vector(box.tuned)
-    first = trained(box, config, fresh, clients, (20, 80))
-    second_start = fresh + np.mean([u[20] for u in first], axis=0, dtype=np.float32)
-    second = trained(box, config, second_start, clients, (20, 80))
+    counts = (*rounds.values(), STEPS_BETWEEN)
+    first = trained(box, config, fresh, clients, counts)
+    second_start = fresh + np.mean([u[STEPS_BETWEEN] for u in first], axis=0, dtype=np.float32)
+    second = trained(box, config, second_start, clients, counts)
     found: list[Row] = []
     kinds = (("one update", 1), (f"sum of {COHORT}", COHORT))
     members: dict[str, list[Asked]] = {what: [] for what, _ in kinds}
     tokens: dict[str, list[dict[str, float]]] = {what: [] for what, _ in kinds}
-    for name, steps in ROUNDS.items():
+    for name, steps in rounds.items():
         is_first = name.startswith("first")
         start, updates = (fresh, first) if is_first else (second_start, second)
         moved = [u[steps] for u in updates]
