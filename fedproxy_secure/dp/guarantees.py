@@ -20,7 +20,8 @@ RECORD = (
     "the tighter of the PRV and RDP accountants; PRV bounds the direction in which the record is present; "
     "that the other costs no more is tested, not proved.",
     "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
-    "plug-back, any attack on the released models.",
+    "plug-back, what an attack makes of the released models; but not its scores in this report, which "
+    "compare that with the records themselves.",
 )
 CLIENT = (
     "Differential privacy: the sums of all rounds together are ({epsilon}, {delta})-DP in whole "
@@ -31,9 +32,15 @@ CLIENT = (
 )
 ROUNDING = 1e-9  # relative: of adding up in floating point, far below what the accountants leave room for
 NOT_COVERED = (
-    "Not covered: accuracies measured on clients' test records; settings chosen after looking at results; "
-    "that a client takes part, how many records it has up to a power of two, how long it takes; other runs "
-    "on the same records, which add up; public calibration text, taken as public."
+    "Not covered: accuracies measured on clients' test records; scores of attacks, and their n, which are "
+    "computed from the records themselves; settings chosen after looking at results; that a client takes "
+    "part, how many records it has up to a power of two, how long it takes; other runs on the same "
+    "records, which add up; public calibration text, taken as public."
+)
+SCORED = (
+    "This report holds scores of attacks (AUC, rates, recall and their n), which were computed from the "
+    "clients' records without noise. They are outside the epsilon above: a report on records that are "
+    "private is itself private, unless the attacks are taken out."
 )
 SIMULATED = (
     "unsafe_simulated randomness: the noise follows from the seed. NOTHING of the above holds for this "

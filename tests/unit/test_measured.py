@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.dp.guarantees import NOT_COVERED, SCORED, guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.estimate import proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome, write_findings
@@ -156,6 +157,19 @@ def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):
     findings = (finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED),)
     folder = write_run(tmp_path / "run", seeds=(0, 1), findings=findings)
     assert made(folder, tmp_path, (0, 1)).measure("token_auc") is None
+
+
+def test_a_private_report_says_that_scores_of_attacks_are_outside_its_epsilon(tmp_path: Path):
+    found = (finding("a", "A1", "auc", 5, seed=0, outcome=Outcome.RESISTED),)
+    attacked = write_run(tmp_path / "attacked", seeds=(0,), findings=found)
+    bare = write_run(tmp_path / "bare", seeds=(0,))
+    private = {"privacy": {"unit": "record", "target_epsilon": 8}}
+    assert SCORED in made(attacked, tmp_path, (0,), **private).guarantees
+    assert SCORED not in made(bare, tmp_path, (0,), **private).guarantees
+    assert made(attacked, tmp_path, (0,)).guarantees == ()
+    said = guarantees("record", epsilon=8, delta=1e-5, clip_norm=1, mechanism="skellam", simulated=False)
+    assert "but not its scores in this report" in " ".join(said)
+    assert "scores of attacks, and their n" in NOT_COVERED
 
 
 def test_the_cohort_of_the_clear_is_one_and_that_of_masking_lacks_the_colluders(tmp_path: Path):
