@@ -47,6 +47,9 @@ SIMULATED = (
     "run; it shows the utility of one that draws from the operating system."
 )
 
+# the stamp of such a run, by which a gate knows it
+SIMULATED_NOISE = "unsafe_simulated: the noise follows from the seed, so nothing is private."
+
 
 def guarantees(
     unit: Literal["none", "record", "client"],
