@@ -1,6 +1,7 @@
 """What a run left on disk becomes measures with n, interval, seeds and a source."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.guarantees import NOT_COVERED, SCORED, guarantees
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.estimate import proportion_interval
+from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome, write_findings
 from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed
 from fedproxy_secure.report.stamps import unsafe_stamps
@@ -151,6 +152,20 @@ def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tm
     assert worst.source == "run/attacks/results.json#lora_span_tokens from server"
     assert "worst of A1, A2" in worst.estimate.how
     assert configuration.measure("membership_auc") is None
+
+
+def test_of_lower_bounds_the_smallest_is_told_not_their_mean(tmp_path: Path):
+    """Each is a bound at 95 %, so the smallest is one; a mean of bounds is none."""
+    bounds = {0: 1.5, 1: 0.5, 2: 2.0}
+    findings = []
+    for seed, bound in bounds.items():
+        one = finding("dp_audit", "A8", "auc", 5, seed=seed, outcome=Outcome.RESISTED)
+        number = counted(bound, metric="audited epsilon", unit="epsilon", seeds=(0,))
+        findings.append(replace(one, estimates=(number,), measures={"epsilon_audited": (0,)}))
+    folder = write_run(tmp_path / "run", seeds=(0, 1, 2), findings=tuple(findings))
+    told = made(folder, tmp_path, (0, 1, 2)).measure("epsilon_audited").estimate
+    assert (told.value, told.low, told.high, told.seeds) == (0.5, 0.5, 0.5, (0, 1, 2))
+    assert "the smallest of 3 seeds'" in told.how
 
 
 def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):

@@ -145,6 +145,7 @@ EPSILON_AUDITED = MeasureKind(
     better="lower",
     unit="epsilon",
     in_trilemma=False,
+    lower_bound=True,
 )
 AUDITED_OVER_CLAIMED = MeasureKind(
     key="audited_over_claimed",
@@ -156,4 +157,5 @@ AUDITED_OVER_CLAIMED = MeasureKind(
     better="lower",
     unit="ratio",
     in_trilemma=False,
+    lower_bound=True,
 )
