@@ -27,8 +27,8 @@ CLIENT = (
     "Differential privacy: the sums of all rounds together are ({epsilon}, {delta})-DP in whole "
     "clients (unit: one client; neighbours: its vector in the sum or zero in its place).",
     "Mechanism: updates clipped to {clip_norm:g}, {mechanism} noise added before masking by the fewest "
-    "clients that can be left, without one who may be the onlooker. No sampling. Composition: RDP over "
-    "rounds.",
+    "clients that can be left, without one who may be the onlooker; training that fails sends zeros with "
+    "noise, like any other. No sampling. Composition: RDP over rounds.",
 )
 ROUNDING = 1e-9  # relative: of adding up in floating point, far below what the accountants leave room for
 NOT_COVERED = (
