@@ -154,6 +154,24 @@ def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tm
     assert configuration.measure("membership_auc") is None
 
 
+def test_the_worst_of_several_has_a_low_end_that_counts_them(tmp_path: Path):
+    """The largest of m numbers is above its truth more often than each of them is."""
+
+    def low_end(*hits):
+        findings = tuple(
+            finding(f"attack_{i}", "A2", "auc", h, seed=0, outcome=Outcome.RESISTED)
+            for i, h in enumerate(hits)
+        )
+        folder = write_run(tmp_path / f"run{len(hits)}", seeds=(0,), findings=findings)
+        return made(folder, tmp_path, (0,)).measure("token_auc").estimate
+
+    alone, of_five = low_end(7), low_end(7, 5, 5, 5, 5)
+    assert (alone.value, of_five.value) == (0.7, 0.7)
+    ratio = (0.7 - of_five.low) / (0.7 - alone.low)
+    assert ratio == pytest.approx(2.576 / 1.960, abs=1e-3)  # quantiles at .5 % and at 2.5 %
+    assert of_five.high == alone.high
+
+
 def test_of_lower_bounds_the_smallest_is_told_not_their_mean(tmp_path: Path):
     """Each is a bound at 95 %, so the smallest is one; a mean of bounds is none."""
     bounds = {0: 1.5, 1: 0.5, 2: 2.0}

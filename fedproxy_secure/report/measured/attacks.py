@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, no_surer
 from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, Outcome
 from fedproxy_secure.evidence.measure import MeasureKind, in_order, measure_kind
 from fedproxy_secure.report.measured.seed import SeedRun
@@ -72,7 +73,8 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
 def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
     """Return the worst number and its finding, of lower bounds the smallest.
 
-    Its interval reaches as far as the worst of all.
+    Its interval reaches as far as the worst of all, and at the better end as far as the worst of so many
+    may have got there by luck (Bonferroni, taking each interval as about normal).
     """
     estimates = [estimate for estimate, _ in pairs]
     if kind.lower_bound:
@@ -81,8 +83,20 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
         if worst.low is not None:
             worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
+        if worst.high is not None:
+            reach = _luck(len(pairs)) * (worst.high - worst.value)
+            worst = replace(worst, high=min(kind.within[1], worst.value + reach))
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
         if worst.high is not None:  # another view's interval may reach further
             worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
+        if worst.low is not None:
+            reach = _luck(len(pairs)) * (worst.value - worst.low)
+            worst = replace(worst, low=max(kind.within[0], worst.value - reach))
     return worst, finding
+
+
+def _luck(numbers: int) -> float:
+    """Return by what factor half an interval grows for the most extreme of so many numbers."""
+    tail, normal = (1 - CONFIDENCE) / 2, NormalDist()
+    return normal.inv_cdf(1 - tail / numbers) / normal.inv_cdf(1 - tail)
