@@ -13,7 +13,8 @@ RECORD = (
     "replacing it by an empty one without gradient, with the same number of records after rounding up to a "
     "power of two: that number is public, the exact one is not). Where settings choose records by their "
     "place (audit.holdout, train_records, a split), absent means replaced by an empty one in its place; no "
-    "other moves. Replacing a record by another one with a gradient is two such changes and costs more.",
+    "other moves. Replacing a record by another one with a gradient is two such changes and costs more. "
+    "A person with k records is k changes: about k times epsilon, and a delta that grows with e^epsilon.",
     "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g} and rounded to a grid, Gaussian noise on "
     "that grid, divided by the batch size. Sampling: Poisson, each record in each step independently, "
     "secret, at the rate batch size / that public number. Composition: over all local steps and rounds, "
