@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import binom, norm, rankdata
@@ -244,12 +245,16 @@ def share(hits: int, n: int, *, metric: str, seed: int, groups: int | None = Non
     Args:
         hits, n: how many targets were found, and how many there were.
         groups: how many groups the targets come in, if those of a group may be found or missed together.
-            What the attack could have shown then counts groups; the interval takes targets as independent.
+            The interval's low end, which decides success, and what the attack could have shown then count
+            groups; the high end takes targets as independent.
     """
     made = proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
     if groups is None:
         return with_power(made, SharePower(n=made.n))
-    return with_power(made, SharePower(n=max(groups, 1), of="groups of targets"))
+    few = min(max(groups, 1), made.n)
+    low = min(made.low or 0.0, wilson(made.value, few)[0])
+    how = f"share of records, Wilson 95 %, low end over {few} groups"
+    return with_power(replace(made, low=low, how=how), SharePower(n=few, of="groups of targets"))
 
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:

@@ -9,8 +9,11 @@ in the sums of all rounds or zero is in its place. That is the relation of clien
 `one_run` applies with clients as canaries, and verdict and bound are those of `curve_audit` for the family
 "sums with this noise, of any variance". The family's profiles follow from the same Renyi bounds that the
 accountant uses. They are not tight, so part of the gap between bound and claim is theirs. The sums are
-drawn here, with the run's own noise (`discrete.draw`) of as few clients as the claim counts on; the rest of
-the path from client to server is for tests of the protocol.
+drawn here, with the run's own noise (`discrete.draw`) of as few clients as the claim counts on.
+
+Seen is noise of too small a variance for the number of clients and rounds. Not seen is the rest of the path
+from client to server, which is for tests of the protocol: canaries are at the clip norm already and do not
+pass `clip_to_norm`, nor rounding, nor `add_noise`, nor masks.
 
 Canary clients are from Andrew et al. 2023 (arXiv 2302.03098), who estimate epsilon from their cosines with
 the final model, taken as normal; what is inferred from them here is not theirs.
@@ -24,7 +27,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from attacks.audit.curve_audit import CurveAudit, Family, audit, planned
+from attacks.audit.curve_audit import CurveAudit, Family, audit, found_share, planned
 from attacks.audit.dp_audit import ALPHA
 from attacks.audit.one_run import Guesses
 from fedproxy_secure.dp import discrete
@@ -89,22 +92,25 @@ def audit_sums(
     for _ in range(claim.rounds * claim.summands):
         movement += discrete.draw(claim.mechanism, own, Noise(rng.bytes(KEY_BYTES)), len(movement))
     family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
+    guesses, fails_at = _planned(claim, norm, claimed_epsilon, delta, canaries, alpha)
     return audit(
         family,
         present.scores(movement),
         coins,
-        guesses=_planned(claim, norm, claimed_epsilon, delta, canaries, alpha),
+        guesses=guesses,
         claimed_epsilon=claimed_epsilon,
         alpha=alpha,
+        fails_at=fails_at,
     )
 
 
 @lru_cache(maxsize=64)
 def _planned(
     claim: DiscreteSum, norm: int, claimed_epsilon: float, delta: float, canaries: int, alpha: float
-) -> Guesses:
+) -> tuple[Guesses, float]:
     family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
-    return planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
+    guesses = planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
+    return guesses, found_share(family, guesses, claimed_epsilon=claimed_epsilon, alpha=alpha)
 
 
 def sums_family(claim: DiscreteSum, *, norm: int, delta: float, canaries: int) -> Family:

@@ -36,6 +36,7 @@ FINEST = 2 ** (1 / 32)  # ratio between amounts of noise that are tried
 MOST_STEPS = 224  # of that ratio, up and down from the claim
 SHARES = (0.5, 0.25, 0.1, 0.05, 0.02)  # of the canaries, about which guesses may be planned
 REHEARSALS = 6
+PARTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the claimed noise, tried by `found_share`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,10 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveAudit:
-    """The lower bound on epsilon beside the claim; see the module for what each number bounds."""
+    """The lower bound on epsilon beside the claim; see the module for what each number bounds.
+
+    `fails_at`: the largest share of the claimed noise with which it would have failed (`found_share`).
+    """
 
     canaries: int
     guesses: Guesses
@@ -75,6 +79,7 @@ class CurveAudit:
     delta: float
     alpha: float
     verdict: Literal["FAIL", "NOT_FALSIFIED"]
+    fails_at: float | None = None
 
     def summary(self) -> str:
         """Return the audit's result in one line."""
@@ -95,6 +100,7 @@ def audit(
     guesses: Guesses,
     claimed_epsilon: float,
     alpha: float = ALPHA,
+    fails_at: float | None = None,
 ) -> CurveAudit:
     """Return the audit of scores, float [m], against the coins, bool [m].
 
@@ -117,6 +123,7 @@ def audit(
         delta=family.delta,
         alpha=alpha,
         verdict="FAIL" if bound > claimed_epsilon else "NOT_FALSIFIED",
+        fails_at=fails_at,
     )
 
 
@@ -143,6 +150,7 @@ def planned(family: Family, *, claimed_epsilon: float, alpha: float = ALPHA) -> 
 
     Among the numbers and kinds of guesses with which half of the claimed noise fails in every imitated run,
     or among all if there is none, the one that shows most of the claim when it is true, on average.
+    `found_share` says which of the two it was.
     """
     half, whole = (_rehearsed(family, part) for part in (0.5, 1.0))
 
@@ -157,6 +165,28 @@ def planned(family: Family, *, claimed_epsilon: float, alpha: float = ALPHA) -> 
     return max(_designs(family.canaries), key=worth)
 
 
+def found_share(family: Family, guesses: Guesses, *, claimed_epsilon: float, alpha: float = ALPHA) -> float:
+    """Return the largest of `PARTS` of the claimed noise that fails in every imitated run; 0 if none does.
+
+    With more noise than that, but less than is claimed, the audit may well not fail the claim.
+    """
+
+    def fails(right: int) -> bool:
+        bound = shown(family, guesses=guesses, canaries=family.canaries, correct=right, alpha=alpha)
+        return bound > claimed_epsilon
+
+    if not fails(guesses.count):
+        return 0.0
+    low, least = 0, guesses.count  # does not fail, or is not tried; fails
+    while least - low > 1:
+        middle = (low + least) // 2
+        low, least = (low, middle) if fails(middle) else (middle, least)
+    for part in PARTS:
+        if all(guesses.correct(*_one(family, part, seed)) >= least for seed in range(REHEARSALS)):
+            return part
+    return 0.0
+
+
 def _designs(canaries: int) -> Iterable[Guesses]:
     for share in SHARES:
         for both in (True, False):
@@ -164,5 +194,9 @@ def _designs(canaries: int) -> Iterable[Guesses]:
 
 
 def _rehearsed(family: Family, part: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [_one(family, part, seed) for seed in range(REHEARSALS)]
+
+
+def _one(family: Family, part: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     # a run's coins are hardly among these: the suite draws its seed from 2^31 of them
-    return [family.scores(part, np.random.default_rng(seed)) for seed in range(REHEARSALS)]
+    return family.scores(part, np.random.default_rng(seed))

@@ -2,12 +2,16 @@
 
 A8 (`training_audit`) puts record canaries through the clients' own DP-SGD; A9 (`canary_clients`) puts
 canary clients into sums that carry the run's noise. Both give a lower bound on epsilon (`curve_audit`). The
-headline is the bound over the claimed epsilon. Above 1 the claim is false. Below 1 nothing is proven: the
-claim is "not falsified".
+headline is the bound over the claimed epsilon. Above 1 there is less noise than the claim rests on. Below 1
+nothing is proven: the claim is "not falsified".
+
+Each says with how much of the claimed noise it would have failed, by imitated runs. Where that is less than
+half, an audit that does not fail is INCONCLUSIVE: its canaries are too few to tell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,15 +24,18 @@ from attacks.base import (
     Budget,
     Exam,
     Feeds,
+    Inconclusive,
     NotApplicable,
     Truth,
     replace_view,
 )
 from attacks.registry import attack
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.record.view import View
 
-BROKEN = 0.125  # the positive control has this share of the claimed noise
+BROKEN = 0.125  # a positive control has this share of the claimed noise
+LEAST_FOUND = 0.5  # an audit that would not even have failed this share of the noise cannot tell
+WOULD_FAIL = "most of the claimed noise that would have failed"
 LEAST_CANARIES, MOST_CANARIES = 1_000, 10_000  # of A8: as many as the passes of a budget are enough for
 MOST = 500.0  # a larger epsilon is reported as this one; it means no privacy either way
 AUDIT = (("NIST AI RMF", "1.0", "MEASURE 2.10"), ("EU AI Act", "2024/1689", "Art. 15(5)"))
@@ -41,7 +48,7 @@ class Audited:
     result: CurveAudit
 
     def estimates(self, metric: str) -> tuple[Estimate, ...]:
-        """Return the headline, the bound, the most that could be shown, and the bound without curve."""
+        """Return the headline, the bound, the most that could be shown, and what the bound follows from."""
         found = self.result
 
         def made(name: str, value: float, unit: str, how: str) -> Estimate:
@@ -59,16 +66,39 @@ class Audited:
 
         how = "one-run audit by the mechanism's own trade-off curve: a lower bound at 95 %"
         any_how = "one-run audit by epsilon and delta alone: a lower bound at 95 %"
+        right = replace(
+            counted(found.correct, metric="right guesses", unit="count", seeds=(0,), n=found.guesses.count),
+            how=f"right guesses of n, {'in and out' if found.guesses.both else 'in alone'}, about "
+            f"{found.canaries} canaries",
+        )
+        would = () if found.fails_at is None else (_would_fail(found.fails_at, found.canaries),)
         return (
             made(metric, found.lower_bound / found.claimed_epsilon, "ratio", how),
             made("audited epsilon", found.lower_bound, "epsilon", how),
             made("most that these canaries could show", found.ceiling, "epsilon", how),
             made("audited epsilon, whatever the mechanism", found.without_curve, "epsilon", any_how),
+            right,
+            *would,
         )
 
 
-def _noise_share(view: View) -> float:
-    return BROKEN if view.threat_model == KNOWN_BAD else 1.0
+def _would_fail(share: float, canaries: int) -> Estimate:
+    made = counted(share, metric=WOULD_FAIL, unit="share", seeds=(0,), n=canaries)
+    return replace(made, how="largest share, in tenths, that failed in each of six imitated runs")
+
+
+def _weakest(faults: Sequence[CurveAudit]) -> Audited:
+    """Return, of the positive controls' audits, the one that shows least: each fault must be found.
+
+    Raises `Inconclusive` if the canaries are too few to find half of the noise missing.
+    """
+    weakest = min(faults, key=lambda found: found.lower_bound)
+    if weakest.fails_at is not None and weakest.fails_at < LEAST_FOUND:
+        raise Inconclusive(
+            f"would have failed with at most {weakest.fails_at:g} of the claimed noise; must be "
+            f"{LEAST_FOUND:g} or more: run a larger profile, which has more canaries"
+        )
+    return Audited(result=weakest)
 
 
 class _Audit(Attack):
@@ -79,7 +109,10 @@ class _Audit(Attack):
         return guess.estimates(self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same mechanism with an eighth of its noise, which the audit must find out."""
+        """The same mechanism with faults that the audit must find: the one that shows least counts.
+
+        The faults are an eighth of its noise and, for A8, a clip ten times as long as the noise is for.
+        """
         return replace_view(view, threat_model=KNOWN_BAD), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
@@ -115,7 +148,7 @@ class DpAudit(_Audit):
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
         """Train once and bound epsilon from below."""
-        from attacks.audit.training_audit import audit_private_steps
+        from attacks.audit.training_audit import LOUD, audit_private_steps
         from fedproxy_secure.dp.events import SampledGaussian
         from fedproxy_secure.dp.record_noise import record_noise
 
@@ -130,16 +163,22 @@ class DpAudit(_Audit):
         )
         passes = budget.pick(smoke=4_000, standard=10_000, full=40_000)
         wanted = int(2 * passes / (claim.sampling_rate * claim.steps))  # half of the canaries are in
-        return Audited(
-            result=audit_private_steps(
+        seed = int(rng.integers(2**31))
+
+        def audited(*, noise_share: float = 1.0, clip: float = 1.0) -> CurveAudit:
+            return audit_private_steps(
                 claim,
-                noise_share=_noise_share(view),
+                noise_share=noise_share,
+                clip=clip,
                 claimed_epsilon=settings.privacy.target_epsilon,
                 delta=settings.privacy.target_delta,
-                seed=int(rng.integers(2**31)),
+                seed=seed,
                 canaries=min(max(wanted, LEAST_CANARIES), MOST_CANARIES),
             )
-        )
+
+        if view.threat_model == KNOWN_BAD:
+            return _weakest([audited(noise_share=BROKEN), audited(clip=LOUD)])
+        return Audited(result=audited())
 
 
 @attack(
@@ -176,14 +215,14 @@ class CanaryClientAudit(_Audit):
         job = job_of(settings)
         claim = noise_of(job, d=settings.d, clients=question, threshold=planned_threshold(job))
         count = budget.pick(smoke=2_000, standard=4_000, full=10_000)
-        return Audited(
-            result=audit_sums(
-                replace(claim, rounds=settings.federate.rounds),
-                norm=RESOLUTION,
-                claimed_epsilon=settings.privacy.target_epsilon,
-                delta=settings.privacy.target_delta,
-                canaries=min(count, settings.d),
-                rng=rng,
-                noise_share=_noise_share(view),
-            )
+        bad = view.threat_model == KNOWN_BAD
+        found = audit_sums(
+            replace(claim, rounds=settings.federate.rounds),
+            norm=RESOLUTION,
+            claimed_epsilon=settings.privacy.target_epsilon,
+            delta=settings.privacy.target_delta,
+            canaries=min(count, settings.d),
+            rng=rng,
+            noise_share=BROKEN if bad else 1.0,
         )
+        return _weakest([found]) if bad else Audited(result=found)

@@ -1,14 +1,19 @@
-"""A8 on this project's own DP-SGD, from the inside: canaries whose gradients are unit vectors.
+"""A8 on this project's own DP-SGD, from the inside: canaries that each pull a weight of their own.
 
 A linear model has one weight per canary. A canary that is in pulls its own weight, by at most the clip, and
-no other. No canary is stronger, so this shows how much noise the code adds, whatever the model. The
-adversary sees the weights after every step, as DP-SGD's guarantee allows it to, and orders canaries by the
-likelihood ratio of what it saw.
+no other. No canary is stronger, so this shows how much noise the code adds, whatever the model. Gradients
+have `LOUD` times the length of the clip: without a clip, or with one that is longer than the noise is for,
+canaries stand out. The adversary sees the weights after every step, as DP-SGD's guarantee allows it to, and
+orders canaries by the likelihood ratio of what it saw.
 
 Guarantees: the verdict and the bound are those of `curve_audit` for the family "DP-SGD with this sampling
 rate and number of steps, and any noise". The claim is about `private_steps`, which clients run on their
 adapters, not about one client's data. Canaries that are out are not there at all: neighbours differ by a
 record that is there or not.
+
+Seen are too little noise, a clip that is missing or too large for the noise, records that are drawn more
+often than claimed. Not seen: noise whose key repeats from round to round, a model in which one record
+changes another's gradient, what happens before and after the private steps.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from attacks.audit.curve_audit import CurveAudit, Family, audit, planned
+from attacks.audit.curve_audit import CurveAudit, Family, audit, found_share, planned
 from attacks.audit.dp_audit import ALPHA
 from attacks.audit.one_run import Guesses
 from fedproxy_secure.dp.events import SampledGaussian
@@ -28,6 +33,7 @@ from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.federate.private_training import private_steps
 
 CANARIES = 10_000
+LOUD = 10.0  # length of a canary's gradient, in clips
 
 
 def audit_private_steps(
@@ -37,6 +43,7 @@ def audit_private_steps(
     delta: float,
     seed: int,
     noise_share: float = 1.0,
+    clip: float = 1.0,
     canaries: int = CANARIES,
     alpha: float = ALPHA,
 ) -> CurveAudit:
@@ -48,21 +55,24 @@ def audit_private_steps(
     Args:
         claim: all steps of a client over all rounds.
         noise_share: the training that is audited has this share of the claimed noise.
+        clip: it clips to this many times the length that the noise is for.
     """
     family = dp_sgd_family(claim, delta=delta, canaries=canaries)
-    scores, coins = trained_scores(claim, seed=seed, noise_share=noise_share, canaries=canaries)
+    scores, coins = trained_scores(claim, seed=seed, noise_share=noise_share, clip=clip, canaries=canaries)
+    guesses, fails_at = planned_guesses(claim, claimed_epsilon, delta, canaries, alpha)
     return audit(
         family,
         scores,
         coins,
-        guesses=planned_guesses(claim, claimed_epsilon, delta, canaries, alpha),
+        guesses=guesses,
         claimed_epsilon=claimed_epsilon,
         alpha=alpha,
+        fails_at=fails_at,
     )
 
 
 def trained_scores(
-    claim: SampledGaussian, *, seed: int, noise_share: float, canaries: int
+    claim: SampledGaussian, *, seed: int, noise_share: float, canaries: int, clip: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train on the canaries that are in; return the scores, float64 [m], and the coins, bool [m]."""
     import torch
@@ -82,13 +92,13 @@ def trained_scores(
     optimizer.register_step_pre_hook(look)
     private_steps(
         module,
-        lambda chosen: -weight[int(there[chosen[0]])],
+        lambda chosen: -LOUD * weight[int(there[chosen[0]])],
         records=len(there),
         steps=claim.steps,
         optimizer=optimizer,
         private=RecordNoise(
-            noise_multiplier=claim.noise_multiplier * noise_share,
-            clip_norm=1.0,
+            noise_multiplier=claim.noise_multiplier * noise_share / clip,  # of the clip: as much noise
+            clip_norm=clip,
             sampling_rate=claim.sampling_rate,
         ),
         noise=Noise(seed.to_bytes(32, "big")),
@@ -146,7 +156,8 @@ def dp_sgd_family(claim: SampledGaussian, *, delta: float, canaries: int) -> Fam
 @lru_cache(maxsize=64)
 def planned_guesses(
     claim: SampledGaussian, claimed_epsilon: float, delta: float, canaries: int, alpha: float
-) -> Guesses:
-    """Return the guesses that an audit of this claim makes; see `curve_audit.planned`."""
+) -> tuple[Guesses, float]:
+    """Return the guesses that an audit of this claim makes, and what they find; see `curve_audit`."""
     family = dp_sgd_family(claim, delta=delta, canaries=canaries)
-    return planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
+    guesses = planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
+    return guesses, found_share(family, guesses, claimed_epsilon=claimed_epsilon, alpha=alpha)

@@ -43,6 +43,8 @@ class Profile:
     def epsilon(self, delta: float) -> float:
         """Return the least epsilon >= 0 with at most this delta, between listed ones by their chord.
 
+        Delta is convex in e^epsilon, not in epsilon, so that a chord in epsilon may lie below it: between
+        listed epsilons the result may be too small, by less than their distance. `most` has no such error.
         Infinity if no listed epsilon has so small a delta.
         """
         fits = np.flatnonzero((self.deltas <= delta) & (self.epsilons >= 0))

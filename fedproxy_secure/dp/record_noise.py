@@ -22,6 +22,7 @@ from fedproxy_secure.dp.accounting import noise_multiplier_for
 from fedproxy_secure.errors import ConfigError
 
 log = logging.getLogger(__name__)
+LEAST_NOISE = 1e-3  # a smaller noise multiplier would need integers too large to square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,9 @@ def public_size(records: int) -> int:
 def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, records: int) -> RecordNoise:
     """Return the noise with which a client of so many records stays within the target over all rounds.
 
-    Raises `ConfigError` for a delta of 1 / `public_size` or more, a batch larger than that size, or a
-    target that no noise reaches. A client's error goes to the server, so its text does not say the size.
+    Raises `ConfigError` for a delta of 1 / `public_size` or more, a batch larger than that size, a target
+    that no noise reaches, or one that takes less than `LEAST_NOISE`. A client's error goes to the server,
+    so its text does not say the size.
     """
     size = public_size(records)
     if privacy.target_delta >= 1 / size:
@@ -61,13 +63,19 @@ def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, rec
             "to a power of two, with privacy.unit=record"
         )
     rate = local.batch_size / size
+    multiplier = noise_multiplier_for(
+        target_epsilon=privacy.target_epsilon,
+        delta=privacy.target_delta,
+        sampling_rate=rate,
+        steps=rounds * local.steps,
+    )
+    if multiplier < LEAST_NOISE:  # training would refuse it, when the ledger has been charged
+        raise ConfigError(
+            f"privacy.target_epsilon={privacy.target_epsilon:g}: takes noise below {LEAST_NOISE:g} times a "
+            "record's part, which is none; lower it, or set privacy.unit=none"
+        )
     return RecordNoise(
-        noise_multiplier=noise_multiplier_for(
-            target_epsilon=privacy.target_epsilon,
-            delta=privacy.target_delta,
-            sampling_rate=rate,
-            steps=rounds * local.steps,
-        ),
+        noise_multiplier=multiplier,
         clip_norm=privacy.clip_norm,
         sampling_rate=rate,
     )

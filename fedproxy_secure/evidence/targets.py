@@ -95,9 +95,13 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
     """Return the difference `a - b` of two headlines with its paired interval.
 
     The result is None unless both have the same exam. If one has fewer targets, because time ran out, both
-    are compared on the first ones that they share. Where every target was judged alike, the difference is 0
-    and exact. Two different rankings whose AUCs spread alike, such as perfect ones, get the interval of the
-    rule of three; means that differ by as much for every target have no interval, and the result is None.
+    are compared on the first ones that they share.
+
+    Where every target was judged alike, the difference is 0. It is exact for equal rankings of an AUC and
+    for means of larger numbers, which agree to the digit only where the same was read twice. A mean of
+    numbers in [0, 1], such as found and not found, has the interval of the rule of three: of other targets
+    up to 3/n may differ. So has an AUC of two different rankings that spread alike, such as perfect ones.
+    Means that differ by as much for every target have no interval, and the result is None.
 
     Args:
         a, b: targets of two findings of one attack.
@@ -113,7 +117,11 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
     alike = bool((midranks(x) == midranks(y)).all()) if a.kinds else bool((x == y).all())
     if alike:
         exact = counted(0.0, metric=metric, unit=unit, seeds=(0,), n=count)
-        return replace(exact, how="difference paired by target: every target was judged alike")
+        how = "difference paired by target: every target was judged alike"
+        if a.kinds or not ((x >= 0) & (x <= 1)).all():
+            return replace(exact, how=how)
+        half = min(1.0, 3 / count)
+        return replace(exact, low=-half, high=half, how=f"{how}, rule of three 95 %")
     if not a.kinds:
         differences = dict(enumerate((x - y).tolist()))
         made = mean_interval(differences, metric=metric, unit=unit)

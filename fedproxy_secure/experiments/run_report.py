@@ -151,13 +151,12 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
 
     seeds = [read_seed(out, seed, root=out) for seed in results]
     trainings = [seed.training(config) for seed in seeds]
-    guaranteed = guarantees_of(config, trainings)
     configuration = configuration_of(
         seeds,
         config,
         name=config.name,
         settings=settings_of(config),
-        guarantees=guaranteed,
+        guarantees=guarantees_of(config, trainings),
         commands=(command,),
     )
     together = total([configuration], same_records=True)
@@ -198,7 +197,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             *choice_notes(config),
             *next(iter(results.values()))["privacy_notes"],
         ),
-        guarantees=guaranteed,
+        guarantees=configuration.guarantees,
         configurations=side_by_side([configuration])[0],
         total_epsilon=together.epsilon,
         composition=together.says,

@@ -11,7 +11,7 @@ from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.dp.ledger import PrivacyLedger, own_salt
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
-from fedproxy_secure.federate.client import LocalClient, Privacy
+from fedproxy_secure.federate.client import LEAST_RECORDS, LocalClient, Privacy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.model_checks import check_fits, check_private
 from fedproxy_secure.federate.shared_proxy import shared_proxy
@@ -21,7 +21,7 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
     """Return client `index` of a job, with its records read and encoded, on the proxy in `model_folder`.
 
     Clients of one process share one copy of the model (`LentModel`). The proxy, its tokenizer included, is
-    loaded and checked before any record is read. With `privacy.unit` record, no exception that encoding a
+    loaded and checked before any record is read. With differential privacy no exception that encoding a
     record raises is passed on. Errors of reading the client's own files are passed on, and so is how many
     records there are. Not excluded by proof: native code of the tokenizer that ends the process on some
     text.
@@ -48,18 +48,23 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
                 pad_id=tokenizer.pad_token_id,
             )
     client = job.clients[index]
-    encode = encode_each if private else encode_records
+    encode = encode_records if job.privacy.unit == "none" else encode_each
     task = load_task(client, root=job.data_root, audit=job.audit, seed=job.seed)
     encoded = encode(task.train, tokenizer, max_tokens=job.max_tokens)
+    items = encoded.items
+    if job.privacy.unit == "client":
+        # what is left out stays within the client; with too few left, training fails and sends zeros
+        usable = tuple(item for item in items if item.ids)
+        items = usable if len(usable) >= LEAST_RECORDS else items
     return LocalClient(
         name=client.name,
         model=proxy.model,
-        items=encoded.items,
+        items=items,
         truncated=encoded.truncated,
         pad_id=tokenizer.pad_token_id,
         local=job.local,
         seed=job.seed,
-        privacy=_privacy(job, client.name, encoded.items) if private else None,
+        privacy=_privacy(job, client.name, items) if private else None,
     )
 
 

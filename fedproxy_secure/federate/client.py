@@ -26,6 +26,8 @@ from fedproxy_secure.models.adapters import get_vector, split_like, trained_para
 from fedproxy_secure.models.lent import LentModel
 from fedproxy_secure.runtime.randomness import stream, stream_seed
 
+LEAST_RECORDS = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
@@ -62,9 +64,10 @@ class LocalClient:
     on_trained: Callable[[int, ClientUpdate, list[int]], None] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.items) < 2:
+        if len(self.items) < LEAST_RECORDS:
             raise DataError(
-                f"client {self.name}: has {len(self.items)} training records; at least 2 are needed"
+                f"client {self.name}: has {len(self.items)} training records; at least {LEAST_RECORDS} are "
+                "needed"
             )
 
     @property

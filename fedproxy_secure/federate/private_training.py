@@ -63,7 +63,7 @@ from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
 from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.dp.record_noise import RecordNoise
+from fedproxy_secure.dp.record_noise import LEAST_NOISE, RecordNoise
 from fedproxy_secure.errors import DataError, FedProxyError, TrainingError
 from fedproxy_secure.federate.model_checks import known_tokens, longest_record
 from fedproxy_secure.federate.record_gradients import Loss, usable_gradient
@@ -71,7 +71,6 @@ from fedproxy_secure.models.adapters import trained_parameters
 
 log = logging.getLogger(__name__)
 NOISE_STEPS = 2**13  # the noise's deviation in steps of the grid that gradients are rounded to
-LEAST_NOISE = 1e-3  # a smaller noise multiplier would need integers too large to square
 
 
 def train_privately(

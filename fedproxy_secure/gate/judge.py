@@ -4,7 +4,9 @@
 
 Each measure is judged by the end of its interval that speaks against it. Where the interval reaches over
 the bound, or there is none, nothing is shown either way, and the verdict is inconclusive. So it is for a
-measure whose attack was inconclusive, or had too few targets to decide the bound (`resolution`). What was
+measure whose attack was inconclusive, or had too few targets to decide the bound, and for an attack that
+was resisted but could not have shown what its positive control leaks (`resolution`). Epsilon is infinite
+without differential privacy, and as much so where the noise follows from the seed. What was
 not measured does not pass. Neither does a rule that fits no configuration, nor a signature by somebody whom
 neither the policy nor the caller named.
 """
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from fedproxy_secure.config import ANSWERS
+from fedproxy_secure.dp.guarantees import SIMULATED_NOISE
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDITED_OVER_CLAIMED,
@@ -25,7 +28,7 @@ from fedproxy_secure.evidence.measures.privacy import (
     EPSILON_SPENT_ONE_SEED,
 )
 from fedproxy_secure.gate.policy import Policy, Rule
-from fedproxy_secure.gate.resolution import remedy, unresolved
+from fedproxy_secure.gate.resolution import remedy, resisted, unresolved
 from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
 from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
 from fedproxy_secure.report.report import Report
@@ -37,6 +40,7 @@ __all__ = ["WHOLE_REPORT", "Judged", "Judgement", "Signed", "Verdict", "compare"
 SPENT = EPSILON_SPENT.key
 # without differential privacy these are infinite, not missing
 INFINITE = (EPSILON_CLAIMED.key, SPENT, EPSILON_SPENT_ONE_SEED.key, DELTA.key)
+SIMULATED = "the noise follows from the seed"
 WHOLE_REPORT = "report"  # stands in the place of a configuration's name
 
 
@@ -97,6 +101,9 @@ def _judge(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
 
 
 def _limit(rule: Rule, limit: Limit, configuration: Configuration) -> Iterator[Judged]:
+    if SIMULATED_NOISE in configuration.unsafe and set(limit.keys) <= set(INFINITE):
+        yield _row(rule, configuration, Verdict.FAILED, f"{SIMULATED}: {limit.keys[0]} is infinite")
+        return
     for key in limit.keys:
         measures = [m for m in configuration.measures if m.key == key]
         if not measures:
@@ -179,10 +186,14 @@ def _without(rule: Rule, attempts: Attempts | None, what: str) -> tuple[Verdict,
 def _resist(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
     for attack in rule.bound:
         for view in rule.views or (None,):
-            evidence, reason = Attempts.by_attack(configuration, attack, view).shown()
+            attempts = Attempts.by_attack(configuration, attack, view)
+            evidence, reason = attempts.shown()
+            able, clause = resisted(attempts.findings)
+            if evidence == Outcome.RESISTED and clause:
+                reason = f"{reason}; {clause}"
             verdict = {
                 Outcome.SUCCEEDED: Verdict.FAILED,
-                Outcome.RESISTED: Verdict.PASSED,
+                Outcome.RESISTED: Verdict.PASSED if able else Verdict.INCONCLUSIVE,
                 Outcome.INCONCLUSIVE: Verdict.INCONCLUSIVE,
                 Outcome.ERROR: Verdict.INCONCLUSIVE,
                 Outcome.NOT_APPLICABLE: Verdict.PASSED if rule.not_applicable else Verdict.MISSING,
@@ -226,6 +237,14 @@ def _api(rule: Rule, configuration: Configuration) -> Judged:
 def _total(report: Report, rule: Rule) -> Judged:
     """Return the judgement of the epsilon that all configurations together spent on the same records."""
     total = report.total_epsilon
+    simulated = next((c.name for c in report.configurations if SIMULATED_NOISE in c.unsafe), None)
+    if simulated is not None:
+        return Judged(
+            rule=rule.text,
+            configuration=WHOLE_REPORT,
+            verdict=Verdict.FAILED,
+            why=f"{SIMULATED} in {simulated}: epsilon_total is infinite",
+        )
     if total is not None and rule.limit is not None:
         verdict, excess = compare(total, rule.limit.side, rule.bound)
         how_much = _by_how_much(rule.limit, verdict, excess)

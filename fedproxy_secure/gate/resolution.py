@@ -1,4 +1,4 @@
-"""Check that attacks had enough targets to decide a limit; with too few, a pass does not count.
+"""Check that attacks had enough targets to decide a rule; with too few, a pass does not count.
 
 A rate at a fixed share of false positives, such as the TPR at 1 %, is read at a threshold that few
 negatives do not fix: with fewer than 368 of them no rate is told from chance. Such a number may lie within
@@ -9,12 +9,12 @@ where the attack could have shown no value at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from fedproxy_secure.evidence.detectable import PROBABILITY, Detectable
 from fedproxy_secure.evidence.estimate import CONFIDENCE, proportion_interval
-from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.report.trilemma import Configuration
 
 RATES = {"tpr_at_1pct_fpr": 0.01}  # measures that are rates -> their share of false positives
@@ -42,6 +42,34 @@ def unresolved(configuration: Configuration, key: str, bound: float) -> str | No
         if key in RATES and could.smallest > bound:
             return f"{who} could have shown only {could.smallest:.3g} or more ({could.how})"
     return None
+
+
+def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
+    """Return whether resisted attempts could have shown a leak, and a clause for the reason.
+
+    The clause says which could not, or where the interval ends that reaches furthest; it may be empty.
+    Findings of earlier versions, which do not say what they could have shown, count as able to.
+    """
+    ends = []
+    for finding in findings:
+        headline = finding.headline
+        if finding.outcome != Outcome.RESISTED or headline is None:
+            continue
+        who, could = f"{finding.id} from {finding.view}", finding.could_show(headline)
+        if could is not None and could.smallest is None:
+            return False, f"but {who} could have shown no value ({could.how})"
+        control = finding.positive
+        if could is not None and control is not None and (could.smallest or 0.0) > control.value:
+            return False, (
+                f"but {who} could have shown only {could.smallest:.3g} or more ({could.how}), which is "
+                f"above its positive control"
+            )
+        if headline.high is not None:
+            ends.append((headline.high, who))
+    if not ends:
+        return True, ""
+    high, who = max(ends)
+    return True, f"the interval of {who} ends at {high:.3g}"
 
 
 def remedy(key: str, bound: float) -> str:

@@ -51,7 +51,6 @@ _NAMED: Mapping[str, tuple[Side, tuple[str, ...]]] = {
     "max_exposure_bits": ("max", ("canary_exposure_bits",)),
     "min_cohort": ("min", ("effective_cohort",)),
 }
-_LOWER_BOUNDS = ("epsilon_audited", "audited_over_claimed")
 TOTAL_EPSILON = "max_total_epsilon"  # for all configurations together
 # rules that are not limits -> what their value must be
 OTHERS: Mapping[str, str] = {
@@ -106,7 +105,7 @@ def _limit(side: Side, keys: tuple[str, ...]) -> Limit:
         keys=keys,
         side=side,
         by_attacks=all(kind.by == "attacks" for kind in kinds),
-        lower_bound=side == "max" and any(key in _LOWER_BOUNDS for key in keys),
+        lower_bound=side == "max" and any(kind.lower_bound for kind in kinds),
         low=max(kind.within[0] for kind in kinds),
         high=min(kind.within[1] for kind in kinds),
     )

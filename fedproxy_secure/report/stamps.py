@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedproxy_secure.config import Config
+from fedproxy_secure.dp.guarantees import SIMULATED_NOISE
 from fedproxy_secure.protect.base import protection_of
 
 
@@ -10,7 +11,7 @@ def unsafe_stamps(config: Config) -> tuple[str, ...]:
     """Return what every report on these settings must say first; () if nothing in them is unsafe."""
     stamps = [*protection_of(config.protect).unsafe(config.protect)]
     if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
-        stamps.append("unsafe_simulated: the noise follows from the seed, so nothing is private.")
+        stamps.append(SIMULATED_NOISE)
     return tuple(stamps)
 
 

@@ -121,7 +121,7 @@ def null_cell(chunk: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     claim = _dp_sgd(NULL_CLAIM, 1.0, 1)
-    guesses = planned_guesses(claim, NULL_CLAIM, DELTA, NULL_CANARIES, ALPHA)
+    guesses, _ = planned_guesses(claim, NULL_CLAIM, DELTA, NULL_CANARIES, ALPHA)
     least = _least_refuting(claim, guesses, NULL_CANARIES)
     seeds = range(FIRST_SEED + chunk * CHUNK, FIRST_SEED + (chunk + 1) * CHUNK)
     runs = (trained_scores(claim, seed=s, noise_share=1.0, canaries=NULL_CANARIES) for s in seeds)
@@ -196,7 +196,7 @@ def _client_audit(claimed: float, share: float, seed: int) -> CurveAudit:
 def _true_claims_refuted(claimed: float, rate: float, steps: int) -> int:
     """Runs of `NULL_RUNS`, drawn from the claim's law, whose guesses refute the claim."""
     claim, rng = _dp_sgd(claimed, rate, steps), np.random.default_rng(0)
-    guesses = planned_guesses(claim, claimed, DELTA, CANARIES, ALPHA)
+    guesses, _ = planned_guesses(claim, claimed, DELTA, CANARIES, ALPHA)
     least = _least_refuting(claim, guesses, CANARIES)
     runs = (imitated_scores(claim, noise_share=1.0, canaries=CANARIES, rng=rng) for _ in range(NULL_RUNS))
     return sum(guesses.correct(*run) >= least for run in runs)

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedproxy_secure import wire
 from fedproxy_secure.crypto.primitives import digest, fresh_secret, signing_public
+from fedproxy_secure.dp.ledger import all_events
 from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.server import ServerState
@@ -307,6 +308,22 @@ def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_p
     d, control = len(initial.adapter), 4 * sum(s.length for s in SEGMENTS)
     assert words[0][: 4 * d] == words[1][: 4 * d]
     assert len(words[0]) == 4 * d + control
+
+
+def test_training_that_fails_under_client_level_privacy_sends_noise_and_is_paid(world, tmp_path, caplog):
+    """That it failed would be a bit about the client's records, without noise and outside epsilon."""
+    job, folder, initial = world
+    private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path / "paid")}
+    job = with_(job, rounds=2, bits=24).changed(
+        privacy=job.privacy.model_copy(update=private),
+        local=job.local.model_copy(update={"learning_rate": 1e38, "steps": 3}),
+    )
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        state = serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)
+    assert "zeros count" in caplog.text
+    assert state.round == 2
+    assert np.isfinite(state.adapter).all()
+    assert {len(spent) for spent in all_events(tmp_path / "paid").values()} == {2}
 
 
 def setup_reply(job, node_config):

@@ -62,7 +62,7 @@ def test_over_200_runs_in_which_nothing_leaks_a_positive_bound_is_as_rare_as_alp
 @pytest.mark.parametrize(("rate", "steps"), [(1.0, 1), (0.1, 8)])
 def test_over_500_runs_of_a_true_claim_a_refutation_is_as_rare_as_alpha(epsilon, rate, steps):
     made, rng, refuted = claim(epsilon, rate=rate, steps=steps), np.random.default_rng(1), 0
-    guesses = planned_guesses(made, epsilon, DELTA, 2000, ALPHA)
+    guesses, _ = planned_guesses(made, epsilon, DELTA, 2000, ALPHA)
     least = least_refuting(dp_sgd(made, both=guesses.both), guesses, canaries=2000)
     for _ in range(500):
         run = imitated_scores(made, noise_share=1.0, canaries=2000, rng=rng)

@@ -160,6 +160,15 @@ def test_a_share_of_nothing_is_nothing_of_one():
     assert apart.power.smallest(0.01) < 0.1 < 0.5 < together.power.smallest(0.01)
 
 
+def test_records_that_are_found_together_do_not_make_success_surer():
+    apart, together = (share(40, 100, metric="m", seed=3, groups=g) for g in (None, 2))
+    assert together.low < 0.1 < 0.3 < apart.low
+    assert together.high == apart.high
+    assert "low end over 2 groups" in together.how
+    none, few = (share(0, 100, metric="m", seed=3, groups=g) for g in (None, 2))
+    assert none.low == few.low == 0
+
+
 def test_over_many_targets_the_interval_is_students_and_stays_within_bounds():
     found = over_targets([0.9, 1.0, 1.0], metric="m", unit="share", seed=0, within=(0, 1))
     assert found.value == pytest.approx(29 / 30)

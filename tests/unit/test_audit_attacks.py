@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attacks.audit.suite_entries import CanaryClientAudit, DpAudit
+from attacks.audit.suite_entries import WOULD_FAIL, CanaryClientAudit, DpAudit
 from attacks.base import KNOWN_BAD, Budget, NotApplicable, Truth, replace_view
 from attacks.trial import run_one
 from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig
@@ -47,7 +47,7 @@ def tried(attack, view, truth):
 @pytest.mark.parametrize(
     ("attack", "privacy"), [(DpAudit(), RECORD), (CanaryClientAudit(), CLIENT)], ids=["A8", "A9"]
 )
-def test_the_runs_own_mechanism_is_not_accused_and_an_eighth_of_its_noise_is(lab, truth, attack, privacy):
+def test_the_runs_own_mechanism_is_not_accused_and_known_faults_are(lab, truth, attack, privacy):
     if privacy.unit == "record":
         pytest.importorskip("opacus")
     found = tried(attack, seen(lab, privacy), truth)
@@ -56,6 +56,11 @@ def test_the_runs_own_mechanism_is_not_accused_and_an_eighth_of_its_noise_is(lab
     shown = found.headline.value * privacy.target_epsilon
     assert found.estimates[1].low == pytest.approx(shown)
     assert shown <= found.estimates[1].value <= found.estimates[1].high
+    told = {e.metric: e for e in found.estimates}
+    assert told[WOULD_FAIL].value >= 0.5
+    right = told["right guesses"]  # with its n and the number of canaries the bound can be computed again
+    assert 0 < right.value <= right.n
+    assert "canaries" in right.how
 
 
 @pytest.mark.parametrize(
@@ -97,6 +102,14 @@ def test_the_positive_control_is_the_same_view_of_a_known_bad_mechanism(lab, tru
     view, same = CanaryClientAudit().positive(seen(lab, CLIENT), truth)
     assert same is truth
     assert view == replace_view(view, threat_model=KNOWN_BAD)
+
+
+def test_an_audit_that_would_not_fail_half_of_the_noise_is_inconclusive(lab, truth):
+    some = seen(lab, CLIENT, d=20)  # as many canary clients as numbers
+    found = tried(CanaryClientAudit(), some, truth)
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert "of the claimed noise; must be 0.5 or more" in found.reason
+    assert found.headline is not None
 
 
 def test_an_audit_without_a_view_of_settings_is_not_applicable(truth):

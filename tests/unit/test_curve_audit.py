@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from attacks.audit.curve_audit import audit, planned, shown
+from attacks.audit.curve_audit import audit, found_share, planned, shown
 from attacks.audit.one_run import Guesses
-from attacks.audit.training_audit import dp_sgd_family, imitated_scores
+from attacks.audit.training_audit import audit_private_steps, dp_sgd_family, imitated_scores
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.profile import gaussian
 from fedproxy_secure.errors import DataError
@@ -63,6 +63,26 @@ def test_guesses_are_planned_from_the_claim_alone_and_find_half_of_its_noise():
     assert guesses == planned(family(), claimed_epsilon=4.01)
     verdicts = [audited(0.5, seed=s, guesses=guesses).verdict for s in range(10, 15)]
     assert verdicts == ["FAIL"] * 5
+
+
+def test_an_audit_says_with_how_much_of_the_noise_it_would_have_failed():
+    guesses = planned(family(), claimed_epsilon=4.01)
+    share = found_share(family(), guesses, claimed_epsilon=4.01)
+    assert 0.5 <= share < 1
+    verdicts = [audited(share - 0.1, seed=s, guesses=guesses).verdict for s in range(10, 15)]
+    assert verdicts == ["FAIL"] * 5
+    few = family(canaries=20)
+    assert found_share(few, Guesses(count=10, both=True), claimed_epsilon=4.01) == 0
+
+
+def test_a_clip_that_is_longer_than_the_noise_is_for_fails_like_too_little_noise():
+    def tried(clip):
+        return audit_private_steps(
+            CLAIM, claimed_epsilon=4.01, delta=DELTA, seed=1, clip=clip, canaries=2000
+        )
+
+    assert tried(1.0).verdict == "NOT_FALSIFIED"
+    assert tried(3.0).verdict == "FAIL"
 
 
 def test_where_records_are_seldom_sampled_only_those_that_seem_in_are_guessed():

@@ -230,6 +230,26 @@ def test_a_round_of_one_client_leaves_nothing_in_the_model_that_the_next_one_tra
         assert all(p.grad is None for p in tuned.parameters())
 
 
+def test_under_client_level_privacy_a_record_that_cannot_be_encoded_is_left_out_and_nobody_is_told(
+    tmp_path,
+):
+    """Whoever made the tokenizer could make it fail for chosen words; here a response is too long."""
+    raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"})
+    file = tmp_path / "data" / "0.train.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[3]["choices"] = ["no " * 500, "yes " * 500]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def built(unit):
+        settings = {**raw, "privacy": {"unit": unit, "target_delta": 1e-3}}
+        job = FederationJob.from_config(parse_config(settings), seed=0)
+        return build_client(with_proxy(job, tmp_path / "llm"), 0, tmp_path / "llm")
+
+    assert len(built("client").items) == len(rows) - 1
+    with pytest.raises(DataError, match="its response has"):
+        built("none")
+
+
 def test_whoever_stops_training_finds_the_model_in_evaluation_mode(world):
     job, folder, _ = world
     client = build_client(with_proxy(job, folder), 0, folder)

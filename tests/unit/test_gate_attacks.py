@@ -7,7 +7,7 @@ import pytest
 
 from attacks.judging.measured import plain
 from attacks.judging.power import could_show
-from attacks.statistics import tpr_estimates
+from attacks.statistics import auc_estimate, tpr_estimates
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.resolution import documents_needed, remedy
@@ -148,6 +148,35 @@ def test_an_attack_counts_as_resisted_only_if_it_was(tmp_path, outcome, verdict)
     tried = replace(SAFE, findings=findings("A3", outcome=outcome))
     assert verdicts(tmp_path, "- resist: [A3]", tried) == [verdict]
     assert verdicts(tmp_path, "- resist: [attack_A3]", tried) == [verdict]
+
+
+def resisted_auc(there, others, *, positive):
+    """A resisted A5 with an AUC of .5 over so many targets, whose positive control has that AUC."""
+    ranks = np.tile([0.0, 1.0], max(there, others))
+    scores = np.concatenate([ranks[:there], ranks[:others]])
+    auc = auc_estimate(scores, np.arange(there + others) < there, metric="auc", seed=0)
+    could = could_show(auc, 0.55, auc.power)
+    control = replace(plain(auc), value=positive, low=positive - 0.01, high=min(1.0, positive + 0.01))
+    return [
+        replace(finding("A5", seed=s), estimates=(plain(auc),), detectable=(could,), positive=control)
+        for s in SEEDS
+    ]
+
+
+def test_a_resisted_attack_passes_only_if_it_could_have_shown_what_its_control_leaks(tmp_path):
+    rule = "- resist: [A5]"
+    able = replace(SAFE, findings=tuple(resisted_auc(200, 200, positive=0.9)))
+    row = judged(tmp_path, able, rule)
+    assert row.verdict == Verdict.PASSED
+    assert "the interval of A5 from server ends at 0.5" in row.why
+    weak = replace(SAFE, findings=tuple(resisted_auc(12, 12, positive=0.75)))
+    row = judged(tmp_path, weak, rule)
+    assert row.verdict == Verdict.INCONCLUSIVE
+    assert "could have shown only" in row.why
+    blind = replace(SAFE, findings=tuple(resisted_auc(4, 4, positive=0.99)))
+    row = judged(tmp_path, blind, rule)
+    assert row.verdict == Verdict.INCONCLUSIVE
+    assert "could have shown no value (4 there, 4 not)" in row.why
 
 
 def test_one_success_on_one_seed_outweighs_the_rest(tmp_path):

@@ -5,18 +5,22 @@ from dataclasses import replace
 
 import pytest
 
+from fedproxy_secure.config import parse_config
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.table import json_gate, summary
+from fedproxy_secure.report.stamps import unsafe_stamps
 from tests.support.gate_samples import (
     MEASURED,
     SAFE,
     SIGNED,
     findings,
     measure,
+    policy,
     red_rules,
     release_policy,
     report,
+    verdicts,
     with_measure,
     without,
 )
@@ -99,6 +103,18 @@ def test_no_differential_privacy_breaks_every_rule_on_epsilon(release):
         "max_epsilon",
         "max_delta",
     }
+
+
+def test_noise_that_follows_from_the_seed_breaks_every_rule_on_epsilon(tmp_path):
+    stamped = unsafe_stamps(
+        parse_config({"privacy": {"unit": "record", "target_epsilon": 8, "randomness": "unsafe_simulated"}})
+    )
+    simulated = replace(SAFE, unsafe=stamped)
+    rules = "- max_epsilon: 100\n- max_epsilon_spent: 100\n- max_delta: 0.9\n- max_total_epsilon: 100"
+    rows = judge(report(simulated), policy(tmp_path, rules)).rows
+    assert [r.verdict for r in rows] == [Verdict.FAILED] * 4
+    assert all("follows from the seed" in r.why for r in rows)
+    assert set(verdicts(tmp_path, rules, SAFE)) == {Verdict.PASSED}
 
 
 def test_one_bad_configuration_among_good_ones_closes_the_gate(release):

@@ -1,13 +1,15 @@
 """What a run left on disk becomes measures with n, interval, seeds and a source."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.dp.guarantees import NOT_COVERED, SCORED, guarantees
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.estimate import proportion_interval
+from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome, write_findings
 from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed
 from fedproxy_secure.report.stamps import unsafe_stamps
@@ -152,10 +154,55 @@ def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tm
     assert configuration.measure("membership_auc") is None
 
 
+def test_the_worst_of_several_has_a_low_end_that_counts_them(tmp_path: Path):
+    """The largest of m numbers is above its truth more often than each of them is."""
+
+    def low_end(*hits):
+        findings = tuple(
+            finding(f"attack_{i}", "A2", "auc", h, seed=0, outcome=Outcome.RESISTED)
+            for i, h in enumerate(hits)
+        )
+        folder = write_run(tmp_path / f"run{len(hits)}", seeds=(0,), findings=findings)
+        return made(folder, tmp_path, (0,)).measure("token_auc").estimate
+
+    alone, of_five = low_end(7), low_end(7, 5, 5, 5, 5)
+    assert (alone.value, of_five.value) == (0.7, 0.7)
+    ratio = (0.7 - of_five.low) / (0.7 - alone.low)
+    assert ratio == pytest.approx(2.576 / 1.960, abs=1e-3)  # quantiles at .5 % and at 2.5 %
+    assert of_five.high == alone.high
+
+
+def test_of_lower_bounds_the_smallest_is_told_not_their_mean(tmp_path: Path):
+    """Each is a bound at 95 %, so the smallest is one; a mean of bounds is none."""
+    bounds = {0: 1.5, 1: 0.5, 2: 2.0}
+    findings = []
+    for seed, bound in bounds.items():
+        one = finding("dp_audit", "A8", "auc", 5, seed=seed, outcome=Outcome.RESISTED)
+        number = counted(bound, metric="audited epsilon", unit="epsilon", seeds=(0,))
+        findings.append(replace(one, estimates=(number,), measures={"epsilon_audited": (0,)}))
+    folder = write_run(tmp_path / "run", seeds=(0, 1, 2), findings=tuple(findings))
+    told = made(folder, tmp_path, (0, 1, 2)).measure("epsilon_audited").estimate
+    assert (told.value, told.low, told.high, told.seeds) == (0.5, 0.5, 0.5, (0, 1, 2))
+    assert "the smallest of 3 seeds'" in told.how
+
+
 def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):
     findings = (finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED),)
     folder = write_run(tmp_path / "run", seeds=(0, 1), findings=findings)
     assert made(folder, tmp_path, (0, 1)).measure("token_auc") is None
+
+
+def test_a_private_report_says_that_scores_of_attacks_are_outside_its_epsilon(tmp_path: Path):
+    found = (finding("a", "A1", "auc", 5, seed=0, outcome=Outcome.RESISTED),)
+    attacked = write_run(tmp_path / "attacked", seeds=(0,), findings=found)
+    bare = write_run(tmp_path / "bare", seeds=(0,))
+    private = {"privacy": {"unit": "record", "target_epsilon": 8}}
+    assert SCORED in made(attacked, tmp_path, (0,), **private).guarantees
+    assert SCORED not in made(bare, tmp_path, (0,), **private).guarantees
+    assert made(attacked, tmp_path, (0,)).guarantees == ()
+    said = guarantees("record", epsilon=8, delta=1e-5, clip_norm=1, mechanism="skellam", simulated=False)
+    assert "but not its scores in this report" in " ".join(said)
+    assert "scores of attacks, and their n" in NOT_COVERED
 
 
 def test_the_cohort_of_the_clear_is_one_and_that_of_masking_lacks_the_colluders(tmp_path: Path):

@@ -98,3 +98,24 @@ def test_what_has_no_profile_is_refused():
     with pytest.raises(DataError, match="delta=1: must be >= 0 and in"):
         approximate(1.0, 1)
     assert gaussian(1.0).epsilon(1e-300) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "mu", "auc", "rate", "two", "five"),
+    [
+        (1, 0.268, 0.575, 0.02, 2.2, 6.2),
+        (4, 0.925, 0.743, 0.081, 9.1, 30),
+        (8, 1.666, 0.881, 0.255, 19, 69),
+    ],
+)
+def test_what_an_epsilon_allows_is_what_the_page_on_differential_privacy_says(
+    epsilon, mu, auc, rate, two, five
+):
+    allowed, shares = gaussian(mu), np.linspace(0, 1, 4001)
+    assert allowed.epsilon(1e-5) == pytest.approx(epsilon, rel=5e-3)
+    assert np.trapezoid(allowed.most(shares), shares) == pytest.approx(auc, abs=2e-3)
+    assert norm.cdf(mu / math.sqrt(2)) == pytest.approx(auc, abs=1e-3)
+    assert allowed.most(np.array(0.01)) == pytest.approx(rate, abs=1e-3)
+    assert norm.cdf(mu + norm.ppf(0.01)) == pytest.approx(rate, abs=1e-3)
+    assert gaussian(2 * mu).epsilon(1e-5) == pytest.approx(two, rel=0.03)
+    assert gaussian(5 * mu).epsilon(1e-5) == pytest.approx(five, rel=0.03)

@@ -64,6 +64,18 @@ def test_a_guess_that_is_right_has_the_least_p_value_and_one_that_is_wrong_the_l
         assert p.value == value
 
 
+def test_an_auc_that_permuted_labels_often_reach_does_not_count_as_success():
+    rng, attack = np.random.default_rng(0), PropertyInference()
+    answer = np.arange(32) % 2 == 1
+    for _ in range(200):
+        auc, p = attack.score(rng.normal(size=32) + 0.7 * answer, answer)
+        if p.value > 0.01:
+            assert auc.low <= 0.5
+        if auc.low > 0.55 and p.value <= 0.01:
+            return
+    pytest.fail("no draw was sure enough")
+
+
 def test_a_property_of_single_clients_rounds_is_found_and_rounds_without_it_show_none(world, exam):
     seen, _ = world
     attack = PropertyInference()

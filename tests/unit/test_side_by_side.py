@@ -289,6 +289,15 @@ def test_a_drop_to_chance_says_so(report):
     assert "still succeeds" not in text
 
 
+def test_an_auc_that_is_surely_below_chance_is_not_told_as_chance():
+    turned = finding("from_update", 0.0, view="server", read=("AGG", "MOD"), exam="all clients'")
+    low = replace(turned.estimates[0], value=0.2, low=0.1, high=0.3)
+    turned = replace(turned, outcome=Outcome.RESISTED, estimates=(low,), targets=None)
+    text = said(report_of(three((OPEN[0],), private=(turned,))), SINGLE, "masking + DP")
+    assert "to chance" not in text
+    assert "; below chance, so with the wrong sign" in text
+
+
 def test_a_difference_whose_interval_holds_zero_is_none(report):
     text = said(report, SUM)
     assert text.startswith("Shows no difference in membership AUC, ")

@@ -79,9 +79,18 @@ def test_targets_that_were_judged_alike_differ_by_nothing():
     found = paired(same, targets(np.arange(10.0) ** 3, positive))  # other scores, the same ranks
     assert (found.value, found.low, found.high) == (0, 0, 0)
     assert found.how == "difference paired by target: every target was judged alike"
+    bits = Targets(exam="a", kinds="", values=(5.5, 0.7))
+    assert paired(bits, bits).high == 0
     mean = Targets(exam="a", kinds="", values=(0.5, 0.7))
-    assert paired(mean, mean).high == 0
     assert paired(mean, replace(mean, values=(0.25, 0.45))) is None  # as much for every target
+
+
+def test_shares_that_agree_on_all_targets_need_not_agree_on_others():
+    """None of n targets differs: up to 3 in n of all others may."""
+    found = Targets(exam="a", kinds="", values=(0.0, 1.0) * 30)
+    alike = paired(found, found)
+    assert (alike.value, alike.low, alike.high) == (0, -0.05, 0.05)
+    assert "rule of three" in alike.how
 
 
 def test_two_perfect_rankings_have_the_interval_of_the_rule_of_three():

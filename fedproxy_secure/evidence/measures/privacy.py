@@ -139,19 +139,23 @@ EPSILON_AUDITED = MeasureKind(
     key="epsilon_audited",
     title="ε audited",
     metric="audited epsilon, lower bound",
-    meaning="A lower bound on ε from attacks; if it is above the claim, the claim is wrong.",
+    meaning="A lower bound on ε from attacks; if it is above the claim, there is less noise than the claim "
+    "rests on.",
     axis="privacy",
     better="lower",
     unit="epsilon",
     in_trilemma=False,
+    lower_bound=True,
 )
 AUDITED_OVER_CLAIMED = MeasureKind(
     key="audited_over_claimed",
     title="ε shown over ε claimed",
     metric="epsilon shown over epsilon claimed",
-    meaning="The ε that an audit has shown, divided by the claim; above 1 the claim is wrong.",
+    meaning="The ε that an audit has shown, divided by the claim; above 1 there is less noise than the "
+    "claim rests on.",
     axis="privacy",
     better="lower",
     unit="ratio",
     in_trilemma=False,
+    lower_bound=True,
 )

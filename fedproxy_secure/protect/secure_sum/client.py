@@ -124,7 +124,8 @@ def train(
     sent = Sent(journal=journal, identity=identity, terms=terms, run=f"{run}/{roster.sha256().hex()}")
     kept = sent.read(terms.round)
     if kept is None or job.audit.record:  # an evaluation also wants to see which records were drawn
-        update = train_from(client, broadcast)
+        private = job.privacy.unit == "client"  # that training failed would be told without noise
+        update = (client_privacy.trained_or_zero if private else train_from)(client, broadcast)
         kept = sent.keep(
             Kept(update=update, previous=sent.last_step(broadcast.adapter), start=broadcast.adapter)
         )

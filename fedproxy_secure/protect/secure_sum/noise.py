@@ -6,17 +6,22 @@ colluders). So it is still met if only t clients survive and c of them tell the 
 
 Guarantees: for neighbouring inputs, in which one client's vector is replaced by zero, the sums of all
 rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client
-computes the ring and the noise from its own settings. Not covered: the fact that a client takes part; the
-number of clients. With few clients the noise drowns the sum: see `signal_to_noise`.
+computes the ring and the noise from its own settings, and training that fails, for whatever reason, sends
+zeros with noise and is paid for like any other (`trained_or_zero`). Not covered: the fact that a client
+takes part, as one does not whose records cannot be read at set-up; how long training takes; native code
+that ends the process; the number of clients. With few clients the noise drowns the sum: see
+`signal_to_noise`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,10 +34,17 @@ from fedproxy_secure.dp.ledger import PrivacyLedger
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.protect.broadcast import train_from
 from fedproxy_secure.runtime.randomness import stream_seed
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.terms import Terms, least_threshold
+from fedproxy_secure.wire import Broadcast
 
+if TYPE_CHECKING:  # it brings torch
+    from fedproxy_secure.federate.client import LocalClient
+
+log = logging.getLogger(__name__)
 RESOLUTION = 2**12  # steps in a clip norm
 
 
@@ -109,6 +121,34 @@ def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
     """Return the threshold t of a round of `clients` (None: a whole cohort): the least that is allowed."""
     least = least_threshold(clients or job.clients_a_round, job.protect.colluders)
     return max(least, job.protect.threshold or 0, job.protect.min_cohort or 0, job.federate.min_clients)
+
+
+def trained_or_zero(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:
+    """Train; where that fails, or the update is not finite, return zeros, and tell the client's log alone.
+
+    Whoever makes the proxy or the broadcast could have training fail on records of their choice. A failure
+    that anybody is told would then be a bit about this client without noise.
+    """
+    try:
+        update = train_from(client, broadcast)
+        if np.isfinite(update.update).all():
+            return update
+        log.warning("%s, round %d: the update is not finite; zeros count", client.name, broadcast.round)
+    except Exception:  # whatever it is, it may follow from a record
+        log.warning(
+            "%s, round %d: training failed; zeros count", client.name, broadcast.round, exc_info=True
+        )
+    zeros = ClientUpdate(
+        client=client.name,
+        update=np.zeros(sum(client.sizes), dtype=np.float32),
+        loss=0.0,
+        steps=client.local.steps,
+        seconds=0.0,
+        truncated=0,
+    )
+    if client.on_trained is not None:
+        client.on_trained(broadcast.round, zeros, [])
+    return zeros
 
 
 def clip_to_norm(update: np.ndarray, norm: float) -> np.ndarray:

@@ -1,14 +1,18 @@
 """What attacks measured: for each measure, the worst that any attack reached from any view.
 
 The findings say which attacks feed which measure, by the measure's key; nothing here knows an attack.
+
+A measure of lower bounds, such as an audited epsilon, is the smallest that any seed and view gave: each is
+a bound at 95 %, and so is the smallest of them, whereas their mean or largest is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, no_surer
 from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, Outcome
 from fedproxy_secure.evidence.measure import MeasureKind, in_order, measure_kind
 from fedproxy_secure.report.measured.seed import SeedRun
@@ -45,27 +49,54 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
             return None
         worst[s.seed] = _worst_pair(pairs, kind)
     ((first, finding), *_) = worst.values()
-    if len(seeds) == 1:
+    if kind.lower_bound:
+        first, finding = min(worst.values(), key=lambda pair: pair[0].value)
+        estimate = replace(
+            first,
+            metric=kind.estimate_name,
+            seeds=tuple(worst),
+            how=first.how if len(seeds) == 1 else f"{first.how}; the smallest of {len(seeds)} seeds'",
+        )
+    elif len(seeds) == 1:
         estimate = replace(first, metric=kind.estimate_name, seeds=(seeds[0].seed,))
     else:
         by_seed = {seed: estimate.value for seed, (estimate, _) in worst.items()}
         joined = mean_interval(by_seed, metric=kind.estimate_name, unit=first.unit, within=kind.within)
         estimate = no_surer(joined, [estimate for estimate, _ in worst.values()])
     ids = sorted({f.id for s in seeds for f in s.findings if kind.key in f.measures})
-    how = f"{estimate.how}; the worst of {', '.join(ids)} over all views"
+    which = "smallest" if kind.lower_bound else "worst"
+    how = f"{estimate.how}; the {which} of {', '.join(ids)} over all views"
     source = f"{seeds[0].place}/{FOLDER}/{RESULTS}#{finding.attack} from {finding.view}"
     return Measure.of_kind(kind, replace(estimate, how=how), source)
 
 
 def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
-    """Return the worst number and its finding; its interval reaches as far as the worst of all."""
+    """Return the worst number and its finding, of lower bounds the smallest.
+
+    Its interval reaches as far as the worst of all, and at the better end as far as the worst of so many
+    may have got there by luck (Bonferroni, taking each interval as about normal).
+    """
     estimates = [estimate for estimate, _ in pairs]
+    if kind.lower_bound:
+        return min(pairs, key=lambda pair: pair[0].value)
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
         if worst.low is not None:
             worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
+        if worst.high is not None:
+            reach = _luck(len(pairs)) * (worst.high - worst.value)
+            worst = replace(worst, high=min(kind.within[1], worst.value + reach))
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
         if worst.high is not None:  # another view's interval may reach further
             worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
+        if worst.low is not None:
+            reach = _luck(len(pairs)) * (worst.value - worst.low)
+            worst = replace(worst, low=max(kind.within[0], worst.value - reach))
     return worst, finding
+
+
+def _luck(numbers: int) -> float:
+    """Return by what factor half an interval grows for the most extreme of so many numbers."""
+    tail, normal = (1 - CONFIDENCE) / 2, NormalDist()
+    return normal.inv_cdf(1 - tail / numbers) / normal.inv_cdf(1 - tail)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedproxy_secure.config import Config
+from fedproxy_secure.dp.guarantees import SCORED
 from fedproxy_secure.evidence.estimate import counted
 from fedproxy_secure.evidence.measure import AXES, Axis
 from fedproxy_secure.evidence.measures.privacy import EFFECTIVE_COHORT
@@ -38,7 +39,8 @@ def configuration_of(
         config: the settings.
         name: name of the configuration.
         settings: what was swept.
-        guarantees: what holds and what does not, in sentences.
+        guarantees: what holds and what does not, in sentences; of a private run with findings it is added
+            that their scores are outside its epsilon.
         failed: seeds that did not finish, and why.
         commands: commands that run this configuration alone.
         besides: what other trainings on the same records spent, such as those of seeds that did not finish.
@@ -58,13 +60,14 @@ def configuration_of(
     )
     if not seeds:
         return configuration
+    findings = tuple(f for s in seeds for f in s.findings)
     return replace(
         configuration,
         measures=_measures(seeds, config, trainings),
         curves=curves(seeds),
-        findings=tuple(f for s in seeds for f in s.findings),
+        findings=findings,
         ledger=ledger_rows(seeds),
-        guarantees=tuple(guarantees),
+        guarantees=(*guarantees, *((SCORED,) if private and findings else ())),
         folders={f"seed-{s.seed}": s.place for s in seeds},
     )
 

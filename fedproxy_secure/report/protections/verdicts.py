@@ -39,6 +39,7 @@ CANNOT_TELL = (
     "This run cannot tell protections apart on this surface: without protection no attack succeeds either."
 )
 NO_ATTACK = "No attack that reads this surface left a number without protection."
+ABOVE = "; above chance, but less than counts as success"
 MOST = 3  # attacks that are told of one protection on one surface; the others are counted
 Indexed = tuple[int, AttackDifference]
 
@@ -174,7 +175,8 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
     if high < 0 and _at_chance(d):
         return ("Takes ", _what(d), " from ", base, " to chance, ", value, *told, *who)
     if high < 0:
-        less: tuple[Part, ...] = ("; above chance, but less than counts as success",)
+        side = "; below chance, so with the wrong sign" if _below_chance(d) else ABOVE
+        less: tuple[Part, ...] = (side,)
         if still:
             less = (still,)
         elif d.outcome == Outcome.INCONCLUSIVE:
@@ -220,7 +222,15 @@ def _undecided(d: AttackDifference) -> bool:
 def _at_chance(d: AttackDifference) -> bool:
     if d.chance is None or d.value is None or d.value.low is None:
         return False
-    return d.outcome in ("", Outcome.RESISTED) and d.value.low <= d.chance
+    at = d.value.low <= d.chance and not _below_chance(d)
+    return at and d.outcome in ("", Outcome.RESISTED)
+
+
+def _below_chance(d: AttackDifference) -> bool:
+    """Return whether an AUC is surely below chance, which tells targets apart as well as one above it."""
+    if d.chance is None or d.value is None or d.value.high is None:
+        return False
+    return d.value.unit == "AUC" and d.value.high < d.chance
 
 
 def _rank(d: AttackDifference) -> int:
