@@ -55,8 +55,8 @@ def run_owner(
         status_port: where page and metrics are served on loopback; None: they are not.
         tell: called with a line when the SuperLink is there, and while something is waited for long.
 
-    Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `RunFolderError` if
-    the folder is in use; otherwise what `run` raises.
+    Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `FolderInUse` if
+    another process holds the folder; otherwise what `run` raises.
     """
     epoch = current_epoch(federation)
     if epoch is None:

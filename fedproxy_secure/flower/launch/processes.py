@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedproxy_secure.errors import ConfigError, RoundAborted, RunFolderError
+from fedproxy_secure.errors import ConfigError, FolderInUse, RoundAborted
 
 POLL_S = 0.5
 START_S = 180.0  # how long a SuperLink may take to listen; one that ends before is noticed at once
@@ -73,14 +73,14 @@ def alone_in(folder: Path, *, wait_s: float = 0.0) -> Iterator[int]:
 
     `wait_s`: how long to wait for processes of an earlier call to end.
 
-    Raises `RunFolderError` if processes of an earlier call still hold it; only a SIGKILL leaves such.
+    Raises `FolderInUse` if processes of an earlier call still hold it; only a SIGKILL leaves such.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         deadline = time.monotonic() + wait_s
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:
-                raise RunFolderError(
+                raise FolderInUse(
                     f"{folder}: Flower's processes of an earlier, killed run still write here; "
                     "end them first"
                 )
