@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.deploy.federation import parse_address
-from fedproxy_secure.deploy.kit import Kit, differences, needed_kit
-from fedproxy_secure.deploy.policy import effective_policy
+from fedproxy_secure.deploy.kit import Kit, needed_kit
+from fedproxy_secure.deploy.policy import differences, effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
@@ -136,7 +136,7 @@ def _keys_line(site: Site) -> str:
 
 
 def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
-    if lines := differences(kit, policy):
+    if lines := differences(ClientPolicy.model_validate(kit.proposal), policy):
         raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
     private = "no differential privacy"
     if policy.privacy.unit != "none":

@@ -64,6 +64,7 @@ def kit(port, authority, host="127.0.0.1"):
         authority_pem=authority.read_text(),
         roster=Roster(members={}),
         app_sha256="",
+        sources_sha256="",
         version="",
         proposal={},
     )

@@ -45,6 +45,9 @@ def started(tmp_path_factory):
             "accept", folder / name, folder / "owner" / "kits" / f"{name}.kit.json", "--owner", key
         )
         assert "proposed by the owner: edit it" in said
+        client = folder / name / "client.yaml"  # the proposal does not say where the records lie
+        text = client.read_text().replace(f"{name}.{{split}}", f"{name[1:]}.{{split}}")
+        client.write_text(text.replace("data_root: null", f"data_root: {settings['data']['root']}"))
         compared.add(said.split("compare with other sites: ")[1].split()[0])
     assert len(compared) == 1
     return folder
