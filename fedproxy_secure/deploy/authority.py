@@ -32,6 +32,7 @@ from fedproxy_secure.runtime.artifacts import write_bytes
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # browsers and libraries refuse server certificates that are valid for longer
 CLOCK_SKEW = timedelta(hours=1)
+RENEW = timedelta(days=30)  # what ends sooner is warned of
 LOCAL_NAMES = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it by these
 
 
@@ -132,6 +133,12 @@ def check_dates(certificate: x509.Certificate, what: str) -> None:
             f"{what}: is valid from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, and now it is "
             f"{now:%Y-%m-%d %H:%M}; renew it, or set the clock"
         )
+
+
+def ends_soon(last: datetime) -> str | None:
+    """Return a few words if a certificate that is valid until then must be renewed soon, else None."""
+    left = last - datetime.now(UTC)
+    return None if left > RENEW else f"ends on {last:%Y-%m-%d}, in {max(0, left.days)} days"
 
 
 def read_certificate(file: Path) -> x509.Certificate:

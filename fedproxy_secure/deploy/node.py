@@ -38,6 +38,7 @@ from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 
 log = logging.getLogger(__name__)
+PAUSE_S = 20.0  # until certificate and clocks are looked at again
 NODE, WORKER = "fedproxy_secure.flower.launch.supernode", "fedproxy_secure.flower.launch.worker"
 
 
@@ -46,13 +47,13 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
 
     `status_port`: where page and metrics are served on loopback; None: they are not.
 
-    Raises `ConfigError` if something at this site is not in order, or the owner's certificate is not the
-    kit's, or a journal cannot be used; `FolderInUse` if a node runs here already.
+    Raises `ConfigError` if something at this site is not in order, or a journal cannot be used;
+    `FolderInUse` if a node runs here already.
     """
     with the_only_one(site.folder, "a SuperNode"), terminated_like_interrupted():
         kit = needed_kit(site)
-        for check in (*local_checks(site), *network_checks(kit)):
-            if not check.ok and not check.waits:
+        for check in local_checks(site):
+            if not check.ok:
                 raise ConfigError(f"{check.name}: {check.line}")
             tell(f"{check.name}: {check.line}")
         try:
@@ -73,6 +74,7 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
             stack.callback(note_in, events, "site", "stop")
             if (page := stack.enter_context(page_of(site.folder, status_port))) is not None:
                 tell(f"status: {page}")
+            wait_for_owner(kit, tell)
             for name, arguments in _programs(site, kit, policy).items():
                 file = logs / f"{name}.log"
                 one = Kept(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
@@ -82,6 +84,27 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
                 for one in kept:
                     one.look()
                 time.sleep(POLL_S)
+
+
+def wait_for_owner(kit: Kit, tell: Callable[[str], None], *, pause_s: float = PAUSE_S) -> None:
+    """Return when the owner's certificate and both clocks are right, or she is away.
+
+    What is wrong there may be mended elsewhere: by the owner, who renews a certificate, or by this machine,
+    which has started before its clock was set. Until then nothing is sent to the owner but requests for her
+    health page. An owner who is away is left to the SuperNode, which asks again and again.
+
+    `tell` is called with a line for each check, and again when the line has changed.
+    """
+    said: dict[str, str] = {}
+    while True:
+        checks = list(network_checks(kit))
+        for check in checks:
+            if said.get(check.name) != check.line:
+                tell(f"{check.name}: {check.line}")
+        said = {check.name: check.line for check in checks}
+        if all(check.ok or check.waits for check in checks):
+            return
+        time.sleep(pause_s)
 
 
 def _programs(site: Site, kit: Kit, policy: Path) -> dict[str, list[str]]:
