@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.deploy.authority import check_server
+from fedproxy_secure.deploy.authority import check_server, ends_soon, read_certificate
 from fedproxy_secure.deploy.federation import Federation
 from fedproxy_secure.deploy.kit import check_kits
 from fedproxy_secure.deploy.members import Epoch, current_epoch, taking_part
@@ -89,6 +89,9 @@ def run_owner(
         stack.push(partial(_note_stop, events))
         if page is not None:
             tell(f"status: {page}")
+        soon = ends_soon(read_certificate(federation.tls.certificate).not_valid_after_utc)
+        if soon is not None:
+            tell(f"certificate: {soon}; `deploy rotate` renews it, if it is of the authority made here")
         names = ", ".join(sorted(sites))
         tell(f"SuperLink on port {federation.port}; these sites may take part: {names}")
         node_ids = link.register({name: request.node for name, request in sites.items()})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from fedproxy_secure.deploy.authority import read_certificate
 from fedproxy_secure.deploy.federation import is_federation, open_federation
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import open_site
@@ -24,14 +26,17 @@ def events_file(folder: Path) -> Path:
 def standing_of(folder: Path) -> Standing:
     """Return how the federation of an owner's or a site's folder stands.
 
-    Raises `ConfigError` for a folder that is neither, or a site whose policy is not in order.
+    Raises `ConfigError` for a folder that is neither, for settings or a certificate that cannot be read,
+    and for a site whose policy is not in order.
     """
     events = EventLog(file=events_file(folder))
     if is_federation(folder):
         federation = open_federation(folder)
         seed = federation.job().seeds[0]
         place = federation.run_folder / f"seed-{seed}" / "federation"
-        return owner_standing(place, name=federation.name, events=events)
+        standing = owner_standing(place, name=federation.name, events=events)
+        ends = read_certificate(federation.tls.certificate).not_valid_after_utc
+        return replace(standing, certificate_ends=ends)
     return site_standing(effective_policy(open_site(folder)), events=events)
 
 

@@ -1,5 +1,6 @@
 """The commands of `deploy` as a person types them: what they print, and a line where something is wrong."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -143,6 +144,12 @@ def test_status_and_stop_say_that_nothing_runs(started):
     assert "nothing runs here" in typed("status", started / "owner")
     assert "nothing runs here" in typed("status", started / "c0")
     assert typed("stop", started / "c0") == "nothing runs here\n"
+
+
+def test_an_owners_status_says_when_her_certificate_ends(started):
+    assert re.search(
+        r"Ends \(UTC\): 20\d\d-\d\d-\d\d, in 39\d days$", typed("status", started / "owner"), re.M
+    )
 
 
 def test_a_folder_that_is_none_is_one_line(tmp_path):

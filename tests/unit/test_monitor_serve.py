@@ -8,7 +8,7 @@ import textwrap
 import threading
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
@@ -126,6 +126,17 @@ def test_metrics_of_a_site_add_her_own_spending():
         "fedproxy_delta",
     }
     assert site["fedproxy_epsilon_spent",] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("days", "row"), [(200.5, ", in 200 days</td>"), (12.5, ", in 12 days; renew it</td>")]
+)
+def test_an_owner_sees_when_her_certificate_ends_and_that_it_is_to_be_renewed(days, row):
+    ends = OWNER.read_at + timedelta(days=days)
+    shown = replace(OWNER, certificate_ends=ends)
+    assert row in page(shown)
+    name = "fedproxy_certificate_expiry_timestamp_seconds"
+    assert samples(shown)[0][name,] == pytest.approx(ends.timestamp())
 
 
 def test_an_owner_that_was_given_a_spending_by_mistake_does_not_show_it():
