@@ -85,6 +85,7 @@ def watch(
     """
     seen = len(_lines(control / ROUNDS))
     began, tell_at = time.time(), 0.0
+    signs = SignsOfLife(control / ALIVE)
     while True:
         finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
         lines = _lines(control / ROUNDS)
@@ -100,7 +101,7 @@ def watch(
             raise error_class(line)
         if ended:
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
-        if time.time() - max(began, _changed(control / ALIVE)) > SILENT_S:
+        if signs.silent_s() > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
         if tell is not None:
             tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
@@ -127,12 +128,29 @@ def _told(tell: Callable[[str], None], wait: waiting.Wait | None, now: float, te
     return now + AGAIN_S
 
 
-def _changed(file: Path) -> float:
-    """Return when a file was changed last, in seconds since the epoch; 0 if there is none."""
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+class SignsOfLife:
+    """How long a file has not been touched, by a clock that nobody sets.
+
+    The file's own time and the machine's would say the same until somebody, or NTP, sets the clock.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen, self._at = self._changed(), time.monotonic()
+
+    def silent_s(self) -> float:
+        """Return the seconds since a look first found the file as it is now; looks must be frequent."""
+        changed = self._changed()
+        if changed != self._seen:
+            self._seen, self._at = changed, time.monotonic()
+        return time.monotonic() - self._at
+
+    def _changed(self) -> int | None:
+        """Return when the file was changed, None if it is not there or cannot be looked at."""
+        try:
+            return self._file.stat().st_mtime_ns
+        except OSError:
+            return None
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
