@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy_secure.errors import RoundAborted
-from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, SignsOfLife, waited_for, watch
+from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, SignsOfLife, patiently, waited_for, watch
 from fedproxy_secure.flower.patience import SHARE, Patience, pause_s
 from fedproxy_secure.flower.server_app import ALIVE, TROUBLE
 from fedproxy_secure.flower.waiting import FILE, MOST_REASON, Wait, WaitNotes, with_reasons
@@ -104,6 +104,20 @@ def test_a_server_app_that_lives_is_not_silent_whatever_the_machines_clock_is_se
         assert signs.silent_s() == 0
     clock.now += 301
     assert signs.silent_s() == 301
+
+
+def test_a_file_that_the_system_refuses_for_a_moment_is_read_again():
+    refused = iter([OSError(24, "Too many open files"), OSError(24, "Too many open files")])
+
+    def read():
+        for error in refused:
+            raise error
+        return "read"
+
+    assert patiently(read) == "read"
+    refused = iter([OSError(24, "Too many open files")] * 9)
+    with pytest.raises(OSError, match="Too many open files"):
+        patiently(read, patience_s=-1)
 
 
 def waiting_since(folder, seconds):

@@ -16,14 +16,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedproxy_secure import errors
 from fedproxy_secure.errors import FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower import waiting
-from fedproxy_secure.flower.launch.processes import POLL_S
+from fedproxy_secure.flower.launch.processes import POLL_S, keep_bounded
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import (
     ALIVE,
@@ -38,8 +38,10 @@ from fedproxy_secure.flower.server_app import (
 from fedproxy_secure.record.saved_rounds import ROUNDS
 from fedproxy_secure.runtime.artifacts import write_bytes
 
+PATIENCE_S = 60.0  # how long a file that cannot be read is tried again
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app
 LONG_S, AGAIN_S = 10.0, 30.0
+_Read = TypeVar("_Read")
 
 
 def write_control(
@@ -73,6 +75,8 @@ def watch(
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
 
+    Logs below `logs` that have grown large are moved aside meanwhile.
+
     `tell` is called with a line when something has been waited for longer than `LONG_S`, and then again
     every `AGAIN_S` for as long as it lasts.
 
@@ -88,7 +92,7 @@ def watch(
     signs = SignsOfLife(control / ALIVE)
     while True:
         finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
-        lines = _lines(control / ROUNDS)
+        lines = patiently(lambda: _lines(control / ROUNDS))
         for metrics in lines[seen:]:
             if on_round is not None:
                 on_round(metrics)
@@ -96,13 +100,15 @@ def watch(
         if finished:
             return ServerState.load(control / FINAL)
         if (control / TROUBLE).exists():
-            kind, line = json.loads((control / TROUBLE).read_text(encoding="utf-8"))
+            kind, line = json.loads(patiently((control / TROUBLE).read_bytes))
             error_class: Any = getattr(errors, kind, FedProxyError)
             raise error_class(line)
         if ended:
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
         if signs.silent_s() > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
+        for log in logs.glob("*.log"):
+            keep_bounded(log)
         if tell is not None:
             tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
         time.sleep(POLL_S)
@@ -126,6 +132,22 @@ def _told(tell: Callable[[str], None], wait: waiting.Wait | None, now: float, te
         return tell_at
     tell(wait.sentence(now))
     return now + AGAIN_S
+
+
+def patiently(read: Callable[[], _Read], *, patience_s: float = PATIENCE_S) -> _Read:
+    """Return what `read` returns, tried again for a while if the system refuses.
+
+    A process may have as many files open as it may have, or the machine no memory left, for a moment; that
+    must not end a run of days.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return read()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
 
 
 class SignsOfLife:
