@@ -42,10 +42,17 @@ PAUSE_S = 20.0  # until certificate and clocks are looked at again
 NODE, WORKER = "fedproxy_secure.flower.launch.supernode", "fedproxy_secure.flower.launch.worker"
 
 
-def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str], None] = log.info) -> None:
+def run_node(
+    site: Site,
+    *,
+    status_port: int | None = None,
+    status_for_all: bool = False,
+    tell: Callable[[str], None] = log.info,
+) -> None:
     """Run a site's SuperNode until this process is told to stop.
 
-    `status_port`: where page and metrics are served on loopback; None: they are not.
+    `status_port`: where page and metrics are served on loopback; None: they are not. `status_for_all`:
+    other users of this machine may read them (`page_of`).
 
     Raises `ConfigError` if something at this site is not in order, or a journal cannot be used;
     `FolderInUse` if a node runs here already.
@@ -72,8 +79,9 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
             events = EventLog(file=events_file(site.folder))
             note_in(events, "site", "start")
             stack.callback(note_in, events, "site", "stop")
-            if (page := stack.enter_context(page_of(site.folder, status_port))) is not None:
-                tell(f"status: {page}")
+            page = page_of(site.folder, status_port, everybody=status_for_all)
+            if (url := stack.enter_context(page)) is not None:
+                tell(f"status: {url}")
             wait_for_owner(kit, tell)
             for name, arguments in _programs(site, kit, policy).items():
                 file = logs / f"{name}.log"
