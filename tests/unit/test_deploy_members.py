@@ -6,6 +6,9 @@ import stat
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
@@ -17,7 +20,15 @@ from fedproxy_secure.deploy.owner import run_owner
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.preflight import local_checks
 from fedproxy_secure.deploy.signed import read_document, write_document
-from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, remember, rotate_site
+from fedproxy_secure.deploy.site import (
+    _NODE_PROOF,
+    REQUEST,
+    check_request,
+    join,
+    open_site,
+    remember,
+    rotate_site,
+)
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
@@ -279,6 +290,18 @@ def test_two_sites_do_not_share_a_nodes_key(federation, sites, monkeypatch):
         approve(federation, request_of(sites["bank"]))
 
 
+def test_one_node_key_written_in_two_ways_is_one_key(federation, sites, tmp_path):
+    """OpenSSH takes a comment behind a key; the SuperLink would find out when the run begins."""
+    approve(federation, request_of(sites["clinic"]))
+    body, bank = request_of(sites["clinic"]).body, sites["bank"].identity()
+    node = load_ssh_private_key(sites["clinic"].node_key.read_bytes(), None)
+    proof = node.sign(_NODE_PROOF + signing_public(bank), ec.ECDSA(hashes.SHA384()))
+    body |= {"name": "bank", "node_public": f"{body['node_public']} bank@host", "node_proof": proof.hex()}
+    twice = write_document(tmp_path / "twice.json", REQUEST, body, bank)
+    with pytest.raises(ConfigError, match="has the node key of clinic"):
+        approve(federation, twice)
+
+
 def test_a_rotation_that_was_killed_leaves_the_old_keys_in_use(federation, sites):
     all_in(federation, sites)
     site = sites["clinic"]
@@ -301,6 +324,25 @@ def test_a_revoked_site_is_out_at_once_and_stays_out(federation, sites):
         next_epoch(federation)
     with pytest.raises(ConfigError, match="was never approved"):
         revoke(federation, "council")
+
+
+def test_a_revoked_site_whose_request_is_put_back_stays_out_and_may_come_with_new_keys(
+    federation, sites, tmp_path
+):
+    """By a backup, or by a power cut that undid what was removed last."""
+    epoch = all_in(federation, sites)
+    place = federation.folder / "sites" / "clinic.json"
+    before = place.read_bytes()
+    revoke(federation, "clinic")
+    place.write_bytes(before)
+    assert sorted(taking_part(federation, epoch)) == ["bank", "insurer"]
+    with pytest.raises(ConfigError, match="is not approved"):
+        make_kit(federation, epoch, "clinic")
+    with pytest.raises(ConfigError, match="these keys are revoked"):
+        approve(federation, request_of(sites["clinic"]))
+    new = join("clinic", tmp_path / "new")[0]
+    approve(federation, request_of(new))
+    assert members(federation)["clinic"].identity == signing_public(new.identity())
 
 
 def test_a_replayed_kit_is_refused(federation, sites):
