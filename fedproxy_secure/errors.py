@@ -1,6 +1,6 @@
 """Every error this package raises on purpose.
 
-FedProxyError                one line: the value, the rule, the remedy; the CLI exits with code 2
+FedProxyError                one line: the value, the rule, the remedy; exit code 2, or 75 if `passing`
 |-- ConfigError              a setting is unknown, of the wrong type or out of range
 |-- DataError                records, labels or files that cannot be used
 |   `-- NotSetUp             a client that was started again has forgotten the job; set-up brings it back
@@ -11,6 +11,7 @@ FedProxyError                one line: the value, the rule, the remedy; the CLI 
 |-- PrivacyError             a step would spend more privacy than `privacy.max_epsilon`
 |-- QueryRefused             a customer's query would exceed what the owner's API grants; it is not answered
 |-- RunFolderError           a run folder that belongs to another config, or cannot be written
+|   `-- FolderInUse          another process holds the folder
 `-- AuditError               the audit log, or a file in it, is not as it was written; names the line
 """
 
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 class FedProxyError(Exception):
     """Base of all errors raised on purpose. The message is one line: the value, the rule, the remedy."""
+
+    passing = False  # whether the same call may succeed later although nobody repairs anything
 
 
 class ConfigError(FedProxyError):
@@ -44,6 +47,8 @@ class TrainingError(FedProxyError):
 class RoundAborted(FedProxyError):
     """A round ended with fewer clients than the minimum. Nothing of it is kept."""
 
+    passing = True
+
 
 class ProtocolAborted(RoundAborted):
     """Secure aggregation stopped: a check failed or too few clients were left. No partial result exists."""
@@ -59,6 +64,12 @@ class QueryRefused(FedProxyError):
 
 class RunFolderError(FedProxyError):
     """A run folder belongs to another config, is damaged, or cannot be written."""
+
+
+class FolderInUse(RunFolderError):
+    """Another process holds a folder, or has not ended in it yet."""
+
+    passing = True
 
 
 class AuditError(FedProxyError):

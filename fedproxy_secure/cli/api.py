@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedproxy_secure.serve.ledger import QueryLedger
     from fedproxy_secure.serve.told import Told
 
+MOST_BYTES = 2**20  # of a text that is read from a file
 SHOWN = 5  # tokens whose probabilities are printed, of those that are told
 
 api_app = typer.Typer(
@@ -51,19 +52,28 @@ def open_command(run: RunOption, ledger: LedgerOption = None) -> None:
 
 @api_app.command("ask")
 def ask_command(
-    text: Annotated[str, typer.Argument(metavar="TEXT")],
     run: RunOption,
     customer: Annotated[str, typer.Option(metavar="NAME", help="Who asks.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Read the text from a file, or from standard input (-), in TEXT's place."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to write.")] = 16,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Which seed's fused LLM answers. Default: the run's first.")
     ] = None,
     ledger: LedgerOption = None,
 ) -> None:
-    """Continue TEXT with the fused LLM; print what the policy discloses of each token, likeliest first.
+    """Continue a text with the fused LLM; print what the policy discloses of each token, likeliest first.
 
-    One call is one query, of as many tokens as TEXT has and `--tokens` more. It is counted in the ledger
-    before anything is computed, and refused if it would exceed a limit.
+    TEXT stands where every user of the machine can read it (`ps`), and in the shell's history. Give a
+    customer's text by `--file -` instead.
+
+    One call is one query, of as many tokens as the text has and `--tokens` more. It is counted in the
+    ledger before anything is computed, and refused if it would exceed a limit.
 
     Example: `fedproxy-secure api ask "The clinic in" --run runs/demo --customer acme`
     """
@@ -73,13 +83,14 @@ def ask_command(
         from fedproxy_secure.runtime.escape import printable
         from fedproxy_secure.serve.service import OwnersApi
 
+        asked = _asked_text(text, file)
         policy = _policy(run)
         number = load_config(run / "config.yaml").seeds[0] if seed is None else seed
         folder = run / f"seed-{number}" / "fused"
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no fused LLM; finish the run, or choose another --seed")
         api = OwnersApi(folder, policy=policy, ledger=_ledger(run, ledger))
-        told = api.write(customer, prompt_ids(text, api.tokenizer), count=count)
+        told = api.write(customer, prompt_ids(asked, api.tokenizer), count=count)
         typer.echo(printable(api.tokenizer.decode(told.likeliest.tolist())))
         for line in _numbers(told, api.tokenizer):
             typer.echo(printable(line))
@@ -99,6 +110,25 @@ def ledger_command(run: RunOption, ledger: LedgerOption = None) -> None:
             typer.echo(f"{name}: {asked.text(policy)}")
         if not customers:
             typer.echo("nobody has asked anything")
+
+
+def _asked_text(text: str | None, file: str | None) -> str:
+    """Return the text that is asked. Raises `ConfigError` unless there is one, and it can be read."""
+    if (text is None) == (file is None):
+        raise ConfigError("TEXT, --file: must be one of both; give a customer's text by `--file -`")
+    if text is not None:
+        return text
+    assert file is not None
+    try:
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as opened:
+            raw = opened.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise ConfigError(f"--file {file}: has more than {MOST_BYTES:,} bytes; ask a shorter text")
+        return raw.decode().removesuffix("\n")
+    except OSError as error:
+        raise ConfigError(f"--file {file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--file {file}: is not UTF-8 at byte {error.start}") from None
 
 
 def _policy(run: Path) -> ApiConfig:

@@ -8,13 +8,14 @@ certificate from an authority of her own brings it along instead (`bring`).
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -27,11 +28,13 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.monitor.state import RENEW_DAYS
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # browsers and libraries refuse server certificates that are valid for longer
 CLOCK_SKEW = timedelta(hours=1)
+RENEW = timedelta(days=RENEW_DAYS)  # what ends sooner is warned of
 LOCAL_NAMES = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it by these
 
 
@@ -107,14 +110,12 @@ def bring(folder: Path, files: TlsFiles, hosts: Sequence[str]) -> None:
 
 def check_server(files: TlsFiles, hosts: Sequence[str]) -> None:
     """Raise `ConfigError` unless a certificate fits its key, authority and `hosts`, and is valid now."""
-    certificate, authority = read_certificate(files.certificate), read_certificate(files.authority)
+    certificate = read_certificate(files.certificate)
+    read_certificate(files.authority)
     if _load_key(files.key).public_key() != certificate.public_key():
         raise ConfigError(f"{files.key}: is not the key of {files.certificate}")
     check_dates(certificate, str(files.certificate))
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
-        raise ConfigError(f"{files.certificate}: is not signed by {files.authority}") from None
+    _check_chain(files)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -122,6 +123,38 @@ def check_server(files: TlsFiles, hosts: Sequence[str]) -> None:
     for host in [*hosts, *LOCAL_NAMES]:
         if _general_name(host) not in list(names):
             raise ConfigError(f"{files.certificate}: is not for {host}; its subjectAltName must name it")
+
+
+def _check_chain(files: TlsFiles) -> None:
+    """Raise `ConfigError` unless a site, which has the authority's file alone, takes what the server shows.
+
+    Both ends are played in memory. The site is the strictest of all Pythons: 3.13 checks the form of
+    certificates (`VERIFY_X509_STRICT`), those before it want a chain up to a root.
+    """
+    try:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(files.certificate, files.key)
+        site = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        site.check_hostname = False  # `check_server` compares all names
+        site.load_verify_locations(files.authority)
+        site.verify_flags |= ssl.VERIFY_X509_STRICT
+        site.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN
+        to_site, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = (
+            site.wrap_bio(to_site, to_server),
+            server.wrap_bio(to_server, to_site, server_side=True),
+        )
+        for end in (*ends, *ends):  # hello, certificate, the site's judgement of it
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(
+            f"{files.certificate}: is not signed by {files.authority}, as sites check it "
+            f"({error.verify_message}); put the certificates of intermediate authorities below it in its "
+            "file, and the root's into the authority's"
+        ) from None
+    except ssl.SSLError as error:
+        raise ConfigError(f"{files.certificate}: cannot be served: {error.reason}; renew it") from None
 
 
 def check_dates(certificate: x509.Certificate, what: str) -> None:
@@ -132,6 +165,12 @@ def check_dates(certificate: x509.Certificate, what: str) -> None:
             f"{what}: is valid from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, and now it is "
             f"{now:%Y-%m-%d %H:%M}; renew it, or set the clock"
         )
+
+
+def ends_soon(last: datetime) -> str | None:
+    """Return a few words if a certificate that is valid until then must be renewed soon, else None."""
+    left = last - datetime.now(UTC)
+    return None if left > RENEW else f"ends on {last:%Y-%m-%d}, in {max(0, left.days)} days"
 
 
 def read_certificate(file: Path) -> x509.Certificate:

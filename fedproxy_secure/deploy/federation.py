@@ -84,8 +84,14 @@ class Federation:
         return self.folder / "run"
 
     def job(self) -> Config:
-        """Return the settings of the run."""
-        return load_config(self.folder / "job.yaml")
+        """Return the settings of the run. Raises `ConfigError` if they cannot be deployed."""
+        file = self.folder / "job.yaml"
+        config = load_config(file)
+        try:
+            _check_deployable(config)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+        return config
 
     def owner_key(self) -> Secret:
         """Return the key that signs kits."""
@@ -230,9 +236,7 @@ def parse_address(text: str) -> tuple[str, int]:
 def _check_deployable(config: Config) -> None:
     """Raise `ConfigError` for settings that only make sense where one machine plays all parties."""
     if len(config.seeds) != 1:
-        raise ConfigError(
-            f"seeds={list(config.seeds)}: a deployment trains once; choose one, as --set seeds=[0]"
-        )
+        raise ConfigError(f"seeds={list(config.seeds)}: a deployment trains once; choose one, as seeds=[0]")
     if config.audit.record or config.audit.canaries:
         raise ConfigError(
             f"audit.record={config.audit.record}, audit.canaries={list(config.audit.canaries)}: need all "

@@ -8,6 +8,7 @@ holds at the site is the site's own `client.yaml`.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from packaging.version import Version
 from pydantic import ValidationError
 
 from fedproxy_secure import __version__
-from fedproxy_secure.config import OWN
+from fedproxy_secure.config import AuditConfig
 from fedproxy_secure.crypto.primitives import KEY_BYTES, signing_public
+from fedproxy_secure.data.sources import HUB
+from fedproxy_secure.data.tasks import BUILT_IN
 from fedproxy_secure.deploy.federation import Federation, parse_address
 from fedproxy_secure.deploy.members import Epoch, members
 from fedproxy_secure.deploy.signed import (
@@ -34,7 +37,7 @@ from fedproxy_secure.deploy.site import Site, check_name
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, policy_for
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower.launch.app import app_sha256
+from fedproxy_secure.flower.launch.app import app_sha256, sources_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.quoting import quoted
@@ -64,6 +67,7 @@ class Kit:
     authority_pem: str
     roster: Roster
     app_sha256: str
+    sources_sha256: str
     version: str
     proposal: dict[str, Any]
 
@@ -92,12 +96,25 @@ def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
         "authority_pem": _ascii(federation.tls.authority),
         "roster": json.loads(epoch.roster.to_json()),
         "app_sha256": app_sha256(),
+        "sources_sha256": sources_sha256(),
         "version": __version__,
-        "proposal": policy_for(job, index, seeds=config.seeds).model_dump(mode="json"),
+        "proposal": _proposal(policy_for(job, index, seeds=config.seeds)).model_dump(mode="json"),
     }
-    file = federation.folder / "kits" / f"{name}.kit.json"
+    file = _kit_file(federation, name)
     write_document(file, KIT, body, federation.owner_key())
     return file
+
+
+def check_kits(federation: Federation, names: Collection[str]) -> None:
+    """Raise `ConfigError` if a kit of one of these sites was made by another installation than this one.
+
+    A site that has accepted it runs other code than this owner would.
+    """
+    public = signing_public(federation.owner_key())
+    for name in names:
+        file = _kit_file(federation, name)
+        if file.exists():
+            _check_version(_read(read_document(file, KIT, by=public), file), file)
 
 
 def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None = None) -> tuple[Kit, bool]:
@@ -157,7 +174,10 @@ def accepted_kit(site: Site) -> Kit | None:
 
 
 def needed_kit(site: Site) -> Kit:
-    """Return the kit that a site has accepted. Raises `ConfigError` if there is none for its keys."""
+    """Return the kit that a site has accepted.
+
+    Raises `ConfigError` if there is none for its keys, or if it is of another version of this software.
+    """
     kit = accepted_kit(site)
     if kit is None:
         raise ConfigError(f"{site.folder}: has no kit; `deploy accept` the one that the owner made")
@@ -166,30 +186,8 @@ def needed_kit(site: Site) -> Kit:
     file = site.keys / ROSTER
     if not file.exists() or load_roster(site.keys).sha256() != kit.roster.sha256():
         raise ConfigError(f"{file}: is not its kit's; `deploy accept` the kit again")
+    _check_version(kit, site.folder / ACCEPTED)
     return kit
-
-
-def differences(kit: Kit, policy: ClientPolicy) -> list[str]:
-    """Return what the owner's job asks and the site's policy does not grant, a line each."""
-    asked, own = (_flat(p) for p in (ClientPolicy.model_validate(kit.proposal), policy))
-    return [
-        f"{name}: the job has {asked.get(name)!r}, client.yaml has {own.get(name)!r}"
-        for name in sorted({*asked, *own})
-        if asked.get(name) != own.get(name)
-    ]
-
-
-def _flat(policy: ClientPolicy) -> dict[str, Any]:
-    """Return what both parties must have alike, by dotted name."""
-    values = policy.without(OWN)
-    del values["client"]  # its name, which the kit is made for
-    flat: dict[str, Any] = {"seeds": list(policy.seeds)}
-    for section, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[section] = value
-    return flat
 
 
 def _read(document: Document, file: Path) -> Kit:
@@ -203,6 +201,7 @@ def _read(document: Document, file: Path) -> Kit:
             authority_pem=str(body["authority_pem"]),
             roster=Roster(members={str(n): bytes.fromhex(k) for n, k in body["roster"].items()}),
             app_sha256=str(body["app_sha256"]),
+            sources_sha256=str(body.get("sources_sha256", "none")),  # the first kits had none
             version=str(body["version"]),
             proposal=dict(body["proposal"]),
         )
@@ -221,6 +220,18 @@ def _read(document: Document, file: Path) -> Kit:
     return kit
 
 
+def _kit_file(federation: Federation, name: str) -> Path:
+    return federation.folder / "kits" / f"{name}.kit.json"
+
+
+def _proposal(policy: ClientPolicy) -> ClientPolicy:
+    """Return a policy without what it says of the owner's own machine: folders, and how she audits."""
+    client = policy.client
+    if client.source not in BUILT_IN and not client.source.startswith(HUB):
+        client = client.model_copy(update={"source": f"{{data}}/{client.name}.{{split}}.jsonl"})
+    return policy.model_copy(update={"client": client, "data_root": None, "audit": AuditConfig()})
+
+
 def _address(text: str) -> str:
     parse_address(text)
     return text
@@ -233,13 +244,13 @@ def _epoch(value: object) -> int:
 
 
 def _check_version(kit: Kit, file: Path) -> None:
-    if (
-        Version(kit.version).release[:2] != Version(__version__).release[:2]
-        or kit.app_sha256 != app_sha256()
-    ):
+    """Raise `ConfigError` for a kit of other code than is installed here."""
+    if (kit.app_sha256, kit.sources_sha256) != (app_sha256(), sources_sha256()):
+        theirs = f"{quoted(kit.version)}, sources {quoted(kit.sources_sha256[:12])}"
         raise ConfigError(
-            f"{file}: is made by fedproxy-secure {kit.version} with the app {kit.app_sha256[:12]}: must be "
-            f"{__version__} with {app_sha256()[:12]}, which is installed here; install the same version"
+            f"{file}: is made by fedproxy-secure {theirs}: must be {__version__!r}, sources "
+            f"{sources_sha256()[:12]!r}, which is installed here; install the same commit at the owner and "
+            "every site, then `deploy kit` and `deploy accept` again"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from fedproxy_secure.deploy.federation import Federation
 from fedproxy_secure.deploy.signed import Document, read_document
 from fedproxy_secure.deploy.site import REQUEST, Request, check_request
+from fedproxy_secure.dp.private_files import remove_private
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.secagg.provision import ROSTER, load_roster
@@ -47,7 +48,8 @@ def check_approvable(federation: Federation, document: Document) -> Request:
     expected = [client.name for client in federation.job().data.clients]
     if request.name not in expected:
         raise ConfigError(f"site {request.name}: must be one of the job's clients: {', '.join(expected)}")
-    if any(revoked.public == document.public for revoked in _revoked(federation)):
+    revoked = {one.public for one in _revoked(federation)}
+    if document.public in revoked:
         raise ConfigError(f"site {request.name}: these keys are revoked; the site must make new ones")
     for name, other in members(federation).items():
         if other.node == request.node and name != request.name:
@@ -55,6 +57,8 @@ def check_approvable(federation: Federation, document: Document) -> Request:
     place = federation.folder / "sites" / f"{request.name}.json"
     if place.exists():
         approved = read_document(place, REQUEST)
+        if approved.public in revoked:
+            return request
         if document.public != approved.public and request.replaces != approved.public:
             raise ConfigError(
                 f"site {request.name}: has other keys already; revoke them first, or have the site run "
@@ -73,17 +77,22 @@ def revoke(federation: Federation, name: str) -> None:
         document = read_document(place, REQUEST)
         kept = federation.folder / "revoked" / f"{name}-{document.public.hex()[:16]}.json"
         write_bytes(kept, document.raw)
-        place.unlink()
+        remove_private(place)  # for good: no power cut brings it back
     elif not any(check_request(document).name == name for document in _revoked(federation)):
         raise ConfigError(f"site {name}: was never approved")
 
 
 def members(federation: Federation) -> dict[str, Request]:
-    """Return the approved sites by name, sorted."""
-    requests = [
-        check_request(read_document(file, REQUEST))
-        for file in sorted((federation.folder / "sites").glob("*.json"))
+    """Return the approved sites by name, sorted.
+
+    A revoked key is none of them, even where its request lies among theirs again: put there by a backup, or
+    by a power cut that undid its removal.
+    """
+    revoked = {document.public for document in _revoked(federation)}
+    documents = [
+        read_document(file, REQUEST) for file in sorted((federation.folder / "sites").glob("*.json"))
     ]
+    requests = [check_request(document) for document in documents if document.public not in revoked]
     return {request.name: request for request in requests}
 
 

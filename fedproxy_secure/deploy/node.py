@@ -21,7 +21,7 @@ from fedproxy_secure.deploy.preflight import local_checks, network_checks
 from fedproxy_secure.deploy.running import the_only_one
 from fedproxy_secure.deploy.site import Site, remember
 from fedproxy_secure.deploy.watching import events_file, page_of
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.flower.launch.kept import Kept
 from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
@@ -38,24 +38,35 @@ from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 
 log = logging.getLogger(__name__)
+PAUSE_S = 20.0  # until certificate and clocks are looked at again
 NODE, WORKER = "fedproxy_secure.flower.launch.supernode", "fedproxy_secure.flower.launch.worker"
 
 
-def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str], None] = log.info) -> None:
+def run_node(
+    site: Site,
+    *,
+    status_port: int | None = None,
+    status_for_all: bool = False,
+    tell: Callable[[str], None] = log.info,
+) -> None:
     """Run a site's SuperNode until this process is told to stop.
 
-    `status_port`: where page and metrics are served on loopback; None: they are not.
+    `status_port`: where page and metrics are served on loopback; None: they are not. `status_for_all`:
+    other users of this machine may read them (`page_of`).
 
-    Raises `ConfigError` if something at this site is not in order, or the owner's certificate is not the
-    kit's; `RunFolderError` if a node runs here already; `ProtocolAborted` if a journal cannot be used.
+    Raises `ConfigError` if something at this site is not in order, or a journal cannot be used;
+    `FolderInUse` if a node runs here already.
     """
     with the_only_one(site.folder, "a SuperNode"), terminated_like_interrupted():
         kit = needed_kit(site)
-        for check in (*local_checks(site), *network_checks(kit)):
-            if not check.ok and not check.waits:
+        for check in local_checks(site):
+            if not check.ok:
                 raise ConfigError(f"{check.name}: {check.line}")
             tell(f"{check.name}: {check.line}")
-        remember(site)
+        try:
+            remember(site)
+        except ProtocolAborted as error:  # nothing that passes: this journal must be repaired by hand
+            raise ConfigError(str(error)) from error
         policy = write_effective_policy(site)
         environment = quiet_environment(private_folder(site.folder / "flower"))
         environment["FEDPROXY_CACHE"] = str(private_folder(site.folder / "cache"))
@@ -68,8 +79,10 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
             events = EventLog(file=events_file(site.folder))
             note_in(events, "site", "start")
             stack.callback(note_in, events, "site", "stop")
-            if (page := stack.enter_context(page_of(site.folder, status_port))) is not None:
-                tell(f"status: {page}")
+            page = page_of(site.folder, status_port, everybody=status_for_all)
+            if (url := stack.enter_context(page)) is not None:
+                tell(f"status: {url}")
+            wait_for_owner(kit, tell)
             for name, arguments in _programs(site, kit, policy).items():
                 file = logs / f"{name}.log"
                 one = Kept(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
@@ -79,6 +92,27 @@ def run_node(site: Site, *, status_port: int | None = None, tell: Callable[[str]
                 for one in kept:
                     one.look()
                 time.sleep(POLL_S)
+
+
+def wait_for_owner(kit: Kit, tell: Callable[[str], None], *, pause_s: float = PAUSE_S) -> None:
+    """Return when the owner's certificate and both clocks are right, or she is away.
+
+    What is wrong there may be mended elsewhere: by the owner, who renews a certificate, or by this machine,
+    which has started before its clock was set. Until then nothing is sent to the owner but requests for her
+    health page. An owner who is away is left to the SuperNode, which asks again and again.
+
+    `tell` is called with a line for each check, and again when the line has changed.
+    """
+    said: dict[str, str] = {}
+    while True:
+        checks = list(network_checks(kit))
+        for check in checks:
+            if said.get(check.name) != check.line:
+                tell(f"{check.name}: {check.line}")
+        said = {check.name: check.line for check in checks}
+        if all(check.ok or check.waits for check in checks):
+            return
+        time.sleep(pause_s)
 
 
 def _programs(site: Site, kit: Kit, policy: Path) -> dict[str, list[str]]:

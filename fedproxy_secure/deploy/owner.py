@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.deploy.authority import check_server
+from fedproxy_secure.deploy.authority import check_server, ends_soon, read_certificate
 from fedproxy_secure.deploy.federation import Federation
+from fedproxy_secure.deploy.kit import check_kits
 from fedproxy_secure.deploy.members import Epoch, current_epoch, taking_part
 from fedproxy_secure.deploy.running import the_only_one
 from fedproxy_secure.deploy.watching import events_file, page_of
@@ -55,8 +56,8 @@ def run_owner(
         status_port: where page and metrics are served on loopback; None: they are not.
         tell: called with a line when the SuperLink is there, and while something is waited for long.
 
-    Raises `ConfigError` without kits, or with fewer approved sites than a round needs; `RunFolderError` if
-    the folder is in use; otherwise what `run` raises.
+    Raises `ConfigError` without kits, with kits that another installation has made, or with fewer approved
+    sites than a round needs; `FolderInUse` if another process holds the folder; what `run` raises.
     """
     epoch = current_epoch(federation)
     if epoch is None:
@@ -64,6 +65,7 @@ def run_owner(
     check_server(federation.tls, [federation.host])
     config = _with_members(federation.job(), epoch)
     sites = taking_part(federation, epoch)
+    check_kits(federation, sorted(sites))
     least = max(config.federate.min_clients, _least_clients(config))
     if len(sites) < least:
         raise ConfigError(f"{len(sites)} sites of epoch {epoch.number} may take part: must be >= {least}")
@@ -87,6 +89,9 @@ def run_owner(
         stack.push(partial(_note_stop, events))
         if page is not None:
             tell(f"status: {page}")
+        soon = ends_soon(read_certificate(federation.tls.certificate).not_valid_after_utc)
+        if soon is not None:
+            tell(f"certificate: {soon}; `deploy rotate` renews it, if it is of the authority made here")
         names = ", ".join(sorted(sites))
         tell(f"SuperLink on port {federation.port}; these sites may take part: {names}")
         node_ids = link.register({name: request.node for name, request in sites.items()})

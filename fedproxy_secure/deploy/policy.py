@@ -1,11 +1,16 @@
-"""A site's policy as its node uses it: `client.yaml`, with the folders of keys and ledger filled in."""
+"""A site's policy as its node uses it: `client.yaml`, with the folders of keys and ledger filled in.
+
+And what it grants of what the owner proposed.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from fedproxy_secure.config import OWN
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, policy_of
@@ -47,3 +52,26 @@ def write_effective_policy(site: Site) -> Path:
         private_folder(site.ledger)
     policy.write(site.folder / FILE)
     return site.folder / FILE
+
+
+def differences(proposal: ClientPolicy, policy: ClientPolicy) -> list[str]:
+    """Return what the owner's proposal asks and the site's policy does not grant, a line each."""
+    asked, own = (_flat(one) for one in (proposal, policy))
+    return [
+        f"{name}: the job has {asked.get(name)!r}, client.yaml has {own.get(name)!r}"
+        for name in sorted({*asked, *own})
+        if asked.get(name) != own.get(name)
+    ]
+
+
+def _flat(policy: ClientPolicy) -> dict[str, Any]:
+    """Return what both parties must have alike, by dotted name."""
+    values = policy.without(OWN)
+    del values["client"]  # its name, which the kit is made for
+    flat: dict[str, Any] = {"seeds": list(policy.seeds)}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[section] = value
+    return flat

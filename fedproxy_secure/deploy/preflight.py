@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 import ssl
@@ -17,13 +16,17 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+import httpx
+from cryptography import x509
+
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.deploy.federation import parse_address
-from fedproxy_secure.deploy.kit import Kit, differences, needed_kit
-from fedproxy_secure.deploy.policy import effective_policy
+from fedproxy_secure.deploy.authority import ends_soon
+from fedproxy_secure.deploy.kit import Kit, needed_kit
+from fedproxy_secure.deploy.policy import differences, effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.flower.launch.processes import without_proxy_to_loopback
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.escape import printable
@@ -34,7 +37,6 @@ MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago,
 DEVICE_S = 120.0
 LEAST_FREE_BYTES = 2**30
 CONNECT_S = 10.0
-MOST_ANSWER_BYTES = 2**16  # SuperLinks answer with less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,37 +73,59 @@ def local_checks(site: Site) -> Iterator[Check]:
 
 
 def network_checks(kit: Kit) -> Iterator[Check]:
-    """Check that the owner's SuperLink answers, by the kit's certificate, and that the clocks agree."""
-    host, port = parse_address(kit.address)
-    context = ssl.create_default_context(cadata=kit.authority_pem)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_S, context=context)
+    """Check that the owner's SuperLink answers, by the kit's certificate, and that the clocks agree.
+
+    The owner is asked by the node's own HTTP client, by way of the same proxy if the environment names one
+    (`HTTPS_PROXY`, `NO_PROXY`).
+    """
     try:
         began = datetime.now(UTC)
-        connection.request("GET", "/health")
-        answer = connection.getresponse()
-        answer.read(MOST_ANSWER_BYTES)
-        date = answer.getheader("Date")
-    except ssl.SSLCertVerificationError as error:
-        line = f"{kit.address}: its certificate is not the kit's ({error.verify_message}); ask the owner"
-        yield _found("certificate", ok=False, line=line)
+        status, date, ends = _asked_health(kit)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+        yield _unreached(kit, error)
         return
-    except (OSError, http.client.HTTPException) as error:
-        why = one_line(str(error), 200)  # may be what the server sent in the place of an answer
-        line = f"{kit.address}: does not answer ({why}); is `deploy run` on, and the port open?"
-        yield _found("owner", ok=False, line=line, waits=True)
-        return
-    finally:
-        connection.close()
-    if answer.status != http.client.OK:
+    if status != httpx.codes.OK:
         line = (
-            f"{kit.address}: answers with HTTP {answer.status}, as no SuperLink does; is another server on "
+            f"{kit.address}: answers with HTTP {status}, as no SuperLink does; is another server on "
             "that port, or one in between?"
         )
-        yield _found("owner", ok=False, line=line, waits=answer.status >= 500)
+        yield _found("owner", ok=False, line=line, waits=status >= 500)
         return
-    yield _found("owner", ok=True, line=f"{kit.address} answers over TLS")
+    soon = ends_soon(ends)
+    line = f"{kit.address} answers over TLS"
+    yield _found(
+        "owner", ok=True, line=line if soon is None else f"{line}; its certificate {soon}; tell her"
+    )
     yield _check("clock", lambda: _clock_line(began, date))
+
+
+def _asked_health(kit: Kit) -> tuple[int, str | None, datetime]:
+    """Return status and date of the SuperLink's health page, and when its certificate ends."""
+    os.environ.update(without_proxy_to_loopback())  # as the node's own environment does
+    context = ssl.create_default_context(cadata=kit.authority_pem)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        httpx.Client(verify=context, timeout=CONNECT_S) as client,
+        client.stream("GET", f"https://{kit.address}/health") as answer,  # of which no body is read
+    ):
+        tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
+        certificate = x509.load_der_x509_certificate(tls.getpeercert(True))
+        return answer.status_code, answer.headers.get("Date"), certificate.not_valid_after_utc
+
+
+def _unreached(kit: Kit, error: BaseException) -> Check:
+    """Return the check of an owner who could not be asked, by what went wrong."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        line = f"{kit.address}: its certificate is not the kit's ({cause.verify_message}); ask the owner"
+        return _found("certificate", ok=False, line=line)
+    why = one_line(str(error) or type(error).__name__, 200)  # may be what the server sent as an answer
+    proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
+    by_way = f", and {proxies[0]} right" if proxies else ""
+    line = f"{kit.address}: does not answer ({why}); is `deploy run` on, and the port open{by_way}?"
+    return _found("owner", ok=False, line=line, waits=True)
 
 
 def _found(name: str, *, ok: bool, line: str, waits: bool = False) -> Check:
@@ -136,7 +160,7 @@ def _keys_line(site: Site) -> str:
 
 
 def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
-    if lines := differences(kit, policy):
+    if lines := differences(ClientPolicy.model_validate(kit.proposal), policy):
         raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
     private = "no differential privacy"
     if policy.privacy.unit != "none":

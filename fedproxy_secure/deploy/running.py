@@ -18,7 +18,7 @@ STOP_S = 60.0
 def the_only_one(folder: Path, what: str) -> AbstractContextManager[None]:
     """Hold the folder for this process in a `with` block.
 
-    Raises `RunFolderError` if another process holds it, or it cannot be written.
+    Raises `FolderInUse` if another process holds it, `RunFolderError` if it cannot be written.
     """
     return only_one.the_only_one(folder, what, remedy="`deploy stop` ends it")
 

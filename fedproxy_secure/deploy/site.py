@@ -63,7 +63,8 @@ _ROTATION = b"fedproxy-secure next key "
 class Request:
     """A site's request: its name and public keys.
 
-    `identity`: Ed25519, 32 bytes; `node`: as OpenSSH writes it; `replaces`: the identity before a rotation.
+    `identity`: Ed25519, 32 bytes; `node`: as OpenSSH writes it, without a comment: one key is one text;
+    `replaces`: the identity before a rotation.
     """
 
     name: str
@@ -194,7 +195,8 @@ def check_request(document: Document) -> Request:
         raise ConfigError(f"request of {name}: does not prove that it holds its node key") from None
     except (ValueError, UnsupportedAlgorithm, ProtocolAborted) as error:
         raise ConfigError(f"request of {name}: is not in order: {error}") from None
-    return Request(name=name, identity=document.public, node=text.encode(), replaces=replaces)
+    plain = node.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return Request(name=name, identity=document.public, node=plain, replaces=replaces)
 
 
 def _begin(site: Site, *, replaces: Secret | None, before: Site | None = None) -> tuple[Site, Document]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from fedproxy_secure.deploy.authority import read_certificate
 from fedproxy_secure.deploy.federation import is_federation, open_federation
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import open_site
+from fedproxy_secure.flower.launch.same_user import is_of_this_user
 from fedproxy_secure.monitor.event_log import EventLog
 from fedproxy_secure.monitor.owner import owner_standing
 from fedproxy_secure.monitor.serve import served
@@ -24,27 +28,34 @@ def events_file(folder: Path) -> Path:
 def standing_of(folder: Path) -> Standing:
     """Return how the federation of an owner's or a site's folder stands.
 
-    Raises `ConfigError` for a folder that is neither, or a site whose policy is not in order.
+    Raises `ConfigError` for a folder that is neither, for settings or a certificate that cannot be read,
+    and for a site whose policy is not in order.
     """
     events = EventLog(file=events_file(folder))
     if is_federation(folder):
         federation = open_federation(folder)
         seed = federation.job().seeds[0]
         place = federation.run_folder / f"seed-{seed}" / "federation"
-        return owner_standing(place, name=federation.name, events=events)
+        standing = owner_standing(place, name=federation.name, events=events)
+        ends = read_certificate(federation.tls.certificate).not_valid_after_utc
+        return replace(standing, certificate_ends=ends)
     return site_standing(effective_policy(open_site(folder)), events=events)
 
 
 @contextmanager
-def page_of(folder: Path, port: int | None) -> Iterator[str | None]:
+def page_of(folder: Path, port: int | None, *, everybody: bool = False) -> Iterator[str | None]:
     """Serve page and metrics of a folder in a `with` block, on loopback; yield the address.
 
-    Without a port nothing is served, and None is yielded.
+    Without a port nothing is served, and None is yielded. A site's page has its exact epsilon, from which
+    follows how many records it has: it answers this user alone, unless it is for `everybody` on this
+    machine, or the system does not tell whose a connection is (it does on Linux).
 
     Raises `ConfigError` for a port that is in use.
     """
     if port is None:
         yield None
         return
-    with served(lambda: standing_of(folder), port=port) as url:
+    own = not is_federation(folder) and not everybody and sys.platform == "linux"
+    may_read = is_of_this_user if own else None
+    with served(lambda: standing_of(folder), port=port, may_read=may_read) as url:
         yield url

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import FolderInUse, RunFolderError
 
 log = logging.getLogger(__name__)
 POLL_S = 0.05
@@ -58,7 +58,7 @@ def remove_private(path: Path) -> None:
 def alone(path: Path, *, wait_s: float) -> Iterator[None]:
     """Hold the lock of the file `path`, made if need be, until the block is left. It cannot be held twice.
 
-    Raises `RunFolderError`, naming the holder's process, if another holds it for longer than `wait_s`.
+    Raises `FolderInUse`, naming the holder's process, if another holds it for longer than `wait_s`.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -86,7 +86,7 @@ def _acquire(descriptor: int, path: Path, wait_s: float) -> None:
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
         if waited > wait_s:
-            raise RunFolderError(
+            raise FolderInUse(
                 f"{path}: is held by process {_holder(descriptor)} for more than {wait_s:g} s; wait for "
                 "it, or end it: the lock ends with it"
             )

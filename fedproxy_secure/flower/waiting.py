@@ -49,10 +49,10 @@ class Wait:
 
     @classmethod
     def load(cls, folder: Path) -> Wait | None:
-        """Return what was noted last in a control folder; None if nothing was."""
+        """Return what was noted last in a control folder; None if nothing was, or it cannot be read now."""
         try:
             raw = json.loads((folder / FILE).read_bytes())
-        except FileNotFoundError:
+        except OSError:
             return None
         return cls(**{**raw, "names": tuple(raw["names"])})
 

@@ -95,6 +95,12 @@ class Collector:
                 "Time of the last event, in Unix time",
                 at.last.time.timestamp(),
             )
+        if at.certificate_ends is not None:
+            yield GaugeMetricFamily(
+                "fedproxy_certificate_expiry_timestamp_seconds",
+                "When the certificate of the SuperLink ends, in Unix time",
+                at.certificate_ends.timestamp(),
+            )
         if at.role == "site" and at.spending is not None:
             spent = at.spending
             yield GaugeMetricFamily("fedproxy_epsilon_spent", "Epsilon spent by this site", spent.epsilon)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.monitor.state import Standing
+from fedproxy_secure.monitor.state import RENEW_DAYS, Standing
 from fedproxy_secure.report.html.drawing import DARK, LIGHT
 from fedproxy_secure.report.html.page import MORE_DARK, MORE_LIGHT
 from fedproxy_secure.runtime.escape import printable
@@ -67,6 +67,7 @@ def tables(at: Standing) -> dict[str, Rows]:
             ("Sent", _size(at.bytes_sent)),
             ("Received", _size(at.bytes_received)),
         ),
+        "Certificate": _certificate(at),
         "Privacy spent by this site": _spent(at),
         "Aborted": [(reason, str(count)) for reason, count in sorted(at.aborts.items())],
         "Last event": _last(at),
@@ -75,6 +76,14 @@ def tables(at: Standing) -> dict[str, Rows]:
 
 def _known(*rows: tuple[str, object]) -> Rows:
     return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def _certificate(at: Standing) -> Rows:
+    if at.certificate_ends is None:
+        return []
+    days = max(0, (at.certificate_ends - at.read_at).days)
+    renew = "; renew it" if days < RENEW_DAYS else ""
+    return [("Ends (UTC)", f"{at.certificate_ends:%Y-%m-%d}, in {days} days{renew}")]
 
 
 def _spent(at: Standing) -> Rows:

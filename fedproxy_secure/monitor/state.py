@@ -5,6 +5,7 @@ What is shown, and why it hides nothing that protection hides:
     both    round, rounds, rounds done, cohort size   in the job, which every party has
             bytes, seconds, time of the last event    the party's own measurements of its own messages
             aborts by class of error                  counts; never the text, which may quote a client
+            when the owner's certificate ends         every site reads it off the connection
     owner   how many clients are connected, took      she carries the messages, and every client of a round
             part, and the names of those absent       signs for whom it is unmasked
     site    her own epsilon, its limit and delta      from her own ledger; the owner is not told
@@ -25,6 +26,7 @@ from typing import Literal
 from fedproxy_secure.monitor.events import Event, Party
 
 Phase = Literal["waiting", "running", "finished", "stopped"]
+RENEW_DAYS = 30  # what is left of a certificate when its end is warned of
 PACED = 5  # the last rounds, by whose median the time left is reckoned
 
 
@@ -60,6 +62,7 @@ class Standing:
         bytes_received: payload received.
         round_seconds: the last round, from its beginning to its end or, at a site, to the next one.
         left_seconds: the rounds left times the median of the last `PACED` rounds.
+        certificate_ends: when the owner's certificate does; owner alone.
         spending: a site's own, with differential privacy.
         aborts: aborted rounds, messages and set-ups by the class of their error.
         last: the last event.
@@ -84,6 +87,7 @@ class Standing:
     bytes_received: int = 0
     round_seconds: float | None = None
     left_seconds: float | None = None
+    certificate_ends: datetime | None = None
     spending: Spending | None = None
     aborts: Mapping[str, int] = field(default_factory=dict)
     last: Event | None = None

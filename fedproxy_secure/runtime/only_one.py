@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import FolderInUse, RunFolderError
 from fedproxy_secure.runtime.untrusted import parse_json
 
 FILE = "running.json"
@@ -38,13 +38,13 @@ def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S
         what, remedy: for the message, if another process holds it: what runs here already, what to do.
         wait_s: how long to wait for another process to let go.
 
-    Raises `RunFolderError` if another process holds it, and then has written nothing; or if it cannot be
-    written or locked.
+    Raises `FolderInUse` if another process holds it, and then has written nothing; `RunFolderError` if it
+    cannot be written or locked.
     """
     path, until = folder / FILE, time.monotonic() + wait_s
     while (file := _held(path)) is None:
         if time.monotonic() >= until:
-            raise RunFolderError(f"{folder}: {what} runs here already{_named(folder)}; {remedy}")
+            raise FolderInUse(f"{folder}: {what} runs here already{_named(folder)}; {remedy}")
         time.sleep(POLL_S)
     with file:
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -65,7 +65,7 @@ def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S
 def only_run_in(folder: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
     """Hold the folder of a run, a comparison or a matrix in a `with` block; make it if there is none.
 
-    Raises `RunFolderError` if another process works in it, or it cannot be written.
+    Raises `FolderInUse` if another process works in it, `RunFolderError` if it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@
     told = api.ask("acme", [ids])          # what the policy tells after each token
     text = api.write("acme", ids, count=20)
 
-It is a Python object, not a server: what stands in front of it must know which customer asks.
+It is a Python object, not a server: what stands in front of it must know which customer asks, and bounds
+how large a request is, how often it comes and how many are answered at once.
 
 Guarantees: nothing is computed for a query that the ledger has not counted, and nothing leaves that the
 policy does not tell (`told`). A query that is refused counts nothing. One that was counted stays counted,
@@ -27,6 +28,8 @@ from fedproxy_secure.models.passes import vocabulary_size
 from fedproxy_secure.serve.ledger import Asked, QueryLedger
 from fedproxy_secure.serve.told import Told, joined, tell
 
+MOST_TOKENS = 2**14  # of one call, whose answers are in memory together: 3 GiB of SmolLM2's logits
+
 
 class OwnersApi:
     """A model folder that answers customers' queries by a policy alone.
@@ -35,13 +38,16 @@ class OwnersApi:
         folder: the model's folder.
         policy: what customers are told, and how often.
         ledger: what they have asked so far.
+        most_tokens: of one call, in all texts and answers together, whatever the policy grants.
 
     Raises `ModelError` for a model that cannot be loaded, `ConfigError` or `RunFolderError` for a ledger
     that cannot be used.
     """
 
-    def __init__(self, folder: Path, *, policy: ApiConfig, ledger: QueryLedger) -> None:
-        self.policy, self.ledger = policy, ledger
+    def __init__(
+        self, folder: Path, *, policy: ApiConfig, ledger: QueryLedger, most_tokens: int = MOST_TOKENS
+    ) -> None:
+        self.policy, self.ledger, self.most_tokens = policy, ledger, most_tokens
         self._key = ledger.noise_key()
         model, self.tokenizer = load_llm(folder, dtype="float32")
         self._model: Any = model
@@ -60,9 +66,10 @@ class OwnersApi:
             customer: who asks.
             texts: token ids of each text; each counts as one query and as its number of tokens.
 
-        Raises `QueryRefused` for a text that the model cannot read, or that a limit does not allow; then
-        none of the texts is answered, and none is counted.
+        Raises `QueryRefused` for a text that the model cannot read, for more than `most_tokens` in one
+        call, or for what a limit does not allow; then none of the texts is answered, and none is counted.
         """
+        self._check_call(sum(len(text) for text in texts))
         for text in texts:
             self._check(text, written=0)
         self.ledger.spend(customer, [len(text) for text in texts], self.policy)
@@ -83,6 +90,7 @@ class OwnersApi:
 
         if count < 1:
             raise QueryRefused(f"tokens to write={count}: must be >= 1")
+        self._check_call(len(text) + count)
         self._check(text, written=count)
         self.ledger.spend(customer, [len(text) + count], self.policy)
         ids, cache, answers = list(text), DynamicCache(), list[Told]()
@@ -102,6 +110,13 @@ class OwnersApi:
 
     def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> Told:
         return tell(logits, ids, self.policy, self._key, start=start)
+
+    def _check_call(self, tokens: int) -> None:
+        """Raise `QueryRefused` for a call that would keep this process busy for too long."""
+        if tokens > self.most_tokens:
+            raise QueryRefused(
+                f"tokens={tokens} in one call: must be <= {self.most_tokens}; ask in several calls"
+            )
 
     def _check(self, text: Sequence[int], *, written: int) -> None:
         """Raise `QueryRefused` for a text that the model cannot read."""

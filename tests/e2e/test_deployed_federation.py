@@ -73,6 +73,9 @@ def federation(tmp_path):
     key = next(word for word in (owner / "card.txt").read_text().split() if len(word) == 64)
     for site in SITES:
         deploy("accept", tmp_path / site, owner / "kits" / f"{site}.kit.json", "--owner", key)
+        client = tmp_path / site / "client.yaml"  # the proposal does not say where the records lie
+        text = client.read_text().replace(f"{site}.{{split}}", f"{site[1:]}.{{split}}")
+        client.write_text(text.replace("data_root: null", f"data_root: {settings['data']['root']}"))
     return owner, settings
 
 

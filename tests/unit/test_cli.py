@@ -18,7 +18,14 @@ from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.cli.experiments import _typed
 from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.cli.progress import Bars, PlainLines, shown_on
-from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.errors import (
+    ConfigError,
+    FedProxyError,
+    FolderInUse,
+    ProtocolAborted,
+    RoundAborted,
+    RunFolderError,
+)
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "peft", "flwr", "ray", "datasets", "pandas", "scipy")
@@ -113,6 +120,22 @@ def test_errors_not_raised_on_purpose_are_not_hidden():
         _ = 1 // 0
     with pytest.raises(typer.Exit), plain_errors(again=None):
         raise FedProxyError("expected")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (RunFolderError("cannot be written"), 2),
+        (RoundAborted("too few"), 75),
+        (ProtocolAborted("too few"), 75),
+        (FolderInUse("runs here already"), 75),
+    ],
+)
+def test_what_may_pass_by_itself_ends_with_the_code_by_which_a_service_manager_tries_again(error, code):
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None):
+        raise error
+    assert left.value.exit_code == code
 
 
 def test_a_log_gets_a_line_at_most_every_five_seconds():

@@ -1,7 +1,13 @@
 """The commands of `deploy` as a person types them: what they print, and a line where something is wrong."""
 
+import os
+import re
 import shutil
+import socket
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -11,7 +17,10 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.deploy import preflight
 from fedproxy_secure.deploy.kit import needed_kit
 from fedproxy_secure.deploy.site import open_site
+from fedproxy_secure.deploy.watching import page_of
 from fedproxy_secure.federate.client_policy import ClientPolicy
+from fedproxy_secure.flower.launch.processes import free_port
+from tests.support.connections import NOBODY
 from tests.support.tiny import tiny_settings
 
 SITES = ("c0", "c1", "c2")
@@ -45,6 +54,9 @@ def started(tmp_path_factory):
             "accept", folder / name, folder / "owner" / "kits" / f"{name}.kit.json", "--owner", key
         )
         assert "proposed by the owner: edit it" in said
+        client = folder / name / "client.yaml"  # the proposal does not say where the records lie
+        text = client.read_text().replace(f"{name}.{{split}}", f"{name[1:]}.{{split}}")
+        client.write_text(text.replace("data_root: null", f"data_root: {settings['data']['root']}"))
         compared.add(said.split("compare with other sites: ")[1].split()[0])
     assert len(compared) == 1
     return folder
@@ -140,6 +152,38 @@ def test_status_and_stop_say_that_nothing_runs(started):
     assert "nothing runs here" in typed("status", started / "owner")
     assert "nothing runs here" in typed("status", started / "c0")
     assert typed("stop", started / "c0") == "nothing runs here\n"
+
+
+def test_an_owners_status_says_when_her_certificate_ends(started):
+    assert re.search(
+        r"Ends \(UTC\): 20\d\d-\d\d-\d\d, in 39\d days$", typed("status", started / "owner"), re.M
+    )
+
+
+def answer_to_another_user(url):
+    """The status with which a page answers another user of this machine; only root can act as one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as another user")
+    os.seteuid(NOBODY)
+    try:
+        opened = socket.socket()  # its user is the one who makes it
+    finally:
+        os.seteuid(0)
+    with closing(opened):
+        opened.connect(("127.0.0.1", urlsplit(url).port))
+        opened.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        return int(opened.makefile("rb").readline().split()[1])
+
+
+def test_a_sites_page_is_for_the_user_who_runs_it_unless_it_is_for_all(started):
+    with page_of(started / "c0", free_port()) as url:
+        with urlopen(f"{url}metrics") as answer:
+            assert answer.status == 200
+        assert answer_to_another_user(url) == 403
+    with page_of(started / "c0", free_port(), everybody=True) as url:
+        assert answer_to_another_user(url) == 200
+    with page_of(started / "owner", free_port()) as url:
+        assert answer_to_another_user(url) == 200
 
 
 def test_a_folder_that_is_none_is_one_line(tmp_path):

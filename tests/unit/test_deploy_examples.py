@@ -3,7 +3,9 @@
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -12,8 +14,10 @@ import typer
 import yaml
 
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.cli.errors import BAD, TERMINATED
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "deploy"
+PROGRAM = "/opt/fedproxy/venv/bin/fedproxy-secure"
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
@@ -41,14 +45,25 @@ def test_each_command_of_the_page_is_one(line):
 @pytest.mark.parametrize("party", ["owner", "site"])
 def test_the_units_start_a_command_that_exists(party):
     text = (EXAMPLES / f"fedproxy-{party}.service").read_text(encoding="utf-8")
-    (started,) = re.findall(r"^ExecStart=/usr/bin/env fedproxy-secure (.*)$", text, flags=re.M)
+    (started,) = re.findall(rf"^ExecStart={PROGRAM} (.*)$", text, flags=re.M)
     check_command(shlex.split(started))
+
+
+@pytest.mark.parametrize("party", ["owner", "site"])
+def test_a_unit_is_not_started_again_once_it_was_told_to_stop_or_must_be_repaired(party):
+    text = (EXAMPLES / f"fedproxy-{party}.service").read_text(encoding="utf-8")
+    unit = dict(re.findall(r"^(\w+)=(.*)$", text, flags=re.M))
+    assert unit["Restart"] == "on-failure"
+    assert {int(code) for code in unit["RestartPreventExitStatus"].split()} == {BAD, TERMINATED}
+    assert int(unit["SuccessExitStatus"]) == TERMINATED == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
 @pytest.mark.parametrize("party", ["owner", "site"])
-def test_systemd_takes_the_units(party):
-    unit = EXAMPLES / f"fedproxy-{party}.service"
+def test_systemd_takes_the_units(party, tmp_path):
+    text = (EXAMPLES / f"fedproxy-{party}.service").read_text(encoding="utf-8")
+    unit = tmp_path / f"fedproxy-{party}.service"
+    unit.write_text(text.replace(PROGRAM, sys.executable))  # it wants a program that is there
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

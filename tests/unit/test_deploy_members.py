@@ -6,17 +6,29 @@ import stat
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.deploy.authority import TlsFiles, make_authority, make_server
 from fedproxy_secure.deploy.federation import init, open_federation, parse_address
-from fedproxy_secure.deploy.kit import KIT, accept, accepted_kit, make_kit, needed_kit
+from fedproxy_secure.deploy.kit import KIT, accept, accepted_kit, check_kits, make_kit, needed_kit
 from fedproxy_secure.deploy.members import approve, current_epoch, members, next_epoch, revoke, taking_part
+from fedproxy_secure.deploy.owner import run_owner
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.preflight import local_checks
 from fedproxy_secure.deploy.signed import read_document, write_document
-from fedproxy_secure.deploy.site import REQUEST, check_request, join, open_site, remember, rotate_site
+from fedproxy_secure.deploy.site import (
+    _NODE_PROOF,
+    REQUEST,
+    check_request,
+    join,
+    open_site,
+    remember,
+    rotate_site,
+)
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
@@ -278,6 +290,18 @@ def test_two_sites_do_not_share_a_nodes_key(federation, sites, monkeypatch):
         approve(federation, request_of(sites["bank"]))
 
 
+def test_one_node_key_written_in_two_ways_is_one_key(federation, sites, tmp_path):
+    """OpenSSH takes a comment behind a key; the SuperLink would find out when the run begins."""
+    approve(federation, request_of(sites["clinic"]))
+    body, bank = request_of(sites["clinic"]).body, sites["bank"].identity()
+    node = load_ssh_private_key(sites["clinic"].node_key.read_bytes(), None)
+    proof = node.sign(_NODE_PROOF + signing_public(bank), ec.ECDSA(hashes.SHA384()))
+    body |= {"name": "bank", "node_public": f"{body['node_public']} bank@host", "node_proof": proof.hex()}
+    twice = write_document(tmp_path / "twice.json", REQUEST, body, bank)
+    with pytest.raises(ConfigError, match="has the node key of clinic"):
+        approve(federation, twice)
+
+
 def test_a_rotation_that_was_killed_leaves_the_old_keys_in_use(federation, sites):
     all_in(federation, sites)
     site = sites["clinic"]
@@ -300,6 +324,25 @@ def test_a_revoked_site_is_out_at_once_and_stays_out(federation, sites):
         next_epoch(federation)
     with pytest.raises(ConfigError, match="was never approved"):
         revoke(federation, "council")
+
+
+def test_a_revoked_site_whose_request_is_put_back_stays_out_and_may_come_with_new_keys(
+    federation, sites, tmp_path
+):
+    """By a backup, or by a power cut that undid what was removed last."""
+    epoch = all_in(federation, sites)
+    place = federation.folder / "sites" / "clinic.json"
+    before = place.read_bytes()
+    revoke(federation, "clinic")
+    place.write_bytes(before)
+    assert sorted(taking_part(federation, epoch)) == ["bank", "insurer"]
+    with pytest.raises(ConfigError, match="is not approved"):
+        make_kit(federation, epoch, "clinic")
+    with pytest.raises(ConfigError, match="these keys are revoked"):
+        approve(federation, request_of(sites["clinic"]))
+    new = join("clinic", tmp_path / "new")[0]
+    approve(federation, request_of(new))
+    assert members(federation)["clinic"].identity == signing_public(new.identity())
 
 
 def test_a_replayed_kit_is_refused(federation, sites):
@@ -361,6 +404,72 @@ def proposing(federation, epoch, file, **sections):
 
 def policy_check(site):
     return next(check for check in local_checks(site) if check.name == "policy")
+
+
+def remade(federation, epoch, file, **changes):
+    """A kit of the site clinic with other values in it, signed by the owner."""
+    body = read_document(make_kit(federation, epoch, "clinic"), KIT).body
+    write_document(file, KIT, {**body, **changes}, federation.owner_key())
+    return file
+
+
+@pytest.mark.parametrize("field", ["sources_sha256", "app_sha256"])
+def test_a_site_takes_no_kit_of_another_installation(federation, sites, tmp_path, field):
+    """Two commits of one version may differ in the protocol."""
+    epoch = all_in(federation, sites)
+    other = remade(federation, epoch, tmp_path / "kit.json", **{field: "0" * 64})
+    with pytest.raises(
+        ConfigError, match=r"must be '0\.1\.0', sources '[0-9a-f]{12}', which is installed here"
+    ):
+        accept(sites["clinic"], other, owner=None)
+
+
+def test_a_site_that_was_upgraded_does_not_start_with_its_earlier_kit(federation, sites, tmp_path):
+    epoch = all_in(federation, sites)
+    earlier = remade(federation, epoch, tmp_path / "kit.json", sources_sha256="0" * 64)
+    (sites["clinic"].folder / "kit.json").write_bytes(earlier.read_bytes())
+    with pytest.raises(ConfigError, match="install the same commit at the owner and every site"):
+        needed_kit(sites["clinic"])
+    accept(sites["clinic"], make_kit(federation, epoch, "clinic"), owner=None)
+    assert needed_kit(sites["clinic"]).epoch == epoch.number
+
+
+def test_a_kit_of_before_there_was_a_hash_of_the_sources_is_of_another_installation(
+    federation, sites, tmp_path
+):
+    epoch = all_in(federation, sites)
+    body = read_document(make_kit(federation, epoch, "clinic"), KIT).body
+    del body["sources_sha256"]
+    write_document(tmp_path / "kit.json", KIT, body, federation.owner_key())
+    with pytest.raises(ConfigError, match="sources 'none'"):
+        accept(sites["clinic"], tmp_path / "kit.json", owner=None)
+
+
+def test_an_owner_who_was_upgraded_makes_new_kits_before_she_runs(federation, sites, tmp_path):
+    epoch = all_in(federation, sites)
+    check_kits(federation, NAMES)
+    remade(federation, epoch, federation.folder / "kits" / "clinic.kit.json", sources_sha256="0" * 64)
+    with pytest.raises(
+        ConfigError, match=r"clinic\.kit\.json: is made by fedproxy-secure '0\.1\.0', sources"
+    ):
+        run_owner(federation)
+    make_kit(federation, epoch, "clinic")
+    check_kits(federation, NAMES)
+
+
+def test_a_kit_does_not_tell_a_site_where_files_lie_at_the_owner(config, sites, tmp_path):
+    clients = [
+        {"name": name, "task": "clinic", "source": f"/home/owner/{name}.{{split}}.csv"} for name in NAMES
+    ]
+    raw = config.model_dump(mode="json")
+    raw["data"] |= {"root": "/home/owner/records", "clients": clients}
+    raw["audit"]["signing_key"] = "/home/owner/audit.key"
+    federation = init(parse_config(raw), tmp_path / "federation", address="owner.example")
+    all_in(federation, sites)
+    assert b"/home/owner" not in (federation.folder / "kits" / "clinic.kit.json").read_bytes()
+    policy = effective_policy(sites["clinic"])
+    assert (policy.client.source, policy.data_root) == ("{data}/clinic.{split}.jsonl", None)
+    assert policy_check(sites["clinic"]).ok
 
 
 def test_a_kit_that_proposes_noise_which_the_owner_can_compute_is_no_policy(federation, sites, tmp_path):
@@ -519,6 +628,27 @@ def test_settings_for_one_machine_are_not_deployed(config, tmp_path, change, lin
     with pytest.raises(ConfigError, match=line):
         init(settings, tmp_path / "federation", address="owner.example")
     assert not (tmp_path / "federation").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("seeds:\n- 0\n", "seeds:\n- 0\n- 1\n", "a deployment trains once"),
+        ("record: false", "record: true", "all records in one place"),
+    ],
+)
+def test_settings_that_were_edited_to_what_cannot_be_deployed_are_refused(
+    federation, sites, old, new, line
+):
+    epoch = all_in(federation, sites)
+    file = federation.folder / "job.yaml"
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=rf"job\.yaml: .*{line}"):
+        make_kit(federation, epoch, "clinic")
+    with pytest.raises(ConfigError, match=line):
+        run_owner(federation)
 
 
 # --- damaged files, and folders of something else

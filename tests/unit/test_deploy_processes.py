@@ -26,7 +26,7 @@ from fedproxy_secure.flower.internals.superlink import (
     only_whole_answers,
 )
 from fedproxy_secure.flower.internals.supernode import AppRefused, OfferedApp, checked_connection
-from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_files, app_sha256
+from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_files, app_sha256, sources_sha256
 from fedproxy_secure.flower.launch.superlink import MOST_BODY_BYTES, OnlyNodes
 from fedproxy_secure.flower.launch.supernode import SERVER_APP, check_app
 from fedproxy_secure.runtime.only_one import running
@@ -470,6 +470,30 @@ def test_all_installations_of_a_version_pack_the_same_app():
     packed = pack_app(app_files())
     assert packed == pack_app(dict(reversed(app_files().items())))
     assert hashlib.sha256(packed).hexdigest() == app_sha256()
+
+
+def test_a_checkout_and_a_wheel_of_one_commit_have_the_same_hash_of_their_sources(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        (place / "sub").mkdir(parents=True)
+        (place / "a.py").write_bytes(b"a = 1\nb = 2\n")
+        (place / "sub" / "__init__.py").write_bytes(b"")
+    (there / "a.py").write_bytes(b"a = 1\r\nb = 2\r\n")
+    (there / "__pycache__").mkdir()
+    (there / "__pycache__" / "a.py").write_bytes(b"left over")
+    (there / ".#a.py").write_bytes(b"of an editor")
+    (there / "configs.yaml").write_bytes(b"a: 1\n")
+    assert sources_sha256(here) == sources_sha256(there)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.py", b"a = 2\n"), ("b.py", b"a = 1\n")])
+def test_another_line_or_another_name_is_another_hash_of_the_sources(tmp_path, name, content):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place, file, text in ((here, "a.py", b"a = 1\n"), (there, name, content)):
+        place.mkdir()
+        (place / file).write_bytes(text)
+    assert sources_sha256(here) != sources_sha256(there)
+    assert len(sources_sha256()) == 64
 
 
 class Run:

@@ -71,6 +71,34 @@ def test_one_that_does_not_stop_when_told_is_killed_soon(keep, tmp_path, monkeyp
     assert 0.3 <= time.monotonic() - began < 10
 
 
+def test_a_log_that_grows_large_while_the_program_runs_is_moved_aside_and_written_on(
+    keep, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "MOST_LOG_BYTES", 100)
+    log, go_on = tmp_path / "it.log", tmp_path / "go on"
+    code = (
+        "import pathlib, time; print('a' * 200, flush=True)\n"
+        f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.01)\n"
+        "print('after', flush=True); time.sleep(60)"
+    )
+    one, told = keep(code)
+    look_until(one, (tmp_path / "it.log.1").exists)
+    assert (tmp_path / "it.log.1").read_text() == "a" * 200 + "\n"
+    go_on.touch()
+    look_until(one, lambda: log.read_bytes() == b"after\n")
+    assert len(told) == 1, "it was not started again"
+
+
+def test_a_program_that_cannot_be_started_for_a_moment_is_started_later(keep, tmp_path, monkeypatch):
+    log = tmp_path / "it.log"
+    log.mkdir()  # as if no more files could be opened
+    one, told = keep("print('up')")
+    look_until(one, lambda: told)
+    assert told == ["it: Is a directory; it is tried again"]
+    log.rmdir()
+    look_until(one, lambda: any("started" in line for line in told))
+
+
 def test_a_log_that_has_grown_large_is_moved_aside(keep, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_LOG_BYTES", 4)
     one, told = keep("print('a long line')")

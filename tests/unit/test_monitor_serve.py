@@ -6,19 +6,22 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.monitor import serve
 from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.metrics import metrics
 from fedproxy_secure.monitor.page import page
-from fedproxy_secure.monitor.serve import served
+from fedproxy_secure.monitor.serve import MOST_AT_ONCE, served
 from fedproxy_secure.monitor.state import Spending, Standing
 
 OWNER = Standing(
@@ -126,6 +129,17 @@ def test_metrics_of_a_site_add_her_own_spending():
         "fedproxy_delta",
     }
     assert site["fedproxy_epsilon_spent",] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("days", "row"), [(200.5, ", in 200 days</td>"), (12.5, ", in 12 days; renew it</td>")]
+)
+def test_an_owner_sees_when_her_certificate_ends_and_that_it_is_to_be_renewed(days, row):
+    ends = OWNER.read_at + timedelta(days=days)
+    shown = replace(OWNER, certificate_ends=ends)
+    assert row in page(shown)
+    name = "fedproxy_certificate_expiry_timestamp_seconds"
+    assert samples(shown)[0][name,] == pytest.approx(ends.timestamp())
 
 
 def test_an_owner_that_was_given_a_spending_by_mistake_does_not_show_it():
@@ -286,6 +300,67 @@ def test_a_client_that_sends_half_a_request_keeps_nobody_waiting():
     ):
         half.sendall(b"GET / HT")
         assert ask(url, "/healthz")[0] == 200
+
+
+def test_connections_that_say_nothing_use_up_no_more_than_their_share_of_the_process():
+    """The process that serves the page also supervises a run, and may have so many files open alone."""
+    with served(lambda: OWNER) as url, ExitStack() as stack:
+        address = ("127.0.0.1", urlsplit(url).port)
+        before, silent = open_files(), []
+        for _ in range(3 * MOST_AT_ONCE):
+            silent.append(stack.enter_context(closing(socket.create_connection(address, timeout=5))))
+        for one in silent[MOST_AT_ONCE:]:
+            assert one.recv(1) == b"", "one more than are answered is closed"
+        assert open_files() - before <= len(silent) + MOST_AT_ONCE
+        for one in silent:
+            one.close()
+        until = time.monotonic() + 30
+        while answered_with(url) != 200 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert answered_with(url) == 200
+
+
+def test_a_request_that_trickles_in_is_cut_off_at_its_deadline(monkeypatch):
+    monkeypatch.setattr(serve, "REQUEST_S", 0.5)
+    with (
+        served(lambda: OWNER) as url,
+        closing(socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=30)) as slow,
+    ):
+        began = time.monotonic()
+        slow.settimeout(0.1)
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 20:
+                slow.sendall(b"G")
+                with suppress(TimeoutError):
+                    if slow.recv(1) == b"":
+                        break
+        assert time.monotonic() - began < 10
+
+
+def test_whoever_may_not_read_is_told_so_and_nothing_else():
+    asked = []
+
+    def may_read(client, server):
+        asked.append((client, server))
+        return len(asked) > 3
+
+    with served(lambda: SITE, may_read=may_read) as url:
+        for path in ("/", "/metrics", "/healthz"):
+            status, _, text = ask(url, path)
+            assert (status, text) == (403, "this page is for the user who runs the node\n")
+        assert ask(url, "/metrics")[0] == 200
+        assert {server[1] for _, server in asked} == {urlsplit(url).port}
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def answered_with(url):
+    """The status of the answer to one request, None if there was none."""
+    with suppress(OSError, http.client.HTTPException):
+        return ask(url, "/healthz")[0]
+    return None
 
 
 def test_without_prometheus_client_metrics_name_the_extra_and_the_page_works():

@@ -113,14 +113,14 @@ def test_what_a_killed_process_left_makes_no_folder_foreign(tmp_path):
 @pytest.mark.torch
 @pytest.mark.parametrize("command", ["run", "matrix", "compare"])
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_command_in_a_folder_where_another_works_writes_nothing_and_ends_with_2(
+def test_a_command_in_a_folder_where_another_works_writes_nothing_and_ends_with_75(
     tmp_path, command, resume
 ):
     held = signed_run(tmp_path)
     with only_run_in(held.folder):
         before = everything(tmp_path)
         done = CliRunner().invoke(app, [command, "quickstart", "--out", str(held.folder), *resume])
-        assert done.exit_code == 2, done.output
+        assert done.exit_code == 75, done.output
         assert len(done.output.splitlines()) == 1
         assert "a command runs here already, process" in done.output
         assert everything(tmp_path) == before
@@ -136,7 +136,7 @@ def test_no_run_is_attacked_while_another_process_works_in_its_folder(tmp_path):
     with only_run_in(held.folder):
         before = everything(tmp_path)
         done = CliRunner().invoke(app, ["attack", "run", "--run", str(held.folder), "--jobs", "1"])
-        assert done.exit_code == 2, done.output
+        assert done.exit_code == 75, done.output
         assert "a command runs here already" in done.output
         with pytest.raises(RunFolderError, match="runs here already"):
             attack_run(config, held.folder, seed=0)

@@ -1,5 +1,8 @@
 """The owner's API: what is told, noise that asking again does not change, the service, its commands."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +205,17 @@ def test_a_call_that_asks_for_nothing_is_refused_and_not_counted(folder, tmp_pat
     assert api.ledger.customers() == {}
 
 
+def test_a_call_of_too_many_tokens_is_refused_whatever_the_policy_grants_and_not_counted(folder, tmp_path):
+    ledger = QueryLedger.create(tmp_path / "api.queries")
+    api = OwnersApi(folder, policy=ApiConfig(), ledger=ledger, most_tokens=12)
+    with pytest.raises(QueryRefused, match=r"tokens=15 in one call: must be <= 12; ask in several calls"):
+        api.ask("acme", [TEXT, TEXT, TEXT])
+    with pytest.raises(QueryRefused, match=r"tokens=13 in one call"):
+        api.write("acme", TEXT, count=8)
+    assert api.asked("acme") == Asked()
+    api.ask("acme", [TEXT, TEXT])
+
+
 def test_it_computes_only_what_was_counted_and_what_was_counted_stays_so(folder, tmp_path):
     api = opened(folder, tmp_path, queries=1)
     passes = []
@@ -244,6 +258,13 @@ def test_a_run_is_asked_through_its_policy_from_the_command_line(tmp_path):
     assert lines[-1] == "acme: 1 of 2 queries, 9 of 30 tokens"
     assert len(lines) >= 5
     assert typed("ledger", "--run", str(run)).output == "acme: 1 of 2 queries, 9 of 30 tokens\n"
+    (tmp_path / "question").write_text("to be\n")
+    other = ("ask", "--run", str(run), "--customer", "other", "--tokens", "3")
+    by_file = typed(*other, "--file", str(tmp_path / "question")).output
+    assert by_file.splitlines()[:-1] == answer.output.splitlines()[:-1]
+    for wrong in ((), ("to be", "--file", "-")):
+        assert "TEXT, --file: must be one of both" in typed(*other, *wrong).output
+    assert "cannot be read" in typed(*other, "--file", str(tmp_path / "none")).output
     long = typed("ask", "to be or not to be", "--run", str(run), "--customer", "acme")
     assert long.exit_code == 2
     assert "must be <= 30 (api.tokens)" in long.output
@@ -267,6 +288,12 @@ def test_commands_for_what_is_not_there_end_in_one_line(tmp_path):
     assert "customer='../a'" in nobody.output
     plain = typed("ask", "x", "--run", str(run), "--customer", "a", "--ledger", str(tmp_path / "l"))
     assert plain.output.splitlines()[-1] == "a: 1 queries, 18 tokens"
+
+
+def test_a_text_from_standard_input_stands_in_no_command(tmp_path):
+    code = "from fedproxy_secure.cli.api import _asked_text; print(repr(_asked_text(None, '-')))"
+    done = subprocess.run([sys.executable, "-c", code], input="to be\n", capture_output=True, text=True)
+    assert done.stdout == "'to be'\n", done.stderr
 
 
 def test_a_customers_name_is_a_short_plain_one(tmp_path):

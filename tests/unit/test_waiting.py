@@ -1,6 +1,7 @@
 """What a server app waits for is told in time, and looking for it costs little and finds it soon."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy_secure.errors import RoundAborted
-from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, waited_for, watch
+from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, SignsOfLife, patiently, waited_for, watch
 from fedproxy_secure.flower.patience import SHARE, Patience, pause_s
 from fedproxy_secure.flower.server_app import ALIVE, TROUBLE
 from fedproxy_secure.flower.waiting import FILE, MOST_REASON, Wait, WaitNotes, with_reasons
@@ -89,6 +90,34 @@ def test_a_wait_that_cannot_be_noted_ends_no_run(tmp_path, caplog):
 def test_without_a_folder_nothing_is_noted():
     WaitNotes(None, every_s=0).note("setup", NAMES, began=0, timeout_s=60)
     WaitNotes(None).over()
+
+
+def test_a_server_app_that_lives_is_not_silent_whatever_the_machines_clock_is_set_to(tmp_path, clock):
+    alive = tmp_path / ALIVE
+    signs = SignsOfLife(alive)
+    clock.now += 40
+    assert signs.silent_s() == 40, "it has not begun"
+    for set_to in (1_000, 2_000_000, 500):
+        alive.touch()
+        os.utime(alive, (set_to, set_to))
+        clock.now += 10
+        assert signs.silent_s() == 0
+    clock.now += 301
+    assert signs.silent_s() == 301
+
+
+def test_a_file_that_the_system_refuses_for_a_moment_is_read_again():
+    refused = iter([OSError(24, "Too many open files"), OSError(24, "Too many open files")])
+
+    def read():
+        for error in refused:
+            raise error
+        return "read"
+
+    assert patiently(read) == "read"
+    refused = iter([OSError(24, "Too many open files")] * 9)
+    with pytest.raises(OSError, match="Too many open files"):
+        patiently(read, patience_s=-1)
 
 
 def waiting_since(folder, seconds):

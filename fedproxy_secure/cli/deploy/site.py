@@ -98,7 +98,18 @@ def preflight(site: SiteArgument) -> None:
             raise ConfigError(f"{failed} of the checks above are not in order")
 
 
-def start(site: SiteArgument, status_port: StatusPortOption = None) -> None:
+def start(
+    site: SiteArgument,
+    status_port: StatusPortOption = None,
+    status_for_all: Annotated[
+        bool,
+        typer.Option(
+            "--status-for-all",
+            help="Let other users of this machine read page and metrics, too: this site's exact epsilon, "
+            "from which follows how many records it has. Without it, on Linux, only who runs the node may.",
+        ),
+    ] = False,
+) -> None:
     """Site: run this site's node until it is stopped; it waits for an owner who is away.
 
     Runs in the foreground, as a service manager wants it. Logs: `SITE/logs`.
@@ -110,4 +121,9 @@ def start(site: SiteArgument, status_port: StatusPortOption = None) -> None:
         from fedproxy_secure.deploy.site import open_site
         from fedproxy_secure.runtime.escape import printable
 
-        run_node(open_site(site), status_port=status_port, tell=lambda line: typer.echo(printable(line)))
+        run_node(
+            open_site(site),
+            status_port=status_port,
+            status_for_all=status_for_all,
+            tell=lambda line: typer.echo(printable(line)),
+        )

@@ -26,6 +26,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedproxy_secure.errors import RoundAborted
+from fedproxy_secure.runtime.quoting import one_line
+
 log = logging.getLogger(__name__)
 DEEPEST = 8  # message, records, arrays, pieces of arrays
 MOST_OBJECTS = 10_000  # pieces are of 5 MiB
@@ -249,6 +252,8 @@ def register_nodes(address: str, root: Path, keys: Mapping[str, bytes]) -> dict[
         address: host and port.
         root: the PEM file of the authority that signed the SuperLink's certificate.
         keys: by name, a node's public key on a NIST curve, as OpenSSH writes it.
+
+    Raises `RoundAborted`, naming the node, if the SuperLink refuses one or does not answer.
     """
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -261,7 +266,13 @@ def register_nodes(address: str, root: Path, keys: Mapping[str, bytes]) -> dict[
             public = load_ssh_public_key(key)
             assert isinstance(public, EllipticCurvePublicKey)
             request = RegisterNodeRequest(public_key=public_key_to_bytes(public), name=name)
-            node_ids[name] = int(control.RegisterNode(request).node_id)
+            try:
+                node_ids[name] = int(control.RegisterNode(request).node_id)
+            except Exception as error:  # of httpx, of Flower's own or of its command line
+                why = one_line(str(error) or type(error).__name__, 200)
+                raise RoundAborted(
+                    f"SuperLink: does not register the node of {name}: {why}; see superlink.log"
+                ) from error
     return node_ids
 
 

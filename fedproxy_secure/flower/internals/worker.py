@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedproxy_secure.flower.internals.supernode import sooner
 from fedproxy_secure.flower.patience import Patience
+from fedproxy_secure.runtime.quoting import quoted
 
 SOON_S, LOOK_S = 0.02, 0.1  # how long the worker sleeps before it asks the SuperNode beside it again
 AWAY_S = 1.0  # the same while there is none
@@ -86,7 +87,7 @@ def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[
             try:
                 reply = app(message=message, context=context)
             except Exception as error:  # an answer of the app names its own errors; this one has none
-                log.exception("%s: failed", message.metadata.message_type)
+                log.exception("%s: failed", quoted(message.metadata.message_type))
                 status, details = SubStatus.FAILED, type(error).__name__
                 reply = Message(
                     Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=details), reply_to=message

@@ -1,12 +1,14 @@
 """The Flower app of this project: a few lines that import the server app and the client app.
 
 The app has no code of its own and no settings of a run, so that every installation of one version builds
-the same bytes. A site compares their hash with the app that a SuperLink offers, and runs no other.
+the same bytes. A site compares their hash with the app that a SuperLink offers, and runs no other. What the
+app imports is the installation's own: `sources_sha256` says whether two installations have the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from fedproxy_secure.flower.internals.messages import pack_app
 SERVER = "fedproxy_secure.flower.server_app"
 FAB_ID = "fedproxy-secure/fedproxy-app"
 FAB_VERSION = "1.0.0"
+PACKAGE = Path(__file__).parents[2]
 CONTROL = "control"  # the app's one setting: the folder that the server app works in
 _APP = """from fedproxy_secure.flower.client_app import app as client
 from {server} import app as server
@@ -56,3 +59,19 @@ def write_app(folder: Path, server: str = SERVER) -> None:
 def app_sha256(server: str = SERVER) -> str:
     """Return the hash of the app as Flower packs it, 64 hex digits."""
     return hashlib.sha256(pack_app(app_files(server))).hexdigest()
+
+
+@lru_cache
+def sources_sha256(package: Path = PACKAGE) -> str:
+    """Return the hash of a package's Python sources, by default of this one, 64 hex digits.
+
+    A checkout, a wheel made from it and what that installs have the same: names and contents count, line
+    ends and hidden files do not. Not covered: what the package depends on, and packages that extend it.
+    """
+    files = {file.relative_to(package): file for file in package.rglob("*.py")}
+    seen = {
+        name.as_posix(): hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+        for name, file in files.items()
+        if not any(part.startswith((".", "__pycache__")) for part in name.parts)
+    }
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()

@@ -16,14 +16,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedproxy_secure import errors
 from fedproxy_secure.errors import FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower import waiting
-from fedproxy_secure.flower.launch.processes import POLL_S
+from fedproxy_secure.flower.launch.processes import POLL_S, keep_bounded
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import (
     ALIVE,
@@ -38,8 +38,10 @@ from fedproxy_secure.flower.server_app import (
 from fedproxy_secure.record.saved_rounds import ROUNDS
 from fedproxy_secure.runtime.artifacts import write_bytes
 
+PATIENCE_S = 60.0  # how long a file that cannot be read is tried again
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app
 LONG_S, AGAIN_S = 10.0, 30.0
+_Read = TypeVar("_Read")
 
 
 def write_control(
@@ -73,6 +75,8 @@ def watch(
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
 
+    Logs below `logs` that have grown large are moved aside meanwhile.
+
     `tell` is called with a line when something has been waited for longer than `LONG_S`, and then again
     every `AGAIN_S` for as long as it lasts.
 
@@ -85,9 +89,10 @@ def watch(
     """
     seen = len(_lines(control / ROUNDS))
     began, tell_at = time.time(), 0.0
+    signs = SignsOfLife(control / ALIVE)
     while True:
         finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
-        lines = _lines(control / ROUNDS)
+        lines = patiently(lambda: _lines(control / ROUNDS))
         for metrics in lines[seen:]:
             if on_round is not None:
                 on_round(metrics)
@@ -95,13 +100,15 @@ def watch(
         if finished:
             return ServerState.load(control / FINAL)
         if (control / TROUBLE).exists():
-            kind, line = json.loads((control / TROUBLE).read_text(encoding="utf-8"))
+            kind, line = json.loads(patiently((control / TROUBLE).read_bytes))
             error_class: Any = getattr(errors, kind, FedProxyError)
             raise error_class(line)
         if ended:
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
-        if time.time() - max(began, _changed(control / ALIVE)) > SILENT_S:
+        if signs.silent_s() > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
+        for log in logs.glob("*.log"):
+            keep_bounded(log)
         if tell is not None:
             tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
         time.sleep(POLL_S)
@@ -127,12 +134,45 @@ def _told(tell: Callable[[str], None], wait: waiting.Wait | None, now: float, te
     return now + AGAIN_S
 
 
-def _changed(file: Path) -> float:
-    """Return when a file was changed last, in seconds since the epoch; 0 if there is none."""
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def patiently(read: Callable[[], _Read], *, patience_s: float = PATIENCE_S) -> _Read:
+    """Return what `read` returns, tried again for a while if the system refuses.
+
+    A process may have as many files open as it may have, or the machine no memory left, for a moment; that
+    must not end a run of days.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return read()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
+
+
+class SignsOfLife:
+    """How long a file has not been touched, by a clock that nobody sets.
+
+    The file's own time and the machine's would say the same until somebody, or NTP, sets the clock.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen, self._at = self._changed(), time.monotonic()
+
+    def silent_s(self) -> float:
+        """Return the seconds since a look first found the file as it is now; looks must be frequent."""
+        changed = self._changed()
+        if changed != self._seen:
+            self._seen, self._at = changed, time.monotonic()
+        return time.monotonic() - self._at
+
+    def _changed(self) -> int | None:
+        """Return when the file was changed, None if it is not there or cannot be looked at."""
+        try:
+            return self._file.stat().st_mtime_ns
+        except OSError:
+            return None
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

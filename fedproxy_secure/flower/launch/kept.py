@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from fedproxy_secure.flower.launch.processes import process
+from fedproxy_secure.flower.launch.processes import MOST_LOG_BYTES, keep_bounded, process
 from fedproxy_secure.runtime.escape import printable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 STEADY_S = 60.0  # what lived so long is started again at once
-MOST_LOG_BYTES = 2**24
 # A SuperNode tells its SuperLink that it goes, and tries for long if that has gone before. What either
 # program must keep is on the disk already.
 STOP_S = 4.0
@@ -27,7 +26,7 @@ class Kept:
     Args:
         name: what it is called in lines that are told.
         arguments: of the interpreter.
-        log: what it prints goes there; a log that has grown large is moved aside when it starts.
+        log: what it prints goes there; a log that has grown large is moved aside.
         environment: of the process.
         lock: a descriptor that the process holds while it lives (`alone_in`).
         tell: called with a line when it starts and when it ends.
@@ -50,12 +49,22 @@ class Kept:
         self._again_at, self._began, self._pause = 0.0, 0.0, FIRST_PAUSE_S
 
     def look(self) -> None:
-        """Start the process if it does not run and its pause is over; note if it has ended."""
+        """Start the process if it does not run and its pause is over; note if it has ended.
+
+        What the system refuses, for lack of memory or open files, is tried again after a pause.
+        """
         now = time.monotonic()
-        if self._process is None:
-            if now >= self._again_at:
+        try:
+            keep_bounded(self._file, most=MOST_LOG_BYTES)
+            if self._process is None and now >= self._again_at:
                 self._start(now)
-        elif (code := self._process.poll()) is not None:
+                return
+        except OSError as error:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+            self._again_at = now + self._pause
+            self._tell(f"{self._name}: {error.strerror}; it is tried again")
+            return
+        if self._process is not None and (code := self._process.poll()) is not None:
             self.stop()
             # Flower's SuperNode ends with code 0 when its owner's SuperLink has started again
             steady = code == 0 or now - self._began > STEADY_S
@@ -69,7 +78,6 @@ class Kept:
         self._process = None
 
     def _start(self, now: float) -> None:
-        _rotate(self._file)
         started = process(
             sys.executable, self._arguments, self._environment, self._file, self._lock, stop_s=STOP_S
         )
@@ -77,16 +85,13 @@ class Kept:
         self._tell(f"{self._name} started, process {self._process.pid}; its log: {self._file}")
 
 
-def _rotate(file: Path) -> None:
-    """Move a log that has grown large aside; the one before that is dropped."""
-    if file.exists() and file.stat().st_size > MOST_LOG_BYTES:
-        file.replace(file.with_name(file.name + ".1"))
-
-
 def _last_line(file: Path) -> str:
     """Return the last line of a log that tells of an error, else the last one: printable, at most 200."""
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size - 4096))
-        lines = [line.strip() for line in opened.read().decode(errors="replace").splitlines()]
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - 4096))
+            lines = [line.strip() for line in opened.read().decode(errors="replace").splitlines()]
+    except OSError as error:
+        return f"its log cannot be read: {error.strerror}"
     errors = [line for line in lines if re.search("error|failed", line, flags=re.IGNORECASE)]
     return printable(next((line for line in reversed(errors or lines) if line), ""))[:200]

@@ -19,6 +19,7 @@ from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
     alone_in,
     check_free,
+    keep_bounded,
     module,
     process,
     quiet_environment,
@@ -82,6 +83,7 @@ def superlink(
         environment["FORWARDED_ALLOW_IPS"] = "127.0.0.1"
         environment.pop("FLWR_DATABASE", None)  # messages stay in memory
         log = folder / "superlink.log"
+        keep_bounded(log)
         with process(sys.executable, arguments, environment, log, lock) as started:
             wait_until_listening(port, started, log)
             home = folder / "flwr"

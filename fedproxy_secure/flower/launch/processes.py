@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedproxy_secure.errors import ConfigError, RoundAborted, RunFolderError
+from fedproxy_secure.errors import ConfigError, FolderInUse, RoundAborted
 
 POLL_S = 0.5
 START_S = 180.0  # how long a SuperLink may take to listen; one that ends before is noticed at once
+MOST_LOG_BYTES = 2**24
 STOP_S = 15.0  # how long a process may take to stop when asked
 ORPHANS_S = 60.0  # how long what a killed owner or site started may take to notice that (`launch.parent`)
 
@@ -73,14 +75,14 @@ def alone_in(folder: Path, *, wait_s: float = 0.0) -> Iterator[int]:
 
     `wait_s`: how long to wait for processes of an earlier call to end.
 
-    Raises `RunFolderError` if processes of an earlier call still hold it; only a SIGKILL leaves such.
+    Raises `FolderInUse` if processes of an earlier call still hold it; only a SIGKILL leaves such.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         deadline = time.monotonic() + wait_s
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:
-                raise RunFolderError(
+                raise FolderInUse(
                     f"{folder}: Flower's processes of an earlier, killed run still write here; "
                     "end them first"
                 )
@@ -125,7 +127,8 @@ def process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that holds `lock`, in a group that has ended when the `with` block is left.
 
-    It is asked to stop, and killed if it has not after `stop_s` seconds.
+    It is asked to stop, and killed if it has not after `stop_s` seconds. What it prints goes to the end of
+    `log`, wherever that is by then (`keep_bounded`).
     """
     with log.open("ab") as output:
         started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
@@ -145,6 +148,19 @@ def process(
             started.wait(stop_s)
         _signal_group(started, signal.SIGKILL)
         started.wait()
+
+
+def keep_bounded(log: Path, *, most: int = MOST_LOG_BYTES) -> None:
+    """Move what a log holds aside if it has grown large, though a process still writes to its end.
+
+    The copy before this one is dropped, and so is a line that is written in this moment. If there is no
+    room for the copy, none is made: a full disk would stop more than a log.
+    """
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > most:
+            with suppress(OSError):
+                shutil.copy(log, log.with_name(log.name + ".1"))
+            os.truncate(log, 0)
 
 
 def _signal_group(started: subprocess.Popen[bytes], number: signal.Signals) -> None:
