@@ -1,10 +1,13 @@
 """The end of a command: one line for an error raised on purpose, and an exit code.
 
 0 done; 2 a wrong setting, file or installation; 130 interrupted. Commands of other packages use this too.
+Python itself ends with 1 after an error that nobody foresaw; commands whose 1 is a verdict say so, and end
+with 2 then.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,18 +20,32 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def plain_errors(*, again: str | None) -> Iterator[None]:
+def plain_errors(*, again: str | None, verdict: bool = False) -> Iterator[None]:
     """Turn errors raised on purpose into one line and exit code 2; after Ctrl-C, say how to go on.
 
-    `again`: the command that goes on; None: there is no such command.
+    So are files that the system does not let a command look at. Other errors are shown whole.
+
+    Args:
+        again: the command that goes on; None: there is no such command.
+        verdict: whether the command's exit code 1 is a verdict; an error that nobody foresaw is then 2.
     """
     try:
         yield
     except FedProxyError as error:
         typer.echo(f"error: {printable(str(error))}", err=True)
         raise typer.Exit(2) from None
+    except (typer.Exit, typer.Abort):
+        raise
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         if again is not None:
             typer.echo(f"resume with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            typer.echo(f"error: {printable(f'{error.filename}: {error.strerror}')}", err=True)
+        elif verdict:
+            traceback.print_exc()
+        else:
+            raise
+        raise typer.Exit(2) from None

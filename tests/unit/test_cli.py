@@ -115,6 +115,24 @@ def test_errors_not_raised_on_purpose_are_not_hidden():
         raise FedProxyError("expected")
 
 
+def test_a_file_that_the_system_does_not_let_a_command_look_at_is_one_line(capsys):
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None):
+        Path("n" * 300).is_file()
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long\n"
+
+
+def test_an_error_that_nobody_foresaw_is_no_verdict(capsys):
+    """Exit code 1 says that a rule is broken, or that a signature is not as it was."""
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None, verdict=True):
+        _ = 1 // 0
+    assert left.value.exit_code == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None, verdict=True):
+        raise typer.Exit(3)
+    assert left.value.exit_code == 3
+
+
 def test_a_log_gets_a_line_at_most_every_five_seconds():
     now, lines = [0.0], []
     progress = PlainLines(write=lines.append, clock=lambda: now[0])
