@@ -23,6 +23,7 @@ from fedproxy_secure.cli.options import (
     find_config,
 )
 from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.errors import FedProxyError
 
 if TYPE_CHECKING:
     from fedproxy_secure.report.report import Report
@@ -174,6 +175,10 @@ def _start(
 
                 report = attacked_report(config, folder, progress=progress, command=typed)
         show_report(report, folder)
+        if command == "matrix" and not any(c.seeds for c in report.configurations):
+            raise FedProxyError(
+                f"{folder}: no cell of the matrix finished; see why above, then add --resume"
+            )
 
 
 def _report_cells(name: str, changes: list[str], out: Path | None) -> None:

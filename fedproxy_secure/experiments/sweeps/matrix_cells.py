@@ -21,6 +21,8 @@ from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.attacked import attack_run
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
+from fedproxy_secure.experiments.tracking import require
+from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
@@ -64,8 +66,9 @@ class MatrixCell:
 def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
     """Cells that can run, the longest first; and for configurations that cannot, one line why.
 
-    Raises `ConfigError` if none can.
+    Raises `ConfigError` if none can, or a tracker is not installed.
     """
+    require(config.track)
     swept = config.matrix
     cells, refused = [], []
     for protection, compression, ratio, fusion, adapter in product(
@@ -85,6 +88,7 @@ def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
         try:
             own = cell_config(config, alike[0])
             compression_of(own.compress, own.heal)
+            protection_of(own.protect).check_installed()
             cells += alike
         except ConfigError as error:
             refused.append(f"{alike[0].key}: {error}")
