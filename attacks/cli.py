@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, FedProxyError
 
 if TYPE_CHECKING:
     from fedproxy_secure.evidence.finding import Finding, Profile
@@ -114,7 +115,7 @@ def run_command(
 
     On the demo, `smoke` takes about a minute and `standard` about a quarter of an hour. An attack that
     fails gets a row in the table and stops nothing else. If you interrupt the suite, the results so far are
-    kept, and `attack report` shows them.
+    kept, and `attack report` shows them. Results of before stay until others take their place.
 
     Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
     """
@@ -130,6 +131,7 @@ def run_command(
         from fedproxy_secure.runtime.preload import warm_up
 
         profile = profile_of(suite)
+        check_seconds(budget_seconds)
         at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         if at_a_time > 1:
             warm_up(WORKERS_NEED)
@@ -163,7 +165,8 @@ def run_command(
                     on_result=lambda r: typer.echo(outcome_line(r)),
                 )
         except KeyboardInterrupt:
-            _show(read_findings(run))
+            with suppress(FedProxyError):  # there may be none yet
+                _show(read_findings(run))
             raise
         _show(results)
         typer.echo(f"results: {run / 'attacks' / RESULTS}")
@@ -172,7 +175,7 @@ def run_command(
 
 @app.command()
 def report(run: RunOption, strict: StrictOption = False) -> None:
-    """Show the results of the last suite on a run as a table."""
+    """Show the results of attacks on a run as a table."""
     with plain_errors(again=None):
         from fedproxy_secure.evidence.finding import read_findings
 
@@ -228,6 +231,7 @@ def model(
         from attacks.folder import attack_folder
         from fedproxy_secure.config import apply_overrides, parse_config
 
+        check_seconds(budget_seconds)
         policy = parse_config(apply_overrides({}, [f"api.{change}" for change in api or []])).api
         results = attack_folder(
             path,
@@ -250,6 +254,12 @@ def profile_of(suite: str) -> Profile:
         if suite == profile:
             return profile
     raise ConfigError(f"--suite {suite}: must be smoke, standard or full")
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise `ConfigError` for a time limit that is no number of seconds, as `inf` and `nan` are none."""
+    if not math.isfinite(seconds):
+        raise ConfigError(f"--budget-seconds {seconds:g}: must be a finite number; for no limit say 1e9")
 
 
 def llm_of(run: Path) -> str | None:
