@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.cli.options import typed
 from fedproxy_secure.errors import ConfigError, FedProxyError
 
 if TYPE_CHECKING:
@@ -120,13 +120,9 @@ def run_command(
     Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
     """
     views = view or ["server", "client"]
-    chosen = [("--view", v) for v in views] + [("--spec", s) for s in spec or []]
-    typed = [
-        *("fedproxy-secure", "attack", "run", "--run", str(run), "--suite", suite, "--seed", str(seed)),
-        *(word for option in chosen for word in option),
-        *("--budget-seconds", f"{budget_seconds:g}", "--resume"),
-    ]
-    with plain_errors(again=shlex.join(typed)):
+    options = {"run": run, "suite": suite, "seed": seed, "view": views, "spec": spec}
+    limits = {"budget_seconds": f"{budget_seconds:g}", "jobs": jobs or None}
+    with plain_errors(again=typed("attack", "run", **options, **limits, resume=True, strict=strict)):
         from attacks.entry import WORKERS_NEED
         from fedproxy_secure.runtime.preload import warm_up
 

@@ -109,7 +109,10 @@ def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: 
 
 @audit_app.command("keygen")
 def keygen_command(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the private key; must not exist.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="File for the private key; neither it nor FILE.pub may exist."),
+    ],
 ) -> None:
     """Make a key that signs audit logs and reports; its public half goes to FILE.pub.
 

@@ -183,9 +183,11 @@ def test_an_interrupt_before_the_first_result_is_no_error(run, monkeypatch):
         file.unlink()
     monkeypatch.setattr("attacks.suite.run_one", interrupted)
     monkeypatch.setattr("attacks.suite.write_findings", interrupted)
-    shown = invoke("run", "--run", run, *FAST)
+    shown = invoke("run", "--run", run, *FAST, "--strict")
     assert shown.exit_code == 130, shown.output
     assert "resume with: fedproxy-secure attack run" in shown.stderr
+    for word in ("--jobs 1", "--strict", "--resume"):
+        assert word in shown.stderr
     assert "error" not in shown.stderr
 
 

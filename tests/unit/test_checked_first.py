@@ -5,13 +5,15 @@ import yaml
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
-from fedproxy_secure.config import parse_config
+from fedproxy_secure.cli.options import find_config
+from fedproxy_secure.config import load_config, parse_config
 from fedproxy_secure.config.kinds import METHODS, PROTECTIONS
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments import attacked, matrix
 from fedproxy_secure.experiments.attacked import check_attacks
 from fedproxy_secure.experiments.compare import compare
 from fedproxy_secure.experiments.inputs import check_inputs
+from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.method import Method
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.protect.plaintext import Plaintext
@@ -138,3 +140,42 @@ def test_a_matrix_of_which_no_cell_finished_does_not_end_with_0(tmp_path):
     assert done.exit_code == 2, done.output
     assert "no cell of the matrix finished" in done.output
     assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_joined_report_is_written_over_no_run(tmp_path):
+    """The run's own report is signed."""
+    RunFolder.create(tmp_path / "run", parse_config({}))
+    for name in ("audit.jsonl", "report.sig"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+        with pytest.raises(RunFolderError, match=f"has {name}, so it is a run's own folder"):
+            join([tmp_path / "a"], tmp_path / name, command="c")
+    with pytest.raises(RunFolderError, match=r"has manifest\.json, so it is a run's own folder"):
+        join([tmp_path / "a"], tmp_path / "run", command="c")
+
+
+def test_a_suite_that_cannot_be_loaded_ends_a_matrix_before_it_begins(monkeypatch, tmp_path):
+    place = tmp_path / "somebody-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (place / "entry_points.txt").write_text(f"[{attacked.SUITES}]\nmine = somebody_else:MEASURE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"entry point 'mine' .*somebody_else:MEASURE: cannot be loaded"):
+        matrix.matrix(parse_config({}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_provision_that_was_cut_short_before_there_were_keys_can_be_typed_again(tmp_path):
+    """Policies come first: keys are never overwritten, so what follows them could not be made again."""
+    words = ["provision", "quickstart", "--out", str(tmp_path)]
+    clients = [c.name for c in load_config(find_config("quickstart")).data.clients]
+    in_the_way = tmp_path / f"{clients[-1]}.policy.yaml"
+    in_the_way.mkdir()
+    assert CliRunner().invoke(app, words).exit_code == 2
+    in_the_way.rmdir()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert {f.name for f in tmp_path.glob("*.policy.yaml")} == {f"{c}.policy.yaml" for c in clients}
+    before = in_the_way.read_bytes()
+    assert "keys are never overwritten" in CliRunner().invoke(app, words).output
+    assert in_the_way.read_bytes() == before
