@@ -101,7 +101,7 @@ def matrix_command(
 
     The section `matrix` of the settings says what is swept, and in how many processes. The section
     `attacks` says which suite of attacks runs. A cell that fails is listed in the report, and the other
-    cells still run.
+    cells still run. Exit code 2: none has finished.
 
     Example: `fedproxy-secure matrix demo_matrix --out runs/first`
     """

@@ -29,6 +29,7 @@ def pretrain_demo(
     """
     with plain_errors(again=None):
         from fedproxy_secure.cli.progress import shown_on
+        from fedproxy_secure.models.saving import saving
         from fedproxy_secure.world.pretrain import pretrain, save_demo_llm
 
         try:  # find out before the training, not after it
@@ -47,7 +48,8 @@ def pretrain_demo(
                 on_step=lambda _, loss: progress.advance(task, note=f"loss {loss:.3f}"),
             )
             progress.done(task)
-        save_demo_llm(model, tokenizer, out)
+        with saving(out):
+            save_demo_llm(model, tokenizer, out)
         typer.echo(f"demo LLM: {out}")
 
 

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedproxy_secure.models.saving import saving
 from fedproxy_secure.world.stories import stories
 
 log = logging.getLogger(__name__)
@@ -131,10 +130,6 @@ def pretrain(
 
 
 def save_demo_llm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the model and its tokenizer as an ordinary Hugging Face folder.
-
-    Raises `RunFolderError` if it cannot be written.
-    """
-    with saving(folder):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    """Write the model and its tokenizer as an ordinary Hugging Face folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
