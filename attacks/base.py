@@ -17,20 +17,23 @@ trust, and read the code of those whose numbers you rely on.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from fedproxy_secure.data.encode import Encoded
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
 
 Surface = Literal["IND", "AGG", "MR", "MOD", "API", "ACT"]
+Party = Literal["server", "network", "clients", "api"]
 KNOWN_BAD, NOBODY = "known-bad", "nobody"  # what controls put in place of a view's threat model
 
 
@@ -93,6 +96,8 @@ class AttackInfo:
             together.
         shares: name of what it computes that other attacks and other views use again, such as a trained
             control; attacks with the same name run in one process, which keeps it. Empty: nothing.
+
+    Raises `ConfigError` in one line for a value that would stop a suite, or make its results unreadable.
     """
 
     id: str
@@ -106,9 +111,47 @@ class AttackInfo:
     measures: tuple[Feeds, ...] = ()
     mapping: tuple[tuple[str, str, str], ...] = ()
     smoke: bool = True
-    by: tuple[Literal["server", "network", "clients", "api"], ...] = ()
+    by: tuple[Party, ...] = ()
     long: int = 0
     shares: str = ""
+
+    def __post_init__(self) -> None:
+        surfaces, parties = get_args(Surface), get_args(Party)
+        texts = ("id", "name", "title", "paper", "headline")
+        numbers = ("chance", "margin")
+        sets = isinstance(self.needs, tuple) and all(isinstance(n, frozenset | set) for n in self.needs)
+        rules = [
+            *((t, isinstance(v := getattr(self, t), str) and v.strip() != "", "a text") for t in texts),
+            ("needs", sets, "a tuple of sets of surfaces, such as (frozenset({'MOD'}),)"),
+            (
+                "needs",
+                sets and {s for n in self.needs for s in n} <= {*surfaces},
+                f"of {', '.join(surfaces)}",
+            ),
+            *((n, _is_number(getattr(self, n)), "a finite number") for n in numbers),
+            ("measures", _all(self.measures, Feeds), "a tuple of Feeds"),
+            (
+                "mapping",
+                _all(self.mapping, tuple) and all(len(m) == 3 and _all(m, str) for m in self.mapping),
+                "a tuple of (framework, version, id), all texts",
+            ),
+            ("smoke", isinstance(self.smoke, bool), "True or False"),
+            ("by", _all(self.by, str) and {*self.by} <= {*parties}, f"a tuple of {', '.join(parties)}"),
+            ("long", isinstance(self.long, int), "a whole number"),
+            ("shares", isinstance(self.shares, str), "a text"),
+        ]
+        for field_name, holds, must in rules:
+            if not holds:
+                value = getattr(self, field_name)
+                raise ConfigError(f"attack {self.name!r}: {field_name}={value!r}: must be {must}")
+
+
+def _all(values: object, kind: type) -> bool:
+    return isinstance(values, tuple) and all(isinstance(v, kind) for v in values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.cli.options import typed
+from fedproxy_secure.errors import ConfigError, FedProxyError
 
 if TYPE_CHECKING:
     from fedproxy_secure.evidence.finding import Finding, Profile
@@ -114,22 +115,19 @@ def run_command(
 
     On the demo, `smoke` takes about a minute and `standard` about a quarter of an hour. An attack that
     fails gets a row in the table and stops nothing else. If you interrupt the suite, the results so far are
-    kept, and `attack report` shows them.
+    kept, and `attack report` shows them. Results of before stay until others take their place.
 
     Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
     """
     views = view or ["server", "client"]
-    chosen = [("--view", v) for v in views] + [("--spec", s) for s in spec or []]
-    typed = [
-        *("fedproxy-secure", "attack", "run", "--run", str(run), "--suite", suite, "--seed", str(seed)),
-        *(word for option in chosen for word in option),
-        *("--budget-seconds", f"{budget_seconds:g}", "--resume"),
-    ]
-    with plain_errors(again=shlex.join(typed)):
+    options = {"run": run, "suite": suite, "seed": seed, "view": views, "spec": spec}
+    limits = {"budget_seconds": f"{budget_seconds:g}", "jobs": jobs or None}
+    with plain_errors(again=typed("attack", "run", **options, **limits, resume=True, strict=strict)):
         from attacks.entry import WORKERS_NEED
         from fedproxy_secure.runtime.preload import warm_up
 
         profile = profile_of(suite)
+        check_seconds(budget_seconds)
         at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         if at_a_time > 1:
             warm_up(WORKERS_NEED)
@@ -163,7 +161,8 @@ def run_command(
                     on_result=lambda r: typer.echo(outcome_line(r)),
                 )
         except KeyboardInterrupt:
-            _show(read_findings(run))
+            with suppress(FedProxyError):  # there may be none yet
+                _show(read_findings(run))
             raise
         _show(results)
         typer.echo(f"results: {run / 'attacks' / RESULTS}")
@@ -172,7 +171,7 @@ def run_command(
 
 @app.command()
 def report(run: RunOption, strict: StrictOption = False) -> None:
-    """Show the results of the last suite on a run as a table."""
+    """Show the results of attacks on a run as a table."""
     with plain_errors(again=None):
         from fedproxy_secure.evidence.finding import read_findings
 
@@ -228,6 +227,7 @@ def model(
         from attacks.folder import attack_folder
         from fedproxy_secure.config import apply_overrides, parse_config
 
+        check_seconds(budget_seconds)
         policy = parse_config(apply_overrides({}, [f"api.{change}" for change in api or []])).api
         results = attack_folder(
             path,
@@ -250,6 +250,12 @@ def profile_of(suite: str) -> Profile:
         if suite == profile:
             return profile
     raise ConfigError(f"--suite {suite}: must be smoke, standard or full")
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise `ConfigError` for a time limit that is no number of seconds, as `inf` and `nan` are none."""
+    if not math.isfinite(seconds):
+        raise ConfigError(f"--budget-seconds {seconds:g}: must be a finite number; for no limit say 1e9")
 
 
 def llm_of(run: Path) -> str | None:

@@ -49,10 +49,19 @@ _OWN = (  # modules; each registers its attacks when it is imported
 def attack(info: AttackInfo) -> Any:
     """Return a class decorator that registers an attack under `info.name`.
 
-    Several attacks may share an id. Raises `ConfigError` if the name is taken.
+    Several attacks may share an id. Raises `ConfigError` if the name is taken, or what is decorated is no
+    attack. A name that is an id of others would stand for two things.
     """
 
     def register(kind: type[Attack]) -> type[Attack]:
+        if not (isinstance(kind, type) and issubclass(kind, Attack)):
+            raise ConfigError(f"attack {info.name!r}: {kind!r}: must be a subclass of attacks.base.Attack")
+        others = [k.info for k in _REGISTERED.values() if k.info.name != info.name]
+        if any(info.name == i.id or info.id == i.name for i in others):
+            raise ConfigError(
+                f"attack {info.name!r}, id {info.id!r}: one is the other of an attack that is registered "
+                "already; names and ids must differ"
+            )
         taken = _REGISTERED.get(info.name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (
             kind.__module__,
@@ -71,14 +80,20 @@ def _load() -> None:
     for module in _OWN:
         import_module(module)
     for point in entry_points(group=GROUP):
+        where = f"entry point {point.name!r} of {GROUP}: {point.value}"
+        before = len(_REGISTERED)
         try:
             point.load()
-        except ConfigError:
-            raise
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         except Exception as error:  # somebody else's module may raise anything
+            raise ConfigError(f"{where}: cannot be loaded: {error or type(error).__name__}") from error
+        package = point.module.partition(".")[0]  # may have registered it before, by another entry point
+        known = {kind.__module__.partition(".")[0] for kind in _REGISTERED.values()}
+        if len(_REGISTERED) == before and package not in known:
             raise ConfigError(
-                f"entry point {point.name!r} of {GROUP}: {point.value}: cannot be loaded: {error}"
-            ) from error
+                f"{where}: registers no attack; decorate its class with `attack` of attacks.registry"
+            )
 
 
 def every() -> dict[str, Attack]:
@@ -94,7 +109,18 @@ def every() -> dict[str, Attack]:
         ours = kind.__module__ in _OWN
         return (int(digits) if ours and digits else 999, kind.info.name)
 
-    return {k.info.name: k() for k in sorted(_REGISTERED.values(), key=number)}
+    return {k.info.name: _made(k) for k in sorted(_REGISTERED.values(), key=number)}
+
+
+def _made(kind: type[Attack]) -> Attack:
+    try:
+        return kind()
+    except Exception as error:  # somebody else's class may raise anything
+        if kind.__module__ in _OWN:
+            raise
+        raise ConfigError(
+            f"attack {kind.info.name!r} of {kind.__module__}: cannot be made without arguments: {error}"
+        ) from error
 
 
 def find(name: str) -> list[Attack]:

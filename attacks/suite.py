@@ -2,12 +2,14 @@
 
 An attack that fails never stops the rest (`attacks.trial`). Each result is appended to
 `attacks/events.jsonl` below the run as it comes, so an interrupted suite can resume where it stopped.
-`results.json` joins the results at the end, and after an interrupt those that were finished.
+`results.json` joins the results at the end, and after an interrupt those that were finished. Earlier
+results stay in it until another takes their place: one attack, run again, costs no other its result.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -16,10 +18,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from attacks.base import Attack, OutOfTime, Truth
-from attacks.registry import check_measures, every
+from attacks.registry import check_measures, every, get
 from attacks.trial import finding, has_surfaces, run_one
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome, Profile, write_findings
+from fedproxy_secure.evidence.finding import (
+    FOLDER,
+    Finding,
+    Outcome,
+    Profile,
+    read_findings,
+    write_findings,
+)
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -152,13 +161,16 @@ def run_suite(
         for one in attacks
     ]
     results = _finished(log_file, profile, {t.key: t.seed for t in trials}) if resume else {}
-    if not resume:
-        (log_file.path / EVENTS).unlink(missing_ok=True)
     todo = [t for t in trials if t.key not in results]
     read_view.cache_clear()  # the folder may hold another run by now
     read_truth.cache_clear()
     for folder, model in dict.fromkeys((t.folder, t.model) for t in todo):
         read_view(folder, model, llm)  # a transcript that cannot be read fails before anything runs
+    earlier = list[Finding]()
+    with suppress(RunFolderError):  # there are none, or they cannot be read
+        earlier = read_findings(run)
+    if not resume:
+        _forget(log_file, {t.key for t in trials})
     by_name = {one.info.name: one for one in attacks}
     task = f"{profile} suite"
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
@@ -167,7 +179,7 @@ def run_suite(
             _results(todo, by_name, jobs, bars)
         ) as results_as_they_end:  # an interrupt ends processes
             for result in results_as_they_end:
-                results[result.seed_folder, result.view, result.attack] = result
+                results[key_of(result)] = result
                 log_file.append_jsonl(EVENTS, result.to_json())
                 if on_result is not None:
                     on_result(result)
@@ -175,7 +187,7 @@ def run_suite(
         bars.done(task)
     finally:
         findings = [results[t.key] for t in trials if t.key in results]
-        write_findings(run, findings)
+        write_findings(run, [*findings, *(f for f in earlier if key_of(f) not in results)])
     return findings
 
 
@@ -234,11 +246,11 @@ def run_trials(group: Sequence[Trial], *, progress: Progress | None = None) -> l
     import torch
 
     torch.set_num_threads(1)
-    return [trial.run(every()[trial.attack], progress) for trial in group]
+    return [trial.run(get(trial.attack), progress) for trial in group]
 
 
 def _lost(trial: Trial, lost: Lost) -> Finding:
-    reason = str(OutOfTime(trial.seconds)) if lost.timed_out else f"its process ended with {lost.code}"
+    reason = str(OutOfTime(trial.seconds)) if lost.timed_out else " ".join(str(lost).split())[:200]
     return finding(
         every()[trial.attack].info,
         read_view(trial.folder, trial.model, trial.llm),
@@ -249,6 +261,22 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
         seed=trial.seed,
         name=trial.folder.name,
     )
+
+
+def key_of(found: Finding) -> Key:
+    """Return what a finding is the result of."""
+    return found.seed_folder, found.view, found.attack
+
+
+def _forget(folder: RunFolder, keys: set[Key]) -> None:
+    """Take the events of what is run anew out of the log, so that a resumed suite does not find them."""
+    kept: list[str] = []
+    with suppress(RunFolderError):  # a damaged log is begun anew
+        for raw in folder.read_jsonl(EVENTS):
+            if (raw.get("seed_folder"), raw.get("view"), raw.get("attack")) not in keys:
+                kept.append(json.dumps(raw, sort_keys=True) + "\n")
+    if (folder.path / EVENTS).exists():
+        folder.write_text(EVENTS, "".join(kept))
 
 
 def _finished(folder: RunFolder, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:
@@ -264,7 +292,7 @@ def _finished(folder: RunFolder, profile: Profile, seeds: Mapping[Key, int]) -> 
         except (ValueError, FedProxyError):
             continue
         again = result.outcome == Outcome.ERROR or result.reason.startswith(OutOfTime.BEGINS)
-        key = result.seed_folder, result.view, result.attack
+        key = key_of(result)
         if (result.profile, result.seed) == (profile, seeds.get(key)) and not again:
             done[key] = result
     return done

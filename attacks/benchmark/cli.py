@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure.cli.errors import plain_errors
+from fedproxy_secure.cli.options import typed
 from fedproxy_secure.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,12 +72,10 @@ def attacks_command(
 
     Example: `fedproxy-secure benchmark attacks --quick --attack A6 --out runs/quick`
     """
-    words = [("--model", model), ("--profile", profile), *(("--cells", c) for c in cells or [])]
-    words += [("--attack", a) for a in attack or []]
-    words += [("--jobs", str(jobs))] * (jobs > 0) + [("--out", str(out))]
-    typed = ["fedproxy-secure", "benchmark", "attacks", *["--quick"] * quick]
-    typed += [word for pair in words for word in pair]
-    with plain_errors(again=shlex.join([*typed, "--resume"])):
+    grid = {"quick": quick, "model": model, "profile": profile, "cells": cells, "attack": attack}
+    command = typed("benchmark", "attacks", **grid, jobs=jobs or None, out=out)
+    more = typed(against=against, resume=True).removeprefix("fedproxy-secure")
+    with plain_errors(again=command + more):
         from attacks.benchmark.compare import check_same, text_of_changes
         from attacks.benchmark.grid import GRID
         from attacks.benchmark.results import JSON_NAME, Benchmark
@@ -105,7 +103,7 @@ def attacks_command(
                 resume=resume,
                 jobs=jobs,
                 progress=progress,
-                command=shlex.join(typed),
+                command=command,
             )
         typer.echo(table(results), nl=False)
         if old is not None:

@@ -21,12 +21,15 @@ PUBLIC_SUFFIX = ".pub"
 def make_key(file: Path) -> bytes:
     """Write a new private key to `file` and its public half to `file.pub`; return the latter, 32 bytes.
 
-    Raises `ConfigError` if there is a file already, or none can be written.
+    Raises `ConfigError` if either file is there already, or cannot be written.
     """
+    half = file.with_name(file.name + PUBLIC_SUFFIX)
+    if half.exists():  # others may have it from there
+        raise ConfigError(f"{half}: is there already; keys are never overwritten")
     key = fresh_secret()
     write_key(file, key)
     public = signing_public(key)
-    write_bytes(file.with_name(file.name + PUBLIC_SUFFIX), public.hex().encode() + b"\n")
+    write_bytes(half, public.hex().encode() + b"\n")
     return public
 
 

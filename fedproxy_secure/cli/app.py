@@ -23,6 +23,8 @@ from fedproxy_secure.cli import (
     installation,
     tracing,
 )
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.escape import printable
 
 QUIET = {  # environment variables of the libraries; a user's own values win
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -64,9 +66,24 @@ def add_commands(to: typer.Typer) -> None:
     """Add the commands of other packages, found by the entry point group `COMMANDS`.
 
     The attacks are among them: this package never imports them, so it cannot name their commands itself.
+    One that is broken, or takes a name that is there, is left out with a line that says so: no package may
+    keep a user from `gate`, or stand in its place.
     """
-    for point in entry_points(group=COMMANDS):
-        to.add_typer(point.load(), name=point.name)
+    taken = {one.name for one in (*to.registered_commands, *to.registered_groups)}
+    for point in sorted(entry_points(group=COMMANDS), key=lambda p: (p.name, p.value)):
+        try:
+            if point.name in taken:
+                raise ConfigError("is there already; the entry point must have another name")
+            commands = point.load()
+            if not isinstance(commands, typer.Typer):
+                raise ConfigError("must be an object of typer.Typer")
+        except Exception as error:  # somebody else's module may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            line = f"warning: command {point.name!r} of {point.value} is left out: {reason}"
+            typer.echo(printable(line), err=True)
+            continue
+        to.add_typer(commands, name=point.name)
+        taken.add(point.name)
 
 
 app.command("run")(experiments.run_command)

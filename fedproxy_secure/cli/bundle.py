@@ -67,11 +67,12 @@ def verify_command(
     """Check a bundle: signatures, hashes, no extra or missing file, statements that match the report.
 
     Needs the public key and nothing else: no network, no run, no extra. Exit code 0: the bundle is as the
-    owner of the key made it. 1: it is not. 2: a wrong option, or a file that is no bundle.
+    owner of the key made it. 1: it is not. 2: a wrong option, a file that is no bundle, or an
+    error of this program.
 
     Example: `fedproxy-secure evidence verify demo.evidence.zip --key me.key.pub`
     """
-    with plain_errors(again=None):
+    with plain_errors(again=None, verdict=True):
         from fedproxy_secure.audit.keys import parse_public
         from fedproxy_secure.bundle.verify import verify_bundle
         from fedproxy_secure.runtime.escape import printable

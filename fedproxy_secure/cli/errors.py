@@ -2,11 +2,13 @@
 
 0 done; 2 a wrong setting, file or installation; 75 what may pass by itself: a round was aborted, or another
 process holds the folder; 130 interrupted; 143 ended by SIGTERM, as `deploy stop` does. Commands of other
-packages use this too.
+packages use this too. Python itself ends with 1 after an error that nobody foresaw; commands whose 1 is a
+verdict say so, and end with 2 then.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,18 +22,32 @@ TERMINATED = 143  # raised by `terminated_like_interrupted`, which the commands 
 
 
 @contextmanager
-def plain_errors(*, again: str | None) -> Iterator[None]:
+def plain_errors(*, again: str | None, verdict: bool = False) -> Iterator[None]:
     """Turn errors raised on purpose into one line and exit code 2 or 75; after Ctrl-C, say how to go on.
 
-    `again`: the command that goes on; None: there is no such command.
+    So are files that the system does not let a command look at. Other errors are shown whole.
+
+    Args:
+        again: the command that goes on; None: there is no such command.
+        verdict: whether the command's exit code 1 is a verdict; an error that nobody foresaw is then 2.
     """
     try:
         yield
     except FedProxyError as error:
         typer.echo(f"error: {printable(str(error))}", err=True)
         raise typer.Exit(PASSING if error.passing else BAD) from None
+    except (typer.Exit, typer.Abort):
+        raise
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         if again is not None:
             typer.echo(f"resume with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            typer.echo(f"error: {printable(f'{error.filename}: {error.strerror}')}", err=True)
+        elif verdict:
+            traceback.print_exc()
+        else:
+            raise
+        raise typer.Exit(BAD) from None

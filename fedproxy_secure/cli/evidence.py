@@ -41,11 +41,11 @@ def gate(
     """Check that every configuration of a report keeps every rule of a policy; made for CI.
 
     Exit code 0: all rules are kept. 1: a rule is broken. 3: evidence is missing or inconclusive, or the
-    report cannot be read. 2: a wrong option or policy, or no such file.
+    report cannot be read. 2: a wrong option or policy, no such file, or an error of this program.
 
     Example: `fedproxy-secure gate --report runs/demo/report.json --policy research`
     """
-    with plain_errors(again=None):
+    with plain_errors(again=None, verdict=True):
         from dataclasses import replace
 
         from fedproxy_secure.audit.keys import parse_public
@@ -88,11 +88,11 @@ def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: 
     DIR is a folder that `run` or `matrix` wrote. Exit code 0: everything is as the owner of the key in
     --key wrote it. 1: something is not. 3: the folder is consistent, but without --key nobody says who must
     have signed it, and anybody can forge a folder and sign it; or something in it is not signed, as while a
-    run goes on.
+    run goes on. 2: a wrong option or file, or an error of this program.
 
     Example: `fedproxy-secure audit verify runs/demo --key me.key.pub`
     """
-    with plain_errors(again=None):
+    with plain_errors(again=None, verdict=True):
         from fedproxy_secure.audit.keys import parse_public
         from fedproxy_secure.audit.verify import verify_run
         from fedproxy_secure.runtime.escape import printable
@@ -109,7 +109,10 @@ def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: 
 
 @audit_app.command("keygen")
 def keygen_command(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the private key; must not exist.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="File for the private key; neither it nor FILE.pub may exist."),
+    ],
 ) -> None:
     """Make a key that signs audit logs and reports; its public half goes to FILE.pub.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -21,8 +20,10 @@ from fedproxy_secure.cli.options import (
     SetOption,
     SigningKeyOption,
     find_config,
+    typed,
 )
 from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.errors import FedProxyError
 
 if TYPE_CHECKING:
     from fedproxy_secure.report.report import Report
@@ -100,7 +101,7 @@ def matrix_command(
 
     The section `matrix` of the settings says what is swept, and in how many processes. The section
     `attacks` says which suite of attacks runs. A cell that fails is listed in the report, and the other
-    cells still run.
+    cells still run. Exit code 2: none has finished.
 
     Example: `fedproxy-secure matrix demo_matrix --out runs/first`
     """
@@ -124,8 +125,7 @@ def report_command(
     with plain_errors(again=None):
         from fedproxy_secure.experiments.join import join
 
-        typed = shlex.join(["fedproxy-secure", "report", *map(str, folders), "--out", str(out)])
-        show_report(join(folders, out, command=typed), out)
+        show_report(join(folders, out, command=typed("report", *folders, out=out)), out)
 
 
 class _Work(Protocol):
@@ -158,8 +158,8 @@ def _start(
 
             check_attacks(config)
     folder = out or Path("runs") / config.name
-    typed = _typed(command, name, changes, folder, suite)
-    with plain_errors(again=f"{typed} --resume"):
+    words = _typed(command, name, changes, folder, suite)
+    with plain_errors(again=f"{words} --resume"):
         if dry_run:
             for label, value in _plan_rows(command, config):
                 typer.echo(f"{label}: {value}")
@@ -168,12 +168,16 @@ def _start(
 
         work = _work(command)
         with shown_on(Console(stderr=True)) as progress:
-            report = work(config, folder, resume=resume, progress=progress, command=typed)
+            report = work(config, folder, resume=resume, progress=progress, command=words)
             if suite != "none":
                 from fedproxy_secure.experiments.attacked import attacked_report
 
-                report = attacked_report(config, folder, progress=progress, command=typed)
+                report = attacked_report(config, folder, progress=progress, command=words)
         show_report(report, folder)
+        if command == "matrix" and not any(c.seeds for c in report.configurations):
+            raise FedProxyError(
+                f"{folder}: no cell of the matrix finished; see why above, then add --resume"
+            )
 
 
 def _report_cells(name: str, changes: list[str], out: Path | None) -> None:
@@ -240,6 +244,5 @@ def _signed_with(key: Path | None) -> list[str]:
 
 
 def _typed(command: str, name: str, changes: list[str], folder: Path, suite: str = "none") -> str:
-    sets = [part for change in changes for part in ("--set", change)]
-    attacks = [] if suite == "none" else ["--suite", suite]
-    return shlex.join(["fedproxy-secure", command, name, *sets, *attacks, "--out", str(folder)])
+    attacks = None if suite == "none" else suite
+    return typed(command, name, set=changes, suite=attacks, out=folder)

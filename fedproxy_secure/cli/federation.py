@@ -33,6 +33,7 @@ def provision(
     with plain_errors(again=None):
         from fedproxy_secure.federate.client_policy import check_sound, policy_for
         from fedproxy_secure.federate.job import FederationJob
+        from fedproxy_secure.secagg.provision import check_unused
         from fedproxy_secure.secagg.provision import provision as make_keys
 
         settings = load_config(find_config(config))
@@ -46,9 +47,10 @@ def provision(
         policies = [policy_for(job, index, seeds=settings.seeds) for index in range(len(clients))]
         for policy in policies:
             check_sound(policy)  # before there are keys: no client would load another
-        roster = make_keys([c.name for c in clients], out)
+        check_unused(out)
         for client, policy in zip(clients, policies, strict=True):
-            policy.write(out / f"{client.name}.policy.yaml")
+            policy.write(out / f"{client.name}.policy.yaml")  # first: another call may write them again
+        roster = make_keys([c.name for c in clients], out)
         typer.echo(f"keys, journals and policies of {len(roster.members)} clients, and the roster: {out}")
 
 

@@ -14,10 +14,12 @@ from fedproxy_secure.errors import FedProxyError, RunFolderError
 
 def pretrain_demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the model and its tokenizer.")
+        Path, typer.Option(metavar="DIR", help="Folder for the model and its tokenizer; must be empty.")
     ] = Path("runs/demo_llm"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps, of 2048 tokens each.")] = 3000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same model.")
+    ] = 0,
 ) -> None:
     """Train the small demo LLM from nothing, as the shipped one was; tens of minutes on a CPU.
 
@@ -27,12 +29,16 @@ def pretrain_demo(
     """
     with plain_errors(again=None):
         from fedproxy_secure.cli.progress import shown_on
+        from fedproxy_secure.models.saving import saving
         from fedproxy_secure.world.pretrain import pretrain, save_demo_llm
 
         try:  # find out before the training, not after it
             out.mkdir(parents=True, exist_ok=True)
+            taken = next(out.iterdir(), None)
         except OSError as error:
             raise RunFolderError(f"{out}: cannot be written: {error.strerror}") from error
+        if taken is not None:
+            raise RunFolderError(f"{out}: is not empty: has {taken.name}; choose another --out")
         with shown_on(Console(stderr=True)) as progress:
             task = "pre-training"
             progress.start(task, steps)
@@ -42,7 +48,8 @@ def pretrain_demo(
                 on_step=lambda _, loss: progress.advance(task, note=f"loss {loss:.3f}"),
             )
             progress.done(task)
-        save_demo_llm(model, tokenizer, out)
+        with saving(out):
+            save_demo_llm(model, tokenizer, out)
         typer.echo(f"demo LLM: {out}")
 
 

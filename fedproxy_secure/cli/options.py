@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,25 @@ StatusPortOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print what the run would do and need, then stop.")
 ]
+
+
+def typed(*words: object, **options: object) -> str:
+    """Return a command as a shell takes it, to type again: words, then options that are not their default.
+
+    None, False and empty lists are left out; True is a flag; each value of a list has its option.
+
+    >>> typed("attack", "run", run="my run", jobs=2, strict=True, view=["server"], seed=None)
+    "fedproxy-secure attack run --run 'my run' --jobs 2 --strict --view server"
+    """
+    parts = ["fedproxy-secure", *map(str, words)]
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        if value is True:
+            parts.append(option)
+        elif value is not None and value is not False:
+            each = value if isinstance(value, list | tuple) else [value]
+            parts += [part for one in each for part in (option, str(one))]
+    return shlex.join(parts)
 
 
 def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from fedproxy_secure.compress.plan import BlockPlan, BlockTensors
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import without_library_bars
+from fedproxy_secure.models.saving import saving
 
 Lift = Callable[[BlockTensors], Mapping[tuple[int, str], torch.Tensor]]
 
@@ -36,7 +38,7 @@ class Proxy:
         details: what else the record of the run (`plan.json`) says of how the proxy came about; plain JSON
             values.
 
-    Raises `ModelError` without a plan and without a lifting.
+    Raises `ModelError` without a plan and without a lifting, or for details that are no plain values.
     """
 
     model: nn.Module
@@ -50,6 +52,11 @@ class Proxy:
     def __post_init__(self) -> None:
         if self.plan is None and self.lifting is None:
             raise ModelError("proxy: has no block plan and no lifting; needs one to be plugged back")
+        object.__setattr__(self, "importance", tuple(map(float, self.importance)))
+        try:  # found now, not when the record is written after the healing
+            json.dumps(dict(self.details), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"proxy: details: must be plain JSON values: {error}") from error
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -72,9 +79,12 @@ class Proxy:
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder (config, safetensors, tokenizer), flat, as a proxy's must be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with without_library_bars():
-        model.save_pretrained(folder)  # type: ignore[operator]
-    # several chat templates would go into a folder of their own
-    tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
+    """Write a Hugging Face folder (config, safetensors, tokenizer), flat, as a proxy's must be.
+
+    Raises `RunFolderError` if it cannot be written.
+    """
+    with saving(folder):
+        with without_library_bars():
+            model.save_pretrained(folder)  # type: ignore[operator]
+        # several chat templates would go into a folder of their own
+        tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))

@@ -14,6 +14,8 @@ from fedproxy_secure.runtime.registry import Registry
 
 PROTECTIONS: Registry[Any] = Registry(
     kind="protection",
+    base="fedproxy_secure.protect.base:Protection",
+    texts=("name", "title"),
     group="fedproxy_secure.protections",
     own={
         "unsafe_plaintext": "fedproxy_secure.protect.plaintext:PLAINTEXT",
@@ -35,6 +37,8 @@ _METHODS: dict[str, tuple[str, ...]] = {
 }
 METHODS: Registry[Any] = Registry(
     kind="method",
+    base="fedproxy_secure.experiments.method:Method",
+    texts=("name", "title"),
     group="fedproxy_secure.methods",
     own={
         name: f"fedproxy_secure.experiments.methods.{module}:{name.upper()}"
@@ -49,6 +53,8 @@ DEFAULT_METHODS = tuple(
 )
 COMPRESSIONS: Registry[Any] = Registry(
     kind="compression",
+    base="fedproxy_secure.compress.base:Compression",
+    texts=("name", "title"),
     group="fedproxy_secure.compressions",
     own={
         "drop_blocks": "fedproxy_secure.compress.drop_blocks:DROP_BLOCKS",

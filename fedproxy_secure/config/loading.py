@@ -13,7 +13,7 @@ from fedproxy_secure.config.moved import check_moved
 from fedproxy_secure.config.settings import Config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.nearest import nearest
-from fedproxy_secure.runtime.untrusted import parse_yaml, read_bytes
+from fedproxy_secure.runtime.untrusted import GivenTwice, parse_yaml, read_bytes, yaml_reason
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
@@ -26,7 +26,7 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: {yaml_reason(error)}") from error
     except ValueError as error:  # another encoding, or a date that does not exist
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
@@ -62,6 +62,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: must be key.path=value")
     try:
         parsed = parse_yaml(value)
+    except GivenTwice as error:
+        raise ConfigError(f"--set {override}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
     except ValueError as error:  # such as a date that does not exist

@@ -32,7 +32,7 @@ class ProtectConfig(Section):
     """
 
     scheme: str = "masking"
-    options: Mapping[str, Scalar] = {}  # for the scheme of another package
+    options: Mapping[str, Scalar] = {}  # those that the scheme has: one of another package may
     granularity: Literal["block", "coordinate"] = "block"
     weights: Literal["uniform", "self", "encrypted_gram"] = "uniform"
     bits: Literal[16, 24, 32] = 32

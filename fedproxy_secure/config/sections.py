@@ -28,7 +28,8 @@ SWEEP = Mark("says which cells a sweep has and what is done with them; does not 
 class Section(BaseModel):
     """A section of the settings: its values are checked and do not change, unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # inf and nan pass `gt` or are in no range at all, and no step after the settings can use them
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with some fields replaced, checked like any other."""

@@ -46,8 +46,23 @@ class CompareConfig(Section):
         return self
 
 
+def _in_name(options: Mapping[str, Scalar]) -> str:
+    """Return the part of a folder's name that tells options apart: `_bits4`."""
+    return "".join(f"_{key}{value}" for key, value in sorted(options.items()))
+
+
+def _check_in_name(options: Mapping[str, Scalar]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]*", _in_name(options)):
+        raise ValueError(
+            f"options={dict(options)}: stand in the names of folders; must be of letters, digits, '.', '_' "
+            "and '-'"
+        )
+
+
 class SweptProtection(Section):
     """One protection of a matrix: any scheme, with differential privacy of any epsilon or without it.
+
+    `options`: the scheme's, in place of `protect.options`; they stand in names as `settings`' recipe does.
 
     What trains well under differential privacy is not what trains well without it. `settings` has, by
     section, the settings that this protection's cells have in place of the matrix's. They stand in the
@@ -55,6 +70,7 @@ class SweptProtection(Section):
     """
 
     scheme: str
+    options: Mapping[str, Scalar] | None = None  # None: `protect.options`, if that is their scheme
     epsilon: Annotated[float, Field(gt=0)] | None = None
     unit: Literal["record", "client"] = "record"  # what differential privacy hides
     recipe: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_]+$")] = None
@@ -77,13 +93,19 @@ class SweptProtection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _options_are_of_a_folders_name(self) -> SweptProtection:
+        _check_in_name(self.options or {})
+        return self
+
     @property
     def name(self) -> str:
         """The protection's part of a cell's name: `masking`, `masking_dp8`, `masking_dp8_small`."""
         recipe = "" if self.recipe is None else f"_{self.recipe}"
+        scheme = self.scheme + _in_name(self.options or {})
         if self.epsilon is None:
-            return f"{self.scheme}{recipe}"
-        return f"{self.scheme}{'_client' * (self.unit == 'client')}_dp{self.epsilon:g}{recipe}"
+            return f"{scheme}{recipe}"
+        return f"{scheme}{'_client' * (self.unit == 'client')}_dp{self.epsilon:g}{recipe}"
 
     def __str__(self) -> str:
         return self.name
@@ -118,17 +140,13 @@ class SweptCompression(Section):
 
     @model_validator(mode="after")
     def _name_is_one_of_a_folder(self) -> SweptCompression:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
-            raise ValueError(
-                f"options={dict(self.options)}: stand in the names of folders; must be of letters, "
-                "digits, '.', '_' and '-'"
-            )
+        _check_in_name(self.options)
         return self
 
     @property
     def name(self) -> str:
         """The compression's part of a cell's name: `drop_blocks`, `quantised_bits4`."""
-        return self.kind + "".join(f"_{key}{value}" for key, value in sorted(self.options.items()))
+        return self.kind + _in_name(self.options)
 
     def __str__(self) -> str:
         return self.name

@@ -15,7 +15,7 @@ from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, policy_of
 from fedproxy_secure.runtime.artifacts import private_folder
-from fedproxy_secure.runtime.untrusted import parse_yaml
+from fedproxy_secure.runtime.untrusted import parse_yaml, yaml_reason
 
 FILE = "policy.yaml"
 
@@ -31,8 +31,10 @@ def effective_policy(site: Site) -> ClientPolicy:
         raw = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: is missing; `deploy accept` a kit, which proposes one") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {yaml_reason(error)}") from None
     if not isinstance(raw, dict) or not all(isinstance(raw.get(s), dict) for s in ("protect", "privacy")):
         raise ConfigError(f"{file}: must hold a policy, with sections protect and privacy")
     raw["protect"] |= {"keys": str(site.keys.resolve())}

@@ -154,7 +154,7 @@ def write_findings(run: Path, findings: Sequence[Finding]) -> Path:
 
 
 def read_findings(run: Path) -> list[Finding]:
-    """Return the findings of a run's last suite.
+    """Return what attacks on a run have found.
 
     Raises `RunFolderError` if they are missing, damaged or of another schema version.
     """

@@ -134,6 +134,7 @@ _OWN: dict[Axis, tuple[str, ...]] = {
 }
 MEASURES = Registry[MeasureKind](
     kind="measure",
+    base="fedproxy_secure.evidence.measure:MeasureKind",
     group="fedproxy_secure.measures",
     own={
         key: f"fedproxy_secure.evidence.measures.{axis}:{key.upper()}"

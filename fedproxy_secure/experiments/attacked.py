@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any, cast
 
 from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.vouched import check_finished_seeds
@@ -43,7 +44,7 @@ def attack_run(
     with only_run_in(folder):
         check_finished_seeds(folder)
         for suite in suites:
-            suite.load()(
+            suite(
                 folder,
                 views=config.attacks.views,
                 profile=config.attacks.suite,
@@ -65,17 +66,28 @@ def check_attacks(config: Config) -> None:
     if config.attacks.suite == "none":
         return
     _suites(config)
-    known = [name for point in entry_points(group=THREAT_MODELS) for name in point.load()()]
+    known = [name for point in entry_points(group=THREAT_MODELS) for name in _loaded(point)()]
     for view in config.attacks.views:
         if known and view not in known:
             raise ConfigError(f"attacks.views={view}: is not a known threat model; {nearest(view, known)}")
 
 
-def _suites(config: Config) -> list[EntryPoint]:
-    points = list(entry_points(group=SUITES))
-    if not points:
+def _suites(config: Config) -> list[Callable[..., Any]]:
+    suites = [_loaded(point) for point in entry_points(group=SUITES)]
+    if not suites:
         raise ConfigError(f"attacks.suite={config.attacks.suite}: no suite is installed; set it to none")
-    return points
+    return suites
+
+
+def _loaded(point: EntryPoint) -> Callable[..., Any]:
+    where = f"entry point {point.name!r} of {point.group}: {point.value}"
+    try:
+        function: Any = point.load()
+    except Exception as error:  # somebody else's module may raise anything
+        raise ConfigError(f"{where}: cannot be loaded: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"{where}: is of {type(function).__name__}; must be a function")
+    return cast("Callable[..., Any]", function)
 
 
 def attacked_report(config: Config, folder: Path, *, progress: Progress | None, command: str) -> Report:

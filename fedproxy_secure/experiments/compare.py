@@ -82,6 +82,11 @@ def compare(
     after the running ones have ended and been saved.
     """
     compression_of(config.compress, config.heal)
+    for name in config.compare.methods:
+        method_of(name, where="compare.methods").check_installed(config)
+    from fedproxy_secure.experiments.inputs import check_inputs
+
+    check_inputs(config, out)
     with only_run_in(out):
         return _compare(config, out, resume=resume, shown=progress or NoProgress(), command=command)
 

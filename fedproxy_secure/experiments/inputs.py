@@ -12,7 +12,9 @@ from torch import nn
 
 from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config, PlugBackConfig
+from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.method import STEP_PASSES
 from fedproxy_secure.experiments.results import Accuracy, MethodResult
@@ -23,18 +25,38 @@ from fedproxy_secure.experiments.stages import (
     make_fused_llm,
     make_proxy,
     prepare,
+    public_windows,
     tune,
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
-from fedproxy_secure.models.llm import parameter_count
+from fedproxy_secure.models.llm import load_tokenizer, parameter_count, pick_device
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.runtime.artifacts import MANIFEST
 from fedproxy_secure.runtime.progress import NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.randomness import stream
 
 Item = TypeVar("Item")
+
+
+def check_inputs(config: Config, out: Path) -> None:
+    """Read what a new run starts from, weights aside: key, device, tokenizer, public text, records.
+
+    A folder belongs to its settings from its first file on: a path that was misspelt could not be corrected
+    in it. Nothing is read if a run has begun in `out`.
+
+    Raises `ModelError`, `DataError` or `ConfigError` as `prepare` does.
+    """
+    if (out / MANIFEST).exists():
+        return
+    if config.audit.signing_key is not None:
+        read_key(Path(config.audit.signing_key))
+    pick_device(config.model.device)
+    tokenizer = load_tokenizer(config.model.path)
+    load_tasks(config.data, audit=config.audit, seed=config.seeds[0])
+    public_windows(config, tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

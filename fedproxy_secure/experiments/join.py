@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedproxy_secure.audit.chain import NAME as LOG
+from fedproxy_secure.audit.seal import SIGNATURE
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.run_report import settings_of
@@ -22,7 +24,7 @@ from fedproxy_secure.report.spending import (
     unfinished_training,
 )
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
-from fedproxy_secure.runtime.artifacts import environment
+from fedproxy_secure.runtime.artifacts import MANIFEST, environment
 
 
 def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
@@ -30,10 +32,13 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
 
     The environment is this one; that of each run lies in its folder.
 
-    Raises `RunFolderError` for a folder that is neither, is damaged, or has no finished seed.
+    Raises `RunFolderError` for a folder that is neither, is damaged, or has no finished seed, and for an
+    `out` that is the folder of a run: its own report is signed.
     """
     if out.resolve() in [f.resolve() for f in folders]:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
+    if there := next((name for name in (MANIFEST, LOG, SIGNATURE) if (out / name).exists()), None):
+        raise RunFolderError(f"--out {out}: has {there}, so it is a run's own folder; choose another")
     joined: list[Configuration] = []
     known: list[AttackDifference] = []
     records: set[str] = set()

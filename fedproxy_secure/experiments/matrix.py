@@ -98,6 +98,9 @@ def matrix(
     """
     check_attacks(config)
     cells, refused = cells_of(config)
+    from fedproxy_secure.experiments.inputs import check_inputs
+
+    check_inputs(config, out)
     with only_run_in(out):
         return _matrix(
             config, out, cells, refused, resume=resume, shown=progress or NoProgress(), command=command

@@ -14,6 +14,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.config.kinds import METHODS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.results import MethodResult
+from fedproxy_secure.protect.base import protection_of
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
@@ -67,6 +68,12 @@ class Method(ABC):
             settings.check_protection()
         except ConfigError as error:
             raise ConfigError(f"method {self.name}: {error}") from error
+
+    def check_installed(self, config: Config) -> None:
+        """Raise `ConfigError` where a library that its protection needs is missing."""
+        settings = self.federation(config)
+        if settings is not None:
+            protection_of(settings.protect).check_installed()
 
     @abstractmethod
     def run(self, inputs: Inputs) -> MethodResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.templates import ONE_CHOICE
+from fedproxy_secure.errors import DataError
 
 NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
 # templates of question-answering tasks, of which users of lm-eval read acc_norm
@@ -53,12 +55,31 @@ class MethodResult:
         upload_bytes: payload one client sends in one round; 0 where nothing is sent.
         scale: the factor of the lifted difference that a search on public text found; None where none was
             asked for, or nothing is lifted.
+
+    Numbers of numpy become Python's, which records can hold. Raises `DataError` in one line for anything
+    else than what is said above.
     """
 
     fused: Mapping[str, Accuracy]
     tuned: Mapping[str, Accuracy] | None = None
     upload_bytes: int = 0
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, by_task in (("fused", self.fused), ("tuned", self.tuned or {})):
+            if not (
+                isinstance(by_task, Mapping) and all(isinstance(a, Accuracy) for a in by_task.values())
+            ):
+                raise DataError(f"result of a method: {name}={by_task!r:.80}: must be Accuracy by task")
+        try:
+            object.__setattr__(self, "upload_bytes", operator.index(self.upload_bytes))
+            if self.scale is not None:
+                object.__setattr__(self, "scale", float(self.scale))
+        except (TypeError, ValueError):
+            raise DataError(
+                f"result of a method: upload_bytes={self.upload_bytes!r:.80}, scale={self.scale!r:.80}: "
+                "must be a whole number of bytes, and a number or None"
+            ) from None
 
 
 def bits_to_text(bits: tuple[bool, ...]) -> str:

@@ -30,6 +30,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.results import to_texts
 from fedproxy_secure.experiments.run_report import report_of
 from fedproxy_secure.experiments.stages import (
@@ -91,6 +92,8 @@ def run(
     protection_of(config.protect).check_installed()
     compression_of(config.compress, config.heal)
     require(config.track)
+    if not in_cell:  # the sweep has looked
+        check_inputs(config, out)
     typed = command or "fedproxy_secure.run(...)"
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
     with only_run_in(out, wait_s=WORKERS_S if in_cell else WAIT_S):

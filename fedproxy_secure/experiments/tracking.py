@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.report.trilemma import Configuration
 
 FOLDER = "tracking"
@@ -76,14 +77,18 @@ def require(names: Sequence[str]) -> None:
 
 
 def open_tracker(names: Sequence[str], place: Place) -> Tracker:
-    """Return one tracker for all of these names; opened again for the same place, it goes on."""
+    """Return one tracker for all of these names; opened again for the same place, it goes on.
+
+    It raises `RunFolderError`, as this does, where the disk is full or the folder cannot be written.
+    """
     require(names)
     kinds: dict[str, Callable[[Place], Tracker]] = {
         "tensorboard": TensorBoard,
         "mlflow": MLflow,
         "wandb": WeightsAndBiases,
     }
-    return All([kinds[name](place) for name in names])
+    with _one_line(place.folder):
+        return All([kinds[name](place) for name in names], place.folder)
 
 
 def round_values(line: Mapping[str, Any]) -> dict[str, float]:
@@ -105,18 +110,30 @@ def measure_values(configuration: Configuration) -> dict[str, float]:
 class All:
     """Several trackers that get the same numbers."""
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    def __init__(self, trackers: Sequence[Tracker], folder: Path) -> None:
+        self._trackers, self._folder = trackers, folder
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values with each tracker."""
-        for tracker in self._trackers:
-            tracker.log(step, values)
+        with _one_line(self._folder):
+            for tracker in self._trackers:
+                tracker.log(step, values)
 
     def close(self) -> None:
         """Close each tracker."""
-        for tracker in self._trackers:
-            tracker.close()
+        with _one_line(self._folder):
+            for tracker in self._trackers:
+                tracker.close()
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder / FOLDER}: cannot be written: {error.strerror or error}; --set track=[] does without"
+        ) from error
 
 
 class TensorBoard:

@@ -49,7 +49,7 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.nearest import nearest
-from fedproxy_secure.runtime.untrusted import parse_yaml
+from fedproxy_secure.runtime.untrusted import parse_yaml, yaml_reason
 
 
 class ClientPolicy(Section):
@@ -159,11 +159,11 @@ def load_policy(file: Path, *, one_machine: bool = False) -> ClientPolicy:
     Raises `ConfigError` if it cannot be read, lacks a key, has an unknown one, or is not sound.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        raw = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     with _one_line(file):
-        policy = _policy(text)
+        policy = _policy(raw.decode())  # another encoding is a `ValueError`
     check_sound(policy, one_machine=one_machine)
     return policy
 
@@ -187,7 +187,7 @@ def _one_line(file: Path) -> Iterator[None]:
     except ValidationError as error:
         raise ConfigError(f"{file}: {_what_is_wrong(error)}") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{file}: {yaml_reason(error)}") from error
 
 
 def _what_is_wrong(error: ValidationError) -> str:

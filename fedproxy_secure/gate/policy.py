@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.gate.rules import OTHERS, TOTAL_EPSILON, Limit, limit_names, limit_of
 from fedproxy_secure.runtime.nearest import nearest
-from fedproxy_secure.runtime.untrusted import parse_yaml, read_bytes
+from fedproxy_secure.runtime.untrusted import parse_yaml, read_bytes, yaml_reason
 
 SCHEMA_VERSION = 1
 PACKAGE = Path(__file__).parents[1]
@@ -127,24 +126,13 @@ def parse_policy(data: bytes, path: Path) -> Policy:
     Raises what `load_policy` does.
     """
     try:
-        raw = parse_yaml(data, _Strict)
+        raw = parse_yaml(data)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: {yaml_reason(error)}") from error
     try:
         return _policy(raw, hashlib.sha256(data).hexdigest(), path.stem)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-class _Strict(yaml.SafeLoader):
-    """A YAML loader that refuses a key that is given twice; YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return what the base class returns, after checking that no key repeats."""
-        names = Counter(str(key.value) for key, _ in node.value)
-        if twice := sorted(name for name, count in names.items() if count > 1):
-            raise ConfigError(f"line {node.start_mark.line + 1}: {twice[0]} is given twice")
-        return super().construct_mapping(node, deep=deep)
 
 
 def _policy(raw: Any, sha256: str, stem: str) -> Policy:
@@ -210,8 +198,9 @@ def _rule(raw: Any, common: Mapping[str, tuple[str, ...]], where: str) -> Rule:
 
 def _bound(name: str, raw: Any, where: str, limit: Limit | None) -> Any:
     if limit is not None:
+        # Python compares integers of any size; only what is in range can become a float
         number = isinstance(raw, int | float) and not isinstance(raw, bool)
-        if not number or not math.isfinite(raw) or not limit.low <= raw <= limit.high:
+        if not number or not limit.low <= raw <= limit.high or not _is_float(raw):
             _refuse(where, raw, limit.bound_text)
         return float(raw)
     if name == "resist":
@@ -237,8 +226,18 @@ def _applies_to(raw: Any, where: str) -> dict[str, tuple[str, ...]]:
         values = value if isinstance(value, list) else [value]
         if not values or not all(type(v) in (str, int, float) for v in values):
             _refuse(f"{where}.{key}", value, "a value or a list of values")
+        if not all(isinstance(v, str) or _is_float(v) for v in values):
+            _refuse(f"{where}.{key}", value, "of numbers that a float can hold")
         settings[str(key)] = tuple(v if isinstance(v, str) else f"{v:g}" for v in values)
     return settings
+
+
+def _is_float(number: float) -> bool:
+    """Return whether a number can be a float; an integer of 400 digits cannot."""
+    try:
+        return math.isfinite(float(number))
+    except OverflowError:
+        return False
 
 
 def _is_names(raw: Any) -> bool:

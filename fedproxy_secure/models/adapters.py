@@ -25,6 +25,7 @@ from torch import nn
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import block_list_name, blocks_of
+from fedproxy_secure.models.saving import saving
 from fedproxy_secure.runtime.randomness import stream_seed
 
 ADAPTER = "default"  # PEFT's name for the only adapter
@@ -240,11 +241,12 @@ def save_adapter(tuned: Any, folder: Path) -> None:
     """Save as an ordinary PEFT LoRA adapter, loadable by `PeftModel.from_pretrained`.
 
     A `core` adapter is written with B R as its B, so that PEFT alone can read it.
+
+    Raises `RunFolderError` if it cannot be written.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: value
         for name, value in get_peft_model_state_dict(tuned).items()
@@ -253,5 +255,6 @@ def save_adapter(tuned: Any, folder: Path) -> None:
     for name, module in tuned.named_modules():
         if isinstance(module, CoreMap):
             state[name.removesuffix(f".{ADAPTER}") + ".weight"] = module.weight.detach()
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
-    tuned.peft_config[ADAPTER].save_pretrained(folder)
+    with saving(folder):
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+        tuned.peft_config[ADAPTER].save_pretrained(folder)

@@ -97,13 +97,15 @@ class Protection(ABC):
     """How updates reach the server.
 
     `name`: in settings; schemes without protection from the server begin with `unsafe_`. `title`: in
-    tables. `secure_sum`: the server learns sums only, over clients that have keys and a common roster.
-    `homomorphic`: clients add ciphertexts instead of masked ring words. `supports_client_noise`: noise for
-    `privacy.unit: client` can be added inside the sum.
+    tables. `options`: names of the settings in `protect.options` that it reads. `secure_sum`: the server
+    learns sums only, over clients that have keys and a common roster. `homomorphic`: clients add
+    ciphertexts instead of masked ring words. `supports_client_noise`: noise for `privacy.unit: client` can
+    be added inside the sum.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
     secure_sum: ClassVar[bool] = False
     homomorphic: ClassVar[bool] = False
     supports_client_noise: ClassVar[bool] = False
@@ -118,11 +120,17 @@ class Protection(ABC):
     ) -> None:
         """Raise `ConfigError` for settings under which this protection cannot hold what it says.
 
-        Called when settings, and when a client's policy, are read.
+        Called when settings, and when a client's policy, are read. Override it to check values of options.
 
         Args:
             cohort: clients a round asks; None where it is not known, in a client's own policy.
         """
+        for option in protect.options:
+            if option not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ConfigError(
+                    f"protect.options.{option}: is no option of protect.scheme={self.name}; it has: {known}"
+                )
         if privacy.unit == "client" and not self.supports_client_noise:
             raise ConfigError(
                 f"protect.scheme={self.name}: with privacy.unit=client must be masking, where "

@@ -2,7 +2,7 @@
 
     manifest.json      schema version and SHA-256 of the settings; written first
     config.yaml        the resolved settings, every default spelled out
-    environment.json   Python, packages, platform
+    environment.json   Python, packages, those that plug something in too, platform
     running.json       while a process works here (`only_one`)
     ...                whatever the run writes
 
@@ -236,7 +236,7 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """Return the versions of Python and the main packages, the platform, and `device` as torch names it."""
+    """Return versions of Python, main packages and plug-ins, the platform, and `device` by torch's name."""
     return {
         "python": platform.python_version(),
         "packages": _versions(),
@@ -249,7 +249,10 @@ def environment(device: str | None = None) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in _PACKAGES:
+    found = metadata.entry_points()
+    points = [p for g in found.groups if g.startswith("fedproxy_secure.") for p in found.select(group=g)]
+    plug_ins = {p.dist.name for p in points if p.dist is not None}  # what they add may change with them
+    for name in (*_PACKAGES, *sorted(plug_ins - {*_PACKAGES})):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions

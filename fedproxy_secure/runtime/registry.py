@@ -21,16 +21,17 @@ With `compare.jobs` or `matrix.jobs` 1 no process is started, and what the scrip
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.nearest import nearest
 
 T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names stand in the names of files and folders
 
 
 class Registry(Generic[T]):
@@ -43,10 +44,20 @@ class Registry(Generic[T]):
         group: the entry point group by which other projects add theirs; an entry point's name is the
             thing's name.
         own: this project's things, as name -> `module:attribute`. They come first, in this order.
+        base: the class that all things are objects of, as `module:attribute`; None: any.
+        texts: attributes that must be texts; `name` among them must be the registered name.
     """
 
-    def __init__(self, *, kind: str, group: str, own: Mapping[str, str]) -> None:
-        self.kind, self.group = kind, group
+    def __init__(
+        self,
+        *,
+        kind: str,
+        group: str,
+        own: Mapping[str, str],
+        base: str | None = None,
+        texts: tuple[str, ...] = (),
+    ) -> None:
+        self.kind, self.group, self._base, self._texts = kind, group, base, texts
         self._places = dict(own)
         self.own = tuple(own)
         self._loaded: dict[str, T] = {}
@@ -80,27 +91,51 @@ class Registry(Generic[T]):
     def get(self, name: str, *, where: str = "") -> T:
         """Return the thing called `name`; load it first if it is not loaded yet.
 
-        Raises `ConfigError` for a name that is not known, or another project's module that does not load.
+        Raises `ConfigError` for a name that is not known, or another project's module that does not load,
+        or has something else there than this registry is of.
         """
         self.check(name, where=where)
         if name not in self._loaded:
-            module, _, attribute = self._places[name].partition(":")
+            place = self._places[name]
             try:
-                self._loaded[name] = getattr(import_module(module), attribute)
+                thing = _at(place)
             except Exception as error:  # somebody else's module may raise anything
                 if name in self.own:
                     raise
-                raise ConfigError(
-                    f"{self.kind} {name!r}: {self._places[name]}: cannot be loaded: {error}"
-                ) from error
+                raise ConfigError(f"{self.kind} {name!r}: {place}: cannot be loaded: {error}") from error
+            if name not in self.own:
+                self._check_thing(name, thing, place)
+            self._loaded[name] = thing
         return self._loaded[name]
+
+    def _check_thing(self, name: str, thing: object, place: str = "") -> None:
+        """Raise `ConfigError` for what another project or a script registers, unless it is of this kind."""
+        where = f"{self.kind} {name!r}: {place}: " if place else f"{self.kind} {name!r}: "
+        if self._base is not None and not isinstance(thing, _at(self._base)):
+            base = self._base.replace(":", ".")
+            found = "is the class itself" if isinstance(thing, type) else f"is of {type(thing).__name__}"
+            raise ConfigError(f"{where}{found}; must be an object of {base}")
+        for attribute in self._texts:
+            text = getattr(thing, attribute, None)
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"{where}{attribute}={text!r}; must be a text")
+        if "name" not in self._texts:
+            return
+        if (stated := getattr(thing, "name", None)) != name:
+            raise ConfigError(f"{where}name={stated!r}; must be {name!r}, as it is registered")
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{where}must be named by at most 64 letters, digits, '.', '_' and '-'")
 
     def every(self) -> dict[str, T]:
         """Return all things by name, loaded. Raises what `get` raises."""
         return {name: self.get(name) for name in self.names()}
 
     def add(self, name: str, thing: T) -> None:
-        """Add a thing to this process. Raises `ConfigError` if the name is taken by another."""
+        """Add a thing to this process.
+
+        Raises `ConfigError` if the name is taken by another, or the thing is not of this kind.
+        """
+        self._check_thing(name, thing)
         if name in self.names() and self._loaded.get(name) is not thing:
             raise ConfigError(f"{self.kind} {name!r}: is there already; names must differ")
         self._loaded[name] = thing
@@ -113,3 +148,8 @@ class Registry(Generic[T]):
             yield
         finally:
             del self._loaded[name]
+
+
+def _at(place: str) -> Any:
+    """Return what is at `module:attribute`, as entry points write it. Raises whatever the module raises."""
+    return EntryPoint(name="", value=place, group="").load()

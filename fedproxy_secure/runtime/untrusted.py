@@ -3,7 +3,8 @@
     nesting   at most `MOST_NESTED` levels: a line of 200,000 brackets exhausts the stack of any parser
     size      files have at most `MOST_BYTES`, and no more than that is ever read into memory
     files     of a folder that somebody else filled `read_plain_file` reads no links, pipes or devices
-    YAML      at most `MOST_NODES` values once references are followed: ten lines can name a billion
+    YAML      at most `MOST_NODES` values once references are followed: ten lines can name a billion; a key
+              that is given twice is refused, where YAML would let the last one win
 
 Guarantees: no text ends in a `RecursionError`, and no returned value is nested so deeply that printing it
 ends in one. Not guaranteed: that the value means anything; readers check types and ranges themselves.
@@ -86,18 +87,44 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def parse_yaml(raw: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """Return the value of a YAML text; `loader` may be stricter than `SafeLoader`.
+class GivenTwice(yaml.YAMLError):
+    """A mapping of a YAML text has a key twice; the text names the line and the key."""
 
-    Raises `yaml.YAMLError` for text that is not YAML, `ValueError` for a value nested too deeply or too
-    large.
+
+class _Strict(yaml.SafeLoader):
+    """A YAML loader that refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return what the base class returns, after checking that no key repeats."""
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if str(key.value) in seen:
+                raise GivenTwice(f"line {key.start_mark.line + 1}: {str(key.value)[:80]} is given twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def parse_yaml(raw: str | bytes) -> Any:
+    """Return the value of a YAML text.
+
+    Raises `yaml.YAMLError` for text that is not YAML, `GivenTwice` of these for a key that is given twice,
+    `ValueError` for a value nested too deeply or too large. `yaml_reason` says in one line what is wrong.
     """
     try:
-        value = yaml.load(raw, Loader=loader)  # noqa: S506 - `SafeLoader` or stricter, by its type
+        value = yaml.load(raw, Loader=_Strict)  # noqa: S506 - stricter than `SafeLoader`
     except RecursionError:
         raise _too_deep() from None
     _check(value, most_nodes=MOST_NODES)
     return value
+
+
+def yaml_reason(error: yaml.YAMLError | ValueError) -> str:
+    """Return in one line, with the place where there is one, what `parse_yaml` found wrong with a text."""
+    if isinstance(error, GivenTwice):
+        return str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark is not None:
+        return f"is not YAML: line {error.problem_mark.line + 1}: {error.problem}"
+    return f"is not YAML: {(str(error).splitlines() or ['cannot be read'])[0]}"
 
 
 def _too_deep() -> ValueError:

@@ -34,14 +34,8 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
     only the roster, which comes last, cannot): keys are never overwritten, because a roster that others
     hold would no longer match.
     """
+    check_unused(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        own = (".key", JOURNAL, SEQUENCE)
-        if taken := [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in own]:
-            raise ConfigError(
-                f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten: choose another "
-                "folder, or delete this one if an earlier call was cut short and nobody has used its keys"
-            )
         keys = {name: fresh_secret() for name in clients}
         for name, key in keys.items():
             create_journal(folder, name)
@@ -51,6 +45,21 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
         return roster
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def check_unused(folder: Path) -> None:
+    """Make a folder for keys. Raises `ConfigError` if it cannot be made, or there are keys already."""
+    own = (".key", JOURNAL, SEQUENCE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in own]
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+    if taken:
+        raise ConfigError(
+            f"{folder}: has {sorted(taken)[0]} already; keys are never overwritten: choose another "
+            "folder, or delete this one if an earlier call was cut short and nobody has used its keys"
+        )
 
 
 def load_roster(folder: Path) -> Roster:

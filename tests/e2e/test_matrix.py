@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.matrix import attack_jobs, matrix
@@ -28,6 +29,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
 )
 from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, ceilings_of, no_ceiling
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
+from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.report import Report
 from tests.support.tiny import tiny_settings
 
@@ -198,6 +200,40 @@ def test_any_scheme_is_swept_with_any_epsilon(settings, protection, key, title, 
     own = cell_config(config, cells[0])
     assert (own.protect.scheme, own.privacy.unit) == (protection["scheme"], unit)
     assert epsilon is None or own.privacy.target_epsilon == epsilon
+
+
+class Coarse(Plaintext):
+    """A protection with an option."""
+
+    name, title, options = "coarse", "coarse", ("bits",)
+
+
+def test_a_protections_options_are_swept_and_are_no_other_schemes(settings):
+    swept = [{"scheme": "coarse", "options": {"bits": b}} for b in (2, 4)]
+    with PROTECTIONS.added("coarse", Coarse()):
+        raw = {**settings, "protect": {"scheme": "coarse", "options": {"bits": 8}}}
+        raw["matrix"] = {"protections": [*swept, {"scheme": "coarse"}, MASKING], "remove_ratios": [0.5]}
+        config = parse_config(raw)
+        cells, refused = cells_of(config)
+        assert not refused
+        options = {c.protection.name: dict(cell_config(config, c).protect.options) for c in cells}
+        assert options == {"coarse_bits2": {"bits": 2}, "coarse_bits4": {"bits": 4}} | {
+            "coarse": {"bits": 8},
+            "masking": {},
+        }
+        assert "coarse bits=2, 50% removed" in {title_of(c, config) for c in cells}
+        raw["protect"] = {"scheme": "coarse", "options": {"bitz": 8}}
+        with pytest.raises(
+            ConfigError, match=r"^protect.options.bitz: is no option of protect.scheme=coar"
+        ):
+            parse_config(raw)
+
+
+def test_a_name_that_no_folder_can_have_is_refused_before_the_matrix_begins(settings):
+    recipe = {"recipe": "r" * 250, "settings": {"local": {"steps": 1}}}
+    swept = {"protections": [{**MASKING, **recipe}], "remove_ratios": [0.5]}
+    with pytest.raises(ConfigError, match="characters; must have at most 200; shorten `recipe`"):
+        cells_of(parse_config({**settings, "matrix": swept}))
 
 
 def test_a_protection_that_cannot_be_is_left_out_with_the_rule_it_breaks(settings):

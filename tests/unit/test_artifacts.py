@@ -156,6 +156,16 @@ def test_a_write_that_does_not_fit_leaves_the_old_file_and_says_so_in_one_line(f
     assert sorted(p.name for p in folder.path.iterdir()) == before
 
 
+def test_the_environment_names_what_plugs_something_in(tmp_path: Path, monkeypatch):
+    """A run that goes on with another version of a plug-in says so in its log."""
+    place = tmp_path / "somebody-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (place / "entry_points.txt").write_text("[fedproxy_secure.methods]\nmine = somebody:MINE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment()["packages"]["somebody"] == "1.0"
+
+
 @pytest.mark.torch
 def test_the_environment_names_versions_and_the_device_it_is_told():
     found = environment(device="cuda")

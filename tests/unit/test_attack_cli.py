@@ -109,7 +109,15 @@ def test_an_attack_named_twice_runs_once(run):
 
 def test_by_itself_the_suite_is_run_from_server_and_client(run):
     invoke("run", "--run", run, "--spec", "A1", "--jobs", "1")
-    assert [r.view for r in read_findings(run)] == ["server", "client"]
+    found = [r.view for r in read_findings(run) if r.attack == "embedding_bow"]
+    assert found == ["server", "client"]
+
+
+def test_results_of_attacks_that_are_not_run_again_stay(run):
+    invoke("run", "--run", run, *FAST)
+    invoke("run", "--run", run, "--spec", "sign_counts", "--view", "server", "--jobs", "1", "--seed", "1")
+    kept = {r.attack: r.seed for r in read_findings(run) if r.view == "server"}
+    assert kept == {"sign_counts": 1, "embedding_bow": 0}
 
 
 def test_the_budget_is_for_each_attack(run, monkeypatch):
@@ -154,6 +162,8 @@ def test_strict_ends_with_1_for_a_success_with_3_for_what_cannot_tell(tmp_path, 
         (("run", "--run", "RUN", "--jobs", "1", "--view", "servr"), "did you mean 'server'?"),
         (("run", "--run", "nowhere", "--jobs", "1"), "nowhere: no seed of it was recorded"),
         (("run", "--run", "RUN", "--budget-seconds", "0"), "Invalid value for '--budget-seconds'"),
+        (("run", "--run", "RUN", "--budget-seconds", "inf"), "--budget-seconds inf: must be a finite"),
+        (("model", "demo", "--budget-seconds", "nan"), "--budget-seconds nan: must be a finite"),
         (("report", "--run", "nowhere"), "run `attack run` first"),
         (("info", "A22"), "attack 'A22': is not known; did you mean 'A2'?"),
     ],
@@ -163,6 +173,22 @@ def test_a_wrong_word_ends_with_2_and_one_line(run, words, line):
     assert shown.exit_code == 2
     assert line in shown.stderr.replace("\n", " ")
     assert "Traceback" not in shown.output
+
+
+def test_an_interrupt_before_the_first_result_is_no_error(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for file in (run / "attacks").glob("*"):
+        file.unlink()
+    monkeypatch.setattr("attacks.suite.run_one", interrupted)
+    monkeypatch.setattr("attacks.suite.write_findings", interrupted)
+    shown = invoke("run", "--run", run, *FAST, "--strict")
+    assert shown.exit_code == 130, shown.output
+    assert "resume with: fedproxy-secure attack run" in shown.stderr
+    for word in ("--jobs 1", "--strict", "--resume"):
+        assert word in shown.stderr
+    assert "error" not in shown.stderr
 
 
 def test_damaged_results_are_named(tmp_path):

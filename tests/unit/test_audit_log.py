@@ -114,6 +114,10 @@ def test_a_key_is_private_and_never_overwritten(tmp_path):
     assert parse_public(str(tmp_path / "me.key.pub")) == parse_public(public.hex()) == public
     with pytest.raises(ConfigError, match="is there already; keys are never overwritten"):
         make_key(tmp_path / "me.key")
+    (tmp_path / "me.key").rename(tmp_path / "moved.key")  # its public half may be in use
+    with pytest.raises(ConfigError, match=r"me\.key\.pub: is there already; keys are never overwritten"):
+        make_key(tmp_path / "me.key")
+    assert not (tmp_path / "me.key").exists()
     with pytest.raises(ConfigError, match="cannot be written"):
         make_key(tmp_path / "nowhere" / "me.key")
 
@@ -355,8 +359,9 @@ def test_an_abort_is_told_with_its_reason_and_others_by_name_alone(tmp_path):
 
 def test_a_run_that_cannot_go_on_says_why_in_its_log(settings, tmp_path):
     broken = {**settings, "seeds": [0], "data": {**settings["data"], "root": str(tmp_path / "none")}}
+    RunFolder.create(tmp_path / "run", parse_config(broken))  # there were records when it began
     with pytest.raises(Exception, match="cannot be read"):
-        run(parse_config(broken), tmp_path / "run")
+        run(parse_config(broken), tmp_path / "run", resume=True)
     assert [e.event for e in events(tmp_path / "run")] == ["opened", "started", "aborted"]
     assert "cannot be read" in events(tmp_path / "run")[-1].body["reason"]
 

@@ -1,13 +1,24 @@
 """What cannot be corrected once a run has begun is checked before anything is written or trained."""
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
-from fedproxy_secure.config import parse_config
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.cli.options import find_config
+from fedproxy_secure.config import load_config, parse_config
+from fedproxy_secure.config.kinds import METHODS, PROTECTIONS
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments import attacked, matrix
 from fedproxy_secure.experiments.attacked import check_attacks
+from fedproxy_secure.experiments.compare import compare
+from fedproxy_secure.experiments.inputs import check_inputs
+from fedproxy_secure.experiments.join import join
+from fedproxy_secure.experiments.method import Method
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.protect.plaintext import Plaintext
+from fedproxy_secure.runtime.artifacts import RunFolder
+from tests.support.tiny import tiny_settings
 
 pytestmark = pytest.mark.torch
 MISSPELT = ["--set", 'attacks.views=["server", "clinet"]']
@@ -42,3 +53,129 @@ def test_a_matrix_without_an_installed_suite_ends_before_it_begins(monkeypatch, 
     with pytest.raises(ConfigError, match=r"attacks\.suite=smoke: no suite is installed; set it to none"):
         matrix.matrix(parse_config({}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "matrix"])
+@pytest.mark.parametrize(
+    ("section", "key", "wrong", "line"),
+    [
+        ("model", "path", "no/such/model", "model.path=no/such/model: cannot be loaded"),
+        ("data", "public_text", "no/such.txt", "no/such.txt"),
+        ("data", "root", "no/such/records", "no/such/records"),
+    ],
+)
+def test_a_misspelt_path_can_be_corrected_without_another_folder(
+    tmp_path, command, section, key, wrong, line
+):
+    """A folder belongs to its settings from its first file on."""
+    raw = tiny_settings(tmp_path, attacks={"suite": "none"})
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump({**raw, section: {**raw[section], key: wrong}}))
+    done = CliRunner().invoke(app, [command, str(file), "--out", str(out)])
+    assert done.exit_code == 2, done.output
+    assert line in done.output
+    assert not out.exists()
+    assert not (tmp_path / "out.audit.key").exists()
+
+
+def test_inputs_are_not_read_again_where_a_run_has_begun(tmp_path):
+    config = parse_config({"model": {"path": str(tmp_path / "gone")}})
+    RunFolder.create(tmp_path / "out", config)
+    check_inputs(config, tmp_path / "out")
+
+
+def test_a_wrong_signing_key_leaves_no_folder_behind(tmp_path):
+    config = parse_config(tiny_settings(tmp_path)).with_signing_key(str(tmp_path / "no.key"))
+    for begin in (run, matrix.matrix):
+        with pytest.raises(ConfigError, match=r"no\.key: cannot be read as a key"):
+            begin(config, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+class NeedsMore(Plaintext):
+    """A protection whose library is missing."""
+
+    name = "needs_more"
+
+    def check_installed(self):
+        raise ConfigError("protect.scheme=needs_more: needs the extra more")
+
+
+class UnderIt(Method):
+    """A method whose clients send what that protection protects."""
+
+    def federation(self, config):
+        return config.model_copy(
+            update={"protect": config.protect.model_copy(update={"scheme": "needs_more"})}
+        )
+
+    def run(self, inputs):
+        raise AssertionError("must not be run")
+
+
+@pytest.mark.parametrize("begin", [compare, matrix.matrix])
+def test_a_missing_library_ends_a_sweep_before_it_begins(begin, tmp_path):
+    method = UnderIt(name="under_it", title="for the test", needs_ratio=False)
+    with PROTECTIONS.added("needs_more", NeedsMore()), METHODS.added("under_it", method):
+        swept = {
+            "attacks": {"suite": "none"},
+            "compare": {"methods": ["under_it"]},
+            "matrix": {"protections": [{"scheme": "needs_more"}]},
+        }
+        with pytest.raises(ConfigError, match="needs the extra more"):
+            begin(parse_config(tiny_settings(tmp_path, **swept)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_matrix_of_which_no_cell_finished_does_not_end_with_0(tmp_path):
+    swept = {
+        "attacks": {"suite": "none"},
+        "privacy": {"target_delta": 0.5},  # more than one over a client's records: no cell can train
+        "matrix": {"protections": [{"scheme": "masking", "epsilon": 8}], "remove_ratios": [0.5], "jobs": 1},
+    }
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tiny_settings(tmp_path, **swept)))
+    done = CliRunner().invoke(app, ["matrix", str(file), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2, done.output
+    assert "no cell of the matrix finished" in done.output
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_joined_report_is_written_over_no_run(tmp_path):
+    """The run's own report is signed."""
+    RunFolder.create(tmp_path / "run", parse_config({}))
+    for name in ("audit.jsonl", "report.sig"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+        with pytest.raises(RunFolderError, match=f"has {name}, so it is a run's own folder"):
+            join([tmp_path / "a"], tmp_path / name, command="c")
+    with pytest.raises(RunFolderError, match=r"has manifest\.json, so it is a run's own folder"):
+        join([tmp_path / "a"], tmp_path / "run", command="c")
+
+
+def test_a_suite_that_cannot_be_loaded_ends_a_matrix_before_it_begins(monkeypatch, tmp_path):
+    place = tmp_path / "somebody-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (place / "entry_points.txt").write_text(f"[{attacked.SUITES}]\nmine = somebody_else:MEASURE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"entry point 'mine' .*somebody_else:MEASURE: cannot be loaded"):
+        matrix.matrix(parse_config({}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_provision_that_was_cut_short_before_there_were_keys_can_be_typed_again(tmp_path):
+    """Policies come first: keys are never overwritten, so what follows them could not be made again."""
+    words = ["provision", "quickstart", "--out", str(tmp_path)]
+    clients = [c.name for c in load_config(find_config("quickstart")).data.clients]
+    in_the_way = tmp_path / f"{clients[-1]}.policy.yaml"
+    in_the_way.mkdir()
+    assert CliRunner().invoke(app, words).exit_code == 2
+    in_the_way.rmdir()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert {f.name for f in tmp_path.glob("*.policy.yaml")} == {f"{c}.policy.yaml" for c in clients}
+    before = in_the_way.read_bytes()
+    assert "keys are never overwritten" in CliRunner().invoke(app, words).output
+    assert in_the_way.read_bytes() == before

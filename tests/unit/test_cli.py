@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 import fedproxy_secure
 from fedproxy_secure.cli import doctor
-from fedproxy_secure.cli.app import app
+from fedproxy_secure.cli.app import COMMANDS, add_commands, app
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.cli.experiments import _typed
-from fedproxy_secure.cli.options import find_config
+from fedproxy_secure.cli.options import find_config, typed
 from fedproxy_secure.cli.progress import Bars, PlainLines, shown_on
 from fedproxy_secure.errors import (
     ConfigError,
@@ -136,6 +136,64 @@ def test_what_may_pass_by_itself_ends_with_the_code_by_which_a_service_manager_t
     with pytest.raises(typer.Exit) as left, plain_errors(again=None):
         raise error
     assert left.value.exit_code == code
+
+
+def test_a_file_that_the_system_does_not_let_a_command_look_at_is_one_line(capsys):
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None):
+        Path("n" * 300).is_file()
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long\n"
+
+
+def test_an_error_that_nobody_foresaw_is_no_verdict(capsys):
+    """Exit code 1 says that a rule is broken, or that a signature is not as it was."""
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None, verdict=True):
+        _ = 1 // 0
+    assert left.value.exit_code == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(typer.Exit) as left, plain_errors(again=None, verdict=True):
+        raise typer.Exit(3)
+    assert left.value.exit_code == 3
+
+
+def test_a_command_of_another_package_is_left_out_where_it_is_broken_or_takes_a_name(
+    tmp_path, monkeypatch, capsys
+):
+    """Else a package that is broken, or means ill, keeps a user from `gate`, or stands in its place."""
+    place = tmp_path / "somebody-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    points = "gate = somebody:APP\nbroken = somebody:NOTHING\nno_app = somebody:TEXT\nfine = somebody:APP\n"
+    (place / "entry_points.txt").write_text(f"[{COMMANDS}]\n{points}")
+    (tmp_path / "somebody.py").write_text("import typer\nAPP, TEXT = typer.Typer(), 'text'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    commands = typer.Typer()
+    commands.command("gate")(lambda: None)
+    add_commands(commands)
+    added = {group.name for group in commands.registered_groups}
+    assert "fine" in added
+    assert not added & {"gate", "broken", "no_app"}
+    warned = capsys.readouterr().err.splitlines()
+    assert [line.partition(" of ")[0] for line in warned] == [
+        f"warning: command {name!r}" for name in ("broken", "gate", "no_app")
+    ]
+
+
+def test_a_command_to_type_again_is_quoted_for_a_shell():
+    assert typed("deploy", "run", Path("my runs/a;b"), wait="5", status_port=None) == (
+        "fedproxy-secure deploy run 'my runs/a;b' --wait 5"
+    )
+    assert typed("x", against=None, quick=False, strict=True, view=["a", "b"], set=[]) == (
+        "fedproxy-secure x --strict --view a --view b"
+    )
+
+
+def test_the_demo_llm_is_written_over_no_other(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    done = CliRunner().invoke(app, ["pretrain-demo", "--out", str(tmp_path), "--steps", "1"])
+    assert done.exit_code == 2
+    assert "is not empty: has config.json; choose another --out" in done.output
+    assert (tmp_path / "config.json").read_text() == "{}"
 
 
 def test_a_log_gets_a_line_at_most_every_five_seconds():

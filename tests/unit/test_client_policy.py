@@ -71,12 +71,13 @@ def test_a_policy_whose_noise_follows_from_the_seed_is_refused_unless_one_machin
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML: line 1: "),
         ("[" * 100_000, "is not YAML"),
+        ("rounds: 1\nrounds: 2", r"policy\.yaml: line 2: rounds is given twice"),
         ("just text", "Input should be"),
         ("", "Input should be"),
     ],
-    ids=["cut short", "deep", "text", "empty"],
+    ids=["cut short", "deep", "twice", "text", "empty"],
 )
 def test_what_is_no_policy_is_refused_in_one_line(tmp_path, text, line):
     file = tmp_path / "policy.yaml"
@@ -84,6 +85,9 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path, text, line):
     with pytest.raises(ConfigError, match=line) as refused:
         load_policy(file)
     assert "\n" not in str(refused.value)
+    file.write_bytes("client: Zürich".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"policy\.yaml: is not YAML: 'utf-8' codec"):
+        load_policy(file)
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         load_policy(tmp_path / "none.yaml")
 

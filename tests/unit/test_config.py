@@ -1,5 +1,6 @@
 """Settings are checked before anything runs, and a wrong one is one line that helps."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(raw: dict, expecte
         ({"federate": {"rounds": 0}}, "federate.rounds=0"),
         ({"fusion": {"rule": "average"}}, "fusion.rule='average'"),
         ({"local": {"learning_rate": -1}}, "local.learning_rate=-1"),
+        ({"local": {"learning_rate": math.nan}}, "local.learning_rate=nan"),
+        ({"attacks": {"seconds": math.inf}}, "attacks.seconds=inf"),
+        ({"privacy": {"max_epsilon": math.inf}}, "privacy.max_epsilon=inf"),
         ({"model": "demo"}, "model='demo'"),
     ],
 )
@@ -136,6 +140,22 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml: "):
         load_config(path)
+
+
+def test_a_key_that_is_given_twice_is_refused_with_its_line(file: Path):
+    """YAML would let the last one win, so that a slip changes a setting without a word."""
+    file.write_text("seeds: [0]\nlocal:\n  steps: 1\n  batch_size: 2\n  steps: 9\n")
+    with pytest.raises(ConfigError, match=r"settings\.yaml: line 5: steps is given twice$"):
+        load_config(file)
+    file.write_text("seeds: [0]\n")
+    with pytest.raises(ConfigError, match=r"^--set local={steps: 1, steps: 2}: line 1: steps is given tw"):
+        load_config(file, ["local={steps: 1, steps: 2}"])
+
+
+def test_what_is_no_yaml_is_told_with_its_line(file: Path):
+    file.write_text("name: mine\nlocal:\n  steps: 1\n rounds: 2\n")
+    with pytest.raises(ConfigError, match=r"settings\.yaml: is not YAML: line 4: "):
+        load_config(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

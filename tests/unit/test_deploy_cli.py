@@ -124,7 +124,8 @@ def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):
                 pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is one"),
             ],
         ),
-        ("client:", "client: [", "cannot be read"),
+        ("client:", "client: [", "client.yaml: is not YAML: line "),
+        ("rounds: 3", "rounds: 3\nrounds: 4", "rounds is given twice"),
     ],
 )
 def test_what_is_wrong_with_a_sites_own_file_is_one_line_and_ends_start_too(started, old, new, line):

@@ -42,6 +42,8 @@ def test_a_wrong_option_is_2(folder):
     assert gate(folder, "--format", "xml").exit_code == 2
     assert gate(folder, report="reprot.json").exit_code == 2
     assert gate(folder, policy="no.yaml").exit_code == 2
+    assert gate(folder, policy="n" * 300).exit_code == 2
+    assert gate(folder, report="n" * 300).exit_code == 2
 
 
 @pytest.mark.parametrize("change", ["version", "cut", "nothing"])

@@ -138,6 +138,57 @@ def test_an_entry_point_that_cannot_be_loaded_is_named_in_one_line(installed):
         registry.every()
 
 
+def test_an_entry_point_that_registers_no_attack_is_named_in_one_line(installed):
+    installed("this")  # prints a poem when imported
+    with pytest.raises(ConfigError, match=r"entry point 'mine' .*: this: registers no attack; decorate"):
+        registry.every()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"needs": ("MOD",)}, r"attack 'toy': needs=\('MOD',\): must be a tuple of sets of surfaces"),
+        ({"needs": (frozenset({"MODEL"}),)}, "must be of IND, AGG, MR, MOD, API, ACT"),
+        ({"id": 7}, "attack 'toy': id=7: must be a text"),
+        ({"name": ""}, "attack '': name='': must be a text"),
+        ({"chance": "half"}, "chance='half': must be a finite number"),
+        ({"margin": float("nan")}, "margin=nan: must be a finite number"),
+        ({"measures": ("token_auc",)}, "must be a tuple of Feeds"),
+        ({"mapping": (("ATLAS", "1"),)}, r"must be a tuple of \(framework, version, id\)"),
+        ({"by": ("owner",)}, "must be a tuple of server, network, clients, api"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_attack_that_is_badly_declared_is_refused_where_it_is_declared(change, line):
+    """Else it would stop a whole suite, or leave results that nothing can read."""
+    with pytest.raises(ConfigError, match=line):
+        replace(INFO, **change)
+
+
+def test_the_name_of_an_attack_is_no_id_of_others():
+    registry.every()
+    for change in ({"name": "A2"}, {"id": "lora_span_tokens"}):
+        with pytest.raises(ConfigError, match="names and ids must differ"):
+            registry.attack(replace(INFO, **change))(type("Mine", (Toy,), {}))
+
+
+def test_what_is_no_attack_cannot_be_registered(installed):
+    with pytest.raises(ConfigError, match=r"must be a subclass of attacks\.base\.Attack"):
+        registry.attack(replace(INFO, name="function"))(len)
+
+
+def test_an_attack_that_needs_arguments_is_one_line(installed):
+    """The fixture takes it out again."""
+
+    class Wants(Toy):
+        def __init__(self, what):
+            self.what = what
+
+    registry.attack(replace(INFO, name="wants"))(Wants)
+    with pytest.raises(ConfigError, match=r"attack 'wants' of .*: cannot be made without arguments: "):
+        registry.every()
+
+
 def test_two_attacks_cannot_have_one_name():
     registry.every()
     with pytest.raises(ConfigError, match="attack 'lora_span_tokens': is registered already"):

@@ -6,6 +6,7 @@ import pytest
 
 from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.runtime.registry import Registry
 
 GROUP = "fedproxy_secure.test_kinds"
@@ -61,6 +62,48 @@ def test_another_packages_module_that_cannot_be_loaded_is_one_line(registry, ins
     installed("theirs = somebody:THING", "raise ZeroDivisionError('oh')\n")
     with pytest.raises(ConfigError, match=r"^reader 'theirs': somebody:THING: cannot be loaded: oh$"):
         registry.get("theirs")
+
+
+THINGS = """
+class Thing:
+    title = "a thing"
+    def __init__(self, name):
+        self.name = name
+RIGHT, OTHER, NAMELESS = Thing("theirs"), Thing("another"), Thing(None)
+FOLDER = Thing("../theirs")
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "line"),
+    [
+        ("theirs = somebody:RIGHT [extra]", None),
+        ("theirs = somebody:Thing", "is the class itself; must be an object of somebody.Thing"),
+        ("theirs = somebody", "is of module; must be an object of somebody.Thing"),
+        ("theirs = somebody:OTHER", "name='another'; must be 'theirs', as it is registered"),
+        ("theirs = somebody:NAMELESS", "name=None; must be a text"),
+        ("../theirs = somebody:FOLDER", "must be named by at most 64 letters, digits"),
+    ],
+)
+def test_what_another_package_registers_must_be_an_object_of_the_kind_under_its_own_name(
+    installed, point, line
+):
+    installed(point, THINGS)
+    kinds = Registry(kind="thing", group=GROUP, own={}, base="somebody:Thing", texts=("name", "title"))
+    (name,) = kinds.names()
+    if line is None:
+        assert kinds.get(name).name == name
+        return
+    with pytest.raises(ConfigError) as refused:
+        kinds.get(name)
+    assert str(refused.value).startswith(f"thing '{name}': somebody")
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_script_cannot_register_a_class_either():
+    with pytest.raises(ConfigError, match="protection 'mine': is the class itself; must be an object of"):
+        PROTECTIONS.add("mine", Plaintext)
 
 
 def test_what_a_block_adds_is_gone_after_it(registry):

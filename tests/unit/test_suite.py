@@ -75,6 +75,20 @@ def test_an_interrupted_suite_leaves_what_it_has_and_goes_on_to_the_same_results
     assert without_seconds(resumed) == without_seconds(unbroken)
 
 
+def test_a_suite_that_is_begun_anew_and_interrupted_loses_no_result_of_before(clean_run):
+    suite(clean_run, Toy("first"), Toy("second"), Toy("other"))
+    stops = Raises("second")
+    stops.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        suite(clean_run, Toy("first"), stops, seed=1)
+    assert {r.attack: r.seed for r in read_findings(clean_run)} == {"first": 1, "second": 0, "other": 0}
+
+    came = []
+    suite(clean_run, Toy("first"), Toy("second"), seed=1, resume=True, on_result=came.append)
+    assert [r.attack for r in came] == ["second"]
+    assert {r.attack: r.seed for r in read_findings(clean_run)} == {"first": 1, "second": 1, "other": 0}
+
+
 def test_a_line_that_a_crash_left_unfinished_is_made_again(clean_run):
     suite(clean_run, Toy("first"), Toy("second"))
     events = clean_run / "attacks" / "events.jsonl"
@@ -244,6 +258,21 @@ def test_what_shares_a_process_with_an_attack_that_ends_it_runs_again_by_itself(
     attacks = registered(Names("one", shares="it"), DiesApart("dies", shares="it"))
     found = suite(clean_run, *attacks, jobs=2)
     assert {f.attack: f.outcome for f in found} == {"one": Outcome.SUCCEEDED, "dies": Outcome.ERROR}
+
+
+class TellsApart(Names):
+    """Raises in a process of its own what no part of a trial foresees."""
+
+    def __new__(cls, *_, **__):
+        if parent_process() is not None:
+            raise OSError("no licence here")
+        return super().__new__(cls)
+
+
+def test_why_an_attack_was_lost_in_its_process_is_its_reason(clean_run, registered):
+    found = suite(clean_run, *registered(TellsApart("lost")), jobs=2)
+    reason = f"ConfigError: attack 'lost' of {__name__}: cannot be made without arguments: no licence here"
+    assert [(f.outcome, f.reason) for f in found] == [(Outcome.ERROR, reason)]
 
 
 def test_a_measure_that_nobody_has_registered_is_refused_before_anything_runs(clean_run):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.cli.options import ConfigArgument, SetOption, StatusPortOption, find_config
+from fedproxy_secure.cli.options import ConfigArgument, SetOption, StatusPortOption, find_config, typed
 from fedproxy_secure.errors import ConfigError
 
 FederationArgument = Annotated[Path, typer.Argument(metavar="FEDERATION")]
@@ -142,7 +142,7 @@ def run_command(
 
     Example: `fedproxy-secure deploy run federation`
     """
-    with plain_errors(again=f"fedproxy-secure deploy run {federation}"):
+    with plain_errors(again=typed("deploy", "run", federation, wait=f"{wait:g}", status_port=status_port)):
         from fedproxy_secure.cli.experiments import show_report
         from fedproxy_secure.cli.progress import shown_on
         from fedproxy_secure.deploy.federation import open_federation
@@ -156,7 +156,7 @@ def run_command(
                 status_port=status_port,
                 tell=lambda line: typer.echo(line, err=True),
                 progress=progress,
-                command=f"fedproxy-secure deploy run {federation}",
+                command=typed("deploy", "run", federation),
             )
         show_report(report, opened.run_folder)
 

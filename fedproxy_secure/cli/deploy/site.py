@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.cli.options import StatusPortOption
+from fedproxy_secure.cli.options import StatusPortOption, typed
 from fedproxy_secure.errors import ConfigError
 
 SiteArgument = Annotated[Path, typer.Argument(metavar="SITE")]
@@ -116,7 +116,7 @@ def start(
 
     Example: `fedproxy-secure deploy start clinic`
     """
-    with plain_errors(again=f"fedproxy-secure deploy start {site}"):
+    with plain_errors(again=typed("deploy", "start", site, status_port=status_port)):
         from fedproxy_secure.deploy.node import run_node
         from fedproxy_secure.deploy.site import open_site
         from fedproxy_secure.runtime.escape import printable

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.models.saving import saving
 
 FILE = "healing.safetensors"
 
@@ -84,12 +85,9 @@ class HealingState:
         if self._path is None:
             return
         partial = self._path.with_suffix(".partial")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        with saving(self._path.parent):
             save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {**said, "key": self._key})
             os.replace(partial, self._path)
-        except OSError as error:
-            raise RunFolderError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
         """Return what the file says, None if it is of other inputs, and its tensors `name` in order."""

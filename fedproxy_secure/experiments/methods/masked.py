@@ -20,7 +20,8 @@ class MaskedFedProxy(FedProxy):
     granularity: Literal["block", "coordinate"] = "block"
 
     def protect(self, config: Config) -> ProtectConfig:
-        return config.protect.model_copy(update={"scheme": "masking", "granularity": self.granularity})
+        masking = {"scheme": "masking", "options": {}, "granularity": self.granularity}
+        return config.protect.model_copy(update=masking)
 
 
 MASKED_FEDAVG = MaskedFedProxy(

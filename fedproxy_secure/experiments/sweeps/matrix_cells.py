@@ -21,10 +21,13 @@ from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.attacked import attack_run
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
+from fedproxy_secure.experiments.tracking import require
+from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
+MOST_NAME = 200  # characters of a folder's name; file systems take 255
 CELLS, DONE, FAILED = "cells", "cell.json", "failed.json"
 
 
@@ -64,8 +67,9 @@ class MatrixCell:
 def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
     """Cells that can run, the longest first; and for configurations that cannot, one line why.
 
-    Raises `ConfigError` if none can.
+    Raises `ConfigError` if none can, a name is too long for a folder, or a tracker is not installed.
     """
+    require(config.track)
     swept = config.matrix
     cells, refused = [], []
     for protection, compression, ratio, fusion, adapter in product(
@@ -82,9 +86,15 @@ def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
             )
             for seed in config.seeds
         ]
+        if (long := max(len(cell.name) for cell in alike)) > MOST_NAME:
+            raise ConfigError(
+                f"matrix: the name of a cell's folder has {long} characters; must have at most "
+                f"{MOST_NAME}; shorten `recipe` or options"
+            )
         try:
             own = cell_config(config, alike[0])
             compression_of(own.compress, own.heal)
+            protection_of(own.protect).check_installed()
             cells += alike
         except ConfigError as error:
             refused.append(f"{alike[0].key}: {error}")
@@ -105,12 +115,20 @@ def cell_config(config: Config, cell: MatrixCell) -> Config:
         raw["compress"] |= cell.compression.model_dump(mode="json")
     raw["adapter"]["kind"] = cell.adapter
     raw["fusion"]["rule"] = cell.fusion.rule
-    raw["protect"] |= {"scheme": cell.protection.scheme, "granularity": cell.fusion.granularity}
+    raw["protect"] |= {"granularity": cell.fusion.granularity, **_scheme(cell.protection, config)}
     raw["privacy"] |= _privacy(cell.protection)
     raw["audit"]["record"] = config.attacks.suite != "none"
     for section, changed in cell.protection.settings.items():
         raw[section] |= changed
     return parse_config(raw)
+
+
+def _scheme(protection: SweptProtection, config: Config) -> dict[str, Any]:
+    if protection.options is not None:
+        return {"scheme": protection.scheme, "options": dict(protection.options)}
+    if protection.scheme == config.protect.scheme:
+        return {}
+    return {"scheme": protection.scheme, "options": {}}  # those of the settings are another scheme's
 
 
 def _privacy(protection: SweptProtection) -> dict[str, Any]:
@@ -132,6 +150,7 @@ def title_of(cell: MatrixCell, config: Config) -> str:
 
 def _protection_title(protection: SweptProtection) -> str:
     title: str = PROTECTIONS.get(protection.scheme).title
+    title = " ".join([title, *(f"{key}={value}" for key, value in (protection.options or {}).items())])
     if protection.epsilon is not None:
         level = "client-level " if protection.unit == "client" else ""
         title += f" + {level}DP {protection.epsilon:g}"
