@@ -1,23 +1,19 @@
-"""DP-SGD on adapters: per-record gradients, clipping and noise are what they are said to be."""
+"""DP-SGD on adapters: per-record gradients, clipping and models are what they are said to be."""
 
 import warnings
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
-from fedproxy_secure.config import AdapterConfig, LocalConfig
+from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.data.encode import Encoded, batch_loss, training_batch
-from fedproxy_secure.dp.accounting import spent
-from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
-from fedproxy_secure.errors import ConfigError, DataError, ModelError, TrainingError
+from fedproxy_secure.errors import ConfigError, ModelError, TrainingError
 from fedproxy_secure.federate.model_checks import check_fits, check_private
-from fedproxy_secure.federate.private_training import NOISE_STEPS, private_steps, train_privately
+from fedproxy_secure.federate.private_training import private_steps
 from fedproxy_secure.models.adapters import (
     attach,
     get_vector,
@@ -25,11 +21,19 @@ from fedproxy_secure.models.adapters import (
     set_vector,
     trained_parameters,
 )
+from tests.support.private_training import (
+    CHOSEN,
+    ITEMS,
+    KEY,
+    KINDS,
+    Refused,
+    adapted,
+    gpt2,
+    has_fewer_embeddings,
+    record_gradient,
+    tune,
+)
 from tests.support.tiny import VOCABULARY, tiny_llama
-
-KEY = bytes(range(32))
-KINDS = ("lora", "ffa", "core")
-ITEMS = [Encoded(ids=(1, *range(10 + i, 16 + i + i % 3), 2), response_start=4 + i % 2) for i in range(12)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,36 +41,6 @@ def _opacus_warns_of_what_we_do_not_use():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="opacus|torch")
         yield
-
-
-def adapted(kind="lora", seed=0):
-    tuned = attach(tiny_llama(2), AdapterConfig(kind=kind, rank=2, alpha=4), seed=seed)
-    rng = np.random.default_rng(seed)
-    set_vector(tuned, rng.normal(0, 0.05, len(get_vector(tuned))).astype(np.float32))
-    return tuned
-
-
-def tune(
-    tuned, *, noise=0.0, clip=1e9, rate=1.0, steps=3, items=ITEMS, key=KEY, pull=None, lr=0.1, batch=4
-):
-    train_privately(
-        tuned,
-        items,
-        steps=steps,
-        local=LocalConfig(optimizer="sgd", learning_rate=lr, batch_size=batch),
-        private=RecordNoise(noise_multiplier=noise, clip_norm=clip, sampling_rate=rate),
-        noise=Noise(key),
-        pad_id=0,
-        who="client x, round 0",
-        pull=pull,
-    )
-    return get_vector(tuned)
-
-
-def record_gradient(tuned, item):
-    loss = batch_loss(tuned, training_batch([item], pad_id=0, device="cpu"))
-    parts = torch.autograd.grad(loss, trained_parameters(tuned))
-    return torch.cat([p.reshape(-1) for p in parts]).numpy()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,9 +74,6 @@ def test_a_record_moves_a_step_by_no_more_than_the_clip():
     with_all = tune(tuned, clip=0.01, steps=1, lr=1.0, batch=1)
     without = tune(fewer, clip=0.01, steps=1, lr=1.0, batch=1, items=ITEMS[1:])
     assert 0 < np.linalg.norm(with_all - without) <= 0.01 * 1.001
-
-
-# models in which one record of a pass changes what becomes of the others
 
 
 def stretches_positions_with_the_longest_record():
@@ -196,85 +167,6 @@ def test_noise_has_the_accounted_scale_and_no_other(scale):
     assert fits == (scale == 1.0)
 
 
-class Scaled(nn.Module):
-    """A record's gradient is its number times a vector, in float64: sums can be looked at exactly."""
-
-    def __init__(self, vector, dtype=torch.float64):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(len(vector), dtype=dtype))
-        self.vector = vector.to(dtype)
-
-
-def one_step(module, numbers, *, noise, clip=1.0, rate=1.0, key=KEY):
-    """The noisy sum of one step, in steps of its grid, float64."""
-    private_steps(
-        module,
-        lambda chosen: (module.weight * module.vector).sum() * numbers[int(chosen[0])],
-        records=len(numbers),
-        steps=1,
-        optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
-        private=RecordNoise(noise_multiplier=noise, clip_norm=clip, sampling_rate=rate),
-        noise=Noise(key),
-        divisor=1.0,
-        who="x",
-    )
-    return -module.weight.detach().numpy() / (noise * clip / NOISE_STEPS)
-
-
-@pytest.mark.parametrize("noise", [0.01, 0.7, 3.3])
-@pytest.mark.parametrize("length", [1e-6, 0.2, 1.0, 1e6])
-def test_a_record_moves_the_sum_by_whole_steps_of_the_grid_and_never_by_more_than_the_clip(noise, length):
-    """In integers, so that no rounding can hide anything; at length 1 the clip is met to the last bit."""
-    torch.manual_seed(0)
-    vector = torch.randn(5000, dtype=torch.float64)
-    vector *= length / vector.norm()
-    without = one_step(Scaled(vector), [1.0, -0.3, 0.0], noise=noise)
-    with_it = one_step(Scaled(vector), [1.0, -0.3, 1.0], noise=noise)
-    moved = with_it - without
-    whole = np.rint(moved)
-    np.testing.assert_allclose(moved, whole, rtol=0, atol=1e-6)
-    squares = sum(int(v) ** 2 for v in whole)
-    assert squares <= (NOISE_STEPS / Fraction(noise)) ** 2
-    if length >= 1:
-        assert squares > 0.9 * (NOISE_STEPS / noise) ** 2
-
-
-@pytest.mark.parametrize("noise", [1e-9, 9e-4])
-def test_noise_too_small_for_the_grid_is_refused(noise):
-    with pytest.raises(DataError, match=r"must be 0 or >= 0\.001"):
-        one_step(Scaled(torch.ones(2)), [1.0], noise=noise)
-
-
-def sums(numbers, *, rate, runs=1200):
-    """Noisy sums of one step over records whose clipped gradients are these numbers, or zero."""
-    keys = (i.to_bytes(32, "big") for i in range(runs))
-    return np.array(
-        [one_step(Scaled(torch.ones(1)), numbers, noise=1.0, rate=rate, key=k)[0] for k in keys]
-    ) / NOISE_STEPS  # fmt: skip
-
-
-def test_few_records_have_the_law_that_is_accounted_and_one_without_gradient_is_one_that_is_not_there():
-    """Three records at rate .5: a mixture of normal laws around 0 .. 3, whether or not a null is there."""
-
-    def law(x, there):
-        return sum(stats.binom.pmf(k, there, 0.5) * stats.norm.cdf(x, k) for k in range(there + 1))
-
-    three = sums([5.0, 1.0, 1.0], rate=0.5)
-    with_null = sums([5.0, 0.0, 1.0, 1.0], rate=0.5)
-    for seen in (three, with_null):
-        assert stats.kstest(seen, lambda x: law(x, 3)).pvalue > 1e-3
-        assert stats.kstest(seen, lambda x: law(x, 4)).pvalue < 1e-3
-    assert stats.ks_2samp(three, with_null).pvalue > 1e-3
-
-
-def test_an_empty_sample_is_a_step_with_noise_alone():
-    tuned = adapted()
-    start = get_vector(tuned)
-    moved = tune(tuned, noise=1.0, clip=1.0, rate=1e-9, steps=1, lr=1e-9) - start
-    assert np.isfinite(moved).all()
-    assert moved.any()
-
-
 def test_a_step_holds_the_gradient_of_one_record_at_a_time():
     """Per-record gradients of an LLM's adapter are megabytes each; a step may draw hundreds of records."""
     layer, held = nn.Linear(3, 2), []
@@ -346,221 +238,6 @@ def test_a_loss_that_is_no_number_stops_and_names_client_and_step():
         TrainingError, match="client x, round 0: the adapter is not finite after local step"
     ):
         tune(tuned)
-
-
-def test_a_record_without_a_finite_gradient_counts_as_zero_and_is_not_told_of():
-    """A server's proxy can make it so for records with a token of its choice."""
-    tuned, plain = adapted(), adapted()
-    for model in (tuned, plain):
-        with torch.no_grad():
-            model.get_input_embeddings().weight[200] = torch.inf
-    odd = Encoded(ids=(1, 200, 11, 12, 2), response_start=3)
-    with_it = tune(tuned, items=[*ITEMS[:4], odd], steps=1, rate=1.0, clip=1.0)
-    without = tune(plain, items=ITEMS[:4], steps=1, rate=1.0, clip=1.0)
-    start = get_vector(adapted())
-    assert np.isfinite(with_it).all()
-    np.testing.assert_allclose(with_it - start, without - start, rtol=1e-3, atol=1e-6)
-
-
-# a record for which the model fails, as a server could have made it for texts of its choice
-
-EMPTY = Encoded(ids=(), response_start=0)  # has a gradient of zeros and no way to fail
-CHOSEN = 200  # the token
-BAD = Encoded(ids=(1, CHOSEN, 11, 12, 2), response_start=3)
-EPSILON_1 = 4.2571  # what `noise_multiplier_for` returns, written down: it takes seconds
-
-
-def gpt2(positions):
-    """A model with learned positions, which fails beyond the last of them."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=positions, n_embd=16, n_layer=2, n_head=2, attn_pdrop=0.0,
-        embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return attach(GPT2LMHeadModel(config).eval(), AdapterConfig(rank=2, alpha=4), seed=0)
-
-
-class Refused(Exception):
-    pass
-
-
-def refuses_in_the_forward_pass(error=Refused):
-    tuned = adapted()
-
-    def look(module, arguments):
-        if (arguments[0] == CHOSEN).any():
-            raise error(f"the token {CHOSEN} was there")
-
-    tuned.get_input_embeddings().register_forward_pre_hook(look)
-    return tuned
-
-
-def refuses_half_way(error=Refused):
-    """After the hooks of some layers have kept what they need for a backward pass that never comes."""
-    tuned, seen = adapted(), []
-    tuned.get_input_embeddings().register_forward_pre_hook(
-        lambda module, arguments: seen.append(bool((arguments[0] == CHOSEN).any()))
-    )
-
-    def look(module, arguments):
-        if seen[-1]:
-            raise error(f"the token {CHOSEN} was there")
-
-    tuned.get_base_model().model.layers[1].mlp.register_forward_pre_hook(look)
-    return tuned
-
-
-def refuses_in_the_backward_pass(error=Refused):
-    tuned, seen = adapted(), []
-    tuned.get_input_embeddings().register_forward_pre_hook(
-        lambda module, arguments: seen.append(bool((arguments[0] == CHOSEN).any()))
-    )
-
-    def look(gradient):
-        if seen[-1]:
-            raise error(f"the token {CHOSEN} was there")
-
-    tuned.get_base_model().model.layers[0].mlp.register_forward_hook(
-        lambda module, arguments, output: output.register_hook(look) and None
-    )
-    return tuned
-
-
-def has_fewer_embeddings():
-    tuned = adapted()
-    base = tuned.get_base_model()
-    for name, place in (("embed_tokens", base.model), ("lm_head", base)):
-        whole = getattr(place, name)
-        whole.weight = nn.Parameter(whole.weight[:CHOSEN].detach().clone(), requires_grad=False)
-    base.model.embed_tokens.num_embeddings = CHOSEN
-    return tuned
-
-
-HOSTILE = [
-    has_fewer_embeddings,
-    refuses_in_the_forward_pass,
-    refuses_half_way,
-    refuses_in_the_backward_pass,
-]
-
-
-def test_the_noise_of_a_round_at_epsilon_1_is_that():
-    event = SampledGaussian(noise_multiplier=EPSILON_1, sampling_rate=0.6, steps=3)
-    assert 0.99 < spent([event], delta=1e-5).epsilon <= 1
-
-
-@pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("seed", range(3))
-def test_a_round_at_epsilon_1_ends_alike_with_and_without_a_record_that_the_model_cannot_take(
-    hostile, seed
-):
-    """Otherwise a server learns without noise, from the error, whether a token of its choice is there."""
-    for items in (ITEMS, [*ITEMS[:-1], BAD], [BAD] * len(ITEMS)):
-        tuned = hostile()
-        end = tune(tuned, noise=EPSILON_1, clip=1.0, rate=0.6, items=items, key=bytes([seed]) * 32)
-        assert np.isfinite(end).all()
-        assert not tuned.training
-        assert not any(hasattr(p, "grad_sample") or p.grad is not None for p in tuned.parameters())
-
-
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_the_other_records_of_the_step_have_the_gradients_they_would_have_had(hostile):
-    settings = {"noise": EPSILON_1, "clip": 0.05, "rate": 0.8, "lr": 1.0, "steps": 4}
-    for place in (0, 3, 7):
-        with_it = tune(hostile(), items=[*ITEMS[:place], BAD, *ITEMS[place:7]], **settings)
-        without = tune(adapted(), items=[*ITEMS[:place], EMPTY, *ITEMS[place:7]], **settings)
-        alone = tune(adapted(), items=[EMPTY] * 8, **settings)
-        if hostile is has_fewer_embeddings:  # another softmax: compare with itself
-            without = tune(hostile(), items=[*ITEMS[:place], EMPTY, *ITEMS[place:7]], **settings)
-        np.testing.assert_allclose(with_it, without, rtol=0, atol=3e-6)
-        assert np.abs(with_it - alone).max() > 1e-4
-
-
-def test_a_record_longer_than_the_model_s_positions_counts_as_zero():
-    settings = {"noise": EPSILON_1, "clip": 0.05, "rate": 0.8, "lr": 1.0}
-    long = Encoded(ids=tuple(range(3, 3 + 17)), response_start=4)
-    with_it = tune(gpt2(16), items=[*ITEMS[:7], long], **settings)
-    np.testing.assert_allclose(
-        with_it, tune(gpt2(16), items=[*ITEMS[:7], EMPTY], **settings), rtol=0, atol=3e-6
-    )
-    assert np.abs(with_it - tune(gpt2(32), items=[*ITEMS[:7], long], **settings)).max() > 1e-6
-
-
-@pytest.mark.parametrize(
-    "broken", [EMPTY, Encoded(ids=(1, 5, 6), response_start=3), Encoded(ids=(1, -1, 6), response_start=1)]
-)
-def test_a_record_that_was_never_encoded_counts_as_zero(broken):
-    with_it = tune(adapted(), items=[*ITEMS[:7], broken], noise=1.0, clip=0.05, rate=0.8)
-    without = tune(adapted(), items=[*ITEMS[:7], EMPTY], noise=1.0, clip=0.05, rate=0.8)
-    np.testing.assert_array_equal(with_it, without)
-
-
-def test_a_parameter_that_no_record_of_a_pass_comes_by_has_a_gradient_of_zeros():
-    """Experts, say, that only some tokens choose."""
-
-    class Choosing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.always, self.sometimes = nn.Linear(3, 1), nn.Linear(3, 1)
-
-        def forward(self, x):
-            found = self.always(x)
-            return found + self.sometimes(x) if (x > 0).all() else found
-
-    module = Choosing()
-    before = module.sometimes.weight.detach().clone()
-    private_steps(
-        module,
-        lambda chosen: module(-torch.ones(len(chosen), 3)).mean(),
-        records=4,
-        steps=2,
-        optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
-        private=RecordNoise(noise_multiplier=0.0, clip_norm=1.0, sampling_rate=1.0),
-        noise=Noise(KEY),
-        divisor=4,
-        who="x",
-    )
-    assert torch.equal(module.sometimes.weight, before)
-    assert not torch.equal(module.always.weight, -torch.ones(1, 3))
-
-
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_whoever_interrupts_training_is_heard(interruption):
-    with pytest.raises(interruption):
-        tune(refuses_in_the_forward_pass(interruption), items=[BAD] * 4)
-
-
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_too_little_memory_is_no_matter_of_a_record_and_said_in_one_constant_line(error):
-    tuned = refuses_in_the_forward_pass(error)
-    line = r"^client x, round 0: training failed; the client's own log says why$"
-    with pytest.raises(TrainingError, match=line) as found:
-        tune(tuned, items=[BAD] * 4)
-    assert found.value.__cause__ is None  # nothing that a traceback would tell on
-    with pytest.raises(error):
-        private_steps(
-            tuned,
-            lambda chosen: batch_loss(tuned, training_batch([BAD], pad_id=0, device="cpu")),
-            records=1,
-            steps=1,
-            optimizer=torch.optim.SGD(trained_parameters(tuned), lr=1.0),
-            private=RecordNoise(noise_multiplier=1.0, clip_norm=1.0, sampling_rate=1.0),
-            noise=Noise(KEY),
-            divisor=1,
-            who="x",
-        )
-
-
-def test_what_nobody_thought_of_is_said_in_one_constant_line():
-    def pull():
-        raise RuntimeError("the adapter is 12.5 now")
-
-    line = r"^client x, round 0: training failed; the client's own log says why$"
-    with pytest.raises(TrainingError, match=line):
-        tune(adapted(), pull=pull)
 
 
 def test_a_model_that_does_not_fit_its_tokenizer_is_refused_without_looking_at_a_record():
