@@ -28,7 +28,7 @@ interrupted (`KeyboardInterrupt`, `SystemExit`) has answered nothing and keeps i
 Guarantees: all events together never exceed the limit, however many processes ask at once; every result was
 paid for on disk before it was computed; a noise key is gone from the folder when its result is returned.
 All files are mode 0600. Not guaranteed: a ledger that somebody deletes or puts back to an older copy is
-forgotten; removed keys may lie in free disk blocks; see also `private_files`.
+forgotten; removed keys may lie in free disk blocks; see also `runtime.files`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from typing import Any
 from fedproxy_secure.dp.accounting import Spent, spent
 from fedproxy_secure.dp.events import Event, from_fields, to_fields
 from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
-from fedproxy_secure.dp.private_files import alone, remove_private, write_private
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
 from fedproxy_secure.runtime.artifacts import private_folder
+from fedproxy_secure.runtime.files.locks import alone
+from fedproxy_secure.runtime.files.whole import remove_private, write_private
 from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1

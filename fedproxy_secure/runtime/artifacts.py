@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,11 +27,11 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.files.whole import PARTIAL, replacing, sync_folder
 from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
 _PACKAGES = (
     "fedproxy-secure",
     "torch",
@@ -154,7 +153,7 @@ class RunFolder:
                     raise
                 os.fsync(file.fileno())
             if end == 0:
-                _sync_folder(path.parent)  # the file is new
+                sync_folder(path.parent)  # the file is new
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
         return path
@@ -214,25 +213,8 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     Raises `RunFolderError` if the disk is full or the folder cannot be written; the file that was at `path`
     before is then still there, whole.
     """
-    partial: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
-        try:
-            _write_all(descriptor, data)
-            os.fchmod(descriptor, 0o600 if private else 0o644)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(partial, path)
-        partial = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
+    with replacing(path, private=private, at_once=True) as partial:
+        partial.write_bytes(data)
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
@@ -281,12 +263,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

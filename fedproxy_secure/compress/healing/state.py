@@ -6,16 +6,16 @@ One safetensors file, replaced whole at every save. It is the server's alone: mo
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.files.whole import replacing
 
 FILE = "healing.safetensors"
 
@@ -83,13 +83,12 @@ class HealingState:
     def _write(self, tensors: dict[str, torch.Tensor], said: dict[str, str]) -> None:
         if self._path is None:
             return
-        partial = self._path.with_suffix(".partial")
+        whole = {n: t.contiguous() for n, t in tensors.items()}
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {**said, "key": self._key})
-            os.replace(partial, self._path)
-        except OSError as error:
-            raise RunFolderError(f"{self._path}: cannot be written: {error.strerror}") from error
+            with replacing(self._path) as partial:
+                save_file(whole, partial, {**said, "key": self._key})
+        except SafetensorError as error:  # such as for a full disk
+            raise RunFolderError(f"{self._path}: cannot be written: {error}") from error
 
     def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
         """Return what the file says, None if it is of other inputs, and its tensors `name` in order."""

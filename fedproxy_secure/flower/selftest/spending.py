@@ -12,11 +12,11 @@ from typing import Any
 from fedproxy_secure.dp import ledger as privacy
 from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.dp.ledger import PrivacyLedger
-from fedproxy_secure.dp.private_files import remove_private
 from fedproxy_secure.errors import FedProxyError, PrivacyError
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
 from fedproxy_secure.flower.selftest.known_bad import taken_out
 from fedproxy_secure.flower.selftest.stage import World
+from fedproxy_secure.runtime.files.whole import remove_private
 
 ADVERSARY = "parallel_server"
 CALLS, LIMIT = 4, 5.0
