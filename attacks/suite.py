@@ -7,10 +7,9 @@ An attack that fails never stops the rest (`attacks.trial`). Each result is appe
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from attacks.registry import check_measures, every
 from attacks.trial import finding, has_surfaces, run_one
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome, Profile, write_findings
+from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -61,14 +61,8 @@ class Trial:
             name=self.folder.name,
             progress=progress,
         )
-        _give_memory_back()
+        free_memory()  # glibc would keep half a gigabyte of a large model for later
         return found
-
-
-def _give_memory_back() -> None:
-    """Give the system what was freed: glibc would keep half a gigabyte of a large model for later."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def seed_folders(run: Path) -> list[Path]:
