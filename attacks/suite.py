@@ -151,14 +151,16 @@ def run_suite(
     todo = [t for t in trials if t.key not in results]
     read_view.cache_clear()  # the folder may hold another run by now
     read_truth.cache_clear()
-    for folder, model in dict.fromkeys((t.folder, t.model) for t in todo):
-        read_view(folder, model, llm)  # a transcript that cannot be read fails before anything runs
+    surfaces = {  # of all: a transcript that cannot be read fails before anything runs
+        (folder, model): read_view(folder, model, llm).surfaces
+        for folder, model in dict.fromkeys((t.folder, t.model) for t in todo)
+    }
     by_name = {one.info.name: one for one in attacks}
     task = f"{profile} suite"
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
     try:
         with closing(
-            _results(todo, by_name, jobs, bars)
+            _results(todo, by_name, surfaces, jobs, bars)
         ) as results_as_they_end:  # an interrupt ends processes
             for result in results_as_they_end:
                 results[result.seed_folder, result.view, result.attack] = result
@@ -174,7 +176,11 @@ def run_suite(
 
 
 def _results(
-    todo: Sequence[Trial], attacks: dict[str, Attack], jobs: Jobs, bars: Progress
+    todo: Sequence[Trial],
+    attacks: dict[str, Attack],
+    surfaces: Mapping[tuple[Path, ThreatModel], frozenset[str]],
+    jobs: Jobs,
+    bars: Progress,
 ) -> Generator[Finding]:
     """Yield the findings as they come."""
     if jobs == 1:
@@ -184,7 +190,7 @@ def _results(
     groups: dict[tuple[Path, str], list[Trial]] = {}
     for trial in todo:
         info = attacks[trial.attack].info
-        if has_surfaces(info, read_view(trial.folder, trial.model, trial.llm)):
+        if has_surfaces(info, surfaces[trial.folder, trial.model]):
             groups.setdefault((trial.folder, info.shares or f"{trial.key}"), []).append(trial)
         else:
             yield trial.run(attacks[trial.attack], bars)
