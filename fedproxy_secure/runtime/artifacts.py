@@ -15,7 +15,6 @@ exhaust the stack.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -221,7 +220,7 @@ def environment(device: str | None = None) -> dict[str, Any]:
     """Return the versions of Python and the main packages, the platform, and `device` as torch names it."""
     return {
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": {name: version for name in _PACKAGES if (version := installed(name)) is not None},
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count() or 1,
@@ -229,12 +228,12 @@ def environment(device: str | None = None) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+def installed(package: str) -> str | None:
+    """Return the version of `package` that is installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _contents(path: Path) -> list[str]:
