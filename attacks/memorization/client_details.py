@@ -77,8 +77,7 @@ class ClientDetails(Attack):
         own = _own_details(view, tokenizer)
         theirs: set[Detail] = set()
         for state in truth.clients.values():
-            drawn = np.unique(np.concatenate([[], *(r.used for r in state.rounds.values())])).astype(int)
-            for text in _texts([state.train[i] for i in drawn], tokenizer):
+            for text in _texts([state.train[i] for i in state.drawn()], tokenizer):
                 theirs.update(f.detail for f in find_details(text))
         if not theirs - own:
             raise NotApplicable("the records hold no names, dates, numbers or addresses")
