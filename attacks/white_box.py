@@ -30,6 +30,7 @@ from fedproxy_secure.models.lent import LentModel
 from fedproxy_secure.models.llm import blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
 
+AT_ONCE = 64  # records whose loss is read in one pass
 ROWS_A_PASS = 2048
 
 
@@ -88,16 +89,16 @@ class WhiteBox:
         grads = torch.autograd.grad(batch_loss(self.tuned, batch), parameters)
         return torch.cat([g.reshape(-1).float() for g in grads]).numpy()
 
-    def losses(self, items: Sequence[Encoded], *, batch_size: int = 64) -> np.ndarray:
+    def losses(self, items: Sequence[Encoded]) -> np.ndarray:
         """Return each record's loss in nats per response token, float64 [n]."""
-        return np.array([float(p.mean()) for p in self.token_losses(items, batch_size=batch_size)])
+        return np.array([float(p.mean()) for p in self.token_losses(items)])
 
     @torch.inference_mode()
-    def token_losses(self, items: Sequence[Encoded], *, batch_size: int = 64) -> list[np.ndarray]:
+    def token_losses(self, items: Sequence[Encoded]) -> list[np.ndarray]:
         """Return the negative log-likelihood of every response token, one float64 array per record."""
         losses: list[np.ndarray] = []
-        for at in range(0, len(items), batch_size):
-            part = items[at : at + batch_size]
+        for at in range(0, len(items), AT_ONCE):
+            part = items[at : at + AT_ONCE]
             batch = training_batch(part, pad_id=self.tokenizer.pad_token_id, device="cpu")
             positions = batch.response.any(dim=0).nonzero().flatten()
             inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}

@@ -73,7 +73,6 @@ def audit_sums(
     canaries: int,
     rng: np.random.Generator,
     noise_share: float = 1.0,
-    alpha: float = ALPHA,
 ) -> CurveAudit:
     """Draw the sums of all rounds with canaries in or out by coins, and bound epsilon from below.
 
@@ -93,18 +92,16 @@ def audit_sums(
         family,
         present.scores(movement),
         coins,
-        guesses=_planned(claim, norm, claimed_epsilon, delta, canaries, alpha),
+        guesses=_planned(claim, norm, claimed_epsilon, delta, canaries),
         claimed_epsilon=claimed_epsilon,
-        alpha=alpha,
+        alpha=ALPHA,
     )
 
 
 @lru_cache(maxsize=64)
-def _planned(
-    claim: DiscreteSum, norm: int, claimed_epsilon: float, delta: float, canaries: int, alpha: float
-) -> Guesses:
+def _planned(claim: DiscreteSum, norm: int, claimed_epsilon: float, delta: float, canaries: int) -> Guesses:
     family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
-    return planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
+    return planned(family, claimed_epsilon=claimed_epsilon, alpha=ALPHA)
 
 
 def sums_family(claim: DiscreteSum, *, norm: int, delta: float, canaries: int) -> Family:

@@ -38,7 +38,6 @@ def audit_private_steps(
     seed: int,
     noise_share: float = 1.0,
     canaries: int = CANARIES,
-    alpha: float = ALPHA,
 ) -> CurveAudit:
     """Train once, with each canary in or out by a coin, and bound epsilon from below by guesses.
 
@@ -55,9 +54,9 @@ def audit_private_steps(
         family,
         scores,
         coins,
-        guesses=planned_guesses(claim, claimed_epsilon, delta, canaries, alpha),
+        guesses=planned_guesses(claim, claimed_epsilon, delta, canaries, ALPHA),
         claimed_epsilon=claimed_epsilon,
-        alpha=alpha,
+        alpha=ALPHA,
     )
 
 
