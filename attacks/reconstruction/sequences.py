@@ -136,7 +136,7 @@ def search(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One map's span: `change` turns a block's input into what the map reads; `right` spans it, whitened."""
+    """One map's span: `change` makes what it reads of a block's input; `right` spans that, whitened."""
 
     change: np.ndarray | None
     whitening: np.ndarray
