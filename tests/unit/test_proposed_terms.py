@@ -22,5 +22,5 @@ def test_terms_arrive_as_they_were_proposed():
 
 
 def test_every_term_is_proposed_but_the_plan_and_the_cosines_which_come_later():
-    """One that is not proposed, and has a default, would have it on every client, and nothing would fail."""
+    """One with a default that is not proposed would have it on every client, and nothing would fail."""
     assert names(ProposedTerms) == names(Terms) - {"plan", "gram_sha256"} | {"plan_sha256", "clip"}
