@@ -81,10 +81,10 @@ def _unlocked() -> AbstractContextManager[None]:
     all_judged, writing = threading.Barrier(CALLS, timeout=60), threading.RLock()
     pay, keep = PrivacyLedger._pay, PrivacyLedger._keep_result
 
-    def pays(self: PrivacyLedger, place: Any, lines: Any, event: Any) -> tuple[int, bytes]:
+    def pays(self: PrivacyLedger, place: Any, events: Any, event: Any) -> tuple[int, bytes]:
         all_judged.wait()
         with writing:
-            return pay(self, place, lines, event)
+            return pay(self, place, events, event)
 
     def keeps(self: PrivacyLedger, place: Any, number: int, result: bytes) -> None:
         with writing:
