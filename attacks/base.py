@@ -195,7 +195,7 @@ class Truth:
         for name in clients:
             if name in self.clients and round_number in self.clients[name].rounds:
                 state = self.clients[name]
-                records += [state.train[i] for i in np.unique(state.rounds[round_number].used)]
+                records += [state.train[i] for i in state.drawn(round_number)]
         return records
 
     def tokens(self, round_number: int, clients: tuple[str, ...]) -> set[int]:

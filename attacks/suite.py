@@ -8,7 +8,6 @@ results stay in it until another takes their place: one attack, run again, costs
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from fedproxy_secure.evidence.finding import (
     read_findings,
     write_findings,
 )
+from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -70,14 +70,8 @@ class Trial:
             name=self.folder.name,
             progress=progress,
         )
-        _give_memory_back()
+        free_memory()  # glibc would keep half a gigabyte of a large model for later
         return found
-
-
-def _give_memory_back() -> None:
-    """Give the system what was freed: glibc would keep half a gigabyte of a large model for later."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -164,8 +158,10 @@ def run_suite(
     todo = [t for t in trials if t.key not in results]
     read_view.cache_clear()  # the folder may hold another run by now
     read_truth.cache_clear()
-    for folder, model in dict.fromkeys((t.folder, t.model) for t in todo):
-        read_view(folder, model, llm)  # a transcript that cannot be read fails before anything runs
+    surfaces = {  # of all: a transcript that cannot be read fails before anything runs
+        (folder, model): read_view(folder, model, llm).surfaces
+        for folder, model in dict.fromkeys((t.folder, t.model) for t in todo)
+    }
     earlier = list[Finding]()
     with suppress(RunFolderError):  # there are none, or they cannot be read
         earlier = read_findings(run)
@@ -176,7 +172,7 @@ def run_suite(
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
     try:
         with closing(
-            _results(todo, by_name, jobs, bars)
+            _results(todo, by_name, surfaces, jobs, bars)
         ) as results_as_they_end:  # an interrupt ends processes
             for result in results_as_they_end:
                 results[key_of(result)] = result
@@ -192,7 +188,11 @@ def run_suite(
 
 
 def _results(
-    todo: Sequence[Trial], attacks: dict[str, Attack], jobs: Jobs, bars: Progress
+    todo: Sequence[Trial],
+    attacks: dict[str, Attack],
+    surfaces: Mapping[tuple[Path, ThreatModel], frozenset[str]],
+    jobs: Jobs,
+    bars: Progress,
 ) -> Generator[Finding]:
     """Yield the findings as they come."""
     if jobs == 1:
@@ -202,7 +202,7 @@ def _results(
     groups: dict[tuple[Path, str], list[Trial]] = {}
     for trial in todo:
         info = attacks[trial.attack].info
-        if has_surfaces(info, read_view(trial.folder, trial.model, trial.llm)):
+        if has_surfaces(info, surfaces[trial.folder, trial.model]):
             groups.setdefault((trial.folder, info.shares or f"{trial.key}"), []).append(trial)
         else:
             yield trial.run(attacks[trial.attack], bars)

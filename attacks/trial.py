@@ -198,9 +198,9 @@ def _check_units(info: AttackInfo, estimates: tuple[Estimate, ...]) -> None:
                 )
 
 
-def has_surfaces(info: AttackInfo, seen: View) -> bool:
-    """Return whether the view has what the attack needs."""
-    return any(needed <= seen.surfaces for needed in info.needs)
+def has_surfaces(info: AttackInfo, surfaces: frozenset[str]) -> bool:
+    """Return whether a view of these surfaces has what the attack needs."""
+    return any(needed <= surfaces for needed in info.needs)
 
 
 def _read(info: AttackInfo, seen: View) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ def _read(info: AttackInfo, seen: View) -> tuple[str, ...]:
 
 
 def _check_surfaces(info: AttackInfo, seen: View) -> None:
-    if not has_surfaces(info, seen):
+    if not has_surfaces(info, seen.surfaces):
         wanted = " or ".join("+".join(sorted(n)) for n in info.needs)
         raise NotApplicable(
             f"needs {wanted}; this view has {', '.join(sorted(seen.surfaces)) or 'nothing'}"

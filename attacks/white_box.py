@@ -30,6 +30,7 @@ from fedproxy_secure.models.lent import LentModel
 from fedproxy_secure.models.llm import blocks_of, load_llm, weights_written_ns
 from fedproxy_secure.record.view import View
 
+AT_ONCE = 64  # records whose loss is read in one pass
 ROWS_A_PASS = 2048
 
 
@@ -88,16 +89,12 @@ class WhiteBox:
         grads = torch.autograd.grad(batch_loss(self.tuned, batch), parameters)
         return torch.cat([g.reshape(-1).float() for g in grads]).numpy()
 
-    def losses(self, items: Sequence[Encoded], *, batch_size: int = 64) -> np.ndarray:
-        """Return each record's loss in nats per response token, float64 [n]."""
-        return np.array([float(p.mean()) for p in self.token_losses(items, batch_size=batch_size)])
-
     @torch.inference_mode()
-    def token_losses(self, items: Sequence[Encoded], *, batch_size: int = 64) -> list[np.ndarray]:
-        """Return the negative log-likelihood of every response token, one float64 array per record."""
-        losses: list[np.ndarray] = []
-        for at in range(0, len(items), batch_size):
-            part = items[at : at + batch_size]
+    def losses(self, items: Sequence[Encoded]) -> np.ndarray:
+        """Return each record's loss in nats per response token, float64 [n]."""
+        losses: list[float] = []
+        for at in range(0, len(items), AT_ONCE):
+            part = items[at : at + AT_ONCE]
             batch = training_batch(part, pad_id=self.tokenizer.pad_token_id, device="cpu")
             positions = batch.response.any(dim=0).nonzero().flatten()
             inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
@@ -105,8 +102,8 @@ class WhiteBox:
             for row, ids, wanted in zip(logits, batch.ids, batch.response[:, positions] > 0, strict=True):
                 targets = ids[positions + 1][wanted]
                 nll = nn.functional.cross_entropy(row[wanted].double(), targets, reduction="none")
-                losses.append(nll.numpy())
-        return losses
+                losses.append(float(nll.numpy().mean()))
+        return np.array(losses)
 
     def shared_input(self, block: int) -> SharedInput:
         """Return the adapted maps of a block that read the same input as the first of them.

@@ -76,7 +76,6 @@ def audit_sums(
     canaries: int,
     rng: np.random.Generator,
     noise_share: float = 1.0,
-    alpha: float = ALPHA,
 ) -> CurveAudit:
     """Draw the sums of all rounds with canaries in or out by coins, and bound epsilon from below.
 
@@ -92,25 +91,25 @@ def audit_sums(
     for _ in range(claim.rounds * claim.summands):
         movement += discrete.draw(claim.mechanism, own, Noise(rng.bytes(KEY_BYTES)), len(movement))
     family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
-    guesses, fails_at = _planned(claim, norm, claimed_epsilon, delta, canaries, alpha)
+    guesses, fails_at = _planned(claim, norm, claimed_epsilon, delta, canaries)
     return audit(
         family,
         present.scores(movement),
         coins,
         guesses=guesses,
         claimed_epsilon=claimed_epsilon,
-        alpha=alpha,
+        alpha=ALPHA,
         fails_at=fails_at,
     )
 
 
 @lru_cache(maxsize=64)
 def _planned(
-    claim: DiscreteSum, norm: int, claimed_epsilon: float, delta: float, canaries: int, alpha: float
+    claim: DiscreteSum, norm: int, claimed_epsilon: float, delta: float, canaries: int
 ) -> tuple[Guesses, float]:
     family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
-    guesses = planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
-    return guesses, found_share(family, guesses, claimed_epsilon=claimed_epsilon, alpha=alpha)
+    guesses = planned(family, claimed_epsilon=claimed_epsilon, alpha=ALPHA)
+    return guesses, found_share(family, guesses, claimed_epsilon=claimed_epsilon, alpha=ALPHA)
 
 
 def sums_family(claim: DiscreteSum, *, norm: int, delta: float, canaries: int) -> Family:

@@ -45,7 +45,6 @@ def audit_private_steps(
     noise_share: float = 1.0,
     clip: float = 1.0,
     canaries: int = CANARIES,
-    alpha: float = ALPHA,
 ) -> CurveAudit:
     """Train once, with each canary in or out by a coin, and bound epsilon from below by guesses.
 
@@ -59,14 +58,14 @@ def audit_private_steps(
     """
     family = dp_sgd_family(claim, delta=delta, canaries=canaries)
     scores, coins = trained_scores(claim, seed=seed, noise_share=noise_share, clip=clip, canaries=canaries)
-    guesses, fails_at = planned_guesses(claim, claimed_epsilon, delta, canaries, alpha)
+    guesses, fails_at = planned_guesses(claim, claimed_epsilon, delta, canaries, ALPHA)
     return audit(
         family,
         scores,
         coins,
         guesses=guesses,
         claimed_epsilon=claimed_epsilon,
-        alpha=alpha,
+        alpha=ALPHA,
         fails_at=fails_at,
     )
 

@@ -58,12 +58,6 @@ class Ancestry:
     pairs: tuple[tuple[int, int], ...]
     strangers: tuple[float, ...]
 
-    @property
-    def deviations(self) -> float:
-        """How many standard deviations of the strangers' scores the score is above their mean."""
-        mean, deviation = float(np.mean(self.strangers)), float(np.std(self.strangers, ddof=1))
-        return (self.score - mean) / max(deviation, 1e-6)
-
 
 def ancestry(suspect: Path, llm: Path, *, strangers: tuple[Path, ...] = (), seed: int = 0) -> Ancestry:
     """Compare a suspect with an LLM by their weights alone: no text is needed, and nothing is trained.

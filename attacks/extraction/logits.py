@@ -126,7 +126,7 @@ class LogitSvd(Attack):
             budget.check()
             ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // QUERY_TOKENS, QUERY_TOKENS)))
             columns = torch.from_numpy(rng.permutation(vocabulary)[: min(COLUMNS, 2 * rows)])
-            answers = [_logits(api, text)[..., columns].flatten(0, 1).cpu() for text in ids.split(1)]
+            answers = [api.logits(text)[..., columns].flatten(0, 1).cpu() for text in ids.split(1)]
             width = width_of(torch.cat(answers).numpy())
             if width == 0 and not widths and 2 * rows <= min(most, COLUMNS // 2, vocabulary):
                 rows *= 2
@@ -152,13 +152,6 @@ class LogitSvd(Attack):
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """An API that answers with noise."""
         return replace_view(view, threat_model=NOBODY), exam
-
-
-def _logits(api: Api, texts: torch.Tensor) -> torch.Tensor:
-    """Return the logits after each token of texts, float32 [n, tokens, V]."""
-    numbers = api.ask(texts).numbers
-    assert numbers is not None
-    return numbers
 
 
 def _texts_for(width: int) -> int:

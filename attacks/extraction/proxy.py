@@ -265,7 +265,7 @@ class ProxyExtraction(Attack):
         estimates.append(scale[KL].difference(r[LLM], left, KL_LEFT, unit="nats"))
         for name, other in scale.items():
             if name != KL:
-                estimates.append(Estimate(**{**vars(other.gap), "metric": f"LLM minus proxy, {name}"}))
+                estimates.append(replace(other.gap, metric=f"LLM minus proxy, {name}"))
                 if other.usable:
                     estimates.append(other.estimate(by_model[best][name], f"R of {name}"))
         estimates.append(counted(guess.steps, metric="steps of each training", unit="steps", seeds=(0,)))

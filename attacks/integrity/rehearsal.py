@@ -30,8 +30,8 @@ from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.sketch import LEAST_WEIGHT
 
 Craft = Callable[[np.ndarray, int], np.ndarray]  # (honest update, round) -> what is sent
-# what a client trained, by its name, its seed and a hash of its records
-FirstRound = dict[tuple[str, int, int], ClientUpdate]
+# what a client trained, by its name, its seed and its records
+FirstRound = dict[tuple[str, int, tuple[Encoded, ...]], ClientUpdate]
 BITS = 32
 
 
@@ -140,17 +140,18 @@ def rounds(
         updates: list[ClientUpdate] = []
         for name, items in sorted(records.items()):
             budget.check()
-            seen = first if number == 0 else {}
             seed = (seeds or {}).get(name, settings.seed)
-            key = (name, seed, hash(tuple(items)))
-            if key not in seen:
+            key = (name, seed, tuple(items)) if number == 0 else None
+            update = None if key is None else first.get(key)
+            if update is None:
                 client = client_of(box, settings, name, items, seed=seed)
-                seen[key] = client.train(round=number, start=adapter)
-            update = seen[key]
+                update = client.train(round=number, start=adapter)
+            if key is not None:
+                first[key] = update
             craft = (crafts or {}).get(name)
             if craft is not None:
                 changed = craft(update.update, number).astype(np.float32)
-                update = ClientUpdate(**{**vars(update), "update": changed})
+                update = replace(update, update=changed)
             updates.append(update)
         now = replace(rule, clip=lied_clip(rule, settings, number)) if unclipped else rule
         step = _merged(updates, now, settings, sizes, adapter, unclipped)

@@ -54,7 +54,7 @@ class AucPower:
 
     @property
     def how(self) -> str:
-        """What it is computed from."""
+        """The numbers of targets that were there and that were not."""
         return f"{self.positives} there, {self.negatives} not"
 
     def smallest(self, bar: float) -> float | None:
@@ -92,7 +92,7 @@ class SharePower:
 
     @property
     def how(self) -> str:
-        """What it is computed from."""
+        """The number of what is counted."""
         return f"{self.n} {self.of}"
 
     def smallest(self, bar: float) -> float | None:
@@ -114,7 +114,7 @@ class RatePower:
 
     @property
     def how(self) -> str:
-        """What it is computed from."""
+        """The numbers of targets that were there and that were not."""
         return f"{self.positives} there, {self.negatives} not"
 
     def smallest(self, bar: float) -> float | None:
@@ -140,7 +140,7 @@ class MeanPower:
 
     @property
     def how(self) -> str:
-        """What it is computed from."""
+        """The number of targets, and how much they differ."""
         return f"{self.n} targets that spread by {self.spread:.3g}"
 
     def smallest(self, bar: float) -> float | None:
@@ -167,7 +167,7 @@ class IntervalPower:
 
     @property
     def how(self) -> str:
-        """What it is computed from."""
+        """That no more than its interval is known."""
         return "the width of its interval"
 
     def smallest(self, bar: float) -> float | None:

@@ -73,8 +73,7 @@ class ClientModelMembership(Attack):
             rounds = [r for r in state.rounds if r in view.adapters]
             if not rounds:
                 continue
-            drawn = np.unique(state.rounds[max(rounds)].used)
-            drawn = drawn[drawn < len(state.own_records)]
+            drawn = state.own_drawn(max(rounds))
             count = min(len(drawn), len(state.holdout), MOST_DOCUMENTS // 2)
             if count < 2:
                 continue

@@ -115,8 +115,7 @@ class ModelMembership(Attack):
         others: list[Encoded] = []
         population: list[Encoded] = []
         for state in truth.clients.values():
-            drawn = np.unique(np.concatenate([[], *(r.used for r in state.rounds.values())])).astype(int)
-            drawn = drawn[drawn < len(state.own_records)]
+            drawn = state.own_drawn()
             reserve = len(state.holdout) // 4
             count = min(len(drawn), len(state.holdout) - reserve, MOST // 2 // len(truth.clients))
             members += [state.train[i] for i in rng.permutation(drawn)[:count]]

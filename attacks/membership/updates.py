@@ -141,8 +141,7 @@ class UpdateMembership(Attack):
                 state = truth.clients.get(name)
                 if state is None or r not in state.rounds:
                     continue
-                drawn = state.rounds[r].used
-                drawn = np.setdiff1d(drawn[drawn < len(state.own_records)], asked[name][0])
+                drawn = np.setdiff1d(state.own_drawn(r), asked[name][0])
                 aside = np.setdiff1d(np.arange(len(state.holdout)), asked[name][1])
                 share = len(state.holdout) // times[name]
                 count = min(len(drawn), len(aside), share, MOST_DOCUMENTS // 2 // len(clients))

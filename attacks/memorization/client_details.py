@@ -27,7 +27,7 @@ from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth,
 from attacks.extraction.texts import continued, start_token
 from attacks.membership.overfit import overfitted
 from attacks.membership.scores import likelihoods
-from attacks.memorization.details import Detail, Kind, find_details
+from attacks.memorization.details import Detail, Found, Kind, find_details
 from attacks.reconstruction.vectors import with_round_0
 from attacks.registry import attack
 from attacks.statistics import share
@@ -77,8 +77,7 @@ class ClientDetails(Attack):
         own = _own_details(view, tokenizer)
         theirs: set[Detail] = set()
         for state in truth.clients.values():
-            drawn = np.unique(np.concatenate([[], *(r.used for r in state.rounds.values())])).astype(int)
-            for text in _texts([state.train[i] for i in drawn], tokenizer):
+            for text in _texts([state.train[i] for i in state.drawn()], tokenizer):
                 theirs.update(f.detail for f in find_details(text))
         if not theirs - own:
             raise NotApplicable("the records hold no names, dates, numbers or addresses")
@@ -189,21 +188,26 @@ def _rated(
     budget: Budget,
 ) -> Iterator[tuple[Detail, float]]:
     """Yield each detail with its log-likelihood under the last adapter minus that under the first."""
-    spoken = [_until_end(ids, box.tokenizer) for ids in texts]
-    items = [Encoded(ids=ids, response_start=1) for ids in spoken if len(ids) > 1]
+    items: list[Encoded] = []
+    details: list[list[Found]] = []
+    for ids in (_until_end(ids, box.tokenizer) for ids in texts):
+        text = str(box.tokenizer.decode(ids, skip_special_tokens=True))
+        # one at the very end may have been cut short
+        if whole := [found for found in find_details(text) if found.end < len(text)]:
+            items.append(Encoded(ids=ids, response_start=1))
+            details.append(whole)
+    if not items:
+        return
     by_adapter = []
     for adapter in (first, last):
         box.set(adapter)
         by_adapter.append(likelihoods(box.tuned, items, budget=budget))
-    for item, before, after in zip(items, *by_adapter, strict=True):
+    for item, whole, before, after in zip(items, details, *by_adapter, strict=True):
         ends = [
             len(str(box.tokenizer.decode(item.ids[: i + 1], skip_special_tokens=True)))
             for i in range(len(item.ids))
         ]
-        text = str(box.tokenizer.decode(item.ids, skip_special_tokens=True))
-        for found in find_details(text):
-            if found.end == len(text):
-                continue  # it may have been cut short
+        for found in whole:
             of_it = [i for i in range(1, len(ends)) if ends[i] > found.start and ends[i - 1] < found.end]
             yield found.detail, float(sum(before.nll[i - 1] - after.nll[i - 1] for i in of_it))
 

@@ -106,27 +106,9 @@ def search(
         longest: tokens of the longest sequence.
         budget: the limits of the attack.
     """
-    reference = usual_inputs(box, block)
-    parts = []
-    for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
-        w = whitening(reference if change is None else reference @ change.T)
-        _, right = row_space(matrix, w, noise=spaces.noise)
-        if len(right) >= 0.95 * matrix.shape[1]:
-            return (), 0, True
-        parts.append((change, w, right))
-
-    def residual(prefixes: torch.Tensor) -> np.ndarray:
-        """Return the residual of every extension by one token, float64 [prefixes x tokens]."""
-        found = []
-        for rows in box.next_inputs(prefixes, extensions, block, budget=budget):
-            states = rows.double().numpy()
-            worst = np.zeros(len(states))
-            for change, w, right in parts:
-                seen = unit((states if change is None else states @ change.T) @ w)
-                worst = np.maximum(worst, span_residual(seen, right))
-            found.append(worst)
-        return np.concatenate(found)
-
+    parts = _parts(box, spaces, block)
+    if parts is None:
+        return (), 0, True
     start = box.tokenizer.bos_token_id
     beams: list[Prefix] = [(start,)] if start is not None else [(t,) for t in tokens]
     tokens = [t for t in tokens if t != start]
@@ -134,7 +116,9 @@ def search(
     worst_of: dict[Prefix, float] = dict.fromkeys(beams, 0.0)  # largest residual along a prefix that fits
     tried = 0
     for _ in range(1, longest):
-        by_beam = residual(torch.tensor(beams)).reshape(len(beams), len(tokens))
+        rows = box.next_inputs(torch.tensor(beams), extensions, block, budget=budget)
+        by_beam = np.concatenate([_residuals(r.double().numpy(), parts) for r in rows])
+        by_beam = by_beam.reshape(len(beams), len(tokens))
         tried += by_beam.size
         by_beam = np.maximum(by_beam, np.array([worst_of[b] for b in beams])[:, None])
         for i, beam in enumerate(beams):
@@ -146,8 +130,39 @@ def search(
         longer = [(*beams[i // len(tokens)], tokens[i % len(tokens)]) for i in order]
         worst_of.update(zip(longer, by_beam.ravel()[order].tolist(), strict=True))
         beams = longer
-    dimensions = max(len(right) for _, _, right in parts)
+    dimensions = max(len(part.right) for part in parts)
     return without_prefixes(sorted(worst_of, key=worst_of.__getitem__)[:dimensions]), tried, False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One map's span: `change` makes what it reads of a block's input; `right` spans that, whitened."""
+
+    change: np.ndarray | None
+    whitening: np.ndarray
+    right: np.ndarray
+
+
+def _parts(box: WhiteBox, spaces: Spaces, block: int) -> list[_Part] | None:
+    """Return what the vector spans at a block, map by map, or None if one of the spans is full."""
+    reference = usual_inputs(box, block)
+    parts = []
+    for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
+        w = whitening(reference if change is None else reference @ change.T)
+        _, right = row_space(matrix, w, noise=spaces.noise)
+        if len(right) >= 0.95 * matrix.shape[1]:
+            return None
+        parts.append(_Part(change=change, whitening=w, right=right))
+    return parts
+
+
+def _residuals(states: np.ndarray, parts: Sequence[_Part]) -> np.ndarray:
+    """Return how far each input of the block [n, d] lies outside the spans, at worst: float64 [n]."""
+    worst = np.zeros(len(states))
+    for part in parts:
+        seen = unit((states if part.change is None else states @ part.change.T) @ part.whitening)
+        worst = np.maximum(worst, span_residual(seen, part.right))
+    return worst
 
 
 def telling_block(box: WhiteBox) -> int:

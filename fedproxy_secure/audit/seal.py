@@ -18,7 +18,8 @@ from fedproxy_secure.audit.chain import NAME, from_hex, is_hash
 from fedproxy_secure.crypto.primitives import digest, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
-from fedproxy_secure.runtime.artifacts import MANIFEST, PARTIAL, RunFolder, json_bytes
+from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder, json_bytes
+from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 

@@ -22,7 +22,8 @@ from fedproxy_secure.audit.vouched import TRACED
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.proxy_intake.files import folder_sha256
-from fedproxy_secure.runtime.artifacts import PARTIAL, write_bytes
+from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.tracing.copies import copy_of, make_marks
 from fedproxy_secure.tracing.key import commitment, trace_key
 from fedproxy_secure.tracing.marks import Marks

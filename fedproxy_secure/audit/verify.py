@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import NAME, Entry
@@ -227,12 +227,10 @@ def _inner(
         if head != inner.head:
             problems.append(f"{name}: its log does not end where the log above says")
         verified.append(
-            Verified(
-                **{
-                    **vars(inner),
-                    "problems": (*(f"{name}/{p}" for p in inner.problems), *problems),
-                    "unsettled": tuple(f"{name}/{u}" for u in inner.unsettled),
-                }
+            replace(
+                inner,
+                problems=(*(f"{name}/{p}" for p in inner.problems), *problems),
+                unsettled=tuple(f"{name}/{u}" for u in inner.unsettled),
             )
         )
     return verified

@@ -8,7 +8,6 @@ transcript, a weight, a private key, a client's path or a ledger as it lies at a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,9 +30,8 @@ from fedproxy_secure.gate.policy import load_policy, parse_policy
 from fedproxy_secure.gate.table import json_gate
 from fedproxy_secure.gate.verdict import Judgement, Signed
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.text.table import markdown_table
+from fedproxy_secure.report.text.table import markdown_items, markdown_table
 from fedproxy_secure.runtime.artifacts import json_bytes
-from fedproxy_secure.runtime.escape import escaped_line
 from fedproxy_secure.runtime.untrusted import read_bytes
 
 NOTHING_DECIDED = (Outcome.NOT_APPLICABLE, Outcome.INCONCLUSIVE, Outcome.ERROR)
@@ -166,13 +164,9 @@ def not_measured(report: Report, *, gate: bool) -> bytes:
     ]
     parts = [
         "# What was not measured",
-        _items((*report.not_measured, *failed, *NEVER, *(() if gate else (NO_POLICY,)))),
+        markdown_items((*report.not_measured, *failed, *NEVER, *(() if gate else (NO_POLICY,)))),
     ]
     if undecided:
         headings = ("configuration", "attack", "view", "outcome", "why")
         parts += ["## Attacks that decided nothing", markdown_table(headings, undecided, right=False)]
     return ("\n\n".join(parts) + "\n").encode()
-
-
-def _items(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escaped_line(line)}" for line in lines)

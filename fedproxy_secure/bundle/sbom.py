@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from fedproxy_secure.bundle.model_signature import root_digest
 from fedproxy_secure.bundle.source import Model
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.artifacts import installed
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
@@ -33,6 +34,8 @@ ROLES = {
     "adapter": "what the federation trained on the proxy",
     "fused": "the LLM with the federation's result plugged in",
 }
+
+_version = cache(installed)  # many packages require the same one
 
 
 def check_installed() -> None:
@@ -144,11 +147,3 @@ def _model(model: Model) -> Component:
         components=files,
         properties=[Property(name=f"{PROJECT}:model-signing-digest", value=f"sha256:{root}")],
     )
-
-
-@cache
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -176,7 +176,7 @@ def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tupl
             body[REASON] = MARK
         if body != entry.body:
             changed.append(number)
-        lines.append(Entry(**{**vars(entry), "body": body}).line())
+        lines.append(replace(entry, body=body).line())
     return b"".join(line + b"\n" for line in lines), changed
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from fedproxy_secure.runtime.artifacts import installed
+
 MIN_FREE_BYTES = 2**30
 PYTHONS = ((3, 11), (3, 14))  # from, below
 FOR_DEVELOPERS = ("dev", "docs", "mutation")  # extras that users of the package do not need
@@ -80,14 +82,6 @@ def against_pin(requirement: Requirement, *, required: bool, extra: str | None =
     ok = requirement.specifier.contains(version, prereleases=True)
     detail = version if ok else f"{version}; needs {requirement.specifier}"
     return Check(name=requirement.name, ok=ok, found=detail)
-
-
-def installed(package: str) -> str | None:
-    """Return the version of `package` that is installed, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def declared_requirements() -> list[str]:

@@ -6,18 +6,17 @@ Every cell of a comparison builds its proxy anew, and all of them ask the same q
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 
 import torch
 from torch import nn
 
 from fedproxy_secure.compress.importance import DIVERGENCE_TRIALS, DIVERGENCE_WINDOWS
+from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.models.cache import cache_folder
-from fedproxy_secure.runtime.artifacts import json_bytes
+from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
 from fedproxy_secure.runtime.untrusted import read_json
 
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
@@ -40,7 +39,8 @@ def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, ke
     began = time.perf_counter()
     values = importance(llm, windows, keep)
     if time.perf_counter() - began > WORTH_S:
-        _write(file, values)
+        with suppress(RunFolderError):  # it only saves time
+            write_bytes(file, json_bytes(values))
     return values
 
 
@@ -50,13 +50,3 @@ def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: in
     for tensor in (windows, *llm.parameters()):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write(file: Path, values: list[float]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
-            partial.write(json_bytes(values))
-        os.replace(partial.name, file)
-    except OSError:
-        return

@@ -21,8 +21,8 @@ class BlockPlan:
     """Proxy block i is LLM block `kept[i]`.
 
     >>> plan = BlockPlan(llm_blocks=4, kept=(0, 3))
-    >>> plan.to_llm(1), plan.to_proxy(3), plan.to_proxy(2), plan.dropped
-    (3, 1, None, (1, 2))
+    >>> plan.to_llm(1), plan.dropped
+    (3, (1, 2))
     """
 
     llm_blocks: int
@@ -58,10 +58,6 @@ class BlockPlan:
     def to_llm(self, proxy_block: int) -> int:
         """Return the LLM block that `proxy_block` is a copy of."""
         return self.kept[proxy_block]
-
-    def to_proxy(self, llm_block: int) -> int | None:
-        """Return the proxy block that is a copy of `llm_block`, or None if it was dropped."""
-        return self.kept.index(llm_block) if llm_block in self.kept else None
 
     def lift(self, tensors: BlockTensors) -> dict[tuple[int, str], torch.Tensor]:
         """Return tensors of proxy blocks (weights or differences) under their LLM blocks' indices."""

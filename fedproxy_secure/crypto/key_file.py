@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from fedproxy_secure.crypto.primitives import KEY_BYTES
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.files.whole import created_private
 
 
 def write_key(file: Path, key: Secret) -> None:
@@ -17,15 +16,8 @@ def write_key(file: Path, key: Secret) -> None:
     Raises `ConfigError` if there is a file already (keys are never overwritten), or it cannot be written.
     """
     try:
-        descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".partial-")  # has mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                opened.write(key.reveal().hex().encode() + b"\n")
-                opened.flush()
-                os.fsync(opened.fileno())
-            os.link(partial, file)
-        finally:
-            os.unlink(partial)
+        with created_private(file) as partial:
+            partial.write_bytes(key.reveal().hex().encode() + b"\n")
     except FileExistsError:
         raise ConfigError(f"{file}: is there already; keys are never overwritten") from None
     except OSError as error:

@@ -31,6 +31,7 @@ CLIENT = (
     "clients that can be left, without one who may be the onlooker; training that fails sends zeros with "
     "noise, like any other. No sampling. Composition: RDP over rounds.",
 )
+DIGITS = 4  # of epsilon and delta in sentences
 ROUNDING = 1e-9  # relative: of adding up in floating point, far below what the accountants leave room for
 NOT_COVERED = (
     "Not covered: accuracies measured on clients' test records; scores of attacks, and their n, which are "
@@ -76,14 +77,14 @@ def guarantees(
     return (*lines, NOT_COVERED, *((SIMULATED,) if simulated else ()))
 
 
-def rounded_up(value: float, digits: int = 4) -> str:
-    """Return a number in so many significant digits, never less than it is: a guarantee must still hold.
+def rounded_up(value: float) -> str:
+    """Return a number in `DIGITS` significant digits, never less than it is: a guarantee must still hold.
 
     >>> rounded_up(8.0), rounded_up(14.3401), rounded_up(1e-5)
     ('8', '14.35', '1e-05')
     """
-    text = f"{value:.{digits}g}"
+    text = f"{value:.{DIGITS}g}"
     if not math.isfinite(value) or float(text) >= value * (1 - ROUNDING):
         return text
-    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return f"{float(text) + step:.{digits}g}"
+    step = 10.0 ** (math.floor(math.log10(value)) - DIGITS + 1)
+    return f"{float(text) + step:.{DIGITS}g}"

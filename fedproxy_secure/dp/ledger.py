@@ -28,14 +28,13 @@ interrupted (`KeyboardInterrupt`, `SystemExit`) has answered nothing and keeps i
 Guarantees: all events together never exceed the limit, however many processes ask at once; every result was
 paid for on disk before it was computed; a noise key is gone from the folder when its result is returned.
 All files are mode 0600. Not guaranteed: a ledger that somebody deletes or puts back to an older copy is
-forgotten; removed keys may lie in free disk blocks; see also `private_files`.
+forgotten; removed keys may lie in free disk blocks; see also `runtime.files`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,9 +44,10 @@ from typing import Any
 from fedproxy_secure.dp.accounting import Spent, spent
 from fedproxy_secure.dp.events import Event, from_fields, to_fields
 from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
-from fedproxy_secure.dp.private_files import alone, remove_private, write_private
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
-from fedproxy_secure.runtime.artifacts import private_folder
+from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
+from fedproxy_secure.runtime.files.locks import alone
+from fedproxy_secure.runtime.files.whole import remove_private, write_private
 from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
@@ -95,7 +95,7 @@ class PrivacyLedger:
             with _locked(self.folder, self.client, self.wait_s):
                 if not self.path.exists():
                     write_private(self.path, (json.dumps(header) + "\n").encode())
-        stored = self._lines()[0]
+        stored = self._read()[0][0]
         for name, own in header.items():
             if stored.get(name) != own:
                 difference = "" if name == "run" else f" ({stored.get(name)!r}); must be {own!r}"
@@ -103,7 +103,7 @@ class PrivacyLedger:
 
     def events(self) -> list[Event]:
         """Return all events so far."""
-        return [from_fields(line["event"]) for line in self._lines()[1:]]
+        return self._read()[1]
 
     def spent(self) -> Spent:
         """Return what all events so far cost."""
@@ -125,10 +125,10 @@ class PrivacyLedger:
         """
         place = {"round": round, "inputs": inputs_sha256.hex(), "event": to_fields(event)}
         with _locked(self.folder, self.client, self.wait_s):
-            lines = self._lines()
+            lines, events = self._read()
             result = self._kept_result(place, lines)
             if result is None:
-                number, key = self._kept_key(place, lines) or self._pay(place, lines, event)
+                number, key = self._kept_key(place, lines) or self._pay(place, events, event)
                 try:
                     result = compute(key)
                 except Exception:
@@ -138,53 +138,37 @@ class PrivacyLedger:
             remove_private(self._file(KEY_SUFFIX))
             return result
 
-    def _pay(self, place: dict[str, Any], lines: list[dict[str, Any]], event: Event) -> tuple[int, bytes]:
+    def _pay(self, place: dict[str, Any], events: list[Event], event: Event) -> tuple[int, bytes]:
         """Append the event if the limit allows; return the number of its line and a key kept for it.
 
         The event comes first: a key kept before it could be taken for an earlier event's with these inputs.
         """
-        would = spent([*(from_fields(line["event"]) for line in lines[1:]), event], delta=self.delta)
+        would = spent([*events, event], delta=self.delta)
         if not would.epsilon <= self.max_epsilon:  # also if it is NaN
             raise PrivacyError(
                 f"client {self.client}, round {place['round']}: epsilon would be {would.epsilon:.4g}; "
                 f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon)"
             )
-        self._append(place)
+        RunFolder(path=self.folder, private=True).append_jsonl(self.path.name, place)
+        number = 1 + len(events)  # the header's is 0
         key = fresh_key()
-        kept = {"line": len(lines), **place, "key": key.hex()}
+        kept = {"line": number, **place, "key": key.hex()}
         write_private(self._file(KEY_SUFFIX), json.dumps(kept).encode())
-        return len(lines), key
+        return number, key
 
-    def _append(self, line: dict[str, Any]) -> None:
-        """Append a line; one that was cut short is overwritten."""
-        whole = b"".join(raw for raw in self._raw() if raw.endswith(b"\n"))
+    def _read(self) -> tuple[list[dict[str, Any]], list[Event]]:
+        """Return the whole lines, and the events of all but the first; one cut short paid for nothing."""
         try:
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-                file.seek(len(whole))
-                file.write((json.dumps(line) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunFolderError(f"{self.path}: cannot be written: {error.strerror}") from error
-
-    def _raw(self) -> list[bytes]:
-        try:
-            return self.path.read_bytes().splitlines(keepends=True)
+            raw = self.path.read_bytes()
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be read: {error.strerror}") from error
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """Return the whole lines; one that was cut short paid for nothing."""
         try:
-            lines = [parse_json(raw) for raw in self._raw() if raw.endswith(b"\n")]
+            lines = [parse_json(line) for line in raw.split(b"\n")[:-1]]
             if not lines or not isinstance(lines[0], dict):
                 raise ValueError("no header")
-            for line in lines[1:]:
-                from_fields(line["event"])
+            return lines, [from_fields(line["event"]) for line in lines[1:]]
         except (ValueError, KeyError, TypeError, DataError) as error:
             raise RunFolderError(f"{self.path}: is damaged: {error}; what was spent is unknown") from error
-        return lines
 
     def _file(self, suffix: str) -> Path:
         return self.folder / f"{self.client}{suffix}"

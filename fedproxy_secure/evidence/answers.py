@@ -24,8 +24,6 @@ def over_seeds_or_records(
     by_seed: Mapping[int, Sequence[Bits]],
     statistic: Callable[..., Any],
     metric: str,
-    *,
-    unit: str = "share",
 ) -> Estimate:
     """Return a statistic of shares of correct answers, as a mean over seeds.
 
@@ -36,17 +34,21 @@ def over_seeds_or_records(
         by_seed: for each seed, the answers of one or more models to the same records.
         statistic: maps the models' shares (`mean_share`), or arrays of shares, to a number or an array.
         metric: name of the number.
-        unit: its unit.
     """
     values = {seed: float(statistic(*map(mean_share, bits))) for seed, bits in by_seed.items()}
     parts = [
-        _over_records(bits, statistic, values[seed], metric=metric, unit=unit, seed=seed)
+        _over_records(bits, statistic, values[seed], metric=metric, seed=seed)
         for seed, bits in by_seed.items()
     ]
     if len(parts) == 1:
         return parts[0]
     within = _RANGES.get(statistic, (-math.inf, math.inf))
-    return no_surer(mean_interval(values, metric=metric, unit=unit, within=within), parts)
+    return no_surer(mean_interval(values, metric=metric, unit="share", within=within), parts)
+
+
+def share_right(answers: Mapping[int, Bits], metric: str) -> Estimate:
+    """Return the share of right answers of one model by seed, named `metric` (`over_seeds_or_records`)."""
+    return over_seeds_or_records({s: (bits,) for s, bits in answers.items()}, alone, metric)
 
 
 def _over_records(
@@ -55,7 +57,6 @@ def _over_records(
     value: float,
     *,
     metric: str,
-    unit: str,
     seed: int,
 ) -> Estimate:
     """Return one seed's statistic with its interval over test records, which the models share.
@@ -88,7 +89,7 @@ def _over_records(
         low=float(min(low, value)),
         high=float(max(high, value)),
         n=sum(len(b) for b in models[0].values()),
-        unit=unit,
+        unit="share",
         seeds=(seed,),
         how="one seed; over test records, Jeffreys 95 %",
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedproxy_secure.errors import DataError
 
@@ -167,7 +167,7 @@ def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
         how = joined.how + ", no narrower than a seed's own"
     else:
         how = "seeds that agree, as wide as a seed's own"
-    return Estimate(**{**vars(joined), "low": low, "high": high, "how": how})
+    return replace(joined, low=low, high=high, how=how)
 
 
 def paired_difference(
@@ -182,7 +182,7 @@ def paired_difference(
         raise DataError(f"{metric}: seeds {sorted(a)} and {sorted(b)}: must be the same to be paired")
     difference = mean_interval({s: a[s] - b[s] for s in a}, metric=metric, unit=unit)
     how = difference.how.replace("mean over seeds", "mean of paired differences over seeds")
-    return Estimate(**{**vars(difference), "how": how})
+    return replace(difference, how=how)
 
 
 def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
-from fedproxy_secure.evidence.answers import Bits, alone, over_seeds_or_records
+from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
 from fedproxy_secure.experiments.results import NORM, bits_from_text, choice_notes, cut_notes
 from fedproxy_secure.protect.base import protection_of
@@ -131,16 +131,13 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
             for seed, r in results.items()
         }
 
-    def share(answers: Mapping[int, Bits], metric: str) -> Estimate:
-        return over_seeds_or_records({s: (bits,) for s, bits in answers.items()}, alone, metric)
-
     def joined(model: str, what: str, method: str) -> tuple[dict[str, Estimate], Estimate]:
         found = over_seeds(model)
         tasks = {
-            task: share({s: {task: f[task]} for s, f in found.items()}, f"{what} on {task}, {method}")
+            task: share_right({s: {task: f[task]} for s, f in found.items()}, f"{what} on {task}, {method}")
             for task in next(iter(found.values()))
         }
-        return tasks, share(found, f"{what}, {method}")
+        return tasks, share_right(found, f"{what}, {method}")
 
     def row(method: str, model: str, **more: Any) -> MethodRow:
         if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
@@ -178,7 +175,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
                 f"fedproxy_{config.fusion.rule}",
                 "fused",
                 remove_ratio=ratio,
-                tuned_proxy=share(tuned, "tuned proxy accuracy"),
+                tuned_proxy=share_right(tuned, "tuned proxy accuracy"),
                 owners_edge=edge,
             ),
         ),

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -141,18 +142,11 @@ class Asker:
                 del waiting[sent]
                 patience.come()
                 came = True
-                if answer.lost:
-                    self.leave_out(group, node, answer.lost)
-                elif answer.forgot and node in renewed:
-                    self.leave_out(group, node, "it forgot the job again")
-                elif answer.forgot and self.set_up_again is not None:
-                    renewed.add(node)
-                    log.warning("%s: %s was started again and is set up again", group, self.who(node))
-                    setup = {node: self.set_up_again}
-                    waiting |= self._push(wire.SETUP, setup, group, then={node: contents[node]})
-                elif answer.value is not None and again is not None:
+                if answer.value is None:
+                    waiting |= self._after_none(answer, node, contents[node], group, renewed)
+                elif again is not None:
                     waiting |= self._push(kind, {node: again}, group, then={})
-                elif answer.value is not None:
+                else:
                     yield node, answer.value
             if waiting and over:
                 for request in waiting.values():
@@ -160,10 +154,24 @@ class Asker:
                     self.leave_out(group, request.node, reason)
                 break
             if waiting:
-                names = [self.name(request.node) for request in waiting.values()]
+                names = [self.owner_name(request.node) for request in waiting.values()]
                 self.notes.note(group, names, began=began, timeout_s=self.timeout_s)
                 time.sleep(patience.pause_s())
         self.notes.over()
+
+    def _after_none(
+        self, answer: Answer[T], node: int, content: RecordDict, group: str, renewed: set[int]
+    ) -> dict[str, _Request]:
+        """Leave out a client without an answer, or set it up again once; return what is waited for then."""
+        if answer.lost:
+            self.leave_out(group, node, answer.lost)
+        elif answer.forgot and node in renewed:
+            self.leave_out(group, node, "it forgot the job again")
+        elif answer.forgot and self.set_up_again is not None:
+            renewed.add(node)
+            log.warning("%s: %s was started again and is set up again", group, self.log_name(node))
+            return self._push(wire.SETUP, {node: self.set_up_again}, group, then={node: content})
+        return {}
 
     def _push(
         self,
@@ -206,18 +214,18 @@ class Asker:
 
         return decode
 
-    def who(self, node: int) -> str:
+    def log_name(self, node: int) -> str:
         """Return how a log names a node: by its client's name, if that is known, and its id."""
         return f"{self.names[node]} (node {node})" if node in self.names else f"node {node}"
 
-    def name(self, node: int) -> str:
+    def owner_name(self, node: int) -> str:
         """Return a node's name for the owner: its client's, if that is known, or else its id."""
         return self.names.get(node, f"node {node}")
 
     def leave_out(self, group: str, node: int, why: str) -> None:
         """Say in the log that a node is left out, and remember why; the first reason of a round stays."""
-        log.warning("%s: %s is left out: %s", group, self.who(node), why)
-        self.left_out.setdefault(self.name(node), why)
+        log.warning("%s: %s is left out: %s", group, self.log_name(node), why)
+        self.left_out.setdefault(self.owner_name(node), why)
 
     def enough(self, count: int, least: int, what: str, setting: str) -> None:
         """Raise the first client's own error, or else `RoundAborted`, if `count` is below `least`."""
@@ -251,7 +259,12 @@ class Asker:
         try:
             replies = list(self._grid.pull_messages([sent]))
         except Exception as error:  # whatever one answer does to Flower, the others are still taken
-            return Answer(lost=f"its answer is no message ({type(error).__name__})")
+            kind = type(error).__name__
+            place = "".join(
+                traceback.format_tb(error.__traceback__)
+            )  # not its text: a client may write that
+            log.debug("%s: the answer of %s raises %s:\n%s", group, self.log_name(node), kind, place)
+            return Answer(lost=f"its answer is no message ({kind})")
         if not replies:
             return None
         # what an answer says of itself counts only where a SuperLink hands on more than was asked for
@@ -277,6 +290,6 @@ class Asker:
             self.leave_out(group, node, f"left the protocol: {line}")
             return
         self.leave_out(group, node, f"says: {line}")
-        self._failures.append(REPORTED.get(kind, TrainingError)(f"{self.who(node)} says: {line}"))
+        self._failures.append(REPORTED.get(kind, TrainingError)(f"{self.log_name(node)} says: {line}"))
         if self._one_machine:
             self.explain()

@@ -133,26 +133,34 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
             try:
                 arrays[f"{name}/{key}"] = vector(vectors, key)
             except DataError:  # from a malicious party: keep its bytes, not what they claim to be
-                arrays[f"{name}/{key}"] = np.frombuffer(bytes(array.data), dtype=np.uint8)
+                arrays[f"{name}/{key}"] = _numbers(bytes(array.data))
     for name, record in content.config_records.items():
         for key, value in record.items():
+            place = f"{name}/{key}"
             if isinstance(value, bytes) and name == wire.PART_DATA:
-                values[f"{name}/{key}"] = hashlib.sha256(value).hexdigest()
+                values[place] = hashlib.sha256(value).hexdigest()
             elif isinstance(value, bytes):
-                arrays[f"{name}/{key}"] = np.frombuffer(value, dtype=np.uint8)
-            elif isinstance(value, list) and any(
-                isinstance(v, float) and not math.isfinite(v) for v in value
-            ):
-                values[f"{name}/{key}"] = [str(v) for v in value]
+                arrays[place] = _numbers(value)
             elif isinstance(value, list) and value and isinstance(value[0], bytes):
-                for index, part in enumerate(value):
-                    assert isinstance(part, bytes)
-                    arrays[f"{name}/{key}/{index}"] = np.frombuffer(part, dtype=np.uint8)
-            elif isinstance(value, float) and not math.isfinite(value):
-                values[f"{name}/{key}"] = str(value)
+                arrays |= {f"{place}/{i}": _numbers(part) for i, part in enumerate(value)}
             else:
-                values[f"{name}/{key}"] = value
+                values[place] = _as_json(value)
     return values, {k: v for k, v in arrays.items() if v.size}
+
+
+def _numbers(raw: Any) -> np.ndarray:
+    assert isinstance(raw, bytes)
+    return np.frombuffer(raw, dtype=np.uint8)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [str(v) for v in value] if any(map(_is_no_number, value)) else value
+    return str(value) if _is_no_number(value) else value
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def watched(client: LocalClient, job: FederationJob, index: int, proxy: Path) -> LocalClient:

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -119,6 +119,8 @@ def serve(
     of their errors is raised instead: it says what a person has to repair. With `one_machine`, where all
     clients belong to the operator, such an error ends the run at once. The last good round stays saved.
     """
+    from fedproxy_secure.federate.shared_proxy import with_proxy  # loads models
+
     folder = None if run_folder is None else RunFolder(path=run_folder)
     state = initial if folder is None else resumed(folder, initial)
     if state.round >= job.federate.rounds:
@@ -126,8 +128,6 @@ def serve(
     recorder = _recorder(job, state.round)
     if recorder is not None or tamper is not None:
         grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
-    from fedproxy_secure.federate.shared_proxy import with_proxy  # loads models
-
     job = with_proxy(job, proxy_folder)
     protection = protection_of(job.protect)
     if protection.secure_sum:
@@ -142,35 +142,28 @@ def serve(
         asker.begin()
         chosen = _participants(job, state.round)
         unmasked = unmasked_for(folder, state.round)
-        present = [name for name in chosen if name in nodes]
-        cohort = {name: nodes[name] for name in present if unmasked is None or name in unmasked}
-        asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in present}
-        asker.left_out |= dict.fromkeys(set(present) - set(cohort), UNMASKED_WITHOUT)
+        cohort = _cohort(asker, chosen, nodes, unready, unmasked)
         ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
         note_proxy(ledger, shipped, had=nodes if state.round == 0 else ())
         shipped = {}
         note_adapter(
             ledger, cohort, sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None)
         )
+        own = ServerRound(
+            ask=_by_name(asker, cohort),
+            job=job,
+            state=state,
+            cohort=chosen,
+            ledger=ledger,
+            on_client=on_client,
+            enough=_enough(asker, job, round_number),
+            note_left_out=asker.left_out.setdefault,
+            note_unmasked=partial(note_unmasked, folder, state.round),
+        )
         try:
-            result = protection.run_round(
-                ServerRound(
-                    ask=_by_name(asker, cohort),
-                    job=job,
-                    state=state,
-                    cohort=chosen,
-                    ledger=ledger,
-                    on_client=on_client,
-                    enough=_enough(asker, job, round_number),
-                    note_left_out=asker.left_out.setdefault,
-                    note_unmasked=partial(note_unmasked, folder, state.round),
-                )
-            )
+            result = protection.run_round(own)
         except FedProxyError as error:
-            if folder is not None:
-                with suppress(RunFolderError):  # a full disk must not hide why the round was aborted
-                    ledger.write(folder, aborted=True)
-            note_round(ledger, began=began, error=error)
+            _note_abort(error, folder, ledger, began=began)
             if isinstance(error, RoundAborted):
                 asker.explain()
                 told = asker.explained(error)
@@ -187,15 +180,41 @@ def serve(
         if folder is not None:
             # the lines first: `resumed` puts lines without a state in order, but a state needs its line
             ledger.write(folder)
-            metrics_of_round = {**metrics, "seconds": time.perf_counter() - began}
-            folder.append_jsonl(
-                ROUNDS, {"round": round_number, "participants": clients, **metrics_of_round}
-            )
+            line = {"round": round_number, "participants": clients, **metrics}
+            folder.append_jsonl(ROUNDS, {**line, "seconds": time.perf_counter() - began})
             state.save(folder.path / STATE)
         note_round(ledger, began=began, clients=len(clients))
         if on_round is not None:
             on_round(metrics)
     return state
+
+
+def _cohort(
+    asker: Asker,
+    chosen: Sequence[str],
+    nodes: Mapping[str, int],
+    unready: Mapping[str, str],
+    unmasked: Collection[str] | None,
+) -> dict[str, int]:
+    """Return the nodes of a round's clients that can be asked; note why the others are left out.
+
+    Args:
+        chosen: the clients that the round is meant for.
+        unready: why clients could not be set up.
+        unmasked: for whom an earlier attempt at the round was unmasked; None: there was none.
+    """
+    present = [name for name in chosen if name in nodes]
+    cohort = {name: nodes[name] for name in present if unmasked is None or name in unmasked}
+    asker.left_out |= {name: unready.get(name, AWAY) for name in chosen if name not in present}
+    asker.left_out |= dict.fromkeys(set(present) - set(cohort), UNMASKED_WITHOUT)
+    return cohort
+
+
+def _note_abort(error: FedProxyError, folder: RunFolder | None, ledger: Ledger, *, began: float) -> None:
+    if folder is not None:
+        with suppress(RunFolderError):  # a full disk must not hide why the round was aborted
+            ledger.write(folder, aborted=True)
+    note_round(ledger, began=began, error=error)
 
 
 def _recorder(job: FederationJob, first_round: int) -> Recorder | None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.runtime.files.whole import created_private
 
 SUFFIX = ".sequence"
 DIGITS = 20
@@ -37,15 +37,8 @@ def begin(journal: Path) -> None:
     """
     file = sequence_file(journal)
     try:
-        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".partial-")  # has mode 0600
-        try:
-            with open(descriptor, "wb") as made:
-                made.write(b"%0*d" % (DIGITS, 0))
-                made.flush()
-                os.fsync(made.fileno())
-            os.link(name, file)  # whole or not at all
-        finally:
-            os.unlink(name)
+        with created_private(file) as partial:
+            partial.write_bytes(b"%0*d" % (DIGITS, 0))
     except FileExistsError:
         return
     except OSError as error:

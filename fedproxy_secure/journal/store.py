@@ -8,15 +8,14 @@ another client or that is missing beside its key is refused. An older copy of th
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal import newest
+from fedproxy_secure.runtime.files.whole import created_private
 
 SUFFIX = ".journal"
 SCHEMA_VERSION = 1
@@ -64,18 +63,12 @@ def create_database(
     Raises `ConfigError`, which names `what` it is, if the file is there already or cannot be written.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".partial-")  # has mode 0600
-        os.close(descriptor)
-        try:
-            with connected(Path(name)) as database:
-                database.execute("BEGIN IMMEDIATE")
-                for statement in schema:
-                    database.execute(statement)
-                database.execute(*first)
-                database.execute("COMMIT")
-            os.link(name, file)
-        finally:
-            os.unlink(name)
+        with created_private(file) as partial, connected(partial) as database:
+            database.execute("BEGIN IMMEDIATE")
+            for statement in schema:
+                database.execute(statement)
+            database.execute(*first)
+            database.execute("COMMIT")
     except FileExistsError:  # of the link: the partial file's name is new
         raise ConfigError(f"{file}: is there already; {what} is never overwritten") from None
     except (OSError, sqlite3.Error) as error:

@@ -19,10 +19,10 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fedproxy_secure.dp.private_files import alone
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.monitor.events import Event, Totals
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.locks import alone
 from fedproxy_secure.runtime.untrusted import parse_json
 
 VARIABLE = "FEDPROXY_EVENTS"

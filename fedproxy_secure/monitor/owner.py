@@ -54,11 +54,11 @@ def owner_standing(
     """
     unreadable: list[str] = []
     now = datetime.now(UTC)
-    job = job if job is not None else _or(None, unreadable, JOB, lambda: _job(run_folder / JOB))
-    rounds = _or([], unreadable, ROUNDS, lambda: _rounds(run_folder))
-    received, sent = _or((0, 0), unreadable, LEDGER, lambda: _bytes(run_folder))
-    trouble = _or(None, unreadable, TROUBLE, lambda: _trouble(run_folder / TROUBLE))
-    log = _or(
+    job = job if job is not None else _read_or(None, unreadable, JOB, lambda: _job(run_folder / JOB))
+    rounds = _read_or([], unreadable, ROUNDS, lambda: _rounds(run_folder))
+    received, sent = _read_or((0, 0), unreadable, LEDGER, lambda: _bytes(run_folder))
+    trouble = _read_or(None, unreadable, TROUBLE, lambda: _trouble(run_folder / TROUBLE))
+    log = _read_or(
         Events(), unreadable, "the log of events", lambda: Events() if events is None else events.read()
     )
 
@@ -138,7 +138,7 @@ def _quiet_s(run_folder: Path, at: Standing, now: datetime) -> float | None:
     return max(0.0, now.timestamp() - max(signs)) if signs else None
 
 
-def _or(default: Any, unreadable: list[str], what: str, read: Any) -> Any:
+def _read_or(default: Any, unreadable: list[str], what: str, read: Any) -> Any:
     """Return what `read` returns or, if it fails, the default; then `what` is noted as unreadable."""
     try:
         return read()

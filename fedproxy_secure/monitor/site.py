@@ -24,13 +24,12 @@ from fedproxy_secure.runtime.progress import duration
 SILENT_S = 3600.0  # without a message for so long, somebody should look
 
 
-def site_standing(policy: ClientPolicy, *, events: EventLog, silent_s: float = SILENT_S) -> Standing:
+def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
     """Return how the site of a policy stands.
 
     Args:
         policy: the site's own; it names her journal (`protect.keys`) and her ledger (`privacy.ledger`).
         events: her log.
-        silent_s: a federation that is under way and sends nothing for longer counts as unhealthy.
 
     A file that cannot be read makes the standing unhealthy, and says which; nothing is raised.
     """
@@ -77,13 +76,13 @@ def site_standing(policy: ClientPolicy, *, events: EventLog, silent_s: float = S
         read_at=datetime.now(UTC),
     )
     complete = True if answered is None else answered.complete
-    phase, healthy, why = _judged(standing, complete=complete, silent_s=silent_s)
+    phase, healthy, why = _judged(standing, complete=complete)
     if unreadable:
         healthy, why = False, f"cannot be read: {', '.join(unreadable)}"
     return replace(standing, phase=phase, healthy=healthy, why=why)
 
 
-def _judged(at: Standing, *, complete: bool, silent_s: float) -> tuple[Phase, bool, str]:
+def _judged(at: Standing, *, complete: bool) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
         return "finished", True, "the last round is done"
@@ -95,7 +94,7 @@ def _judged(at: Standing, *, complete: bool, silent_s: float) -> tuple[Phase, bo
         what = at.last.message or at.last.kind
         return "running", False, f"{what} ended with {at.last.reason}; this site's own log says why"
     quiet = at.read_at - at.last.time
-    if quiet > timedelta(seconds=silent_s):
+    if quiet > timedelta(seconds=SILENT_S):
         return "running", False, f"no message for {duration(quiet.total_seconds())}"
     if at.round is None:
         return "running", True, "is set up, and waits for its first round"

@@ -48,10 +48,10 @@ def arrived_bytes(sha256: str, *, client: str, copy: str = "") -> int:
     return 0
 
 
-def forget(sha256: str, *, client: str, copy: str = "") -> None:
-    """Delete the bytes that a client has received of a proxy; it is no error if that fails."""
+def forget(sha256: str, *, client: str) -> None:
+    """Delete the bytes that a client has received of an untraced proxy; it is no error if that fails."""
     with suppress(OSError):
-        _incoming(sha256, client, copy).unlink()
+        _incoming(sha256, client, "").unlink()
 
 
 def take(part: Part, *, client: str, marks: Marks | None = None) -> Path | None:

@@ -15,9 +15,9 @@ from fedproxy_secure.errors import DataError, ModelError
 from fedproxy_secure.models.llm import Tokenizer, blocks_of
 from fedproxy_secure.proxy_intake.digest import persistent_buffers
 from fedproxy_secure.proxy_intake.files import check_rope
+from fedproxy_secure.proxy_intake.tokenizer import MOST_VOCABULARY
 from fedproxy_secure.runtime.quoting import quoted
 
-MOST_TOKENS = 2**21  # rows of an embedding; the largest vocabularies in use have 2^18
 _PIECE = 2**24  # numbers checked in one go
 # how configurations name the longest sequence; the first that is there counts
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -36,8 +36,8 @@ def check_shapes(model: nn.Module, tokenizer: Tokenizer, *, max_tokens: int) -> 
         ("output head", cast(Any, model).get_output_embeddings()),
     ):
         rows = _rows(layer, what)
-        if rows > MOST_TOKENS:
-            raise ModelError(f"proxy: its {what} has {rows} rows; must have at most {MOST_TOKENS}")
+        if rows > MOST_VOCABULARY:
+            raise ModelError(f"proxy: its {what} has {rows} rows; must have at most {MOST_VOCABULARY}")
         if largest >= rows:
             raise ModelError(
                 f"proxy: its {what} has {rows} rows; must have {largest + 1}, for its tokenizer's tokens"

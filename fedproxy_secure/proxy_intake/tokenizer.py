@@ -27,7 +27,7 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.proxy_intake.patterns import MOST_PATTERN, why_refused
 from fedproxy_secure.runtime.quoting import quoted
 
-MOST_TOKENS = 2**21  # of a vocabulary; the largest in use have 2^18
+MOST_VOCABULARY = 2**21  # tokens; the largest in use have 2^18
 MOST_MERGES = 2**22
 MOST_ADDED = 2**16
 MOST_TOKEN = 1024  # characters of one token; some in use are runs of 256
@@ -258,7 +258,7 @@ def _check_model(model: dict[str, Any]) -> None:
         tokens = [pair[0] if isinstance(pair, list) and pair else None for pair in pairs]
     else:
         tokens = list(_object(vocabulary, what))
-    _check_tokens(tokens, MOST_TOKENS, what)
+    _check_tokens(tokens, MOST_VOCABULARY, what)
     if len(_list(model.get("merges", []), what)) > MOST_MERGES:
         raise _wrong(f"{what}: must have at most {MOST_MERGES} merges")
 

@@ -55,6 +55,16 @@ class PrivateState:
         """The training records without the canaries; their indices are those in `train`."""
         return self.train[: len(self.train) - sum(c.repeats for c in self.canaries)]
 
+    def drawn(self, *rounds: int) -> np.ndarray:
+        """Return which training records were drawn in these rounds, or in any: indices, int64, sorted."""
+        used = [self.rounds[r].used for r in rounds or self.rounds]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *used]))
+
+    def own_drawn(self, *rounds: int) -> np.ndarray:
+        """Return what `drawn` does without the canaries."""
+        drawn = self.drawn(*rounds)
+        return drawn[drawn < len(self.own_records)]
+
 
 def write_records(
     folder: Path,

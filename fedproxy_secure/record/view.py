@@ -164,13 +164,11 @@ class _Seen:
 
     Args:
         bad: names of corrupted clients.
-        everything: whether server or network is corrupted.
         job: the run's job as JSON.
         adapters, updates, masked, sums, cohorts: as in `View`.
     """
 
     bad: tuple[str, ...]
-    everything: bool
     job: str | None = None
     adapters: dict[int, np.ndarray] = field(default_factory=dict)
     updates: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
@@ -238,7 +236,7 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     if not (everything or bad):  # an outsider
         fused, told = _folder(seed_folder / "fused"), api_policy_of(seed_folder.parent)
         return View(threat_model=corrupted.name, api=fused, api_policy=told)
-    seen = _Seen(bad=bad, everything=everything)
+    seen = _Seen(bad=bad)
     last: Event | None = None
     for event in read_events(transcript):
         if event.kind == STATE:

@@ -15,11 +15,9 @@ exhaust the stack.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,11 +26,11 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.files.whole import PARTIAL, replacing, sync_folder
 from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
 MANIFEST = "manifest.json"
-PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
 _PACKAGES = (
     "fedproxy-secure",
     "torch",
@@ -154,7 +152,7 @@ class RunFolder:
                     raise
                 os.fsync(file.fileno())
             if end == 0:
-                _sync_folder(path.parent)  # the file is new
+                sync_folder(path.parent)  # the file is new
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
         return path
@@ -214,32 +212,15 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     Raises `RunFolderError` if the disk is full or the folder cannot be written; the file that was at `path`
     before is then still there, whole.
     """
-    partial: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
-        try:
-            _write_all(descriptor, data)
-            os.fchmod(descriptor, 0o600 if private else 0o644)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(partial, path)
-        partial = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
+    with replacing(path, private=private, at_once=True) as partial:
+        partial.write_bytes(data)
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
     """Return versions of Python, main packages and plug-ins, the platform, and `device` by torch's name."""
     return {
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": {name: version for name in _packages() if (version := installed(name)) is not None},
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count() or 1,
@@ -247,15 +228,20 @@ def environment(device: str | None = None) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def _packages() -> tuple[str, ...]:
+    """Return the main packages, then those that plug something in: what they add may change with them."""
     found = metadata.entry_points()
     points = [p for g in found.groups if g.startswith("fedproxy_secure.") for p in found.select(group=g)]
-    plug_ins = {p.dist.name for p in points if p.dist is not None}  # what they add may change with them
-    for name in (*_PACKAGES, *sorted(plug_ins - {*_PACKAGES})):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+    plug_ins = {p.dist.name for p in points if p.dist is not None}
+    return (*_PACKAGES, *sorted(plug_ins - {*_PACKAGES}))
+
+
+def installed(package: str) -> str | None:
+    """Return the version of `package` that is installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _contents(path: Path) -> list[str]:
@@ -284,12 +270,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

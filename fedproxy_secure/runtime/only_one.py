@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedproxy_secure.errors import FolderInUse, RunFolderError
+from fedproxy_secure.runtime.files.locks import locked, waited_for
 from fedproxy_secure.runtime.untrusted import parse_json
 
 FILE = "running.json"
@@ -41,11 +41,10 @@ def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S
     Raises `FolderInUse` if another process holds it, and then has written nothing; `RunFolderError` if it
     cannot be written or locked.
     """
-    path, until = folder / FILE, time.monotonic() + wait_s
-    while (file := _held(path)) is None:
-        if time.monotonic() >= until:
-            raise FolderInUse(f"{folder}: {what} runs here already{_named(folder)}; {remedy}")
-        time.sleep(POLL_S)
+    path = folder / FILE
+    file = waited_for(lambda: _held(path), wait_s=wait_s, poll_s=POLL_S)
+    if file is None:
+        raise FolderInUse(f"{folder}: {what} runs here already{_named(folder)}; {remedy}")
     with file:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         try:
@@ -95,10 +94,9 @@ def _held(path: Path) -> BinaryIO | None:
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        if locked(file.fileno()) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         pass
     except OSError as error:
         file.close()

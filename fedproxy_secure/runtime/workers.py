@@ -26,6 +26,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Concatenate, Literal, NoReturn, TypeVar
 
 from fedproxy_secure.errors import FedProxyError
@@ -148,16 +149,8 @@ def in_processes(
                     break
                 if task is None:
                     break
-                here, there = context.Pipe(duplex=False)
-                tells = progress is not None
-                # a daemonic process may start none of its own; `finally` and `end_with_parent` end this one
-                process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
-                process.start()
-                there.close()
-                own_s = seconds(task) if callable(seconds) else seconds
-                until = None if own_s is None else time.monotonic() + own_s + GRACE_S
-                replay = None if progress is None else Replay(shown=progress(task))
-                running[here] = _Running(index=begun, process=process, until=until, replay=replay)
+                here, own = _begin(context, work, task, begun, seconds, progress)
+                running[here] = own
                 begun += 1
             if not running:
                 return
@@ -172,13 +165,13 @@ def in_processes(
                 yield own.index, message
             for here, own in list(running.items()):
                 if own.until is not None and own.until < time.monotonic():
-                    _kill(own.process)
+                    _kill(own.process, here)
                     del running[here]
                     _replay(own, ())
                     yield own.index, Lost(timed_out=True, code=-signal.SIGKILL)
     finally:
-        for own in running.values():
-            _kill(own.process)
+        for here, own in running.items():
+            _kill(own.process, here)
 
 
 def in_this_process(
@@ -204,6 +197,27 @@ def in_this_process(
         if replay is not None:
             replay.to(())  # ends what a task left open
         yield index, result
+
+
+def _begin(
+    context: SpawnContext | ForkServerContext,
+    work: Work[T, R],
+    task: T,
+    index: int,
+    seconds: float | Callable[[T], float] | None,
+    progress: Callable[[T], Progress] | None,
+) -> tuple[Connection, _Running]:
+    """Start a process for a task; return the end of the pipe that brings its result, and what is kept."""
+    here, there = context.Pipe(duplex=False)
+    tells = progress is not None
+    # a daemonic process may start none of its own; `in_processes` and `end_with_parent` end this one
+    process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
+    process.start()
+    there.close()
+    own_s = seconds(task) if callable(seconds) else seconds
+    until = None if own_s is None else time.monotonic() + own_s + GRACE_S
+    replay = None if progress is None else Replay(shown=progress(task))
+    return here, _Running(index=index, process=process, until=until, replay=replay)
 
 
 def _left(running: Iterable[_Running]) -> float | None:
@@ -233,9 +247,10 @@ def _replay(own: _Running, snapshot: Snapshot) -> None:
         own.replay.to(snapshot)
 
 
-def _kill(process: BaseProcess) -> None:
+def _kill(process: BaseProcess, here: Connection) -> None:
     process.kill()
     process.join()
+    here.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,13 +263,13 @@ class _Told:
 def _child(there: Connection, work: Work[T, R], task: T, tells: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
     end_with_parent()
-    result, raised = None, None
     try:
         result = work(task, progress=Relayed(hand_on=partial(_tell, there))) if tells else work(task)
+        message = ForkingPickler.dumps((result, None))  # here, so that what cannot be pickled is told too
     except Exception as error:
-        raised = _portable(error)
+        message = ForkingPickler.dumps((None, _portable(error)))
     with suppress(BrokenPipeError):  # nobody waits for it any more
-        there.send((result, raised))
+        there.send_bytes(message)
     there.close()
 
 

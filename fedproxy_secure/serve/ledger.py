@@ -44,7 +44,7 @@ def own_ledger_file(run: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Usage:
     """What a customer has asked so far: `queries` texts, of `tokens` tokens together."""
 
     queries: int = 0
@@ -82,7 +82,7 @@ class QueryLedger:
             raise RunFolderError(f"{self.file}: its noise key has {len(key)} bytes; must have {KEY_BYTES}")
         return Secret(key)
 
-    def spend(self, customer: str, lengths: Sequence[int], policy: ApiConfig) -> Asked:
+    def spend(self, customer: str, lengths: Sequence[int], policy: ApiConfig) -> Usage:
         """Count a query of texts with so many tokens each; return what the customer has asked by now.
 
         Args:
@@ -103,7 +103,7 @@ class QueryLedger:
             database.execute("BEGIN IMMEDIATE")
             try:
                 before = _asked(database, customer)
-                after = Asked(queries=before.queries + len(lengths), tokens=before.tokens + sum(lengths))
+                after = Usage(queries=before.queries + len(lengths), tokens=before.tokens + sum(lengths))
                 _check(customer, before, after, policy)
                 database.execute(
                     "INSERT OR REPLACE INTO customers VALUES (?, ?, ?)",
@@ -115,16 +115,16 @@ class QueryLedger:
             database.execute("COMMIT")
         return after
 
-    def asked(self, customer: str) -> Asked:
+    def asked(self, customer: str) -> Usage:
         """Return what a customer has asked so far. Raises what `spend` does for an unusable ledger."""
         with self._opened() as database:
             return _asked(database, customer)
 
-    def customers(self) -> dict[str, Asked]:
+    def customers(self) -> dict[str, Usage]:
         """Return what each customer has asked, by name. Raises what `asked` does."""
         with self._opened() as database:
             rows = database.execute("SELECT name, queries, tokens FROM customers ORDER BY name").fetchall()
-        return {name: Asked(queries=queries, tokens=tokens) for name, queries, tokens in rows}
+        return {name: Usage(queries=queries, tokens=tokens) for name, queries, tokens in rows}
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -157,12 +157,12 @@ def check_customer(name: str) -> None:
         )
 
 
-def _asked(database: sqlite3.Connection, customer: str) -> Asked:
+def _asked(database: sqlite3.Connection, customer: str) -> Usage:
     row = database.execute("SELECT queries, tokens FROM customers WHERE name = ?", (customer,)).fetchone()
-    return Asked() if row is None else Asked(queries=row[0], tokens=row[1])
+    return Usage() if row is None else Usage(queries=row[0], tokens=row[1])
 
 
-def _check(customer: str, before: Asked, after: Asked, policy: ApiConfig) -> None:
+def _check(customer: str, before: Usage, after: Usage, policy: ApiConfig) -> None:
     limits = (
         ("queries", before.queries, after.queries, policy.queries),
         ("tokens", before.tokens, after.tokens, policy.token_limit),

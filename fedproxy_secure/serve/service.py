@@ -25,7 +25,7 @@ from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.errors import QueryRefused
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.models.passes import vocabulary_size
-from fedproxy_secure.serve.ledger import Asked, QueryLedger
+from fedproxy_secure.serve.ledger import QueryLedger, Usage
 from fedproxy_secure.serve.told import Told, joined, tell
 
 MOST_TOKENS = 2**14  # of one call, whose answers are in memory together: 3 GiB of SmolLM2's logits
@@ -54,7 +54,7 @@ class OwnersApi:
         self._tokens = vocabulary_size(model)
         self._longest: int | None = getattr(self._model.config, "max_position_embeddings", None)
 
-    def asked(self, customer: str) -> Asked:
+    def asked(self, customer: str) -> Usage:
         """Return what a customer has asked so far."""
         return self.ledger.asked(customer)
 

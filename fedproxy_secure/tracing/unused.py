@@ -47,7 +47,7 @@ def unused_rows(folder: Path, rows: int) -> list[int]:
     never = [i for token, i in vocabulary.items() if token not in named and _never(token, tokenizer)]
     words = _named_words(folder)
     reserved = [
-        t["id"] for t in added if t.get("special") is True and t["id"] not in taken and not _in(t, words)
+        t["id"] for t in added if t.get("special") is True and t["id"] not in taken and not _among(t, words)
     ]
     kinds = (range(last + 1, rows), sorted(never), sorted(reserved))
     return [row for kind in kinds for row in kind if row not in taken and 0 <= row < rows]
@@ -104,7 +104,7 @@ def _named_words(folder: Path) -> list[str]:
         raise DataError(f"{template.name}: cannot be read: {error}") from error
 
 
-def _in(token: Mapping[str, Any], words: list[str]) -> bool:
+def _among(token: Mapping[str, Any], words: list[str]) -> bool:
     content = str(token.get("content"))
     return any(content in word for word in words)
 

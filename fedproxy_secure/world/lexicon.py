@@ -34,13 +34,6 @@ class Domain:
     codes: tuple[str, str, str, str]
     things: tuple[tuple[str, ...], ...]
 
-    def kind_of(self, thing: str) -> int:
-        """Return the index of the kind of `thing`. Raises `KeyError` for a word of another domain."""
-        for index, words in enumerate(self.things):
-            if thing in words:
-                return index
-        raise KeyError(f"{thing!r}: not a {self.thing_word} of this world")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Lexicon:

@@ -334,13 +334,21 @@ class Broken(InProcessGrid):
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), RecursionError()])
-def test_an_upload_that_flower_cannot_put_together_leaves_out_its_client_alone(world, tmp_path, error):
+def test_an_upload_that_flower_cannot_put_together_leaves_out_its_client_alone(
+    world, tmp_path, error, caplog
+):
     class This(Broken):
         pass
 
     This.error = error
-    served(world, world[0], client_app.app, tmp_path, grid=This)
+    with caplog.at_level("DEBUG", logger="fedproxy_secure.flower.asking"):
+        served(world, world[0], client_app.app, tmp_path, grid=This)
     assert participants(tmp_path) == OTHERS
+    (line,) = [
+        r.getMessage() for r in caplog.records if f" raises {type(error).__name__}:" in r.getMessage()
+    ]
+    assert "in pull_messages" in line
+    assert "bad" not in line, "what the client wrote"
 
 
 class Empty(InProcessGrid):

@@ -1,6 +1,7 @@
 """Keys are their owner's alone, whole or not there, never overwritten, and the roster's or refused."""
 
 import os
+import stat
 
 import pytest
 
@@ -88,15 +89,17 @@ def test_a_key_file_is_read_back_and_not_written_twice(tmp_path):
         write_key(tmp_path / "none" / "a.key", key)
 
 
-def test_a_key_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_key_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda descriptor: seen.append((os.fstat(descriptor).st_size, (tmp_path / "a.key").exists())),
-    )
+
+    def synced(descriptor):
+        found = os.fstat(descriptor)
+        what = "folder" if stat.S_ISDIR(found.st_mode) else found.st_size
+        seen.append((what, (tmp_path / "a.key").exists()))
+
+    monkeypatch.setattr(os, "fsync", synced)
     write_key(tmp_path / "a.key", fresh_secret())
-    assert seen == [(65, False)]
+    assert seen == [(65, False), ("folder", True)]
 
 
 @pytest.mark.parametrize("content", [b"zz", b"00", b"00" * 31, b"00" * 33, b""])

@@ -12,7 +12,7 @@ import pytest
 from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.errors import ConfigError, QueryRefused, RunFolderError
 from fedproxy_secure.journal.store import create_journal
-from fedproxy_secure.serve.ledger import Asked, QueryLedger
+from fedproxy_secure.serve.ledger import QueryLedger, Usage
 from fedproxy_secure.serve.service import OwnersApi
 from tests.support.tiny import save_tiny
 
@@ -60,7 +60,7 @@ def test_a_process_that_is_killed_at_any_moment_has_answered_no_more_than_is_cou
             answered += len(process.stdout.read())
         assert process.returncode == -signal.SIGKILL
         counted = ledger.asked("acme")
-        assert counted == Asked(
+        assert counted == Usage(
             queries=counted.queries, tokens=counted.queries // 2 * 7
         )  # whole calls alone
         assert answered <= counted.queries // 2 <= answered + kill + 1  # one a kill was counted in vain
@@ -99,7 +99,7 @@ def test_processes_at_once_are_answered_as_often_as_the_limit_allows_and_not_onc
     """
     processes = [start(code, ledger.file) for _ in range(3)]
     assert sum(len(finished(p)) for p in processes) == 30
-    assert ledger.asked("acme") == Asked(queries=30, tokens=60)
+    assert ledger.asked("acme") == Usage(queries=30, tokens=60)
 
 
 @pytest.mark.change
@@ -126,7 +126,7 @@ def test_an_api_that_is_killed_while_it_answers_goes_on_with_what_is_left(ledger
         left.ask("acme", [[1, 40, 50]])
     with pytest.raises(QueryRefused):
         left.ask("acme", [[1, 40, 50]])
-    assert ledger.asked("acme") == Asked(queries=counted + 2, tokens=3 * (counted + 2))
+    assert ledger.asked("acme") == Usage(queries=counted + 2, tokens=3 * (counted + 2))
 
 
 def test_without_its_ledger_an_api_answers_nothing_and_makes_no_other(ledger):

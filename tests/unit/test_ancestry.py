@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.base import Budget
-from attacks.extraction.ancestry import Ancestry, ancestry, likeness, turning, unbiased_cka
+from attacks.extraction.ancestry import ancestry, likeness, turning, unbiased_cka
 from attacks.extraction.lessons import predict, teach
 from attacks.extraction.texts import story_windows
 from fedproxy_secure.compress.defences.rotated import random_rotation, rotate
@@ -132,7 +132,7 @@ def test_folders_are_compared_beside_strangers(tmp_path):
     save_model(disguised(tiny_llama(), 1), tiny_tokenizer(), tmp_path / "copy")
     others = tuple(save_tiny(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3))
     found = ancestry(tmp_path / "copy", tmp_path / "llm", strangers=others)
-    assert found.deviations > 5
+    assert found.score > np.mean(found.strangers) + 5 * np.std(found.strangers)
     assert len(found.strangers) == 3
     alone = ancestry(others[0], tmp_path / "llm")
     assert len(alone.strangers) == 3  # of random weights
@@ -144,11 +144,6 @@ def test_models_of_other_tokens_are_refused():
     big.resize_token_embeddings(300)
     with pytest.raises(ValueError, match="has 300 tokens, the LLM 259"):
         likeness(big, tiny_llama(1))
-
-
-def test_deviations_are_counted_from_the_strangers_mean():
-    found = Ancestry(score=0.9, pairs=(), strangers=(0.1, 0.2, 0.3))
-    assert found.deviations == pytest.approx((0.9 - 0.2) / 0.1)
 
 
 @settings(max_examples=30, deadline=None)

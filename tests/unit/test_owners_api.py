@@ -15,7 +15,7 @@ from fedproxy_secure.config import ApiConfig, parse_config
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, QueryRefused
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.serve.ledger import Asked, QueryLedger
+from fedproxy_secure.serve.ledger import QueryLedger, Usage
 from fedproxy_secure.serve.noise import noise
 from fedproxy_secure.serve.service import OwnersApi
 from fedproxy_secure.serve.told import joined, tell
@@ -129,8 +129,8 @@ def test_answers_are_the_models_by_the_policy(folder, tmp_path):
     assert torch.equal(first.tokens, expected.indices)
     assert torch.allclose(first.numbers, expected.values, atol=1e-5)
     assert torch.equal(second.tokens, first.tokens[:2])
-    assert api.asked("acme") == Asked(queries=2, tokens=7)
-    assert api.asked("other") == Asked()
+    assert api.asked("acme") == Usage(queries=2, tokens=7)
+    assert api.asked("other") == Usage()
 
 
 def test_it_writes_the_likeliest_token_each_time_and_counts_what_it_writes(folder, tmp_path):
@@ -141,7 +141,7 @@ def test_it_writes_the_likeliest_token_each_time_and_counts_what_it_writes(folde
         text.append(int(logits_of(text)[-1].argmax()))
     assert told.likeliest.tolist() == text[5:]
     assert told.numbers is None
-    assert api.asked("acme") == Asked(queries=1, tokens=9)
+    assert api.asked("acme") == Usage(queries=1, tokens=9)
 
 
 @pytest.mark.parametrize("answers", ["text", "top_k", "logits"])
@@ -170,7 +170,7 @@ def test_texts_and_tokens_are_both_limited_and_a_refused_call_counts_nothing(fol
         assert str(refused.value) == line
     with pytest.raises(QueryRefused, match=r"api\.tokens"):
         api.write("acme", TEXT, count=6)
-    assert api.asked("acme") == Asked(queries=2, tokens=10)
+    assert api.asked("acme") == Usage(queries=2, tokens=10)
     api.write("acme", TEXT, count=5)
     with pytest.raises(QueryRefused, match=r"api\.queries"):
         api.ask("acme", [[1]])
@@ -193,7 +193,7 @@ def test_a_text_that_the_model_cannot_read_is_refused_and_not_counted(folder, tm
     assert str(refused.value).startswith(line)
     with pytest.raises(QueryRefused):
         api.write("acme", text, count=1)
-    assert api.asked("acme") == Asked()
+    assert api.asked("acme") == Usage()
 
 
 def test_a_call_that_asks_for_nothing_is_refused_and_not_counted(folder, tmp_path):
@@ -212,7 +212,7 @@ def test_a_call_of_too_many_tokens_is_refused_whatever_the_policy_grants_and_not
         api.ask("acme", [TEXT, TEXT, TEXT])
     with pytest.raises(QueryRefused, match=r"tokens=13 in one call"):
         api.write("acme", TEXT, count=8)
-    assert api.asked("acme") == Asked()
+    assert api.asked("acme") == Usage()
     api.ask("acme", [TEXT, TEXT])
 
 
@@ -227,7 +227,7 @@ def test_it_computes_only_what_was_counted_and_what_was_counted_stays_so(folder,
     api._model.register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError):
         api.ask("acme", [TEXT])
-    assert passes == [Asked(queries=1, tokens=5)]  # counted before the first pass
+    assert passes == [Usage(queries=1, tokens=5)]  # counted before the first pass
     with pytest.raises(QueryRefused):
         api.ask("acme", [TEXT])
     assert len(passes) == 1

@@ -413,11 +413,11 @@ def test_processes_that_start_the_ledger_at_once_start_one(tmp_path):
 
 # where a process is killed, the lines of the ledger that are left, and whether the kept key serves again
 CRASHES = [
-    ("open", "clinic.ledger.jsonl", "r+", 0, False),
-    ("open", ".clinic.noise.key.part", None, 1, False),
+    ("open", "clinic.ledger.jsonl", "None", 0, False),  # a read has a mode
+    ("open", ".partial-clinic.noise.key", None, 1, False),
     ("os.rename", "clinic.noise.key", None, 1, False),
     ("compute", "", None, 1, True),
-    ("open", ".clinic.result.key.part", None, 1, True),
+    ("open", ".partial-clinic.result.key", None, 1, True),
     ("os.rename", "clinic.result.key", None, 1, True),
     ("os.remove", "clinic.noise.key", None, 1, True),
     ("returned", "", None, 1, True),
@@ -441,7 +441,7 @@ def test_a_process_may_be_killed_anywhere_and_nothing_is_under_counted(
         if not armed or happened != event:
             return
         path = arguments[1] if happened == "os.rename" else arguments[0]
-        wanted = mode in ("", arguments[1])
+        wanted = mode in ("", str(arguments[1]))
         if isinstance(path, (str, os.PathLike)) and os.path.basename(path) == name and wanted:
             kill()
 
@@ -480,7 +480,7 @@ def test_a_kept_key_never_serves_an_earlier_event_with_the_same_inputs(tmp_path)
     own.open()
 
     def hook(happened, arguments):
-        if happened == "open" and str(arguments[0]).endswith(".noise.key.part"):
+        if happened == "open" and str(arguments[0]).endswith(".partial-clinic.noise.key"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

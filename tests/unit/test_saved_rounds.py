@@ -1,6 +1,7 @@
 """What a run's folder keeps of its rounds is put in order on the way on, whole or not at all."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.record.leakage import LEDGER, Ledger
 from fedproxy_secure.record.saved_rounds import ROUNDS, STATE, resumed, with_remedy
-from fedproxy_secure.runtime import artifacts
 from fedproxy_secure.runtime.artifacts import RunFolder
 
 
@@ -43,10 +43,10 @@ def test_a_round_without_a_state_did_not_end_but_what_flowed_in_it_stays(folder)
 def test_on_a_full_disk_the_lines_stay_as_they_were(folder, monkeypatch):
     before = {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEDGER)}
 
-    def full(descriptor, data):
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "_write_all", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left"):
         resumed(folder, state(0))
     assert {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEDGER)} == before

@@ -15,9 +15,8 @@ from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.models.adapters import attach
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.protect.secure_sum.noise import noise_of
-from fedproxy_secure.protect.secure_sum.server import expected_numbers
 from fedproxy_secure.protect.secure_sum.step_bound import ROOM, held, longest_step
-from fedproxy_secure.protect.secure_sum.terms import first_clip, largest_clip
+from fedproxy_secure.protect.secure_sum.terms import expected_numbers, first_clip, largest_clip
 from fedproxy_secure.proxy_intake import store as proxy_store
 from tests.support.tiny import tiny_settings
 

@@ -289,6 +289,15 @@ def test_healing_asks_nothing_and_an_api_of_text_gives_no_closed_form(folders):
     assert "ghosted" not in thief.closed_form(16, offers_of(thief)).name
 
 
+def test_a_closed_form_of_all_queries_is_fitted_once(folders):
+    thief = thief_of(folders)
+    closed = thief.closed_form(16, offers_of(thief))
+    assert "ghosted" in closed.name
+    assert thief.closed_form(16, offers_of(thief)) is closed
+    again = thief_of(folders)
+    assert again.distilled(16, offers_of(again)).loss == thief.distilled(16, offers_of(thief)).loss
+
+
 def test_logits_are_told_in_the_order_of_the_texts(folders):
     thief = thief_of(folders)
     llm = load_llm(folders / "llm")[0]

@@ -215,6 +215,8 @@ def test_members_are_records_that_were_drawn_and_no_canary(labs):
         canaries=canaries,
         rounds={0: PrivateRound(update=lab.start, used=np.array([0, 1, 2, 3, 4, 5, 0, 10, 11]))},
     )
+    assert state.drawn().tolist() == state.drawn(0).tolist() == [*range(6), 10, 11]
+    assert state.own_drawn().tolist() == list(range(6))
     exam = UpdateMembership().exam(
         Truth(clients={"c0": state}), lab.view({"c0": lab.start}), np.random.default_rng(0)
     )

@@ -32,6 +32,10 @@ def awkward(value):
     raise Awkward(value, value)
 
 
+def unsendable(_task):
+    return lambda: None
+
+
 def process_id(_task):
     return os.getpid()
 
@@ -60,6 +64,11 @@ def test_an_unexpected_error_is_raised_as_it_is_and_names_its_task():
 def test_an_error_that_cannot_be_sent_comes_as_its_text():
     ((_, lost),) = in_processes(awkward, [3], jobs=1)
     assert str(lost.error) == "Awkward: 3 and 3"
+
+
+def test_a_result_that_cannot_be_sent_is_told_as_an_error():
+    ((_, lost),) = in_processes(unsendable, [3], jobs=1)
+    assert "pickle" in str(lost.error)
 
 
 def test_a_process_that_dies_is_named_by_its_code():

@@ -6,7 +6,6 @@ One safetensors file, replaced whole at every save. It is the server's alone: mo
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.models.saving import saving
+from fedproxy_secure.runtime.files.whole import replacing
 
 FILE = "healing.safetensors"
 
@@ -84,10 +84,9 @@ class HealingState:
     def _write(self, tensors: dict[str, torch.Tensor], said: dict[str, str]) -> None:
         if self._path is None:
             return
-        partial = self._path.with_suffix(".partial")
-        with saving(self._path.parent):
-            save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {**said, "key": self._key})
-            os.replace(partial, self._path)
+        whole = {n: t.contiguous() for n, t in tensors.items()}
+        with saving(self._path.parent), replacing(self._path) as partial:
+            save_file(whole, partial, {**said, "key": self._key})
 
     def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
         """Return what the file says, None if it is of other inputs, and its tensors `name` in order."""

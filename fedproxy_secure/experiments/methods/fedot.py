@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedproxy_secure.config import AdapterConfig, Config, FusionConfig, ProtectConfig
+from fedproxy_secure.config import AdapterConfig, Config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.method import Method
+from fedproxy_secure.experiments.methods.whole_llm import averaged_in_the_clear
 from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ class FedOT(Method):
     settings_proxy: bool = False
 
     def federation(self, config: Config) -> Config:
-        plaintext = ProtectConfig(scheme="unsafe_plaintext")
-        rate = config.compare.server_learning_rate if self.with_rate else 1.0
-        fusion = FusionConfig(rule="fedavg", server_learning_rate=rate)
-        return config.model_copy(update={"fusion": fusion, "protect": plaintext})
+        return averaged_in_the_clear(config, with_rate=self.with_rate)
 
     def run(self, inputs: Inputs) -> MethodResult:
         from fedproxy_secure.compress.proxy import Proxy

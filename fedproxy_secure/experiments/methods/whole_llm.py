@@ -24,14 +24,22 @@ class FedAvgLlm(Method):
     with_rate: bool = False
 
     def federation(self, config: Config) -> Config:
-        plaintext = ProtectConfig(scheme="unsafe_plaintext")
-        rate = config.compare.server_learning_rate if self.with_rate else 1.0
-        fusion = FusionConfig(rule="fedavg", server_learning_rate=rate)
-        return config.model_copy(update={"fusion": fusion, "protect": plaintext})
+        return averaged_in_the_clear(config, with_rate=self.with_rate)
 
     def run(self, inputs: Inputs) -> MethodResult:
         tuned, upload_bytes = inputs.federate(inputs.llm, self.federation(inputs.config))
         return MethodResult(fused=inputs.evaluate(tuned), upload_bytes=upload_bytes)
+
+
+def averaged_in_the_clear(config: Config, *, with_rate: bool) -> Config:
+    """Return settings under which FedAvg merges updates that the server reads.
+
+    `with_rate`: whether the server's learning rate is that of `fedproxy_fedavg_lr`, else 1.
+    """
+    plaintext = ProtectConfig(scheme="unsafe_plaintext")
+    rate = config.compare.server_learning_rate if with_rate else 1.0
+    fusion = FusionConfig(rule="fedavg", server_learning_rate=rate)
+    return config.model_copy(update={"fusion": fusion, "protect": plaintext})
 
 
 FEDAVG_LLM = FedAvgLlm(

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from fedproxy_secure.evidence.answers import (
     Bits,
-    alone,
     gap_closed,
     has_gap,
     over_seeds_or_records,
+    share_right,
 )
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.method import method_of
@@ -94,11 +94,11 @@ def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
         method=cell.method,
         remove_ratio=cell.remove_ratio,
         tasks=_by_task(fused, "accuracy", cell.row),
-        average=_share(fused, f"accuracy, {cell.row}"),
+        average=share_right(fused, f"accuracy, {cell.row}"),
         tasks_norm=_by_task(norm, "acc_norm", cell.row),
-        average_norm=_share(norm, f"acc_norm, {cell.row}"),
+        average_norm=share_right(norm, f"acc_norm, {cell.row}"),
         gap_closed=_gap(fused, scale, f"gap closed, {cell.row}"),
-        tuned_proxy=_share(tuned, f"tuned proxy accuracy, {cell.row}") if tuned else None,
+        tuned_proxy=share_right(tuned, f"tuned proxy accuracy, {cell.row}") if tuned else None,
         owners_edge=edge,
     )
 
@@ -134,13 +134,9 @@ def _with_effects(
 
 def _by_task(answers: Mapping[int, Bits], what: str, row: str) -> dict[str, Estimate]:
     return {
-        task: _share({s: {task: a[task]} for s, a in answers.items()}, f"{what} on {task}, {row}")
+        task: share_right({s: {task: a[task]} for s, a in answers.items()}, f"{what} on {task}, {row}")
         for task in next(iter(answers.values()))
     }
-
-
-def _share(answers: Mapping[int, Bits], metric: str) -> Estimate:
-    return over_seeds_or_records({s: (bits,) for s, bits in answers.items()}, alone, metric)
 
 
 def _gap(fused: Mapping[int, Bits], scale: Mapping[int, tuple[Bits, Bits]], metric: str) -> Estimate | None:

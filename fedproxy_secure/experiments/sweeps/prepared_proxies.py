@@ -21,11 +21,11 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.sweeps.cell_progress import healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import one_thread
-from fedproxy_secure.runtime.artifacts import PARTIAL, RunFolder
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.whole import replacing, unfinished
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 
 WEIGHTS = "healing.safetensors"  # as `fedproxy_secure.compress.healing.state` has it
-UNFINISHED = "healing.partial"
 PROXIES = "proxies"
 RECORD = "proxy.json"
 C = TypeVar("C")
@@ -90,17 +90,10 @@ class PreparedProxy:
             try:
                 os.link(source, place)  # safe: the file is replaced whole, never written in place
             except OSError:
-                _copy_whole(source, place)
+                with replacing(place) as partial:
+                    shutil.copyfile(source, partial)
         except OSError as error:
             raise RunFolderError(f"{place}: cannot be written: {error.strerror}") from error
-
-
-def _copy_whole(source: Path, place: Path) -> None:
-    partial = place.with_name(f"{PARTIAL}{place.name}")
-    shutil.copyfile(source, partial)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, place)
 
 
 def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
@@ -109,8 +102,8 @@ def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
     with suppress(OSError):  # they only take room
         for folder in sorted((out / PROXIES).glob("*/")):
             if folder not in kept:
-                for file in (WEIGHTS, UNFINISHED):
-                    (folder / file).unlink(missing_ok=True)
+                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS)):
+                    file.unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
         if not kept and not any((out / PROXIES).iterdir()):

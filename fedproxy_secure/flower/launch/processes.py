@@ -8,7 +8,6 @@ of the caller, unless the program watches its parent itself.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError, FolderInUse, RoundAborted
+from fedproxy_secure.runtime.files.locks import locked, waited_for
 
 POLL_S = 0.5
 START_S = 180.0  # how long a SuperLink may take to listen; one that ends before is noticed at once
@@ -79,23 +79,11 @@ def alone_in(folder: Path, *, wait_s: float = 0.0) -> Iterator[int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
-        deadline = time.monotonic() + wait_s
-        while not _locked(file.fileno()):
-            if time.monotonic() > deadline:
-                raise FolderInUse(
-                    f"{folder}: Flower's processes of an earlier, killed run still write here; "
-                    "end them first"
-                )
-            time.sleep(POLL_S)
+        if not waited_for(lambda: locked(file.fileno()), wait_s=wait_s, poll_s=POLL_S):
+            raise FolderInUse(
+                f"{folder}: Flower's processes of an earlier, killed run still write here; end them first"
+            )
         yield file.fileno()
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from typing import Any
 from fedproxy_secure.dp import ledger as privacy
 from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.dp.ledger import PrivacyLedger
-from fedproxy_secure.dp.private_files import remove_private
 from fedproxy_secure.errors import FedProxyError, PrivacyError
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
 from fedproxy_secure.flower.selftest.known_bad import taken_out
 from fedproxy_secure.flower.selftest.stage import World
+from fedproxy_secure.runtime.files.whole import remove_private
 
 ADVERSARY = "parallel_server"
 CALLS, LIMIT = 4, 5.0
@@ -81,10 +81,10 @@ def _unlocked() -> AbstractContextManager[None]:
     all_judged, writing = threading.Barrier(CALLS, timeout=60), threading.RLock()
     pay, keep = PrivacyLedger._pay, PrivacyLedger._keep_result
 
-    def pays(self: PrivacyLedger, place: Any, lines: Any, event: Any) -> tuple[int, bytes]:
+    def pays(self: PrivacyLedger, place: Any, events: Any, event: Any) -> tuple[int, bytes]:
         all_judged.wait()
         with writing:
-            return pay(self, place, lines, event)
+            return pay(self, place, events, event)
 
     def keeps(self: PrivacyLedger, place: Any, number: int, result: bytes) -> None:
         with writing:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +26,6 @@ from fedproxy_secure import wire
 from fedproxy_secure.crypto.primitives import agreement_public, fresh_secret
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, FedProxyError, ProtocolAborted
-from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import advance
 from fedproxy_secure.protect.base import RoundResult, ServerRound
 from fedproxy_secure.protect.broadcast import broadcast_of
@@ -34,6 +33,7 @@ from fedproxy_secure.protect.secure_sum import gram as masked_gram
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
 from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
 from fedproxy_secure.protect.secure_sum.terms import (
+    expected_numbers,
     first_clip,
     kept_share,
     largest_clip,
@@ -57,7 +57,6 @@ from fedproxy_secure.secagg.messages import (
     Unmask,
 )
 from fedproxy_secure.secagg.provision import load_roster
-from fedproxy_secure.secagg.sketch import LEAST_WEIGHT
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 log = logging.getLogger(__name__)
@@ -91,13 +90,64 @@ def sum_round(
         steps: the steps of the scheme: `run_masking` or `run_ckks`.
         error: absolute error of a sum's coordinates beyond the ring's rounding.
     """
-    job, state, ledger = round.job, round.state, round.ledger
-    if state.sizes is None:
+    if round.state.sizes is None:
         raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")
-    sizes = state.sizes.tolist()
-    clip = job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
+    sizes, clip = tuple(round.state.sizes.tolist()), _clip(round)
+    terms, aggregate = steps(_work(round, sizes, clip))
+    for name, total in aggregate.sums.items():
+        round.ledger.note(
+            f"sum of {name}",
+            to="server",
+            reveals=f"{len(total)} sums over {len(aggregate.clients)} clients",
+            payload_bytes=total.nbytes,
+        )
+    fusion, control = round.job.fusion, aggregate.control
+    merged = merge(
+        aggregate.sums,
+        round.job.granularity,
+        Layout(sizes=sizes),
+        terms.plan,
+        clients=len(aggregate.clients),
+        weight=control.weight,
+        rho=1.0 if fusion.rule == "ties" else fusion.rho,
+        kept=kept_share(fusion),
+        error=error,
+    )
+    most = _longest(round, terms, aggregate)
+    step, cut = held(merged.step, most)
+    if cut > 0:
+        told = "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g"
+        log.warning(told, round.state.round, 100 * cut, most)
+    new = advance(
+        round.state,
+        step,
+        fusion,
+        conflict=merged.conflict,
+        clip=np.array([min(next_clip(clip, control), largest_clip(round.job.local))]),
+    )
+    metrics = {
+        "loss": control.loss / control.clients,
+        "clients": float(control.clients),
+        "clip": clip,
+        "clipped": float(control.clipped),
+        "masked_bytes": float(terms.plan.upload_bytes),
+        "step_norm": float(np.linalg.norm(new.adapter - round.state.adapter)),
+        "step_cut": cut,
+    }
+    return RoundResult(state=new, metrics=metrics, clients=list(aggregate.clients), sums=aggregate.sums)
+
+
+def _clip(round: ServerRound) -> float:
+    """Return the clip of a round's ring."""
+    job, state = round.job, round.state
     if job.privacy.unit == "client":
-        clip = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(round.cohort))
+        return client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(round.cohort))
+    return job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
+
+
+def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> Work:
+    """Return the inputs of the round's steps, with a fresh key of the server and new terms."""
+    job, state = round.job, round.state
     broadcast = broadcast_of(job, state)
     if job.protect.keys is None:
         raise ConfigError("protect.keys: must name the folder with roster.json")
@@ -117,7 +167,7 @@ def sum_round(
         plan=ring_plan(job, sizes, clip=clip, clients=len(clients)),
     )
     invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
-    work = Work(
+    return Work(
         carrier=Carrier(round=round),
         terms=terms,
         roster=roster,
@@ -126,68 +176,16 @@ def sum_round(
         invitation=invitation,
         gram=job.protect.weights == "encrypted_gram",
     )
-    terms, aggregate = steps(work)
-    for name, total in aggregate.sums.items():
-        ledger.note(
-            f"sum of {name}",
-            to="server",
-            reveals=f"{len(total)} sums over {len(aggregate.clients)} clients",
-            payload_bytes=total.nbytes,
-        )
-    merged = merge(
-        aggregate.sums,
-        job.granularity,
-        Layout(sizes=tuple(sizes)),
-        terms.plan,
-        clients=len(aggregate.clients),
-        weight=aggregate.control.weight,
-        rho=1.0 if job.fusion.rule == "ties" else job.fusion.rho,
-        kept=kept_share(job.fusion),
-        error=error,
-    )
-    most = longest_step(
-        job,
-        state.adapter,
-        cohort=len(clients),
+
+
+def _longest(round: ServerRound, terms: Terms, aggregate: Aggregate) -> float:
+    return longest_step(
+        round.job,
+        round.state.adapter,
+        cohort=len(round.cohort),
         threshold=terms.threshold,
         clients=len(aggregate.clients),
         weight=aggregate.control.weight,
-    )
-    step, cut = held(merged.step, most)
-    if cut > 0:
-        log.warning(
-            "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g",
-            state.round,
-            100 * cut,
-            most,
-        )
-    new = advance(
-        state,
-        step,
-        job.fusion,
-        conflict=merged.conflict,
-        clip=np.array([min(next_clip(clip, aggregate.control), largest_clip(job.local))]),
-    )
-    metrics = {
-        "loss": aggregate.control.loss / aggregate.control.clients,
-        "clients": float(aggregate.control.clients),
-        "clip": clip,
-        "clipped": float(aggregate.control.clipped),
-        "masked_bytes": float(terms.plan.upload_bytes),
-        "step_norm": float(np.linalg.norm(new.adapter - state.adapter)),
-        "step_cut": cut,
-    }
-    return RoundResult(state=new, metrics=metrics, clients=list(aggregate.clients), sums=aggregate.sums)
-
-
-def expected_numbers(job: FederationJob, *, d: int) -> Expected:
-    """Return what the settings imply for a client's control numbers, for an adapter of length `d`."""
-    weighted = job.fusion.rule == "h_ties" and job.protect.weights != "uniform"
-    return Expected(
-        least_weight=LEAST_WEIGHT if weighted else 1.0,
-        steps=job.local.steps,
-        coordinates=d,
-        silent=job.privacy.unit == "client",
     )
 
 

@@ -12,10 +12,10 @@ from fedproxy_secure.federate.fusion import keep_largest
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.secure_sum.noise import clip_to_norm
-from fedproxy_secure.secagg.control import MOST_OVER_CLIP, SEGMENTS, Control
+from fedproxy_secure.secagg.control import MOST_OVER_CLIP, SEGMENTS, Control, Expected
 from fedproxy_secure.secagg.granularity import Layout, contribution, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
-from fedproxy_secure.secagg.sketch import Standing
+from fedproxy_secure.secagg.sketch import LEAST_WEIGHT, Standing
 from fedproxy_secure.secagg.terms import least_threshold
 
 CLIP_MARGIN = 1.5  # the next clip over the mean of the clients' largest values, if nothing was clipped
@@ -154,3 +154,14 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     one, two = a.astype(np.float64), b.astype(np.float64)
     scale = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
     return float(np.clip(np.dot(one, two) / scale, -1.0, 1.0)) if scale else 0.0
+
+
+def expected_numbers(job: FederationJob, *, d: int) -> Expected:
+    """Return what the settings imply for a client's control numbers, for an adapter of length `d`."""
+    weighted = job.fusion.rule == "h_ties" and job.protect.weights != "uniform"
+    return Expected(
+        least_weight=LEAST_WEIGHT if weighted else 1.0,
+        steps=job.local.steps,
+        coordinates=d,
+        silent=job.privacy.unit == "client",
+    )

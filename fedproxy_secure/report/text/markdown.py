@@ -23,10 +23,11 @@ from fedproxy_secure.report.text.table import (
     cells,
     difference_table,
     effect_table,
+    markdown_items,
     markdown_table,
     norm_table,
 )
-from fedproxy_secure.runtime.escape import code, escaped, escaped_line, printable
+from fedproxy_secure.runtime.escape import code, escaped, printable
 
 
 def markdown_report(report: Report) -> str:
@@ -41,7 +42,7 @@ def markdown_report(report: Report) -> str:
             ),
         ]
         lines = [f"{c.name}: {line}" for c in report.configurations for line in (*c.unsafe, *c.failed)]
-        parts += [_items([*lines, *report.composition])] if lines or report.composition else []
+        parts += [markdown_items([*lines, *report.composition])] if lines or report.composition else []
     parts += owner_lines(report)
     parts += side_lines(report)
     if report.rows:
@@ -54,21 +55,17 @@ def markdown_report(report: Report) -> str:
         parts += ["## Other estimates", _estimates(report.estimates)]
     parts += ["## How to read it", _legend(report)]
     if report.guarantees:
-        parts += ["## Guarantees", _items(report.guarantees)]
+        parts += ["## Guarantees", markdown_items(report.guarantees)]
     if report.not_measured:
-        parts += ["## Not measured", _items(report.not_measured)]
+        parts += ["## Not measured", markdown_items(report.not_measured)]
     if report.notes:
-        parts += ["## Notes", _items(report.notes)]
+        parts += ["## Notes", markdown_items(report.notes)]
     parts += [
         "## Run it again",
         f"    {printable(report.command)}",  # indented: code, in which no character is markup
         f"Settings: SHA-256 {code(report.config_sha256)}.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _items(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {escaped_line(line)}" for line in lines)
 
 
 def _tasks(rows: Sequence[MethodRow]) -> list[str]:

@@ -26,7 +26,7 @@ from fedproxy_secure.report.comparison import (
     weakest,
 )
 from fedproxy_secure.report.report import MethodRow, Report
-from fedproxy_secure.runtime.escape import Markdown, escaped, printable
+from fedproxy_secure.runtime.escape import Markdown, escaped, escaped_line, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,6 +139,11 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, ri
     """
     rule = [Markdown(r) for r in ("---", *["---:" if right else "---"] * (len(headings) - 1))]
     return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in (headings, rule, *rows))
+
+
+def markdown_items(lines: Sequence[str]) -> str:
+    """Return a Markdown list of lines, which are escaped."""
+    return "\n".join(f"- {escaped_line(line)}" for line in lines)
 
 
 def rich_tables(report: Report) -> list[Table]:

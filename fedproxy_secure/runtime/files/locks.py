@@ -1,0 +1,102 @@
+"""Locks of files: one holder at a time, and the operating system frees them when their holder ends.
+
+Guarantees: `alone` keeps out every other process and every other thread of this one; a lock ends with its
+holder, however that ends, so none is ever left over. Not guaranteed: on a file system without `flock`
+between machines or threads (some network ones), or after somebody deletes the lock's file while it is held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from fedproxy_secure.errors import FolderInUse, RunFolderError
+
+log = logging.getLogger(__name__)
+POLL_S = 0.05
+LOGGED_AFTER_S = 10.0  # after so long a line of log says which process holds the lock
+T = TypeVar("T")
+
+
+@contextmanager
+def alone(path: Path, *, wait_s: float) -> Iterator[None]:
+    """Hold the lock of the file `path`, made if need be, until the block is left. It cannot be held twice.
+
+    Raises `FolderInUse`, naming the holder's process, if another holds it for longer than `wait_s`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
+    try:
+        _acquire(descriptor, path, wait_s)
+        try:
+            yield
+        finally:
+            # closing alone would not do: a process forked meanwhile has the same open file
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def locked(descriptor: int) -> bool:
+    """Lock an open file, unless another holds its lock; return whether it is this one's now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def waited_for(
+    attempt: Callable[[], T],
+    *,
+    wait_s: float,
+    poll_s: float = POLL_S,
+    meanwhile: Callable[[float], None] | None = None,
+) -> T:
+    """Try until something true comes of it, or `wait_s` are over; return what came of the last attempt.
+
+    `meanwhile`: called between two attempts with the seconds so far.
+    """
+    began = time.monotonic()
+    while not (result := attempt()):
+        waited = time.monotonic() - began
+        if waited >= wait_s:
+            break
+        if meanwhile is not None:
+            meanwhile(waited)
+        time.sleep(poll_s)
+    return result
+
+
+def _acquire(descriptor: int, path: Path, wait_s: float) -> None:
+    logged = False
+
+    def tell(waited: float) -> None:
+        nonlocal logged
+        if waited > LOGGED_AFTER_S and not logged:
+            log.info("%s: waiting for process %s", path, _holder(descriptor))
+            logged = True
+
+    try:
+        held = waited_for(lambda: locked(descriptor), wait_s=wait_s, meanwhile=tell)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
+    if not held:
+        raise FolderInUse(
+            f"{path}: is held by process {_holder(descriptor)} for more than {wait_s:g} s; wait for "
+            "it, or end it: the lock ends with it"
+        )
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 20, 0).decode(errors="replace") or "unknown"

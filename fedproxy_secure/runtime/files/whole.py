@@ -1,0 +1,123 @@
+"""Files written whole or not at all, which a power cut does not take back.
+
+Guarantees: `replacing` and what stands on it leave the old file or the new one, never half of one, on the
+disk when they return; `created_private` leaves the new file or none, and never touches one that is there.
+What a kill has left begins with `PARTIAL`. Not guaranteed: that freed disk blocks are overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedproxy_secure.errors import RunFolderError
+
+PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
+
+
+@contextmanager
+def replacing(path: Path, *, private: bool = False, at_once: bool = False) -> Iterator[Path]:
+    """Yield the path of an empty file to write; it takes the place of `path` when the block ends well.
+
+    Args:
+        private: the file has mode 0600; any other has 0644, whatever the umask.
+        at_once: several may write `path` at once. What a kill leaves is then overwritten by nobody: not for
+            what is large or secret, of which one writer at a time leaves one unfinished file at most.
+
+    Makes the folder if there is none. Raises `RunFolderError` if the disk is full or the folder cannot be
+    written; what was at `path` before is then still there, whole.
+    """
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if at_once:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
+            partial = Path(name)
+        else:
+            partial = unfinished(path)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)  # an unfinished one that was there may have any mode
+        finally:
+            os.close(descriptor)
+        yield partial
+        _sync(partial, mode=0o600 if private else 0o644)
+        partial.replace(path)
+        partial = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            with suppress(OSError):
+                partial.unlink()
+
+
+@contextmanager
+def created_private(file: Path) -> Iterator[Path]:
+    """Yield the path of an empty file to write, mode 0600; it becomes `file` when the block ends well.
+
+    Raises `FileExistsError` if `file` is there by then, and what else the operating system raises.
+    """
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=PARTIAL)  # has mode 0600
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        _sync(Path(name), mode=0o600)
+        os.link(name, file)  # unlike a rename, replaces nothing
+    finally:
+        os.unlink(name)
+    sync_folder(file.parent)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, mode 0600, for one writer at a time (see `replacing`).
+
+    Raises `RunFolderError` if that fails.
+    """
+    with replacing(path, private=True) as partial:
+        partial.write_bytes(data)
+
+
+def remove_private(path: Path) -> None:
+    """Remove a file and what an interrupted `write_private` may have left of it.
+
+    Raises `RunFolderError` if one is there and stays.
+    """
+    try:
+        removed = [_removed(unfinished(path)), _removed(path)]
+        if any(removed):
+            sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be removed: {error.strerror}") from error
+
+
+def unfinished(path: Path) -> Path:
+    """Return the path of the file that `replacing` makes into `path`, unless several write at once."""
+    return path.with_name(f"{PARTIAL}{path.name}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new name, a rename or a removal in the folder itself last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(file: Path, *, mode: int) -> None:
+    with file.open("rb+") as opened:
+        os.fchmod(opened.fileno(), mode)
+        os.fsync(opened.fileno())
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
