@@ -69,7 +69,7 @@ def add_commands(to: typer.Typer) -> None:
     One that is broken, or takes a name that is there, is left out with a line that says so: no package may
     keep a user from `gate`, or stand in its place.
     """
-    taken = {one.name for one in (*to.registered_commands, *to.registered_groups)}
+    taken = {one.name for one in to.registered_commands} | {one.name for one in to.registered_groups}
     for point in sorted(entry_points(group=COMMANDS), key=lambda p: (p.name, p.value)):
         try:
             if point.name in taken:

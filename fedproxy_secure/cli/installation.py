@@ -29,7 +29,7 @@ def pretrain_demo(
     """
     with plain_errors(again=None):
         from fedproxy_secure.cli.progress import shown_on
-        from fedproxy_secure.models.saving import saving
+        from fedproxy_secure.runtime.files.saving import saving
         from fedproxy_secure.world.pretrain import pretrain, save_demo_llm
 
         try:  # find out before the training, not after it

@@ -14,7 +14,7 @@ from torch import nn
 from fedproxy_secure.compress.plan import BlockPlan, BlockTensors
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import without_library_bars
-from fedproxy_secure.models.saving import saving
+from fedproxy_secure.runtime.files.saving import saving
 
 Lift = Callable[[BlockTensors], Mapping[tuple[int, str], torch.Tensor]]
 

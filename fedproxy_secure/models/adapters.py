@@ -25,7 +25,7 @@ from torch import nn
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import block_list_name, blocks_of
-from fedproxy_secure.models.saving import saving
+from fedproxy_secure.runtime.files.saving import saving
 from fedproxy_secure.runtime.randomness import stream_seed
 
 ADAPTER = "default"  # PEFT's name for the only adapter

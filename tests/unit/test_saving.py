@@ -9,7 +9,7 @@ from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.errors import DataError, ModelError, RunFolderError
 from fedproxy_secure.experiments.results import Accuracy, MethodResult
 from fedproxy_secure.models.llm import load_llm
-from fedproxy_secure.models.saving import saving
+from fedproxy_secure.runtime.files.saving import saving
 from tests.support.tiny import save_tiny
 
 RIGHT = Accuracy(correct=(True,), correct_norm=(True,))

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.models.saving import saving
 from fedproxy_secure.runtime.files.whole import replacing
 
 FILE = "healing.safetensors"
@@ -85,8 +84,11 @@ class HealingState:
         if self._path is None:
             return
         whole = {n: t.contiguous() for n, t in tensors.items()}
-        with saving(self._path.parent), replacing(self._path) as partial:
-            save_file(whole, partial, {**said, "key": self._key})
+        try:
+            with replacing(self._path) as partial:
+                save_file(whole, partial, {**said, "key": self._key})
+        except SafetensorError as error:  # such as for a full disk
+            raise RunFolderError(f"{self._path}: cannot be written: {error}") from error
 
     def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
         """Return what the file says, None if it is of other inputs, and its tensors `name` in order."""

@@ -133,6 +133,7 @@ def test_one_node_key_written_in_two_ways_is_one_key(federation, sites, tmp_path
     approve(federation, request_of(sites["clinic"]))
     body, bank = request_of(sites["clinic"]).body, sites["bank"].identity()
     node = load_ssh_private_key(sites["clinic"].node_key.read_bytes(), None)
+    assert isinstance(node, ec.EllipticCurvePrivateKey)
     proof = node.sign(_NODE_PROOF + signing_public(bank), ec.ECDSA(hashes.SHA384()))
     body |= {"name": "bank", "node_public": f"{body['node_public']} bank@host", "node_proof": proof.hex()}
     twice = write_document(tmp_path / "twice.json", REQUEST, body, bank)
