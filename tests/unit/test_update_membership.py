@@ -121,6 +121,8 @@ def test_adamw_over_several_steps_still_tells(labs):
 
 def test_many_steps_of_adamw_are_read_at_three_points_and_fewer_or_sgd_at_one(labs):
     assert betas_of(labs("adamw", 20).settings.local) == (0.0, 0.5, 1.0)
+    assert betas_of(labs("adamw", 10).settings.local) == (0.0, 0.5, 1.0)
+    assert betas_of(labs("adamw", 9).settings.local) == (0.0,)
     assert betas_of(labs("adamw", 5).settings.local) == (0.0,)
     assert betas_of(labs("sgd", 20).settings.local) == (0.0,)
 
