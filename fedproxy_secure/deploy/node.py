@@ -15,7 +15,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from fedproxy_secure.deploy.kit import Kit, needed_kit
+from fedproxy_secure.deploy.kit import needed_kit
+from fedproxy_secure.deploy.kit_content import Kit
 from fedproxy_secure.deploy.policy import write_effective_policy
 from fedproxy_secure.deploy.preflight import local_checks, network_checks
 from fedproxy_secure.deploy.running import the_only_one

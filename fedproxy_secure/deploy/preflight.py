@@ -23,7 +23,8 @@ from cryptography import x509
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.deploy.authority import ends_soon
 from fedproxy_secure.deploy.federation import parse_address
-from fedproxy_secure.deploy.kit import Kit, needed_kit
+from fedproxy_secure.deploy.kit import ACCEPTED, needed_kit
+from fedproxy_secure.deploy.kit_content import Kit, proposed
 from fedproxy_secure.deploy.policy import differences, effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
@@ -173,7 +174,7 @@ def _keys_line(site: Site) -> str:
 
 
 def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
-    if lines := differences(ClientPolicy.model_validate(kit.proposal), policy):
+    if lines := differences(proposed(kit, Path(ACCEPTED)), policy):
         raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
     private = "no differential privacy"
     if policy.privacy.unit != "none":

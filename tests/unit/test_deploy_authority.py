@@ -25,7 +25,7 @@ from fedproxy_secure.deploy.authority import (
     make_authority,
     make_server,
 )
-from fedproxy_secure.deploy.kit import Kit
+from fedproxy_secure.deploy.kit_content import Kit
 from fedproxy_secure.deploy.node import wait_for_owner
 from fedproxy_secure.deploy.preflight import network_checks
 from fedproxy_secure.errors import ConfigError
