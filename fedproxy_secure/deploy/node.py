@@ -22,7 +22,7 @@ from fedproxy_secure.deploy.preflight import local_checks, network_checks
 from fedproxy_secure.deploy.running import the_only_one
 from fedproxy_secure.deploy.site import Site, remember
 from fedproxy_secure.deploy.watching import events_file, page_of
-from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.flower.launch.kept import Kept
 from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
@@ -56,8 +56,8 @@ def run_node(
     `status_port`: where page and metrics are served on loopback; None: they are not. `status_for_all`:
     other users of this machine may read them (`page_of`).
 
-    Raises `ConfigError` if something at this site is not in order, or a journal cannot be used;
-    `FolderInUse` if a node runs here already.
+    Raises `ConfigError` if something at this site is not in order, `ProtocolAborted` if a journal cannot be
+    used, `FolderInUse` if a node runs here already.
     """
     with the_only_one(site.folder, "a SuperNode"), terminated_like_interrupted():
         kit = needed_kit(site)
@@ -65,10 +65,7 @@ def run_node(
             if not check.ok:
                 raise ConfigError(f"{check.name}: {check.line}")
             tell(f"{check.name}: {check.line}")
-        try:
-            remember(site)
-        except ProtocolAborted as error:  # nothing that passes: this journal must be repaired by hand
-            raise ConfigError(str(error)) from error
+        remember(site)
         policy = write_effective_policy(site)
         environment = quiet_environment(private_folder(site.folder / "flower"))
         environment["FEDPROXY_CACHE"] = str(private_folder(site.folder / "cache"))
