@@ -6,7 +6,7 @@ FedProxyError                one line: the value, the rule, the remedy; exit cod
 |   `-- NotSetUp             a client that was started again has forgotten the job; set-up brings it back
 |-- ModelError               a model without decoder blocks, a tokenizer without an end token ...
 |-- TrainingError            the loss stopped being a number; names the client and the step
-|-- RoundAborted             too few clients answered; the last good round is kept
+|-- RoundAborted             too few clients answered; the last good round is kept; `passing`
 |   `-- ProtocolAborted      secure aggregation met a failed check; nothing of the round is revealed
 |-- PrivacyError             a step would spend more privacy than `privacy.max_epsilon`
 |-- QueryRefused             a customer's query would exceed what the owner's API grants; it is not answered
@@ -51,7 +51,9 @@ class RoundAborted(FedProxyError):
 
 
 class ProtocolAborted(RoundAborted):
-    """Secure aggregation stopped: a check failed or too few clients were left. No partial result exists."""
+    """Secure aggregation stopped because a check failed. No partial result exists."""
+
+    passing = False  # a lying client, a journal that was put back: somebody must look
 
 
 class PrivacyError(FedProxyError):

@@ -23,7 +23,7 @@ from attacks.base import Budget
 from attacks.integrity.rehearsal import client_of
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.record.view import PublicSettings
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
 from fedproxy_secure.secagg.terms import Policy
@@ -104,6 +104,6 @@ def played_round(
     cohort = Cohort(terms=terms, keys=keys, roster=roster, drops={"advertise": set(others) - set(updates)})
     try:
         result = cohort.run(updates)
-    except ProtocolAborted as error:
+    except RoundAborted as error:
         raise ProtocolAborted(refused or str(error)) from error
     return result.sums["update"], updates[victim]

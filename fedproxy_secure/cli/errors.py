@@ -1,9 +1,10 @@
 """The end of a command: one line for an error raised on purpose, and an exit code.
 
-0 done; 2 a wrong setting, file or installation; 75 what may pass by itself: a round was aborted, or another
-process holds the folder; 130 interrupted; 143 ended by SIGTERM, as `deploy stop` does. Commands of other
-packages use this too. Python itself ends with 1 after an error that nobody foresaw; commands whose 1 is a
-verdict say so, and end with 2 then.
+0 done; 2 a wrong setting, file or installation, or a check of secure aggregation that failed; 75 what may
+pass by itself: a round was aborted for too few clients, or another process holds the folder; 130
+interrupted; 143 ended by SIGTERM, as `deploy stop` does. Commands of other packages use this too. Python
+itself ends with 1 after an error that nobody foresaw; commands whose 1 is a verdict say so, and end with 2
+then.
 """
 
 from __future__ import annotations

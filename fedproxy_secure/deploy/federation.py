@@ -43,7 +43,7 @@ from fedproxy_secure.runtime.quoting import one_line
 from fedproxy_secure.runtime.untrusted import read_json
 
 DEFAULT_PORT = 9092
-_MARK = "federation.json"
+_MARK, _JOB = "federation.json", "job.yaml"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _CARD = """Federation {name} at {address}
 
@@ -85,13 +85,16 @@ class Federation:
 
     def job(self) -> Config:
         """Return the settings of the run. Raises `ConfigError` if they cannot be deployed."""
-        file = self.folder / "job.yaml"
-        config = load_config(file)
+        config = self.written_job()
         try:
             _check_deployable(config)
         except ConfigError as error:
-            raise ConfigError(f"{file}: {error}") from None
+            raise ConfigError(f"{self.folder / _JOB}: {error}") from None
         return config
+
+    def written_job(self) -> Config:
+        """Return the settings as they are written, even if they were edited to what cannot be deployed."""
+        return load_config(self.folder / _JOB)
 
     def owner_key(self) -> Secret:
         """Return the key that signs kits."""
@@ -125,7 +128,7 @@ def init(
         return found
     if (folder / "site.json").exists():
         raise ConfigError(f"{folder}: is a site's folder; choose another --out")
-    check_unused(folder, ("authority", "owner.key", "job.yaml", "card.txt"))
+    check_unused(folder, ("authority", "owner.key", _JOB, "card.txt"))
     if own_certificate is not None:
         check_server(own_certificate, [host])
     private_folder(folder)
@@ -139,7 +142,7 @@ def init(
     key = fresh_secret()
     write_key(folder / "owner.key", key)
     files = RunFolder(path=folder)
-    files.write_text("job.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    files.write_text(_JOB, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     federation = Federation(folder=folder, name=config.name, host=host, port=port)
     owner = signing_public(key).hex()
     files.write_text("card.txt", _CARD.format(name=config.name, address=federation.address, owner=owner))

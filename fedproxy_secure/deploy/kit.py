@@ -9,72 +9,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
-from cryptography import x509
-from packaging.version import Version
-from pydantic import ValidationError
 
 from fedproxy_secure import __version__
 from fedproxy_secure.config import AuditConfig
 from fedproxy_secure.crypto.primitives import KEY_BYTES, signing_public
 from fedproxy_secure.data.sources import HUB
 from fedproxy_secure.data.tasks import BUILT_IN
-from fedproxy_secure.deploy.federation import Federation, parse_address
+from fedproxy_secure.deploy.federation import Federation
+from fedproxy_secure.deploy.kit_content import (
+    Earlier,
+    Kit,
+    check_version,
+    proposed,
+    read_earlier,
+    read_kit,
+)
 from fedproxy_secure.deploy.members import Epoch, members
 from fedproxy_secure.deploy.signed import (
     FORMAT,
     Document,
-    fingerprint,
     plain,
     read_document,
     write_document,
 )
-from fedproxy_secure.deploy.site import Site, check_name
+from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy, policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.launch.app import app_sha256, sources_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
-from fedproxy_secure.runtime.escape import printable
-from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.secagg.provision import ROSTER, load_roster
-from fedproxy_secure.secagg.terms import Roster
 
 KIT = "kit"
 OWNER = "owner.pub"
 ACCEPTED = "kit.json"
-MOST_EPOCHS = 1_000_000  # an epoch that no later one can follow would end the way of kits to this site
 _PROPOSAL = """\
 # What this site agrees to: a job that differs in anything below is refused, and no record is read.
 # The owner of {federation} proposed it, and it is yours to change: say where your records lie (client and
 # data_root; see "Your own model and data" in the documentation), and read protect and privacy before you
 # start. Leave protect.keys and privacy.ledger as they are: they are filled in from this folder.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kit:
-    """A kit: the SuperLink's address and authority, the roster of an epoch, the app, and a policy."""
-
-    federation: str
-    site: str
-    epoch: int
-    address: str
-    authority_pem: str
-    roster: Roster
-    app_sha256: str
-    sources_sha256: str
-    version: str
-    proposal: dict[str, Any]
-
-    @property
-    def members_fingerprint(self) -> str:
-        """What sites compare with each other: 192 bits of a hash over all members' names and keys."""
-        return fingerprint(self.roster.sha256())
 
 
 def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
@@ -114,7 +91,7 @@ def check_kits(federation: Federation, names: Collection[str]) -> None:
     for name in names:
         file = _kit_file(federation, name)
         if file.exists():
-            _check_version(_read(read_document(file, KIT, by=public), file), file)
+            check_version(read_document(file, KIT, by=public).body, file)
 
 
 def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None = None) -> tuple[Kit, bool]:
@@ -140,8 +117,11 @@ def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None =
             f"owner={owner.hex()[:16]}...: must be {pinned.hex()[:16]}..., whose kits this site takes"
         )
     document = read_document(file, KIT, by=pinned or owner)
-    kit = _read(document, file)
-    before = accepted_kit(site)
+    check_version(document.body, file)
+    kit = read_kit(document.body, file)
+    proposed(kit, file)
+    accepted = _accepted(site)
+    before = None if accepted is None else read_earlier(accepted.body, site.folder / ACCEPTED)
     if kit.site != site.name or kit.roster.members.get(site.name) != signing_public(site.identity()):
         raise ConfigError(
             f"{file}: is for the site {kit.site} with other keys than this folder's; the owner must "
@@ -153,7 +133,6 @@ def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None =
         raise ConfigError(
             f"{file}: epoch={kit.epoch}: must be >= {before.epoch}, which this site has; get the newest kit"
         )
-    _check_version(kit, file)
     _check_members(kit, file, before, members)
     write_bytes(site.folder / OWNER, document.public.hex().encode() + b"\n")
     new_policy = not site.client_file.exists()
@@ -165,59 +144,29 @@ def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None =
     return kit, new_policy
 
 
-def accepted_kit(site: Site) -> Kit | None:
-    """Return the kit that a site has accepted, or None. Raises `ConfigError` if it was changed since."""
-    file = site.folder / ACCEPTED
-    if not file.exists():
-        return None
-    return _read(read_document(file, KIT, by=_pinned_owner(site)), file)
-
-
 def needed_kit(site: Site) -> Kit:
     """Return the kit that a site has accepted.
 
-    Raises `ConfigError` if there is none for its keys, or if it is of another version of this software.
+    Raises `ConfigError` if there is none for its keys, if it was changed since, or if it is of another
+    version of this software.
     """
-    kit = accepted_kit(site)
-    if kit is None:
+    document = _accepted(site)
+    if document is None:
         raise ConfigError(f"{site.folder}: has no kit; `deploy accept` the one that the owner made")
+    check_version(document.body, site.folder / ACCEPTED)
+    kit = read_kit(document.body, site.folder / ACCEPTED)
     if kit.roster.members.get(site.name) != signing_public(site.identity()):
         raise ConfigError(f"{site.folder}: its kit is for other keys; the owner must make a new one")
     file = site.keys / ROSTER
     if not file.exists() or load_roster(site.keys).sha256() != kit.roster.sha256():
         raise ConfigError(f"{file}: is not its kit's; `deploy accept` the kit again")
-    _check_version(kit, site.folder / ACCEPTED)
     return kit
 
 
-def _read(document: Document, file: Path) -> Kit:
-    body = document.body
-    try:
-        kit = Kit(
-            federation=printable(str(body["federation"]))[:200],
-            site=str(body["site"]),
-            epoch=_epoch(body["epoch"]),
-            address=_address(str(body["address"])),
-            authority_pem=str(body["authority_pem"]),
-            roster=Roster(members={str(n): bytes.fromhex(k) for n, k in body["roster"].items()}),
-            app_sha256=str(body["app_sha256"]),
-            sources_sha256=str(body.get("sources_sha256", "none")),  # the first kits had none
-            version=str(body["version"]),
-            proposal=dict(body["proposal"]),
-        )
-        for name in (kit.site, *kit.roster.members):
-            check_name(name)
-        if not kit.authority_pem.isascii():
-            raise ValueError("authority_pem: has characters beyond ASCII; must have none, as any PEM")
-        if not x509.load_pem_x509_certificates(kit.authority_pem.encode()):
-            raise ValueError("it names no authority")
-        ClientPolicy.model_validate(kit.proposal)
-        Version(kit.version)
-    except (KeyError, ValueError, TypeError, AttributeError, ValidationError) as error:
-        raise ConfigError(f"{file}: is no kit: {str(error).splitlines()[0]}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{file}: is no kit: {error}") from None
-    return kit
+def _accepted(site: Site) -> Document | None:
+    """Return the kit that a site has accepted as it was signed, of whatever version, or None."""
+    file = site.folder / ACCEPTED
+    return read_document(file, KIT, by=_pinned_owner(site)) if file.exists() else None
 
 
 def _kit_file(federation: Federation, name: str) -> Path:
@@ -232,29 +181,7 @@ def _proposal(policy: ClientPolicy) -> ClientPolicy:
     return policy.model_copy(update={"client": client, "data_root": None, "audit": AuditConfig()})
 
 
-def _address(text: str) -> str:
-    parse_address(text)
-    return text
-
-
-def _epoch(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= MOST_EPOCHS:
-        raise ValueError(f"epoch={quoted(value)}: must be a whole number from 1 to {MOST_EPOCHS}")
-    return value
-
-
-def _check_version(kit: Kit, file: Path) -> None:
-    """Raise `ConfigError` for a kit of other code than is installed here."""
-    if (kit.app_sha256, kit.sources_sha256) != (app_sha256(), sources_sha256()):
-        theirs = f"{quoted(kit.version)}, sources {quoted(kit.sources_sha256[:12])}"
-        raise ConfigError(
-            f"{file}: is made by fedproxy-secure {theirs}: must be {__version__!r}, sources "
-            f"{sources_sha256()[:12]!r}, which is installed here; install the same commit at the owner and "
-            "every site, then `deploy kit` and `deploy accept` again"
-        )
-
-
-def _check_members(kit: Kit, file: Path, before: Kit | None, told: str | None) -> None:
+def _check_members(kit: Kit, file: Path, before: Earlier | None, told: str | None) -> None:
     """Raise `ConfigError` for a list of members that was not told, or that changed without being told."""
     found = kit.members_fingerprint
     if told is not None and plain(told) != plain(found):

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from fedproxy_secure.deploy.kit import Kit, needed_kit
+from fedproxy_secure.deploy.kit import needed_kit
+from fedproxy_secure.deploy.kit_content import Kit
 from fedproxy_secure.deploy.policy import write_effective_policy
 from fedproxy_secure.deploy.preflight import local_checks, network_checks
 from fedproxy_secure.deploy.running import the_only_one
 from fedproxy_secure.deploy.site import Site, remember
 from fedproxy_secure.deploy.watching import events_file, page_of
-from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.flower.launch.kept import Kept
 from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
@@ -39,6 +40,7 @@ from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 
 log = logging.getLogger(__name__)
 PAUSE_S = 20.0  # until certificate and clocks are looked at again
+AGAIN_S = 300.0  # until what is still wrong with them is told again
 NODE, WORKER = "fedproxy_secure.flower.launch.supernode", "fedproxy_secure.flower.launch.worker"
 
 
@@ -54,8 +56,8 @@ def run_node(
     `status_port`: where page and metrics are served on loopback; None: they are not. `status_for_all`:
     other users of this machine may read them (`page_of`).
 
-    Raises `ConfigError` if something at this site is not in order, or a journal cannot be used;
-    `FolderInUse` if a node runs here already.
+    Raises `ConfigError` if something at this site is not in order, `ProtocolAborted` if a journal cannot be
+    used, `FolderInUse` if a node runs here already.
     """
     with the_only_one(site.folder, "a SuperNode"), terminated_like_interrupted():
         kit = needed_kit(site)
@@ -63,10 +65,7 @@ def run_node(
             if not check.ok:
                 raise ConfigError(f"{check.name}: {check.line}")
             tell(f"{check.name}: {check.line}")
-        try:
-            remember(site)
-        except ProtocolAborted as error:  # nothing that passes: this journal must be repaired by hand
-            raise ConfigError(str(error)) from error
+        remember(site)
         policy = write_effective_policy(site)
         environment = quiet_environment(private_folder(site.folder / "flower"))
         environment["FEDPROXY_CACHE"] = str(private_folder(site.folder / "cache"))
@@ -82,7 +81,7 @@ def run_node(
             page = page_of(site.folder, status_port, everybody=status_for_all)
             if (url := stack.enter_context(page)) is not None:
                 tell(f"status: {url}")
-            wait_for_owner(kit, tell)
+            wait_for_owner(kit, tell, events=events)
             for name, arguments in _programs(site, kit, policy).items():
                 file = logs / f"{name}.log"
                 one = Kept(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
@@ -94,23 +93,40 @@ def run_node(
                 time.sleep(POLL_S)
 
 
-def wait_for_owner(kit: Kit, tell: Callable[[str], None], *, pause_s: float = PAUSE_S) -> None:
+def wait_for_owner(
+    kit: Kit,
+    tell: Callable[[str], None],
+    *,
+    events: EventLog | None = None,
+    pause_s: float = PAUSE_S,
+    again_s: float = AGAIN_S,
+) -> None:
     """Return when the owner's certificate and both clocks are right, or she is away.
 
     What is wrong there may be mended elsewhere: by the owner, who renews a certificate, or by this machine,
     which has started before its clock was set. Until then nothing is sent to the owner but requests for her
     health page. An owner who is away is left to the SuperNode, which asks again and again.
 
-    `tell` is called with a line for each check, and again when the line has changed.
+    `tell` is called with a line for each check, when the line has changed, and every `again_s`. `events` is
+    told when something is wrong, by the name of the check, and when it no longer is: so page and metrics
+    of the site say that somebody should look.
     """
     said: dict[str, str] = {}
+    again_at, noted = time.monotonic() + again_s, None
     while True:
         checks = list(network_checks(kit))
+        if time.monotonic() >= again_at:
+            said, again_at = {}, time.monotonic() + again_s
         for check in checks:
             if said.get(check.name) != check.line:
                 tell(f"{check.name}: {check.line}")
         said = {check.name: check.line for check in checks}
-        if all(check.ok or check.waits for check in checks):
+        wrong = next((check.name for check in checks if not (check.ok or check.waits)), None)
+        if wrong != noted and events is not None:
+            outcome = "done" if wrong is None else "aborted"
+            note_in(events, "site", "setup", outcome=outcome, reason=wrong)
+            noted = wrong
+        if wrong is None:
             return
         time.sleep(pause_s)
 

@@ -15,18 +15,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.request import proxy_bypass_environment
 
 import httpx
 from cryptography import x509
 
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.deploy.authority import ends_soon
-from fedproxy_secure.deploy.kit import Kit, needed_kit
+from fedproxy_secure.deploy.federation import parse_address
+from fedproxy_secure.deploy.kit import ACCEPTED, needed_kit
+from fedproxy_secure.deploy.kit_content import Kit, proposed
 from fedproxy_secure.deploy.policy import differences, effective_policy
 from fedproxy_secure.deploy.site import Site
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
-from fedproxy_secure.flower.launch.processes import without_proxy_to_loopback
+from fedproxy_secure.flower.launch.processes import LOOPBACK_NAMES
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.escape import printable
@@ -101,11 +104,11 @@ def network_checks(kit: Kit) -> Iterator[Check]:
 
 def _asked_health(kit: Kit) -> tuple[int, str | None, datetime]:
     """Return status and date of the SuperLink's health page, and when its certificate ends."""
-    os.environ.update(without_proxy_to_loopback())  # as the node's own environment does
     context = ssl.create_default_context(cadata=kit.authority_pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    direct = {f"all://{name}": None for name in LOOPBACK_NAMES}  # no proxy, as in the node's environment
     with (
-        httpx.Client(verify=context, timeout=CONNECT_S) as client,
+        httpx.Client(verify=context, timeout=CONNECT_S, mounts=direct) as client,
         client.stream("GET", f"https://{kit.address}/health") as answer,  # of which no body is read
     ):
         tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
@@ -118,14 +121,25 @@ def _unreached(kit: Kit, error: BaseException) -> Check:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
+    proxy = _proxy_variable(kit)
     if cause is not None:
-        line = f"{kit.address}: its certificate is not the kit's ({cause.verify_message}); ask the owner"
+        whose = "its certificate" if proxy is None else f"its certificate, or that of the proxy in {proxy},"
+        ask = "the owner" if proxy is None else "who runs the proxy, and the owner"
+        line = f"{kit.address}: {whose} is not the kit's ({cause.verify_message}); ask {ask}"
         return _found("certificate", ok=False, line=line)
     why = one_line(str(error) or type(error).__name__, 200)  # may be what the server sent as an answer
-    proxies = [name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
-    by_way = f", and {proxies[0]} right" if proxies else ""
+    by_way = "" if proxy is None else f", and {proxy} right"
     line = f"{kit.address}: does not answer ({why}); is `deploy run` on, and the port open{by_way}?"
     return _found("owner", ok=False, line=line, waits=True)
+
+
+def _proxy_variable(kit: Kit) -> str | None:
+    """Return the variable of the environment that names the proxy to the owner; None if there is none."""
+    host, _ = parse_address(kit.address)
+    if host in LOOPBACK_NAMES or proxy_bypass_environment(host):
+        return None
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")  # the first one holds
+    return next((name for name in names if os.environ.get(name)), None)
 
 
 def _found(name: str, *, ok: bool, line: str, waits: bool = False) -> Check:
@@ -160,7 +174,7 @@ def _keys_line(site: Site) -> str:
 
 
 def _policy_line(policy: ClientPolicy, kit: Kit) -> str:
-    if lines := differences(ClientPolicy.model_validate(kit.proposal), policy):
+    if lines := differences(proposed(kit, Path(ACCEPTED)), policy):
         raise ConfigError(f"client.yaml differs from the owner's job: {'; '.join(lines)}")
     private = "no differential privacy"
     if policy.privacy.unit != "none":

@@ -12,7 +12,8 @@ from fedproxy_secure.deploy.authority import read_certificate
 from fedproxy_secure.deploy.federation import is_federation, open_federation
 from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.site import open_site
-from fedproxy_secure.flower.launch.same_user import is_of_this_user
+from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.flower.launch.same_user import are_users_known, is_of_this_user
 from fedproxy_secure.monitor.event_log import EventLog
 from fedproxy_secure.monitor.owner import owner_standing
 from fedproxy_secure.monitor.serve import served
@@ -28,16 +29,24 @@ def events_file(folder: Path) -> Path:
 def standing_of(folder: Path) -> Standing:
     """Return how the federation of an owner's or a site's folder stands.
 
-    Raises `ConfigError` for a folder that is neither, for settings or a certificate that cannot be read,
-    and for a site whose policy is not in order.
+    An owner's run may be under way with the settings and the certificate that were there when it began. So
+    settings that were edited since to what cannot be deployed do not matter here, and a certificate that
+    cannot be read makes the standing unhealthy.
+
+    Raises `ConfigError` for a folder that is neither, for settings that cannot be read, and for a site
+    whose policy is not in order.
     """
     events = EventLog(file=events_file(folder))
     if is_federation(folder):
         federation = open_federation(folder)
-        seed = federation.job().seeds[0]
+        seed = federation.written_job().seeds[0]
         place = federation.run_folder / f"seed-{seed}" / "federation"
         standing = owner_standing(place, name=federation.name, events=events)
-        ends = read_certificate(federation.tls.certificate).not_valid_after_utc
+        try:
+            ends = read_certificate(federation.tls.certificate).not_valid_after_utc
+        except ConfigError:
+            why = f"{standing.why}; the certificate authority/server.pem cannot be read"
+            return replace(standing, healthy=False, why=why)
         return replace(standing, certificate_ends=ends)
     return site_standing(effective_policy(open_site(folder)), events=events)
 
@@ -50,12 +59,19 @@ def page_of(folder: Path, port: int | None, *, everybody: bool = False) -> Itera
     follows how many records it has: it answers this user alone, unless it is for `everybody` on this
     machine, or the system does not tell whose a connection is (it does on Linux).
 
-    Raises `ConfigError` for a port that is in use.
+    Raises `ConfigError` for a port that is in use, and for a site's page on a Linux that does not tell
+    whose a connection is: nobody could read it.
     """
     if port is None:
         yield None
         return
     own = not is_federation(folder) and not everybody and sys.platform == "linux"
+    if own and not are_users_known():
+        raise ConfigError(
+            f"--status-port={port}: this system does not tell whose a connection is (inet_diag), so nobody "
+            "could read the page; add --status-for-all, by which all users of this machine may, or leave "
+            "out --status-port"
+        )
     may_read = is_of_this_user if own else None
     with served(lambda: standing_of(folder), port=port, may_read=may_read) as url:
         yield url

@@ -37,8 +37,8 @@ class Event:
     Args:
         time: when it ended, in UTC; milliseconds are kept.
         party: whose log this is.
-        kind: `start` and `stop` of a process, `setup` of the clients, `message` answered by a site, or
-            `round` tried by the owner.
+        kind: `start` and `stop` of a process, `setup` of the clients (at a site: of the way to the owner,
+            if something is wrong there), `message` answered by a site, or `round` tried by the owner.
         round: from 0; at a site the round that the owner names in her request.
         message: the type of the message, such as `train` or `query.mask`.
         clients: how many are connected (`setup`) or took part (`round`).
@@ -46,7 +46,7 @@ class Event:
         bytes_out: payload sent, in bytes.
         seconds: how long it took.
         outcome: `done` or `aborted`.
-        reason: the class of the error if it was aborted.
+        reason: the class of the error if it was aborted; at a site's `setup` the check that fails.
 
     Raises `DataError` for a value of another type or out of its range.
     """

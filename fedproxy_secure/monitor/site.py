@@ -86,7 +86,11 @@ def _judged(at: Standing, *, complete: bool) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
         return "finished", True, "the last round is done"
-    if at.last is None or (at.last.kind == "start" and at.round is None):
+    way = at.last if at.last is not None and (at.last.party, at.last.kind) == ("site", "setup") else None
+    if way is not None and way.outcome == "aborted":
+        line = f"waits: {way.reason} is not in order on the way to the owner; this site's own log says why"
+        return "waiting", False, line
+    if at.last is None or (at.round is None and (way is not None or at.last.kind == "start")):
         return "waiting", True, "waits for the owner's first message"
     if at.last.kind == "stop":
         return "stopped", True, "was stopped; it goes on when it is started again"

@@ -69,10 +69,12 @@ class OwnersApi:
         Raises `QueryRefused` for a text that the model cannot read, for more than `most_tokens` in one
         call, or for what a limit does not allow; then none of the texts is answered, and none is counted.
         """
-        self._check_call(sum(len(text) for text in texts))
+        lengths = [len(text) for text in texts]
+        self._check_call(max(lengths, default=0), "ask a shorter text")
+        self._check_call(sum(lengths), "ask in several calls")
         for text in texts:
             self._check(text, written=0)
-        self.ledger.spend(customer, [len(text) for text in texts], self.policy)
+        self.ledger.spend(customer, lengths, self.policy)
         answers = []
         for text in texts:
             ids = torch.tensor(text, dtype=torch.int64)
@@ -90,7 +92,7 @@ class OwnersApi:
 
         if count < 1:
             raise QueryRefused(f"tokens to write={count}: must be >= 1")
-        self._check_call(len(text) + count)
+        self._check_call(len(text) + count, "ask a shorter text or for fewer tokens")
         self._check(text, written=count)
         self.ledger.spend(customer, [len(text) + count], self.policy)
         ids, cache, answers = list(text), DynamicCache(), list[Told]()
@@ -111,11 +113,12 @@ class OwnersApi:
     def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> Told:
         return tell(logits, ids, self.policy, self._key, start=start)
 
-    def _check_call(self, tokens: int) -> None:
+    def _check_call(self, tokens: int, remedy: str) -> None:
         """Raise `QueryRefused` for a call that would keep this process busy for too long."""
         if tokens > self.most_tokens:
             raise QueryRefused(
-                f"tokens={tokens} in one call: must be <= {self.most_tokens}; ask in several calls"
+                f"tokens={tokens} in one call: must be <= {self.most_tokens}; {remedy}, or give OwnersApi "
+                "a larger most_tokens"
             )
 
     def _check(self, text: Sequence[int], *, written: int) -> None:

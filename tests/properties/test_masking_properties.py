@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.secagg.ring import RING_BITS, read_sum
 from fedproxy_secure.secagg.selftest.rehearsal import STEPS, Cohort, identities, names, ring, terms_for
 
@@ -68,7 +68,7 @@ def check(terms, drops, seed, spread):
     gone_at = {n: i for i, step in enumerate(STEPS) for n in drops[step]}
     left = [sum(gone_at.get(n, len(STEPS)) > i for n in terms.cohort) for i in range(len(STEPS))]
     if min(left) < terms.threshold:
-        with pytest.raises(ProtocolAborted, match="must be >="):
+        with pytest.raises(RoundAborted, match="must be >="):
             cohort.run(updates)
         return
     made = cohort.run(updates)

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedproxy_secure import wire
 from fedproxy_secure.config import ProtectConfig, parse_config
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower import client_app
@@ -71,7 +71,7 @@ def test_a_job_that_arrives_between_two_steps_ends_the_attempt(world, step, capl
     with (
         proxy_store.offered_on_this_host(folder),
         with_keys(job) as keyed,
-        pytest.raises(ProtocolAborted, match=f"{step.removeprefix('query.')}: 0 of 5 clients"),
+        pytest.raises(RoundAborted, match=f"{step.removeprefix('query.')}: 0 of 5 clients"),
     ):
         serve(OtherJobBefore(step), keyed, folder, initial)
     assert "settings: were changed within an attempt" in caplog.text
@@ -86,7 +86,7 @@ def test_survivors_stay_pinned_whatever_job_comes_before_the_unmasking(world):
         for grid.step, grid.lost in (("query.unmask", None), ("", 6)):
             try:
                 unmasked.append(serve(grid, keyed, folder, initial))
-            except ProtocolAborted:
+            except RoundAborted:
                 continue
     assert len(unmasked) <= 1
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.flower import selftest as over_flower
 from fedproxy_secure.flower.selftest import known_bad, liars, proxies, renewed
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit, tried
@@ -149,7 +149,7 @@ def test_under_record_level_privacy_a_proxy_that_overflows_for_a_token_fails_nob
 
 def test_clients_that_refuse_differences_stop_what_two_seeds_of_a_policy_would_tell(world, heard):
     assert "reads all 2048 numbers of c3's update" in renewed.other_seed(world, allowed=True)
-    with pytest.raises(ProtocolAborted, match="confirm: 0 of 3 clients"):
+    with pytest.raises(RoundAborted, match="confirm: 0 of 3 clients"):
         renewed.other_seed(world, allowed=True, refuse_differencing=True)
     assert "an earlier sum differs by one client" in heard.take()
 

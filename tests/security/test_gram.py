@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.ckks import context as ckks
 from fedproxy_secure.secagg.ckks import products as ckks_gram
 from fedproxy_secure.secagg.ckks.gram import MESSAGES, GramClient, GramProducts, GramServer, agreed_hash
@@ -95,12 +95,12 @@ def test_another_attempt_has_another_hash_for_the_same_cosines():
 
 
 def test_one_who_drops_before_the_sketch_leaves_too_few_of_three():
-    with pytest.raises(ProtocolAborted, match="sketch: 2 of 3 clients"):
+    with pytest.raises(RoundAborted, match="sketch: 2 of 3 clients"):
         run(lost=lambda at, name: (at, name) == ("sketch", "c01"))
 
 
 def test_without_the_leader_s_key_nothing_goes_on():
-    with pytest.raises(ProtocolAborted, match="the leader sent no key"):
+    with pytest.raises(RoundAborted, match="the leader sent no key"):
         run(lost=lambda at, name: at == "share")
 
 
@@ -114,7 +114,7 @@ def test_a_client_shown_other_products_opens_another_hash_and_the_rest_do_not_fo
     hashes = {n: o.gram_sha256 for n, o in opened.items()}
     assert hashes["c00"] == hashes["c02"] != hashes["c01"]
     assert agreed_hash(hashes, threshold=2) == hashes["c00"]
-    with pytest.raises(ProtocolAborted, match="2 clients opened the same cosines; must be >= 3"):
+    with pytest.raises(RoundAborted, match="2 clients opened the same cosines; must be >= 3"):
         agreed_hash(hashes, threshold=3)
 
 
@@ -265,5 +265,5 @@ def test_every_message_says_what_it_reveals():
 
 
 def test_nobody_agrees_when_nobody_answers():
-    with pytest.raises(ProtocolAborted, match="0 clients opened"):
+    with pytest.raises(RoundAborted, match="0 clients opened"):
         agreed_hash({}, threshold=2)

@@ -231,7 +231,7 @@ def test_a_round_unmasked_once_is_not_unmasked_for_other_survivors(world):
         serve(grid, keyed, folder, initial)
         lost["now"] = True
         for same in (grid, InProcessGrid(app, 5)):  # in another of Flower's runs clients' states are new
-            with pytest.raises(ProtocolAborted, match="confirm: 0 of 5 clients"):
+            with pytest.raises(RoundAborted, match="confirm: 0 of 5 clients"):
                 serve(same, keyed, folder, initial)
         lost["now"] = False
         serve(grid, keyed, folder, initial)  # the same survivors: nothing new is learnt
@@ -249,7 +249,7 @@ def test_two_of_flowers_runs_side_by_side_do_not_unmask_a_round_for_different_su
     with proxy_store.offered_on_this_host(folder), with_keys(with_(job, rounds=1)) as keyed:
         grid = InProcessGrid(Wrapped(sees=run_the_other), 5)
         # the newer attempt ended the older one at every client
-        with pytest.raises(ProtocolAborted, match="unmask: 0 of 5 clients"):
+        with pytest.raises(RoundAborted, match="unmask: 0 of 5 clients"):
             serve(grid, keyed, folder, initial)
 
 

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedproxy_secure.errors import ProtocolAborted, RoundAborted, RunFolderError
+from fedproxy_secure.errors import RoundAborted, RunFolderError
 from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.flower import client_app
@@ -143,7 +143,7 @@ def test_a_round_with_encrypted_cosines_is_summed_once(world):
     job, (_, folder, initial) = gram_job(world), world
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)
-        with pytest.raises(ProtocolAborted, match="products: 0 clients opened the same cosines"):
+        with pytest.raises(RoundAborted, match="products: 0 clients opened the same cosines"):
             serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)
 
 
@@ -153,7 +153,7 @@ def test_clients_that_forget_the_attempt_between_its_steps_abort_it(world):
             with writing(journal_of(context)) as database:
                 database.execute("DELETE FROM kept")
 
-    with pytest.raises(ProtocolAborted, match="products: 0 clients opened the same cosines"):
+    with pytest.raises(RoundAborted, match="products: 0 clients opened the same cosines"):
         serve_with(world, gram_job(world), Wrapped(sees=drop))
 
 

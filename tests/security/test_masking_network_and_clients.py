@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.crypto import primitives as crypto
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.masking.keys import upload_key
 from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.messages import Advertise
@@ -205,7 +205,7 @@ def test_a_malicious_client_that_masks_wrongly_makes_the_sentinels_wrong():
 
 @pytest.mark.parametrize("step", ["advertise", "share", "mask", "confirm", "unmask"])
 def test_one_survivor_too_few_aborts_with_the_reason(step):
-    with pytest.raises(ProtocolAborted, match=rf"{step}: 3 of 5 clients; must be >= 4"):
+    with pytest.raises(RoundAborted, match=rf"{step}: 3 of 5 clients; must be >= 4"):
         cohort(drops={step: {"c00", "c01"}}).run(updates())
 
 

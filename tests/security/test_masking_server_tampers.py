@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.crypto import primitives as crypto
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.messages import Advertise, Confirmations, KeyBook
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, names
 from tests.support.masked_cohort import KEYS, PLAN, ROSTER, TERMS, K, cohort, flip, only, session, updates
@@ -41,7 +41,7 @@ def test_a_key_swapped_by_the_server_is_noticed(column):
     c.run(updates())
     assert "signature of c02: verification failed" in c.client_errors["c00"]
     everyone = cohort(tamper=lambda at, _, m: row_changed(column, 2)(m) if at == "share to client" else m)
-    with pytest.raises(ProtocolAborted, match=r"share: [01] of 5 clients"):
+    with pytest.raises(RoundAborted, match=r"share: [01] of 5 clients"):
         everyone.run(updates())
 
 
@@ -156,7 +156,7 @@ def test_two_different_survivor_sets_cannot_both_be_unmasked():
         return message
 
     c = cohort(tamper=split_view)
-    with pytest.raises(ProtocolAborted):
+    with pytest.raises(RoundAborted):
         c.run(updates())
 
 

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from fedproxy_secure.config import AdapterConfig, ProtectConfig, parse_config
-from fedproxy_secure.errors import ConfigError, ModelError, ProtocolAborted
+from fedproxy_secure.errors import ConfigError, ModelError, ProtocolAborted, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower import client_app
@@ -209,7 +209,7 @@ def test_the_least_cohort_raises_the_threshold(world):
 def test_a_round_that_loses_more_than_the_least_cohort_allows_is_aborted(world):
     state, _ = serve_losing(world, {0: {4}}, rounds=1)
     assert state.round == 1
-    with pytest.raises(ProtocolAborted, match="mask: 4 of 5 clients; must be >= 5"):
+    with pytest.raises(RoundAborted, match="mask: 4 of 5 clients; must be >= 5"):
         serve_losing(world, {0: {4}}, rounds=1, min_cohort=5)
 
 
@@ -263,7 +263,7 @@ def test_two_sums_that_differ_by_one_client_are_made_only_if_nobody_refuses(worl
 
 @pytest.mark.parametrize("lost", [{1: {4}}, {0: {4}}], ids=["one leaves", "one joins"])
 def test_a_sum_that_differs_by_one_client_from_an_earlier_one_is_refused(world, tmp_path, lost):
-    with pytest.raises(ProtocolAborted, match=r"confirm: [01] of \d clients"):
+    with pytest.raises(RoundAborted, match=r"confirm: [01] of \d clients"):
         serve_losing(world, lost, run_folder=tmp_path, refuse_differencing=True)
     assert len(participants(tmp_path)) == 1  # the first round stands
 
@@ -279,7 +279,7 @@ def test_equal_cohorts_and_those_that_differ_by_more_go_on(world, tmp_path):
 
 def test_ckks_refuses_such_sums_too(world):
     pytest.importorskip("tenseal")
-    with pytest.raises(ProtocolAborted):
+    with pytest.raises(RoundAborted):
         serve_losing(world, {1: {4}}, scheme="ckks", refuse_differencing=True)
 
 

@@ -128,7 +128,7 @@ def test_errors_not_raised_on_purpose_are_not_hidden():
         (ConfigError("x"), 2),
         (RunFolderError("cannot be written"), 2),
         (RoundAborted("too few"), 75),
-        (ProtocolAborted("too few"), 75),
+        (ProtocolAborted("signature of c0: verification failed"), 2),
         (FolderInUse("runs here already"), 75),
     ],
 )

@@ -2,6 +2,7 @@
 
 import datetime
 import http.server
+import os
 import re
 import shutil
 import socket
@@ -24,11 +25,12 @@ from fedproxy_secure.deploy.authority import (
     make_authority,
     make_server,
 )
-from fedproxy_secure.deploy.kit import Kit
+from fedproxy_secure.deploy.kit_content import Kit
 from fedproxy_secure.deploy.node import wait_for_owner
 from fedproxy_secure.deploy.preflight import network_checks
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.flower.launch.processes import free_port
+from fedproxy_secure.monitor.event_log import EventLog
 from fedproxy_secure.secagg.terms import Roster
 
 
@@ -227,6 +229,21 @@ def test_the_owner_is_asked_by_way_of_the_proxy_that_the_node_will_use(folder, m
     assert near[0].ok
 
 
+def test_where_a_proxys_own_certificate_fails_the_line_names_the_proxy(folder, monkeypatch):
+    files = TlsFiles.below(folder)
+    with served(files) as port:  # by an authority that no system knows
+        monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{port}")
+        (check,) = network_checks(kit(9092, files.authority, host="owner.example"))
+    assert (check.name, check.ok, check.waits) == ("certificate", False, False)
+    assert "its certificate, or that of the proxy in HTTPS_PROXY, is not the kit's" in check.line
+
+
+def test_checks_of_the_way_to_the_owner_leave_the_environment_as_it_is(folder):
+    before = dict(os.environ)
+    list(network_checks(kit(1, TlsFiles.below(folder).authority)))
+    assert dict(os.environ) == before
+
+
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "::nonsense", "http://127.0.0.1:1"])
 def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(folder, monkeypatch, proxy):
     monkeypatch.setenv("HTTPS_PROXY", proxy)
@@ -246,7 +263,7 @@ def test_a_certificate_that_ends_soon_is_told_while_there_is_time(folder, tmp_pa
     assert re.search(r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell her$", checks[0].line)
 
 
-def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder):
+def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder, tmp_path):
     class Mended(Healthy):
         asked = 0
 
@@ -255,10 +272,14 @@ def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder):
             self.date = "Mon, 01 Jan 2024 00:00:00 GMT" if Mended.asked < 4 else None
             super().do_GET()
 
-    files, told = TlsFiles.below(folder), []
+    files, told, events = TlsFiles.below(folder), [], EventLog(file=tmp_path / "events.jsonl")
     with served(files, Mended) as port:
-        wait_for_owner(kit(port, files.authority), told.append, pause_s=0.01)
+        wait_for_owner(kit(port, files.authority), told.append, events=events, pause_s=0.01)
     assert Mended.asked == 4
+    assert [(e.kind, e.outcome, e.reason) for e in events.read().events] == [
+        ("setup", "aborted", "clock"),
+        ("setup", "done", None),
+    ], "so that the site's page says it"
     assert [line.partition(": ")[0] for line in told if line.startswith("clock")] == ["clock", "clock"]
     assert "set it by NTP" in told[1]
     assert re.search("clock: [0-5] s apart", told[-1])
@@ -271,7 +292,7 @@ def test_a_site_waits_for_a_certificate_that_is_not_the_kits_to_be_put_right(fol
     ended = threading.Event()
 
     def waits():
-        wait_for_owner(kit(port, ours.authority), told.append, pause_s=0.01)
+        wait_for_owner(kit(port, ours.authority), told.append, pause_s=0.01, again_s=0.1)
         ended.set()
 
     with served(TlsFiles.below(tmp_path), port=port):
@@ -280,6 +301,7 @@ def test_a_site_waits_for_a_certificate_that_is_not_the_kits_to_be_put_right(fol
     with served(ours, port=port):
         assert ended.wait(30)
     assert "its certificate is not the kit's" in told[0]
+    assert told[1] == told[0], "what lasts is told again"
 
 
 def test_the_authority_certifies_servers_alone(folder):

@@ -17,7 +17,8 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.deploy import preflight
 from fedproxy_secure.deploy.kit import needed_kit
 from fedproxy_secure.deploy.site import open_site
-from fedproxy_secure.deploy.watching import page_of
+from fedproxy_secure.deploy.watching import page_of, standing_of
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.flower.launch.processes import free_port
 from tests.support.connections import NOBODY
@@ -185,6 +186,38 @@ def test_a_sites_page_is_for_the_user_who_runs_it_unless_it_is_for_all(started):
         assert answer_to_another_user(url) == 200
     with page_of(started / "owner", free_port()) as url:
         assert answer_to_another_user(url) == 200
+
+
+def test_where_the_system_does_not_say_who_asks_a_sites_page_needs_to_be_for_all(started, monkeypatch):
+    monkeypatch.delattr(socket, "AF_NETLINK")  # as in a sandbox that has no inet_diag
+    with (
+        pytest.raises(ConfigError, match="nobody could read the page; add --status-for-all"),
+        page_of(started / "c0", free_port()),
+    ):
+        pass
+    with page_of(started / "c0", free_port(), everybody=True) as url, urlopen(f"{url}metrics") as answer:
+        assert answer.status == 200
+
+
+def test_an_owners_standing_is_read_whatever_was_edited_since_her_run_began(own):
+    job, certificate = own / "owner" / "job.yaml", own / "owner" / "authority" / "server.pem"
+    job.write_text(job.read_text().replace("seeds:\n- 0\n", "seeds:\n- 0\n- 1\n"))
+    assert "a deployment trains once" in typed("run", own / "owner", code=2)
+    assert standing_of(own / "owner").healthy
+    certificate.write_text("not PEM")
+    standing = standing_of(own / "owner")
+    assert (standing.healthy, standing.certificate_ends) == (False, None)
+    assert standing.why == "has not begun; the certificate authority/server.pem cannot be read"
+    assert standing.why in typed("status", own / "owner")
+
+
+def test_the_line_that_says_how_to_go_on_has_all_that_was_typed(started, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "disk_usage", interrupted)
+    said = typed("start", started / "c0", "--status-port", 9464, "--status-for-all", code=130)
+    assert said.endswith(f"deploy start {started / 'c0'} --status-port 9464 --status-for-all\n")
 
 
 def test_a_folder_that_is_none_is_one_line(tmp_path):

@@ -1,13 +1,15 @@
 """A program that is kept running starts again when it ends, after a growing pause, and stops when told."""
 
 import os
+import resource
+import signal
 import time
 
 import pytest
 
 from fedproxy_secure.flower.launch import kept as module
 from fedproxy_secure.flower.launch.kept import Kept
-from fedproxy_secure.flower.launch.processes import alone_in
+from fedproxy_secure.flower.launch.processes import alone_in, keep_bounded
 
 
 @pytest.fixture
@@ -97,6 +99,38 @@ def test_a_program_that_cannot_be_started_for_a_moment_is_started_later(keep, tm
     assert told == ["it: Is a directory; it is tried again"]
     log.rmdir()
     look_until(one, lambda: any("started" in line for line in told))
+
+
+def test_a_program_that_ends_while_its_log_cannot_be_looked_at_is_started_again(keep, tmp_path):
+    log, go_on = tmp_path / "it.log", tmp_path / "go on"
+    one, told = keep(
+        f"import pathlib, time\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.01)"
+    )
+    look_until(one, lambda: told)
+    log.unlink()
+    log.symlink_to(log)
+    go_on.touch()
+    look_until(one, lambda: len(told) > 1)
+    assert told[1] == "it ended with code 0: its log cannot be read: Too many levels of symbolic links"
+    log.unlink()
+    look_until(one, lambda: any("started" in line for line in told[2:]))
+
+
+def test_a_log_for_whose_copy_there_is_no_room_is_emptied_and_the_copy_before_it_stays(tmp_path):
+    log, before, part = (tmp_path / name for name in ("it.log", "it.log.1", "it.log.1.part"))
+    log.write_bytes(b"a" * 2**16)
+    before.write_text("the copy before\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, limits[1]))  # as a disk that gets full in between
+    try:
+        keep_bounded(log, most=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, told)
+    assert log.read_bytes() == b""
+    assert before.read_text() == "the copy before\n"
+    assert not part.exists()
 
 
 def test_a_log_that_has_grown_large_is_moved_aside(keep, tmp_path, monkeypatch):

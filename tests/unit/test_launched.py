@@ -1,6 +1,6 @@
 """Flower's processes end with what started them, and none of an earlier call writes beside a later one.
 
-None takes a module from the folder that it is started in.
+None takes a module from the folder that it is started in, or sends requests to this machine to a proxy.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ import pytest
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.flower import launched
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.flower.launch.processes import module
+from fedproxy_secure.flower.launch.processes import module, without_proxy_to_loopback
 from tests.support.processes import ends_within
 from tests.support.recorded import prepared
 
@@ -62,3 +62,13 @@ def test_node_and_worker_of_a_client_are_run_so(tmp_path):
     programs = launched._node(job, 0, 1, tmp_path)
     for name, run in (("supernode", launched.NODE), ("worker", launched.WORKER)):
         assert programs[name][:3] == module(run)
+
+
+def test_hosts_that_no_proxy_is_asked_for_are_named_once_however_often_they_are_made(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "a.example, localhost")
+    monkeypatch.setenv("no_proxy", "a.example,b.example")
+    once = without_proxy_to_loopback()
+    assert once["NO_PROXY"] == once["no_proxy"] == "127.0.0.1,localhost,a.example,b.example"
+    for name, value in once.items():
+        monkeypatch.setenv(name, value)
+    assert without_proxy_to_loopback() == once

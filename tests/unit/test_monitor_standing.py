@@ -255,6 +255,21 @@ def test_a_site_without_secure_sums_counts_the_rounds_in_which_it_trained(tmp_pa
             "round 0 was the last one asked for",
         ),
         (
+            [train(0, ago=3), event("setup", party="site", outcome="aborted", reason="clock")],
+            "waiting",
+            False,
+            "waits: clock is not in order on the way to the owner",
+        ),
+        (
+            [
+                event("setup", party="site", outcome="aborted", reason="clock"),
+                event("setup", party="site"),
+            ],
+            "waiting",
+            True,
+            "waits for the owner's first message",
+        ),
+        (
             [train(0, ago=1, outcome="aborted", reason="PrivacyError")],
             "running",
             False,
@@ -269,7 +284,17 @@ def test_a_site_without_secure_sums_counts_the_rounds_in_which_it_trained(tmp_pa
             "waits for its first round",
         ),
     ],
-    ids=["waiting", "started", "started again", "refused", "silent", "stopped", "set up"],
+    ids=[
+        "waiting",
+        "started",
+        "started again",
+        "clock",
+        "clock was mended",
+        "refused",
+        "silent",
+        "stopped",
+        "set up",
+    ],
 )
 def test_the_phase_of_a_site_follows_from_its_last_event(tmp_path, events, phase, healthy, why):
     at = site_standing(site(tmp_path, privacy={"unit": "none"}), events=with_events(tmp_path, *events))

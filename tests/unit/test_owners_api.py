@@ -210,7 +210,13 @@ def test_a_call_of_too_many_tokens_is_refused_whatever_the_policy_grants_and_not
     api = OwnersApi(folder, policy=ApiConfig(), ledger=ledger, most_tokens=12)
     with pytest.raises(QueryRefused, match=r"tokens=15 in one call: must be <= 12; ask in several calls"):
         api.ask("acme", [TEXT, TEXT, TEXT])
-    with pytest.raises(QueryRefused, match=r"tokens=13 in one call"):
+    with pytest.raises(
+        QueryRefused, match=r"tokens=15 in one call: .*; ask a shorter text, or give OwnersApi a"
+    ):
+        api.ask("acme", [TEXT, 3 * TEXT])
+    with pytest.raises(
+        QueryRefused, match=r"tokens=13 in one call: .*; ask a shorter text or for fewer tokens"
+    ):
         api.write("acme", TEXT, count=8)
     assert api.asked("acme") == Usage()
     api.ask("acme", [TEXT, TEXT])

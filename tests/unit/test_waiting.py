@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,17 @@ def test_the_owner_is_told_for_whom_she_waits_since_when_and_for_how_long(tmp_pa
     (line,) = told_by_watch(tmp_path)
     assert line.startswith("waits for bank, clinic (round 1, train) since 1")
     assert line.endswith(" s more at most")
+
+
+def test_a_folder_of_logs_that_cannot_be_listed_for_a_moment_ends_no_run(tmp_path, monkeypatch):
+    """Too many open files: Python before 3.13 raises it from `glob`."""
+
+    def refused(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "glob", refused)
+    waiting_since(tmp_path, LONG_S + 5)
+    assert len(told_by_watch(tmp_path)) == 1
 
 
 def test_until_the_server_app_lives_it_is_what_is_waited_for(tmp_path):

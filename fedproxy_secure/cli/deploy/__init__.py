@@ -1,8 +1,8 @@
 """The commands `deploy ...`: an owner and her clients on machines of their own.
 
 Exit code 0: done; 2: something is not in order and must be repaired, said in one line; 75: a round was
-aborted, or another process holds the folder, so that the same command may succeed later; 130: interrupted;
-143: stopped by SIGTERM, as `deploy stop` does.
+aborted for too few clients, or another process holds the folder, so that the same command may succeed
+later; 130: interrupted; 143: stopped by SIGTERM, as `deploy stop` does.
 """
 
 from __future__ import annotations

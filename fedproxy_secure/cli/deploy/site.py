@@ -116,7 +116,8 @@ def start(
 
     Example: `fedproxy-secure deploy start clinic`
     """
-    with plain_errors(again=typed("deploy", "start", site, status_port=status_port)):
+    again = typed("deploy", "start", site, status_port=status_port, status_for_all=status_for_all)
+    with plain_errors(again=again):
         from fedproxy_secure.deploy.node import run_node
         from fedproxy_secure.deploy.site import open_site
         from fedproxy_secure.runtime.escape import printable

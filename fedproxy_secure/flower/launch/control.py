@@ -15,6 +15,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,8 +108,9 @@ def watch(
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
         if signs.silent_s() > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
-        for log in logs.glob("*.log"):
-            keep_bounded(log)
+        with suppress(OSError):  # a folder that cannot be listed for a moment ends no run of days
+            for log in logs.glob("*.log"):
+                keep_bounded(log)
         if tell is not None:
             tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
         time.sleep(POLL_S)

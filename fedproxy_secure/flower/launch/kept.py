@@ -54,17 +54,11 @@ class Kept:
         What the system refuses, for lack of memory or open files, is tried again after a pause.
         """
         now = time.monotonic()
-        try:
-            keep_bounded(self._file, most=MOST_LOG_BYTES)
-            if self._process is None and now >= self._again_at:
-                self._start(now)
-                return
-        except OSError as error:
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
-            self._again_at = now + self._pause
-            self._tell(f"{self._name}: {error.strerror}; it is tried again")
-            return
-        if self._process is not None and (code := self._process.poll()) is not None:
+        keep_bounded(self._file, most=MOST_LOG_BYTES)
+        if self._process is None:
+            if now >= self._again_at:
+                self._try_to_start(now)
+        elif (code := self._process.poll()) is not None:
             self.stop()
             # Flower's SuperNode ends with code 0 when its owner's SuperLink has started again
             steady = code == 0 or now - self._began > STEADY_S
@@ -76,6 +70,14 @@ class Kept:
         """End the process, if it runs, and all that it has started."""
         self._running.close()
         self._process = None
+
+    def _try_to_start(self, now: float) -> None:
+        try:
+            self._start(now)
+        except OSError as error:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+            self._again_at = now + self._pause
+            self._tell(f"{self._name}: {error.strerror or type(error).__name__}; it is tried again")
 
     def _start(self, now: float) -> None:
         started = process(

@@ -27,6 +27,7 @@ POLL_S = 0.5
 START_S = 180.0  # how long a SuperLink may take to listen; one that ends before is noticed at once
 MOST_LOG_BYTES = 2**24
 STOP_S = 15.0  # how long a process may take to stop when asked
+LOOPBACK_NAMES = ("127.0.0.1", "localhost")
 ORPHANS_S = 60.0  # how long what a killed owner or site started may take to notice that (`launch.parent`)
 
 
@@ -62,10 +63,12 @@ def quiet_environment(home: Path) -> dict[str, str]:
 def without_proxy_to_loopback() -> dict[str, str]:
     """Return environment variables that keep HTTP clients from sending loopback requests to a proxy.
 
-    httpx takes proxies from the environment and does not spare loopback.
+    httpx takes proxies from the environment and does not spare loopback. An environment that has them
+    already gets the same ones.
     """
-    spared = ("127.0.0.1", "localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy"))
-    names = ",".join(dict.fromkeys(name for name in spared if name))
+    given = [os.environ.get(name, "").split(",") for name in ("NO_PROXY", "no_proxy")]
+    spared = [*LOOPBACK_NAMES, *(host.strip() for hosts in given for host in hosts)]
+    names = ",".join(dict.fromkeys(host for host in spared if host))
     return {"NO_PROXY": names, "no_proxy": names}
 
 
@@ -141,14 +144,19 @@ def process(
 def keep_bounded(log: Path, *, most: int = MOST_LOG_BYTES) -> None:
     """Move what a log holds aside if it has grown large, though a process still writes to its end.
 
-    The copy before this one is dropped, and so is a line that is written in this moment. If there is no
-    room for the copy, none is made: a full disk would stop more than a log.
+    What is aside is a whole copy, which takes the place of the one before it. Lines that are written while
+    it is made are lost. If it cannot be made, for lack of room, say, the log is emptied all the same, and
+    the copy before it stays: a full disk would stop more than a log. What the system refuses is left for
+    the next time; nothing is raised.
     """
-    with suppress(FileNotFoundError):
+    part = log.with_name(log.name + ".1.part")
+    with suppress(OSError):
         if log.stat().st_size > most:
             with suppress(OSError):
-                shutil.copy(log, log.with_name(log.name + ".1"))
+                shutil.copy(log, part)
+                os.replace(part, log.with_name(log.name + ".1"))
             os.truncate(log, 0)
+            part.unlink(missing_ok=True)
 
 
 def _signal_group(started: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -40,15 +40,20 @@ def check_users_are_known(protocol: int = SOCK_DIAG) -> None:
 
     `protocol`: of netlink, by which the system is asked.
     """
+    if not are_users_known(protocol):
+        raise ConfigError(
+            f"{sys.platform}: does not tell whose a connection is, so other users of this machine "
+            "could start runs; run the owner's side on Linux, with inet_diag"
+        )
+
+
+def are_users_known(protocol: int = SOCK_DIAG) -> bool:
+    """Return whether the system tells whose a connection is; some sandboxes and kernels of Linux do not."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as own,
     ):
-        if not is_of_this_user(own.getsockname(), listener.getsockname(), protocol=protocol):
-            raise ConfigError(
-                f"{sys.platform}: does not tell whose a connection is, so other users of this machine "
-                "could start runs; run the owner's side on Linux, with inet_diag"
-            )
+        return is_of_this_user(own.getsockname(), listener.getsockname(), protocol=protocol)
 
 
 def is_of_this_user(client: Address, server: Address, *, protocol: int = SOCK_DIAG) -> bool:

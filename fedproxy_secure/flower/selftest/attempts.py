@@ -70,5 +70,5 @@ def _outcome(attack: Attack, world: World, heard: Heard) -> tuple[str, bool]:
         return attack(world), True
     except FedProxyError as error:
         reason = heard.take()
-        own = isinstance(error, ProtocolAborted) and "clients; must be >=" not in str(error)
+        own = isinstance(error, ProtocolAborted)
         return str(error) if own or reason is None else reason, False

@@ -1,9 +1,10 @@
 """The server's part in a protected round (masking or CKKS): carry the messages, then fuse the sums.
 
-Guarantees: the ledger lists what the server learns of a round, and is written from the messages. If a check
-fails or too few clients are left, `ProtocolAborted` is raised and nothing of the round is used. A client
-whose answer is malformed, or names another client, is left out. Sums are checked against what the settings
-imply for honest clients, and the fused step is no longer than honest clients' can be (`step_bound`).
+Guarantees: the ledger lists what the server learns of a round, and is written from the messages. If too few
+clients are left, `RoundAborted` is raised, and `ProtocolAborted` if a check fails; nothing of the round is
+used then. A client whose answer is malformed, or names another client, is left out. Sums are checked
+against what the settings imply for honest clients, and the fused step is no longer than honest clients' can
+be (`step_bound`).
 
 **Not guaranteed**: that a lying client moves the adapter no more than an honest one. Within those bounds
 one client can choose every coordinate of the mean, whatever the others sent (`granularity.merge`), and it

@@ -28,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedproxy_secure.crypto import primitives as crypto
-from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.ckks import products as ckks_gram
 from fedproxy_secure.secagg.ckks.client import CkksClient
 from fedproxy_secure.secagg.ckks.context import CkksKeys
@@ -142,7 +142,7 @@ class GramServer(CkksServer):
     def products(self) -> GramProducts:
         """Close step 3 and return the encrypted products.
 
-        Raises `ProtocolAborted` for too few sketches, or some that do not multiply.
+        Raises `RoundAborted` for too few sketches, `ProtocolAborted` for some that do not multiply.
         """
         self._enough(len(self._sketches), "sketch")
         names, grants = sorted(self._sketches), self._grants
@@ -157,13 +157,13 @@ class GramServer(CkksServer):
 def agreed_hash(hashes: dict[str, bytes], *, threshold: int) -> bytes:
     """Return the hash of what most clients opened; those with another one count as dropped in masking.
 
-    Raises `ProtocolAborted` if fewer than `threshold` agree.
+    Raises `RoundAborted` if fewer than `threshold` agree.
     """
     values = sorted(hashes.values())
     most: Callable[[bytes], int] = values.count
     best = max(values, key=most, default=b"")
     if values.count(best) < threshold:
-        raise ProtocolAborted(
+        raise RoundAborted(
             f"products: {values.count(best)} clients opened the same cosines; must be >= {threshold}"
         )
     return best

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.ckks import context as ckks
 from fedproxy_secure.secagg.ckks.messages import (
     Encrypted,
@@ -95,10 +95,10 @@ class CkksServer:
         return grants.public
 
     def grants(self) -> dict[str, KeyGrant]:
-        """Close step 2 and return the grants. Raises `ProtocolAborted` if the leader did not answer."""
+        """Close step 2 and return the grants. Raises `RoundAborted` if the leader did not answer."""
         grants = self._grants
         if grants is None:
-            raise ProtocolAborted("share: the leader sent no key")
+            raise RoundAborted("share: the leader sent no key")
         return {
             client: KeyGrant(
                 leader=grants.client,
@@ -154,10 +154,13 @@ class CkksServer:
         self._opened[message.client] = message
 
     def finish(self) -> Aggregate:
-        """Return the sums if t clients opened the same numbers. Raises `ProtocolAborted` otherwise."""
+        """Return the sums if t clients opened the same numbers.
+
+        Raises `RoundAborted` otherwise, `ProtocolAborted` for numbers that fail a check.
+        """
         opener = leader_of(b"opener" + self._context, self._added)
         if opener not in self._opened or not self._opened[opener].values:
-            raise ProtocolAborted(f"unmask: {opener} did not send the opened sum")
+            raise RoundAborted(f"unmask: {opener} did not send the opened sum")
         raw = self._opened[opener]
         agree = sum(o.values_sha256 == raw.values_sha256 for o in self._opened.values())
         self._enough(agree, "unmask, opened alike")
@@ -174,6 +177,6 @@ class CkksServer:
 
     def _enough(self, count: int, step: str) -> None:
         if count < self.terms.threshold:
-            raise ProtocolAborted(
+            raise RoundAborted(
                 f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
             )

@@ -24,7 +24,7 @@ import numpy as np
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.control import Control, Expected, decode_control
 from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key, upload_key
 from fedproxy_secure.secagg.masking.masks import add_masks
@@ -250,6 +250,6 @@ class ServerSession:
             raise ProtocolAborted(f"{step}: closed when {self._step} is going on")
         self._step = following if count >= self.terms.threshold else "over"
         if count < self.terms.threshold:
-            raise ProtocolAborted(
+            raise RoundAborted(
                 f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
             )

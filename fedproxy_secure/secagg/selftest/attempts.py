@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.secagg.masking.client import ClientSession
 from fedproxy_secure.secagg.masking.server import Aggregate
 from fedproxy_secure.secagg.ring import read_sum
@@ -99,7 +99,7 @@ def _honest_round() -> Finding:
 def _must_fail(adversary: str, attempt: str, attack: Callable[[], str]) -> Finding:
     try:
         outcome, ok = attack(), False
-    except ProtocolAborted as error:
+    except RoundAborted as error:
         outcome, ok = f"stopped: {error}", True
     return Finding(adversary=adversary, attempt=attempt, ok=ok, found=outcome)
 
@@ -110,7 +110,7 @@ def _must_succeed(
     name = f"{attempt}, known-bad client {bad.__name__}"
     try:
         return Finding(adversary=adversary, attempt=name, ok=True, found=f"succeeds: {attack()}")
-    except ProtocolAborted as error:
+    except RoundAborted as error:
         return Finding(adversary=adversary, attempt=name, ok=False, found=f"stopped: {error}")
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.deploy.federation import init
-from fedproxy_secure.deploy.kit import KIT, accept, accepted_kit, check_kits, make_kit, needed_kit
+from fedproxy_secure.deploy.kit import KIT, accept, check_kits, make_kit, needed_kit
 from fedproxy_secure.deploy.members import approve, next_epoch
 from fedproxy_secure.deploy.owner import run_owner
 from fedproxy_secure.deploy.policy import effective_policy
@@ -55,7 +55,7 @@ def test_a_replayed_kit_is_refused(federation, sites):
     replayed.write_bytes(old)
     with pytest.raises(ConfigError, match=r"epoch=1: must be >= 2"):
         accept(sites["clinic"], replayed, owner=None)
-    assert accepted_kit(sites["clinic"]).epoch == 2
+    assert needed_kit(sites["clinic"]).epoch == 2
 
 
 def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, federation, sites, tmp_path):
@@ -92,15 +92,43 @@ def test_a_sites_own_file_is_kept_and_decides(federation, sites):
     assert effective_policy(sites["clinic"]).rounds == 2
 
 
-@pytest.mark.parametrize("field", ["sources_sha256", "app_sha256"])
-def test_a_site_takes_no_kit_of_another_installation(federation, sites, tmp_path, field):
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("sources_sha256", r"must be '0\.1\.0', sources '[0-9a-f]{12}', which is installed here"),
+        (
+            "app_sha256",
+            r"has the app '000000000000': must be '[0-9a-f]{12}', .*; install Flower from the same lock",
+        ),
+    ],
+)
+def test_a_site_takes_no_kit_of_another_installation(federation, sites, tmp_path, field, line):
     """Two commits of one version may differ in the protocol."""
     epoch = all_in(federation, sites)
     other = remade(federation, epoch, tmp_path / "kit.json", **{field: "0" * 64})
-    with pytest.raises(
-        ConfigError, match=r"must be '0\.1\.0', sources '[0-9a-f]{12}', which is installed here"
-    ):
+    with pytest.raises(ConfigError, match=line):
         accept(sites["clinic"], other, owner=None)
+
+
+def test_a_kit_of_newer_code_stops_neither_its_refusal_nor_the_way_back(federation, sites, tmp_path):
+    """Whose policies have settings that this code does not know, and whose kits have lost a field."""
+    epoch = all_in(federation, sites)
+    site = sites["clinic"]
+    body = read_document(make_kit(federation, epoch, "clinic"), KIT).body
+    newer = {**body, "sources_sha256": "0" * 64, "proposal": {**body["proposal"], "later": 1}}
+    del newer["authority_pem"]
+    for file in (tmp_path / "kit.json", site.folder / "kit.json"):
+        write_document(file, KIT, newer, federation.owner_key())
+    write_document(federation.folder / "kits" / "clinic.kit.json", KIT, newer, federation.owner_key())
+    for refused in (
+        lambda: accept(site, tmp_path / "kit.json", owner=None),
+        lambda: needed_kit(site),
+        lambda: check_kits(federation, NAMES),
+    ):
+        with pytest.raises(ConfigError, match="install the same commit at the owner and every site"):
+            refused()
+    accept(site, make_kit(federation, epoch, "clinic"), owner=None)
+    assert needed_kit(site).epoch == epoch.number
 
 
 def test_a_site_that_was_upgraded_does_not_start_with_its_earlier_kit(federation, sites, tmp_path):
@@ -213,6 +241,7 @@ def test_a_sites_check_of_its_policy_says_what_does_not_protect(
         ({"roster": {"../../x": "00" * 32}}, "is no kit"),
         ({"address": "a b"}, "address="),
         ({"proposal": {}}, "is no kit"),
+        ({"proposal": {"later": 1}}, "is no kit"),
     ],
 )
 def test_a_kit_that_its_owner_filled_with_rubbish_is_one_line_and_leaves_nothing(

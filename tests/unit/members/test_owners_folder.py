@@ -8,7 +8,7 @@ import pytest
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.deploy.authority import TlsFiles, make_authority, make_server
 from fedproxy_secure.deploy.federation import init, parse_address
-from fedproxy_secure.deploy.kit import accepted_kit, make_kit
+from fedproxy_secure.deploy.kit import make_kit, needed_kit
 from fedproxy_secure.deploy.members import current_epoch
 from fedproxy_secure.deploy.owner import run_owner
 from fedproxy_secure.deploy.preflight import local_checks
@@ -92,7 +92,7 @@ def test_a_damaged_owners_key_is_one_line(federation, sites, content):
     all_in(federation, sites)
     (sites["clinic"].folder / "owner.pub").write_bytes(content)
     with pytest.raises(ConfigError, match=r"owner\.pub: ") as raised:
-        accepted_kit(sites["clinic"])
+        needed_kit(sites["clinic"])
     assert "\n" not in str(raised.value)
 
 
