@@ -78,8 +78,10 @@ from tests.support.toys import (
         (estimate(0.5, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.5: there is no interval"),
         (estimate(0.9, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.9: there is no interval"),
         (estimate(0.56, 0.549, 0.57), HIGH, CHANCE, Outcome.INCONCLUSIVE, "above 0.55"),
-        (estimate(0.4, 0.3, 0.49), HIGH, CHANCE, Outcome.INCONCLUSIVE, "information with the wrong sign"),
-        (estimate(0.4, 0.3, 0.5), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
+        (estimate(0.4, 0.3, 0.449), HIGH, CHANCE, Outcome.INCONCLUSIVE, "ends below 0.45, so that"),
+        (estimate(0.4, 0.3, 0.451), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
+        (estimate(0.48, 0.465, 0.495), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
+        (estimate(0.52, 0.505, 0.535), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
         (estimate(0.56, 0.551, 0.57), HIGH, CHANCE, Outcome.SUCCEEDED, "chance"),
     ],
 )
