@@ -33,6 +33,7 @@ from tests.support.toys import (
     DrawsAtRandom,
     HangsInItsControl,
     Raises,
+    TakesEveryExceptionForItsOwn,
     TakesForever,
     Toy,
     estimate,
@@ -281,6 +282,12 @@ def test_the_same_view_and_question_are_not_answered_twice():
     assert attack.guesses == 1
     assert found.positive == found.headline
     assert found.negative == replace(HIGH, seeds=(0,))
+
+
+def test_time_that_runs_out_is_not_lost_in_code_that_takes_every_exception_for_its_own():
+    found = one(TakesEveryExceptionForItsOwn(), seconds=0.3)
+    assert (found.outcome, found.headline) == (Outcome.INCONCLUSIVE, None)
+    assert "ran out of its 0.3 s in the attack itself" in found.reason
 
 
 @pytest.mark.parametrize("error", [OutOfTime(2.5), Inconclusive("who knows")])
