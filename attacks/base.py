@@ -45,8 +45,12 @@ class Inconclusive(Exception):
     """The attack cannot tell whether it succeeded; the text says why."""
 
 
-class OutOfTime(Inconclusive):
-    """The budget's seconds are used up; a resumed suite runs the attack again."""
+class OutOfTime(BaseException):
+    """The budget's seconds are used up; a resumed suite runs the attack again.
+
+    No `Exception`: it is raised between any two lines, also within code that takes every exception for a
+    failure of its own, such as training under differential privacy, and would be lost there.
+    """
 
     BEGINS = "ran out of its"
 

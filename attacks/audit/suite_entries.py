@@ -37,6 +37,8 @@ BROKEN = 0.125  # a positive control has this share of the claimed noise
 LEAST_FOUND = 0.5  # an audit that would not even have failed this share of the noise cannot tell
 WOULD_FAIL = "most of the claimed noise that would have failed"
 LEAST_CANARIES, MOST_CANARIES = 1_000, 10_000  # of A8: as many as the passes of a budget are enough for
+PASSES = {"smoke": 4_000, "standard": 10_000, "full": 40_000}  # of A8, by profile
+CLIENTS = {"smoke": 2_000, "standard": 4_000, "full": 10_000}  # canaries of A9, by profile
 MOST = 500.0  # a larger epsilon is reported as this one; it means no privacy either way
 AUDIT = (("NIST AI RMF", "1.0", "MEASURE 2.10"), ("EU AI Act", "2024/1689", "Art. 15(5)"))
 
@@ -87,16 +89,32 @@ def _would_fail(share: float, canaries: int) -> Estimate:
     return replace(made, how="largest share, in tenths, that failed in each of six imitated runs")
 
 
-def _weakest(faults: Sequence[CurveAudit]) -> Audited:
+def more_canaries(now: int, *, most: int, room: int | None = None) -> str:
+    """Return what to do for more canaries, by what bounds their number.
+
+    Args:
+        now: how many there are.
+        most: how many the largest profile has.
+        room: how many numbers the adapter has, where each canary needs one of its own.
+    """
+    if room is not None and now >= room:
+        return f"an adapter of {room} numbers has no room for more canaries; train a larger one"
+    if now < most:
+        return "run a larger profile, which has more canaries"
+    return "no profile has more canaries"
+
+
+def _weakest(faults: Sequence[CurveAudit], *, remedy: str) -> Audited:
     """Return, of the positive controls' audits, the one that shows least: each fault must be found.
 
-    Raises `Inconclusive` if the canaries are too few to find half of the noise missing.
+    Raises `Inconclusive`, with what gives more canaries, if they are too few to find half of the noise
+    missing.
     """
     weakest = min(faults, key=lambda found: found.lower_bound)
     if weakest.fails_at is not None and weakest.fails_at < LEAST_FOUND:
         raise Inconclusive(
             f"would have failed with at most {weakest.fails_at:g} of the claimed noise; must be "
-            f"{LEAST_FOUND:g} or more: run a larger profile, which has more canaries"
+            f"{LEAST_FOUND:g} or more: {remedy}"
         )
     return Audited(result=weakest)
 
@@ -138,7 +156,7 @@ class _Audit(Attack):
     )
 )
 class DpAudit(_Audit):
-    """The audit with canaries whose gradients are unit vectors, through the clients' own DP-SGD."""
+    """The audit with canaries whose gradients are ten clips long, through the clients' own DP-SGD."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Return the number of records of the smallest client, which samples most often."""
@@ -147,22 +165,34 @@ class DpAudit(_Audit):
         return Exam(question=min(len(s.train) for s in truth.clients.values()))
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
-        """Train once and bound epsilon from below."""
+        """Train once and bound epsilon from below.
+
+        Raises `NotApplicable` for noise so small that training refuses the known faults, which have less.
+        """
         from attacks.audit.training_audit import LOUD, audit_private_steps
         from fedproxy_secure.dp.events import SampledGaussian
-        from fedproxy_secure.dp.record_noise import record_noise
+        from fedproxy_secure.dp.record_noise import LEAST_NOISE, record_noise
 
         settings = view.settings
         assert settings is not None
         rounds = settings.federate.rounds
         noise = record_noise(settings.privacy, settings.local, rounds=rounds, records=question)
+        if noise.noise_multiplier < (least := LEAST_NOISE * max(LOUD, 1 / BROKEN)):
+            raise NotApplicable(
+                f"the claim takes noise of {noise.noise_multiplier:.2g} clips; must be {least:g} or more "
+                "for faults to be tried that leave less: audit a smaller privacy.target_epsilon"
+            )
         claim = SampledGaussian(
             noise_multiplier=noise.noise_multiplier,
             sampling_rate=noise.sampling_rate,
             steps=rounds * settings.local.steps,
         )
-        passes = budget.pick(smoke=4_000, standard=10_000, full=40_000)
-        wanted = int(2 * passes / (claim.sampling_rate * claim.steps))  # half of the canaries are in
+
+        def canaries(passes: int) -> int:
+            wanted = int(2 * passes / (claim.sampling_rate * claim.steps))  # half of the canaries are in
+            return min(max(wanted, LEAST_CANARIES), MOST_CANARIES)
+
+        count = canaries(budget.pick(**PASSES))
         seed = int(rng.integers(2**31))
 
         def audited(*, noise_share: float = 1.0, clip: float = 1.0) -> CurveAudit:
@@ -173,11 +203,12 @@ class DpAudit(_Audit):
                 claimed_epsilon=settings.privacy.target_epsilon,
                 delta=settings.privacy.target_delta,
                 seed=seed,
-                canaries=min(max(wanted, LEAST_CANARIES), MOST_CANARIES),
+                canaries=count,
             )
 
         if view.threat_model == KNOWN_BAD:
-            return _weakest([audited(noise_share=BROKEN), audited(clip=LOUD)])
+            remedy = more_canaries(count, most=canaries(max(PASSES.values())))
+            return _weakest([audited(noise_share=BROKEN), audited(clip=LOUD)], remedy=remedy)
         return Audited(result=audited())
 
 
@@ -214,15 +245,16 @@ class CanaryClientAudit(_Audit):
         assert settings is not None
         job = job_of(settings)
         claim = noise_of(job, d=settings.d, clients=question, threshold=planned_threshold(job))
-        count = budget.pick(smoke=2_000, standard=4_000, full=10_000)
+        count = min(budget.pick(**CLIENTS), settings.d)
+        remedy = more_canaries(count, most=max(CLIENTS.values()), room=settings.d)
         bad = view.threat_model == KNOWN_BAD
         found = audit_sums(
             replace(claim, rounds=settings.federate.rounds),
             norm=RESOLUTION,
             claimed_epsilon=settings.privacy.target_epsilon,
             delta=settings.privacy.target_delta,
-            canaries=min(count, settings.d),
+            canaries=count,
             rng=rng,
             noise_share=BROKEN if bad else 1.0,
         )
-        return _weakest([found]) if bad else Audited(result=found)
+        return _weakest([found], remedy=remedy) if bad else Audited(result=found)

@@ -22,11 +22,11 @@ def judge(
     SUCCEEDED: the interval begins above chance by more than the margin, and above the negative control.
     RESISTED: the value does not exceed that bar, the positive control's interval begins above the bar, and
     the headline's interval ends below the positive control's. INCONCLUSIVE: everything else, every headline
-    whose negative control begins above the bar, and an AUC whose interval ends below chance: whoever turned
-    the scores around would tell targets apart. The reason of RESISTED says what would have been seen, where
-    `detectable` has the headline's.
+    whose negative control begins above the bar, and an AUC whose interval ends below chance by more than
+    the margin: whoever turned the scores around would tell targets apart. The reason of RESISTED says what
+    would have been seen, where `detectable` has the headline's.
     """
-    bar = info.chance + info.margin
+    bar, turned = info.chance + info.margin, info.chance - info.margin
     text = f"{headline.metric} {headline.value:.3g}"
     if negative is not None and low_end(negative) > bar:
         return (
@@ -54,11 +54,11 @@ def judge(
         return Outcome.INCONCLUSIVE, f"{text}: above {bar:g}, but its interval begins below"
     if headline.high is None or headline.high >= low_end(positive):
         return Outcome.INCONCLUSIVE, f"{text}: its interval reaches the positive control's"
-    if headline.unit == "AUC" and headline.high < info.chance:
+    if headline.unit == "AUC" and headline.high < turned:
         return (
             Outcome.INCONCLUSIVE,
-            f"{text}: its interval ends below chance, {info.chance:g}, so that it carries information with "
-            "the wrong sign",
+            f"{text}: its interval ends below {turned:g}, so that it carries information with the wrong "
+            "sign",
         )
     seen = next((f"; {d.sentence}" for d in detectable if d.metric == headline.metric), "")
     return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}{seen}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from fedproxy_secure.federate.client import LEAST_RECORDS, LocalClient, Privacy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.model_checks import check_fits, check_private
 from fedproxy_secure.federate.shared_proxy import shared_proxy
+
+log = logging.getLogger(__name__)
 
 
 def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalClient:
@@ -53,8 +56,11 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
     encoded = encode(task.train, tokenizer, max_tokens=job.max_tokens)
     items = encoded.items
     if job.privacy.unit == "client":
-        # what is left out stays within the client; with too few left, training fails and sends zeros
+        # only the client's own log tells of what is left out; with too few left, training sends zeros
         usable = tuple(item for item in items if item.ids)
+        if len(usable) < len(items):
+            what = "%s: %d of %d records cannot be encoded and are left out"
+            log.warning(what, client.name, len(items) - len(usable), len(items))
         items = usable if len(usable) >= LEAST_RECORDS else items
     return LocalClient(
         name=client.name,

@@ -45,7 +45,8 @@ class Privacy:
 class LocalClient:
     """A client between rounds; it borrows the `model` for the time of a round's training alone.
 
-    `on_trained` is called with the round, the update and which records were drawn, for evaluation.
+    `on_trained` is called with the round, the update and which records were drawn, for evaluation;
+    `on_failed` with the round and why training failed, where a failure is hidden from the server.
 
     Guarantees: with `privacy`, a round's update is (epsilon, delta)-DP in the client's records as its
     ledger says, under what `private_training` says that it rests on; its `loss` and `truncated` are 0. What
@@ -62,6 +63,7 @@ class LocalClient:
     seed: int
     privacy: Privacy | None = None
     on_trained: Callable[[int, ClientUpdate, list[int]], None] | None = None
+    on_failed: Callable[[int, str], None] | None = None
 
     def __post_init__(self) -> None:
         if len(self.items) < LEAST_RECORDS:

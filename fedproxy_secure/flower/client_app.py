@@ -21,7 +21,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,12 +39,13 @@ from fedproxy_secure.errors import (
     NotSetUp,
     PrivacyError,
     ProtocolAborted,
+    TrainingError,
 )
 from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.monitor.noting import noted
+from fedproxy_secure.monitor.noting import note, noted
 from fedproxy_secure.protect.base import Asked, protection_of
-from fedproxy_secure.protect.secure_sum import attempt
+from fedproxy_secure.protect.secure_sum import attempt, failures
 from fedproxy_secure.proxy_intake import arriving
 from fedproxy_secure.proxy_intake import store as proxy_store
 
@@ -189,8 +191,16 @@ def train(message: Message, context: Context) -> RecordDict:
     job, client = own.job, _client(context)
     folder = _proxy(own)
     assert folder is not None  # `_client` has looked it up
-    played = _as_played(watched(client, job, own.index, folder))
+    telling = replace(client, on_failed=partial(_note_failed, job, client.name, context))
+    played = _as_played(watched(telling, job, own.index, folder))
     return protection_of(job.protect).train(_asked("train", own, message, context, lambda: played))
+
+
+def _note_failed(job: FederationJob, name: str, context: Context, round_number: int, why: str) -> None:
+    """Tell this client's side that training failed, where the answer to the server hides it."""
+    note("site", "training", round=round_number, outcome="aborted", reason=TrainingError.__name__)
+    if attempt.plays_everybody(context):
+        failures.note_failed(job, name, round_number, why)
 
 
 def _answers_step(step: str) -> Callable[[Message, Context], RecordDict]:

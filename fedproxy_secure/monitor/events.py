@@ -21,7 +21,7 @@ MOST_REASONS = 32  # classes of errors that are counted apart; further ones coun
 OTHER = "OtherError"
 
 Party = Literal["owner", "site"]
-Kind = Literal["start", "setup", "message", "round", "stop"]
+Kind = Literal["start", "setup", "message", "round", "training", "stop"]
 Outcome = Literal["done", "aborted"]
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -38,7 +38,8 @@ class Event:
         time: when it ended, in UTC; milliseconds are kept.
         party: whose log this is.
         kind: `start` and `stop` of a process, `setup` of the clients (at a site: of the way to the owner,
-            if something is wrong there), `message` answered by a site, or `round` tried by the owner.
+            if something is wrong there), `message` answered by a site, `training` that failed at a site
+            whose answer hides it, or `round` tried by the owner.
         round: from 0; at a site the round that the owner names in her request.
         message: the type of the message, such as `train` or `query.mask`.
         clients: how many are connected (`setup`) or took part (`round`).

@@ -84,7 +84,9 @@ class Collector:
             if (value := getattr(at, attribute)) is not None:
                 yield CounterMetricFamily(name, text, value)
         aborts = CounterMetricFamily(
-            "fedproxy_aborts", "Rounds, messages and set-ups that were aborted", labels=["reason"]
+            "fedproxy_aborts",
+            "Rounds, messages, set-ups and trainings that were aborted",
+            labels=["reason"],
         )
         for reason, count in sorted(at.aborts.items()):
             aborts.add_metric([reason], count)

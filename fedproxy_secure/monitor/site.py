@@ -77,6 +77,12 @@ def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
     )
     complete = True if answered is None else answered.complete
     phase, healthy, why = _judged(standing, complete=complete)
+    failed = next((e.round for e in reversed(log.events) if e.kind == "training"), None)
+    if healthy and failed is not None and failed >= (round_number or 0):
+        healthy, why = (
+            False,
+            f"training failed in round {failed}, zeros count; this site's own log says why",
+        )
     if unreadable:
         healthy, why = False, f"cannot be read: {', '.join(unreadable)}"
     return replace(standing, phase=phase, healthy=healthy, why=why)

@@ -9,10 +9,11 @@ What is shown, and why it hides nothing that protection hides:
     owner   how many clients are connected, took      she carries the messages, and every client of a round
             part, and the names of those absent       signs for whom it is unmasked
     site    her own epsilon, its limit and delta      from her own ledger; the owner is not told
+            how often her training failed             from her own events; the owner is sent noisy zeros
 
 Never shown: a record, a path, a loss (under differential privacy clients keep theirs), a norm, a weight, a
-number of one client. The exact epsilon of a site follows from how many records she has, and is on her page
-alone: do not let the owner scrape it.
+number of one client. The exact epsilon of a site follows from how many records she has, and whether her
+training fails may follow from what they say. Both are on her page alone: do not let the owner scrape it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Standing:
         left_seconds: the rounds left times the median of the last `PACED` rounds.
         certificate_ends: when the owner's certificate does; owner alone.
         spending: a site's own, with differential privacy.
-        aborts: aborted rounds, messages and set-ups by the class of their error.
+        aborts: aborted rounds, messages, set-ups and trainings by the class of their error.
         last: the last event.
         skipped: lines of the log that are no event.
         read_at: when all this was read.

@@ -105,9 +105,12 @@ class SecureSum(Protection):
         """Return what answers each later step, by its name."""
 
     def run_round(self, round: ServerRound) -> RoundResult:
+        from fedproxy_secure.protect.secure_sum.failures import check_failed
         from fedproxy_secure.protect.secure_sum.server import sum_round
 
-        return sum_round(round, self.run_steps, error=self.sum_error())
+        result = sum_round(round, self.run_steps, error=self.sum_error())
+        check_failed(round.job, round.state.round, result.clients)
+        return result
 
     @abstractmethod
     def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:

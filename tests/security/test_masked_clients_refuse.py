@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from fedproxy_secure import wire
 from fedproxy_secure.crypto.primitives import digest, fresh_secret, signing_public
 from fedproxy_secure.dp.ledger import all_events
-from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
+from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted, TrainingError
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.update import ClientUpdate
@@ -20,10 +20,13 @@ from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.store import journal_file
+from fedproxy_secure.monitor.event_log import VARIABLE, EventLog
 from fedproxy_secure.protect.secure_sum import attempt
 from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.files import folder_sha256
+from fedproxy_secure.record.saved_rounds import ROUNDS
+from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.secagg.control import SEGMENTS, Control
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 from fedproxy_secure.secagg.terms import Roster
@@ -310,20 +313,50 @@ def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_p
     assert len(words[0]) == 4 * d + control
 
 
-def test_training_that_fails_under_client_level_privacy_sends_noise_and_is_paid(world, tmp_path, caplog):
-    """That it failed would be a bit about the client's records, without noise and outside epsilon."""
+def failing(client):
+    """The client, with a learning rate at which no training ends well."""
+    return replace(client, local=client.local.model_copy(update={"learning_rate": 1e39}))
+
+
+def served_privately(world, tmp_path, players):
     job, folder, initial = world
     private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path / "paid")}
-    job = with_(job, rounds=2, bits=24).changed(
-        privacy=job.privacy.model_copy(update=private),
-        local=job.local.model_copy(update={"learning_rate": 1e38, "steps": 3}),
-    )
-    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
-        state = serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)
-    assert "zeros count" in caplog.text
+    job = with_(job, rounds=2, bits=24).changed(privacy=job.privacy.model_copy(update=private))
+    with (
+        proxy_store.offered_on_this_host(folder),
+        with_keys(job) as keyed,
+        client_app.played_by(dict.fromkeys(players, failing)),
+    ):
+        grid = InProcessGrid(Wrapped(), 5)
+        return serve(grid, keyed, folder, initial, run_folder=tmp_path / "run")
+
+
+def test_training_that_fails_under_client_level_privacy_sends_noise_and_is_paid(
+    world, tmp_path, caplog, monkeypatch
+):
+    """That it failed would be a bit about the client's records, without noise and outside epsilon."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "events.jsonl"))
+    names = [c.name for c in world[0].clients]
+    state = served_privately(world, tmp_path, names[:4])
     assert state.round == 2
     assert np.isfinite(state.adapter).all()
     assert {len(spent) for spent in all_events(tmp_path / "paid").values()} == {2}
+    # the client's own side sees it, and so does whoever runs all of them on one machine
+    errors = [r.message for r in caplog.records if r.levelname == "ERROR"]
+    assert sum("zeros count" in message for message in errors) == 4 * 2
+    events = EventLog.from_environment().read().events
+    failures = [(e.party, e.round, e.reason) for e in events if e.kind == "training"]
+    assert failures == [("site", r, "TrainingError") for r in (0, 1) for _ in range(4)]
+    assert "round 1: training failed at 4 of 5 clients, whose zeros count" in caplog.text
+    lines = RunFolder(path=tmp_path / "run").read_jsonl(ROUNDS)
+    assert not any("failed" in key for line in lines for key in line)  # what may be published
+
+
+def test_on_one_machine_a_round_in_which_all_training_fails_ends_the_run(world, tmp_path):
+    """A sum of noise alone would pass for a trained model. A run that goes on ends with the same line."""
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=r"round 0: training failed at all 5 .*; c0: RuntimeError$"):
+            served_privately(world, tmp_path, [c.name for c in world[0].clients])
 
 
 def setup_reply(job, node_config):

@@ -67,6 +67,18 @@ class TakesForever(Toy):
             time.sleep(0.01)
 
 
+class TakesEveryExceptionForItsOwn(Toy):
+    """As training under differential privacy does, whose failures nobody may be told."""
+
+    def guess(self, view, question, budget, rng):
+        try:
+            for _ in range(100):
+                time.sleep(0.01)
+        except Exception:
+            return view.threat_model
+        return view.threat_model
+
+
 class HangsInItsControl(Toy):
     def guess(self, view, question, budget, rng):
         while view.threat_model == "open":

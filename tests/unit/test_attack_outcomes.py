@@ -33,6 +33,7 @@ from tests.support.toys import (
     DrawsAtRandom,
     HangsInItsControl,
     Raises,
+    TakesEveryExceptionForItsOwn,
     TakesForever,
     Toy,
     estimate,
@@ -78,8 +79,10 @@ from tests.support.toys import (
         (estimate(0.5, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.5: there is no interval"),
         (estimate(0.9, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.9: there is no interval"),
         (estimate(0.56, 0.549, 0.57), HIGH, CHANCE, Outcome.INCONCLUSIVE, "above 0.55"),
-        (estimate(0.4, 0.3, 0.49), HIGH, CHANCE, Outcome.INCONCLUSIVE, "information with the wrong sign"),
-        (estimate(0.4, 0.3, 0.5), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
+        (estimate(0.4, 0.3, 0.449), HIGH, CHANCE, Outcome.INCONCLUSIVE, "ends below 0.45, so that"),
+        (estimate(0.4, 0.3, 0.451), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
+        (estimate(0.48, 0.465, 0.495), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
+        (estimate(0.52, 0.505, 0.535), HIGH, CHANCE, Outcome.RESISTED, "positive control 0.9"),
         (estimate(0.56, 0.551, 0.57), HIGH, CHANCE, Outcome.SUCCEEDED, "chance"),
     ],
 )
@@ -279,6 +282,12 @@ def test_the_same_view_and_question_are_not_answered_twice():
     assert attack.guesses == 1
     assert found.positive == found.headline
     assert found.negative == replace(HIGH, seeds=(0,))
+
+
+def test_time_that_runs_out_is_not_lost_in_code_that_takes_every_exception_for_its_own():
+    found = one(TakesEveryExceptionForItsOwn(), seconds=0.3)
+    assert (found.outcome, found.headline) == (Outcome.INCONCLUSIVE, None)
+    assert "ran out of its 0.3 s in the attack itself" in found.reason
 
 
 @pytest.mark.parametrize("error", [OutOfTime(2.5), Inconclusive("who knows")])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attacks.audit.suite_entries import WOULD_FAIL, CanaryClientAudit, DpAudit
+from attacks.audit.suite_entries import WOULD_FAIL, CanaryClientAudit, DpAudit, more_canaries
 from attacks.base import KNOWN_BAD, Budget, NotApplicable, Truth, replace_view
 from attacks.trial import run_one
 from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig
@@ -109,7 +109,23 @@ def test_an_audit_that_would_not_fail_half_of_the_noise_is_inconclusive(lab, tru
     found = tried(CanaryClientAudit(), some, truth)
     assert found.outcome == Outcome.INCONCLUSIVE
     assert "of the claimed noise; must be 0.5 or more" in found.reason
+    assert "an adapter of 20 numbers has no room for more canaries; train a larger one" in found.reason
     assert found.headline is not None
+
+
+def test_the_remedy_names_what_bounds_the_number_of_canaries():
+    assert more_canaries(1_000, most=10_000).startswith("run a larger profile")
+    assert more_canaries(10_000, most=10_000) == "no profile has more canaries"
+    assert more_canaries(2_000, most=10_000, room=2_001).startswith("run a larger profile")
+    assert more_canaries(2_000, most=10_000, room=2_000).startswith(
+        "an adapter of 2000 numbers has no room"
+    )
+
+
+def test_a_claim_with_next_to_no_noise_is_not_audited_since_no_fault_leaves_less(lab, truth):
+    found = tried(DpAudit(), seen(lab, RECORD.model_copy(update={"target_epsilon": 1e5})), truth)
+    assert found.outcome == Outcome.NOT_APPLICABLE, found.reason
+    assert "takes noise of 0.0074 clips; must be 0.01 or more" in found.reason
 
 
 def test_an_audit_without_a_view_of_settings_is_not_applicable(truth):

@@ -85,6 +85,18 @@ def test_a_clip_that_is_longer_than_the_noise_is_for_fails_like_too_little_noise
     assert tried(3.0).verdict == "FAIL"
 
 
+def test_records_that_are_drawn_twice_as_often_as_claimed_fail():
+    claim = SampledGaussian(noise_multiplier=2.0, sampling_rate=0.5, steps=10)  # epsilon 3.96
+
+    def tried(drawn):
+        return audit_private_steps(
+            claim, claimed_epsilon=3.97, delta=DELTA, seed=1, drawn=drawn, canaries=2000
+        )
+
+    assert tried(1.0).verdict == "NOT_FALSIFIED"
+    assert tried(2.0).verdict == "FAIL"
+
+
 def test_where_records_are_seldom_sampled_only_those_that_seem_in_are_guessed():
     """One that is in is often never drawn, and then looks like one that is out."""
     rare = SampledGaussian(noise_multiplier=0.8, sampling_rate=0.01, steps=20)

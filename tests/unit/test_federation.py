@@ -230,8 +230,8 @@ def test_a_round_of_one_client_leaves_nothing_in_the_model_that_the_next_one_tra
         assert all(p.grad is None for p in tuned.parameters())
 
 
-def test_under_client_level_privacy_a_record_that_cannot_be_encoded_is_left_out_and_nobody_is_told(
-    tmp_path,
+def test_under_client_level_privacy_a_record_that_cannot_be_encoded_is_left_out_and_only_the_site_is_told(
+    tmp_path, caplog
 ):
     """Whoever made the tokenizer could make it fail for chosen words; here a response is too long."""
     raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"})
@@ -246,6 +246,7 @@ def test_under_client_level_privacy_a_record_that_cannot_be_encoded_is_left_out_
         return build_client(with_proxy(job, tmp_path / "llm"), 0, tmp_path / "llm")
 
     assert len(built("client").items) == len(rows) - 1
+    assert f": 1 of {len(rows)} records cannot be encoded and are left out" in caplog.text
     with pytest.raises(DataError, match="its response has"):
         built("none")
 

@@ -170,6 +170,19 @@ def test_the_worst_of_several_has_a_low_end_that_counts_them(tmp_path: Path):
     ratio = (0.7 - of_five.low) / (0.7 - alone.low)
     assert ratio == pytest.approx(2.576 / 1.960, abs=1e-3)  # quantiles at .5 % and at 2.5 %
     assert of_five.high == alone.high
+    assert "; better end for the worst of 5; the worst of A2" in of_five.how
+    assert "better end" not in alone.how
+
+
+def test_over_seeds_the_wider_interval_is_told_where_it_is_the_seeds_own(tmp_path: Path):
+    findings = tuple(
+        finding(f"attack_{i}", "A2", "auc", hits, seed=seed, outcome=Outcome.RESISTED)
+        for seed in (0, 1)
+        for i, hits in enumerate((7, 5, 5))
+    )
+    folder = write_run(tmp_path / "run", seeds=(0, 1), findings=findings)
+    how = made(folder, tmp_path, (0, 1)).measure("token_auc").estimate.how
+    assert "as wide as a seed's own; better end for the worst of 3; the worst of A2" in how
 
 
 def test_of_lower_bounds_the_smallest_is_told_not_their_mean(tmp_path: Path):
@@ -180,10 +193,15 @@ def test_of_lower_bounds_the_smallest_is_told_not_their_mean(tmp_path: Path):
         one = finding("dp_audit", "A8", "auc", 5, seed=seed, outcome=Outcome.RESISTED)
         number = counted(bound, metric="audited epsilon", unit="epsilon", seeds=(0,))
         findings.append(replace(one, estimates=(number,), measures={"epsilon_audited": (0,)}))
-    folder = write_run(tmp_path / "run", seeds=(0, 1, 2), findings=tuple(findings))
-    told = made(folder, tmp_path, (0, 1, 2)).measure("epsilon_audited").estimate
+    seeds = []
+    for seed, one in zip(bounds, findings, strict=True):  # each in a run of its own, as of a matrix
+        folder = write_run(tmp_path / f"run{seed}", seeds=(seed,), findings=(one,))
+        seeds.append(read_seed(folder, seed, root=tmp_path))
+    measure = configuration_of(seeds, parse_config({}), name="m", settings={}).measure("epsilon_audited")
+    told = measure.estimate
     assert (told.value, told.low, told.high, told.seeds) == (0.5, 0.5, 0.5, (0, 1, 2))
     assert "the smallest of 3 seeds'" in told.how
+    assert measure.source == "run1/attacks/results.json#dp_audit from server"
 
 
 def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):

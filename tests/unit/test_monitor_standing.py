@@ -188,10 +188,10 @@ def site(tmp_path, **changes):
     return policy_for(config(**changes), 1, seeds=(0,))
 
 
-def answered(tmp_path, *, rounds, opened):
+def answered(tmp_path, *, rounds, opened, first=0):
     """Let the journal answer `rounds` rounds of three clients, of which the first `opened` are unmasked."""
     journal = Journal(folder=tmp_path / "keys", client="c1")
-    for number in range(rounds):
+    for number in range(first, rounds):
         context = bytes([number]) * 32
         journal.begin(
             Attempt(
@@ -234,6 +234,24 @@ def test_a_site_sees_her_rounds_bytes_seconds_and_her_own_epsilon(tmp_path):
     for secret in HIDDEN:
         assert secret not in shown(at)
     assert str(tmp_path) not in shown(at)
+
+
+@pytest.mark.parametrize("rounds", [1, 10], ids=["the last round", "under way"])
+def test_a_site_whose_training_fails_is_unhealthy_until_a_round_is_trained(tmp_path, rounds):
+    """Its answers hide the failure from the owner, and end like any other."""
+    policy = site(tmp_path, federate={"rounds": rounds, "timeout_s": 600.0})
+    spent_ledger(tmp_path / "privacy", rounds=1)
+    answered(tmp_path, rounds=1, opened=1)
+    failure = event("training", party="site", round=0, ago=6, outcome="aborted", reason="TrainingError")
+    log = with_events(tmp_path, failure, train(0, ago=5))
+    at = site_standing(policy, events=log)
+    assert (at.healthy, at.aborts) == (False, {"TrainingError": 1})
+    assert "training failed in round 0, zeros count; this site" in page(at)
+    assert 'fedproxy_aborts_total{reason="TrainingError"} 1.0' in metrics(at).decode()
+    if rounds > 1:
+        answered(tmp_path, rounds=2, opened=1, first=1)
+        log.append(train(1, ago=1))
+        assert site_standing(policy, events=log).healthy
 
 
 def test_a_site_without_secure_sums_counts_the_rounds_in_which_it_trained(tmp_path):

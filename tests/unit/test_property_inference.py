@@ -9,6 +9,7 @@ from scipy import stats
 from attacks import white_box
 from attacks.base import Budget, Exam, NotApplicable, replace_view
 from attacks.membership.properties import RECORDS, SHADOWS, TARGETS, PropertyInference, Rounds, features
+from attacks.statistics import auc_estimate
 from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.data.encode import Encoded
@@ -65,15 +66,17 @@ def test_a_guess_that_is_right_has_the_least_p_value_and_one_that_is_wrong_the_l
 
 
 def test_an_auc_that_permuted_labels_often_reach_does_not_count_as_success():
-    rng, attack = np.random.default_rng(0), PropertyInference()
-    answer = np.arange(32) % 2 == 1
-    for _ in range(200):
-        auc, p = attack.score(rng.normal(size=32) + 0.7 * answer, answer)
-        if p.value > 0.01:
-            assert auc.low <= 0.5
-        if auc.low > 0.55 and p.value <= 0.01:
-            return
-    pytest.fail("no draw was sure enough")
+    """DeLong's interval alone would be above chance."""
+    answer = np.array([kind == "1" for kind in "00100110001001100001110001111111"])  # from the lowest score
+    raw = auc_estimate(np.arange(32.0), answer, metric="auc", seed=0)
+    auc, p = PropertyInference().score(np.arange(32.0), answer)
+    assert 0.01 < p.value <= 0.025
+    assert auc.value == raw.value
+    assert auc.low <= 0.5 < raw.low
+    sure = np.arange(32) >= 14  # all of a kind last: few permutations reach that
+    auc, p = PropertyInference().score(np.arange(32.0), sure)
+    assert p.value <= 0.01
+    assert auc.low > 0.55
 
 
 def test_a_property_of_single_clients_rounds_is_found_and_rounds_without_it_show_none(world, exam):

@@ -289,13 +289,22 @@ def test_a_drop_to_chance_says_so(report):
     assert "still succeeds" not in text
 
 
-def test_an_auc_that_is_surely_below_chance_is_not_told_as_chance():
+@pytest.mark.parametrize(
+    ("high", "line"),
+    [
+        (0.3, "; below chance by more than the margin, so with the wrong sign"),
+        (0.449, "; below chance by more than the margin, so with the wrong sign"),
+        (0.451, "; below chance, but by less than the margin"),
+        (0.499, "; below chance, but by less than the margin"),
+    ],
+)
+def test_an_auc_that_is_surely_below_chance_is_not_told_as_chance(high, line):
     turned = finding("from_update", 0.0, view="server", read=("AGG", "MOD"), exam="all clients'")
-    low = replace(turned.estimates[0], value=0.2, low=0.1, high=0.3)
+    low = replace(turned.estimates[0], value=0.2, low=0.1, high=high)
     turned = replace(turned, outcome=Outcome.RESISTED, estimates=(low,), targets=None)
     text = said(report_of(three((OPEN[0],), private=(turned,))), SINGLE, "masking + DP")
     assert "to chance" not in text
-    assert "; below chance, so with the wrong sign" in text
+    assert line in text
 
 
 def test_a_difference_whose_interval_holds_zero_is_none(report):

@@ -32,7 +32,7 @@ from fedproxy_secure.dp.accounting import variance_for
 from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.dp.ledger import PrivacyLedger
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.broadcast import train_from
@@ -124,20 +124,27 @@ def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
 
 
 def trained_or_zero(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:
-    """Train; where that fails, or the update is not finite, return zeros, and tell the client's log alone.
+    """Train; where that fails, or the update is not finite, return zeros, and tell the client's side alone.
 
     Whoever makes the proxy or the broadcast could have training fail on records of their choice. A failure
-    that anybody is told would then be a bit about this client without noise.
+    that anybody else is told would then be a bit about this client without noise. The client's own log has
+    it at level ERROR, and `client.on_failed` is called.
     """
+    who = f"{client.name}, round {broadcast.round}"
     try:
         update = train_from(client, broadcast)
         if np.isfinite(update.update).all():
             return update
-        log.warning("%s, round %d: the update is not finite; zeros count", client.name, broadcast.round)
-    except Exception:  # whatever it is, it may follow from a record
-        log.warning(
-            "%s, round %d: training failed; zeros count", client.name, broadcast.round, exc_info=True
-        )
+        why = "the update is not finite; lower local.learning_rate or check the records"
+        log.error("%s: %s; zeros count", who, why)
+    except Exception as error:  # whatever it is, it may follow from a record
+        why = str(error) if isinstance(error, FedProxyError) else type(error).__name__
+        log.exception("%s: training failed; zeros count", who)
+    if client.on_failed is not None:
+        try:
+            client.on_failed(broadcast.round, why)
+        except Exception:  # would tell the server what the zeros hide
+            log.exception("%s: that training failed could not be written down", who)
     zeros = ClientUpdate(
         client=client.name,
         update=np.zeros(sum(client.sizes), dtype=np.float32),

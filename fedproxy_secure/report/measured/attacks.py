@@ -19,6 +19,7 @@ from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure
 
 WITHOUT_NUMBERS = (Outcome.NOT_APPLICABLE, Outcome.ERROR)
+WIDENED = "; better end for the worst of "
 
 
 def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
@@ -38,6 +39,7 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
 def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
     """Return the worst number of each seed, joined over seeds; None if some seed has none."""
     worst: dict[int, tuple[Estimate, Finding]] = {}
+    places, most = {s.seed: s.place for s in seeds}, 0
     for s in seeds:
         pairs = [
             (estimate, finding)
@@ -47,10 +49,11 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
         ]
         if not pairs:
             return None
-        worst[s.seed] = _worst_pair(pairs, kind)
-    ((first, finding), *_) = worst.values()
+        worst[s.seed], most = _worst_pair(pairs, kind), max(most, len(pairs))
+    # the seed whose finding is named as the source
+    told = min(worst, key=lambda seed: worst[seed][0].value) if kind.lower_bound else seeds[0].seed
+    first, finding = worst[told]
     if kind.lower_bound:
-        first, finding = min(worst.values(), key=lambda pair: pair[0].value)
         estimate = replace(
             first,
             metric=kind.estimate_name,
@@ -63,10 +66,12 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
         by_seed = {seed: estimate.value for seed, (estimate, _) in worst.items()}
         joined = mean_interval(by_seed, metric=kind.estimate_name, unit=first.unit, within=kind.within)
         estimate = no_surer(joined, [estimate for estimate, _ in worst.values()])
+        if estimate is not joined and most > 1:  # then it is as wide as the seeds' own intervals
+            estimate = replace(estimate, how=f"{estimate.how}{WIDENED}{most}")
     ids = sorted({f.id for s in seeds for f in s.findings if kind.key in f.measures})
     which = "smallest" if kind.lower_bound else "worst"
     how = f"{estimate.how}; the {which} of {', '.join(ids)} over all views"
-    source = f"{seeds[0].place}/{FOLDER}/{RESULTS}#{finding.attack} from {finding.view}"
+    source = f"{places[told]}/{FOLDER}/{RESULTS}#{finding.attack} from {finding.view}"
     return Measure.of_kind(kind, replace(estimate, how=how), source)
 
 
@@ -74,25 +79,28 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
     """Return the worst number and its finding, of lower bounds the smallest.
 
     Its interval reaches as far as the worst of all, and at the better end as far as the worst of so many
-    may have got there by luck (Bonferroni, taking each interval as about normal).
+    may have got there by luck (Bonferroni, taking each interval as about normal), which `how` says.
     """
     estimates = [estimate for estimate, _ in pairs]
     if kind.lower_bound:
         return min(pairs, key=lambda pair: pair[0].value)
+    widened = f"{WIDENED}{len(pairs)}" if len(pairs) > 1 else ""
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
         if worst.low is not None:
             worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
         if worst.high is not None:
             reach = _luck(len(pairs)) * (worst.high - worst.value)
-            worst = replace(worst, high=min(kind.within[1], worst.value + reach))
+            high = min(kind.within[1], worst.value + reach)
+            worst = replace(worst, high=high, how=worst.how + widened)
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
         if worst.high is not None:  # another view's interval may reach further
             worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
         if worst.low is not None:
             reach = _luck(len(pairs)) * (worst.value - worst.low)
-            worst = replace(worst, low=max(kind.within[0], worst.value - reach))
+            low = max(kind.within[0], worst.value - reach)
+            worst = replace(worst, low=low, how=worst.how + widened)
     return worst, finding
 
 

@@ -40,6 +40,8 @@ CANNOT_TELL = (
 )
 NO_ATTACK = "No attack that reads this surface left a number without protection."
 ABOVE = "; above chance, but less than counts as success"
+BELOW = "; below chance, but by less than the margin"
+TURNED = "; below chance by more than the margin, so with the wrong sign"
 MOST = 3  # attacks that are told of one protection on one surface; the others are counted
 Indexed = tuple[int, AttackDifference]
 
@@ -175,8 +177,7 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
     if high < 0 and _at_chance(d):
         return ("Takes ", _what(d), " from ", base, " to chance, ", value, *told, *who)
     if high < 0:
-        side = "; below chance, so with the wrong sign" if _below_chance(d) else ABOVE
-        less: tuple[Part, ...] = (side,)
+        less: tuple[Part, ...] = (_side(d),)
         if still:
             less = (still,)
         elif d.outcome == Outcome.INCONCLUSIVE:
@@ -227,10 +228,21 @@ def _at_chance(d: AttackDifference) -> bool:
 
 
 def _below_chance(d: AttackDifference) -> bool:
-    """Return whether an AUC is surely below chance, which tells targets apart as well as one above it."""
+    """Return whether an AUC's interval ends below chance, so that guessing is not in it."""
     if d.chance is None or d.value is None or d.value.high is None:
         return False
     return d.value.unit == "AUC" and d.value.high < d.chance
+
+
+def _side(d: AttackDifference) -> str:
+    """Return on which side of chance a value is whose interval does not reach it.
+
+    As far below chance as counts as success above it, an AUC tells targets apart as well.
+    """
+    if d.chance is None or d.value is None or d.value.high is None or not _below_chance(d):
+        return ABOVE
+    margin = 0.0 if d.bar is None else d.bar - d.chance
+    return TURNED if d.value.high < d.chance - margin else BELOW
 
 
 def _rank(d: AttackDifference) -> int:
