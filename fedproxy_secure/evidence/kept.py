@@ -81,9 +81,10 @@ def forget_seed(run: Path, seed_folder: str) -> None:
     if len(others) == len(findings):
         return
     log.warning(
-        "%s: %d findings about %s as it was before are dropped; attack the run again",
+        "%s: %d of %d findings are dropped, about %s as it was before; attack the run again",
         run / FOLDER / RESULTS,
         len(findings) - len(others),
+        len(findings),
         seed_folder,
     )
     if others:

@@ -123,7 +123,7 @@ class _Strict(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue  # keys that are lists or mappings are refused by the base class
-            made = self.construct_object(key)  # `on` and `true` are one key
+            made: Any = self.construct_object(key)  # `on` and `true` are one key
             if not isinstance(made, Hashable):
                 continue  # a tag made a list of it, which the base class refuses
             if made in given:
