@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -147,7 +148,9 @@ class AttackInfo:
         for field_name, holds, must in rules:
             if not holds:
                 value = getattr(self, field_name)
-                raise ConfigError(f"attack {self.name!r}: {field_name}={value!r}: must be {must}")
+                raise ConfigError(f"attack {self.name!r}: {field_name}={value!r:.80}: must be {must}")
+        for field_name in numbers:  # of numpy, too; findings can hold Python's alone
+            object.__setattr__(self, field_name, float(getattr(self, field_name)))
 
 
 def _all(values: object, kind: type) -> bool:
@@ -155,7 +158,12 @@ def _all(values: object, kind: type) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

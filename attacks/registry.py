@@ -9,6 +9,7 @@ An attack registers itself with the decorator `attack`. Another project names it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -57,6 +58,8 @@ def attack(info: AttackInfo) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, Attack)):
             raise ConfigError(f"attack {info.name!r}: {kind!r}: must be a subclass of attacks.base.Attack")
         others = [k.info for k in _REGISTERED.values() if k.info.name != info.name]
+        if info.name == info.id:  # else no other attack could share the id
+            raise ConfigError(f"attack {info.name!r}: has its name as its id; names and ids must differ")
         if any(info.name == i.id or info.id == i.name for i in others):
             raise ConfigError(
                 f"attack {info.name!r}, id {info.id!r}: one is the other of an attack that is registered "
@@ -88,12 +91,20 @@ def _load() -> None:
             raise ConfigError(f"{where}: {error}") from error
         except Exception as error:  # somebody else's module may raise anything
             raise ConfigError(f"{where}: cannot be loaded: {error or type(error).__name__}") from error
-        package = point.module.partition(".")[0]  # may have registered it before, by another entry point
-        known = {kind.__module__.partition(".")[0] for kind in _REGISTERED.values()}
-        if len(_REGISTERED) == before and package not in known:
+        if len(_REGISTERED) == before and not _has_registered(point.module):
             raise ConfigError(
                 f"{where}: registers no attack; decorate its class with `attack` of attacks.registry"
             )
+
+
+def _has_registered(module: str) -> bool:
+    """Return whether a module, or the package that it is of, has attacks that were registered before."""
+    package = module.partition(".")[0]
+    there = vars(sys.modules[module]).values()
+    return any(
+        kind.__module__.partition(".")[0] == package or any(kind is thing for thing in there)
+        for kind in _REGISTERED.values()
+    )
 
 
 def every() -> dict[str, Attack]:

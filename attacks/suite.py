@@ -3,15 +3,16 @@
 An attack that fails never stops the rest (`attacks.trial`). Each result is appended to
 `attacks/events.jsonl` below the run as it comes, so an interrupted suite can resume where it stopped.
 `results.json` joins the results at the end, and after an interrupt those that were finished. Earlier
-results stay in it until another takes their place: one attack, run again, costs no other its result.
+results stay in it until another takes their place: one attack, run again, costs no other its result. Those
+of attacks and seeds that are not there any more are dropped.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +20,9 @@ from pathlib import Path
 from attacks.base import Attack, OutOfTime, Truth
 from attacks.registry import check_measures, every, get
 from attacks.trial import finding, has_surfaces, run_one
-from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.evidence.finding import (
-    FOLDER,
-    Finding,
-    Outcome,
-    Profile,
-    read_findings,
-    write_findings,
-)
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome, Profile, write_findings
+from fedproxy_secure.evidence.kept import EVENTS, Key, forget_events, kept_findings, key_of, read_events
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
@@ -36,8 +31,8 @@ from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, in_processes
 from threat_models import ThreatModel
 
-EVENTS = "events.jsonl"
-Key = tuple[str, str, str]  # the seed's folder, threat model, attack
+log = logging.getLogger(__name__)
+KEYS = ("seed_folder", "view", "attack")  # a finding's part of `Key`
 Jobs = int | Callable[[], int]  # how many at once; a function is asked again until it says more than 1
 
 
@@ -154,7 +149,7 @@ def run_suite(
         for model in threat_models
         for one in attacks
     ]
-    results = _finished(log_file, profile, {t.key: t.seed for t in trials}) if resume else {}
+    results = _finished(run, profile, {t.key: t.seed for t in trials}) if resume else {}
     todo = [t for t in trials if t.key not in results]
     read_view.cache_clear()  # the folder may hold another run by now
     read_truth.cache_clear()
@@ -162,12 +157,11 @@ def run_suite(
         (folder, model): read_view(folder, model, llm).surfaces
         for folder, model in dict.fromkeys((t.folder, t.model) for t in todo)
     }
-    earlier = list[Finding]()
-    with suppress(RunFolderError):  # there are none, or they cannot be read
-        earlier = read_findings(run)
-    if not resume:
-        _forget(log_file, {t.key for t in trials})
     by_name = {one.info.name: one for one in attacks}
+    earlier = _earlier(run, by_name)
+    if not resume:  # a resumed suite must not find them
+        keys = {t.key for t in trials}
+        forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
     task = f"{profile} suite"
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
     try:
@@ -263,34 +257,28 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
     )
 
 
-def key_of(found: Finding) -> Key:
-    """Return what a finding is the result of."""
-    return found.seed_folder, found.view, found.attack
+def _earlier(run: Path, attacks: Iterable[str]) -> list[Finding]:
+    """Return what attacks have found before; drop what is of attacks or seeds that are gone."""
+    known = {*every(), *attacks}
+    folders = {folder.name for folder in seed_folders(run)}
+    found = kept_findings(run).values()
+    gone = {
+        (f.seed_folder, f.attack) for f in found if f.seed_folder not in folders or f.attack not in known
+    }
+    if gone:
+        which = ", ".join(f"{attack} on {folder}" for folder, attack in sorted(gone))
+        log.warning("%s: findings are dropped, as the attack or the seed is gone: %s", run, which)
+        forget_events(run, lambda raw: (str(raw.get("seed_folder")), str(raw.get("attack"))) in gone)
+    return [f for f in found if (f.seed_folder, f.attack) not in gone]
 
 
-def _forget(folder: RunFolder, keys: set[Key]) -> None:
-    """Take the events of what is run anew out of the log, so that a resumed suite does not find them."""
-    kept: list[str] = []
-    with suppress(RunFolderError):  # a damaged log is begun anew
-        for raw in folder.read_jsonl(EVENTS):
-            if (raw.get("seed_folder"), raw.get("view"), raw.get("attack")) not in keys:
-                kept.append(json.dumps(raw, sort_keys=True) + "\n")
-    if (folder.path / EVENTS).exists():
-        folder.write_text(EVENTS, "".join(kept))
-
-
-def _finished(folder: RunFolder, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:
+def _finished(run: Path, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:
     """Return the findings of an earlier call that need not be made again.
 
-    Errors, attacks that ran out of time, and lines that another version of this package wrote are made
-    again.
+    Errors, and attacks that ran out of time, are made again.
     """
     done: dict[Key, Finding] = {}
-    for raw in folder.read_jsonl(EVENTS):
-        try:
-            result = Finding.from_json(raw)
-        except (ValueError, FedProxyError):
-            continue
+    for result in read_events(run):
         again = result.outcome == Outcome.ERROR or result.reason.startswith(OutOfTime.BEGINS)
         key = key_of(result)
         if (result.profile, result.seed) == (profile, seeds.get(key)) and not again:

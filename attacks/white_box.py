@@ -4,8 +4,8 @@
         box.set(view.adapters[0])
         losses = box.losses(records)
 
-A process loads a proxy once and lends it to one attack after the other. `opened` is the only way to it.
-After the block the model's adapter is what it was before, and the box no longer gives the model away.
+A process loads a proxy once and lends it to one attack after the other, by `opened` alone. After the block
+the adapter is what it was before, and the box no longer gives the model away.
 """
 
 from __future__ import annotations
@@ -43,12 +43,7 @@ class SharedInput:
 
 
 class WhiteBox:
-    """The proxy with the run's adapter; `opened` lends one for a view.
-
-    Args:
-        tuned: the proxy with a PEFT adapter.
-        tokenizer: the proxy's tokenizer.
-    """
+    """The proxy with the run's PEFT adapter, and its tokenizer; `opened` lends one for a view."""
 
     def __init__(self, tuned: nn.Module, tokenizer: Any) -> None:
         self._tuned: nn.Module | None = tuned
@@ -89,21 +84,25 @@ class WhiteBox:
         grads = torch.autograd.grad(batch_loss(self.tuned, batch), parameters)
         return torch.cat([g.reshape(-1).float() for g in grads]).numpy()
 
-    @torch.inference_mode()
     def losses(self, items: Sequence[Encoded]) -> np.ndarray:
         """Return each record's loss in nats per response token, float64 [n]."""
-        losses: list[float] = []
+        return np.array([float(tokens.mean()) for tokens in self.token_losses(items)])
+
+    @torch.inference_mode()
+    def token_losses(self, items: Sequence[Encoded]) -> list[np.ndarray]:
+        """Return the loss of every response token (`examples/own_attack.py`), float64 [tokens] a record."""
+        losses = []
         for at in range(0, len(items), AT_ONCE):
-            part = items[at : at + AT_ONCE]
-            batch = training_batch(part, pad_id=self.tokenizer.pad_token_id, device="cpu")
+            pad_id = self.tokenizer.pad_token_id
+            batch = training_batch(items[at : at + AT_ONCE], pad_id=pad_id, device="cpu")
             positions = batch.response.any(dim=0).nonzero().flatten()
             inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
             logits = self.tuned(**inputs, logits_to_keep=positions).logits
             for row, ids, wanted in zip(logits, batch.ids, batch.response[:, positions] > 0, strict=True):
                 targets = ids[positions + 1][wanted]
                 nll = nn.functional.cross_entropy(row[wanted].double(), targets, reduction="none")
-                losses.append(float(nll.numpy().mean()))
-        return np.array(losses)
+                losses.append(nll.numpy())
+        return losses
 
     def shared_input(self, block: int) -> SharedInput:
         """Return the adapted maps of a block that read the same input as the first of them.

@@ -117,15 +117,14 @@ def measure(plan: Plan, cell: GridCell, *, progress: Progress) -> None:
 
 def forget_changed(folder: Path, attacks: tuple[AttackEntry, ...]) -> None:
     """Drop the findings of attacks whose code is not what it was, and note the code that runs now."""
-    from attacks.suite import EVENTS
+    from fedproxy_secure.evidence.kept import forget_events
 
     place = RunFolder(path=folder / FOLDER)
     before = _code_then(place.path / CODE)
     now = {a.name: f"{a.provider_version} {a.code_sha256}" for a in attacks}
     changed = {name for name in now if before.get(name, now[name]) != now[name]}
     if changed:
-        kept = [line for line in place.read_jsonl(EVENTS) if line.get("attack") not in changed]
-        place.write_text(EVENTS, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+        forget_events(folder, lambda line: str(line.get("attack")) in changed)
     place.write_json(CODE, before | now)
 
 

@@ -29,7 +29,11 @@ def make_key(file: Path) -> bytes:
     key = fresh_secret()
     write_key(file, key)
     public = signing_public(key)
-    write_bytes(half, public.hex().encode() + b"\n")
+    try:
+        write_bytes(half, public.hex().encode() + b"\n")
+    except BaseException:  # nobody has its public half; it would stand in the way of the next try
+        file.unlink(missing_ok=True)
+        raise
     return public
 
 

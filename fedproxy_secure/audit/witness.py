@@ -65,6 +65,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
+from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
@@ -130,8 +131,10 @@ class Witness:
         return signing_public(self.log.key)
 
     def started(self, seed: int) -> None:
-        """Log that a seed begins, or goes on where it was killed."""
+        """Log that a seed begins, or goes on where it was killed; what was found about it before goes."""
         self.at = seed
+        self.reopen(*FINDINGS)
+        forget_seed(self.folder, f"seed-{seed}")
         self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:

@@ -7,10 +7,11 @@ Everything heavy is imported inside the commands, so that `--help` does not load
 from __future__ import annotations
 
 import os
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
 import typer
+import typer.main
 
 from fedproxy_secure import __version__
 from fedproxy_secure.cli import (
@@ -34,7 +35,7 @@ QUIET = {  # environment variables of the libraries; a user's own values win
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-COMMANDS = "fedproxy_secure.commands"
+COMMANDS, OWN = "fedproxy_secure.commands", "fedproxy-secure"
 
 app = typer.Typer(
     name="fedproxy-secure",
@@ -67,23 +68,32 @@ def add_commands(to: typer.Typer) -> None:
 
     The attacks are among them: this package never imports them, so it cannot name their commands itself.
     One that is broken, or takes a name that is there, is left out with a line that says so: no package may
-    keep a user from `gate`, or stand in its place.
+    keep a user from `gate` or `attack`, or stand in its place.
     """
     taken = {one.name for one in to.registered_commands} | {one.name for one in to.registered_groups}
-    for point in sorted(entry_points(group=COMMANDS), key=lambda p: (p.name, p.value)):
+    for point in sorted(entry_points(group=COMMANDS), key=_ours_first):
         try:
             if point.name in taken:
                 raise ConfigError("is there already; the entry point must have another name")
             commands = point.load()
             if not isinstance(commands, typer.Typer):
                 raise ConfigError("must be an object of typer.Typer")
-        except Exception as error:  # somebody else's module may raise anything
+            alone = typer.Typer()
+            alone.add_typer(commands, name=point.name)
+            typer.main.get_command(alone)  # a parameter that Typer cannot read would end every command
+        except (Exception, SystemExit) as error:  # somebody else's module may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, SystemExit):
+                reason = "ends the process when it is imported"
             line = f"warning: command {point.name!r} of {point.value} is left out: {reason}"
             typer.echo(printable(line), err=True)
             continue
         to.add_typer(commands, name=point.name)
         taken.add(point.name)
+
+
+def _ours_first(point: EntryPoint) -> tuple[bool, str, str]:
+    return point.dist is None or point.dist.name != OWN, point.name, point.value
 
 
 app.command("run")(experiments.run_command)

@@ -9,6 +9,8 @@ then.
 
 from __future__ import annotations
 
+import errno
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +20,25 @@ import typer
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.runtime.escape import printable
 
+log = logging.getLogger(__name__)
 BAD, PASSING, INTERRUPTED = 2, 75, 130  # 75 is EX_TEMPFAIL of sysexits.h: a service manager tries again
 TERMINATED = 143  # raised by `terminated_like_interrupted`, which the commands of `deploy` run in
+
+SYSTEMS = {  # errors of files that are the system's or the user's doing; others are faults of the program
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EISDIR"),
+        *("ENOSPC", "EROFS", "EDQUOT", "EIO"),
+    )
+}
 
 
 @contextmanager
 def plain_errors(*, again: str | None, verdict: bool = False) -> Iterator[None]:
     """Turn errors raised on purpose into one line and exit code 2 or 75; after Ctrl-C, say how to go on.
 
-    So are files that the system does not let a command look at. Other errors are shown whole.
+    So are files that the system does not let a command look at; the traceback is logged at level debug.
+    Other errors are shown whole.
 
     Args:
         again: the command that goes on; None: there is no such command.
@@ -45,7 +57,8 @@ def plain_errors(*, again: str | None, verdict: bool = False) -> Iterator[None]:
             typer.echo(f"resume with: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        if isinstance(error, OSError) and error.filename is not None and error.errno in SYSTEMS:
+            log.debug("raised by the system", exc_info=True)
             typer.echo(f"error: {printable(f'{error.filename}: {error.strerror}')}", err=True)
         elif verdict:
             traceback.print_exc()

@@ -40,7 +40,7 @@ def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, ke
     values = importance(llm, windows, keep)
     if time.perf_counter() - began > WORTH_S:
         with suppress(RunFolderError):  # it only saves time
-            write_bytes(file, json_bytes(values))
+            write_bytes(file, json_bytes(values), private=True)
     return values
 
 

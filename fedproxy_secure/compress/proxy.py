@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +39,8 @@ class Proxy:
         details: what else the record of the run (`plan.json`) says of how the proxy came about; plain JSON
             values.
 
-    Raises `ModelError` without a plan and without a lifting, or for details that are no plain values.
+    Raises `ModelError` without a plan and without a lifting, for importance that is not finite, or for
+    details that are no plain values.
     """
 
     model: nn.Module
@@ -53,6 +55,8 @@ class Proxy:
         if self.plan is None and self.lifting is None:
             raise ModelError("proxy: has no block plan and no lifting; needs one to be plugged back")
         object.__setattr__(self, "importance", tuple(map(float, self.importance)))
+        if not all(map(math.isfinite, self.importance)):  # JSON has no other numbers
+            raise ModelError(f"proxy: importance={self.importance!r:.80}: must be finite numbers")
         try:  # found now, not when the record is written after the healing
             json.dumps(dict(self.details), allow_nan=False)
         except (TypeError, ValueError) as error:

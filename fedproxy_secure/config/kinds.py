@@ -16,6 +16,7 @@ PROTECTIONS: Registry[Any] = Registry(
     kind="protection",
     base="fedproxy_secure.protect.base:Protection",
     texts=("name", "title"),
+    named_by="name",
     group="fedproxy_secure.protections",
     own={
         "unsafe_plaintext": "fedproxy_secure.protect.plaintext:PLAINTEXT",
@@ -39,6 +40,7 @@ METHODS: Registry[Any] = Registry(
     kind="method",
     base="fedproxy_secure.experiments.method:Method",
     texts=("name", "title"),
+    named_by="name",
     group="fedproxy_secure.methods",
     own={
         name: f"fedproxy_secure.experiments.methods.{module}:{name.upper()}"
@@ -55,6 +57,7 @@ COMPRESSIONS: Registry[Any] = Registry(
     kind="compression",
     base="fedproxy_secure.compress.base:Compression",
     texts=("name", "title"),
+    named_by="name",
     group="fedproxy_secure.compressions",
     own={
         "drop_blocks": "fedproxy_secure.compress.drop_blocks:DROP_BLOCKS",

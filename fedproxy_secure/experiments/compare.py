@@ -38,7 +38,7 @@ from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of, sc
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.runtime.artifacts import environment
+from fedproxy_secure.runtime.artifacts import check_new, environment
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import NoProgress, Progress
@@ -82,8 +82,13 @@ def compare(
     after the running ones have ended and been saved.
     """
     compression_of(config.compress, config.heal)
-    for name in config.compare.methods:
-        method_of(name, where="compare.methods").check_installed(config)
+    if not resume:
+        check_new(out)
+    todo = _todo(out, cells_of(config))
+    for name in dict.fromkeys(cell.method for cell in todo):
+        method_of(name).check_installed(config)
+    if todo and config.compare.jobs != 1:
+        warm_up(CELLS_NEED)  # imports while this process reads the records
     from fedproxy_secure.experiments.inputs import check_inputs
 
     check_inputs(config, out)
@@ -96,10 +101,8 @@ def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, comman
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
-    todo = [c for c in cells if not cell_file(out, c).exists()]
+    todo = _todo(out, cells)
     forget_weights(out, _proxies(config, todo))
-    if todo and config.compare.jobs != 1:
-        warm_up(CELLS_NEED)  # imports while this process reads the records
     origin = Origin.here(config)  # before any cell: unreadable records stop here
     check_origins(out, there, origin)
     whole = Overall(shown=shown, name="compare", planned=_planned(config, todo))
@@ -219,6 +222,11 @@ def _run_cells(
     if failed:
         name, lost = failed[0]
         lost.reraise(name)
+
+
+def _todo(out: Path, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that are not done."""
+    return [c for c in cells if not cell_file(out, c).exists()]
 
 
 def _work(config: Config, out: Path, task: Task, *, progress: Progress) -> CellResult | None:

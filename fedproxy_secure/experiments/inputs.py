@@ -31,7 +31,7 @@ from fedproxy_secure.experiments.stages import (
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
-from fedproxy_secure.models.llm import load_tokenizer, parameter_count, pick_device
+from fedproxy_secure.models.llm import check_weights, load_tokenizer, parameter_count, pick_device
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.artifacts import MANIFEST
@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 
 
 def check_inputs(config: Config, out: Path) -> None:
-    """Read what a new run starts from, weights aside: key, device, tokenizer, public text, records.
+    """Read what a new run starts from, but not its weights: key, device, tokenizer, public text, records.
 
     A folder belongs to its settings from its first file on: a path that was misspelt could not be corrected
     in it. Nothing is read if a run has begun in `out`.
@@ -54,6 +54,7 @@ def check_inputs(config: Config, out: Path) -> None:
     if config.audit.signing_key is not None:
         read_key(Path(config.audit.signing_key))
     pick_device(config.model.device)
+    check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     load_tasks(config.data, audit=config.audit, seed=config.seeds[0])
     public_windows(config, tokenizer)

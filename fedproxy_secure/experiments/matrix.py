@@ -43,20 +43,21 @@ from fedproxy_secure.experiments.sweeps.matrix_report import (
     no_ceiling,
     not_measured,
     scales_of,
+    todo_of,
 )
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
-    cell_file,
     one_thread,
     run_cell,
     write_cell,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
+from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import CEILING_NOT_COUNTED, total
-from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.artifacts import RunFolder, check_new, environment
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
@@ -89,22 +90,26 @@ def matrix(
     """Run, attack and measure every cell that `out` does not hold yet; write and return the report.
 
     Each cell runs in a process of its own with one torch thread, `matrix.jobs` at a time; 0 is one per
-    core, or on CUDA one in all. With `matrix.jobs` 1 all run in this process, where protections and
-    compressions that a script has registered are known; their peak memory is then this process's. Failed
-    cells stand in the report with their reason.
+    core, or on CUDA one in all. With `matrix.jobs` 1 all run in this process, where what a script has
+    registered is known; their peak memory is then this process's. Failed cells are in the report, too.
 
     Raises `RunFolderError` for a folder of other settings or one that another process works in,
     `ConfigError` if no configuration can run, or no attack as `attacks` says.
     """
     check_attacks(config)
-    cells, refused = cells_of(config)
+    if not resume:
+        check_new(out)
+    cells, refused = cells_of(config, out)
+    if todo := todo_of(config, out, cells):
+        require(config.track)
+    if todo and config.matrix.jobs != 1:
+        warm_up(CELLS_NEED)  # imports while this process reads the records
     from fedproxy_secure.experiments.inputs import check_inputs
 
     check_inputs(config, out)
+    shown = progress or NoProgress()
     with only_run_in(out):
-        return _matrix(
-            config, out, cells, refused, resume=resume, shown=progress or NoProgress(), command=command
-        )
+        return _matrix(config, out, cells, refused, resume=resume, shown=shown, command=command)
 
 
 def _matrix(
@@ -124,10 +129,7 @@ def _matrix(
     config = signed.with_signing_key(None)
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
-    todo: list[Piece] = [c for c in cells if not is_done(out, c)]
-    todo += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
-    if todo and config.matrix.jobs != 1:
-        warm_up(CELLS_NEED)  # imports while this process reads the records
+    todo = todo_of(config, out, cells)
     from fedproxy_secure.data.tasks import truncated_prompts
     from fedproxy_secure.experiments.results import choice_notes, cut_notes
     from fedproxy_secure.models.llm import pick_device
@@ -282,10 +284,8 @@ def attack_jobs(config: Config, out: Path, cores: int) -> int:
     The cores are shared among all cells and ceilings that have not ended, so that the last one leaves none
     idle.
     """
-    cells, _ = cells_of(config)
-    left: list[Piece] = [c for c in cells if not is_done(out, c)]
-    left += [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
-    running = sum(not (_place(out, c) / FAILED).exists() for c in left)
+    cells, _ = cells_of(config, out)
+    running = sum(not (_place(out, c) / FAILED).exists() for c in todo_of(config, out, cells))
     return max(1, cores // max(1, running))
 
 

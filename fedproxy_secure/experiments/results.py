@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,10 +76,12 @@ class MethodResult:
             object.__setattr__(self, "upload_bytes", operator.index(self.upload_bytes))
             if self.scale is not None:
                 object.__setattr__(self, "scale", float(self.scale))
-        except (TypeError, ValueError):
+                if not math.isfinite(self.scale):
+                    raise ValueError("JSON has no such number")
+        except (TypeError, ValueError, OverflowError):
             raise DataError(
                 f"result of a method: upload_bytes={self.upload_bytes!r:.80}, scale={self.scale!r:.80}: "
-                "must be a whole number of bytes, and a number or None"
+                "must be a whole number of bytes, and a finite number or None"
             ) from None
 
 

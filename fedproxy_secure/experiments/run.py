@@ -56,7 +56,7 @@ from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import to_json
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes
+from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
 from fedproxy_secure.runtime.only_one import WAIT_S, WORKERS_S, only_run_in
 from fedproxy_secure.runtime.progress import NoProgress, Progress, StageClock
 from fedproxy_secure.runtime.untrusted import read_json
@@ -88,6 +88,8 @@ def run(
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder, such as
     another process that works in it; `AuditError` if what lies in the folder is not what the log has.
     """
+    if not resume:
+        check_new(out)
     config.check_protection()
     protection_of(config.protect).check_installed()
     compression_of(config.compress, config.heal)

@@ -114,6 +114,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
+def check_weights(path: str | Path) -> None:
+    """Raise `ModelError` for a local folder of an LLM without weights that `load_llm` reads."""
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        raise ModelError(f"model.path={path}: has no *.safetensors; must hold the model's weights")
+
+
 def weights_written_ns(folder: Path) -> int:
     """Return when a folder's weights were last written, ns, for caches: another model may replace them."""
     return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)

@@ -75,8 +75,7 @@ class RunFolder:
 
         Raises `RunFolderError` if there is something in it, or it cannot be written.
         """
-        if _contents(path):
-            raise RunFolderError(f"{path}: is not empty; add --resume to go on, or choose another --out")
+        _check_empty(path)
         folder = cls(path=path)
         folder.write_json(MANIFEST, {"schema_version": 1, "config_sha256": config.sha256()})
         folder._complete(config)
@@ -174,6 +173,15 @@ class RunFolder:
             raise RunFolderError(f"{path}: is damaged: {error}") from error
 
 
+def check_new(path: Path) -> None:
+    """Raise `RunFolderError` if there is something in the folder that no other process seems to work in.
+
+    `RunFolder.create` asks again. This is for before it, so that nobody waits for what is refused then.
+    """
+    if not (path / RUNNING).exists():
+        _check_empty(path)
+
+
 def json_bytes(value: Any) -> bytes:
     """Return indented JSON, as `RunFolder.write_json` writes it."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -232,7 +240,7 @@ def _packages() -> tuple[str, ...]:
     """Return the main packages, then those that plug something in: what they add may change with them."""
     found = metadata.entry_points()
     points = [p for g in found.groups if g.startswith("fedproxy_secure.") for p in found.select(group=g)]
-    plug_ins = {p.dist.name for p in points if p.dist is not None}
+    plug_ins = {p.dist.name for p in points if p.dist is not None and p.dist.name}
     return (*_PACKAGES, *sorted(plug_ins - {*_PACKAGES}))
 
 
@@ -242,6 +250,11 @@ def installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _check_empty(path: Path) -> None:
+    if _contents(path):
+        raise RunFolderError(f"{path}: is not empty; add --resume to go on, or choose another --out")
 
 
 def _contents(path: Path) -> list[str]:

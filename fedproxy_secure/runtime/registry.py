@@ -45,7 +45,8 @@ class Registry(Generic[T]):
             thing's name.
         own: this project's things, as name -> `module:attribute`. They come first, in this order.
         base: the class that all things are objects of, as `module:attribute`; None: any.
-        texts: attributes that must be texts; `name` among them must be the registered name.
+        texts: attributes that must be texts.
+        named_by: the one of them that must be the registered name; None: none.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Registry(Generic[T]):
         own: Mapping[str, str],
         base: str | None = None,
         texts: tuple[str, ...] = (),
+        named_by: str | None = None,
     ) -> None:
-        self.kind, self.group, self._base, self._texts = kind, group, base, texts
+        self.kind, self.group, self._base = kind, group, base
+        self._texts, self._named_by = texts, named_by
         self._places = dict(own)
         self.own = tuple(own)
         self._loaded: dict[str, T] = {}
@@ -119,10 +122,10 @@ class Registry(Generic[T]):
             text = getattr(thing, attribute, None)
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"{where}{attribute}={text!r}; must be a text")
-        if "name" not in self._texts:
+        if self._named_by is None:
             return
-        if (stated := getattr(thing, "name", None)) != name:
-            raise ConfigError(f"{where}name={stated!r}; must be {name!r}, as it is registered")
+        if (stated := getattr(thing, self._named_by, None)) != name:
+            raise ConfigError(f"{where}{self._named_by}={stated!r}; must be {name!r}, as it is registered")
         if not NAME.fullmatch(name):
             raise ConfigError(f"{where}must be named by at most 64 letters, digits, '.', '_' and '-'")
 

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
+class _TooMuch(ValueError):
+    """A value that is nested too deeply or too large; its text can be read all the same."""
+
+
 class GivenTwice(yaml.YAMLError):
     """A mapping of a YAML text has a key twice; the text names the line and the key."""
 
@@ -94,14 +99,36 @@ class GivenTwice(yaml.YAMLError):
 class _Strict(yaml.SafeLoader):
     """A YAML loader that refuses a key that is given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return what the base class returns, after checking that no key repeats."""
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if str(key.value) in seen:
+    def get_single_node(self) -> yaml.Node | None:
+        """Return what the base class returns, after checking that no key repeats in any mapping of it.
+
+        Here and not when mappings are made: by then `<<` has put the keys of others among a mapping's own.
+        """
+        root: yaml.Node | None = super().get_single_node()
+        waiting, seen = [root], set[int]()
+        while waiting:
+            node = waiting.pop()
+            if node is None or id(node) in seen:
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                self._check_keys(node)
+                waiting += [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+        return root
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        given = set[Any]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue  # keys that are lists or mappings are refused by the base class
+            made: Any = self.construct_object(key)  # `on` and `true` are one key
+            if not isinstance(made, Hashable):
+                continue  # a tag made a list of it, which the base class refuses
+            if made in given:
                 raise GivenTwice(f"line {key.start_mark.line + 1}: {str(key.value)[:80]} is given twice")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
+            given.add(made)
 
 
 def parse_yaml(raw: str | bytes) -> Any:
@@ -114,21 +141,23 @@ def parse_yaml(raw: str | bytes) -> Any:
         value = yaml.load(raw, Loader=_Strict)  # noqa: S506 - stricter than `SafeLoader`
     except RecursionError:
         raise _too_deep() from None
+    except (AttributeError, LookupError, TypeError, OverflowError):  # PyYAML takes a tag at its word
+        raise ValueError("has a value that is not of its tag") from None
     _check(value, most_nodes=MOST_NODES)
     return value
 
 
 def yaml_reason(error: yaml.YAMLError | ValueError) -> str:
     """Return in one line, with the place where there is one, what `parse_yaml` found wrong with a text."""
-    if isinstance(error, GivenTwice):
+    if isinstance(error, GivenTwice | _TooMuch):
         return str(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark is not None:
         return f"is not YAML: line {error.problem_mark.line + 1}: {error.problem}"
     return f"is not YAML: {(str(error).splitlines() or ['cannot be read'])[0]}"
 
 
-def _too_deep() -> ValueError:
-    return ValueError(f"is nested more than {MOST_NESTED} levels deep")
+def _too_deep() -> _TooMuch:
+    return _TooMuch(f"is nested more than {MOST_NESTED} levels deep")
 
 
 def _check(value: Any, *, most_nodes: int | None) -> None:
@@ -144,7 +173,7 @@ def _check(value: Any, *, most_nodes: int | None) -> None:
             elif isinstance(item, list | tuple | set):
                 below += item
             if most_nodes is not None and seen + len(below) > most_nodes:
-                raise ValueError(f"holds more than {most_nodes:,} values")
+                raise _TooMuch(f"holds more than {most_nodes:,} values")
         seen += len(below)
         level += 1
         if level > MOST_NESTED + 1:

@@ -208,15 +208,16 @@ def _begin(
     progress: Callable[[T], Progress] | None,
 ) -> tuple[Connection, _Running]:
     """Start a process for a task; return the end of the pipe that brings its result, and what is kept."""
+    # first: whoever raises here leaves no process that nobody ends
+    own_s = seconds(task) if callable(seconds) else seconds
+    replay = None if progress is None else Replay(shown=progress(task))
     here, there = context.Pipe(duplex=False)
     tells = progress is not None
     # a daemonic process may start none of its own; `in_processes` and `end_with_parent` end this one
     process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
     process.start()
     there.close()
-    own_s = seconds(task) if callable(seconds) else seconds
     until = None if own_s is None else time.monotonic() + own_s + GRACE_S
-    replay = None if progress is None else Replay(shown=progress(task))
     return here, _Running(index=index, process=process, until=until, replay=replay)
 
 

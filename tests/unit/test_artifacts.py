@@ -163,6 +163,9 @@ def test_the_environment_names_what_plugs_something_in(tmp_path: Path, monkeypat
     (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
     (place / "entry_points.txt").write_text("[fedproxy_secure.methods]\nmine = somebody:MINE\n")
     monkeypatch.syspath_prepend(tmp_path)
+    nameless = tmp_path / "nobody-1.0.dist-info"  # as an installation that was cut short leaves it
+    nameless.mkdir()
+    (nameless / "entry_points.txt").write_text("[fedproxy_secure.methods]\nother = nobody:MINE\n")
     assert environment()["packages"]["somebody"] == "1.0"
 
 

@@ -21,11 +21,11 @@ from attacks.benchmark.schema import FILE, benchmark_schema
 from attacks.benchmark.table import WIDTH, table
 from attacks.fit import fits
 from attacks.registry import every
-from attacks.suite import EVENTS
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import ConfigError, ModelError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome
+from fedproxy_secure.evidence.kept import EVENTS
 from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
 from threat_models import get as threat_model

@@ -11,12 +11,15 @@ from fedproxy_secure.audit.chain import NAME, parse_line
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.tracing import find_leak, only_seed
 from fedproxy_secure.audit.verify import verify_run
-from fedproxy_secure.audit.vouched import check_finished_seeds
+from fedproxy_secure.audit.vouched import check_finished_seeds, vouched_files
 from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.errors import AuditError, DataError, RunFolderError
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS, read_findings, write_findings
+from fedproxy_secure.evidence.kept import EVENTS, read_events
 from fedproxy_secure.runtime.artifacts import RunFolder
+from tests.support.gate_samples import finding
 from tests.support.signed_run import signed_run
 
 CONFIG = parse_config({"seeds": [0]})
@@ -127,3 +130,22 @@ def test_the_commands_end_in_one_line_on_a_folder_whose_log_is_a_pipe(run):
     assert done.exit_code == 2
     assert json.dumps(done.output).count("error") == 1
     assert "is no file" in done.output
+
+
+def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
+    """Else the report would be signed over findings about a model that is no more."""
+    run = signed_run(tmp_path).folder
+    about = [finding("A2", seed=seed) for seed in (0, 1)]
+    for one in about:
+        RunFolder(path=run / FOLDER).append_jsonl(EVENTS, one.to_json())
+    write_findings(run, about)
+    Witness.open(RunFolder(path=run), CONFIG, command="c").settle()
+    shutil.rmtree(run / "seed-0")
+    witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
+    witness.started(0)
+    witness.settle()
+    assert read_findings(run) == read_events(run) == about[1:]
+    assert "1 of 2 findings are dropped, about seed-0 as it was before; attack the run again" in caplog.text
+    assert "attacks/results.json" in vouched_files(witness.log.entries)
+    witness.started(1)
+    assert not (run / FOLDER / RESULTS).exists()

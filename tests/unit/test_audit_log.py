@@ -1,7 +1,9 @@
 """The audit log of a run: what it holds, that it goes on over a kill, that a report is signed over it."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import AuditError, ConfigError, RoundAborted
+from fedproxy_secure.errors import AuditError, ConfigError, RoundAborted, RunFolderError
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.report.report import Report
@@ -120,6 +122,18 @@ def test_a_key_is_private_and_never_overwritten(tmp_path):
     assert not (tmp_path / "me.key").exists()
     with pytest.raises(ConfigError, match="cannot be written"):
         make_key(tmp_path / "nowhere" / "me.key")
+
+
+def test_a_key_without_its_public_half_is_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(RunFolderError, match=r"me\.key\.pub: cannot be written"):
+            make_key(tmp_path / "me.key")
+    assert os.listdir(tmp_path) == []
+    make_key(tmp_path / "me.key")
 
 
 @pytest.mark.parametrize("text", ["abc", "zz" * 32, "no/such/file"])

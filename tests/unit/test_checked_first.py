@@ -8,7 +8,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.config import load_config, parse_config
 from fedproxy_secure.config.kinds import METHODS, PROTECTIONS
-from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.errors import ConfigError, ModelError, RunFolderError
 from fedproxy_secure.experiments import attacked, matrix
 from fedproxy_secure.experiments.attacked import check_attacks
 from fedproxy_secure.experiments.compare import compare
@@ -16,6 +16,9 @@ from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.method import Method
 from fedproxy_secure.experiments.run import run
+from fedproxy_secure.experiments.sweeps.matrix_cells import DONE, cells_of
+from fedproxy_secure.experiments.sweeps.method_cells import Cell
+from fedproxy_secure.experiments.tracking import NEEDS
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.tiny import tiny_settings
@@ -124,6 +127,58 @@ def test_a_missing_library_ends_a_sweep_before_it_begins(begin, tmp_path):
         }
         with pytest.raises(ConfigError, match="needs the extra more"):
             begin(parse_config(tiny_settings(tmp_path, **swept)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_finished_needs_no_library_any_more(tmp_path):
+    method = UnderIt(name="under_it", title="for the test", needs_ratio=False)
+    with PROTECTIONS.added("needs_more", NeedsMore()), METHODS.added("under_it", method):
+        swept = {"protections": [{"scheme": "needs_more"}, {"scheme": "masking"}], "remove_ratios": [0.5]}
+        config = parse_config({"seeds": [0, 1], "track": ["mlflow"], "matrix": swept})
+        every, refused = cells_of(config)
+        assert (len(every), len(refused)) == (2, 1)
+        RunFolder(path=tmp_path).write_json(f"cells/needs_more-0.5-fedavg-lora-seed0/{DONE}", {})
+        cells, refused = cells_of(config, tmp_path)
+        assert len(cells) == 3
+        assert refused == ["needs_more-0.5-fedavg-lora: protect.scheme=needs_more: needs the extra more"]
+        RunFolder(path=tmp_path).write_json(f"cells/needs_more-0.5-fedavg-lora-seed1/{DONE}", {})
+        cells, refused = cells_of(config, tmp_path)
+        assert (len(cells), refused) == (4, [])
+
+        raw = tiny_settings(tmp_path, compare={"methods": ["under_it"], "jobs": 1})
+        with pytest.raises(ConfigError, match="needs the extra more"):
+            compare(parse_config(raw), tmp_path / "out", resume=True)
+        cell = Cell(method="under_it", remove_ratio=None, seed=0)
+        RunFolder(path=tmp_path / "out").write_text(f"cells/{cell.name}.json", "{")
+        with pytest.raises(RunFolderError, match="is not a run folder"):  # the library is not asked for
+            compare(parse_config(raw), tmp_path / "out", resume=True)
+
+
+def test_a_tracker_that_is_missing_ends_a_matrix_only_where_a_cell_is_to_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(NEEDS, "mlflow", ("no_such_module", "the extra"))
+    swept = {"protections": [{"scheme": "masking"}], "remove_ratios": [0.5]}
+    raw = tiny_settings(tmp_path, track=["mlflow"], attacks={"suite": "none"}, matrix=swept)
+    assert matrix.plan_rows(parse_config(raw))
+    with pytest.raises(ConfigError, match="track=mlflow: is not installed"):
+        matrix.matrix(parse_config(raw), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("begin", [run, compare, matrix.matrix])
+def test_a_folder_with_something_in_it_is_refused_before_anything_is_read(tmp_path, begin):
+    (tmp_path / "mine.txt").write_text("")
+    config = parse_config({"model": {"path": "no/such/model"}, "attacks": {"suite": "none"}})
+    with pytest.raises(RunFolderError, match="is not empty; add --resume"):
+        begin(config, tmp_path)
+
+
+@pytest.mark.parametrize("begin", [run, compare, matrix.matrix])
+def test_a_model_without_weights_leaves_no_folder_behind(tmp_path, begin):
+    raw = tiny_settings(tmp_path, attacks={"suite": "none"}, compare={"jobs": 1}, matrix={"jobs": 1})
+    for weights in (tmp_path / "llm").glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ModelError, match=r"has no \*\.safetensors; must hold the model's weights"):
+        begin(parse_config(raw), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -145,6 +145,14 @@ def test_a_file_that_the_system_does_not_let_a_command_look_at_is_one_line(capsy
     assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long\n"
 
 
+def test_a_file_that_the_program_itself_forgot_is_shown_whole(tmp_path, caplog):
+    with pytest.raises(FileNotFoundError), plain_errors(again=None):
+        (tmp_path / "none").read_text()
+    with caplog.at_level("DEBUG"), pytest.raises(typer.Exit), plain_errors(again=None):
+        tmp_path.read_text()
+    assert "IsADirectoryError" in caplog.text
+
+
 def test_an_error_that_nobody_foresaw_is_no_verdict(capsys):
     """Exit code 1 says that a rule is broken, or that a signature is not as it was."""
     with pytest.raises(typer.Exit) as left, plain_errors(again=None, verdict=True):
@@ -156,27 +164,59 @@ def test_an_error_that_nobody_foresaw_is_no_verdict(capsys):
     assert left.value.exit_code == 3
 
 
-def test_a_command_of_another_package_is_left_out_where_it_is_broken_or_takes_a_name(
-    tmp_path, monkeypatch, capsys
-):
+UNSUPPORTED = """
+from typing import Any
+import typer
+APP, TEXT, ODD = typer.Typer(), 'text', typer.Typer()
+@ODD.command()
+def one(x: dict[str, Any] = None): ...
+"""
+
+
+@pytest.fixture
+def somebody(tmp_path, monkeypatch):
+    """Return a function that installs a package of these commands."""
+
+    def install(points):
+        place = tmp_path / "somebody-1.0.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+        (place / "entry_points.txt").write_text(f"[{COMMANDS}]\n{points}")
+        (tmp_path / "somebody.py").write_text(UNSUPPORTED)
+        (tmp_path / "somebody_ends.py").write_text("raise SystemExit(1)\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return install
+
+
+def test_a_command_of_another_package_is_left_out_where_it_is_broken_or_takes_a_name(somebody, capsys):
     """Else a package that is broken, or means ill, keeps a user from `gate`, or stands in its place."""
-    place = tmp_path / "somebody-1.0.dist-info"
-    place.mkdir()
-    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
-    points = "gate = somebody:APP\nbroken = somebody:NOTHING\nno_app = somebody:TEXT\nfine = somebody:APP\n"
-    (place / "entry_points.txt").write_text(f"[{COMMANDS}]\n{points}")
-    (tmp_path / "somebody.py").write_text("import typer\nAPP, TEXT = typer.Typer(), 'text'\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    broken = (
+        "broken = somebody:NOTHING\nends = somebody_ends:APP\nno_app = somebody:TEXT\nodd = somebody:ODD"
+    )
+    somebody(f"gate = somebody:APP\n{broken}\nfine = somebody:APP\n")
     commands = typer.Typer()
     commands.command("gate")(lambda: None)
     add_commands(commands)
     added = {group.name for group in commands.registered_groups}
     assert "fine" in added
-    assert not added & {"gate", "broken", "no_app"}
+    assert not added & {"gate", "broken", "ends", "no_app", "odd"}
     warned = capsys.readouterr().err.splitlines()
     assert [line.partition(" of ")[0] for line in warned] == [
-        f"warning: command {name!r}" for name in ("broken", "gate", "no_app")
+        f"warning: command {name!r}" for name in ("broken", "ends", "gate", "no_app", "odd")
     ]
+    assert CliRunner().invoke(commands, ["gate"]).exit_code == 0
+
+
+def test_no_other_package_stands_in_for_a_command_of_this_project(somebody, capsys):
+    somebody("attack = a_first_by_name:APP\n")
+    commands = typer.Typer()
+    add_commands(commands)
+    (attack,) = [group for group in commands.registered_groups if group.name == "attack"]
+    assert {c.callback.__module__ for c in attack.typer_instance.registered_commands} == {"attacks.cli"}
+    assert "warning: command 'attack' of a_first_by_name:APP is left out: is there already" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_command_to_type_again_is_quoted_for_a_shell():

@@ -3,8 +3,10 @@
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attacks import registry
@@ -153,6 +155,7 @@ def test_an_entry_point_that_registers_no_attack_is_named_in_one_line(installed)
         ({"name": ""}, "attack '': name='': must be a text"),
         ({"chance": "half"}, "chance='half': must be a finite number"),
         ({"margin": float("nan")}, "margin=nan: must be a finite number"),
+        ({"margin": 10**400}, "margin=10+: must be a finite number"),
         ({"measures": ("token_auc",)}, "must be a tuple of Feeds"),
         ({"mapping": (("ATLAS", "1"),)}, r"must be a tuple of \(framework, version, id\)"),
         ({"by": ("owner",)}, "must be a tuple of server, network, clients, api"),
@@ -165,7 +168,30 @@ def test_an_attack_that_is_badly_declared_is_refused_where_it_is_declared(change
         replace(INFO, **change)
 
 
+def test_numbers_of_numpy_are_numbers():
+    made = replace(INFO, chance=np.float32(0.25), margin=np.int64(1))
+    assert (type(made.chance), made.chance, type(made.margin)) == (float, 0.25, float)
+
+
+def test_an_entry_point_whose_attack_another_package_has_registered_before_is_found(installed, tmp_path):
+    (tmp_path / "their_attacks.py").write_text(
+        "from dataclasses import replace\nfrom attacks.registry import attack\n"
+        "from tests.support.toys import INFO, Toy\n\n\n"
+        "@attack(replace(INFO, name='theirs'))\nclass Theirs(Toy): ...\n"
+    )
+    (tmp_path / "somebody.py").write_text("from their_attacks import Theirs\n")
+    installed("somebody")
+    try:
+        import_module("their_attacks")
+        assert "theirs" in registry.every()
+    finally:
+        for module in ("their_attacks", "somebody"):
+            sys.modules.pop(module, None)
+
+
 def test_the_name_of_an_attack_is_no_id_of_others():
+    with pytest.raises(ConfigError, match="attack 'X9': has its name as its id; names and ids must differ"):
+        registry.attack(replace(INFO, name="X9", id="X9"))(type("Mine", (Toy,), {}))
     registry.every()
     for change in ({"name": "A2"}, {"id": "lora_span_tokens"}):
         with pytest.raises(ConfigError, match="names and ids must differ"):

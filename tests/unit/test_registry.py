@@ -89,7 +89,9 @@ def test_what_another_package_registers_must_be_an_object_of_the_kind_under_its_
     installed, point, line
 ):
     installed(point, THINGS)
-    kinds = Registry(kind="thing", group=GROUP, own={}, base="somebody:Thing", texts=("name", "title"))
+    kinds = Registry(
+        kind="thing", group=GROUP, own={}, base="somebody:Thing", texts=("name", "title"), named_by="name"
+    )
     (name,) = kinds.names()
     if line is None:
         assert kinds.get(name).name == name

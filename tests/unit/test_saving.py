@@ -48,7 +48,12 @@ def test_numbers_of_numpy_in_a_methods_result_become_plain_ones():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"upload_bytes": 1.5}, {"scale": "half"}, {"fused": {"a": 0.5}}, {"tuned": [RIGHT]}], ids=str
+    "wrong",
+    [
+        *({"upload_bytes": 1.5}, {"scale": "half"}, {"fused": {"a": 0.5}}, {"tuned": [RIGHT]}),
+        *({"scale": float("nan")}, {"scale": np.float32("inf")}, {"scale": 10**400}),
+    ],
+    ids=lambda wrong: str(wrong)[:30],
 )
 def test_a_result_that_no_record_can_hold_is_refused_in_one_line(wrong):
     with pytest.raises(DataError, match=r"^result of a method: "):
@@ -60,3 +65,6 @@ def test_what_a_proxys_record_says_must_be_plain_values():
     assert type(Proxy(model=torch.nn.Linear(1, 1), **kept).importance[0]) is float
     with pytest.raises(ModelError, match="proxy: details: must be plain JSON values"):
         Proxy(model=torch.nn.Linear(1, 1), **kept, details={"rank": np.int64(3)})
+    for wrong in (float("nan"), np.float32("inf")):
+        with pytest.raises(ModelError, match=r"proxy: importance=.*: must be finite numbers"):
+            Proxy(model=torch.nn.Linear(1, 1), **kept | {"importance": (0.5, wrong)})

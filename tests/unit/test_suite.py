@@ -13,7 +13,7 @@ from attacks import registry
 from attacks.base import Feeds
 from attacks.suite import read_truth, seed_folders
 from fedproxy_secure.errors import ConfigError, RunFolderError
-from fedproxy_secure.evidence.finding import Outcome, read_findings
+from fedproxy_secure.evidence.finding import Outcome, read_findings, write_findings
 from fedproxy_secure.record.view import view
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.workers import Lost, in_processes
@@ -75,7 +75,8 @@ def test_an_interrupted_suite_leaves_what_it_has_and_goes_on_to_the_same_results
     assert without_seconds(resumed) == without_seconds(unbroken)
 
 
-def test_a_suite_that_is_begun_anew_and_interrupted_loses_no_result_of_before(clean_run):
+def test_a_suite_that_is_begun_anew_and_interrupted_loses_no_result_of_before(clean_run, registered):
+    registered(Toy("first"), Toy("second"), Toy("other"))
     suite(clean_run, Toy("first"), Toy("second"), Toy("other"))
     stops = Raises("second")
     stops.error = KeyboardInterrupt()
@@ -87,6 +88,41 @@ def test_a_suite_that_is_begun_anew_and_interrupted_loses_no_result_of_before(cl
     suite(clean_run, Toy("first"), Toy("second"), seed=1, resume=True, on_result=came.append)
     assert [r.attack for r in came] == ["second"]
     assert {r.attack: r.seed for r in read_findings(clean_run)} == {"first": 1, "second": 1, "other": 0}
+
+
+def test_after_a_kill_the_results_that_are_in_the_log_alone_are_joined(clean_run, registered):
+    registered(Toy("first"), Toy("second"))
+    suite(clean_run, Toy("first"))
+    (clean_run / "attacks" / "results.json").unlink()  # a kill leaves it unwritten
+    suite(clean_run, Toy("second"))
+    assert {r.attack for r in read_findings(clean_run)} == {"first", "second"}
+
+
+def test_results_of_an_attack_or_a_seed_that_is_gone_are_dropped_with_one_line(clean_run, caplog):
+    (gone, old) = suite(clean_run, Toy("gone"), Toy("old"))
+    write_findings(clean_run, [gone, replace(old, attack="lora_span_tokens", seed_folder="seed-7")])
+    suite(clean_run, Toy("new"))
+    assert [r.attack for r in read_findings(clean_run)] == ["new"]
+    (line,) = caplog.messages
+    assert "findings are dropped" in line
+    assert "gone on seed-0, old on seed-0, lora_span_tokens on seed-7" in line
+    suite(clean_run, Toy("new"), resume=True)
+    assert len(caplog.messages) == 1
+
+
+def test_lines_of_the_log_that_are_damaged_cost_no_other_its_result(clean_run, registered, caplog):
+    registered(Toy("first"), Toy("second"), Toy("third"))
+    suite(clean_run, Toy("first"), Toy("second"))
+    events = clean_run / "attacks" / "events.jsonl"
+    events.write_text(f'[1]\n"x"\n{{\n{{"attack": []}}\n{events.read_text()}')
+    came = []
+    suite(clean_run, Toy("first"), Toy("second"), resume=True, on_result=came.append)
+    assert not came
+    assert "events.jsonl: 3 lines are damaged and left out" in caplog.text
+    (clean_run / "attacks" / "results.json").write_text("{")
+    suite(clean_run, Toy("third"))
+    assert "results.json: is damaged" in caplog.text
+    assert {r.attack for r in read_findings(clean_run)} == {"first", "second", "third"}
 
 
 def test_a_line_that_a_crash_left_unfinished_is_made_again(clean_run):

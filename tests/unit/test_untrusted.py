@@ -20,7 +20,14 @@ from fedproxy_secure.record.private import read_private, write_records
 from fedproxy_secure.report.measured import read_seed
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder
-from fedproxy_secure.runtime.untrusted import MOST_LINE_BYTES, MOST_NESTED, parse_json, parse_yaml
+from fedproxy_secure.runtime.untrusted import (
+    MOST_LINE_BYTES,
+    MOST_NESTED,
+    GivenTwice,
+    parse_json,
+    parse_yaml,
+    yaml_reason,
+)
 
 DEEP = "[" * 200_000
 CLOSED = "[" * 500 + "]" * 500  # the parser takes it; printing it needs as many frames
@@ -73,6 +80,49 @@ def test_yaml_that_would_fill_stack_or_memory_is_a_value_error(text, line):
 
 def test_yaml_with_references_of_ordinary_size_is_read():
     assert parse_yaml("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_merged_keys_are_no_keys_that_are_given_twice():
+    text = "b: &b {k: 0}\nx: &x {<<: *b, k: 1}\nc: {<<: *x}\nd: {<<: *x, k: 2}\ne: {<<: [*b, *x]}\n"
+    value = parse_yaml(text)
+    assert value == yaml.safe_load(text)
+    assert value["x"] == value["c"] == {"k": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\na: 2",
+        "a: 1\n'a': 2",
+        "on: 1\ntrue: 2",
+        "1: 1\n0x1: 2",
+        "x: [{c: 1}, {a: {b: 1, b: 2}}]",
+        "? {a: 1, a: 2}\n: 1",
+    ],
+)
+def test_keys_that_are_one_once_they_are_read_are_given_twice(text):
+    with pytest.raises(GivenTwice, match=r"^line \d: .* is given twice$"):
+        parse_yaml(text)
+
+
+def test_keys_that_only_look_alike_are_two():
+    assert parse_yaml("1: a\n'1': b\n") == {1: "a", "1": "b"}
+
+
+@pytest.mark.parametrize("text", ["!!seq a: 1", "!!bool a: 1", "a: !!timestamp b", "!!int '': 1"])
+def test_a_value_that_is_not_of_its_tag_is_an_error_that_readers_expect(text):
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        parse_yaml(text)
+
+
+def test_text_that_is_yaml_and_too_much_is_not_said_to_be_no_yaml():
+    for text, line in ((BOMB, "holds more than 100,000 values"), ("[" * 100 + "]" * 100, "is nested more")):
+        with pytest.raises(ValueError, match=line) as raised:
+            parse_yaml(text)
+        assert yaml_reason(raised.value).startswith(line)
+    with pytest.raises(yaml.YAMLError) as wrong:
+        parse_yaml("a: [}")
+    assert yaml_reason(wrong.value).startswith("is not YAML: line 1: ")
 
 
 # --- every reader

@@ -1,13 +1,15 @@
 """A file is written whole or not at all, whoever writes it, and nothing unfinished is left."""
 
+import errno
 import os
 import resource
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PROXIES, WEIGHTS, forget_weights
 from fedproxy_secure.runtime.files.whole import (
     created_private,
     remove_private,
@@ -45,9 +47,66 @@ def test_what_a_kill_has_left_is_overwritten_or_removed_by_name(tmp_path):
     assert file.read_bytes() == b"key"
     assert mode(file) == 0o600
     unfinished(file).write_text("half")
+    (tmp_path / ".a.key.part").write_text("what an earlier version left")
     remove_private(file)
     assert os.listdir(tmp_path) == []
     remove_private(file)
+
+
+def test_nothing_is_written_through_a_link_that_has_the_name_of_an_unfinished_file(tmp_path):
+    file, other = tmp_path / "a", tmp_path / "other"
+    other.write_text("somebody's")
+    unfinished(file).symlink_to(other)
+    write_private(file, b"key")
+    assert (file.read_bytes(), file.is_symlink()) == (b"key", False)
+    with pytest.raises(RunFolderError, match="cannot be written"), replacing(file) as partial:
+        put_a_link(partial, other)
+    assert other.read_text() == "somebody's"
+    assert mode(other) == mode_of_new(tmp_path)
+
+
+def put_a_link(partial, other):
+    partial.unlink()
+    partial.symlink_to(other)
+
+
+def mode_of_new(folder):
+    (folder / "new").write_text("")
+    return mode(folder / "new")
+
+
+def test_what_cannot_be_opened_takes_nothing_away(tmp_path):
+    unfinished(tmp_path / "a").mkdir()
+    with pytest.raises(RunFolderError, match="a: cannot be written"), replacing(tmp_path / "a"):
+        pass
+    assert unfinished(tmp_path / "a").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "for the test")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    refused = pytest.raises(OSError, match="for the test") if number == errno.EIO else nullcontext()
+    with refused, created_private(tmp_path / "a") as partial:
+        partial.write_text("first")
+    assert (tmp_path / "a").read_text() == "first"
+
+
+def test_only_what_is_to_last_waits_for_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with replacing(tmp_path / "a", durable=False) as partial:
+        partial.write_text("a")
+    assert not synced
+    with replacing(tmp_path / "a") as partial:
+        partial.write_text("b")
+    assert len(synced) == 2
 
 
 def test_modes_do_not_depend_on_the_umask(tmp_path):
@@ -88,7 +147,7 @@ def test_healing_that_does_not_fit_on_the_disk_leaves_what_was_saved_before(tmp_
     import torch
     from torch import nn
 
-    from fedproxy_secure.compress.healing.state import FILE, HealingState
+    from fedproxy_secure.compress.healing.state import FILE, LEFT_OVER, HealingState
 
     state = HealingState(tmp_path, key="k")
     state.finish([nn.Parameter(torch.ones(4))], {"kl": 1.0})
@@ -98,7 +157,19 @@ def test_healing_that_does_not_fit_on_the_disk_leaves_what_was_saved_before(tmp_
     assert state.finished(read) == {"kl": 1.0}
     assert read[0].tolist() == [1.0] * 4
     assert os.listdir(tmp_path) == [FILE]
-    assert mode(tmp_path / FILE) == 0o644
+    assert mode(tmp_path / FILE) == 0o600
+    (tmp_path / LEFT_OVER).write_text("by a kill of an earlier version")
+    state.finish([nn.Parameter(torch.ones(4))], {"kl": 3.0})
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_weights_that_no_cell_needs_leave_nothing_behind(tmp_path):
+    place = tmp_path / PROXIES / "0.5-seed0"
+    place.mkdir(parents=True)
+    for name in (WEIGHTS, unfinished(place / WEIGHTS).name, "healing.partial"):
+        (place / name).write_text("")
+    forget_weights(tmp_path, [])
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.torch
@@ -118,3 +189,6 @@ def test_importance_that_does_not_fit_on_the_disk_is_returned_all_the_same(tmp_p
         found = importance_memo.remembered(importance, nn.Linear(2, 2), torch.zeros(1, 2).long(), 1)
     assert found == [0.5] * 4000
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    importance_memo.remembered(importance, nn.Linear(2, 2), torch.zeros(1, 2).long(), 1)
+    (file,) = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert mode(file) == 0o600

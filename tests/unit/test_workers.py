@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from typing import Any
 
 import pytest
@@ -76,6 +77,13 @@ def test_a_process_that_dies_is_named_by_its_code():
     assert lost == Lost(timed_out=False, code=7)
     with pytest.raises(FedProxyError, match="cell 1: its process ended with code 7"):
         lost.reraise("cell 1")
+
+
+@pytest.mark.parametrize("asked", ["seconds", "progress"])
+def test_whoever_is_asked_about_a_task_and_raises_leaves_no_process(asked):
+    with pytest.raises(ConfigError, match="value=60"):
+        list(in_processes(time.sleep, [60], jobs=1, **{asked: refuse}))
+    assert active_children() == []
 
 
 def test_tasks_are_taken_when_a_process_is_free_and_may_stop_early():

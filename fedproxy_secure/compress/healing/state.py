@@ -6,6 +6,7 @@ One safetensors file, replaced whole at every save. It is the server's alone: mo
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.runtime.files.whole import replacing
 
-FILE = "healing.safetensors"
+FILE, LEFT_OVER = "healing.safetensors", "healing.partial"  # the latter by a kill of an earlier version
 
 
 class HealingState:
@@ -65,7 +66,7 @@ class HealingState:
         before: tuple[float, float],
         seconds: float,
     ) -> None:
-        """Write an unfinished state, whole or not at all."""
+        """Write an unfinished state, whole or not at all, without waiting for the disk."""
         state = [optimizer.state[p] for p in parameters]
         tensors = {
             **{f"weight.{i}": p.detach() for i, p in enumerate(parameters)},
@@ -73,19 +74,22 @@ class HealingState:
             **{f"second.{i}": s["exp_avg_sq"] for i, s in enumerate(state)},
         }
         said = {"steps": str(steps), "before": json.dumps(before), "seconds": repr(seconds)}
-        self._write(tensors, said)
+        self._write(tensors, said, durable=False)
 
     def finish(self, parameters: list[nn.Parameter], result: dict[str, Any]) -> None:
         """Write the result, whole or not at all."""
         tensors = {f"weight.{i}": p.detach() for i, p in enumerate(parameters)}
-        self._write(tensors, {"result": json.dumps(result)})
+        self._write(tensors, {"result": json.dumps(result)}, durable=True)
+        if self._path is not None:
+            with suppress(OSError):  # it only takes room
+                self._path.with_name(LEFT_OVER).unlink()
 
-    def _write(self, tensors: dict[str, torch.Tensor], said: dict[str, str]) -> None:
+    def _write(self, tensors: dict[str, torch.Tensor], said: dict[str, str], *, durable: bool) -> None:
         if self._path is None:
             return
         whole = {n: t.contiguous() for n, t in tensors.items()}
         try:
-            with replacing(self._path) as partial:
+            with replacing(self._path, private=True, durable=durable) as partial:
                 save_file(whole, partial, {**said, "key": self._key})
         except SafetensorError as error:  # such as for a full disk
             raise RunFolderError(f"{self._path}: cannot be written: {error}") from error

@@ -21,7 +21,6 @@ from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.attacked import attack_run
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
-from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import Progress
@@ -64,12 +63,13 @@ class MatrixCell:
         return f"fedproxy-secure run {self.folder}/config.yaml --record"
 
 
-def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
+def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell], list[str]]:
     """Cells that can run, the longest first; and for configurations that cannot, one line why.
 
-    Raises `ConfigError` if none can, a name is too long for a folder, or a tracker is not installed.
+    `out`: the matrix's folder; a cell that is done there needs no library any more. None: none is done.
+
+    Raises `ConfigError` if there is no cell, or a name is too long for a folder.
     """
-    require(config.track)
     swept = config.matrix
     cells, refused = [], []
     for protection, compression, ratio, fusion, adapter in product(
@@ -94,9 +94,16 @@ def cells_of(config: Config) -> tuple[list[MatrixCell], list[str]]:
         try:
             own = cell_config(config, alike[0])
             compression_of(own.compress, own.heal)
-            protection_of(own.protect).check_installed()
+        except ConfigError as error:
+            refused.append(f"{alike[0].key}: {error}")
+            continue
+        done = [] if out is None else [cell for cell in alike if is_done(out, cell)]
+        try:
+            if len(done) < len(alike):
+                protection_of(own.protect).check_installed()
             cells += alike
         except ConfigError as error:
+            cells += done
             refused.append(f"{alike[0].key}: {error}")
     if not cells:
         raise ConfigError(f"matrix: no configuration can run; {refused[0]}")

@@ -23,7 +23,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     title_of,
     why_failed,
 )
-from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
 from fedproxy_secure.report.spending import guarantees_of, unfinished_training
@@ -47,6 +47,12 @@ class _Group:
 def ceilings_of(config: Config) -> list[Cell]:
     """Return the cells of the centralised LLM, one for each seed."""
     return [Cell(method=CENTRALISED_LLM.name, remove_ratio=None, seed=seed) for seed in config.seeds]
+
+
+def todo_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[MatrixCell | Cell]:
+    """Return the cells and ceilings that are not done."""
+    todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
+    return todo + [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
 
 
 def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:

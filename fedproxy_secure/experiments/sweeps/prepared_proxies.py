@@ -25,7 +25,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.whole import replacing, unfinished
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 
-WEIGHTS = "healing.safetensors"  # as `fedproxy_secure.compress.healing.state` has it
+WEIGHTS, LEFT_OVER = "healing.safetensors", "healing.partial"  # as `compress.healing.state` has them
 PROXIES = "proxies"
 RECORD = "proxy.json"
 C = TypeVar("C")
@@ -90,7 +90,7 @@ class PreparedProxy:
             try:
                 os.link(source, place)  # safe: the file is replaced whole, never written in place
             except OSError:
-                with replacing(place) as partial:
+                with replacing(place, private=True) as partial:
                     shutil.copyfile(source, partial)
         except OSError as error:
             raise RunFolderError(f"{place}: cannot be written: {error.strerror}") from error
@@ -102,7 +102,7 @@ def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
     with suppress(OSError):  # they only take room
         for folder in sorted((out / PROXIES).glob("*/")):
             if folder not in kept:
-                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS)):
+                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS), folder / LEFT_OVER):
                     file.unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()

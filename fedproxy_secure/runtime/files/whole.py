@@ -7,6 +7,7 @@ What a kill has left begins with `PARTIAL`. Not guaranteed: that freed disk bloc
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +20,17 @@ PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
 
 
 @contextmanager
-def replacing(path: Path, *, private: bool = False, at_once: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path, *, private: bool = False, at_once: bool = False, durable: bool = True
+) -> Iterator[Path]:
     """Yield the path of an empty file to write; it takes the place of `path` when the block ends well.
 
     Args:
         private: the file has mode 0600; any other has 0644, whatever the umask.
-        at_once: several may write `path` at once. What a kill leaves is then overwritten by nobody: not for
+        at_once: several may write `path` at once. What a kill leaves is then removed by nobody: not for
             what is large or secret, of which one writer at a time leaves one unfinished file at most.
+        durable: whether to wait for the disk. Without, a power cut may leave the file damaged: for what is
+            large, written often and made again where it is lost.
 
     Makes the folder if there is none. Raises `RunFolderError` if the disk is full or the folder cannot be
     written; what was at `path` before is then still there, whole.
@@ -37,17 +42,19 @@ def replacing(path: Path, *, private: bool = False, at_once: bool = False) -> It
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
             partial = Path(name)
         else:
+            _removed(unfinished(path))  # it may be a link, which nothing is to be written through
+            descriptor = os.open(unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             partial = unfinished(path)
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            os.fchmod(descriptor, 0o600)  # an unfinished one that was there may have any mode
+            os.fchmod(descriptor, 0o600)  # whatever the umask
         finally:
             os.close(descriptor)
         yield partial
-        _sync(partial, mode=0o600 if private else 0o644)
+        _complete(partial, mode=0o600 if private else 0o644, durable=durable)
         partial.replace(path)
         partial = None
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -66,7 +73,7 @@ def created_private(file: Path) -> Iterator[Path]:
     os.close(descriptor)
     try:
         yield Path(name)
-        _sync(Path(name), mode=0o600)
+        _complete(Path(name), mode=0o600)
         os.link(name, file)  # unlike a rename, replaces nothing
     finally:
         os.unlink(name)
@@ -88,7 +95,8 @@ def remove_private(path: Path) -> None:
     Raises `RunFolderError` if one is there and stays.
     """
     try:
-        removed = [_removed(unfinished(path)), _removed(path)]
+        of_earlier_versions = path.with_name(f".{path.name}.part")
+        removed = [_removed(unfinished(path)), _removed(of_earlier_versions), _removed(path)]
         if any(removed):
             sync_folder(path.parent)
     except OSError as error:
@@ -101,18 +109,32 @@ def unfinished(path: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name, a rename or a removal in the folder itself last through a power cut."""
+    """Make a new name, a rename or a removal in the folder itself last through a power cut.
+
+    Some file systems cannot be asked for that, and do it by themselves or not at all.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
 
-def _sync(file: Path, *, mode: int) -> None:
-    with file.open("rb+") as opened:
-        os.fchmod(opened.fileno(), mode)
-        os.fsync(opened.fileno())
+def _complete(file: Path, *, mode: int, durable: bool = True) -> None:
+    """Set a written file's mode and wait until it is on the disk.
+
+    It is opened by its name again: a library may have put another file there.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, mode)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _removed(path: Path) -> bool:
