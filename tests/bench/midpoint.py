@@ -15,7 +15,7 @@ variants are asked about the same records and tokens, so their differences are p
 A5 takes the gradients of the records at the point. An adversary can fit beta by how much of the update the
 records' gradients explain: one beta for all tensors, or for each tensor the beta at which it is explained
 best while all others have the same. `all three` is the mean of the scores at the three points, each in
-deviations: what A5 does from 20 steps on.
+deviations: what A5 does of many steps.
 
 A2's candidates are what block 0's queries, keys and values read: embeddings, which are frozen, so the span
 of A's update holds the same inputs at every point. The point enters twice at most: the updates of random
