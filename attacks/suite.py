@@ -158,7 +158,7 @@ def run_suite(
         for folder, model in dict.fromkeys((t.folder, t.model) for t in todo)
     }
     by_name = {one.info.name: one for one in attacks}
-    earlier = _earlier(run, by_name)
+    earlier = _earlier(run)
     if not resume:  # a resumed suite must not find them
         keys = {t.key for t in trials}
         forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
@@ -257,19 +257,14 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
     )
 
 
-def _earlier(run: Path, attacks: Iterable[str]) -> list[Finding]:
-    """Return what attacks have found before; drop what is of attacks or seeds that are gone."""
-    known = {*every(), *attacks}
-    folders = {folder.name for folder in seed_folders(run)}
+def _earlier(run: Path) -> list[Finding]:
+    """Return what attacks have found before; drop what is of seeds whose folder is gone."""
     found = kept_findings(run).values()
-    gone = {
-        (f.seed_folder, f.attack) for f in found if f.seed_folder not in folders or f.attack not in known
-    }
+    gone = {f.seed_folder for f in found if not (run / f.seed_folder).is_dir()}
     if gone:
-        which = ", ".join(f"{attack} on {folder}" for folder, attack in sorted(gone))
-        log.warning("%s: findings are dropped, as the attack or the seed is gone: %s", run, which)
-        forget_events(run, lambda raw: (str(raw.get("seed_folder")), str(raw.get("attack"))) in gone)
-    return [f for f in found if (f.seed_folder, f.attack) not in gone]
+        log.warning("%s: findings are dropped, as the seed is gone: %s", run, ", ".join(sorted(gone)))
+        forget_events(run, lambda raw: str(raw.get("seed_folder")) in gone)
+    return [f for f in found if f.seed_folder not in gone]
 
 
 def _finished(run: Path, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:

@@ -68,15 +68,10 @@ def forget_events(run: Path, forgotten: Callable[[Mapping[str, Any]], bool]) -> 
 def forget_seed(run: Path, seed_folder: str) -> None:
     """Remove all findings about a seed, which is about to be another than they are about.
 
-    A `results.json` that cannot be read stays: no report rests on it.
+    Raises `RunFolderError` for a `results.json` that cannot be read: a report would fail on it later.
     """
+    findings = read_findings(run) if (run / FOLDER / RESULTS).exists() else []
     forget_events(run, lambda raw: raw.get("seed_folder") == seed_folder)
-    if not (run / FOLDER / RESULTS).exists():
-        return
-    try:
-        findings = read_findings(run)
-    except RunFolderError:
-        return
     others = [f for f in findings if f.seed_folder != seed_folder]
     if len(others) == len(findings):
         return

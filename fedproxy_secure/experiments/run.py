@@ -53,6 +53,7 @@ from fedproxy_secure.experiments.tracking import (
 )
 from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
@@ -197,8 +198,9 @@ def _run_seed(
     clock.stop("evaluate")
     result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
     epsilon = {client: s.epsilon for client, s in spent.items()}
-    # the weights of its healing are the proxy's
-    witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING_STATE,))
+    # its healing has the proxy's weights; whose training failed must not be in a log that is passed on
+    failed = [file.relative_to(place).as_posix() for file in failed_files(ledgers)]
+    witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING_STATE, *failed))
     shown.done(name)
     return result
 

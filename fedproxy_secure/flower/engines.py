@@ -14,6 +14,7 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.recording import Tamper
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.protect.secure_sum.failures import forget_failed
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.record.saved_rounds import STATE
 from fedproxy_secure.record.view import TRANSCRIPT
@@ -143,6 +144,8 @@ def federate(
             raise ConfigError(f"federate.engine={job.federate.engine}: tampering needs in_process")
         with with_keys(job) as keyed, with_ledger(with_transcript(keyed, run_folder), run_folder) as ready:
             leave_roster(ready, run_folder)
+            if job.protect.keys is None:
+                forget_failed(ready)
             return federate_launched(ready, proxy_folder, initial, run_folder=run_folder, on_round=on_round)
     from fedproxy_secure.flower.client_app import app
     from fedproxy_secure.flower.in_process import InProcessGrid
@@ -153,6 +156,8 @@ def federate(
         with_ledger(with_transcript(keyed, run_folder), run_folder) as ready,
     ):
         leave_roster(ready, run_folder)
+        if job.protect.keys is None:
+            forget_failed(ready)
         return serve(
             InProcessGrid(app, len(job.clients)),
             ready,

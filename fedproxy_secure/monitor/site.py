@@ -78,7 +78,7 @@ def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
     complete = True if answered is None else answered.complete
     phase, healthy, why = _judged(standing, complete=complete)
     failed = next((e.round for e in reversed(log.events) if e.kind == "training"), None)
-    if healthy and failed is not None and failed >= (round_number or 0):
+    if healthy and failed is not None and failed == _last_trained(log.events):
         healthy, why = (
             False,
             f"training failed in round {failed}, zeros count; this site's own log says why",
@@ -88,14 +88,19 @@ def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
     return replace(standing, phase=phase, healthy=healthy, why=why)
 
 
+def _last_trained(events: Sequence[Event]) -> int | None:
+    """Return the round of the last message that asked this site to train; None if there was none."""
+    return next((e.round for e in reversed(events) if e.message == "train"), None)
+
+
 def _judged(at: Standing, *, complete: bool) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
-    if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
-        return "finished", True, "the last round is done"
     way = at.last if at.last is not None and (at.last.party, at.last.kind) == ("site", "setup") else None
     if way is not None and way.outcome == "aborted":
         line = f"waits: {way.reason} is not in order on the way to the owner; this site's own log says why"
         return "waiting", False, line
+    if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
+        return "finished", True, "the last round is done"
     if at.last is None or (at.round is None and (way is not None or at.last.kind == "start")):
         return "waiting", True, "waits for the owner's first message"
     if at.last.kind == "stop":

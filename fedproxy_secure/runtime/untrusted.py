@@ -88,6 +88,9 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
+
+
 class _TooMuch(ValueError):
     """A value that is nested too deeply or too large; its text can be read all the same."""
 
@@ -118,12 +121,24 @@ class _Strict(yaml.SafeLoader):
                 waiting += node.value
         return root
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the keys of others in the place of `<<`; refuse more than `MOST_NODES` of them."""
+        others = [value for key, value in node.value if key.tag == MERGE]
+        parts = [p for o in others for p in (o.value if isinstance(o, yaml.SequenceNode) else [o])]
+        maps = [part for part in parts if isinstance(part, yaml.MappingNode) and part is not node]
+        for part in maps:
+            self.flatten_mapping(part)  # in place: done once for each
+        if sum(len(part.value) for part in maps) > MOST_NODES:
+            raise _TooMuch(f"holds more than {MOST_NODES:,} values")
+        super().flatten_mapping(node)
+
     def _check_keys(self, node: yaml.MappingNode) -> None:
         given = set[Any]()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
                 continue  # keys that are lists or mappings are refused by the base class
-            made: Any = self.construct_object(key)  # `on` and `true` are one key
+            equals = key.tag == "tag:yaml.org,2002:value"  # the key `=`, a text to the base class
+            made: Any = key.value if equals else self.construct_object(key)  # `on` and `true` are one key
             if not isinstance(made, Hashable):
                 continue  # a tag made a list of it, which the base class refuses
             if made in given:

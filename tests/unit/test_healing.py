@@ -8,7 +8,7 @@ from fedproxy_secure.compress.fidelity import fidelity
 from fedproxy_secure.compress.healing import distil, heal
 from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.config import AdapterConfig, HealConfig
-from fedproxy_secure.errors import RunFolderError, TrainingError
+from fedproxy_secure.errors import TrainingError
 from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, trained_parameters
 from fedproxy_secure.models.llm import blocks_of
@@ -115,11 +115,15 @@ def test_a_finished_healing_is_loaded_and_one_of_other_inputs_is_not(tmp_path):
     assert not same_weights(other.model, proxy.model)
 
 
-def test_a_damaged_state_is_refused_in_one_line(tmp_path):
+def test_a_state_that_a_power_cut_damaged_is_begun_anew_with_one_line(tmp_path, caplog):
     llm, proxy = llm_and_proxy()
+    expected = heal(proxy.model, llm, public_windows(), SETTINGS, seed=0)
+    llm, again = llm_and_proxy()
     (tmp_path / "healing.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(RunFolderError, match=r"is damaged.*delete it and resume"):
-        heal(proxy.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path)
+    found = heal(again.model, llm, public_windows(), SETTINGS, seed=0, folder=tmp_path)
+    assert found.kl_after == expected.kl_after
+    assert same_weights(again.model, proxy.model)
+    assert "healing.safetensors: is damaged, healing begins anew" in caplog.text
 
 
 def test_a_learning_rate_that_diverges_ends_in_one_line():

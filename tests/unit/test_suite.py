@@ -98,14 +98,13 @@ def test_after_a_kill_the_results_that_are_in_the_log_alone_are_joined(clean_run
     assert {r.attack for r in read_findings(clean_run)} == {"first", "second"}
 
 
-def test_results_of_an_attack_or_a_seed_that_is_gone_are_dropped_with_one_line(clean_run, caplog):
-    (gone, old) = suite(clean_run, Toy("gone"), Toy("old"))
-    write_findings(clean_run, [gone, replace(old, attack="lora_span_tokens", seed_folder="seed-7")])
+def test_results_about_a_seed_that_is_gone_are_dropped_with_one_line(clean_run, caplog):
+    (kept, old) = suite(clean_run, Toy("kept"), Toy("old"))  # no attack of this installation is called so
+    write_findings(clean_run, [kept, replace(old, attack="lora_span_tokens", seed_folder="seed-7")])
     suite(clean_run, Toy("new"))
-    assert [r.attack for r in read_findings(clean_run)] == ["new"]
+    assert {r.attack for r in read_findings(clean_run)} == {"new", "kept", "old"}
     (line,) = caplog.messages
-    assert "findings are dropped" in line
-    assert "gone on seed-0, old on seed-0, lora_span_tokens on seed-7" in line
+    assert "findings are dropped, as the seed is gone: seed-7" in line
     suite(clean_run, Toy("new"), resume=True)
     assert len(caplog.messages) == 1
 

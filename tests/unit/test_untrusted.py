@@ -105,6 +105,18 @@ def test_keys_that_are_one_once_they_are_read_are_given_twice(text):
         parse_yaml(text)
 
 
+def test_merges_that_multiply_are_refused_before_they_are_made():
+    text = "l0: &l0 {a: 1}\n"
+    for level in range(1, 10):  # a billion keys
+        text += f"l{level}: &l{level} {{<<: [{', '.join([f'*l{level - 1}'] * 10)}]}}\n"
+    with pytest.raises(ValueError, match=r"holds more than 100,000 values"):
+        parse_yaml(text)
+
+
+def test_a_key_that_is_an_equals_sign_is_a_text():
+    assert parse_yaml("=: 1") == {"=": 1}
+
+
 def test_keys_that_only_look_alike_are_two():
     assert parse_yaml("1: a\n'1': b\n") == {1: "a", "1": "b"}
 

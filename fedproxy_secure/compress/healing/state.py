@@ -6,6 +6,7 @@ One safetensors file, replaced whole at every save. It is the server's alone: mo
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.runtime.files.whole import replacing
 
+log = logging.getLogger(__name__)
 FILE, LEFT_OVER = "healing.safetensors", "healing.partial"  # the latter by a kill of an earlier version
 
 
@@ -95,7 +97,10 @@ class HealingState:
             raise RunFolderError(f"{self._path}: cannot be written: {error}") from error
 
     def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
-        """Return what the file says, None if it is of other inputs, and its tensors `name` in order."""
+        """Return what the file says, and its tensors `name` in order.
+
+        A file of other inputs, or one that a power cut has damaged, says None: healing then begins anew.
+        """
         if self._path is None or not self._path.exists():
             return None, []
         try:
@@ -106,4 +111,5 @@ class HealingState:
                 count = sum(key.startswith(f"{name}.") for key in file.keys())  # noqa: SIM118 - no dict
                 return said, [file.get_tensor(f"{name}.{i}") for i in range(count)]
         except Exception as error:  # safetensors has an error of its own for a damaged file
-            raise RunFolderError(f"{self._path}: is damaged: {error}; delete it and resume") from error
+            log.warning("%s: is damaged, healing begins anew: %s", self._path, error)
+            return None, []

@@ -4,7 +4,8 @@ Under client-level privacy a failure is zeros with noise to everybody else (`noi
 Whoever runs all clients of a simulation has no such secret from themselves, and would otherwise take an
 untrained model for a result. The log tells them, no report does: what is published stays within epsilon,
 but for the end of a run whose training all failed. The files lie beside the privacy ledgers, which these
-clients share. A client on a machine of its own writes none.
+clients share, until the seed is finished: its audit log must not name them. A client on a machine of its
+own writes none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
 
 log = logging.getLogger(__name__)
 SUFFIX = ".failed.jsonl"
+
+
+def failed_files(ledgers: Path) -> list[Path]:
+    """Return the files in a folder of privacy ledgers that say whose training failed."""
+    return sorted(ledgers.glob(f"*{SUFFIX}"))
+
+
+def forget_failed(job: FederationJob) -> None:
+    """Remove what an earlier call has left, whose clients had other keys: they train every round anew."""
+    if job.privacy.ledger is not None:
+        for file in failed_files(Path(job.privacy.ledger)):
+            file.unlink(missing_ok=True)
 
 
 def note_failed(job: FederationJob, client: str, round: int, why: str) -> None:
@@ -50,7 +63,8 @@ def check_failed(job: FederationJob, round: int, clients: Sequence[str]) -> None
     if len(failed) == len(clients):
         raise TrainingError(
             f"round {round}: training failed at all {len(clients)} clients, so the sum is noise alone; "
-            f"lower local.learning_rate, or see the clients' log; {first}: {why}"
+            f"lower local.learning_rate, or see the clients' log. The round is paid for: to go on, "
+            f"privacy.max_epsilon must have room for another. {first}: {why}"
         )
     log.warning(
         "round %d: training failed at %d of %d clients, whose zeros count; %s: %s",
