@@ -122,17 +122,13 @@ class AttackInfo:
 
     def __post_init__(self) -> None:
         surfaces, parties = get_args(Surface), get_args(Party)
+        names, numbers = ", ".join(surfaces), ("chance", "margin")
         texts = ("id", "name", "title", "paper", "headline")
-        numbers = ("chance", "margin")
         sets = isinstance(self.needs, tuple) and all(isinstance(n, frozenset | set) for n in self.needs)
         rules = [
             *((t, isinstance(v := getattr(self, t), str) and v.strip() != "", "a text") for t in texts),
             ("needs", sets, "a tuple of sets of surfaces, such as (frozenset({'MOD'}),)"),
-            (
-                "needs",
-                sets and {s for n in self.needs for s in n} <= {*surfaces},
-                f"of {', '.join(surfaces)}",
-            ),
+            ("needs", sets and {s for n in self.needs for s in n} <= {*surfaces}, f"of {names}"),
             *((n, _is_number(getattr(self, n)), "a finite number") for n in numbers),
             ("measures", _all(self.measures, Feeds), "a tuple of Feeds"),
             (

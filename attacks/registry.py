@@ -9,7 +9,6 @@ An attack registers itself with the decorator `attack`. Another project names it
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -100,7 +99,7 @@ def _load() -> None:
 def _has_registered(module: str) -> bool:
     """Return whether a module, or the package that it is of, has attacks that were registered before."""
     package = module.partition(".")[0]
-    there = vars(sys.modules[module]).values()
+    there = vars(import_module(module)).values()  # it is loaded already
     return any(
         kind.__module__.partition(".")[0] == package or any(kind is thing for thing in there)
         for kind in _REGISTERED.values()

@@ -19,9 +19,8 @@ from fedproxy_secure.deploy.kit import needed_kit
 from fedproxy_secure.deploy.kit_content import Kit
 from fedproxy_secure.deploy.policy import write_effective_policy
 from fedproxy_secure.deploy.preflight import local_checks, network_checks
-from fedproxy_secure.deploy.running import the_only_one
+from fedproxy_secure.deploy.running import events_file, page_of, the_only_one
 from fedproxy_secure.deploy.site import Site, remember
-from fedproxy_secure.deploy.watching import events_file, page_of
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.flower.launch.kept import Kept
 from fedproxy_secure.flower.launch.processes import (

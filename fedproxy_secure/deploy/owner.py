@@ -19,8 +19,7 @@ from fedproxy_secure.deploy.authority import check_server, ends_soon, read_certi
 from fedproxy_secure.deploy.federation import Federation
 from fedproxy_secure.deploy.kit import check_kits
 from fedproxy_secure.deploy.members import Epoch, current_epoch, taking_part
-from fedproxy_secure.deploy.running import the_only_one
-from fedproxy_secure.deploy.watching import events_file, page_of
+from fedproxy_secure.deploy.running import events_file, page_of, the_only_one
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.job import FederationJob

@@ -1,4 +1,4 @@
-"""Whose training failed under client-level privacy is in no log that is passed on: it is outside epsilon."""
+"""Whose training failed under client-level privacy is outside epsilon, so no log to pass on names them."""
 
 from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.config import parse_config

@@ -17,9 +17,9 @@ from fedproxy_secure.audit.tracing import find_leak
 from fedproxy_secure.config.loading import load_config
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.deploy.federation import open_federation
+from fedproxy_secure.deploy.running import events_file
 from fedproxy_secure.deploy.signed import read_document
 from fedproxy_secure.deploy.site import REQUEST
-from fedproxy_secure.deploy.watching import events_file
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.monitor.event_log import EventLog
 from tests.network.deployed import CONFIG, PORT, SITES, Deployed, deploy, wait_for

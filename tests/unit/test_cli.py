@@ -186,7 +186,8 @@ def somebody(tmp_path, monkeypatch):
         (tmp_path / "somebody_ends.py").write_text("raise SystemExit(1)\n")
         monkeypatch.syspath_prepend(tmp_path)
 
-    return install
+    yield install
+    sys.modules.pop("somebody", None)  # other tests have packages of this name
 
 
 def test_a_command_of_another_package_is_left_out_where_it_is_broken_or_takes_a_name(somebody, capsys):

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.deploy import preflight
 from fedproxy_secure.deploy.kit import needed_kit
+from fedproxy_secure.deploy.running import page_of, standing_of
 from fedproxy_secure.deploy.site import open_site
-from fedproxy_secure.deploy.watching import page_of, standing_of
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.flower.launch.processes import free_port

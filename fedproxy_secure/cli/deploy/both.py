@@ -19,7 +19,7 @@ def status(folder: FolderArgument) -> None:
     Example: `fedproxy-secure deploy status clinic`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.deploy.watching import standing_of
+        from fedproxy_secure.deploy.running import standing_of
         from fedproxy_secure.monitor.page import tables
         from fedproxy_secure.runtime.only_one import running
 
