@@ -240,7 +240,7 @@ def _packages() -> tuple[str, ...]:
     """Return the main packages, then those that plug something in: what they add may change with them."""
     found = metadata.entry_points()
     points = [p for g in found.groups if g.startswith("fedproxy_secure.") for p in found.select(group=g)]
-    plug_ins = {p.dist.name for p in points if p.dist is not None and p.dist.name}
+    plug_ins = {p.dist.name for p in points if p.dist is not None and "Name" in p.dist.metadata}
     return (*_PACKAGES, *sorted(plug_ins - {*_PACKAGES}))
 
 

@@ -229,6 +229,7 @@ def test_a_command_to_type_again_is_quoted_for_a_shell():
     )
 
 
+@pytest.mark.torch
 def test_the_demo_llm_is_written_over_no_other(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     done = CliRunner().invoke(app, ["pretrain-demo", "--out", str(tmp_path), "--steps", "1"])
