@@ -120,10 +120,12 @@ def test_its_result_is_bit_for_bit_that_of_one_process_though_every_step_was_dis
 
 @pytest.mark.change
 def test_the_log_of_every_party_has_when_it_started_and_stopped(ran):
-    for place in (ran.deployed.owner, *map(ran.deployed.site, SITES)):
+    """A call of the owner's that a disturbance ends without a result may write that it stops, too."""
+    calls = 1 + sum(len(ending.said) for ending in ran.endings)
+    for place, most in ((ran.deployed.owner, calls), *((ran.deployed.site(s), 1) for s in SITES)):
         kinds = [event.kind for event in EventLog(file=events_file(place)).read().events]
         assert (kinds[0], kinds[-1]) == ("start", "stop")
-        assert kinds.count("stop") == 1
+        assert 1 <= kinds.count("stop") <= most
 
 
 @pytest.mark.change

@@ -355,7 +355,7 @@ def test_training_that_fails_under_client_level_privacy_sends_noise_and_is_paid(
 def test_on_one_machine_a_round_in_which_all_training_fails_ends_the_run(world, tmp_path):
     """A sum of noise alone would pass for a trained model. A run that goes on ends with the same line."""
     for _ in range(2):
-        with pytest.raises(TrainingError, match=r"round 0: training failed at all 5 .*; c0: RuntimeError$"):
+        with pytest.raises(TrainingError, match=r"round 0: training failed at all 5 .* c0: RuntimeError$"):
             served_privately(world, tmp_path, [c.name for c in world[0].clients])
 
 
