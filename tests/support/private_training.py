@@ -1,6 +1,9 @@
 """Small adapters, their private training, and the gradient of one record."""
 
+import warnings
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +19,14 @@ KEY = bytes(range(32))
 KINDS = ("lora", "ffa", "core")
 ITEMS = [Encoded(ids=(1, *range(10 + i, 16 + i + i % 3), 2), response_start=4 + i % 2) for i in range(12)]
 CHOSEN = 200  # the token
+
+
+@pytest.fixture(autouse=True)
+def without_warnings_of_opacus():
+    """Opacus warns of what we do not use. A module of tests that imports this has it for each of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="opacus|torch")
+        yield
 
 
 def adapted(kind="lora", seed=0):

@@ -1,6 +1,5 @@
 """The noisy sum of a private step: clipped to a grid, with the accounted noise and law of records."""
 
-import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -13,21 +12,13 @@ from fedproxy_secure.dp.noise import Noise
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.federate.private_training import NOISE_STEPS, private_steps
-from fedproxy_secure.models.adapters import (
-    get_vector,
-)
-from tests.support.private_training import (
+from fedproxy_secure.models.adapters import get_vector
+from tests.support.private_training import (  # noqa: F401 - a fixture
     KEY,
     adapted,
     tune,
+    without_warnings_of_opacus,
 )
-
-
-@pytest.fixture(autouse=True)
-def _opacus_warns_of_what_we_do_not_use():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="opacus|torch")
-        yield
 
 
 class Scaled(nn.Module):

@@ -1,7 +1,5 @@
 """DP-SGD on adapters: per-record gradients, clipping and models are what they are said to be."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,7 @@ from fedproxy_secure.models.adapters import (
     set_vector,
     trained_parameters,
 )
-from tests.support.private_training import (
+from tests.support.private_training import (  # noqa: F401 - a fixture
     CHOSEN,
     ITEMS,
     KEY,
@@ -32,15 +30,9 @@ from tests.support.private_training import (
     has_fewer_embeddings,
     record_gradient,
     tune,
+    without_warnings_of_opacus,
 )
 from tests.support.tiny import VOCABULARY, tiny_llama
-
-
-@pytest.fixture(autouse=True)
-def _opacus_warns_of_what_we_do_not_use():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="opacus|torch")
-        yield
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,5 @@
 """A record that the model cannot take counts as zero, and nobody is told of it."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,7 @@ from fedproxy_secure.models.adapters import (
     get_vector,
     trained_parameters,
 )
-from tests.support.private_training import (
+from tests.support.private_training import (  # noqa: F401 - a fixture
     CHOSEN,
     ITEMS,
     KEY,
@@ -27,14 +25,8 @@ from tests.support.private_training import (
     gpt2,
     has_fewer_embeddings,
     tune,
+    without_warnings_of_opacus,
 )
-
-
-@pytest.fixture(autouse=True)
-def _opacus_warns_of_what_we_do_not_use():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="opacus|torch")
-        yield
 
 
 def test_a_record_without_a_finite_gradient_counts_as_zero_and_is_not_told_of():
