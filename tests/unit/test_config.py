@@ -254,7 +254,11 @@ def _leaves(value: object) -> list[object]:
 
 @pytest.mark.parametrize(
     ("folder", "changes"),
-    [("paper_small", []), ("paper_small_fit", ["heal.fit_windows=512", "heal.steps=60"])],
+    [
+        ("paper_small", []),
+        ("paper_small_fit", ["heal.fit_windows=512", "heal.steps=60"]),
+        ("paper_small_mixed", ["model.dtype=mixed"]),
+    ],
 )
 def test_the_published_cells_are_cells_of_the_shipped_settings(folder: str, changes: list[str]):
     config = load_config(ROOT / "configs/paper_small.yaml", ["data.root=/data", *changes])
