@@ -90,7 +90,7 @@ class WhiteBox:
 
     @torch.inference_mode()
     def token_losses(self, items: Sequence[Encoded]) -> list[np.ndarray]:
-        """Return the loss of every response token (`examples/own_attack.py`), float64 [tokens] a record."""
+        """Return the loss of each response token, nats, as one float64 [tokens] array for each record."""
         losses = []
         for at in range(0, len(items), AT_ONCE):
             pad_id = self.tokenizer.pad_token_id

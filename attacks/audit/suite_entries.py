@@ -50,7 +50,7 @@ class Audited:
     result: CurveAudit
 
     def estimates(self, metric: str) -> tuple[Estimate, ...]:
-        """Return the headline, the bound, the most that could be shown, and what the bound follows from."""
+        """Return the audit's estimates: its headline, the bounds on epsilon, and the guesses behind."""
         found = self.result
 
         def made(name: str, value: float, unit: str, how: str) -> Estimate:

@@ -145,7 +145,7 @@ class TrappedProxy(Attack):
     def score(
         self, guess: tuple[str, Mapping[str, np.ndarray]], answer: Mapping[str, np.ndarray]
     ) -> tuple[Estimate, ...]:
-        """Return the AUC over the tokens of all vectors, and name the trap in `how`.
+        """Return the AUC over the tokens of all vectors; its `how` names the trap.
 
         A token that is asked about in each vector is told or missed in all of them alike, so that more
         vectors make the interval no narrower.

@@ -140,7 +140,7 @@ class MeanPower:
 
     @property
     def how(self) -> str:
-        """The number of targets, and how much they differ."""
+        """Describe in words what the power follows from: the number of targets and how much they differ."""
         return f"{self.n} targets that spread by {self.spread:.3g}"
 
     def smallest(self, bar: float) -> float | None:

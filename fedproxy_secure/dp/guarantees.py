@@ -78,7 +78,7 @@ def guarantees(
 
 
 def rounded_up(value: float) -> str:
-    """Return a number in `DIGITS` significant digits, never less than it is: a guarantee must still hold.
+    """Return a number rounded up to `DIGITS` significant digits, so that a guarantee still holds.
 
     >>> rounded_up(8.0), rounded_up(14.3401), rounded_up(1e-5)
     ('8', '14.35', '1e-05')

@@ -157,7 +157,7 @@ class PrivacyLedger:
         return number, key
 
     def _read(self) -> tuple[list[dict[str, Any]], list[Event]]:
-        """Return the whole lines, and the events of all but the first; one cut short paid for nothing."""
+        """Return the ledger's complete lines, and the events in all of them but the first."""
         try:
             raw = self.path.read_bytes()
         except OSError as error:

@@ -225,7 +225,7 @@ def _run_cells(
 
 
 def _todo(out: Path, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that are not done."""
+    """Return the cells of a comparison that have no result yet."""
     return [c for c in cells if not cell_file(out, c).exists()]
 
 

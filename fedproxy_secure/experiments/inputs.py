@@ -42,9 +42,10 @@ Item = TypeVar("Item")
 
 
 def check_inputs(config: Config, out: Path) -> None:
-    """Read what a new run starts from, but not its weights: key, device, tokenizer, public text, records.
+    """Check that all that a new run reads is there and can be read, apart from the model's weights.
 
-    A folder belongs to its settings from its first file on: a path that was misspelt could not be corrected
+    Key, device, tokenizer, public text and records are read once for this. A folder belongs to its
+    settings from its first file on: a path that was misspelt could not be corrected
     in it. Nothing is read if a run has begun in `out`.
 
     Raises `ModelError`, `DataError` or `ConfigError` as `prepare` does.

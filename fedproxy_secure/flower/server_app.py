@@ -196,7 +196,7 @@ def _cohort(
     unready: Mapping[str, str],
     unmasked: Collection[str] | None,
 ) -> dict[str, int]:
-    """Return the nodes of a round's clients that can be asked; note why the others are left out.
+    """Return the nodes of those clients of a round that are connected; note why others are left out.
 
     Args:
         chosen: the clients that the round is meant for.

@@ -26,7 +26,7 @@ DIGITS = 20
 
 
 def sequence_file(journal: Path) -> Path:
-    """Return the path of the file with a journal's sequence number."""
+    """Return the path of the file that holds a journal's sequence number."""
     return journal.with_suffix(SUFFIX)
 
 

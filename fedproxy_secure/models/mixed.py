@@ -34,7 +34,7 @@ def is_mixed(module: nn.Module) -> bool:
 
 @contextmanager
 def all_products_mixed(model: nn.Module) -> Iterator[None]:
-    """Until the end of `with`, let torch multiply all float32 matrices in bfloat16 if `model` is mixed.
+    """Let torch multiply float32 matrices in bfloat16 inside a `with` block, if `model` is mixed.
 
     Holds for the whole process, and for products of any model.
     """

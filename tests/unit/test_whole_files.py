@@ -1,4 +1,4 @@
-"""A file is written whole or not at all, whoever writes it, and nothing unfinished is left."""
+"""Files are written whole or not at all, and nothing unfinished is left behind."""
 
 import errno
 import os

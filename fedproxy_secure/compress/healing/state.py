@@ -97,7 +97,7 @@ class HealingState:
             raise RunFolderError(f"{self._path}: cannot be written: {error}") from error
 
     def _read(self, name: str) -> tuple[dict[str, str] | None, list[torch.Tensor]]:
-        """Return what the file says, and its tensors `name` in order.
+        """Return the file's metadata, and those of its tensors that are called `name`, in order.
 
         A file of other inputs, or one that a power cut has damaged, says None: healing then begins anew.
         """

@@ -159,7 +159,7 @@ def _maps(block: Any, hidden: torch.Tensor) -> tuple[LinearMap, ...] | None:
         if parts is None:
             return None
         weight, bias, a, b, scale = parts
-        # rounded anew in each pass, which takes a fiftieth of it: a kept copy could be out of date
+        # rounded anew in each pass, which is cheap beside the products: a kept copy could be out of date
         half = weight.bfloat16() if mixed else None
         found.append(LinearMap(weight=weight, bias=bias, a=a, b=b, scale=scale, half=half))
     return tuple(found)

@@ -157,7 +157,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def expected_numbers(job: FederationJob, *, d: int) -> Expected:
-    """Return what the settings imply for a client's control numbers, for an adapter of length `d`."""
+    """Return the control numbers that a client's settings require, for an adapter of `d` numbers."""
     weighted = job.fusion.rule == "h_ties" and job.protect.weights != "uniform"
     return Expected(
         least_weight=LEAST_WEIGHT if weighted else 1.0,
