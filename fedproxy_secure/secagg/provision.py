@@ -35,16 +35,13 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
     hold would no longer match.
     """
     check_unused(folder)
-    try:
-        keys = {name: fresh_secret() for name in clients}
-        for name, key in keys.items():
-            create_journal(folder, name)
-            write_key(folder / f"{name}.key", key)
-        roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
-        write_bytes(folder / ROSTER, roster.to_json().encode())
-        return roster
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+    keys = {name: fresh_secret() for name in clients}
+    for name, key in keys.items():
+        create_journal(folder, name)
+        write_key(folder / f"{name}.key", key)
+    roster = Roster(members={name: signing_public(key) for name, key in keys.items()})
+    write_bytes(folder / ROSTER, roster.to_json().encode())
+    return roster
 
 
 def check_unused(folder: Path) -> None:

@@ -11,7 +11,14 @@ from fedproxy_secure.journal import newest
 from fedproxy_secure.journal.answered import Answered, answered
 from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
-from fedproxy_secure.journal.store import create_database, create_journal, journal_file, reading, writing
+from fedproxy_secure.journal.store import (
+    carry_promises,
+    create_database,
+    create_journal,
+    journal_file,
+    reading,
+    writing,
+)
 from tests.support.journal_players import at_once, die_while_writing, exit_code_of, take_and_die
 
 
@@ -312,6 +319,27 @@ def test_a_new_journal_does_not_take_the_place_of_one_that_was_deleted(journal):
     create_journal(journal.folder, "a")
     with pytest.raises(ProtocolAborted, match="journal: was written 0 times, and 1 times when last used"):
         journal.check_not_older()
+
+
+def test_a_new_key_keeps_what_the_old_one_agreed_to(journal, tmp_path):
+    """A new journal that knew nothing would agree to a second run of a job, or unmask other survivors."""
+    journal.agree(policy=b"p", seed=0, run="run", roster_sha256=b"r")
+    journal.begin(asked())
+    release(journal)
+    journal.note_ledger(run="run", events=3)
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    create_journal(newer, "a")
+    renewed = Journal(folder=newer, client="a")
+    renewed.note_ledger(run="run", events=1)
+    for _ in range(2):  # a renewal that was cut short is done again
+        carry_promises(journal.file, renewed.file)
+    with pytest.raises(ProtocolAborted, match="belongs to run run"):
+        renewed.agree(policy=b"p", seed=0, run="other", roster_sha256=b"r")
+    with pytest.raises(ProtocolAborted, match="survivors"):
+        renewed.check_survivors(run="run", round=0, survivors=("a", "b"), refuse_differencing=False)
+    with pytest.raises(ProtocolAborted, match="has 2 events, and had 3"):
+        renewed.check_not_older(run="run", ledger_events=2)
 
 
 def test_a_key_whose_journal_is_missing_answers_nothing(tmp_path):
