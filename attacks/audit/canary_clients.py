@@ -33,7 +33,7 @@ from attacks.audit.one_run import Guesses
 from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.dp.profile import Profile, discrete_sum
+from fedproxy_secure.dp.profile import PrivacyProfile, discrete_sum
 from fedproxy_secure.errors import DataError
 
 KEY_BYTES = 32
@@ -116,7 +116,7 @@ def sums_family(claim: DiscreteSum, *, norm: int, delta: float, canaries: int) -
     """Return the claim's sums with any variance; imitated runs take the noise as normal."""
     apart = norm * math.sqrt(claim.rounds / claim.variance)
 
-    def profile(part: float, _both: bool) -> Profile:
+    def profile(part: float, _both: bool) -> PrivacyProfile:
         return discrete_sum(replace(claim, variance=claim.variance * part**2))
 
     def scores(part: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from attacks.audit.dp_audit import ALPHA, lower_bound
 from attacks.audit.one_run import Guesses, refutes
-from fedproxy_secure.dp.profile import Profile
+from fedproxy_secure.dp.profile import PrivacyProfile
 from fedproxy_secure.errors import DataError
 
 FINEST = 2 ** (1 / 32)  # ratio between amounts of noise that are tried
@@ -52,7 +52,7 @@ class Family:
             and the coins, bool [m]. Used for planning alone.
     """
 
-    profile: Callable[[float, bool], Profile]
+    profile: Callable[[float, bool], PrivacyProfile]
     delta: float
     canaries: int
     scores: Callable[[float, np.random.Generator], tuple[np.ndarray, np.ndarray]]

@@ -46,7 +46,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedproxy_secure.dp.profile import Profile
+from fedproxy_secure.dp.profile import PrivacyProfile
 from fedproxy_secure.errors import DataError
 
 _MOST_EPSILON = 300.0
@@ -84,7 +84,9 @@ class Guesses:
         return right + int((~included[order[:top]]).sum()) if self.both else right
 
 
-def refutes(profile: Profile, *, canaries: int, guesses: Guesses, correct: int, alpha: float) -> bool:
+def refutes(
+    profile: PrivacyProfile, *, canaries: int, guesses: Guesses, correct: int, alpha: float
+) -> bool:
     """Return whether at least so many right guesses have a probability below alpha under the profile.
 
     Args:
@@ -125,7 +127,7 @@ class _Inverse:
     Lines that float64 cannot hold are left out, which makes g larger and refutes less.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: PrivacyProfile) -> None:
         held = np.abs(profile.epsilons) < _MOST_EPSILON
         slopes = np.exp(-profile.epsilons[held])[::-1]
         offsets = -slopes * profile.deltas[held][::-1]

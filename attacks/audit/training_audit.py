@@ -30,7 +30,7 @@ from attacks.audit.dp_audit import ALPHA
 from attacks.audit.one_run import Guesses
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.dp.profile import Profile, dp_sgd
+from fedproxy_secure.dp.profile import PrivacyProfile, dp_sgd
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.federate.private_training import private_steps
 
@@ -150,7 +150,7 @@ def dp_sgd_family(claim: SampledGaussian, *, delta: float, canaries: int) -> Fam
     def event(part: float) -> SampledGaussian:
         return replace(claim, noise_multiplier=claim.noise_multiplier * part)
 
-    def profile(part: float, both: bool) -> Profile:
+    def profile(part: float, both: bool) -> PrivacyProfile:
         return dp_sgd(event(part), both=both)
 
     def scores(part: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

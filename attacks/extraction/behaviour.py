@@ -8,7 +8,9 @@ S is a score that is higher for a model more like the LLM:
     agreement       of the likeliest next token
     log perplexity  minus that of held-out texts
     cloze           share of the tokens of held-out texts that the model finds likeliest
-    written text    how much of a greedy continuation is the LLM's own, up to the first difference
+    written text    how much of a greedy continuation is the LLM's own, up to the first difference: one
+                    wrong token changes all that follow, so that a model may look better by its
+                    distributions than by the text that it writes (arXiv 2602.01997)
     accuracy        share of records whose answers are right in all tokens
 
 R is 0 for a model no better than the proxy as it is, 1 for one as good as the LLM, and below 0 for one
@@ -20,12 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from attacks.base import Budget
-from attacks.extraction.written import PROMPT, agreed, greedy
 from attacks.membership.reading import logits_after
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
@@ -33,6 +36,7 @@ from fedproxy_secure.evidence.estimate import Estimate
 DRAWS = 1000
 KL, AGREEMENT, PERPLEXITY, ACCURACY = "KL", "agreement", "log perplexity", "accuracy"
 CLOZE, WRITTEN_TEXT = "cloze", "written text"
+PROMPT, WRITTEN = 16, 16  # tokens of a prompt, and of its continuation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,3 +197,45 @@ def scales(
         s: Scale(proxy=scores_by_model[proxy][s], llm=scores_by_model[llm][s])
         for s in scores_by_model[proxy]
     }
+
+
+@torch.no_grad()
+def greedy(
+    model: nn.Module, prompts: np.ndarray, *, tokens: int = WRITTEN, budget: Budget | None = None
+) -> np.ndarray:
+    """Return each prompt's continuation by the likeliest token at a time, int64 [n, tokens].
+
+    Args:
+        model: a causal LM.
+        prompts: token ids, int64 [n, k], k >= 1; n may be 0.
+        tokens: how many tokens to write, >= 1.
+        budget: checked before each token.
+    """
+    from transformers import DynamicCache
+
+    if len(prompts) == 0:
+        return np.zeros((0, tokens), dtype=np.int64)
+    device = next(model.parameters()).device
+    last, cache, written = torch.from_numpy(prompts).to(device), DynamicCache(), []
+    for _ in range(tokens):
+        if budget is not None:
+            budget.check()
+        out: Any = model(input_ids=last, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        last = out.logits[:, -1:].argmax(-1)
+        written.append(last.cpu())
+    joined: np.ndarray = torch.cat(written, dim=1).numpy()
+    return joined
+
+
+def agreed(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return the share of each continuation before the first difference, float64 [n], in [0, 1].
+
+    Args:
+        mine, theirs: int64 [n, tokens].
+
+    >>> agreed(np.array([[1, 2, 3, 4], [9, 2, 3, 4]]), np.array([[1, 2, 0, 4], [1, 2, 3, 4]]))
+    array([0.5, 0. ])
+    """
+    same = np.minimum.accumulate(mine == theirs, axis=1)
+    shares: np.ndarray = same.mean(axis=1)
+    return shares

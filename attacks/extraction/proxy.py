@@ -40,12 +40,13 @@ average answer, which is worth an R above 0 where the proxy is far from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from attacks.base import (
     KNOWN_BAD,
@@ -55,73 +56,38 @@ from attacks.base import (
     Budget,
     Exam,
     Feeds,
-    Inconclusive,
     NotApplicable,
     Truth,
     replace_view,
 )
 from attacks.extraction.api import EXTRACTION, Api
-from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale, behaviour, scales, scores
-from attacks.extraction.lessons import TOP
+from attacks.extraction.behaviour import Asked, Behaviour, behaviour
 from attacks.extraction.lineage import held, read_tensors
-from attacks.extraction.questions import answers_of, held_model, prepared, questions
-from attacks.extraction.starts.fillers import Gaps, gaps_found, gaps_of
-from attacks.extraction.starts.offered import leaked, offers
+from attacks.extraction.questions import held_model, prepared, questions
+from attacks.extraction.scored import (
+    CLOSED,
+    HEALED,
+    KL_LEFT,
+    NOTHING,
+    PROXY,
+    TOLD,
+    Original,
+    Stolen,
+    estimates_of,
+    queries,
+)
+from attacks.extraction.starts.fillers import Gaps, gaps_of
+from attacks.extraction.starts.offered import Offer, Won, leaked, offers
 from attacks.extraction.starts.widened import sizes_in
 from attacks.extraction.thief import TEXT_TOKENS, Thief
 from attacks.registry import attack
 from fedproxy_secure.config import ANSWERS, Answers
-from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.record.view import View
 
 RECORDS = 160  # of an exam
-PROXY, LLM, HEALED, CLOSED, NOTHING = "proxy", "LLM", "healed", "closed form", "no proxy"
-KL_LEFT = "KL that is left"
-TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likeliest token told"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stolen:
-    """The models that an adversary hands in, and the queries and steps they took.
-
-    Args:
-        models: the behaviour of each model by its name.
-        how: how some of them were made, in words, by the same names.
-        grid: numbers of queries.
-        gaps: where blocks are missing; None: not guessed.
-        asked: queries made.
-        steps: steps of a training, trials aside.
-    """
-
-    models: Mapping[str, Behaviour]
-    grid: tuple[int, ...]
-    gaps: Gaps | None
-    asked: int
-    steps: int
-    how: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Original:
-    """The exam's answer: the LLM, and what of it the proxy holds.
-
-    Args:
-        llm: the LLM's folder; it answers when it is known how many questions the adversary took.
-        asked: the questions.
-        gaps: the true gaps; None where the proxy's blocks are not the LLM's.
-        share: share of the LLM's weights that the proxy holds.
-    """
-
-    llm: Path
-    asked: Asked
-    gaps: Gaps | None
-    share: float
-
-
-def queries(count: int) -> str:
-    """Return the name of the model that was made with so many queries."""
-    return f"{count} queries"
+Answer = Callable[[nn.Module], Behaviour]  # asks a model the exam's questions
 
 
 @attack(
@@ -184,96 +150,36 @@ class ProxyExtraction(Attack):
         api = Api(view.api, limit=last, policy=policy, mode="shuffled" if shuffled else "true")
         thief = Thief(proxy, api, ready.texts, spent, budget, int(rng.integers(2**31)))
         answer = partial(behaviour, asked=question.first(spent.texts, spent.records), budget=budget)
-        models, how = {PROXY: ready.proxy}, {}
+        models: dict[str, Behaviour] = {PROXY: ready.proxy}
+        how: dict[str, str] = {}
         gaps: Gaps | None = None
         if view.threat_model == KNOWN_BAD and view.llm is not None:
-            start = leaked(proxy, Path(view.llm), loss=thief.next_token_loss, seed=thief.seed)
-            models[PROXY] = answer(start.make()[0])  # R counts from there
-            won = thief.distilled(last, [start]) if last else thief.healed([start])
-            models[queries(last) if last else HEALED] = answer(won.model)
-            return Stolen(models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps)
-        starts = offers(
-            proxy,
-            missing,
-            sizes=question.sizes,
-            texts=thief.public,
-            loss=thief.next_token_loss,
-            seed=thief.seed,
-            gaps=thief.shapes(missing),
-        )
-        if shuffled:
-            models[queries(last)] = answer(thief.distilled(last, starts).model)
+            models |= _from_a_copy(thief, proxy, Path(view.llm), last, answer)
         else:
-            best = thief.healed(starts)
-            models[HEALED], how[HEALED] = answer(best.model), best.name
-            if last:
-                closed = thief.closed_form(last, starts)
-                models[CLOSED], how[CLOSED] = answer(closed.model), closed.name
-            for count in spent.grid:
-                best = thief.distilled(count, [*starts, best.offer])
-                models[queries(count)], how[queries(count)] = answer(best.model), best.name
-            if spent.all_controls and last:
-                for kind, name in TOLD.items():
-                    if ANSWERS.index(kind) < ANSWERS.index(policy.answers):
-                        models[name] = answer(thief.distilled(last, starts, answers=kind).model)
-                models[NOTHING] = answer(thief.without_proxy(last, question.depth))
-                gaps = thief.where(missing) if missing else None
+            starts = offers(
+                proxy,
+                missing,
+                sizes=question.sizes,
+                texts=thief.public,
+                loss=thief.next_token_loss,
+                seed=thief.seed,
+                gaps=thief.shapes(missing),
+            )
+            if shuffled:
+                models[queries(last)] = answer(thief.distilled(last, starts).model)
+            else:
+                for name, won in _from_starts(thief, starts, spent.grid):
+                    models[name], how[name] = answer(won.model), won.name
+                if spent.all_controls and last:
+                    models |= _with_less(thief, starts, last, question.depth, policy.answers, answer)
+                    gaps = thief.where(missing) if missing else None
         return Stolen(
             models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps, how=how
         )
 
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
         """Return R of the strongest attack, then R of each attack, the gains and other scores."""
-        question = answer.asked.first(len(guess.models[PROXY].logs), len(guess.models[PROXY].said))
-        llm = answers_of(answer.llm, question)
-        by_model = {name: scores(b, llm, question) for name, b in guess.models.items()}
-        by_model[LLM] = scores(llm, llm, question)
-        scale = scales(by_model, PROXY, LLM)
-        if not scale[KL].usable:
-            raise Inconclusive("the proxy already answers as the LLM does: nothing is left to extract")
-        r = {name: s[KL] for name, s in by_model.items()}
-        asking = [name for name in (*map(queries, guess.grid), CLOSED) if name in r]
-        best = _strongest(r, [name for name in (*asking, HEALED) if name in r])
-        of = scale[KL].estimate
-        estimates = [of(r[best], self.info.headline)]
-        estimates += [
-            of(r[queries(k)], f"extraction R, {k} queries") for k in guess.grid if queries(k) in r
-        ]
-        estimates += [
-            of(r[name], f"{what} R by {guess.how[name]}")
-            for name, what in ((best, "extraction"), (HEALED, "healing"), (CLOSED, "closed form"))
-            if name in guess.how
-        ]
-        if CLOSED in r:
-            estimates.append(of(r[CLOSED], "closed form R"))
-        if HEALED in r:
-            estimates.append(of(r[HEALED], "healing R"))
-            if asking:
-                without = _strongest(r, [HEALED, PROXY])
-                estimates.append(of(r[_strongest(r, asking)], "API gain", against=r[without]))
-        if NOTHING in r:
-            estimates.append(of(r[NOTHING], "R without the proxy"))
-            strongest = r[_strongest(r, asking)]
-            estimates.append(scale[KL].difference(strongest, r[NOTHING], "proxy gain", unit="nats"))
-        estimates += [of(r[name], f"extraction R, {name}") for name in TOLD.values() if name in r]
-        if TOLD["text"] in r and scale[AGREEMENT].usable:
-            text_scores = by_model[TOLD["text"]][AGREEMENT]
-            estimates.append(scale[AGREEMENT].estimate(text_scores, f"R of agreement, {TOLD['text']}"))
-        estimates += _half(scale[KL], r, guess)
-        estimates.append(scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"))
-        left = r[_strongest(r, [best, PROXY])]  # whoever holds the proxy may keep it
-        estimates.append(scale[KL].difference(r[LLM], left, KL_LEFT, unit="nats"))
-        for name, other in scale.items():
-            if name != KL:
-                estimates.append(replace(other.gap, metric=f"LLM minus proxy, {name}"))
-                if other.usable:
-                    estimates.append(other.estimate(by_model[best][name], f"R of {name}"))
-        estimates.append(counted(guess.steps, metric="steps of each training", unit="steps", seeds=(0,)))
-        estimates.append(counted(guess.asked, metric="texts asked about", unit="queries", seeds=(0,)))
-        estimates.append(counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)))
-        if guess.gaps is not None and answer.gaps is not None:
-            estimates += gaps_found(guess.gaps, answer.gaps)
-        return tuple(estimates)
+        return estimates_of(guess, answer, headline=self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return a view whose attacker starts from a noisy copy of the LLM and asks the same API.
@@ -287,13 +193,34 @@ class ProxyExtraction(Attack):
         return replace_view(view, threat_model=NOBODY), exam
 
 
-def _strongest(r: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
-    """Return the model that is nearest to the LLM by its mean score; the first of equal ones."""
-    return max(names, key=lambda name: float(r[name].mean()))
+def _from_a_copy(
+    thief: Thief, proxy: nn.Module, llm: Path, last: int, answer: Answer
+) -> dict[str, Behaviour]:
+    """Return a noisy copy of the LLM, from which R counts, and what training makes of it."""
+    copy = leaked(proxy, llm, loss=thief.next_token_loss, seed=thief.seed)
+    before = answer(copy.make()[0])
+    won = thief.distilled(last, [copy]) if last else thief.healed([copy])
+    return {PROXY: before, queries(last) if last else HEALED: answer(won.model)}
 
 
-def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Estimate]:
-    """Return the fewest queries of the grid whose R lies above one half; nothing if none does."""
-    tried = {k: scale.estimate(r[queries(k)], "R") for k in guess.grid if queries(k) in r}
-    enough = [k for k, one in tried.items() if one.low is not None and one.low > 0.5]
-    return [counted(min(enough), metric="queries to R > .5", unit="queries", seeds=(0,))] if enough else []
+def _from_starts(thief: Thief, starts: Sequence[Offer], grid: Sequence[int]) -> Iterator[tuple[str, Won]]:
+    """Yield the best model without queries, by the closed form, and for each K from the one before."""
+    best = thief.healed(starts)
+    yield HEALED, best
+    if grid:
+        yield CLOSED, thief.closed_form(max(grid), starts)
+    for count in grid:
+        best = thief.distilled(count, [*starts, best.offer])
+        yield queries(count), best
+
+
+def _with_less(
+    thief: Thief, starts: Sequence[Offer], last: int, depth: int, told: Answers, answer: Answer
+) -> dict[str, Behaviour]:
+    """Return the models of the same attack on APIs that tell less than `told`, and without the proxy."""
+    models = {
+        name: answer(thief.distilled(last, starts, answers=kind).model)
+        for kind, name in TOLD.items()
+        if ANSWERS.index(kind) < ANSWERS.index(told)
+    }
+    return models | {NOTHING: answer(thief.without_proxy(last, depth))}

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.nearest import file_or_shipped
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # installed; source tree
@@ -78,13 +77,8 @@ def typed(*words: object, **options: object) -> str:
 
 
 def find_config(name: str, folders: Sequence[Path] = CONFIG_FOLDERS) -> Path:
-    """Return the file called `name`, or the shipped one of that name, with or without `.yaml`.
+    """Return the file called `name`, or the shipped config of that name, with or without `.yaml`.
 
-    Raises `ConfigError` that names the shipped files.
+    Raises `ConfigError` that names shipped configs.
     """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    if name.removesuffix(".yaml") in shipped:
-        return shipped[name.removesuffix(".yaml")]
-    raise ConfigError(f"{name}: there is no such file or shipped config; {nearest(name, shipped)}")
+    return file_or_shipped(name, folders, kind="config")

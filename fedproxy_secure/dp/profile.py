@@ -34,7 +34,7 @@ LOSS_ERROR = 0.01  # at most so much is added to a loss by rounding it up in all
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Profile:
+class PrivacyProfile:
     """Upper bounds `deltas` at `epsilons`, float64 [k], which are ascending and may be negative."""
 
     epsilons: np.ndarray
@@ -63,29 +63,29 @@ class Profile:
         return np.asarray(np.minimum(lines.min(axis=-1), 1.0))
 
 
-def approximate(epsilon: float, delta: float) -> Profile:
+def approximate(epsilon: float, delta: float) -> PrivacyProfile:
     """Return the profile of a mechanism of which (epsilon, delta)-DP is all that is known.
 
     The line at -epsilon is the same statement about the complement of S.
     """
     if not (epsilon >= 0 and 0 <= delta < 1):
         raise DataError(f"epsilon={epsilon}, delta={delta}: must be >= 0 and in [0, 1)")
-    return Profile(
+    return PrivacyProfile(
         epsilons=np.array([-epsilon, epsilon]),
         deltas=np.array([1 - math.exp(-epsilon) * (1 - delta), delta]),
     )
 
 
-def gaussian(mu: float) -> Profile:
+def gaussian(mu: float) -> PrivacyProfile:
     """Return the profile of N(mu, 1) against N(0, 1), mu > 0 (Balle & Wang 2018, Theorem 8)."""
     reach = mu * mu / 2 + 8 * mu
     epsilons = np.linspace(-reach, reach, POINTS)
     deltas = ndtr(mu / 2 - epsilons / mu) - np.exp(epsilons + log_ndtr(-mu / 2 - epsilons / mu))
-    return Profile(epsilons=epsilons, deltas=np.clip(deltas, 0, 1))
+    return PrivacyProfile(epsilons=epsilons, deltas=np.clip(deltas, 0, 1))
 
 
 @lru_cache(maxsize=256)
-def dp_sgd(event: SampledGaussian, *, both: bool) -> Profile:
+def dp_sgd(event: SampledGaussian, *, both: bool) -> PrivacyProfile:
     """Return the profile of DP-SGD: a record there against not there, or with `both` both directions.
 
     One step is the mixture of N(1, s^2), with the sampling rate as weight, and N(0, s^2), against
@@ -102,11 +102,11 @@ def dp_sgd(event: SampledGaussian, *, both: bool) -> Profile:
     reach = float(small[0]) if len(small) else float(first.epsilons[-1])
     epsilons = np.linspace(-reach, reach, POINTS)
     deltas = np.max([_interpolated(p, epsilons) for p in parts], axis=0)
-    return Profile(epsilons=epsilons, deltas=deltas)
+    return PrivacyProfile(epsilons=epsilons, deltas=deltas)
 
 
 @lru_cache(maxsize=256)
-def discrete_sum(event: DiscreteSum) -> Profile:
+def discrete_sum(event: DiscreteSum) -> PrivacyProfile:
     """Return the profile that follows from the Renyi bounds of a noisy sum over clients.
 
     At epsilon >= 0 it is Canonne, Kamath & Steinke 2020, Proposition 12, solved for delta; the bounds hold
@@ -121,13 +121,13 @@ def discrete_sum(event: DiscreteSum) -> Profile:
     positive = np.linspace(0, mu * mu / 2 + 8 * mu, POINTS // 2 + 1)
     logs = (orders - 1) * (rdp - positive[:, None] + np.log1p(-1 / orders)) - np.log(orders)
     deltas = np.exp(np.minimum(logs.min(axis=1), 0.0))
-    return Profile(
+    return PrivacyProfile(
         epsilons=np.concatenate([-positive[:0:-1], positive]),
         deltas=np.concatenate([(1 - np.exp(-positive) * (1 - deltas))[:0:-1], deltas]),
     )
 
 
-def _composed(event: SampledGaussian, *, there: bool) -> Profile:
+def _composed(event: SampledGaussian, *, there: bool) -> PrivacyProfile:
     """Return the profile of all steps for one direction, by FFT over a grid of privacy losses."""
     below = _loss_law(event, there=there)
     least, most = _ends(below)
@@ -156,7 +156,7 @@ def _composed(event: SampledGaussian, *, there: bool) -> Profile:
     deltas = np.clip(tail - _decayed_tail(summed, math.exp(-width)), 0, 1)
     lost = event.steps * infinite + 2 * CUT + FFT_ERROR
     keep = slice(None, None, max(1, size // (64 * POINTS)))
-    return Profile(epsilons=losses[keep], deltas=np.minimum(deltas[keep] + lost, 1.0))
+    return PrivacyProfile(epsilons=losses[keep], deltas=np.minimum(deltas[keep] + lost, 1.0))
 
 
 def _decayed_tail(masses: np.ndarray, decay: float) -> np.ndarray:
@@ -224,7 +224,7 @@ def _reach(losses: np.ndarray, masses: np.ndarray, steps: int) -> tuple[float, f
     return ends[0], ends[1]
 
 
-def _interpolated(profile: Profile, epsilons: np.ndarray) -> np.ndarray:
+def _interpolated(profile: PrivacyProfile, epsilons: np.ndarray) -> np.ndarray:
     """Return deltas at other epsilons, from above.
 
     Delta falls as epsilon grows, and is convex in e^epsilon: below the first epsilon it lies under the

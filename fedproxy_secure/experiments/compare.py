@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
@@ -35,14 +35,15 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
 )
 from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of, scales_of
-from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights
+from fedproxy_secure.experiments.sweeps.schedule import run_cells
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import check_new, environment
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import NoProgress, Progress
-from fedproxy_secure.runtime.workers import Lost, processes_of, run_tasks
+from fedproxy_secure.runtime.workers import Lost, processes_of
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.sweeps.pace import Pace
@@ -189,35 +190,26 @@ def _run_cells(
 ) -> Generator[CellResult]:
     """Yield cells as they finish, the proxies they need being made first; after a failure begin no more."""
     failed: list[tuple[str, Lost]] = []
-    made: set[PreparedProxy] = set()
-    begun: list[Task] = []
-
-    def tasks() -> Iterator[Any]:  # a Task or None, which mypy does not see through a type variable
-        needs = partial(_proxy, config)
-        for task in in_order(todo, needs, there=made, stop=lambda: bool(failed)):
-            if task is not None:
-                begun.append(task)
-            yield task
 
     def told(task: Task) -> Progress:
         return whole.of(_name(task))
 
-    running = run_tasks(
+    running = run_cells(
         partial(_work, config, out),
-        tasks(),
+        todo,
+        partial(_proxy, config),
         jobs=config.compare.jobs,
         on_cuda=on_cuda,
         progress=told,
+        stop=lambda: bool(failed),
     )
     with closing(running) as ended:
-        for index, result in ended:
-            task = begun[index]
+        for task, result in ended:
             if isinstance(result, Lost):
                 failed.append((_name(task), result))
             elif isinstance(task, PreparedProxy):
-                made.add(task)
                 whole.ended(_name(task))
-            elif result is not None:
+            else:
                 yield result
     if failed:
         name, lost = failed[0]

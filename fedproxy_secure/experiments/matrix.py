@@ -14,11 +14,11 @@ round, failed ones are tried again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import FINDINGS
@@ -26,7 +26,6 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.experiments.attacked import check_attacks
-from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     FAILED,
     MatrixCell,
@@ -36,32 +35,23 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     note_failure,
     proxy_of,
 )
-from fedproxy_secure.experiments.sweeps.matrix_report import (
-    BASELINES,
-    ceilings_of,
-    configurations_of,
-    no_ceiling,
-    not_measured,
-    scales_of,
-    todo_of,
-)
+from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, ceilings_of, matrix_report, todo_of
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
     one_thread,
     run_cell,
     write_cell,
 )
-from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, in_order
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights
+from fedproxy_secure.experiments.sweeps.schedule import run_cells
 from fedproxy_secure.experiments.tracking import require
-from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.spending import CEILING_NOT_COUNTED, total
-from fedproxy_secure.runtime.artifacts import RunFolder, check_new, environment
+from fedproxy_secure.runtime.artifacts import RunFolder, check_new
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
-from fedproxy_secure.runtime.workers import Lost, processes_of, run_tasks
+from fedproxy_secure.runtime.workers import Lost, processes_of
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.sweeps.pace import Pace
@@ -131,7 +121,6 @@ def _matrix(
     witness = Witness.open(folder, signed, command=command)
     todo = todo_of(config, out, cells)
     from fedproxy_secure.data.tasks import truncated_prompts
-    from fedproxy_secure.experiments.results import choice_notes, cut_notes
     from fedproxy_secure.models.llm import pick_device
 
     truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
@@ -154,30 +143,8 @@ def _matrix(
         for name in done:
             witness.inner(name)
         head = witness.settle(*(f"{name}/{findings}" for name in done for findings in FINDINGS))
-    configurations, differences = side_by_side(configurations_of(config, out, cells))
-    together = total(configurations, same_records=True)
-    report = Report(
-        name=config.name,
-        command=command or "fedproxy_secure.matrix(...)",
-        config_sha256=config.sha256(),
-        environment=environment(str(device)),
-        seeds=config.seeds,
-        configurations=configurations,
-        attack_differences=differences,
-        total_epsilon=together.epsilon,
-        composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
-        notes=(
-            config.api.says,
-            *cut_notes(truncated, config),
-            *choice_notes(config),
-            *plug_back_notes(config, scales_of(config, out, cells)),
-        ),
-        not_measured=(
-            *refused,
-            *no_ceiling(config, out),
-            *not_measured(config, configurations, cells=len(cells)),
-        ),
-        audit_head=head,
+    report = matrix_report(
+        config, out, cells, refused, truncated=truncated, audit_head=head, command=command
     )
     publish(report, folder.path)
     witness.sign()
@@ -222,29 +189,23 @@ def _run_all(
     config: Config, out: Path, todo: Sequence[Piece], *, shown: Progress, on_cuda: bool
 ) -> Generator[str]:
     """Run cells and yield their names as they end, well or not; the proxies they need are made first."""
-    made: set[PreparedProxy] = set()
-    begun: list[Piece | PreparedProxy] = []
-
-    def tasks() -> Iterator[Any]:  # a task or None, which mypy does not see through a type variable
-        for task in in_order(todo, partial(_proxy, config), there=made):
-            if task is not None:
-                begun.append(task)
-            yield task
 
     def told(task: Piece | PreparedProxy) -> Progress:
         seeds = frozenset({f"seed-{task.seed}"})  # lasts while stages come and go
         return Named(shown=shown, name=_name(task), hidden=seeds)
 
-    running = run_tasks(
-        partial(_work, config, out), tasks(), jobs=config.matrix.jobs, on_cuda=on_cuda, progress=told
+    running = run_cells(
+        partial(_work, config, out),
+        todo,
+        partial(_proxy, config),
+        jobs=config.matrix.jobs,
+        on_cuda=on_cuda,
+        progress=told,
     )
     left = list(todo)
     with closing(running) as ended:
-        for index, result in ended:
-            task = begun[index]
-            if isinstance(task, PreparedProxy):
-                made.add(task)  # also if it failed: its cells try themselves, and say why they cannot
-            else:
+        for task, result in ended:
+            if not isinstance(task, PreparedProxy):
                 if isinstance(result, Lost) and not (_place(out, task) / FAILED).exists():
                     note_failure(_place(out, task), str(result))
                 left.remove(task)

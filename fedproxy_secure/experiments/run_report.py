@@ -21,6 +21,7 @@ from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
 from fedproxy_secure.runtime.artifacts import environment
 
+Results = Mapping[int, Mapping[str, Any]]  # each seed's `result.json`
 FIDELITY = (  # key in a seed's result, what it is called, unit
     ("kl_nats", "KL of LLM to proxy on public text", "nats"),
     ("agreement", "same next token, LLM and proxy", "share"),
@@ -81,11 +82,8 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def found_scales(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
-    """Return, by seed, the factor of the lifted difference, for seeds that searched for it.
-
-    `results`: each seed's `result.json`.
-    """
+def found_scales(results: Results) -> dict[int, float]:
+    """Return, by seed, the factor of the lifted difference, for seeds that searched for it."""
     return {s: r["plug_back"]["scale"] for s, r in results.items() if r.get("plug_back", {}).get("tried")}
 
 
@@ -117,34 +115,9 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     return tuple(notes)
 
 
-def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], command: str) -> Report:
-    """Return the report of a run's finished seeds, with the trilemma; findings are read where a suite ran.
-
-    Args:
-        results: each seed's `result.json`.
-    """
+def report_of(config: Config, out: Path, results: Results, command: str) -> Report:
+    """Return the report of a run's finished seeds, with the trilemma, and findings where a suite ran."""
     from fedproxy_secure.models.llm import pick_device
-
-    def over_seeds(model: str) -> dict[int, Bits]:
-        return {
-            seed: {task: bits_from_text(text) for task, text in r[model].items()}
-            for seed, r in results.items()
-        }
-
-    def joined(model: str, what: str, method: str) -> tuple[dict[str, Estimate], Estimate]:
-        found = over_seeds(model)
-        tasks = {
-            task: share_right({s: {task: f[task]} for s, f in found.items()}, f"{what} on {task}, {method}")
-            for task in next(iter(found.values()))
-        }
-        return tasks, share_right(found, f"{what}, {method}")
-
-    def row(method: str, model: str, **more: Any) -> MethodRow:
-        if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
-            tasks, own = joined(model + NORM, "acc_norm", method)
-            more |= {"tasks_norm": tasks, "average_norm": own}
-        tasks, own = joined(model, "accuracy", method)
-        return MethodRow(method=method, tasks=tasks, average=own, **more)
 
     seeds = [read_seed(out, seed, root=out) for seed in results]
     trainings = [seed.training(config) for seed in seeds]
@@ -157,10 +130,6 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         commands=(command,),
     )
     together = total([configuration], same_records=True)
-    fused, tuned = over_seeds("fused"), over_seeds("tuned")
-    both = {s: (fused[s], tuned[s]) for s in fused}
-    edge = over_seeds_or_records(both, operator.sub, "owner's edge")
-    ratio = config.compress.remove_ratio
     truncated = max(r["truncated"] for r in results.values())
     return Report(
         name=config.name,
@@ -168,17 +137,7 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         config_sha256=config.sha256(),
         environment=environment(str(pick_device(config.model.device))),
         seeds=config.seeds,
-        rows=(
-            row("zero_shot", "zero_shot"),
-            row("zero_shot_proxy", "proxy", remove_ratio=ratio),
-            row(
-                f"fedproxy_{config.fusion.rule}",
-                "fused",
-                remove_ratio=ratio,
-                tuned_proxy=share_right(tuned, "tuned proxy accuracy"),
-                owners_edge=edge,
-            ),
-        ),
+        rows=_rows(config, results),
         estimates=tuple(
             mean_interval({s: r["fidelity"][key] for s, r in results.items()}, metric=metric, unit=unit)
             for key, metric, unit in FIDELITY
@@ -200,6 +159,52 @@ def report_of(config: Config, out: Path, results: dict[int, dict[str, Any]], com
         composition=together.says,
         not_measured=() if attacked(out) else (ATTACKED,),
     )
+
+
+def _rows(config: Config, results: Results) -> tuple[MethodRow, ...]:
+    """Return the rows of the LLM, the proxy and the fused LLM."""
+    fused, tuned = _bits(results, "fused"), _bits(results, "tuned")
+    both = {seed: (fused[seed], tuned[seed]) for seed in fused}
+    ratio = config.compress.remove_ratio
+    return (
+        _row(results, "zero_shot", "zero_shot"),
+        _row(results, "zero_shot_proxy", "proxy", remove_ratio=ratio),
+        _row(
+            results,
+            f"fedproxy_{config.fusion.rule}",
+            "fused",
+            remove_ratio=ratio,
+            tuned_proxy=share_right(tuned, "tuned proxy accuracy"),
+            owners_edge=over_seeds_or_records(both, operator.sub, "owner's edge"),
+        ),
+    )
+
+
+def _row(results: Results, method: str, model: str, **more: Any) -> MethodRow:
+    """Return one row; `model`: the key of the model's answers in a seed's result."""
+    if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
+        tasks, own = _accuracies(_bits(results, model + NORM), "acc_norm", method)
+        more |= {"tasks_norm": tasks, "average_norm": own}
+    tasks, own = _accuracies(_bits(results, model), "accuracy", method)
+    return MethodRow(method=method, tasks=tasks, average=own, **more)
+
+
+def _accuracies(
+    answers: Mapping[int, Bits], score: str, method: str
+) -> tuple[dict[str, Estimate], Estimate]:
+    """Return the share of right answers on each task, and on average over tasks."""
+    tasks = {
+        task: share_right({s: {task: a[task]} for s, a in answers.items()}, f"{score} on {task}, {method}")
+        for task in next(iter(answers.values()))
+    }
+    return tasks, share_right(answers, f"{score}, {method}")
+
+
+def _bits(results: Results, model: str) -> dict[int, Bits]:
+    """Return the answers of a model, by seed."""
+    return {
+        seed: {task: bits_from_text(text) for task, text in r[model].items()} for seed, r in results.items()
+    }
 
 
 def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimate, ...]:

@@ -30,7 +30,7 @@ import yaml
 from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.gate.rules import OTHERS, TOTAL_EPSILON, Limit, limit_names, limit_of
-from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.nearest import file_or_shipped, nearest
 from fedproxy_secure.runtime.untrusted import parse_yaml, read_bytes, yaml_reason
 
 SCHEMA_VERSION = 1
@@ -98,16 +98,11 @@ class Policy:
 
 
 def find_policy(name: str, folders: Sequence[Path] = FOLDERS) -> Path:
-    """Return the file called `name`, or the shipped policy of that name.
+    """Return the file called `name`, or the shipped policy of that name, with or without `.yaml`.
 
-    Raises `ConfigError` that names the shipped policies.
+    Raises `ConfigError` that names shipped policies.
     """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    if name in shipped:
-        return shipped[name]
-    raise ConfigError(f"{name}: there is no such file or shipped policy; {nearest(name, shipped)}")
+    return file_or_shipped(name, folders, kind="policy")
 
 
 def load_policy(path: Path) -> Policy:

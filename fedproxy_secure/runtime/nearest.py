@@ -1,9 +1,12 @@
-"""Hints for an unknown name in an error: the nearest known name, or all known names."""
+"""Names that a user types: hints for an unknown one, and the shipped file that a known one stands for."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fedproxy_secure.errors import ConfigError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -17,3 +20,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+
+
+def file_or_shipped(name: str, folders: Sequence[Path], *, kind: str) -> Path:
+    """Return the YAML file called `name`, or the one in `folders` of that name, with or without `.yaml`.
+
+    Args:
+        kind: what such a file is, for the error: "config".
+
+    Raises `ConfigError` that names the nearest shipped file, or all of them.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    found = shipped.get(name.removesuffix(".yaml"))
+    if found is None:
+        raise ConfigError(f"{name}: there is no such file or shipped {kind}; {nearest(name, shipped)}")
+    return found

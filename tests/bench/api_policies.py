@@ -18,7 +18,8 @@ import torch
 from attacks.base import replace_view
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import AGREEMENT, WRITTEN_TEXT
-from attacks.extraction.proxy import KL_LEFT, ProxyExtraction
+from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.scored import KL_LEFT
 from attacks.extraction.texts import story_windows
 from attacks.suite import read_truth
 from attacks.trial import run_one

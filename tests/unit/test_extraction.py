@@ -13,7 +13,8 @@ from attacks.extraction.behaviour import KL, Asked, Scale, behaviour, scales, sc
 from attacks.extraction.lessons import imitate, loss_of, predict, teach
 from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_share
 from attacks.extraction.logits import LogitSvd, width_of
-from attacks.extraction.proxy import HEALED, KL_LEFT, PROXY, Original, ProxyExtraction, Stolen
+from attacks.extraction.proxy import ProxyExtraction
+from attacks.extraction.scored import HEALED, KL_LEFT, PROXY, Original, Stolen
 from attacks.extraction.starts.fillers import gaps_of, grown, guess_gaps, shapes, spread
 from attacks.extraction.texts import known_texts, public_windows, sampled
 from attacks.extraction.thief import FEWEST_QUERIES, FEWEST_STEPS, FEWEST_TEXTS, effort

@@ -8,8 +8,9 @@ from attacks.base import Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import Api, OverBudget
 from attacks.extraction.lessons import LITTLE_NOISE, _near, holds, imitate, span_of
 from attacks.extraction.logits import LogitSvd
-from attacks.extraction.proxy import TOLD, ProxyExtraction
+from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.questions import held_model, prepared
+from attacks.extraction.scored import TOLD
 from attacks.folder import attack_folder
 from attacks.membership.canaries import Asked as AskedOfCanaries
 from attacks.membership.canaries import CanaryExposure

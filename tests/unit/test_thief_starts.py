@@ -8,7 +8,7 @@ import torch
 
 from attacks.base import Budget, Truth
 from attacks.extraction.api import Api
-from attacks.extraction.behaviour import Asked, behaviour
+from attacks.extraction.behaviour import Asked, agreed, behaviour, greedy
 from attacks.extraction.lessons import imitate, loss_of, predict, split
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.starts.closed_form import Mapped, ghosted, linearly_filled, ridge
@@ -17,7 +17,6 @@ from attacks.extraction.starts.offered import ALL, FILLERS, Offer, leaked, offer
 from attacks.extraction.starts.widened import narrower, public_sizes, sizes_in, widened
 from attacks.extraction.table import BEST, _Table, extraction_table
 from attacks.extraction.thief import Effort, Thief
-from attacks.extraction.written import agreed, greedy
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import ApiConfig

@@ -11,7 +11,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,67 +102,49 @@ def heal(
     # a proxy with all of the LLM's blocks has no gaps
     gaps = plan.before_gaps if plan is not None and settings.blocks == "gaps" else ()
     healed_ones = gaps or tuple(range(len(blocks_of(proxy))))
-    blocks = [blocks_of(proxy)[i] for i in healed_ones]
-    parameters = [p for block in blocks for p in block.parameters()]
+    parameters = [p for i in healed_ones for p in blocks_of(proxy)[i].parameters()]
     state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan, mixed=is_mixed(llm)))
     result = state.finished(parameters)
     if result is not None:
         return Healed(**result)
     held_out = min(HELD_OUT, max(1, len(windows) // 5))
     train, judged = windows[:-held_out], windows[-held_out:]
-    for p in proxy.parameters():
-        p.requires_grad_(False)
-    for p in parameters:
-        p.data = p.data.clone()
-        p.requires_grad_(True)
-    precise = PreciseNumbers(parameters)
-    held = precise.held
-    # fused: no further copies of the weights while it steps
-    optimizer = torch.optim.AdamW(held, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    restored = state.restore(optimizer, held)
-    precise.show()
-    done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, judged), 0.0)
-    order = _order(len(train), settings.steps * settings.batch_size, seed)
-    began, saved = time.perf_counter() - seconds, time.perf_counter()
     fitted = train[: 0 if plan is None else settings.fit_windows or 0]
-    if plan is not None and len(fitted) and restored is None:
-        count = fit_blocks(proxy, llm, plan, fitted, blocks=healed_ones, on_block=on_block)
-        log.log(
-            logging.INFO if count else logging.WARNING, "the fit on public text changed %d blocks", count
-        )
-        precise.read()
-    proxy.train()
-    try:
+    with _trained(proxy, parameters) as precise:
+        # fused: no further copies of the weights while it steps
+        optimizer = torch.optim.AdamW(precise.held, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+        restored = state.restore(optimizer, precise.held)
+        precise.show()
+        done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, judged), 0.0)
+        began, saved = time.perf_counter() - seconds, time.perf_counter()
+        if plan is not None and len(fitted) and restored is None:
+            count = fit_blocks(proxy, llm, plan, fitted, blocks=healed_ones, on_block=on_block)
+            log.log(
+                logging.INFO if count else logging.WARNING,
+                "the fit on public text changed %d blocks",
+                count,
+            )
+            precise.read()
+        proxy.train()
+        order = _order(len(train), settings.steps * settings.batch_size, seed)
         for step in range(done, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _share(step, settings.steps)
             batch = train[order[step * settings.batch_size : (step + 1) * settings.batch_size]]
-            optimizer.zero_grad(set_to_none=True)
-            loss = 0.0
-            for part in batch.split(windows_a_pass(proxy, windows)):
-                with all_products_mixed(llm):
-                    found = distance(proxy, llm, plan, part)
-                    part_loss = (found.kl + settings.state_weight * found.states) / batch.numel()
-                    part_loss.backward()
-                loss += float(part_loss.detach())
+            loss = _add_gradients(proxy, llm, plan, batch, state_weight=settings.state_weight)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"healing: loss={loss} at step {step}: must be finite; lower heal.learning_rate"
                 )
-            nn.utils.clip_grad_norm_(held, MAX_GRAD_NORM)
+            nn.utils.clip_grad_norm_(precise.held, MAX_GRAD_NORM)
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             precise.show()
             if on_step is not None:
                 on_step(step + 1, loss)
             if time.perf_counter() - saved > SAVE_EVERY_S:
-                state.save(optimizer, held, step + 1, before, time.perf_counter() - began)
+                state.save(optimizer, precise.held, step + 1, before, time.perf_counter() - began)
                 saved = time.perf_counter()
-    finally:
-        precise.close()
-        proxy.eval()
-        for p in parameters:
-            p.requires_grad_(False)
-            p.grad = None
     after = _mean_distance(proxy, llm, plan, judged)
     healed = Healed(
         kl_before=before[0],
@@ -173,6 +156,39 @@ def heal(
     )
     state.finish(parameters, asdict(healed))
     return healed
+
+
+@contextmanager
+def _trained(proxy: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[PreciseNumbers]:
+    """Let these parameters of a proxy, and no others, be trained, in memory of their own."""
+    for p in proxy.parameters():
+        p.requires_grad_(False)
+    for p in parameters:
+        p.data = p.data.clone()
+        p.requires_grad_(True)
+    precise = PreciseNumbers(parameters)
+    try:
+        yield precise
+    finally:
+        precise.close()
+        proxy.eval()
+        for p in parameters:
+            p.requires_grad_(False)
+            p.grad = None
+
+
+def _add_gradients(
+    proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, batch: torch.Tensor, *, state_weight: float
+) -> float:
+    """Add the gradients of a batch's loss, as many windows a pass as memory allows; return the loss."""
+    loss = 0.0
+    for part in batch.split(windows_a_pass(proxy, batch)):
+        with all_products_mixed(llm):
+            found = distance(proxy, llm, plan, part)
+            part_loss = (found.kl + state_weight * found.states) / batch.numel()
+            part_loss.backward()
+        loss += float(part_loss.detach())
+    return loss
 
 
 def _order(windows: int, count: int, seed: int) -> torch.Tensor:

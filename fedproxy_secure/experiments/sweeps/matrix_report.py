@@ -15,7 +15,8 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
-from fedproxy_secure.experiments.run_report import found_scales, settings_of
+from fedproxy_secure.experiments.results import choice_notes, cut_notes
+from fedproxy_secure.experiments.run_report import found_scales, plug_back_notes, settings_of
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
     cell_config,
@@ -26,8 +27,16 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
-from fedproxy_secure.report.spending import guarantees_of, unfinished_training
+from fedproxy_secure.report.protections.side_by_side import side_by_side
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import (
+    CEILING_NOT_COUNTED,
+    guarantees_of,
+    total,
+    unfinished_training,
+)
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.artifacts import environment
 from fedproxy_secure.runtime.untrusted import read_json
 
 BASELINES = "baselines"
@@ -53,6 +62,52 @@ def todo_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Matr
     """Return the cells and ceilings that are not done."""
     todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
     return todo + [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+
+
+def matrix_report(
+    config: Config,
+    out: Path,
+    cells: Sequence[MatrixCell],
+    refused: Sequence[str],
+    *,
+    truncated: int,
+    audit_head: str,
+    command: str,
+) -> Report:
+    """Return the report of all cells together, finished or not.
+
+    Args:
+        refused: the configurations that cannot run.
+        truncated: how many prompts were cut to `data.max_tokens`.
+        audit_head: the last hash of the matrix's audit log, hex.
+    """
+    from fedproxy_secure.models.llm import pick_device
+
+    configurations, differences = side_by_side(configurations_of(config, out, cells))
+    together = total(configurations, same_records=True)
+    return Report(
+        name=config.name,
+        command=command or "fedproxy_secure.matrix(...)",
+        config_sha256=config.sha256(),
+        environment=environment(str(pick_device(config.model.device))),
+        seeds=config.seeds,
+        configurations=configurations,
+        attack_differences=differences,
+        total_epsilon=together.epsilon,
+        composition=(*together.says, *((CEILING_NOT_COUNTED,) if together.says else ())),
+        notes=(
+            config.api.says,
+            *cut_notes(truncated, config),
+            *choice_notes(config),
+            *plug_back_notes(config, scales_of(config, out, cells)),
+        ),
+        not_measured=(
+            *refused,
+            *no_ceiling(config, out),
+            *not_measured(config, configurations, cells=len(cells)),
+        ),
+        audit_head=audit_head,
+    )
 
 
 def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:

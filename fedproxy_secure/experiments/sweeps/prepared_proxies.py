@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
@@ -28,7 +28,6 @@ from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 WEIGHTS, LEFT_OVER = "healing.safetensors", "healing.partial"  # as `compress.healing.state` has them
 PROXIES = "proxies"
 RECORD = "proxy.json"
-C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,33 +107,3 @@ def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
                     folder.rmdir()
         if not kept and not any((out / PROXIES).iterdir()):
             (out / PROXIES).rmdir()
-
-
-def in_order(
-    cells: Sequence[C],
-    needs: Callable[[C], PreparedProxy | None],
-    *,
-    there: Collection[PreparedProxy],
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[C | PreparedProxy | None]:
-    """Yield the proxies that cells need and then the cells, each as soon as its proxy is there.
-
-    Args:
-        needs: returns the proxy that a cell starts from, None if it needs none.
-        there: the proxies that are made; others add to it while this goes on.
-        stop: whether nothing more is to begin.
-
-    Yields None while all cells that are left wait for a proxy that is being made.
-    """
-    waiting = list(cells)
-    for proxy in dict.fromkeys(p for p in map(needs, waiting) if p is not None):
-        if stop():
-            return
-        yield proxy
-    while waiting and not stop():
-        ready = next((c for c in waiting if (p := needs(c)) is None or p in there), None)
-        if ready is None:
-            yield None
-        else:
-            waiting.remove(ready)
-            yield ready
