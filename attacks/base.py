@@ -1,11 +1,11 @@
 """The interface of an attack: an exam, a guess, a score.
 
     exam(truth, view, rng)              the examiner, who knows the truth, poses a question (or none)
-    guess(view, question, budget, rng)  the adversary answers from its view and from nothing else
-    score(guess, answer)                the examiner compares; targets that were not guessed count as missed
+    guess(view, question, budget, rng)  the adversary answers from its view alone
+    score(guess, answer)                the examiner compares; a target without a guess counts as missed
 
-Surfaces are what an attack may need of a view: IND an individual update, AGG an aggregate, MR many rounds,
-MOD the models of the rounds, API queries to the fused LLM, ACT the power to deviate from the protocol.
+Surfaces are the parts of a view that an attack may need: IND individual updates, AGG aggregates, MR many
+rounds, MOD the models of the rounds, API queries to the fused LLM, ACT deviation from the protocol.
 
 Guarantees: `guess` is given no truth: neither the run nor the truth is an argument of it, and tests keep
 this project's attacks from reading transcripts, frames or the garbage collector. Two calls with the same
@@ -35,7 +35,7 @@ from fedproxy_secure.record.view import View
 
 Surface = Literal["IND", "AGG", "MR", "MOD", "API", "ACT"]
 Party = Literal["server", "network", "clients", "api"]
-KNOWN_BAD, NOBODY = "known-bad", "nobody"  # what controls put in place of a view's threat model
+KNOWN_BAD, NOBODY = "known-bad", "nobody"  # threat model names that the controls' views carry
 
 
 class NotApplicable(Exception):
@@ -49,8 +49,8 @@ class Inconclusive(Exception):
 class OutOfTime(BaseException):
     """The budget's seconds are used up; a resumed suite runs the attack again.
 
-    No `Exception`: it is raised between any two lines, also within code that takes every exception for a
-    failure of its own, such as training under differential privacy, and would be lost there.
+    It is not derived from `Exception`, because it can be raised between any two lines, even inside code
+    that catches every `Exception` as its own failure, such as training under differential privacy.
     """
 
     BEGINS = "ran out of its"
@@ -97,10 +97,10 @@ class AttackInfo:
         mapping: (framework, version, id) triples.
         smoke: whether the smoke suite runs it.
         by: parties of a threat model, one of which must be corrupted; empty: whoever has the surfaces.
-        long: how long the attack takes beside others; longer attacks start first, so that processes end
-            together.
-        shares: name of what it computes that other attacks and other views use again, such as a trained
-            control; attacks with the same name run in one process, which keeps it. Empty: nothing.
+        long: how long the attack takes relative to others; longer attacks start first, so that all
+            processes end at about the same time.
+        shares: name of a result that other attacks or views can reuse, such as a trained control. Attacks
+            that name the same result run in one process, which caches it. Empty: nothing is shared.
 
     Raises `ConfigError` in one line for a value that would stop a suite, or make its results unreadable.
     """
@@ -259,7 +259,7 @@ class Attack:
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Return a view and an exam with nothing to find, on which the attack must stay at chance.
 
-        By default shuffle the numbers of every update, of every sum's update, and of the adapters' steps.
+        By default the numbers in every update, sum and adapter step are shuffled.
         """
 
         def shuffled(vector: np.ndarray) -> np.ndarray:

@@ -114,8 +114,8 @@ def run_command(
     """Run a suite of attacks on a recorded run; works offline, writes `attacks/results.json` below it.
 
     On the demo, `smoke` takes about a minute and `standard` about a quarter of an hour. An attack that
-    fails gets a row in the table and stops nothing else. If you interrupt the suite, the results so far are
-    kept, and `attack report` shows them. Results of before stay until others take their place.
+    fails gets a row in the table and does not stop the others. If you interrupt the suite, the results so
+    far are kept, and `attack report` shows them. Earlier results are kept until new ones replace them.
 
     Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
     """
@@ -203,7 +203,7 @@ def model(
         typer.Option(
             "--api",
             metavar="KEY=VALUE",
-            help="What MODEL's API tells, as in the section `api` of the settings; may be repeated. "
+            help="What MODEL's API returns, as in the section `api` of the settings; may be repeated. "
             "Example: `--api answers=text`",
         ),
     ] = None,

@@ -5,7 +5,7 @@ was trained on, A7 how well it knows canaries, A12 its hidden size and, with a p
 can be extracted. Texts come in two files: `members` may have been trained on, `others` were not. Both must
 be drawn from the same source; otherwise the texts alone tell the two files apart, which the blind baseline
 detects. Canaries come as rows of `prompt`, `secret` (4 digits, drawn at random) and `repeats` (1 by
-default). What the API tells is all logits, or what `api` says, as in a run's settings.
+default). The API returns all logits, unless `api` limits it as in a run's settings.
 """
 
 from __future__ import annotations

@@ -58,11 +58,11 @@ def attack(info: AttackInfo) -> Any:
             raise ConfigError(f"attack {info.name!r}: {kind!r}: must be a subclass of attacks.base.Attack")
         others = [k.info for k in _REGISTERED.values() if k.info.name != info.name]
         if info.name == info.id:  # else no other attack could share the id
-            raise ConfigError(f"attack {info.name!r}: has its name as its id; names and ids must differ")
+            raise ConfigError(f"attack {info.name!r}: name and id are the same; must differ")
         if any(info.name == i.id or info.id == i.name for i in others):
             raise ConfigError(
-                f"attack {info.name!r}, id {info.id!r}: one is the other of an attack that is registered "
-                "already; names and ids must differ"
+                f"attack {info.name!r}, id {info.id!r}: a registered attack has this name as its id, or "
+                "this id as its name; names and ids must differ"
             )
         taken = _REGISTERED.get(info.name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (

@@ -2,9 +2,9 @@
 
 An attack that fails never stops the rest (`attacks.trial`). Each result is appended to
 `attacks/events.jsonl` below the run as it comes, so an interrupted suite can resume where it stopped.
-`results.json` joins the results at the end, and after an interrupt those that were finished. Earlier
-results stay in it until another takes their place: one attack, run again, costs no other its result. Those
-of attacks and seeds that are not there any more are dropped.
+At the end, or after an interrupt, `results.json` collects the finished results. Earlier results stay in it
+until they are replaced, so running one attack again does not discard the results of others. Results of
+attacks and seeds that no longer exist are dropped.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ HEADINGS = (
 )
 STYLES = {Outcome.SUCCEEDED: "bold red", Outcome.ERROR: "red", Outcome.RESISTED: "green"}
 EXPLAINED = (
-    "value [95 % interval]; power: the smallest true value that would have been seen in four runs of five "
-    "(- if that is not known); pos.: positive control, where the attack must succeed; neg.: negative "
-    "control, where there is nothing to find. RESISTED is no proof of safety."
+    "value [95 % interval]; power: the smallest true value that the attack would detect in four runs of "
+    "five (- if not known); pos.: positive control, on which the attack must succeed; neg.: negative "
+    "control, on which there is nothing to find. RESISTED does not prove safety."
 )
 
 

@@ -3,9 +3,9 @@
 The result is always a `Finding`. An attack that raises is ERROR; one that cannot tell or runs out of time
 is INCONCLUSIVE; one whose view lacks what it needs is NOT_APPLICABLE. A control that cannot is missing.
 
-The truth is in this process, and on the stack below the attack while it guesses: an attack that looks there
-finds it. A process without the truth would not change that, since the same user may read the transcript.
-See the guarantees of `attacks.base`.
+The truth is in this process, on the stack below the attack while it guesses, so a malicious attack could
+read it there. Running attacks in a process without the truth would not prevent that, because the same user
+can read the transcript. See the guarantees of `attacks.base`.
 """
 
 from __future__ import annotations

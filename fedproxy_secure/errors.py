@@ -4,7 +4,7 @@ FedProxyError                one line: the value, the rule, the remedy; exit cod
 |-- ConfigError              a setting is unknown, of the wrong type or out of range
 |-- DataError                records, labels or files that cannot be used
 |   `-- NotSetUp             a client that was started again has forgotten the job; set-up brings it back
-|-- ModelError               a model without decoder blocks, a tokenizer without an end token ...
+|-- ModelError               such as a model without decoder blocks, or a tokenizer without an end token
 |-- TrainingError            the loss stopped being a number; names the client and the step
 |-- RoundAborted             too few clients answered; the last good round is kept; `passing`
 |   `-- ProtocolAborted      secure aggregation met a failed check; nothing of the round is revealed
@@ -53,7 +53,7 @@ class RoundAborted(FedProxyError):
 class ProtocolAborted(RoundAborted):
     """Secure aggregation stopped because a check failed. No partial result exists."""
 
-    passing = False  # a lying client, a journal that was put back: somebody must look
+    passing = False  # a client may lie, or its journal may have been rolled back: an operator must look
 
 
 class PrivacyError(FedProxyError):

@@ -21,8 +21,8 @@ class ThreatModel:
         title: who attacks, in a few words.
         server, network, api: whether the party is corrupted.
         clients: how many clients are corrupted.
-        active: whether it may deviate from the protocol and send what it likes from its own place;
-            otherwise it follows the protocol and only analyses what it sees.
+        active: whether it may deviate from the protocol and send arbitrary messages as the corrupted
+            parties; otherwise it follows the protocol and only analyses what it sees.
         knowledge: what it knows of the models.
         capabilities: what it can do and what it holds.
         assumptions: what is taken to be true.
@@ -47,7 +47,7 @@ class ThreatModel:
         if self.clients < 0:
             raise ConfigError(f"{self.name}: clients={self.clients}: must be >= 0")
         if not (self.server or self.clients or self.network or self.api):
-            raise ConfigError(f"{self.name}: corrupts nobody; must corrupt a party")
+            raise ConfigError(f"{self.name}: corrupts no party; must corrupt at least one")
 
     def text(self) -> str:
         """Return the model's description for a terminal."""

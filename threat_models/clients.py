@@ -10,17 +10,17 @@ MALICIOUS_CLIENT = ThreatModel(
     knowledge="proxy only",
     capabilities=(
         "knows the proxy, every broadcast adapter, its own records and updates, all settings",
-        "queries the fused LLM as any customer, and is told what the run's `api` tells",
-        "sends any update, in the protocol's range or beyond it",
+        "queries the fused LLM like any customer, and receives what the run's section `api` allows",
+        "sends any update, inside or outside the protocol's range",
     ),
     assumptions=(
         "no other client helps it",
         "the server is honest",
-        "it is given the tuned proxy with the final adapter, which no message contains",
+        "it also receives the tuned proxy with the final adapter, although no message contains it",
     ),
     non_goals=(
         "that poisoning is stopped: masking hides who did it",
-        "how far a client gets with words beyond the clip and false control words: see lying_clients",
+        "what a client gains by ring words beyond the clip and by false control words: see lying_clients",
     ),
 )
 LYING_CLIENTS = ThreatModel(
@@ -40,10 +40,10 @@ LYING_CLIENTS = ThreatModel(
         "to at least K / e, and the step is no longer than honest clients can make it",
     ),
     non_goals=(
-        "that it moves the mean no farther than an honest client: it moves a coordinate by up to two "
+        "that it moves the mean no farther than an honest client does: it moves a coordinate by up to two "
         "clips, an honest client by 2 / K clips (e times as much with weights other than uniform)",
-        "who lied: a sum does not tell",
-        "availability: it can end every attempt",
+        "which client lied: a sum does not show it",
+        "availability: the client can make every attempt abort",
     ),
 )
 COLLUDING_CLIENTS = ThreatModel(
@@ -71,7 +71,7 @@ SERVER_WITH_CLIENTS = ThreatModel(
     ),
     assumptions=(
         "they follow the protocol",
-        "with CKKS they open every update, for which any one client would do",
+        "with CKKS they decrypt every update; a single client would suffice for that",
     ),
     non_goals=("more colluders than the threshold allows",),
 )

@@ -10,7 +10,7 @@ NETWORK_EAVESDROPPER = ThreatModel(
     capabilities=("reads every message between server and clients, the proxy's files included",),
     assumptions=(
         "there is no TLS, or it is broken: with TLS this adversary sees only sizes and times",
-        "shares of masks pass in the clear, so it computes the same sums as the server",
+        "without TLS the shares that unmask a sum are readable, so it computes the same sums as the server",
     ),
     non_goals=("traffic analysis",),
 )
@@ -27,10 +27,10 @@ ACTIVE_NETWORK = ThreatModel(
     assumptions=(
         "there is no TLS, or it is broken: with TLS and Flower's node authentication it can drop and delay "
         "messages, no more",
-        "clients got the roster another way, and it controls neither client keys nor the server's host",
+        "clients got the roster over another channel, and client keys and the server's host are safe",
     ),
     non_goals=(
-        "availability: a round whose messages are dropped ends",
+        "availability: a round whose messages are dropped is aborted",
         "unsafe_plaintext: updates carry no signature there, so an altered update enters the mean",
         "what it could ask for in the server's place: see active_server",
         "traffic analysis",
@@ -47,7 +47,7 @@ API_USER = ThreatModel(
     assumptions=(
         "holds neither proxy nor adapters",
         "the budget, and the limits that `api` names, bound the number of queries",
-        "customers who share what they read count as one, as limits are each customer's own",
+        "customers who pool their answers count as one customer, because limits are per customer",
     ),
     non_goals=("timing and other side channels of the service",),
 )

@@ -10,7 +10,7 @@ HONEST_BUT_CURIOUS_SERVER = ThreatModel(
     capabilities=(
         "keeps every message and every sum of all rounds",
         "knows the LLM, the proxy, the broadcast adapters and all settings, seeds included",
-        "computes as long as it likes afterwards",
+        "has unlimited computing time afterwards",
     ),
     assumptions=(
         "it follows the protocol",
@@ -38,8 +38,8 @@ ACTIVE_SERVER = ThreatModel(
     ),
     non_goals=(
         "availability: a server can always stop a round",
-        "what a chosen adapter brings out of an honest sum, if all clients get the same adapter",
-        "messages sent at the same time and runs begun again (parallel_server), a proxy made to leak "
+        "what an honest sum reveals if the server chose the adapter, but sent all clients the same one",
+        "concurrent messages and repeated runs (parallel_server), a proxy made to leak "
         "(malicious_proxy), clients that the server makes up (sybils)",
     ),
 )
@@ -68,14 +68,14 @@ ACTIVE_SERVER_WITH_CLIENTS = ThreatModel(
 )
 PARALLEL_SERVER = ThreatModel(
     name="parallel_server",
-    title="server that sends in parallel, rolls back states, begins runs again",
+    title="server that sends concurrently, rolls back states, and repeats runs",
     server=True,
     active=True,
     knowledge="white box",
     capabilities=(
         "does all that the active server can",
         "sends a client several messages at the same time, each to a process of its own",
-        "begins new runs of Flower, whose states remember nothing, and restores old states",
+        "starts new Flower runs, whose state is empty, and restores old states",
         "asks for a round again with another clip, adapter, cohort, set of survivors or proxy",
         "asks for several private rounds at the same time, before the privacy ledger has counted any",
     ),
@@ -109,7 +109,7 @@ MALICIOUS_PROXY = ThreatModel(
         "for every token of its tokenizer, and that it runs",
     ),
     non_goals=(
-        "what the weights are for: no client can tell, and a proxy may have gradients for chosen tokens "
+        "the purpose of the weights: clients cannot see it; a proxy may have gradients for chosen tokens "
         "only",
         "that somebody holds such a token: a sum hides who it is, only differential privacy hides that "
         "there is one",

@@ -1,4 +1,4 @@
-"""A9: do noisy sums keep the epsilon that they claim for one client? Canary clients, in or out by coins.
+"""A9: audit the client-level epsilon of noisy sums with canary clients, each included by a coin.
 
 A canary client sends a vector at the clip norm: random signs on a block of coordinates of its own. Blocks
 do not overlap, so canaries do not disturb each other, and no client's vector moves a sum further. The
@@ -11,12 +11,12 @@ in the sums of all rounds or zero is in its place. That is the relation of clien
 accountant uses. They are not tight, so part of the gap between bound and claim is theirs. The sums are
 drawn here, with the run's own noise (`discrete.draw`) of as few clients as the claim counts on.
 
-Seen is noise of too small a variance for the number of clients and rounds. Not seen is the rest of the path
-from client to server, which is for tests of the protocol: canaries are at the clip norm already and do not
-pass `clip_to_norm`, nor rounding, nor `add_noise`, nor masks.
+The audit detects noise whose variance is too small for the number of clients and rounds. It does not cover
+the rest of the path from client to server, which the protocol's tests cover: canaries are already at the
+clip norm, and pass through neither `clip_to_norm`, rounding, `add_noise` nor masking.
 
-Canary clients are from Andrew et al. 2023 (arXiv 2302.03098), who estimate epsilon from their cosines with
-the final model, taken as normal; what is inferred from them here is not theirs.
+Canary clients are due to Andrew et al. 2023 (arXiv 2302.03098), who estimate epsilon from the canaries'
+cosines with the final model, assumed to be normal. The inference used here is a different one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Bound epsilon from below by guesses in one run, for a mechanism that is known up to its noise.
 
-The claim that is tested is a whole privacy profile, not one (epsilon, delta): "this mechanism, with at
-least so much noise". The bound asks how much noise these guesses leave possible. It goes through the same
-mechanism with other amounts of noise, refutes what `one_run` refutes, and takes the least noise that is
-refuted. The epsilon of that profile, at the claim's delta, is the lower bound.
+The claim under test is a whole privacy profile, not one (epsilon, delta): "this mechanism, with at least
+this much noise". The bound asks which amounts of noise the guesses rule out: it tries the same mechanism
+with different amounts of noise, applies `one_run` to each, and takes the least amount that is refuted. The
+epsilon of that profile, at the claim's delta, is the lower bound.
 
 Guarantees: for whatever mechanism, let n be the most noise with which the family's profile lies nowhere
 below the mechanism's. With probability at least 1 - alpha no noise up to n is refuted, and so the bound is
@@ -83,7 +83,7 @@ class CurveAudit:
 
     def summary(self) -> str:
         """Return the audit's result in one line."""
-        verdict = "FAILS the claim of" if self.verdict == "FAIL" else "does not falsify"
+        verdict = "REFUTES the claim of" if self.verdict == "FAIL" else "does not refute the claim of"
         return (
             f"{self.correct} of {self.guesses.count} guesses right over {self.canaries} canaries: epsilon "
             f">= {self.lower_bound:.3g} by the mechanism's own curve, >= {self.without_curve:.3g} by any "

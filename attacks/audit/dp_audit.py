@@ -1,4 +1,4 @@
-"""What right guesses in one run say of any (epsilon, delta)-DP mechanism, whatever it is.
+"""A lower bound on epsilon from guesses in one run, valid for any (epsilon, delta)-DP mechanism.
 
 A fair coin decides for each of m canaries whether it is put into the data. The adversary sees only what was
 released, and guesses for some canaries whether they were in. Under (epsilon, delta)-DP a guess is right

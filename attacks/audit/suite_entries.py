@@ -5,8 +5,9 @@ canary clients into sums that carry the run's noise. Both give a lower bound on 
 headline is the bound over the claimed epsilon. Above 1 there is less noise than the claim rests on. Below 1
 nothing is proven: the claim is "not falsified".
 
-Each says with how much of the claimed noise it would have failed, by imitated runs. Where that is less than
-half, an audit that does not fail is INCONCLUSIVE: its canaries are too few to tell.
+From simulated runs, each audit also estimates the largest share of the claimed noise at which it would have
+failed. If that share is less than half, an audit that does not fail is INCONCLUSIVE: it has too few
+canaries.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _weakest(faults: Sequence[CurveAudit], *, remedy: str) -> Audited:
     weakest = min(faults, key=lambda found: found.lower_bound)
     if weakest.fails_at is not None and weakest.fails_at < LEAST_FOUND:
         raise Inconclusive(
-            f"would have failed with at most {weakest.fails_at:g} of the claimed noise; must be "
+            f"would have failed only with {weakest.fails_at:g} of the claimed noise or less; must be "
             f"{LEAST_FOUND:g} or more: {remedy}"
         )
     return Audited(result=weakest)
@@ -127,9 +128,9 @@ class _Audit(Attack):
         return guess.estimates(self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same mechanism with faults that the audit must find: the one that shows least counts.
+        """The same mechanism with known faults, which the audit must find; the weakest detection counts.
 
-        The faults are an eighth of its noise and, for A8, a clip ten times as long as the noise is for.
+        One fault is an eighth of the claimed noise; for A8 another is a clip ten times the correct length.
         """
         return replace_view(view, threat_model=KNOWN_BAD), truth
 

@@ -11,11 +11,11 @@ rate and number of steps, and any noise". The claim is about `private_steps`, wh
 adapters, not about one client's data. Canaries that are out are not there at all: neighbours differ by a
 record that is there or not.
 
-Seen are too little noise, a clip that is too large for the noise or missing together with the check of
-squares behind it (where scaling alone is missing, that check counts every canary as zero, which is
-private), and records that are drawn twice as often as claimed over some ten steps. Not seen: noise whose
-key repeats from round to round, a model in which one record changes another's gradient, what happens before
-and after the private steps.
+The audit detects: too little noise; a clip that is too large for the noise; a clip that is missing together
+with the check of squares behind it (if only the scaling is missing, that check counts every canary as zero,
+which is private); and records drawn twice as often as claimed over some ten steps. It does not detect: a
+noise key that repeats from round to round; a model in which one record changes another's gradient; faults
+before or after the private steps.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from fedproxy_secure.runtime.escape import printable
 
 NAME_WIDTH, TEXT_WIDTH = 28, 23
 EXPLAINED = (
-    "change: new minus old with its 95 % interval; * where that leaves out 0, as one difference in twenty "
-    "does by chance; ~ where other targets were asked about, so that it is not paired."
+    "change: new minus old with its 95 % interval; *: the interval excludes 0, as one in twenty does by "
+    "chance; ~: scored on different targets, so the difference is not paired."
 )
 
 
@@ -58,8 +58,8 @@ def check_same(old: Identity, new: Identity, *, where: str) -> None:
     if old.id != new.id:
         parts = ", ".join(new.other_parts(old))
         raise ConfigError(
-            f"{where}: is of benchmark {old.id}, not {new.id}: another {parts}; "
-            "only results of the same id are compared"
+            f"{where}: benchmark id {old.id}: must be {new.id}; {parts} differ; compare only results of "
+            "the same id"
         )
 
 

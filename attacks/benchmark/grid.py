@@ -168,7 +168,7 @@ def chosen(grid: Grid, *, quick: bool = False, patterns: Sequence[str] = ()) -> 
     )
     if not cells:
         raise ConfigError(
-            f"--quick --cells {' --cells '.join(patterns)}: no cell is both; leave one of them out"
+            f"--quick --cells {' --cells '.join(patterns)}: no cell matches both; leave out one option"
         )
     return cells
 

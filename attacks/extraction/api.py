@@ -1,13 +1,12 @@
 """The fused LLM as a customer reaches it: texts go in, what its policy tells comes out.
 
-One **query** is one text. Its answer is what the policy (`api` in the run's settings) tells after each of
-its tokens: all logits, which serving software calls prompt log-probabilities, the likeliest tokens, or
-the likeliest alone. An API that answers only after the last token would need as many queries as texts
-have tokens. Every text is counted. One that was asked before is answered from the customer's own notes and
-not counted again.
+One **query** is one text. Its answer is what the policy (`api` in the run's settings) discloses after each
+of its tokens: all logits (serving software calls these prompt log-probabilities), the likeliest tokens, or
+only the likeliest one. With an API that answers only after the last token, an attacker would need one query
+per token. Every text is counted once; a repeated text is answered from the customer's own cache.
 
-What is told goes through the owner's own code (`fedproxy_secure.serve.told`). Its noise has a key that
-stands in for the owner's secret one, so that the same seed gives the same finding; no attack reads it.
+Answers come from the owner's own code (`fedproxy_secure.serve.told`). The key of its noise is a fixed
+substitute for the owner's secret key, so that the same seed gives the same finding; no attack reads it.
 """
 
 from __future__ import annotations

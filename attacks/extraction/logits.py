@@ -1,13 +1,13 @@
 """A12 at its cheapest: the LLM's hidden size, from its logits alone.
 
-Logits are a linear map of the last hidden state, so the rank of a matrix of them is at most the hidden
+Logits are a linear map of the last hidden state, so the rank of a matrix of logits is at most the hidden
 size, and its singular values drop to rounding noise there. Any texts will do; random ones are used. Rows
-and columns are centred first: what all logits have in common is by far the largest singular value of a
-real LLM, and would look like a drop after the first. Centring leaves the rank as it is, and takes away
-what an API subtracts that returns log-probabilities. An API that rounds logits, or caps them (Gemma 2),
-or adds noise to them, hides the drop. One that tells the likeliest tokens alone has no such matrix,
-because they differ from text to text. To fill its holes takes more tokens of each answer than the hidden
-size, and was not tried.
+and columns are centred first, because the component common to all logits is by far the largest singular
+value of a real LLM, and would look like a drop after the first. Centring leaves the rank as it is, and it
+also cancels the normalising constant of an API that returns log-probabilities. An API that rounds logits,
+caps them (Gemma 2) or adds noise to them hides the drop. An API that returns only the likeliest tokens
+gives no such matrix, because those tokens differ from text to text. Completing the matrix would take more
+tokens per answer than the hidden size, and was not tried.
 
 Carlini et al. 2024, Stealing Part of a Production Language Model (arXiv 2403.06634).
 """

@@ -6,9 +6,9 @@ texts (distillation): what it put in the proxy's gaps alone, or all weights. **R
 proxy's KL to the LLM that is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes
 more than half of that KL.
 
-Extraction R is that of the **strongest**: of every K, the closed form and healing, the model nearest to the
-LLM, which is the worst for the owner. The **KL that is left** is the strongest one's, or the proxy's where
-none is nearer, and compares proxies, as R does not.
+Extraction R is that of the **strongest** attack: the model nearest to the LLM among those of every K, the
+closed form and healing, which is the worst case for the owner. The **KL that is left** is the KL of that
+model, or of the proxy if no model is nearer. Unlike R, it can be compared between proxies.
 
     healing     the same without a query: the best start, trained as long on texts alone, by next-token
                 loss there
@@ -22,20 +22,21 @@ none is nearer, and compares proxies, as R does not.
 A training reads `steps of each training` batches. Where there are more texts than that, it does not see
 all: `texts asked about` counts every text that was, by trainings, trials, checks and the closed form.
 
-The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are taken to
-be public. It knows how proxies are made, too: it fills gaps where blocks are missing, widens blocks that
-are narrower than the LLM's, and trains on where they are of low rank, rounded or rotated. Fillers are
-spread evenly, or put beside the first block where they learn more from public text there (first blocks
-withheld). Where each block is missing is guessed too, by KL on held-out texts, but only for the record: on
-the demo LLM the guess is no better than chance, and R does not need it. An eighth of the queries is held
-out; start, recipe and learning rate are those that are best there, and the best model there is handed in,
-be it trained or not. Models of fewer queries are starts for more. An API that answers fewer than 16 texts
-leaves healing alone. `extraction R by ...` names the strongest. The interval is over held-out texts; it
-does not cover how another training would have ended, nor that the strongest was chosen on the same texts.
+The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are assumed
+to be public. It also knows how proxies are made: it fills gaps where blocks are missing, widens blocks that
+are narrower than the LLM's, and simply trains blocks that are of low rank, rounded or rotated. Fillers are
+spread evenly, or placed next to the first block if they learn more from public text there (the first
+blocks were withheld). The places of missing blocks are also guessed, by KL on held-out texts, but only for
+the record: on the demo LLM the guess is no better than chance, and R does not depend on it.
+An eighth of the queries is held out. The start, recipe and learning rate with the lowest loss on it are
+used, and the model with the lowest loss is submitted, whether it was trained or not. Models made with fewer
+queries are starts for more. With an API that answers fewer than 16 texts, only healing runs. The number
+`extraction R by ...` names the strongest attack. Its interval is over held-out texts; it covers neither the
+variation between trainings nor the choice of the strongest attack on the same texts.
 
-Controls: the same attack, by the same API, must succeed where the LLM's own blocks are among the starts;
-with answers that belong to other queries it must not. From shuffled answers a model still learns the LLM's
-average answer, which is worth an R above 0 where the proxy is far from it.
+Controls: the same attack with the same API must succeed if the LLM's own blocks are among the starts, and
+must fail if the answers belong to other queries. Even from shuffled answers a model learns the LLM's
+average answer, which gives an R above 0 if the proxy is far from that average.
 """
 
 from __future__ import annotations

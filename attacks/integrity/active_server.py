@@ -3,11 +3,12 @@
 The attack runs the installation's own must-fail attempts, those that belong to the view's adversary
 (`attacks.integrity.protocol_attempts`): key swap, split views of who survived (a client in both sets), a
 lowered threshold, altered, repeated and reordered messages, messages sent at the same time, runs begun
-again, disks put back, proxies whose files lie, and Sybils that join. It also sends one client another
-adapter than the others (`attacks.integrity.inconsistency`), with the recorded clients' records. Each
-attempt must end in an abort or in the exact sum of the others: a single one that does not breaks the
-protocol. Attempts are therefore counted, not taken as a sample, and those that succeed are named. Against
-parties with one check taken out the same attempt must read a client's vector; otherwise it proves nothing.
+again, disks rolled back, proxies with deceptive files, and Sybils that join. The attack also sends one
+client a different adapter than the others (`attacks.integrity.inconsistency`), with the recorded clients'
+records. Each attempt must end in an abort or in the exact sum of the others; a single attempt that does
+not is a break of the protocol. So attempts are counted, not treated as a sample, and the successful ones
+are named. Against a party with one check removed, the same attempt must read a client's vector; otherwise
+a failed attempt would prove nothing.
 
 The attack plays rounds of its own, because parties in a recording can no longer deviate.
 """
@@ -125,7 +126,7 @@ class SecaggActive(Attack):
         budget: Budget,
         rng: np.random.Generator,
     ) -> Attempts:
-        """Take the sums for the victim's updates, and make the protocol's own attempts."""
+        """Use each sum as the guess of the victim's update, and run the protocol's own attempts."""
         return Attempts(protocol=tried(view.threat_model, budget), read=question)
 
     def score(self, guess: Attempts, answer: Mapping[str, np.ndarray]) -> tuple[Estimate, ...]:

@@ -1,9 +1,9 @@
 """A11: what a server that follows the protocol learns beyond one sum.
 
-- `sign_counts`: H-TIES at granularity `coordinate` counts signs. Where a single client stands on one side,
-  its value is known; where all stand on one side, every client's sign is.
-- `cohort_differencing`: cohorts differ from round to round. Least squares over who took part takes the sums
-  apart, as far as clients send similar updates from round to round.
+- `sign_counts`: H-TIES at granularity `coordinate` counts signs. If only one client has a sign, its value
+  is revealed; if all clients have the same sign, the sign of each is revealed.
+- `cohort_differencing`: cohorts differ from round to round. Least squares over the participation matrix
+  separates the sums into single clients' updates, as far as a client's updates resemble each other.
 
 Single messages are attacked by `masked_words` and `mask_seed_search`.
 """

@@ -6,14 +6,15 @@
     beyond_clip sends ring words against its update's signs, as large as a sum of all clients can be, and
                 states what suits it in its control words: squares of zero, the least weight, clipped values
 
-Masking hides who sent what; all four pass it. The first three are bounded by the clip, as honest clients
-are. The last is not. Nobody sees a client's words, so it is bounded only by what the server checks of a sum
-and of a step. The estimates include how far it moves the step, compared with the clipped attacker.
+Masking hides who sent what, so it stops none of the four. The first three are bounded by the clip, like
+honest clients. The last is not: nobody sees a client's ring words, so it is bounded only by the server's
+checks of a sum and of a step. The estimates include how far it moves the step relative to a clipped
+attacker.
 
 The rehearsal trains the recorded clients again, with and without the attacker, so the measured damage is
-causal. In the negative control the client is honest and draws its records anew, with replacement and under
-another seed: what that does to the others is chance. There are as many draws as plays of the attack. The
-worst of them counts, as the worst play does.
+causal. In the negative control the client is honest but draws its records anew, with replacement and under
+another seed, so its effect on the others is due to chance. There are as many such draws as variants of the
+attack, and the worst draw counts, just as the worst variant does.
 
 Rounds are trained anew without the run's differential privacy, so the attack does not apply to runs that
 have it.

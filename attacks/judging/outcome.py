@@ -19,19 +19,19 @@ def judge(
 ) -> tuple[Outcome, str]:
     """Return the outcome of a headline beside its controls, and one sentence that says why.
 
-    SUCCEEDED: the interval begins above chance by more than the margin, and above the negative control.
-    RESISTED: the value does not exceed that bar, the positive control's interval begins above the bar, and
-    the headline's interval ends below the positive control's. INCONCLUSIVE: everything else, every headline
-    whose negative control begins above the bar, and an AUC whose interval ends below chance by more than
-    the margin: whoever turned the scores around would tell targets apart. The reason of RESISTED says what
-    would have been seen, where `detectable` has the headline's.
+    The bar is chance plus the margin. SUCCEEDED: the interval begins above the bar and above the negative
+    control. RESISTED: the value does not exceed the bar, the positive control's interval begins above the
+    bar, and the headline's interval ends below the positive control's. INCONCLUSIVE: everything else; in
+    particular a headline whose negative control begins above the bar, and an AUC whose interval ends below
+    chance by more than the margin, because inverted scores would then separate the targets. The reason for
+    RESISTED states the smallest effect that would have been seen, if `detectable` has the headline's.
     """
     bar, turned = info.chance + info.margin, info.chance - info.margin
     text = f"{headline.metric} {headline.value:.3g}"
     if negative is not None and low_end(negative) > bar:
         return (
             Outcome.INCONCLUSIVE,
-            f"negative control at {negative.value:.3g}: the attack finds what is not there",
+            f"negative control at {negative.value:.3g}: the attack succeeds where nothing is to be found",
         )
     if low_end(headline) > bar:
         if negative is not None and low_end(headline) <= negative.value:
@@ -57,7 +57,7 @@ def judge(
     if headline.unit == "AUC" and headline.high < turned:
         return (
             Outcome.INCONCLUSIVE,
-            f"{text}: its interval ends below {turned:g}, so that it carries information with the wrong "
+            f"{text}: its interval ends below {turned:g}: its scores are informative, but with inverted "
             "sign",
         )
     seen = next((f"; {d.sentence}" for d in detectable if d.metric == headline.metric), "")

@@ -161,7 +161,7 @@ class MeanPower:
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalPower:
-    """The power of a number of which only the interval is known; that is taken to be as wide elsewhere."""
+    """The power of a number of which only the interval is known; its width is assumed to be constant."""
 
     estimate: Estimate
 

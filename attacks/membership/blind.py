@@ -13,7 +13,7 @@ from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 
 METRIC = "auc, blind baseline"
-TELLS = 0.005  # an AUC that labels dealt out anew reach as rarely is no accident
+TELLS = 0.005  # p-value, by permuting the labels, below which an AUC is taken to be above chance
 PERMUTATIONS = 9_999
 FEWEST = 10  # documents of each kind; of fewer no AUC of the half that is judged could be so rare
 
@@ -38,16 +38,16 @@ def refuse_told(counts: np.ndarray, labels: np.ndarray) -> Estimate:
     blind = auc_estimate(odds, there, metric=METRIC, seed=0)
     if p_by_chance(odds, there) < TELLS:
         raise Inconclusive(
-            f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"
+            f"a blind baseline reaches AUC {blind.value:.3g}: texts alone separate members from non-members"
         )
     return blind
 
 
 def p_by_chance(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return how often labels dealt out anew give an AUC at least as high, the labels as they are included.
+    """Return the permutation p-value of an AUC: how often permuted labels give one at least as high.
 
-    An interval of the AUC cannot decide this where scores tell everything: with few documents it is so wide
-    that it reaches chance.
+    The actual labels count as one permutation. An interval of the AUC cannot decide this if the scores
+    separate the labels perfectly: with few documents the interval is so wide that it includes chance.
 
     Args:
         scores: float [n].

@@ -1,8 +1,8 @@
-"""A15: was this record trained on? The client's update, added to the adapter it was sent, is asked.
+"""A15: was this record trained on, judged by the proxy that a client's update makes?
 
-An update is a model. Added to the adapter that the client was sent, it gives the proxy as the client alone
-tuned it, before other clients' updates wash its records out. The adversary asks for every record how its
-loss differs between that proxy and the round-0 proxy, by window votes (`references.window_votes`).
+Added to the adapter that the client was sent, its update gives the proxy as that client alone tuned it,
+before the other clients' updates dilute the effect of its records. For every record the adversary compares
+the losses under that proxy and under the round-0 proxy, by window votes (`references.window_votes`).
 
 Under protection it does the same with the mean that the sum reveals. The records asked about are the same,
 so the two results can be paired: their difference is what masking takes away. The last round is the one

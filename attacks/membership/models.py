@@ -1,10 +1,10 @@
 """A6: was this record trained on, judged by the model alone?
 
-Everybody who took part holds the **round-0 proxy**. It is the best reference there is, since it differs
-from the tuned proxy by the records alone. The headline is the share of a text's windows in which the loss
-fell since then (`window_votes`). Where most texts have fewer than `VOTERS` tokens that were learned, such
-as the answers of a classification, it is how much the mean loss fell. With the API alone there is no
-reference, and the headline is Min-K%++.
+Every participant holds the **round-0 proxy**. It is the best possible reference, because the tuned proxy
+differs from it only by what was learned from the records. The headline is the share of a text's windows in
+which the loss fell since round 0 (`window_votes`). If most texts have fewer than `VOTERS` learned tokens,
+as with the answers of a classification, it is the fall of the mean loss instead. With only the API there is
+no reference, and the headline is Min-K%++.
 
 Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
 tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
@@ -54,7 +54,7 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
 VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round 0"
-# where it is nil, mean losses show no memory, and no attack on membership can be expected to find much
+# if this gap is 0, mean losses show no memorisation, and no membership attack can be expected to find much
 GAP = "loss of set-aside records above that of members"
 MOST = 1200  # documents of an exam, half of them members
 SHADOWS, SHADOW_STEPS = 8, 40

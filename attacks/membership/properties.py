@@ -33,7 +33,7 @@ STEPS = 1  # local steps of a shadow round; as many as the run takes would need 
 RECORDS = 16
 PARTS = 6  # different updates of each other client
 PERMUTATIONS = 199
-MOST_P = 0.01  # an AUC that labels dealt out anew reach more often counts as reaching chance
+MOST_P = 0.01  # an AUC with a larger permutation p-value gets an interval that includes chance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,16 @@ what it saw of the round, u:
 The headline is the share alone for SGD; for AdamW it is the sum of both, each in standard deviations over
 documents. The attack is exact for one step of SGD.
 
-Gradients are those at the broadcast adapter, `first`. Over many steps of AdamW they drift and are rescaled,
-and no single point stands for the round. From `MANY_STEPS` on the gradients are therefore taken at three
-points of a surrogate (SME, Zhu et al. 2023),
+Gradients are taken at the broadcast adapter, `first`. Over many steps of AdamW gradients drift and are
+rescaled, and no single point represents the round. With `MANY_STEPS` or more steps, gradients are therefore
+taken at three points of a surrogate (SME, Zhu et al. 2023),
 
     first + beta u      for beta = 0, 1/2, 1
 
-and the scores are averaged, each in deviations. A likely reason why later points help: documents that were
-learned have next to no slope left along u, and others were made worse by it. Of a sum u is the mean over
-its clients: the point lies between theirs. `tests/bench/midpoint.py` measures what the points tell, alone
-and together: of 5 steps from a fresh adapter they tell no more than the first.
+and the standardised scores are averaged. A likely reason why later points help: documents that were learned
+have almost no gradient left along u, while u made others worse. For a sum, u is the mean over its clients,
+so the points lie between the clients' own. `tests/bench/midpoint.py` measures the points alone and
+together: for 5 steps from a fresh adapter, the later points add nothing to the first.
 """
 
 from __future__ import annotations

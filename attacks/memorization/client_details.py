@@ -1,12 +1,13 @@
 """A16: personal details of other clients' records, written out by the tuned proxy.
 
-Whoever holds the tuned proxy lets it write. A client begins with what stands before the details of its own
-records, since others' records are of like form; everybody can begin with nothing. What comes out is
-searched for names, dates, numbers and addresses. Details that the adversary held anyway are dropped, and
-the rest is ranked by how much likelier the tuned proxy finds them than the round-0 proxy, which every
-client has.
+The adversary generates text with the tuned proxy. A client uses as prompts the words that precede details
+in its own records, because other clients' records have a similar form; any adversary can use an empty
+prompt. The generated text is searched for names, dates, numbers and addresses. Details that the adversary
+already held are dropped, and the rest are ranked by the ratio of their likelihoods under the tuned proxy
+and under the round-0 proxy, which every client has.
 
-Numbers decide, because hardly any is met by chance. A drawn name or date may well belong to somebody.
+The headline counts numbers, because a long number is hardly ever right by chance. A generated name or date
+may well belong to somebody.
 
 After FedPII (arXiv 2506.06060: own prefixes, victim-exclusive details) and Pandora's white box (arXiv
 2402.17012: the ratio of the likelihoods after and before fine-tuning).

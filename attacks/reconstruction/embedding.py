@@ -1,4 +1,4 @@
-"""A1: which tokens did clients train on? The rows of a trained embedding's update tell.
+"""A1: which tokens did clients train on, judged by the rows of a trained embedding's update?
 
 A row of an embedding's gradient is zero unless its token was an input. If the embedding is tied to the
 output layer, every row gets a gradient, but the rows of input tokens get a far larger one. Adapters of this

@@ -15,11 +15,11 @@ With A frozen (`ffa`, `core`) the row space of the update is that of A x, with r
 are averaged over maps. Public settings and the rank decide which scores are used, never the result.
 
 A trained model's embeddings are far from isotropic: most of their length lies in one common direction. Raw
-scores therefore rank tokens by how usual they are, even in a random update (measured on the demo LLM: AUC
-from .2 to .7). Two steps correct this. Inputs are whitened by the vocabulary's second moments, which keeps
-spans as they are. And what a token scores on average where nothing can be found (shuffled updates, and
-updates of random text that the adversary makes) is regressed out over the vocabulary. What is left carries
-no information in either kind (AUC .50, spread .02 to .05).
+scores therefore rank tokens by how typical they are, even for a random update (measured on the demo LLM:
+AUC from .2 to .7). Two steps correct this. First, inputs are whitened by the vocabulary's second
+moments, which leaves spans unchanged. Second, a token's average score on updates in which nothing can be
+found (shuffled updates, and the adversary's own updates on random text) is regressed out over the
+vocabulary. On both kinds of update the residual carries no information (AUC .50, spread .02 to .05).
 
 Embeddings do not move in a round, so it does not matter at which adapter an update of several steps is
 read, whether the one that the round began with, the one it led to, or a point between (a surrogate as in
@@ -207,10 +207,10 @@ class LoraSpanTokens(Attack):
 
         The rates have no interval: tokens' scores depend on each other.
 
-        The AUC over the vocabulary tells mostly which words the clients use at all. A second one tells of
-        the vector's records alone. It is over the tokens that occur in one record only, of those that the
-        vector's clients drew or set aside. Which of these it is does not depend on the token, so that words
-        that are merely common, or common with these clients, give no more than chance.
+        The AUC over the vocabulary mostly reflects which words the clients use at all. A second AUC
+        reflects only the vector's own records: it is over tokens that occur in exactly one record, of those
+        that the vector's clients drew or set aside. Whether that record was drawn or set aside does not
+        depend on the token, so words that are merely common, or common at these clients, give chance.
         """
         labelled = []
         for target in guess:

@@ -4,8 +4,8 @@ The commitment of the tracing's key and the clients' names are logged before any
 whoever noted the log's head knows that the code was not chosen after the leak.
 
 Guarantees: `find_leak` uses only a key that fits the commitment in the log, and only the clients that the
-log names. Not guaranteed: that a judge may take the result for proof; the owner can make every copy
-herself.
+log names. Not guaranteed: that a third party should accept the result as proof, because the owner can
+make every copy herself.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
         raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
     proxy = run / f"seed-{seed}" / "proxy"
     if commitment(trace_key(proxy)) != found[0]["commitment"]:
-        raise AuditError(f"{proxy.with_name('trace.key')}: is not the key that {NAME} has a commitment of")
+        raise AuditError(f"{proxy.with_name('trace.key')}: does not match the key commitment in {NAME}")
     if folder_sha256(proxy) != found[0]["proxy_sha256"]:
-        raise AuditError(f"{proxy}: is not the proxy that {NAME} has; put it back")
+        raise AuditError(f"{proxy}: is not the proxy logged in {NAME}; restore the logged one")
     return found[0]
 
 

@@ -129,7 +129,7 @@ def _check_seal(
     heads = [e.hash for e in log.entries]
     if seal.head not in heads:
         problems.append(
-            f"{NAME}: lines are missing after line {len(heads)}: the report is signed over a later one"
+            f"{NAME}: lines after line {len(heads)} are missing: the report is signed over a later line"
         )
     elif seal.head != heads[-1]:
         after = heads.index(seal.head) + 2
@@ -178,7 +178,7 @@ def _strangers(
         if name in vouched or name in keys:
             continue
         if is_key(name) and not lists:
-            unsettled.append(f"{name}: is a key, and {NAME} is of a version that does not name keys")
+            unsettled.append(f"{name}: is a key; {NAME} was written by a version that does not log keys")
         else:
             what = "a link was added" if (folder / name).is_symlink() else "was added"
             problems.append(f"{name}: {what}: {NAME} does not have it")

@@ -70,7 +70,7 @@ def make_bundle(run: Path, out: Path, *, policy: Path | None = None, key: Path |
     if not run.is_dir():
         raise ConfigError(f"{run}: there is no such folder; name that of a finished `run` or `matrix`")
     if out.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(f"--out {out}: must not lie in {run}, where the run's signature has no such file")
+        raise ConfigError(f"--out {out}: must not be in {run}: the run's signature would no longer match")
     source = read_source(run, run_key(run, None if key is None else str(key), make=False))
     files = bundle_files(source, policy)
     check_nothing_private(files, source.private)

@@ -7,10 +7,9 @@ machine of its own has others, so every absolute path in an error or a note is t
 what ended an aborted run. What was redacted is named in `redactions.json`, with the SHA-256 that the run's
 own signature has.
 
-A path may hold blanks and brackets, and nothing says where it ends. So what is taken out runs from its
-first separator to the next colon or comma before a blank, or to the end of the line; behind a quote to the
-next one. The part up to the first blank or bracket is taken out on its own, too: elsewhere it may stand
-without the rest.
+A path may contain blanks and brackets, so its end is ambiguous. What is removed therefore runs from the
+first separator to the next colon or comma that precedes a blank, or to the end of the line; after a quote,
+to the closing quote. The part up to the first blank or bracket is also removed wherever it occurs alone.
 """
 
 from __future__ import annotations

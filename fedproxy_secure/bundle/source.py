@@ -102,7 +102,7 @@ def read_source(run: Path, key: Secret) -> Source:
     if not checked.verified:
         first = (*checked.problems, *checked.unsettled)[0]
         raise AuditError(
-            f"{run}: {first}; only a finished run is bundled, as its key signed it: `audit verify`"
+            f"{run}: {first}; must be a finished run, unchanged since it was signed; see `audit verify`"
         )
     logs = {"": _log(run)} | {f: _log(run / f) for f in inner_folders(_log(run))}
     settings = {folder: _settings(run / folder) for folder in logs}

@@ -21,8 +21,8 @@ SHOWN = 5  # tokens whose probabilities are printed, of those that are told
 api_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Ask a run's fused LLM as a customer may: the section `api` of the run's settings says what is "
-    "told, and how often. Whoever runs these commands holds the model and can read it without them.",
+    help="Query a run's fused LLM as a customer would: the section `api` of the run's settings limits what "
+    "is returned, and how often. This does not protect the model from whoever runs these commands.",
 )
 RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder.")]
 LedgerOption = Annotated[
@@ -37,7 +37,7 @@ LedgerOption = Annotated[
 def open_command(run: RunOption, ledger: LedgerOption = None) -> None:
     """Create the query ledger of a new API; fails if there is one already.
 
-    The ledger also holds the secret key of the noise. Keep it: without it, nobody is answered.
+    The ledger also holds the secret key of the noise. Keep the file: without it the API answers no query.
 
     Example: `fedproxy-secure api open --run runs/demo`
     """
@@ -69,11 +69,11 @@ def ask_command(
 ) -> None:
     """Continue a text with the fused LLM; print what the policy discloses of each token, likeliest first.
 
-    TEXT stands where every user of the machine can read it (`ps`), and in the shell's history. Give a
-    customer's text by `--file -` instead.
+    Every user of the machine can read TEXT in the process list (`ps`), and it is kept in the shell's
+    history. To pass a customer's text, use `--file -` instead.
 
-    One call is one query, of as many tokens as the text has and `--tokens` more. It is counted in the
-    ledger before anything is computed, and refused if it would exceed a limit.
+    One call counts as one query; its tokens are those of the text plus `--tokens`. The ledger counts the
+    query before anything is computed, and refuses it if it would exceed a limit.
 
     Example: `fedproxy-secure api ask "The clinic in" --run runs/demo --customer acme`
     """
@@ -99,7 +99,7 @@ def ask_command(
 
 @api_app.command("ledger")
 def ledger_command(run: RunOption, ledger: LedgerOption = None) -> None:
-    """Print what each customer has asked, beside the limits.
+    """Print how many queries and tokens each customer has used, and the limits.
 
     Example: `fedproxy-secure api ledger --run runs/demo`
     """
@@ -109,13 +109,13 @@ def ledger_command(run: RunOption, ledger: LedgerOption = None) -> None:
         for name, asked in customers.items():
             typer.echo(f"{name}: {asked.text(policy)}")
         if not customers:
-            typer.echo("nobody has asked anything")
+            typer.echo("no queries yet")
 
 
 def _asked_text(text: str | None, file: str | None) -> str:
     """Return the text that is asked. Raises `ConfigError` unless there is one, and it can be read."""
     if (text is None) == (file is None):
-        raise ConfigError("TEXT, --file: must be one of both; give a customer's text by `--file -`")
+        raise ConfigError("TEXT, --file: must be exactly one; pass a customer's text with `--file -`")
     if text is not None:
         return text
     assert file is not None

@@ -66,15 +66,15 @@ def _main(
 def add_commands(to: typer.Typer) -> None:
     """Add the commands of other packages, found by the entry point group `COMMANDS`.
 
-    The attacks are among them: this package never imports them, so it cannot name their commands itself.
-    One that is broken, or takes a name that is there, is left out with a line that says so: no package may
-    keep a user from `gate` or `attack`, or stand in its place.
+    The attacks' commands are found this way too, because this package never imports the attacks. A command
+    that cannot be loaded, or whose name is taken, is skipped with a warning: no package may disable or
+    replace a command such as `gate` or `attack`.
     """
     taken = {one.name for one in to.registered_commands} | {one.name for one in to.registered_groups}
     for point in sorted(entry_points(group=COMMANDS), key=_ours_first):
         try:
             if point.name in taken:
-                raise ConfigError("is there already; the entry point must have another name")
+                raise ConfigError("a command of this name exists already; rename the entry point")
             commands = point.load()
             if not isinstance(commands, typer.Typer):
                 raise ConfigError("must be an object of typer.Typer")

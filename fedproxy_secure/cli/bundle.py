@@ -38,9 +38,9 @@ def bundle_command(
 ) -> None:
     """Pack report, audit log, epsilon, threat models, SBOM, model cards and signatures for an outsider.
 
-    The folder must be as its key signed it. Statements are in-toto in DSSE envelopes, signed with the same
-    key. No record, transcript, weight, private key or client's path gets into a bundle; equal runs give
-    equal bytes. Needs the extra `evidence`.
+    The folder must be unchanged since it was signed. The bundle's in-toto statements, in DSSE envelopes,
+    are signed with the same key. A bundle contains no record, transcript, weight, private key or client's
+    path. Equal runs give byte-identical bundles. Needs the extra `evidence`.
 
     Example: `fedproxy-secure evidence bundle runs/demo --out demo.evidence.zip --policy research`
     """
@@ -51,7 +51,7 @@ def bundle_command(
         rules = None if policy is None else find_policy(policy)
         made = make_bundle(run, out, policy=rules, key=signing_key)
         typer.echo(f"{out}: {made.files} files, SHA-256 {made.sha256}")
-        typer.echo(f"signed by {made.signer}; give others this key another way than the bundle")
+        typer.echo(f"signed by {made.signer}; pass this key on by another channel than the bundle")
 
 
 @evidence_app.command("verify")
@@ -85,5 +85,5 @@ def verify_command(
             f"{result.files} files, {result.statements} statements verified, "
             f"head {printable(result.head) or '-'}"
         )
-        typer.echo(f"signer asked for: {public.hex()}")
+        typer.echo(f"expected signer: {public.hex()}")
     raise typer.Exit(BROKEN if result.problems else 0)

@@ -134,7 +134,7 @@ def _demo_llm() -> str:
         logits = model(**tokenizer("hello", return_tensors="pt")).logits
     if not torch.isfinite(logits).all():
         raise ValueError("one forward pass gave numbers that are not finite")
-    return f"{parameter_count(model) / 1e6:.1f} M parameters, one forward pass is fine"
+    return f"{parameter_count(model) / 1e6:.1f} M parameters; one forward pass gave finite numbers"
 
 
 def gguf_files() -> Check:

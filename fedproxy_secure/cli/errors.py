@@ -1,10 +1,10 @@
 """The end of a command: one line for an error raised on purpose, and an exit code.
 
-0 done; 2 a wrong setting, file or installation, or a check of secure aggregation that failed; 75 what may
-pass by itself: a round was aborted for too few clients, or another process holds the folder; 130
-interrupted; 143 ended by SIGTERM, as `deploy stop` does. Commands of other packages use this too. Python
-itself ends with 1 after an error that nobody foresaw; commands whose 1 is a verdict say so, and end with 2
-then.
+0 done; 2 a wrong setting, file or installation, or a check of secure aggregation that failed; 75 a
+temporary failure: a round was aborted because of too few clients, or another process holds the folder; 130
+interrupted; 143 stopped by SIGTERM, which `deploy stop` sends. Commands of other packages use this module
+too. After an unexpected error Python itself exits with 1; commands whose exit code 1 is a verdict pass
+`verdict=True` and exit with 2 instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BAD, PASSING, INTERRUPTED = 2, 75, 130  # 75 is EX_TEMPFAIL of sysexits.h: a service manager tries again
 TERMINATED = 143  # raised by `terminated_like_interrupted`, which the commands of `deploy` run in
 
-SYSTEMS = {  # errors of files that are the system's or the user's doing; others are faults of the program
+SYSTEMS = {  # file errors caused by the system or the user; all others are bugs of this program
     getattr(errno, name)
     for name in (
         *("EACCES", "EPERM", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EISDIR"),
@@ -35,10 +35,10 @@ SYSTEMS = {  # errors of files that are the system's or the user's doing; others
 
 @contextmanager
 def plain_errors(*, again: str | None, verdict: bool = False) -> Iterator[None]:
-    """Turn errors raised on purpose into one line and exit code 2 or 75; after Ctrl-C, say how to go on.
+    """Turn errors raised on purpose into one line and exit code 2 or 75; after Ctrl-C, say how to resume.
 
-    So are files that the system does not let a command look at; the traceback is logged at level debug.
-    Other errors are shown whole.
+    Files that the system does not let a command open are reported in the same way, with the traceback
+    logged at level debug. Other errors are shown with their traceback.
 
     Args:
         again: the command that goes on; None: there is no such command.

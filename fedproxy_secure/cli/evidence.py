@@ -86,9 +86,9 @@ def verify_command(folder: Annotated[Path, typer.Argument(metavar="DIR")], key: 
     """Find altered, missing, moved or cut-off lines of a run's audit log, and altered files.
 
     DIR is a folder that `run` or `matrix` wrote. Exit code 0: everything is as the owner of the key in
-    --key wrote it. 1: something is not. 3: the folder is consistent, but without --key nobody says who must
-    have signed it, and anybody can forge a folder and sign it; or something in it is not signed, as while a
-    run goes on. 2: a wrong option or file, or an error of this program.
+    --key wrote it. 1: something was altered. 3: the folder is consistent, but --key was not given, so the
+    signer is unverified (anybody can forge a folder and sign it with another key); or part of the folder is
+    not signed, as during a run. 2: a wrong option or file, or an error of this program.
 
     Example: `fedproxy-secure audit verify runs/demo --key me.key.pub`
     """
@@ -157,8 +157,8 @@ def signed_lines(folder: Path) -> list[str]:
 def signed_as(report: Path, raw: bytes) -> Signed | None:
     """Return what is known of the signature of `raw`, read from the file `report`; None if there is none.
 
-    Who can write the folder may change the report between two looks at it. So the bytes that were read must
-    be those that the signature names, whatever lies there by now.
+    Whoever can write to the folder may change the report between two reads. Therefore the signature must
+    match the bytes in `raw`, not the current content of the file.
     """
     from fedproxy_secure.audit.seal import SIGNATURE
     from fedproxy_secure.audit.verify import REPORT, verify_run
@@ -172,7 +172,7 @@ def signed_as(report: Path, raw: bytes) -> Signed | None:
         return None
     problems = result.problems
     if not problems and result.sealed and result.sealed.get(REPORT) != hashlib.sha256(raw).hexdigest():
-        problems = (f"{REPORT}: was altered: what was read is not what {SIGNATURE} has",)
+        problems = (f"{REPORT}: was altered: its content does not match {SIGNATURE}",)
     signer = None if result.public is None else result.public.hex()
     return Signed(problems=problems, unsettled=result.unsettled, signer=signer)
 
@@ -181,10 +181,10 @@ def _signer(result: Verified) -> str:
     if result.public is None:
         return "signer: none is named"
     if result.pinned:
-        return f"signer: {result.public.hex()}, as asked for"
+        return f"signer: {result.public.hex()}, as expected"
     return (
-        f"signer: {result.public.hex()}, not pinned: anybody may have signed this folder anew; --key PUB "
-        "says who it must be"
+        f"signer: {result.public.hex()}, not verified: anybody may have re-signed this folder; pass the "
+        "expected key with --key PUB"
     )
 
 

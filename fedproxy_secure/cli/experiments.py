@@ -63,7 +63,7 @@ def compare_command(
         bool,
         typer.Option(
             "--resume",
-            help="Go on in DIR, also with more seeds, methods or remove ratios; all else must be the same.",
+            help="Resume in DIR; seeds, methods and remove ratios may change, all other settings may not.",
         ),
     ] = False,
     dry_run: DryRunOption = False,

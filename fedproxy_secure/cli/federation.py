@@ -24,9 +24,9 @@ def provision(
     The keys serve federations on this machine: use them with `--set protect.keys=DIR`. Without this
     setting, `run` makes fresh keys every time.
 
-    A journal remembers what was answered with its key, and must stay beside the key. A policy,
-    NAME.policy.yaml, says all that a server may ask of a client. For clients on machines of their own use
-    `deploy`, whose sites make their keys themselves.
+    A journal records what was answered with its key, and must stay beside the key. A policy,
+    NAME.policy.yaml, lists everything that a server may ask of that client. If clients are on machines of
+    their own, use `deploy` instead: each site makes its own keys.
 
     Example: `fedproxy-secure provision quickstart --out keys`
     """
@@ -62,14 +62,14 @@ def selftest(
         ),
     ] = False,
 ) -> None:
-    """Attack this installation: see what its checks stop, and what nothing stops.
+    """Attack this installation: show which attacks its checks stop, and which are known limits.
 
     Every attack must fail, except known limits (marked `--`). An attack that a check stops is repeated
     against a party without that check, where it must succeed.
 
     First the masking protocol alone is attacked. Then servers, proxies, Sybils and clients deviate, over
-    Flower messages in this process, with two blocks of the demo LLM. All takes about half a minute. A line
-    with `--` names an attack that nothing here stops, and what bounds it.
+    Flower messages in this process, with two blocks of the demo LLM. This takes about half a minute in
+    total. A line with `--` names an attack that no check here stops, and what bounds its damage.
 
     Exit code 2: an attack succeeded, or one that must succeed did not.
     """
@@ -89,6 +89,6 @@ def selftest(
 
         for finding in over_flower():
             show(finding)
-        typer.echo(f"{counts['ok ']} attempts as they must be, {counts['-- ']} known limits (--)")
+        typer.echo(f"{counts['ok ']} attempts ended as expected, {counts['-- ']} known limits (--)")
         if counts["BAD"]:
-            raise FedProxyError(f"{counts['BAD']} of the attempts above did not end as they must")
+            raise FedProxyError(f"{counts['BAD']} of the attempts above did not end as expected")

@@ -79,7 +79,7 @@ class _Count:
         self.news = True
 
     def __str__(self) -> str:
-        """Return `40/160 (25 %)`, or `25 %` where the count would say nothing to people."""
+        """Return `40/160 (25 %)`, or only `25 %` if the counts are too large to be readable."""
         share = f"{100 * self.steps / self.total:.0f} %" if self.total else "100 %"
         return share if self.total > MOST_COUNTED else f"{self.steps}/{self.total} ({share})"
 

@@ -1,6 +1,6 @@
-"""The commands `trace find` and `trace copy`: whose copy of a proxy is this, and a client's copy again.
+"""The commands `trace find` (which client's copy of a proxy leaked) and `trace copy` (remake a copy).
 
-Exit codes of `trace find`: 0 somebody is accused; 1 nobody can be; 2 a wrong option, file or key.
+Exit codes of `trace find`: 0 a client is accused; 1 no client can be; 2 a wrong option, file or key.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def find_command(
     seed: SeedOption = None,
     error: Annotated[
         float,
-        typer.Option(
-            help="Upper bound on the probability that any client is accused who had no part in the model."
-        ),
+        typer.Option(help="Upper bound on the probability that any innocent client is accused."),
     ] = 1e-6,
 ) -> None:
     """Say whose copy of the proxy a model was made from, or that nobody can be accused.
@@ -60,8 +58,8 @@ def find_command(
             mark = "  ACCUSED" if suspect.accused(found.threshold) else ""
             typer.echo(f"{suspect.client:<24}{suspect.score:>10.1f}  {chance}{mark}")
         typer.echo(
-            f"threshold {found.threshold:.1f}: with probability at most {found.error:g} any client without "
-            f"a part in it is accused; {found.positions} positions, strength {found.strength:.2f} of 1"
+            f"threshold {found.threshold:.1f}: an innocent client is accused with probability at most "
+            f"{found.error:g}; {found.positions} positions, strength {found.strength:.2f} of 1"
         )
         if found.accused:
             typer.echo(f"made from the copy of: {', '.join(found.accused)}")

@@ -81,6 +81,6 @@ def compression_of(compress: CompressConfig, heal: HealConfig | None = None) -> 
     compression.check_settings(compress)
     if heal is not None and compression.needs_healing and not heal.steps:
         raise ConfigError(
-            f"heal.steps=0: must be higher with compress.kind={compress.kind}, whose proxies need healing"
+            f"heal.steps=0: must be > 0 with compress.kind={compress.kind}, whose proxies need healing"
         )
     return compression

@@ -1,7 +1,7 @@
 """How much of an LLM a proxy holds bit for bit, counted by tensors and by the rows and columns of matrices.
 
-A proxy of less width holds rows of the LLM's matrices, in another order perhaps; a marked one all rows of
-the embedding matrix but a few. Whole tensors alone would count as nothing what a client can read off.
+A narrower proxy holds rows of the LLM's matrices, possibly in another order; a traced proxy holds all rows
+of the embedding matrix but a few. Counting only whole tensors would miss these weights.
 """
 
 from __future__ import annotations

@@ -10,21 +10,21 @@ from fedproxy_secure.config.sections import Positive, Section
 
 Answers = Literal["text", "top_k", "logits"]
 ANSWERS: tuple[Answers, ...] = ("text", "top_k", "logits")  # each tells more than the one before
-TOKENS_A_QUERY = 64  # what a query may have on average where `tokens` is left out; A12's have as many
+TOKENS_A_QUERY = 64  # average allowance per query if `tokens` is left out; queries of A12 are this long
 
 
 class ApiConfig(Section):
-    """The owner's API: what customers are told of the fused LLM, and how often. Stands on every report.
+    """The owner's API: what it returns to customers about the fused LLM, and how often they may query it.
 
-    A run trains the same whatever stands here. It is what attacks on the fused LLM are told, so that their
-    numbers hold for an API that tells no more, and `api ask` tells no more.
+    The section does not change training. It limits what attacks on the fused LLM receive, so that their
+    numbers hold for an API that returns no more, and it limits `api ask`. Every report states it.
 
-    `answers` says what follows each token of a text: `logits` of all tokens, `top_k`: the `top_k` likeliest
-    tokens with their probabilities, or `text`: the likeliest token alone. `noise` is the standard
-    deviation, in nats, of a perturbation of each logit. It depends on a secret key and on the text up to
-    there, so that asking again brings the same answer while `noise` stays the same. `queries` is how many
-    texts a customer may ask in all, `tokens` how many tokens they may have together; left out: 64 for each
-    query, or no limit without `queries`.
+    `answers` is what the API returns after each token of a text: `logits` (the logits of all tokens),
+    `top_k` (the `top_k` likeliest tokens with their probabilities) or `text` (only the likeliest token).
+    `noise` is the standard deviation, in nats, of the noise added to each logit. The noise is a function of
+    a secret key and the text so far: repeating a query gives the same answer as long as `noise` is not
+    changed. `queries` is how many texts a customer may send in total, and `tokens` how many tokens those
+    texts may have together. If `tokens` is left out, it is 64 per query, or unlimited without `queries`.
     """
 
     answers: Answers = "logits"
@@ -47,7 +47,7 @@ class ApiConfig(Section):
 
     @property
     def open(self) -> bool:
-        """Whether it tells all logits as they are, to any number of texts: nothing is held back."""
+        """Whether the API returns all logits unchanged and without a limit: nothing is held back."""
         return self.answers == "logits" and not self.noise and not self.limited
 
     def texts_of(self, tokens: int) -> int | None:
@@ -62,13 +62,15 @@ class ApiConfig(Section):
         told = {
             "logits": "all logits of the next token",
             "top_k": f"the {self.top_k} likeliest next tokens with their probabilities",
-            "text": "the likeliest next token alone",
+            "text": "only the likeliest next token",
         }[self.answers]
-        noisy = f", under fixed noise of {self.noise:g} nats a logit" if self.noise else ""
+        noisy = f", with fixed noise of {self.noise:g} nats on each logit" if self.noise else ""
         limits = [] if self.queries is None else [f"{self.queries:,} texts"]
         limits += [] if self.token_limit is None else [f"{self.token_limit:,} tokens"]
-        many = f"at most {' and '.join(limits)} in all" if limits else "as many texts as it likes"
+        many = f"at most {' and '.join(limits)} per customer" if limits else "without a query limit"
         holds = (
-            "" if self.open else " What attacks say of the fused LLM holds for an API that tells no more."
+            ""
+            if self.open
+            else " Results of attacks on the fused LLM hold only for an API that returns no more than this."
         )
-        return f"API (assumed): after each token a customer is told {told}{noisy}; {many}.{holds}"
+        return f"API (assumed): after each token it returns {told}{noisy}; {many}.{holds}"

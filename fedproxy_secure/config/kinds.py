@@ -48,8 +48,8 @@ METHODS: Registry[Any] = Registry(
         for name in names
     },
 )
-# what a comparison runs that names no methods: without healing, the exact ones are the others once more;
-# one that came later is left out, so that comparisons that were begun before can be resumed
+# the methods of a comparison that names none. Without healing, the methods on exact copies would repeat the
+# others. A method added later is not in the list, so that comparisons begun earlier can still be resumed.
 DEFAULT_METHODS = tuple(
     name for name in METHODS.own if not name.startswith("exact_") and name != "fedot_equal_bytes_lr"
 )

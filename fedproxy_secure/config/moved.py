@@ -28,7 +28,7 @@ def check_moved(raw: Mapping[str, Any]) -> None:
         for value in values if isinstance(values, list | tuple) else []:
             if isinstance(value, str):
                 raise ConfigError(
-                    f"matrix.{key}: {value!r}: values took the place of names; write {value_of(value)}"
+                    f"matrix.{key}: {value!r}: must be a mapping, no longer a name; write {value_of(value)}"
                 )
 
 

@@ -13,7 +13,7 @@ from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Sectio
 Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
 FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
-# 0 is unset: settings that do without have the digest that they had before there was such a setting
+# 0 means unset: settings without it keep the digest that they had before this setting existed
 Windows = Annotated[Annotated[int, Field(ge=0)] | None, AfterValidator(lambda count: count or None)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["public_text"]
 Engine = Literal["in_process", "simulation", "deployment"]
@@ -41,13 +41,12 @@ class ClientConfig(Section):
     library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`. A split may
     be a part of one, as `train[:-200]`; what is trained and what is tested on must have no row in common.
 
-    `learn: text` trains on every token of a record, and a model may then learn its details by heart;
-    `answer` trains on the answer alone. Left out, the task decides: the synthetic world's notes
-    (`discharge_note`, `bank_letter`, `claim_letter`, `petition`) are learned as texts, all others by their
-    answers.
+    `learn: text` trains on every token of a record, so the model may memorise its details; `learn: answer`
+    trains on the answer alone. The default depends on the task: `text` for the synthetic world's notes
+    (`discharge_note`, `bank_letter`, `claim_letter`, `petition`), `answer` for all other tasks.
 
-    All fields but `name` are the client's own: what it agrees to with a server does not change when its
-    records do, or where they lie, or how they are learned.
+    All fields but `name` are local to the client: changing its records, their location or `learn` does not
+    change what it agreed on with the server.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
@@ -84,11 +83,11 @@ class DataConfig(Section):
 class CompressConfig(Section):
     """Stage 1: the compression of the LLM to the proxy.
 
-    `kind` names a compression: `drop_blocks` (the paper's), `low_rank`, `width`, `withheld_bottom`,
-    `quantised` or `rotated`, which let out less of the LLM, or one that another package brings. It reads
-    `options`. `importance` says which blocks `drop_blocks`, `quantised` and `rotated` keep. With `trace`,
-    every client of a run gets a copy of the proxy with marks of its own (see `trace find`); what is learned
-    stays the same.
+    `kind` names a compression: `drop_blocks` (the paper's); `low_rank`, `width`, `withheld_bottom`,
+    `quantised` or `rotated`, which disclose less of the LLM; or one that another package registers. The
+    compression reads `options`. `importance` says which blocks `drop_blocks`, `quantised` and `rotated`
+    keep. With `trace`, each client gets its own marked copy of the proxy (see `trace find`); the marks do
+    not change what is learned.
     """
 
     kind: str = "drop_blocks"
@@ -113,15 +112,15 @@ class CompressConfig(Section):
 class HealConfig(Section):
     """Stage 1, second half: healing of the proxy, on public text, before clients get it.
 
-    Without `fit_windows` and `steps` the proxy's blocks are exact copies, as the paper has them. All
-    windows are of 128 tokens of `data.public_text`, and none of them is used to calibrate or to measure
-    fidelity.
-    `fit_windows` of them serve to fit the last map of each block in closed form to the LLM's hidden states;
-    then come `steps` steps of distillation that read `batch_size` windows each.
-    `blocks` says which are changed: `all`, or `gaps`: those after which the LLM has blocks that the proxy
-    lacks, or all where it lacks none. Fewer need less memory, and the others stay exact copies.
-    `state_weight` is the weight of the error of hidden states beside that of predictions; 0: predictions
-    alone.
+    Without `fit_windows` and `steps` the proxy's blocks stay exact copies, as in the paper. Every window is
+    128 tokens of `data.public_text`, and none is also used for calibration or for measuring fidelity.
+
+    First, the last linear map of each block is fitted in closed form to the LLM's hidden states, on
+    `fit_windows` windows. Then follow `steps` steps of distillation on `batch_size` windows each. `blocks`
+    says which blocks are changed: `all`, or `gaps`: only the blocks that precede a dropped block of the LLM
+    (all blocks if none was dropped). `gaps` needs less memory, and the other blocks stay exact copies.
+    `state_weight` weighs the error of hidden states relative to that of predictions; with 0 only
+    predictions count.
     """
 
     blocks: Literal["all", "gaps"] = "all"
@@ -145,9 +144,9 @@ class HealConfig(Section):
 class AdapterConfig(Section):
     """The adapter of the clients: `lora` (A and B), `ffa` (B alone), or `core` (an r x r core alone).
 
-    `blocks` are indices into the model that clients hold, `modules` the maps of a block. Adapters
-    on the attention of block 0 reveal most: its inputs are token embeddings, so the span of an update names
-    tokens. The inputs of all other maps depend on the context, too.
+    `blocks` are indices into the model that clients hold, `modules` the linear maps of a block. Adapters on
+    the attention of block 0 reveal most: their inputs are token embeddings, so the span of an update
+    identifies tokens. The inputs of all other maps also depend on the context.
     """
 
     kind: AdapterKind = "lora"
@@ -203,16 +202,17 @@ class FusionConfig(Section):
 
 
 class PlugBackConfig(Section):
-    """Stage 3: by what factor the lifted difference is added to the LLM, and how the LLM is aligned then.
+    """Stage 3: the factor by which the lifted difference is added to the LLM, and the alignment after it.
 
-    `scale` is a number, 1 in the paper, or `public_text`: a factor from 0.5 to 4 is then searched for with
-    which the fused LLM predicts public text like the tuned proxy, the nearest local best, walking from 1.
-    That can raise accuracy on clients' tasks, and takes the LLM further from what it was: see its
-    perplexity.
+    `scale` is a number (1 in the paper) or `public_text`. The latter searches from 1, within 0.5 to 4, for
+    the nearest local optimum: the factor at which the fused LLM's predictions on public text are closest to
+    the tuned proxy's. This can raise accuracy on the clients' tasks, but moves the LLM further from
+    its original predictions: check its perplexity.
 
-    `align_windows` windows of 128 tokens of public text serve to align the fused LLM: tuning moved the
-    hidden states of the proxy, and the last maps of the LLM's blocks are fitted in closed form so that its
-    states move as far. For `rotated` proxies, whose hidden states are not the LLM's, it has no effect.
+    `align_windows` is the number of windows, of 128 tokens of public text, on which the fused LLM is
+    aligned: the last linear maps of its blocks are fitted in closed form, so that its hidden states move as
+    far as tuning moved the proxy's. It has no effect on `rotated` proxies, whose hidden states are in other
+    coordinates than the LLM's.
     """
 
     scale: Scale = 1.0

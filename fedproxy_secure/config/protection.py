@@ -14,30 +14,31 @@ from fedproxy_secure.config.sections import NO_EFFECT, OWN, Positive, Ratio, Sca
 class ProtectConfig(Section):
     """The protection of updates on their way to the server.
 
-    `scheme` names it. `masking`: the server learns sums over at least `threshold` clients and nothing of
-    any one client. `ckks`: the same, if the server follows the protocol; together with any one client it
-    can open every update. `unsafe_plaintext`: the server sees every update.
+    `scheme` names the protection. `masking`: the server learns sums over at least `threshold` clients and
+    nothing about any single client. `ckks`: the same if the server follows the protocol; a server that
+    colludes with any one client can decrypt every update. `unsafe_plaintext`: the server sees every update.
 
     Under masking, a rule that elects signs (h_ties, ties) works at a `granularity`: besides the sum,
     `block` reveals one variance per block, `coordinate` the counts of signs at each coordinate.
 
-    H-TIES' `weights` come from cosines between clients. `uniform` does without cosines. `self` takes each
-    client's cosine with the last step. With `encrypted_gram` (extra `ckks`) all clients learn all cosines;
-    it protects only if the server follows the protocol.
+    H-TIES derives its `weights` from the cosines between clients' updates. `uniform` uses no cosines.
+    `self` uses each client's cosine with the last round's step. With `encrypted_gram` (extra `ckks`) all
+    clients learn all cosines, and the server learns none only if it follows the protocol.
 
-    Clients hold the server to two more rules. No sum is of fewer than `min_cohort` clients, nor of fewer
-    than is safe. With `refuse_differencing` no sum is over survivors that differ by exactly one client from
-    those of an earlier sum: if one client drops out, the later rounds abort, because two sums would differ
-    by that client's part. A drop-out of two clients at once is not refused.
+    Clients enforce two more rules against the server. They take part in no sum over fewer than `min_cohort`
+    clients, nor over fewer than is safe. With `refuse_differencing` they refuse a sum whose survivors
+    differ by exactly one client from those of an earlier sum, because the two sums together would reveal
+    that client's part. As a consequence, if one client drops out, later rounds abort. A simultaneous
+    drop-out of two clients is not refused.
     """
 
     scheme: str = "masking"
-    options: Mapping[str, Scalar] = {}  # those that the scheme has: one of another package may
+    options: Mapping[str, Scalar] = {}  # read by the scheme; this package's own schemes have none
     granularity: Literal["block", "coordinate"] = "block"
     weights: Literal["uniform", "self", "encrypted_gram"] = "uniform"
     bits: Literal[16, 24, 32] = 32
     clip: Annotated[float, Field(gt=0)] | None = None  # None: from the optimiser, then from masked sums
-    colluders: Annotated[int, Field(ge=0)] = 0  # clients that may work with the server without harm
+    colluders: Annotated[int, Field(ge=0)] = 0  # clients that may collude with the server without harm
     threshold: Positive | None = None  # None: the least that is safe
     min_cohort: Positive | None = None  # None, or less than the threshold: the threshold
     refuse_differencing: bool = False
@@ -55,10 +56,10 @@ class ProtectConfig(Section):
 class PrivacyConfig(Section):
     """Differential privacy of what clients send, for one of two units.
 
-    `record`: each client's training hides any one of its records (DP-SGD); it suits few clients with many
-    records. `client`: noise inside the secure sum hides any one client's whole part in it; it suits large
-    cohorts and tiny adapters. The noise is set to reach `target_epsilon` over all rounds. No step is taken
-    that would bring the total above `max_epsilon`.
+    `record`: each client's training hides any one of its records (DP-SGD); this suits few clients with many
+    records. `client`: noise inside the secure sum hides any one client's whole contribution; this suits
+    large cohorts and tiny adapters. The noise is set so that all rounds together spend `target_epsilon`.
+    A step that would raise the total above `max_epsilon` is refused.
     """
 
     unit: Literal["none", "record", "client"] = "none"
@@ -89,12 +90,12 @@ class PrivacyConfig(Section):
 class AuditConfig(Section):
     """Recording of a run for evaluation, all off by default, and the key that signs the run.
 
-    `record` writes a transcript of all messages and of every party's state, records included, beside the
-    run: use it for evaluation on made-up or consenting data. `holdout` is the share of each client's
-    training records that is set aside at random. `canaries` lists how often made-up secrets are repeated:
-    for each number, one secret is put that many times into each client's training records. Both are drawn
-    anew for every seed of the run. `signing_key` is a file made by `audit keygen`, whose key signs the
-    audit log and the report; None: a key of the run's own.
+    `record` writes a transcript of all messages and of every party's state, including the records, beside
+    the run. Use it only on synthetic data or with the data subjects' consent. `holdout` is the share of
+    each client's training records that is set aside at random. `canaries` is a list of repetition counts:
+    for each count, one made-up secret is inserted that many times into each client's training records. The
+    set-aside records and the secrets are drawn anew for every seed. `signing_key` is a file made by `audit
+    keygen`, whose key signs the audit log and the report; without it the run makes its own key.
     """
 
     record: Annotated[bool, NO_EFFECT] = False

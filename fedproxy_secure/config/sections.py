@@ -19,9 +19,9 @@ class Mark:
     meaning: str
 
 
-OWN = Mark("local to one party: no part of what parties agree on, and in no adversary's view")
+OWN = Mark("local to one party: not part of what the parties agree on, and in no adversary's view")
 NO_EFFECT = Mark("does not influence results: paths, recording, numbers of processes")
-LATER = Mark("came later: in no digest while it has its default, so that what was made before stays valid")
+LATER = Mark("added later: not in the digest while it has its default, so that earlier results stay valid")
 SWEEP = Mark("says which cells a sweep has and what is done with them; does not influence any one of them")
 
 

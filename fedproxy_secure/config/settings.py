@@ -71,7 +71,7 @@ class Config(Section):
         if self.privacy.unit == "record" and self.adapter.dropout:
             raise ValueError(
                 f"adapter.dropout={self.adapter.dropout}: must be 0 with privacy.unit=record; its masks "
-                "are no secret, and one record more would change those of others"
+                "are not secret, and one additional record would change the masks of other records"
             )
         return self
 
@@ -103,9 +103,9 @@ class Config(Section):
     def cell_sha256(self, *, has_proxy: bool = True) -> str:
         """Return the hex digest of the settings that can change one cell of a comparison.
 
-        Not among them: seeds, methods and remove ratios, which say what cells there are, the name, the
-        sections `attacks` and `matrix`, and what is local to one party, such as `data.root`. Of the clients
-        everything counts, also where their records lie.
+        Left out are seeds, methods and remove ratios (they say which cells there are), the name, the
+        sections `attacks` and `matrix`, and settings local to one party, such as `data.root`. All settings
+        of `data.clients` are included, even the location of the records.
 
         Args:
             has_proxy: whether the method has a proxy; without one, `compress`, `heal` and `plug_back` do
@@ -129,8 +129,8 @@ class Config(Section):
 def without_nulls(value: Any) -> Any:
     """Return plain JSON values without those that are None.
 
-    A setting that a later version adds, with None for what was before, then changes no digest: cells that
-    an earlier version made stay valid.
+    A setting that a later version adds, with None for the earlier behaviour, thus changes no digest, and
+    cells made by an earlier version stay valid.
     """
     if isinstance(value, dict):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}

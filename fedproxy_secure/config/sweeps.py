@@ -54,19 +54,20 @@ def _in_name(options: Mapping[str, Scalar]) -> str:
 def _check_in_name(options: Mapping[str, Scalar]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.-]*", _in_name(options)):
         raise ValueError(
-            f"options={dict(options)}: stand in the names of folders; must be of letters, digits, '.', '_' "
+            f"options={dict(options)}: are part of folder names; must consist of letters, digits, '.', '_' "
             "and '-'"
         )
 
 
 class SweptProtection(Section):
-    """One protection of a matrix: any scheme, with differential privacy of any epsilon or without it.
+    """One protection of a matrix: a scheme, with differential privacy at some epsilon or without it.
 
-    `options`: the scheme's, in place of `protect.options`; they stand in names as `settings`' recipe does.
+    `options` are the scheme's options, in place of `protect.options`; they become part of the cells' names,
+    as `recipe` does.
 
-    What trains well under differential privacy is not what trains well without it. `settings` has, by
-    section, the settings that this protection's cells have in place of the matrix's. They stand in the
-    report's title of the cells; `recipe` is their name in folders.
+    Settings that train well without differential privacy often train badly with it. `settings` therefore
+    holds, by section, settings that replace the matrix's in the cells of this protection. The report shows
+    them in the cells' title; in folder names `recipe` stands for them.
     """
 
     scheme: str
@@ -155,7 +156,7 @@ class SweptCompression(Section):
 class AttacksConfig(Section):
     """The attacks that measure a run: those of a suite, from the view of each threat model named.
 
-    `seconds` bounds one attack from one view, its controls included. `none`: no attack runs.
+    `seconds` limits one attack from one view, including its controls. With `suite: none` no attack runs.
     """
 
     suite: Literal["none", "smoke", "standard", "full"] = "smoke"

@@ -1,8 +1,8 @@
 """Records that an evaluation sets aside in a client's data, and canaries that it puts in.
 
-Membership of a record can be judged only against records that *could* have been in: drawn from the same
-source, and left out by chance. A canary is a made-up secret whose chances are known, because it was drawn
-from a known space.
+Membership can be judged only against records that *could* have been training records: drawn from the same
+source, and left out at random. A canary is a made-up secret drawn from a known space, so the probability of
+guessing it is known.
 
 Both are drawn anew for every seed of a run, so that runs under several seeds are several samples. They
 follow from the seed and the client's name: every engine and a resumed run draw the same, and so could

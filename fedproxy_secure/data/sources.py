@@ -20,7 +20,7 @@ from fedproxy_secure.world.stories import stories
 Row = dict[str, Any]
 HUB = "hub:"
 PUBLIC_TEXTS = {"demo": stories, "real_things": real_texts}  # that need no file
-TEXTS_IN_DIGEST = 256  # of those without an end
+TEXTS_IN_DIGEST = 256  # texts that are hashed of a generator, which has no end
 
 
 def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -> list[Row]:

@@ -40,8 +40,8 @@ def load_task(
     if same_file or client.train_split == client.test_split:
         raise DataError(
             f"client {client.name}: source {client.source!r} with splits {client.train_split!r} and "
-            f"{client.test_split!r}: test records would be those trained on; a file's name must hold "
-            "{split}, and the splits must differ"
+            f"{client.test_split!r}: training and test records would be the same; the file's name must "
+            "contain {split}, and the splits must differ"
         )
     _check_apart(client, root)
     everything = _records(client, client.train_split, client.train_records, root)
@@ -77,7 +77,7 @@ def _check_apart(client: ClientConfig, root: str | None) -> None:
         if not client.source.startswith(HUB):
             raise
         if not all("[" in split for split in splits.values()):
-            raise DataError(f"{said}: test records would be those trained on; {remedy}") from None
+            raise DataError(f"{said}: test records would also be training records; {remedy}") from None
         return  # parts by percent, which the library alone can read
     whole, world = parts[0][0], client.source in BUILT_IN
     if world:

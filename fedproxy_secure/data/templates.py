@@ -53,7 +53,7 @@ def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
             raise DataError(f"task {task}, row {index}: {error}") from None
         except (ValueError, TypeError, OverflowError) as error:  # its text may quote the row
             kind = type(error).__name__
-            raise DataError(f"task {task}, row {index}: a column is of another form ({kind})") from None
+            raise DataError(f"task {task}, row {index}: a column has the wrong form ({kind})") from None
     return records
 
 

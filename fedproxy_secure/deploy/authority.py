@@ -1,8 +1,8 @@
 """The owner's certificate authority and the certificate of her SuperLink (X.509, ECDSA on P-256).
 
 The authority certifies one kind of thing, servers of this federation, and a site trusts it for this
-federation alone: it lies in the site's kit, not among the machine's authorities. An owner who has a
-certificate from an authority of her own brings it along instead (`bring`).
+federation alone: its certificate is in the site's kit, not in the machine's trust store. An owner who has
+a certificate from an authority of her own uses that one instead (`bring`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedproxy_secure.runtime.artifacts import write_bytes
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # browsers and libraries refuse server certificates that are valid for longer
 CLOCK_SKEW = timedelta(hours=1)
-RENEW = timedelta(days=RENEW_DAYS)  # what ends sooner is warned of
+RENEW = timedelta(days=RENEW_DAYS)  # a certificate that ends sooner than this gives a warning
 LOCAL_NAMES = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it by these
 
 
@@ -126,10 +126,10 @@ def check_server(files: TlsFiles, hosts: Sequence[str]) -> None:
 
 
 def _check_chain(files: TlsFiles) -> None:
-    """Raise `ConfigError` unless a site, which has the authority's file alone, takes what the server shows.
+    """Raise `ConfigError` unless a site that has only the authority's file accepts the certificate.
 
-    Both ends are played in memory. The site is the strictest of all Pythons: 3.13 checks the form of
-    certificates (`VERIFY_X509_STRICT`), those before it want a chain up to a root.
+    The TLS handshake is simulated in memory. The simulated site is as strict as any supported Python: 3.13
+    checks the form of certificates (`VERIFY_X509_STRICT`), earlier versions require a chain up to a root.
     """
     try:
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -149,9 +149,8 @@ def _check_chain(files: TlsFiles) -> None:
                 end.do_handshake()
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
-            f"{files.certificate}: is not signed by {files.authority}, as sites check it "
-            f"({error.verify_message}); put the certificates of intermediate authorities below it in its "
-            "file, and the root's into the authority's"
+            f"{files.certificate}: must be signed by {files.authority} ({error.verify_message}); append "
+            "the certificates of intermediate authorities to the former, and the root's to the latter"
         ) from None
     except ssl.SSLError as error:
         raise ConfigError(f"{files.certificate}: cannot be served: {error.reason}; renew it") from None

@@ -242,8 +242,8 @@ def _check_deployable(config: Config) -> None:
         raise ConfigError(f"seeds={list(config.seeds)}: a deployment trains once; choose one, as seeds=[0]")
     if config.audit.record or config.audit.canaries:
         raise ConfigError(
-            f"audit.record={config.audit.record}, audit.canaries={list(config.audit.canaries)}: need all "
-            "records in one place; leave them out"
+            f"audit.record={config.audit.record}, audit.canaries={list(config.audit.canaries)}: work only "
+            "if one machine has all records; leave them out of a deployment"
         )
     if config.privacy.randomness != "os":
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""Kits: what a site needs to take part, signed by the owner; nothing in one is anybody's secret.
+"""Kits: what a site needs to take part, signed by the owner. A kit contains no secret.
 
-A kit names the site's own keys, so that one made for another site is refused, and an epoch, so that an
-older one is. It has the list of members, by whose keys sites know each other. It proposes a policy; what
-holds at the site is the site's own `client.yaml`.
+A kit names the site's own keys, so that a site refuses a kit made for another site, and an epoch, so that
+it refuses an older kit. It contains the list of members, with the keys by which sites recognise each other.
+It proposes a policy; the policy in force is the site's own `client.yaml`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None =
         raise ConfigError("owner: must be given with the first kit, as --owner KEY from the owner's card")
     if pinned is not None and owner is not None and owner != pinned:
         raise ConfigError(
-            f"owner={owner.hex()[:16]}...: must be {pinned.hex()[:16]}..., whose kits this site takes"
+            f"owner={owner.hex()[:16]}...: must be {pinned.hex()[:16]}..., the owner pinned at this site"
         )
     document = read_document(file, KIT, by=pinned or owner)
     check_version(document.body, file)
@@ -124,8 +124,8 @@ def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None =
     before = None if accepted is None else read_earlier(accepted.body, site.folder / ACCEPTED)
     if kit.site != site.name or kit.roster.members.get(site.name) != signing_public(site.identity()):
         raise ConfigError(
-            f"{file}: is for the site {kit.site} with other keys than this folder's; the owner must "
-            "approve this site's request, then make it a kit"
+            f"{file}: is for site {kit.site}, and its keys are not this folder's; the owner must approve "
+            "this site's request and then make a kit for it"
         )
     if before is not None and kit.federation != before.federation:
         raise ConfigError(f"{file}: is for the federation {kit.federation}: must be {before.federation}")
@@ -174,7 +174,7 @@ def _kit_file(federation: Federation, name: str) -> Path:
 
 
 def _proposal(policy: ClientPolicy) -> ClientPolicy:
-    """Return a policy without what it says of the owner's own machine: folders, and how she audits."""
+    """Return a policy without settings local to the owner's machine: folders and the section `audit`."""
     client = policy.client
     if client.source not in BUILT_IN and not client.source.startswith(HUB):
         client = client.model_copy(update={"source": f"{{data}}/{client.name}.{{split}}.jsonl"})
@@ -182,7 +182,7 @@ def _proposal(policy: ClientPolicy) -> ClientPolicy:
 
 
 def _check_members(kit: Kit, file: Path, before: Earlier | None, told: str | None) -> None:
-    """Raise `ConfigError` for a list of members that was not told, or that changed without being told."""
+    """Raise `ConfigError` if the list of members is not the stated one, or changed without being stated."""
     found = kit.members_fingerprint
     if told is not None and plain(told) != plain(found):
         raise ConfigError(f"{file}: its list of members has the fingerprint {found}, not the one given")
@@ -192,8 +192,8 @@ def _check_members(kit: Kit, file: Path, before: Earlier | None, told: str | Non
         changes += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
         changes += [f"{n} has another key" for n in sorted(new.keys() & old.keys()) if new[n] != old[n]]
         raise ConfigError(
-            f"{file}: its list of members is another than the last kit's ({', '.join(changes)}); ask other "
-            f"sites whether theirs has the fingerprint {found} too, then add --members {found}"
+            f"{file}: its list of members differs from the last kit's ({', '.join(changes)}); ask other "
+            f"sites whether their list also has the fingerprint {found}, then add --members {found}"
         )
 
 
@@ -220,4 +220,4 @@ def _ascii(file: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: byte {error.start} is beyond ASCII; must not be; remove it") from None
+        raise ConfigError(f"{file}: byte {error.start} is not ASCII; remove or replace it") from None

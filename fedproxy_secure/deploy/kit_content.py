@@ -27,7 +27,7 @@ from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.secagg.terms import Roster
 
-MOST_EPOCHS = 1_000_000  # an epoch that no later one can follow would end the way of kits to this site
+MOST_EPOCHS = 1_000_000  # a site that accepted a huge epoch could never accept another kit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +95,12 @@ def proposed(kit: Kit, file: Path) -> ClientPolicy:
 def check_version(body: Mapping[str, Any], file: Path) -> None:
     """Raise `ConfigError` for a kit of other code than is installed here."""
     app, sources = str(body.get("app_sha256", "none")), str(body.get("sources_sha256", "none"))
-    again = "at the owner and every site, then `deploy kit` and `deploy accept` again"
+    again = "at the owner and at every site, then repeat `deploy kit` and `deploy accept`"
     if sources != sources_sha256():  # the first kits had no such hash
         theirs = f"{quoted(str(body.get('version'))[:80])}, sources {quoted(sources[:12])}"
         raise ConfigError(
-            f"{file}: is made by fedproxy-secure {theirs}: must be {__version__!r}, sources "
-            f"{sources_sha256()[:12]!r}, which is installed here; install the same commit {again}"
+            f"{file}: was made by fedproxy-secure {theirs}: must be {__version__!r}, sources "
+            f"{sources_sha256()[:12]!r}, the version installed here; install the same commit {again}"
         )
     if app != app_sha256():
         raise ConfigError(

@@ -34,8 +34,8 @@ class Epoch:
 def approve(federation: Federation, document: Document) -> Request:
     """Let a site take part by its request; approving the same one again changes nothing.
 
-    Raises `ConfigError` for a request that is not in order, of a name that the job does not have, of a
-    revoked key, or with other keys than the site's approved ones, unless those vouch for the new ones.
+    Raises `ConfigError` for an invalid request, a name that the job does not have, a revoked key, or keys
+    other than the site's approved ones unless the approved keys vouch for the new ones.
     """
     request = check_approvable(federation, document)
     write_bytes(federation.folder / "sites" / f"{request.name}.json", document.raw)
@@ -68,7 +68,7 @@ def check_approvable(federation: Federation, document: Document) -> Request:
 
 
 def revoke(federation: Federation, name: str) -> None:
-    """Take a site out: its keys are refused when `deploy run` starts next. Again, it changes nothing.
+    """Revoke a site: its keys are refused from the next start of `deploy run`. Repeating it has no effect.
 
     Raises `ConfigError` if no such site was approved.
     """

@@ -1,6 +1,6 @@
 """A site's policy as its node uses it: `client.yaml`, with the folders of keys and ledger filled in.
 
-And what it grants of what the owner proposed.
+The module also lists where the policy differs from the owner's proposal (`differences`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ FILE = "policy.yaml"
 def effective_policy(site: Site) -> ClientPolicy:
     """Return a site's policy.
 
-    Raises `ConfigError` if `client.yaml` is missing, wrong, names another client, or keeps less secret or
-    private than it says.
+    Raises `ConfigError` if `client.yaml` is missing or wrong, names another client, or combines settings
+    that cannot protect as it says.
     """
     file = site.client_file
     try:
@@ -43,7 +43,7 @@ def effective_policy(site: Site) -> ClientPolicy:
     if policy.client.name != site.name:
         raise ConfigError(f"{file}: client.name={policy.client.name}: must be {site.name}")
     if policy.audit.record or policy.audit.canaries:
-        raise ConfigError(f"{file}: audit: a site keeps no transcript and plants no secrets")
+        raise ConfigError(f"{file}: audit: must not set record or canaries at a site; leave both out")
     return policy
 
 

@@ -1,6 +1,6 @@
-"""What must be in order at a site before it takes part, checked one by one.
+"""Checks that a site must pass before it takes part in a federation.
 
-`local_checks` look at this machine, `network_checks` at the way to the owner. Each check is one line.
+`local_checks` examine this machine, `network_checks` the connection to the owner. Each gives one line.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ CONNECT_S = 10.0
 class Check:
     """One thing that was checked: its name, whether it is in order, and what was found or must be done.
 
-    `line` may quote what the owner sent, and holds nothing unprintable. `waits`: not in order, but only
-    because the owner is not there yet.
+    `line` may quote text that the owner sent; it holds only printable characters. `waits`: the check failed
+    only because the owner cannot be reached yet.
     """
 
     name: str
@@ -89,15 +89,15 @@ def network_checks(kit: Kit) -> Iterator[Check]:
         return
     if status != httpx.codes.OK:
         line = (
-            f"{kit.address}: answers with HTTP {status}, as no SuperLink does; is another server on "
-            "that port, or one in between?"
+            f"{kit.address}: answers with HTTP {status}; a SuperLink answers 200; check whether another "
+            "server or a proxy listens on that port"
         )
         yield _found("owner", ok=False, line=line, waits=status >= 500)
         return
     soon = ends_soon(ends)
     line = f"{kit.address} answers over TLS"
     yield _found(
-        "owner", ok=True, line=line if soon is None else f"{line}; its certificate {soon}; tell her"
+        "owner", ok=True, line=line if soon is None else f"{line}; its certificate {soon}; tell the owner"
     )
     yield _check("clock", lambda: _clock_line(began, date))
 
@@ -128,8 +128,8 @@ def _unreached(kit: Kit, error: BaseException) -> Check:
         line = f"{kit.address}: {whose} is not the kit's ({cause.verify_message}); ask {ask}"
         return _found("certificate", ok=False, line=line)
     why = one_line(str(error) or type(error).__name__, 200)  # may be what the server sent as an answer
-    by_way = "" if proxy is None else f", and {proxy} right"
-    line = f"{kit.address}: does not answer ({why}); is `deploy run` on, and the port open{by_way}?"
+    by_way = "" if proxy is None else f", and {proxy} is right"
+    line = f"{kit.address}: does not answer ({why}); check that `deploy run` is on, its port open{by_way}"
     return _found("owner", ok=False, line=line, waits=True)
 
 
@@ -194,7 +194,7 @@ def _records_line(policy: ClientPolicy) -> str:
 def _writable_line(site: Site) -> str:
     for folder in (site.folder, site.keys, site.ledger):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigError(f"{folder}: cannot be written by this user; what was answered must be kept")
+            raise ConfigError(f"{folder}: must be writable by this user: journal and ledger are kept there")
     return "journal and ledger can be written"
 
 
@@ -202,7 +202,7 @@ def _disk_line(folder: Path) -> str:
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE_BYTES:
         raise ConfigError(
-            f"{folder}: {free / 2**30:.1f} GiB are free; must be >= 1 GiB; a proxy needs twice its size"
+            f"{folder}: {free / 2**30:.1f} GiB are free; must be >= 1 GiB, and twice the size of the proxy"
         )
     return f"{free / 2**30:.0f} GiB are free"
 
@@ -237,6 +237,6 @@ def _clock_line(began: datetime, date: str | None) -> str:
         ) from None
     if apart > MOST_CLOCK_S:
         raise ConfigError(
-            f"{apart:.0f} s apart from the owner's; must be <= {MOST_CLOCK_S:.0f} s; set it by NTP"
+            f"differs by {apart:.0f} s from the owner's clock; must be <= {MOST_CLOCK_S:.0f} s; use NTP"
         )
-    return f"{apart:.0f} s apart from the owner's"
+    return f"differs by {apart:.0f} s from the owner's clock"

@@ -88,12 +88,12 @@ def standing_of(folder: Path) -> Standing:
 def page_of(folder: Path, port: int | None, *, everybody: bool = False) -> Iterator[str | None]:
     """Serve page and metrics of a folder in a `with` block, on loopback; yield the address.
 
-    Without a port nothing is served, and None is yielded. A site's page has its exact epsilon, from which
-    follows how many records it has: it answers this user alone, unless it is for `everybody` on this
-    machine, or the system does not tell whose a connection is (it does on Linux).
+    Without a port nothing is served, and None is yielded. A site's page shows its exact epsilon, which
+    reveals how many records it has. On Linux it therefore answers only this user, unless `everybody` on
+    this machine may read it; other systems do not tell which user opened a connection, so it answers all.
 
-    Raises `ConfigError` for a port that is in use, and for a site's page on a Linux that does not tell
-    whose a connection is: nobody could read it.
+    Raises `ConfigError` for a port that is in use, and for a site's page on a Linux system that cannot tell
+    which user opened a connection, because then nobody could read the page.
     """
     if port is None:
         yield None
@@ -101,9 +101,9 @@ def page_of(folder: Path, port: int | None, *, everybody: bool = False) -> Itera
     own = not is_federation(folder) and not everybody and sys.platform == "linux"
     if own and not are_users_known():
         raise ConfigError(
-            f"--status-port={port}: this system does not tell whose a connection is (inet_diag), so nobody "
-            "could read the page; add --status-for-all, by which all users of this machine may, or leave "
-            "out --status-port"
+            f"--status-port={port}: needs a system that tells which user opened a connection (inet_diag); "
+            "add --status-for-all to let all users of this machine read the page, or leave out "
+            "--status-port"
         )
     may_read = is_of_this_user if own else None
     with served(lambda: standing_of(folder), port=port, may_read=may_read) as url:

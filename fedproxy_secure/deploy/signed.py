@@ -22,7 +22,7 @@ from fedproxy_secure.runtime.untrusted import parse_json
 
 FORMAT = 1
 MOST_BYTES = 2**22
-# whoever wants two lists of members with one fingerprint makes both, and tries 2^96 of them
+# making two lists of members with one fingerprint takes about 2^96 tries (birthday bound on 192 bits)
 _FINGERPRINT_BYTES = 24
 
 
@@ -89,13 +89,13 @@ def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document
         raise ConfigError(f"{file}: is a {str(found)[:40]!r}: must be a {kind}")
     if by is not None and public != by:
         raise ConfigError(
-            f"{file}: is signed by {public.hex()[:16]}...: must be by {by.hex()[:16]}..., whose documents "
-            "are taken here; get it from whoever made it"
+            f"{file}: is signed by {public.hex()[:16]}...: must be signed by {by.hex()[:16]}...; get the "
+            "file from the holder of that key"
         )
     try:
         verify(public, signed, signature, what=str(file))
     except ProtocolAborted:
-        raise ConfigError(f"{file}: its signature does not fit; it was changed or cut on its way") from None
+        raise ConfigError(f"{file}: its signature is invalid; altered or cut short, get it anew") from None
     if body.get("format") != FORMAT:
         raise ConfigError(f"{file}: format={body.get('format')!r}: must be {FORMAT}; use the same version")
     return Document(kind=kind, body=body, public=public, raw=raw)

@@ -137,11 +137,11 @@ def join(name: str, folder: Path) -> tuple[Site, Document]:
 def rotate_site(site: Site) -> tuple[Site, Document]:
     """Give a site new keys, and write a request that the old key vouches for.
 
-    The old keys stay where they are: who has them can still not answer twice, because the journal is there.
-    The new journal knows what the old one holds the site to, so that new keys are no way to take part
-    again in a job that was answered with other sites. `remember` tells it what came after.
+    The old keys stay in place with their journal, so that nobody can answer twice with them. The agreements
+    in the old journal are copied into the new one, so that new keys cannot be used to take part again in a
+    job that was already answered with other sites. `remember` copies what is agreed to afterwards.
 
-    Raises `ConfigError` if the keys in use are in no accepted kit: the owner would not take them for ours.
+    Raises `ConfigError` if the keys in use are in no accepted kit: the owner could not verify the rotation.
     """
     if not (site.keys / ROSTER).exists():
         raise ConfigError(

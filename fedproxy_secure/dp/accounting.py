@@ -66,7 +66,7 @@ def spent(events: Sequence[Event], *, delta: float) -> Spent:
     gaussian = [e for e in events if isinstance(e, SampledGaussian)]
     discrete = [e for e in events if isinstance(e, DiscreteSum)]
     if gaussian and discrete:
-        raise DataError("privacy events: of records and of clients; a ledger must hold one unit")
+        raise DataError("privacy events: mix the units record and client; a ledger must hold only one")
     if discrete:
         bound = _discrete_epsilon(discrete, delta)
         return Spent(epsilon=bound, delta=delta, accountant="rdp", rdp=bound, prv=None)
@@ -96,8 +96,8 @@ def noise_multiplier_for(*, target_epsilon: float, delta: float, sampling_rate: 
         high *= 2
         if high > MOST_NOISE:
             raise ConfigError(
-                f"privacy.target_epsilon={target_epsilon}: {steps} steps at delta {delta:g} do not reach "
-                f"it with noise below {MOST_NOISE:g} times a record's part"
+                f"privacy.target_epsilon={target_epsilon}: {steps} steps at delta {delta:g} exceed it even "
+                f"with a noise multiplier of {MOST_NOISE:g}; raise it, or train fewer steps"
             )
     low = high / 2
     while cost(low) <= target_epsilon:  # less noise than .25 is enough
@@ -139,8 +139,8 @@ def variance_for(
     low, high = 1e-2, MOST_NOISE
     if cost(high) > target_epsilon:
         raise ConfigError(
-            f"privacy.target_epsilon={target_epsilon}: {rounds} rounds at delta {delta:g} do not reach it "
-            f"with noise below {MOST_NOISE:g} times a client's part"
+            f"privacy.target_epsilon={target_epsilon}: {rounds} rounds at delta {delta:g} exceed it even "
+            f"with noise of {MOST_NOISE:g} times the clip norm; raise it, or run fewer rounds"
         )
     while high / low > 1 + CALIBRATION:
         middle = math.sqrt(low * high)

@@ -9,44 +9,46 @@ MECHANISMS = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian"}
 NONE = "Differential privacy: none. What clients send, or their sum, may reveal records."
 RECORD = (
     "Differential privacy: each client's updates of all rounds together are ({epsilon}, {delta})-DP "
-    "in that client's records (unit: one record; neighbours: one record present or absent, which equals "
-    "replacing it by an empty one without gradient, with the same number of records after rounding up to a "
-    "power of two: that number is public, the exact one is not). Where settings choose records by their "
-    "place (audit.holdout, train_records, a split), absent means replaced by an empty one in its place; no "
-    "other moves. Replacing a record by another one with a gradient is two such changes and costs more. "
-    "A person with k records is k changes: about k times epsilon, and a delta that grows with e^epsilon.",
-    "Mechanism: DP-SGD, record gradients clipped to {clip_norm:g} and rounded to a grid, Gaussian noise on "
-    "that grid, divided by the batch size. Sampling: Poisson, each record in each step independently, "
-    "secret, at the rate batch size / that public number. Composition: over all local steps and rounds, "
-    "the tighter of the PRV and RDP accountants; PRV bounds the direction in which the record is present; "
-    "that the other costs no more is tested, not proved.",
-    "Post-processing, so free: AdamW, PCR, H-TIES' trimming, weights and conflict, the secure sum, the "
-    "plug-back, what an attack makes of the released models; but not its scores in this report, which "
-    "compare that with the records themselves.",
+    "in that client's records. Unit: one record. Neighbours: one record is present or absent (which equals "
+    "replacing it by an empty record without gradient), and the number of records, rounded up to a power "
+    "of two, is the same; the rounded number is public, the exact one is not. If settings select records "
+    "by position (audit.holdout, train_records, a split), absent means replaced by an empty record in the "
+    "same position. Replacing a record by another record counts as two changes and costs more. A person "
+    "with k records counts as k changes: about k times epsilon, and a delta that grows with e^epsilon.",
+    "Mechanism: DP-SGD. Each record's gradient is clipped to {clip_norm:g} and rounded to a grid; Gaussian "
+    "noise on that grid is added to their sum, which is divided by the batch size. Sampling: Poisson; each "
+    "record is drawn in each step independently and secretly, at the rate batch size / public number of "
+    "records. Composition: over all local steps and rounds, by the tighter of the PRV and RDP accountants. "
+    "PRV bounds the direction in which the record is present; that the other direction costs no more is "
+    "tested, not proved.",
+    "Post-processing, at no cost in epsilon: AdamW, PCR, H-TIES' trimming, weights and conflict, the "
+    "secure sum, the plug-back, and whatever an attack computes from the released models. Not covered: the "
+    "attacks' scores in this report, which compare those results with the records themselves.",
 )
 CLIENT = (
     "Differential privacy: the sums of all rounds together are ({epsilon}, {delta})-DP in whole "
     "clients (unit: one client; neighbours: its vector in the sum or zero in its place).",
-    "Mechanism: updates clipped to {clip_norm:g}, {mechanism} noise added before masking by the fewest "
-    "clients that can be left, without one who may be the onlooker; training that fails sends zeros with "
-    "noise, like any other. No sampling. Composition: RDP over rounds.",
+    "Mechanism: updates are clipped to {clip_norm:g}, and each client adds {mechanism} noise before "
+    "masking. Only the noise of the fewest honest clients that a sum can have is counted, minus one who "
+    "may be the observer. A client whose training fails sends zeros with noise. No sampling. Composition: "
+    "RDP over rounds.",
 )
 DIGITS = 4  # of epsilon and delta in sentences
 ROUNDING = 1e-9  # relative: of adding up in floating point, far below what the accountants leave room for
 NOT_COVERED = (
-    "Not covered: accuracies measured on clients' test records; scores of attacks, and their n, which are "
-    "computed from the records themselves; settings chosen after looking at results; that a client takes "
-    "part, how many records it has up to a power of two, how long it takes; other runs on the same "
-    "records, which add up; public calibration text, taken as public."
+    "Not covered: accuracies on clients' test records; scores of attacks and their n, which are computed "
+    "from the records themselves; settings chosen after looking at results; the fact that a client takes "
+    "part, its number of records rounded up to a power of two, and its running time; other runs on the "
+    "same records, whose costs add up; the calibration text, which is assumed to be public."
 )
 SCORED = (
     "This report holds scores of attacks (AUC, rates, recall and their n), which were computed from the "
-    "clients' records without noise. They are outside the epsilon above: a report on records that are "
-    "private is itself private, unless the attacks are taken out."
+    "clients' records without noise. The epsilon above does not cover them: treat a report on private "
+    "records as private, or remove the attacks' results before publishing it."
 )
 SIMULATED = (
     "unsafe_simulated randomness: the noise follows from the seed. NOTHING of the above holds for this "
-    "run; it shows the utility of one that draws from the operating system."
+    "run; it only shows the utility of a run whose noise comes from the operating system."
 )
 
 # the stamp of such a run, by which a gate knows it

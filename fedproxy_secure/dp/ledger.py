@@ -25,10 +25,10 @@ fewer than the results that left. An exception of `compute` is an answer too, wh
 see: its key is removed, its event stays, and another attempt pays for other noise. A process that is
 interrupted (`KeyboardInterrupt`, `SystemExit`) has answered nothing and keeps its key.
 
-Guarantees: all events together never exceed the limit, however many processes ask at once; every result was
-paid for on disk before it was computed; a noise key is gone from the folder when its result is returned.
-All files are mode 0600. Not guaranteed: a ledger that somebody deletes or puts back to an older copy is
-forgotten; removed keys may lie in free disk blocks; see also `runtime.files`.
+Guarantees: all events together never exceed the limit, however many processes ask at once; every result's
+event is on disk before the result is computed; a noise key is deleted from the folder before its result is
+returned. All files are mode 0600. Not guaranteed: anything after somebody deletes the ledger or restores an
+older copy; that deleted keys are overwritten in free disk blocks (see `runtime.files`).
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ class PrivacyLedger:
         would = spent([*events, event], delta=self.delta)
         if not would.epsilon <= self.max_epsilon:  # also if it is NaN
             raise PrivacyError(
-                f"client {self.client}, round {place['round']}: epsilon would be {would.epsilon:.4g}; "
-                f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon)"
+                f"client {self.client}, round {place['round']}: epsilon would become {would.epsilon:.4g}; "
+                f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon); raise that limit, or stop here"
             )
         RunFolder(path=self.folder, private=True).append_jsonl(self.path.name, place)
         number = 1 + len(events)  # the header's is 0

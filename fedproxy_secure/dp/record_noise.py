@@ -54,7 +54,7 @@ def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, rec
         log.info("privacy.target_delta=%g: must be < 1/%d", privacy.target_delta, size)
         raise ConfigError(
             f"privacy.target_delta={privacy.target_delta:g}: must be < 1 / the client's number of records, "
-            "rounded up to a power of two; publishing one record at random would pass otherwise"
+            "rounded up to a power of two; otherwise publishing one random record would satisfy it"
         )
     if local.batch_size > size:
         log.info("local.batch_size=%d: must be <= %d", local.batch_size, size)
@@ -71,8 +71,8 @@ def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, rec
     )
     if multiplier < LEAST_NOISE:  # training would refuse it, when the ledger has been charged
         raise ConfigError(
-            f"privacy.target_epsilon={privacy.target_epsilon:g}: takes noise below {LEAST_NOISE:g} times a "
-            "record's part, which is none; lower it, or set privacy.unit=none"
+            f"privacy.target_epsilon={privacy.target_epsilon:g}: needs a noise multiplier below "
+            f"{LEAST_NOISE:g}, which is too small to compute with; lower it, or set privacy.unit=none"
         )
     return RecordNoise(
         noise_multiplier=multiplier,

@@ -103,7 +103,7 @@ def alone(share: Any) -> Any:
 def has_gap(zero_shot: Bits, ceiling: Bits) -> bool:
     """Return whether centralised tuning is better than none.
 
-    Where it is worse, a method that got worse, too, would close a positive share of a gap that is none.
+    If it is worse, the gap is negative, and a method that also got worse would seem to close part of it.
     """
     return mean_share(ceiling) > mean_share(zero_shot)
 

@@ -3,15 +3,15 @@
 Every number of a report is an `Estimate`: it says how many values it rests on, which seeds they came from
 and how the interval was made. Intervals are two-sided, 95 %.
 
-Student t assumes that seeds are independent and that their values are about normal. It says how other
-seeds would have trained, on the same records where seeds share them, as those of a run do. Wilson assumes
-that records are independent; it says nothing about how another seed would have trained. An interval over
-seeds is no narrower than one over records (`no_surer`), but the two are not added: one for other seeds and
-other records together would be up to 1.4 times as wide.
+Student's t interval assumes that seeds are independent and their values about normal. It covers other seeds
+on the same records (the seeds of a run share their records). Wilson's interval assumes that records are
+independent; it does not cover other seeds. An interval over seeds is never narrower than one over records
+(`no_surer`), but the two are not added: an interval for other seeds and other records together would be up
+to 1.4 times as wide.
 
-Seeds that agree claim no certainty. Where the data of one seed allow an interval, that of all seeds is no
-narrower than theirs on average (`no_surer`). Where they allow none, and all seeds give the same number,
-there is no interval, unless the number was counted.
+If all seeds give the same number, that does not mean certainty. If the data of a single seed allow an
+interval, the interval over seeds is no narrower than the seeds' own on average (`no_surer`). If they allow
+none, and all seeds agree, there is no interval, unless the number was counted.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def forget_seed(run: Path, seed_folder: str) -> None:
     if len(others) == len(findings):
         return
     log.warning(
-        "%s: %d of %d findings are dropped, about %s as it was before; attack the run again",
+        "%s: %d of %d findings are dropped: they are about an earlier state of %s; attack the run again",
         run / FOLDER / RESULTS,
         len(findings) - len(others),
         len(findings),

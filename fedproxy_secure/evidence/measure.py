@@ -59,9 +59,9 @@ class MeasureKind:
             the highest does.
         relative: whether it counts from each configuration's own proxy. Where proxies differ it compares
             nothing, and stands for its axis only if no other measure can.
-        lower_bound: whether each number bounds the truth from below. Of several the smallest is told: their
-            mean bounds nothing, and the largest is too large too often. A gate takes it as proof that a
-            bound is broken, never that it is kept.
+        lower_bound: whether each number bounds the true value from below. Of several such numbers the
+            smallest is reported: their mean is not a bound, and the largest is too large too often. A gate
+            takes such a number as proof that a limit is broken, never that it is kept.
 
     Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
     an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.

@@ -97,11 +97,12 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
     The result is None unless both have the same exam. If one has fewer targets, because time ran out, both
     are compared on the first ones that they share.
 
-    Where every target was judged alike, the difference is 0. It is exact for equal rankings of an AUC and
-    for means of larger numbers, which agree to the digit only where the same was read twice. A mean of
-    numbers in [0, 1], such as found and not found, has the interval of the rule of three: of other targets
-    up to 3/n may differ. So has an AUC of two different rankings that spread alike, such as perfect ones.
-    Means that differ by as much for every target have no interval, and the result is None.
+    If both findings judge every target alike, the difference is 0. It is exact for equal rankings of an AUC
+    and for means of numbers outside [0, 1], which are equal to the last digit only if both read the same
+    data. For a mean of numbers in [0, 1], such as found or not found, the interval is that of the rule of
+    three: up to 3/n of other targets may differ. The same holds for an AUC of two different rankings with
+    the same spread, such as two perfect ones. If the difference is the same nonzero number for every
+    target, there is no interval, and the result is None.
 
     Args:
         a, b: targets of two findings of one attack.

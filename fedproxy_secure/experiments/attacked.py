@@ -58,10 +58,10 @@ def attack_run(
 
 
 def check_attacks(config: Config) -> None:
-    """Raise `ConfigError` unless suites and views that `attacks` names are installed; before any training.
+    """Raise `ConfigError` unless the suite and the views that `attacks` names are installed.
 
-    Later is too late: settings of a run that has begun cannot be corrected. Where no threat model is
-    described, a suite judges the views itself.
+    Call it before training: the settings of a run that has begun can no longer be changed. If no threat
+    model is installed, the suite checks the views itself.
     """
     if config.attacks.suite == "none":
         return
@@ -86,7 +86,7 @@ def _loaded(point: EntryPoint) -> Callable[..., Any]:
     except Exception as error:  # somebody else's module may raise anything
         raise ConfigError(f"{where}: cannot be loaded: {error}") from error
     if not callable(function):
-        raise ConfigError(f"{where}: is of {type(function).__name__}; must be a function")
+        raise ConfigError(f"{where}: is a {type(function).__name__}; must be a function")
     return cast("Callable[..., Any]", function)
 
 

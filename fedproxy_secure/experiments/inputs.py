@@ -44,9 +44,9 @@ Item = TypeVar("Item")
 def check_inputs(config: Config, out: Path) -> None:
     """Check that all that a new run reads is there and can be read, apart from the model's weights.
 
-    Key, device, tokenizer, public text and records are read once for this. A folder belongs to its
-    settings from its first file on: a path that was misspelt could not be corrected
-    in it. Nothing is read if a run has begun in `out`.
+    Key, device, tokenizer, public text and records are read once to check them. This happens before the
+    first file is written, because from then on the folder is bound to its settings, and a misspelt path
+    could no longer be corrected. If a run has already begun in `out`, nothing is read.
 
     Raises `ModelError`, `DataError` or `ConfigError` as `prepare` does.
     """

@@ -92,7 +92,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
 
 
 def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configuration:
-    """Join runs that differ by their seeds alone; a seed run twice is shown once and paid twice."""
+    """Join runs that differ only in their seeds; a repeated seed is shown once, but costs epsilon twice."""
     config = runs[0][1]
     seeds: dict[int, SeedRun] = {}
     besides: list[Training] = []

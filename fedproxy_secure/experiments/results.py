@@ -130,7 +130,7 @@ def average(accuracies: Mapping[str, Accuracy]) -> float:
 def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
     """Return what a report says of prompts that were cut: nothing if none was, no number under privacy."""
     if config.privacy.unit != "none":
-        return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; how many is private.",)
+        return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; the count is private.",)
     if not truncated:
         return ()
     return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
@@ -149,8 +149,8 @@ def choice_notes(config: Config) -> tuple[str, ...]:
         return ()
     if len(open_ended) == len(config.data.clients):
         return (
-            "No accuracy here says anything: all records have one choice, which any model answers right. "
-            "Read the perplexities, or add a task with choices.",
+            "The accuracies here are meaningless: every record has only one choice, so any model is right. "
+            "Read the perplexities instead, or add a task with choices.",
         )
     names = ", ".join(open_ended)
-    return (f"Trained on, but in no accuracy: {names}, whose records have one choice and no wrong answer.",)
+    return (f"Trained on, but left out of all accuracies: {names} (only one choice, so never wrong).",)

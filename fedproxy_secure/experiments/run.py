@@ -198,7 +198,7 @@ def _run_seed(
     clock.stop("evaluate")
     result |= {"seconds": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
     epsilon = {client: s.epsilon for client, s in spent.items()}
-    # its healing has the proxy's weights; whose training failed must not be in a log that is passed on
+    # left out of the log: healing state (it has the proxy's weights), and whose training failed
     failed = [file.relative_to(place).as_posix() for file in failed_files(ledgers)]
     witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING_STATE, *failed))
     shown.done(name)

@@ -51,7 +51,7 @@ def protection_note(config: Config) -> str:
         limit = f"epsilon {privacy.limit:g} at most for one seed alone"
         private = f"{privacy.unit.capitalize()}-level differential privacy, {limit}."
         if privacy.randomness == "unsafe_simulated":
-            private += " unsafe_simulated randomness: nothing is private."
+            private += " With unsafe_simulated randomness nothing is private."
     return f"{protection.sees(config.protect, config.fusion)} {private}"
 
 
@@ -76,7 +76,7 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         f"The proxy was healed on {healed[0]['tokens']:,} tokens of public text, in "
         f"{mean(lambda r: r['healing']['seconds']):.0f} s: KL of the LLM and the proxy "
         f"{mean(lambda r: r['healing']['before_healing']['fidelity']['kl_nats']):.2f} before, "
-        f"{mean(lambda r: r['fidelity']['kl_nats']):.2f} nats a token after; weights held verbatim "
+        f"{mean(lambda r: r['fidelity']['kl_nats']):.2f} nats per token after; weights held verbatim "
         f"{mean(lambda r: r['healing']['before_healing']['verbatim_share']):.1%} before, "
         f"{mean(lambda r: r['verbatim_share']):.1%} after.",
     )
@@ -101,8 +101,8 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     found = "; ".join(said(name, own) for name, own in scales.items() if own)
     if found:
         notes.append(
-            "Plug-back: the lifted difference is multiplied by a factor before it is added, the one of "
-            "those tried with which the fused LLM predicts public text most like the tuned proxy. Factors: "
+            "Plug-back: the lifted difference is multiplied by a factor before it is added. Of the factors "
+            "tried, it is the one at which the fused LLM predicts public text most like the tuned proxy: "
             + found
             + "."
         )
@@ -110,7 +110,7 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     if windows:
         notes.append(
             f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
-            "(plug_back.align_windows); not aligned are rotated proxies, FedOT and methods in exact_."
+            "(plug_back.align_windows), except for rotated proxies, FedOT and methods named exact_..."
         )
     return tuple(notes)
 

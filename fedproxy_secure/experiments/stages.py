@@ -67,8 +67,8 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     if (reads or fits) and there < fewest:
         raise DataError(
             f"data.public_text={config.data.public_text}: has {there} windows of "
-            f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, or lower "
-            "compress.calibration_sequences: none is used twice"
+            f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, because no window is used twice; "
+            "give more text, or lower compress.calibration_sequences"
         )
     return Materials(
         llm=llm,
@@ -230,10 +230,10 @@ def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, in
         sizes = tensor_sizes(tuned)
         noise_of(job, d=sum(sizes), clients=job.clients_a_round, threshold=planned_threshold(job))
         ratio = signal_to_noise(job, sizes)
-        hopeless = "; hopeless with so few clients or so large an adapter" if ratio < 1 else ""
+        hopeless = "; use more clients or a smaller adapter" if ratio < 1 else ""
         return (
-            f"Client-level noise: a round's sum over {job.clients_a_round} clients is at best {ratio:.2g} "
-            f"times as long as its noise{hopeless}.",
+            f"Client-level noise: the signal-to-noise ratio of a round's sum over {job.clients_a_round} "
+            f"clients is at most {ratio:.2g}{hopeless}.",
         )
     return ()
 

@@ -132,7 +132,7 @@ def _one_line(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{folder / FOLDER}: cannot be written: {error.strerror or error}; --set track=[] does without"
+            f"{folder / FOLDER}: cannot be written: {error.strerror or error}; or disable: --set track=[]"
         ) from error
 
 

@@ -79,7 +79,7 @@ def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy
     if settings.ledger is None:
         raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
     noise = record_noise(settings, job.local, rounds=job.federate.rounds, records=len(items))
-    # salted: whoever reads the ledger could else try out whether a record is among them
+    # salted: otherwise whoever reads the ledger could test whether a guessed record is among them
     salt = own_salt(Path(settings.ledger), name)
     plain = repr([(i.ids, i.response_start) for i in items]).encode()
     records = hashlib.sha256(salt + plain).hexdigest()

@@ -201,7 +201,7 @@ def _what_is_wrong(error: ValidationError) -> str:
     missing = [
         str(one["loc"][-1]) for one in found if one["type"] == "missing" and [*one["loc"][:-1]] == section
     ]
-    hint = nearest(str(unknown), missing) if missing else "take it out, or write it as the proposal has it"
+    hint = nearest(str(unknown), missing) if missing else "remove it, or spell it as in the proposal"
     return f"{where}: unknown key; {hint}"
 
 

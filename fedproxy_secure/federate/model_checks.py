@@ -47,7 +47,7 @@ def check_fits(tuned: nn.Module, *, tokens: int, longest: int, pad_id: int) -> N
     if rows < tokens:
         raise ModelError(f"proxy: has embeddings of {rows} tokens; must have {tokens}, its tokenizer's")
     if not 0 <= pad_id < rows:
-        raise ModelError(f"proxy: fills up with token {pad_id}; must be in [0, {rows})")
+        raise ModelError(f"proxy: pads with token {pad_id}; must be in [0, {rows})")
     if positions is not None and positions < longest:
         raise ModelError(f"proxy: has {positions} positions; must have {longest} (data.max_tokens)")
     short = Encoded(ids=(0, rows - 1, 0), response_start=1)

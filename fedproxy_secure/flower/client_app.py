@@ -251,8 +251,8 @@ def _checked(job_json: str, context: Context) -> OwnJob:
         return OwnJob(job=policy.own_job(asked), index=0, policy=policy.sha256())
     if not attempt.plays_everybody(context):
         raise ConfigError(
-            'node-config: must name this client\'s policy, as policy="FILE"; without one the server would '
-            "choose which records are read and how they are protected"
+            'node-config: must name this client\'s policy, as policy="FILE"; otherwise the server would '
+            "decide which records are read and how they are protected"
         )
     index = int(context.node_config.get("partition-id", 0))
     if not 0 <= index < len(asked.clients):

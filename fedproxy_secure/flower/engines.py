@@ -113,8 +113,8 @@ def _check_remembered(job: FederationJob, run_folder: Path | None, initial: Serv
     saved = ServerState.load(run_folder / STATE).round
     if initial.round < saved < job.federate.rounds:
         raise RunFolderError(
-            f"protect.weights=self: cannot go on from round {saved}, the clients' journals ended "
-            "with the last call; name a folder of `provision` as protect.keys, or start in another folder"
+            f"protect.weights=self: cannot resume from round {saved}: the clients' journals were deleted "
+            "after the last call; set protect.keys to a folder made by `provision`, or use a new folder"
         )
 
 

@@ -134,7 +134,7 @@ def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict
         if name not in known:
             log.warning("setup: node %d is left out: no client is called %s", claimants[0], quoted(name))
         elif len(claimants) > 1:
-            log.warning("setup: nodes %s are left out: all say that they are %s", claimants, name)
+            log.warning("setup: nodes %s are left out: all of them claim the name %s", claimants, name)
         elif claimants[0] in ready:
             nodes[name] = claimants[0]
     return nodes

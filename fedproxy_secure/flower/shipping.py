@@ -228,9 +228,9 @@ def _gives_up(site: _Site, timeout_s: float, *, wait_s: float, over: bool) -> st
     if site.idle > MOST_IDLE:
         return f"{took} and no more in {MOST_IDLE} requests; {site.last}"
     if site.anew > MOST_ANEW:
-        return f"{took}, and had to begin anew {site.anew} times"
+        return f"{took}, and lost what it had received {site.anew} times"
     if over or now - site.progress_at > timeout_s:
-        return f"{took} before its time was over (federate.timeout_s={timeout_s:g})"
+        return f"{took} before it timed out (federate.timeout_s={timeout_s:g})"
     return None
 
 

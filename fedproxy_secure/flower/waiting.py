@@ -60,10 +60,10 @@ class Wait:
         """Return it as one line, at the time `now` (seconds since the epoch).
 
         >>> Wait(what="setup", names=("bank",), since=0, until=120).sentence(30)
-        'waits for bank (setup) since 30 s, for 90 s more at most'
+        'has waited 30 s for bank (setup), and waits at most 90 s more'
         """
         since, left = (duration(max(0.0, s)) for s in (now - self.since, self.until - now))
-        return f"waits for {listed(self.names)} ({self.what}) since {since}, for {left} more at most"
+        return f"has waited {since} for {listed(self.names)} ({self.what}), and waits at most {left} more"
 
 
 class WaitNotes:

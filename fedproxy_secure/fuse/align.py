@@ -1,9 +1,9 @@
 """Align the fused LLM: let its hidden states move as tuning moved those of the proxy.
 
-A difference that was learned in the proxy is added to the LLM's blocks. There the blocks that the proxy
-lacks stand between them. They have never met the moved states, and undo part of the move. So the server
-compares, on public text and block by block, the proxy before and after tuning, and fits the last map of the
-LLM's block at each place, in closed form, so that the LLM's own state is moved by as much:
+A difference that was learned in the proxy is added to the LLM's blocks. Between those blocks the LLM has
+others that the proxy lacks. These were not tuned on the shifted hidden states, and undo part of the shift.
+So the server compares the proxy before and after tuning, on public text and block by block. It then fits
+the last linear map of the corresponding LLM block in closed form, so that the LLM's state shifts as much:
 
     wanted state = the LLM's state + (the tuned proxy's state - the proxy's state).
 

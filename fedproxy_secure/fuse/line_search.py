@@ -1,10 +1,9 @@
 """By what factor to add the lifted difference to the LLM: a line search on public text.
 
-A difference that was learned in a proxy of fewer blocks moves the whole LLM less than it moved the proxy.
-The factor s is chosen with which the fused LLM, the LLM plus s times the lifted difference, predicts public
-text most like the tuned proxy, which is what clients trained: the nearest local best, walking from 1. Only
-the server takes part, and no record.
-The paper's plug-back is s = 1 (Eq. 15).
+A difference that was learned in a proxy with fewer blocks moves the whole LLM less than it moved the proxy.
+So the difference is multiplied by a factor s before it is added. The search walks from s = 1 to the nearest
+local optimum of how closely the fused LLM's predictions on public text match those of the tuned proxy. Only
+the server takes part, and no record is used. The paper's plug-back is s = 1 (Eq. 15).
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
     exit code   0 all rules kept   1 a rule was broken   3 evidence is missing or inconclusive
 
-Each measure is judged by the end of its interval that speaks against it. Where the interval reaches over
-the bound, or there is none, nothing is shown either way, and the verdict is inconclusive. So it is for a
-measure whose attack was inconclusive, or had too few targets to decide the bound, and for an attack that
-was resisted but could not have shown what its positive control leaks (`resolution`). Epsilon is infinite
-without differential privacy, and as much so where the noise follows from the seed. What was
-not measured does not pass. Neither does a rule that fits no configuration, nor a signature by somebody whom
-neither the policy nor the caller named.
+Each measure is judged by the unfavourable end of its interval. The verdict is INCONCLUSIVE if the interval
+includes the bound or there is no interval, if the attack behind the measure was inconclusive or had too few
+targets to decide the bound, and if an attack was resisted but could not have detected a leak as large as
+its positive control's (`resolution`). Epsilon is infinite without differential privacy, and also if the
+noise follows from the run's seed. A measure that was not measured does not pass; neither does a rule that
+applies to no configuration, nor a report signed by a key that neither the policy nor the caller named.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: M
     verdict, excess = compare(measure.estimate, limit.side, rule.bound)
     why = _by_how_much(limit, verdict, excess)
     if verdict == Verdict.PASSED and limit.lower_bound:
-        verdict, why = Verdict.INCONCLUSIVE, f"{why}; a lower bound, which cannot show that it is no more"
+        verdict, why = Verdict.INCONCLUSIVE, f"{why}; but a lower bound never shows that a limit is kept"
     if verdict != Verdict.FAILED and limit.by_attacks:
         weak = Attempts.on_measure(configuration, measure.key).weakness()
         if weak is not None:
@@ -159,7 +158,7 @@ def _by_how_much(limit: Limit, verdict: Verdict, excess: float | None) -> str:
     if excess > 0:
         verb = "exceeds" if limit.side == "max" else "falls short of"
         if verdict == Verdict.INCONCLUSIVE:
-            return f"the interval includes the bound and {verb} it by {excess:.3g}"
+            return f"the interval includes the bound; its unfavourable end {verb} the bound by {excess:.3g}"
         return f"{verb} the bound by {excess:.3g}"
     return f"within the bound by {abs(excess):.3g}"
 
@@ -275,7 +274,7 @@ def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
         elif signed.unsettled:
             why = signed.unsettled[0]
         elif policy.signer is None:
-            why = f"signed by {signed.signer}, a key that nobody named; name the signer with --key PUB"
+            why = f"signed by {signed.signer}; no signer was expected: name the expected key with --key PUB"
         else:
             verdict, why = Verdict.PASSED, f"signed by {signed.signer}"
     return Judged(rule="require_signed_audit: true", configuration=WHOLE_REPORT, verdict=verdict, why=why)

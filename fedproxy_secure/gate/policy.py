@@ -12,8 +12,8 @@
         views: [server]
         not_applicable: pass
 
-Unknown keys and rules, keys given twice and rules without effect are refused, so that a slip does not open
-the gate.
+Unknown keys and rules, keys given twice and rules without effect are refused, so that a typing error cannot
+make the gate pass.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def load_policy(path: Path) -> Policy:
 
 
 def parse_policy(data: bytes, path: Path) -> Policy:
-    """Return the policy in a YAML text; errors name `path`, where it comes from, and it gives the name.
+    """Return the policy in a YAML text; `path` is its file, which errors name and which names the policy.
 
     Raises what `load_policy` does.
     """
@@ -167,19 +167,19 @@ def _rule(raw: Any, common: Mapping[str, tuple[str, ...]], where: str) -> Rule:
             near = nearest(str(key), [*limit_names(), *OTHERS, *QUALIFIERS])
             raise ConfigError(f"{where}.{key}: unknown rule; {near}")
     if len(names) != 1:
-        raise ConfigError(f"{where}: has {len(names)} rules; must have one; each rule begins with a dash")
+        raise ConfigError(f"{where}: has {len(names)} rules; must have one; begin each rule with a dash")
     (name,) = names
     where = f"{where}.{name}"
     views = raw.get("views", [])
     if not _is_names(views) or (views and name != "resist"):
-        _refuse(f"{where}: views", views, "names of threat models, and is for resist only")
+        _refuse(f"{where}: views", views, "names of threat models, and only with the rule `resist`")
     allowed = raw.get("not_applicable")
     limit = limit_of(name)
     attacked = name in ("resist", "require_audit_within_claim") or (limit is not None and limit.by_attacks)
     if allowed not in (None, "pass") or (allowed and not attacked):
-        _refuse(f"{where}: not_applicable", allowed, "`pass`, and is for rules on attacks only")
+        _refuse(f"{where}: not_applicable", allowed, "`pass`, and only with a rule on attacks")
     if name == TOTAL_EPSILON and "applies_to" in raw:
-        _refuse(f"{where}: applies_to", raw["applies_to"], "left out: the rule is for the whole report")
+        _refuse(f"{where}: applies_to", raw["applies_to"], "left out: the rule covers the whole report")
     settings = _applies_to(raw["applies_to"], f"{where}: applies_to") if "applies_to" in raw else common
     return Rule(
         name=name,

@@ -38,17 +38,18 @@ def unresolved(configuration: Configuration, key: str, bound: float) -> str | No
     """
     for who, could in _could_show(configuration, key):
         if could.smallest is None:
-            return f"{who} could have shown no value ({could.how})"
+            return f"{who} could not have detected any value ({could.how})"
         if key in RATES and could.smallest > bound:
-            return f"{who} could have shown only {could.smallest:.3g} or more ({could.how})"
+            return f"{who} could have detected only values of {could.smallest:.3g} or more ({could.how})"
     return None
 
 
 def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
-    """Return whether resisted attempts could have shown a leak, and a clause for the reason.
+    """Return whether resisted attempts could have detected a leak, and a clause for the reason.
 
-    The clause says which could not, or where the interval ends that reaches furthest; it may be empty.
-    Findings of earlier versions, which do not say what they could have shown, count as able to.
+    The clause names the attempt that could not, or else gives the highest upper end of all the attempts'
+    intervals; it may be empty. A finding from an earlier version, which does not state the smallest value
+    that it could have detected, counts as able to detect a leak.
     """
     ends = []
     for finding in findings:
@@ -57,12 +58,12 @@ def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
             continue
         who, could = f"{finding.id} from {finding.view}", finding.could_show(headline)
         if could is not None and could.smallest is None:
-            return False, f"but {who} could have shown no value ({could.how})"
+            return False, f"but {who} could not have detected any value ({could.how})"
         control = finding.positive
         if could is not None and control is not None and (could.smallest or 0.0) > control.value:
             return False, (
-                f"but {who} could have shown only {could.smallest:.3g} or more ({could.how}), which is "
-                f"above its positive control"
+                f"but {who} could have detected only values of {could.smallest:.3g} or more "
+                f"({could.how}), which is above its positive control"
             )
         if headline.high is not None:
             ends.append((headline.high, who))
@@ -75,20 +76,20 @@ def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
 def remedy(key: str, bound: float) -> str:
     """Return what to do about an upper bound that could not be decided, as a phrase without a stop."""
     if key not in RATES:
-        return REMEDIES.get(key, "more seeds, or more targets for the attacks, make the interval narrower")
+        return REMEDIES.get(key, "use more seeds, or more targets for the attacks, to narrow the interval")
     needed = documents_needed(RATES[key], bound)
     if needed is None:
         return f"raise the bound: chance is {RATES[key]:g}"
-    return f"the bound takes about {needed} members and as many others: {_MORE_RECORDS}"
+    return f"this bound needs about {needed} members and as many non-members: {_MORE_RECORDS}"
 
 
 @cache
 def documents_needed(rate: float, bound: float) -> int | None:
-    """Return how many members, and as many others, keep an attack that finds nothing below a bound.
+    """Return how many members, and as many non-members, an attack needs to show that a bound is kept.
 
-    With that many of each, the interval of a TPR at `rate` false positives ends at or below the bound with
-    probability .8 where members look like all others. The interval is that of `tpr_estimates` of the
-    attacks. The number is rounded up to 50.
+    With that many of each, if members and non-members look alike, the interval of the TPR at `rate` false
+    positives ends at or below the bound with probability .8. The interval is the one that the attacks'
+    `tpr_estimates` computes. The number is rounded up to a multiple of 50.
 
     Args:
         rate: the share of false positives, in (0, 1).

@@ -1,4 +1,4 @@
-"""How often a client's journal was written, in a second file: it tells an older copy of the journal.
+"""The number of writes to a client's journal, in a second file that reveals an older copy of the journal.
 
     NAME.sequence    20 digits, mode 0600, beside NAME.journal
 

@@ -80,11 +80,11 @@ class Journal:
         events = 0 if row is None else row[0]
         if own < sequence:
             raise ProtocolAborted(
-                f"journal: was written {own} times, and {sequence} times when last used; it was put back"
+                f"journal: was written {own} times; must be >= {sequence}: an older copy was restored"
             )
         if ledger_events < events:
             raise ProtocolAborted(
-                f"privacy ledger: has {ledger_events} events, and had {events}; it was put back"
+                f"privacy ledger: has {ledger_events} events; must be >= {events}: an old copy was restored"
             )
 
     def note_ledger(self, *, run: str, events: int) -> None:
@@ -99,8 +99,8 @@ class Journal:
     def agree(self, *, policy: bytes, seed: int, run: str, roster_sha256: bytes) -> None:
         """Bind a policy and a seed to the run and the roster that are first asked for under them.
 
-        Raises `ProtocolAborted` for another run, with which a server would get as many rounds as it likes,
-        or another roster, with which new members could outnumber the honest ones halfway.
+        Raises `ProtocolAborted` for another run, which would give a server any number of extra rounds, or
+        another roster, whose new members could outnumber the honest clients in the middle of a run.
         """
         with writing(self.file) as database:
             database.execute(
@@ -111,12 +111,12 @@ class Journal:
             ).fetchone()
             if first != run:
                 raise ProtocolAborted(
-                    f"run {run[:12]}: seed {seed} of this client's policy belongs to run {first[:12]}; "
-                    "another proxy or plan needs a seed or a policy of its own"
+                    f"run {run[:12]}: must be {first[:12]}, to which this policy's seed {seed} is bound; "
+                    "for another proxy or plan, use another seed or policy"
                 )
             if roster != roster_sha256:
                 raise ProtocolAborted(
-                    f"roster: run {run[:12]} began with another one; it is fixed for a run"
+                    f"roster: must be the one that run {run[:12]} began with; a run's roster is fixed"
                 )
 
     def begin(self, asked: Attempt) -> None:

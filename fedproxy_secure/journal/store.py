@@ -113,8 +113,8 @@ def check_journal(file: Path, client: str) -> None:
         mode = file.stat().st_mode & 0o777
     except OSError as error:
         raise ConfigError(
-            f"{file}: cannot be read: {error.strerror}; without it nobody knows what {client}'s key has "
-            "answered: put it back, or make a new key with `provision`"
+            f"{file}: cannot be read: {error.strerror}; it is the only record of what {client}'s key has "
+            "answered: restore it, or make a new key with `provision`"
         ) from error
     if mode & 0o077:
         raise ConfigError(f"{file}: has mode {mode:o}; must be 600, readable by its owner alone")

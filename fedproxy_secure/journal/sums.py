@@ -19,14 +19,15 @@ def check_survivors(
     """Raise `ProtocolAborted` if unmasking the round for `names`, sorted, would tell clients apart."""
     before = survivors(database, run, round)
     if before is not None and before != names:
-        raise ProtocolAborted(f"survivors: round {round} was unmasked for others; two sums tell them apart")
+        raise ProtocolAborted(f"survivors: must be those that round {round} was unmasked for before")
     if not refuse_differencing:
         return
     with closing(database.execute("SELECT survivors FROM rounds WHERE survivors IS NOT NULL")) as rows:
         for (earlier,) in rows:
             if len(set(names) ^ set(json.loads(earlier))) == 1:
                 raise ProtocolAborted(
-                    "survivors: an earlier sum differs by one client; together they tell that one's part"
+                    "survivors: must not differ by one client from those of an earlier sum: the two sums "
+                    "together would reveal that client's part"
                 )
 
 

@@ -31,10 +31,10 @@ _GAUGES = (
 _COUNTERS = (
     (
         "fedproxy_rounds_done",
-        "Rounds saved by the owner, or answered to their end by a site",
+        "Rounds saved by the owner, or completed by a site",
         "rounds_done",
     ),
-    ("fedproxy_messages", "Messages that a site has answered, or failed to", "messages"),
+    ("fedproxy_messages", "Messages that a site has answered or failed to answer", "messages"),
     ("fedproxy_sent_bytes", "Payload sent, without what Flower and TLS add", "bytes_sent"),
     ("fedproxy_received_bytes", "Payload received, without what Flower and TLS add", "bytes_received"),
     ("fedproxy_skipped_lines", "Lines of the log of events that are no event", "skipped"),
@@ -72,8 +72,8 @@ class Collector:
         party = GaugeMetricFamily("fedproxy_party_info", "Whose metrics these are", labels=["role", "name"])
         party.add_metric([at.role, at.name], 1)
         yield party
-        yield GaugeMetricFamily("fedproxy_healthy", "0 if somebody should look, else 1", int(at.healthy))
-        phase = GaugeMetricFamily("fedproxy_phase", "1 at the phase of the federation", labels=["phase"])
+        yield GaugeMetricFamily("fedproxy_healthy", "1 if healthy, 0 if not", int(at.healthy))
+        phase = GaugeMetricFamily("fedproxy_phase", "1 for the current phase, else 0", labels=["phase"])
         for name in PHASES:
             phase.add_metric([name], int(at.phase == name))
         yield phase
@@ -106,5 +106,5 @@ class Collector:
         if at.role == "site" and at.spending is not None:
             spent = at.spending
             yield GaugeMetricFamily("fedproxy_epsilon_spent", "Epsilon spent by this site", spent.epsilon)
-            yield GaugeMetricFamily("fedproxy_epsilon_limit", "Epsilon that it never exceeds", spent.limit)
-            yield GaugeMetricFamily("fedproxy_delta", "Delta that both are meant at", spent.delta)
+            yield GaugeMetricFamily("fedproxy_epsilon_limit", "Upper limit on this epsilon", spent.limit)
+            yield GaugeMetricFamily("fedproxy_delta", "Delta of both epsilons", spent.delta)

@@ -113,7 +113,7 @@ def _judged(
         return "waiting", True, "has not begun"
     if job is not None and quiet_s > job.federate.timeout_s:
         limit = duration(job.federate.timeout_s)
-        return "running", False, f"no sign for {duration(quiet_s)}; an answer may take {limit} (timeout_s)"
+        return "running", False, f"silent for {duration(quiet_s)}, longer than federate.timeout_s ({limit})"
     if at.last is not None and at.last.kind == "start":
         return "running", True, "makes the proxy, waits for clients, or sends it to them"
     return "running", True, f"round {at.round} is under way"

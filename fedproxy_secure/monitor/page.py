@@ -57,7 +57,7 @@ def tables(at: Standing) -> dict[str, Rows]:
             ("Time left, at this pace", _time(at.left_seconds)),
         ),
         "Clients": _known(
-            ("Meant for a round", at.cohort),
+            ("Cohort of a round", at.cohort),
             ("Connected after set-up", at.connected),
             ("Took part in the last round", at.clients),
             ("Absent in the last round", ", ".join(at.absent) or None),
@@ -92,7 +92,7 @@ def _spent(at: Standing) -> Rows:
     epsilon = at.spending.epsilon
     return [
         ("Epsilon so far", "infinite" if math.isinf(epsilon) else f"{epsilon:.3g}"),
-        ("Epsilon at most", f"{at.spending.limit:.3g}"),
+        ("Limit on epsilon", f"{at.spending.limit:.3g}"),
         ("Delta", f"{at.spending.delta:.3g}"),
     ]
 

@@ -93,7 +93,7 @@ def _listening(
 ) -> _Server:
     if not _is_loopback(host):
         raise ConfigError(
-            f"host={host}: must be an address of loopback; `unsafe_host` shows the page to other machines"
+            f"host={host}: must be a loopback address; `unsafe_host` exposes the page to other machines"
         )
     if not 0 <= port < 2**16:
         raise ConfigError(f"port={port}: must be from 0 (any) to {2**16 - 1}")
@@ -197,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         answers = {"/": self._page, "/metrics": self._metrics, "/healthz": self._health}
         answer = answers.get(asked.path)
         if answer is None:
-            self._text(HTTPStatus.NOT_FOUND, "there are /, /metrics and /healthz")
+            self._text(HTTPStatus.NOT_FOUND, "not found; the paths are /, /metrics and /healthz")
             return
         try:
             standing = self.server.standing()

@@ -81,7 +81,7 @@ def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
     if healthy and failed is not None and failed == _last_trained(log.events):
         healthy, why = (
             False,
-            f"training failed in round {failed}, zeros count; this site's own log says why",
+            f"training failed in round {failed}, so zeros were sent in its place; see this site's log",
         )
     if unreadable:
         healthy, why = False, f"cannot be read: {', '.join(unreadable)}"
@@ -97,14 +97,14 @@ def _judged(at: Standing, *, complete: bool) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     way = at.last if at.last is not None and (at.last.party, at.last.kind) == ("site", "setup") else None
     if way is not None and way.outcome == "aborted":
-        line = f"waits: {way.reason} is not in order on the way to the owner; this site's own log says why"
+        line = f"waits: the preflight check {way.reason!r} fails; see this site's log"
         return "waiting", False, line
     if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
         return "finished", True, "the last round is done"
     if at.last is None or (at.round is None and (way is not None or at.last.kind == "start")):
         return "waiting", True, "waits for the owner's first message"
     if at.last.kind == "stop":
-        return "stopped", True, "was stopped; it goes on when it is started again"
+        return "stopped", True, "was stopped; it resumes when it is started again"
     if at.last.outcome == "aborted":
         what = at.last.message or at.last.kind
         return "running", False, f"{what} ended with {at.last.reason}; this site's own log says why"

@@ -138,8 +138,8 @@ class Protection(ABC):
             )
         if not self.secure_sum and (protect.min_cohort is not None or protect.refuse_differencing):
             raise ConfigError(
-                f"protect.scheme={self.name}: makes no sums; protect.min_cohort and "
-                "protect.refuse_differencing need masking or ckks"
+                f"protect.scheme={self.name}: must be masking or ckks with protect.min_cohort or "
+                "protect.refuse_differencing, which apply to secure sums only"
             )
 
     def check_installed(self) -> None:  # noqa: B027 - most need nothing besides the package

@@ -59,8 +59,9 @@ def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[in
 def _check_grid(adapter: np.ndarray, local: LocalConfig) -> None:
     """Raise `ProtocolAborted` if float32 is too coarse, at an adapter's largest number, for its training.
 
-    An update is the difference of two adapters, so a multiple of float32's grid there. Where that is about
-    as wide as a training step, all clients' numbers are minus, zero or plus the same: a sum counts signs.
+    An update is the difference of two adapters, so it is a multiple of float32's spacing at their values.
+    If that spacing is about as large as a training step, each number of an update is -s, 0 or +s for the
+    same s, and a sum of updates counts signs.
     A step of AdamW moves a coordinate by about its learning rate; one of SGD, clipped to `max_grad_norm`,
     by that times the learning rate over the square root of the number of coordinates.
     """
@@ -71,7 +72,7 @@ def _check_grid(adapter: np.ndarray, local: LocalConfig) -> None:
     grid = float(np.spacing(largest))
     if grid > step / LEAST_GRID:
         raise ProtocolAborted(
-            f"broadcast adapter: has a number of {largest:.3g}, where float32 goes in steps of {grid:.1e}; "
+            f"broadcast adapter: has a number of {largest:.3g}, where float32 values are {grid:.1e} apart; "
             f"must be at most {step / LEAST_GRID:.1e}, or updates would be rounded to signs; the owner "
             "must begin with a smaller adapter, or agree on a larger local.learning_rate"
         )

@@ -56,8 +56,8 @@ class Ckks(SecureSum):
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
         return (
-            "ckks: protects against a server that follows the protocol and that no client helps; any one "
-            "client and the server open every update.",
+            "ckks: protects only against a server that follows the protocol and colludes with no client; "
+            "the server and any one client together can decrypt every update.",
         )
 
     def payload_bytes(self, plan: RingPlan) -> int:

@@ -1,7 +1,7 @@
 """`masking`: the server learns sums over at least `threshold` clients and no single update.
 
-With the granularity `coordinate` it also learns a number that one client alone sends, and signs that all
-share.
+With the granularity `coordinate` the server also learns, at each coordinate, the value of a client that is
+the only one with its sign, and the sign if all clients share it.
 
 The protocol is `fedproxy_secure.secagg.masking`'s (Bonawitz et al. 2017, with signed survivors). H-TIES'
 weights may come from encrypted cosines (`protect.weights: encrypted_gram`), opened before the masked sum.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fedproxy_secure.secagg.terms import Terms
 
 GRAM_STAMP = (
-    "encrypted_gram: cosines are hidden from a server that follows the protocol; one that deviates "
-    "reads a number of one client's update per round."
+    "encrypted_gram: cosines are hidden only from a server that follows the protocol; a server that "
+    "deviates reads one number of one client's update per round."
 )
 
 
@@ -53,8 +53,8 @@ class Masking(SecureSum):
             )
         if privacy.unit == "client" and protect.weights != "uniform":
             raise ConfigError(
-                f"protect.weights={protect.weights}: with privacy.unit=client must be uniform; all else "
-                "would be sent without noise"
+                f"protect.weights={protect.weights}: must be uniform with privacy.unit=client; other "
+                "weights would be sent without noise"
             )
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:

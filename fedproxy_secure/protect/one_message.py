@@ -75,8 +75,8 @@ def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
             round.note_left_out(name, str(error))
             continue
         if update.client != name:
-            log.warning("%s: %s is left out: it sent another client's update", group, name)
-            round.note_left_out(name, "sent another client's update")
+            log.warning("%s: %s is left out: its update names another client", group, name)
+            round.note_left_out(name, "its update names another client")
             continue
         round.ledger.note("Update", to="server", reveals=protection.reveals, payload_bytes=size)
         updates[name] = update

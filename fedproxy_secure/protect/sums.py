@@ -41,8 +41,8 @@ class SecureSum(Protection):
         super().check_settings(protect, privacy, fusion, cohort=cohort)
         if privacy.unit == "client" and not fusion.linear:
             raise ConfigError(
-                f"fusion.rule={fusion.rule}: with privacy.unit=client must be fedavg or fedadam; what "
-                "else a rule reads would need noise of its own"
+                f"fusion.rule={fusion.rule}: must be fedavg or fedadam with privacy.unit=client; other "
+                "rules read more than the sum, and that would need noise of its own"
             )
         if cohort is not None:
             self._check_cohort(protect, cohort)
@@ -60,19 +60,19 @@ class SecureSum(Protection):
             )
         if not MIN_CLIENTS <= cohort <= MAX_CLIENTS:
             raise ConfigError(
-                f"protect.scheme={self.name}: works for {MIN_CLIENTS} to {MAX_CLIENTS} clients a "
-                f"round, here {cohort}; all else can only use unsafe_plaintext"
+                f"protect.scheme={self.name}: a round has {cohort} clients; must be {MIN_CLIENTS} to "
+                f"{MAX_CLIENTS}; for other numbers only unsafe_plaintext works"
             )
 
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
         more, none = "", "no single update"
         if not fusion.linear:
-            more = {"block": ", one variance a block", "coordinate": ", absolute sums and sign counts"}[
+            more = {"block": ", one variance per block", "coordinate": ", absolute sums and sign counts"}[
                 protect.granularity
             ]
             if protect.granularity == "coordinate":
-                none += ", but a number that one client alone sends, and signs that all share"
-        sums = f"sums over at least t clients{more} and control words' sums"
+                none += ", except a value whose sign only one client has, and signs that all share"
+        sums = f"sums over at least t clients{more} and sums of the control words"
         return f"{self.name}: the server{self.trust_assumption} sees {sums}; {none}."
 
     def least_clients(self, job: FederationJob) -> int:

@@ -66,7 +66,7 @@ def check_model(model: nn.Module) -> None:
         for one in kind.values() if isinstance(kind, dict) else [kind]:
             check_rope(one)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise DataError("proxy: normalises over a batch; must keep its rows apart")
+            raise DataError("proxy: normalises over a batch; must compute each row independently")
 
 
 def _rows(layer: Any, what: str) -> int:

@@ -56,8 +56,8 @@ def check_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
     alike = rows_alike(tokens)
     if not alike <= MOST_ROWS_ALIKE:
         raise ModelError(
-            f"proxy: {alike:.0%} of its tokens have embeddings of zero or other tokens' embeddings; must "
-            f"be at most {MOST_ROWS_ALIKE:.0%}, or updates tell which others are in records"
+            f"proxy: {alike:.0%} of its tokens have a zero embedding or another token's embedding; must be "
+            f"at most {MOST_ROWS_ALIKE:.0%}, or updates would reveal which other tokens are in records"
         )
     largest, where = max(outliers(model), default=(0.0, ""))
     if not largest <= MOST_OUTLIER:
@@ -75,8 +75,8 @@ def check_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
         highest = float(leverage(tokens).max())
         if not highest <= MOST_LEVERAGE:
             raise ModelError(
-                f"proxy: one token has {highest:.1%} of a direction of its embeddings to itself; must be "
-                f"at most {MOST_LEVERAGE:.0%}, or an update tells whether it is in records"
+                f"proxy: one token has leverage {highest:.1%} on a direction of the embeddings; must be at "
+                f"most {MOST_LEVERAGE:.0%}, or updates would reveal whether it is in records"
             )
 
 

@@ -78,7 +78,7 @@ def with_remedy(reason: str, unmasked: Sequence[str] | None, present: Sequence[s
     if not gone:
         return reason
     return (
-        f"{reason}; an earlier attempt was to unmask this round for {', '.join(gone)} too (not here), and "
-        "clients unmask a round for no others: call again when all are back, or begin a new run with "
-        "another seed"
+        f"{reason}; an earlier attempt at this round included {', '.join(gone)}, now not connected, and a "
+        "round is unmasked for one set of clients only: try again when all are back, or start a new run "
+        "with another seed"
     )

@@ -14,14 +14,14 @@ NORM_ABOUT = (
     "Tasks where the two are the same for every method are left out."
 )
 DIFFERENCES_ABOUT = (
-    "Each is a method's accuracy minus that of the column's method, paired by seed; with one seed, by "
-    "record. Every interval stands for itself: among many, some exclude zero by chance."
+    "Each is a method's accuracy minus that of the column's method, paired by seed, or by record if there "
+    "is one seed. Intervals are not corrected for multiple comparisons: some exclude zero by chance."
 )
-EFFECTS_TITLE = "What lies between the fused LLM and the ceiling"
+EFFECTS_TITLE = "The gap between the fused LLM and the ceiling, by cause"
 EFFECTS_ABOUT = (
-    "Points of accuracy, paired; the three add up. Size: the proxy minus the LLM, both tuned on pooled "
-    "records. Federation: the method's proxy minus that proxy. Owner's edge: the fused LLM minus the "
-    "method's proxy."
+    "Points of accuracy, paired; the three effects add up to the gap. Size: the proxy minus the LLM, both "
+    "tuned on pooled records. Federation: the method's proxy minus the proxy tuned on pooled records. "
+    "Owner's edge: the fused LLM minus the method's proxy."
 )
 # a method, its remove ratio, and by reference its place in `Report.differences`
 Line = tuple[str, float | None, dict[str, int]]

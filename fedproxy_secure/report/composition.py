@@ -149,9 +149,9 @@ def one_alone(trainings: Sequence[Training]) -> float | None:
 
 
 def added_up(costs: Sequence[Cost]) -> Cost:
-    """Return what trainings cost together if nobody knows whether they share records.
+    """Return what trainings cost together if it is not known whether they share records.
 
-    The cost is that of trainings that do.
+    They are assumed to share records, which gives the larger cost: epsilons and deltas are added up.
     """
     worst = max(costs, key=lambda c: c.epsilon)
     return Cost(
@@ -167,7 +167,7 @@ def sentence(cost: Cost, *, alone: float) -> str:
     """Return the sentence for a configuration's guarantees: what composes, and one seed's own cost."""
     return (
         f"Seeds compose: the {cost.trainings} trainings use the same records, so epsilon "
-        f"{rounded_up(cost.epsilon)} is of all of them together ({cost.how}); one seed alone spent "
+        f"{rounded_up(cost.epsilon)} covers all of them together ({cost.how}); one seed alone spent "
         f"{rounded_up(alone)}."
     )
 

@@ -18,14 +18,14 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import PROXY_SETTINGS, setting_words, shown
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
-TITLE = "What clients get of the LLM"
+TITLE = "How much of the LLM clients obtain"
 ABOUT = (
-    "Extraction counts from the tuned proxy, which a client has anyway, to the fused LLM. It is "
-    "relative to the proxy: where the proxy is as good as the LLM, little is left to extract. Proxies are "
-    "compared by how far the best copy stays from the LLM. These numbers are the best that these attacks "
-    "reached, and no proof that none goes further."
+    "Extraction is measured from the tuned proxy, which every client holds anyway, up to the fused LLM. It "
+    "is relative to the proxy: if the proxy is as good as the LLM, little is left to extract. To compare "
+    "proxies, use how far the best copy remains from the LLM. These numbers are the best that the attacks "
+    "in this report reached; a stronger attack may get further."
 )
-NOT_ATTACKED = "Nothing is known of how far a client gets: no extraction attack left a number."
+NOT_ATTACKED = "How much a client can extract is unknown: no extraction attack produced a number."
 API_WORDS = {
     "text": "only the likeliest token",
     "top_k": "the likeliest tokens with their probabilities",
@@ -74,13 +74,13 @@ def _edge(mine: Sequence[Configuration]) -> Sentence:
         return ()
     low, high = measure.estimate.low, measure.estimate.high
     if low is None or high is None:
-        begin = "What only the owner has was measured without an interval"
+        begin = "The owner's edge was measured without an interval"
     elif low > 0:
-        begin = "Only the owner has the better model"
+        begin = "The owner's model is better than the clients' model"
     elif high < 0:
-        begin = "Clients hold the better model"
+        begin = "The clients' model is better than the owner's model"
     else:
-        begin = "Clients hold as good a model, for all that these records can tell"
+        begin = "These records do not show which model is better, the owner's or the clients'"
     return (f"{begin}: the fused LLM's accuracy minus the tuned proxy's is ", shown(measure), ".")
 
 
@@ -98,7 +98,7 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
         number,
         " of the way from the tuned proxy to the fused LLM (",
         Said(who + unsure),
-        *((f", by an API that tells {api}",) if api else ()),
+        *((f", through an API that returns {api}",) if api else ()),
         ").",
     )
 
@@ -109,9 +109,9 @@ def _left(mine: Sequence[Configuration]) -> Sentence:
     if nearest is None:
         return ()
     return (
-        "The best copy of the fused LLM stays ",
+        "The best copy of the fused LLM remains at a KL divergence of ",
         nearest[0],
-        " (a KL divergence) away from it; a full copy would have none.",
+        " from it; a perfect copy would have none.",
     )
 
 
@@ -120,7 +120,7 @@ def _healed(mine: Sequence[Configuration]) -> Sentence:
     if strongest is None:
         return ()
     return (
-        "Without asking anything, with public text and computing time alone, an attacker gets ",
+        "Without a single query, with public text and computing time alone, an attacker gets ",
         strongest[0],
         " of the way.",
     )

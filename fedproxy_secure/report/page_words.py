@@ -170,7 +170,7 @@ def compared(report: Report) -> list[Sentence]:
             if len(level) == 1
             else "methods have intervals that overlap"
         )
-        sentences.append((number, f" other {word} it: these seeds do not tell them apart."))
+        sentences.append((number, f" other {word} the best method's: these seeds cannot tell them apart."))
     return sentences
 
 
@@ -206,9 +206,9 @@ def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
         parts += [": ", Said(", ".join(dict.fromkeys(id for id, _ in attacks_in_order(won))))]
     if resisted:
         number = _count(report, resisted, "attacks that were resisted", where)
-        parts += ["; ", number, " resisted, which proves no safety"]
+        parts += ["; ", number, " resisted, which does not prove safety"]
     if rest := applied - len(won) - resisted:
-        parts += ["; ", _count(report, rest, "attacks that show nothing", where), " show nothing"]
+        parts += ["; ", _count(report, rest, "inconclusive attacks", where), " inconclusive or failed"]
     return tuple(parts)
 
 

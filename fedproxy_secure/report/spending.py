@@ -36,7 +36,7 @@ SEEDS_COMPOSE = (
 
 CEILING_NOT_COUNTED = (
     "Not counted: the centralised LLM behind `gap closed`, which trains on the same records without "
-    "differential privacy. Its accuracy is told; its weights are not kept."
+    "differential privacy. The report states its accuracy; its weights are not kept."
 )
 
 
@@ -107,9 +107,9 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
     if cost is None or alone is None:
         epsilon, delta = count * privacy.limit, count * privacy.target_delta
         composes = (
-            f"Seeds compose: this is of {count} trainings on the same records, each ({privacy.limit:.4g}, "
-            f"{privacy.target_delta:g})-DP at most; epsilons and deltas are added up, because "
-            "the clients keep the ledgers."
+            f"Seeds compose: this covers {count} trainings on the same records, each at most "
+            f"({privacy.limit:.4g}, {privacy.target_delta:g})-DP. Their epsilons and deltas are added up, "
+            "because the ledgers, which would allow a tighter bound, stay with the clients."
         )
     else:
         epsilon, delta, composes = cost.epsilon, cost.delta, sentence(cost, alone=alone)
@@ -144,7 +144,7 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
         unsure = (
             ""
             if same_records
-            else " Nobody knows whether their records are the same; it is assumed that they are."
+            else " It is not known whether they train on the same records; this assumes that they do."
         )
         epsilon, delta = ("", "") if cost is None else (rounded_up(cost.epsilon), rounded_up(cost.delta))
         together = why if cost is None else f"({epsilon}, {delta})-DP, {cost.how}"

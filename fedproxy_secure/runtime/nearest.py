@@ -10,7 +10,7 @@ from fedproxy_secure.errors import ConfigError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'masking'?`, or `there are a, b, c` if no known name is like `name`.
+    """Return `did you mean 'masking'?`, or `there are a, b, c` if no known name resembles `name`.
 
     >>> nearest("maskin", ["masking", "ckks"])
     "did you mean 'masking'?"

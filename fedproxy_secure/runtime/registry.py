@@ -94,8 +94,8 @@ class Registry(Generic[T]):
     def get(self, name: str, *, where: str = "") -> T:
         """Return the thing called `name`; load it first if it is not loaded yet.
 
-        Raises `ConfigError` for a name that is not known, or another project's module that does not load,
-        or has something else there than this registry is of.
+        Raises `ConfigError` for an unknown name, and for a module of another project that cannot be loaded
+        or whose object is not of this registry's kind.
         """
         self.check(name, where=where)
         if name not in self._loaded:
@@ -116,8 +116,8 @@ class Registry(Generic[T]):
         where = f"{self.kind} {name!r}: {place}: " if place else f"{self.kind} {name!r}: "
         if self._base is not None and not isinstance(thing, _at(self._base)):
             base = self._base.replace(":", ".")
-            found = "is the class itself" if isinstance(thing, type) else f"is of {type(thing).__name__}"
-            raise ConfigError(f"{where}{found}; must be an object of {base}")
+            found = "is a class" if isinstance(thing, type) else f"is a {type(thing).__name__}"
+            raise ConfigError(f"{where}{found}; must be an instance of {base}")
         for attribute in self._texts:
             text = getattr(thing, attribute, None)
             if not isinstance(text, str) or not text:
@@ -127,7 +127,7 @@ class Registry(Generic[T]):
         if (stated := getattr(thing, self._named_by, None)) != name:
             raise ConfigError(f"{where}{self._named_by}={stated!r}; must be {name!r}, as it is registered")
         if not NAME.fullmatch(name):
-            raise ConfigError(f"{where}must be named by at most 64 letters, digits, '.', '_' and '-'")
+            raise ConfigError(f"{where}its name must be 1 to 64 letters, digits, '.', '_' and '-'")
 
     def every(self) -> dict[str, T]:
         """Return all things by name, loaded. Raises what `get` raises."""

@@ -43,7 +43,7 @@ GRACE_S = 30.0  # beyond a task's seconds: for start, clean-up, and library call
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """A task without a result: it was killed as `timed_out`, raised `error`, or ended with exit `code`."""
+    """A task without a result: it timed out and was killed, raised `error`, or exited with `code`."""
 
     timed_out: bool
     code: int

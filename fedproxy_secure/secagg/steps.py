@@ -27,7 +27,7 @@ T = TypeVar("T")
 def check_roster(roster: Roster, terms: Terms) -> None:
     """Raise `ProtocolAborted` unless the roster's hash is the one in the terms."""
     if roster.sha256() != terms.roster_sha256:
-        raise ProtocolAborted("roster: is another than the attempt was begun with")
+        raise ProtocolAborted("roster: must be the one that the attempt was begun with")
 
 
 class SteppedSession(ABC):

@@ -97,7 +97,7 @@ class QueryLedger:
         check_customer(customer)
         if not lengths or min(lengths) < 1:
             raise QueryRefused(
-                f"{customer}: asks texts of {list(lengths)} tokens; must be some, of >= 1 each"
+                f"{customer}: texts of {list(lengths)} tokens: must be at least one text of >= 1 token"
             )
         with self._opened() as database:
             database.execute("BEGIN IMMEDIATE")
@@ -133,7 +133,7 @@ class QueryLedger:
         except OSError as error:
             raise ConfigError(
                 f"{self.file}: cannot be read: {error.strerror}; without its ledger an API answers "
-                "nothing: put it back, or make one (`api open`) for an API that has answered nobody"
+                "nothing: restore it, or make one (`api open`) if the API has never answered a query"
             ) from error
         if mode & 0o077:
             raise ConfigError(f"{self.file}: has mode {mode:o}; must be 600, readable by its owner alone")
@@ -145,7 +145,7 @@ class QueryLedger:
                 yield database
         except sqlite3.Error as error:
             raise RunFolderError(
-                f"{self.file}: cannot be used: {error}; what was asked is unknown"
+                f"{self.file}: cannot be used: {error}; so the number of past queries is unknown"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Noise on logits that is a fixed function of level and text: asking again brings the same answer.
+"""Noise on logits that is a fixed function of key, level and text: repeated queries get the same answer.
 
 The noise after token i of a text is drawn from a stream whose key follows, by HKDF-SHA256, from a secret
 key, the noise's level, and the tokens up to i (incl.). AES-256 in counter mode makes the stream, and the

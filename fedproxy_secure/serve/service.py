@@ -4,13 +4,14 @@
     told = api.ask("acme", [ids])          # what the policy tells after each token
     text = api.write("acme", ids, count=20)
 
-It is a Python object, not a server: what stands in front of it must know which customer asks, and bounds
-how large a request is, how often it comes and how many are answered at once.
+It is a Python object, not a server. The service in front of it must authenticate customers, and limit the
+size, the rate and the concurrency of requests.
 
-Guarantees: nothing is computed for a query that the ledger has not counted, and nothing leaves that the
-policy does not tell (`told`). A query that is refused counts nothing. One that was counted stays counted,
-whatever happens afterwards: an error, an interrupt, a killed process. Not guaranteed: that times, or what
-the machine does besides, tell nothing; the model, its weights and its logits are in this process.
+Guarantees: nothing is computed for a query that the ledger has not counted, and nothing is returned that
+the policy does not disclose (`told`). A refused query is not counted. A counted query stays counted,
+whatever happens afterwards: an error, an interrupt, a killed process. Not guaranteed: that response times
+or other side effects on the machine reveal nothing; the model, its weights and its logits are in this
+process.
 """
 
 from __future__ import annotations

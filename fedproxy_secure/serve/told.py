@@ -3,10 +3,10 @@
 This is the one place where a policy's `answers` and `noise` are applied. The service for customers and
 the API that attacks are given both go through it.
 
-Guarantees: a `Told` is a function of the perturbed logits (`noise`) that forgets what the policy does not
-tell: with `text` there is no number in it besides token ids, with `top_k` none about a token that it does
-not name. Its tensors own their memory: no part of the logits is behind them. Not guaranteed: what a
-caller does who holds the model.
+Guarantees: a `Told` is computed from the perturbed logits (`noise`) and keeps only what the policy
+discloses: with `text` it holds token ids and no other number, with `top_k` no number about a token that it
+does not name. Its tensors own their memory, so they give no access to the rest of the logits. Not
+guaranteed: anything about a caller that holds the model.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def make_marks(proxy: Path) -> Marks:
     chosen = tuple(sorted(rows[:fitting]))
     if len(chosen) < LEAST_ROWS or len(chosen) * matrix.width < LEAST_POSITIONS:
         raise ConfigError(
-            f"compress.trace=true: the embedding has {len(chosen)} rows of {matrix.width} numbers that no "
-            f"text reads; must be >= {LEAST_ROWS} rows and {LEAST_POSITIONS} numbers; leave tracing off, "
-            "or add unused tokens to the LLM"
+            f"compress.trace=true: the embedding has {len(chosen)} rows of unused tokens, {matrix.width} "
+            f"numbers wide; must be >= {LEAST_ROWS} rows and {LEAST_POSITIONS} numbers in total; leave "
+            "tracing off, or add unused tokens to the LLM"
         )
     agreed = base64.b64encode(read_rows(matrix, chosen)).decode()
     try:
@@ -79,8 +79,8 @@ def make_marks(proxy: Path) -> Marks:
         )
     except ValueError:
         raise ConfigError(
-            "compress.trace=true: rows that no text reads are zero or not finite in this LLM; must be "
-            "ordinary numbers; leave tracing off"
+            "compress.trace=true: this LLM's embeddings of unused tokens are zero or not finite, so they "
+            "cannot carry marks; leave tracing off"
         ) from None
 
 

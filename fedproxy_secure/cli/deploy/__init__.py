@@ -1,8 +1,8 @@
 """The commands `deploy ...`: an owner and her clients on machines of their own.
 
-Exit code 0: done; 2: something is not in order and must be repaired, said in one line; 75: a round was
-aborted for too few clients, or another process holds the folder, so that the same command may succeed
-later; 130: interrupted; 143: stopped by SIGTERM, as `deploy stop` does.
+Exit code 0: done; 2: an error that must be repaired, explained in one line; 75: a round was aborted because
+of too few clients, or another process holds the folder, so the same command may succeed later; 130:
+interrupted; 143: stopped by SIGTERM, which `deploy stop` sends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Run a federation of an owner and her clients on machines of their own.\n\n"
     "Owner: `init`, `approve` the sites' requests, `kit`, `run`. Site: `join`, `accept` the kit, "
-    "`preflight`, `start`. Private keys are made where they are used and never leave.",
+    "`preflight`, `start`. Private keys are created on the machine that uses them and never leave it.",
 )
 app.command("init")(owner.init)
 app.command("join")(site.join)

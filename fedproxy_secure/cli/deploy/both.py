@@ -14,7 +14,7 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="DIR")]
 
 
 def status(folder: FolderArgument) -> None:
-    """Both: say what runs in an owner's or a site's folder, and how far it is.
+    """Both: show which process runs in an owner's or a site's folder, and its progress.
 
     Example: `fedproxy-secure deploy status clinic`
     """
@@ -34,7 +34,7 @@ def status(folder: FolderArgument) -> None:
 
 
 def stop(folder: FolderArgument) -> None:
-    """Both: end what runs in an owner's or a site's folder; a round that is under way is not lost.
+    """Both: stop the process in an owner's or a site's folder; the current round can be resumed.
 
     Example: `fedproxy-secure deploy stop clinic`
     """
@@ -66,11 +66,11 @@ def rotate(folder: FolderArgument) -> None:
             federation = open_federation(folder)
             if not (folder / "authority" / "authority.key").exists():
                 raise ConfigError(
-                    f"{folder}: its certificate is of an authority of your own; put the renewed one in "
-                    "place of authority/server.pem and authority/server.key"
+                    f"{folder}: its certificate was issued by your own authority; replace "
+                    "authority/server.pem and authority/server.key with the renewed ones"
                 )
             make_server(folder / "authority", [federation.host])
-            typer.echo("a new certificate; start `deploy run` again to use it")
+            typer.echo("certificate renewed; restart `deploy run` to use it")
             return
         site, document = rotate_site(open_site(folder))
         typer.echo(f"keys of generation {site.generation}; send the owner {site.request}")

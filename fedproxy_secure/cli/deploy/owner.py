@@ -66,15 +66,15 @@ def approve(
         typer.Option(
             "--fingerprint",
             metavar="FP",
-            help="The fingerprint that the site told you, in upper or lower case; once for each request. "
-            "Left out on a terminal, it is shown, and you are asked whether the site says the same.",
+            help="The fingerprint that the site gave you, in upper or lower case; repeat for each request. "
+            "Without this option, on a terminal, the command shows it and asks you to confirm it.",
         ),
     ] = None,
 ) -> None:
-    """Owner: let sites take part, by their requests.
+    """Owner: approve the sites that sent these requests.
 
-    Whoever can change a request on its way could take a site's place; the fingerprint, told on another
-    channel, shows that nobody did.
+    An attacker who can alter a request in transit could replace the site's keys by its own. Comparing the
+    fingerprint with the site over another channel, such as the telephone, rules this out.
 
     Example: `fedproxy-secure deploy approve federation clinic.request.json --fingerprint 1f0c-...`
     """
@@ -93,10 +93,10 @@ def approve(
             if fingerprints is None and sys.stdin.isatty():
                 if not typer.confirm(f"{name}: does the site say {found}?"):
                     raise ConfigError(f"site {name}: is not approved")
-            elif plain(found) not in told:  # an error that showed it would invite to copy it
+            elif plain(found) not in told:  # the error does not show it: a user might just copy it
                 raise ConfigError(
-                    f"{file}: has none of the fingerprints given as --fingerprint; it was changed on its "
-                    "way, or one was misheard: ask the site again"
+                    f"{file}: matches none of the fingerprints given by --fingerprint; it was altered in "
+                    "transit, or a fingerprint was misheard: ask the site again"
                 )
         for document in documents.values():
             typer.echo(f"approved {let_in(opened, document).name}")
@@ -108,8 +108,8 @@ def kit(
 ) -> None:
     """Owner: make the kits of the approved sites, or of the ones named.
 
-    After a site was approved or has new keys, all sites need new kits: they hold one list of who takes
-    part. After a site was revoked they need new ones only if too few are left.
+    Every kit contains the list of members. So all sites need new kits after a site was approved or has
+    rotated its keys. After a site was revoked, new kits are needed only if too few sites are left.
 
     Example: `fedproxy-secure deploy kit federation`
     """
@@ -134,7 +134,7 @@ def run_command(
     ] = 120.0,
     status_port: StatusPortOption = None,
 ) -> None:
-    """Owner: start the SuperLink and run the job with the sites of the newest kits; go on if it was killed.
+    """Owner: start the SuperLink and run the job with the sites of the newest kits, or resume it.
 
     Waits up to `federate.timeout_s` for as many sites as a round needs: `federate.min_clients`, and under
     masking and CKKS the round's threshold (more than two thirds by default). Models, report and audit log
@@ -162,9 +162,9 @@ def run_command(
 
 
 def revoke(federation: FederationArgument, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Owner: take a site out; its node is refused from the next start of `deploy run` on.
+    """Owner: revoke a site; its node is refused from the next start of `deploy run` on.
 
-    The others go on without it. `deploy kit` then makes an epoch without it.
+    The other sites continue without it. `deploy kit` then starts an epoch without it.
 
     Example: `fedproxy-secure deploy revoke federation clinic`
     """

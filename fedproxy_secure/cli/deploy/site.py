@@ -45,18 +45,18 @@ def accept(
         str | None,
         typer.Option(
             metavar="FP",
-            help="The fingerprint of the list of members, as other sites have it; for a kit that changes "
+            help="The fingerprint of the list of members, as other sites see it; for a kit that changes "
             "the list.",
         ),
     ] = None,
 ) -> None:
-    """Site: take the owner's kit, and keep her key: later kits must be signed by it.
+    """Site: accept the owner's kit, and pin her key: later kits must be signed with it.
 
-    The kit has the list of who takes part, which the owner made. Sites that compare its fingerprint with
-    each other, on another channel, know that all have the same list; without that the owner could fill it
-    with clients of her own, and masking would hide this site's update among them alone.
+    The kit contains the list of members, which the owner made. Compare its fingerprint with the other
+    sites over another channel, to make sure that all have the same list. Otherwise the owner could fill it
+    with clients of her own, and masking would hide this site's update only among those.
 
-    Then edit `client.yaml` in the site's folder: it says where the records lie, and what a server may ask.
+    Then edit `client.yaml` in the site's folder: it says where the records are, and what a server may ask.
 
     Example: `fedproxy-secure deploy accept clinic clinic.kit.json --owner 8a1f...`
     """
@@ -72,14 +72,14 @@ def accept(
         typer.echo(f"{taken.federation}, epoch {taken.epoch}, owner at {taken.address}")
         names = ", ".join(sorted(taken.roster.members))
         typer.echo(f"members: {names}; compare with other sites: {taken.members_fingerprint}")
-        what = "proposed by the owner: edit it" if new_policy else "is as it was"
+        what = "proposed by the owner: edit it" if new_policy else "unchanged"
         typer.echo(f"{opened.client_file}: {what}")
 
 
 def preflight(site: SiteArgument) -> None:
-    """Site: check kit, keys, policy, records, disk, device, the way to the owner, her certificate, clocks.
+    """Site: check kit, keys, policy, records, disk, device, and the owner's address, certificate, clock.
 
-    Exit code 2: something is not in order. Nothing is sent but a request for the owner's health page.
+    Exit code 2: a check failed. The only thing sent is a request for the owner's health page.
 
     Example: `fedproxy-secure deploy preflight clinic`
     """
@@ -95,7 +95,7 @@ def preflight(site: SiteArgument) -> None:
             failed += not check.ok
             typer.echo(f"{'ok ' if check.ok else 'BAD'}  {check.name}: {check.line}")
         if failed:
-            raise ConfigError(f"{failed} of the checks above are not in order")
+            raise ConfigError(f"{failed} of the checks above failed; repair what they name")
 
 
 def start(
@@ -105,14 +105,14 @@ def start(
         bool,
         typer.Option(
             "--status-for-all",
-            help="Let other users of this machine read page and metrics, too: this site's exact epsilon, "
-            "from which follows how many records it has. Without it, on Linux, only who runs the node may.",
+            help="Let other users of this machine read the page and the metrics, which show this site's "
+            "exact epsilon and so reveal how many records it has. Default on Linux: only your user may.",
         ),
     ] = False,
 ) -> None:
-    """Site: run this site's node until it is stopped; it waits for an owner who is away.
+    """Site: run this site's node until it is stopped; it waits while the owner is unreachable.
 
-    Runs in the foreground, as a service manager wants it. Logs: `SITE/logs`.
+    Runs in the foreground, as service managers require. Logs: `SITE/logs`.
 
     Example: `fedproxy-secure deploy start clinic`
     """

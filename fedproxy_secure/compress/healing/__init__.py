@@ -5,9 +5,9 @@
     precise.py  float32 numbers to step on, whatever the model's dtype
     state.py    an unfinished and a finished healing on disk
 
-Dropping blocks hurts a model, and tuning it heals it first: much of what clients would learn is how to make
-up for missing blocks. Lifted into the LLM, which misses none, that part is noise. The paper releases exact
-copies. Here the server heals the proxy beforehand, so that what clients learn is about their tasks.
+Dropping blocks damages a model, and tuning first repairs the damage: much of what clients would learn is
+how to compensate for missing blocks. Lifted into the LLM, which misses no block, that part is noise. The
+paper releases exact copies. Here the server heals the proxy first, so that clients learn their tasks only.
 
 Blocks alone are changed, all or those before a gap; embeddings, final norm and head stay the LLM's. What
 healing changed is never plugged back: the lifted difference is the clients' alone, so blocks need not be

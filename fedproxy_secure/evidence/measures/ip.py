@@ -95,9 +95,9 @@ KL_LEFT_NATS = MeasureKind(
     key="kl_left_nats",
     title="KL that is left",
     metric="KL that is left",
-    meaning="Divergence of the LLM's predictions from those of the strongest attacker's copy; 0 is a full "
-    "copy. It compares proxies, as extraction R does not.",
-    phrase="the best copy that an attacker makes stays {} away from the LLM",
+    meaning="KL divergence from the LLM's predictions to those of the strongest attacker's copy; 0 is a "
+    "perfect copy. Unlike extraction R, it can be compared between proxies.",
+    phrase="the best copy that an attacker makes remains {} away from the LLM",
     axis="ip",
     better="higher",
     unit="nats",

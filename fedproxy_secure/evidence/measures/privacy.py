@@ -99,12 +99,12 @@ EXACT_SEQUENCE_RECALL = MeasureKind(
 )
 TPR_AT_1PCT_FPR = MeasureKind(
     key="tpr_at_1pct_fpr",
-    title="members found at 1\u00a0% false alarms",
+    title="members found at 1\u00a0% false positives",
     heading="TPR at 1% FPR (%)",
     metric="membership: TPR at 1 % FPR",
     meaning="True positive rate of the strongest membership attack at 1 % false positives; chance is "
     "1 % for one attack, more where few records were set aside, and more for the worst of several.",
-    phrase="the strongest membership attack finds {} of the members at 1\u00a0% false alarms",
+    phrase="the strongest membership attack finds {} of the members at 1\u00a0% false positives",
     axis="privacy",
     better="lower",
     unit="share",
@@ -129,8 +129,8 @@ CANARY_EXPOSURE_BITS = MeasureKind(
     title="canary exposure",
     heading="exposure (bits)",
     metric="canary exposure",
-    meaning="How far above other secrets a planted one is ranked: by what tuning changed in the proxy, or "
-    "by the fused LLM; 1.4 bits by chance for one mean of secrets, more for the worst of several.",
+    meaning="Exposure of planted secrets: how high each ranks among random secrets, by what tuning changed "
+    "in the proxy, or by the fused LLM; the mean is 1.4 bits by chance, more for the worst of several.",
     axis="privacy",
     better="lower",
     unit="bits",
@@ -139,8 +139,8 @@ EPSILON_AUDITED = MeasureKind(
     key="epsilon_audited",
     title="ε audited",
     metric="audited epsilon, lower bound",
-    meaning="A lower bound on ε from attacks; if it is above the claim, there is less noise than the claim "
-    "rests on.",
+    meaning="A lower bound on ε from attacks; if it exceeds the claimed ε, the noise is smaller than the "
+    "claim requires.",
     axis="privacy",
     better="lower",
     unit="epsilon",
@@ -151,8 +151,8 @@ AUDITED_OVER_CLAIMED = MeasureKind(
     key="audited_over_claimed",
     title="ε shown over ε claimed",
     metric="epsilon shown over epsilon claimed",
-    meaning="The ε that an audit has shown, divided by the claim; above 1 there is less noise than the "
-    "claim rests on.",
+    meaning="The lower bound on ε from an audit, divided by the claimed ε; above 1 the noise is smaller "
+    "than the claim requires.",
     axis="privacy",
     better="lower",
     unit="ratio",

@@ -1,7 +1,7 @@
 """FedProxy and its variants: clients tune the proxy, the server fuses their updates and plugs them back.
 
-What a variant does not fix (rho, r0, delta, keep_ratio) comes from the section `fusion`, and the numbers of
-its own from the section `compare`.
+Settings that a variant does not fix (rho, r0, delta, keep_ratio) come from the section `fusion`; settings
+that only a variant has come from the section `compare`.
 """
 
 from __future__ import annotations

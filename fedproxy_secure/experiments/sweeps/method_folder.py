@@ -66,8 +66,8 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
         made = result.origin.settings if result.origin else "none"
         if made != wanted:
             raise RunFolderError(
-                f"{cell_file(out, result.cell)}: was made with other settings (SHA-256 {made[:12]}, these "
-                f"have {wanted[:12]}); move it out of the folder, or use its settings"
+                f"{cell_file(out, result.cell)}: was made with settings of SHA-256 {made[:12]}; must be "
+                f"{wanted[:12]}, those of this comparison; move it out of the folder, or use its settings"
             )
     check_origins(out, results)
     return results
@@ -113,7 +113,7 @@ def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]
     if others:
         shown = ", ".join(name.removesuffix(".json") for name in others[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
-        notes.append(f"Not in this report, since its settings do not name them: cells {shown}{more}.")
+        notes.append(f"Cells in the folder that these settings do not include, left out: {shown}{more}.")
     devices = devices_of(results)
     if len(devices) > 1:
         notes.append(f"Cells were made on several devices: {', '.join(devices)}.")

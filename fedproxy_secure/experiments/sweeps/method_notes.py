@@ -33,7 +33,7 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
         *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
         *(method.note for method in methods if method.note),
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
-        f"{config.local.batch_size} records a client; centralised methods see as many in all.",
+        f"{config.local.batch_size} records per client; a centralised method sees as many in total.",
         *cut_notes(truncated, config),
         *choice_notes(config),
         *_norm_notes(config),
@@ -46,8 +46,8 @@ def _norm_notes(config: Config) -> list[str]:
     if not names:
         return []
     return [
-        "Accuracy, gap closed and differences are by acc. For question answering "
-        f"({', '.join(names)}) users of lm-eval read acc_norm; where the two differ, it has its own table."
+        "Accuracy, gap closed and differences use acc. For question answering "
+        f"({', '.join(names)}), lm-eval users usually report acc_norm; if it differs, see its own table."
     ]
 
 
@@ -65,9 +65,9 @@ def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
 def _limits_of_privacy(config: Config, methods: Sequence[Method]) -> list[str]:
     open_ones = [m.name for m in methods if m.federation(config) is None]
     lines = [
-        "That is of one federated method with one seed alone: every method, remove ratio and seed "
+        "This epsilon covers a single federated method with one seed: every method, remove ratio and seed "
         "trains on the same records, so their epsilons compose."
     ]
     if open_ones:
-        lines.append(f"Only federated methods are private, not: {', '.join(open_ones)}.")
+        lines.append(f"Without differential privacy, because not federated: {', '.join(open_ones)}.")
     return lines

@@ -97,7 +97,7 @@ class Pace:
             parts.append(f"{self.window:.2g} s a window of public text")
         return (
             f"about {duration(seconds)} ({', '.join(parts)}, {processes} process{'es' * (processes > 1)}; "
-            "measured now, on this machine)"
+            "just measured on this machine)"
         )
 
 

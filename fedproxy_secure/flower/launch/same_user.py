@@ -42,8 +42,8 @@ def check_users_are_known(protocol: int = SOCK_DIAG) -> None:
     """
     if not are_users_known(protocol):
         raise ConfigError(
-            f"{sys.platform}: does not tell whose a connection is, so other users of this machine "
-            "could start runs; run the owner's side on Linux, with inet_diag"
+            f"{sys.platform}: does not show which user opened a connection, so other users of this machine "
+            "could start runs; run the owner's side on Linux with inet_diag"
         )
 
 

@@ -62,12 +62,12 @@ def check_failed(job: FederationJob, round: int, clients: Sequence[str]) -> None
     first, why = next(iter(failed.items()))
     if len(failed) == len(clients):
         raise TrainingError(
-            f"round {round}: training failed at all {len(clients)} clients, so the sum is noise alone; "
-            f"lower local.learning_rate, or see the clients' log. The round is paid for: to go on, "
-            f"privacy.max_epsilon must have room for another. {first}: {why}"
+            f"round {round}: training failed at all {len(clients)} clients, so the sum is only noise; "
+            f"lower local.learning_rate, or see the clients' log. The round's epsilon is spent: to resume, "
+            f"privacy.max_epsilon must allow another round. {first}: {why}"
         )
     log.warning(
-        "round %d: training failed at %d of %d clients, whose zeros count; %s: %s",
+        "round %d: training failed at %d of %d clients, which sent zeros instead; %s: %s",
         round,
         len(failed),
         len(clients),

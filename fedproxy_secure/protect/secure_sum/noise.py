@@ -8,7 +8,7 @@ Guarantees: for neighbouring inputs, in which one client's vector is replaced by
 rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client
 computes the ring and the noise from its own settings, and training that fails, for whatever reason, sends
 zeros with noise and is paid for like any other (`trained_or_zero`). Not covered: the fact that a client
-takes part, as one does not whose records cannot be read at set-up; how long training takes; native code
+takes part (a client whose records cannot be read at set-up does not); how long training takes; native code
 that ends the process; the number of clients. With few clients the noise drowns the sum: see
 `signal_to_noise`.
 """
@@ -66,8 +66,8 @@ def noise_of(job: FederationJob, *, d: int, clients: int, threshold: int) -> Dis
     honest = threshold - max(1, job.protect.colluders)
     if job.privacy.target_delta * clients >= 1:
         raise ConfigError(
-            f"privacy.target_delta={job.privacy.target_delta:g}: must be below 1 / {clients} clients; to "
-            "publish one of them at random would satisfy it"
+            f"privacy.target_delta={job.privacy.target_delta:g}: must be below 1 / {clients} clients; "
+            "otherwise publishing one client at random would satisfy it"
         )
     l2 = RESOLUTION + math.sqrt(d) / 2  # rounding to the nearest step moves a coordinate by half at most
     l1 = min(math.sqrt(d) * l2, l2**2)

@@ -75,9 +75,10 @@ def least_sum(job: FederationJob, *, clients: int) -> int:
 def next_clip(clip: float, control: Control) -> float:
     """Return the next round's clip: near what clients needed, or double if it was too small for some.
 
-    A client of which it cuts more than `MOST_CUT` refuses the round, whose clip is fixed once asked for. So
-    the client with the largest updates may be shut out of a round after another: nothing that it needs
-    reaches the sum from which the next clip follows. That costs availability, and no secret.
+    A client refuses a round whose clip would cut more than `MOST_CUT` of its coordinates, and a round's
+    clip is fixed once it was asked for. So the client with the largest updates may be shut out of round
+    after round, because the clip that it would need never enters the sum from which the next clip follows.
+    This costs availability, but reveals nothing.
     """
     if control.clipped:
         return 2 * clip

@@ -76,10 +76,11 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
 
 
 def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
-    """Return the worst number and its finding, of lower bounds the smallest.
+    """Return the worst number and its finding; of several lower bounds, the smallest.
 
-    Its interval reaches as far as the worst of all, and at the better end as far as the worst of so many
-    may have got there by luck (Bonferroni, taking each interval as about normal), which `how` says.
+    Its interval ends, on the unfavourable side, where the least favourable of all the intervals ends. The
+    favourable side is widened by Bonferroni's correction, because the worst of many numbers is extreme
+    partly by chance; each interval is taken as about normal, and `how` names the correction.
     """
     estimates = [estimate for estimate, _ in pairs]
     if kind.lower_bound:

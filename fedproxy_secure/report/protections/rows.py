@@ -15,9 +15,9 @@ from fedproxy_secure.report.trilemma import AttackDifference
 TITLE = "Attacks side by side"
 ABOUT = (
     "Each attack's headline without protection, then under each protection with the difference and its "
-    "interval. Differences are paired by seed and, where the same targets were asked about, by "
-    "target; where other targets were, they are not paired and the interval is wider. Each interval stands "
-    "for itself: of twenty differences that truly are zero, one is expected to exclude zero."
+    "interval. Differences are paired by seed, and also by target if both attacks were scored on the same "
+    "targets; otherwise they are not paired by target and the interval is wider. Intervals are not "
+    "corrected for multiple comparisons: of twenty true zero differences, one is expected to exclude zero."
 )
 NOT_PAIRED = "not paired"
 

@@ -1,11 +1,11 @@
 """Each attack under each protection, beside the same attack on the configuration without protection.
 
 Two configurations are compared if they differ in nothing but the protection and its recipe. Seeds are
-paired: the difference is taken seed by seed. Within a seed, targets are paired if the exam was the same
-(the same records, the same canaries), which the findings say. An exam follows from the attack's
-name, the seed, the truth and the view. Under differential privacy other records are drawn, and a server
-that sees sums is asked about all of their clients: such exams differ, and so the interval is that of
-samples that have nothing in common.
+paired: the difference is taken seed by seed. Within a seed, targets are also paired if both findings are
+from the same exam, that is, the same records or canaries; each finding carries its exam's fingerprint. An
+exam follows from the attack's name, the seed, the truth and the view. Exams differ, for example, because
+differential privacy draws other records, or because a server that sees only sums is asked about all of
+their clients. The interval is then that of two independent samples.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def side_by_side(
 
 
 def over_seeds(by_seed: Mapping[int, Estimate], *, metric: str) -> Estimate:
-    """Return a number over seeds: one seed's own, or the mean, no surer than the seeds are on average."""
+    """Return a number over seeds: the only seed's, or the mean, no narrower than the seeds' intervals."""
     first, *rest = by_seed.values()
     if not rest:
         return replace(first, metric=metric, seeds=tuple(by_seed))

@@ -28,21 +28,21 @@ from fedproxy_secure.report.trilemma import AttackDifference
 
 TITLE = "What each protection takes from the attacks"
 ABOUT = (
-    "Attacks that succeed without protection, and what is left of them under each: the headline without "
-    "it and with it, and the difference with its interval. An attack is at chance where its interval "
-    "reaches what guessing gives and its positive control succeeds; that is no proof of safety. Only "
-    "attacks that succeed without protection are listed; this selection makes their unprotected values "
-    "slightly too high. A protection with a recipe's name in brackets trains with other settings too: "
-    "differences are of both."
+    "How much each protection weakens the attacks that succeed without it: the attack's headline number "
+    "without and with the protection, and the difference with its interval. An attack is at chance if its "
+    "interval includes the value that guessing gives and its positive control succeeds; this does not "
+    "prove safety. Only attacks that succeed without protection are listed, and this selection biases "
+    "their unprotected values slightly upwards. A protection with a recipe in brackets also trains with "
+    "other settings, so its difference is the effect of both."
 )
 CANNOT_TELL = (
-    "This run cannot tell protections apart on this surface: without protection no attack succeeds either."
+    "This run cannot tell protections apart on this surface: no attack succeeds even without protection."
 )
-NO_ATTACK = "No attack that reads this surface left a number without protection."
+NO_ATTACK = "No attack that reads this surface produced a number on the unprotected configuration."
 ABOVE = "; above chance, but less than counts as success"
 BELOW = "; below chance, but by less than the margin"
-TURNED = "; below chance by more than the margin, so with the wrong sign"
-MOST = 3  # attacks that are told of one protection on one surface; the others are counted
+TURNED = "; below chance by more than the margin, so its scores are informative once their sign is flipped"
+MOST = 3  # attacks described for one protection on one surface; the others are only counted
 Indexed = tuple[int, AttackDifference]
 
 
@@ -128,7 +128,7 @@ def _could_have_shown(mine: Sequence[Indexed]) -> Sentence:
     for index, d in sorted(best.values(), key=lambda pair: -_rank(pair[1]))[:MOST]:
         number = could_show_of(d, index)
         assert number is not None
-        parts += ["; " if parts else " It would have shown ", _what(d), " from ", number, " up"]
+        parts += ["; " if parts else " The attacks would have detected ", _what(d), " of at least ", number]
         parts += [" (", _from(d), ")"]
     return (*parts, ".") if parts else ()
 
@@ -159,7 +159,7 @@ def _not_decided(mine: Sequence[Indexed]) -> Sentence:
     number = sum(_undecided(d) for _, d in mine)
     if not number:
         return ()
-    return "; of ", _count(number, "attacks of which it is not decided", mine), " it is not decided"
+    return "; ", _count(number, "undecided attacks", mine), " undecided"
 
 
 def _sentence(index: int, d: AttackDifference) -> Sentence:
@@ -167,25 +167,26 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
     who: tuple[Part, ...] = (" (", _who(d), ").")
     if value is None or change is None:
         if d.why.startswith(Outcome.NOT_APPLICABLE):
-            return ("Leaves the attack nothing to work on; ", _what(d), " was ", base, *who)
-        return ("Was not measured, ", Said(d.why), "; ", _what(d), " was ", base, *who)
+            what = _what(d)
+            return ("Leaves the attack nothing to work on; without protection, ", what, " was ", base, *who)
+        return ("Not measured (", Said(d.why), "); without protection, ", _what(d), " was ", base, *who)
     told: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
     low, high = change.estimate.low, change.estimate.high
     still = "; the attack still succeeds" if _succeeds(d) else ""
     if low is None or high is None:
         return ("Changes ", _what(d), " from ", base, " to ", value, *told, "; no interval", still, *who)
     if high < 0 and _at_chance(d):
-        return ("Takes ", _what(d), " from ", base, " to chance, ", value, *told, *who)
+        return ("Lowers ", _what(d), " from ", base, " to chance, ", value, *told, *who)
     if high < 0:
         less: tuple[Part, ...] = (_side(d),)
         if still:
             less = (still,)
         elif d.outcome == Outcome.INCONCLUSIVE:
-            less = ("; whether anything is left is not decided: ", Said(d.why))
-        return ("Takes ", _what(d), " from ", base, " to ", value, *told, *less, *who)
+            less = ("; it is undecided whether the attack still succeeds: ", Said(d.why))
+        return ("Lowers ", _what(d), " from ", base, " to ", value, *told, *less, *who)
     if low > 0:
         return ("Raises ", _what(d), " from ", base, " to ", value, *told, still, *who)
-    return ("Shows no difference in ", _what(d), ", ", base, " to ", value, *told, still, *who)
+    return ("Makes no detectable difference to ", _what(d), ", ", base, " to ", value, *told, still, *who)
 
 
 def _what(d: AttackDifference) -> Said:
@@ -196,8 +197,8 @@ def _what(d: AttackDifference) -> Said:
 
 
 def _who(d: AttackDifference) -> Said:
-    """Return the attack, where it looks from, and what it has to read under the protection."""
-    instead = f", which has the {d.surface_here} there" if d.surface_here not in ("", d.surface) else ""
+    """Return the attack, its view, and what it reads under the protection if that is another surface."""
+    instead = f", which here reads the {d.surface_here}" if d.surface_here not in ("", d.surface) else ""
     return Said(_from(d).text + instead)
 
 
@@ -235,9 +236,9 @@ def _below_chance(d: AttackDifference) -> bool:
 
 
 def _side(d: AttackDifference) -> str:
-    """Return on which side of chance a value is whose interval does not reach it.
+    """Return on which side of chance a value lies whose interval excludes chance.
 
-    As far below chance as counts as success above it, an AUC tells targets apart as well.
+    An AUC below chance by more than the margin separates targets as well as one that far above chance.
     """
     if d.chance is None or d.value is None or d.value.high is None or not _below_chance(d):
         return ABOVE

@@ -91,8 +91,8 @@ def _acquire(descriptor: int, path: Path, wait_s: float) -> None:
         raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
     if not held:
         raise FolderInUse(
-            f"{path}: is held by process {_holder(descriptor)} for more than {wait_s:g} s; wait for "
-            "it, or end it: the lock ends with it"
+            f"{path}: has been locked by process {_holder(descriptor)} for more than {wait_s:g} s; wait "
+            "until that process ends, or end it, which frees the lock"
         )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)

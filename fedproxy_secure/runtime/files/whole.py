@@ -27,10 +27,11 @@ def replacing(
 
     Args:
         private: the file has mode 0600; any other has 0644, whatever the umask.
-        at_once: several may write `path` at once. What a kill leaves is then removed by nobody: not for
-            what is large or secret, of which one writer at a time leaves one unfinished file at most.
-        durable: whether to wait for the disk. Without, a power cut may leave the file damaged: for what is
-            large, written often and made again where it is lost.
+        at_once: several processes may write `path` at once. Unfinished files that a kill leaves are then
+            never removed, so do not use it for large or secret files; with one writer at a time, at most
+            one unfinished file is left.
+        durable: whether to wait for the disk. If not, a power cut may leave the file damaged; this is for
+            large files that are written often and can be made again.
 
     Makes the folder if there is none. Raises `RunFolderError` if the disk is full or the folder cannot be
     written; what was at `path` before is then still there, whole.

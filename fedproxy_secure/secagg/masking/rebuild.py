@@ -1,8 +1,9 @@
 """Secrets rebuilt from clients' shares; a share that is false is found and left out.
 
-Whether a secret is the right one, its owner's commitment or public key tells. If the shares of the first
-`threshold` givers do not give it, others are tried: all ways to exchange one giver, then two, and so on, up
-to `MOST_SUBSETS`. One false share among more than `threshold` is always found.
+A rebuilt secret is checked against its owner's commitment or public key. If the shares of the first
+`threshold` givers do not give the right secret, other subsets are tried: first all that replace one giver,
+then two, and so on, at most `MOST_SUBSETS` in total. If there are more than `threshold` shares and one of
+them is false, it is always found.
 
 Not guaranteed: that a giver whose share does not fit has lied. The owner may have dealt it a false one.
 """
@@ -47,8 +48,8 @@ class Rebuilder:
                     self._find_misfits(chosen, shares, fits, what)
                 return secret
         raise ProtocolAborted(
-            f"{what}: the shares of {len(shares)} clients do not give the one that was committed to; one "
-            "of them gave a false share, or its owner dealt one"
+            f"{what}: the secret rebuilt from the shares of {len(shares)} clients does not match its "
+            "commitment; a client gave a false share, or the secret's owner dealt one"
         )
 
     def _subsets(self) -> Iterator[tuple[str, ...]]:
