@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
 from fedproxy_secure.experiments.sweeps.method_notes import proxy_notes
 from fedproxy_secure.experiments.sweeps.method_rows import proxy_rows, rows_of
@@ -20,6 +22,8 @@ from fedproxy_secure.experiments.sweeps.method_tasks import (
     write_constant,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, records_of
+from fedproxy_secure.report.text.table import cell
+from fedproxy_secure.runtime.untrusted import read_json
 from tests.support.finished_cells import RECORDS, always, finished, on_tasks, origin
 
 LEARNED_ONE_OF_THREE = (
@@ -196,3 +200,22 @@ def test_an_untuned_proxys_accuracy_is_paired_with_the_llms():
     assert row.likeness is None
     assert row.above_llm.value == pytest.approx(-0.1)
     assert row.above_llm.seeds == (0, 1)
+
+
+# --- the documented table
+
+
+def test_the_documented_table_by_acc_norm_is_that_of_its_cells():
+    root = Path(__file__).parents[2]
+    text = (root / "docs/real-llm.md").read_text()
+    found = []
+    for file in sorted((root / "docs/tables/paper_small/cells").glob("*.json")):
+        raw = read_json(file)
+        key = Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"])
+        found.append(read_cell(file.parents[1], key))
+    for row in rows_of(found):
+        texts = [cell(row.tuned_proxy_norm), cell(row.average_norm), cell(row.gap_closed_norm)]
+        texts.append(cell(row.owners_edge_norm, signed=True))
+        shown = ["" if t == "-" else t.removesuffix(".0 ± 0.0") for t in texts]
+        line = f"| `{row.method}` | {' | '.join(shown)} |"
+        assert " ".join(line.split()) in {" ".join(one.split()) for one in text.splitlines()}, line
