@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.plan import BlockPlan
+from fedproxy_secure.compress.proxy import Proxy
+from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.models.passes import windows_a_pass
 
 
@@ -27,6 +30,13 @@ class Fidelity:
     cka: tuple[float, ...]
     llm_perplexity: float
     proxy_perplexity: float
+
+
+def likeness(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
+    """Return how like its LLM a proxy is and how much of it it holds bit for bit, as plain values."""
+    found = fidelity(llm, proxy.model, proxy.plan, windows)
+    held = verbatim_share(llm, proxy.model, proxy.plan)
+    return {"fidelity": asdict(found), "verbatim_share": held}
 
 
 @torch.inference_mode()

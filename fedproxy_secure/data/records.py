@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,3 +41,8 @@ class Task:
     train: tuple[Record, ...]
     test: tuple[Record, ...]
     holdout: tuple[Record, ...] = ()
+
+    def constant_right(self) -> tuple[bool, ...]:
+        """Return for each test record whether the answer that training records have most often is right."""
+        ((label, _),) = Counter(record.label for record in self.train).most_common(1)
+        return tuple(record.label == label for record in self.test)

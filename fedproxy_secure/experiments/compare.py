@@ -33,9 +33,20 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
     open_folder,
     read_cells,
 )
-from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes
-from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of, scales_of
-from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights
+from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes, proxy_notes
+from fedproxy_secure.experiments.sweeps.method_rows import costs_of, proxy_rows, rows_of, scales_of
+from fedproxy_secure.experiments.sweeps.method_tasks import (
+    learned,
+    read_constant,
+    scale_notes,
+    task_scales,
+    write_constant,
+)
+from fedproxy_secure.experiments.sweeps.prepared_proxies import (
+    PreparedProxy,
+    forget_weights,
+    records_of,
+)
 from fedproxy_secure.experiments.sweeps.schedule import run_cells
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
@@ -106,13 +117,12 @@ def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, comman
     forget_weights(out, _proxies(config, todo))
     origin = Origin.here(config)  # before any cell: unreadable records stop here
     check_origins(out, there, origin)
+    write_constant(config, out)
     whole = Overall(shown=shown, name="compare", planned=_planned(config, todo))
     whole.begin()
     left = list(todo)
     try:
-        with closing(
-            _run_cells(config, out, todo, whole, on_cuda=origin.device.startswith("cuda"))
-        ) as ended:
+        with closing(_run_cells(config, out, todo, whole, origin)) as ended:
             for result in ended:
                 settings = settings_sha256(config, result.cell)
                 write_cell(folder.path, replace(result, origin=replace(origin, settings=settings)))
@@ -139,7 +149,12 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
     results = read_cells(config, out, cells)
     if not results:
         raise RunFolderError(f"{out}: has no finished cell of these settings; run `compare` first")
-    truncated = max(r.origin.truncated for r in results if r.origin is not None)
+    origins = [r.origin for r in results if r.origin is not None]  # all have one: `read_cells`
+    truncated = max(origin.truncated for origin in origins)
+    constant = read_constant(out, results)
+    scales = task_scales(results, constant)
+    ratios = config.compare.remove_ratios
+    records = records_of(config, out, ratios, replace(origins[0], settings=config.cell_sha256()))
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",
@@ -147,11 +162,15 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
         environment=environment(", ".join(devices_of(results))),
         seeds=config.seeds,
         estimates=costs_of(results),
-        rows=tuple(rows_of(results)),
+        rows=tuple(rows_of(results, learned=learned(scales))),
         differences=tuple(differences_of(results, config.compare.against)),
+        task_scales=tuple(scales),
+        proxies=tuple(proxy_rows(results, records)),
         notes=(
             *folder_notes(out, cells, results),
             *comparison_notes(config, truncated),
+            *scale_notes(config, results, constant),
+            *proxy_notes(results, records),
             *plug_back_notes(config, scales_of(results)),
         ),
     )
@@ -186,7 +205,7 @@ def time_row(config: Config, pace: Pace) -> tuple[str, str]:
 
 
 def _run_cells(
-    config: Config, out: Path, todo: Sequence[Cell], whole: Overall, *, on_cuda: bool
+    config: Config, out: Path, todo: Sequence[Cell], whole: Overall, origin: Origin
 ) -> Generator[CellResult]:
     """Yield cells as they finish, the proxies they need being made first; after a failure begin no more."""
     failed: list[tuple[str, Lost]] = []
@@ -195,11 +214,11 @@ def _run_cells(
         return whole.of(_name(task))
 
     running = run_cells(
-        partial(_work, config, out),
+        partial(_work, config, out, origin),
         todo,
         partial(_proxy, config),
         jobs=config.compare.jobs,
-        on_cuda=on_cuda,
+        on_cuda=origin.device.startswith("cuda"),
         progress=told,
         stop=lambda: bool(failed),
     )
@@ -221,13 +240,19 @@ def _todo(out: Path, cells: Sequence[Cell]) -> list[Cell]:
     return [c for c in cells if not cell_file(out, c).exists()]
 
 
-def _work(config: Config, out: Path, task: Task, *, progress: Progress) -> CellResult | None:
-    """Run a cell, or make a proxy."""
-    if isinstance(task, Cell):
-        proxy = _proxy(config, task)
-        return run_cell(config, task, progress=progress, healing=proxy.folder(out) if proxy else None)
-    task.write_record(out, task.prepare(out, progress=progress))
-    return None
+def _work(
+    config: Config, out: Path, origin: Origin, task: Task, *, progress: Progress
+) -> CellResult | None:
+    """Run a cell, or make a proxy. What nobody heals is measured by the first cell that has made it."""
+    if isinstance(task, PreparedProxy):
+        task.write_record(out, task.prepare(out, progress=progress, measured=True), origin)
+        return None
+    healed, on_proxy = _proxy(config, task), None
+    if not config.heal.heals and task.remove_ratio is not None:
+        exact = PreparedProxy(remove_ratio=task.remove_ratio, seed=task.seed, config=config)
+        on_proxy = partial(exact.measure, out, origin)
+    healing = healed.folder(out) if healed else None
+    return run_cell(config, task, progress=progress, healing=healing, on_proxy=on_proxy)
 
 
 def _name(task: Task) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -71,6 +71,7 @@ class Inputs:
         progress: is told every stage, and as `WORK` how much of the cell is done.
         healing: the folder where the healing of the settings' proxy is kept, perhaps finished; None: the
             proxy is healed anew.
+        on_proxy: is shown the settings' proxy as clients get it, before anything tunes it.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class Inputs:
     folder: Path
     progress: Progress = field(default_factory=NoProgress)
     healing: Path | None = None
+    on_proxy: Callable[[Materials, Proxy], None] | None = None
 
     @classmethod
     def load(
@@ -91,6 +93,7 @@ class Inputs:
         folder: Path,
         progress: Progress | None = None,
         healing: Path | None = None,
+        on_proxy: Callable[[Materials, Proxy], None] | None = None,
     ) -> Inputs:
         """Load what the settings name. Raises `ModelError` or `DataError` if that fails."""
         return cls(
@@ -101,6 +104,7 @@ class Inputs:
             folder=folder,
             progress=progress or NoProgress(),
             healing=healing,
+            on_proxy=on_proxy,
         )
 
     @property
@@ -117,7 +121,7 @@ class Inputs:
 
     def proxy(self) -> Proxy:
         """The proxy of the settings' compression at the remove ratio."""
-        return make_proxy(
+        proxy = make_proxy(
             self.config,
             self.materials,
             seed=self.seed,
@@ -125,14 +129,20 @@ class Inputs:
             folder=self.healing,
             progress=self.progress,
         )
+        if self.on_proxy is not None:
+            self.on_proxy(self.materials, proxy)
+        return proxy
 
     def exact_proxy(self) -> Proxy:
         """The proxy of the same importance whose blocks are exact copies, whatever the compression."""
         copies = self.config.compress.model_copy(update={"kind": "drop_blocks", "options": {}})
         config = self.config.model_copy(update={"compress": copies})
-        return exact_proxy(
+        proxy = exact_proxy(
             config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio
         ).finished()
+        if self.on_proxy is not None and copies == self.config.compress and not config.heal.heals:
+            self.on_proxy(self.materials, proxy)  # it is the settings' proxy
+        return proxy
 
     def federate(
         self, model: nn.Module, settings: Config, *, blocks: tuple[int, ...] | None = None

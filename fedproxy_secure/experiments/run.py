@@ -209,33 +209,29 @@ def _compress(
     config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
 ) -> tuple[Proxy, dict[str, Any]]:
     """Build the proxy and write it and its record; also return how like the LLM it is, as plain values."""
-    from fedproxy_secure.compress.fidelity import fidelity
+    from fedproxy_secure.compress.fidelity import likeness
     from fedproxy_secure.compress.proxy import save_model
-    from fedproxy_secure.compress.verbatim import verbatim_share
     from fedproxy_secure.models.llm import blocks_of
 
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
     before: dict[str, Any] = {}
     if config.heal.heals:
-        exact = fidelity(materials.llm, proxy.model, proxy.plan, materials.fidelity_windows)
-        held = verbatim_share(materials.llm, proxy.model, proxy.plan)
-        before = {"before_healing": {"fidelity": asdict(exact), "verbatim_share": held}}
+        before = {"before_healing": likeness(materials.llm, proxy, materials.fidelity_windows)}
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
     save_model(proxy.model, materials.tokenizer, place / "proxy")
-    likeness = asdict(fidelity(materials.llm, proxy.model, proxy.plan, materials.fidelity_windows))
+    like = likeness(materials.llm, proxy, materials.fidelity_windows)
     record = {
         "compression": config.compress.kind,
         "llm_blocks": len(blocks_of(materials.llm)),
         "kept": None if proxy.plan is None else list(proxy.plan.kept),  # None: they stand for none
         "importance": list(proxy.importance),
-        "fidelity": likeness,
+        "fidelity": like["fidelity"],
         **before,
         **proxy.details,
     }
     RunFolder(path=place).write_json("plan.json", record)
-    held = verbatim_share(materials.llm, proxy.model, proxy.plan)
     healing = {"healing": {**proxy.details["healing"], **before}} if before else {}
-    return proxy, {"fidelity": likeness, "verbatim_share": held, **healing}
+    return proxy, {**like, **healing}
 
 
 def _read(path: Path) -> dict[str, Any]:

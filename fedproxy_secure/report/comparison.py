@@ -1,18 +1,20 @@
-"""What a comparison shows beside its methods: seeds that are missing, acc_norm, paired differences."""
+"""What a comparison shows beside its methods: acc_norm, paired differences, tasks, proxies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.report.report import MethodDifference, MethodRow, Report
+from fedproxy_secure.report.report import Likeness, MethodDifference, MethodRow, ProxyRow, Report
 
 NORM_TITLE = "Fused LLM by acc_norm"
 DIFFERENCES_TITLE = "Fused LLM, paired differences"
+NORM_DIFFERENCES_TITLE = "Fused LLM by acc_norm, paired differences"
 NORM_ABOUT = (
-    "acc_norm divides a choice's log-likelihood by its length in characters; everything else is by acc. "
-    "Tasks where the two are the same for every method are left out."
+    "acc_norm divides a choice's log-likelihood by its length in characters; tables that do not name it "
+    "are by acc."
 )
+NORM_TASKS_ABOUT = "Tasks where the two are the same for every method are left out."
 DIFFERENCES_ABOUT = (
     "Each is a method's accuracy minus that of the column's method, paired by seed, or by record if there "
     "is one seed. Intervals are not corrected for multiple comparisons: some exclude zero by chance."
@@ -22,6 +24,20 @@ EFFECTS_ABOUT = (
     "Points of accuracy, paired; the three effects add up to the gap. Size: the proxy minus the LLM, both "
     "tuned on pooled records. Federation: the method's proxy minus the proxy tuned on pooled records. "
     "Owner's edge: the fused LLM minus the method's proxy."
+)
+SCALES_TITLE = "What each task can show"
+SCALES_ABOUT = (
+    "The ceiling is the LLM tuned on all records together, zero-shot the LLM before tuning, the constant "
+    "answer the one that training records have most often. A task counts where the ceiling is above both, "
+    "beyond the intervals; it is chosen by the same test records."
+)
+LEARNED_TITLE = "Gap closed on tasks that count"
+LEARNED_ABOUT = "Over all tasks, and over those that count alone, between the same two models."
+PROXIES_TITLE = "Proxies before tuning"
+PROXIES_ABOUT = (
+    "On public text that healing does not read. KL: of the LLM's next-token distributions to the proxy's. "
+    "Perplexity: the proxy's, and the LLM's. CKA: mean over blocks. Verbatim: weights of the LLM that the "
+    "proxy holds bit for bit. Accuracy: the proxy's minus the LLM's, in points, both untuned."
 )
 # a method, its remove ratio, and by reference its place in `Report.differences`
 Line = tuple[str, float | None, dict[str, int]]
@@ -50,6 +66,60 @@ def norm_tasks(report: Report) -> list[str]:
         for task in dict.fromkeys(t for row in report.rows for t in row.tasks_norm)
         if any(_differ(row.tasks.get(task), row.tasks_norm.get(task)) for row in report.rows)
     ]
+
+
+def norm_columns(report: Report) -> dict[str, str]:
+    """Return what the table by acc_norm has beside tasks: fields of `MethodRow` and their headings."""
+    titles = {
+        "average_norm": "average (%)",
+        "gap_closed_norm": "gap closed (%)",
+        "owners_edge_norm": "owner's edge (points)",
+    }
+    there = (key for key in titles if any(getattr(row, key) is not None for row in report.rows))
+    return {key: titles[key] for key in there}
+
+
+def has_norm_differences(report: Report) -> bool:
+    """Return whether differences by acc_norm are known, and other than those by acc."""
+    return bool(norm_tasks(report)) and any(d.average_norm is not None for d in report.differences)
+
+
+def learned_about(report: Report) -> str:
+    """Return which tasks count, and what follows for the gap closed; empty where that is not known."""
+    if not report.task_scales:
+        return ""
+    names = [scale.task for scale in report.task_scales if scale.learned]
+    if not names:
+        return "No task counts: on none the ceiling is above both, beyond the intervals."
+    return f"{len(names)} of {len(report.task_scales)} tasks count: {', '.join(names)}."
+
+
+def learned_rows(report: Report) -> list[tuple[int, MethodRow]]:
+    """Return the rows with a gap closed over the tasks that count, if some do and others do not."""
+    if all(scale.learned for scale in report.task_scales):
+        return []
+    return [(i, row) for i, row in enumerate(report.rows) if row.gap_closed_learned is not None]
+
+
+def proxy_lines(report: Report) -> list[tuple[int, str, Likeness | None, Estimate | None]]:
+    """Return the proxies before and after healing.
+
+    Each has its place in `Report.proxies`, the field of `ProxyRow` that its likeness stands in, that
+    likeness, and by how much its accuracy is above the LLM's, where that was measured.
+    """
+    lines: list[tuple[int, str, Likeness | None, Estimate | None]] = []
+    for i, row in enumerate(report.proxies):
+        if row.before_healing is not None:
+            lines.append((i, "before_healing", row.before_healing, None))
+        lines.append((i, "likeness", row.likeness, row.above_llm))
+    return lines
+
+
+def healing_state(row: ProxyRow, key: str) -> str:
+    """Return which proxy a line of `proxy_lines` is of; empty if none was healed, or that is not known."""
+    if row.before_healing is None:
+        return ""
+    return "before healing" if key == "before_healing" else "healed"
 
 
 def difference_lines(report: Report) -> tuple[list[str], list[Line]]:

@@ -29,9 +29,9 @@ JSON_NAME = "report.json"
 class MethodRow:
     """One method at one remove ratio; None where a number does not apply or was not measured.
 
-    All have the unit `share` (1 = everything). Accuracy is lm-eval's
-    `acc`, and so are `gap_closed`, `tuned_proxy` and `owners_edge`; `tasks_norm` and `average_norm` are its
-    `acc_norm`, with log-likelihoods per character of the choice.
+    All have the unit `share` (1 = everything). Accuracy is lm-eval's `acc`, and so are all numbers whose
+    names do not end in `_norm`; those are by its `acc_norm`, with log-likelihoods per character of the
+    choice.
     """
 
     method: str
@@ -43,6 +43,10 @@ class MethodRow:
     gap_closed: Estimate | None = None  # from zero-shot (0) to the centralised LLM (1)
     tuned_proxy: Estimate | None = None  # the tuned proxy alone, mean over tasks
     owners_edge: Estimate | None = None  # fused LLM minus tuned proxy
+    gap_closed_norm: Estimate | None = None  # `gap_closed` by acc_norm
+    tuned_proxy_norm: Estimate | None = None  # `tuned_proxy` by acc_norm
+    owners_edge_norm: Estimate | None = None  # `owners_edge` by acc_norm
+    gap_closed_learned: Estimate | None = None  # `gap_closed` over the tasks with `TaskScale.learned`
     size_effect: Estimate | None = None  # the proxy tuned on pooled records minus the centralised LLM
     federation_effect: Estimate | None = None  # tuned proxy minus the proxy tuned on pooled records
     way_back_effect: Estimate | None = None  # `owners_edge` of the seeds of these two effects
@@ -59,12 +63,77 @@ class MethodDifference:
         average: the difference of the fused LLMs' mean accuracies over tasks, by `acc`; unit `share`. What
             both share, such as a seed's records, cancels out, so its interval may leave out 0 where the
             methods' own intervals overlap.
+        average_norm: the same by `acc_norm`.
+        tasks: `average` task by task.
     """
 
     method: str
     against: str
     remove_ratio: float | None
     average: Estimate
+    average_norm: Estimate | None = None
+    tasks: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScale:
+    """What a task of a comparison can show: the ends of its scale, by `acc`, unit `share`.
+
+    Args:
+        task: the task.
+        constant: accuracy of the answer that is most frequent in training records, given to every record.
+        zero_shot: accuracy of the LLM before tuning.
+        ceiling: accuracy of the LLM tuned on all records together.
+        above_constant, above_zero_shot: the ceiling minus each of the two, paired.
+        learned: whether both differences lie above 0, beyond their intervals.
+    """
+
+    task: str
+    constant: Estimate
+    zero_shot: Estimate
+    ceiling: Estimate
+    above_constant: Estimate
+    above_zero_shot: Estimate
+    learned: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How like its LLM a proxy is, on public text that healing does not read.
+
+    Args:
+        kl: KL(LLM || proxy) of next-token distributions, nats a token.
+        agreement: share of positions where both predict the same token.
+        llm_perplexity, proxy_perplexity: of both.
+        cka: linear CKA of what proxy blocks and their LLM originals pass on, mean over blocks; None where
+            proxy blocks have no originals.
+        verbatim: share of the LLM's parameters that the proxy holds bit for bit.
+    """
+
+    kl: Estimate
+    agreement: Estimate
+    llm_perplexity: Estimate
+    proxy_perplexity: Estimate
+    cka: Estimate | None
+    verbatim: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyRow:
+    """A comparison's proxy at one remove ratio, before any tuning.
+
+    Args:
+        remove_ratio: share of the LLM that it does without.
+        likeness: of the proxy that clients get; None where no record of it is there.
+        before_healing: of the same proxy before it was healed; None if it was not.
+        above_llm: accuracy of the proxy minus the LLM's, by `acc`, both untuned; unit `share`. None unless
+            the comparison has both.
+    """
+
+    remove_ratio: float
+    likeness: Likeness | None = None
+    before_healing: Likeness | None = None
+    above_llm: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +149,8 @@ class Report:
         estimates: numbers outside `rows` and `configurations`, such as a proxy's fidelity.
         rows: the methods of a comparison.
         differences: pairs of its methods: each method minus those that `compare.against` names.
+        task_scales: what each task of a comparison can show, where that is known.
+        proxies: a comparison's proxies, one for each remove ratio.
         notes: what a reader must know before believing a number, such as truncated prompts or unsafe
             settings.
         guarantees: what holds and what does not, in sentences.
@@ -102,6 +173,8 @@ class Report:
     estimates: tuple[Estimate, ...] = ()
     rows: tuple[MethodRow, ...] = ()
     differences: tuple[MethodDifference, ...] = ()
+    task_scales: tuple[TaskScale, ...] = ()
+    proxies: tuple[ProxyRow, ...] = ()
     notes: tuple[str, ...] = ()
     guarantees: tuple[str, ...] = ()
     configurations: tuple[Configuration, ...] = ()

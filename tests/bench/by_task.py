@@ -1,32 +1,34 @@
-"""Print a comparison by task: accuracy beside a constant answer's, owner's edge, and gap closed.
+"""Print comparisons by task: accuracy beside a constant answer's, owner's edge, and gap closed.
 
     python -m tests.bench.by_task DATA CELLS...
 
-CELLS are files of finished cells of `paper_small` under one seed, among them `zero_shot` and
-`centralised_llm`; DATA is the folder of its records. A mean over tasks hides that on some of them no model
-learns anything. `most frequent` is the answer that training records have most often, given to every test
-record. A task counts as learned where the ceiling lies above that and above the LLM before tuning, beyond
-both intervals; `gap closed` is told over all tasks, and over those.
+CELLS are files of finished cells of `paper_small`, among them `zero_shot` and `centralised_llm`; DATA is
+the folder of its records. A cell is measured between the two ends of its own folder and seed, where that
+has them, else between those of the first folder that does, if need be of another seed. A mean over tasks
+hides that on some of them no model learns anything. `most frequent` is the answer that training records
+have most often, given to every test record. A task counts as learned where the ceiling of that first folder
+lies above it and above the LLM before tuning, beyond both intervals; `gap closed` is told over all tasks,
+and over those. A report of `compare` has the same numbers, joined over seeds.
 """
 
 from __future__ import annotations
 
 import operator
 import sys
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.config import load_config
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.evidence.answers import Bits, gap_closed, has_gap, over_seeds_or_records
+from fedproxy_secure.evidence.answers import Bits, mean_share, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, read_cell
+from fedproxy_secure.experiments.sweeps.method_rows import Ends, ends_of, gap_over
+from fedproxy_secure.experiments.sweeps.method_tasks import constant_answers, learned, task_scales
 from fedproxy_secure.runtime.untrusted import read_json
 
-FLOOR, CEILING = "zero_shot", "centralised_llm"
+Found = list[tuple[str, CellResult, Ends]]  # a cell's title, the cell, the ends it is measured between
 
 
 def main(arguments: list[str]) -> int:
@@ -35,29 +37,59 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tests.bench.by_task DATA CELLS...", file=sys.stderr)
         return 2
     data, *files = arguments
-    cells = [_read(Path(file)) for file in files]
-    by_method = {cell.cell.method: cell for cell in cells}
-    if missing := [name for name in (FLOOR, CEILING) if name not in by_method]:
-        print(f"error: no cell of {missing[0]}; both ends of the scale must be given", file=sys.stderr)
+    cells = [(Path(file).parents[1].name, _read(Path(file))) for file in files]
+    folders = {name: [cell for of, cell in cells if of == name] for name, _ in cells}
+    ends = {name: both for name, own in folders.items() if (both := _both(own))}
+    if not ends:
+        print("error: no folder has cells of zero_shot and centralised_llm under one seed", file=sys.stderr)
         return 2
+    first = next(iter(ends))
     constant = most_frequent(data)
-    floor, ceiling = by_method[FLOOR].fused, by_method[CEILING].fused
-    learned = [t for t in constant if _is_learned(constant[t], floor[t], ceiling[t])]
-    tasks = list(constant)
-    print(_line("accuracy, %", *tasks))
-    print(_line("most frequent answer", *(f"{100 * np.mean(constant[t]):.1f}" for t in tasks)))
-    for name, cell in zip(files, cells, strict=True):
-        print(_line(_title(name, cell), *(f"{100 * np.mean(cell.fused[t]):.1f}" for t in tasks)))
-    print("\n" + _line("owner's edge, points", *tasks))
-    for name, cell in zip(files, cells, strict=True):
+    found: Found = [
+        (f"{name}, {cell.cell.method}{f', seed {cell.cell.seed}' * (cell.cell.seed > 0)}", cell, between)
+        for name, cell in cells
+        for between in [_between(cell, ends.get(name), ends[first])]
+    ]
+    _accuracies(found, constant)
+    print("\n" + _line("owner's edge, points", *constant))
+    for title, cell, _ in found:
         if cell.tuned is not None:
-            print(_line(_title(name, cell), *(_points(_edge(cell, cell.tuned, t)) for t in tasks)))
-    print("\n" + _line("gap closed, %", "all tasks", f"learned: {', '.join(learned)}"))
-    for name, cell in zip(files, cells, strict=True):
-        if cell.cell.method not in (FLOOR, CEILING):
-            made = [_gap(cell.fused, floor, ceiling, of) for of in (tasks, learned)]
-            print(_line(_title(name, cell), *made))
+            print(_line(title, *(_points(_edge(cell, cell.tuned, t)) for t in constant)))
+    _gaps(found, learned(task_scales(folders[first], constant)))
     return 0
+
+
+def most_frequent(data: str) -> Bits:
+    """Return, by client, for which test records the answer that its training has most often is right."""
+    config = load_config(find_config("paper_small"), [f"data.root={data}"])
+    return constant_answers(load_task(client, root=data) for client in config.data.clients)
+
+
+def _accuracies(found: Found, constant: Bits) -> None:
+    print(_line("accuracy, %", *constant, "mean by acc", "mean by acc_norm"))
+    shares = {task: 100 * mean_share({task: bits}) for task, bits in constant.items()}
+    print(_line("most frequent answer", *(f"{share:.1f}" for share in shares.values()), "", ""))
+    for title, cell, _ in found:
+        shares = {task: 100 * mean_share({task: bits}) for task, bits in cell.fused.items()}
+        means = [_points(share_right({cell.cell.seed: bits}, "")) for bits in (cell.fused, cell.fused_norm)]
+        print(_line(title, *(f"{shares[task]:.1f}" for task in constant), *means))
+
+
+def _gaps(found: Found, tasks: list[str]) -> None:
+    def over_learned(cell: CellResult) -> Bits:
+        return {task: bits for task, bits in cell.fused.items() if task in tasks}
+
+    columns: list[Callable[[CellResult], Bits]] = [
+        lambda cell: cell.fused,
+        lambda cell: cell.fused_norm,
+        over_learned,
+    ]
+    names = ("all tasks", "all tasks by acc_norm", f"learned: {', '.join(tasks)}")
+    print("\n" + _line("gap closed, %", *names))
+    for title, cell, ends in found:
+        if cell not in (*ends.floor.values(), *ends.ceiling.values()):
+            made = [gap_over({cell.cell.seed: cell}, ends, of, "gap closed") for of in columns]
+            print(_line(title, *("none" if gap is None else _points(gap) for gap in made)))
 
 
 def _read(file: Path) -> CellResult:
@@ -66,22 +98,20 @@ def _read(file: Path) -> CellResult:
     return read_cell(file.parents[1], cell)
 
 
-def most_frequent(data: str) -> dict[str, list[bool]]:
-    """Return, by client, for which test records the answer that its training has most often is right."""
-    config = load_config(find_config("paper_small"), [f"data.root={data}"])
-    found = {}
-    for client in config.data.clients:
-        task = load_task(client, root=data)
-        ((label, _),) = Counter(record.label for record in task.train).most_common(1)
-        found[client.name] = [record.label == label for record in task.test]
-    return found
+def _both(cells: list[CellResult]) -> Ends | None:
+    """Return the ends of the scale among a folder's cells, None unless it has both under one seed."""
+    ends = ends_of(cells)
+    return ends if set(ends.floor) & set(ends.ceiling) else None
 
 
-def _is_learned(constant: list[bool], floor: list[bool], ceiling: list[bool]) -> bool:
-    above = [
-        over_seeds_or_records({0: ({"": ceiling}, {"": x})}, operator.sub, "") for x in (constant, floor)
-    ]
-    return all(one.low is not None and one.low > 0 for one in above)
+def _between(cell: CellResult, own: Ends | None, others: Ends) -> Ends:
+    """Return the ends that a cell is measured between: under its own seed where a folder has them."""
+    seed = cell.cell.seed
+    for ends in (own, others):
+        if ends is not None and seed in ends.floor and seed in ends.ceiling:
+            return ends
+    there = next(s for s in others.floor if s in others.ceiling)
+    return Ends(floor={seed: others.floor[there]}, ceiling={seed: others.ceiling[there]})
 
 
 def _edge(cell: CellResult, tuned: Bits, task: str) -> Estimate:
@@ -89,22 +119,10 @@ def _edge(cell: CellResult, tuned: Bits, task: str) -> Estimate:
     return over_seeds_or_records({cell.cell.seed: pair}, operator.sub, "edge")
 
 
-def _gap(fused: Bits, floor: Bits, ceiling: Bits, tasks: list[str]) -> str:
-    """Return the gap closed over some tasks, in the order of the cells, as the command itself does."""
-    of = [{t: bits[t] for t in bits if t in tasks} for bits in (fused, floor, ceiling)]
-    if not tasks or not has_gap(of[1], of[2]):
-        return "none"
-    return _points(over_seeds_or_records({0: of}, gap_closed, "gap closed"))
-
-
 def _points(made: Estimate) -> str:
     assert made.low is not None
     assert made.high is not None
     return f"{100 * made.value:.1f} [{100 * made.low:.1f}, {100 * made.high:.1f}]"
-
-
-def _title(file: str, cell: CellResult) -> str:
-    return f"{Path(file).parents[1].name}, {cell.cell.method}"
 
 
 def _line(*cells: str) -> str:

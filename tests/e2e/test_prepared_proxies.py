@@ -70,7 +70,7 @@ def test_weights_that_cannot_be_linked_are_lent_whole_or_not_at_all(settings, tm
 
 def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tmp_path):
     config, told = parse_config(settings), Told()
-    compare(config, tmp_path, progress=told)
+    report = compare(config, tmp_path, progress=told)
     assert [task for task in told.started if "heal" in task] == [
         HEAL,  # the others find it finished; a method on exact copies asks for none
         "zero_shot_proxy-0.5-seed0: heal",
@@ -81,8 +81,32 @@ def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tm
     assert files_below(tmp_path / "proxies") == ["0.5-seed0/proxy.json"]
     record = json.loads((tmp_path / "proxies/0.5-seed0/proxy.json").read_text())
     assert record["healing"]["kl_after"] < record["healing"]["kl_before"]
+    (row,) = report.proxies
+    assert row.likeness.kl.value == record["fidelity"]["kl_nats"] < row.before_healing.kl.value
+    assert row.likeness.verbatim.value < row.before_healing.verbatim.value
+    assert row.above_llm.n == report.rows[0].average.n
     cell = Cell(method="fedproxy_h_ties", remove_ratio=0.5, seed=0)
     assert read_cell(tmp_path, cell).outcome == run_cell(config, cell).outcome  # which heals itself
+
+
+def test_a_proxy_that_nobody_heals_is_measured_once_by_a_cell_that_has_made_it(settings, tmp_path):
+    own = {**settings["compare"], "methods": ["zero_shot", "exact_h_ties"]}
+    config = parse_config({**settings, "heal": {"steps": 0}, "compare": own})
+    (row,) = compare(config, tmp_path).proxies
+    assert row.likeness.kl.value > 0
+    assert row.before_healing is None
+    assert files_below(tmp_path / "proxies") == ["0.5-seed0/proxy.json"]
+    record = tmp_path / "proxies/0.5-seed0/proxy.json"
+    before = record.stat().st_mtime_ns
+    more = parse_config(
+        {
+            **settings,
+            "heal": {"steps": 0},
+            "compare": {**own, "methods": [*own["methods"], "fedproxy_h_ties"]},
+        }
+    )
+    assert compare(more, tmp_path, resume=True).proxies == (row,)
+    assert record.stat().st_mtime_ns == before
 
 
 def test_a_fit_without_steps_is_healing_too(settings, tmp_path):

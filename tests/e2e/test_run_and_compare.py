@@ -148,6 +148,7 @@ def test_a_comparison_is_widened_on_resume_and_keeps_the_cells_it_has(settings, 
     wide = compare(parse_config({**settings, "name": "wide"}), tmp_path, resume=True)
     assert kept.stat().st_mtime_ns == before
     assert all(row.average.seeds == (0, 1) for row in wide.rows)
+    assert [scale.zero_shot.seeds for scale in wide.task_scales] == [(0, 1)] * len(wide.rows[0].tasks)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seeds"] == [0, 1]
     with pytest.raises(RunFolderError, match="belongs to other settings"):
         compare(parse_config({**short, "local": {"steps": 3}}), tmp_path, resume=True)

@@ -19,7 +19,7 @@ from fedproxy_secure.gate.table import markdown_gate, rich_gate, summary
 from fedproxy_secure.report.html.charts import figures
 from fedproxy_secure.report.html.drawing import to_svg
 from fedproxy_secure.report.html.page import page
-from fedproxy_secure.report.report import MethodDifference, MethodRow
+from fedproxy_secure.report.report import MethodDifference, MethodRow, TaskScale
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import pull_request_summary
 from fedproxy_secure.report.text.sarif import sarif
@@ -83,8 +83,13 @@ def hostile_report(text):
         average=sampled,
         tasks_norm={text: other},
         average_norm=other,
+        gap_closed_learned=sampled,
     )
-    pair = MethodDifference(method=text, against=text, remove_ratio=0.5, average=sampled)
+    pair = MethodDifference(
+        method=text, against=text, remove_ratio=0.5, average=sampled, average_norm=other
+    )
+    ends = dict.fromkeys(("constant", "zero_shot", "ceiling", "above_constant", "above_zero_shot"), sampled)
+    scale = TaskScale(task=text, learned=True, **ends)
     return replace(
         made,
         name=text,
@@ -92,6 +97,7 @@ def hostile_report(text):
         environment={"system": text},
         rows=(row, MethodRow(method="other", tasks={text: sampled}, average=sampled)),
         differences=(pair,),
+        task_scales=(scale, replace(scale, learned=False)),
         estimates=(estimate,),
         attack_differences=(
             replace(

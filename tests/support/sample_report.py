@@ -9,7 +9,14 @@ from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, 
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import Axis, Better
 from fedproxy_secure.report.protections.side_by_side import side_by_side
-from fedproxy_secure.report.report import MethodDifference, MethodRow, Report
+from fedproxy_secure.report.report import (
+    Likeness,
+    MethodDifference,
+    MethodRow,
+    ProxyRow,
+    Report,
+    TaskScale,
+)
 from fedproxy_secure.report.spending import total
 from fedproxy_secure.report.trilemma import Configuration, Curve, LedgerRow, Measure
 
@@ -120,6 +127,33 @@ def sample_comparison() -> Report:
             size_effect=over(-0.05, f"size, {method}") if ratio else None,
             federation_effect=over(mean - 1.13, f"federation, {method}") if ratio else None,
             way_back_effect=over(0.2, f"way back, {method}") if ratio else None,
+            gap_closed_norm=over((mean - 0.22) / 0.8, f"gap closed by acc_norm, {method}") if gap else None,
+            tuned_proxy_norm=over(mean - 0.19, f"tuned proxy acc_norm, {method}") if ratio else None,
+            owners_edge_norm=over(0.21, f"owner's edge by acc_norm, {method}") if ratio else None,
+            gap_closed_learned=over(mean - 0.1, f"gap closed on learned tasks, {method}") if gap else None,
+        )
+
+    def scale(task: str, constant: float) -> TaskScale:
+        ends = {"constant": constant, "zero_shot": 0.22, "ceiling": 0.98}
+        above = {
+            f"above_{name}": over(0.98 - ends[name], f"ceiling minus {name} on {task}")
+            for name in ("constant", "zero_shot")
+        }
+        made = {name: over(mean, f"{name} on {task}") for name, mean in ends.items()}
+        return TaskScale(task=task, learned=constant < 0.9, **made, **above)
+
+    def likeness(kl: float, held: float) -> Likeness:
+        def mean(value: float, unit: str) -> Estimate:
+            values = {s: value * (1 + 0.01 * float(rng.standard_normal())) for s in SEEDS}
+            return mean_interval(values, metric=f"{unit} of a made-up proxy", unit=unit)
+
+        return Likeness(
+            kl=mean(kl, "nats"),
+            agreement=mean(0.6 - 0.1 * kl, "share"),
+            llm_perplexity=mean(20.0, "perplexity"),
+            proxy_perplexity=mean(20.0 + 10 * kl, "perplexity"),
+            cka=mean(0.9 - 0.1 * kl, "CKA"),
+            verbatim=mean(held, "share"),
         )
 
     return Report(
@@ -142,6 +176,8 @@ def sample_comparison() -> Report:
                 against=against,
                 remove_ratio=ratio,
                 average=over(difference, f"accuracy, {method} minus {against}"),
+                average_norm=over(difference + 0.01, f"acc_norm, {method} minus {against}"),
+                tasks={"bank": over(difference - 0.01, f"accuracy on bank, {method} minus {against}")},
             )
             for method, against, ratio, difference in (
                 ("zero_shot", "fedot", 0.25, -0.56),
@@ -149,6 +185,15 @@ def sample_comparison() -> Report:
                 ("fedot", "fedproxy_h_ties", 0.25, -0.18),
                 ("masked_h_ties_block", "fedot", 0.5, 0.2),
             )
+        ),
+        task_scales=(scale("clinic", 0.5), scale("bank", 0.97)),
+        proxies=(
+            ProxyRow(remove_ratio=0.25, likeness=likeness(0.5, 0.2), before_healing=likeness(2.5, 0.75)),
+            ProxyRow(
+                remove_ratio=0.5,
+                likeness=likeness(3.0, 0.5),
+                above_llm=over(-0.1, "accuracy, proxy minus LLM"),
+            ),
         ),
         notes=("This report is made up, to test its page.",),
     )

@@ -4,17 +4,14 @@ import hashlib
 import json
 from dataclasses import fields, replace
 
-import numpy as np
 import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.sources import public_text_sha256
 from fedproxy_secure.errors import ConfigError, FedProxyError, ModelError, RunFolderError
-from fedproxy_secure.experiments.results import Accuracy, MethodResult
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
-    CellResult,
     Origin,
     cell_file,
     read_cell,
@@ -32,31 +29,11 @@ from fedproxy_secure.experiments.sweeps.method_rows import rows_of
 from fedproxy_secure.models.llm import llm_sha256
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.table import cell, effect_table
+from tests.support.finished_cells import RECORDS, finished, origin
 from tests.support.tiny import save_tiny
 
 TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
-RECORDS = 40
 ORIGIN = [field.name for field in fields(Origin)]
-
-
-def origin(config=None, *, has_proxy=True, **changes) -> Origin:
-    settings = (config or parse_config({})).cell_sha256(has_proxy=has_proxy)
-    made = dict.fromkeys(("records", "llm", "public_text"), "ab" * 32)
-    return replace(Origin(settings=settings, device="cpu", truncated=0, **made), **changes)
-
-
-def finished(method, ratio, seed, share, *, made=None, records=RECORDS) -> CellResult:
-    """A cell whose model answers this share of the records; the hard ones are the same for every method."""
-    hardness = np.random.default_rng(seed).permutation(records)
-    bits = tuple(bool(h < share * records) for h in hardness)
-    norm = tuple(bool(h < (share + 0.1) * records) for h in hardness)
-    accuracy = {"bank": Accuracy(correct=bits, correct_norm=norm)}
-    return CellResult(
-        cell=Cell(method=method, remove_ratio=ratio, seed=seed),
-        outcome=MethodResult(fused=accuracy, tuned=accuracy if ratio else None, upload_bytes=7),
-        seconds=1.5,
-        origin=made or origin(has_proxy=ratio is not None),
-    )
 
 
 # --- on disk
@@ -289,6 +266,38 @@ def test_a_row_has_both_measures_and_its_gap_is_by_acc():
     assert row.average_norm.value == row.tasks_norm["bank"].value == pytest.approx(0.6)
     assert row.gap_closed.value == pytest.approx(0.5)
     assert row.average_norm.metric == "acc_norm, fedavg_llm"
+
+
+def test_gap_edge_and_differences_by_acc_norm_are_computed_as_by_acc():
+    def with_tuned(method, share, tuned):
+        made, other = finished(method, 0.25, 0, share), finished(method, 0.25, 0, tuned)
+        return replace(made, outcome=replace(made.outcome, tuned=other.outcome.fused))
+
+    results = [
+        finished("zero_shot", None, 0, 0.25),
+        capped("centralised_llm", 0.85, norm=0.75),
+        with_tuned("fedproxy_h_ties", 0.5, 0.4),
+        with_tuned("fedot", 0.4, 0.4),
+    ]
+    row = next(r for r in rows_of(results) if r.method == "fedproxy_h_ties")
+    assert row.gap_closed.value == pytest.approx((0.5 - 0.25) / (0.85 - 0.25))
+    assert row.gap_closed_norm.value == pytest.approx((0.6 - 0.35) / (0.75 - 0.35))
+    assert row.tuned_proxy_norm.value == pytest.approx(0.5)
+    assert row.owners_edge_norm.value == row.owners_edge.value == pytest.approx(0.1)
+    (pair,) = (d for d in differences_of(results, ["fedot"]) if d.method == "fedproxy_h_ties")
+    assert pair.average_norm.value == pytest.approx(0.1)
+    assert pair.average_norm.metric == "acc_norm, fedproxy_h_ties at 0.25 minus fedot at 0.25"
+    (pair,) = (d for d in differences_of(results, ["centralised_llm"]) if d.method == "fedot")
+    assert pair.average.value == pytest.approx(-0.45)
+    assert pair.average_norm.value == pytest.approx(-0.25)
+
+
+def capped(method, share, *, norm):
+    """A finished cell without a ratio whose acc_norm is another."""
+    made, other = finished(method, None, 0, share), finished(method, None, 0, norm)
+    bits = other.outcome.fused["bank"].correct
+    answers = {"bank": replace(made.outcome.fused["bank"], correct_norm=bits)}
+    return replace(made, outcome=replace(made.outcome, fused=answers))
 
 
 def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_ceiling():

@@ -28,8 +28,11 @@ from fedproxy_secure.report.text.table import (
     cells,
     difference_table,
     effect_table,
+    learned_table,
     norm_table,
+    proxy_table,
     rich_tables,
+    scale_table,
 )
 from fedproxy_secure.report.text.trilemma_table import lines, rich_trilemma
 from fedproxy_secure.runtime.artifacts import environment
@@ -175,7 +178,12 @@ def test_acc_norm_has_a_table_of_its_own_only_where_it_differs():
     for form in (printed, markdown_report, page):
         assert "Fused LLM by acc_norm" not in form(same)
         assert "Fused LLM by acc_norm" in form(made)
-    assert norm_table(replace(made, rows=bank))[0] == ("method", "removed", "average (%)", "bank (%)")
+    beside = ("average (%)", "gap closed (%)", "owner's edge (points)")
+    assert norm_table(replace(made, rows=bank))[0] == ("method", "removed", *beside, "bank (%)")
+    assert norm_table(made, by_task=False)[0] == ("method", "removed", *beside)
+    older = tuple(replace(r, gap_closed_norm=None, owners_edge_norm=None) for r in bank)
+    headings, _ = norm_table(replace(made, rows=older))
+    assert headings == ("method", "removed", "average (%)", "bank (%)")
 
 
 def test_paired_differences_have_a_line_a_method_and_ratio_and_a_column_a_reference():
@@ -199,6 +207,69 @@ def test_what_lies_between_methods_and_the_ceiling_is_shown_where_it_is_known():
     for form in (printed, markdown_report, page):
         assert "between the fused LLM and the ceiling" in form(made)
         assert "between the fused LLM and the ceiling" not in form(replace(made, rows=unknown))
+
+
+def test_differences_by_acc_norm_have_a_table_only_where_it_is_another_measure():
+    made = sample_comparison()
+    same = tuple(replace(r, tasks_norm=r.tasks) for r in made.rows)
+    _, table = difference_table(made, norm=True)
+    assert cell(made.differences[2].average_norm, signed=True) in table[2]
+    assert cell(made.differences[2].average, signed=True) not in table[2]
+    for form in (printed, markdown_report, page):
+        assert "by acc_norm, paired" in form(made)
+        assert "by acc_norm, paired" not in form(replace(made, rows=same))
+
+
+def test_tasks_that_count_and_the_gap_closed_over_them_are_shown_where_some_do_not():
+    made = sample_comparison()
+    assert [line[:2] for line in scale_table(made)[1]] == [("clinic", "yes"), ("bank", "no")]
+    shown = learned_table(made)[1]
+    assert [line[0] for line in shown] == [r.method for r in made.rows if r.gap_closed_learned]
+    assert shown[1][3] == cell(made.rows[2].gap_closed_learned)
+    every = tuple(replace(scale, learned=True) for scale in made.task_scales)
+    none = tuple(replace(scale, learned=False) for scale in made.task_scales)
+    without = tuple(replace(row, gap_closed_learned=None) for row in made.rows)
+    for form in (printed, markdown_report):
+        assert "1 of 2 tasks count: clinic." in " ".join(form(made).split())
+        assert "No task counts" in form(replace(made, task_scales=none, rows=without))
+    for form in (printed, markdown_report, page):
+        assert "Gap closed on tasks that count" in form(made)
+        assert "Gap closed on tasks that count" not in form(replace(made, task_scales=every))
+        assert "Gap closed on tasks that count" not in form(replace(made, rows=without))
+
+
+def test_proxies_are_shown_before_and_after_healing_with_the_seeds_they_rest_on():
+    made = sample_comparison()
+    _, table = proxy_table(made)
+    assert [line[0] for line in table] == ["at 0.25 before healing", "at 0.25 healed", "at 0.5"]
+    assert table[1][1] == cell(made.proxies[0].likeness.kl)
+    assert table[2][-2] == cell(made.proxies[1].above_llm, signed=True)
+    assert {line[-1] for line in table} == {str(len(made.seeds))}
+    unknown = replace(made.proxies[1], likeness=None)
+    assert proxy_table(replace(made, proxies=(unknown,)))[1][0][1:7] == ("-",) * 6
+    for form in (printed, markdown_report, page):
+        assert "Proxies before tuning" in form(made)
+        assert "Proxies before tuning" in form(replace(made, proxies=(unknown,)))
+        assert "Proxies before tuning" not in form(replace(made, proxies=()))
+
+
+def test_a_report_without_what_was_added_since_is_read_and_shown(tmp_path: Path):
+    made = sample_comparison()
+    raw = json.loads(made.to_json())
+    jsonschema.validate(raw, SCHEMA)
+    del raw["task_scales"], raw["proxies"]
+    for row in raw["rows"]:
+        for key in ("gap_closed_norm", "tuned_proxy_norm", "owners_edge_norm", "gap_closed_learned"):
+            del row[key]
+    for difference in raw["differences"]:
+        del difference["average_norm"], difference["tasks"]
+    (tmp_path / "report.json").write_text(json.dumps(raw))
+    older = Report.load(tmp_path)
+    assert [row.average for row in older.rows] == [row.average for row in made.rows]
+    for form in (printed, markdown_report, page):
+        assert "paired differences" in form(older)
+        assert "by acc_norm, paired" not in form(older)
+        assert "What each task can show" not in form(older)
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -12,11 +12,11 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.records import Task
@@ -27,6 +27,10 @@ from fedproxy_secure.experiments.results import MethodResult, from_texts, to_tex
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress
 from fedproxy_secure.runtime.untrusted import read_json
+
+if TYPE_CHECKING:
+    from fedproxy_secure.compress.proxy import Proxy
+    from fedproxy_secure.experiments.stages import Materials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,12 @@ class CellResult:
         tuned = self.outcome.tuned
         return None if tuned is None else {task: a.correct for task, a in tuned.items()}
 
+    @property
+    def tuned_norm(self) -> Bits | None:
+        """`tuned` by `acc_norm`."""
+        tuned = self.outcome.tuned
+        return None if tuned is None else {task: a.correct_norm for task, a in tuned.items()}
+
 
 def cells_of(config: Config) -> list[Cell]:
     """All cells of a comparison, longest first where that is known, so that workers end about together.
@@ -164,13 +174,18 @@ def one_thread() -> Iterator[None]:
 
 
 def run_cell(
-    config: Config, cell: Cell, *, progress: Progress | None = None, healing: Path | None = None
+    config: Config,
+    cell: Cell,
+    *,
+    progress: Progress | None = None,
+    healing: Path | None = None,
+    on_proxy: Callable[[Materials, Proxy], None] | None = None,
 ) -> CellResult:
     """Run one cell in this process, on one thread.
 
     Args:
         progress: is told the cell's stages, and as `WORK` how much of it is done.
-        healing: the folder of a healed proxy, see `Inputs`.
+        healing: the folder of a healed proxy, see `Inputs`; so for `on_proxy`.
     """
     from fedproxy_secure.experiments.inputs import Inputs
 
@@ -184,6 +199,7 @@ def run_cell(
             folder=Path(folder),
             progress=shown,
             healing=healing,
+            on_proxy=on_proxy,
         )
         outcome = method_of(cell.method).run(inputs)
     return CellResult(cell=cell, outcome=outcome, seconds=time.perf_counter() - began)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from fedproxy_secure.evidence.answers import over_seeds_or_records
+from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import BySeed, by_row
 from fedproxy_secure.report.report import MethodDifference
@@ -40,17 +41,23 @@ def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list
     }
     if not pairs:
         return []
-    average = over_seeds_or_records(
-        {s: (a.fused, b.fused) for s, (a, b) in pairs.items()},
-        operator.sub,
-        f"accuracy, {_row(group)} minus {_row(reference)}",
-    )
+    names = f"{_row(group)} minus {_row(reference)}"
+
+    def minus(of: Callable[[CellResult], Bits], what: str) -> Estimate:
+        answers = {s: (of(a), of(b)) for s, (a, b) in pairs.items()}
+        return over_seeds_or_records(answers, operator.sub, f"{what}, {names}")
+
+    def on(task: str) -> Estimate:
+        return minus(lambda result: {task: result.fused[task]}, f"accuracy on {task}")
+
     return [
         MethodDifference(
             method=mine[0],
             against=other[0],
             remove_ratio=mine[1] if other[1] is None else other[1],
-            average=average,
+            average=minus(lambda result: result.fused, "accuracy"),
+            average_norm=minus(lambda result: result.fused_norm, "acc_norm"),
+            tasks={task: on(task) for task in next(iter(pairs.values()))[0].fused},
         )
     ]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.experiments.method import Method, method_of
 from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes
+from fedproxy_secure.experiments.sweeps.method_cells import CellResult
+from fedproxy_secure.experiments.sweeps.prepared_proxies import HEALING, PROXIES, RECORD
 from fedproxy_secure.protect.base import protection_of
 
 
@@ -40,6 +43,45 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
     )
 
 
+def proxy_notes(
+    results: Sequence[CellResult], records: Mapping[float, Mapping[int, Mapping[str, Any]]]
+) -> list[str]:
+    """Return how proxies were healed, and of which the folder does not say how like the LLM they are.
+
+    `records`: of the proxies, by remove ratio and seed (`records_of`).
+    """
+    notes, unknown = [], []
+    wanted: dict[float, set[int]] = {}
+    for r in results:
+        if r.cell.remove_ratio is not None and method_of(r.cell.method).settings_proxy:
+            wanted.setdefault(r.cell.remove_ratio, set()).add(r.cell.seed)
+    for ratio, seeds in sorted(wanted.items()):
+        there = records.get(ratio, {})
+        if healed := {s: record["healing"] for s, record in there.items() if "healing" in record}:
+            notes.append(_healing_note(ratio, healed))
+        if lacking := sorted(s for s in seeds if "fidelity" not in there.get(s, {})):
+            unknown.append(f"at {ratio:g} (seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))})")
+    if unknown:
+        notes.append(
+            f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. No {PROXIES}/NAME/{RECORD} of "
+            "these settings says it; cells that were copied come without."
+        )
+    return notes
+
+
+def _healing_note(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return what healing did to a proxy, the mean over seeds."""
+    kl_before, kl_after, tokens, seconds = (
+        sum(h[key] for h in healed.values()) / len(healed) for key in HEALING
+    )
+    return (
+        f"The proxy at {ratio:g} was healed on {tokens:,.0f} tokens of public text, in {seconds:.0f} s: on "
+        f"windows that healing held out, KL of the LLM and the proxy {kl_before:.2f} before, "
+        f"{kl_after:.2f} nats a token after "
+        f"(seed{'s' * (len(healed) > 1)} {', '.join(map(str, healed))})."
+    )
+
+
 def _norm_notes(config: Config) -> list[str]:
     """Return the note on tasks of which users of lm-eval read another measure than this report's first."""
     names = [c.name for c in config.data.clients if c.task in READ_BY_NORM]
@@ -47,7 +89,7 @@ def _norm_notes(config: Config) -> list[str]:
         return []
     return [
         "Accuracy, gap closed and differences use acc. For question answering "
-        f"({', '.join(names)}), lm-eval users usually report acc_norm; if it differs, see its own table."
+        f"({', '.join(names)}), lm-eval users usually report acc_norm; if it differs, see its own tables."
     ]
 
 

@@ -1,10 +1,11 @@
-"""Rows of a comparison: each method at each remove ratio, joined over seeds."""
+"""Rows of a comparison: each method at each remove ratio, and each proxy, joined over seeds."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedproxy_secure.evidence.answers import (
     Bits,
@@ -15,27 +16,83 @@ from fedproxy_secure.evidence.answers import (
 )
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.methods.references import ZERO_SHOT_PROXY
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
-from fedproxy_secure.report.report import MethodRow
+from fedproxy_secure.experiments.sweeps.prepared_proxies import BEFORE
+from fedproxy_secure.report.measured.proxies import likeness_of
+from fedproxy_secure.report.report import MethodRow, ProxyRow
 
 BySeed = Mapping[int, CellResult]
 
 
-def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
-    """Join seeds: one row for each method and remove ratio, gap closed paired by seed."""
-    ends: dict[str | None, dict[int, Bits]] = {}
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """Both ends of the scale of gap closed, by seed: the LLM before tuning, and tuned on pooled records."""
+
+    floor: BySeed
+    ceiling: BySeed
+
+    def scale(self, of: Callable[[CellResult], Bits]) -> dict[int, tuple[Bits, Bits]]:
+        """Return, by seed, the answers that count as 0 and as 1 of the gap; seeds that lack one are out."""
+        both = [s for s in self.floor if s in self.ceiling]
+        return {s: (of(self.floor[s]), of(self.ceiling[s])) for s in both}
+
+
+def ends_of(results: Iterable[CellResult]) -> Ends:
+    """Return the results that are the ends of the scale."""
+    ends: dict[str | None, dict[int, CellResult]] = {}
+    for r in results:
+        ends.setdefault(method_of(r.cell.method).end, {})[r.cell.seed] = r
+    return Ends(floor=ends.get("floor", {}), ceiling=ends.get("ceiling", {}))
+
+
+def rows_of(results: Sequence[CellResult], *, learned: Collection[str] = ()) -> list[MethodRow]:
+    """Join seeds: one row for each method and remove ratio, gap closed paired by seed.
+
+    `learned`: the tasks that `gap_closed_learned` is over; without any it is left out.
+    """
+    ends = ends_of(results)
+    ceiling = {s: r.fused for s, r in ends.ceiling.items()}
     pooled: dict[float | None, dict[int, Bits]] = {}
     for r in results:
-        end = method_of(r.cell.method).end
-        ends.setdefault(end, {})[r.cell.seed] = r.fused
-        if end == "pooled_proxy" and r.tuned is not None:
+        if method_of(r.cell.method).end == "pooled_proxy" and r.tuned is not None:
             pooled.setdefault(r.cell.remove_ratio, {})[r.cell.seed] = r.tuned
-    floor, ceiling = ends.get("floor", {}), ends.get("ceiling", {})
-    scale = {s: (floor[s], ceiling[s]) for s in floor if s in ceiling}
     return [
-        _with_effects(_row(group, scale), group, ceiling, pooled.get(ratio, {}))
+        _with_effects(_row(group, ends, learned), group, ceiling, pooled.get(ratio, {}))
         for (_, ratio), group in by_row(results).items()
     ]
+
+
+def proxy_rows(
+    results: Sequence[CellResult], records: Mapping[float, Mapping[int, Mapping[str, Any]]]
+) -> list[ProxyRow]:
+    """Return a row for each remove ratio at which something is known of the proxy.
+
+    `records`: of the proxies, by remove ratio and seed (`records_of`); those of an earlier version do not
+    say how like the LLM a proxy is.
+    """
+    floor, rows = ends_of(results).floor, []
+    for ratio in sorted({r.cell.remove_ratio for r in results if r.cell.remove_ratio is not None}):
+        known = {s: record for s, record in records.get(ratio, {}).items() if "fidelity" in record}
+        before = {s: record[BEFORE] for s, record in known.items() if BEFORE in record}
+        pairs = {
+            r.cell.seed: (r.fused, floor[r.cell.seed].fused)
+            for r in results
+            if (r.cell.method, r.cell.remove_ratio) == (ZERO_SHOT_PROXY.name, ratio)
+            and r.cell.seed in floor
+        }
+        name = f"proxy at {ratio:g}"
+        above = f"accuracy, {name} minus LLM, both untuned"
+        if known or pairs:
+            rows.append(
+                ProxyRow(
+                    remove_ratio=ratio,
+                    likeness=likeness_of(known, name) if known else None,
+                    before_healing=likeness_of(before, f"{name} before healing") if before else None,
+                    above_llm=over_seeds_or_records(pairs, operator.sub, above) if pairs else None,
+                )
+            )
+    return rows
 
 
 def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict[int, CellResult]]:
@@ -76,20 +133,20 @@ def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
     )
 
 
-def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
-    """The row of one method at one ratio.
-
-    Args:
-        scale: by seed, the answers that count as 0 and as 1 of the gap.
-    """
+def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
+    """Return the row of one method at one ratio."""
     cell = next(iter(by_seed.values())).cell
     fused = {s: r.fused for s, r in by_seed.items()}
     norm = {s: r.fused_norm for s, r in by_seed.items()}
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None}
-    edge = None
-    if tuned and method_of(cell.method).trains:
-        pairs = {s: (fused[s], t) for s, t in tuned.items()}
-        edge = over_seeds_or_records(pairs, operator.sub, f"owner's edge, {cell.row}")
+    tuned_norm = {s: r.tuned_norm for s, r in by_seed.items() if r.tuned_norm is not None}
+
+    def edge(owners: Mapping[int, Bits], clients: Mapping[int, Bits], what: str) -> Estimate | None:
+        if not clients or not method_of(cell.method).trains:
+            return None
+        pairs = {s: (owners[s], bits) for s, bits in clients.items()}
+        return over_seeds_or_records(pairs, operator.sub, f"{what}, {cell.row}")
+
     return MethodRow(
         method=cell.method,
         remove_ratio=cell.remove_ratio,
@@ -97,9 +154,20 @@ def _row(by_seed: BySeed, scale: Mapping[int, tuple[Bits, Bits]]) -> MethodRow:
         average=share_right(fused, f"accuracy, {cell.row}"),
         tasks_norm=_by_task(norm, "acc_norm", cell.row),
         average_norm=share_right(norm, f"acc_norm, {cell.row}"),
-        gap_closed=_gap(fused, scale, f"gap closed, {cell.row}"),
+        gap_closed=gap_over(by_seed, ends, lambda r: r.fused, f"gap closed, {cell.row}"),
         tuned_proxy=share_right(tuned, f"tuned proxy accuracy, {cell.row}") if tuned else None,
-        owners_edge=edge,
+        owners_edge=edge(fused, tuned, "owner's edge"),
+        gap_closed_norm=gap_over(
+            by_seed, ends, lambda r: r.fused_norm, f"gap closed by acc_norm, {cell.row}"
+        ),
+        tuned_proxy_norm=share_right(tuned_norm, f"tuned proxy acc_norm, {cell.row}") if tuned else None,
+        owners_edge_norm=edge(norm, tuned_norm, "owner's edge by acc_norm"),
+        gap_closed_learned=gap_over(
+            by_seed,
+            ends,
+            lambda r: {task: bits for task, bits in r.fused.items() if task in learned},
+            f"gap closed on learned tasks, {cell.row}",
+        ),
     )
 
 
@@ -139,10 +207,18 @@ def _by_task(answers: Mapping[int, Bits], what: str, row: str) -> dict[str, Esti
     }
 
 
-def _gap(fused: Mapping[int, Bits], scale: Mapping[int, tuple[Bits, Bits]], metric: str) -> Estimate | None:
-    """Return the gap closed, or None unless centralised tuning is better than none under every seed."""
-    if not set(fused) <= set(scale):
+def gap_over(by_seed: BySeed, ends: Ends, of: Callable[[CellResult], Bits], metric: str) -> Estimate | None:
+    """Return the gap closed by a method, or None unless centralised tuning is better than none.
+
+    It must be better under every seed of the method, on the answers that count.
+
+    Args:
+        of: returns the answers that count, of every model alike, such as those to some tasks; none at all
+            close no gap.
+    """
+    scale, answers = ends.scale(of), {s: of(r) for s, r in by_seed.items()}
+    if not set(answers) <= set(scale):
         return None
-    if not all(has_gap(*scale[s]) for s in fused):
+    if not all(bits and has_gap(*scale[s]) for s, bits in answers.items()):
         return None
-    return over_seeds_or_records({s: (f, *scale[s]) for s, f in fused.items()}, gap_closed, metric)
+    return over_seeds_or_records({s: (bits, *scale[s]) for s, bits in answers.items()}, gap_closed, metric)

@@ -24,6 +24,7 @@ from typing import Any
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report import owner, page_words
+from fedproxy_secure.report.html import scale_tables
 from fedproxy_secure.report.html import tables as page_tables
 from fedproxy_secure.report.html.charts import Figure, figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
@@ -153,7 +154,11 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
             for table in (
                 page_tables.norm_table(report),
                 page_tables.difference_table(report),
+                page_tables.difference_table(report, norm=True),
+                scale_tables.scale_table(report),
+                scale_tables.learned_table(report),
                 page_tables.effect_table(report),
+                scale_tables.proxy_table(report),
             )
             if table is not None
         ],

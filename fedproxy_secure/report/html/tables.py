@@ -14,11 +14,15 @@ from fedproxy_secure.report.comparison import (
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
     NORM_ABOUT,
+    NORM_DIFFERENCES_TITLE,
+    NORM_TASKS_ABOUT,
     NORM_TITLE,
     difference_lines,
     effect_rows,
     effect_seeds,
     few_seeds,
+    has_norm_differences,
+    norm_columns,
     norm_tasks,
     seeds_of,
     weakest,
@@ -72,6 +76,7 @@ class MethodTable:
     about: str
     columns: tuple[tuple[str, str], ...]
     lines: tuple[MethodLine, ...]
+    of: str = "method"  # what a line is of
 
 
 def first_tables(report: Report) -> list[AxisTable]:
@@ -137,7 +142,7 @@ def method_rows(report: Report) -> list[MethodLine]:
             if e is not None
         }
         few = few_seeds(seeds_of(row), report.seeds)
-        rows.append((*_named(row.method, row.remove_ratio, few), numbers))
+        rows.append((*named(row.method, row.remove_ratio, few), numbers))
     return rows
 
 
@@ -146,39 +151,47 @@ def norm_table(report: Report) -> MethodTable | None:
     tasks = norm_tasks(report)
     if not tasks:
         return None
-    lines = []
+    beside, lines = norm_columns(report), []
     for i, row in enumerate(report.rows):
         if row.average_norm is None:
             continue
-        numbers = {"fused LLM": Number(row.average_norm, f"report.json#/rows/{i}/average_norm")}
+        numbers = {
+            key: Number(made, f"report.json#/rows/{i}/{key}", points=key == "owners_edge_norm")
+            for key in beside
+            if (made := getattr(row, key)) is not None
+        }
         numbers |= {
             t: Number(row.tasks_norm[t], f"report.json#/rows/{i}/tasks_norm/{t}")
             for t in tasks
             if t in row.tasks_norm
         }
         few = few_seeds(seeds_of(row), report.seeds)
-        lines.append((*_named(row.method, row.remove_ratio, few), numbers))
-    columns = tuple((name, f"{name} (%)") for name in ("fused LLM", *tasks))
-    return MethodTable(title=NORM_TITLE, about=NORM_ABOUT, columns=columns, lines=tuple(lines))
+        lines.append((*named(row.method, row.remove_ratio, few), numbers))
+    columns = (*beside.items(), *((name, f"{name} (%)") for name in tasks))
+    about = f"{NORM_ABOUT} {NORM_TASKS_ABOUT}"
+    return MethodTable(title=NORM_TITLE, about=about, columns=columns, lines=tuple(lines))
 
 
-def difference_table(report: Report) -> MethodTable | None:
-    """Return the paired differences of methods, or None if there are none."""
+def difference_table(report: Report, *, norm: bool = False) -> MethodTable | None:
+    """Return the paired differences of methods, or None if there are none.
+
+    `norm`: by acc_norm, or None if they are those by acc.
+    """
     references, grid = difference_lines(report)
-    if not grid:
+    if not grid or (norm and not has_norm_differences(report)):
         return None
-    lines = []
+    lines, key = [], "average_norm" if norm else "average"
     for method, ratio, by_reference in grid:
         numbers = {
-            r: Number(report.differences[i].average, f"report.json#/differences/{i}/average", points=True)
+            r: Number(made, f"report.json#/differences/{i}/{key}", points=True)
             for r, i in by_reference.items()
+            if (made := getattr(report.differences[i], key)) is not None
         }
         seeds = weakest([report.differences[i] for i in by_reference.values()]).seeds
-        lines.append((*_named(method, ratio, few_seeds(seeds, report.seeds)), numbers))
+        lines.append((*named(method, ratio, few_seeds(seeds, report.seeds)), numbers))
     columns = tuple((r, f"minus {r.replace('_', ' ')} (points)") for r in references)
-    return MethodTable(
-        title=DIFFERENCES_TITLE, about=DIFFERENCES_ABOUT, columns=columns, lines=tuple(lines)
-    )
+    title = NORM_DIFFERENCES_TITLE if norm else DIFFERENCES_TITLE
+    return MethodTable(title=title, about=DIFFERENCES_ABOUT, columns=columns, lines=tuple(lines))
 
 
 def effect_table(report: Report) -> MethodTable | None:
@@ -192,7 +205,7 @@ def effect_table(report: Report) -> MethodTable | None:
             if (made := getattr(row, key)) is not None
         }
         lines.append(
-            (*_named(row.method, row.remove_ratio, few_seeds(effect_seeds(row), report.seeds)), numbers)
+            (*named(row.method, row.remove_ratio, few_seeds(effect_seeds(row), report.seeds)), numbers)
         )
     if not lines:
         return None
@@ -204,7 +217,7 @@ def effect_table(report: Report) -> MethodTable | None:
     )
 
 
-def _named(method: str, ratio: float | None, seeds: str) -> tuple[str, str]:
+def named(method: str, ratio: float | None, seeds: str) -> tuple[str, str]:
     """Return a method and, as people read it, what was removed and that it has few seeds."""
     removed = "" if ratio is None else f"{ratio:.0%} removed".replace("%", " %")
     return method.replace("_", " "), ", ".join(part for part in (removed, seeds) if part)

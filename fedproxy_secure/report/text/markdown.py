@@ -10,8 +10,17 @@ from fedproxy_secure.report.comparison import (
     DIFFERENCES_TITLE,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
+    LEARNED_ABOUT,
+    LEARNED_TITLE,
     NORM_ABOUT,
+    NORM_DIFFERENCES_TITLE,
+    NORM_TASKS_ABOUT,
     NORM_TITLE,
+    PROXIES_ABOUT,
+    PROXIES_TITLE,
+    SCALES_ABOUT,
+    SCALES_TITLE,
+    learned_about,
 )
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.text import trilemma_table
@@ -23,11 +32,14 @@ from fedproxy_secure.report.text.table import (
     cells,
     difference_table,
     effect_table,
+    learned_table,
     markdown_items,
     markdown_table,
     norm_table,
+    proxy_table,
+    scale_table,
 )
-from fedproxy_secure.runtime.escape import code, escaped, printable
+from fedproxy_secure.runtime.escape import code, escaped, escaped_line, printable
 
 
 def markdown_report(report: Report) -> str:
@@ -48,9 +60,15 @@ def markdown_report(report: Report) -> str:
     if report.rows:
         parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
         parts += _tasks(report.rows)
-        parts += _more(f"{NORM_TITLE} (%)", norm_table(report), NORM_ABOUT)
+        parts += _more(NORM_TITLE, norm_table(report), f"{NORM_ABOUT} {NORM_TASKS_ABOUT}")
         parts += _more(f"{DIFFERENCES_TITLE} (points)", difference_table(report), DIFFERENCES_ABOUT)
+        by_norm = difference_table(report, norm=True)
+        parts += _more(f"{NORM_DIFFERENCES_TITLE} (points)", by_norm, DIFFERENCES_ABOUT)
+        about = escaped_line(f"{SCALES_ABOUT} {learned_about(report)}")  # with tasks' names
+        parts += _more(SCALES_TITLE, scale_table(report), about)
+        parts += _more(LEARNED_TITLE, learned_table(report), LEARNED_ABOUT)
         parts += _more(f"{EFFECTS_TITLE} (points)", effect_table(report), EFFECTS_ABOUT)
+    parts += _more(PROXIES_TITLE, proxy_table(report), PROXIES_ABOUT)
     if report.estimates:
         parts += ["## Other estimates", _estimates(report.estimates)]
     parts += ["## How to read it", _legend(report)]

@@ -15,13 +15,26 @@ from fedproxy_secure.report.comparison import (
     DIFFERENCES_TITLE,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
+    LEARNED_ABOUT,
+    LEARNED_TITLE,
     NORM_ABOUT,
+    NORM_DIFFERENCES_TITLE,
     NORM_TITLE,
+    PROXIES_ABOUT,
+    PROXIES_TITLE,
+    SCALES_ABOUT,
+    SCALES_TITLE,
     difference_lines,
     effect_rows,
     effect_seeds,
     few_seeds,
+    has_norm_differences,
+    healing_state,
+    learned_about,
+    learned_rows,
+    norm_columns,
     norm_tasks,
+    proxy_lines,
     seeds_of,
     weakest,
 )
@@ -41,6 +54,7 @@ HEADINGS = (
     "seeds",
 )
 Lines = list[tuple[str, ...]]
+_PLACES = {"nats": 3, "CKA": 2}  # a KL of .03 nats is much, and must not be shown as 0
 
 
 def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
@@ -48,7 +62,7 @@ def cell(estimate: Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return "-"
     scale = 100.0 if estimate.unit == "share" else 1.0
-    places = 3 if estimate.unit == "nats" else 1  # a KL of .03 nats is much, and must not be shown as 0
+    places = _PLACES.get(estimate.unit, 1)
     value = scale * estimate.value
     text = f"{value:{'+' if signed else ''}.{places}f}"
     if estimate.low is None or estimate.high is None:
@@ -80,32 +94,36 @@ def removed(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.0%}"
 
 
-def norm_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+def norm_table(report: Report, *, by_task: bool = True) -> tuple[tuple[str, ...], Lines]:
     """Return headings and lines of accuracies by acc_norm; no lines if they are those by acc."""
-    tasks = norm_tasks(report)
+    tasks, columns = norm_tasks(report), norm_columns(report)
+    shown = tasks if by_task else []
     lines = [
         (
             row.method,
             removed(row.remove_ratio),
-            cell(row.average_norm),
-            *(cell(row.tasks_norm.get(t)) for t in tasks),
+            *(cell(getattr(row, key), signed=key == "owners_edge_norm") for key in columns),
+            *(cell(row.tasks_norm.get(t)) for t in shown),
         )
         for row in report.rows
         if row.average_norm is not None
     ]
-    return ("method", "removed", "average (%)", *(f"{t} (%)" for t in tasks)), lines if tasks else []
+    headings = ("method", "removed", *columns.values(), *(f"{t} (%)" for t in shown))
+    return headings, lines if tasks else []
 
 
-def difference_table(report: Report) -> tuple[tuple[str, ...], Lines]:
-    """Return headings and lines of the paired differences in points; no lines if there are none."""
+def difference_table(report: Report, *, norm: bool = False) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the paired differences in points; no lines if there are none.
+
+    `norm`: by acc_norm; no lines if they are those by acc.
+    """
     references, grid = difference_lines(report)
     lines = []
-    for method, ratio, by_reference in grid:
+    for method, ratio, by_reference in grid if has_norm_differences(report) or not norm else ():
         least = weakest([report.differences[i] for i in by_reference.values()])
-        numbers = (
-            cell(report.differences[by_reference[r]].average, signed=True) if r in by_reference else "-"
-            for r in references
-        )
+        made = {r: report.differences[i] for r, i in by_reference.items()}
+        by = {r: d.average_norm if norm else d.average for r, d in made.items()}
+        numbers = (cell(by.get(r), signed=True) for r in references)
         rests_on = (str(least.n), _count(least.seeds, report.seeds))
         lines.append((method, removed(ratio), *numbers, *rests_on))
     return ("method", "removed", *(f"minus {r}" for r in references), "n", "seeds"), lines
@@ -125,6 +143,57 @@ def effect_table(report: Report) -> tuple[tuple[str, ...], Lines]:
         for _, row in effect_rows(report)
     ]
     return ("method", "removed", "size", "federation", "owner's edge", "seeds"), lines
+
+
+def scale_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of what each task can show; no lines if that is not known."""
+    lines: Lines = [
+        (
+            scale.task,
+            "yes" if scale.learned else "no",
+            *map(cell, (scale.constant, scale.zero_shot, scale.ceiling)),
+            *(cell(e, signed=True) for e in (scale.above_constant, scale.above_zero_shot)),
+        )
+        for scale in report.task_scales
+    ]
+    percent = ("constant answer (%)", "zero-shot (%)", "ceiling (%)")
+    return ("task", "counts", *percent, "ceiling minus constant", "minus zero-shot"), lines
+
+
+def learned_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the gap closed over tasks that count; no lines if all do, or none."""
+    lines: Lines = [
+        (
+            row.method,
+            removed(row.remove_ratio),
+            cell(row.gap_closed),
+            cell(row.gap_closed_learned),
+            str(row.gap_closed_learned.n),
+            _count(row.gap_closed_learned.seeds, report.seeds),
+        )
+        for _, row in learned_rows(report)
+        if row.gap_closed_learned is not None
+    ]
+    return ("method", "removed", "all tasks (%)", "tasks that count (%)", "n", "seeds"), lines
+
+
+def proxy_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of how like the LLM proxies are; no lines if that is not known."""
+    lines: Lines = []
+    for i, key, made, above in proxy_lines(report):
+        row = report.proxies[i]
+        state = healing_state(row, key)
+        numbers = (
+            (made.kl, made.agreement, made.proxy_perplexity, made.llm_perplexity, made.cka, made.verbatim)
+            if made is not None
+            else (None,) * 6
+        )
+        seeds = made.kl.seeds if made is not None else above.seeds if above is not None else ()
+        name = " ".join(part for part in ("at", f"{row.remove_ratio:g}", state) if part)
+        lines.append((name, *map(cell, numbers), cell(above, signed=True), _count(seeds, report.seeds)))
+    perplexities = ("perplexity", "of the LLM")
+    columns = ("KL (nats)", "same token (%)", *perplexities, "CKA", "verbatim (%)", "accuracy", "seeds")
+    return ("proxy", *columns), lines
 
 
 def _count(seeds: Sequence[int], wanted: Sequence[int]) -> str:
@@ -147,7 +216,7 @@ def markdown_items(lines: Sequence[str]) -> str:
 
 
 def rich_tables(report: Report) -> list[Table]:
-    """Return a comparison's tables for a terminal: methods, acc_norm, differences, effects.
+    """Return a comparison's tables for a terminal: methods, acc_norm, differences, tasks, proxies.
 
     Tables without lines are left out.
 
@@ -158,9 +227,13 @@ def rich_tables(report: Report) -> list[Table]:
     shown = len(HEADINGS) if short else len(HEADINGS) - 1  # a column less is what narrow terminals need
     parts = [
         (report.name, "", HEADINGS[:shown], [row[:shown] for row in rows]),
-        (f"{NORM_TITLE} (%)", NORM_ABOUT, *norm_table(report)),
+        (NORM_TITLE, NORM_ABOUT, *norm_table(report, by_task=False)),
         (f"{DIFFERENCES_TITLE} (points)", DIFFERENCES_ABOUT, *difference_table(report)),
+        (f"{NORM_DIFFERENCES_TITLE} (points)", "", *difference_table(report, norm=True)),
+        (SCALES_TITLE, f"{SCALES_ABOUT} {learned_about(report)}", *scale_table(report)),
+        (LEARNED_TITLE, LEARNED_ABOUT, *learned_table(report)),
         (EFFECTS_TITLE, EFFECTS_ABOUT, *effect_table(report)),
+        (PROXIES_TITLE, PROXIES_ABOUT, *proxy_table(report)),
     ]
     return [_rich(*part) for part in parts if part[-1]]
 
@@ -169,7 +242,8 @@ def _rich(title: str, about: str, headings: Sequence[str], lines: Sequence[Seque
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(printable(title)), caption=about or None, caption_justify="left")
+    caption = Text(printable(about), style="table.caption") if about else None
+    table = Table(title=Text(printable(title)), caption=caption, caption_justify="left")
     for index, heading in enumerate(headings):
         # as Text: brackets are not markup
         table.add_column(Text(printable(heading)), justify="right" if index else "left", overflow="fold")

@@ -1,0 +1,44 @@
+"""How like its LLM a comparison's proxy is, from the records of the proxies of several seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval
+from fedproxy_secure.report.report import Likeness
+
+Record = Mapping[str, Any]  # what `compress.fidelity.likeness` returned
+
+
+def likeness_of(records: Mapping[int, Record], name: str) -> Likeness:
+    """Return the means over seeds; raises `KeyError` or `TypeError` for records of another form.
+
+    Args:
+        records: by seed, at least one.
+        name: which proxy it is, for people.
+    """
+
+    def mean(what: str, unit: str, of: Callable[[Record], float]) -> Estimate:
+        most = 1.0 if unit in ("share", "CKA") else math.inf
+        values = {seed: float(of(record)) for seed, record in records.items()}
+        return mean_interval(values, metric=f"{what}, {name}", unit=unit, within=(0.0, most))
+
+    blocks = all(r["fidelity"]["cka"] for r in records.values())
+    return Likeness(
+        kl=mean("KL of LLM to proxy on public text", "nats", lambda r: r["fidelity"]["kl_nats"]),
+        agreement=mean("same next token, LLM and proxy", "share", lambda r: r["fidelity"]["agreement"]),
+        llm_perplexity=mean(
+            "LLM perplexity on public text", "perplexity", lambda r: r["fidelity"]["llm_perplexity"]
+        ),
+        proxy_perplexity=mean(
+            "proxy perplexity on public text", "perplexity", lambda r: r["fidelity"]["proxy_perplexity"]
+        ),
+        cka=mean("mean CKA of blocks", "CKA", lambda r: _average(r["fidelity"]["cka"])) if blocks else None,
+        verbatim=mean("weights held verbatim", "share", lambda r: r["verbatim_share"]),
+    )
+
+
+def _average(values: list[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,221 @@
+"""What a comparison's tasks can show, what counts of a gap closed, and how like the LLM its proxies are."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
+from fedproxy_secure.experiments.sweeps.method_differences import differences_of
+from fedproxy_secure.experiments.sweeps.method_notes import proxy_notes
+from fedproxy_secure.experiments.sweeps.method_rows import proxy_rows, rows_of
+from fedproxy_secure.experiments.sweeps.method_tasks import (
+    constant_answers,
+    read_constant,
+    scale_notes,
+    task_scales,
+    write_constant,
+)
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, records_of
+from fedproxy_secure.report.text.table import cell
+from fedproxy_secure.runtime.untrusted import read_json
+from tests.support.finished_cells import RECORDS, always, finished, on_tasks, origin
+
+LEARNED_ONE_OF_THREE = (
+    on_tasks("zero_shot", None, moves=0.1, rarer=0.1, never=0.3),
+    on_tasks("centralised_llm", None, moves=0.9, rarer=0.6, never=0.35),
+    on_tasks("fedproxy_h_ties", 0.5, moves=0.5, rarer=0.6, never=0.3),
+)
+CONSTANT = always(moves=0.5, rarer=0.6, never=0.3)
+
+
+def test_a_task_counts_where_the_ceiling_is_above_zero_shot_and_above_a_constant_answer():
+    scales = {s.task: s for s in task_scales(LEARNED_ONE_OF_THREE, CONSTANT)}
+    assert [s.task for s in scales.values() if s.learned] == ["moves"]
+    assert scales["rarer"].above_zero_shot.low > 0, "it learned which answer is frequent"
+    assert scales["rarer"].above_constant.low < 0 < scales["rarer"].above_constant.high
+    assert scales["never"].above_zero_shot.low < 0
+    assert scales["moves"].constant.value == pytest.approx(0.5)
+    assert scales["moves"].above_constant.value == pytest.approx(0.4)
+    assert scales["moves"].zero_shot.n == RECORDS
+
+
+def test_the_gap_closed_over_tasks_that_count_leaves_the_others_out():
+    rows = {r.method: r for r in rows_of(LEARNED_ONE_OF_THREE, learned=["moves"])}
+    row = rows["fedproxy_h_ties"]
+    assert row.gap_closed_learned.value == pytest.approx(0.5)
+    assert row.gap_closed_learned.n == RECORDS
+    assert row.gap_closed_learned.low < 0.5 < row.gap_closed_learned.high
+    assert row.gap_closed.value == pytest.approx((1.4 - 0.5) / (1.85 - 0.5))
+    assert rows["centralised_llm"].gap_closed_learned.value == 1
+    assert rows_of(LEARNED_ONE_OF_THREE)[-1].gap_closed_learned is None, "no task is known to count"
+
+
+def test_differences_of_methods_are_paired_by_task_too():
+    differences = differences_of(LEARNED_ONE_OF_THREE, ["centralised_llm"])
+    (pair,) = (d for d in differences if d.method == "fedproxy_h_ties")
+    values = {task: e.value for task, e in pair.tasks.items()}
+    assert values == pytest.approx({"moves": -0.4, "rarer": 0.0, "never": -0.05})
+    assert {e.n for e in pair.tasks.values()} == {RECORDS}
+    assert pair.average.value == pytest.approx(np.mean(list(values.values())))
+
+
+def test_the_constant_answer_is_the_one_that_training_records_have_most_often():
+    def records(*labels):
+        return tuple(Record(prompt="q", choices=(" a", " b"), label=label) for label in labels)
+
+    task = Task(name="bank", train=records(1, 0, 1), test=records(1, 0, 0, 1))
+    assert constant_answers([task]) == {"bank": (True, False, False, True)}
+
+
+def test_constant_answers_are_written_for_a_report_that_has_no_records(tmp_path):
+    config = parse_config({})
+    write_constant(config, tmp_path)
+    raw = json.loads((tmp_path / "constant_answers.json").read_text())
+    assert list(raw["right"]) == sorted(c.name for c in config.data.clients)
+    task = next(iter(raw["right"]))
+    count = len(raw["right"][task])
+    made = finished("zero_shot", None, 0, 0.5, made=origin(records=raw["records"]), records=count)
+    made = replace(made, outcome=replace(made.outcome, fused={task: made.outcome.fused["bank"]}))
+    assert set(read_constant(tmp_path, [made])) == set(raw["right"])
+    assert read_constant(tmp_path, [replace(made, origin=origin())]) is None, "of other records"
+    short = replace(made, outcome=finished("zero_shot", None, 0, 0.5, records=3).outcome)
+    short = replace(short, outcome=replace(short.outcome, fused={task: short.outcome.fused["bank"]}))
+    with pytest.raises(RunFolderError, match=r"is damaged: .* records, cells have 3; delete it and resume"):
+        read_constant(tmp_path, [short])
+
+
+def test_a_report_says_why_it_does_not_know_which_tasks_count(tmp_path):
+    ends, config = LEARNED_ONE_OF_THREE[:2], parse_config({})
+    assert read_constant(tmp_path, ends) is None
+    (line,) = scale_notes(config, ends, None)
+    assert line.endswith("has no constant_answers.json of these records; `compare --resume` writes it.")
+    assert scale_notes(config, ends, CONSTANT) == []
+    assert scale_notes(config, ends[:1], None) == [], "without a ceiling nobody expects it"
+
+
+def test_under_differential_privacy_no_constant_answer_is_written(tmp_path):
+    private = parse_config({"privacy": {"unit": "record"}})
+    write_constant(private, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (line,) = scale_notes(private, LEARNED_ONE_OF_THREE, None)
+    assert line.endswith("The most frequent answer of training records is private.")
+
+
+# --- proxies
+
+
+def record(*, kl, **more):
+    numbers = {"agreement": 0.5, "llm_perplexity": 20.0, "proxy_perplexity": 30.0, "tokens": 128}
+    return {"fidelity": {**numbers, "kl_nats": kl, "cka": [0.9, 0.7]}, "verbatim_share": 0.5, **more}
+
+
+HEALING = {"kl_before": 2.0, "kl_after": 0.5, "tokens": 1000, "seconds": 60.0}
+
+
+def test_a_proxys_record_is_in_the_report_with_the_seeds_it_rests_on(tmp_path):
+    config = parse_config({"seeds": [0, 1, 2]})
+    for seed, kl in ((0, 0.4), (1, 0.6)):
+        proxy = PreparedProxy(remove_ratio=0.25, seed=seed, config=config)
+        details = record(kl=kl, before_healing=record(kl=2.5), healing=HEALING)
+        proxy.write_record(tmp_path, details, origin())
+    results = [finished("fedproxy_h_ties", 0.25, seed, 0.5) for seed in range(3)]
+    records = records_of(config, tmp_path, (0.25, 0.5), origin())
+    (row,) = proxy_rows(results, records)
+    assert row.remove_ratio == 0.25
+    assert row.likeness.kl.value == pytest.approx(0.5)
+    assert row.likeness.kl.seeds == (0, 1)
+    assert row.likeness.kl.low < 0.4
+    assert row.likeness.cka.value == pytest.approx(0.8)
+    assert row.before_healing.kl.value == 2.5
+    healed, unknown = proxy_notes(results, records)
+    assert "KL of the LLM and the proxy 2.00 before, 0.50 nats a token after (seeds 0, 1)" in healed
+    assert "at 0.25 (seed 2)" in unknown
+
+
+def test_a_proxy_that_was_not_healed_has_no_before(tmp_path):
+    config = parse_config({})
+    PreparedProxy(remove_ratio=0.5, seed=0, config=config).write_record(tmp_path, record(kl=1.0), origin())
+    results = [finished("fedproxy_h_ties", 0.5, 0, 0.5)]
+    records = records_of(config, tmp_path, (0.5,), origin())
+    (row,) = proxy_rows(results, records)
+    assert (row.likeness.kl.value, row.before_healing) == (1.0, None)
+    assert proxy_notes(results, records) == []
+
+
+def test_copied_cells_without_a_proxys_record_are_reported_without_it_and_a_note_says_so(tmp_path):
+    config = parse_config({"seeds": [0, 1]})
+    results = [finished(m, 0.25, s, 0.5) for m in ("fedproxy_h_ties", "fedot") for s in (0, 1)]
+    records = records_of(config, tmp_path, (0.25,), origin())
+    assert proxy_rows(results, records) == []
+    (line,) = proxy_notes(results, records)
+    assert line.startswith("Not told: how like the LLM the proxy is at 0.25 (seeds 0, 1).")
+    assert proxy_notes([r for r in results if r.cell.method == "fedot"], records) == []
+
+
+def test_a_record_of_another_llm_is_left_out_and_one_of_an_earlier_version_tells_how_healing_went(tmp_path):
+    config = parse_config({})
+    proxy = PreparedProxy(remove_ratio=0.25, seed=0, config=config)
+    results = [finished("fedproxy_h_ties", 0.25, 0, 0.5)]
+    proxy.write_record(tmp_path, record(kl=1.0), origin(llm="00" * 32))
+    assert records_of(config, tmp_path, (0.25,), origin()) == {0.25: {}}
+    older = {"remove_ratio": 0.25, "seed": 0, "healing": HEALING}
+    (proxy.folder(tmp_path) / "proxy.json").write_text(json.dumps(older))
+    records = records_of(config, tmp_path, (0.25,), origin())
+    assert proxy_rows(results, records) == []
+    healed, unknown = proxy_notes(results, records)
+    assert healed.startswith("The proxy at 0.25 was healed on 1,000 tokens of public text, in 60 s")
+    assert unknown.startswith("Not told")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"remove_ratio": 0.5, "seed": 0},
+        {"remove_ratio": 0.25, "seed": 0, "healing": {}},
+        {"remove_ratio": 0.25, "seed": 0, "fidelity": {"kl_nats": 1.0}},
+        [],
+    ],
+    ids=str,
+)
+def test_a_damaged_record_of_a_proxy_is_one_line(tmp_path, raw):
+    config = parse_config({})
+    proxy = PreparedProxy(remove_ratio=0.25, seed=0, config=config)
+    proxy.folder(tmp_path).mkdir(parents=True)
+    (proxy.folder(tmp_path) / "proxy.json").write_text(json.dumps(raw))
+    with pytest.raises(RunFolderError, match=r"proxy\.json: is damaged: .*; delete it$") as raised:
+        records_of(config, tmp_path, (0.25,), origin())
+    assert "\n" not in str(raised.value)
+
+
+def test_an_untuned_proxys_accuracy_is_paired_with_the_llms():
+    results = [finished("zero_shot", None, s, 0.5) for s in (0, 1)]
+    results += [finished("zero_shot_proxy", 0.25, s, 0.4) for s in (0, 1, 2)]
+    (row,) = proxy_rows(results, {})
+    assert row.likeness is None
+    assert row.above_llm.value == pytest.approx(-0.1)
+    assert row.above_llm.seeds == (0, 1)
+
+
+# --- the documented table
+
+
+def test_the_documented_table_by_acc_norm_is_that_of_its_cells():
+    root = Path(__file__).parents[2]
+    text = (root / "docs/real-llm.md").read_text()
+    found = []
+    for file in sorted((root / "docs/tables/paper_small/cells").glob("*.json")):
+        raw = read_json(file)
+        key = Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"])
+        found.append(read_cell(file.parents[1], key))
+    for row in rows_of(found):
+        texts = [cell(row.tuned_proxy_norm), cell(row.average_norm), cell(row.gap_closed_norm)]
+        texts.append(cell(row.owners_edge_norm, signed=True))
+        shown = ["" if t == "-" else t.removesuffix(".0 ± 0.0") for t in texts]
+        line = f"| `{row.method}` | {' | '.join(shown)} |"
+        assert " ".join(line.split()) in {" ".join(one.split()) for one in text.splitlines()}, line
