@@ -13,7 +13,7 @@ TEST := $(VENV)/.test-installed
 REAL := $(VENV)/.real-installed
 LIGHT := $(VENV)/.light-installed
 COVERAGE := --cov --cov-report=
-# counting in these alone takes next to no time
+# counted in these alone, and only while the tests of `tests/secagg.txt` run (`tests/conftest.py`)
 COVERAGE_SECRETS := $(addprefix --cov=fedproxy_secure/,crypto journal secagg) --cov-report=
 # the lowest share of lines and branches, in percent, that the fast tests may run; of SECRETS they run all
 FLOOR := 95

@@ -1,13 +1,45 @@
-"""For all tests: slow ones count no coverage, whichever session they run in.
+"""For all tests: which of them count coverage, and when the garbage collector runs.
 
-The floor of coverage is one for the fast tests; and to count takes a third of the time again.
+To count coverage takes a third to a half of the time again, also in code that is not counted. So slow tests
+count none in any session, and `make test-change`, which counts only what keeps secrets, counts in the files
+of `secagg.txt` alone: `make coverage-secagg` shows that these run every branch of it.
+
+Each process of a session imports torch and collects all tests, a million objects that stay. The collector
+is off meanwhile and leaves them alone afterwards; each collection would go through them again, and the code
+under test asks for some between trials and cells.
 """
 
+import gc
+from pathlib import Path
+
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import none
+
+COUNTED = tuple(Path(__file__).with_name("secagg.txt").read_text().split())  # files and folders
+
+gc.disable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each slow test `no_cover`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark `no_cover` each slow test; if only what keeps secrets is counted, tests of all else, too."""
+    sources = config.getoption("cov_source", default=[]) or []
+    only_secrets = bool(sources) and True not in sources
     for item in items:
-        if item.get_closest_marker("slow"):
+        counted = item.nodeid.startswith(COUNTED) or not only_secrets
+        if item.get_closest_marker("slow") or not counted:
             item.add_marker(pytest.mark.no_cover)
+
+
+def pytest_collection_finish() -> None:
+    """Set what is loaded by now apart from what the collector goes through."""
+    _nothing()  # Hypothesis finds numpy's random state only as long as the collector sees who holds it
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@settings(max_examples=1, database=None)
+@given(none())
+def _nothing(_: None) -> None:
+    """Hold for every None."""
