@@ -270,7 +270,7 @@ def test_notes_say_what_is_missing_what_is_left_over_and_where_cells_were_made(t
     cells = [*(r.cell for r in there), *missing]
     assert folder_notes(tmp_path, cells, there) == [
         "Not finished: 2 of 4 cells are missing: fedot at 0.5 (seeds 0, 1).",
-        "Not in this report, since its settings do not name them: cells fedot-0.5-seed9.",
+        "Cells in the folder that these settings do not include, left out: fedot-0.5-seed9.",
         "Cells were made on several devices: cpu, cuda.",
     ]
 
