@@ -249,7 +249,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(folder,
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     (check,) = network_checks(kit(9092, TlsFiles.below(folder).authority, host="owner.example"))
     assert (check.ok, check.waits) == (False, True)
-    assert "and HTTPS_PROXY right?" in check.line
+    assert "its port open, and HTTPS_PROXY is right" in check.line
 
 
 def test_a_certificate_that_ends_soon_is_told_while_there_is_time(folder, tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_a_certificate_that_ends_soon_is_told_while_there_is_time(folder, tmp_pa
     with served(files) as port:
         checks = list(network_checks(kit(port, files.authority)))
     assert all(check.ok for check in checks)
-    assert re.search(r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell her$", checks[0].line)
+    assert re.search(r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell the owner$", checks[0].line)
 
 
 def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder, tmp_path):

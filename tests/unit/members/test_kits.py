@@ -66,7 +66,7 @@ def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, fe
     foreign = make_kit(other, next_epoch(other), "clinic")
     with pytest.raises(ConfigError, match="is signed by"):
         accept(sites["clinic"], foreign, owner=None)
-    with pytest.raises(ConfigError, match="whose kits this site takes"):
+    with pytest.raises(ConfigError, match="the owner pinned at this site"):
         accept(sites["clinic"], foreign, owner=owner_of(other))
 
 
