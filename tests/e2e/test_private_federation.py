@@ -298,7 +298,10 @@ def test_settings_that_no_client_can_keep_end_before_training(world, section, ch
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"fusion": {"rule": "h_ties"}}, r"fusion.rule=h_ties: must be fedavg or fedadam with privacy.unit=client"),
+        (
+            {"fusion": {"rule": "h_ties"}},
+            r"fusion.rule=h_ties: must be fedavg or fedadam with privacy.unit=client",
+        ),
         ({"protect": {"scheme": "unsafe_plaintext"}}, r"with privacy.unit=client must be masking"),
         ({"privacy": {**RECORD, "max_epsilon": 1.0}}, r"max_epsilon=1.0: must be >= target_epsilon=8.0"),
         ({"privacy": {"unit": "records"}}, r"privacy.unit='records'"),

@@ -164,9 +164,13 @@ def test_cells_of_two_machines_make_one_table_and_foreign_cells_are_refused(sett
     assert joined.rows == compare(parse_config(settings), tmp_path / "whole").rows
     assert {d.method: d.average.n for d in joined.differences} == {"zero_shot": 2, "centralised_llm": 2}
     alone = compare_report(parse_config({**settings, "seeds": [0]}), one)
-    assert "zero_shot-seed1" in next(n for n in alone.notes if n.startswith("Cells in the folder that these settings do not include"))
+    assert "zero_shot-seed1" in next(
+        n for n in alone.notes if n.startswith("Cells in the folder that these settings do not include")
+    )
     other = parse_config({**settings, "local": {"steps": 1, "batch_size": 4}})
-    with pytest.raises(RunFolderError, match=r"seed0\.json: was made with settings of SHA-256 \w+; must be") as raised:
+    with pytest.raises(
+        RunFolderError, match=r"seed0\.json: was made with settings of SHA-256 \w+; must be"
+    ) as raised:
         compare_report(other, one)
     assert "\n" not in str(raised.value)
 

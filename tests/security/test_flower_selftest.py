@@ -17,7 +17,9 @@ from fedproxy_secure.protect.secure_sum import client as masked_client
 # what the party that stops an attempt says
 STOPPED_BY = {
     "asks for two masked vectors at once": "each step runs once",
-    "a round again in a new run of Flower, other survivors": "survivors: must be those that round 0 was unmasked for before",
+    "a round again in a new run of Flower, other survivors": (
+        "survivors: must be those that round 0 was unmasked for before"
+    ),
     "a round again in a new run of Flower, another cohort": "round 0 was asked for with other clients",
     "a round again in a new run of Flower, another broadcast adapter": "round 0 was asked for with another",
     "a round again in a new run of Flower, another clip": "must be 0.0027, as asked for in this round",

@@ -200,7 +200,9 @@ def test_sums_that_differ_by_one_client_are_refused_over_all_rounds_and_runs_whe
     journal.begin(asked(run="other", context=b"second"))
     for survivors, refused in ((("a", "b"), True), (("a", "b", "c", "d"), True), (("a",), False)):
         if refused:
-            with pytest.raises(ProtocolAborted, match="must not differ by one client from those of an earlier"):
+            with pytest.raises(
+                ProtocolAborted, match="must not differ by one client from those of an earlier"
+            ):
                 journal.check_survivors(run="other", round=0, survivors=survivors, refuse_differencing=True)
         else:
             journal.check_survivors(run="other", round=0, survivors=survivors, refuse_differencing=True)
@@ -212,7 +214,9 @@ def test_a_policy_and_a_seed_belong_to_one_run(journal):
 
     for policy, seed, run in ((b"p", 0, "a"), (b"p", 0, "a"), (b"p", 1, "b"), (b"q", 0, "b")):
         agree(policy, seed, run)
-    with pytest.raises(ProtocolAborted, match="run bbbbbbbbbbbb: must be aaaaaaaaaaaa, to which this policy's seed 0"):
+    with pytest.raises(
+        ProtocolAborted, match="run bbbbbbbbbbbb: must be aaaaaaaaaaaa, to which this policy's seed 0"
+    ):
         agree(b"p", 0, "b")
     with pytest.raises(ProtocolAborted, match="roster: must be the one that run aaaaaaaaaaaa began with"):
         agree(b"p", 0, "a", roster=b"with new members")
@@ -262,7 +266,9 @@ def test_a_journal_that_was_put_back_is_noticed_where_something_else_remembers(j
     remembered = journal.sequence()
     journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
     journal.check_not_older(run="another run", ledger_events=0)
-    with pytest.raises(ProtocolAborted, match="privacy ledger: has 2 events; must be >= 3: an old copy was restored"):
+    with pytest.raises(
+        ProtocolAborted, match="privacy ledger: has 2 events; must be >= 3: an old copy was restored"
+    ):
         journal.check_not_older(sequence=remembered, run="run", ledger_events=2)
     journal.note_ledger(run="run", events=2)  # never counts down
     with pytest.raises(ProtocolAborted, match="privacy ledger"):
@@ -334,7 +340,9 @@ def test_a_new_key_keeps_what_the_old_one_agreed_to(journal, tmp_path):
     renewed.note_ledger(run="run", events=1)
     for _ in range(2):  # a renewal that was cut short is done again
         carry_promises(journal.file, renewed.file)
-    with pytest.raises(ProtocolAborted, match="run other: must be run, to which this policy's seed 0 is bound"):
+    with pytest.raises(
+        ProtocolAborted, match="run other: must be run, to which this policy's seed 0 is bound"
+    ):
         renewed.agree(policy=b"p", seed=0, run="other", roster_sha256=b"r")
     with pytest.raises(ProtocolAborted, match="survivors"):
         renewed.check_survivors(run="run", round=0, survivors=("a", "b"), refuse_differencing=False)

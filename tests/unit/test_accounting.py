@@ -93,7 +93,9 @@ def test_calibrated_noise_reaches_the_target_and_wastes_nothing(target):
 @pytest.mark.slow
 @pytest.mark.torch
 def test_a_target_that_no_noise_reaches_is_refused():
-    with pytest.raises(ConfigError, match=r"target_epsilon=1e-06: .* exceed it even with a noise multiplier of"):
+    with pytest.raises(
+        ConfigError, match=r"target_epsilon=1e-06: .* exceed it even with a noise multiplier of"
+    ):
         noise_multiplier_for(target_epsilon=1e-6, delta=1e-5, sampling_rate=1.0, steps=100)
     with pytest.raises(ConfigError, match=r"target_epsilon=1e-09: 8 rounds"):
         variance_for(

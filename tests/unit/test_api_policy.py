@@ -91,7 +91,12 @@ def test_each_policy_says_what_it_tells_and_for_how_much():
         "API (assumed): after each token it returns all logits of the next token; without a query limit."
     )
     weaker = ApiConfig(answers="top_k", top_k=5, noise=0.5, queries=100).says
-    for words in ("the 5 likeliest", "0.5 nats", "at most 100 texts and 6,400 tokens", "returns no more than this"):
+    for words in (
+        "the 5 likeliest",
+        "0.5 nats",
+        "at most 100 texts and 6,400 tokens",
+        "returns no more than this",
+    ):
         assert words in weaker
     assert "only the likeliest next token" in ApiConfig(answers="text").says
 

@@ -145,7 +145,10 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     witness.started(0)
     witness.settle()
     assert read_findings(run) == read_events(run) == about[1:]
-    assert "1 of 2 findings are dropped: they are about an earlier state of seed-0; attack the run again" in caplog.text
+    assert (
+        "1 of 2 findings are dropped: they are about an earlier state of seed-0; attack the run again"
+        in caplog.text
+    )
     assert "attacks/results.json" in vouched_files(witness.log.entries)
     witness.started(1)
     assert not (run / FOLDER / RESULTS).exists()

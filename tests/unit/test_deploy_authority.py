@@ -260,7 +260,9 @@ def test_a_certificate_that_ends_soon_is_told_while_there_is_time(folder, tmp_pa
     with served(files) as port:
         checks = list(network_checks(kit(port, files.authority)))
     assert all(check.ok for check in checks)
-    assert re.search(r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell the owner$", checks[0].line)
+    assert re.search(
+        r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell the owner$", checks[0].line
+    )
 
 
 def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder, tmp_path):
@@ -378,7 +380,9 @@ def test_a_certificate_of_an_intermediate_authority_is_taken_as_sites_take_it(tm
         if taken:
             check_server(files, ["owner.example"])
         else:
-            with pytest.raises(ConfigError, match=r"must be signed by .*; append the certificates of intermediate"):
+            with pytest.raises(
+                ConfigError, match=r"must be signed by .*; append the certificates of intermediate"
+            ):
                 check_server(files, ["owner.example"])
 
 

@@ -77,8 +77,9 @@ def test_a_rate_within_the_bound_does_not_pass_by_too_few_documents(tmp_path):
     row = judged(tmp_path, few)
     assert row.verdict == Verdict.INCONCLUSIVE
     assert row.why == (
-        "tpr_at_1pct_fpr: A5 from server could not have detected any value (100 there, 100 not); this bound "
-        "needs about 450 members and as many non-members: give clients more records, or set more aside (audit.holdout)"
+        "tpr_at_1pct_fpr: A5 from server could not have detected any value (100 there, 100 not); this "
+        "bound needs about 450 members and as many non-members: give clients more records, or set more "
+        "aside (audit.holdout)"
     )
     enough = replace(few, findings=tuple(rated(600, 600, s) for s in SEEDS))
     assert judged(tmp_path, enough).verdict == Verdict.PASSED

@@ -165,7 +165,8 @@ def test_a_folder_of_logs_that_cannot_be_listed_for_a_moment_ends_no_run(tmp_pat
 
 def test_until_the_server_app_lives_it_is_what_is_waited_for(tmp_path):
     waiting = waited_for(tmp_path, began=1000.0)
-    assert waiting.sentence(1030.0) == "has waited 30 s for the server app (start), and waits at most 4 min more"
+    said = "has waited 30 s for the server app (start), and waits at most 4 min more"
+    assert waiting.sentence(1030.0) == said
     (tmp_path / ALIVE).touch()
     assert waited_for(tmp_path, began=1000.0) is None
     waiting_since(tmp_path, 5)
