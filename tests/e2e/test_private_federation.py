@@ -329,7 +329,7 @@ def test_a_run_reports_guarantees_and_what_was_spent(tmp_path, settings):
     raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=settings, local=local)
     report = run(parse_config(raw), tmp_path / "run")
     text = " ".join(report.guarantees)
-    assert f"unit: one {settings['unit']}" in text
+    assert f"unit: one {settings['unit']}" in text.lower()
     assert "Not covered" in text
     spent = {e.metric: e.value for e in report.estimates}
     assert 7.5 < spent["epsilon spent, client that spent most"] <= 8

@@ -54,7 +54,7 @@ def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(s
         assert min(found["tried"], key=lambda pair: pair[1])[0] == found["scale"]
         factors.append(f"{found['scale']:g} (seed {seed})")
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"Factors: {', '.join(factors)}.")
+    assert note.endswith(f"like the tuned proxy: {', '.join(factors)}.")
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(s
     )
     assert "scale" not in exact
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"Factors: fedproxy_fedavg at 0.5: {lifted['scale']:g} (seed 0).")
+    assert note.endswith(f"like the tuned proxy: fedproxy_fedavg at 0.5: {lifted['scale']:g} (seed 0).")
 
 
 def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):
