@@ -58,7 +58,7 @@ def check_same(old: Identity, new: Identity, *, where: str) -> None:
     if old.id != new.id:
         parts = ", ".join(new.other_parts(old))
         raise ConfigError(
-            f"{where}: benchmark id {old.id}: must be {new.id}; {parts} differ; compare only results of "
+            f"{where}: benchmark id {old.id}: must be {new.id}; other {parts}; compare only results of "
             "the same id"
         )
 

@@ -97,7 +97,7 @@ def noise_multiplier_for(*, target_epsilon: float, delta: float, sampling_rate: 
         if high > MOST_NOISE:
             raise ConfigError(
                 f"privacy.target_epsilon={target_epsilon}: {steps} steps at delta {delta:g} exceed it even "
-                f"with a noise multiplier of {MOST_NOISE:g}; raise it, or train fewer steps"
+                f"with a noise multiplier of {MOST_NOISE:g}; raise the target, or train fewer steps"
             )
     low = high / 2
     while cost(low) <= target_epsilon:  # less noise than .25 is enough
@@ -140,7 +140,7 @@ def variance_for(
     if cost(high) > target_epsilon:
         raise ConfigError(
             f"privacy.target_epsilon={target_epsilon}: {rounds} rounds at delta {delta:g} exceed it even "
-            f"with noise of {MOST_NOISE:g} times the clip norm; raise it, or run fewer rounds"
+            f"with noise of {MOST_NOISE:g} times the clip norm; raise the target, or run fewer rounds"
         )
     while high / low > 1 + CALIBRATION:
         middle = math.sqrt(low * high)

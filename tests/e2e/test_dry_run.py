@@ -100,5 +100,5 @@ def test_every_dry_run_says_how_long_and_that_it_was_measured(settings, tmp_path
     assert re.search(r"about \d+ (s|min|h)", line)
     assert "a step of 4 records" in line
     assert "a window of public text" in line
-    assert line.endswith("measured now, on this machine)")
+    assert line.endswith("just measured on this machine)")
     assert [f.name for f in tmp_path.iterdir()] == ["tiny.yaml"]

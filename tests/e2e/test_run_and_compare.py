@@ -54,7 +54,7 @@ def test_a_factor_that_was_searched_for_stands_in_the_record_and_on_the_report(s
         assert min(found["tried"], key=lambda pair: pair[1])[0] == found["scale"]
         factors.append(f"{found['scale']:g} (seed {seed})")
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"Factors: {', '.join(factors)}.")
+    assert note.endswith(f"like the tuned proxy: {', '.join(factors)}.")
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_comparison_names_the_factors_that_were_searched_for_and_those_alone(s
     )
     assert "scale" not in exact
     (note,) = [n for n in report.notes if n.startswith("Plug-back")]
-    assert note.endswith(f"Factors: fedproxy_fedavg at 0.5: {lifted['scale']:g} (seed 0).")
+    assert note.endswith(f"like the tuned proxy: fedproxy_fedavg at 0.5: {lifted['scale']:g} (seed 0).")
 
 
 def test_a_run_killed_after_one_round_resumes_to_the_same_result(settings, tmp_path, monkeypatch):
@@ -165,9 +165,13 @@ def test_cells_of_two_machines_make_one_table_and_foreign_cells_are_refused(sett
     assert joined.rows == compare(parse_config(settings), tmp_path / "whole").rows
     assert {d.method: d.average.n for d in joined.differences} == {"zero_shot": 2, "centralised_llm": 2}
     alone = compare_report(parse_config({**settings, "seeds": [0]}), one)
-    assert "zero_shot-seed1" in next(n for n in alone.notes if n.startswith("Not in this report"))
+    assert "zero_shot-seed1" in next(
+        n for n in alone.notes if n.startswith("Cells in the folder that these settings do not include")
+    )
     other = parse_config({**settings, "local": {"steps": 1, "batch_size": 4}})
-    with pytest.raises(RunFolderError, match=r"seed0\.json: was made with other settings") as raised:
+    with pytest.raises(
+        RunFolderError, match=r"seed0\.json: was made with settings of SHA-256 \w+; must be"
+    ) as raised:
         compare_report(other, one)
     assert "\n" not in str(raised.value)
 

@@ -222,7 +222,7 @@ def test_a_site_refuses_a_kit_of_another_owner(network, own, tmp_path):
     deploy(network.owner, "init", own.folder / "job.yaml", "--address", f"owner:{PORT}", "--out", other)
     request = own.site(SITES[0]) / f"{SITES[0]}.request.json"
     said = deploy(network.owner, "approve", other, request, "--fingerprint", "0000-0000", code=2)
-    assert "has none of the fingerprints given" in one_line(said)
+    assert "matches none of the fingerprints given" in one_line(said)
     foreign = prepare_one(network, other, own)
     said = deploy(network.sites[0], "accept", own.site(SITES[0]), foreign, code=2)
     assert "owner" in one_line(said) or "signed" in one_line(said)

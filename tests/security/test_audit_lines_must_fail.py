@@ -87,7 +87,7 @@ def test_a_repeated_line_is_found(run):
 def test_lines_cut_off_at_the_end_are_found_by_the_reports_signature(run, kept):
     put(run, lines_of(run)[:kept])
     found = problems(run)
-    assert f"{NAME}: lines are missing after line {kept}: the report is signed over a later one" in found
+    assert f"{NAME}: lines after line {kept} are missing: the report is signed over a later line" in found
 
 
 def test_a_log_that_is_gone_is_no_log(run):
@@ -187,7 +187,7 @@ def test_a_whole_forgery_by_another_key_falls_to_the_pinned_key(run):
     assert not verify_run(run).verified
     unpinned = CliRunner().invoke(app, ["audit", "verify", str(run)])
     assert unpinned.exit_code == 3
-    assert "not pinned: anybody may have signed this folder anew" in unpinned.stdout
+    assert "not verified: anybody may have re-signed this folder" in unpinned.stdout
     pinned = CliRunner().invoke(app, ["audit", "verify", str(run), "--key", signer.hex()])
     assert pinned.exit_code == 1
     found = verify_run(run, key=signer)

@@ -74,7 +74,7 @@ def test_a_report_that_was_swapped_while_it_was_judged_does_not_count_as_signed(
     better = genuine.replace(b'"name": "', b'"name": "better ', 1)
     assert better != genuine
     assert signed_as(run / "report.json", better).problems == (
-        f"report.json: was altered: what was read is not what {SIGNATURE} has",
+        f"report.json: was altered: its content does not match {SIGNATURE}",
     )
 
 

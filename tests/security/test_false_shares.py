@@ -71,14 +71,15 @@ def test_one_clients_false_shares_do_not_end_the_round_and_it_is_named(liar, cha
 def test_false_shares_that_no_spare_giver_makes_up_for_end_the_round_and_blame_no_one_alone():
     for liars, silent in ((["c00"], ["c04"]), (["c00", "c01"], [])):
         with pytest.raises(
-            ProtocolAborted, match=r"self mask of c00: the shares of [56] clients do not give"
+            ProtocolAborted,
+            match=r"self mask of c00: the secret rebuilt from the shares of [56] clients does",
         ):
             run(liars=liars, silent=silent)
 
 
 def test_a_false_share_of_a_drop_outs_key_ends_a_round_without_spare_givers():
     with pytest.raises(
-        ProtocolAborted, match="mask key of c02: the shares of 5 clients do not give the one"
+        ProtocolAborted, match="mask key of c02: the secret rebuilt from the shares of 5 clients does not"
     ):
         run(liars=["c00"], column="key_shares", dropped=["c02"])
 
@@ -107,6 +108,8 @@ def test_a_secret_is_rebuilt_around_as_many_false_shares_as_there_are_givers_to_
 def test_giving_up_takes_a_bounded_number_of_tries():
     points = {f"c{i:02}": i + 1 for i in range(40)}
     shares, tries = shares_of(fresh_secret(), points, 27), []
-    with pytest.raises(ProtocolAborted, match="the shares of 40 clients do not give"):
+    with pytest.raises(
+        ProtocolAborted, match="the secret rebuilt from the shares of 40 clients does not match"
+    ):
         Rebuilder(points, 27).secret(shares, lambda s: tries.append(s) is not None, what="self mask of c00")
     assert len(tries) == 1000

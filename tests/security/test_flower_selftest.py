@@ -17,15 +17,17 @@ from fedproxy_secure.protect.secure_sum import client as masked_client
 # what the party that stops an attempt says
 STOPPED_BY = {
     "asks for two masked vectors at once": "each step runs once",
-    "a round again in a new run of Flower, other survivors": "round 0 was unmasked for others",
+    "a round again in a new run of Flower, other survivors": (
+        "survivors: must be those that round 0 was unmasked for before"
+    ),
     "a round again in a new run of Flower, another cohort": "round 0 was asked for with other clients",
     "a round again in a new run of Flower, another broadcast adapter": "round 0 was asked for with another",
     "a round again in a new run of Flower, another clip": "must be 0.0027, as asked for in this round",
-    "another proxy under the same policy and seed": "seed 0 of this client's policy belongs to run",
+    "another proxy under the same policy and seed": "to which this policy's seed 0 is bound",
     "a seed that the policy does not list": "seed=1 asked by the server: must be one of [0]",
-    "journals put back, Flower's states not": "it was put back",
-    "journals put back, then a new run of Flower": "it was put back",
-    "asks for private rounds in parallel": "epsilon would be",
+    "journals put back, Flower's states not": "an older copy was restored",
+    "journals put back, then a new run of Flower": "an older copy was restored",
+    "asks for private rounds in parallel": "epsilon would become",
     "plaintext of clients whose policy says masking": "protect.scheme='unsafe_plaintext' asked by",
     "more rounds than the policy says": "federate.rounds=2 asked by the server: must be 1",
     "a round beyond the last": "round 1: must be 0 to 0",
@@ -36,18 +38,18 @@ STOPPED_BY = {
     "weights exchanged on the disk after setup": "its files have changed since they came",
     "a proxy with fewer embeddings than tokens": "4 of 4 clients refuse the proxy, before a record is read",
     "a proxy that is not finite for a token": "4 of 4 clients refuse the proxy, before a record is read",
-    "4 Sybils join 3 clients within a run": "began with another one; it is fixed for a run",
+    "4 Sybils join 3 clients within a run": "began with; a run's roster is fixed",
     "two Sybils that are in no roster, and the victim": "cohort: c0 is not in the roster",
     "two Sybils under honest clients' names, and the victim": "roster: differs from this client's own",
     "two Sybils under honest clients' names, by a roster that changes within an attempt": (
-        "roster: is another than the attempt was begun with"
+        "roster: must be the one that the attempt was begun with"
     ),
     "fewer Sybils than the roster asks for, and the victim": "cohort of 3: must be >= 5",
     "says a weight that leaves 2^-20 in the sum": "weight in the sum is 9.53674e-07: must be 4",
     "says that it counts as two": "count in the sum is 5: must be 4",
     "says that it took 1000 steps": "steps in the sum is 1003: must be 4",
     "a proxy that overflows for a token": "of 4 clients refuse the proxy",
-    "a proxy in which chosen tokens alone have gradients": "of its tokens have embeddings of zero",
+    "a proxy in which chosen tokens alone have gradients": "of its tokens have a zero embedding",
     "answers train with values of other types": "left out; the sum of the other 3",
     "answers query.mask with values of other types": "left out; the sum of the other 3",
 }
@@ -151,7 +153,7 @@ def test_clients_that_refuse_differences_stop_what_two_seeds_of_a_policy_would_t
     assert "reads all 2048 numbers of c3's update" in renewed.other_seed(world, allowed=True)
     with pytest.raises(RoundAborted, match="confirm: 0 of 3 clients"):
         renewed.other_seed(world, allowed=True, refuse_differencing=True)
-    assert "an earlier sum differs by one client" in heard.take()
+    assert "must not differ by one client from those of an earlier sum" in heard.take()
 
 
 def test_the_tokens_read_off_a_masked_sum_are_true(world):
@@ -195,4 +197,4 @@ def test_the_command_ends_with_2_on_an_installation_with_a_check_taken_out(monke
     shown = CliRunner().invoke(app, ["selftest"])
     assert shown.exit_code == 2
     assert "BAD  active_server: a cohort smaller than the roster gives: gets a sum" in shown.stdout
-    assert "did not end as they must" in shown.stderr
+    assert "did not end as expected" in shown.stderr

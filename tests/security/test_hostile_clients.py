@@ -254,7 +254,7 @@ def test_a_name_that_two_nodes_claim_belongs_to_neither(world, caplog, scheme):
     else:
         _, seen = served(world, job, app)
         assert seen == ["c0", "c3", "c4"]
-    assert "nodes [3, 4] are left out: all say that they are c1" in caplog.text
+    assert "nodes [3, 4] are left out: all of them claim the name c1" in caplog.text
 
 
 def test_a_node_that_is_no_client_of_the_job_is_not_asked(world, caplog):

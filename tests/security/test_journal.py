@@ -167,7 +167,7 @@ def test_a_round_is_unmasked_for_one_set_of_survivors(journal):
             run="run", round=0, survivors=["a", "b"], refuse_differencing=False
         ),
     ):
-        with pytest.raises(ProtocolAborted, match="survivors: round 0 was unmasked for others"):
+        with pytest.raises(ProtocolAborted, match="survivors: must be those that round 0 was unmasked for"):
             call()
     release(journal, b"second", ("c", "b", "a"))
 
@@ -200,7 +200,9 @@ def test_sums_that_differ_by_one_client_are_refused_over_all_rounds_and_runs_whe
     journal.begin(asked(run="other", context=b"second"))
     for survivors, refused in ((("a", "b"), True), (("a", "b", "c", "d"), True), (("a",), False)):
         if refused:
-            with pytest.raises(ProtocolAborted, match="an earlier sum differs by one client"):
+            with pytest.raises(
+                ProtocolAborted, match="must not differ by one client from those of an earlier"
+            ):
                 journal.check_survivors(run="other", round=0, survivors=survivors, refuse_differencing=True)
         else:
             journal.check_survivors(run="other", round=0, survivors=survivors, refuse_differencing=True)
@@ -212,9 +214,11 @@ def test_a_policy_and_a_seed_belong_to_one_run(journal):
 
     for policy, seed, run in ((b"p", 0, "a"), (b"p", 0, "a"), (b"p", 1, "b"), (b"q", 0, "b")):
         agree(policy, seed, run)
-    with pytest.raises(ProtocolAborted, match="seed 0 of this client's policy belongs to run aaaaaaaaaaaa"):
+    with pytest.raises(
+        ProtocolAborted, match="run bbbbbbbbbbbb: must be aaaaaaaaaaaa, to which this policy's seed 0"
+    ):
         agree(b"p", 0, "b")
-    with pytest.raises(ProtocolAborted, match="roster: run aaaaaaaaaaaa began with another one"):
+    with pytest.raises(ProtocolAborted, match="roster: must be the one that run aaaaaaaaaaaa began with"):
         agree(b"p", 0, "a", roster=b"with new members")
 
 
@@ -262,14 +266,16 @@ def test_a_journal_that_was_put_back_is_noticed_where_something_else_remembers(j
     remembered = journal.sequence()
     journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
     journal.check_not_older(run="another run", ledger_events=0)
-    with pytest.raises(ProtocolAborted, match="privacy ledger: has 2 events, and had 3; it was put back"):
+    with pytest.raises(
+        ProtocolAborted, match="privacy ledger: has 2 events; must be >= 3: an old copy was restored"
+    ):
         journal.check_not_older(sequence=remembered, run="run", ledger_events=2)
     journal.note_ledger(run="run", events=2)  # never counts down
     with pytest.raises(ProtocolAborted, match="privacy ledger"):
         journal.check_not_older(run="run", ledger_events=2)
     sequence_file(journal.file).write_bytes(b"%020d" % 1)  # Flower's state alone remembers
     os.replace(copy, journal.file)
-    with pytest.raises(ProtocolAborted, match="journal: was written 1 times, and 3 times when last used"):
+    with pytest.raises(ProtocolAborted, match="journal: was written 1 times; must be >= 3: an older copy"):
         journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
     journal.check_not_older()  # nothing else remembers: it cannot be noticed
 
@@ -281,7 +287,7 @@ def test_a_journal_that_was_put_back_alone_is_noticed_though_flower_remembers_no
     release(journal)
     journal.check_not_older()
     os.replace(tmp_path / "copy", journal.file)
-    with pytest.raises(ProtocolAborted, match="journal: was written 1 times, and 2 times when last used"):
+    with pytest.raises(ProtocolAborted, match="journal: was written 1 times; must be >= 2: an older copy"):
         journal.check_not_older()
     journal.begin(
         asked(attempt=2, context=b"second")
@@ -317,7 +323,7 @@ def test_a_new_journal_does_not_take_the_place_of_one_that_was_deleted(journal):
     journal.begin(asked())
     journal.file.unlink()
     create_journal(journal.folder, "a")
-    with pytest.raises(ProtocolAborted, match="journal: was written 0 times, and 1 times when last used"):
+    with pytest.raises(ProtocolAborted, match="journal: was written 0 times; must be >= 1: an older copy"):
         journal.check_not_older()
 
 
@@ -334,16 +340,18 @@ def test_a_new_key_keeps_what_the_old_one_agreed_to(journal, tmp_path):
     renewed.note_ledger(run="run", events=1)
     for _ in range(2):  # a renewal that was cut short is done again
         carry_promises(journal.file, renewed.file)
-    with pytest.raises(ProtocolAborted, match="belongs to run run"):
+    with pytest.raises(
+        ProtocolAborted, match="run other: must be run, to which this policy's seed 0 is bound"
+    ):
         renewed.agree(policy=b"p", seed=0, run="other", roster_sha256=b"r")
     with pytest.raises(ProtocolAborted, match="survivors"):
         renewed.check_survivors(run="run", round=0, survivors=("a", "b"), refuse_differencing=False)
-    with pytest.raises(ProtocolAborted, match="has 2 events, and had 3"):
+    with pytest.raises(ProtocolAborted, match="has 2 events; must be >= 3"):
         renewed.check_not_older(run="run", ledger_events=2)
 
 
 def test_a_key_whose_journal_is_missing_answers_nothing(tmp_path):
-    with pytest.raises(ConfigError, match=r"a\.journal: cannot be read: .* put it back, or make a new key"):
+    with pytest.raises(ConfigError, match=r"a\.journal: cannot be read: .* restore it, or make a new key"):
         Journal(folder=tmp_path, client="a")
 
 

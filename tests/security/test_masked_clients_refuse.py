@@ -195,7 +195,7 @@ def test_a_roster_that_changes_between_two_steps_ends_the_attempt(world, tmp_pat
 
     with pytest.raises(RoundAborted):
         serve_with(world, job, Wrapped(sees=swap))
-    assert "roster: is another than the attempt was begun with" in caplog.text
+    assert "roster: must be the one that the attempt was begun with" in caplog.text
     assert not {"query.mask", "query.gram_sketch"} & set(trained)
 
 
@@ -347,7 +347,7 @@ def test_training_that_fails_under_client_level_privacy_sends_noise_and_is_paid(
     events = EventLog.from_environment().read().events
     failures = [(e.party, e.round, e.reason) for e in events if e.kind == "training"]
     assert failures == [("site", r, "TrainingError") for r in (0, 1) for _ in range(4)]
-    assert "round 1: training failed at 4 of 5 clients, whose zeros count" in caplog.text
+    assert "round 1: training failed at 4 of 5 clients, which sent zeros instead" in caplog.text
     lines = RunFolder(path=tmp_path / "run").read_jsonl(ROUNDS)
     assert not any("failed" in key for line in lines for key in line)  # what may be published
 

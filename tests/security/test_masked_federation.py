@@ -261,7 +261,7 @@ def test_a_round_that_was_unmasked_and_not_saved_goes_on_without_those_who_were_
 def test_where_one_it_was_unmasked_for_is_gone_the_abort_says_what_can_be_done(world, tmp_path):
     job = opened_and_not_saved(world, tmp_path)
     gone = Wrapped(fails=lambda kind, node: kind == "query.setup" and node == 2)
-    with pytest.raises(RoundAborted, match=r"for c0 too \(not here\), .* another seed$"):
+    with pytest.raises(RoundAborted, match=r"included c0, now not connected, .* another seed$"):
         serve_with(world, job, gone, run_folder=tmp_path / "run")
 
 
@@ -280,7 +280,7 @@ def test_a_run_whose_weights_rest_on_what_clients_remember_is_not_resumed_to_ano
 ):
     job, folder, initial = world
     federate(with_(job, "h_ties", rounds=2, weights="self"), folder, initial, run_folder=tmp_path)
-    with pytest.raises(RunFolderError, match=r"protect\.weights=self: cannot go on from round 2"):
+    with pytest.raises(RunFolderError, match=r"protect\.weights=self: cannot resume from round 2"):
         federate(with_(job, "h_ties", rounds=3, weights="self"), folder, initial, run_folder=tmp_path)
 
 

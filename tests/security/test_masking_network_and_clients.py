@@ -94,7 +94,8 @@ def test_a_malicious_clients_wrong_share_aborts_a_round_without_spare_clients(st
         return signed_again(replace(message, **{column: shares}), "c00")
 
     c = cohort(tamper=only("unmask to server", "c00", wrong), drops={step: {"c04"}})
-    line = f"{'mask key of c04' if step == 'mask' else 'self mask of c00'}: the shares of 4 clients do not"
+    whose = "mask key of c04" if step == "mask" else "self mask of c00"
+    line = f"{whose}: the secret rebuilt from the shares of 4 clients does not match"
     with pytest.raises(ProtocolAborted, match=line):
         c.run(updates())
 

@@ -39,9 +39,9 @@ def test_a_session_neither_begins_nor_goes_on_with_another_roster_than_the_terms
     forged = Roster(members={**ROSTER.members, "c01": b"x" * 32})
     frozen = session().freeze()
     same = {"name": "c00", "identity": KEYS["c00"], "terms": TERMS}
-    with pytest.raises(ProtocolAborted, match="roster: is another than the attempt was begun with"):
+    with pytest.raises(ProtocolAborted, match="roster: must be the one that the attempt was begun with"):
         ClientSession(roster=forged, **same)
-    with pytest.raises(ProtocolAborted, match="roster: is another than the attempt was begun with"):
+    with pytest.raises(ProtocolAborted, match="roster: must be the one that the attempt was begun with"):
         ClientSession.thaw(frozen, roster=forged, **same)
     ClientSession.thaw(frozen, roster=ROSTER, **same)
 

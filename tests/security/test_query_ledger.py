@@ -158,7 +158,7 @@ def test_a_damaged_ledger_answers_nothing(ledger, content):
     ledger.file.write_bytes(content)
     with pytest.raises(RunFolderError) as refused:
         ledger.spend("acme", [1], NO_LIMIT)
-    assert "what was asked is unknown" in str(refused.value)
+    assert "so the number of past queries is unknown" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

@@ -88,13 +88,17 @@ def test_only_an_api_that_holds_nothing_back_is_open():
 
 def test_each_policy_says_what_it_tells_and_for_how_much():
     assert ApiConfig().says == (
-        "API (assumed): after each token a customer is told all logits of the next token; as many texts as "
-        "it likes."
+        "API (assumed): after each token it returns all logits of the next token; without a query limit."
     )
     weaker = ApiConfig(answers="top_k", top_k=5, noise=0.5, queries=100).says
-    for words in ("the 5 likeliest", "0.5 nats", "at most 100 texts and 6,400 tokens", "tells no more"):
+    for words in (
+        "the 5 likeliest",
+        "0.5 nats",
+        "at most 100 texts and 6,400 tokens",
+        "returns no more than this",
+    ):
         assert words in weaker
-    assert "the likeliest next token alone" in ApiConfig(answers="text").says
+    assert "only the likeliest next token" in ApiConfig(answers="text").says
 
 
 # Views and reports

@@ -156,7 +156,7 @@ def test_cells_are_chosen_by_patterns_and_an_unknown_one_is_named():
     assert [c.name for c in chosen(GRID, patterns=["coded-ffa*"])] == [CELL.replace("lora", "ffa")]
     with pytest.raises(ConfigError, match=r"^--cells coded-loro\*: names no cell; "):
         chosen(GRID, patterns=["coded-loro*"])
-    with pytest.raises(ConfigError, match="no cell is both"):
+    with pytest.raises(ConfigError, match="no cell matches both"):
         chosen(GRID, quick=True, patterns=["coded-ffa*"])
 
 
@@ -377,7 +377,7 @@ def test_results_of_another_id_are_refused_with_what_differs_and_exit_code_2(tmp
     shown = invoke("compare", *files)
     assert shown.exit_code == 2
     assert shown.stderr.count("\n") == 1
-    assert "another model; only results of the same id are compared" in shown.stderr
+    assert "other model; compare only results of the same id" in shown.stderr
 
 
 def test_results_of_the_same_id_are_compared_on_the_command_line(tmp_path):

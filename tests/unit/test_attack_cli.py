@@ -243,7 +243,7 @@ def test_outcomes_and_names_are_whole_on_a_narrow_terminal():
         assert str(outcome) in text
     assert text.count("0.7 [0.6, 0.8]") == 3
     assert EXPLAINED.split(";")[0] in text
-    assert "no proof of safety" in " ".join(text.split())
+    assert "RESISTED does not prove safety" in " ".join(text.split())
 
 
 def test_each_result_says_the_smallest_value_that_would_have_been_seen():

@@ -48,7 +48,7 @@ def test_seeds_of_a_log_with_a_broken_chain_are_not_taken_for_finished(run):
     event = [parse_line(line.rstrip(b"\n")).event for line in lines]
     (run / NAME).write_bytes(b"".join(x for x, e in zip(lines, event, strict=True) if e != "finished"))
     (run / "seed-0/fused/model.safetensors").write_bytes(b"another")  # which no line vouches for now
-    with pytest.raises(AuditError, match=r"audit\.jsonl: line \d+: .* lines are missing"):
+    with pytest.raises(AuditError, match=r"audit\.jsonl: line \d+: .* are missing"):
         check_finished_seeds(run)
 
 
@@ -145,7 +145,10 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     witness.started(0)
     witness.settle()
     assert read_findings(run) == read_events(run) == about[1:]
-    assert "1 of 2 findings are dropped, about seed-0 as it was before; attack the run again" in caplog.text
+    assert (
+        "1 of 2 findings are dropped: they are about an earlier state of seed-0; attack the run again"
+        in caplog.text
+    )
     assert "attacks/results.json" in vouched_files(witness.log.entries)
     witness.started(1)
     assert not (run / FOLDER / RESULTS).exists()

@@ -346,7 +346,7 @@ def test_another_key_than_the_runs_does_not_bundle_it(run, tmp_path):
 
 
 def test_a_bundle_does_not_go_into_the_run_that_it_is_of(run):
-    with pytest.raises(ConfigError, match="must not lie in"):
+    with pytest.raises(ConfigError, match="must not be in"):
         make_bundle(run.folder, run.folder / "b.zip")
 
 

@@ -127,8 +127,14 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_records_and_see
             {"privacy": {"unit": "client", "ledger": "/l"}, "protect": {"scheme": "unsafe_plaintext"}},
             "with privacy.unit=client must be",
         ),
-        ({"protect": {"scheme": "unsafe_plaintext", "min_cohort": 3}}, "makes no sums"),
-        ({"protect": {"scheme": "unsafe_plaintext", "refuse_differencing": True}}, "makes no sums"),
+        (
+            {"protect": {"scheme": "unsafe_plaintext", "min_cohort": 3}},
+            "must be masking or ckks with protect.min_cohort or",
+        ),
+        (
+            {"protect": {"scheme": "unsafe_plaintext", "refuse_differencing": True}},
+            "must be masking or ckks with protect.min_cohort or",
+        ),
     ],
 )
 def test_a_policy_that_would_not_protect_as_it_says_is_refused_when_it_is_read(tmp_path, changes, line):

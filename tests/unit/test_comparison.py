@@ -125,7 +125,7 @@ def test_how_the_proxy_is_made_changes_the_settings_of_methods_that_have_one_and
         write_cell(tmp_path, result)
     other = parse_config({"heal": {"steps": 5}, "compress": {"importance": "uniform"}})
     assert len(read_cells(other, tmp_path, [whole.cell])) == 1
-    with pytest.raises(RunFolderError, match="was made with other settings"):
+    with pytest.raises(RunFolderError, match="was made with settings of SHA-256 "):
         read_cells(other, tmp_path, [proxied.cell])
 
 
@@ -149,9 +149,9 @@ def test_cells_of_other_settings_and_of_other_records_are_refused(tmp_path):
     unfinished = Cell(method="fedot", remove_ratio=0.5, seed=0)
     assert read_cells(config, tmp_path, [good.cell, unfinished]) == [good]
     for result, line in (
-        (foreign, "was made with other settings"),
+        (foreign, "was made with settings of SHA-256 "),
         (other, "was made with other records than those of zero_shot-seed0"),
-        (unmarked, "was made with other settings"),
+        (unmarked, "was made with settings of SHA-256 "),
     ):
         with pytest.raises(RunFolderError, match=line) as raised:
             read_cells(config, tmp_path, [good.cell, result.cell])
@@ -247,7 +247,7 @@ def test_notes_say_what_is_missing_what_is_left_over_and_where_cells_were_made(t
     cells = [*(r.cell for r in there), *missing]
     assert folder_notes(tmp_path, cells, there) == [
         "Not finished: 2 of 4 cells are missing: fedot at 0.5 (seeds 0, 1).",
-        "Not in this report, since its settings do not name them: cells fedot-0.5-seed9.",
+        "Cells in the folder that these settings do not include, left out: fedot-0.5-seed9.",
         "Cells were made on several devices: cpu, cuda.",
     ]
 

@@ -216,12 +216,12 @@ def test_two_cells_of_one_name_are_refused(raw: dict, line: str):
         ),
         (
             {"matrix": {"protections": ["masking_dp8"]}},
-            "matrix.protections: 'masking_dp8': values took the place of names; "
+            "matrix.protections: 'masking_dp8': must be a mapping, no longer a name; "
             "write {scheme: masking, epsilon: 8}",
         ),
         (
             {"matrix": {"fusions": ["h_ties_coordinate"]}},
-            "matrix.fusions: 'h_ties_coordinate': values took the place of names; "
+            "matrix.fusions: 'h_ties_coordinate': must be a mapping, no longer a name; "
             "write {rule: h_ties, granularity: coordinate}",
         ),
     ],

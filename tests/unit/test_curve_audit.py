@@ -31,10 +31,10 @@ def test_the_claimed_noise_is_bounded_from_below_and_half_of_it_fails():
     assert 1.5 < right.lower_bound < 4
     assert right.without_curve < right.lower_bound < right.ceiling
     assert right.verdict == "NOT_FALSIFIED"
-    assert "does not falsify 4.01" in right.summary()
+    assert "does not refute the claim of 4.01" in right.summary()
     assert half.lower_bound > 4.01
     assert half.verdict == "FAIL"
-    assert "FAILS the claim of 4.01" in half.summary()
+    assert "REFUTES the claim of 4.01" in half.summary()
 
 
 def test_the_ceiling_is_of_the_guesses_that_were_made_also_where_nothing_is_shown():

@@ -214,7 +214,7 @@ def test_a_text_shorter_than_a_window_is_refused():
 )
 def test_a_client_whose_test_records_would_be_those_it_trains_on_is_refused(source, splits):
     client = ClientConfig(name="a", task="sst2", source=source, **splits)
-    with pytest.raises(DataError, match=r"client a: .* test records would be those trained on"):
+    with pytest.raises(DataError, match=r"client a: .* training and test records would be the same"):
         load_task(client, root=None)
 
 

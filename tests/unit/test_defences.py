@@ -408,7 +408,7 @@ def test_options_that_a_defence_cannot_work_with_are_refused_with_their_value(ki
 
 def test_withheld_blocks_without_healing_are_refused_before_anything_is_loaded():
     compress = CompressConfig(kind="withheld_bottom")
-    with pytest.raises(ConfigError, match=r"heal.steps=0: must be higher"):
+    with pytest.raises(ConfigError, match=r"heal.steps=0: must be > 0"):
         compression_of(compress, HealConfig(steps=0))
     assert compression_of(compress, HealConfig(steps=1)).name == "withheld_bottom"
     with pytest.raises(ConfigError, match=r"withholds no block"):

@@ -121,7 +121,7 @@ def test_a_server_that_is_no_superlink_is_said_to_be_none(folder, status, waits)
     with served(files, Other) as port:
         (check,) = network_checks(kit(port, files.authority))
     assert (check.name, check.ok, check.waits) == ("owner", False, waits)
-    assert f"answers with HTTP {status}, as no SuperLink does" in check.line
+    assert f"answers with HTTP {status}; a SuperLink answers 200" in check.line
 
 
 def test_what_a_server_sends_in_the_place_of_an_answer_cannot_write_over_the_checks(folder):
@@ -147,7 +147,7 @@ def test_a_clock_that_is_off_is_found(folder):
         checks = list(network_checks(kit(port, files.authority)))
     assert checks[-1].name == "clock"
     assert not checks[-1].ok
-    assert "set it by NTP" in checks[-1].line
+    assert "from the owner's clock; must be <= 60 s; use NTP" in checks[-1].line
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(folder,
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     (check,) = network_checks(kit(9092, TlsFiles.below(folder).authority, host="owner.example"))
     assert (check.ok, check.waits) == (False, True)
-    assert "and HTTPS_PROXY right?" in check.line
+    assert "its port open, and HTTPS_PROXY is right" in check.line
 
 
 def test_a_certificate_that_ends_soon_is_told_while_there_is_time(folder, tmp_path, monkeypatch):
@@ -260,7 +260,9 @@ def test_a_certificate_that_ends_soon_is_told_while_there_is_time(folder, tmp_pa
     with served(files) as port:
         checks = list(network_checks(kit(port, files.authority)))
     assert all(check.ok for check in checks)
-    assert re.search(r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell her$", checks[0].line)
+    assert re.search(
+        r"its certificate ends on 20\d\d-\d\d-\d\d, in 11 days; tell the owner$", checks[0].line
+    )
 
 
 def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder, tmp_path):
@@ -281,8 +283,8 @@ def test_a_site_that_starts_before_its_clock_is_right_waits_until_it_is(folder, 
         ("setup", "done", None),
     ], "so that the site's page says it"
     assert [line.partition(": ")[0] for line in told if line.startswith("clock")] == ["clock", "clock"]
-    assert "set it by NTP" in told[1]
-    assert re.search("clock: [0-5] s apart", told[-1])
+    assert "from the owner's clock; must be <= 60 s; use NTP" in told[1]
+    assert re.search("clock: differs by [0-5] s from the owner's clock$", told[-1])
 
 
 def test_a_site_waits_for_a_certificate_that_is_not_the_kits_to_be_put_right(folder, tmp_path):
@@ -330,7 +332,7 @@ def test_files_that_do_not_belong_together_are_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="is not the key of"):
         check_server(wrong_key, ["owner.example"])
     wrong_authority = TlsFiles(certificate=ours.certificate, key=ours.key, authority=theirs.authority)
-    with pytest.raises(ConfigError, match="is not signed by"):
+    with pytest.raises(ConfigError, match="must be signed by"):
         check_server(wrong_authority, ["owner.example"])
 
 
@@ -378,7 +380,9 @@ def test_a_certificate_of_an_intermediate_authority_is_taken_as_sites_take_it(tm
         if taken:
             check_server(files, ["owner.example"])
         else:
-            with pytest.raises(ConfigError, match=r"is not signed by .* below it in its file, and"):
+            with pytest.raises(
+                ConfigError, match=r"must be signed by .*; append the certificates of intermediate"
+            ):
                 check_server(files, ["owner.example"])
 
 

@@ -77,8 +77,9 @@ def test_a_rate_within_the_bound_does_not_pass_by_too_few_documents(tmp_path):
     row = judged(tmp_path, few)
     assert row.verdict == Verdict.INCONCLUSIVE
     assert row.why == (
-        "tpr_at_1pct_fpr: A5 from server could have shown no value (100 there, 100 not); the bound takes "
-        "about 450 members and as many others: give clients more records, or set more aside (audit.holdout)"
+        "tpr_at_1pct_fpr: A5 from server could not have detected any value (100 there, 100 not); this "
+        "bound needs about 450 members and as many non-members: give clients more records, or set more "
+        "aside (audit.holdout)"
     )
     enough = replace(few, findings=tuple(rated(600, 600, s) for s in SEEDS))
     assert judged(tmp_path, enough).verdict == Verdict.PASSED
@@ -91,7 +92,7 @@ def test_a_rate_that_only_a_larger_one_could_have_shown_does_not_pass_a_stricter
     few_members = replace(some, findings=tuple(rated(60, 600, s) for s in SEEDS))
     row = judged(tmp_path, few_members)
     assert row.verdict == Verdict.INCONCLUSIVE
-    assert "could have shown only" in row.why
+    assert "could have detected only values of" in row.why
 
 
 def test_a_rate_whose_interval_reaches_over_the_bound_neither_passes_nor_fails_and_says_what_it_takes(
@@ -100,7 +101,7 @@ def test_a_rate_whose_interval_reaches_over_the_bound_neither_passes_nor_fails_a
     wide = with_measure(SAFE, measure("tpr_at_1pct_fpr", 0.06, 0.0, 0.3))
     row = judged(tmp_path, replace(wide, findings=findings("A5")))
     assert row.verdict == Verdict.INCONCLUSIVE
-    assert "exceeds it by 0.25; the bound takes about 450 members" in row.why
+    assert "exceeds the bound by 0.25; this bound needs about 450 members" in row.why
 
 
 def test_a_rate_that_is_surely_above_the_bound_fails_however_few_documents_there_are(tmp_path):
@@ -172,11 +173,11 @@ def test_a_resisted_attack_passes_only_if_it_could_have_shown_what_its_control_l
     weak = replace(SAFE, findings=tuple(resisted_auc(12, 12, positive=0.75)))
     row = judged(tmp_path, weak, rule)
     assert row.verdict == Verdict.INCONCLUSIVE
-    assert "could have shown only" in row.why
+    assert "could have detected only values of" in row.why
     blind = replace(SAFE, findings=tuple(resisted_auc(4, 4, positive=0.99)))
     row = judged(tmp_path, blind, rule)
     assert row.verdict == Verdict.INCONCLUSIVE
-    assert "could have shown no value (4 there, 4 not)" in row.why
+    assert "could not have detected any value (4 there, 4 not)" in row.why
 
 
 def test_one_success_on_one_seed_outweighs_the_rest(tmp_path):

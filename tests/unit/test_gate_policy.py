@@ -36,7 +36,7 @@ def test_a_signature_by_somebody_whom_nobody_named_opens_no_gate(release):
     judgement = judge(report(SAFE), replace(release, signer=None), signed=SIGNED)
     assert judgement.exit_code == 3
     assert judgement.rows[0].verdict == Verdict.MISSING
-    assert "a key that nobody named; name the signer with --key PUB" in judgement.rows[0].why
+    assert "no signer was expected: name the expected key with --key PUB" in judgement.rows[0].why
 
 
 def test_a_named_signer_must_have_signed(release):
@@ -71,9 +71,9 @@ def test_a_named_signer_must_have_signed(release):
         ("- resist: []", "must be attacks"),
         ("- min_seeds: 0", "min_seeds=0"),
         ("- min_seeds: true", "min_seeds=True"),
-        ("- max_epsilon: 3\n  not_applicable: pass", "is for rules on attacks only"),
+        ("- max_epsilon: 3\n  not_applicable: pass", "only with a rule on attacks"),
         ("- max_token_auc: 0.6\n  not_applicable: fail", "not_applicable='fail'"),
-        ("- max_token_auc: 0.6\n  views: [server]", "is for resist only"),
+        ("- max_token_auc: 0.6\n  views: [server]", "only with the rule `resist`"),
         ("- max_token_auc: 0.6\n  applies_to: masking", "applies_to='masking'"),
         ("- max_token_auc: 0.6\n  applies_to: {protection: []}", "a value or a list of values"),
         ("- max_token_auc: 0.6\n  applies_to: {protection: true}", "a value or a list of values"),

@@ -219,8 +219,8 @@ def test_a_private_report_says_that_scores_of_attacks_are_outside_its_epsilon(tm
     assert SCORED not in made(bare, tmp_path, (0,), **private).guarantees
     assert made(attacked, tmp_path, (0,)).guarantees == ()
     said = guarantees("record", epsilon=8, delta=1e-5, clip_norm=1, mechanism="skellam", simulated=False)
-    assert "but not its scores in this report" in " ".join(said)
-    assert "scores of attacks, and their n" in NOT_COVERED
+    assert "Not covered: the attacks' scores in this report" in " ".join(said)
+    assert "scores of attacks and their n" in NOT_COVERED
 
 
 def test_the_cohort_of_the_clear_is_one_and_that_of_masking_lacks_the_colluders(tmp_path: Path):

@@ -88,5 +88,5 @@ def test_tasks_without_a_wrong_answer_are_in_no_accuracy_unless_all_are_such(tmp
     assert list(inputs.evaluate(llm)) == judged
     assert all(own.evaluate(llm).keys() <= set(judged) for own in inputs.each_task())
     (note,) = choice_notes(inputs.config)
-    assert ("t0, whose records have one choice" in note) == (len(judged) == 2)
+    assert ("left out of all accuracies: t0 (only one choice" in note) == (len(judged) == 2)
     assert choice_notes(parse_config({})) == ()

@@ -179,7 +179,7 @@ def test_a_split_that_tells_by_itself_makes_every_score_inconclusive():
     values = labels.astype(float)
     scored = Scored(scores={"loss": values}, headline="loss", blind=told)
     with pytest.raises(
-        Inconclusive, match="a blind baseline reaches AUC 1: the texts alone tell members from others"
+        Inconclusive, match="a blind baseline reaches AUC 1: texts alone separate members from non-members"
     ):
         ModelMembership().score(scored, labels)
 

@@ -246,7 +246,7 @@ def test_a_request_that_names_this_machine_is_answered(host):
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "example.org", "", "::"])
 def test_another_host_than_loopback_is_refused_unless_it_is_called_unsafe(host):
     with (
-        pytest.raises(ConfigError, match="must be an address of loopback"),
+        pytest.raises(ConfigError, match="must be a loopback address"),
         served(lambda: OWNER, host=host),
     ):
         pass

@@ -190,7 +190,7 @@ def test_an_entry_point_whose_attack_another_package_has_registered_before_is_fo
 
 
 def test_the_name_of_an_attack_is_no_id_of_others():
-    with pytest.raises(ConfigError, match="attack 'X9': has its name as its id; names and ids must differ"):
+    with pytest.raises(ConfigError, match="attack 'X9': name and id are the same; must differ"):
         registry.attack(replace(INFO, name="X9", id="X9"))(type("Mine", (Toy,), {}))
     registry.every()
     for change in ({"name": "A2"}, {"id": "lora_span_tokens"}):

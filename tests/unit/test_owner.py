@@ -80,13 +80,13 @@ def test_an_owner_reads_what_is_held_what_is_hers_and_how_far_the_strongest_atta
     assert row.proxy == ""
     assert words(row) == (
         "A client holds 10 % of the LLM's weights number for number. "
-        "Only the owner has the better model: the fused LLM's accuracy minus the tuned proxy's is "
-        "+1.0 ± 0.8 points. "
+        "The owner's model is better than the clients' model: the fused LLM's accuracy minus the tuned "
+        "proxy's is +1.0 ± 0.8 points. "
         "The strongest attack gets 70.0 ± 2.0 % of the way from the tuned proxy to the fused LLM "
-        "(A12 from client, standard, by an API that tells all logits). "
-        "The best copy of the fused LLM stays 0.30 ± 0.02 nats (a KL divergence) away from it; a full copy "
-        "would have none. "
-        "Without asking anything, with public text and computing time alone, an attacker gets 20.0 ± 2.0 % "
+        "(A12 from client, standard, through an API that returns all logits). "
+        "The best copy of the fused LLM remains at a KL divergence of 0.30 ± 0.02 nats from it; a perfect "
+        "copy would have none. "
+        "Without a single query, with public text and computing time alone, an attacker gets 20.0 ± 2.0 % "
         "of the way."
     )
 
@@ -94,10 +94,10 @@ def test_an_owner_reads_what_is_held_what_is_hers_and_how_far_the_strongest_atta
 @pytest.mark.parametrize(
     ("edge", "begin"),
     [
-        ((0.01, 0.002, 0.018), "Only the owner has the better model"),
-        ((0.01, -0.002, 0.022), "Clients hold as good a model"),
-        ((-0.01, -0.018, -0.002), "Clients hold the better model"),
-        ((0.01, None, None), "What only the owner has was measured without an interval"),
+        ((0.01, 0.002, 0.018), "The owner's model is better than the clients' model"),
+        ((0.01, -0.002, 0.022), "These records do not show which model is better"),
+        ((-0.01, -0.018, -0.002), "The clients' model is better than the owner's model"),
+        ((0.01, None, None), "The owner's edge was measured without an interval"),
     ],
 )
 def test_who_has_the_better_model_follows_from_the_edge_s_interval(edge, begin):
@@ -117,7 +117,7 @@ def test_of_configurations_with_the_same_proxy_the_worst_for_the_owner_is_told()
     assert "is −2.0 ± 1.0 points" in words(row)
     assert "60.0 ± 2.0 % of the way" in words(row)
     assert "A12 from outsider" in words(row)
-    assert "stays 0.40 ± 0.02 nats (a KL" in words(row)  # the least of all that is left
+    assert "at a KL divergence of 0.40 ± 0.02 nats" in words(row)  # the least of all that is left
 
 
 def test_each_proxy_has_a_row_of_its_own_named_by_what_makes_it():
@@ -132,7 +132,7 @@ def test_a_proxy_that_nobody_attacked_is_said_to_be_unknown():
 
 def test_an_inconclusive_attack_is_called_so():
     (row,) = owners_rows(report_of(configuration("one", extraction(0.1, outcome=Outcome.INCONCLUSIVE))))
-    assert "(A12 from client, standard, inconclusive, by" in words(row)
+    assert "(A12 from client, standard, inconclusive, through" in words(row)
 
 
 def test_a_report_without_measures_of_ip_has_no_such_rows():

@@ -200,7 +200,7 @@ def test_a_call_that_asks_for_nothing_is_refused_and_not_counted(folder, tmp_pat
     api = opened(folder, tmp_path)
     with pytest.raises(QueryRefused, match="must be >= 1"):
         api.write("acme", TEXT, count=0)
-    with pytest.raises(QueryRefused, match="must be some"):
+    with pytest.raises(QueryRefused, match="must be at least one text"):
         api.ask("acme", [])
     assert api.ledger.customers() == {}
 
@@ -257,7 +257,7 @@ def test_a_run_is_asked_through_its_policy_from_the_command_line(tmp_path):
     made = typed("open", "--run", str(run))
     assert "the 2 likeliest next tokens" in made.output
     assert "is there already" in typed("open", "--run", str(run)).output
-    assert "nobody has asked" in typed("ledger", "--run", str(run)).output
+    assert "no queries yet" in typed("ledger", "--run", str(run)).output
     answer = typed(*ask)
     assert answer.exit_code == 0, answer.output
     lines = answer.output.splitlines()
@@ -269,7 +269,7 @@ def test_a_run_is_asked_through_its_policy_from_the_command_line(tmp_path):
     by_file = typed(*other, "--file", str(tmp_path / "question")).output
     assert by_file.splitlines()[:-1] == answer.output.splitlines()[:-1]
     for wrong in ((), ("to be", "--file", "-")):
-        assert "TEXT, --file: must be one of both" in typed(*other, *wrong).output
+        assert "TEXT, --file: must be exactly one" in typed(*other, *wrong).output
     assert "cannot be read" in typed(*other, "--file", str(tmp_path / "none")).output
     long = typed("ask", "to be or not to be", "--run", str(run), "--customer", "acme")
     assert long.exit_code == 2

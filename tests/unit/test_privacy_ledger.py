@@ -119,7 +119,9 @@ def test_the_limit_holds_and_what_is_refused_is_not_written(tmp_path):
         for number in range(rounds):
             key_of(own, round=number)
 
-    with pytest.raises(PrivacyError, match=r"client clinic, round \d+: epsilon would be .* must be <= 2 "):
+    with pytest.raises(
+        PrivacyError, match=r"client clinic, round \d+: epsilon would become .* must be <= 2 "
+    ):
         spend(100)
     taken = len(own.events())
     assert 1 < taken < 100
@@ -508,7 +510,9 @@ def test_a_process_that_hangs_is_named_and_its_lock_ends_with_it(tmp_path):
     stuck.stdin.flush()
     assert stuck.stdout.readline() == "hangs\n"
     patient = sums(tmp_path, wait_s=0.3)
-    with pytest.raises(RunFolderError, match=rf"is held by process {stuck.pid} for more than 0.3 s; wait"):
+    with pytest.raises(
+        RunFolderError, match=rf"has been locked by process {stuck.pid} for more than 0.3 s; wait"
+    ):
         patient.once(round=0, inputs_sha256=HERE, event=SUM, compute=never)
     assert patient.events() == [SUM]  # reading waits for nobody
     stuck.kill()

@@ -237,7 +237,7 @@ def test_a_model_that_does_not_fit_its_tokenizer_is_refused_without_looking_at_a
     check_fits(gpt2(16), tokens=VOCABULARY, longest=16, pad_id=0)
     for tuned, change, line in (
         (has_fewer_embeddings(), {}, rf"proxy: has embeddings of {CHOSEN} tokens; must have {VOCABULARY}"),
-        (adapted(), {"pad_id": VOCABULARY}, r"proxy: fills up with token 259; must be in \[0, 259\)"),
+        (adapted(), {"pad_id": VOCABULARY}, r"proxy: pads with token 259; must be in \[0, 259\)"),
         (adapted(), {"longest": 129}, r"proxy: has 128 positions; must have 129 \(data.max_tokens\)"),
         (gpt2(16), {"longest": 17}, r"proxy: has 16 positions; must have 17"),
     ):

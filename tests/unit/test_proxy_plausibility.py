@@ -48,8 +48,8 @@ def test_a_model_that_was_not_trained_passes_with_a_warning(caplog):
 @pytest.mark.parametrize(
     ("craft", "rule"),
     [
-        (proxy_traps.zeros, "tokens have embeddings of zero"),
-        (proxy_traps.column, "of a direction of its embeddings to itself"),
+        (proxy_traps.zeros, "tokens have a zero embedding"),
+        (proxy_traps.column, "on a direction of the embeddings"),
     ],
 )
 def test_a_trap_in_the_embeddings_is_refused(proxy, craft, rule):

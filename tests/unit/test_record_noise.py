@@ -64,5 +64,5 @@ def test_settings_that_are_refused_are_refused_for_neighbours_with_the_same_word
 def test_a_target_that_takes_next_to_no_noise_is_refused_before_anything_is_spent():
     pytest.importorskip("opacus")
     privacy = PRIVACY.model_copy(update={"target_epsilon": 1e9})
-    with pytest.raises(ConfigError, match=r"target_epsilon=1e\+09: takes noise below 0.001 times"):
+    with pytest.raises(ConfigError, match=r"target_epsilon=1e\+09: needs a noise multiplier below 0.001"):
         record_noise(privacy, LocalConfig(steps=3, batch_size=4), rounds=2, records=4)

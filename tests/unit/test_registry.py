@@ -78,11 +78,11 @@ FOLDER = Thing("../theirs")
     ("point", "line"),
     [
         ("theirs = somebody:RIGHT [extra]", None),
-        ("theirs = somebody:Thing", "is the class itself; must be an object of somebody.Thing"),
-        ("theirs = somebody", "is of module; must be an object of somebody.Thing"),
+        ("theirs = somebody:Thing", "is a class; must be an instance of somebody.Thing"),
+        ("theirs = somebody", "is a module; must be an instance of somebody.Thing"),
         ("theirs = somebody:OTHER", "name='another'; must be 'theirs', as it is registered"),
         ("theirs = somebody:NAMELESS", "name=None; must be a text"),
-        ("../theirs = somebody:FOLDER", "must be named by at most 64 letters, digits"),
+        ("../theirs = somebody:FOLDER", "its name must be 1 to 64 letters, digits"),
     ],
 )
 def test_what_another_package_registers_must_be_an_object_of_the_kind_under_its_own_name(
@@ -104,7 +104,7 @@ def test_what_another_package_registers_must_be_an_object_of_the_kind_under_its_
 
 
 def test_a_script_cannot_register_a_class_either():
-    with pytest.raises(ConfigError, match="protection 'mine': is the class itself; must be an object of"):
+    with pytest.raises(ConfigError, match="protection 'mine': is a class; must be an instance of"):
         PROTECTIONS.add("mine", Plaintext)
 
 

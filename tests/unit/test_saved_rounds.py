@@ -60,4 +60,4 @@ def test_a_state_of_another_size_is_another_runs(folder):
 def test_an_abort_names_those_without_whom_the_round_cannot_be_opened():
     assert with_remedy("too few", None, ["a"]) == "too few"
     assert with_remedy("too few", ["a", "b"], ["b", "a"]) == "too few"
-    assert "for b too (not here)" in with_remedy("too few", ["a", "b"], ["a"])
+    assert "included b, now not connected" in with_remedy("too few", ["a", "b"], ["a"])

@@ -277,23 +277,23 @@ def test_an_attack_without_a_measure_speaks_of_records_if_it_maps_to_a_leak_of_t
 
 def test_a_drop_is_told_with_both_numbers_and_the_interval_of_the_difference(report):
     assert re.fullmatch(
-        r"Takes membership AUC from 0\.99 ± 0\.01 to 0\.79 \[.*\]: difference −0\.20 \[.*\], not paired; "
-        r"the attack still succeeds \(X11 from server, which has the sum of updates there\)\.",
+        r"Lowers membership AUC from 0\.99 ± 0\.01 to 0\.79 \[.*\]: difference −0\.20 \[.*\], not paired; "
+        r"the attack still succeeds \(X11 from server, which here reads the sum of updates\)\.",
         said(report, SINGLE),
     )
 
 
 def test_a_drop_to_chance_says_so(report):
     text = said(report, SINGLE, "masking + DP")
-    assert re.match(r"Takes membership AUC from 0\.99 .* to chance, 0\.4\d .*: difference −0\.5", text)
+    assert re.match(r"Lowers membership AUC from 0\.99 .* to chance, 0\.4\d .*: difference −0\.5", text)
     assert "still succeeds" not in text
 
 
 @pytest.mark.parametrize(
     ("high", "line"),
     [
-        (0.3, "; below chance by more than the margin, so with the wrong sign"),
-        (0.449, "; below chance by more than the margin, so with the wrong sign"),
+        (0.3, "; below chance by more than the margin, so its scores are informative once their"),
+        (0.449, "; below chance by more than the margin, so its scores are informative once their"),
         (0.451, "; below chance, but by less than the margin"),
         (0.499, "; below chance, but by less than the margin"),
     ],
@@ -309,14 +309,14 @@ def test_an_auc_that_is_surely_below_chance_is_not_told_as_chance(high, line):
 
 def test_a_difference_whose_interval_holds_zero_is_none(report):
     text = said(report, SUM)
-    assert text.startswith("Shows no difference in membership AUC, ")
+    assert text.startswith("Makes no detectable difference to membership AUC, ")
     assert "not paired" not in text
     assert "the attack still succeeds" in text
 
 
 def test_where_nothing_is_left_to_attack_that_is_said(report):
     text = said(report, PLANTED, "masking + DP")
-    assert text.startswith("Leaves the attack nothing to work on; AUC was 0.9")
+    assert text.startswith("Leaves the attack nothing to work on; without protection, AUC was 0.9")
 
 
 def test_what_was_not_measured_is_not_taken_for_protection():
@@ -324,7 +324,7 @@ def test_what_was_not_measured_is_not_taken_for_protection():
     broken = replace(PRIVATE[1], outcome=Outcome.ERROR, reason="ValueError: no")
     made = report_of(three(private=(late, broken)))
     for surface, why in ((PLANTED, "INCONCLUSIVE: ran out of its 9 s"), (SUM, "ERROR: ValueError: no")):
-        assert said(made, surface, "masking + DP").startswith(f"Was not measured, {why};")
+        assert said(made, surface, "masking + DP").startswith(f"Not measured ({why});")
 
 
 def test_a_finding_that_is_inconclusive_is_no_chance_and_no_protection():
@@ -335,10 +335,8 @@ def test_a_finding_that_is_inconclusive_is_no_chance_and_no_protection():
     gone = replace(other, outcome=Outcome.ERROR, reason="no", **NOTHING)
     text = said(report_of(three((OPEN[0], other), private=(late, gone))), SINGLE, "masking + DP")
     assert "to chance" not in text
-    assert "; whether anything is left is not decided: ran out of its 9 s (X11 from server" in text
-    assert text.endswith(
-        "0 of 2 attacks that succeed without protection still succeed; of 2 it is not decided."
-    )
+    assert "; it is undecided whether the attack still succeeds: ran out of its 9 s (X11 from" in text
+    assert text.endswith("0 of 2 attacks that succeed without protection still succeed; 2 undecided.")
 
 
 def test_two_seeds_that_both_leak_are_something_to_protect_though_their_mean_is_unsure():
@@ -362,7 +360,7 @@ def test_a_protection_with_a_recipe_is_named_with_it():
 def test_where_the_unprotected_run_shows_nothing_no_protection_is_judged(report):
     text = said(report, MODEL)
     assert text.startswith(CANNOT_TELL)
-    assert "It would have shown membership AUC from 0.65 up (X10 from client)." in text
+    assert "The attacks would have detected membership AUC of at least 0.65 (X10 from client)." in text
 
 
 def test_a_surface_that_nothing_read_is_named():

@@ -80,7 +80,7 @@ def test_only_those_who_own_the_llm_are_white_box_and_only_outsiders_black_box()
 
 
 def test_a_model_that_corrupts_nobody_or_fewer_is_refused():
-    with pytest.raises(ConfigError, match="server: corrupts nobody; must corrupt a party"):
+    with pytest.raises(ConfigError, match="server: corrupts no party; must corrupt at least one"):
         replace(get("server"), server=False)
     with pytest.raises(ConfigError, match=r"server: clients=-1: must be >= 0"):
         replace(get("server"), clients=-1)

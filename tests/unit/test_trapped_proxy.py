@@ -98,7 +98,7 @@ def test_it_plays_only_what_clients_take_and_names_the_trap(world, tmp_path):
 def test_where_every_trap_is_refused_it_says_why(world):
     seen, truth = world
     plain = [one for one in TRAPS if one.name in ("zeros", "column")]
-    with pytest.raises(NotApplicable, match=r"zeros: proxy: .* embeddings of zero.*; column: proxy: "):
+    with pytest.raises(NotApplicable, match=r"zeros: proxy: .* a zero embedding.*; column: proxy: "):
         TrappedProxy(plain).exam(truth, seen, np.random.default_rng(0))
 
 

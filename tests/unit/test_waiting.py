@@ -147,8 +147,9 @@ def told_by_watch(folder):
 def test_the_owner_is_told_for_whom_she_waits_since_when_and_for_how_long(tmp_path):
     waiting_since(tmp_path, LONG_S + 5)
     (line,) = told_by_watch(tmp_path)
-    assert line.startswith("waits for bank, clinic (round 1, train) since 1")
-    assert line.endswith(" s more at most")
+    assert line.startswith("has waited 1")
+    assert " s for bank, clinic (round 1, train), and waits at most " in line
+    assert line.endswith(" s more")
 
 
 def test_a_folder_of_logs_that_cannot_be_listed_for_a_moment_ends_no_run(tmp_path, monkeypatch):
@@ -164,7 +165,8 @@ def test_a_folder_of_logs_that_cannot_be_listed_for_a_moment_ends_no_run(tmp_pat
 
 def test_until_the_server_app_lives_it_is_what_is_waited_for(tmp_path):
     waiting = waited_for(tmp_path, began=1000.0)
-    assert waiting.sentence(1030.0) == "waits for the server app (start) since 30 s, for 4 min more at most"
+    said = "has waited 30 s for the server app (start), and waits at most 4 min more"
+    assert waiting.sentence(1030.0) == said
     (tmp_path / ALIVE).touch()
     assert waited_for(tmp_path, began=1000.0) is None
     waiting_since(tmp_path, 5)

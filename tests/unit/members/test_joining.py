@@ -108,7 +108,7 @@ def test_a_request_that_was_changed_on_its_way_is_refused(federation, sites, tmp
     raw = json.loads(sites["clinic"].request.read_text())
     raw["body"][field] = "bank"
     (tmp_path / "changed.json").write_text(json.dumps(raw))
-    with pytest.raises(ConfigError, match="its signature does not fit"):
+    with pytest.raises(ConfigError, match="its signature is invalid"):
         read_document(tmp_path / "changed.json", REQUEST)
 
 

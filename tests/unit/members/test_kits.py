@@ -66,7 +66,7 @@ def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, fe
     foreign = make_kit(other, next_epoch(other), "clinic")
     with pytest.raises(ConfigError, match="is signed by"):
         accept(sites["clinic"], foreign, owner=None)
-    with pytest.raises(ConfigError, match="whose kits this site takes"):
+    with pytest.raises(ConfigError, match="the owner pinned at this site"):
         accept(sites["clinic"], foreign, owner=owner_of(other))
 
 
@@ -80,7 +80,7 @@ def test_the_first_kit_needs_the_owners_key_from_another_channel(federation, sit
 
 def test_a_kit_for_another_site_is_refused(federation, sites):
     epoch = all_in(federation, sites)
-    with pytest.raises(ConfigError, match="is for the site bank"):
+    with pytest.raises(ConfigError, match="is for site bank"):
         accept(sites["clinic"], make_kit(federation, epoch, "bank"), owner=None)
 
 
@@ -95,7 +95,7 @@ def test_a_sites_own_file_is_kept_and_decides(federation, sites):
 @pytest.mark.parametrize(
     ("field", "line"),
     [
-        ("sources_sha256", r"must be '0\.1\.0', sources '[0-9a-f]{12}', which is installed here"),
+        ("sources_sha256", r"must be '0\.1\.0', sources '[0-9a-f]{12}', the version installed here"),
         (
             "app_sha256",
             r"has the app '000000000000': must be '[0-9a-f]{12}', .*; install Flower from the same lock",
@@ -125,7 +125,7 @@ def test_a_kit_of_newer_code_stops_neither_its_refusal_nor_the_way_back(federati
         lambda: needed_kit(site),
         lambda: check_kits(federation, NAMES),
     ):
-        with pytest.raises(ConfigError, match="install the same commit at the owner and every site"):
+        with pytest.raises(ConfigError, match="install the same commit at the owner and at every site"):
             refused()
     accept(site, make_kit(federation, epoch, "clinic"), owner=None)
     assert needed_kit(site).epoch == epoch.number
@@ -135,7 +135,7 @@ def test_a_site_that_was_upgraded_does_not_start_with_its_earlier_kit(federation
     epoch = all_in(federation, sites)
     earlier = remade(federation, epoch, tmp_path / "kit.json", sources_sha256="0" * 64)
     (sites["clinic"].folder / "kit.json").write_bytes(earlier.read_bytes())
-    with pytest.raises(ConfigError, match="install the same commit at the owner and every site"):
+    with pytest.raises(ConfigError, match="install the same commit at the owner and at every site"):
         needed_kit(sites["clinic"])
     accept(sites["clinic"], make_kit(federation, epoch, "clinic"), owner=None)
     assert needed_kit(sites["clinic"]).epoch == epoch.number
@@ -157,7 +157,7 @@ def test_an_owner_who_was_upgraded_makes_new_kits_before_she_runs(federation, si
     check_kits(federation, NAMES)
     remade(federation, epoch, federation.folder / "kits" / "clinic.kit.json", sources_sha256="0" * 64)
     with pytest.raises(
-        ConfigError, match=r"clinic\.kit\.json: is made by fedproxy-secure '0\.1\.0', sources"
+        ConfigError, match=r"clinic\.kit\.json: was made by fedproxy-secure '0\.1\.0', sources"
     ):
         run_owner(federation)
     make_kit(federation, epoch, "clinic")
@@ -210,7 +210,7 @@ def test_a_site_without_the_file_beside_its_journal_is_told_before_it_starts(fed
         ),
         (
             {"protect": {"weights": "encrypted_gram"}},
-            "; encrypted_gram: cosines are hidden from a server",
+            "; encrypted_gram: cosines are hidden only from a server",
         ),
         ({"protect": {"scheme": "ckks"}}, "; ckks: "),
         ({"protect": {"scheme": "unsafe_plaintext"}}, "; unsafe_plaintext: the server sees every client's"),
@@ -233,7 +233,7 @@ def test_a_sites_check_of_its_policy_says_what_does_not_protect(
         ({"epoch": 0}, "epoch="),
         ({"epoch": 10**30}, "epoch=an integer of 100 bits: must be a whole number from 1 to 1000000"),
         ({"epoch": True}, "epoch=True"),
-        ({"site": "bank"}, "is for the site bank"),
+        ({"site": "bank"}, "is for site bank"),
         ({"version": "x"}, "is no kit"),
         ({"authority_pem": ""}, "is no kit"),
         ({"authority_pem": "rubbish"}, "is no kit"),

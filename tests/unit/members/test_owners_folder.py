@@ -54,7 +54,7 @@ def test_an_address_that_is_none_is_refused(text):
     ("change", "line"),
     [
         ({"seeds": [0, 1]}, "a deployment trains once"),
-        ({"audit": {"record": True}}, "all records in one place"),
+        ({"audit": {"record": True}}, "work only if one machine has all records"),
         ({"privacy": {"randomness": "unsafe_simulated"}}, "noise that the owner could compute"),
         ({"protect": {"scheme": "masking", "keys": "keys"}}, "each site's own"),
     ],
@@ -70,7 +70,7 @@ def test_settings_for_one_machine_are_not_deployed(config, tmp_path, change, lin
     ("old", "new", "line"),
     [
         ("seeds:\n- 0\n", "seeds:\n- 0\n- 1\n", "a deployment trains once"),
-        ("record: false", "record: true", "all records in one place"),
+        ("record: false", "record: true", "work only if one machine has all records"),
     ],
 )
 def test_settings_that_were_edited_to_what_cannot_be_deployed_are_refused(
@@ -108,7 +108,7 @@ def test_an_authority_with_characters_beyond_ascii_is_refused_before_it_is_in_a_
     epoch = all_in(federation, sites)
     file = federation.tls.authority
     file.write_bytes("# Zoë\n".encode() + file.read_bytes())
-    with pytest.raises(ConfigError, match=r"authority\.pem: byte 4 is beyond ASCII"):
+    with pytest.raises(ConfigError, match=r"authority\.pem: byte 4 is not ASCII"):
         make_kit(federation, epoch, "clinic")
 
 

@@ -50,7 +50,9 @@ def test_new_keys_do_not_free_a_seed_that_was_bound_to_other_sites(federation, s
     old.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"first")
     site, _ = rotate_site(site)
     new = Journal(folder=site.keys, client="clinic")
-    with pytest.raises(ProtocolAborted, match="it is fixed for a run"):
+    with pytest.raises(
+        ProtocolAborted, match="must be the one that run job began with; a run's roster is fixed"
+    ):
         new.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"second")
     new.agree(policy=b"policy", seed=1, run="other", roster_sha256=b"second")
 
@@ -67,9 +69,11 @@ def test_what_old_keys_promise_after_new_ones_are_made_holds_for_the_new_ones_to
     new.begin(asked_of("bank", "clinic", "insurer"))  # begun there, unmasked here
     remember(site)
     remember(site)
-    with pytest.raises(ProtocolAborted, match="it is fixed for a run"):
+    with pytest.raises(
+        ProtocolAborted, match="must be the one that run job began with; a run's roster is fixed"
+    ):
         new.agree(policy=b"policy", seed=0, run="job", roster_sha256=b"second")
-    with pytest.raises(ProtocolAborted, match="an earlier sum differs by one client"):
+    with pytest.raises(ProtocolAborted, match="must not differ by one client from those of an earlier"):
         new.check_survivors(run="other", round=0, survivors=("bank", "clinic"), refuse_differencing=True)
     with pytest.raises(ProtocolAborted):
         new.check_not_older(sequence=0, run="job", ledger_events=2)
