@@ -217,7 +217,7 @@ def _configuration(
         measure("cost", "peak_memory_bytes", "lower", 812e6, 4e6, "bytes"),
     )
     return Configuration(
-        name=f"{WORDS.get(protection, protection)}, {ratio:.0%} removed"
+        name=f"{WORDS.get(protection, protection)}, {100 * ratio:g}% removed"
         + ("" if adapter == "lora" else f", {adapter}"),
         settings={
             "protection": protection,
