@@ -158,10 +158,11 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     """
     check_attacks(config)
     cells, refused = cells_of(config)
-    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    of_a_client = config.federate.rounds * config.local.steps
+    steps, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
     return [
         ("cells", f"{len(cells)}: {len({c.key for c in cells})} configurations, {len(config.seeds)} seeds"),
-        ("training", f"{steps:,} steps a cell, and as many for each of {len(config.seeds)} ceilings"),
+        ("training", f"{steps:,} steps a cell, and {pooled:,} for each of {len(config.seeds)} ceilings"),
         ("suite", f"{config.attacks.suite}, from {', '.join(config.attacks.views)}"),
         *[("left out", line) for line in refused],
     ]
