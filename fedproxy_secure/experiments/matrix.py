@@ -133,6 +133,8 @@ def _matrix(
             if is_done(out, cell):
                 witness.inner(cell.folder)  # what was altered is found before hours of work
         witness.reopen(*(name for piece in todo for name in _remade(out, piece)))
+        for piece in todo:  # whatever failed is tried again
+            (_place(out, piece) / FAILED).unlink(missing_ok=True)
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
         with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
@@ -143,11 +145,11 @@ def _matrix(
         for name in done:
             witness.inner(name)
         head = witness.settle(*(f"{name}/{findings}" for name in done for findings in FINDINGS))
-    report = matrix_report(
-        config, out, cells, refused, truncated=truncated, audit_head=head, command=command
-    )
-    publish(report, folder.path)
-    witness.sign()
+        report = matrix_report(
+            config, out, cells, refused, truncated=truncated, audit_head=head, command=command
+        )
+        publish(report, folder.path)
+        witness.sign()
     return report
 
 

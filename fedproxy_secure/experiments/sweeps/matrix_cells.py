@@ -7,7 +7,6 @@ cells/NAME/failed.json    why it is not
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,8 +198,6 @@ def measure_cell(
 
     began = time.perf_counter()
     own, folder = cell_config(config, cell), out / cell.folder
-    with contextlib.suppress(FileNotFoundError):
-        (folder / FAILED).unlink()
     proxy = proxy_of(config, cell)
     if proxy is not None:
         RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
