@@ -108,11 +108,12 @@ def find_policy(name: str, folders: Sequence[Path] = FOLDERS) -> Path:
 def load_policy(path: Path) -> Policy:
     """Read a policy. Raises `ConfigError` in one line: the key, the value, the rule."""
     try:
-        return parse_policy(read_bytes(path), path)
+        data = read_bytes(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return parse_policy(data, path)
 
 
 def parse_policy(data: bytes, path: Path) -> Policy:
