@@ -10,9 +10,9 @@ from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
-from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records, share_right
+from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.experiments.results import NORM, bits_from_text, choice_notes, cut_notes
+from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
