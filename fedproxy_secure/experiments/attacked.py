@@ -28,7 +28,6 @@ def attack_run(
     *,
     seed: int,
     jobs: int | Callable[[], int] = 1,
-    resume: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Run every registered suite on a recorded run, as `attacks` says; results lie below its folder.
@@ -51,7 +50,7 @@ def attack_run(
                 seconds=config.attacks.seconds,
                 seed=seed,
                 jobs=jobs,
-                resume=resume,
+                resume=True,
                 llm=config.model.path,
                 progress=progress,
             )
