@@ -201,7 +201,7 @@ def measure_cell(
     proxy = proxy_of(config, cell)
     if proxy is not None:
         RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
-        proxy.lend(out, folder / f"seed-{cell.seed}")
+        proxy.link_into(out, folder / f"seed-{cell.seed}")
     run(own, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
     if config.attacks.suite != "none":
         attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)

@@ -79,7 +79,7 @@ class PreparedProxy:
         record = {"remove_ratio": self.remove_ratio, "seed": self.seed, **details}
         RunFolder(path=self.folder(out)).write_json(RECORD, record)
 
-    def lend(self, out: Path, folder: Path) -> None:
+    def link_into(self, out: Path, folder: Path) -> None:
         """Let `folder` have the healed weights too, on the same disk space where the file system can."""
         source, place = self.folder(out) / WEIGHTS, folder / WEIGHTS
         if place.exists() or not source.exists():
