@@ -122,7 +122,8 @@ def run_command(
     views = view or ["server", "client"]
     options = {"run": run, "suite": suite, "seed": seed, "view": views, "spec": spec}
     limits = {"budget_seconds": f"{budget_seconds:g}", "jobs": jobs or None}
-    with plain_errors(again=typed("attack", "run", **options, **limits, resume=True, strict=strict)):
+    again = typed("attack", "run", **options, **limits, resume=True, strict=strict)
+    with plain_errors(again=again, verdict=strict):
         from attacks.entry import WORKERS_NEED
         from fedproxy_secure.runtime.preload import warm_up
 
@@ -172,7 +173,7 @@ def run_command(
 @app.command()
 def report(run: RunOption, strict: StrictOption = False) -> None:
     """Show the results of attacks on a run as a table."""
-    with plain_errors(again=None):
+    with plain_errors(again=None, verdict=strict):
         from fedproxy_secure.evidence.finding import read_findings
 
         results = read_findings(run)
@@ -223,7 +224,7 @@ def model(
 
     Example: `fedproxy-secure attack model runs/x/seed-0/fused --proxy runs/x/seed-0/proxy`
     """
-    with plain_errors(again=None):
+    with plain_errors(again=None, verdict=strict):
         from attacks.folder import attack_folder
         from fedproxy_secure.config import apply_overrides, parse_config
 

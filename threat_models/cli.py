@@ -28,13 +28,12 @@ def show(name: str) -> None:
     Example: `fedproxy-secure threat-model show server`
     """
     with plain_errors(again=None):
-        from importlib.metadata import entry_points
-
+        from fedproxy_secure.runtime.registry import answers_of
         from threat_models import get
 
         model = get(name)
         typer.echo(model.text())
-        for point in entry_points(group="fedproxy_secure.attacks_that_fit"):
+        for lines in answers_of("fedproxy_secure.attacks_that_fit", model):
             typer.echo("attacks that fit:")
-            for line in point.load()(model):
+            for line in lines:
                 typer.echo(f"  - {line}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.registry import answers_of
 from threat_models import clients, outsider, server
 from threat_models.base import ThreatModel
 
@@ -35,23 +34,15 @@ OWN = (
 def every() -> dict[str, ThreatModel]:
     """Return all threat models by name: this project's first, then those of other packages.
 
-    Raises `ConfigError` if two have the same name, or an entry point cannot be loaded.
+    Raises `ConfigError` if two have the same name, or an entry point cannot be loaded or raises.
     """
-    others = (model for point in entry_points(group=GROUP) for model in _loaded(point)())
+    others = (model for models in answers_of(GROUP) for model in models)
     models: dict[str, ThreatModel] = {}
     for model in (*OWN, *others):
         if model.name in models:
             raise ConfigError(f"threat model {model.name!r}: is registered twice; names must differ")
         models[model.name] = model
     return models
-
-
-def _loaded(point: EntryPoint) -> Callable[[], Iterable[ThreatModel]]:
-    try:
-        function: Callable[[], Iterable[ThreatModel]] = point.load()
-        return function
-    except Exception as error:  # somebody else's module may raise anything
-        raise ConfigError(f"entry point {point.name!r} of {GROUP}: cannot be loaded: {error}") from error
 
 
 def get(name: str) -> ThreatModel:

@@ -20,6 +20,7 @@ from attacks.benchmark.providers import AttackEntry
 from attacks.benchmark.results import CellResult
 from fedproxy_secure.evidence.finding import FOLDER, Finding
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import WORK, Progress
 
 RUNS = "runs"
@@ -99,19 +100,20 @@ def measure(plan: Plan, cell: GridCell, *, progress: Progress) -> None:
     with one_thread():
         run(config, folder, resume=True, progress=progress, command=plan.command(cell), in_cell=True)
         progress.advance(WORK, RUN_UNITS)
-        forget_changed(folder, plan.attacks)
-        findings = run_suite(
-            folder,
-            attacks=[attack_of(a.name) for a in plan.attacks],
-            threat_models=[threat_model(view) for view in cell.views],
-            profile=plan.identity.profile,
-            seconds=plan.identity.seconds,
-            seed=plan.identity.seed,
-            resume=True,
-            llm=config.model.path,
-            progress=progress,
-            on_result=lambda _: progress.advance(WORK),
-        )
+        with only_run_in(folder):
+            forget_changed(folder, plan.attacks)
+            findings = run_suite(
+                folder,
+                attacks=[attack_of(a.name) for a in plan.attacks],
+                threat_models=[threat_model(view) for view in cell.views],
+                profile=plan.identity.profile,
+                seconds=plan.identity.seconds,
+                seed=plan.identity.seed,
+                resume=True,
+                llm=config.model.path,
+                progress=progress,
+                on_result=lambda _: progress.advance(WORK),
+            )
     plan.result(cell, seconds=time.perf_counter() - began, findings=tuple(findings)).write(plan.out)
 
 

@@ -25,7 +25,8 @@ from attacks.benchmark.table import table
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.experiments.sweeps.cell_progress import Overall
-from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.artifacts import RunFolder, check_new, environment
+from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, run_tasks
@@ -76,34 +77,37 @@ def run_benchmark(
         command: the command that is typed, for the results.
 
     Raises `ConfigError` for an unknown cell or attack, `ModelError` for a model that cannot be read,
-    `RunFolderError` if `out` holds something else.
+    `RunFolderError` if `out` holds something else, or another process works in it.
     """
     cells = chosen(grid, quick=quick, patterns=patterns)
     known = _every()
     asked = asked_for(attacks, known)
     identity = checked_identity(grid, model=model, profile=profile)
-    folder = RunFolder.resume(out, identity) if resume else RunFolder.create(out, identity)
-    plan = Plan(
-        grid=grid, identity=identity, model=_absolute(model), attacks=entries_of(asked), out=folder.path
-    )
-    todo = [cell for cell in cells if not is_done(plan, cell)]
-    if todo and jobs != 1:
-        warm_up(CELLS_NEED)
-    _run_all(plan, todo, jobs=jobs, shown=progress or NoProgress())
-    results = Benchmark(
-        benchmark_id=identity.id,
-        identity=identity,
-        model=Path(model).name,
-        command=command or "attacks.benchmark.run.run_benchmark(...)",
-        environment=environment(_device().type),
-        attacks=plan.attacks,
-        cells=tuple(_read(plan, cell) for cell in cells),
-        attacks_left_out=tuple(sorted(known.keys() - {a.name for a in plan.attacks})),
-        cells_left_out=tuple(cell.name for cell in grid.cells if cell not in cells),
-        subset=len(cells) < len(grid.cells) or len(asked) < len(known),
-    )
-    results.write(out)
-    folder.write_text(TEXT_NAME, table(results))
+    if not resume:
+        check_new(out)
+    with only_run_in(out):
+        folder = RunFolder.resume(out, identity) if resume else RunFolder.create(out, identity)
+        plan = Plan(
+            grid=grid, identity=identity, model=_absolute(model), attacks=entries_of(asked), out=folder.path
+        )
+        todo = [cell for cell in cells if not is_done(plan, cell)]
+        if todo and jobs != 1:
+            warm_up(CELLS_NEED)
+        _run_all(plan, todo, jobs=jobs, shown=progress or NoProgress())
+        results = Benchmark(
+            benchmark_id=identity.id,
+            identity=identity,
+            model=Path(model).name,
+            command=command or "attacks.benchmark.run.run_benchmark(...)",
+            environment=environment(_device().type),
+            attacks=plan.attacks,
+            cells=tuple(_read(plan, cell) for cell in cells),
+            attacks_left_out=tuple(sorted(known.keys() - {a.name for a in plan.attacks})),
+            cells_left_out=tuple(cell.name for cell in grid.cells if cell not in cells),
+            subset=len(cells) < len(grid.cells) or len(asked) < len(known),
+        )
+        results.write(out)
+        folder.write_text(TEXT_NAME, table(results))
     return results
 
 

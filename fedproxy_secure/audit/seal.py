@@ -140,6 +140,16 @@ def read_seal(folder: Path) -> Seal | None:
         raise AuditError(f"{SIGNATURE}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise AuditError(f"{SIGNATURE}: {error}") from error
+    return parse_seal(raw)
+
+
+def parse_seal(raw: bytes) -> Seal:
+    """Return the signature in these bytes once it is verified.
+
+    Raises `AuditError` if it is damaged, too large, or not the named signer's.
+    """
+    if len(raw) > MOST_BYTES:
+        raise AuditError(f"{SIGNATURE}: has more than {MOST_BYTES:,} bytes")
     try:
         seal = Seal(**parse_json(raw))
         if json_bytes(vars(seal)) != raw:

@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import yaml
@@ -26,6 +25,7 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.table import markdown_table
 from fedproxy_secure.runtime.artifacts import json_bytes
 from fedproxy_secure.runtime.escape import Markdown
+from fedproxy_secure.runtime.registry import answers_of
 
 ATTACKS_GROUP = "fedproxy_secure.described_attacks"
 THREAT_MODELS_GROUP = "fedproxy_secure.described_threat_models"
@@ -166,15 +166,21 @@ def claims_files(report: Report) -> tuple[bytes, str]:
 
 
 def described_attacks() -> list[DescribedAttack]:
-    """Return the attacks of all installed packages; [] without any."""
-    return [one for point in entry_points(group=ATTACKS_GROUP) for one in point.load()().values()]
+    """Return the attacks of all installed packages; [] without any.
+
+    Raises `ConfigError` for a package that is broken.
+    """
+    return [one for attacks in answers_of(ATTACKS_GROUP) for one in attacks.values()]
 
 
 def threat_model_files() -> dict[str, bytes]:
-    """Return the threat models of all installed packages: path in the bundle -> YAML."""
+    """Return the threat models of all installed packages: path in the bundle -> YAML.
+
+    Raises `ConfigError` for a package that is broken.
+    """
     files = {}
-    for point in entry_points(group=THREAT_MODELS_GROUP):
-        for name, model in point.load()().items():
+    for models in answers_of(THREAT_MODELS_GROUP):
+        for name, model in models.items():
             plain = json.loads(json.dumps(asdict(model)))  # lists, not tuples
             text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
             files[f"threat-models/{name}.yaml"] = text.encode()

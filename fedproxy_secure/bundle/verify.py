@@ -17,7 +17,6 @@ later bundle of the run.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,7 +25,7 @@ from typing import Any
 from fedproxy_secure.audit.chain import NAME as LOG
 from fedproxy_secure.audit.chain import OPENED, Entry, check_signature
 from fedproxy_secure.audit.examine import examine
-from fedproxy_secure.audit.seal import SIGNATURE, Seal, read_seal
+from fedproxy_secure.audit.seal import SIGNATURE, Seal, parse_seal
 from fedproxy_secure.bundle import archive
 from fedproxy_secure.bundle.build import judged
 from fedproxy_secure.bundle.envelope import open_envelope
@@ -43,7 +42,7 @@ from fedproxy_secure.bundle.statements import (
 )
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.gate.table import json_gate
-from fedproxy_secure.report.report import JSON_NAME, Report
+from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.untrusted import parse_json
 
 ALTERED = "was altered: its hash is not that of its content"  # what `examine` says of a redacted line too
@@ -206,20 +205,14 @@ def _log(
 
 def _seal(files: Mapping[str, bytes], folder: str) -> Seal:
     name = _path(folder, SIGNATURE)
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / SIGNATURE).write_bytes(files[name])
-        try:
-            seal = read_seal(Path(place))
-        except AuditError as error:
-            raise AuditError(f"{name}: {error}") from None
-    assert seal is not None  # the file was just written
-    return seal
+    try:
+        return parse_seal(files[name])
+    except AuditError as error:
+        raise AuditError(f"{name}: {error}") from None
 
 
 def _report(files: Mapping[str, bytes]) -> Report:
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / JSON_NAME).write_bytes(files[archive.REPORT])
-        return Report.load(Path(place))
+    return Report.parse(files[archive.REPORT], Path(archive.REPORT))
 
 
 def _entries(files: Mapping[str, bytes]) -> dict[str, tuple[Entry, ...]]:

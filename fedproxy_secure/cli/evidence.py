@@ -138,12 +138,14 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
         from fedproxy_secure.audit.examine import read_log
         from fedproxy_secure.audit.show import event_text
 
-        lines = read_log(folder).splitlines()
-        for number, line in enumerate(lines, start=1):
+        *whole, unfinished = read_log(folder).split(b"\n")
+        for number, line in enumerate(whole, start=1):
             try:
                 typer.echo(event_text(parse_line(line)))
             except AuditError as error:
                 raise AuditError(f"{folder / NAME}: line {number}: {error}") from None
+        if unfinished:
+            typer.echo(f"line {len(whole) + 1} is cut short: it is being written, or the run was killed")
 
 
 def signed_lines(folder: Path) -> list[str]:

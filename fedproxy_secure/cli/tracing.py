@@ -48,7 +48,7 @@ def find_command(
 
     Example: `fedproxy-secure trace find runs/demo found/model`
     """
-    with plain_errors(again=None):
+    with plain_errors(again=None, verdict=True):
         from fedproxy_secure.audit.tracing import find_leak, only_seed
 
         found = find_leak(run, model, seed=only_seed(run) if seed is None else seed, error=error)

@@ -6,9 +6,11 @@ Every cell of a comparison builds its proxy anew, and all of them ask the same q
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from fedproxy_secure.runtime.untrusted import read_json
 
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
 WORTH_S = 5.0  # what took less is computed again
+ELSEWHERE = ("_name_or_path", "transformers_version")  # settings that change no number
 VERSION = 1  # of the ways in which importance is computed; another number computes all anew
 
 
@@ -46,7 +49,14 @@ def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, ke
 
 def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> str:
     how = f"{VERSION}|{importance.__name__}|{DIVERGENCE_WINDOWS}|{DIVERGENCE_TRIALS}"
-    digest = hashlib.sha256(f"{how}|{keep}|{tuple(windows.shape)}".encode())
+    digest = hashlib.sha256(f"{how}|{keep}|{tuple(windows.shape)}|{_settings(llm)}".encode())
     for tensor in (windows, *llm.parameters()):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _settings(llm: nn.Module) -> str:
+    """Return what a model computes by besides weights, such as its norm's epsilon; not where it lies."""
+    config: Any = getattr(llm, "config", None)
+    values = {} if config is None else config.to_dict()
+    return json.dumps({k: v for k, v in values.items() if k not in ELSEWHERE}, sort_keys=True, default=str)

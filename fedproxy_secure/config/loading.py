@@ -74,7 +74,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     try:
         for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+            if isinstance(node, list):
+                node = node[int(parent)]
+            else:
+                if node.get(parent) is None:  # not there, or a section without any key
+                    node[parent] = {}
+                node = node[parent]
         if isinstance(node, list):
             node[int(last)] = parsed
         else:

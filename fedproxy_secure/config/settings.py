@@ -62,10 +62,9 @@ class Config(Section):
                 f"federate.min_clients={self.federate.min_clients}: must be <= {clients}, "
                 "the number of clients"
             )
-        chosen = cohort_size(clients, self.federate.participation)
-        if chosen < self.federate.min_clients:
+        if self.cohort < self.federate.min_clients:
             raise ValueError(
-                f"federate.participation={self.federate.participation}: selects {chosen} of "
+                f"federate.participation={self.federate.participation}: selects {self.cohort} of "
                 f"{clients} clients, fewer than federate.min_clients={self.federate.min_clients}"
             )
         if self.privacy.unit == "record" and self.adapter.dropout:
@@ -74,6 +73,11 @@ class Config(Section):
                 "are not secret, and one additional record would change the masks of other records"
             )
         return self
+
+    @property
+    def cohort(self) -> int:
+        """How many clients a round asks."""
+        return cohort_size(len(self.data.clients), self.federate.participation)
 
     def with_signing_key(self, file: str | None) -> Config:
         """Return the settings with another signing key; pass None for code that must not see its path."""
@@ -88,7 +92,7 @@ class Config(Section):
             self.protect,
             self.privacy,
             self.fusion,
-            cohort=cohort_size(len(self.data.clients), self.federate.participation),
+            cohort=self.cohort,
         )
         if self.federate.engine == "deployment" and self.privacy.randomness != "os":
             raise ConfigError(

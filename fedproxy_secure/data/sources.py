@@ -90,10 +90,18 @@ def _csv(path: Path) -> Iterable[Row]:
     with path.open(encoding="utf-8", newline="") as handle:
         reader = csv.DictReader(handle, strict=True)
         try:
+            columns = reader.fieldnames or ()
+            for at, name in enumerate(columns):
+                if (
+                    first := columns.index(name)
+                ) < at:  # not quoted: without a header it is a record's cell
+                    raise DataError(
+                        f"{path}, line 1: columns {first + 1} and {at + 1} have one name; rename one"
+                    )
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
-                        f"{path}, line {reader.line_num}: must have {len(reader.fieldnames or ())} cells, "
+                        f"{path}, line {reader.line_num}: must have {len(columns)} cells, "
                         "as many as the first line"
                     )
                 yield row

@@ -20,12 +20,13 @@ from fedproxy_secure.deploy.federation import Federation
 from fedproxy_secure.deploy.kit import check_kits
 from fedproxy_secure.deploy.members import Epoch, current_epoch, taking_part
 from fedproxy_secure.deploy.running import events_file, page_of, the_only_one
+from fedproxy_secure.deploy.site import Request
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.engines import leave_roster
-from fedproxy_secure.flower.launch.link import federate_over, superlink
+from fedproxy_secure.flower.launch.link import SuperLink, federate_over, superlink
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import OnClient, OnRound
 from fedproxy_secure.monitor.event_log import EventLog
@@ -63,11 +64,7 @@ def run_owner(
         raise ConfigError(f"{federation.folder}: has no kits; approve sites, then `deploy kit`")
     check_server(federation.tls, [federation.host])
     config = _with_members(federation.job(), epoch)
-    sites = taking_part(federation, epoch)
-    check_kits(federation, sorted(sites))
-    least = max(config.federate.min_clients, _least_clients(config))
-    if len(sites) < least:
-        raise ConfigError(f"{len(sites)} sites of epoch {epoch.number} may take part: must be >= {least}")
+    sites = _checked_sites(federation, epoch, config)
     private_folder(federation.folder / "superlink")
     private_folder(federation.folder / "logs")
     with (
@@ -95,39 +92,56 @@ def run_owner(
         tell(f"SuperLink on port {federation.port}; these sites may take part: {names}")
         node_ids = link.register({name: request.node for name, request in sites.items()})
         registered = Registered(names={node: name for name, node in node_ids.items()}, wait_s=wait_s)
-
-        def federate(
-            job: FederationJob,
-            proxy_folder: Path,
-            initial: ServerState,
-            *,
-            run_folder: Path | None = None,
-            on_round: OnRound | None = None,
-            on_client: OnClient | None = None,  # a SuperLink does not say when one client is done
-        ) -> ServerState:
-            assert run_folder is not None
-            keys = str(epoch.folder.resolve())
-            keyed = job.changed(protect=job.protect.model_copy(update={"keys": keys}))
-            leave_roster(keyed, run_folder)
-            return federate_over(
-                link,
-                registered,
-                keyed,
-                proxy_folder,
-                initial,
-                run_folder=run_folder,
-                on_round=on_round,
-                tell=tell,
-            )
-
         return run(
             config,
             federation.run_folder,
             resume=True,
             progress=progress,
             command=command,
-            federate=federate,
+            federate=partial(_federate, link, registered, epoch, tell),
         )
+
+
+def _checked_sites(federation: Federation, epoch: Epoch, config: Config) -> dict[str, Request]:
+    """Return the sites that may take part, by name, with what they asked to join with.
+
+    Raises `ConfigError` if their kits are not in order, or they are fewer than a round needs.
+    """
+    sites = taking_part(federation, epoch)
+    check_kits(federation, sorted(sites))
+    least = max(config.federate.min_clients, _least_clients(config))
+    if len(sites) < least:
+        raise ConfigError(f"{len(sites)} sites of epoch {epoch.number} may take part: must be >= {least}")
+    return sites
+
+
+def _federate(
+    link: SuperLink,
+    registered: Registered,
+    epoch: Epoch,
+    tell: Callable[[str], None],
+    job: FederationJob,
+    proxy_folder: Path,
+    initial: ServerState,
+    *,
+    run_folder: Path | None = None,
+    on_round: OnRound | None = None,
+    on_client: OnClient | None = None,  # a SuperLink does not say when one client is done
+) -> ServerState:
+    """Run the rounds of a job over the SuperLink with the keys of an epoch; `run` calls this."""
+    assert run_folder is not None
+    keyed = job.changed(protect=job.protect.model_copy(update={"keys": str(epoch.folder.resolve())}))
+    leave_roster(keyed, run_folder)
+    return federate_over(
+        link,
+        registered,
+        keyed,
+        proxy_folder,
+        initial,
+        run_folder=run_folder,
+        on_round=on_round,
+        tell=tell,
+    )
 
 
 def _note_stop(events: EventLog, kind: type[BaseException] | None, *_: object) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,13 +39,19 @@ def the_only_one(folder: Path, what: str) -> AbstractContextManager[None]:
 def stop(folder: Path) -> bool:
     """End the process that holds a folder, and wait until it has let go; return whether there was one.
 
-    Raises `RunFolderError` if it has not ended after a minute.
+    Raises `RunFolderError` if it has not ended after a minute, or is another user's.
     """
     process = running(folder)
     if process is None:
         return False
-    with suppress(ProcessLookupError):
+    try:
         os.kill(process, signal.SIGTERM)
+    except ProcessLookupError:  # it has ended since
+        pass
+    except PermissionError:
+        raise RunFolderError(
+            f"{folder}: process {process} is another user's; stop it as that user"
+        ) from None
     deadline = time.monotonic() + STOP_S
     while running(folder) is not None:
         if time.monotonic() > deadline:

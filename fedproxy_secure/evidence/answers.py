@@ -15,6 +15,22 @@ DRAWS = 10_000  # of a posterior
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 
 
+def bits_to_text(bits: tuple[bool, ...]) -> str:
+    """Return one character for each record, `1` if it was answered right.
+
+    >>> bits_to_text((True, False))
+    '10'
+    """
+    return "".join("01"[int(bit)] for bit in bits)
+
+
+def bits_from_text(text: str) -> tuple[bool, ...]:
+    """Read what `bits_to_text` wrote. Raises `ValueError` for other characters, and for none."""
+    if not text or set(text) - {"0", "1"}:
+        raise ValueError(f"answers {text[:20]!r}: must be of 0 and 1")
+    return tuple(character == "1" for character in text)
+
+
 def mean_share(bits: Bits) -> float:
     """Return the share of correct answers; each task counts the same."""
     return float(np.mean([np.mean(b) for b in bits.values()]))

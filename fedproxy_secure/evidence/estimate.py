@@ -110,9 +110,7 @@ def mean_interval(
     )
 
 
-def proportion_interval(
-    correct: int, n: int, *, metric: str, seeds: Iterable[int], unit: str = "share"
-) -> Estimate:
+def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[int]) -> Estimate:
     """Return the share `correct / n` of records with its Wilson interval; for a single seed's accuracy.
 
     Raises `DataError` unless 0 <= correct <= n and n >= 1.
@@ -127,7 +125,7 @@ def proportion_interval(
         low=low,
         high=high,
         n=n,
-        unit=unit,
+        unit="share",
         seeds=tuple(seeds),
         how="share of records, Wilson 95 %",
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.vouched import check_finished_seeds
@@ -17,6 +16,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import Progress
+from fedproxy_secure.runtime.registry import answers_of, plugged_in
 
 # entry points: the core does not know who attacks it, nor from which views
 SUITES, THREAT_MODELS = "fedproxy_secure.suites", "fedproxy_secure.described_threat_models"
@@ -28,7 +28,6 @@ def attack_run(
     *,
     seed: int,
     jobs: int | Callable[[], int] = 1,
-    resume: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Run every registered suite on a recorded run, as `attacks` says; results lie below its folder.
@@ -51,7 +50,7 @@ def attack_run(
                 seconds=config.attacks.seconds,
                 seed=seed,
                 jobs=jobs,
-                resume=resume,
+                resume=True,
                 llm=config.model.path,
                 progress=progress,
             )
@@ -66,28 +65,17 @@ def check_attacks(config: Config) -> None:
     if config.attacks.suite == "none":
         return
     _suites(config)
-    known = [name for point in entry_points(group=THREAT_MODELS) for name in _loaded(point)()]
+    known = [name for names in answers_of(THREAT_MODELS) for name in names]
     for view in config.attacks.views:
         if known and view not in known:
             raise ConfigError(f"attacks.views={view}: is not a known threat model; {nearest(view, known)}")
 
 
 def _suites(config: Config) -> list[Callable[..., Any]]:
-    suites = [_loaded(point) for point in entry_points(group=SUITES)]
+    suites = plugged_in(SUITES)
     if not suites:
         raise ConfigError(f"attacks.suite={config.attacks.suite}: no suite is installed; set it to none")
     return suites
-
-
-def _loaded(point: EntryPoint) -> Callable[..., Any]:
-    where = f"entry point {point.name!r} of {point.group}: {point.value}"
-    try:
-        function: Any = point.load()
-    except Exception as error:  # somebody else's module may raise anything
-        raise ConfigError(f"{where}: cannot be loaded: {error}") from error
-    if not callable(function):
-        raise ConfigError(f"{where}: is a {type(function).__name__}; must be a function")
-    return cast("Callable[..., Any]", function)
 
 
 def attacked_report(config: Config, folder: Path, *, progress: Progress | None, command: str) -> Report:

@@ -183,11 +183,17 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     cells = cells_of(config)
     methods = {name: method_of(name) for name in config.compare.methods}
     trained = [c for c in cells if methods[c.method].trains]
-    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    of_a_client = config.federate.rounds * config.local.steps
+    federated, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
+    training = f"{len(trained)} cells of {federated:,} steps"
+    if federated == pooled:
+        training += f", {len(trained) * federated:,} in all"
+    else:
+        training += f", or {pooled:,} where no federation trains"
     return [
         ("cells", f"{len(cells)}: {len(methods)} methods, {len(config.seeds)} seeds"),
         *(("method", f"{name}: {method.title}") for name, method in methods.items()),
-        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} in all"),
+        ("training", training),
     ]
 
 

@@ -32,6 +32,7 @@ class RunPlan:
     proxy_blocks: tuple[int, ...] | None  # the LLM's that they stand for; None: they stand for none
     adapter_parameters: int
     clients: int
+    cohort: int  # of them that a round asks
     train_records: tuple[int, ...]
     truncated_records: int
     rounds: int
@@ -63,7 +64,7 @@ class RunPlan:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what is counted as names and formatted values."""
-        steps = self.rounds * self.local_steps * self.clients
+        steps = self.rounds * self.local_steps * self.cohort
         return [
             ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
             ("proxy", self._proxy()),
@@ -119,6 +120,7 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
         proxy_blocks=None if proxy.plan is None else proxy.plan.kept,
         adapter_parameters=adapter_size(tuned),
         clients=len(materials.tasks),
+        cohort=config.cohort,
         train_records=tuple(len(t.train) for t in materials.tasks),
         truncated_records=sum(e.truncated for e in encoded),
         rounds=config.federate.rounds,

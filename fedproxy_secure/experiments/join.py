@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedproxy_secure.audit.chain import NAME as LOG
@@ -26,11 +28,15 @@ from fedproxy_secure.report.spending import (
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime.artifacts import MANIFEST, environment
 
+# a folder, its configurations, and its differences whose targets are not known any more
+_Part = tuple[Path, Sequence[Configuration], Sequence[AttackDifference]]
+
 
 def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     """Write one report over runs and matrices to `out`; runs of the same settings share a line.
 
-    The environment is this one; that of each run lies in its folder.
+    Configurations of one name get their folder's beside it; a folder that is named twice counts once. The
+    environment is this one; that of each run lies in its folder.
 
     Raises `RunFolderError` for a folder that is neither, is damaged, or has no finished seed, and for an
     `out` that is the folder of a run: its own report is signed.
@@ -39,13 +45,13 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
     if there := next((name for name in (MANIFEST, LOG, SIGNATURE) if (out / name).exists()), None):
         raise RunFolderError(f"--out {out}: has {there}, so it is a run's own folder; choose another")
-    joined: list[Configuration] = []
-    known: list[AttackDifference] = []
+    parts: list[_Part] = []
     records: set[str] = set()
     apis: dict[str, dict[str, None]] = {}
     runs: dict[str, list[tuple[Path, Config]]] = {}
     not_measured: dict[str, None] = {}
     ceiling = False
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
         config = _config_of(folder)
         records.add(_records_of(config))
@@ -57,17 +63,17 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
                     f"{folder}: is a comparison, not a run or a matrix; its own report is in it, and "
                     "`compare --report-only` writes that again"
                 )
-            joined += report.configurations
-            known += report.attack_differences
+            parts.append((folder, report.configurations, report.attack_differences))
             not_measured |= dict.fromkeys(report.not_measured)
             ceiling = ceiling or CEILING_NOT_COUNTED in report.composition
         else:
             alike = config.model_copy(update={"seeds": (0,)}).sha256()
             runs.setdefault(alike, []).append((folder, config))
     for alike_runs in runs.values():
-        joined.append(_configuration(alike_runs, out))
+        parts.append((alike_runs[0][0], (_configuration(alike_runs, out),), ()))
         if not all(attacked(folder) for folder, _ in alike_runs):
             not_measured[ATTACKED] = None
+    joined, known = _named_apart(parts)
     configurations, differences = side_by_side(joined, known)
     together = total(joined, same_records=len(records) == 1)
     digest = hashlib.sha256(json.dumps([_config_of(f).sha256() for f in folders]).encode()).hexdigest()
@@ -91,12 +97,28 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     return report
 
 
+def _named_apart(parts: Sequence[_Part]) -> tuple[list[Configuration], list[AttackDifference]]:
+    """Return all configurations and differences; names that several folders use get the folder's beside."""
+    names = Counter(c.name for _, configurations, _ in parts for c in configurations)
+    places = Counter(folder.name for folder, _, _ in parts)
+    joined: list[Configuration] = []
+    known: list[AttackDifference] = []
+    for folder, configurations, differences in parts:
+        place = folder.name if places[folder.name] == 1 else folder.as_posix()
+        apart = {n: n if count == 1 else f"{n} ({place})" for n, count in names.items()}
+        joined += [replace(c, name=apart[c.name]) for c in configurations]
+        known += [
+            replace(d, configuration=apart[d.configuration], against=apart[d.against]) for d in differences
+        ]
+    return joined, known
+
+
 def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configuration:
     """Join runs that differ only in their seeds; a repeated seed is shown once, but costs epsilon twice."""
     config = runs[0][1]
     seeds: dict[int, SeedRun] = {}
     besides: list[Training] = []
-    for folder, own in {folder.resolve(): (folder, own) for folder, own in runs}.values():
+    for folder, own in runs:
         for seed in own.seeds:
             if (folder / f"seed-{seed}" / "result.json").exists():
                 besides += [seeds[seed].training(config)] if seed in seeds else []
@@ -105,6 +127,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
                 besides += unfinished_training(folder, seed, own)
     if not seeds:
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")
+    unfinished = sorted({seed for _, own in runs for seed in own.seeds} - seeds.keys())
     paid = [*(s.training(config) for s in seeds.values()), *besides]
     written = [Report.load(folder) for folder, _ in runs if (folder / JSON_NAME).exists()]
     return configuration_of(
@@ -113,6 +136,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         name=config.name,
         settings=settings_of(config),
         guarantees=guarantees_of(config, paid),
+        failed=[f"seed {seed}: did not finish" for seed in unfinished],
         commands=tuple(r.command for r in written),
         besides=besides,
     )

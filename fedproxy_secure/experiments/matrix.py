@@ -133,6 +133,8 @@ def _matrix(
             if is_done(out, cell):
                 witness.inner(cell.folder)  # what was altered is found before hours of work
         witness.reopen(*(name for piece in todo for name in _remade(out, piece)))
+        for piece in todo:  # whatever failed is tried again
+            (_place(out, piece) / FAILED).unlink(missing_ok=True)
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
         with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
@@ -143,11 +145,11 @@ def _matrix(
         for name in done:
             witness.inner(name)
         head = witness.settle(*(f"{name}/{findings}" for name in done for findings in FINDINGS))
-    report = matrix_report(
-        config, out, cells, refused, truncated=truncated, audit_head=head, command=command
-    )
-    publish(report, folder.path)
-    witness.sign()
+        report = matrix_report(
+            config, out, cells, refused, truncated=truncated, audit_head=head, command=command
+        )
+        publish(report, folder.path)
+        witness.sign()
     return report
 
 
@@ -158,10 +160,11 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     """
     check_attacks(config)
     cells, refused = cells_of(config)
-    steps = config.federate.rounds * config.local.steps * len(config.data.clients)
+    of_a_client = config.federate.rounds * config.local.steps
+    steps, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
     return [
         ("cells", f"{len(cells)}: {len({c.key for c in cells})} configurations, {len(config.seeds)} seeds"),
-        ("training", f"{steps:,} steps a cell, and as many for each of {len(config.seeds)} ceilings"),
+        ("training", f"{steps:,} steps a cell, and {pooled:,} for each of {len(config.seeds)} ceilings"),
         ("suite", f"{config.attacks.suite}, from {', '.join(config.attacks.views)}"),
         *[("left out", line) for line in refused],
     ]

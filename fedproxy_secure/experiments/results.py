@@ -13,6 +13,7 @@ import numpy as np
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.templates import ONE_CHOICE
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.answers import bits_from_text, bits_to_text
 
 NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
 # templates of question-answering tasks, of which users of lm-eval read acc_norm
@@ -83,22 +84,6 @@ class MethodResult:
                 f"result of a method: upload_bytes={self.upload_bytes!r:.80}, scale={self.scale!r:.80}: "
                 "must be a whole number of bytes, and a finite number or None"
             ) from None
-
-
-def bits_to_text(bits: tuple[bool, ...]) -> str:
-    """Return one character for each record, `1` if it was answered right.
-
-    >>> bits_to_text((True, False))
-    '10'
-    """
-    return "".join("01"[int(bit)] for bit in bits)
-
-
-def bits_from_text(text: str) -> tuple[bool, ...]:
-    """Read what `bits_to_text` wrote. Raises `ValueError` for other characters, and for none."""
-    if not text or set(text) - {"0", "1"}:
-        raise ValueError(f"answers {text[:20]!r}: must be of 0 and 1")
-    return tuple(character == "1" for character in text)
 
 
 def to_texts(model: str, accuracies: Mapping[str, Accuracy]) -> dict[str, dict[str, str]]:

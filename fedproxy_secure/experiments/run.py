@@ -119,7 +119,7 @@ def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
     return open_tracker(config.track, place)
 
 
-def _tell_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
+def _track_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
     """Tell log and trackers of saved rounds that they do not have yet."""
     for line in witness.untold_rounds(seed):
         tracker.log(line["round"], round_values(line))
@@ -166,7 +166,7 @@ def _run_seed(
             place / "proxy",
             run_folder=place / "federation",
             progress=progress,
-            on_round=lambda: _tell_rounds(witness, tracker, seed),
+            on_round=lambda: _track_rounds(witness, tracker, seed),
             federate=federate,
         )
     save_adapter(tuned, place / "adapter")

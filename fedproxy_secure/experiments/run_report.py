@@ -10,15 +10,16 @@ from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
-from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records, share_right
+from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.experiments.results import NORM, bits_from_text, choice_notes, cut_notes
+from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
+from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import environment
 
 Results = Mapping[int, Mapping[str, Any]]  # each seed's `result.json`
@@ -60,7 +61,9 @@ def proxy_note(config: Config) -> str:
     compress = config.compress
     options = "".join(f", {key}={value}" for key, value in compress.options.items())
     title = compression_of(compress).title
-    return f"Proxy: {title} ({compress.kind}{options}), {compress.remove_ratio:.0%} of the LLM removed."
+    return (
+        f"Proxy: {title} ({compress.kind}{options}), {percent(compress.remove_ratio)}% of the LLM removed."
+    )
 
 
 def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

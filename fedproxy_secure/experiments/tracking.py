@@ -7,6 +7,8 @@
 Opened again for the same place, a tracker goes on: TensorBoard reads several files as one, an MLflow run is
 found by its tags, a W&B run by its id. Offline each opening of a W&B run is a folder of its own.
 
+A tracker that fails while a run is under way gets no more numbers; the run does not end by it.
+
 Guarantees: trackers get the numbers of a round's line that `ROUND_METRICS` names and the measures of the
 report: means and counts over the clients of a round, never a vector, a key or a number of one client.
 Nothing leaves the machine unless the environment asks for it; W&B is not told the host, the command or the
@@ -16,10 +18,11 @@ code.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +30,8 @@ from typing import Any, Protocol
 
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.report.trilemma import Configuration
+
+log = logging.getLogger(__name__)
 
 FOLDER = "tracking"
 # tracker -> the module it needs, and where that comes from
@@ -79,7 +84,7 @@ def require(names: Sequence[str]) -> None:
 def open_tracker(names: Sequence[str], place: Place) -> Tracker:
     """Return one tracker for all of these names; opened again for the same place, it goes on.
 
-    It raises `RunFolderError`, as this does, where the disk is full or the folder cannot be written.
+    Raises `RunFolderError` for one that cannot be opened, as where the folder cannot be written.
     """
     require(names)
     kinds: dict[str, Callable[[Place], Tracker]] = {
@@ -87,8 +92,17 @@ def open_tracker(names: Sequence[str], place: Place) -> Tracker:
         "mlflow": MLflow,
         "wandb": WeightsAndBiases,
     }
-    with _one_line(place.folder):
-        return All([kinds[name](place) for name in names], place.folder)
+    opened: dict[str, Tracker] = {}
+    for name in names:
+        try:
+            opened[name] = kinds[name](place)
+        except Exception as error:  # a library, or a server far away, may raise anything
+            Trackers(opened).close()
+            raise RunFolderError(
+                f"{place.folder / FOLDER}: track={name}: cannot be opened: {_reason(error)}; "
+                "--set track=[] does without"
+            ) from error
+    return Trackers(opened)
 
 
 def round_values(line: Mapping[str, Any]) -> dict[str, float]:
@@ -107,33 +121,36 @@ def measure_values(configuration: Configuration) -> dict[str, float]:
     return values
 
 
-class All:
-    """Several trackers that get the same numbers."""
+class Trackers:
+    """Several trackers that get the same numbers; one that fails gets no more, and the run goes on."""
 
-    def __init__(self, trackers: Sequence[Tracker], folder: Path) -> None:
-        self._trackers, self._folder = trackers, folder
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._open = dict(trackers)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values with each tracker."""
-        with _one_line(self._folder):
-            for tracker in self._trackers:
+        for name, tracker in list(self._open.items()):
+            try:
                 tracker.log(step, values)
+            except Exception as error:  # a library, or a server far away, may raise anything
+                del self._open[name]
+                log.warning("track=%s: gets no more numbers, the run goes on: %s", name, _reason(error))
+                with suppress(Exception):
+                    tracker.close()
 
     def close(self) -> None:
         """Close each tracker."""
-        with _one_line(self._folder):
-            for tracker in self._trackers:
+        while self._open:
+            name, tracker = self._open.popitem()
+            try:
                 tracker.close()
+            except Exception as error:
+                log.warning("track=%s: may lack numbers: %s", name, _reason(error))
 
 
-@contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder / FOLDER}: cannot be written: {error.strerror or error}; or disable: --set track=[]"
-        ) from error
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class TensorBoard:

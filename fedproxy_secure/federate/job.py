@@ -20,6 +20,7 @@ from fedproxy_secure.config import (
     Section,
     cohort_size,
 )
+from fedproxy_secure.runtime.randomness import stream
 from fedproxy_secure.runtime.untrusted import parse_json
 from fedproxy_secure.tracing.marks import Marks
 
@@ -90,6 +91,17 @@ class FederationJob(AgreedSettings):
     def clients_a_round(self) -> int:
         """The number of clients that each round asks."""
         return cohort_size(len(self.clients), self.federate.participation)
+
+    def cohort_of(self, round_number: int) -> list[str]:
+        """Return the names of the clients that a round is meant for, sorted.
+
+        They depend on all names, the seed and the round alone: every attempt at a round has the same.
+        """
+        names, count = sorted(c.name for c in self.clients), self.clients_a_round
+        if count == len(names):
+            return names
+        rng = stream(self.seed, "participants", round_number)
+        return sorted(rng.choice(names, size=count, replace=False).tolist())
 
     def agreed(self) -> dict[str, Any]:
         """Return what all parties must have alike, as plain values: every field not marked `OWN`."""

@@ -68,6 +68,16 @@ class Tamper:
         return cls(place="network" if adversary.network else "server", change=change)
 
 
+def recorder_of(job: FederationJob, first_round: int) -> Recorder | None:
+    """Return what writes the transcript from `first_round` on, or None if nothing is recorded."""
+    if not job.audit.record or job.audit.folder is None:
+        return None
+    recorder = Recorder(Path(job.audit.folder))
+    recorder.forget_from(first_round)
+    recorder.round = first_round
+    return recorder
+
+
 class WatchedGrid(GridAround):
     """A grid that records messages as they arrive, after a `tamper` has changed those that it may."""
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.asking import Asker
 from fedproxy_secure.flower.nodes import AWAY, Registered, set_up
-from fedproxy_secure.flower.recording import Tamper, WatchedGrid
+from fedproxy_secure.flower.recording import Tamper, WatchedGrid, recorder_of
 from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
-from fedproxy_secure.protect.base import ServerRound, protection_of
+from fedproxy_secure.protect.base import RoundResult, ServerRound, protection_of
 from fedproxy_secure.record.leakage import Ledger
 from fedproxy_secure.record.saved_rounds import (
     ROUNDS,
@@ -35,7 +36,6 @@ from fedproxy_secure.record.saved_rounds import (
 from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
 from fedproxy_secure.record.transcript import Recorder
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
-from fedproxy_secure.runtime.randomness import stream
 from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
@@ -119,74 +119,123 @@ def serve(
     of their errors is raised instead: it says what a person has to repair. With `one_machine`, where all
     clients belong to the operator, such an error ends the run at once. The last good round stays saved.
     """
-    from fedproxy_secure.federate.shared_proxy import with_proxy  # loads models
-
     folder = None if run_folder is None else RunFolder(path=run_folder)
     state = initial if folder is None else resumed(folder, initial)
     if state.round >= job.federate.rounds:
         return state
-    recorder = _recorder(job, state.round)
+    recorder = recorder_of(job, state.round)
     if recorder is not None or tamper is not None:
         grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
-    job = with_proxy(job, proxy_folder)
-    protection = protection_of(job.protect)
-    if protection.secure_sum:
-        _check_roster(job)
+    job = _checked(job, proxy_folder)
     notes = WaitNotes(run_folder)
     asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine, notes=notes)
     with set_up_noted() as found, proxy_noted_if_aborted(folder, state.round, found.shipped):
         nodes = set_up(asker, grid, job, proxy_folder, registered, notes, shipped=found.shipped)
         found.clients = len(nodes)
-    unready, shipped = dict(asker.left_out), found.shipped
+    federation = _Federation(
+        job=job,
+        folder=folder,
+        asker=asker,
+        nodes=nodes,
+        unready=dict(asker.left_out),
+        recorder=recorder,
+        on_client=on_client,
+    )
+    shipped = found.shipped
     while state.round < job.federate.rounds:
-        asker.begin()
-        chosen = _participants(job, state.round)
-        unmasked = unmasked_for(folder, state.round)
-        cohort = _cohort(asker, chosen, nodes, unready, unmasked)
-        ledger, round_number, began = Ledger(round=state.round), state.round, time.perf_counter()
-        note_proxy(ledger, shipped, had=nodes if state.round == 0 else ())
+        state, metrics = _one_round(federation, state, shipped)
         shipped = {}
-        note_adapter(
-            ledger, cohort, sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None)
-        )
-        own = ServerRound(
-            ask=_by_name(asker, cohort),
-            job=job,
-            state=state,
-            cohort=chosen,
-            ledger=ledger,
-            on_client=on_client,
-            enough=_enough(asker, job, round_number),
-            note_left_out=asker.left_out.setdefault,
-            note_unmasked=partial(note_unmasked, folder, state.round),
-        )
-        try:
-            result = protection.run_round(own)
-        except FedProxyError as error:
-            _note_abort(error, folder, ledger, began=began)
-            if isinstance(error, RoundAborted):
-                asker.explain()
-                told = asker.explained(error)
-                raise type(told)(with_remedy(str(told), unmasked, list(nodes))) from error
-            raise
-        state, metrics, clients = result.state, result.metrics, list(result.clients)
-        if job.privacy.unit != "none":
-            metrics.pop("loss", None)  # clients keep their losses to themselves
-        if recorder is not None:
-            recorder.note_state(
-                adapter=state.adapter, sums=result.sums, clients=clients, updates=result.updates
-            )
-            recorder.round = state.round
-        if folder is not None:
-            # the lines first: `resumed` puts lines without a state in order, but a state needs its line
-            ledger.write(folder)
-            line = {"round": round_number, "participants": clients, **metrics}
-            folder.append_jsonl(ROUNDS, {**line, "seconds": time.perf_counter() - began})
-            state.save(folder.path / STATE)
-        note_round(ledger, began=began, clients=len(clients))
         if on_round is not None:
             on_round(metrics)
     return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Federation:
+    """What is the same in all rounds of one call of `serve`.
+
+    Args:
+        folder: where rounds are saved; None: nowhere.
+        nodes: the clients that are set up, by name.
+        unready: why clients could not be set up.
+        recorder: what writes the transcript; None: nothing does.
+    """
+
+    job: FederationJob
+    folder: RunFolder | None
+    asker: Asker
+    nodes: Mapping[str, int]
+    unready: Mapping[str, str]
+    recorder: Recorder | None
+    on_client: OnClient | None
+
+
+def _checked(job: FederationJob, proxy_folder: Path) -> FederationJob:
+    """Return the job with its proxy. Raises `ConfigError` if a secure sum has clients without keys."""
+    from fedproxy_secure.federate.shared_proxy import with_proxy  # loads models
+
+    job = with_proxy(job, proxy_folder)
+    if protection_of(job.protect).secure_sum:
+        _check_roster(job)
+    return job
+
+
+def _one_round(
+    federation: _Federation, state: ServerState, shipped: Mapping[str, int]
+) -> tuple[ServerState, Mapping[str, float]]:
+    """Run the round that comes after a state and save it; return the next state and the metrics.
+
+    `shipped`: bytes of the proxy that went out since the round before, for the round's ledger.
+    """
+    job, asker, nodes, began = federation.job, federation.asker, federation.nodes, time.perf_counter()
+    asker.begin()
+    chosen = job.cohort_of(state.round)
+    unmasked = unmasked_for(federation.folder, state.round)
+    cohort = _cohort(asker, chosen, nodes, federation.unready, unmasked)
+    ledger = Ledger(round=state.round)
+    note_proxy(ledger, shipped, had=nodes if state.round == 0 else ())
+    note_adapter(ledger, cohort, sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None))
+    own = ServerRound(
+        ask=_by_name(asker, cohort),
+        job=job,
+        state=state,
+        cohort=chosen,
+        ledger=ledger,
+        on_client=federation.on_client,
+        enough=_enough(asker, job, state.round),
+        note_left_out=asker.left_out.setdefault,
+        note_unmasked=partial(note_unmasked, federation.folder, state.round),
+    )
+    try:
+        result = protection_of(job.protect).run_round(own)
+    except FedProxyError as error:
+        _note_abort(error, federation.folder, ledger, began=began)
+        if isinstance(error, RoundAborted):
+            asker.explain()
+            told = asker.explained(error)
+            raise type(told)(with_remedy(str(told), unmasked, list(nodes))) from error
+        raise
+    if job.privacy.unit != "none":
+        result.metrics.pop("loss", None)  # clients keep their losses to themselves
+    _save(federation, result, ledger, began=began)
+    note_round(ledger, began=began, clients=len(result.clients))
+    return result.state, result.metrics
+
+
+def _save(federation: _Federation, result: RoundResult, ledger: Ledger, *, began: float) -> None:
+    """Write a whole round into the transcript and the run's folder."""
+    state, clients, folder = result.state, list(result.clients), federation.folder
+    if federation.recorder is not None:
+        federation.recorder.note_state(
+            adapter=state.adapter, sums=result.sums, clients=clients, updates=result.updates
+        )
+        federation.recorder.round = state.round
+    if folder is not None:
+        # the lines first: `resumed` puts lines without a state in order, but a state needs its line
+        ledger.write(folder)
+        line = {"round": ledger.round, "participants": clients, **result.metrics}
+        folder.append_jsonl(ROUNDS, {**line, "seconds": time.perf_counter() - began})
+        state.save(folder.path / STATE)
 
 
 def _cohort(
@@ -217,16 +266,6 @@ def _note_abort(error: FedProxyError, folder: RunFolder | None, ledger: Ledger, 
     note_round(ledger, began=began, error=error)
 
 
-def _recorder(job: FederationJob, first_round: int) -> Recorder | None:
-    """Return what writes the transcript from `first_round` on, or None if nothing is recorded."""
-    if not job.audit.record or job.audit.folder is None:
-        return None
-    recorder = Recorder(Path(job.audit.folder))
-    recorder.forget_from(first_round)
-    recorder.round = first_round
-    return recorder
-
-
 def _check_roster(job: FederationJob) -> None:
     """Raise `ConfigError` unless every client of the job is in the roster."""
     if job.protect.keys is None:
@@ -236,18 +275,6 @@ def _check_roster(job: FederationJob) -> None:
         raise ConfigError(
             f"client {strangers[0]}: is not in the roster; all clients of a secure sum must be"
         )
-
-
-def _participants(job: FederationJob, round_number: int) -> list[str]:
-    """Return the names of the clients that a round is meant for, sorted.
-
-    They depend on all names, the seed and the round alone: every attempt at a round has the same cohort.
-    """
-    names, count = sorted(c.name for c in job.clients), job.clients_a_round
-    if count == len(names):
-        return names
-    rng = stream(job.seed, "participants", round_number)
-    return sorted(rng.choice(names, size=count, replace=False).tolist())
 
 
 def _enough(asker: Asker, job: FederationJob, round_number: int) -> Callable[[int], None]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,22 +97,23 @@ class Policy:
     sha256: str = ""
 
 
-def find_policy(name: str, folders: Sequence[Path] = FOLDERS) -> Path:
+def find_policy(name: str) -> Path:
     """Return the file called `name`, or the shipped policy of that name, with or without `.yaml`.
 
     Raises `ConfigError` that names shipped policies.
     """
-    return file_or_shipped(name, folders, kind="policy")
+    return file_or_shipped(name, FOLDERS, kind="policy")
 
 
 def load_policy(path: Path) -> Policy:
     """Read a policy. Raises `ConfigError` in one line: the key, the value, the rule."""
     try:
-        return parse_policy(read_bytes(path), path)
+        data = read_bytes(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return parse_policy(data, path)
 
 
 def parse_policy(data: bytes, path: Path) -> Policy:

@@ -40,21 +40,19 @@ def owner_standing(
     *,
     name: str = "federation",
     events: EventLog | None = None,
-    job: FederationJob | None = None,
 ) -> Standing:
     """Return how a federation stands whose server app writes into `run_folder`.
 
     Args:
-        run_folder: where `rounds.jsonl` is written; it may be missing so far.
+        run_folder: where `rounds.jsonl` is written, beside `job.json`; both may be missing so far.
         name: the owner's name for the federation.
         events: her log; without it connected clients and reasons of aborts are unknown.
-        job: the federation's job; by default that of the folder's `job.json`, if there is one.
 
     A file that cannot be read makes the standing unhealthy, and says which; nothing is raised.
     """
     unreadable: list[str] = []
     now = datetime.now(UTC)
-    job = job if job is not None else _read_or(None, unreadable, JOB, lambda: _job(run_folder / JOB))
+    job = _read_or(None, unreadable, JOB, lambda: _job(run_folder / JOB))
     rounds = _read_or([], unreadable, ROUNDS, lambda: _rounds(run_folder))
     received, sent = _read_or((0, 0), unreadable, LEDGER, lambda: _bytes(run_folder))
     trouble = _read_or(None, unreadable, TROUBLE, lambda: _trouble(run_folder / TROUBLE))

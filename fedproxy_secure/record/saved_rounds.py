@@ -65,11 +65,27 @@ def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
     """Return the clients for whom an earlier attempt was to unmask the round, or None if there was none.
 
     Clients unmask a round for no others: two sums would tell apart those who are in one of them.
+
+    Raises `RunFolderError` if the file that says so cannot be read or is damaged.
     """
     if folder is None or not (folder.path / UNMASKED).exists():
         return None
-    kept = read_json(folder.path / UNMASKED)
-    return list(kept["clients"]) if kept["round"] == number else None
+    path = folder.path / UNMASKED
+    try:
+        kept = read_json(path)
+        before, names = kept["round"], kept["clients"]
+        if not (
+            isinstance(before, int) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+        ):
+            raise ValueError("must have a round and names of clients")
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{path}: is damaged, so nobody knows for whom a round may be unmasked; put it back, or begin "
+            "a new run"
+        ) from error
+    return names if before == number else None
 
 
 def with_remedy(reason: str, unmasked: Sequence[str] | None, present: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from fedproxy_secure.report.sweep import (
     kind_of_measure,
     kinds_of,
     labelled,
+    percent,
     shown,
 )
 from fedproxy_secure.report.trilemma import Measure
@@ -148,7 +149,7 @@ def compared(report: Report) -> list[Sentence]:
         return []
     i, best = max(rows, key=lambda p: p[1].average.value if p[1].average else 0.0)
     assert best.average is not None
-    ratio = "" if best.remove_ratio is None else f" at {best.remove_ratio:.0%} removed".replace("%", " %")
+    ratio = "" if best.remove_ratio is None else f" at {percent(best.remove_ratio)} % removed"
     level = [
         r
         for _, r in rows

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.errors import FedProxyError, RunFolderError
+from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime import artifacts
@@ -184,6 +184,11 @@ class Report:
     total_epsilon: Estimate | None = None
     composition: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        names = [c.name for c in self.configurations]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"configurations: {twice!r} is there twice; names must differ")
 
     def to_json(self) -> str:
         """Return the report as indented JSON; all numbers in it are finite."""

@@ -127,8 +127,17 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def setting_words(key: str, value: str) -> str:
     """Return a swept setting in words, such as `50 % removed`."""
     if key == "remove_ratio" and re.fullmatch(r"[\d.]+", value):
-        return f"{float(value):.0%}".replace("%", " % removed")
+        return f"{percent(float(value))} % removed"
     return value.replace("_", " ")
+
+
+def percent(ratio: float) -> str:
+    """Return a remove ratio in percent, without the sign; as exact as settings tell ratios apart.
+
+    >>> percent(0.5), percent(0.125)
+    ('50', '12.5')
+    """
+    return f"{100 * float(f'{ratio:g}'):g}"
 
 
 def _swept(configurations: Sequence[Configuration]) -> list[str]:

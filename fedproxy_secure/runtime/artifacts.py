@@ -146,12 +146,12 @@ class RunFolder:
                 file.truncate(end)
                 try:
                     _write_all(file.fileno(), line)
+                    os.fsync(file.fileno())
+                    if end == 0:
+                        sync_folder(path.parent)  # the file is new
                 except OSError:
                     file.truncate(end)
                     raise
-                os.fsync(file.fileno())
-            if end == 0:
-                sync_folder(path.parent)  # the file is new
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
         return path

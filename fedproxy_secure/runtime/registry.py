@@ -17,17 +17,19 @@ Another project adds one in its `pyproject.toml`:
 A script or notebook adds one with `PROTECTIONS.add("my_scheme", MY_SCHEME)`. Such an addition lasts as long
 as the process. Processes that a matrix or a comparison starts do not have it: they find entry points alone.
 With `compare.jobs` or `matrix.jobs` 1 no process is started, and what the script has added is found.
+
+Other groups of entry points name functions, of which all are asked (`plugged_in`, `answers_of`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.runtime.nearest import nearest
 
 T = TypeVar("T")
@@ -156,3 +158,41 @@ class Registry(Generic[T]):
 def _at(place: str) -> Any:
     """Return what is at `module:attribute`, as entry points write it. Raises whatever the module raises."""
     return EntryPoint(name="", value=place, group="").load()
+
+
+def plugged_in(group: str) -> list[Callable[..., Any]]:
+    """Return the functions that the entry points of a group name.
+
+    Raises `ConfigError` for one that cannot be loaded, or is no function.
+    """
+    return [_function(point) for point in entry_points(group=group)]
+
+
+def answers_of(group: str, *given: object) -> list[Any]:
+    """Call each function that the entry points of a group name with `given`, and return what they return.
+
+    Raises `ConfigError` as `plugged_in` does, and for a function that raises.
+    """
+    answers = []
+    for point in entry_points(group=group):
+        function = _function(point)
+        try:
+            answers.append(function(*given))
+        except Exception as error:  # somebody else's function may raise anything
+            reason = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{_named(point)}: {reason}") from error
+    return answers
+
+
+def _function(point: EntryPoint) -> Callable[..., Any]:
+    try:
+        function: Any = point.load()
+    except Exception as error:  # somebody else's module may raise anything
+        raise ConfigError(f"{_named(point)}: cannot be loaded: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"{_named(point)}: is of {type(function).__name__}; must be a function")
+    return cast("Callable[..., Any]", function)
+
+
+def _named(point: EntryPoint) -> str:
+    return f"entry point {point.name!r} of {point.group}: {point.value}"

@@ -13,25 +13,20 @@ whoever listens.
 from __future__ import annotations
 
 import os
-import pickle
-import select
 import signal
 import time
-import traceback
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Concatenate, Literal, NoReturn, TypeVar
 
 from fedproxy_secure.errors import FedProxyError
-from fedproxy_secure.runtime.preload import THREADS, end_with_parent
-from fedproxy_secure.runtime.progress import Progress, Relayed, Replay, Snapshot
+from fedproxy_secure.runtime.preload import THREADS
+from fedproxy_secure.runtime.processes.child import Told, child
+from fedproxy_secure.runtime.progress import Progress, Replay, Snapshot
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -74,6 +69,10 @@ class _Running:
     process: BaseProcess
     until: float | None  # time.monotonic() at which it is killed
     replay: Replay | None
+
+    def is_late(self) -> bool:
+        """Return whether it is to be killed now."""
+        return self.until is not None and self.until < time.monotonic()
 
 
 def run_tasks(
@@ -118,6 +117,8 @@ def in_processes(
 ) -> Generator[tuple[int, R | Lost]]:
     """Yield (index, result) of every task as it ends, `jobs` at a time, begun in the order of `tasks`.
 
+    A process whose result is there has `GRACE_S` to end, then it is killed.
+
     Close the generator to end it early: processes that still run are then killed. An interrupt from the
     keyboard reaches this process alone, and ends the others in the same way. They end with this process,
     however it ends.
@@ -138,10 +139,11 @@ def in_processes(
     context: SpawnContext | ForkServerContext
     context = get_context("spawn") if start == "spawn" else get_context("forkserver")
     running: dict[Connection, _Running] = {}
+    ending: list[_Running] = []  # their results are there
     waiting, begun, ended = iter(tasks), 0, False
     try:
         while True:
-            while not ended and len(running) < jobs:
+            while not ended and len(running) + len(ending) < jobs:
                 try:
                     task = next(waiting)
                 except StopIteration:
@@ -152,26 +154,29 @@ def in_processes(
                 here, own = _begin(context, work, task, begun, seconds, progress)
                 running[here] = own
                 begun += 1
-            if not running:
+            if not running and not ending:
                 return
-            ready: list[Any] = wait(list(running), timeout=_left(running.values()))
-            for here in ready:
+            for here in _ready(running, ending):
                 message = _message(here, running[here])
-                if isinstance(message, _Told):
+                if isinstance(message, Told):
                     _replay(running[here], message.snapshot)
                     continue
                 own = running.pop(here)
                 _replay(own, ())
+                ending.append(replace(own, until=time.monotonic() + GRACE_S))
                 yield own.index, message
-            for here, own in list(running.items()):
-                if own.until is not None and own.until < time.monotonic():
-                    _kill(own.process, here)
-                    del running[here]
-                    _replay(own, ())
-                    yield own.index, Lost(timed_out=True, code=-signal.SIGKILL)
+            for here in [here for here, own in running.items() if own.is_late()]:
+                own = running.pop(here)
+                _kill(own.process, here)
+                _replay(own, ())
+                yield own.index, Lost(timed_out=True, code=-signal.SIGKILL)
+            ending = [own for own in ending if not _has_ended(own)]
     finally:
         for here, own in running.items():
             _kill(own.process, here)
+        for own in ending:
+            own.process.join(GRACE_S)
+            own.process.kill()
 
 
 def in_this_process(
@@ -214,31 +219,40 @@ def _begin(
     here, there = context.Pipe(duplex=False)
     tells = progress is not None
     # a daemonic process may start none of its own; `in_processes` and `end_with_parent` end this one
-    process = context.Process(target=_child, args=(there, work, task, tells), daemon=False)
+    process = context.Process(target=child, args=(there, work, task, tells), daemon=False)
     process.start()
     there.close()
     until = None if own_s is None else time.monotonic() + own_s + GRACE_S
     return here, _Running(index=index, process=process, until=until, replay=replay)
 
 
-def _left(running: Iterable[_Running]) -> float | None:
-    """Return the seconds until the first process is to be killed, or None if none is."""
-    ends = [own.until for own in running if own.until is not None]
-    return max(0.0, min(ends) - time.monotonic()) if ends else None
+def _ready(running: Mapping[Connection, _Running], ending: Sequence[_Running]) -> list[Connection]:
+    """Wait until a process tells something, ends or is late; return the pipes that have a message."""
+    ends = [own.until for own in (*running.values(), *ending) if own.until is not None]
+    left = max(0.0, min(ends) - time.monotonic()) if ends else None
+    ready = wait([*running, *(own.process.sentinel for own in ending)], timeout=left)
+    return [here for here in running if here in ready]
+
+
+def _has_ended(own: _Running) -> bool:
+    """Return whether a process has ended; one that is late is killed, as a thread of its may go on."""
+    if own.is_late():
+        own.process.kill()
+        own.process.join()
+    return not own.process.is_alive()
 
 
 def _message(here: Connection, own: _Running) -> Any:
-    """Return what the process sent: a `_Told`, its result, or how its task was lost."""
+    """Return what the process sent: a `Told`, its result, or how its task was lost."""
     try:
         message = here.recv()
     except (EOFError, OSError):  # it ended before, or in the middle of, its result
         own.process.join()
         here.close()
         return Lost(timed_out=False, code=own.process.exitcode or 0)
-    if isinstance(message, _Told):
+    if isinstance(message, Told):
         return message
     result, error = message
-    own.process.join()
     here.close()
     return result if error is None else Lost(timed_out=False, code=1, error=error)
 
@@ -252,48 +266,3 @@ def _kill(process: BaseProcess, here: Connection) -> None:
     process.kill()
     process.join()
     here.close()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Told:
-    """The message that carries progress."""
-
-    snapshot: Snapshot
-
-
-def _child(there: Connection, work: Work[T, R], task: T, tells: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
-    end_with_parent()
-    try:
-        result = work(task, progress=Relayed(hand_on=partial(_tell, there))) if tells else work(task)
-        message = ForkingPickler.dumps((result, None))  # here, so that what cannot be pickled is told too
-    except Exception as error:
-        message = ForkingPickler.dumps((None, _portable(error)))
-    with suppress(BrokenPipeError):  # nobody waits for it any more
-        there.send_bytes(message)
-    there.close()
-
-
-def _tell(there: Connection, snapshot: Snapshot) -> bool:
-    """Send a snapshot if the pipe takes it without waiting, and return whether it did."""
-    message = pickle.dumps(_Told(snapshot=snapshot))
-    room = select.poll()
-    room.register(there, select.POLLOUT)
-    # a pipe that is ready takes PIPE_BUF bytes at once; the connection puts 4 bytes before the message
-    if len(message) + 4 > select.PIPE_BUF or not room.poll(0):
-        return False
-    try:
-        there.send_bytes(message)
-    except BrokenPipeError:  # nobody listens any more
-        return False
-    return True
-
-
-def _portable(error: Exception) -> Exception:
-    """Return the error with its traceback as a note, or its text where it cannot be pickled."""
-    error.add_note("in a process of its own:\n" + "".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - made one line above, by this process
-    except Exception:  # an error's own code may raise anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

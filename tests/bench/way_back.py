@@ -22,8 +22,7 @@ from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import PlugBackConfig, load_config
 from fedproxy_secure.data.evaluate import perplexity
-from fedproxy_secure.evidence.answers import Bits, alone, over_seeds_or_records
-from fedproxy_secure.experiments.results import bits_from_text
+from fedproxy_secure.evidence.answers import Bits, alone, bits_from_text, over_seeds_or_records
 from fedproxy_secure.experiments.stages import evaluate
 from fedproxy_secure.fuse.line_search import divergence
 from fedproxy_secure.fuse.stage import fuse

@@ -8,11 +8,13 @@ from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.experiments import compare, matrix
 from fedproxy_secure.experiments.dry_run import plan
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.experiments.sweeps.pace import Pace, together
 from tests.support.tiny import tiny_settings
 
+PLAIN = {"scheme": "unsafe_plaintext"}
 PACE = Pace(ratio=0.5, batch=8, tests=100, setup=10.0, step=2.0, llm=0.04, proxy=0.02, window=3.0)
 SETTINGS = {
     "federate": {"rounds": 3},
@@ -88,6 +90,18 @@ def test_a_plan_times_real_steps(settings, privacy):
     assert min(pace.step, pace.llm, pace.proxy, pace.window, pace.setup) > 0
     assert (pace.batch, pace.tests) == (4, 3 * 12)
     assert planned.run_seconds > 2 * pace.setup  # two seeds
+
+
+def test_only_clients_that_a_round_asks_are_counted(settings):
+    half = {"rounds": 4, "participation": 0.5, "min_clients": 2}
+    changes = {"federate": half, "local": {"steps": 5, "batch_size": 4}, "protect": PLAIN}
+    config = parse_config({**settings, **changes})
+    assert dict(plan(config).rows())["steps"] == "40 a seed (4 rounds), 2 seeds"
+    assert dict(compare.plan_rows(config))["training"] == (
+        "2 cells of 40 steps, or 60 where no federation trains"
+    )
+    swept = config.model_copy(update={"seeds": (0,)})
+    assert dict(matrix.plan_rows(swept))["training"] == "40 steps a cell, and 60 for each of 1 ceilings"
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "matrix"])

@@ -22,6 +22,7 @@ from fedproxy_secure.experiments.matrix import attack_jobs, matrix
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     DONE,
+    FAILED,
     cell_config,
     cells_of,
     note_failure,
@@ -31,6 +32,7 @@ from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, ceilings
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.artifacts import RunFolder
 from tests.support.tiny import tiny_settings
 
 PLAINTEXT, MASKING = {"scheme": "unsafe_plaintext"}, {"scheme": "masking"}
@@ -335,6 +337,24 @@ def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path
         "gap closed: centralised_llm-seed0 failed: did not finish",
         "gap closed: centralised_llm-seed1 failed: out of memory",
     ]
+
+
+def test_a_matrix_forgets_why_something_failed_before_and_logs_what_ends_it(settings, tmp_path: Path):
+    own = {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 1}
+    config = parse_config({**settings, "seeds": [0], "matrix": own})
+    RunFolder.create(tmp_path, config)
+    (cell,), (ceiling,) = cells_of(config)[0], ceilings_of(config)
+    places = [tmp_path / cell.folder, tmp_path / BASELINES / ceiling.name]
+    for place in places:
+        note_failure(place, "out of memory")
+    report = matrix(config, tmp_path, resume=True)
+    assert [c.failed for c in report.configurations] == [()]
+    assert not [place for place in places if (place / FAILED).exists()]
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()  # stands in for a full disk
+    with pytest.raises(RunFolderError, match=r"report\.html"):
+        matrix(config, tmp_path, resume=True)
+    assert "aborted" in (tmp_path / "audit.jsonl").read_text().splitlines()[-1]
 
 
 def test_runs_of_the_same_settings_join_over_their_seeds(settings, tmp_path: Path):

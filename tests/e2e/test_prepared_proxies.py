@@ -62,9 +62,9 @@ def test_weights_that_cannot_be_linked_are_lent_whole_or_not_at_all(settings, tm
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copyfile", full)
         with pytest.raises(RunFolderError, match="No space left on device"):
-            proxy.lend(tmp_path, cell)
+            proxy.link_into(tmp_path, cell)
     assert not (cell / WEIGHTS).exists()
-    proxy.lend(tmp_path, cell)
+    proxy.link_into(tmp_path, cell)
     assert {p.name: p.read_bytes() for p in cell.iterdir()} == {WEIGHTS: source.read_bytes()}
 
 

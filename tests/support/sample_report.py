@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fedproxy_secure.evidence.detectable import Detectable
@@ -262,7 +264,7 @@ def _configuration(
         measure("cost", "peak_memory_bytes", "lower", 812e6, 4e6, "bytes"),
     )
     return Configuration(
-        name=f"{WORDS.get(protection, protection)}, {ratio:.0%} removed"
+        name=f"{WORDS.get(protection, protection)}, {100 * ratio:g}% removed"
         + ("" if adapter == "lora" else f", {adapter}"),
         settings={
             "protection": protection,
@@ -338,7 +340,7 @@ def _finding(index: int, copy: int, protection: str, seed: int, rng: np.random.G
 
     def share(right: int, metric: str) -> Estimate:
         right = min(200, max(0, right + int(rng.integers(-3, 4))))
-        return proportion_interval(right, 200, metric=metric, seeds=(seed,), unit="AUC")
+        return replace(proportion_interval(right, 200, metric=metric, seeds=(seed,)), unit="AUC")
 
     measured = hits is not None
     return Finding(

@@ -1,6 +1,8 @@
 """A run folder belongs to one config, and its files are whole or not there."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +116,19 @@ def test_a_damaged_line_is_refused(folder: RunFolder):
     folder.write_text("rounds.jsonl", "{}\nnot json\n")
     with pytest.raises(RunFolderError, match="is damaged"):
         folder.read_jsonl("rounds.jsonl")
+
+
+def test_a_line_that_may_not_be_on_the_disk_is_taken_back(folder: RunFolder, monkeypatch):
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    for before in ([], [{"round": 0}]):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fails)
+            with pytest.raises(RunFolderError, match="cannot be written: Input/output error"):
+                folder.append_jsonl("rounds.jsonl", {"round": len(before)})
+        assert folder.read_jsonl("rounds.jsonl") == before
+        folder.append_jsonl("rounds.jsonl", {"round": len(before)})
 
 
 FULL_DISK = """

@@ -28,6 +28,7 @@ from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome
 from fedproxy_secure.evidence.kept import EVENTS
 from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.only_one import only_run_in
 from threat_models import get as threat_model
 
 SCHEMA = json.loads((resources.files("attacks.benchmark") / "benchmark.schema.json").read_text())
@@ -416,6 +417,18 @@ def test_a_folder_of_another_benchmark_is_refused_in_one_line(tmp_path):
         assert shown.exit_code == 2
         assert shown.stderr.count("\n") == 1
     assert "belongs to other settings" in shown.stderr
+
+
+def test_a_folder_in_which_another_process_works_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    RunFolder.create(out, identity())
+    with only_run_in(out):
+        before = sorted(f.name for f in out.iterdir())
+        for more in ((), ("--resume",)):
+            shown = invoke("attacks", "--out", out, *more)
+            assert shown.exit_code == 75, shown.output
+            assert "a command runs here already" in shown.stderr
+        assert sorted(f.name for f in out.iterdir()) == before
 
 
 def test_a_dry_run_names_the_id_the_cells_and_the_attacks():

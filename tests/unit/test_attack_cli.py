@@ -276,3 +276,19 @@ def test_markdown_has_a_row_for_each_result():
     assert all(heading in lines[0] for heading in HEADINGS)
     assert "0.7 [0.6, 0.8]" in lines[2]
     assert "because" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (("run", "--run", "nothing"), "attacks.entry"),
+        (("report", "--run", "nothing"), "fedproxy_secure.evidence.finding"),
+        (("model", "nothing"), "attacks.folder"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_no_finding(words, lost, monkeypatch):
+    monkeypatch.setitem(sys.modules, lost, None)  # an installation that lacks a file
+    done = invoke(*words, "--strict")
+    assert done.exit_code == 2
+    assert "ModuleNotFoundError" in done.stderr
+    assert invoke(*words).exit_code == 1  # no verdict: as Python ends

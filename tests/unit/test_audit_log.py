@@ -512,6 +512,18 @@ def test_show_prints_one_line_an_event(finished, tmp_path):
     assert "line 1: is not a line of an audit log" in invoke("show", tmp_path).stderr
 
 
+def test_show_prints_the_log_of_a_run_that_goes_on_or_was_killed(finished, tmp_path):
+    whole = (finished / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(whole[:-20])
+    shown = invoke("show", tmp_path)
+    assert shown.exit_code == 0
+    *lines, last = shown.stdout.splitlines()
+    assert lines == invoke("show", finished).stdout.splitlines()[:-1]
+    assert last.startswith("line 12 is cut short")
+    (tmp_path / NAME).write_bytes(whole.replace(b"\n", b"\r\n", 1))
+    assert "line 1: " in invoke("show", tmp_path).stderr
+
+
 # --- whole runs, slowly
 
 

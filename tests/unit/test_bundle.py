@@ -292,6 +292,20 @@ def test_every_attack_with_an_identifier_of_these_frameworks_has_its_row():
                 assert (f"{name} {version}", item, attack.info.id) in rows
 
 
+def test_a_package_whose_attacks_or_threat_models_are_broken_is_named(tmp_path, monkeypatch):
+    place = tmp_path / "somebody-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for group, read in (
+        (claims.ATTACKS_GROUP, claims.described_attacks),
+        (claims.THREAT_MODELS_GROUP, claims.threat_model_files),
+    ):
+        (place / "entry_points.txt").write_text(f"[{group}]\nmine = nothing_of_the_kind:every\n")
+        with pytest.raises(ConfigError, match=f"^entry point 'mine' of {group}: .*cannot be loaded"):
+            read()
+
+
 def test_every_command_of_the_claims_is_one_of_ours():
     for row in claims.claims(every_attack().values()):
         words = row.command.split()

@@ -422,3 +422,32 @@ def test_runs_on_other_records_are_counted_as_if_they_were_the_same_and_it_says_
     known = join(alike, tmp_path / "alike", command="c")
     assert "not known" not in " ".join(known.composition)
     assert known.total_epsilon.value == pytest.approx(spent([replace(WHOLE, steps=4)], delta=DELTA).epsilon)
+
+
+def test_two_runs_with_one_name_are_two_configurations_and_a_lost_seed_of_either_counts(tmp_path):
+    first = run_folder(tmp_path / "first", seeds=(0, 1), compress={"remove_ratio": 0.25})
+    second = run_folder(tmp_path / "second", seeds=(0,), compress={"remove_ratio": 0.5})
+    (first / "seed-1" / "result.json").unlink()
+    made = join([first, second], tmp_path / "out", command="c")
+    lame, whole = made.configurations
+    assert (lame.name, whole.name) == ("demo (first)", "demo (second)")
+    assert lame.failed == ("seed 1: did not finish",)
+    assert whole.failed == ()
+    assert judged(made, "forbid_unsafe: true") == {Verdict.PASSED, Verdict.MISSING}
+    assert judged(Report.load(tmp_path / "out"), "forbid_unsafe: true") == {Verdict.PASSED, Verdict.MISSING}
+
+
+def test_a_seed_that_one_of_two_runs_finished_is_not_lost(tmp_path):
+    folders = [run_folder(tmp_path / n, seeds=(0,)) for n in ("a", "b")]
+    (folders[0] / "seed-0" / "result.json").unlink()
+    (one,) = join(folders, tmp_path / "out", command="c").configurations
+    assert one.failed == ()
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    folders = [
+        run_folder(tmp_path / name / "run", seeds=(0,), compress={"remove_ratio": ratio})
+        for name, ratio in (("a", 0.25), ("b", 0.5))
+    ]
+    names = [c.name for c in join(folders, tmp_path / "out", command="c").configurations]
+    assert names == [f"demo ({folder})" for folder in folders]

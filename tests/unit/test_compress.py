@@ -120,6 +120,14 @@ def test_importance_that_took_long_is_computed_once_for_an_llm_and_its_windows(t
     assert remembered(slow, llm, WINDOWS, 3) == [3.0] * 4
     remembered(slow, tiny_llama(seed=1), WINDOWS, 2)
     assert asked == [2, 3, 2]
+    other = tiny_llama()
+    other.config.rms_norm_eps = 0.1  # the same weights, other numbers
+    remembered(slow, other, WINDOWS, 2)
+    moved = tiny_llama()
+    moved.config._name_or_path = "elsewhere"
+    remembered(slow, moved, WINDOWS, 2)
+    assert asked.pop() == 2
+    assert asked == [2, 3, 2]
     for file in (tmp_path / "importance").iterdir():
         file.write_bytes(b"damaged")
     assert remembered(slow, llm, WINDOWS, 2) == [2.0] * 4

@@ -111,6 +111,12 @@ def test_set_changes_values_inside_the_file(file: Path):
     assert config.name == "mine"
 
 
+def test_set_fills_a_section_that_the_file_leaves_empty(file: Path):
+    file.write_text("protect:\ndata:\n")
+    config = load_config(file, ["protect.bits=16", "data.root=here"])
+    assert (config.protect.bits, config.data.root) == (16, "here")
+
+
 @pytest.mark.parametrize(
     "change", ["compress.remove_ratio", "=1", "seeds.9=1", "name.first=x", "name=[", "seeds.x=1"]
 )

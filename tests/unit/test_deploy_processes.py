@@ -2,11 +2,17 @@
 
 import asyncio
 import hashlib
+import json
 import logging
+import os
+import subprocess
 import threading
 import time
 from base64 import b64encode
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -29,7 +35,7 @@ from fedproxy_secure.flower.internals.supernode import AppRefused, OfferedApp, c
 from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_files, app_sha256, sources_sha256
 from fedproxy_secure.flower.launch.superlink import MOST_BODY_BYTES, OnlyNodes
 from fedproxy_secure.flower.launch.supernode import SERVER_APP, check_app
-from fedproxy_secure.runtime.only_one import running
+from fedproxy_secure.runtime.only_one import FILE, running
 from tests.support.connections import another_users_connection, connected
 
 ELSEWHERE, HERE = ("192.0.2.7", 5000), ("192.0.2.1", 9092)
@@ -504,8 +510,6 @@ class Run:
 
 def test_flower_drops_the_message_of_an_app_that_is_refused():
     """The check stands in Flower's own connection, and what it raises is what Flower takes for "go on"."""
-    from contextlib import contextmanager
-
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import RunNotRunningException
 
@@ -537,3 +541,31 @@ def test_a_folder_runs_one_process_which_is_found_while_it_runs(tmp_path):
             pass
     assert running(tmp_path) is None
     assert stop(tmp_path) is False
+
+
+@contextmanager
+def held_by_another_user(folder):
+    """Name a process that this one may not end as the holder of a folder, while the block lasts."""
+    if os.geteuid() != 0:
+        (folder / FILE).write_text(json.dumps({"pid": 1}))
+        yield
+        return
+    folder.chmod(0o755)
+    with subprocess.Popen(["sleep", "60"], user=1) as other:
+        (folder / FILE).write_text(json.dumps({"pid": other.pid}))
+        assert running(folder) == other.pid  # loads what only root may read
+        os.seteuid(2)  # root may end any process
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            other.kill()
+
+
+def test_a_process_of_another_user_is_not_stopped_and_that_is_one_line():
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        with the_only_one(folder, "a node"), held_by_another_user(folder):
+            assert running(folder) is not None
+            with pytest.raises(RunFolderError, match=r"is another user's; stop it as that user$"):
+                stop(folder)

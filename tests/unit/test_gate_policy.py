@@ -9,6 +9,7 @@ from fedproxy_secure.evidence.measure import MEASURES
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.policy import find_policy, load_policy
 from fedproxy_secure.gate.rules import OTHERS, limit_names, limit_of
+from fedproxy_secure.runtime.untrusted import MOST_BYTES
 from tests.support.gate_samples import SAFE, SIGNED, SIGNER, policy, release_policy, report
 
 
@@ -106,6 +107,13 @@ def test_a_file_that_is_no_policy_is_refused_in_one_line(tmp_path, text, line):
     with pytest.raises(ConfigError) as raised:
         load_policy(tmp_path / "policy.yaml")
     assert line in str(raised.value)
+
+
+def test_a_policy_that_is_too_large_to_read_is_told_so(tmp_path):
+    with (tmp_path / "policy.yaml").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(ConfigError, match=r"policy\.yaml: cannot be read: has more than 268,435,456 bytes"):
+        load_policy(tmp_path / "policy.yaml")
 
 
 def test_shipped_policies_are_found_by_name_and_hold():

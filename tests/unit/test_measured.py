@@ -114,6 +114,14 @@ def test_no_gap_is_told_where_centralised_tuning_is_worse_than_none(tmp_path: Pa
     assert configuration.measure("gap_closed") is None
 
 
+@pytest.mark.parametrize("answers", [{"a": "01x1", "b": "0101"}, {"a": ""}, {"a": [1, 0]}, "0101", None])
+def test_answers_that_are_damaged_are_refused_and_not_counted_as_wrong(tmp_path: Path, answers):
+    file = write_run(tmp_path / "run", seeds=(0,)) / "seed-0" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "fused": answers}))
+    with pytest.raises(RunFolderError, match=r"^run/seed-0/result\.json: fused: is damaged"):
+        made(tmp_path / "run", tmp_path, (0,))
+
+
 def test_one_seed_has_an_interval_over_its_records(tmp_path: Path):
     fused = made(write_run(tmp_path / "run", seeds=(0,)), tmp_path, (0,)).measure("accuracy_fused").estimate
     assert fused.n == 8

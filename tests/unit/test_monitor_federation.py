@@ -18,7 +18,7 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.monitor.event_log import VARIABLE, EventLog
 from fedproxy_secure.monitor.metrics import metrics
 from fedproxy_secure.monitor.noting import ledger_bytes
-from fedproxy_secure.monitor.owner import owner_standing
+from fedproxy_secure.monitor.owner import JOB, owner_standing
 from fedproxy_secure.monitor.page import page
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -76,7 +76,8 @@ def test_an_owner_notes_start_set_up_and_every_round_with_its_bytes(world, ended
     seconds = [line["seconds"] for line in folder.read_jsonl("rounds.jsonl")]
     assert [e.seconds for e in events[2:]] == pytest.approx(seconds, rel=0.5, abs=2)
 
-    at = owner_standing(folder.path, events=log, job=world[0])
+    folder.write_text(JOB, world[0].to_json())
+    at = owner_standing(folder.path, events=log)
     assert (at.phase, at.rounds_done, at.cohort, at.clients, at.connected) == ("finished", 2, 3, 3, 3)
     assert (at.bytes_received, at.bytes_sent) == (received, sent)
 
@@ -114,7 +115,8 @@ def test_an_aborted_round_is_noted_by_its_class_and_the_run_by_its_standing(worl
         serve(InProcessGrid(Failing(), 3), job, proxy, initial, run_folder=tmp_path)
     last = log.read().events[-1]
     assert (last.kind, last.round, last.outcome, last.reason) == ("round", 0, "aborted", "RoundAborted")
-    at = owner_standing(tmp_path, events=log, job=job)
+    (tmp_path / JOB).write_text(job.to_json())
+    at = owner_standing(tmp_path, events=log)
     assert (at.phase, at.healthy, at.aborts) == ("stopped", False, {"RoundAborted": 1})
     assert "SECRET-RECORD" not in log.file.read_text() + page(at)
 
@@ -142,7 +144,8 @@ def test_no_loss_norm_name_or_path_is_in_events_page_or_metrics(world, tmp_path,
     folder = run(world, tmp_path / "run", privacy=job.privacy.model_copy(update=privacy))
     lines = folder.read_jsonl("rounds.jsonl")
     assert ("loss" in lines[0]) == (unit == "none")
-    at = owner_standing(folder.path, events=log, job=job)
+    folder.write_text(JOB, job.to_json())
+    at = owner_standing(folder.path, events=log)
     events = log.file.read_text()
     shown = page(at) + metrics(at).decode() + events
     floats = {json.dumps(v) for line in lines for v in line.values() if isinstance(v, float)}

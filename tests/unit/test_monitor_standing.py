@@ -17,7 +17,7 @@ from fedproxy_secure.journal.store import create_journal, journal_file
 from fedproxy_secure.monitor.event_log import EventLog
 from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.metrics import metrics
-from fedproxy_secure.monitor.owner import owner_standing
+from fedproxy_secure.monitor.owner import JOB, owner_standing
 from fedproxy_secure.monitor.page import page
 from fedproxy_secure.monitor.site import site_standing
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -111,7 +111,9 @@ def test_nothing_of_a_run_folder_is_shown_but_what_is_listed(run_folder):
 
 def test_an_owner_is_never_shown_an_epsilon_even_where_ledgers_lie_in_her_run_folder(run_folder):
     ledger = spent_ledger(run_folder / "privacy", rounds=3)
-    at = owner_standing(run_folder, job=config(privacy={"unit": "client"}, fusion={"rule": "fedavg"}))
+    job = config(privacy={"unit": "client"}, fusion={"rule": "fedavg"})
+    (run_folder / JOB).write_text(job.to_json())
+    at = owner_standing(run_folder)
     assert at.spending is None
     assert "epsilon" not in shown(at).lower()
     assert f"{ledger.spent().epsilon:.3g}" not in page(at)
@@ -134,7 +136,8 @@ def test_the_phase_of_an_owner_follows_from_rounds_and_the_last_event(
     folder = RunFolder(path=tmp_path)
     for number in range(rounds):
         folder.append_jsonl("rounds.jsonl", {"round": number, "participants": [], "seconds": 1.0})
-    at = owner_standing(tmp_path, job=config(), events=with_events(tmp_path, *events))
+    folder.write_text(JOB, config().to_json())
+    at = owner_standing(tmp_path, events=with_events(tmp_path, *events))
     assert (at.phase, at.healthy) == (phase, healthy)
     assert why in at.why
 

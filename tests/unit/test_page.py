@@ -24,6 +24,7 @@ from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.schema import FILE, report_schema
 from fedproxy_secure.report.sweep import headline, kinds_of, labelled, on_front
+from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import pull_request_summary
 from tests.support.page_walk import Element, faults, numbers, parse
 from tests.support.sample_report import sample_comparison, sample_report
@@ -314,6 +315,23 @@ def test_two_configurations_never_share_their_words(report: Report):
     twice = (*report.configurations, *(replace(c, name=f"again {c.name}") for c in report.configurations))
     words = [(i.kind, i.rest) for i in labelled(twice)]
     assert len(set(words)) == len(twice)
+
+
+CLOSE = (0.12, 0.125)  # ratios that read alike without a decimal
+
+
+def test_two_remove_ratios_that_differ_never_read_alike():
+    made = sample_report(protections=("unsafe_plaintext", "masking"), ratios=CLOSE, seeds=(0,))
+    assert {i.rest for i in labelled(made.configurations)} == {"12 % removed", "12.5 % removed"}
+    text = parse(page(made)).text
+    assert "12 % removed" in text
+    assert "12.5 % removed" in text
+    rows = tuple(
+        replace(r, remove_ratio=c) for r, c in zip(sample_comparison().rows[2:4], CLOSE, strict=True)
+    )
+    compared = replace(sample_comparison(), rows=rows, differences=())
+    assert "12.5%" in markdown_report(compared)
+    assert "12.5 % removed" in parse(page(compared)).text
 
 
 def test_differential_privacy_is_told_also_where_the_settings_name_the_scheme_alone(report: Report):

@@ -7,7 +7,7 @@ import pytest
 from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.protect.plaintext import Plaintext
-from fedproxy_secure.runtime.registry import Registry
+from fedproxy_secure.runtime.registry import Registry, answers_of, plugged_in
 
 GROUP = "fedproxy_secure.test_kinds"
 
@@ -121,3 +121,25 @@ def test_every_name_of_this_project_leads_to_an_object_of_that_name():
         for name, thing in kinds.every().items():
             assert thing.name == name
             assert thing.title
+
+
+def test_the_functions_of_a_group_are_loaded_and_asked(installed):
+    installed("a = somebody:double\nb = somebody:THING", "THING = str\ndouble = lambda value: 2 * value\n")
+    assert [function(3) for function in plugged_in(GROUP)] == [6, "3"]
+    assert answers_of(GROUP, 4) == [8, "4"]
+    assert answers_of("nobody.has.these") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("import nothing_of_the_kind", "cannot be loaded: No module named 'nothing_of_the_kind'"),
+        ("mine = 3", "is of int; must be a function"),
+        ("def mine(): return 1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_function_of_somebody_else_that_is_broken_is_named(installed, module, says):
+    installed("mine = somebody:mine", module + "\n")
+    with pytest.raises(ConfigError) as raised:
+        answers_of(GROUP)
+    assert str(raised.value) == f"entry point 'mine' of {GROUP}: somebody:mine: {says}"

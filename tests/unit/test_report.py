@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report import (
     MethodRow,
@@ -68,6 +68,17 @@ def report() -> Report:
         ),
         notes=("3 prompts were truncated",),
     )
+
+
+def test_no_report_has_two_configurations_of_one_name(tmp_path: Path):
+    made = sample_report()
+    first, second, *_ = made.configurations
+    with pytest.raises(DataError, match=r"^configurations: .* is there twice"):
+        replace(made, configurations=(first, replace(second, name=first.name)))
+    text = made.to_json().replace(json.dumps(second.name), json.dumps(first.name))
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"report\.json: is damaged: configurations: .* there twice"):
+        Report.load(tmp_path)
 
 
 def test_a_written_report_is_read_back_equal(report: Report, tmp_path: Path):

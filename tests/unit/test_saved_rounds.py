@@ -9,7 +9,15 @@ import pytest
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.record.leakage import LEDGER, Ledger
-from fedproxy_secure.record.saved_rounds import ROUNDS, STATE, resumed, with_remedy
+from fedproxy_secure.record.saved_rounds import (
+    ROUNDS,
+    STATE,
+    UNMASKED,
+    note_unmasked,
+    resumed,
+    unmasked_for,
+    with_remedy,
+)
 from fedproxy_secure.runtime.artifacts import RunFolder
 
 
@@ -61,3 +69,24 @@ def test_an_abort_names_those_without_whom_the_round_cannot_be_opened():
     assert with_remedy("too few", None, ["a"]) == "too few"
     assert with_remedy("too few", ["a", "b"], ["b", "a"]) == "too few"
     assert "included b, now not connected" in with_remedy("too few", ["a", "b"], ["a"])
+
+
+def test_for_whom_a_round_was_to_be_unmasked_is_read_back_for_that_round_alone(tmp_path):
+    made = RunFolder(path=tmp_path)
+    assert unmasked_for(made, 3) is None
+    note_unmasked(made, 3, ["bank", "clinic"])
+    assert unmasked_for(made, 3) == ["bank", "clinic"]
+    assert unmasked_for(made, 4) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "3", '{"round": 3}', '{"round": 3, "clients": "bank"}', '{"round": "3", "clients": []}'],
+)
+def test_a_damaged_note_of_whom_to_unmask_is_refused_with_a_remedy(tmp_path, text):
+    (tmp_path / UNMASKED).write_text(text)
+    with pytest.raises(
+        RunFolderError, match=r"unmasked\.json: is damaged, .* put it back, or begin"
+    ) as raised:
+        unmasked_for(RunFolder(path=tmp_path), 3)
+    assert "\n" not in str(raised.value)

@@ -19,6 +19,7 @@ def read(path, content: bytes, limit=None):
         (b"text,label\na,0\nb,1,2\n", "line 3: must have 2 cells"),
         (b"text,label\na,0\n\nb\n", "line 4: must have 2 cells"),
         (b'text,label\n"b"x,1\n', "line 2: is not CSV"),
+        (b"label,text,label\n0,a,1\n", "line 1: columns 1 and 3 have one name"),
     ],
 )
 def test_a_broken_csv_line_is_named(tmp_path, content, line):
@@ -38,6 +39,7 @@ def test_a_jsonl_line_that_is_not_utf8_is_named(tmp_path):
         ("x.jsonl", b'{"text": Jane Doe}', "line 1: is not JSON"),
         ("x.csv", b"text,label\nJos\xe9,0\n", "is not UTF-8 at byte 14"),
         ("x.csv", b'text,label\n"Jane Doe"x,1\n', "is not CSV"),
+        ("x.csv", b"Jane Doe,Jane Doe\n", "have one name"),
     ],
 )
 def test_what_cannot_be_read_of_a_line_is_placed_and_not_quoted(tmp_path, name, content, says):

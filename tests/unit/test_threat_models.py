@@ -205,3 +205,13 @@ def test_a_name_that_is_taken_is_refused(installed):
     with pytest.raises(ConfigError, match="threat model 'server': is registered twice; names must differ"):
         every()
     assert run("list").exit_code == 2
+
+
+def test_attacks_of_a_package_that_is_broken_are_one_line(installed, tmp_path):
+    installed("backups")
+    points = tmp_path / "guest_models-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[fedproxy_secure.attacks_that_fit]\nguest = nothing_of_the_kind:fit\n")
+    shown = run("show", "server")
+    assert shown.exit_code == 2
+    assert "entry point 'guest' of fedproxy_secure.attacks_that_fit" in shown.stderr
+    assert isinstance(shown.exception, SystemExit)

@@ -438,6 +438,15 @@ def test_wrong_options_of_the_commands_are_one_line_and_exit_code_2(traced_run, 
         assert why in " ".join(done.output.split())
 
 
+def test_an_error_that_nobody_foresaw_is_not_told_as_nobody_to_accuse(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "fedproxy_secure.audit.tracing", None
+    )  # an installation without a file
+    done = command("find", tmp_path, tmp_path)
+    assert done.exit_code == 2
+    assert "ModuleNotFoundError" in done.stderr
+
+
 def test_a_run_without_one_traced_seed_is_one_line_that_says_what_to_do(tmp_path):
     log = AuditLog.open(RunFolder(path=tmp_path), fresh_secret(), {})
     none = command("find", tmp_path, tmp_path)

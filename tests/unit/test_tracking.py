@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.tracking import (
     FOLDER,
     NEEDS,
     Place,
+    Trackers,
     measure_values,
     open_tracker,
     require,
@@ -112,6 +113,50 @@ def test_no_tracker_is_fine(tmp_path):
     with closing(open_tracker([], place(tmp_path))) as tracker:
         tracker.log(0, {"x": 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+class FarAway:
+    """A tracker whose server goes away after the first step."""
+
+    def __init__(self):
+        self.steps, self.closed = [], 0
+
+    def log(self, step, values):
+        self.steps.append(step)
+        if step:
+            raise ValueError("no route\nto host")
+
+    def close(self):
+        self.closed += 1
+        raise ValueError("no route to host")
+
+
+def test_a_tracker_that_fails_ends_neither_the_run_nor_the_others(tmp_path, caplog):
+    far, near, last = FarAway(), open_tracker(["tensorboard"], place(tmp_path)), FarAway()
+    trackers = Trackers({"mlflow": far, "tensorboard": near, "wandb": last})
+    for step in range(3):
+        trackers.log(step, {"round/loss": float(step)})
+    trackers.close()
+    assert (far.steps, far.closed, last.steps, last.closed) == ([0, 1], 1, [0, 1], 1)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"track={name}: gets no more numbers, the run goes on: ValueError: no route to host"
+        for name in ("mlflow", "wandb")
+    ]
+    assert len(scalars(tmp_path / FOLDER / "tensorboard" / "seed-0")["round/loss"]) == 3
+
+
+def test_a_tracker_that_cannot_be_closed_leaves_none_open(caplog):
+    trackers = [FarAway(), FarAway()]
+    Trackers({str(i): one for i, one in enumerate(trackers)}).close()
+    assert [one.closed for one in trackers] == [1, 1]
+    assert "may lack numbers: ValueError: no route to host" in caplog.text
+
+
+def test_a_tracker_that_cannot_be_opened_is_one_line_with_a_remedy(tmp_path):
+    (tmp_path / FOLDER).write_text("in the way")
+    with pytest.raises(RunFolderError, match=r"track=tensorboard: cannot be opened: .* track=\[\] does"):
+        open_tracker(["tensorboard"], place(tmp_path))
 
 
 # --- TensorBoard

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import active_children
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.runtime import workers
 from fedproxy_secure.runtime.progress import Named, NoProgress
 from fedproxy_secure.runtime.workers import Lost, in_processes, in_this_process, run_tasks
 from tests.support.processes import ends_within
@@ -83,6 +85,26 @@ def test_a_process_that_dies_is_named_by_its_code():
 def test_whoever_is_asked_about_a_task_and_raises_leaves_no_process(asked):
     with pytest.raises(ConfigError, match="value=60"):
         list(in_processes(time.sleep, [60], jobs=1, **{asked: refuse}))
+    assert active_children() == []
+
+
+def does_not_end(seconds):
+    threading.Thread(target=time.sleep, args=(seconds,)).start()
+    return seconds
+
+
+def works_or_does_not_end(task):
+    work, seconds = task
+    return work(seconds)
+
+
+def test_a_process_that_does_not_end_after_its_result_holds_up_no_other(monkeypatch):
+    monkeypatch.setattr(workers, "GRACE_S", 1.0)
+    tasks = [(does_not_end, 60), (time.sleep, 60), (math.sqrt, 4.0)]
+    began = time.monotonic()
+    results = dict(in_processes(works_or_does_not_end, tasks, jobs=2, seconds=5.0))
+    assert time.monotonic() - began < 30
+    assert results == {0: 60, 1: Lost(timed_out=True, code=-signal.SIGKILL), 2: 2.0}
     assert active_children() == []
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.config.sections import cohort_size
 from fedproxy_secure.experiments.method import STEP_PASSES, method_of
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.runtime.progress import Named, Progress
@@ -73,8 +72,7 @@ def step_units(*, remove_ratio: float) -> float:
 
 def trained_records(config: Config) -> int:
     """Return how many records clients train on in all rounds, repeats included."""
-    cohort = cohort_size(len(config.data.clients), config.federate.participation)
-    return config.federate.rounds * cohort * config.local.steps * config.local.batch_size
+    return config.federate.rounds * config.cohort * config.local.steps * config.local.batch_size
 
 
 @dataclass(kw_only=True)

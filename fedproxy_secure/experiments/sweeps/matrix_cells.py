@@ -7,7 +7,6 @@ cells/NAME/failed.json    why it is not
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.attacked import attack_run
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
@@ -145,9 +145,9 @@ def _privacy(protection: SweptProtection) -> dict[str, Any]:
 
 
 def title_of(cell: MatrixCell, config: Config) -> str:
-    """Name a cell's configuration for the report; what was swept over one value only is left out."""
+    """Name a cell's configuration for the report: protection, ratio, and what else has several values."""
     swept = config.matrix
-    parts = [_protection_title(cell.protection), f"{cell.remove_ratio:.0%} removed"]
+    parts = [_protection_title(cell.protection), f"{percent(cell.remove_ratio)}% removed"]
     if cell.compression is not None and len(swept.compressions) > 1:
         parts.append(_compression_title(cell.compression))
     parts += [cell.fusion.name] * (len(swept.fusions) > 1)
@@ -198,12 +198,10 @@ def measure_cell(
 
     began = time.perf_counter()
     own, folder = cell_config(config, cell), out / cell.folder
-    with contextlib.suppress(FileNotFoundError):
-        (folder / FAILED).unlink()
     proxy = proxy_of(config, cell)
     if proxy is not None:
         RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
-        proxy.lend(out, folder / f"seed-{cell.seed}")
+        proxy.link_into(out, folder / f"seed-{cell.seed}")
     run(own, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
     if config.attacks.suite != "none":
         attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)

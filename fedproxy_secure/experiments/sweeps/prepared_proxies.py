@@ -129,7 +129,7 @@ class PreparedProxy:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{path}: is damaged: {error}; delete it") from error
 
-    def lend(self, out: Path, folder: Path) -> None:
+    def link_into(self, out: Path, folder: Path) -> None:
         """Let `folder` have the healed weights too, on the same disk space where the file system can."""
         source, place = self.folder(out) / WEIGHTS, folder / WEIGHTS
         if place.exists() or not source.exists():

@@ -24,6 +24,7 @@ from fedproxy_secure.report.sweep import (
     kinds_of,
     labelled,
     on_front,
+    percent,
 )
 from fedproxy_secure.report.trilemma import Measure
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -292,8 +293,8 @@ def _spread_out(items: Sequence[Labelled], x: str, y: str) -> bool:
 
 
 def _named(method: str, ratio: float | None) -> str:
-    return method.replace("_", " ") + ("" if ratio is None else f", {ratio:.0%}".replace("%", " %"))
+    return method.replace("_", " ") + ("" if ratio is None else f", {percent(ratio)} %")
 
 
 def _removed(ratio: float | None) -> str:
-    return "whole LLM" if ratio is None else f"{ratio:.0%} removed".replace("%", " %")
+    return "whole LLM" if ratio is None else f"{percent(ratio)} % removed"

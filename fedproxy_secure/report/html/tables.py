@@ -28,7 +28,7 @@ from fedproxy_secure.report.comparison import (
     weakest,
 )
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, shown
+from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, percent, shown
 
 FIRST: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
 EDGE = "owner's edge"
@@ -219,7 +219,7 @@ def effect_table(report: Report) -> MethodTable | None:
 
 def named(method: str, ratio: float | None, seeds: str) -> tuple[str, str]:
     """Return a method and, as people read it, what was removed and that it has few seeds."""
-    removed = "" if ratio is None else f"{ratio:.0%} removed".replace("%", " %")
+    removed = "" if ratio is None else f"{percent(ratio)} % removed"
     return method.replace("_", " "), ", ".join(part for part in (removed, seeds) if part)
 
 

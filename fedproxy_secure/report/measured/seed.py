@@ -9,7 +9,7 @@ from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, RunFolderError
-from fedproxy_secure.evidence.answers import Bits
+from fedproxy_secure.evidence.answers import Bits, bits_from_text
 from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -48,11 +48,17 @@ class SeedRun:
         """Return which test records a model answered correctly, by task.
 
         The model `ceiling` is the centralised LLM.
+
+        Raises `RunFolderError` if the result does not say so by 0 and 1.
         """
         if model == "ceiling":
             assert self.ceiling is not None
             return self.ceiling
-        return {task: [c == "1" for c in text] for task, text in self.result[model].items()}
+        try:
+            return {task: bits_from_text(text) for task, text in self.result[model].items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            place = f"{self.place}/seed-{self.seed}/result.json"
+            raise RunFolderError(f"{place}: {model}: is damaged: {error}") from error
 
     @property
     def ledger_of_rounds(self) -> tuple[Mapping[str, Any], ...]:

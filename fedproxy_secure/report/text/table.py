@@ -39,6 +39,7 @@ from fedproxy_secure.report.comparison import (
     weakest,
 )
 from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.escape import Markdown, escaped, escaped_line, printable
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def cells(row: MethodRow, seeds: Sequence[int] = ()) -> tuple[str, ...]:
 
 def removed(ratio: float | None) -> str:
     """Return a remove ratio in percent; `-` for None."""
-    return "-" if ratio is None else f"{ratio:.0%}"
+    return "-" if ratio is None else f"{percent(ratio)}%"
 
 
 def norm_table(report: Report, *, by_task: bool = True) -> tuple[tuple[str, ...], Lines]:
