@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from contextlib import nullcontext, suppress
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from attacks.commands.options import check_seconds, profile_of
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.cli.options import typed
-from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.errors import FedProxyError
 
 if TYPE_CHECKING:
-    from fedproxy_secure.evidence.finding import Finding, Profile
+    from fedproxy_secure.evidence.finding import Finding
 
 FINDING, INCONCLUSIVE = 1, 3
 MOST_JOBS = 4
@@ -133,8 +133,8 @@ def run_command(
             warm_up(WORKERS_NEED)
 
         from attacks import registry
+        from attacks.commands.table import outcome_line
         from attacks.suite import run_suite
-        from attacks.table import outcome_line
         from fedproxy_secure.audit.witness import reopen_findings
         from fedproxy_secure.cli.progress import shown_on
         from fedproxy_secure.evidence.finding import RESULTS, read_findings
@@ -244,20 +244,6 @@ def model(
     _exit(results, strict)
 
 
-def profile_of(suite: str) -> Profile:
-    """Return the profile with this name. Raises `ConfigError` if there is none."""
-    for profile in ("smoke", "standard", "full"):
-        if suite == profile:
-            return profile
-    raise ConfigError(f"--suite {suite}: must be smoke, standard or full")
-
-
-def check_seconds(seconds: float) -> None:
-    """Raise `ConfigError` for a time limit that is no number of seconds, as `inf` and `nan` are none."""
-    if not math.isfinite(seconds):
-        raise ConfigError(f"--budget-seconds {seconds:g}: must be a finite number; for no limit say 1e9")
-
-
 def llm_of(run: Path) -> str | None:
     """Return the path of the owner's model from the run's settings, or None if they cannot be read."""
     import yaml
@@ -272,7 +258,7 @@ def llm_of(run: Path) -> str | None:
 
 
 def _show(results: list[Finding]) -> None:
-    from attacks.table import rich_tables
+    from attacks.commands.table import rich_tables
 
     Console().print(rich_tables(results))
 

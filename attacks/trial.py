@@ -89,7 +89,7 @@ def run_one(
             detectable, targets = detectable_of(one.info, estimates), targets_of(estimates[0], exam, truth)
             bar.part = "its negative control"
             with suppress(NotApplicable, Inconclusive):
-                negative = _negative(one, seen, exam, guess, budget, seed)
+                negative = _negative(one, seen, exam, guess, budget.halfway(), seed)
             bar.part = "its positive control"
             try:
                 positive = _positive(one, seen, truth, budget, seed, estimates)

@@ -60,8 +60,7 @@ MOST = 1200  # documents of an exam, half of them members
 SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # learned tokens of a text, in the median, from which on its windows vote
-SHARE = 0.4  # of its seconds that the attack spends on reading; the positive control trains a model
-MOST_USED = 0.9  # of the seconds, when a control must stop reading
+SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if it is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,8 @@ class ModelMembership(Attack):
         elif view.open_api is not None:
             model, tokenizer = load_llm(view.open_api, device="cpu", dtype="float32")
             results: list[Likelihoods] = []
-            while len(results) < len(documents) and (not results or budget.used < SHARE):
+            until = budget.until(SHARE)
+            while len(results) < len(documents) and (not results or budget.used < until):
                 part = documents[len(results) : len(results) + FEWEST]
                 results += likelihoods(model, part, budget=budget)
             scores = membership_scores(results, documents[: len(results)], tokenizer)
@@ -182,7 +182,7 @@ class ModelMembership(Attack):
             return likelihoods(box.tuned, items, budget=budget)
 
         by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
-        done, until = 0, min(MOST_USED, budget.used + SHARE)  # a control begins late, and reads as many
+        done, until = 0, budget.until(SHARE)
         while done < len(documents) and (done < FEWEST or budget.used < until):
             part = documents[done : done + FEWEST]
             for n in numbers:

@@ -41,7 +41,7 @@ KINDS: tuple[Kind, ...] = ("number", "date", "name", "address")  # the first tha
 KEPT = 200  # guesses of each kind
 CONTEXT, WRITTEN = 8, 32  # tokens of a prompt, and tokens written after it
 AT_ONCE = 64  # texts
-SHARE = 0.4  # of its seconds that the attack spends on writing; the controls write as much
+SHARE = 0.4  # of its seconds that the attack spends on writing; the controls as much, if it is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +94,14 @@ class ClientDetails(Attack):
         with white_box.opened(view) as box:
             own = _own_details(view, box.tokenizer)
             prompts = _prompts(view, box.tokenizer)
-            done = 0
+            done, until = 0, budget.until(SHARE)
             for ids in _written(box, prompts, last, rng, budget):
                 for detail, ratio in _rated(box, ids, first, last, budget):
                     if detail not in own:
                         times[detail] += 1
                         ratios[detail] = max(ratio, ratios.get(detail, ratio))
                 done += len(ids)
-                if done >= most or budget.used > SHARE:
+                if done >= most or budget.used > until:
                     break
         # of a proxy that learned nothing, as in the control, all ratios are alike
         ranked = sorted(ratios, key=lambda d: (-ratios[d], -times[d], d))

@@ -356,6 +356,33 @@ def test_a_budget_is_over_when_its_seconds_are():
     assert Budget(seconds=10, began=time.monotonic() - 5).used == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_control_that_begins_late_is_given_as_much_as_the_attack_and_leaves_time_to_score():
+    began = time.monotonic()
+    fresh, begun, spent = (Budget(seconds=1000, began=began - late) for late in (0, 300, 800))
+    assert fresh.until(0.4) == pytest.approx(0.4, abs=0.01)
+    assert begun.until(0.4) == pytest.approx(0.7, abs=0.01)
+    assert spent.until(0.4) == 0.9
+
+
+def test_the_control_that_comes_first_leaves_half_of_the_rest_to_the_other():
+    begun = Budget(seconds=1000, began=time.monotonic() - 300)
+    assert begun.halfway().until(0.4) == pytest.approx(0.6, abs=0.01)
+    assert begun.halfway().until(0.1) == pytest.approx(0.4, abs=0.01)
+    spent = Budget(seconds=1000, began=time.monotonic() - 950).halfway()
+    assert spent.until(0.4) < spent.used
+
+    last = {}
+
+    class Notes(Toy):
+        def guess(self, view, question, budget, rng):
+            last[view.threat_model] = budget.last
+            return view.threat_model
+
+    one(Notes())
+    assert last["empty"] == pytest.approx(0.45, abs=0.01)
+    assert last["toy"] == last["open"] == 0.9
+
+
 def test_a_number_of_another_unit_than_its_measures_is_an_error_of_the_attack():
     found = one(Toy(measures=(Feeds(measure="canary_exposure_bits", metric="auc"),)))
     assert found.outcome == Outcome.ERROR

@@ -27,6 +27,7 @@ from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import View
 from tests.support.lab import make_lab, records
 from tests.support.tiny import tiny_llama, tiny_tokenizer
+from tests.support.toys import late
 
 RECORDS = 16
 HARD = LocalConfig(steps=80, batch_size=RECORDS, learning_rate=2e-2)
@@ -106,15 +107,19 @@ def test_an_api_alone_has_no_negative_control(world, tmp_path):
     assert ModelMembership().negative(seen, exam, rng()) == (seen, exam)
 
 
-def test_a_customer_of_the_api_finds_them_without_a_reference(world, tmp_path):
+def test_a_customer_of_the_api_finds_them_without_a_reference(world, tmp_path, monkeypatch):
     items = world[1].clients["c0"].train
     tuned = attach(tiny_llama(blocks=2), AdapterConfig(rank=8), seed=0)
     learn(tuned, items)
     tuned.merge_and_unload().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    attack, exam, guess = asked(world, View(threat_model="api_user", api=tmp_path))
+    outside = View(threat_model="api_user", api=tmp_path)
+    attack, exam, guess = asked(world, outside)
     assert guess.headline == "Min-K%++"
     assert attack.score(guess, exam.answer)[0].value > 0.95
+    monkeypatch.setattr("attacks.membership.models.FEWEST", 8)  # a control begins late, and reads as many
+    again = attack.guess(outside, exam.question, late(), rng())
+    assert len(again.scores["Min-K%++"]) == 2 * RECORDS
 
 
 def test_its_positive_control_knows_a_dozen_records_of_one_client_by_heart(world):
