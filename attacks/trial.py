@@ -287,11 +287,14 @@ def _alarm(seconds: float, bar: _Seconds) -> Iterator[None]:
         bar.tell(passed)
 
     before = signal.signal(signal.SIGALRM, ring)
-    others_s, _ = signal.setitimer(signal.ITIMER_REAL, min(TICK_S, seconds))
+    others_s, _ = signal.getitimer(signal.ITIMER_REAL)
     try:
-        yield
+        try:
+            signal.setitimer(signal.ITIMER_REAL, min(TICK_S, seconds))
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring just before, and raises then
     finally:
         left = max(others_s - (time.monotonic() - began), 1e-3) if others_s else 0
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, left)  # an alarm that was set before still rings in time

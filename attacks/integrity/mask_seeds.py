@@ -135,7 +135,12 @@ class MaskSeedSearch(Attack):
         """
         hits = 0
         for (r, name), vector in guess.vectors.items():
-            true = answer.clients[name].rounds[r].update.astype(np.float64)
+            state = answer.clients.get(name)
+            if (
+                state is None or r not in state.rounds
+            ):  # a message whose update nobody kept counts as closed
+                continue
+            true = state.rounds[r].update.astype(np.float64)
             hits += bool(vector @ true > OPENED * np.linalg.norm(vector) * np.linalg.norm(true))
         return (
             share(hits, guess.messages, metric=self.info.headline, seed=0),

@@ -231,6 +231,8 @@ class GradientMatching(Attack):
                 continue
             real.append(max(best_rouge([t], [matched.ids])[0] for t in true))
             null.append(max(best_rouge([t], [shuffled.ids])[0] for t in true))
+        if not real:
+            raise Inconclusive("no vector is of clients whose records are known: nothing to compare with")
         gains = [a[0] - b[0] for a, b in zip(real, null, strict=True)]
         return (
             over_targets(gains, metric=self.info.headline, unit="share", seed=0),

@@ -1,5 +1,6 @@
 """One attack: its outcome follows from its headline and both controls, whatever it raises."""
 
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -381,6 +382,27 @@ def test_the_control_that_comes_first_leaves_half_of_the_rest_to_the_other():
     one(Notes())
     assert last["empty"] == pytest.approx(0.45, abs=0.01)
     assert last["toy"] == last["open"] == 0.9
+
+
+def test_an_alarm_that_rings_while_the_attack_ends_leaves_no_handler_behind(monkeypatch):
+    """The system's alarm comes when it likes; here it comes as the attack's own is taken off."""
+    before, set_timer = signal.getsignal(signal.SIGALRM), signal.setitimer
+    others = set_timer(signal.ITIMER_REAL, 1000)  # another alarm, set before, such as the test's own limit
+
+    def rings_as_it_is_taken_off(which, seconds):
+        if seconds == 0:
+            signal.getsignal(signal.SIGALRM)(signal.SIGALRM, None)
+        return set_timer(which, 1000 if 0 < seconds < 1 else seconds)
+
+    monkeypatch.setattr(signal, "setitimer", rings_as_it_is_taken_off)
+    try:
+        found = one(Toy(), seconds=1e-4)
+        assert "ran out of its 0.0001 s" in found.reason
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] < 1000
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        set_timer(signal.ITIMER_REAL, *others)
 
 
 def test_a_number_of_another_unit_than_its_measures_is_an_error_of_the_attack():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attacks.base import Budget, Inconclusive, OutOfTime, Truth
-from attacks.reconstruction.matching import GradientMatching, Lengths, match
+from attacks.reconstruction.matching import GradientMatching, Lengths, Matched, match
 from attacks.reconstruction.sequences import (
     LoraSpanSequences,
 )
@@ -95,6 +95,12 @@ def test_gradient_matching_on_zero_updates_is_inconclusive(labs):
     items = {"c0": records(np.random.default_rng(0), 2, tokens=3, length=5)}
     with pytest.raises(Inconclusive, match="every update is zero"):
         run(GradientMatching(), lab.view(zero), truth_of(zero, items))
+
+
+def test_sequences_of_clients_whose_records_are_unknown_are_inconclusive():
+    matched = Matched(round=0, clients=("c0",), ids=(1, 2), cosine=1.0)
+    with pytest.raises(Inconclusive, match="nothing to compare with"):
+        GradientMatching().score(((matched, matched),), Truth(clients={}))
 
 
 @pytest.mark.parametrize("attack", [LoraSpanTokens(), LoraSpanSequences(), GradientMatching()])
