@@ -136,10 +136,8 @@ class MaskSeedSearch(Attack):
         hits = 0
         for (r, name), vector in guess.vectors.items():
             state = answer.clients.get(name)
-            if (
-                state is None or r not in state.rounds
-            ):  # a message whose update nobody kept counts as closed
-                continue
+            if state is None or r not in state.rounds:
+                continue  # nobody kept the update of this message: it counts as not opened
             true = state.rounds[r].update.astype(np.float64)
             hits += bool(vector @ true > OPENED * np.linalg.norm(vector) * np.linalg.norm(true))
         return (
