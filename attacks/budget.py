@@ -1,12 +1,19 @@
-"""The budget of an attack: how many seconds, shared with its controls, how many queries, which sizes."""
+"""The budget of an attack: seconds, shared with its controls, queries, sizes; the alarm that ends it."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedproxy_secure.evidence.finding import Profile
+from fedproxy_secure.runtime.progress import Progress
+
+TICK_S = 1.0  # between two messages of a bar
 
 
 class OutOfTime(BaseException):
@@ -67,3 +74,50 @@ class Budget:
         """Raise `OutOfTime` if the seconds are used up; long loops call it in every step."""
         if self.left_s < 0:
             raise OutOfTime(self.seconds)
+
+
+@dataclass(kw_only=True)
+class SecondsBar:
+    """The bar of one attack: the seconds that have passed, of those that it may take at most."""
+
+    shown: Progress
+    task: str
+    part: str = "the attack itself"
+    _told: int = 0
+
+    def tell(self, passed: float) -> None:
+        """Report the seconds that have passed, and what is running."""
+        self.shown.advance(self.task, int(passed) - self._told, note=self.part.removeprefix("its "))
+        self._told = int(passed)
+
+
+@contextmanager
+def alarm(seconds: float, bar: SecondsBar) -> Iterator[None]:
+    """Raise `OutOfTime` when the seconds are over, between any two lines of Python; tell each that passes.
+
+    Signals reach the main thread only. In any other, `budget.check` must do, and the bar stands still.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    began = time.monotonic()
+
+    def ring(_signal: int, _frame: object) -> None:
+        passed = time.monotonic() - began
+        if passed >= seconds:
+            raise OutOfTime(seconds)
+        signal.setitimer(signal.ITIMER_REAL, min(TICK_S, max(seconds - passed, 1e-3)))
+        bar.tell(passed)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    others_s, _ = signal.getitimer(signal.ITIMER_REAL)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, min(TICK_S, seconds))
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring just before, and raises then
+    finally:
+        left = max(others_s - (time.monotonic() - began), 1e-3) if others_s else 0
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left)  # an alarm that was set before still rings in time

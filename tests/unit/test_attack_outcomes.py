@@ -232,7 +232,7 @@ class Bars:
 
 
 def test_a_bar_counts_the_seconds_of_an_attack_that_says_nothing_and_names_its_part(monkeypatch):
-    monkeypatch.setattr("attacks.trial.TICK_S", 0.05)
+    monkeypatch.setattr("attacks.budget.TICK_S", 0.05)
     bars = Bars()
     seen = View(threat_model="toy")
     run_one(HangsInItsControl(), seen, NOTHING, profile="smoke", seconds=1.3, seed=0, progress=bars)
