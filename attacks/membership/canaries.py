@@ -157,7 +157,7 @@ class CanaryExposure(Attack):
             losses[name] = _losses(model, tokenizer, asked, budget)
             answers[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
 
-        if view.proxy is not None and view.settings is not None and view.adapters:
+        if view.has_white_box:
             with white_box.opened(view, view.adapters[max(view.adapters)]) as box:
                 ask(PROXY, box.tuned, box.tokenizer)
             before = _losses_before(
@@ -201,8 +201,8 @@ class CanaryExposure(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The proxy, or else the API's model, trained until it knows the canaries by heart."""
-        held = view.proxy is not None and view.settings is not None and bool(view.adapters)
-        return overfitted(replace_view(view, api=None) if held else view, truth, what="canaries")
+        start = replace_view(view, api=None) if view.has_white_box else view
+        return overfitted(start, truth, what="canaries")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Other candidates, which were never planted, take the place of the secrets."""

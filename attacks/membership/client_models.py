@@ -157,6 +157,4 @@ def _update(view: View, one: Asked) -> np.ndarray:
     mean = view.aggregate(one.round)
     if mean is None:
         raise NotApplicable(f"this view has neither updates nor a sum of round {one.round}")
-    everybody = view.settings.clients if view.settings is not None else ()
-    seen = view.cohorts.get(one.round, everybody)
-    return without_own(view, one.round, seen, mean)
+    return without_own(view, one.round, view.cohort_of(one.round), mean)

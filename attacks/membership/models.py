@@ -135,7 +135,7 @@ class ModelMembership(Attack):
         """Return all scores that the view allows, of as many documents as are read in time."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
-        if _white_box_of(view):
+        if view.has_white_box:
             scores = self._white_box(view, documents, question.population, budget, rng)
             headline = VOTES if learned_tokens(documents) >= VOTERS else FALL
         elif view.open_api is not None:
@@ -257,7 +257,7 @@ class ModelMembership(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Models that were trained until they know a dozen records by heart."""
-        start = view if not _white_box_of(view) else replace_view(view, api=None)
+        start = replace_view(view, api=None) if view.has_white_box else view
         return overfitted(start, truth, what=control_records(truth))
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
@@ -265,14 +265,10 @@ class ModelMembership(Attack):
 
         There is no such control of an API alone, whose model the adversary does not hold.
         """
-        if not _white_box_of(view):
+        if not view.has_white_box:
             return view, exam
         taught = replace_view(with_round_0(view), threat_model=NOBODY)
         return super().negative(taught, exam, rng)
-
-
-def _white_box_of(view: View) -> bool:
-    return view.proxy is not None and view.settings is not None and bool(view.adapters)
 
 
 def control_records(truth: Truth) -> What:

@@ -85,7 +85,7 @@ class ClientDetails(Attack):
 
     def guess(self, view: View, question: None, budget: Budget, rng: np.random.Generator) -> Guessed:
         """Return the details that the tuned proxy wrote, by likelihood ratio, then by count."""
-        if view.proxy is None or view.settings is None or not view.adapters:
+        if not view.has_white_box:
             raise NotApplicable("this view holds no model")
         most = budget.pick(smoke=512, standard=4096, full=16384)
         first, last = with_round_0(view).adapters[0], view.adapters[max(view.adapters)]
