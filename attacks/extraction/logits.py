@@ -142,7 +142,7 @@ class LogitSvd(Attack):
         hits = sum(w == answer for w in guess.found)
         middle = float(np.median(guess.found))
         return (
-            share(hits, len(guess.found), metric=self.info.headline, seed=0),
+            share(hits, len(guess.found), metric=self.info.headline),
             counted(middle, metric="hidden size found, median", unit="dimensions", seeds=(0,)),
             counted(guess.queries, metric="queries of all tries", unit="queries", seeds=(0,)),
         )

@@ -141,7 +141,7 @@ class MaskSeedSearch(Attack):
             true = state.rounds[r].update.astype(np.float64)
             hits += bool(vector @ true > OPENED * np.linalg.norm(vector) * np.linalg.norm(true))
         return (
-            share(hits, guess.messages, metric=self.info.headline, seed=0),
+            share(hits, guess.messages, metric=self.info.headline),
             counted(guess.seeds, metric="seeds tried", unit="count", seeds=(0,)),
         )
 

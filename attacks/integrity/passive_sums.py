@@ -118,9 +118,9 @@ class SignCounts(Attack):
             right += int((there & (np.abs(values) > near)).sum())
         n = guess.coordinates
         return (
-            share(right, n, metric=SignCounts.info.headline, seed=0),
-            share(guess.lone, n, metric="share of coordinates with a lone contributor", seed=0),
-            share(guess.unanimous, n, metric="share of coordinates with unanimous signs", seed=0),
+            share(right, n, metric=SignCounts.info.headline),
+            share(guess.lone, n, metric="share of coordinates with a lone contributor"),
+            share(guess.unanimous, n, metric="share of coordinates with unanimous signs"),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
@@ -256,7 +256,7 @@ class CohortDifferencing(Attack):
         # one AUC per part: pairs of one part are centred over the same clients and far from independent
         by_part, mine = np.reshape(cosines, (-1, PARTS)), np.reshape(same_client, (-1, PARTS))
         aucs = [auc_value(by_part[:, part], mine[:, part]) for part in range(PARTS)]
-        return (over_targets(aucs, metric="auc", unit="AUC", seed=0, within=(0, 1)), rank)
+        return (over_targets(aucs, metric="auc", unit="AUC", within=(0, 1)), rank)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One more sum for every client, in which that client is left out."""

@@ -43,7 +43,7 @@ def refuse_told(counts: np.ndarray, labels: np.ndarray) -> Estimate:
         labels: which documents are members, bool [n].
     """
     odds, there = _blind(counts, labels)
-    blind = auc_estimate(odds, there, metric=METRIC, seed=0)
+    blind = auc_estimate(odds, there, metric=METRIC)
     if p_by_chance(odds, there, permutations=PERMUTATIONS) < TELLS:
         raise Inconclusive(
             f"a blind baseline reaches AUC {blind.value:.3g}: the texts alone tell members from others"

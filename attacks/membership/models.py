@@ -246,13 +246,13 @@ class ModelMembership(Attack):
         labels = answer[: len(values)]
         blind = refuse_told(guess.blind, answer)
         estimates: list[Estimate] = [
-            auc_estimate(values, labels, metric="auc", seed=0),
-            *tpr_estimates(values, labels, seed=0),
+            auc_estimate(values, labels, metric="auc"),
+            *tpr_estimates(values, labels),
             blind,
             mean_difference(guess.scores["loss"], labels, metric=GAP, unit="nats"),
         ]
         for name, scores in guess.scores.items():
-            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}", seed=0))
+            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}"))
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

@@ -122,7 +122,7 @@ class PropertyInference(Attack):
         Rounds draw from the same records, so that DeLong's interval is too narrow. It reaches down to
         chance unless permuted labels hardly ever reach the AUC.
         """
-        auc = auc_estimate(guess, answer, metric="auc", seed=0)
+        auc = auc_estimate(guess, answer, metric="auc")
         p = Estimate(
             metric="p-value",
             value=p_by_chance(guess, answer, permutations=PERMUTATIONS),

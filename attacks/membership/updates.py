@@ -209,9 +209,9 @@ class UpdateMembership(Attack):
             # in deviations within each question, so that the questions can be joined
             values = np.concatenate([deviations(g[name]) for g in guess])
             metric = "auc" if name == "auc" else f"auc, {name} alone"
-            estimates.append(auc_estimate(values, labels, metric=metric, seed=0))
+            estimates.append(auc_estimate(values, labels, metric=metric))
             if name == "auc":
-                estimates += tpr_estimates(values, labels, seed=0)
+                estimates += tpr_estimates(values, labels)
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

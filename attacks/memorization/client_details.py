@@ -117,8 +117,8 @@ class ClientDetails(Attack):
             mine = guess.ranked.get(kind, ())
             hits = len(wanted & set(mine))
             name = "share of details written out" if not estimates else f"share of {kind}s written out"
-            estimates.append(share(hits, len(wanted), metric=name, seed=0))
-            estimates.append(share(hits, len(mine), metric=f"guesses of {kind}s that are right", seed=0))
+            estimates.append(share(hits, len(wanted), metric=name))
+            estimates.append(share(hits, len(mine), metric=f"guesses of {kind}s that are right"))
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

@@ -189,12 +189,12 @@ class GradientMatching(Attack):
             raise Inconclusive("no vector is of clients whose records are known: nothing to compare with")
         gains = [a[0] - b[0] for a, b in zip(real, null, strict=True)]
         return (
-            over_targets(gains, metric=self.info.headline, unit="share", seed=0),
+            over_targets(gains, metric=self.info.headline, unit="share"),
             *(
-                over_targets([x[i] for x in real], metric=name, unit="share", seed=0, within=(0, 1))
+                over_targets([x[i] for x in real], metric=name, unit="share", within=(0, 1))
                 for i, name in enumerate(("ROUGE-1", "ROUGE-2", "ROUGE-L"))
             ),
-            over_targets([m.cosine for m, _ in guess], metric="cosine reached", unit="cosine", seed=0),
+            over_targets([m.cosine for m, _ in guess], metric="cosine reached", unit="cosine"),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

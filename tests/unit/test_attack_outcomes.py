@@ -125,8 +125,8 @@ class Ranks(Toy):
 
     def score(self, guess, answer):
         return (
-            auc_estimate(guess, answer, metric="auc", seed=0),
-            *tpr_estimates(guess, answer, seed=0, rates=(0.01,)),
+            auc_estimate(guess, answer, metric="auc"),
+            *tpr_estimates(guess, answer, rates=(0.01,)),
         )
 
 
@@ -143,7 +143,7 @@ def test_a_finding_says_what_it_could_have_shown_what_it_read_and_how_each_targe
 
 def test_a_mean_is_paired_only_if_the_exam_asked_about_its_targets():
     attack = Toy()
-    attack.score = lambda guess, answer: (over_targets([0.1, 0.5], metric="auc", unit="AUC", seed=0),)
+    attack.score = lambda guess, answer: (over_targets([0.1, 0.5], metric="auc", unit="AUC"),)
     assert one(attack).targets is None
     attack.exam = lambda truth, view, rng: Exam(question=("a", "b"))
     assert one(attack).targets.values == (0.1, 0.5)
