@@ -18,18 +18,18 @@ trust, and read the code of those whose numbers you rely on.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from attacks.budget import Budget as Budget
+from attacks.budget import OutOfTime as OutOfTime
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
 
@@ -44,19 +44,6 @@ class NotApplicable(Exception):
 
 class Inconclusive(Exception):
     """The attack cannot tell whether it succeeded; the text says why."""
-
-
-class OutOfTime(BaseException):
-    """The budget's seconds are used up; a resumed suite runs the attack again.
-
-    It is not derived from `Exception`, because it can be raised between any two lines, even inside code
-    that catches every `Exception` as its own failure, such as training under differential privacy.
-    """
-
-    BEGINS = "ran out of its"
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"{self.BEGINS} {seconds:g} s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,35 +147,6 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an int that no float can hold
         return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The limits of one attack: wall-clock seconds from `began`, model queries, and a profile for sizes."""
-
-    profile: Profile = "smoke"
-    seconds: float = 600.0
-    queries: int = 4096
-    began: float = field(default_factory=time.monotonic)
-
-    def pick(self, *, smoke: Any, standard: Any, full: Any) -> Any:
-        """Return the value for the budget's profile."""
-        return {"smoke": smoke, "standard": standard, "full": full}[self.profile]
-
-    @property
-    def left_s(self) -> float:
-        """The seconds that are left; negative once they are used up."""
-        return self.began + self.seconds - time.monotonic()
-
-    @property
-    def used(self) -> float:
-        """The share of the seconds that is used up: 0 at the beginning, above 1 when they are over."""
-        return 1 - self.left_s / self.seconds
-
-    def check(self) -> None:
-        """Raise `OutOfTime` if the seconds are used up; long loops call it in every step."""
-        if self.left_s < 0:
-            raise OutOfTime(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

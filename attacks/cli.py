@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
 import sys
-from contextlib import nullcontext, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from attacks.commands.ancestry import ancestry_command
+from attacks.commands.model import model_command
+from attacks.commands.options import RunOption, StrictOption, end, show
+from attacks.commands.run import run_command
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.cli.options import typed
-from fedproxy_secure.errors import ConfigError, FedProxyError
-
-if TYPE_CHECKING:
-    from fedproxy_secure.evidence.finding import Finding, Profile
-
-FINDING, INCONCLUSIVE = 1, 3
-MOST_JOBS = 4
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,15 +19,6 @@ app = typer.Typer(
     "Record one with `fedproxy-secure run demo_attacked --record`, then\n\n"
     "`fedproxy-secure attack run --run runs/demo_attacked`",
 )
-
-RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="The run's folder.")]
-StrictOption = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Exit with code 1 if an attack succeeded, with 3 if one was inconclusive or failed.",
-    ),
-]
 
 
 @app.command("list")
@@ -77,97 +58,7 @@ def info(name: str) -> None:
             typer.echo(f"\n{text.strip()}\n")
 
 
-@app.command("run")
-def run_command(
-    run: RunOption,
-    spec: Annotated[
-        list[str] | None,
-        typer.Option("--spec", metavar="ATTACK", help="Only this attack, by name or id; may be repeated."),
-    ] = None,
-    view: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--view", metavar="NAME", help="Threat model; may be repeated. Default: server, client."
-        ),
-    ] = None,
-    suite: Annotated[
-        str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
-    ] = "smoke",
-    budget_seconds: Annotated[
-        float,
-        typer.Option(
-            min=1.0, help="Time limit for one attack from one view, controls included, in seconds."
-        ),
-    ] = 600.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            min=0, help=f"How many attacks run at once. Default: one per core, at most {MOST_JOBS}."
-        ),
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the results that an earlier call finished.")
-    ] = False,
-    strict: StrictOption = False,
-) -> None:
-    """Run a suite of attacks on a recorded run; works offline, writes `attacks/results.json` below it.
-
-    On the demo, `smoke` takes about a minute and `standard` about a quarter of an hour. An attack that
-    fails gets a row in the table and does not stop the others. If you interrupt the suite, the results so
-    far are kept, and `attack report` shows them. Earlier results are kept until new ones replace them.
-
-    Example: `fedproxy-secure attack run --run runs/demo_attacked --view server --spec A2`
-    """
-    views = view or ["server", "client"]
-    options = {"run": run, "suite": suite, "seed": seed, "view": views, "spec": spec}
-    limits = {"budget_seconds": f"{budget_seconds:g}", "jobs": jobs or None}
-    again = typed("attack", "run", **options, **limits, resume=True, strict=strict)
-    with plain_errors(again=again, verdict=strict):
-        from attacks.entry import WORKERS_NEED
-        from fedproxy_secure.runtime.preload import warm_up
-
-        profile = profile_of(suite)
-        check_seconds(budget_seconds)
-        at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)
-        if at_a_time > 1:
-            warm_up(WORKERS_NEED)
-
-        from attacks import registry
-        from attacks.suite import run_suite
-        from attacks.table import outcome_line
-        from fedproxy_secure.audit.witness import reopen_findings
-        from fedproxy_secure.cli.progress import shown_on
-        from fedproxy_secure.evidence.finding import RESULTS, read_findings
-        from fedproxy_secure.runtime.only_one import only_run_in
-        from threat_models import get as threat_model
-
-        attacks = {a.info.name: a for s in spec or [] for a in registry.find(s)}
-        models = [threat_model(v) for v in views]
-        held = only_run_in(run) if run.is_dir() else nullcontext()  # nothing is made for a wrong name
-        try:
-            with held, shown_on(Console(stderr=True)) as progress:
-                reopen_findings(run)
-                results = run_suite(
-                    run,
-                    attacks=list(attacks.values()) or registry.suite(profile),
-                    threat_models=models,
-                    profile=profile,
-                    seconds=budget_seconds,
-                    seed=seed,
-                    resume=resume,
-                    llm=llm_of(run),
-                    jobs=at_a_time,
-                    progress=progress,
-                    on_result=lambda r: typer.echo(outcome_line(r)),
-                )
-        except KeyboardInterrupt:
-            with suppress(FedProxyError):  # there may be none yet
-                _show(read_findings(run))
-            raise
-        _show(results)
-        typer.echo(f"results: {run / 'attacks' / RESULTS}")
-    _exit(results, strict)
+app.command("run")(run_command)
 
 
 @app.command()
@@ -177,112 +68,9 @@ def report(run: RunOption, strict: StrictOption = False) -> None:
         from fedproxy_secure.evidence.finding import read_findings
 
         results = read_findings(run)
-        _show(results)
-    _exit(results, strict)
+        show(results)
+    end(results, strict)
 
 
-@app.command()
-def model(
-    path: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="A Hugging Face folder, a .gguf file, demo or smollm2."),
-    ],
-    members: Annotated[
-        Path | None, typer.Option(help="A6: JSONL of `text` that the model may have been trained on.")
-    ] = None,
-    others: Annotated[
-        Path | None, typer.Option(help="A6: JSONL of `text` that it was not trained on.")
-    ] = None,
-    canaries: Annotated[
-        Path | None, typer.Option(help="A7: JSONL of `prompt`, `secret` (4 digits) and `repeats`.")
-    ] = None,
-    proxy: Annotated[
-        Path | None, typer.Option(help="A12: the smaller model the adversary holds; MODEL is the victim.")
-    ] = None,
-    api: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--api",
-            metavar="KEY=VALUE",
-            help="What MODEL's API returns, as in the section `api` of the settings; may be repeated. "
-            "Example: `--api answers=text`",
-        ),
-    ] = None,
-    suite: Annotated[
-        str, typer.Option("--suite", metavar="smoke|standard|full", help="How much to spend.")
-    ] = "smoke",
-    budget_seconds: Annotated[
-        float, typer.Option(min=1.0, help="Time limit for one attack, controls included, in seconds.")
-    ] = 600.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same guesses.")] = 0,
-    strict: StrictOption = False,
-) -> None:
-    """Attack a model alone, offline: membership (A6), canaries (A7), extraction (A12).
-
-    The search for the model's hidden size always runs. The other attacks need the files that the options
-    name.
-
-    Example: `fedproxy-secure attack model runs/x/seed-0/fused --proxy runs/x/seed-0/proxy`
-    """
-    with plain_errors(again=None, verdict=strict):
-        from attacks.folder import attack_folder
-        from fedproxy_secure.config import apply_overrides, parse_config
-
-        check_seconds(budget_seconds)
-        policy = parse_config(apply_overrides({}, [f"api.{change}" for change in api or []])).api
-        results = attack_folder(
-            path,
-            members=members,
-            others=others,
-            canaries=canaries,
-            proxy=proxy,
-            api=policy,
-            profile=suite,
-            seconds=budget_seconds,
-            seed=seed,
-        )
-        _show(results)
-    _exit(results, strict)
-
-
-def profile_of(suite: str) -> Profile:
-    """Return the profile with this name. Raises `ConfigError` if there is none."""
-    for profile in ("smoke", "standard", "full"):
-        if suite == profile:
-            return profile
-    raise ConfigError(f"--suite {suite}: must be smoke, standard or full")
-
-
-def check_seconds(seconds: float) -> None:
-    """Raise `ConfigError` for a time limit that is no number of seconds, as `inf` and `nan` are none."""
-    if not math.isfinite(seconds):
-        raise ConfigError(f"--budget-seconds {seconds:g}: must be a finite number; for no limit say 1e9")
-
-
-def llm_of(run: Path) -> str | None:
-    """Return the path of the owner's model from the run's settings, or None if they cannot be read."""
-    import yaml
-
-    from fedproxy_secure.runtime.untrusted import parse_yaml
-
-    try:
-        raw = parse_yaml((run / "config.yaml").read_bytes())
-        return str(raw["model"]["path"])
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-        return None
-
-
-def _show(results: list[Finding]) -> None:
-    from attacks.table import rich_tables
-
-    Console().print(rich_tables(results))
-
-
-def _exit(results: list[Finding], strict: bool) -> None:
-    if not strict:
-        return
-    outcomes = {str(r.outcome) for r in results}
-    if "SUCCEEDED" in outcomes:
-        raise typer.Exit(FINDING)
-    if outcomes & {"INCONCLUSIVE", "ERROR"}:
-        raise typer.Exit(INCONCLUSIVE)
+app.command("model")(model_command)
+app.command("ancestry")(ancestry_command)

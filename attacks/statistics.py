@@ -25,9 +25,11 @@ from fedproxy_secure.evidence.estimate import (
 )
 from fedproxy_secure.evidence.targets import components
 
+SEEDS = (0,)  # `attacks.trial` puts the seed of the attack in its place
+
 
 def auc_estimate(
-    scores: np.ndarray, positive: np.ndarray, *, metric: str, seed: int, inflation: float = 1.0
+    scores: np.ndarray, positive: np.ndarray, *, metric: str, inflation: float = 1.0
 ) -> Measured:
     """Return the area under the ROC curve with DeLong's interval (1988), taken on the logit scale.
 
@@ -38,7 +40,6 @@ def auc_estimate(
         scores: float [n], higher for those taken as positive; ties count half.
         positive: bool [n], at least 2 of each kind.
         metric: name of the estimate.
-        seed: seed that the estimate is reported with.
         inflation: factor by which the standard error is larger than DeLong's where scores are not
             independent.
 
@@ -68,7 +69,7 @@ def auc_estimate(
         high=high,
         n=m + n,
         unit="AUC",
-        seeds=(seed,),
+        seeds=SEEDS,
         how="DeLong 95 % on the logit scale",
         power=AucPower(positives=m, negatives=n, inflation=inflation),
         judged=of_kinds(scores, positive) if inflation == 1 else None,
@@ -90,6 +91,20 @@ def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(scores) - m)))
 
 
+def p_by_chance(scores: np.ndarray, labels: np.ndarray, *, permutations: int) -> float:
+    """Return how often labels dealt out anew give an AUC at least as high, the labels as they are included.
+
+    `scores` float [n], `labels` bool [n]. Two calls deal out the same labels.
+
+    >>> p_by_chance(np.arange(40.0), np.arange(40) >= 20, permutations=9_999)
+    0.0001
+    """
+    rng, ranks = np.random.default_rng(0), rankdata(scores)  # the AUC grows with the sum of ranks
+    dealt = rng.permuted(np.tile(labels, (permutations, 1)), axis=1)
+    beaten = int((dealt @ ranks >= ranks[labels].sum()).sum())
+    return (beaten + 1) / (permutations + 1)
+
+
 def _expit(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
@@ -98,7 +113,6 @@ def mean_auc(
     per_target: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     metric: str,
-    seed: int,
     inflation: float = 1.0,
 ) -> Measured:
     """Return the mean AUC over targets, given as (scores, labels); `inflation` as in `auc_estimate`.
@@ -106,7 +120,7 @@ def mean_auc(
     The interval is as wide as the targets' own intervals on average, as if all targets erred together. They
     are not independent: rounds draw on the same records, and an attack scores a token alike in every round.
     """
-    values = [auc_estimate(s, p, metric=metric, seed=seed, inflation=inflation) for s, p in per_target]
+    values = [auc_estimate(s, p, metric=metric, inflation=inflation) for s, p in per_target]
     if len(values) == 1:
         return values[0]
     there = round(float(np.mean([p.sum() for _, p in per_target])))
@@ -118,7 +132,7 @@ def mean_auc(
         high=float(np.mean([1.0 if v.high is None else v.high for v in values])),
         n=len(values),
         unit="AUC",
-        seeds=(seed,),
+        seeds=SEEDS,
         how="mean over targets, DeLong 95 % as if they erred together",
         power=AucPower(positives=there, negatives=others, inflation=inflation),
     )
@@ -129,7 +143,6 @@ def over_targets(
     *,
     metric: str,
     unit: str,
-    seed: int,
     within: tuple[float, float] | None = None,
     chance: float | None = None,
 ) -> Measured:
@@ -139,7 +152,6 @@ def over_targets(
         values: one number for each target.
         metric: name of the estimate.
         unit: unit of the values.
-        seed: seed that the estimate is reported with.
         within: the lowest and highest possible value; the interval is cut to it. Targets that agree get the
             interval of a share, Wilson's, stretched to that range. Without `within` they get none.
         chance: the value where there is nothing to find; with it, the estimate says what it could have
@@ -167,7 +179,7 @@ def over_targets(
         high=high,
         n=mean.n,
         unit=unit,
-        seeds=(seed,),
+        seeds=SEEDS,
         how=how,
         chance=chance,
         power=MeanPower(n=len(values), spread=spread, most=math.inf if within is None else within[1]),
@@ -176,7 +188,7 @@ def over_targets(
 
 
 def tpr_estimates(
-    scores: np.ndarray, positive: np.ndarray, *, seed: int, rates: Sequence[float] = (0.01, 0.001)
+    scores: np.ndarray, positive: np.ndarray, *, rates: Sequence[float] = (0.01, 0.001)
 ) -> tuple[Measured, ...]:
     """Return true-positive rates at fixed false-positive rates, with intervals that count both samples.
 
@@ -198,7 +210,7 @@ def tpr_estimates(
         lax = negatives[most] if most < len(negatives) else -math.inf
         hits = [caught, *(int((scores[positive] > t).sum()) for t in (strict, lax))]
         here, few, many = (
-            proportion_interval(n, int(positive.sum()), metric=name, seeds=(seed,)) for n in hits
+            proportion_interval(n, int(positive.sum()), metric=name, seeds=SEEDS) for n in hits
         )
         low, high = few.low or 0.0, 1.0 if many.high is None else many.high
         estimates.append(
@@ -234,12 +246,12 @@ def mean_difference(values: np.ndarray, positive: np.ndarray, *, metric: str, un
         high=value + half,
         n=len(values),
         unit=unit,
-        seeds=(0,),
+        seeds=SEEDS,
         how="difference of means, normal 95 %",
     )
 
 
-def share(hits: int, n: int, *, metric: str, seed: int, groups: int | None = None) -> Measured:
+def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measured:
     """Return a share of targets with its Wilson interval; 0 of 0 counts as 0 of 1.
 
     Args:
@@ -248,7 +260,7 @@ def share(hits: int, n: int, *, metric: str, seed: int, groups: int | None = Non
             The interval's low end, which decides success, and what the attack could have shown then count
             groups; the high end takes targets as independent.
     """
-    made = proportion_interval(hits, max(n, 1), metric=metric, seeds=(seed,))
+    made = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS)
     if groups is None:
         return with_power(made, SharePower(n=made.n))
     few = min(max(groups, 1), made.n)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from attacks.base import Attack, OutOfTime, Truth
+from attacks.base import Attack, Truth
+from attacks.budget import OutOfTime
 from attacks.registry import check_measures, every, get
 from attacks.trial import finding, has_surfaces, run_one
 from fedproxy_secure.errors import RunFolderError
@@ -133,8 +134,6 @@ def run_suite(
     not registered.
     """
     check_measures(attacks)
-    bars = progress or NoProgress()
-    log_file = RunFolder(path=run / FOLDER)
     trials = [
         Trial(
             folder=folder,
@@ -151,24 +150,17 @@ def run_suite(
     ]
     results = _finished(run, profile, {t.key: t.seed for t in trials}) if resume else {}
     todo = [t for t in trials if t.key not in results]
-    read_view.cache_clear()  # the folder may hold another run by now
-    read_truth.cache_clear()
-    surfaces = {  # of all: a transcript that cannot be read fails before anything runs
-        (folder, model): read_view(folder, model, llm).surfaces
-        for folder, model in dict.fromkeys((t.folder, t.model) for t in todo)
-    }
-    by_name = {one.info.name: one for one in attacks}
+    surfaces = _surfaces(todo)  # a transcript that cannot be read fails before anything runs
     earlier = _earlier(run)
     if not resume:  # a resumed suite must not find them
         keys = {t.key for t in trials}
         forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
-    task = f"{profile} suite"
+    log_file, bars, task = RunFolder(path=run / FOLDER), progress or NoProgress(), f"{profile} suite"
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
+    ended = _results(todo, {one.info.name: one for one in attacks}, surfaces, jobs, bars)
     try:
-        with closing(
-            _results(todo, by_name, surfaces, jobs, bars)
-        ) as results_as_they_end:  # an interrupt ends processes
-            for result in results_as_they_end:
+        with closing(ended):  # an interrupt ends processes
+            for result in ended:
                 results[key_of(result)] = result
                 log_file.append_jsonl(EVENTS, result.to_json())
                 if on_result is not None:
@@ -179,6 +171,14 @@ def run_suite(
         findings = [results[t.key] for t in trials if t.key in results]
         write_findings(run, [*findings, *(f for f in earlier if key_of(f) not in results)])
     return findings
+
+
+def _surfaces(trials: Sequence[Trial]) -> dict[tuple[Path, ThreatModel], frozenset[str]]:
+    """Return the surfaces of each view, read anew. Raises `RunFolderError` for one that cannot be read."""
+    read_view.cache_clear()  # the folder may hold another run by now
+    read_truth.cache_clear()
+    views = dict.fromkeys((t.folder, t.model, t.llm) for t in trials)
+    return {(folder, model): read_view(folder, model, llm).surfaces for folder, model, llm in views}
 
 
 def _results(

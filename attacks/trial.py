@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,9 +26,9 @@ from attacks.base import (
     Exam,
     Inconclusive,
     NotApplicable,
-    OutOfTime,
     Truth,
 )
+from attacks.budget import OutOfTime, SecondsBar, alarm
 from attacks.judging.measured import plain
 from attacks.judging.outcome import judge
 from attacks.judging.targets import detectable_of, targets_of
@@ -46,7 +43,6 @@ from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.randomness import stream
 
 log = logging.getLogger(__name__)
-TICK_S = 1.0  # between two messages of a bar
 
 
 def run_one(
@@ -74,32 +70,14 @@ def run_one(
     """
     began = time.monotonic()
     budget = Budget(profile=profile, seconds=seconds)
-    estimates: tuple[Estimate, ...] = ()
-    detectable: tuple[Detectable, ...] = ()
-    targets = positive = negative = None
-    without_control = ""
-    bar = _Seconds(shown=progress or NoProgress(), task=f"{one.info.name}, {seen.threat_model}")
+    bar = SecondsBar(shown=progress or NoProgress(), task=f"{one.info.name}, {seen.threat_model}")
     bar.shown.start(bar.task, math.ceil(seconds))
+    numbers = _Numbers()
     try:
         _check_surfaces(one.info, seen)
-        with _alarm(seconds, bar):
-            exam, guess, estimates = _attempt(one, seen, truth, budget, seed)
-            _check_headline(one.info, estimates)
-            _check_units(one.info, estimates)
-            detectable, targets = detectable_of(one.info, estimates), targets_of(estimates[0], exam, truth)
-            bar.part = "its negative control"
-            with suppress(NotApplicable, Inconclusive):
-                negative = _negative(one, seen, exam, guess, budget, seed)
-            bar.part = "its positive control"
-            try:
-                positive = _positive(one, seen, truth, budget, seed, estimates)
-            except NotApplicable:
-                pass
-            except (OutOfTime, Inconclusive) as error:  # success needs no positive control
-                without_control = f"{error} in {bar.part}"
-        outcome, reason = judge(one.info, estimates[0], positive, negative, detectable)
-        if without_control and outcome != Outcome.SUCCEEDED:
-            outcome, reason = Outcome.INCONCLUSIVE, without_control
+        with alarm(seconds, bar):
+            _attack_and_controls(one, seen, truth, budget, seed, numbers, bar)
+        outcome, reason = numbers.judged(one.info)
     except OutOfTime as error:
         outcome, reason = Outcome.INCONCLUSIVE, f"{error} in {bar.part}"
     except NotApplicable as error:
@@ -115,16 +93,62 @@ def run_one(
         seen,
         outcome=outcome,
         reason=reason,
-        estimates=tuple(map(plain, estimates)),
-        positive=positive and plain(positive),
-        negative=negative and plain(negative),
-        detectable=detectable,
-        targets=targets,
+        estimates=tuple(map(plain, numbers.estimates)),
+        positive=numbers.positive and plain(numbers.positive),
+        negative=numbers.negative and plain(numbers.negative),
+        detectable=numbers.detectable,
+        targets=numbers.targets,
         seconds=time.monotonic() - began,
         profile=profile,
         seed=seed,
         name=name,
     )
+
+
+@dataclass(kw_only=True)
+class _Numbers:
+    """What an attack and its controls have found so far.
+
+    Args:
+        estimates: the attack's numbers, the headline first.
+        detectable, targets: what these could have shown, and how each target was judged.
+        positive, negative: the controls' headlines.
+        without_positive: why there is no positive control, if it was tried and did not come to an end.
+    """
+
+    estimates: tuple[Estimate, ...] = ()
+    detectable: tuple[Detectable, ...] = ()
+    targets: Targets | None = None
+    positive: Estimate | None = None
+    negative: Estimate | None = None
+    without_positive: str = ""
+
+    def judged(self, info: AttackInfo) -> tuple[Outcome, str]:
+        outcome, reason = judge(info, self.estimates[0], self.positive, self.negative, self.detectable)
+        if self.without_positive and outcome != Outcome.SUCCEEDED:  # success needs no positive control
+            return Outcome.INCONCLUSIVE, self.without_positive
+        return outcome, reason
+
+
+def _attack_and_controls(
+    one: Attack, seen: View, truth: Truth, budget: Budget, seed: int, numbers: _Numbers, bar: SecondsBar
+) -> None:
+    """Run the attack, then its negative control, then its positive one; `numbers` takes what each finds."""
+    exam, guess, numbers.estimates = _attempt(one, seen, truth, budget, seed)
+    _check_headline(one.info, numbers.estimates)
+    _check_units(one.info, numbers.estimates)
+    numbers.detectable = detectable_of(one.info, numbers.estimates)
+    numbers.targets = targets_of(numbers.estimates[0], exam, truth)
+    bar.part = "its negative control"
+    with suppress(NotApplicable, Inconclusive):
+        numbers.negative = _negative(one, seen, exam, guess, budget.halfway(), seed)
+    bar.part = "its positive control"
+    try:
+        numbers.positive = _positive(one, seen, truth, budget, seed, numbers.estimates)
+    except NotApplicable:
+        pass
+    except (OutOfTime, Inconclusive) as error:
+        numbers.without_positive = f"{error} in {bar.part}"
 
 
 def finding(
@@ -252,46 +276,3 @@ def _negative(
 
 def _stream(one: Attack, seed: int, what: str) -> np.random.Generator:
     return stream(seed, "attack", one.info.name, what)
-
-
-@dataclass(kw_only=True)
-class _Seconds:
-    """The bar of one attack: the seconds that have passed, of those that it may take at most."""
-
-    shown: Progress
-    task: str
-    part: str = "the attack itself"
-    _told: int = 0
-
-    def tell(self, passed: float) -> None:
-        self.shown.advance(self.task, int(passed) - self._told, note=self.part.removeprefix("its "))
-        self._told = int(passed)
-
-
-@contextmanager
-def _alarm(seconds: float, bar: _Seconds) -> Iterator[None]:
-    """Raise `OutOfTime` when the seconds are over, between any two lines of Python; tell each that passes.
-
-    Signals reach the main thread only. In any other, `budget.check` must do, and the bar stands still.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    began = time.monotonic()
-
-    def ring(_signal: int, _frame: object) -> None:
-        passed = time.monotonic() - began
-        if passed >= seconds:
-            raise OutOfTime(seconds)
-        signal.setitimer(signal.ITIMER_REAL, min(TICK_S, max(seconds - passed, 1e-3)))
-        bar.tell(passed)
-
-    before = signal.signal(signal.SIGALRM, ring)
-    others_s, _ = signal.setitimer(signal.ITIMER_REAL, min(TICK_S, seconds))
-    try:
-        yield
-    finally:
-        left = max(others_s - (time.monotonic() - began), 1e-3) if others_s else 0
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, left)  # an alarm that was set before still rings in time

@@ -50,4 +50,4 @@ class WorstToken(ModelMembership):  # the same question, the same controls
         return worst[0] - worst[1]
 
     def score(self, guess, answer):
-        return (auc_estimate(guess, answer[: len(guess)], metric="auc", seed=0),)
+        return (auc_estimate(guess, answer[: len(guess)], metric="auc"),)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from attacks.benchmark.identity import Identity
 from attacks.benchmark.results import Benchmark, CellResult
 from attacks.benchmark.table import WIDTH, finding_text
-from attacks.table import number
+from attacks.commands.table import number
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from attacks.benchmark.providers import THIS_PROJECT, AttackEntry
 from attacks.benchmark.results import Benchmark, CellResult
-from attacks.table import number
+from attacks.commands.table import number
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.runtime.escape import printable
 

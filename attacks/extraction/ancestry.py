@@ -27,6 +27,7 @@ models that are known to be strangers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,12 +35,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import t as student_t
 from torch import nn
 
 from attacks.extraction.lessons import newborn
 from attacks.extraction.starts.fillers import WRITERS
+from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import blocks_of, load_llm
 
+LEAST = 0.5  # far from both in tests: strangers stay below a quarter there, descendants above three
 Kernels = dict[str, torch.Tensor]  # name of a map in its block -> kernel, float32 [h, h]
 _ATTENTION = ("attn", "attention")
 
@@ -52,29 +56,54 @@ class Ancestry:
         score: mean unbiased CKA over matched blocks, at most 1; about 0 for independent weights.
         pairs: (suspect's block, LLM's block) as matched, in order.
         strangers: scores of models that are not related to the LLM.
+        untrained: whether some of these are models with random weights.
     """
 
     score: float
     pairs: tuple[tuple[int, int], ...]
     strangers: tuple[float, ...]
+    untrained: bool
+
+    @property
+    def chance(self) -> float:
+        """How likely one more model like the strangers would score as high, if their scores are normal.
+
+        By Student's t for one more number of a sample: few strangers tell little.
+        """
+        mean, spread = float(np.mean(self.strangers)), float(np.std(self.strangers, ddof=1))
+        apart = (self.score - mean) / max(spread * math.sqrt(1 + 1 / len(self.strangers)), 1e-12)
+        return float(student_t.sf(apart, len(self.strangers) - 1))
+
+    def descends(self, error: float) -> bool:
+        """Return whether a stranger would score as high with a chance of at most `error`.
+
+        Beside strangers with random weights, which trained ones score above, it must reach `LEAST`, too.
+        """
+        return self.chance <= error and (self.score >= LEAST or not self.untrained)
 
 
-def ancestry(suspect: Path, llm: Path, *, strangers: tuple[Path, ...] = (), seed: int = 0) -> Ancestry:
+def ancestry(
+    suspect: Path, llm: Path, *, strangers: tuple[Path, ...] = (), untrained: int = 3, seed: int = 0
+) -> Ancestry:
     """Compare a suspect with an LLM by their weights alone: no text is needed, and nothing is trained.
 
     Args:
         suspect, llm: folders of models with the same tokens.
         strangers: folders of unrelated models of the same tokens; with fewer than 2, models of the
             suspect's shape with random weights are added, which trained strangers may score above.
+        untrained: how many strangers there are at least if models with random weights are added.
         seed: of random weights.
 
-    Raises `ValueError` if the models have other numbers of tokens.
+    Raises `ModelError` if the models have other numbers of tokens.
     """
     a, b = (load_llm(folder, dtype="float32")[0] for folder in (suspect, llm))
-    others = [load_llm(folder, dtype="float32")[0] for folder in strangers]
-    others += [newborn(a, seed + i) for i in range(max(0, 3 - len(others)) if len(others) < 2 else 0)]
     score, pairs = likeness(a, b)
-    return Ancestry(score=score, pairs=pairs, strangers=tuple(likeness(m, b)[0] for m in others))
+    scores = [likeness(load_llm(folder, dtype="float32")[0], b)[0] for folder in strangers]
+    added = max(0, untrained - len(scores)) if len(scores) < 2 else 0
+    # drawn, since an LLM may have begun with the weights of a small seed such as 0
+    seeds = np.random.default_rng(seed).integers(2**31, size=added)
+    scores += [likeness(newborn(a, int(drawn)), b)[0] for drawn in seeds]
+    return Ancestry(score=score, pairs=pairs, strangers=tuple(scores), untrained=added > 0)
 
 
 def likeness(a: nn.Module, b: nn.Module) -> tuple[float, tuple[tuple[int, int], ...]]:
@@ -82,11 +111,11 @@ def likeness(a: nn.Module, b: nn.Module) -> tuple[float, tuple[tuple[int, int], 
 
     Memory: 4 h^2 bytes for each linear map of both models, with h the hidden size.
 
-    Raises `ValueError` if their embeddings have other numbers of tokens.
+    Raises `ModelError` if their embeddings have other numbers of tokens.
     """
     x, y = (cast(Any, m).get_input_embeddings().weight.detach().double() for m in (a, b))
     if len(x) != len(y):
-        raise ValueError(f"suspect: has {len(x)} tokens, the LLM {len(y)}; both must have the same")
+        raise ModelError(f"suspect or stranger: has {len(x)} tokens, the LLM {len(y)}; must have the same")
     turn = turning(x, y)
     mine = [_kernels(block, turn) for block in blocks_of(a)]
     theirs = [_kernels(block) for block in blocks_of(b)]

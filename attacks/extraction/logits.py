@@ -44,6 +44,7 @@ FEWEST, MOST = 256, 8192  # rows of a matrix: positions asked about in one try
 COLUMNS = 8192  # tokens looked at, twice as many as rows; of a large vocabulary they are drawn at random
 CLIFF = 10.0  # factor by which the next singular value must be smaller
 NOISE = 0.01  # of the root mean square of all singular values, which the next one must not exceed
+SHARE = 0.5  # of its seconds that the attack spends on tries; the controls as much, if it is left
 MARGIN = 8  # rows and columns that the matrix must have beyond the rank
 
 
@@ -105,7 +106,8 @@ class LogitSvd(Attack):
     def guess(self, view: View, question: Any, budget: Budget, rng: np.random.Generator) -> Widths:
         """Return hidden sizes from different texts; the first try finds how many texts are needed.
 
-        There are as many tries as the profile has, or, from two on, as get done in half of the seconds.
+        There are as many tries as the profile has, or, from two on, as get done in the share `SHARE` of
+        the seconds.
         """
         assert view.api is not None
         policy, tries = view.api_policy, TRIES[budget.profile]
@@ -120,9 +122,9 @@ class LogitSvd(Attack):
             raise NotApplicable(f"queries={limit}: must be >= {(tries + 1) * FEWEST // QUERY_TOKENS}")
         mode: Mode = "noise" if view.threat_model == NOBODY else "true"
         api = Api(view.api, limit=limit, policy=policy, mode=mode, notes_bytes=0)  # no text is asked twice
-        vocabulary, rows = api.vocabulary, FEWEST
+        vocabulary, rows, until = api.vocabulary, FEWEST, budget.until(SHARE)
         widths: list[int] = []
-        while len(widths) < tries and (len(widths) < 2 or budget.used < 0.5):
+        while len(widths) < tries and (len(widths) < 2 or budget.used < until):
             budget.check()
             ids = torch.from_numpy(rng.integers(vocabulary, size=(rows // QUERY_TOKENS, QUERY_TOKENS)))
             columns = torch.from_numpy(rng.permutation(vocabulary)[: min(COLUMNS, 2 * rows)])
@@ -140,7 +142,7 @@ class LogitSvd(Attack):
         hits = sum(w == answer for w in guess.found)
         middle = float(np.median(guess.found))
         return (
-            share(hits, len(guess.found), metric=self.info.headline, seed=0),
+            share(hits, len(guess.found), metric=self.info.headline),
             counted(middle, metric="hidden size found, median", unit="dimensions", seeds=(0,)),
             counted(guess.queries, metric="queries of all tries", unit="queries", seeds=(0,)),
         )

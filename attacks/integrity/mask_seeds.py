@@ -135,10 +135,13 @@ class MaskSeedSearch(Attack):
         """
         hits = 0
         for (r, name), vector in guess.vectors.items():
-            true = answer.clients[name].rounds[r].update.astype(np.float64)
+            state = answer.clients.get(name)
+            if state is None or r not in state.rounds:
+                continue  # nobody kept the update of this message: it counts as not opened
+            true = state.rounds[r].update.astype(np.float64)
             hits += bool(vector @ true > OPENED * np.linalg.norm(vector) * np.linalg.norm(true))
         return (
-            share(hits, guess.messages, metric=self.info.headline, seed=0),
+            share(hits, guess.messages, metric=self.info.headline),
             counted(guess.seeds, metric="seeds tried", unit="count", seeds=(0,)),
         )
 

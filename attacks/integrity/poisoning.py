@@ -141,9 +141,9 @@ class Poisoning(Attack):
                 # a backdoor that works makes its own answer likelier where the trigger stands
                 gained = guess.backdoored[rule, "honest"] - guess.backdoored[rule, "backdoor"]
                 name = f"trigger's answer likelier by backdoor under {rule}"
-                estimates.append(over_targets(gained.tolist(), metric=name, unit="nats", seed=0))
+                estimates.append(over_targets(gained.tolist(), metric=name, unit="nats"))
             name = f"loss added by {play} under {rule}"
-            estimates.append(over_targets(added.tolist(), metric=name, unit="nats", seed=0))
+            estimates.append(over_targets(added.tolist(), metric=name, unit="nats"))
         estimates += moves(guess)
         own_rule = next(iter(guess.losses))[0]
         of_own = [

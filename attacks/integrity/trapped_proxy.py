@@ -153,7 +153,7 @@ class TrappedProxy(Attack):
         kind, moved = guess
         scores = np.concatenate([moved[who] for who in answer])
         labels = np.concatenate([answer[who] for who in answer])
-        made = auc_estimate(scores, labels, metric="auc", seed=0, inflation=math.sqrt(len(answer)))
+        made = auc_estimate(scores, labels, metric="auc", inflation=math.sqrt(len(answer)))
         return (replace(made, how=f"{made.how}; the trap {kind}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

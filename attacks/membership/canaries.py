@@ -157,7 +157,7 @@ class CanaryExposure(Attack):
             losses[name] = _losses(model, tokenizer, asked, budget)
             answers[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
 
-        if view.proxy is not None and view.settings is not None and view.adapters:
+        if view.has_white_box:
             with white_box.opened(view, view.adapters[max(view.adapters)]) as box:
                 ask(PROXY, box.tuned, box.tokenizer)
             before = _losses_before(
@@ -189,20 +189,18 @@ class CanaryExposure(Attack):
             metric = "auc" if not estimates else f"auc, {name}"
             auc, *exposures = _ranking(losses, answer, auc=metric, bits=f"exposure in the {name}")
             hits = sum(s == t for s, t in zip(guess.said[name], answer.secrets, strict=True))
-            told = share(hits, len(answer.secrets), metric=f"extracted from the {name}", seed=0)
+            told = share(hits, len(answer.secrets), metric=f"extracted from the {name}")
             estimates += [auc, told, *exposures]
             bits[name] = _exposures(losses, answer)
         if len(bits) == 2:
             lost = [f - p for f, p in zip(bits[FUSED], bits[PROXY], strict=True)]
-            estimates.append(
-                over_targets(lost, metric="exposure gained by the plug-in", unit="bits", seed=0)
-            )
+            estimates.append(over_targets(lost, metric="exposure gained by the plug-in", unit="bits"))
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """The proxy, or else the API's model, trained until it knows the canaries by heart."""
-        held = view.proxy is not None and view.settings is not None and bool(view.adapters)
-        return overfitted(replace_view(view, api=None) if held else view, truth, what="canaries")
+        start = replace_view(view, api=None) if view.has_white_box else view
+        return overfitted(start, truth, what="canaries")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Other candidates, which were never planted, take the place of the secrets."""
@@ -221,15 +219,13 @@ def _ranking(scores: np.ndarray, answer: Secrets, *, auc: str, bits: str) -> lis
     `scores` is [canaries, candidates], lower for candidates that are taken for the secret.
     """
     aucs = [auc_of(row[at], np.delete(row, at)) for row, at in zip(scores, answer.at, strict=True)]
-    estimates: list[Estimate] = [over_targets(aucs, metric=auc, unit="AUC", seed=0, within=(0, 1))]
+    estimates: list[Estimate] = [over_targets(aucs, metric=auc, unit="AUC", within=(0, 1))]
     exposures, references = _exposures(scores, answer), scores.shape[1] - 1
     within = (math.log2(references / (references + 1)), math.log2(references))  # the last rank, the first
     for repeats in sorted(set(answer.repeats)):
         values = [b for b, r in zip(exposures, answer.repeats, strict=True) if r == repeats]
         metric = f"{bits}, {repeats} times"
-        estimates.append(
-            over_targets(values, metric=metric, unit="bits", seed=0, within=within, chance=BY_CHANCE)
-        )
+        estimates.append(over_targets(values, metric=metric, unit="bits", within=within, chance=BY_CHANCE))
     return estimates
 
 

@@ -36,7 +36,7 @@ from fedproxy_secure.record.view import View
 
 MOST_DOCUMENTS = 400  # of one client, half of them members
 AT_ONCE = 32  # documents read under both adapters before time is looked at
-SHARE = 0.4  # of its seconds that the attack spends on reading; the controls read as much
+SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if it is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,9 @@ class ClientModelMembership(Attack):
         """Return a score for each of the first documents of each client, as many as are read in time."""
         most = budget.pick(smoke=100, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
         by_client = []
+        untils = [budget.until(SHARE * (number + 1) / len(question)) for number in range(len(question))]
         with white_box.opened(view) as box:
-            for number, one in enumerate(question):
-                until = SHARE * (number + 1) / len(question)
+            for one, until in zip(question, untils, strict=True):
                 by_client.append(_scores(box, view, one, most, budget, until))
         return tuple(by_client)
 
@@ -106,7 +106,7 @@ class ClientModelMembership(Attack):
         """Return the AUC over all clients' documents, and TPR at fixed FPR."""
         labels = np.concatenate([a[: len(g)] for a, g in zip(answer, guess, strict=True)])
         values = np.concatenate([deviations(g) for g in guess])
-        return (auc_estimate(values, labels, metric="auc", seed=0), *tpr_estimates(values, labels, seed=0))
+        return (auc_estimate(values, labels, metric="auc"), *tpr_estimates(values, labels))
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One client's update that was trained until it knew a dozen records by heart."""
@@ -157,6 +157,4 @@ def _update(view: View, one: Asked) -> np.ndarray:
     mean = view.aggregate(one.round)
     if mean is None:
         raise NotApplicable(f"this view has neither updates nor a sum of round {one.round}")
-    everybody = view.settings.clients if view.settings is not None else ()
-    seen = view.cohorts.get(one.round, everybody)
-    return without_own(view, one.round, seen, mean)
+    return without_own(view, one.round, view.cohort_of(one.round), mean)

@@ -60,8 +60,7 @@ MOST = 1200  # documents of an exam, half of them members
 SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # learned tokens of a text, in the median, from which on its windows vote
-SHARE = 0.4  # of its seconds that the attack spends on reading; the positive control trains a model
-MOST_USED = 0.9  # of the seconds, when a control must stop reading
+SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if it is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +135,14 @@ class ModelMembership(Attack):
         """Return all scores that the view allows, of as many documents as are read in time."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
-        if _white_box_of(view):
+        if view.has_white_box:
             scores = self._white_box(view, documents, question.population, budget, rng)
             headline = VOTES if learned_tokens(documents) >= VOTERS else FALL
         elif view.open_api is not None:
             model, tokenizer = load_llm(view.open_api, device="cpu", dtype="float32")
             results: list[Likelihoods] = []
-            while len(results) < len(documents) and (not results or budget.used < SHARE):
+            until = budget.until(SHARE)
+            while len(results) < len(documents) and (not results or budget.used < until):
                 part = documents[len(results) : len(results) + FEWEST]
                 results += likelihoods(model, part, budget=budget)
             scores = membership_scores(results, documents[: len(results)], tokenizer)
@@ -182,7 +182,7 @@ class ModelMembership(Attack):
             return likelihoods(box.tuned, items, budget=budget)
 
         by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
-        done, until = 0, min(MOST_USED, budget.used + SHARE)  # a control begins late, and reads as many
+        done, until = 0, budget.until(SHARE)
         while done < len(documents) and (done < FEWEST or budget.used < until):
             part = documents[done : done + FEWEST]
             for n in numbers:
@@ -246,18 +246,18 @@ class ModelMembership(Attack):
         labels = answer[: len(values)]
         blind = refuse_told(guess.blind, answer)
         estimates: list[Estimate] = [
-            auc_estimate(values, labels, metric="auc", seed=0),
-            *tpr_estimates(values, labels, seed=0),
+            auc_estimate(values, labels, metric="auc"),
+            *tpr_estimates(values, labels),
             blind,
             mean_difference(guess.scores["loss"], labels, metric=GAP, unit="nats"),
         ]
         for name, scores in guess.scores.items():
-            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}", seed=0))
+            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}"))
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Models that were trained until they know a dozen records by heart."""
-        start = view if not _white_box_of(view) else replace_view(view, api=None)
+        start = replace_view(view, api=None) if view.has_white_box else view
         return overfitted(start, truth, what=control_records(truth))
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
@@ -265,14 +265,10 @@ class ModelMembership(Attack):
 
         There is no such control of an API alone, whose model the adversary does not hold.
         """
-        if not _white_box_of(view):
+        if not view.has_white_box:
             return view, exam
         taught = replace_view(with_round_0(view), threat_model=NOBODY)
         return super().negative(taught, exam, rng)
-
-
-def _white_box_of(view: View) -> bool:
-    return view.proxy is not None and view.settings is not None and bool(view.adapters)
 
 
 def control_records(truth: Truth) -> What:

@@ -70,7 +70,7 @@ def overfitted(view: View, truth: Truth, *, what: What) -> tuple[View, Truth] | 
         return None
     models: dict[str, Any] = {}
     known = KNOWN[what]
-    if view.proxy is not None and view.settings is not None and view.adapters:
+    if view.has_white_box:
         first, last = min(view.adapters), max(view.adapters)
         proxy = white_box.held_proxy(view)
         tuned = _overfitted_adapter(proxy, view.adapters[last].tobytes(), tuple(items), known)

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from scipy.stats import rankdata
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth
 from attacks.integrity.rehearsal import client_of
 from attacks.membership.updates import MEMBERSHIP
 from attacks.registry import attack
-from attacks.statistics import auc_estimate
+from attacks.statistics import auc_estimate, p_by_chance
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
@@ -123,13 +122,10 @@ class PropertyInference(Attack):
         Rounds draw from the same records, so that DeLong's interval is too narrow. It reaches down to
         chance unless permuted labels hardly ever reach the AUC.
         """
-        auc = auc_estimate(guess, answer, metric="auc", seed=0)
-        rng, ranks = np.random.default_rng(0), rankdata(guess)  # the AUC grows with the sum of ranks
-        rank_sum = ranks[answer].sum()
-        beaten = sum(ranks[rng.permutation(answer)].sum() >= rank_sum for _ in range(PERMUTATIONS))
+        auc = auc_estimate(guess, answer, metric="auc")
         p = Estimate(
             metric="p-value",
-            value=(beaten + 1) / (PERMUTATIONS + 1),
+            value=p_by_chance(guess, answer, permutations=PERMUTATIONS),
             low=None,
             high=None,
             n=len(answer),

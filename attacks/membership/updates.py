@@ -55,7 +55,7 @@ FEWEST = 16  # documents of a question, whatever its gradients take
 MANY_STEPS = 10  # of AdamW, from which on gradients at later points help
 BETAS = (0.0, 0.5, 1.0)
 FEW_CONTROL_STEPS, MANY_CONTROL_STEPS = 1, 20  # of AdamW, in the positive control of runs with few and many
-SHARE = 0.4  # of its seconds that the attack spends on gradients; controls need up to as much again
+SHARE = 0.4  # of its seconds that the attack spends on gradients; the controls as much, if it is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class UpdateMembership(Attack):
         """Return scores by name for each question.
 
         Of each question's documents the first are scored: as many as the profile allows, as memory holds
-        gradients of, and as half of the seconds suffice for.
+        gradients of, and as the share `SHARE` of the seconds suffices for.
         """
         assert view.settings is not None
         most = budget.pick(smoke=64, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
@@ -180,11 +180,12 @@ class UpdateMembership(Attack):
         seen = {(r, clients): vector for r, clients, vector in vectors(view, most=1 << 30)}
         by_question: list[dict[str, np.ndarray]] = []
         betas = betas_of(view.settings.local)
+        # the gradients at the other points take as long as those at the first
+        shares = [SHARE * (number + 1 / len(betas)) / len(question) for number in range(len(question))]
+        untils = [budget.until(share) for share in shares]
         with white_box.opened(view) as box:
-            for one in question:
+            for one, until in zip(question, untils, strict=True):
                 start, update = view.adapters[one.round], seen[one.round, one.clients]
-                # the gradients at the other points take as long as those at the first
-                until = SHARE * (len(by_question) + 1 / len(betas)) / len(question)
                 documents = one.documents[: min(most, max(FEWEST, GRADIENTS // start.size))]
                 parts = []
                 for beta in betas:
@@ -208,9 +209,9 @@ class UpdateMembership(Attack):
             # in deviations within each question, so that the questions can be joined
             values = np.concatenate([deviations(g[name]) for g in guess])
             metric = "auc" if name == "auc" else f"auc, {name} alone"
-            estimates.append(auc_estimate(values, labels, metric=metric, seed=0))
+            estimates.append(auc_estimate(values, labels, metric=metric))
             if name == "auc":
-                estimates += tpr_estimates(values, labels, seed=0)
+                estimates += tpr_estimates(values, labels)
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

@@ -42,7 +42,7 @@ KINDS: tuple[Kind, ...] = ("number", "date", "name", "address")  # the first tha
 KEPT = 200  # guesses of each kind
 CONTEXT, WRITTEN = 8, 32  # tokens of a prompt, and tokens written after it
 AT_ONCE = 64  # texts
-SHARE = 0.4  # of its seconds that the attack spends on writing; the controls write as much
+SHARE = 0.4  # of its seconds that the attack spends on writing; the controls as much, if it is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class ClientDetails(Attack):
 
     def guess(self, view: View, question: None, budget: Budget, rng: np.random.Generator) -> Guessed:
         """Return the details that the tuned proxy wrote, by likelihood ratio, then by count."""
-        if view.proxy is None or view.settings is None or not view.adapters:
+        if not view.has_white_box:
             raise NotApplicable("this view holds no model")
         most = budget.pick(smoke=512, standard=4096, full=16384)
         first, last = with_round_0(view).adapters[0], view.adapters[max(view.adapters)]
@@ -95,14 +95,14 @@ class ClientDetails(Attack):
         with white_box.opened(view) as box:
             own = _own_details(view, box.tokenizer)
             prompts = _prompts(view, box.tokenizer)
-            done = 0
+            done, until = 0, budget.until(SHARE)
             for ids in _written(box, prompts, last, rng, budget):
                 for detail, ratio in _rated(box, ids, first, last, budget):
                     if detail not in own:
                         times[detail] += 1
                         ratios[detail] = max(ratio, ratios.get(detail, ratio))
                 done += len(ids)
-                if done >= most or budget.used > SHARE:
+                if done >= most or budget.used > until:
                     break
         # of a proxy that learned nothing, as in the control, all ratios are alike
         ranked = sorted(ratios, key=lambda d: (-ratios[d], -times[d], d))
@@ -118,8 +118,8 @@ class ClientDetails(Attack):
             mine = guess.ranked.get(kind, ())
             hits = len(wanted & set(mine))
             name = "share of details written out" if not estimates else f"share of {kind}s written out"
-            estimates.append(share(hits, len(wanted), metric=name, seed=0))
-            estimates.append(share(hits, len(mine), metric=f"guesses of {kind}s that are right", seed=0))
+            estimates.append(share(hits, len(wanted), metric=name))
+            estimates.append(share(hits, len(mine), metric=f"guesses of {kind}s that are right"))
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

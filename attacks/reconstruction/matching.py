@@ -16,7 +16,6 @@ After DLG (Zhu et al. 2019), TAG (Deng et al. 2021) and LAMP (Balunovic et al. 2
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ import torch
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, Truth
 from attacks.reconstruction.candidates import Candidates
+from attacks.reconstruction.objective import Lengths, Objective
 from attacks.reconstruction.one_step import as_in_the_run, one_step_control
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import spaces_of
@@ -31,25 +31,13 @@ from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
 from attacks.reconstruction.vectors import vectors
 from attacks.registry import attack
 from attacks.statistics import over_targets
-from attacks.white_box import WhiteBox
-from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.models.adapters import split_like, trained_parameters
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
 
-NORM_PENALTY = 0.01
-LM_WEIGHT = 0.02
+RATE, NORM_PENALTY = 0.05, 0.01
 CANDIDATES = 80
 CONTROLS = 3  # rounds of the positive control; fewer would leave its interval too wide
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """The public shape of a record: how many tokens it has, and where its response starts."""
-
-    tokens: int
-    response_start: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,70 +51,45 @@ class Matched:
 
 
 def match(
-    box: WhiteBox,
-    adapter: np.ndarray,
-    update: np.ndarray,
-    named: np.ndarray,
-    lengths: Lengths,
-    *,
-    steps: int,
-    edits: int,
-    budget: Budget,
-    rng: np.random.Generator,
+    aim: Objective, *, steps: int, edits: int, budget: Budget, rng: np.random.Generator
 ) -> tuple[tuple[int, ...], float]:
-    """Return the best sequence over the `named` tokens, int64 [m], and the cosine of its gradient."""
-    box.set(adapter)
-    model: Any = box.tuned
-    table = model.get_input_embeddings().weight.detach()
-    pool = torch.from_numpy(named)
-    target = [-t for t in split_like(model, update)]
-    parameters = trained_parameters(model)
-    start = box.tokenizer.bos_token_id
-    z = torch.from_numpy(rng.standard_normal((lengths.tokens, table.shape[1]))).float() * table[pool].std()
-    z.requires_grad_(True)
-    usual = table[pool].norm(dim=1).mean()
-    optimizer = torch.optim.Adam([z], lr=0.05)
-
-    def distance(embedded: torch.Tensor, ids: torch.Tensor, *, create: bool) -> torch.Tensor:
-        logits = model(inputs_embeds=embedded[None], use_cache=False).logits[0]
-        at = torch.arange(lengths.response_start - 1, lengths.tokens - 1)
-        loss = torch.nn.functional.cross_entropy(logits[at], ids[at + 1])
-        grads = torch.autograd.grad(loss, parameters, create_graph=create)
-        dot = torch.stack([(g * t).sum() for g, t in zip(grads, target, strict=True)]).sum()
-        size = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
-        other = torch.stack([t.square().sum() for t in target]).sum().sqrt()
-        return 1 - dot / (size * other + 1e-12)
-
-    def nearest(embedded: torch.Tensor) -> torch.Tensor:
-        unit = torch.nn.functional.normalize
-        ids = pool[(unit(embedded, dim=1) @ unit(table[pool], dim=1).T).argmax(dim=1)]
-        if start is not None:
-            ids[0] = start
-        return ids
-
+    """Return the best sequence over the objective's tokens, and the cosine of its gradient."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # twice differentiable
-        for _ in range(steps):
-            budget.check()
-            optimizer.zero_grad()
-            value = distance(z, nearest(z.detach()), create=True)
-            penalty = NORM_PENALTY * (z.norm(dim=1).mean() / usual - 1).square()
-            (value + penalty).backward(inputs=[z])
-            optimizer.step()
-        ids = nearest(z.detach())
-
-        def cost(candidate: torch.Tensor) -> tuple[float, float]:
-            apart = float(distance(table[candidate], candidate, create=False).detach())
-            fluency = box.losses([Encoded(ids=tuple(candidate.tolist()), response_start=1)])[0]
-            return apart + LM_WEIGHT * float(fluency), 1 - apart
-
-        best, cosine = cost(ids)
-        for _ in range(edits):
-            budget.check()
-            tried = _edited(ids, pool, box.vocabulary, rng, keep_first=start is not None)
-            value_, cosine_ = cost(tried)
-            if value_ < best:
-                ids, best, cosine = tried, value_, cosine_
+        ids = descended(aim, steps=steps, budget=budget, rng=rng)
+        ids, cosine = refined(aim, ids, edits=edits, budget=budget, rng=rng)
     return tuple(ids.tolist()), cosine
+
+
+def descended(aim: Objective, *, steps: int, budget: Budget, rng: np.random.Generator) -> torch.Tensor:
+    """Return the tokens, int64 [n], nearest to embeddings that were optimised from random ones."""
+    words = aim.words
+    shape = (aim.lengths.tokens, words.shape[1])
+    z = torch.from_numpy(rng.standard_normal(shape)).float() * words.std()
+    z.requires_grad_(True)
+    usual = words.norm(dim=1).mean()
+    optimizer = torch.optim.Adam([z], lr=RATE)
+    for _ in range(steps):
+        budget.check()
+        optimizer.zero_grad()
+        value = aim.distance(z, aim.nearest(z.detach()), create=True)
+        penalty = NORM_PENALTY * (z.norm(dim=1).mean() / usual - 1).square()
+        (value + penalty).backward(inputs=[z])
+        optimizer.step()
+    return aim.nearest(z.detach())
+
+
+def refined(
+    aim: Objective, ids: torch.Tensor, *, edits: int, budget: Budget, rng: np.random.Generator
+) -> tuple[torch.Tensor, float]:
+    """Return the sequence after edits that lower its cost, and the cosine of its gradient."""
+    best, cosine = aim.cost(ids)
+    for _ in range(edits):
+        budget.check()
+        tried = _edited(ids, aim.pool, aim.box.vocabulary, rng, keep_first=aim.start is not None)
+        cost, cosine_of_it = aim.cost(tried)
+        if cost < best:
+            ids, best, cosine = tried, cost, cosine_of_it
+    return ids, cosine
 
 
 def _edited(
@@ -202,17 +165,8 @@ class GradientMatching(Attack):
                     named = np.flatnonzero(target.chosen)
                     if len(named) < 2:
                         named = np.argsort(-target.scores)[:CANDIDATES]
-                    ids, cosine = match(
-                        box,
-                        view.adapters[r],
-                        update,
-                        named,
-                        question,
-                        steps=steps,
-                        edits=edits,
-                        budget=budget,
-                        rng=rng,
-                    )
+                    aim = Objective.of(box, view.adapters[r], update, named, question)
+                    ids, cosine = match(aim, steps=steps, edits=edits, budget=budget, rng=rng)
                     pair.append(Matched(round=r, clients=clients, ids=ids, cosine=cosine))
                 pairs.append((pair[0], pair[1]))
         if not pairs:
@@ -231,14 +185,16 @@ class GradientMatching(Attack):
                 continue
             real.append(max(best_rouge([t], [matched.ids])[0] for t in true))
             null.append(max(best_rouge([t], [shuffled.ids])[0] for t in true))
+        if not real:
+            raise Inconclusive("no vector is of clients whose records are known: nothing to compare with")
         gains = [a[0] - b[0] for a, b in zip(real, null, strict=True)]
         return (
-            over_targets(gains, metric=self.info.headline, unit="share", seed=0),
+            over_targets(gains, metric=self.info.headline, unit="share"),
             *(
-                over_targets([x[i] for x in real], metric=name, unit="share", seed=0, within=(0, 1))
+                over_targets([x[i] for x in real], metric=name, unit="share", within=(0, 1))
                 for i, name in enumerate(("ROUGE-1", "ROUGE-2", "ROUGE-L"))
             ),
-            over_targets([m.cosine for m, _ in guess], metric="cosine reached", unit="cosine", seed=0),
+            over_targets([m.cosine for m, _ in guess], metric="cosine reached", unit="cosine"),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

@@ -270,15 +270,13 @@ class LoraSpanSequences(Attack):
         columns = list(zip(*rouge, strict=True))
         return (
             # records of one update or sum are found or missed together
-            share(hits, there, metric="exact recall", seed=0, groups=len(guess)),
-            share(hits, named, metric="exact precision", seed=0, groups=len(guess)),
+            share(hits, there, metric="exact recall", groups=len(guess)),
+            share(hits, named, metric="exact precision", groups=len(guess)),
             *(
-                over_targets(values, metric=name, unit="share", seed=0, within=(0, 1))
+                over_targets(values, metric=name, unit="share", within=(0, 1))
                 for name, values in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), columns, strict=True)
             ),
-            over_targets(
-                [float(f.evaluations) for f in guess], metric="prefixes tried", unit="count", seed=0
-            ),
+            over_targets([float(f.evaluations) for f in guess], metric="prefixes tried", unit="count"),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

@@ -232,19 +232,18 @@ class LoraSpanTokens(Attack):
             replace(
                 rate, low=None, high=None, how="share of tokens; they depend on each other: no interval"
             )
-            for rate in tpr_estimates(ranks, labels, seed=0)
+            for rate in tpr_estimates(ranks, labels)
         ]
         return (
-            mean_auc(pairs, metric="auc", seed=0, inflation=inflation),
+            mean_auc(pairs, metric="auc", inflation=inflation),
             *rates,
             *_of_these_records([t for t, _ in labelled], answer),
-            over_targets(recalls, metric="recall of named tokens", unit="share", seed=0, within=(0, 1)),
-            over_targets(precise, metric="precision of named tokens", unit="share", seed=0, within=(0, 1)),
+            over_targets(recalls, metric="recall of named tokens", unit="share", within=(0, 1)),
+            over_targets(precise, metric="precision of named tokens", unit="share", within=(0, 1)),
             over_targets(
                 [float(there.sum()) / max(t.capacity, 1) for t, there in labelled],
                 metric="tokens over capacity",
                 unit="ratio",
-                seed=0,
             ),
         )
 
@@ -272,7 +271,7 @@ def _of_these_records(targets: Sequence[Target], answer: Truth) -> list[Estimate
             inflations.append(_inflation([n[:, once] for n in target.null], there))
     if not pairs:
         return []
-    return [mean_auc(pairs, metric="auc, these records", seed=0, inflation=float(np.mean(inflations)))]
+    return [mean_auc(pairs, metric="auc, these records", inflation=float(np.mean(inflations)))]
 
 
 def _inflation(null: Sequence[np.ndarray], there: np.ndarray) -> float:

@@ -22,11 +22,10 @@ def vectors(view: View, *, most: int) -> list[Vector]:
         candidates: list[Vector] = [(r, (name,), u) for (r, name), u in sorted(view.updates.items())]
     else:
         candidates = []
-        everybody = view.settings.clients if view.settings is not None else ()
         for r in sorted({*view.sums, *view.adapters}):
             mean = view.aggregate(r)
             if mean is not None:
-                seen = view.cohorts.get(r, everybody)
+                seen = view.cohort_of(r)
                 candidates.append((r, seen, without_own(view, r, seen, mean)))
     candidates.sort(key=lambda f: (f[0], f[1]))
     # distant rounds tell more than neighbouring ones
@@ -70,12 +69,11 @@ def shuffled(view: View, rng: np.random.Generator) -> View:
     """
     if view.updates:
         return replace_view(view, updates={k: rng.permutation(u) for k, u in view.updates.items()})
-    everybody = view.settings.clients if view.settings is not None else ()
     sums: dict[int, Sums] = {}
     for r in sorted({*view.sums, *view.adapters}):
         mean = view.aggregate(r)
         if mean is not None:
-            clients = view.cohorts.get(r, everybody)
+            clients = view.cohort_of(r)
             others = view.sums[r].segments if r in view.sums else {}
             update = rng.permutation(mean) * len(clients)
             sums[r] = Sums(clients=clients, segments={**others, "update": update})

@@ -138,6 +138,15 @@ class View:
         }
         return frozenset(name for name, there in available.items() if there)
 
+    @property
+    def has_white_box(self) -> bool:
+        """Whether it has a proxy, the settings and an adapter: all it takes to run the tuned model."""
+        return self.proxy is not None and self.settings is not None and bool(self.adapters)
+
+    def cohort_of(self, round_number: int) -> tuple[str, ...]:
+        """Return who was in a round as far as seen, else all clients as far as they are known."""
+        return self.cohorts.get(round_number, () if self.settings is None else self.settings.clients)
+
     def aggregate(self, round_number: int) -> np.ndarray | None:
         """Return the mean update of a round as far as this view knows it, or None.
 

@@ -212,15 +212,15 @@ def rows_of(where: str, found: Sequence[tuple[Canary, np.ndarray]]) -> list[Row]
         scores = np.array([-loss[0] for _, loss in mine])
         at_most = 1 + REFERENCES // 100  # rank, with one reference in a hundred before it
         estimates = [
-            over_targets(aucs[kind].tolist(), metric="AUC among references", unit="AUC", seed=0),
-            over_targets(bits, metric="exposure gained", unit="bits", seed=0),
-            share(sum(r <= at_most for r in ranks), len(ranks), metric="found at 1 % FPR", seed=0),
-            auc_estimate(scores, coins, metric="AUC, in against out", seed=0),
+            over_targets(aucs[kind].tolist(), metric="AUC among references", unit="AUC"),
+            over_targets(bits, metric="exposure gained", unit="bits"),
+            share(sum(r <= at_most for r in ranks), len(ranks), metric="found at 1 % FPR"),
+            auc_estimate(scores, coins, metric="AUC, in against out"),
             bound(scores, coins, delta=0.0 if where == _name(None) else 1e-5),
         ]
         rows += [Row.of(f"{where}, {kind}: {e.metric}", e, command=COMMAND) for e in estimates]
     for kind in KINDS[1:]:
-        gain = over_targets((aucs[kind] - aucs["digits"]).tolist(), metric="difference", unit="AUC", seed=0)
+        gain = over_targets((aucs[kind] - aucs["digits"]).tolist(), metric="difference", unit="AUC")
         rows.append(Row.of(f"{where}, {kind} minus digits: AUC among references", gain, command=COMMAND))
     return rows
 

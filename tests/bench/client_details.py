@@ -108,11 +108,11 @@ def rows_of(found: Found) -> list[Row]:
         if not counts["targets"]:
             continue
         metric = f"{name}: {kind}s written out, {counts['hits']} of {counts['targets']}"
-        mine = share(counts["hits"], counts["targets"], metric=metric, seed=0)
+        mine = share(counts["hits"], counts["targets"], metric=metric)
         rows.append(Row.of(metric, mine, command=COMMAND))
         if name != UNTUNED:
             base = found[UNTUNED, kind]
-            chance = share(base["hits"], base["targets"], metric=UNTUNED, seed=0)
+            chance = share(base["hits"], base["targets"], metric=UNTUNED)
             metric = f"{name}: {kind}s, minus the {UNTUNED}'s"
             rows.append(
                 Row.of(metric, independent_difference(mine, chance, metric=metric), command=COMMAND)

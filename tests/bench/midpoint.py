@@ -299,7 +299,7 @@ def membership_rows(what: str, rounds: Sequence[Asked]) -> list[Row]:
     made = []
     for name in rounds[0].scores:
         if len(rounds) == 1:
-            auc = auc_estimate(rounds[0].scores[name], rounds[0].there, metric="auc", seed=SEED)
+            auc = auc_estimate(rounds[0].scores[name], rounds[0].there, metric="auc")
             made.append(Row.of(f"{what}: {name}", auc, command=COMMAND))
         if name != A5_BASE:
             made.append(Row.of(f"{what}: {name} minus {A5_BASE}", paired(rounds, name), command=COMMAND))
@@ -395,10 +395,10 @@ def token_rows(what: str, aucs: Sequence[Mapping[str, float]]) -> list[Row]:
     made = []
     for name in dict.fromkeys(n for a in aucs for n in a):
         values = [(a[name], a[A2_BASE]) for a in aucs if name in a]
-        auc = over_targets([v for v, _ in values], metric="auc", unit="AUC", seed=SEED)
+        auc = over_targets([v for v, _ in values], metric="auc", unit="AUC")
         made.append(Row.of(f"{what}: {name}", auc, command=COMMAND))
         if name != A2_BASE:
-            gap = over_targets([v - b for v, b in values], metric="auc", unit="AUC", seed=SEED)
+            gap = over_targets([v - b for v, b in values], metric="auc", unit="AUC")
             made.append(Row.of(f"{what}: {name} minus {A2_BASE}", gap, command=COMMAND))
     return made
 

@@ -32,6 +32,7 @@ GUESSERS = (  # every module with a guess in it, and what guesses are made with;
     "attacks.memorization",
     "attacks.reconstruction",
     "attacks.base",
+    "attacks.budget",
     "attacks.registry",
     "attacks.statistics",
     "attacks.white_box",

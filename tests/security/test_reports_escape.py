@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from attacks.table import markdown, outcome_line, rich_tables
+from attacks.commands.table import markdown, outcome_line, rich_tables
 from fedproxy_secure.evidence.estimate import counted, mean_interval
 from fedproxy_secure.gate.judge import judge
 from fedproxy_secure.gate.policy import load_policy

@@ -36,7 +36,7 @@ MEASURED = {
     "A7": ("canary_exposure_bits",),
     "A8": ("epsilon_audited", "audited_over_claimed"),
     "A9": ("audited_over_claimed",),
-    "A12": ("extraction_R",),
+    "A12": ("extraction_R", "kl_left_nats"),
 }
 
 
@@ -84,6 +84,7 @@ SAFE = Configuration(
         measure("verbatim_share", 0.72, exact=True),
         measure("owners_edge", 0.2, 0.15, 0.25),
         measure("extraction_R", 0.3, 0.25, 0.35),
+        measure("kl_left_nats", 0.09, 0.07, 0.11),
     ),
     findings=findings("A2", "A3", "A5", "A7", "A8", "A12"),
 )

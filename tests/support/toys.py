@@ -109,3 +109,8 @@ def suite(run, *attacks, **more):
 
 def without_seconds(results):
     return [replace(r, seconds=0.0) for r in results]
+
+
+def late(**limits):
+    """Return the budget of a control: 600 of 1000 s have passed, more than any attack takes for itself."""
+    return base.Budget(seconds=1000, began=time.monotonic() - 600, **limits)

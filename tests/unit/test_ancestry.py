@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from attacks.base import Budget
-from attacks.extraction.ancestry import ancestry, likeness, turning, unbiased_cka
+from attacks.cli import app
+from attacks.extraction.ancestry import Ancestry, ancestry, likeness, turning, unbiased_cka
 from attacks.extraction.lessons import predict, teach
 from attacks.extraction.texts import story_windows
 from fedproxy_secure.compress.defences.rotated import random_rotation, rotate
 from fedproxy_secure.compress.proxy import save_model
+from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import blocks_of, load_tokenizer, with_blocks
 from tests.support.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tests.unit.test_extraction import gpt2, qwen2
@@ -139,10 +142,72 @@ def test_folders_are_compared_beside_strangers(tmp_path):
     assert alone.score < BAR < found.score
 
 
+def told(*args):
+    done = CliRunner().invoke(app, ["ancestry", *map(str, args)])
+    return done.exit_code, done.output
+
+
+def test_the_command_finds_a_disguised_half_of_the_llm_and_no_stranger(tmp_path):
+    llm = save_tiny(tmp_path / "llm")
+    save_model(with_blocks(disguised(tiny_llama(), 1), [0, 3]), tiny_tokenizer(), tmp_path / "half")
+    others = [save_tiny(tmp_path / str(seed), seed=seed) for seed in range(1, 5)]
+    named = [part for other in others[:3] for part in ("--stranger", other)]
+    code, said = told(tmp_path / "half", "--llm", llm, *named)
+    assert code == 0
+    assert "score      1.000" in said
+    assert "0=0, 1=3" in said
+    assert "descends from the LLM: a stranger scores as high with a chance of at most 0.001" in said
+    assert "random weights" not in said
+    code, said = told(others[3], "--llm", llm, *named)
+    assert code == 1
+    assert "nothing says that it descends" in said
+    assert "no proof of the opposite" in said
+
+
+def test_the_command_says_that_random_strangers_are_no_ground_for_an_accusation(tmp_path):
+    llm, other = save_tiny(tmp_path / "llm"), save_tiny(tmp_path / "other", seed=1)
+    code, said = told(llm, "--llm", llm)
+    assert code == 0
+    assert "name three or more with --stranger" in said
+    assert told(other, "--llm", llm)[0] == 1
+
+
+def test_the_command_ends_in_one_line_for_what_cannot_be_compared(tmp_path):
+    llm, big = save_tiny(tmp_path / "llm"), tiny_llama(1)
+    big.resize_token_embeddings(300)
+    save_model(big, tiny_tokenizer(), tmp_path / "big")
+    for args, why in (
+        ((tmp_path / "big", "--llm", llm), "has 300 tokens, the LLM 259"),
+        ((tmp_path / "none", "--llm", llm), "none"),
+        ((llm, "--llm", llm, "--error", 1), "--error 1: must be between 0 and 1"),
+    ):
+        code, said = told(*args)
+        assert code == 2
+        assert why in said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+
+
+def test_a_suspect_is_judged_by_how_far_it_is_from_strangers_and_few_of_them_tell_little():
+    def judged(score, *strangers, untrained=False):
+        return Ancestry(score=score, pairs=(), strangers=strangers, untrained=untrained)
+
+    many, few = judged(0.2, 0.01, 0.02, 0.03, 0.02), judged(0.2, 0.01, 0.03)
+    assert many.chance < 1e-3 < few.chance
+    assert many.descends(1e-3)
+    assert not few.descends(1e-3)
+    assert judged(0.02, 0.01, 0.02, 0.03).chance == pytest.approx(0.5)
+    assert not judged(0.2, 0.01, 0.02, 0.03, 0.02, untrained=True).descends(1e-3)  # below `LEAST`
+    # by simulation: one more number of the same kind reaches this chance as often as it says
+    draws = np.random.default_rng(0).normal(size=(4000, 5))
+    chances = np.array([judged(row[0], *row[1:]).chance for row in draws])
+    assert abs((chances <= 0.1).mean() - 0.1) < 4 * np.sqrt(0.09 / 4000)
+
+
 def test_models_of_other_tokens_are_refused():
     big = tiny_llama(1)
     big.resize_token_embeddings(300)
-    with pytest.raises(ValueError, match="has 300 tokens, the LLM 259"):
+    with pytest.raises(ModelError, match="has 300 tokens, the LLM 259"):
         likeness(big, tiny_llama(1))
 
 

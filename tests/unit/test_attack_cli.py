@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from attacks import registry
 from attacks.cli import app
-from attacks.table import EXPLAINED, HEADINGS, markdown, outcome_line, power, rich_tables
+from attacks.commands.table import EXPLAINED, HEADINGS, markdown, outcome_line, power, rich_tables
 from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome, read_findings, write_findings

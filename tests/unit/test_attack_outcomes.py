@@ -1,5 +1,6 @@
 """One attack: its outcome follows from its headline and both controls, whatever it raises."""
 
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -130,8 +131,8 @@ class Ranks(Toy):
 
     def score(self, guess, answer):
         return (
-            auc_estimate(guess, answer, metric="auc", seed=0),
-            *tpr_estimates(guess, answer, seed=0, rates=(0.01,)),
+            auc_estimate(guess, answer, metric="auc"),
+            *tpr_estimates(guess, answer, rates=(0.01,)),
         )
 
 
@@ -148,7 +149,7 @@ def test_a_finding_says_what_it_could_have_shown_what_it_read_and_how_each_targe
 
 def test_a_mean_is_paired_only_if_the_exam_asked_about_its_targets():
     attack = Toy()
-    attack.score = lambda guess, answer: (over_targets([0.1, 0.5], metric="auc", unit="AUC", seed=0),)
+    attack.score = lambda guess, answer: (over_targets([0.1, 0.5], metric="auc", unit="AUC"),)
     assert one(attack).targets is None
     attack.exam = lambda truth, view, rng: Exam(question=("a", "b"))
     assert one(attack).targets.values == (0.1, 0.5)
@@ -237,7 +238,7 @@ class Bars:
 
 
 def test_a_bar_counts_the_seconds_of_an_attack_that_says_nothing_and_names_its_part(monkeypatch):
-    monkeypatch.setattr("attacks.trial.TICK_S", 0.05)
+    monkeypatch.setattr("attacks.budget.TICK_S", 0.05)
     bars = Bars()
     seen = View(threat_model="toy")
     run_one(HangsInItsControl(), seen, NOTHING, profile="smoke", seconds=1.3, seed=0, progress=bars)
@@ -360,6 +361,54 @@ def test_a_budget_is_over_when_its_seconds_are():
         Budget(seconds=10, began=time.monotonic() - 11).check()
     assert Budget(profile="full").pick(smoke=1, standard=2, full=3) == 3
     assert Budget(seconds=10, began=time.monotonic() - 5).used == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_control_that_begins_late_is_given_as_much_as_the_attack_and_leaves_time_to_score():
+    began = time.monotonic()
+    fresh, begun, spent = (Budget(seconds=1000, began=began - late) for late in (0, 300, 800))
+    assert fresh.until(0.4) == pytest.approx(0.4, abs=0.01)
+    assert begun.until(0.4) == pytest.approx(0.7, abs=0.01)
+    assert spent.until(0.4) == 0.9
+
+
+def test_the_control_that_comes_first_leaves_half_of_the_rest_to_the_other():
+    begun = Budget(seconds=1000, began=time.monotonic() - 300)
+    assert begun.halfway().until(0.4) == pytest.approx(0.6, abs=0.01)
+    assert begun.halfway().until(0.1) == pytest.approx(0.4, abs=0.01)
+    spent = Budget(seconds=1000, began=time.monotonic() - 950).halfway()
+    assert spent.until(0.4) < spent.used
+
+    last = {}
+
+    class Notes(Toy):
+        def guess(self, view, question, budget, rng):
+            last[view.threat_model] = budget.last
+            return view.threat_model
+
+    one(Notes())
+    assert last["empty"] == pytest.approx(0.45, abs=0.01)
+    assert last["toy"] == last["open"] == 0.9
+
+
+def test_an_alarm_that_rings_while_the_attack_ends_leaves_no_handler_behind(monkeypatch):
+    """The system's alarm comes when it likes; here it comes as the attack's own is taken off."""
+    before, set_timer = signal.getsignal(signal.SIGALRM), signal.setitimer
+    others = set_timer(signal.ITIMER_REAL, 1000)  # another alarm, set before, such as the test's own limit
+
+    def rings_as_it_is_taken_off(which, seconds):
+        if seconds == 0:
+            signal.getsignal(signal.SIGALRM)(signal.SIGALRM, None)
+        return set_timer(which, 1000 if 0 < seconds < 1 else seconds)
+
+    monkeypatch.setattr(signal, "setitimer", rings_as_it_is_taken_off)
+    try:
+        found = one(Toy(), seconds=1e-4)
+        assert "ran out of its 0.0001 s" in found.reason
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] < 1000
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        set_timer(signal.ITIMER_REAL, *others)
 
 
 def test_a_number_of_another_unit_than_its_measures_is_an_error_of_the_attack():

@@ -24,7 +24,7 @@ def scores(rng, members, others, shift):
 
 
 def auc(values, labels, **more):
-    return auc_estimate(values, labels, metric="auc", seed=0, **more)
+    return auc_estimate(values, labels, metric="auc", **more)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -113,7 +113,7 @@ def test_rates_at_a_fixed_false_positive_rate_are_those_counted_by_hand():
     positives = np.array([989.0, 989.5, 990.0, 998.5, 999.5, 1500.0])
     values = np.concatenate([positives, negatives])
     labels = np.arange(len(values)) < 6
-    one, tenth = tpr_estimates(values, labels, seed=0)
+    one, tenth = tpr_estimates(values, labels)
     assert one.metric == "TPR at 1.0% FPR"
     assert (one.value, one.n) == (5 / 6, 6)  # above 989; the tie with it counts as a negative
     assert tenth.metric == "TPR at 0.1% FPR"
@@ -123,7 +123,7 @@ def test_rates_at_a_fixed_false_positive_rate_are_those_counted_by_hand():
 def test_a_rate_below_what_the_negatives_resolve_allows_no_false_positive_and_says_so():
     values = np.array([5.0, 9.0, 9.5, 1.0, 2.0, 9.0])
     labels = np.array([True, True, True, False, False, False])
-    (found,) = tpr_estimates(values, labels, seed=0, rates=(0.01,))
+    (found,) = tpr_estimates(values, labels, rates=(0.01,))
     assert found.metric == "TPR at 1.0% FPR (0 false positives)"
     assert found.value == 1 / 3
 
@@ -131,9 +131,9 @@ def test_a_rate_below_what_the_negatives_resolve_allows_no_false_positive_and_sa
 def test_a_rate_that_binary_numbers_cannot_write_is_not_rounded_down():
     values = np.concatenate([[70.5], np.arange(100.0)])
     labels = np.arange(101) < 1
-    (found,) = tpr_estimates(values, labels, seed=0, rates=(0.29,))  # .29 x 100 is a hair below 29
+    (found,) = tpr_estimates(values, labels, rates=(0.29,))  # .29 x 100 is a hair below 29
     assert found.value == 1.0  # 29 false positives: 71 and above
-    (found,) = tpr_estimates(values, labels, seed=0, rates=(0.28,))
+    (found,) = tpr_estimates(values, labels, rates=(0.28,))
     assert found.value == 0.0
 
 
@@ -153,36 +153,35 @@ def test_each_truth_is_matched_once(guesses, truths, hits):
 
 
 def test_a_share_of_nothing_is_nothing_of_one():
-    assert (share(0, 0, metric="m", seed=3).value, share(0, 0, metric="m", seed=3).n) == (0.0, 1)
-    assert share(1, 4, metric="m", seed=3).seeds == (3,)
-    apart, together = (share(0, 100, metric="m", seed=3, groups=g) for g in (None, 2))
+    assert (share(0, 0, metric="m").value, share(0, 0, metric="m").n) == (0.0, 1)
+    apart, together = (share(0, 100, metric="m", groups=g) for g in (None, 2))
     assert apart.high == together.high
     assert apart.power.smallest(0.01) < 0.1 < 0.5 < together.power.smallest(0.01)
 
 
 def test_records_that_are_found_together_do_not_make_success_surer():
-    apart, together = (share(40, 100, metric="m", seed=3, groups=g) for g in (None, 2))
+    apart, together = (share(40, 100, metric="m", groups=g) for g in (None, 2))
     assert together.low < 0.1 < 0.3 < apart.low
     assert together.high == apart.high
     assert "low end over 2 groups" in together.how
-    none, few = (share(0, 100, metric="m", seed=3, groups=g) for g in (None, 2))
+    none, few = (share(0, 100, metric="m", groups=g) for g in (None, 2))
     assert none.low == few.low == 0
 
 
 def test_over_many_targets_the_interval_is_students_and_stays_within_bounds():
-    found = over_targets([0.9, 1.0, 1.0], metric="m", unit="share", seed=0, within=(0, 1))
+    found = over_targets([0.9, 1.0, 1.0], metric="m", unit="share", within=(0, 1))
     assert found.value == pytest.approx(29 / 30)
     assert found.high == 1.0
     assert found.low == pytest.approx(29 / 30 - 4.302653 * np.std([0.9, 1, 1], ddof=1) / np.sqrt(3))
-    assert over_targets([0.5], metric="m", unit="share", seed=0).low is None
+    assert over_targets([0.5], metric="m", unit="share").low is None
 
 
 def test_targets_have_an_interval_as_wide_as_one_of_them():
     rng = np.random.default_rng(0)
     targets = [scores(rng, 20, 40, 0.3) for _ in range(6)]
-    one = mean_auc(targets[:1], metric="auc", seed=0)
+    one = mean_auc(targets[:1], metric="auc")
     assert one == auc(*targets[0])
-    many = mean_auc(targets, metric="auc", seed=0)
+    many = mean_auc(targets, metric="auc")
     widths = [auc(*t).high - auc(*t).low for t in targets]
     assert many.value == pytest.approx(np.mean([auc_value(*t) for t in targets]))
     assert many.high - many.low == pytest.approx(np.mean(widths))
@@ -194,7 +193,7 @@ def test_rounds_that_think_alike_of_every_token_do_not_make_chance_look_like_a_l
     for _ in range(60):
         common = rng.normal(size=800) * 0.5
         targets = [(common + rng.normal(size=800) * 0.75**0.5, positive) for _ in range(16)]
-        found = mean_auc(targets, metric="auc", seed=0)
+        found = mean_auc(targets, metric="auc")
         misses += not found.low <= 0.5 <= found.high
     assert misses <= 6  # Student's t over targets missed in 4 of 10
 
@@ -203,7 +202,7 @@ def test_a_rate_that_says_nothing_is_above_chance_no_more_often_than_its_interva
     """Thresholds are estimated from few negatives: an interval over positives alone misses in 1 of 5."""
     rng, labels, above = np.random.default_rng(0), np.arange(240) < 120, 0
     for _ in range(400):
-        (found,) = tpr_estimates(rng.normal(size=240), labels, seed=0, rates=(0.01,))
+        (found,) = tpr_estimates(rng.normal(size=240), labels, rates=(0.01,))
         above += found.low > 0.01
     assert above <= 20
 
@@ -221,12 +220,12 @@ def test_the_interval_of_a_difference_of_means_covers_it():
 
 
 def test_targets_that_agree_get_wilsons_interval_within_bounds_and_none_without():
-    perfect = over_targets([1.0] * 20, metric="auc", unit="AUC", seed=0, within=(0, 1))
+    perfect = over_targets([1.0] * 20, metric="auc", unit="AUC", within=(0, 1))
     # Newcombe 1998: 0 of 20 gives 0 to .1611
     assert (perfect.value, perfect.low, perfect.high) == (1.0, pytest.approx(0.8389, abs=5e-5), 1.0)
-    moved = over_targets([0.0] * 20, metric="lead", unit="share", seed=0, within=(-1, 1))
-    half = over_targets([0.5] * 20, metric="auc", unit="AUC", seed=0, within=(0, 1))
+    moved = over_targets([0.0] * 20, metric="lead", unit="share", within=(-1, 1))
+    half = over_targets([0.5] * 20, metric="auc", unit="AUC", within=(0, 1))
     assert (moved.low, moved.high) == pytest.approx((2 * half.low - 1, 2 * half.high - 1))
-    free = over_targets([2.0] * 12, metric="bits", unit="bits", seed=0)
+    free = over_targets([2.0] * 12, metric="bits", unit="bits")
     assert (free.value, free.low, free.high) == (2.0, None, None)
     assert free.how == "targets that agree, no interval"

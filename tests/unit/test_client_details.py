@@ -16,6 +16,7 @@ from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import PublicSettings, View
+from tests.support.toys import late
 
 NOTES = 6
 
@@ -125,6 +126,17 @@ def test_a_proxy_that_has_read_nothing_writes_no_number_of_anybody(tmp_path):
     exam = attack.exam(truth, view, np.random.default_rng(0))
     untrained, _ = attack.negative(view, exam, np.random.default_rng(0))
     assert written(untrained, truth)["share of details written out"].value == 0
+
+
+@pytest.mark.slow
+def test_a_control_that_begins_late_writes_as_much_as_the_attack(tmp_path):
+    view, _ = view_after(tmp_path, steps=0)
+    fresh, begun = (
+        ClientDetails().guess(view, None, budget, np.random.default_rng(0))
+        for budget in (Budget(seconds=1000), late())
+    )
+    assert any(fresh.ranked.values())
+    assert begun == fresh
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from tests.support.lab import make_lab, records
+from tests.support.toys import late
 
 CLIENTS, RECORDS = 6, 12
 HARD = LocalConfig(steps=30, batch_size=RECORDS, learning_rate=2e-2)
@@ -56,6 +57,15 @@ def test_an_update_in_the_clear_gives_its_records_away(world):
     assert finding.outcome == Outcome.SUCCEEDED
     assert finding.headline.n == 2 * RECORDS * CLIENTS
     assert finding.headline.value > 0.95
+
+
+def test_a_control_that_begins_late_reads_as_many_documents_as_the_attack(world, monkeypatch):
+    monkeypatch.setattr("attacks.membership.client_models.AT_ONCE", 8)
+    lab, updates, truth = world
+    seen, attack = lab.view(updates), ClientModelMembership()
+    exam = attack.exam(truth, seen, np.random.default_rng(0))
+    guess = attack.guess(seen, exam.question, late(), np.random.default_rng(0))
+    assert [len(scores) for scores in guess] == [2 * RECORDS] * CLIENTS
 
 
 def test_the_mean_of_the_updates_tells_less(world):

@@ -7,7 +7,7 @@ import torch
 from attacks.base import Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import Api, OverBudget
 from attacks.extraction.lessons import LITTLE_NOISE, _near, holds, imitate, span_of
-from attacks.extraction.logits import LogitSvd
+from attacks.extraction.logits import TRIES, LogitSvd
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.questions import held_model, prepared
 from attacks.extraction.scored import TOLD
@@ -25,6 +25,7 @@ from fedproxy_secure.models.llm import with_blocks
 from fedproxy_secure.record.view import View
 from fedproxy_secure.serve.noise import noise
 from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama, tiny_tokenizer
+from tests.support.toys import late
 
 NO_CLIENTS = Truth(clients={})
 KEY = Secret(bytes(32))
@@ -221,6 +222,11 @@ def test_noise_hides_the_hidden_size_and_the_control_without_noise_finds_it(fold
     assert found.outcome == Outcome.RESISTED
     assert found.estimates[0].value == 0
     assert found.positive.value == 1
+
+
+def test_a_control_that_begins_late_tries_as_often_to_find_the_hidden_size(folders):
+    found = LogitSvd().guess(customer(folders), None, late(), np.random.default_rng(0))
+    assert len(found.found) == TRIES["smoke"]
 
 
 def test_the_search_for_the_hidden_size_asks_no_more_than_the_policy_allows(folders):

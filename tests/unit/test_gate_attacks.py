@@ -42,7 +42,8 @@ def rated(there, others, seed, *, rate=0.01):
     """A5's finding on so many members and others that all look alike, as the attack would judge them."""
     scores = np.random.default_rng(seed).normal(size=there + others)
     positive = np.arange(there + others) < there
-    (tpr,) = tpr_estimates(scores, positive, seed=seed, rates=(rate,))
+    (tpr,) = tpr_estimates(scores, positive, rates=(rate,))
+    tpr = replace(tpr, seeds=(seed,))
     could = could_show(tpr, tpr.chance, tpr.power)
     made = finding("A5", seed=seed)
     return replace(made, estimates=(plain(tpr),), measures={"tpr_at_1pct_fpr": (0,)}, detectable=(could,))
@@ -124,7 +125,7 @@ def test_so_many_documents_as_the_remedy_names_keep_an_attack_without_informatio
 
     def below(seed):
         scores = np.random.default_rng(seed).normal(size=2 * n)
-        (tpr,) = tpr_estimates(scores, positive, seed=0, rates=(0.01,))
+        (tpr,) = tpr_estimates(scores, positive, rates=(0.01,))
         return tpr.high <= bound
 
     assert sum(map(below, range(draws))) / draws > 0.75  # .8 or a little more expected
@@ -155,7 +156,7 @@ def resisted_auc(there, others, *, positive):
     """A resisted A5 with an AUC of .5 over so many targets, whose positive control has that AUC."""
     ranks = np.tile([0.0, 1.0], max(there, others))
     scores = np.concatenate([ranks[:there], ranks[:others]])
-    auc = auc_estimate(scores, np.arange(there + others) < there, metric="auc", seed=0)
+    auc = auc_estimate(scores, np.arange(there + others) < there, metric="auc")
     could = could_show(auc, 0.55, auc.power)
     control = replace(plain(auc), value=positive, low=positive - 0.01, high=min(1.0, positive + 0.01))
     return [

@@ -94,6 +94,20 @@ def test_a_proxy_that_is_the_whole_llm_is_caught_by_the_verbatim_share(release):
     assert "exceeds the bound by 0.1" in row.why
 
 
+def test_a_near_copy_is_caught_by_what_is_left_also_of_a_proxy_that_is_near_the_llm_itself(release):
+    """Of a proxy that is nearly the LLM, R is small: little was left to extract."""
+    near = with_measure(
+        SAFE, measure("extraction_R", 0.1, 0.05, 0.15), measure("kl_left_nats", 0.02, 0.01, 0.03)
+    )
+    judgement = judge(report(replace(near, name="near"), SAFE), release, signed=SIGNED)
+    failed = [
+        (row.rule.split(":")[0], row.configuration)
+        for row in judgement.rows
+        if row.verdict == Verdict.FAILED
+    ]
+    assert failed == [("min_kl_left_nats", "near")]
+
+
 def test_no_differential_privacy_breaks_every_rule_on_epsilon(release):
     bare = replace(SAFE, privacy_unit="none")
     for key in ("epsilon_claimed", "epsilon_spent", "delta", "epsilon_audited"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from attacks.base import Budget, Inconclusive, OutOfTime, Truth
-from attacks.reconstruction.matching import GradientMatching, Lengths, match
+from attacks.reconstruction.matching import GradientMatching, Matched, match
+from attacks.reconstruction.objective import Lengths, Objective
 from attacks.reconstruction.sequences import (
     LoraSpanSequences,
 )
@@ -53,17 +54,10 @@ def test_the_cosine_of_what_is_found_is_one_exactly_where_it_is_the_true_record(
     lab = labs(local={"steps": 1, "batch_size": 1})
     (item,) = records(np.random.default_rng(0), 1, tokens=3, length=5)
     with lab.opened() as box:
-        ids, cosine = match(
-            box,
-            lab.start,
-            -gradient_of(lab, item),
-            np.array(sorted(set(item.ids))),
-            Lengths(tokens=5, response_start=item.response_start),
-            steps=30,
-            edits=150,
-            budget=Budget(),
-            rng=np.random.default_rng(0),
-        )
+        named = np.array(sorted(set(item.ids)))
+        lengths = Lengths(tokens=5, response_start=item.response_start)
+        aim = Objective.of(box, lab.start, -gradient_of(lab, item), named, lengths)
+        ids, cosine = match(aim, steps=30, edits=150, budget=Budget(), rng=np.random.default_rng(0))
     assert ids[0] == 1
     assert (ids == item.ids) == (cosine > 0.9999)
     assert cosine > 0.5
@@ -74,17 +68,9 @@ def test_the_cosine_of_the_true_record_is_one(labs):
     lab = labs(local={"steps": 1, "batch_size": 1})
     item = Encoded(ids=(1, 20, 20, 20, 20), response_start=2)
     with lab.opened() as box:
-        ids, cosine = match(
-            box,
-            lab.start,
-            -gradient_of(lab, item),
-            np.array([20]),
-            Lengths(tokens=5, response_start=2),
-            steps=1,
-            edits=0,
-            budget=Budget(),
-            rng=np.random.default_rng(0),
-        )
+        lengths = Lengths(tokens=5, response_start=2)
+        aim = Objective.of(box, lab.start, -gradient_of(lab, item), np.array([20]), lengths)
+        ids, cosine = match(aim, steps=1, edits=0, budget=Budget(), rng=np.random.default_rng(0))
     assert ids == item.ids
     assert cosine == pytest.approx(1, abs=1e-5)
 
@@ -95,6 +81,12 @@ def test_gradient_matching_on_zero_updates_is_inconclusive(labs):
     items = {"c0": records(np.random.default_rng(0), 2, tokens=3, length=5)}
     with pytest.raises(Inconclusive, match="every update is zero"):
         run(GradientMatching(), lab.view(zero), truth_of(zero, items))
+
+
+def test_sequences_of_clients_whose_records_are_unknown_are_inconclusive():
+    matched = Matched(round=0, clients=("c0",), ids=(1, 2), cosine=1.0)
+    with pytest.raises(Inconclusive, match="nothing to compare with"):
+        GradientMatching().score(((matched, matched),), Truth(clients={}))
 
 
 @pytest.mark.parametrize("attack", [LoraSpanTokens(), LoraSpanSequences(), GradientMatching()])

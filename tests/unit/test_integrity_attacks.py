@@ -9,7 +9,7 @@ from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from scipy import stats
 
 from attacks import white_box
-from attacks.base import NOBODY, Budget, NotApplicable, Truth, replace_view
+from attacks.base import NOBODY, Budget, Inconclusive, NotApplicable, Truth, replace_view
 from attacks.integrity.mask_seeds import (
     FEWEST_TRIED,
     MaskSeedSearch,
@@ -168,6 +168,18 @@ def test_what_a_search_reads_counts_only_if_it_is_the_clients_update(world):
     assert MaskSeedSearch().score(replace(read, vectors=others), open_truth)[0].value == 0
 
 
+def test_a_message_whose_update_nobody_kept_is_no_error_of_the_search(world):
+    seen, truth = seen_by(world, "server")
+    open_view, _ = MaskSeedSearch().positive(seen, truth)
+    read = MaskSeedSearch().guess(open_view, None, Budget(), rng())
+    fewer = {
+        name: replace(state, rounds={0: state.rounds[0]}) for name, state in list(truth.clients.items())[1:]
+    }
+    known = sum(name in fewer and r == 0 for r, name in read.vectors)
+    found = MaskSeedSearch().score(read, Truth(clients=fewer))[0]
+    assert 0 < found.value == known / read.messages < 1
+
+
 # counts of signs
 
 UPDATES = {"a": [1, 2, 3, -1], "b": [2, -1, -2, -2], "c": [3, -2, 0, -3]}
@@ -202,6 +214,16 @@ def test_values_named_wrongly_do_not_count(settings):
     guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
     moved = tuple((r, at, values + 0.01, near) for r, at, values, near in guess.named)
     assert SignCounts().score(replace(guess, named=moved), truth)[0].value == 0
+
+
+def test_signs_of_rounds_whose_clients_are_unknown_are_not_judged(settings):
+    truth = truth_of(UPDATES, rounds_=(0, 1))
+    seen = View(threat_model="server", settings=settings)
+    guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
+    assert SignCounts().score(guess, truth)[0].value == 0.5
+    assert SignCounts().score(guess, truth_of(UPDATES))[0].value == 0.25
+    with pytest.raises(Inconclusive, match="no client of these rounds is known"):
+        SignCounts().score(guess, Truth(clients={}))
 
 
 def test_coordinate_sums_give_lone_values_away_and_block_sums_do_not(world):

@@ -41,7 +41,7 @@ NO_NUMBER = {
 def finding(attack, shift, *, view="client", read=("MOD",), seed=0, exam="e", **changes):
     """An attack on the same 200 records; `shift`: how far members stand out."""
     own = np.random.default_rng([seed, int(100 * shift)]).normal(size=200)
-    estimate = auc_estimate(RECORDS + own + shift * LABELS, LABELS, metric="auc", seed=seed)
+    estimate = auc_estimate(RECORDS + own + shift * LABELS, LABELS, metric="auc")
     kinds, values = estimate.judged
     made = Finding(
         attack=attack,
@@ -53,7 +53,7 @@ def finding(attack, shift, *, view="client", read=("MOD",), seed=0, exam="e", **
         profile="smoke",
         outcome=Outcome.SUCCEEDED if estimate.low > 0.55 else Outcome.RESISTED,
         reason="because",
-        estimates=(plain(estimate),),
+        estimates=(replace(plain(estimate), seeds=(seed,)),),
         measures={"membership_auc": (0,)},
         positive=None,
         negative=None,

@@ -12,6 +12,7 @@ from attacks.statistics import auc_value
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from tests.support.lab import make_lab, records
+from tests.support.toys import late
 
 DRAWN = 12
 
@@ -245,6 +246,16 @@ def test_it_stops_when_its_seconds_are_over(labs):
         UpdateMembership().guess(
             lab.view(updates), [asked], Budget(seconds=1.0, began=0.0), np.random.default_rng(0)
         )
+
+
+def test_a_control_that_begins_late_scores_as_many_documents_as_the_attack(labs, monkeypatch):
+    monkeypatch.setattr("attacks.membership.updates.FEWEST", 4)
+    lab, attack = labs(), UpdateMembership()
+    updates, truth = rounds_of(lab, 2)
+    view = lab.view(updates)
+    exam = attack.exam(truth, view, np.random.default_rng(0))
+    guess = attack.guess(view, exam.question, late(), np.random.default_rng(0))
+    assert [len(g["auc"]) for g in guess] == [2 * DRAWN] * 2
 
 
 def test_the_first_documents_are_scored_as_many_as_memory_holds_gradients_of(labs, monkeypatch):

@@ -1,0 +1,1 @@
+"""Commands of `attack` with a module of their own, and what all of them share."""
