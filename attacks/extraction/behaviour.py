@@ -40,7 +40,7 @@ PROMPT, WRITTEN = 16, 16  # tokens of a prompt, and of its continuation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExtractionQuestion:
     """The questions to a model: next-token distributions at `places` of `texts`, and answers to records.
 
     Args:
@@ -58,7 +58,7 @@ class Asked:
     records: tuple[Encoded, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def first(self, texts: int, records: int) -> Asked:
+    def first(self, texts: int, records: int) -> ExtractionQuestion:
         """Return the questions with the first texts and the first records alone."""
         return replace(
             self, texts=self.texts[:texts], places=self.places[:texts], records=self.records[:records]
@@ -86,7 +86,7 @@ class Behaviour:
 
 
 def behaviour(
-    model: nn.Module, asked: Asked, *, budget: Budget | None = None, writes: bool = True
+    model: nn.Module, asked: ExtractionQuestion, *, budget: Budget | None = None, writes: bool = True
 ) -> Behaviour:
     """Return what a model answers to the questions; without `writes` it continues no prompt."""
     logits = logits_after(model, asked.texts.tolist(), asked.places.tolist(), budget=budget)
@@ -99,7 +99,7 @@ def behaviour(
     return Behaviour(logs=logs, said=said, written=greedy(model, prompts, budget=budget))
 
 
-def scores(mine: Behaviour, llm: Behaviour, asked: Asked) -> dict[str, np.ndarray]:
+def scores(mine: Behaviour, llm: Behaviour, asked: ExtractionQuestion) -> dict[str, np.ndarray]:
     """Return a model's scores by name, higher is better: float64 [texts], [prompts] or [records]."""
     targets = np.take_along_axis(asked.texts, asked.places + 1, axis=1)
     kl, perplexity = [], []

@@ -62,7 +62,7 @@ from attacks.base import (
     replace_view,
 )
 from attacks.extraction.api import EXTRACTION, Api
-from attacks.extraction.behaviour import Asked, Behaviour, behaviour
+from attacks.extraction.behaviour import Behaviour, ExtractionQuestion, behaviour
 from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.questions import held_model, prepared, questions
 from attacks.extraction.scored import (
@@ -133,7 +133,9 @@ class ProxyExtraction(Attack):
             question=question, answer=Original(llm=view.api, asked=question, gaps=gaps, share=mine.share)
         )
 
-    def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Stolen:
+    def guess(
+        self, view: View, question: ExtractionQuestion, budget: Budget, rng: np.random.Generator
+    ) -> Stolen:
         """Return the behaviour of one model for each K of the profile's grid, and of the controls."""
         if view.api is None:
             raise NotApplicable("this view has no API")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attacks.base import Budget, NotApplicable
-from attacks.extraction.behaviour import Asked, Behaviour, behaviour
+from attacks.extraction.behaviour import Behaviour, ExtractionQuestion, behaviour
 from attacks.extraction.texts import held_out_texts, known_texts
 from attacks.extraction.thief import FEWEST_QUERIES, PUBLIC_TEXTS, TEXT_TOKENS, Effort, effort
 from fedproxy_secure.data.encode import Encoded
@@ -56,18 +56,18 @@ def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
     return add_deltas(model, block_deltas(tuned)), tokenizer
 
 
-def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[Asked, Behaviour]:
+def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[ExtractionQuestion, Behaviour]:
     """Return held-out texts of a seed with these records, and what the LLM in a folder answers."""
     question = questions(folder, records, seed=seed)
     return question, answers_of(folder, question)
 
 
-def questions(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> Asked:
+def questions(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> ExtractionQuestion:
     """Return held-out texts of a seed, sampled from the LLM in a folder, with these records."""
     return _questions(folder, weights_written_ns(folder), records, seed)
 
 
-def answers_of(folder: Path, question: Asked) -> Behaviour:
+def answers_of(folder: Path, question: ExtractionQuestion) -> Behaviour:
     """Return what the LLM in a folder answers; the last answers are kept."""
     sizes = (len(question.texts), len(question.records))
     key = (folder, weights_written_ns(folder), question.texts.tobytes(), question.records, sizes)
@@ -78,7 +78,7 @@ def answers_of(folder: Path, question: Asked) -> Behaviour:
 
 
 @lru_cache(maxsize=2)
-def _questions(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int) -> Asked:
+def _questions(folder: Path, _written: int, records: tuple[Encoded, ...], seed: int) -> ExtractionQuestion:
     rng = np.random.default_rng(seed)
     llm, tokenizer = load_llm(folder, dtype="float32")
     vocabulary = int(llm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
@@ -86,11 +86,19 @@ def _questions(folder: Path, _written: int, records: tuple[Encoded, ...], seed: 
     texts = held_out_texts(llm, tokenizer, count=held_out, tokens=TEXT_TOKENS, rng=rng)
     count = min(TEXT_TOKENS - 1, max(1, NUMBERS // (held_out * vocabulary)))
     drawn = [np.sort(rng.choice(TEXT_TOKENS - 1, count, replace=False)) for _ in range(held_out)]
-    return Asked(depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records)
+    return ExtractionQuestion(
+        depth=len(blocks_of(llm)), texts=texts.numpy(), places=np.stack(drawn), records=records
+    )
 
 
 def prepared(
-    view: View, proxy: nn.Module, tokenizer: Tokenizer, question: Asked, budget: Budget, *, seed: int
+    view: View,
+    proxy: nn.Module,
+    tokenizer: Tokenizer,
+    question: ExtractionQuestion,
+    budget: Budget,
+    *,
+    seed: int,
 ) -> Ready:
     """Return what an adversary has before it trains, and what it spends, by this machine's pace.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from attacks.base import Inconclusive
-from attacks.extraction.behaviour import AGREEMENT, KL, Asked, Behaviour, Scale, scales, scores
+from attacks.extraction.behaviour import AGREEMENT, KL, Behaviour, ExtractionQuestion, Scale, scales, scores
 from attacks.extraction.lessons import TOP
 from attacks.extraction.questions import answers_of
 from attacks.extraction.starts.fillers import Gaps, gaps_found
@@ -57,7 +57,7 @@ class Original:
     """
 
     llm: Path
-    asked: Asked
+    asked: ExtractionQuestion
     gaps: Gaps | None
     share: float
 

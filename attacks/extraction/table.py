@@ -28,7 +28,7 @@ from torch import nn
 
 from attacks.base import Budget
 from attacks.extraction.api import Api
-from attacks.extraction.behaviour import KL, Asked, Behaviour, Scale, behaviour, scales, scores
+from attacks.extraction.behaviour import KL, Behaviour, ExtractionQuestion, Scale, behaviour, scales, scores
 from attacks.extraction.questions import answers_of, questions
 from attacks.extraction.starts.offered import ALL, Recipe, Won, offers
 from attacks.extraction.starts.widened import sizes_in
@@ -227,7 +227,7 @@ class _Table:
 
 
 def judged(
-    mine: Behaviour, proxy: Behaviour, llm: Behaviour, asked: Asked
+    mine: Behaviour, proxy: Behaviour, llm: Behaviour, asked: ExtractionQuestion
 ) -> tuple[dict[str, Scale], dict[str, np.ndarray]]:
     """Return the scale of each score, from the proxy to the LLM, and a model's scores by name."""
     by_model = {name: scores(b, llm, asked) for name, b in (("mine", mine), (PROXY, proxy), (LLM, llm))}

@@ -116,7 +116,7 @@ class TrappedProxy(Attack):
             else:
                 raise NotApplicable("; ".join(reasons))
             start = first_adapter(trapped, one, rng)
-            updates, drawn = _trained(trapped, settings, records, start, folder, rng)
+            updates, drawn = _trained(trapped, settings, records, start, folder)
         seen = revealed(updates, settings, sizes=[int(np.prod(s)) for s in trapped.shapes], rng=rng)
         everywhere = set.union(*drawn.values())
         held = {who: everywhere if who == EVERYBODY else drawn[who] for who in seen}
@@ -259,7 +259,6 @@ def _trained(
     records: Mapping[str, Sequence[Encoded]],
     start: np.ndarray,
     folder: Path,
-    rng: np.random.Generator,
 ) -> tuple[dict[str, ClientUpdate], dict[str, set[int]]]:
     """Return each client's update from `start`, and the tokens that it read."""
     updates: dict[str, ClientUpdate] = {}

@@ -49,7 +49,7 @@ BY_CHANCE = math.log2(math.e)  # bits, on average at most, of a secret that a mo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CanaryQuestion:
     """The canaries' prompts, and the candidates for each secret; the true one is among the first."""
 
     prompts: tuple[str, ...]
@@ -135,7 +135,9 @@ class CanaryExposure(Attack):
             candidates.append((*others[:place], canary.secret, *others[place:]))
             at.append(place)
         return Exam(
-            question=Asked(prompts=tuple(c.prompt for c in canaries), candidates=tuple(candidates)),
+            question=CanaryQuestion(
+                prompts=tuple(c.prompt for c in canaries), candidates=tuple(candidates)
+            ),
             answer=Secrets(
                 at=tuple(at),
                 secrets=tuple(c.secret for c in canaries),
@@ -143,10 +145,12 @@ class CanaryExposure(Attack):
             ),
         )
 
-    def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Ranked:
+    def guess(
+        self, view: View, question: CanaryQuestion, budget: Budget, rng: np.random.Generator
+    ) -> Ranked:
         """Return the candidates' losses under each model that the view has, and under the untuned proxy."""
         count = REFERENCES[budget.profile] + 1
-        asked = Asked(
+        asked = CanaryQuestion(
             prompts=question.prompts, candidates=tuple(row[:count] for row in question.candidates)
         )
         losses: dict[str, np.ndarray] = {}
@@ -234,7 +238,7 @@ def _exposures(scores: np.ndarray, answer: Secrets) -> list[float]:
     return [exposure(row[at], np.delete(row, at)) for row, at in zip(scores, answer.at, strict=True)]
 
 
-def _losses(model: nn.Module, tokenizer: Any, asked: Asked, budget: Budget) -> np.ndarray:
+def _losses(model: nn.Module, tokenizer: Any, asked: CanaryQuestion, budget: Budget) -> np.ndarray:
     """Return the candidates' losses in nats after their prompts, float64 [canaries, candidates]."""
     rows = []
     for prompt, candidates in zip(asked.prompts, asked.candidates, strict=True):
@@ -249,7 +253,7 @@ class _Untuned:
 
     proxy: HeldProxy
     adapter: bytes
-    asked: Asked
+    asked: CanaryQuestion
     budget: Budget = field(compare=False)
 
 

@@ -40,7 +40,7 @@ SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ClientQuestion:
     """The documents of one client, some of which it drew in `round`."""
 
     round: int
@@ -82,7 +82,7 @@ class ClientModelMembership(Attack):
             order = rng.permutation(2 * count)
             documents = [*members, *others]
             questions.append(
-                Asked(round=max(rounds), client=name, documents=tuple(documents[i] for i in order))
+                ClientQuestion(round=max(rounds), client=name, documents=tuple(documents[i] for i in order))
             )
             labels.append(order < count)
         if not questions:
@@ -91,7 +91,7 @@ class ClientModelMembership(Attack):
         return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(
-        self, view: View, question: Sequence[Asked], budget: Budget, rng: np.random.Generator
+        self, view: View, question: Sequence[ClientQuestion], budget: Budget, rng: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
         """Return a score for each of the first documents of each client, as many as are read in time."""
         most = budget.pick(smoke=100, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
@@ -131,7 +131,9 @@ class ClientModelMembership(Attack):
         return super().negative(with_round_0(view), exam, rng)
 
 
-def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, until: float) -> np.ndarray:
+def _scores(
+    box: WhiteBox, view: View, one: ClientQuestion, most: int, budget: Budget, until: float
+) -> np.ndarray:
     """Return the scores of a question's first documents, float64 [n]."""
     update = _update(view, one)
     adapters = (with_round_0(view).adapters[0], view.adapters[one.round] + update)
@@ -149,7 +151,7 @@ def _scores(box: WhiteBox, view: View, one: Asked, most: int, budget: Budget, un
     return fall
 
 
-def _update(view: View, one: Asked) -> np.ndarray:
+def _update(view: View, one: ClientQuestion) -> np.ndarray:
     """Return the client's update where the view has it, else the mean without the adversary's part."""
     own = view.updates.get((one.round, one.client))
     if own is not None:

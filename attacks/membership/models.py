@@ -64,7 +64,7 @@ SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ModelQuestion:
     """The documents in question, and records that were certainly not trained on, for reference."""
 
     documents: tuple[Encoded, ...]
@@ -125,13 +125,15 @@ class ModelMembership(Attack):
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
         chosen, count = [*members, *others], len(members)
         mixed = rng.permutation(2 * count)
-        question = Asked(
+        question = ModelQuestion(
             documents=tuple(chosen[i] for i in mixed),
             population=tuple(population),
         )
         return Exam(question=question, answer=mixed < count)
 
-    def guess(self, view: View, question: Asked, budget: Budget, rng: np.random.Generator) -> Scored:
+    def guess(
+        self, view: View, question: ModelQuestion, budget: Budget, rng: np.random.Generator
+    ) -> Scored:
         """Return all scores that the view allows, of as many documents as are read in time."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]

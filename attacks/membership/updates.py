@@ -59,7 +59,7 @@ SHARE = 0.4  # of its seconds that the attack spends on gradients; the controls 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RoundQuestion:
     """The documents of one question, some of which were drawn in `round` by one of `clients`."""
 
     round: int
@@ -154,7 +154,7 @@ class UpdateMembership(Attack):
             documents = [*members, *others]
             if len(members) >= FEWEST_DRAWN:
                 chosen = tuple(documents[i] for i in order)
-                questions.append(Asked(round=r, clients=clients, documents=chosen))
+                questions.append(RoundQuestion(round=r, clients=clients, documents=chosen))
                 labels.append(order < len(members))
         if not questions:
             shares = [len(truth.clients[n].holdout) // times[n] for n in times if n in truth.clients]
@@ -167,7 +167,7 @@ class UpdateMembership(Attack):
         return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(
-        self, view: View, question: Sequence[Asked], budget: Budget, rng: np.random.Generator
+        self, view: View, question: Sequence[RoundQuestion], budget: Budget, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], ...]:
         """Return scores by name for each question.
 

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 
 from attacks.base import KNOWN_BAD, NOBODY, Budget, NotApplicable, Truth, replace_view
 from attacks.extraction.api import Api, OverBudget
-from attacks.extraction.behaviour import KL, Asked, Scale, behaviour, scales, scores
+from attacks.extraction.behaviour import KL, ExtractionQuestion, Scale, behaviour, scales, scores
 from attacks.extraction.lessons import imitate, loss_of, predict, teach
 from attacks.extraction.lineage import held, lineage, read_tensors, verbatim_share
 from attacks.extraction.logits import LogitSvd, width_of
@@ -58,7 +58,7 @@ def texts(count, tokens=16, seed=0):
 
 def asked_of(ids):
     places = np.tile(np.arange(ids.shape[1] - 1), (len(ids), 1))
-    return Asked(depth=4, texts=ids.numpy(), places=places, records=())
+    return ExtractionQuestion(depth=4, texts=ids.numpy(), places=places, records=())
 
 
 @torch.no_grad()

@@ -12,10 +12,8 @@ from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.questions import held_model, prepared
 from attacks.extraction.scored import TOLD
 from attacks.folder import attack_folder
-from attacks.membership.canaries import Asked as AskedOfCanaries
-from attacks.membership.canaries import CanaryExposure
-from attacks.membership.models import Asked as AskedOfMembers
-from attacks.membership.models import ModelMembership
+from attacks.membership.canaries import CanaryExposure, CanaryQuestion
+from attacks.membership.models import ModelMembership, ModelQuestion
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import ApiConfig
@@ -274,9 +272,9 @@ def test_an_adversary_with_few_queries_uses_them_all_and_heals_on_more_texts(fol
 @pytest.mark.parametrize("one", [ModelMembership(), CanaryExposure()], ids=lambda a: a.info.name)
 def test_attacks_that_read_likelihoods_do_not_read_them_past_the_policy(folders, one, policy):
     question = (
-        AskedOfMembers(documents=(), population=())
+        ModelQuestion(documents=(), population=())
         if isinstance(one, ModelMembership)
-        else AskedOfCanaries(prompts=("a",), candidates=(("0001", "0002"),))
+        else CanaryQuestion(prompts=("a",), candidates=(("0001", "0002"),))
     )
     seen = View(threat_model="api_user", api=folders / "llm", api_policy=policy)
     with pytest.raises(NotApplicable, match="no API that tells all logits as they are"):

@@ -8,7 +8,7 @@ import torch
 
 from attacks.base import Budget, Truth
 from attacks.extraction.api import Api
-from attacks.extraction.behaviour import Asked, agreed, behaviour, greedy
+from attacks.extraction.behaviour import ExtractionQuestion, agreed, behaviour, greedy
 from attacks.extraction.lessons import imitate, loss_of, predict, split
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.starts.closed_form import Mapped, ghosted, linearly_filled, ridge
@@ -119,7 +119,9 @@ def test_models_with_maps_answer_packed_as_they_answer_alone():
     blocks_of(model)[1] = Mapped(blocks_of(model)[1], 16)
     with torch.no_grad():
         blocks_of(model)[1].map.weight.add_(shear())
-    asked = Asked(depth=2, texts=texts(4).numpy(), places=np.tile(np.arange(23), (4, 1)), records=())
+    asked = ExtractionQuestion(
+        depth=2, texts=texts(4).numpy(), places=np.tile(np.arange(23), (4, 1)), records=()
+    )
     alone = outputs(model, texts(4))[:, :-1].log_softmax(-1).numpy()
     assert can_pack(model)
     assert np.allclose(behaviour(model, asked).logs, alone, atol=1e-4)

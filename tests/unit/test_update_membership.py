@@ -7,7 +7,7 @@ import pytest
 
 from attacks.base import Budget, NotApplicable, OutOfTime, Truth
 from attacks.membership.gradients import record_gradients
-from attacks.membership.updates import Asked, UpdateMembership, betas_of, deviations, scores
+from attacks.membership.updates import RoundQuestion, UpdateMembership, betas_of, deviations, scores
 from attacks.statistics import auc_value
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.record.private import PrivateRound, PrivateState
@@ -241,7 +241,7 @@ def test_without_records_set_aside_there_is_nothing_to_compare_with(labs):
 def test_it_stops_when_its_seconds_are_over(labs):
     lab = labs()
     updates, truth = rounds_of(lab, 1)
-    asked = Asked(round=0, clients=("c0",), documents=truth.clients["c0"].train)
+    asked = RoundQuestion(round=0, clients=("c0",), documents=truth.clients["c0"].train)
     with pytest.raises(OutOfTime):
         UpdateMembership().guess(
             lab.view(updates), [asked], Budget(seconds=1.0, began=0.0), np.random.default_rng(0)
