@@ -140,7 +140,8 @@ def test_an_llm_without_such_rows_is_refused_in_one_line(tmp_path):
     raw["pre_tokenizer"] = {"type": "Whitespace"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(
-        ConfigError, match=r"compress\.trace=true: .* 0 rows of 16 numbers.*leave tracing off"
+        ConfigError,
+        match=r"compress\.trace=true: .* 0 rows of unused tokens, 16 numbers wide.*leave tracing off",
     ):
         make_marks(tmp_path)
 
