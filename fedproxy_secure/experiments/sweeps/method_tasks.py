@@ -18,9 +18,14 @@ from pathlib import Path
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records, share_right
+from fedproxy_secure.evidence.answers import (
+    Bits,
+    bits_from_text,
+    bits_to_text,
+    over_seeds_or_records,
+    share_right,
+)
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.experiments.results import bits_from_text, bits_to_text
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult, records_sha256
 from fedproxy_secure.experiments.sweeps.method_rows import Ends, ends_of
 from fedproxy_secure.report.report import TaskScale
