@@ -207,7 +207,7 @@ def test_an_untuned_proxys_accuracy_is_paired_with_the_llms():
 
 def test_the_documented_table_by_acc_norm_is_that_of_its_cells():
     root = Path(__file__).parents[2]
-    text = (root / "docs/real-llm.md").read_text()
+    text = (root / "docs/results-real-llm.md").read_text()
     found = []
     for file in sorted((root / "docs/tables/paper_small/cells").glob("*.json")):
         raw = read_json(file)
