@@ -115,7 +115,8 @@ class MeasureKind:
 _OWN: dict[Axis, tuple[str, ...]] = {
     "performance": (
         *("accuracy_zero_shot", "accuracy_tuned_proxy", "accuracy_fused", "accuracy_centralised"),
-        *("gap_closed", "perplexity_before", "perplexity_after"),
+        *("gap_closed", "loss_zero_shot", "loss_zero_shot_proxy", "loss_tuned_proxy", "loss_fused"),
+        *("loss_centralised", "loss_gap_closed", "perplexity_before", "perplexity_after"),
     ),
     "privacy": (
         *("epsilon_claimed", "epsilon_spent", "epsilon_spent_one_seed", "delta", "effective_cohort"),

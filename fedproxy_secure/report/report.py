@@ -29,9 +29,10 @@ JSON_NAME = "report.json"
 class MethodRow:
     """One method at one remove ratio; None where a number does not apply or was not measured.
 
-    All have the unit `share` (1 = everything). Accuracy is lm-eval's
-    `acc`, and so are `gap_closed`, `tuned_proxy` and `owners_edge`; `tasks_norm` and `average_norm` are its
-    `acc_norm`, with log-likelihoods per character of the choice.
+    All have the unit `share` (1 = everything), but losses `nats`: per token of free text's responses, which
+    are in no accuracy. Accuracy is lm-eval's `acc`, and so are `gap_closed`, `tuned_proxy` and
+    `owners_edge`; `tasks_norm` and `average_norm` are its `acc_norm`, with log-likelihoods per character of
+    the choice.
     """
 
     method: str
@@ -46,6 +47,12 @@ class MethodRow:
     size_effect: Estimate | None = None  # the proxy tuned on pooled records minus the centralised LLM
     federation_effect: Estimate | None = None  # tuned proxy minus the proxy tuned on pooled records
     way_back_effect: Estimate | None = None  # `owners_edge` of the seeds of these two effects
+    tasks_loss: Mapping[str, Estimate] = field(default_factory=dict)  # fused LLM, by task of free text
+    loss: Estimate | None = None  # fused LLM, mean over tasks of free text
+    loss_gap_closed: Estimate | None = (
+        None  # from the zero-shot loss (0) to that of the centralised LLM (1)
+    )
+    tuned_proxy_loss: Estimate | None = None  # the tuned proxy alone, mean over tasks of free text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +65,16 @@ class MethodDifference:
         remove_ratio: of both; of one of them if the other has no proxy; None if both have none.
         average: the difference of the fused LLMs' mean accuracies over tasks, by `acc`; unit `share`. What
             both share, such as a seed's records, cancels out, so its interval may leave out 0 where the
-            methods' own intervals overlap.
+            methods' own intervals overlap. None where all tasks are free text.
+        loss: the difference of their mean losses on free text; unit `nats`, below 0 where the method loses
+            less. None where there is none.
     """
 
     method: str
     against: str
     remove_ratio: float | None
-    average: Estimate
+    average: Estimate | None
+    loss: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 
 from fedproxy_secure.evidence.answers import over_seeds_or_records
+from fedproxy_secure.evidence.losses import loss_over_seeds_or_records
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import BySeed, by_row
 from fedproxy_secure.report.report import MethodDifference
@@ -40,17 +41,21 @@ def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list
     }
     if not pairs:
         return []
-    average = over_seeds_or_records(
-        {s: (a.fused, b.fused) for s, (a, b) in pairs.items()},
-        operator.sub,
-        f"accuracy, {_row(group)} minus {_row(reference)}",
-    )
+    name = f"{_row(group)} minus {_row(reference)}"
+    average = loss = None
+    if all(a.fused and b.fused for a, b in pairs.values()):
+        bits = {s: (a.fused, b.fused) for s, (a, b) in pairs.items()}
+        average = over_seeds_or_records(bits, operator.sub, f"accuracy, {name}")
+    if all(a.fused_loss and b.fused_loss for a, b in pairs.values()):
+        lost = {s: (a.fused_loss, b.fused_loss) for s, (a, b) in pairs.items()}
+        loss = loss_over_seeds_or_records(lost, operator.sub, f"loss, {name}")
     return [
         MethodDifference(
             method=mine[0],
             against=other[0],
             remove_ratio=mine[1] if other[1] is None else other[1],
             average=average,
+            loss=loss,
         )
     ]
 

@@ -152,7 +152,9 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
             table
             for table in (
                 page_tables.norm_table(report),
+                page_tables.loss_table(report),
                 page_tables.difference_table(report),
+                page_tables.loss_difference_table(report),
                 page_tables.effect_table(report),
             )
             if table is not None

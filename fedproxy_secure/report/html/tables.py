@@ -13,13 +13,22 @@ from fedproxy_secure.report.comparison import (
     DIFFERENCES_TITLE,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
+    LOSS_ABOUT,
+    LOSS_DIFFERENCES_ABOUT,
+    LOSS_DIFFERENCES_TITLE,
+    LOSS_TITLE,
     NORM_ABOUT,
     NORM_TITLE,
+    Compared,
     difference_lines,
     effect_rows,
     effect_seeds,
     few_seeds,
+    loss_rows,
+    loss_seeds,
+    loss_tasks,
     norm_tasks,
+    perplexity_of,
     seeds_of,
     weakest,
 )
@@ -162,23 +171,58 @@ def norm_table(report: Report) -> MethodTable | None:
     return MethodTable(title=NORM_TITLE, about=NORM_ABOUT, columns=columns, lines=tuple(lines))
 
 
+def loss_table(report: Report) -> MethodTable | None:
+    """Return the losses on free text, or None if there is none."""
+    tasks, lines = loss_tasks(report), []
+    labels = {
+        "tuned_proxy_loss": "tuned proxy (nats)",
+        "loss": "fused LLM (nats)",
+        "perplexity": "perplexity",
+        "loss_gap_closed": "gap closed by loss (%)",
+    }
+    for i, row in loss_rows(report):
+        assert row.loss is not None
+        place = f"report.json#/rows/{i}"
+        numbers = {k: Number(e, f"{place}/{k}") for k in labels if (e := getattr(row, k, None)) is not None}
+        numbers["perplexity"] = Number(perplexity_of(row.loss), f"{place}/loss")
+        numbers |= {f"on {t}": Number(e, f"{place}/tasks_loss/{t}") for t, e in row.tasks_loss.items()}
+        few = few_seeds(loss_seeds(row), report.seeds)
+        lines.append((*_named(row.method, row.remove_ratio, few), numbers))
+    if not lines:
+        return None
+    there = {name for *_, numbers in lines for name in numbers}
+    columns = [(name, label) for name, label in labels.items() if name in there]
+    columns += [(f"on {t}", f"{t} (nats)") for t in tasks]
+    return MethodTable(title=LOSS_TITLE, about=LOSS_ABOUT, columns=tuple(columns), lines=tuple(lines))
+
+
 def difference_table(report: Report) -> MethodTable | None:
-    """Return the paired differences of methods, or None if there are none."""
-    references, grid = difference_lines(report)
+    """Return the paired differences of methods in accuracy, or None if there are none."""
+    return _differences(report, "average", DIFFERENCES_TITLE, DIFFERENCES_ABOUT)
+
+
+def loss_difference_table(report: Report) -> MethodTable | None:
+    """Return the paired differences of methods in loss on free text, or None if there are none."""
+    return _differences(report, "loss", LOSS_DIFFERENCES_TITLE, LOSS_DIFFERENCES_ABOUT)
+
+
+def _differences(report: Report, of: Compared, title: str, about: str) -> MethodTable | None:
+    references, grid = difference_lines(report, of)
     if not grid:
         return None
-    lines = []
+    lines, in_points = [], of == "average"
     for method, ratio, by_reference in grid:
         numbers = {
-            r: Number(report.differences[i].average, f"report.json#/differences/{i}/average", points=True)
+            r: Number(
+                getattr(report.differences[i], of), f"report.json#/differences/{i}/{of}", points=in_points
+            )
             for r, i in by_reference.items()
         }
-        seeds = weakest([report.differences[i] for i in by_reference.values()]).seeds
+        seeds = weakest([report.differences[i] for i in by_reference.values()], of).seeds
         lines.append((*_named(method, ratio, few_seeds(seeds, report.seeds)), numbers))
-    columns = tuple((r, f"minus {r.replace('_', ' ')} (points)") for r in references)
-    return MethodTable(
-        title=DIFFERENCES_TITLE, about=DIFFERENCES_ABOUT, columns=columns, lines=tuple(lines)
-    )
+    unit = "points" if in_points else "nats"
+    columns = tuple((r, f"minus {r.replace('_', ' ')} ({unit})") for r in references)
+    return MethodTable(title=title, about=about, columns=columns, lines=tuple(lines))
 
 
 def effect_table(report: Report) -> MethodTable | None:

@@ -22,8 +22,8 @@ def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
     ratio = {seed: float(f["proxy_perplexity"] / f["llm_perplexity"]) for seed, f in fidelity.items()}
     return [
         *values(seeds, kinds.VERBATIM_SHARE, held),
-        answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
-        answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),
+        *answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
+        *answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),
         *values(seeds, kinds.PROXY_KL_NATS, nats),
         *values(seeds, kinds.PROXY_CKA, cka),
         *values(seeds, kinds.PROXY_PERPLEXITY_RATIO, ratio),

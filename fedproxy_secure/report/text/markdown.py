@@ -10,8 +10,13 @@ from fedproxy_secure.report.comparison import (
     DIFFERENCES_TITLE,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
+    LOSS_ABOUT,
+    LOSS_DIFFERENCES_ABOUT,
+    LOSS_DIFFERENCES_TITLE,
+    LOSS_TITLE,
     NORM_ABOUT,
     NORM_TITLE,
+    is_all_free_text,
 )
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.text import trilemma_table
@@ -23,6 +28,7 @@ from fedproxy_secure.report.text.table import (
     cells,
     difference_table,
     effect_table,
+    loss_table,
     markdown_items,
     markdown_table,
     norm_table,
@@ -46,10 +52,14 @@ def markdown_report(report: Report) -> str:
     parts += owner_lines(report)
     parts += side_lines(report)
     if report.rows:
-        parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
+        if not is_all_free_text(report):
+            parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
         parts += _tasks(report.rows)
         parts += _more(f"{NORM_TITLE} (%)", norm_table(report), NORM_ABOUT)
+        parts += _more(LOSS_TITLE, loss_table(report), LOSS_ABOUT)
         parts += _more(f"{DIFFERENCES_TITLE} (points)", difference_table(report), DIFFERENCES_ABOUT)
+        lost = difference_table(report, "loss")
+        parts += _more(f"{LOSS_DIFFERENCES_TITLE} (nats)", lost, LOSS_DIFFERENCES_ABOUT)
         parts += _more(f"{EFFECTS_TITLE} (points)", effect_table(report), EFFECTS_ABOUT)
     if report.estimates:
         parts += ["## Other estimates", _estimates(report.estimates)]
@@ -102,7 +112,7 @@ def _precise(estimate: Estimate) -> str:
 
 def _legend(report: Report) -> str:
     seeds = ", ".join(map(str, report.seeds))
-    measured = [row.average for row in report.rows if row.average is not None]
+    measured = [e for row in report.rows for e in (row.average, row.loss) if e is not None]
     how = "; ".join(dict.fromkeys(e.how for e in measured))
     return (
         f"Seeds: {seeds}. ± is half a 95 % interval{f' ({escaped(how)})' if how else ''}.\n"

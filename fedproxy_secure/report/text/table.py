@@ -15,13 +15,23 @@ from fedproxy_secure.report.comparison import (
     DIFFERENCES_TITLE,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
+    LOSS_ABOUT,
+    LOSS_DIFFERENCES_ABOUT,
+    LOSS_DIFFERENCES_TITLE,
+    LOSS_TITLE,
     NORM_ABOUT,
     NORM_TITLE,
+    Compared,
     difference_lines,
     effect_rows,
     effect_seeds,
     few_seeds,
+    is_all_free_text,
+    loss_rows,
+    loss_seeds,
+    loss_tasks,
     norm_tasks,
+    perplexity_of,
     seeds_of,
     weakest,
 )
@@ -96,14 +106,36 @@ def norm_table(report: Report) -> tuple[tuple[str, ...], Lines]:
     return ("method", "removed", "average (%)", *(f"{t} (%)" for t in tasks)), lines if tasks else []
 
 
-def difference_table(report: Report) -> tuple[tuple[str, ...], Lines]:
-    """Return headings and lines of the paired differences in points; no lines if there are none."""
-    references, grid = difference_lines(report)
+def loss_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the losses on free text; no lines if there is none."""
+    tasks = loss_tasks(report)
+    lines: Lines = [
+        (
+            row.method,
+            removed(row.remove_ratio),
+            cell(row.tuned_proxy_loss),
+            cell(row.loss),
+            "-" if row.loss is None else cell(perplexity_of(row.loss)),
+            cell(row.loss_gap_closed),
+            *(cell(row.tasks_loss.get(t)) for t in tasks),
+            _count(loss_seeds(row), report.seeds),
+        )
+        for _, row in loss_rows(report)
+    ]
+    headings = ("tuned proxy (nats)", "fused LLM (nats)", "perplexity", "gap closed by loss (%)")
+    return ("method", "removed", *headings, *(f"{t} (nats)" for t in tasks), "seeds"), lines
+
+
+def difference_table(report: Report, of: Compared = "average") -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the paired differences, points or nats; no lines if there are none."""
+    references, grid = difference_lines(report, of)
     lines = []
     for method, ratio, by_reference in grid:
-        least = weakest([report.differences[i] for i in by_reference.values()])
+        least = weakest([report.differences[i] for i in by_reference.values()], of)
         numbers = (
-            cell(report.differences[by_reference[r]].average, signed=True) if r in by_reference else "-"
+            cell(getattr(report.differences[by_reference[r]], of), signed=True)
+            if r in by_reference
+            else "-"
             for r in references
         )
         rests_on = (str(least.n), _count(least.seeds, report.seeds))
@@ -147,19 +179,21 @@ def markdown_items(lines: Sequence[str]) -> str:
 
 
 def rich_tables(report: Report) -> list[Table]:
-    """Return a comparison's tables for a terminal: methods, acc_norm, differences, effects.
+    """Return a comparison's tables for a terminal: methods, acc_norm, losses, differences, effects.
 
     Tables without lines are left out.
 
     The column of seeds is left out where every row has all seeds, and several.
     """
-    rows = [cells(row, report.seeds) for row in report.rows]
+    rows = [] if is_all_free_text(report) else [cells(row, report.seeds) for row in report.rows]
     short = any(few_seeds(seeds_of(row), report.seeds) for row in report.rows)
     shown = len(HEADINGS) if short else len(HEADINGS) - 1  # a column less is what narrow terminals need
     parts = [
         (report.name, "", HEADINGS[:shown], [row[:shown] for row in rows]),
         (f"{NORM_TITLE} (%)", NORM_ABOUT, *norm_table(report)),
+        (LOSS_TITLE, LOSS_ABOUT, *loss_table(report)),
         (f"{DIFFERENCES_TITLE} (points)", DIFFERENCES_ABOUT, *difference_table(report)),
+        (f"{LOSS_DIFFERENCES_TITLE} (nats)", LOSS_DIFFERENCES_ABOUT, *difference_table(report, "loss")),
         (EFFECTS_TITLE, EFFECTS_ABOUT, *effect_table(report)),
     ]
     return [_rich(*part) for part in parts if part[-1]]
