@@ -134,19 +134,15 @@ def _groups(model: nn.Module, items: Sequence[Encoded]) -> Iterator[list[int]]:
 def _response_nats(model: nn.Module, items: Sequence[Encoded]) -> list[float]:
     """Return the negative log-likelihood of each item's response, nats, from one pass."""
     device = next(model.parameters()).device
-    if len(items) == 1:
-        ids, starts = torch.tensor([items[0].ids], device=device), (0,)
-    else:
-        pack = pack_rows([Row(trunk=item.ids) for item in items], device)
-        ids, starts = pack.ids, pack.starts
+    pack = pack_rows([Row(trunk=item.ids) for item in items], device)
     sizes = [len(item.ids) - item.response_start for item in items]
-    ends = [start + len(item.ids) - 1 for item, start in zip(items, starts, strict=True)]
+    ends = [start + len(item.ids) - 1 for item, start in zip(items, pack.starts, strict=True)]
     keep = torch.cat([torch.arange(e - n, e) for e, n in zip(ends, sizes, strict=True)]).to(device)
     if len(items) == 1:
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0]
+        logits = model(input_ids=pack.ids, use_cache=False, logits_to_keep=keep).logits[0]
     else:
         logits = packed_logits(model, pack, keep)
-    nll = nn.functional.cross_entropy(logits.float(), ids[0, keep + 1], reduction="none").double()
+    nll = nn.functional.cross_entropy(logits.float(), pack.ids[0, keep + 1], reduction="none").double()
     return [float(part.sum().clamp_min(0)) for part in nll.split(sizes)]  # rounding may leave -1e-8
 
 

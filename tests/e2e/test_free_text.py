@@ -1,11 +1,14 @@
-"""Clients with free text: their loss in the records, reports and gate of run, compare and matrix."""
+"""Clients with free text: their loss in the records, reports and gate of run, compare and matrix; chats."""
 
 import json
 import math
 
 import pytest
+from typer.testing import CliRunner
 
+from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.evidence.finding import Outcome, read_findings
 from fedproxy_secure.experiments.compare import compare, compare_report
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
@@ -16,7 +19,7 @@ from fedproxy_secure.report.html.page import HTML_NAME
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.table import rich_tables
-from tests.support.tiny import tiny_settings
+from tests.support.tiny import tiny_settings, tiny_tokenizer
 
 LOSSES = {"loss_zero_shot", "loss_zero_shot_proxy", "loss_tuned_proxy", "loss_fused"}
 METHODS = ["zero_shot", "zero_shot_proxy", "centralised_llm", "fedproxy_fedavg", "local_only"]
@@ -57,6 +60,28 @@ def text_alone(tmp_path_factory):
             "jobs": 1,
         },
     )
+
+
+def chat_settings(folder):
+    """Settings of three clients with conversations, and of a tokenizer with a chat template."""
+    raw = text_settings(folder, 3, audit={"record": True})
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }};{% endfor %}"
+    tokenizer.save_pretrained(folder / "llm")
+    for client in range(3):
+        for split in ("train", "test"):
+            rows = [
+                {
+                    "messages": [
+                        {"role": "user", "content": f"{split} {client}"},
+                        {"role": "assistant", "content": f"line {i % 3}"},
+                    ]
+                }
+                for i in range(12)
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / "data" / f"{client}.{split}.jsonl").write_text(lines)
+    return raw
 
 
 def keys(report):
@@ -141,3 +166,23 @@ def test_a_matrix_closes_the_gap_of_free_text_beside_that_of_coded_tasks(mixed, 
     measures = {m.key: m.estimate.value for m in report.configurations[0].measures}
     zero, fused, ceiling = (measures[f"loss_{k}"] for k in ("zero_shot", "fused", "centralised"))
     assert measures["loss_gap_closed"] == pytest.approx((zero - fused) / (zero - ceiling))
+
+
+def test_conversations_are_trained_and_judged_as_the_chat_template_writes_them(tmp_path):
+    report = run(parse_config(chat_settings(tmp_path)), tmp_path / "run")
+    result = json.loads((tmp_path / "run/seed-0/result.json").read_text())
+    assert set(result["fused_loss"]["c0"]["tokens"]) == {len("line 0;")}
+    assert report.rows[-1].tuned_proxy_loss.value < report.rows[1].loss.value  # the proxy has learned
+    kept = (tmp_path / "run/seed-0/proxy/chat_template.jinja").read_text()
+    assert kept.startswith("{% for m in messages %}")
+
+
+@pytest.mark.slow
+def test_attacks_read_conversations_as_they_were_trained_on(tmp_path):
+    run(parse_config(chat_settings(tmp_path)), tmp_path / "run")
+    words = ("attack", "run", "--run", tmp_path / "run", "--spec", "A2", "--view", "server", "--jobs", "1")
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exit_code == 0, done.output
+    findings = read_findings(tmp_path / "run")
+    assert findings
+    assert all(f.outcome != Outcome.ERROR for f in findings)

@@ -110,7 +110,8 @@ def records_sha256(tasks: Sequence[Task]) -> str:
         for part, records in (("train", task.train), ("test", task.test)):
             digest.update(json.dumps([task.name, part, len(records)]).encode())
             for r in records:
-                digest.update(json.dumps([r.prompt, r.choices, r.label]).encode())
+                talk = [[[m.role, m.content] for m in r.messages]] if r.messages else []
+                digest.update(json.dumps([r.prompt, r.choices, r.label, *talk]).encode())
     return digest.hexdigest()
 
 
