@@ -124,7 +124,14 @@ _OWN: dict[Axis, tuple[str, ...]] = {
         *("canary_exposure_bits", "epsilon_audited", "audited_over_claimed"),
     ),
     "ip": (
-        *("verbatim_share", "owners_edge", "proxy_accuracy", "proxy_kl_nats", "proxy_cka"),
+        *(
+            "verbatim_share",
+            "owners_edge",
+            "owners_edge_nats",
+            "proxy_accuracy",
+            "proxy_kl_nats",
+            "proxy_cka",
+        ),
         *("proxy_perplexity_ratio", "extraction_R", "kl_left_nats", "api_gain", "proxy_gain"),
         "healing_R",
     ),

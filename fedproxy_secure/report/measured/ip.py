@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedproxy_secure.evidence.answers import alone
 from fedproxy_secure.evidence.measures import ip as kinds
-from fedproxy_secure.report.measured.joining import answers, values
+from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure
 
@@ -23,6 +23,7 @@ def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
     return [
         *values(seeds, kinds.VERBATIM_SHARE, held),
         *answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
+        *losses(seeds, kinds.OWNERS_EDGE_NATS, operator.sub, ["tuned", "fused"]),
         *answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),
         *values(seeds, kinds.PROXY_KL_NATS, nats),
         *values(seeds, kinds.PROXY_CKA, cka),
