@@ -151,8 +151,14 @@ def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Score]:
 
 
 def average(scores: Mapping[str, Score]) -> float:
-    """Return the mean of the tasks' accuracies by `acc`, each task counting the same; free text in none."""
-    return float(np.mean([a.value for a in accuracies_of(scores).values()]))
+    """Return the mean of the tasks' accuracies by `acc`, each task counting the same; free text in none.
+
+    Raises `DataError` if all tasks are free text.
+    """
+    shares = [a.value for a in accuracies_of(scores).values()]
+    if not shares:
+        raise DataError("average: all tasks are free text, which has no accuracy; read their losses")
+    return float(np.mean(shares))
 
 
 def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ DIFFERENCES_ABOUT = (
 )
 LOSS_TITLE = "Free text: loss on test records"
 LOSS_ABOUT = (
-    "Nats per token of the response, lower is better; perplexity is exp of it. Gap closed by loss: 0 is "
-    "the LLM before tuning, 100 the LLM tuned on all records together. Free text is in no accuracy."
+    "Nats per token of the response, lower is better; perplexity is exp of it. Gap closed by loss: "
+    "from the LLM before tuning to the LLM tuned on all records together. Free text is in no accuracy."
 )
 LOSS_DIFFERENCES_TITLE = "Free text, paired differences in loss"
 LOSS_DIFFERENCES_ABOUT = (

@@ -114,6 +114,8 @@ def test_scores_are_read_back_as_they_were_written_and_no_accuracy_counts_free_t
     scores = {"coded": RIGHT, "letters": TextLoss(nats=(1.5, 2.0), tokens=(3, 4))}
     assert from_texts("fused", to_texts("fused", scores)) == scores
     assert average(scores) == RIGHT.value == 0.5
+    with pytest.raises(DataError, match="all tasks are free text"):
+        average({"letters": scores["letters"]})
     assert "fused_loss" not in to_texts("fused", {"coded": RIGHT})
     assert losses_in({"fused": {}}, "fused") == {}
 

@@ -39,7 +39,7 @@ def rows_of(results: Sequence[CellResult]) -> list[MethodRow]:
             pooled.setdefault(r.cell.remove_ratio, {})[r.cell.seed] = r.tuned
     floor, ceiling = ends.get("floor", {}), ends.get("ceiling", {})
     scale = {s: (floor[s], ceiling[s]) for s in floor if s in ceiling}
-    highest = {s: r.fused for s, r in ceiling.items()}
+    highest = {s: r.fused for s, r in ceiling.items() if r.fused}
     return [
         _with_losses(_with_effects(_row(group, scale), group, highest, pooled.get(ratio, {})), group, scale)
         for (_, ratio), group in by_row(results).items()
@@ -173,6 +173,6 @@ def _gap(fused: Mapping[int, Bits], scale: Scale, metric: str) -> Estimate | Non
     if not set(fused) <= set(scale):
         return None
     ends = {s: (scale[s][0].fused, scale[s][1].fused) for s in fused}
-    if not all(has_gap(*both) for both in ends.values()):
+    if not all(all(both) and has_gap(*both) for both in ends.values()):
         return None
     return over_seeds_or_records({s: (f, *ends[s]) for s, f in fused.items()}, gap_closed, metric)
