@@ -57,8 +57,9 @@ def loss_rows(report: Report) -> list[tuple[int, MethodRow]]:
 
 
 def loss_tasks(report: Report) -> list[str]:
-    """Return the tasks of free text."""
-    return list(dict.fromkeys(task for row in report.rows for task in row.tasks_loss))
+    """Return the tasks of free text with columns of their own; a single one has none: the mean is it."""
+    tasks = list(dict.fromkeys(task for row in report.rows for task in row.tasks_loss))
+    return tasks if len(tasks) > 1 else []
 
 
 def is_all_free_text(report: Report) -> bool:
