@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedproxy_secure.data.chat.formats import chat_format
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
@@ -89,15 +90,15 @@ def cut_prompt(prompt: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
 def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
     """Tokenise records for training; a long prompt loses its beginning, a response nothing.
 
+    Conversations are written as the tokenizer's chat template does (`data.chat.formats`), if it has one.
+
     Raises `DataError` for a response that leaves no room for at least one prompt token.
     """
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    prompts = many_prompt_ids([r.prompt for r in records], tokenizer)
-    responses = many_text_ids([r.choices[r.label] for r in records], tokenizer)
     items, truncated = [], 0
-    for index in range(len(records)):
-        response, prompt = responses[index] + end, prompts[index]
+    for index, (prompt, response) in enumerate(_prompts_and_responses(records, tokenizer)):
         room = max_tokens - len(response)
+        if not response:
+            raise DataError(f"record {index}: its response has 0 tokens; must have >= 1")
         if room < 2:
             raise DataError(
                 f"record {index}: its response has {len(response)} tokens; "
@@ -109,6 +110,39 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
         start = 1 if records[index].learn == "text" else len(cut)
         items.append(Encoded(ids=(*cut, *response), response_start=start))
     return EncodedSet(items=tuple(items), truncated=truncated)
+
+
+def _prompts_and_responses(
+    records: Sequence[Record], tokenizer: Tokenizer
+) -> list[tuple[list[int], list[int]]]:
+    """Return the tokens of each record's prompt, and of its response with what ends it."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    chat = chat_format(tokenizer) if any(r.messages for r in records) else None
+    plain = [r for r in records if chat is None or not r.messages]
+    prompts = many_prompt_ids([r.prompt for r in plain], tokenizer)
+    responses = many_text_ids([r.choices[r.label] for r in plain], tokenizer)
+    pairs = iter([(p, r + end) for p, r in zip(prompts, responses, strict=True)])
+    if chat is None:
+        return list(pairs)
+    talks = [chat.written(r.messages, r.choices[r.label].strip()) for r in records if r.messages]
+    ended = [] if chat.end else end
+    written = iter([(p, r + ended) for p, r in _split_ids(talks, tokenizer)])
+    return [next(written if r.messages else pairs) for r in records]
+
+
+def _split_ids(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Return the tokens of texts of two parts, which are tokenised as one.
+
+    A token that has characters of both belongs to the second.
+    """
+    encoded = tokenizer(
+        [first + second for first, second in texts], add_special_tokens=False, return_offsets_mapping=True
+    )
+    pairs = []
+    for (first, _), ids, places in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        cut = sum(end <= len(first) for _, end in places)
+        pairs.append((ids[:cut], ids[cut:]))
+    return pairs
 
 
 def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:

@@ -1,8 +1,8 @@
-"""Accuracy by log-likelihood over the choices (lm-eval's `acc` and `acc_norm`, 0-shot), and perplexity."""
+"""Accuracy over choices (lm-eval's `acc` and `acc_norm`, 0-shot), losses of responses, and perplexity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from fedproxy_secure.data.choices import choice_loglikelihoods
-from fedproxy_secure.data.encode import text_ids
+from fedproxy_secure.data.encode import Encoded, encode_records, text_ids
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
-from fedproxy_secure.models.passes import windows_a_pass
+from fedproxy_secure.models.packing.packed import can_pack, packed_logits
+from fedproxy_secure.models.packing.packs import Row, pack_rows
+from fedproxy_secure.models.passes import LOGITS, PASS_TOKENS, vocabulary_size, windows_a_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,88 @@ def _per_character(scores: np.ndarray, record: Record) -> np.ndarray:
     with np.errstate(divide="ignore"):
         per_character: np.ndarray = scores / characters
     return per_character
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseLosses:
+    """What a model loses on records' responses, in the records' order.
+
+    Args:
+        nats: negative log-likelihood of each response after its prompt, float64 [n].
+        tokens: tokens of each response, with those that end it, int64 [n].
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+
+
+@torch.inference_mode()
+def response_losses(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    *,
+    max_tokens: int,
+    on_passes: Callable[[int, int], None] | None = None,
+) -> ResponseLosses:
+    """Return what a model loses on each record's response: the loss that training minimises.
+
+    `on_passes(done, all)` is called after every pass with the number of records read so far.
+
+    Raises `DataError` for a response that leaves no room for a prompt token, and for a loss that is not
+    finite: of a model that has diverged.
+    """
+    items = encode_records(records, tokenizer, max_tokens=max_tokens).items
+    nats, done = np.zeros(len(items)), 0
+    training = model.training
+    model.eval()
+    try:
+        for group in _groups(model, items):
+            nats[group] = _response_nats(model, [items[i] for i in group])
+            done += len(group)
+            if on_passes is not None:
+                on_passes(done, len(items))
+    finally:
+        model.train(training)
+    if not np.isfinite(nats).all():
+        raise DataError(
+            "a test record's loss is not finite; the model has diverged: train it less, or slower"
+        )
+    tokens = np.array([len(item.ids) - item.response_start for item in items], dtype=np.int64)
+    return ResponseLosses(nats=nats, tokens=tokens)
+
+
+def _groups(model: nn.Module, items: Sequence[Encoded]) -> Iterator[list[int]]:
+    """Yield groups of items of like length that one pass can read; single ones where none can be packed."""
+    group: list[int] = []
+    tokens = kept = 0
+    vocabulary, packs = vocabulary_size(model), can_pack(model)
+    for index in sorted(range(len(items)), key=lambda i: -len(items[i].ids)):
+        length = len(items[index].ids)
+        wanted = length - items[index].response_start
+        full = tokens + length > PASS_TOKENS or (kept + wanted) * vocabulary > LOGITS
+        if group and (full or not packs):
+            yield group
+            group, tokens, kept = [], 0, 0
+        group.append(index)
+        tokens, kept = tokens + length, kept + wanted
+    if group:
+        yield group
+
+
+def _response_nats(model: nn.Module, items: Sequence[Encoded]) -> list[float]:
+    """Return the negative log-likelihood of each item's response, nats, from one pass."""
+    device = next(model.parameters()).device
+    pack = pack_rows([Row(trunk=item.ids) for item in items], device)
+    sizes = [len(item.ids) - item.response_start for item in items]
+    ends = [start + len(item.ids) - 1 for item, start in zip(items, pack.starts, strict=True)]
+    keep = torch.cat([torch.arange(e - n, e) for e, n in zip(ends, sizes, strict=True)]).to(device)
+    if len(items) == 1:
+        logits = model(input_ids=pack.ids, use_cache=False, logits_to_keep=keep).logits[0]
+    else:
+        logits = packed_logits(model, pack, keep)
+    nll = nn.functional.cross_entropy(logits.float(), pack.ids[0, keep + 1], reduction="none").double()
+    return [float(part.sum().clamp_min(0)) for part in nll.split(sizes)]  # rounding may leave -1e-8
 
 
 def text_windows(text: str, tokenizer: Tokenizer, *, window_tokens: int, limit: int) -> torch.Tensor:

@@ -12,18 +12,29 @@ Learned = Literal["answer", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation; `role`: system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One question with its possible answers.
 
     `prompt` ends without a space; every choice begins with the space that joins it to the prompt;
     `label` is the index of the right choice. An instruction record has one choice, the response.
     `learn`: the tokens that training reads the loss of: those of the right choice, or all of them.
+    `messages`: of a conversation, all before the response; `prompt` is then them for a tokenizer without a
+    chat template.
     """
 
     prompt: str
     choices: tuple[str, ...]
     label: int
     learn: Learned = "answer"
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.label < len(self.choices):

@@ -117,7 +117,8 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
         from fedproxy_secure.data.real_tasks import real_records
 
         return _part(real_records, client.task, split, limit)
-    return to_records(client.task, read_rows(client.source, split, root=root, limit=limit))
+    rows = read_rows(client.source, split, root=root, limit=limit)
+    return to_records(client.task, rows, where=f"source {client.source}, split {split}")
 
 
 def _part(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fedproxy_secure.data.chat.messages import chat_record
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.nearest import nearest
@@ -36,24 +37,25 @@ TEXTS = (
 )
 
 
-def to_records(task: str, rows: Sequence[Row]) -> list[Record]:
+def to_records(task: str, rows: Sequence[Row], *, where: str = "") -> list[Record]:
     """Turn rows into records by the task's template.
 
-    Raises `DataError` naming the task and the row for a missing column or a label outside the choices.
+    Raises `DataError` naming `where`, the task and the row for a missing column or a label outside the
+    choices.
     """
-    template = template_of(task)
+    template, begin = template_of(task), f"{where}, task {task}" if where else f"task {task}"
     records = []
     for index, row in enumerate(rows):
         try:
             _check_texts(row)
             records.append(template(row))
         except KeyError as error:
-            raise DataError(f"task {task}, row {index}: lacks the column {error}") from None
+            raise DataError(f"{begin}, row {index}: lacks the column {error}") from None
         except DataError as error:
-            raise DataError(f"task {task}, row {index}: {error}") from None
+            raise DataError(f"{begin}, row {index}: {error}") from None
         except (ValueError, TypeError, OverflowError) as error:  # its text may quote the row
             kind = type(error).__name__
-            raise DataError(f"task {task}, row {index}: a column has the wrong form ({kind})") from None
+            raise DataError(f"{begin}, row {index}: a column has the wrong form ({kind})") from None
     return records
 
 
@@ -192,6 +194,8 @@ def _classification(row: Row) -> Record:
 
 
 def _instruction(row: Row) -> Record:
+    if row.get("messages") is not None:
+        return chat_record(row["messages"])
     prompt = row["prompt"] if "prompt" in row else row["instruction"]
     extra = f"\n{row['input']}" if row.get("input") else ""
     response = row["response"] if "response" in row else row["output"]

@@ -225,10 +225,14 @@ def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: in
     )
 
 
-def _t_half_width(values: list[float], mean: float) -> float:
+def student_quantile(freedom: int) -> float:
+    """Return the quantile of Student's t that ends a two-sided interval."""
     from scipy.special import stdtrit
 
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _t_half_width(values: list[float], mean: float) -> float:
     freedom = len(values) - 1
     variance = math.fsum((v - mean) ** 2 for v in values) / freedom
-    quantile = float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
-    return quantile * math.sqrt(variance / len(values))
+    return student_quantile(freedom) * math.sqrt(variance / len(values))

@@ -115,7 +115,8 @@ class MeasureKind:
 _OWN: dict[Axis, tuple[str, ...]] = {
     "performance": (
         *("accuracy_zero_shot", "accuracy_tuned_proxy", "accuracy_fused", "accuracy_centralised"),
-        *("gap_closed", "perplexity_before", "perplexity_after"),
+        *("gap_closed", "loss_zero_shot", "loss_zero_shot_proxy", "loss_tuned_proxy", "loss_fused"),
+        *("loss_centralised", "loss_gap_closed", "perplexity_before", "perplexity_after"),
     ),
     "privacy": (
         *("epsilon_claimed", "epsilon_spent", "epsilon_spent_one_seed", "delta", "effective_cohort"),
@@ -123,7 +124,14 @@ _OWN: dict[Axis, tuple[str, ...]] = {
         *("canary_exposure_bits", "epsilon_audited", "audited_over_claimed"),
     ),
     "ip": (
-        *("verbatim_share", "owners_edge", "proxy_accuracy", "proxy_kl_nats", "proxy_cka"),
+        *(
+            "verbatim_share",
+            "owners_edge",
+            "owners_edge_nats",
+            "proxy_accuracy",
+            "proxy_kl_nats",
+            "proxy_cka",
+        ),
         *("proxy_perplexity_ratio", "extraction_R", "kl_left_nats", "api_gain", "proxy_gain"),
         "healing_R",
     ),

@@ -17,7 +17,7 @@ from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.method import STEP_PASSES
-from fedproxy_secure.experiments.results import Accuracy, MethodResult
+from fedproxy_secure.experiments.results import MethodResult, Score
 from fedproxy_secure.experiments.stages import (
     Materials,
     evaluate,
@@ -197,9 +197,9 @@ class Inputs:
         free_memory()
         return tuned
 
-    def evaluate(self, model: nn.Module) -> Mapping[str, Accuracy]:
-        """Return the accuracy on every client's test records, by task."""
-        found: dict[str, Accuracy] = {}
+    def evaluate(self, model: nn.Module) -> Mapping[str, Score]:
+        """Return the score on every client's test records, by task: accuracy, or on free text the loss."""
+        found: dict[str, Score] = {}
         for own in self.each_task():
             shown = self._weighed(model, sum(len(task.test) for task in own.materials.tasks))
             found |= evaluate(model, own.materials, self.config, progress=shown)
@@ -213,13 +213,13 @@ class Inputs:
         Args:
             scale: the difference's factor, and no alignment; None: what the section `plug_back` says.
         """
-        accuracies, config = self.evaluate(tuned), self.config
+        scores, config = self.evaluate(tuned), self.config
         if scale is not None:
             config = config.model_copy(update={"plug_back": PlugBackConfig(scale=scale)})
         made = make_fused_llm(config, self.materials, proxy, tuned, progress=self.progress)
         free_memory()  # the differences, which are as large as the proxy
         return MethodResult(
-            tuned=accuracies,
+            tuned=scores,
             fused=self.evaluate(made.llm),
             upload_bytes=upload_bytes,
             scale=made.search.scale if made.search.tried else None,

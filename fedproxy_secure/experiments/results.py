@@ -1,12 +1,15 @@
-"""What a model answered right and what a method reached; answers as the strings of 0 and 1 in records."""
+"""What a model answered right, or lost on free text, and what a method reached; and how records keep it.
+
+Answers are kept as strings of 0 and 1, losses as nats and tokens of each test record.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.data.templates import ONE_CHOICE
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.answers import bits_from_text, bits_to_text
+from fedproxy_secure.evidence.losses import LOSS, TextLoss, losses_in
 
 NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
 # templates of question-answering tasks, of which users of lm-eval read acc_norm
@@ -47,12 +51,15 @@ class Accuracy:
         return sum(self.correct) / len(self.correct)
 
 
+Score: TypeAlias = Accuracy | TextLoss  # of one task; the loss where records have one choice
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodResult:
     """What one method reached with one seed.
 
     Args:
-        fused: accuracy per task of the model the owner ends with.
+        fused: score per task of the model the owner ends with.
         tuned: of the small model the clients hold; None where there is none.
         upload_bytes: payload one client sends in one round; 0 where nothing is sent.
         scale: the factor of the lifted difference that a search on public text found; None where none was
@@ -62,17 +69,20 @@ class MethodResult:
     else than what is said above.
     """
 
-    fused: Mapping[str, Accuracy]
-    tuned: Mapping[str, Accuracy] | None = None
+    fused: Mapping[str, Score]
+    tuned: Mapping[str, Score] | None = None
     upload_bytes: int = 0
     scale: float | None = None
 
     def __post_init__(self) -> None:
         for name, by_task in (("fused", self.fused), ("tuned", self.tuned or {})):
             if not (
-                isinstance(by_task, Mapping) and all(isinstance(a, Accuracy) for a in by_task.values())
+                isinstance(by_task, Mapping)
+                and all(isinstance(score, Accuracy | TextLoss) for score in by_task.values())
             ):
-                raise DataError(f"result of a method: {name}={by_task!r:.80}: must be Accuracy by task")
+                raise DataError(
+                    f"result of a method: {name}={by_task!r:.80}: must be Accuracy or TextLoss by task"
+                )
         try:
             object.__setattr__(self, "upload_bytes", operator.index(self.upload_bytes))
             if self.scale is not None:
@@ -86,30 +96,54 @@ class MethodResult:
             ) from None
 
 
-def to_texts(model: str, accuracies: Mapping[str, Accuracy]) -> dict[str, dict[str, str]]:
-    """Return a model's part of a record: by task a string of 0 and 1, under `model` and `model_norm`."""
+def accuracies_of(scores: Mapping[str, Score]) -> dict[str, Accuracy]:
+    """Return the scores of the tasks whose records have wrong answers, too."""
+    return {task: score for task, score in scores.items() if isinstance(score, Accuracy)}
+
+
+def losses_of(scores: Mapping[str, Score]) -> dict[str, TextLoss]:
+    """Return the scores of the tasks of free text."""
+    return {task: score for task, score in scores.items() if isinstance(score, TextLoss)}
+
+
+def to_texts(model: str, scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    """Return a model's part of a record.
+
+    By task a string of 0 and 1, under `model` and `model_norm`; with free text also nats and tokens by
+    task, under `model_loss`.
+    """
+    accuracies, losses = accuracies_of(scores), losses_of(scores)
     return {
         model: {task: bits_to_text(a.correct) for task, a in accuracies.items()},
         model + NORM: {task: bits_to_text(a.correct_norm) for task, a in accuracies.items()},
+        **({model + LOSS: {task: asdict(loss) for task, loss in losses.items()}} if losses else {}),
     }
 
 
-def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Accuracy]:
+def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Score]:
     """Read what `to_texts` wrote.
 
-    Raises `ValueError` for other characters, `KeyError` for a record without the model or one of its tasks.
+    Raises `ValueError` or `TypeError` for anything else, `KeyError` for a record without the model or one
+    of its tasks.
     """
-    return {
+    accuracies = {
         task: Accuracy(
             correct=bits_from_text(text), correct_norm=bits_from_text(record[model + NORM][task])
         )
         for task, text in record[model].items()
     }
+    return {**accuracies, **losses_in(record, model)}
 
 
-def average(accuracies: Mapping[str, Accuracy]) -> float:
-    """Return the mean of the tasks' accuracies by `acc`, each task counting the same."""
-    return float(np.mean([a.value for a in accuracies.values()]))
+def average(scores: Mapping[str, Score]) -> float:
+    """Return the mean of the tasks' accuracies by `acc`, each task counting the same; free text in none.
+
+    Raises `DataError` if all tasks are free text.
+    """
+    shares = [a.value for a in accuracies_of(scores).values()]
+    if not shares:
+        raise DataError("average: all tasks are free text, which has no accuracy; read their losses")
+    return float(np.mean(shares))
 
 
 def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
@@ -121,21 +155,18 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
     return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
 
 
-def judged_clients(config: Config) -> tuple[str, ...]:
-    """Return the names of the clients whose tasks have wrong answers, too; all clients if none has such."""
-    clients = config.data.clients
-    return tuple(c.name for c in clients if c.task not in ONE_CHOICE) or tuple(c.name for c in clients)
+def text_clients(config: Config) -> tuple[str, ...]:
+    """Return the names of the clients whose records have one choice, so that their loss is measured."""
+    return tuple(c.name for c in config.data.clients if c.task in ONE_CHOICE)
 
 
 def choice_notes(config: Config) -> tuple[str, ...]:
     """Return what a report says of tasks whose records have one choice; () where there are none."""
-    open_ended = [c.name for c in config.data.clients if c.task in ONE_CHOICE]
-    if not open_ended:
+    names = text_clients(config)
+    if not names:
         return ()
-    if len(open_ended) == len(config.data.clients):
-        return (
-            "The accuracies here are meaningless: every record has only one choice, so any model is right. "
-            "Read the perplexities instead, or add a task with choices.",
-        )
-    names = ", ".join(open_ended)
-    return (f"Trained on, but left out of all accuracies: {names} (only one choice, so never wrong).",)
+    whose = "all clients" if len(names) == len(config.data.clients) else ", ".join(names)
+    return (
+        f"Left out of all accuracies: {whose} (only one choice, so never wrong). Read their loss on test "
+        "records: nats per token of the response and its end token; exp of it is the perplexity.",
+    )

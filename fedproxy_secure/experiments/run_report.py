@@ -12,6 +12,7 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
+from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, losses_in
 from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
@@ -167,29 +168,36 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
 def _rows(config: Config, results: Results) -> tuple[MethodRow, ...]:
     """Return the rows of the LLM, the proxy and the fused LLM."""
     fused, tuned = _bits(results, "fused"), _bits(results, "tuned")
-    both = {seed: (fused[seed], tuned[seed]) for seed in fused}
-    ratio = config.compress.remove_ratio
+    ratio, more = config.compress.remove_ratio, dict[str, Any]()
+    if _all_have(fused):
+        both = {seed: (fused[seed], tuned[seed]) for seed in fused}
+        more["tuned_proxy"] = share_right(tuned, "tuned proxy accuracy")
+        more["owners_edge"] = over_seeds_or_records(both, operator.sub, "owner's edge")
+    if _all_have(lost := _losses(results, "tuned")):
+        more["tuned_proxy_loss"] = loss_of(lost, "tuned proxy loss")
     return (
         _row(results, "zero_shot", "zero_shot"),
         _row(results, "zero_shot_proxy", "proxy", remove_ratio=ratio),
-        _row(
-            results,
-            f"fedproxy_{config.fusion.rule}",
-            "fused",
-            remove_ratio=ratio,
-            tuned_proxy=share_right(tuned, "tuned proxy accuracy"),
-            owners_edge=over_seeds_or_records(both, operator.sub, "owner's edge"),
-        ),
+        _row(results, f"fedproxy_{config.fusion.rule}", "fused", remove_ratio=ratio, **more),
     )
 
 
 def _row(results: Results, method: str, model: str, **more: Any) -> MethodRow:
     """Return one row; `model`: the key of the model's answers in a seed's result."""
-    if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
-        tasks, own = _accuracies(_bits(results, model + NORM), "acc_norm", method)
-        more |= {"tasks_norm": tasks, "average_norm": own}
-    tasks, own = _accuracies(_bits(results, model), "accuracy", method)
-    return MethodRow(method=method, tasks=tasks, average=own, **more)
+    if _all_have(bits := _bits(results, model)):
+        if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
+            tasks, own = _accuracies(_bits(results, model + NORM), "acc_norm", method)
+            more |= {"tasks_norm": tasks, "average_norm": own}
+        tasks, own = _accuracies(bits, "accuracy", method)
+        more |= {"tasks": tasks, "average": own}
+    if _all_have(lost := _losses(results, model)):
+        more |= {"tasks_loss": losses_by_task(lost, method), "loss": loss_of(lost, f"loss, {method}")}
+    return MethodRow(method=method, **more)
+
+
+def _all_have(by_seed: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Return whether every seed has a number of some task."""
+    return all(by_seed.values())
 
 
 def _accuracies(
@@ -201,6 +209,11 @@ def _accuracies(
         for task in next(iter(answers.values()))
     }
     return tasks, share_right(answers, f"{score}, {method}")
+
+
+def _losses(results: Results, model: str) -> dict[int, Losses]:
+    """Return the losses of a model on free text, by seed."""
+    return {seed: losses_in(r, model) for seed, r in results.items()}
 
 
 def _bits(results: Results, model: str) -> dict[int, Bits]:

@@ -18,13 +18,14 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.healing import HELD_OUT, heal
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
-from fedproxy_secure.data.evaluate import choice_correct, text_windows
+from fedproxy_secure.data.evaluate import choice_correct, response_losses, text_windows
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.data.sources import public_text
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.dp.record_noise import record_noise
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.experiments.results import Accuracy, judged_clients
+from fedproxy_secure.evidence.losses import TextLoss
+from fedproxy_secure.experiments.results import Accuracy, Score, text_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.stage import Fused, fuse
@@ -270,15 +271,14 @@ def evaluate(
     *,
     progress: Progress | None = None,
     name: str = "evaluate",
-) -> dict[str, Accuracy]:
-    """Return the accuracy on each client's test records (lm-eval's `acc` and `acc_norm`, 0-shot), by task.
+) -> dict[str, Score]:
+    """Return the score on each client's test records, by task: accuracy, or on free text the loss.
 
-    Tasks whose records have one choice are left out, unless there are no others (`judged_clients`).
-    `name`: what the progress is called.
+    Accuracy is lm-eval's `acc` and `acc_norm`, 0-shot. `name`: what the progress is called.
     """
-    shown = progress or NoProgress()
-    accuracies, judged = {}, judged_clients(config)
-    for task in (t for t in materials.tasks if t.name in judged):
+    shown, scores, texts = progress or NoProgress(), dict[str, Score](), text_clients(config)
+    tokenizer, most = materials.tokenizer, config.data.max_tokens
+    for task in materials.tasks:
         bar, shown_passes = f"{name}: {task.name}", 0
 
         def tell(done: int, all_passes: int, bar: str = bar) -> None:
@@ -288,10 +288,13 @@ def evaluate(
             shown.advance(bar, done - shown_passes)
             shown_passes = done
 
-        most = config.data.max_tokens
-        correct = choice_correct(model, materials.tokenizer, task.test, max_tokens=most, on_passes=tell)
+        if task.name in texts:
+            lost = response_losses(model, tokenizer, task.test, max_tokens=most, on_passes=tell)
+            scores[task.name] = TextLoss(nats=tuple(lost.nats.tolist()), tokens=tuple(lost.tokens.tolist()))
+        else:
+            right = choice_correct(model, tokenizer, task.test, max_tokens=most, on_passes=tell)
+            scores[task.name] = Accuracy(
+                correct=tuple(right.acc.tolist()), correct_norm=tuple(right.acc_norm.tolist())
+            )
         shown.done(bar)
-        accuracies[task.name] = Accuracy(
-            correct=tuple(correct.acc.tolist()), correct_norm=tuple(correct.acc_norm.tolist())
-        )
-    return accuracies
+    return scores

@@ -1,23 +1,33 @@
-"""What a comparison shows beside its methods: acc_norm, paired differences, tasks, proxies."""
+"""What a comparison shows beside its methods: acc_norm, losses, paired differences, tasks, proxies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.report import Likeness, MethodDifference, MethodRow, ProxyRow, Report
 
 NORM_TITLE = "Fused LLM by acc_norm"
-DIFFERENCES_TITLE = "Fused LLM, paired differences"
-NORM_DIFFERENCES_TITLE = "Fused LLM by acc_norm, paired differences"
 NORM_ABOUT = (
     "acc_norm divides a choice's log-likelihood by its length in characters; tables that do not name it "
     "are by acc."
 )
 NORM_TASKS_ABOUT = "Tasks where the two are the same for every method are left out."
-DIFFERENCES_ABOUT = (
+_DIFFERENCES_ABOUT = (
     "Each is a method's accuracy minus that of the column's method, paired by seed, or by record if there "
     "is one seed. Intervals are not corrected for multiple comparisons: some exclude zero by chance."
+)
+LOSS_TITLE = "Free text: loss on test records"
+LOSS_ABOUT = (
+    "Nats per token of the response; lower is better, and exp of it is the perplexity. Gap closed by loss: "
+    "from the LLM before tuning to the LLM tuned on all records together. Accuracies leave free text out."
+)
+_LOSS_DIFFERENCES_ABOUT = (
+    "Each is a method's loss minus that of the column's method, paired by seed, or by record if there is "
+    "one seed. Below zero the method is better. Intervals are not corrected for multiple comparisons."
 )
 EFFECTS_TITLE = "The gap between the fused LLM and the ceiling, by cause"
 EFFECTS_ABOUT = (
@@ -39,6 +49,13 @@ PROXIES_ABOUT = (
     "Perplexity: the proxy's, and the LLM's. CKA: mean over blocks. Verbatim: weights of the LLM that the "
     "proxy holds bit for bit. Accuracy: the proxy's minus the LLM's, in points, both untuned."
 )
+Compared = Literal["average", "average_norm", "loss"]  # which number of a difference
+# title, what it is, unit
+DIFFERENCES: Mapping[Compared, tuple[str, str, str]] = {
+    "average": ("Fused LLM, paired differences", _DIFFERENCES_ABOUT, "points"),
+    "average_norm": ("Fused LLM by acc_norm, paired differences", _DIFFERENCES_ABOUT, "points"),
+    "loss": ("Free text, paired differences in loss", _LOSS_DIFFERENCES_ABOUT, "nats"),
+}
 # a method, its remove ratio, and by reference its place in `Report.differences`
 Line = tuple[str, float | None, dict[str, int]]
 
@@ -46,6 +63,44 @@ Line = tuple[str, float | None, dict[str, int]]
 def seeds_of(row: MethodRow) -> tuple[int, ...]:
     """Return the seeds that a row's accuracy rests on; none if it has no accuracy."""
     return row.average.seeds if row.average is not None else ()
+
+
+def loss_seeds(row: MethodRow) -> tuple[int, ...]:
+    """Return the seeds that a row's loss rests on; none if it has no loss."""
+    return row.loss.seeds if row.loss is not None else ()
+
+
+def loss_rows(report: Report) -> list[tuple[int, MethodRow]]:
+    """Return the rows that have losses, each with its place in `Report.rows`."""
+    return [(i, row) for i, row in enumerate(report.rows) if row.loss is not None]
+
+
+def loss_tasks(report: Report) -> list[str]:
+    """Return the tasks of free text with columns of their own; a single one has none: the mean is it."""
+    tasks = list(dict.fromkeys(task for row in report.rows for task in row.tasks_loss))
+    return tasks if len(tasks) > 1 else []
+
+
+def is_all_free_text(report: Report) -> bool:
+    """Return whether methods have losses alone, so that a table of accuracies would be empty."""
+    return bool(loss_rows(report)) and all(row.average is None for row in report.rows)
+
+
+def perplexity_of(loss: Estimate) -> Estimate:
+    """Return exp of a loss and of its ends; what no float holds stays at the largest one."""
+
+    def exp(nats: float) -> float:
+        return math.exp(min(nats, 700.0))
+
+    return replace(
+        loss,
+        metric=f"perplexity: exp of {loss.metric}",
+        value=exp(loss.value),
+        low=None if loss.low is None else exp(loss.low),
+        high=None if loss.high is None else exp(loss.high),
+        unit="perplexity",
+        how=f"exp of the loss; {loss.how}",
+    )
 
 
 def few_seeds(seeds: Sequence[int], wanted: Sequence[int]) -> str:
@@ -77,11 +132,6 @@ def norm_columns(report: Report) -> dict[str, str]:
     }
     there = (key for key in titles if any(getattr(row, key) is not None for row in report.rows))
     return {key: titles[key] for key in there}
-
-
-def has_norm_differences(report: Report) -> bool:
-    """Return whether differences by acc_norm are known, and other than those by acc."""
-    return bool(norm_tasks(report)) and any(d.average_norm is not None for d in report.differences)
 
 
 def learned_about(report: Report) -> str:
@@ -122,13 +172,19 @@ def healing_state(row: ProxyRow, key: str) -> str:
     return "before healing" if key == "before_healing" else "healed"
 
 
-def difference_lines(report: Report) -> tuple[list[str], list[Line]]:
-    """Return the methods that others are paired with, and a line for each other method and remove ratio."""
+def difference_lines(report: Report, of: Compared = "average") -> tuple[list[str], list[Line]]:
+    """Return the methods that others are paired with, and a line for each other method and remove ratio.
+
+    `of`: the number that lines must have. By acc_norm there are none where it is the same as acc.
+    """
+    if of == "average_norm" and not norm_tasks(report):
+        return [], []
     lines: dict[tuple[str, float | None], dict[str, int]] = {}
-    for index, d in enumerate(report.differences):
+    there = [(i, d) for i, d in enumerate(report.differences) if getattr(d, of) is not None]
+    for index, d in there:
         lines.setdefault((d.method, d.remove_ratio), {})[d.against] = index
     order = sorted(lines, key=lambda key: (key[1] is not None, key[1] or 0))
-    references = list(dict.fromkeys(d.against for d in report.differences))
+    references = list(dict.fromkeys(d.against for _, d in there))
     return references, [(*key, lines[key]) for key in order]
 
 
@@ -142,9 +198,10 @@ def effect_seeds(row: MethodRow) -> tuple[int, ...]:
     return row.size_effect.seeds if row.size_effect is not None else ()
 
 
-def weakest(differences: Sequence[MethodDifference]) -> Estimate:
+def weakest(differences: Sequence[MethodDifference], of: Compared = "average") -> Estimate:
     """Return the one of a line's differences that rests on the fewest seeds."""
-    return min((d.average for d in differences), key=lambda e: len(e.seeds))
+    numbers: list[Estimate] = [e for d in differences if (e := getattr(d, of)) is not None]
+    return min(numbers, key=lambda e: len(e.seeds))
 
 
 def _differ(a: Estimate | None, b: Estimate | None) -> bool:

@@ -53,7 +53,9 @@ def owners_rows(report: Report) -> tuple[OwnersRow, ...]:
         groups.setdefault(tuple(c.settings.get(key, "") for key in PROXY_SETTINGS), []).append(c)
     rows = []
     for values, mine in groups.items():
-        sentences = tuple(s for make in (_held, _edge, _extracted, _left, _healed) if (s := make(mine)))
+        sentences = tuple(
+            s for make in (_held, _edge, _edge_by_loss, _extracted, _left, _healed) if (s := make(mine))
+        )
         if sentences == ((NOT_ATTACKED,),):
             continue
         words = [setting_words(k, v) for k, v in zip(PROXY_SETTINGS, values, strict=True) if v]
@@ -69,19 +71,30 @@ def _held(mine: Sequence[Configuration]) -> Sentence:
 
 
 def _edge(mine: Sequence[Configuration]) -> Sentence:
-    measure = _worst(mine, ip.OWNERS_EDGE.key, min)
+    said = "the fused LLM's accuracy minus the tuned proxy's is "
+    return _whose_is_better(mine, ip.OWNERS_EDGE.key, "", said)
+
+
+def _edge_by_loss(mine: Sequence[Configuration]) -> Sentence:
+    said = "the tuned proxy's loss minus the fused LLM's is "
+    return _whose_is_better(mine, ip.OWNERS_EDGE_NATS.key, " on free text", said)
+
+
+def _whose_is_better(mine: Sequence[Configuration], key: str, where: str, said: str) -> Sentence:
+    """Return whose model is the better one, and the difference `key`, which `said` names."""
+    measure = _worst(mine, key, min)
     if measure is None:
         return ()
     low, high = measure.estimate.low, measure.estimate.high
     if low is None or high is None:
-        begin = "The owner's edge was measured without an interval"
+        begin = f"The owner's edge{where} was measured without an interval"
     elif low > 0:
-        begin = "The owner's model is better than the clients' model"
+        begin = f"The owner's model is better than the clients' model{where}"
     elif high < 0:
-        begin = "The clients' model is better than the owner's model"
+        begin = f"The clients' model is better than the owner's model{where}"
     else:
-        begin = "These records do not show which model is better, the owner's or the clients'"
-    return (f"{begin}: the fused LLM's accuracy minus the tuned proxy's is ", shown(measure), ".")
+        begin = f"These records do not show which model is better{where}, the owner's or the clients'"
+    return (f"{begin}: {said}", shown(measure), ".")
 
 
 def _extracted(mine: Sequence[Configuration]) -> Sentence:

@@ -6,14 +6,14 @@ and plain words, in which no digit may stand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedproxy_secure.evidence.estimate import counted
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import Finding, Outcome, in_order
 from fedproxy_secure.evidence.measure import Axis
 from fedproxy_secure.evidence.number import Number, interval_overlaps
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
     Labelled,
@@ -143,24 +143,34 @@ def missing(report: Report) -> list[Sentence]:
 
 
 def compared(report: Report) -> list[Sentence]:
-    """Return sentences about a comparison of methods: the best one, and what its interval says."""
-    rows = [(i, r) for i, r in enumerate(report.rows) if r.average is not None]
+    """Return sentences about a comparison of methods: the best ones, and what their intervals say."""
+    rows = list(enumerate(report.rows))
+    right = [(i, r, r.average) for i, r in rows if r.average is not None]
+    lost = [(i, r, r.loss) for i, r in rows if r.loss is not None]
+    return [
+        *_best(report, "Most correct answers: ", right, "average", max),
+        *_best(report, "Least loss on free text: ", lost, "loss", min),
+    ]
+
+
+def _best(
+    report: Report,
+    begin: str,
+    rows: Sequence[tuple[int, MethodRow, Estimate]],
+    key: str,
+    choose: Callable[..., tuple[int, MethodRow, Estimate]],
+) -> list[Sentence]:
     if not rows:
         return []
-    i, best = max(rows, key=lambda p: p[1].average.value if p[1].average else 0.0)
-    assert best.average is not None
+    i, best, estimate = choose(rows, key=lambda entry: entry[2].value)
     ratio = "" if best.remove_ratio is None else f" at {percent(best.remove_ratio)} % removed"
-    level = [
-        r
-        for _, r in rows
-        if r is not best and r.average is not None and interval_overlaps(r.average, best.average)
-    ]
+    level = [r for _, r, other in rows if r is not best and interval_overlaps(other, estimate)]
     sentences: list[Sentence] = [
         (
-            "Most correct answers: ",
+            begin,
             Said(best.method.replace("_", " ") + ratio),
             " with ",
-            Number(best.average, f"report.json#/rows/{i}/average"),
+            Number(estimate, f"report.json#/rows/{i}/{key}"),
             ".",
         )
     ]

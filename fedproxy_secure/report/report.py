@@ -29,9 +29,9 @@ JSON_NAME = "report.json"
 class MethodRow:
     """One method at one remove ratio; None where a number does not apply or was not measured.
 
-    All have the unit `share` (1 = everything). Accuracy is lm-eval's `acc`, and so are all numbers whose
-    names do not end in `_norm`; those are by its `acc_norm`, with log-likelihoods per character of the
-    choice.
+    All have the unit `share` (1 = everything), but losses `nats`: per token of free text's responses, which
+    are in no accuracy. Accuracy is lm-eval's `acc`, and so are all numbers of accuracy whose names do not
+    end in `_norm`; those are by its `acc_norm`, with log-likelihoods per character of the choice.
     """
 
     method: str
@@ -50,6 +50,12 @@ class MethodRow:
     size_effect: Estimate | None = None  # the proxy tuned on pooled records minus the centralised LLM
     federation_effect: Estimate | None = None  # tuned proxy minus the proxy tuned on pooled records
     way_back_effect: Estimate | None = None  # `owners_edge` of the seeds of these two effects
+    tasks_loss: Mapping[str, Estimate] = field(default_factory=dict)  # fused LLM, by task of free text
+    loss: Estimate | None = None  # fused LLM, mean over tasks of free text
+    loss_gap_closed: Estimate | None = (
+        None  # from the zero-shot loss (0) to that of the centralised LLM (1)
+    )
+    tuned_proxy_loss: Estimate | None = None  # the tuned proxy alone, mean over tasks of free text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +68,27 @@ class MethodDifference:
         remove_ratio: of both; of one of them if the other has no proxy; None if both have none.
         average: the difference of the fused LLMs' mean accuracies over tasks, by `acc`; unit `share`. What
             both share, such as a seed's records, cancels out, so its interval may leave out 0 where the
-            methods' own intervals overlap.
+            methods' own intervals overlap. None where all tasks are free text.
         average_norm: the same by `acc_norm`.
         tasks: `average` task by task.
+        loss: the difference of their mean losses on free text; unit `nats`, below 0 where the method loses
+            less. None where there is none.
+        tasks_loss: `loss` task by task.
     """
 
     method: str
     against: str
     remove_ratio: float | None
-    average: Estimate
+    average: Estimate | None
     average_norm: Estimate | None = None
     tasks: Mapping[str, Estimate] = field(default_factory=dict)
+    loss: Estimate | None = None
+    tasks_loss: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScale:
-    """What a task of a comparison can show: the ends of its scale, by `acc`, unit `share`.
+    """What a coded task of a comparison can show: the ends of its scale, by `acc`, unit `share`.
 
     Args:
         task: the task.
@@ -127,7 +138,7 @@ class ProxyRow:
         likeness: of the proxy that clients get; None where no record of it is there.
         before_healing: of the same proxy before it was healed; None if it was not.
         above_llm: accuracy of the proxy minus the LLM's, by `acc`, both untuned; unit `share`. None unless
-            the comparison has both.
+            the comparison has both, and a task that is not free text.
     """
 
     remove_ratio: float

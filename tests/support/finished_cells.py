@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.evidence.losses import TextLoss
 from fedproxy_secure.experiments.results import Accuracy, MethodResult
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, Origin
 
@@ -37,6 +38,31 @@ def on_tasks(method, ratio, **shares):
     answers = {task: cell.outcome.fused["bank"] for task, cell in cells.items()}
     one = next(iter(cells.values()))
     return replace(one, outcome=replace(one.outcome, fused=answers, tuned=None))
+
+
+def lost(seed, nats, *, records=RECORDS) -> TextLoss:
+    """A loss of so many nats a token; which records are harder is the same for every method."""
+    hardness = np.random.default_rng(seed).uniform(0.5, 1.5, records)
+    hardness /= hardness.mean()
+    return TextLoss(nats=tuple((4 * nats * hardness).tolist()), tokens=(4,) * records)
+
+
+def with_text(made: CellResult, **nats) -> CellResult:
+    """That cell with tasks of free text, too, on which its models lose so many nats a token."""
+    losses = {task: lost(made.cell.seed, value) for task, value in nats.items()}
+    fused, tuned = made.outcome.fused, made.outcome.tuned
+    outcome = replace(
+        made.outcome,
+        fused={**fused, **losses},
+        tuned=None if tuned is None else {**tuned, **losses},
+    )
+    return replace(made, outcome=outcome)
+
+
+def text_alone(made: CellResult, **nats) -> CellResult:
+    """That cell as if all its tasks were free text."""
+    outcome = replace(made.outcome, fused={}, tuned=None if made.outcome.tuned is None else {})
+    return with_text(replace(made, outcome=outcome), **nats)
 
 
 def always(**shares):

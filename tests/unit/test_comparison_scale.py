@@ -22,9 +22,19 @@ from fedproxy_secure.experiments.sweeps.method_tasks import (
     write_constant,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, records_of
+from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.table import cell
 from fedproxy_secure.runtime.untrusted import read_json
-from tests.support.finished_cells import RECORDS, always, finished, on_tasks, origin
+from tests.support.finished_cells import (
+    RECORDS,
+    always,
+    finished,
+    on_tasks,
+    origin,
+    text_alone,
+    with_text,
+)
+from tests.support.sample_report import sample_comparison
 
 LEARNED_ONE_OF_THREE = (
     on_tasks("zero_shot", None, moves=0.1, rarer=0.1, never=0.3),
@@ -200,6 +210,97 @@ def test_an_untuned_proxys_accuracy_is_paired_with_the_llms():
     assert row.likeness is None
     assert row.above_llm.value == pytest.approx(-0.1)
     assert row.above_llm.seeds == (0, 1)
+
+
+# --- beside free text
+
+NATS = {"zero_shot": 3.0, "centralised_llm": 1.0, "fedproxy_h_ties": 1.5, "zero_shot_proxy": 4.0}
+
+
+def mixed_cells():
+    """Cells of a task that is learned, one that is not, and two tasks of free text."""
+    coded = (
+        on_tasks("zero_shot", None, moves=0.1, never=0.3),
+        on_tasks("centralised_llm", None, moves=0.9, never=0.35),
+        on_tasks("zero_shot_proxy", 0.5, moves=0.05, never=0.25),
+        on_tasks("fedproxy_h_ties", 0.5, moves=0.5, never=0.3),
+    )
+    tuned = (replace(c, outcome=replace(c.outcome, tuned=c.outcome.fused)) for c in coded)
+    with_proxies = (c if c.cell.remove_ratio else coded[i] for i, c in enumerate(tuned))
+    return [with_text(c, notes=NATS[c.cell.method], chats=NATS[c.cell.method]) for c in with_proxies]
+
+
+def test_coded_tasks_and_free_text_are_joined_side_by_side():
+    cells, constant = mixed_cells(), always(moves=0.5, never=0.3)
+    scales = task_scales(cells, constant)
+    assert [(s.task, s.learned) for s in scales] == [("moves", True), ("never", False)]
+    rows = {r.method: r for r in rows_of(cells, learned=["moves"])}
+    row = rows["fedproxy_h_ties"]
+    assert list(row.tasks) == list(row.tasks_norm) == ["moves", "never"]
+    assert row.gap_closed_learned.value == pytest.approx(0.5)
+    assert row.gap_closed_norm is not None
+    assert row.tuned_proxy_norm.n == row.owners_edge_norm.n == 2 * RECORDS
+    assert list(row.tasks_loss) == ["notes", "chats"]
+    assert row.loss.value == row.tuned_proxy_loss.value == pytest.approx(1.5)
+    assert row.loss_gap_closed.value == pytest.approx(0.75)
+    (pair,) = (d for d in differences_of(cells, ["zero_shot"]) if d.method == "fedproxy_h_ties")
+    assert {task: e.value for task, e in pair.tasks.items()} == pytest.approx({"moves": 0.4, "never": 0.0})
+    losses = {task: e.value for task, e in pair.tasks_loss.items()}
+    assert losses == pytest.approx({"notes": -1.5, "chats": -1.5})
+    assert pair.loss.value == pytest.approx(-1.5)
+    assert pair.loss.high < 0, "what makes records hard cancels out"
+    assert pair.average_norm is not None
+    (proxy,) = proxy_rows(cells, {})
+    assert proxy.above_llm.value == pytest.approx(-0.05)
+    assert proxy.above_llm.n == 2 * RECORDS
+
+
+def test_without_a_coded_task_nothing_is_told_of_accuracies():
+    config, cells = parse_config({}), []
+    for method, nats in NATS.items():
+        made = finished(method, 0.5 if "proxy" in method else None, 0, 0.5)
+        cells.append(text_alone(made, notes=nats))
+    assert task_scales(cells, {}) == task_scales(cells, None) == []
+    assert scale_notes(config, cells, None) == [], "of free text alone nobody expects it"
+    assert proxy_rows(cells, {}) == []
+    assert proxy_rows(cells, {0.5: {0: record(kl=1.0)}})[0].above_llm is None
+    row = next(r for r in rows_of(cells, learned=["notes"]) if r.method == "fedproxy_h_ties")
+    lacking = ("average", "average_norm", "gap_closed", "gap_closed_norm", "gap_closed_learned")
+    assert all(getattr(row, key) is None for key in (*lacking, "owners_edge", "owners_edge_norm"))
+    assert row.loss_gap_closed.value == pytest.approx(0.75)
+    (pair,) = (d for d in differences_of(cells, ["zero_shot"]) if d.method == "fedproxy_h_ties")
+    assert (pair.average, pair.average_norm, pair.tasks) == (None, None, {})
+    assert list(pair.tasks_loss) == ["notes"]
+    shown = replace(
+        sample_comparison(),
+        seeds=(0,),
+        rows=tuple(rows_of(cells)),
+        differences=tuple(differences_of(cells, ["zero_shot"])),
+        task_scales=(),
+        proxies=(),
+    )
+    text = markdown_report(shown)
+    assert "## Free text, paired differences in loss (nats)" in text
+    assert "points" not in text
+    assert "acc_norm" not in text
+
+
+def test_free_text_has_no_constant_answer(tmp_path):
+    raw = {"task": "instruction", "source": "{data}/{split}.jsonl"}
+    row = {"prompt": "call", "response": "line"}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(8 * (json.dumps(row) + "\n"))
+    texts = [{**raw, "name": name} for name in ("notes", "chats", "mails")]
+    config = parse_config({"data": {"root": str(tmp_path), "clients": texts}})
+    write_constant(config, tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+    row = {"text": "q", "choices": ["no", "yes"], "label": 1}
+    for split in ("train", "test"):
+        (tmp_path / f"bank.{split}.jsonl").write_text(8 * (json.dumps(row) + "\n"))
+    bank = {"name": "bank", "task": "classification", "source": "{data}/bank.{split}.jsonl"}
+    config = parse_config({"data": {"root": str(tmp_path), "clients": [bank, *texts]}})
+    write_constant(config, tmp_path)
+    assert json.loads((tmp_path / "constant_answers.json").read_text())["right"] == {"bank": "1" * 8}
 
 
 # --- the documented table

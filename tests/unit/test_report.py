@@ -223,7 +223,7 @@ def test_what_lies_between_methods_and_the_ceiling_is_shown_where_it_is_known():
 def test_differences_by_acc_norm_have_a_table_only_where_it_is_another_measure():
     made = sample_comparison()
     same = tuple(replace(r, tasks_norm=r.tasks) for r in made.rows)
-    _, table = difference_table(made, norm=True)
+    _, table = difference_table(made, "average_norm")
     assert cell(made.differences[2].average_norm, signed=True) in table[2]
     assert cell(made.differences[2].average, signed=True) not in table[2]
     for form in (printed, markdown_report, page):

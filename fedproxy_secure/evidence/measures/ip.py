@@ -35,6 +35,16 @@ OWNERS_EDGE = MeasureKind(
     points=True,
     headline=2,
 )
+OWNERS_EDGE_NATS = MeasureKind(
+    key="owners_edge_nats",
+    title="owner's edge by loss",
+    meaning="Nats a token by which the fused LLM loses less on free text than the tuned proxy.",
+    phrase="the fused LLM's lead on free text over what clients hold is {}",
+    axis="ip",
+    better="higher",
+    unit="nats",
+    by="run",
+)
 PROXY_ACCURACY = MeasureKind(
     key="proxy_accuracy",
     title="proxy before tuning",

@@ -10,7 +10,7 @@ from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
-    from fedproxy_secure.experiments.results import Accuracy
+    from fedproxy_secure.experiments.results import Score
 
 POOLED_VERSION = 2  # since 2 pooled training takes the same share of every task
 
@@ -28,8 +28,8 @@ class ZeroShotProxy(Method):
     """The proxy as it is."""
 
     def run(self, inputs: Inputs) -> MethodResult:
-        accuracies = inputs.evaluate(inputs.proxy().model)
-        return MethodResult(fused=accuracies, tuned=accuracies)
+        scores = inputs.evaluate(inputs.proxy().model)
+        return MethodResult(fused=scores, tuned=scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class LocalOnly(Method):
     def run(self, inputs: Inputs) -> MethodResult:
         from fedproxy_secure.models.llm import sharing_copy
 
-        fused: dict[str, Accuracy] = {}
-        tuned: dict[str, Accuracy] = {}
+        fused: dict[str, Score] = {}
+        tuned: dict[str, Score] = {}
         proxy = inputs.proxy()
         for own in inputs.each_task():
             outcome = own.plugged_back(proxy, own.train_pooled(sharing_copy(proxy.model)))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fedproxy_secure.config import Config, SweptProtection
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
 from fedproxy_secure.experiments.results import choice_notes, cut_notes
@@ -24,7 +23,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     title_of,
     why_failed,
 )
-from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, cell_file, read_cell
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.measured import ATTACKED, SeedRun, configuration_of, cost_against, read_seed
 from fedproxy_secure.report.protections.side_by_side import side_by_side
@@ -151,7 +150,9 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
         group, place = groups.setdefault(cell.key, _Group()), out / cell.folder
         group.cells.append(cell)
         if is_done(out, cell):
-            group.seeds.append(read_seed(place, cell.seed, root=out, ceiling=ceilings[cell.seed]))
+            top = ceilings[cell.seed]
+            bits, lost = (None, None) if top is None else (top.fused, top.fused_loss)
+            group.seeds.append(read_seed(place, cell.seed, root=out, ceiling=bits, ceiling_losses=lost))
         else:
             group.failed.append(f"seed {cell.seed}: {why_failed(place)}")
             group.besides += unfinished_training(place, cell.seed, cell_config(config, cell))
@@ -195,9 +196,9 @@ def no_ceiling(config: Config, out: Path) -> list[str]:
     ]
 
 
-def ceiling_of(out: Path, cell: Cell) -> Bits | None:
-    """Return the answers of the centralised LLM, or None if it has not ended well."""
+def ceiling_of(out: Path, cell: Cell) -> CellResult | None:
+    """Return what the centralised LLM reached, or None if it has not ended well."""
     try:
-        return read_cell(out / BASELINES, cell).fused
+        return read_cell(out / BASELINES, cell)
     except RunFolderError:
         return None

@@ -1,6 +1,6 @@
 """One method with one remove ratio and one seed: run it, write its record, read it again.
 
-cells/NAME.json   answers as strings of 0 and 1, bytes, seconds, and what the cell was made with
+cells/NAME.json   answers as strings of 0 and 1, losses, bytes, seconds, and what the cell was made with
 
 A record says which settings, records, LLM and public text its cell was made with, so that it can be copied
 to the folder of another machine, and a cell of others is refused there.
@@ -22,8 +22,15 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.answers import Bits
+from fedproxy_secure.evidence.losses import Losses
 from fedproxy_secure.experiments.method import method_of
-from fedproxy_secure.experiments.results import MethodResult, from_texts, to_texts
+from fedproxy_secure.experiments.results import (
+    MethodResult,
+    accuracies_of,
+    from_texts,
+    losses_of,
+    to_texts,
+)
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress
 from fedproxy_secure.runtime.untrusted import read_json
@@ -107,7 +114,8 @@ def records_sha256(tasks: Sequence[Task]) -> str:
         for part, records in (("train", task.train), ("test", task.test)):
             digest.update(json.dumps([task.name, part, len(records)]).encode())
             for r in records:
-                digest.update(json.dumps([r.prompt, r.choices, r.label]).encode())
+                talk = [[[m.role, m.content] for m in r.messages]] if r.messages else []
+                digest.update(json.dumps([r.prompt, r.choices, r.label, *talk]).encode())
     return digest.hexdigest()
 
 
@@ -123,24 +131,34 @@ class CellResult:
     @property
     def fused(self) -> Bits:
         """The test records that the owner's model answered right, by task."""
-        return {task: a.correct for task, a in self.outcome.fused.items()}
+        return {task: a.correct for task, a in accuracies_of(self.outcome.fused).items()}
 
     @property
     def fused_norm(self) -> Bits:
         """The test records that the owner's model answered right by `acc_norm`, by task."""
-        return {task: a.correct_norm for task, a in self.outcome.fused.items()}
+        return {task: a.correct_norm for task, a in accuracies_of(self.outcome.fused).items()}
+
+    @property
+    def fused_loss(self) -> Losses:
+        """What the owner's model loses on free text, by task."""
+        return losses_of(self.outcome.fused)
 
     @property
     def tuned(self) -> Bits | None:
         """The test records that the clients' model answered right; None without such a model."""
         tuned = self.outcome.tuned
-        return None if tuned is None else {task: a.correct for task, a in tuned.items()}
+        return None if tuned is None else {task: a.correct for task, a in accuracies_of(tuned).items()}
+
+    @property
+    def tuned_loss(self) -> Losses | None:
+        """What the clients' model loses on free text, by task; None without such a model."""
+        return None if self.outcome.tuned is None else losses_of(self.outcome.tuned)
 
     @property
     def tuned_norm(self) -> Bits | None:
         """`tuned` by `acc_norm`."""
         tuned = self.outcome.tuned
-        return None if tuned is None else {task: a.correct_norm for task, a in tuned.items()}
+        return None if tuned is None else {task: a.correct_norm for task, a in accuracies_of(tuned).items()}
 
 
 def cells_of(config: Config) -> list[Cell]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.losses import Losses, loss_over_seeds_or_records
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import BySeed, by_row
 from fedproxy_secure.report.report import MethodDifference
@@ -47,17 +48,29 @@ def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list
         answers = {s: (of(a), of(b)) for s, (a, b) in pairs.items()}
         return over_seeds_or_records(answers, operator.sub, f"{what}, {names}")
 
+    def loss_minus(of: Callable[[CellResult], Losses], what: str) -> Estimate:
+        losses = {s: (of(a), of(b)) for s, (a, b) in pairs.items()}
+        return loss_over_seeds_or_records(losses, operator.sub, f"{what}, {names}")
+
     def on(task: str) -> Estimate:
         return minus(lambda result: {task: result.fused[task]}, f"accuracy on {task}")
 
+    def loss_on(task: str) -> Estimate:
+        return loss_minus(lambda result: {task: result.fused_loss[task]}, f"loss on {task}")
+
+    coded = all(a.fused and b.fused for a, b in pairs.values())
+    text = all(a.fused_loss and b.fused_loss for a, b in pairs.values())
+    first = next(iter(pairs.values()))[0]
     return [
         MethodDifference(
             method=mine[0],
             against=other[0],
             remove_ratio=mine[1] if other[1] is None else other[1],
-            average=minus(lambda result: result.fused, "accuracy"),
-            average_norm=minus(lambda result: result.fused_norm, "acc_norm"),
-            tasks={task: on(task) for task in next(iter(pairs.values()))[0].fused},
+            average=minus(lambda result: result.fused, "accuracy") if coded else None,
+            average_norm=minus(lambda result: result.fused_norm, "acc_norm") if coded else None,
+            tasks={task: on(task) for task in first.fused} if coded else {},
+            loss=loss_minus(lambda result: result.fused_loss, "loss") if text else None,
+            tasks_loss={task: loss_on(task) for task in first.fused_loss} if text else {},
         )
     ]
 

@@ -16,6 +16,7 @@ import yaml
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.results import accuracies_of, text_clients
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
     CellResult,
@@ -57,9 +58,10 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
 def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellResult]:
     """Read those of `cells` that have finished.
 
-    Raises `RunFolderError` for a record that is damaged, or was made with other settings, records, public
-    text or another LLM.
+    Raises `RunFolderError` for a record that is damaged, has an accuracy where there is only free text, or
+    was made with other settings, records, public text or another LLM.
     """
+    texts = text_clients(config)
     results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
     for result in results:
         wanted = settings_sha256(config, result.cell)
@@ -68,6 +70,11 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
             raise RunFolderError(
                 f"{cell_file(out, result.cell)}: was made with settings of SHA-256 {made[:12]}; must be "
                 f"{wanted[:12]}, those of this comparison; move it out of the folder, or use its settings"
+            )
+        if accuracies_of(result.outcome.fused).keys() & set(texts):
+            raise RunFolderError(
+                f"{cell_file(out, result.cell)}: has an accuracy on free text, as earlier versions have; "
+                "delete it and resume"
             )
     check_origins(out, results)
     return results

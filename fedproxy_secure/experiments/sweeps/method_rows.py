@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fedproxy_secure.evidence.answers import (
     Bits,
@@ -15,6 +15,12 @@ from fedproxy_secure.evidence.answers import (
     share_right,
 )
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.losses import (
+    has_loss_gap,
+    loss_of,
+    loss_over_seeds_or_records,
+    losses_by_task,
+)
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.methods.references import ZERO_SHOT_PROXY
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
@@ -23,6 +29,7 @@ from fedproxy_secure.report.measured.proxies import likeness_of
 from fedproxy_secure.report.report import MethodRow, ProxyRow
 
 BySeed = Mapping[int, CellResult]
+Of = TypeVar("Of")  # answers or losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +39,11 @@ class Ends:
     floor: BySeed
     ceiling: BySeed
 
-    def scale(self, of: Callable[[CellResult], Bits]) -> dict[int, tuple[Bits, Bits]]:
-        """Return, by seed, the answers that count as 0 and as 1 of the gap; seeds that lack one are out."""
+    def scale(self, of: Callable[[CellResult], Of]) -> dict[int, tuple[Of, Of]]:
+        """Return, by seed, what counts as 0 and as 1 of the gap; seeds that lack one are out.
+
+        `of`: returns the answers or losses that count.
+        """
         both = [s for s in self.floor if s in self.ceiling]
         return {s: (of(self.floor[s]), of(self.ceiling[s])) for s in both}
 
@@ -47,20 +57,21 @@ def ends_of(results: Iterable[CellResult]) -> Ends:
 
 
 def rows_of(results: Sequence[CellResult], *, learned: Collection[str] = ()) -> list[MethodRow]:
-    """Join seeds: one row for each method and remove ratio, gap closed paired by seed.
+    """Join seeds: one row for each method and remove ratio, gaps closed paired by seed.
 
     `learned`: the tasks that `gap_closed_learned` is over; without any it is left out.
     """
     ends = ends_of(results)
-    ceiling = {s: r.fused for s, r in ends.ceiling.items()}
+    ceiling = {s: r.fused for s, r in ends.ceiling.items() if r.fused}
     pooled: dict[float | None, dict[int, Bits]] = {}
     for r in results:
-        if method_of(r.cell.method).end == "pooled_proxy" and r.tuned is not None:
+        if method_of(r.cell.method).end == "pooled_proxy" and r.tuned:
             pooled.setdefault(r.cell.remove_ratio, {})[r.cell.seed] = r.tuned
-    return [
-        _with_effects(_row(group, ends, learned), group, ceiling, pooled.get(ratio, {}))
-        for (_, ratio), group in by_row(results).items()
-    ]
+    rows = []
+    for (_, ratio), group in by_row(results).items():
+        row = _with_effects(_row(group, ends, learned), group, ceiling, pooled.get(ratio, {}))
+        rows.append(_with_losses(row, group, ends))
+    return rows
 
 
 def proxy_rows(
@@ -69,7 +80,7 @@ def proxy_rows(
     """Return a row for each remove ratio at which something is known of the proxy.
 
     `records`: of the proxies, by remove ratio and seed (`records_of`); those of an earlier version do not
-    say how like the LLM a proxy is.
+    say how like the LLM a proxy is. Where all tasks are free text there is no accuracy to compare.
     """
     floor, rows = ends_of(results).floor, []
     for ratio in sorted({r.cell.remove_ratio for r in results if r.cell.remove_ratio is not None}):
@@ -80,6 +91,7 @@ def proxy_rows(
             for r in results
             if (r.cell.method, r.cell.remove_ratio) == (ZERO_SHOT_PROXY.name, ratio)
             and r.cell.seed in floor
+            and r.fused
         }
         name = f"proxy at {ratio:g}"
         above = f"accuracy, {name} minus LLM, both untuned"
@@ -134,12 +146,15 @@ def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
 
 
 def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
-    """Return the row of one method at one ratio."""
+    """Return the row of one method at one ratio, without losses."""
     cell = next(iter(by_seed.values())).cell
+    bare = MethodRow(method=cell.method, remove_ratio=cell.remove_ratio)
     fused = {s: r.fused for s, r in by_seed.items()}
+    if not all(fused.values()):
+        return bare  # all tasks are free text
     norm = {s: r.fused_norm for s, r in by_seed.items()}
-    tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None}
-    tuned_norm = {s: r.tuned_norm for s, r in by_seed.items() if r.tuned_norm is not None}
+    tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned}
+    tuned_norm = {s: r.tuned_norm for s, r in by_seed.items() if r.tuned_norm}
 
     def edge(owners: Mapping[int, Bits], clients: Mapping[int, Bits], what: str) -> Estimate | None:
         if not clients or not method_of(cell.method).trains:
@@ -147,9 +162,8 @@ def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
         pairs = {s: (owners[s], bits) for s, bits in clients.items()}
         return over_seeds_or_records(pairs, operator.sub, f"{what}, {cell.row}")
 
-    return MethodRow(
-        method=cell.method,
-        remove_ratio=cell.remove_ratio,
+    return replace(
+        bare,
         tasks=_by_task(fused, "accuracy", cell.row),
         average=share_right(fused, f"accuracy, {cell.row}"),
         tasks_norm=_by_task(norm, "acc_norm", cell.row),
@@ -171,6 +185,28 @@ def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
     )
 
 
+def _with_losses(row: MethodRow, by_seed: BySeed, ends: Ends) -> MethodRow:
+    """Add the losses on free text, where every seed has them."""
+    cell = next(iter(by_seed.values())).cell
+    fused = {s: r.fused_loss for s, r in by_seed.items()}
+    if not all(fused.values()):
+        return row
+    tuned = {s: r.tuned_loss for s, r in by_seed.items() if r.tuned_loss}
+    scale, gap = ends.scale(lambda r: r.fused_loss), None
+    if all(s in scale and all(scale[s]) and has_loss_gap(*scale[s]) for s in fused):
+        models = {s: (f, *scale[s]) for s, f in fused.items()}
+        gap = loss_over_seeds_or_records(
+            models, gap_closed, f"gap closed by loss, {cell.row}", unit="share"
+        )
+    return replace(
+        row,
+        tasks_loss=losses_by_task(fused, cell.row),
+        loss=loss_of(fused, f"loss, {cell.row}"),
+        loss_gap_closed=gap,
+        tuned_proxy_loss=loss_of(tuned, f"tuned proxy loss, {cell.row}") if tuned else None,
+    )
+
+
 def _with_effects(
     row: MethodRow, by_seed: BySeed, ceiling: Mapping[int, Bits], pooled: Mapping[int, Bits]
 ) -> MethodRow:
@@ -180,7 +216,7 @@ def _with_effects(
     whole. Without any, or for a method whose proxy is another than the control's (exact copies, an
     emulator), the row stays as it is.
     """
-    tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned is not None and s in ceiling and s in pooled}
+    tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned and s in ceiling and s in pooled}
     method = method_of(row.method)
     if not tuned or not method.trains or not method.settings_proxy:
         return row
@@ -213,12 +249,12 @@ def gap_over(by_seed: BySeed, ends: Ends, of: Callable[[CellResult], Bits], metr
     It must be better under every seed of the method, on the answers that count.
 
     Args:
-        of: returns the answers that count, of every model alike, such as those to some tasks; none at all
-            close no gap.
+        of: returns the answers that count, of every model alike, such as those to some tasks; none at all,
+            as where all tasks are free text, close no gap.
     """
     scale, answers = ends.scale(of), {s: of(r) for s, r in by_seed.items()}
     if not set(answers) <= set(scale):
         return None
-    if not all(bits and has_gap(*scale[s]) for s, bits in answers.items()):
+    if not all(bits and all(scale[s]) and has_gap(*scale[s]) for s, bits in answers.items()):
         return None
     return over_seeds_or_records({s: (bits, *scale[s]) for s, bits in answers.items()}, gap_closed, metric)

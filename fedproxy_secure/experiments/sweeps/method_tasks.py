@@ -6,7 +6,7 @@ A mean over tasks hides that on some of them no model learns anything. A task co
 ceiling lies above the LLM before tuning and above the constant answer, beyond both intervals. The constant
 answer is the one that training records have most often, given to every test record. It needs the records,
 which a report does not, so whoever runs cells writes it down. Under differential privacy nobody does: it
-says without noise what is most frequent.
+says without noise what is most frequent. Free text has no wrong answer, and no such scale.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fedproxy_secure.evidence.answers import (
     share_right,
 )
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult, records_sha256
 from fedproxy_secure.experiments.sweeps.method_rows import Ends, ends_of
 from fedproxy_secure.report.report import TaskScale
@@ -38,6 +39,8 @@ FILE = "constant_answers.json"
 def write_constant(config: Config, out: Path) -> None:
     """Write what a constant answer gets right, unless the settings ask for differential privacy.
 
+    Tasks of free text are left out; where there is no other nothing is written.
+
     Raises `DataError` for records that cannot be read, `RunFolderError` if the file cannot be written.
     """
     from fedproxy_secure.data.tasks import load_task
@@ -45,8 +48,11 @@ def write_constant(config: Config, out: Path) -> None:
     if config.privacy.unit != "none":
         return
     tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
-    right = {task: bits_to_text(tuple(bits)) for task, bits in constant_answers(tasks).items()}
-    write_bytes(out / FILE, json_bytes({"records": records_sha256(tasks), "right": right}))
+    texts = text_clients(config)
+    constant = constant_answers(task for task in tasks if task.name not in texts)
+    if constant:
+        right = {task: bits_to_text(tuple(bits)) for task, bits in constant.items()}
+        write_bytes(out / FILE, json_bytes({"records": records_sha256(tasks), "right": right}))
 
 
 def constant_answers(tasks: Iterable[Task]) -> Bits:
@@ -92,8 +98,8 @@ def task_scales(results: Sequence[CellResult], constant: Bits | None) -> list[Ta
 def scale_notes(config: Config, results: Sequence[CellResult], constant: Bits | None) -> list[str]:
     """Return why the report does not say what tasks can show, where it could if that were known."""
     ends = ends_of(results)
-    if constant is not None or not set(ends.floor) & set(ends.ceiling):
-        return []
+    if constant is not None or not any(all(both) for both in ends.scale(lambda r: r.fused).values()):
+        return []  # without both ends, and of free text alone, nobody expects it
     said = "Not told: on which tasks the ceiling is above a constant answer, and the gap closed over these."
     if config.privacy.unit != "none":
         return [f"{said} The most frequent answer of training records is private."]

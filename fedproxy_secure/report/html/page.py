@@ -24,7 +24,8 @@ from typing import Any
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report import owner, page_words
-from fedproxy_secure.report.html import scale_tables
+from fedproxy_secure.report.comparison import DIFFERENCES
+from fedproxy_secure.report.html import loss_tables, scale_tables
 from fedproxy_secure.report.html import tables as page_tables
 from fedproxy_secure.report.html.charts import Figure, figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
@@ -153,8 +154,8 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
             table
             for table in (
                 page_tables.norm_table(report),
-                page_tables.difference_table(report),
-                page_tables.difference_table(report, norm=True),
+                loss_tables.loss_table(report),
+                *(page_tables.difference_table(report, of) for of in DIFFERENCES),
                 scale_tables.scale_table(report),
                 scale_tables.learned_table(report),
                 page_tables.effect_table(report),

@@ -9,19 +9,17 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.measure import AXES, Axis
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.comparison import (
-    DIFFERENCES_ABOUT,
-    DIFFERENCES_TITLE,
+    DIFFERENCES,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
     NORM_ABOUT,
-    NORM_DIFFERENCES_TITLE,
     NORM_TASKS_ABOUT,
     NORM_TITLE,
+    Compared,
     difference_lines,
     effect_rows,
     effect_seeds,
     few_seeds,
-    has_norm_differences,
     norm_columns,
     norm_tasks,
     seeds_of,
@@ -172,26 +170,22 @@ def norm_table(report: Report) -> MethodTable | None:
     return MethodTable(title=NORM_TITLE, about=about, columns=columns, lines=tuple(lines))
 
 
-def difference_table(report: Report, *, norm: bool = False) -> MethodTable | None:
-    """Return the paired differences of methods, or None if there are none.
-
-    `norm`: by acc_norm, or None if they are those by acc.
-    """
-    references, grid = difference_lines(report)
-    if not grid or (norm and not has_norm_differences(report)):
+def difference_table(report: Report, of: Compared = "average") -> MethodTable | None:
+    """Return the paired differences of methods in one number, or None if there are none."""
+    references, grid = difference_lines(report, of)
+    if not grid:
         return None
-    lines, key = [], "average_norm" if norm else "average"
+    (title, about, unit), lines = DIFFERENCES[of], []
     for method, ratio, by_reference in grid:
         numbers = {
-            r: Number(made, f"report.json#/differences/{i}/{key}", points=True)
+            r: Number(made, f"report.json#/differences/{i}/{of}", points=unit == "points")
             for r, i in by_reference.items()
-            if (made := getattr(report.differences[i], key)) is not None
+            if (made := getattr(report.differences[i], of)) is not None
         }
-        seeds = weakest([report.differences[i] for i in by_reference.values()]).seeds
+        seeds = weakest([report.differences[i] for i in by_reference.values()], of).seeds
         lines.append((*named(method, ratio, few_seeds(seeds, report.seeds)), numbers))
-    columns = tuple((r, f"minus {r.replace('_', ' ')} (points)") for r in references)
-    title = NORM_DIFFERENCES_TITLE if norm else DIFFERENCES_TITLE
-    return MethodTable(title=title, about=DIFFERENCES_ABOUT, columns=columns, lines=tuple(lines))
+    columns = tuple((r, f"minus {r.replace('_', ' ')} ({unit})") for r in references)
+    return MethodTable(title=title, about=about, columns=columns, lines=tuple(lines))
 
 
 def effect_table(report: Report) -> MethodTable | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedproxy_secure.evidence.answers import alone
 from fedproxy_secure.evidence.measures import ip as kinds
-from fedproxy_secure.report.measured.joining import answers, values
+from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure
 
@@ -22,8 +22,9 @@ def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
     ratio = {seed: float(f["proxy_perplexity"] / f["llm_perplexity"]) for seed, f in fidelity.items()}
     return [
         *values(seeds, kinds.VERBATIM_SHARE, held),
-        answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
-        answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),
+        *answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
+        *losses(seeds, kinds.OWNERS_EDGE_NATS, operator.sub, ["tuned", "fused"]),
+        *answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),
         *values(seeds, kinds.PROXY_KL_NATS, nats),
         *values(seeds, kinds.PROXY_CKA, cka),
         *values(seeds, kinds.PROXY_PERPLEXITY_RATIO, ratio),

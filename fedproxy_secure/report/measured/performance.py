@@ -1,4 +1,4 @@
-"""Performance: correct answers, the gap closed, perplexity; and curves over rounds."""
+"""Performance: correct answers, losses on free text, the gap closed, perplexity; and curves over rounds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from fedproxy_secure.evidence.answers import alone, gap_closed, has_gap
 from fedproxy_secure.evidence.estimate import mean_interval
+from fedproxy_secure.evidence.losses import has_loss_gap
 from fedproxy_secure.evidence.measures import performance as kinds
-from fedproxy_secure.report.measured.joining import answers, values
+from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Curve, Measure
 
@@ -15,14 +16,15 @@ from fedproxy_secure.report.trilemma import Curve, Measure
 def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     """Return the measures of performance that the run itself has."""
     measures = [
-        answers(seeds, kinds.ACCURACY_ZERO_SHOT, alone, ["zero_shot"]),
-        answers(seeds, kinds.ACCURACY_TUNED_PROXY, alone, ["tuned"]),
-        answers(seeds, kinds.ACCURACY_FUSED, alone, ["fused"]),
+        *answers(seeds, kinds.ACCURACY_ZERO_SHOT, alone, ["zero_shot"]),
+        *answers(seeds, kinds.ACCURACY_TUNED_PROXY, alone, ["tuned"]),
+        *answers(seeds, kinds.ACCURACY_FUSED, alone, ["fused"]),
     ]
-    if all(s.ceiling is not None for s in seeds):
-        measures.append(answers(seeds, kinds.ACCURACY_CENTRALISED, alone, ["ceiling"]))
+    if all(s.ceiling for s in seeds):
+        measures += answers(seeds, kinds.ACCURACY_CENTRALISED, alone, ["ceiling"])
         if all(has_gap(s.answers("zero_shot"), s.answers("ceiling")) for s in seeds):
-            measures.append(answers(seeds, kinds.GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"]))
+            measures += answers(seeds, kinds.GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
+    measures += _on_free_text(seeds)
     before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
     after = {s.seed: float(s.result["perplexity"]["fused"]) for s in seeds if "perplexity" in s.result}
     return [
@@ -30,6 +32,20 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
         *values(seeds, kinds.PERPLEXITY_BEFORE, before),
         *values(seeds, kinds.PERPLEXITY_AFTER, after),
     ]
+
+
+def _on_free_text(seeds: Sequence[SeedRun]) -> list[Measure]:
+    measures = [
+        *losses(seeds, kinds.LOSS_ZERO_SHOT, alone, ["zero_shot"]),
+        *losses(seeds, kinds.LOSS_ZERO_SHOT_PROXY, alone, ["proxy"]),
+        *losses(seeds, kinds.LOSS_TUNED_PROXY, alone, ["tuned"]),
+        *losses(seeds, kinds.LOSS_FUSED, alone, ["fused"]),
+    ]
+    if measures and all(s.ceiling_losses for s in seeds):
+        measures += losses(seeds, kinds.LOSS_CENTRALISED, alone, ["ceiling"])
+        if all(has_loss_gap(s.losses("zero_shot"), s.losses("ceiling")) for s in seeds):
+            measures += losses(seeds, kinds.LOSS_GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
+    return measures
 
 
 def curves(seeds: Sequence[SeedRun]) -> tuple[Curve, ...]:

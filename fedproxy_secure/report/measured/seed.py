@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.evidence.answers import Bits, bits_from_text
 from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings
+from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.untrusted import read_json
@@ -30,6 +31,7 @@ class SeedRun:
         ledger: lines of the leakage ledger.
         findings: what attacks found.
         ceiling: the centralised LLM's answers, same seed and records; None if it was not trained.
+        ceiling_losses: its losses on free text; {} if it was not trained, or there is no free text.
     """
 
     seed: int
@@ -39,6 +41,7 @@ class SeedRun:
     ledger: tuple[Mapping[str, Any], ...]
     findings: tuple[Finding, ...]
     ceiling: Bits | None = None
+    ceiling_losses: Losses = field(default_factory=dict)
 
     def source(self, file: str, what: str) -> str:
         """Return where a number of this seed can be looked up: a file below its folder, and the place."""
@@ -60,6 +63,21 @@ class SeedRun:
             place = f"{self.place}/seed-{self.seed}/result.json"
             raise RunFolderError(f"{place}: {model}: is damaged: {error}") from error
 
+    def losses(self, model: str) -> Losses:
+        """Return what a model loses on free text, by task; {} where there is none.
+
+        The model `ceiling` is the centralised LLM. Raises `RunFolderError` for a result that holds anything
+        else there.
+        """
+        if model == "ceiling":
+            return self.ceiling_losses
+        try:
+            return losses_in(self.result, model)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{self.place}/seed-{self.seed}/result.json: is damaged: {error}; delete it and resume"
+            ) from error
+
     @property
     def ledger_of_rounds(self) -> tuple[Mapping[str, Any], ...]:
         """The ledger's lines without those of attempts that were aborted."""
@@ -76,7 +94,9 @@ class SeedRun:
             raise RunFolderError(f"{self.place}/seed-{self.seed}/result.json: {error}") from error
 
 
-def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) -> SeedRun:
+def read_seed(
+    run: Path, seed: int, *, root: Path, ceiling: Bits | None = None, ceiling_losses: Losses | None = None
+) -> SeedRun:
     """Read one seed of the run in `run`; sources are relative to `root`, the report's folder.
 
     Raises `RunFolderError` if the seed did not finish.
@@ -98,6 +118,7 @@ def read_seed(run: Path, seed: int, *, root: Path, ceiling: Bits | None = None) 
         ledger=tuple(files.read_jsonl("ledger.jsonl")),
         findings=tuple(findings),
         ceiling=ceiling,
+        ceiling_losses=ceiling_losses or {},
     )
 
 

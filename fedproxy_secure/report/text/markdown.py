@@ -6,20 +6,21 @@ from collections.abc import Sequence
 
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.comparison import (
-    DIFFERENCES_ABOUT,
-    DIFFERENCES_TITLE,
+    DIFFERENCES,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
     LEARNED_ABOUT,
     LEARNED_TITLE,
+    LOSS_ABOUT,
+    LOSS_TITLE,
     NORM_ABOUT,
-    NORM_DIFFERENCES_TITLE,
     NORM_TASKS_ABOUT,
     NORM_TITLE,
     PROXIES_ABOUT,
     PROXIES_TITLE,
     SCALES_ABOUT,
     SCALES_TITLE,
+    is_all_free_text,
     learned_about,
 )
 from fedproxy_secure.report.report import MethodRow, Report
@@ -33,6 +34,7 @@ from fedproxy_secure.report.text.table import (
     difference_table,
     effect_table,
     learned_table,
+    loss_table,
     markdown_items,
     markdown_table,
     norm_table,
@@ -58,12 +60,13 @@ def markdown_report(report: Report) -> str:
     parts += owner_lines(report)
     parts += side_lines(report)
     if report.rows:
-        parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
+        if not is_all_free_text(report):
+            parts += [markdown_table(HEADINGS, [cells(row, report.seeds) for row in report.rows])]
         parts += _tasks(report.rows)
         parts += _more(NORM_TITLE, norm_table(report), f"{NORM_ABOUT} {NORM_TASKS_ABOUT}")
-        parts += _more(f"{DIFFERENCES_TITLE} (points)", difference_table(report), DIFFERENCES_ABOUT)
-        by_norm = difference_table(report, norm=True)
-        parts += _more(f"{NORM_DIFFERENCES_TITLE} (points)", by_norm, DIFFERENCES_ABOUT)
+        parts += _more(LOSS_TITLE, loss_table(report), LOSS_ABOUT)
+        for of, (title, said, unit) in DIFFERENCES.items():
+            parts += _more(f"{title} ({unit})", difference_table(report, of), said)
         about = escaped_line(f"{SCALES_ABOUT} {learned_about(report)}")  # with tasks' names
         parts += _more(SCALES_TITLE, scale_table(report), about)
         parts += _more(LEARNED_TITLE, learned_table(report), LEARNED_ABOUT)
@@ -120,7 +123,7 @@ def _precise(estimate: Estimate) -> str:
 
 def _legend(report: Report) -> str:
     seeds = ", ".join(map(str, report.seeds))
-    measured = [row.average for row in report.rows if row.average is not None]
+    measured = [e for row in report.rows for e in (row.average, row.loss) if e is not None]
     how = "; ".join(dict.fromkeys(e.how for e in measured))
     return (
         f"Seeds: {seeds}. ± is half a 95 % interval{f' ({escaped(how)})' if how else ''}.\n"

@@ -11,29 +11,34 @@ from typing import TYPE_CHECKING
 
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.comparison import (
-    DIFFERENCES_ABOUT,
-    DIFFERENCES_TITLE,
+    DIFFERENCES,
     EFFECTS_ABOUT,
     EFFECTS_TITLE,
     LEARNED_ABOUT,
     LEARNED_TITLE,
+    LOSS_ABOUT,
+    LOSS_TITLE,
     NORM_ABOUT,
-    NORM_DIFFERENCES_TITLE,
     NORM_TITLE,
     PROXIES_ABOUT,
     PROXIES_TITLE,
     SCALES_ABOUT,
     SCALES_TITLE,
+    Compared,
     difference_lines,
     effect_rows,
     effect_seeds,
     few_seeds,
-    has_norm_differences,
     healing_state,
+    is_all_free_text,
     learned_about,
     learned_rows,
+    loss_rows,
+    loss_seeds,
+    loss_tasks,
     norm_columns,
     norm_tasks,
+    perplexity_of,
     proxy_lines,
     seeds_of,
     weakest,
@@ -113,18 +118,34 @@ def norm_table(report: Report, *, by_task: bool = True) -> tuple[tuple[str, ...]
     return headings, lines if tasks else []
 
 
-def difference_table(report: Report, *, norm: bool = False) -> tuple[tuple[str, ...], Lines]:
-    """Return headings and lines of the paired differences in points; no lines if there are none.
+def loss_table(report: Report) -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the losses on free text; no lines if there is none."""
+    tasks = loss_tasks(report)
+    lines: Lines = [
+        (
+            row.method,
+            removed(row.remove_ratio),
+            cell(row.tuned_proxy_loss),
+            cell(row.loss),
+            "-" if row.loss is None else cell(perplexity_of(row.loss)),
+            cell(row.loss_gap_closed),
+            *(cell(row.tasks_loss.get(t)) for t in tasks),
+            _count(loss_seeds(row), report.seeds),
+        )
+        for _, row in loss_rows(report)
+    ]
+    headings = ("tuned proxy (nats)", "fused LLM (nats)", "perplexity", "gap closed by loss (%)")
+    return ("method", "removed", *headings, *(f"{t} (nats)" for t in tasks), "seeds"), lines
 
-    `norm`: by acc_norm; no lines if they are those by acc.
-    """
-    references, grid = difference_lines(report)
+
+def difference_table(report: Report, of: Compared = "average") -> tuple[tuple[str, ...], Lines]:
+    """Return headings and lines of the paired differences, points or nats; no lines if there are none."""
+    references, grid = difference_lines(report, of)
     lines = []
-    for method, ratio, by_reference in grid if has_norm_differences(report) or not norm else ():
-        least = weakest([report.differences[i] for i in by_reference.values()])
-        made = {r: report.differences[i] for r, i in by_reference.items()}
-        by = {r: d.average_norm if norm else d.average for r, d in made.items()}
-        numbers = (cell(by.get(r), signed=True) for r in references)
+    for method, ratio, by_reference in grid:
+        least = weakest([report.differences[i] for i in by_reference.values()], of)
+        made = {r: getattr(report.differences[i], of) for r, i in by_reference.items()}
+        numbers = (cell(made.get(r), signed=True) for r in references)
         rests_on = (str(least.n), _count(least.seeds, report.seeds))
         lines.append((method, removed(ratio), *numbers, *rests_on))
     return ("method", "removed", *(f"minus {r}" for r in references), "n", "seeds"), lines
@@ -217,20 +238,23 @@ def markdown_items(lines: Sequence[str]) -> str:
 
 
 def rich_tables(report: Report) -> list[Table]:
-    """Return a comparison's tables for a terminal: methods, acc_norm, differences, tasks, proxies.
+    """Return a comparison's tables for a terminal: methods, acc_norm, losses, differences, tasks, proxies.
 
     Tables without lines are left out.
 
     The column of seeds is left out where every row has all seeds, and several.
     """
-    rows = [cells(row, report.seeds) for row in report.rows]
+    rows = [] if is_all_free_text(report) else [cells(row, report.seeds) for row in report.rows]
     short = any(few_seeds(seeds_of(row), report.seeds) for row in report.rows)
     shown = len(HEADINGS) if short else len(HEADINGS) - 1  # a column less is what narrow terminals need
     parts = [
         (report.name, "", HEADINGS[:shown], [row[:shown] for row in rows]),
         (NORM_TITLE, NORM_ABOUT, *norm_table(report, by_task=False)),
-        (f"{DIFFERENCES_TITLE} (points)", DIFFERENCES_ABOUT, *difference_table(report)),
-        (f"{NORM_DIFFERENCES_TITLE} (points)", "", *difference_table(report, norm=True)),
+        (LOSS_TITLE, LOSS_ABOUT, *loss_table(report)),
+        *(
+            (f"{title} ({unit})", "" if of == "average_norm" else about, *difference_table(report, of))
+            for of, (title, about, unit) in DIFFERENCES.items()
+        ),
         (SCALES_TITLE, f"{SCALES_ABOUT} {learned_about(report)}", *scale_table(report)),
         (LEARNED_TITLE, LEARNED_ABOUT, *learned_table(report)),
         (EFFECTS_TITLE, EFFECTS_ABOUT, *effect_table(report)),

@@ -1,0 +1,1 @@
+"""Records that are conversations: read from rows, and written down as a tokenizer's chat template does."""

@@ -1,0 +1,214 @@
+"""Losses on free text: known answers, the same with and without packing, and intervals over records."""
+
+import math
+import operator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.evaluate import response_losses
+from fedproxy_secure.data.records import Record
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.answers import alone, gap_closed
+from fedproxy_secure.evidence.losses import (
+    TextLoss,
+    has_loss_gap,
+    loss_of,
+    loss_over_seeds_or_records,
+    losses_in,
+    mean_loss,
+)
+from fedproxy_secure.experiments.results import Accuracy, average, from_texts, to_texts
+from fedproxy_secure.models.packing.packed import can_pack
+from tests.support.tiny import VOCABULARY, tiny_llama, tiny_tokenizer
+
+MOST = 64
+RIGHT = Accuracy(correct=(True, False), correct_norm=(True, True))
+
+
+def told(*texts: str, prompt="Q: {}?") -> list[Record]:
+    return [Record(prompt=prompt.format(i), choices=(f" {t}",), label=0) for i, t in enumerate(texts)]
+
+
+def loss(*nats: float, tokens=1) -> dict[str, TextLoss]:
+    return {"t": TextLoss(nats=nats, tokens=(tokens,) * len(nats))}
+
+
+def drawn(count: int, seed: int, mean=2.0) -> dict[str, TextLoss]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 20, count)
+    nats = tokens * rng.gamma(4, mean / 4, count)
+    return {"t": TextLoss(nats=tuple(nats.tolist()), tokens=tuple(tokens.tolist()))}
+
+
+# --- one model, one record
+
+
+def test_a_records_loss_is_the_one_that_transformers_computes():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    records = told("a", "some longer answer", "x" * 40)
+    lost = response_losses(model, tokenizer, records, max_tokens=MOST)
+    for index, item in enumerate(encode_records(records, tokenizer, max_tokens=MOST).items):
+        ids = torch.tensor([item.ids])
+        labels = ids.clone()
+        labels[:, : item.response_start] = -100
+        with torch.no_grad():
+            theirs = float(model(input_ids=ids, labels=labels).loss)
+        assert lost.nats[index] / lost.tokens[index] == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary_at_each_token():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    records = told("yes", "never on a Sunday")
+    lost = response_losses(model, tokenizer, records, max_tokens=MOST)
+    assert lost.tokens.tolist() == [len(" yes") + 1, len(" never on a Sunday") + 1]  # and the end token
+    assert lost.nats / lost.tokens == pytest.approx([math.log(VOCABULARY)] * 2, abs=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.text("abc ", min_size=1, max_size=30), min_size=1, max_size=6))
+def test_a_records_loss_does_not_depend_on_those_that_are_read_with_it(texts):
+    model, tokenizer = tiny_llama(2), tiny_tokenizer()
+    records = told(*texts)
+    together = response_losses(model, tokenizer, records, max_tokens=MOST)
+    each = [response_losses(model, tokenizer, [r], max_tokens=MOST) for r in records]
+    assert together.nats == pytest.approx(np.concatenate([e.nats for e in each]), abs=1e-4)
+    assert together.tokens.tolist() == [int(e.tokens[0]) for e in each]
+
+
+def test_a_model_that_cannot_be_packed_has_the_same_loss():
+    tokenizer, records, other = tiny_tokenizer(), told("a", "bb", "ccc"), tiny_llama(2)
+    other.config.sliding_window = 1000  # wider than any record, and a reason not to pack
+    assert not can_pack(other)
+    packed = response_losses(tiny_llama(2), tokenizer, records, max_tokens=MOST)
+    assert response_losses(other, tokenizer, records, max_tokens=MOST).nats == pytest.approx(packed.nats)
+
+
+def test_a_model_that_has_diverged_is_one_line_without_the_record():
+    model = tiny_llama(2)
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(DataError, match="is not finite; the model has diverged") as raised:
+        response_losses(model, tiny_tokenizer(), told("secret"), max_tokens=MOST)
+    assert "secret" not in str(raised.value)
+
+
+def test_progress_is_told_of_every_record_and_the_model_is_left_as_it_was():
+    model, seen = tiny_llama(2).train(), []
+    response_losses(
+        model, tiny_tokenizer(), told("a", "b"), max_tokens=MOST, on_passes=lambda *n: seen.append(n)
+    )
+    assert seen[-1] == (2, 2)
+    assert model.training
+
+
+# --- on disk
+
+
+def test_scores_are_read_back_as_they_were_written_and_no_accuracy_counts_free_text():
+    scores = {"coded": RIGHT, "letters": TextLoss(nats=(1.5, 2.0), tokens=(3, 4))}
+    assert from_texts("fused", to_texts("fused", scores)) == scores
+    assert average(scores) == RIGHT.value == 0.5
+    with pytest.raises(DataError, match="all tasks are free text"):
+        average({"letters": scores["letters"]})
+    assert "fused_loss" not in to_texts("fused", {"coded": RIGHT})
+    assert losses_in({"fused": {}}, "fused") == {}
+
+
+@pytest.mark.parametrize(
+    ("nats", "tokens"),
+    [
+        ((), ()),
+        ((1.0,), (1, 2)),
+        ((float("nan"),), (1,)),
+        ((-1.0,), (1,)),
+        ((1.0,), (0,)),
+        ((1.0,), (1.5,)),
+    ],
+)
+def test_losses_that_no_model_has_are_refused(nats, tokens):
+    with pytest.raises(ValueError, match="losses: "):
+        TextLoss(nats=nats, tokens=tokens)
+
+
+# --- over records and seeds
+
+
+def test_a_loss_counts_tokens_and_each_task_the_same():
+    assert TextLoss(nats=(1.0, 9.0), tokens=(1, 4)).value == 2.0
+    assert mean_loss({**loss(1.0), "other": TextLoss(nats=(9.0, 9.0), tokens=(3, 3))}) == 2.0
+
+
+def test_over_many_records_the_interval_is_about_students():
+    values = np.random.default_rng(0).normal(5, 1, 400)
+    found = loss_of({0: loss(*values)}, "loss")
+    half = 1.966 * values.std(ddof=1) / math.sqrt(400)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+    assert found.unit == "nats"
+    assert found.n == 400
+
+
+def test_few_records_have_a_wider_interval_and_one_has_none():
+    few, many = (loss_of({0: loss(*[1.0, 2.0, 3.0] * n)}, "loss") for n in (1, 30))
+    assert few.high - few.low > 5 * (many.high - many.low)
+    assert few.low >= 0
+    one = loss_of({0: loss(1.0)}, "loss")
+    assert (one.low, one.high) == (None, None)
+    assert "no interval" in one.how
+
+
+def test_what_is_hard_about_a_record_cancels_out_of_a_difference():
+    hard = np.random.default_rng(1).gamma(2, 2, 100)
+    a, b = loss(*hard), loss(*(hard + 0.1))
+    assert loss_of({0: a}, "a").high > loss_of({0: b}, "b").low
+    found = loss_over_seeds_or_records({0: (b, a)}, operator.sub, "b minus a")
+    assert found.value == pytest.approx(0.1)
+    assert found.low == pytest.approx(found.high) == pytest.approx(0.1)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 10**6))
+def test_an_interval_over_records_covers_the_truth_about_as_often_as_it_says(seed):
+    rng, covered = np.random.default_rng(seed), 0
+    for _ in range(60):
+        values = rng.gamma(4, 0.5, 12)  # mean 2
+        found = loss_of({0: loss(*values)}, "loss")
+        covered += found.low <= 2.0 <= found.high
+    assert covered >= 48  # 95 % of 60 are 57; fewer than 48 are less likely than 1e-4 at a coverage of 92 %
+
+
+def test_gap_closed_by_loss_is_0_without_tuning_and_1_at_the_ceiling():
+    zero, ceiling = drawn(50, 0, mean=4.0), drawn(50, 1, mean=2.0)
+    assert has_loss_gap(zero, ceiling)
+    assert not has_loss_gap(ceiling, zero)
+    for method, value in ((zero, 0.0), (ceiling, 1.0)):
+        found = loss_over_seeds_or_records({0: (method, zero, ceiling)}, gap_closed, "gap", unit="share")
+        assert found.value == found.low == found.high == value
+    half = {"t": replace(zero["t"], nats=tuple(4 * n for n in zero["t"].nats))}
+    found = loss_over_seeds_or_records({0: (half, zero, ceiling)}, gap_closed, "gap", unit="share")
+    assert found.high < 0  # it got worse
+    assert found.unit == "share"
+
+
+def test_several_seeds_are_no_surer_than_one_is_over_its_records():
+    one = drawn(40, 3)
+    found = loss_of({0: one, 1: one}, "loss")
+    alone_ = loss_of({0: one}, "loss")
+    assert found.value == pytest.approx(alone_.value)
+    assert found.how == "seeds that agree, as wide as a seed's own"
+    assert found.high - found.low == pytest.approx(alone_.high - alone_.low, rel=0.1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 10**6))
+def test_an_interval_holds_its_number(count, seed):
+    a, b = drawn(count, seed), drawn(count, seed + 1)
+    for models, statistic in (((a,), alone), ((a, b), operator.sub)):
+        found = loss_over_seeds_or_records({0: models}, statistic, "x")
+        assert found.low <= found.value <= found.high
