@@ -92,12 +92,10 @@ def _csv(path: Path) -> Iterable[Row]:
         try:
             columns = reader.fieldnames or ()
             for at, name in enumerate(columns):
-                if (
-                    first := columns.index(name)
-                ) < at:  # not quoted: without a header it is a record's cell
-                    raise DataError(
-                        f"{path}, line 1: columns {first + 1} and {at + 1} have one name; rename one"
-                    )
+                first = columns.index(name)
+                if name and first < at:  # the name is not quoted: without a header it is a record's cell
+                    both = f"{first + 1} and {at + 1}"
+                    raise DataError(f"{path}, line 1: columns {both} have one name; rename or drop one")
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(

@@ -114,7 +114,8 @@ def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, comman
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
     todo = _todo(out, cells)
-    forget_weights(out, _proxies(config, todo))
+    if config.heal.heals:
+        forget_weights(out, _proxies(config, todo))
     origin = Origin.here(config)  # before any cell: unreadable records stop here
     check_origins(out, there, origin)
     write_constant(config, out)
@@ -127,7 +128,8 @@ def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, comman
                 settings = settings_sha256(config, result.cell)
                 write_cell(folder.path, replace(result, origin=replace(origin, settings=settings)))
                 left.remove(result.cell)
-                forget_weights(out, _proxies(config, left))
+                if config.heal.heals:  # without, cells write records of proxies in these folders
+                    forget_weights(out, _proxies(config, left))
                 whole.ended(result.cell.name)
     except (Exception, KeyboardInterrupt):  # also an error that nobody raised on purpose
         with suppress(FedProxyError):  # what stopped the comparison is what the caller must hear of

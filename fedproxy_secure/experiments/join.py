@@ -100,15 +100,21 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
 def _named_apart(parts: Sequence[_Part]) -> tuple[list[Configuration], list[AttackDifference]]:
     """Return all configurations and differences; names that several folders use get the folder's beside."""
     names = Counter(c.name for _, configurations, _ in parts for c in configurations)
-    places = Counter(folder.name for folder, _, _ in parts)
+    places = Counter(folder.resolve().name for folder, _, _ in parts)
     joined: list[Configuration] = []
     known: list[AttackDifference] = []
-    for folder, configurations, differences in parts:
-        place = folder.name if places[folder.name] == 1 else folder.as_posix()
+    for number, (folder, configurations, differences) in enumerate(parts, start=1):
+        own = folder.resolve().name
+        place = own if places[own] == 1 else f"{own}, folder {number}"  # a path may name a user
         apart = {n: n if count == 1 else f"{n} ({place})" for n, count in names.items()}
         joined += [replace(c, name=apart[c.name]) for c in configurations]
         known += [
-            replace(d, configuration=apart[d.configuration], against=apart[d.against]) for d in differences
+            replace(
+                d,
+                configuration=apart.get(d.configuration, d.configuration),
+                against=apart.get(d.against, d.against),
+            )
+            for d in differences
         ]
     return joined, known
 

@@ -116,7 +116,8 @@ def run(
 
 def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
     place = Place(folder=witness.folder, project=config.name, run=witness.run, part=part)
-    return open_tracker(config.track, place)
+    begun = any((witness.folder / f"seed-{seed}" / "result.json").exists() for seed in config.seeds)
+    return open_tracker(config.track, place, again=begun)
 
 
 def _track_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:

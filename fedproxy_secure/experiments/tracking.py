@@ -7,12 +7,13 @@
 Opened again for the same place, a tracker goes on: TensorBoard reads several files as one, an MLflow run is
 found by its tags, a W&B run by its id. Offline each opening of a W&B run is a folder of its own.
 
-A tracker that fails while a run is under way gets no more numbers; the run does not end by it.
+A tracker that fails while a run is under way gets no more numbers; the run does not end by it. One that
+cannot be opened when the run is called ends it before any work.
 
 Guarantees: trackers get the numbers of a round's line that `ROUND_METRICS` names and the measures of the
 report: means and counts over the clients of a round, never a vector, a key or a number of one client.
 Nothing leaves the machine unless the environment asks for it; W&B is not told the host, the command or the
-code.
+code. No error or warning quotes a library's own text, which may hold a server's address and password.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,9 +81,10 @@ def require(names: Sequence[str]) -> None:
             raise ConfigError(f"track={name}: is not installed; pip install '{source}'")
 
 
-def open_tracker(names: Sequence[str], place: Place) -> Tracker:
+def open_tracker(names: Sequence[str], place: Place, *, again: bool = False) -> Tracker:
     """Return one tracker for all of these names; opened again for the same place, it goes on.
 
+    With `again`, when work is done already, one that cannot be opened is left out with a warning.
     Raises `RunFolderError` for one that cannot be opened, as where the folder cannot be written.
     """
     require(names)
@@ -97,11 +98,14 @@ def open_tracker(names: Sequence[str], place: Place) -> Tracker:
         try:
             opened[name] = kinds[name](place)
         except Exception as error:  # a library, or a server far away, may raise anything
+            if again:
+                log.warning("track=%s: gets no more numbers, the run goes on: %s", name, _reason(error))
+                continue
             Trackers(opened).close()
             raise RunFolderError(
                 f"{place.folder / FOLDER}: track={name}: cannot be opened: {_reason(error)}; "
                 "--set track=[] does without"
-            ) from error
+            ) from None
     return Trackers(opened)
 
 
@@ -133,10 +137,8 @@ class Trackers:
             try:
                 tracker.log(step, values)
             except Exception as error:  # a library, or a server far away, may raise anything
-                del self._open[name]
+                del self._open[name]  # not closed: a server that is gone would be waited for once more
                 log.warning("track=%s: gets no more numbers, the run goes on: %s", name, _reason(error))
-                with suppress(Exception):
-                    tracker.close()
 
     def close(self) -> None:
         """Close each tracker."""
@@ -149,8 +151,10 @@ class Trackers:
 
 
 def _reason(error: Exception) -> str:
+    """Return what kind of error it is; its text may hold a password and is logged for debugging alone."""
+    log.debug("a tracker failed", exc_info=error)
     reason = error.strerror if isinstance(error, OSError) else None
-    return reason or " ".join(f"{type(error).__name__}: {error}".split())
+    return reason or type(error).__name__
 
 
 class TensorBoard:

@@ -14,3 +14,21 @@ def test_two_cells_of_a_matrix_never_have_one_title():
 
 def test_a_run_tells_its_remove_ratio_as_it_was_set():
     assert "12.5% of the LLM removed" in proxy_note(parse_config({"compress": {"remove_ratio": 0.125}}))
+
+
+def test_protections_and_compressions_of_one_title_have_their_names_beside_it():
+    """A report refuses two configurations of one name, so they must differ before hours of work."""
+    alike = {"scheme": "masking", "settings": {"local": {"steps": 4}}}
+    config = parse_config(
+        {
+            "matrix": {
+                "protections": [{**alike, "recipe": name} for name in ("one", "two")],
+                "remove_ratios": [0.5],
+            }
+        }
+    )
+    cells, _ = cells_of(config)
+    assert sorted({title_of(cell, config) for cell in cells}) == [
+        "masking (local.steps=4) [masking_one], 50% removed",
+        "masking (local.steps=4) [masking_two], 50% removed",
+    ]

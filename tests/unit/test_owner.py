@@ -155,10 +155,13 @@ def test_the_words_stand_in_markdown_and_on_the_page_whose_numbers_say_what_they
 
 
 def test_who_has_the_better_model_on_free_text_is_told_by_loss():
-    edges = {"Only the owner has": (0.02, 0.2), "Clients hold the better": (-0.2, -0.02)}
+    edges = {
+        "The owner's model is better than the clients' model": (0.02, 0.2),
+        "The clients' model is better than the owner's model": (-0.2, -0.02),
+    }
     for begin, (low, high) in edges.items():
         c = configuration("c", extraction(0.5))
         c = replace(c, measures=(measure("owners_edge_nats", (low + high) / 2, low, high),))
         (row,) = owners_rows(report_of(c))
         assert begin in words(row)
-        assert "model on free text: the tuned proxy's loss minus the fused LLM's is " in words(row)
+        assert f"{begin} on free text: the tuned proxy's loss minus the fused LLM's is " in words(row)

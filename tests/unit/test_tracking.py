@@ -137,11 +137,11 @@ def test_a_tracker_that_fails_ends_neither_the_run_nor_the_others(tmp_path, capl
     for step in range(3):
         trackers.log(step, {"round/loss": float(step)})
     trackers.close()
-    assert (far.steps, far.closed, last.steps, last.closed) == ([0, 1], 1, [0, 1], 1)
+    assert (far.steps, last.steps) == ([0, 1], [0, 1])
+    assert (far.closed, last.closed) == (0, 0)  # a server that is gone is not waited for twice
     told = [record.getMessage() for record in caplog.records]
     assert told == [
-        f"track={name}: gets no more numbers, the run goes on: ValueError: no route to host"
-        for name in ("mlflow", "wandb")
+        f"track={name}: gets no more numbers, the run goes on: ValueError" for name in ("mlflow", "wandb")
     ]
     assert len(scalars(tmp_path / FOLDER / "tensorboard" / "seed-0")["round/loss"]) == 3
 
@@ -150,13 +150,27 @@ def test_a_tracker_that_cannot_be_closed_leaves_none_open(caplog):
     trackers = [FarAway(), FarAway()]
     Trackers({str(i): one for i, one in enumerate(trackers)}).close()
     assert [one.closed for one in trackers] == [1, 1]
-    assert "may lack numbers: ValueError: no route to host" in caplog.text
+    assert "may lack numbers: ValueError" in caplog.text
 
 
 def test_a_tracker_that_cannot_be_opened_is_one_line_with_a_remedy(tmp_path):
     (tmp_path / FOLDER).write_text("in the way")
     with pytest.raises(RunFolderError, match=r"track=tensorboard: cannot be opened: .* track=\[\] does"):
         open_tracker(["tensorboard"], place(tmp_path))
+
+
+def test_no_error_or_warning_has_a_servers_address_and_password(tmp_path, monkeypatch, caplog):
+    def no_server(_place):
+        raise ValueError("https://me:secret@host/api failed")
+
+    monkeypatch.setattr("fedproxy_secure.experiments.tracking.MLflow", no_server)
+    monkeypatch.setattr("fedproxy_secure.experiments.tracking.require", lambda names: None)
+    with pytest.raises(RunFolderError) as refused:
+        open_tracker(["mlflow"], place(tmp_path))
+    assert str(refused.value).count("ValueError") == 1
+    open_tracker(["mlflow"], place(tmp_path), again=True).close()
+    assert "gets no more numbers, the run goes on: ValueError" in caplog.text
+    assert "secret" not in f"{refused.value}{refused.value.__cause__}{caplog.text}"
 
 
 # --- TensorBoard

@@ -8,7 +8,7 @@ cells/NAME/failed.json    why it is not
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -147,12 +147,20 @@ def _privacy(protection: SweptProtection) -> dict[str, Any]:
 def title_of(cell: MatrixCell, config: Config) -> str:
     """Name a cell's configuration for the report: protection, ratio, and what else has several values."""
     swept = config.matrix
-    parts = [_protection_title(cell.protection), f"{percent(cell.remove_ratio)}% removed"]
+    protections = [_protection_title(p) for p in swept.protections]
+    protection = _apart(_protection_title(cell.protection), cell.protection.name, protections)
+    parts = [protection, f"{percent(cell.remove_ratio)}% removed"]
     if cell.compression is not None and len(swept.compressions) > 1:
-        parts.append(_compression_title(cell.compression))
+        compressions = [_compression_title(c) for c in swept.compressions]
+        parts.append(_apart(_compression_title(cell.compression), cell.compression.name, compressions))
     parts += [cell.fusion.name] * (len(swept.fusions) > 1)
     parts += [cell.adapter] * (len(swept.adapters) > 1)
     return ", ".join(parts)
+
+
+def _apart(title: str, name: str, titles: Sequence[str]) -> str:
+    """Return a title, with the name in the settings beside it if several have this title."""
+    return f"{title} [{name}]" if titles.count(title) > 1 else title
 
 
 def _protection_title(protection: SweptProtection) -> str:

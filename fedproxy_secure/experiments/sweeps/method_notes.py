@@ -105,7 +105,7 @@ def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
 
 
 def _limits_of_privacy(config: Config, methods: Sequence[Method]) -> list[str]:
-    open_ones = [m.name for m in methods if m.federation(config) is None]
+    open_ones = [m.name for m in methods if m.trains and m.federation(config) is None]
     lines = [
         "This epsilon covers a single federated method with one seed: every method, remove ratio and seed "
         "trains on the same records, so their epsilons compose."

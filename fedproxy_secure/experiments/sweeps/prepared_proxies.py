@@ -11,6 +11,7 @@ the first cell that has made one then writes the record.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
 from fedproxy_secure.experiments.sweeps.cell_progress import healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import Origin, one_thread
 from fedproxy_secure.report.measured.proxies import likeness_of
@@ -32,6 +33,8 @@ from fedproxy_secure.runtime.untrusted import read_json
 if TYPE_CHECKING:
     from fedproxy_secure.compress.proxy import Proxy
     from fedproxy_secure.experiments.stages import Materials
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, LEFT_OVER = "healing.safetensors", "healing.partial"  # as `compress.healing.state` has them
 PROXIES = "proxies"
@@ -96,13 +99,23 @@ class PreparedProxy:
         return {**proxy.details, **found}
 
     def measure(self, out: Path, origin: Origin, materials: Materials, proxy: Proxy) -> None:
-        """Write how like the LLM it is, untuned, unless that is written."""
+        """Write how like the LLM it is, untuned, unless that is written.
+
+        A cell is not lost by this: what cannot be measured or written gives a warning.
+        """
         from fedproxy_secure.compress.fidelity import likeness
 
-        record = self.read_record(out)
-        if record is None or not made_with(record, origin):
+        try:
+            record = self.read_record(out)
+        except RunFolderError:  # damaged: made again
+            record = None
+        if record is not None and made_with(record, origin):
+            return
+        try:
             found = likeness(materials.llm, proxy, materials.fidelity_windows)
             self.write_record(out, {**proxy.details, **found}, origin)
+        except (FedProxyError, ValueError) as error:  # a broken proxy may have no finite perplexity
+            log.warning("proxy %s: how like the LLM it is was not measured: %s", self.name, error)
 
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
         """Write how it came about, which stays when its weights go, and what it was made with."""
@@ -126,7 +139,7 @@ class PreparedProxy:
             for key in HEALING if "healing" in record else ():
                 float(record["healing"][key])
             return dict(record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, DataError) as error:
             raise RunFolderError(f"{path}: is damaged: {error}; delete it") from error
 
     def link_into(self, out: Path, folder: Path) -> None:

@@ -36,7 +36,9 @@ def scale_table(report: Report) -> MethodTable | None:
             )
             for key in columns
         }
-        lines.append((scale.task, "counts" if scale.learned else "does not count", numbers))
+        few = few_seeds(scale.ceiling.seeds, report.seeds)
+        about = "counts" if scale.learned else "does not count"
+        lines.append((scale.task, f"{about}, {few}" if few else about, numbers))
     if not lines:
         return None
     return MethodTable(
@@ -87,7 +89,7 @@ def proxy_table(report: Report) -> MethodTable | None:
         }
         if above is not None:
             numbers["above_llm"] = Number(above, f"{source}/above_llm", points=True)
-        seeds = next(iter(numbers.values())).estimate.seeds if numbers else ()
+        seeds = min((n.estimate.seeds for n in numbers.values()), key=len, default=())
         row = report.proxies[i]
         name, about = named("proxy", row.remove_ratio, few_seeds(seeds, report.seeds))
         lines.append((f"{name} {healing_state(row, key)}".strip(), about, numbers))

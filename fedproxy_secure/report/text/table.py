@@ -175,11 +175,12 @@ def scale_table(report: Report) -> tuple[tuple[str, ...], Lines]:
             "yes" if scale.learned else "no",
             *map(cell, (scale.constant, scale.zero_shot, scale.ceiling)),
             *(cell(e, signed=True) for e in (scale.above_constant, scale.above_zero_shot)),
+            _count(scale.ceiling.seeds, report.seeds),
         )
         for scale in report.task_scales
     ]
     percent = ("constant answer (%)", "zero-shot (%)", "ceiling (%)")
-    return ("task", "counts", *percent, "ceiling minus constant", "minus zero-shot"), lines
+    return ("task", "counts", *percent, "ceiling minus constant", "minus zero-shot", "seeds"), lines
 
 
 def learned_table(report: Report) -> tuple[tuple[str, ...], Lines]:
@@ -210,7 +211,8 @@ def proxy_table(report: Report) -> tuple[tuple[str, ...], Lines]:
             if made is not None
             else (None,) * 6
         )
-        seeds = made.kl.seeds if made is not None else above.seeds if above is not None else ()
+        known = [e.seeds for e in (made.kl if made is not None else None, above) if e is not None]
+        seeds = min(known, key=len, default=())
         name = " ".join(part for part in ("at", f"{row.remove_ratio:g}", state) if part)
         lines.append((name, *map(cell, numbers), cell(above, signed=True), _count(seeds, report.seeds)))
     perplexities = ("perplexity", "of the LLM")
