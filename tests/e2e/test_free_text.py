@@ -124,7 +124,7 @@ def test_a_run_of_free_text_alone_has_losses_and_no_accuracy(text_alone, tmp_pat
     assert keys(report) >= LOSSES | {"owners_edge_nats"}
     assert not any("accuracy" in key or key == "owners_edge" for key in keys(report))
     assert all(row.average is None and row.loss is not None for row in report.rows)
-    assert any("In no accuracy: all clients" in note for note in report.notes)
+    assert any("Left out of all accuracies: all clients" in note for note in report.notes)
     zero, _, fused = (row.loss.value for row in report.rows)
     assert fused < zero
     assert [t.title.plain for t in rich_tables(report)] == ["Free text: loss on test records"]
