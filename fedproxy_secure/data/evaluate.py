@@ -69,7 +69,8 @@ class ResponseLosses:
     """What a model loses on records' responses, in the records' order.
 
     Args:
-        nats: negative log-likelihood of each response after its prompt, float64 [n].
+        nats: negative log-likelihood of each response after its prompt, infinite where it is no number,
+            float64 [n].
         tokens: tokens of each response, with those that end it, int64 [n].
     """
 
@@ -86,12 +87,15 @@ def response_losses(
     max_tokens: int,
     on_passes: Callable[[int, int], None] | None = None,
 ) -> ResponseLosses:
-    """Return what a model loses on each record's response: the loss that training minimises.
+    """Return what a model loses on each record's response, after its prompt as training cuts it.
+
+    Training minimises the mean over records of each response's loss a token; what is reported divides all
+    nats by all tokens, so that long responses weigh more there. A loss that is not finite, as a diverged
+    model's, is infinite.
 
     `on_passes(done, all)` is called after every pass with the number of records read so far.
 
-    Raises `DataError` for a response that leaves no room for a prompt token, and for a loss that is not
-    finite: of a model that has diverged.
+    Raises `DataError` for a response that leaves no room for a prompt token.
     """
     items = encode_records(records, tokenizer, max_tokens=max_tokens).items
     nats, done = np.zeros(len(items)), 0
@@ -105,10 +109,7 @@ def response_losses(
                 on_passes(done, len(items))
     finally:
         model.train(training)
-    if not np.isfinite(nats).all():
-        raise DataError(
-            "a test record's loss is not finite; the model has diverged: train it less, or slower"
-        )
+    nats[~np.isfinite(nats)] = np.inf
     tokens = np.array([len(item.ids) - item.response_start for item in items], dtype=np.int64)
     return ResponseLosses(nats=nats, tokens=tokens)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
 
 DRAWS = 10_000  # of a posterior
@@ -50,7 +51,11 @@ def over_seeds_or_records(
         by_seed: for each seed, the answers of one or more models to the same records.
         statistic: maps the models' shares (`mean_share`), or arrays of shares, to a number or an array.
         metric: name of the number.
+
+    Raises `DataError` if models of a seed have other tasks, or other numbers of records.
     """
+    for seed, bits in by_seed.items():
+        _check_same_records(bits, f"{metric}, seed {seed}")
     values = {seed: float(statistic(*map(mean_share, bits))) for seed, bits in by_seed.items()}
     parts = [
         _over_records(bits, statistic, values[seed], metric=metric, seed=seed)
@@ -60,6 +65,15 @@ def over_seeds_or_records(
         return parts[0]
     within = _RANGES.get(statistic, (-math.inf, math.inf))
     return no_surer(mean_interval(values, metric=metric, unit="share", within=within), parts)
+
+
+def _check_same_records(models: Sequence[Bits], what: str) -> None:
+    first = {task: len(bits) for task, bits in models[0].items()}
+    if any({task: len(bits) for task, bits in own.items()} != first for own in models[1:]):
+        raise DataError(
+            f"{what}: the models' answers are to different test records; delete the seeds or cells that "
+            "other records made, and resume"
+        )
 
 
 def share_right(answers: Mapping[int, Bits], metric: str) -> Estimate:

@@ -225,7 +225,7 @@ def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: in
     )
 
 
-def student_quantile(freedom: int) -> float:
+def student_quantile(freedom: float) -> float:
     """Return the quantile of Student's t that ends a two-sided interval."""
     from scipy.special import stdtrit
 

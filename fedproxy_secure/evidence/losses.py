@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from fedproxy_secure.evidence.answers import alone
-from fedproxy_secure.evidence.estimate import (
-    CONFIDENCE,
-    Estimate,
-    mean_interval,
-    no_surer,
-    student_quantile,
-)
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.evidence.answers import alone, gap_closed
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, student_quantile
 
 LOSS = "_loss"  # ends the key under which a record has a model's losses
-DRAWS = 4000  # of weights of records
-_AT_ONCE = 2**21  # weights that are held at once
+NO_SPREAD = "one seed; a task of one test record, no interval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +27,12 @@ class TextLoss:
     """What one model loses on one task's test records, in the records' order.
 
     Args:
-        nats: negative log-likelihood of each record's response after its prompt, nats.
+        nats: negative log-likelihood of each record's response after its prompt, nats; infinite where it
+            is no number, as a diverged model's.
         tokens: tokens of each record's response, with the one that ends it.
 
-    Raises `ValueError` unless both have one value for each of one record or more, numbers are finite and
-    none is below 0, or 1 token.
+    Raises `ValueError` unless both have one value for each of one record or more, none is
+    below 0, or 1 token.
     """
 
     nats: tuple[float, ...]
@@ -50,8 +44,8 @@ class TextLoss:
                 f"losses: nats of {len(self.nats)} and tokens of {len(self.tokens)} records; must be "
                 "equally many, one or more"
             )
-        if not all(math.isfinite(n) and n >= 0 for n in self.nats):
-            raise ValueError("losses: nats must be finite numbers >= 0")
+        if not all(n >= 0 for n in self.nats):
+            raise ValueError("losses: nats must be numbers >= 0")
         if not all(type(t) is int and t >= 1 for t in self.tokens):
             raise ValueError("losses: tokens must be whole numbers >= 1")
 
@@ -59,6 +53,22 @@ class TextLoss:
     def value(self) -> float:
         """The loss over all records together, nats per response token."""
         return math.fsum(self.nats) / sum(self.tokens)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss is a number, which a diverged model's is not."""
+        return all(map(math.isfinite, self.nats))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a record keeps: JSON has no infinity, so null stands for it."""
+        return {"nats": [n if math.isfinite(n) else None for n in self.nats], "tokens": list(self.tokens)}
+
+    @classmethod
+    def of_json(cls, raw: Mapping[str, Any]) -> TextLoss:
+        """Read what `to_json` wrote; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        return cls(
+            nats=tuple(math.inf if n is None else n for n in raw["nats"]), tokens=tuple(raw["tokens"])
+        )
 
 
 Losses = Mapping[str, TextLoss]  # task -> what a model loses there
@@ -69,10 +79,21 @@ def losses_in(record: Mapping[str, Any], model: str) -> Losses:
 
     Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for what is no such record.
     """
-    return {
-        task: TextLoss(nats=tuple(raw["nats"]), tokens=tuple(raw["tokens"]))
-        for task, raw in record.get(model + LOSS, {}).items()
-    }
+    return {task: TextLoss.of_json(raw) for task, raw in record.get(model + LOSS, {}).items()}
+
+
+def measured(losses: Losses | None) -> bool:
+    """Return whether there are losses, and all are numbers: a mean that left out some would mislead."""
+    return bool(losses) and all(loss.finite for loss in (losses or {}).values())
+
+
+def _check_same_records(models: Sequence[Losses], what: str) -> None:
+    first = {task: loss.tokens for task, loss in models[0].items()}
+    if any({task: loss.tokens for task, loss in losses.items()} != first for losses in models[1:]):
+        raise DataError(
+            f"{what}: the models' losses are of different test records; delete the seeds or cells that "
+            "other records made, and resume"
+        )
 
 
 def mean_loss(losses: Losses) -> float:
@@ -95,16 +116,20 @@ def loss_over_seeds_or_records(
     """Return a statistic of losses, as a mean over seeds.
 
     Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
-    one seed it is that: records are weighted at random (Rubin's Bayesian bootstrap), the same for all
-    models, and the spread is widened for few records as Student's t is. A task of one record allows none.
+    one seed it is that: of losses as means of records that count by their tokens, paired. A task of one
+    record allows none, also over seeds, and neither does a gap that test records do not resolve.
 
     Args:
         by_seed: for each seed, the losses of one or more models on the same records.
-        statistic: maps the models' losses (`mean_loss`), or arrays of losses, to a number or an array:
-            `alone`, `operator.sub`, or `gap_closed` of the method, zero-shot and the ceiling.
+        statistic: maps the models' losses (`mean_loss`) to a number: `alone`, `operator.sub`, or
+            `gap_closed` of the method, zero-shot and the ceiling.
         metric: name of the number.
         unit: unit of the number.
+
+    Raises `DataError` if models of a seed have other tasks, or records of other lengths.
     """
+    for seed, models in by_seed.items():
+        _check_same_records(models, f"{metric}, seed {seed}")
     within = (0.0, math.inf) if statistic is alone else (-math.inf, math.inf)
     values = {seed: float(statistic(*map(mean_loss, models))) for seed, models in by_seed.items()}
     parts = [
@@ -113,7 +138,13 @@ def loss_over_seeds_or_records(
     ]
     if len(parts) == 1:
         return parts[0]
-    return no_surer(mean_interval(values, metric=metric, unit=unit, within=within), parts)
+    over_seeds = mean_interval(values, metric=metric, unit=unit, within=within)
+    unsure = next((part for part in parts if part.low is None), None)
+    if unsure is not None:
+        return replace(
+            over_seeds, low=None, high=None, how=unsure.how.replace("one seed", "mean over seeds")
+        )
+    return no_surer(over_seeds, parts)
 
 
 def loss_of(losses: Mapping[int, Losses], metric: str) -> Estimate:
@@ -135,48 +166,103 @@ def _over_records(
     value: float,
     *,
     metric: str,
-    unit: str,
     seed: int,
+    unit: str,
     within: tuple[float, float],
 ) -> Estimate:
     """Return one seed's statistic with its interval over test records, which the models share."""
     sizes = [len(loss.nats) for loss in models[0].values()]
     low = high = None
-    how = "one seed; a task of one test record, no interval"
+    how = NO_SPREAD
     if min(sizes) > 1:
-        with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
-            draws = np.asarray(statistic(*_drawn(models, seed)))
-        draws = draws[np.isfinite(draws)]
-        ends = (
-            np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if len(draws) else (value,) * 2
-        )
-        wider = _wider(min(sizes))
-        low = max(within[0], min(value, value + wider * (float(ends[0]) - value)))
-        high = min(within[1], max(value, value + wider * (float(ends[1]) - value)))
-        how = "one seed; over test records, Bayesian bootstrap 95 %"
+        ends = _fieller(models, value) if statistic is gap_closed else _student(models, statistic, value)
+        how = "one seed; test records do not resolve the gap itself, no interval"
+        if ends is not None:
+            low, high = max(within[0], min(value, ends[0])), min(within[1], max(value, ends[1]))
+            how = "one seed; over test records, Student t 95 %"
     return Estimate(
         metric=metric, value=value, low=low, high=high, n=sum(sizes), unit=unit, seeds=(seed,), how=how
     )
 
 
-def _wider(records: int) -> float:
-    """Return by what an interval of a bootstrap over so few records must be stretched to be Student's t.
+def _student(models: Sequence[Losses], statistic: Callable[..., Any], value: float) -> tuple[float, float]:
+    """Return the interval of a loss, or of a difference of two."""
+    signs = (1.0,) if statistic is alone else (1.0, -1.0)
+    parts = _parts(models, np.array([signs]))
+    variances = [float(part.covariance[0, 0]) for part in parts]
+    half = _quantile(variances, parts) * math.sqrt(math.fsum(variances))
+    if statistic is alone and value > 0:  # losses are skewed: on the scale of their logarithm
+        ratio = math.exp(min(half / value, 700.0))
+        return value / ratio, value * ratio
+    return value - half, value + half
 
-    Random weights spread a mean as if the records' variance were divided by n + 1, not n - 1.
+
+def _fieller(models: Sequence[Losses], value: float) -> tuple[float, float] | None:
+    """Return the interval of the gap closed (Fieller 1954), or None where the gap itself may be 0.
+
+    It holds the shares at which way closed minus share times gap is not beyond its own interval.
     """
-    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return math.sqrt((records + 1) / (records - 1)) * student_quantile(records - 1) / normal
+    method, zero_shot, ceiling = map(mean_loss, models)
+    way, gap = method - zero_shot, ceiling - zero_shot
+    parts = _parts(models, np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]]))
+    beside = np.array([1.0, -value])
+    squared = _quantile([float(beside @ part.covariance @ beside) for part in parts], parts) ** 2
+    of_way, both, of_gap = (
+        math.fsum(float(part.covariance[i, j]) for part in parts) for i, j in ((0, 0), (0, 1), (1, 1))
+    )
+    a, b, c = gap**2 - squared * of_gap, way * gap - squared * both, way**2 - squared * of_way
+    if not a > 0:
+        return None
+    half = math.sqrt(max(0.0, b**2 - a * c))
+    return (b - half) / a, (b + half) / a
 
 
-def _drawn(models: Sequence[Losses], seed: int) -> np.ndarray:
-    """Return the models' losses under random weights of the records, float64 [models, DRAWS]."""
-    rng, drawn = np.random.default_rng(seed), np.zeros((len(models), DRAWS))
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one task adds to the variance of contrasts of models' losses, and its degrees of freedom."""
+
+    covariance: np.ndarray  # float64 [contrasts, contrasts]
+    freedom: float
+
+
+def _parts(models: Sequence[Losses], contrasts: np.ndarray) -> list[_Part]:
+    """Return what each task adds; `contrasts`: weights of the models' losses, float64 [contrasts, models].
+
+    A loss is a mean of records' losses a token, weighted by their tokens. A long record draws the mean to
+    itself, so that its residual is too small, and few long ones are few records: HC2's correction of the
+    residuals (MacKinnon & White 1985) and its degrees of freedom (Bell & McCaffrey 2002). With responses
+    of one length they are the records' variance over n, and n - 1.
+    """
+    parts = []
     for task in models[0]:
         nats = np.array([losses[task].nats for losses in models])
-        tokens = np.array([losses[task].tokens for losses in models], dtype=np.float64)
-        step = max(1, _AT_ONCE // nats.shape[1])
-        for first in range(0, DRAWS, step):
-            here = slice(first, min(DRAWS, first + step))
-            weights = rng.standard_exponential((here.stop - here.start, nats.shape[1]))
-            drawn[:, here] += (nats @ weights.T) / (tokens @ weights.T) / len(models[0])
-    return drawn
+        tokens = np.array(models[0][task].tokens, dtype=np.float64)
+        share = tokens / tokens.sum()
+        residuals = contrasts @ (nats - np.outer(nats.sum(axis=1) / tokens.sum(), tokens))
+        together = float(share @ share)
+        kept = 1 - 2 * share + together  # of a record's variance in its residual, if all have the same
+        moved = residuals / (tokens.sum() * np.sqrt(kept) * len(models[0]))
+        weights = share**2 / kept
+        # trace of M and of M @ M, where `weights` are M's quadratic form in records of equal variance
+        linear, squares = float(weights @ share), float(weights @ share**2)
+        crossed = _squared_sum(weights.sum(), linear, squares, together)
+        alone_ = (1 + together - 2 * share) ** 2 - (together - 2 * share) ** 2
+        freedom = float(weights @ kept) ** 2 / (crossed + float(weights**2 @ alone_))
+        parts.append(_Part(covariance=moved @ moved.T, freedom=max(1.0, freedom)))
+    return parts
+
+
+def _squared_sum(whole: float, linear: float, squares: float, together: float) -> float:
+    """Return the sum over i and j of d_i d_j (q - w_i - w_j) ** 2 from sums of d, d w and d w ** 2."""
+    return float(
+        together**2 * whole**2 + 2 * whole * squares + 2 * linear**2 - 4 * together * whole * linear
+    )
+
+
+def _quantile(variances: Sequence[float], parts: Sequence[_Part]) -> float:
+    """Return Student's quantile for a sum of tasks' variances (Welch 1947)."""
+    whole = math.fsum(variances)
+    if not whole > 0:
+        return student_quantile(min(part.freedom for part in parts))
+    squares = math.fsum((v / whole) ** 2 / p.freedom for v, p in zip(variances, parts, strict=True))
+    return student_quantile(1 / squares)

@@ -13,6 +13,7 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError, RunFolderError
 from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.cell_progress import Overall, cell_units, healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import (
@@ -48,6 +49,7 @@ from fedproxy_secure.experiments.sweeps.prepared_proxies import (
     records_of,
 )
 from fedproxy_secure.experiments.sweeps.schedule import run_cells
+from fedproxy_secure.report.measured import rows_without_losses
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import check_new, environment
@@ -157,6 +159,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
     scales = task_scales(results, constant)
     ratios = config.compare.remove_ratios
     records = records_of(config, out, ratios, replace(origins[0], settings=config.cell_sha256()))
+    rows = tuple(rows_of(results, learned=learned(scales)))
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",
@@ -164,7 +167,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
         environment=environment(", ".join(devices_of(results))),
         seeds=config.seeds,
         estimates=costs_of(results),
-        rows=tuple(rows_of(results, learned=learned(scales))),
+        rows=rows,
         differences=tuple(differences_of(results, config.compare.against)),
         task_scales=tuple(scales),
         proxies=tuple(proxy_rows(results, records)),
@@ -175,6 +178,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
             *proxy_notes(results, records),
             *plug_back_notes(config, scales_of(results)),
         ),
+        not_measured=tuple(rows_without_losses(rows, text_clients(config))),
     )
     publish(report, out)
     return report

@@ -13,9 +13,17 @@ from fedproxy_secure.audit.chain import NAME as LOG
 from fedproxy_secure.audit.seal import SIGNATURE
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.run_report import settings_of
 from fedproxy_secure.report.composition import Training
-from fedproxy_secure.report.measured import ATTACKED, SeedRun, attacked, configuration_of, read_seed
+from fedproxy_secure.report.measured import (
+    ATTACKED,
+    SeedRun,
+    attacked,
+    configuration_of,
+    read_seed,
+    without_losses,
+)
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import JSON_NAME, Report
@@ -70,7 +78,9 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
             alike = config.model_copy(update={"seeds": (0,)}).sha256()
             runs.setdefault(alike, []).append((folder, config))
     for alike_runs in runs.values():
-        parts.append((alike_runs[0][0], (_configuration(alike_runs, out),), ()))
+        configuration = _configuration(alike_runs, out)
+        parts.append((alike_runs[0][0], (configuration,), ()))
+        not_measured |= dict.fromkeys(without_losses([configuration], text_clients(alike_runs[0][1])))
         if not all(attacked(folder) for folder, _ in alike_runs):
             not_measured[ATTACKED] = None
     joined, known = _named_apart(parts)
@@ -128,7 +138,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         for seed in own.seeds:
             if (folder / f"seed-{seed}" / "result.json").exists():
                 besides += [seeds[seed].training(config)] if seed in seeds else []
-                seeds[seed] = read_seed(folder, seed, root=out)
+                seeds[seed] = read_seed(folder, seed, root=out, texts=text_clients(config))
             else:
                 besides += unfinished_training(folder, seed, own)
     if not seeds:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,7 +116,7 @@ def to_texts(model: str, scores: Mapping[str, Score]) -> dict[str, dict[str, Any
     return {
         model: {task: bits_to_text(a.correct) for task, a in accuracies.items()},
         model + NORM: {task: bits_to_text(a.correct_norm) for task, a in accuracies.items()},
-        **({model + LOSS: {task: asdict(loss) for task, loss in losses.items()}} if losses else {}),
+        **({model + LOSS: {task: loss.to_json() for task, loss in losses.items()}} if losses else {}),
     }
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.inputs import check_inputs
-from fedproxy_secure.experiments.results import to_texts
+from fedproxy_secure.experiments.results import text_clients, to_texts
 from fedproxy_secure.experiments.run_report import report_of
 from fedproxy_secure.experiments.stages import (
     Materials,
@@ -55,6 +56,7 @@ from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
+from fedproxy_secure.report.measured import check_text_scores, tasks_scored
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
@@ -143,7 +145,10 @@ def _run_seed(
     name = f"seed-{seed}"
     place = witness.folder / name
     if (place / "result.json").exists():
-        return _read(place / "result.json")
+        done = _read(place / "result.json")
+        texts = text_clients(config)
+        check_text_scores(tasks_scored(done), texts, place=place / "result.json", redo=place)
+        return done
     witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)
@@ -185,7 +190,8 @@ def _run_seed(
         **likeness,
         "plug_back": {**asdict(made.search), "aligned_blocks": made.aligned_blocks},
         "perplexity": {
-            m: perplexity(f, materials.fidelity_windows) for m, f in (("tuned", tuned), ("fused", fused))
+            m: found if isfinite(found := perplexity(f, materials.fidelity_windows)) else None
+            for m, f in (("tuned", tuned), ("fused", fused))
         },
         **to_texts("zero_shot", zero_shot),
         **to_texts("proxy", proxy_before),

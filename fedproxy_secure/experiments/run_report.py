@@ -12,11 +12,17 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, losses_in
-from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes
+from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, losses_in, measured
+from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes, text_clients
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
-from fedproxy_secure.report.measured import ATTACKED, attacked, configuration_of, read_seed
+from fedproxy_secure.report.measured import (
+    ATTACKED,
+    attacked,
+    configuration_of,
+    read_seed,
+    without_losses,
+)
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
@@ -123,7 +129,8 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
     """Return the report of a run's finished seeds, with the trilemma, and findings where a suite ran."""
     from fedproxy_secure.models.llm import pick_device
 
-    seeds = [read_seed(out, seed, root=out) for seed in results]
+    texts = text_clients(config)
+    seeds = [read_seed(out, seed, root=out, texts=texts) for seed in results]
     trainings = [seed.training(config) for seed in seeds]
     configuration = configuration_of(
         seeds,
@@ -161,7 +168,10 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
         configurations=side_by_side([configuration])[0],
         total_epsilon=together.epsilon,
         composition=together.says,
-        not_measured=() if attacked(out) else (ATTACKED,),
+        not_measured=(
+            *(() if attacked(out) else (ATTACKED,)),
+            *without_losses([configuration], texts),
+        ),
     )
 
 
@@ -173,7 +183,7 @@ def _rows(config: Config, results: Results) -> tuple[MethodRow, ...]:
         both = {seed: (fused[seed], tuned[seed]) for seed in fused}
         more["tuned_proxy"] = share_right(tuned, "tuned proxy accuracy")
         more["owners_edge"] = over_seeds_or_records(both, operator.sub, "owner's edge")
-    if _all_have(lost := _losses(results, "tuned")):
+    if all(map(measured, (lost := _losses(results, "tuned")).values())):
         more["tuned_proxy_loss"] = loss_of(lost, "tuned proxy loss")
     return (
         _row(results, "zero_shot", "zero_shot"),
@@ -190,7 +200,7 @@ def _row(results: Results, method: str, model: str, **more: Any) -> MethodRow:
             more |= {"tasks_norm": tasks, "average_norm": own}
         tasks, own = _accuracies(bits, "accuracy", method)
         more |= {"tasks": tasks, "average": own}
-    if _all_have(lost := _losses(results, model)):
+    if all(map(measured, (lost := _losses(results, model)).values())):
         more |= {"tasks_loss": losses_by_task(lost, method), "loss": loss_of(lost, f"loss, {method}")}
     return MethodRow(method=method, **more)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.losses import Losses, loss_over_seeds_or_records
+from fedproxy_secure.evidence.losses import Losses, loss_over_seeds_or_records, measured
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import BySeed, by_row
 from fedproxy_secure.report.report import MethodDifference
@@ -59,7 +59,7 @@ def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list
         return loss_minus(lambda result: {task: result.fused_loss[task]}, f"loss on {task}")
 
     coded = all(a.fused and b.fused for a, b in pairs.values())
-    text = all(a.fused_loss and b.fused_loss for a, b in pairs.values())
+    text = all(measured(r.fused_loss) for pair in pairs.values() for r in pair)
     first = next(iter(pairs.values()))[0]
     return [
         MethodDifference(

@@ -25,6 +25,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     read_cell,
     settings_sha256,
 )
+from fedproxy_secure.report.measured import check_text_scores
 from fedproxy_secure.runtime.artifacts import RunFolder
 
 
@@ -71,11 +72,8 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
                 f"{cell_file(out, result.cell)}: was made with settings of SHA-256 {made[:12]}; must be "
                 f"{wanted[:12]}, those of this comparison; move it out of the folder, or use its settings"
             )
-        if accuracies_of(result.outcome.fused).keys() & set(texts):
-            raise RunFolderError(
-                f"{cell_file(out, result.cell)}: has an accuracy on free text, as earlier versions have; "
-                "delete it and resume"
-            )
+        place = cell_file(out, result.cell)
+        check_text_scores(accuracies_of(result.outcome.fused), texts, place=place, redo=place)
     check_origins(out, results)
     return results
 

@@ -20,6 +20,7 @@ from fedproxy_secure.evidence.losses import (
     loss_of,
     loss_over_seeds_or_records,
     losses_by_task,
+    measured,
 )
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.methods.references import ZERO_SHOT_PROXY
@@ -186,14 +187,16 @@ def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
 
 
 def _with_losses(row: MethodRow, by_seed: BySeed, ends: Ends) -> MethodRow:
-    """Add the losses on free text, where every seed has them."""
+    """Add the losses on free text, where every seed has them and they are finite."""
     cell = next(iter(by_seed.values())).cell
     fused = {s: r.fused_loss for s, r in by_seed.items()}
-    if not all(fused.values()):
+    if not all(map(measured, fused.values())):
         return row
-    tuned = {s: r.tuned_loss for s, r in by_seed.items() if r.tuned_loss}
+    tuned = {s: own for s, r in by_seed.items() if (own := r.tuned_loss)}
+    if not all(map(measured, tuned.values())):
+        tuned = {}
     scale, gap = ends.scale(lambda r: r.fused_loss), None
-    if all(s in scale and all(scale[s]) and has_loss_gap(*scale[s]) for s in fused):
+    if all(s in scale and all(map(measured, scale[s])) and has_loss_gap(*scale[s]) for s in fused):
         models = {s: (f, *scale[s]) for s, f in fused.items()}
         gap = loss_over_seeds_or_records(
             models, gap_closed, f"gap closed by loss, {cell.row}", unit="share"

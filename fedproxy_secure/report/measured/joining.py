@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedproxy_secure.evidence.answers import over_seeds_or_records
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.evidence.losses import loss_over_seeds_or_records
+from fedproxy_secure.evidence.losses import loss_over_seeds_or_records, measured
 from fedproxy_secure.evidence.measure import MeasureKind
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure
@@ -33,12 +33,12 @@ def answers(
 def losses(
     seeds: Sequence[SeedRun], kind: MeasureKind, statistic: Callable[..., float], models: Sequence[str]
 ) -> list[Measure]:
-    """Return a statistic of models' losses on free text; an empty list unless every seed has them.
+    """Return a statistic of models' losses on free text; an empty list unless every seed has finite ones.
 
     The arguments are those of `answers`.
     """
     by_seed = {s.seed: [s.losses(model) for model in models] for s in seeds}
-    if not all(lost for own in by_seed.values() for lost in own):
+    if not all(measured(lost) for own in by_seed.values() for lost in own):
         return []
     estimate = loss_over_seeds_or_records(by_seed, statistic, kind.estimate_name, unit=kind.unit)
     return [Measure.of_kind(kind, estimate, seeds[0].source("result.json", f"{models[0]}_loss"))]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedproxy_secure.evidence.answers import alone, gap_closed, has_gap
 from fedproxy_secure.evidence.estimate import mean_interval
-from fedproxy_secure.evidence.losses import has_loss_gap
+from fedproxy_secure.evidence.losses import has_loss_gap, measured
 from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
@@ -26,7 +26,11 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
             measures += answers(seeds, kinds.GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
     measures += _on_free_text(seeds)
     before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
-    after = {s.seed: float(s.result["perplexity"]["fused"]) for s in seeds if "perplexity" in s.result}
+    after = {
+        s.seed: float(found)  # None: of a diverged model
+        for s in seeds
+        if (found := s.result.get("perplexity", {}).get("fused")) is not None
+    }
     return [
         *measures,
         *values(seeds, kinds.PERPLEXITY_BEFORE, before),
@@ -41,9 +45,12 @@ def _on_free_text(seeds: Sequence[SeedRun]) -> list[Measure]:
         *losses(seeds, kinds.LOSS_TUNED_PROXY, alone, ["tuned"]),
         *losses(seeds, kinds.LOSS_FUSED, alone, ["fused"]),
     ]
-    if measures and all(s.ceiling_losses for s in seeds):
+    if all(s.ceiling_losses for s in seeds):
         measures += losses(seeds, kinds.LOSS_CENTRALISED, alone, ["ceiling"])
-        if all(has_loss_gap(s.losses("zero_shot"), s.losses("ceiling")) for s in seeds):
+        ends = [s.losses(model) for s in seeds for model in ("zero_shot", "ceiling")]
+        if all(map(measured, ends)) and all(
+            has_loss_gap(s.losses("zero_shot"), s.losses("ceiling")) for s in seeds
+        ):
             measures += losses(seeds, kinds.LOSS_GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
     return measures
 

@@ -1,0 +1,52 @@
+"""Losses on free text that a report should have and does not, so that none is missing without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from fedproxy_secure.evidence.measures import performance as kinds
+from fedproxy_secure.report.report import MethodRow
+from fedproxy_secure.report.trilemma import Configuration
+
+WHY = (
+    "some seed has none, as those of earlier versions (delete it and resume), or a model has diverged and "
+    "its loss is not finite (train it less, or slower)"
+)
+_OF_A_RUN = (
+    kinds.LOSS_ZERO_SHOT,
+    kinds.LOSS_ZERO_SHOT_PROXY,
+    kinds.LOSS_TUNED_PROXY,
+    kinds.LOSS_FUSED,
+)
+
+
+def without_losses(
+    configurations: Sequence[Configuration], texts: Collection[str], *, ceiling: bool = False
+) -> list[str]:
+    """Return a line for each configuration that lacks a loss although it has clients with free text.
+
+    Args:
+        configurations: what the report tells of.
+        texts: the tasks of free text.
+        ceiling: whether the centralised LLM was trained under every seed.
+    """
+    wanted = (*_OF_A_RUN, *((kinds.LOSS_CENTRALISED,) if ceiling else ()))
+    lines = []
+    for configuration in configurations if texts else ():
+        there = {m.key for m in configuration.measures}
+        missing = [kind.key for kind in wanted if kind.key not in there]
+        if missing and configuration.seeds:
+            lines.append(f"{', '.join(missing)} of {configuration.name}: {WHY}")
+    return lines
+
+
+def rows_without_losses(rows: Sequence[MethodRow], texts: Collection[str]) -> list[str]:
+    """Return a line for each row of a comparison that lacks a loss although there is free text."""
+    lines = []
+    for row in rows if texts else ():
+        missing = ["loss"] if row.loss is None else []
+        if missing or (row.tuned_proxy is not None and row.tuned_proxy_loss is None):
+            what = "loss" if missing else "the tuned proxy's loss"
+            at = "" if row.remove_ratio is None else f" at {row.remove_ratio:g}"
+            lines.append(f"{what} of {row.method}{at}: {WHY}")
+    return lines
