@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedproxy_secure.errors import Stopped
 from fedproxy_secure.evidence.finding import Profile
 from fedproxy_secure.runtime.progress import Progress
 
 TICK_S = 1.0  # between two messages of a bar
 
 
-class OutOfTime(BaseException):
+class OutOfTime(Stopped):
     """The budget's seconds are used up; a resumed suite runs the attack again.
 
     It is not derived from `Exception`, because it can be raised between any two lines, even inside code
-    that catches every `Exception` as its own failure, such as training under differential privacy.
+    that catches every `Exception` as its own failure, such as training under differential privacy. What
+    catches every `BaseException`, such as loading a proxy, knows `Stopped`.
     """
 
     BEGINS = "ran out of its"

@@ -13,6 +13,8 @@ FedProxyError                one line: the value, the rule, the remedy; exit cod
 |-- RunFolderError           a run folder that belongs to another config, or cannot be written
 |   `-- FolderInUse          another process holds the folder
 `-- AuditError               the audit log, or a file in it, is not as it was written; names the line
+
+Stopped                      no error: work is ended from outside; not an `Exception`
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ class FedProxyError(Exception):
     """Base of all errors raised on purpose. The message is one line: the value, the rule, the remedy."""
 
     passing = False  # whether the same call may succeed later although nobody repairs anything
+
+
+class Stopped(BaseException):
+    """Work is ended from outside, such as an attack whose seconds are over; no input causes it.
+
+    It is no `Exception`, and code that takes every error for one of its input must raise it again.
+    """
 
 
 class ConfigError(FedProxyError):

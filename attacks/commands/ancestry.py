@@ -1,6 +1,7 @@
 """The command `attack ancestry`: does a model that was found descend from the owner's LLM?
 
-Exit codes: 0 it does; 1 nothing says so; 2 a wrong option or file.
+Exit codes: 0 it does; 1 nothing says so, or fewer than three strangers were named; 2 a wrong option or
+file.
 """
 
 from __future__ import annotations
@@ -30,20 +31,21 @@ def ancestry_command(
             "--stranger",
             metavar="MODEL",
             help="A model with the LLM's tokens that is known not to descend from it; may be repeated. "
-            "With fewer than two, models with random weights are added.",
+            "With fewer than three, models with random weights are added, and nobody is accused.",
         ),
     ] = None,
     error: Annotated[
-        float, typer.Option(help="How likely a stranger may score as high as the suspect, at most.")
+        float,
+        typer.Option(help="How likely a stranger may score as high, at most, if their scores are normal."),
     ] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Say whether a model descends from an LLM, by their weights alone: disguised, cut or trained on.
 
     Nothing is asked and nothing is trained, and no proxy needs to be marked for it. Exit code 0: it
-    descends. 1: nothing says so. 2: a wrong option or file.
+    descends. 1: nothing says so, or fewer than three strangers were named. 2: a wrong option or file.
 
-    Example: `fedproxy-secure attack ancestry found/model --llm demo --stranger other/model`
+    Example: `fedproxy-secure attack ancestry found/model --llm demo --stranger a --stranger b --stranger c`
     """
     with plain_errors(again=None, verdict=True):
         from attacks.extraction.ancestry import ancestry
@@ -52,29 +54,30 @@ def ancestry_command(
             raise ConfigError(f"--error {error:g}: must be between 0 and 1")
         named = tuple(stranger or ())
         found = ancestry(suspect, llm, strangers=named, untrained=UNTRAINED, seed=seed)
-        descends = found.descends(error)
-        for line in _lines(found, descends, error):
+        for line in _lines(found, error):
             typer.echo(line)
-    raise typer.Exit(0 if descends else UNRELATED)
+    raise typer.Exit(0 if found.descends(error) else UNRELATED)
 
 
-def _lines(found: Ancestry, descends: bool, error: float) -> list[str]:
+def _lines(found: Ancestry, error: float) -> list[str]:
     """Return what was found as lines of text: scores, what they mean, what they do not."""
-    from attacks.extraction.ancestry import LEAST
-
     scores = ", ".join(f"{score:.3f}" for score in found.strangers)
     blocks = ", ".join(f"{mine}={theirs}" for mine, theirs in found.pairs)
+    count = len(found.strangers)
     lines = [
         f"score      {found.score:.3f}  (1: the LLM's own weights, disguised or not; about 0: others)",
         f"strangers  {scores}{'  (some or all with random weights)' if found.untrained else ''}",
-        f"chance     {found.chance:.1e}  that one more such stranger scores as high, were scores normal",
+        f"chance     {found.chance:.1e}  that one more such stranger scores as high, if scores are normal",
+        f"by rank    {found.by_rank:.2g}  the same without that assumption; "
+        f"{count} strangers show no less than {1 / (count + 1):.2g}",
         f"blocks     {blocks}  (suspect=LLM, the likeliest match)",
     ]
-    if descends:
-        lines.append(f"descends from the LLM: a stranger scores as high with a chance of at most {error:g}")
+    if found.descends(error):
+        lines.append(f"descends from the LLM: above every stranger, with a chance of at most {error:g}")
+    elif found.alike(error):
+        lines.append("as like the LLM as a descendant, beside random weights: no ground for an accusation")
     else:
-        least = f" or the score is below {LEAST:g}" if found.untrained else ""
-        lines.append(f"nothing says that it descends from the LLM: the chance is above {error:g}{least}")
+        lines.append(f"nothing says that it descends from the LLM: {_why(found, error)}")
         lines.append("no proof of the opposite: other invertible maps or long training hide a descendant")
     if found.untrained:
         lines.append(
@@ -82,3 +85,14 @@ def _lines(found: Ancestry, descends: bool, error: float) -> list[str]:
             "with --stranger, trained on like text"
         )
     return lines
+
+
+def _why(found: Ancestry, error: float) -> str:
+    """Return why a suspect is not like the LLM."""
+    from attacks.extraction.ancestry import LEAST
+
+    if found.score < LEAST:
+        return f"the score is below {LEAST:g}"
+    if found.score <= max(found.strangers):
+        return "a stranger scores as high"
+    return f"the chance is above {error:g}"

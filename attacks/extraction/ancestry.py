@@ -22,12 +22,15 @@ Guarantees: the score does not change, up to rounding, under these disguises of 
 guaranteed: that it sees through an invertible map between two linear ones that is not orthogonal, such as
 one between values and attention's output; through another tokenizer; or through the training of all weights
 until they are far from the LLM's. A threshold is not part of the theory: a score is judged beside those of
-models that are known to be strangers.
+models that are known to be strangers. How likely a stranger scores as high rests on an assumption on the
+form of their scores: without one, n strangers show no chance below 1 / (n + 1).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +46,7 @@ from attacks.extraction.starts.fillers import WRITERS
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import blocks_of, load_llm
 
+FEWEST = 3  # strangers that must be named before anybody is accused
 LEAST = 0.5  # far from both in tests: strangers stay below a quarter there, descendants above three
 Kernels = dict[str, torch.Tensor]  # name of a map in its block -> kernel, float32 [h, h]
 _ATTENTION = ("attn", "attention")
@@ -55,8 +59,8 @@ class Ancestry:
     Args:
         score: mean unbiased CKA over matched blocks, at most 1; about 0 for independent weights.
         pairs: (suspect's block, LLM's block) as matched, in order.
-        strangers: scores of models that are not related to the LLM.
-        untrained: whether some of these are models with random weights.
+        strangers: scores of models that are not related to the LLM, at least 2.
+        untrained: whether some of these have random weights, because fewer than `FEWEST` were named.
     """
 
     score: float
@@ -66,20 +70,35 @@ class Ancestry:
 
     @property
     def chance(self) -> float:
-        """How likely one more model like the strangers would score as high, if their scores are normal.
+        """How likely one more model like the strangers would score as high, *if* their scores are normal.
 
-        By Student's t for one more number of a sample: few strangers tell little.
+        By Student's t for one more number of a sample: few strangers tell little. Scores that all agree
+        tell nothing of how far others lie: 1. Skewed scores go as high more often than this says.
         """
         mean, spread = float(np.mean(self.strangers)), float(np.std(self.strangers, ddof=1))
-        apart = (self.score - mean) / max(spread * math.sqrt(1 + 1 / len(self.strangers)), 1e-12)
+        if spread < 1e-9:
+            return 1.0
+        apart = (self.score - mean) / (spread * math.sqrt(1 + 1 / len(self.strangers)))
         return float(student_t.sf(apart, len(self.strangers) - 1))
 
-    def descends(self, error: float) -> bool:
-        """Return whether a stranger would score as high with a chance of at most `error`.
+    @property
+    def by_rank(self) -> float:
+        """The same chance whatever the form of the scores, if a stranger and the suspect are exchangeable.
 
-        Beside strangers with random weights, which trained ones score above, it must reach `LEAST`, too.
+        It is 1 / (n + 1) at least, for n strangers.
         """
-        return self.chance <= error and (self.score >= LEAST or not self.untrained)
+        return (1 + sum(s >= self.score for s in self.strangers)) / (len(self.strangers) + 1)
+
+    def alike(self, error: float) -> bool:
+        """Return whether it reaches `LEAST` and is above all strangers, with at most this `chance`."""
+        return self.score >= LEAST and self.score > max(self.strangers) and self.chance <= error
+
+    def descends(self, error: float) -> bool:
+        """Return whether it is `alike` beside strangers that were all named.
+
+        Trained models score above random weights, so that no accusation rests on these.
+        """
+        return self.alike(error) and not self.untrained
 
 
 def ancestry(
@@ -89,21 +108,46 @@ def ancestry(
 
     Args:
         suspect, llm: folders of models with the same tokens.
-        strangers: folders of unrelated models of the same tokens; with fewer than 2, models of the
+        strangers: folders of unrelated models of the same tokens; with fewer than `FEWEST`, models of the
             suspect's shape with random weights are added, which trained strangers may score above.
         untrained: how many strangers there are at least if models with random weights are added.
         seed: of random weights.
 
-    Raises `ModelError` if the models have other numbers of tokens.
+    Raises `ModelError` if the models have other numbers of tokens, or a stranger is named twice.
     """
+    places = [folder.resolve() for folder in strangers]
+    _check_distinct(strangers, places)
     a, b = (load_llm(folder, dtype="float32")[0] for folder in (suspect, llm))
     score, pairs = likeness(a, b)
-    scores = [likeness(load_llm(folder, dtype="float32")[0], b)[0] for folder in strangers]
-    added = max(0, untrained - len(scores)) if len(scores) < 2 else 0
+    scores, digests = [], []
+    for number, folder in enumerate(strangers, 1):
+        other = load_llm(folder, dtype="float32")[0]
+        digests.append(_digest(other))
+        _check_distinct(strangers[:number], digests)
+        scores.append(likeness(other, b)[0])
+    added = max(0, max(untrained, FEWEST) - len(scores)) if len(scores) < FEWEST else 0
     # drawn, since an LLM may have begun with the weights of a small seed such as 0
     seeds = np.random.default_rng(seed).integers(2**31, size=added)
     scores += [likeness(newborn(a, int(drawn)), b)[0] for drawn in seeds]
     return Ancestry(score=score, pairs=pairs, strangers=tuple(scores), untrained=added > 0)
+
+
+def _check_distinct(strangers: Sequence[Path], marks: Sequence[object]) -> None:
+    """Raise `ModelError` if two strangers have the same mark: one model's score counts once."""
+    first: dict[object, Path] = {}
+    for folder, mark in zip(strangers, marks, strict=True):
+        if mark in first:
+            raise ModelError(f"stranger {folder}: is the same model as {first[mark]}; name each one once")
+        first[mark] = folder
+
+
+def _digest(model: nn.Module) -> str:
+    """Return a hash of a model's weights, with their names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def likeness(a: nn.Module, b: nn.Module) -> tuple[float, tuple[tuple[int, int], ...]]:

@@ -22,6 +22,7 @@ from attacks.base import (
     AttackInfo,
     Budget,
     Exam,
+    Inconclusive,
     NotApplicable,
     Truth,
     replace_view,
@@ -129,19 +130,25 @@ class MaskSeedSearch(Attack):
         return Opened(vectors=read, messages=len(chosen), seeds=tried)
 
     def score(self, guess: Opened, answer: Truth) -> tuple[Estimate, ...]:
-        """Return the share of messages opened.
+        """Return the share of messages opened, of those that can be judged.
 
-        A vector counts as read if it points in the direction of the client's update.
+        A vector counts as read if it points in the direction of the client's update. Raises `Inconclusive`
+        where none does and for some nobody kept the update.
         """
-        hits = 0
+        hits = unknown = 0
         for (r, name), vector in guess.vectors.items():
             state = answer.clients.get(name)
             if state is None or r not in state.rounds:
-                continue  # nobody kept the update of this message: it counts as not opened
+                unknown += 1  # nobody kept the update of this message
+                continue
             true = state.rounds[r].update.astype(np.float64)
             hits += bool(vector @ true > OPENED * np.linalg.norm(vector) * np.linalg.norm(true))
+        if unknown and not hits:
+            raise Inconclusive(
+                f"messages opened whose update nobody kept: {unknown}; nothing to compare with"
+            )
         return (
-            share(hits, guess.messages, metric=self.info.headline),
+            share(hits, guess.messages - unknown, metric=self.info.headline),
             counted(guess.seeds, metric="seeds tried", unit="count", seeds=(0,)),
         )
 

@@ -102,23 +102,28 @@ class SignCounts(Attack):
         return SignsGuess(coordinates=total, lone=lone, unanimous=unanimous, named=tuple(named))
 
     def score(self, guess: SignsGuess, answer: Truth) -> tuple[Estimate, ...]:
-        """Return shares of all coordinates; a named value counts if some client has it, up to rounding."""
+        """Return shares of all coordinates; a named value counts if some client has it, up to rounding.
+
+        The headline leaves out rounds in which values were named and no client is known.
+        """
         true = {
             r: [s.rounds[r].update for s in answer.clients.values() if r in s.rounds]
             for r, *_ in guess.named
         }
         if true and not any(true.values()):
             raise Inconclusive("no client of these rounds is known: nothing to compare with")
-        right = 0
+        right = unknown = 0
         for r, at, values, near in guess.named:
             if not true[r]:
+                unknown += bool(len(at))
                 continue
             updates = np.stack(true[r])
             there = np.abs(updates[:, at] - values).min(axis=0) <= near
             right += int((there & (np.abs(values) > near)).sum())
         n = guess.coordinates
+        d = next((len(updates[0]) for updates in true.values() if updates), 0)
         return (
-            share(right, n, metric=SignCounts.info.headline),
+            share(right, n - unknown * d, metric=SignCounts.info.headline),
             share(guess.lone, n, metric="share of coordinates with a lone contributor"),
             share(guess.unanimous, n, metric="share of coordinates with unanimous signs"),
         )

@@ -172,7 +172,8 @@ class UpdateMembership(Attack):
         """Return scores by name for each question.
 
         Of each question's documents the first are scored: as many as the profile allows, as memory holds
-        gradients of, and as the share `SHARE` of the seconds suffices for.
+        gradients of, and as the share `SHARE` of the seconds suffices for. At later points all of these are
+        read, so that the negative control takes two thirds of the attack's seconds, whatever its `last`.
         """
         assert view.settings is not None
         most = budget.pick(smoke=64, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)

@@ -10,13 +10,13 @@ from torch import nn
 
 from fedproxy_secure.data.chat.formats import chat_format
 from fedproxy_secure.data.records import Record
-from fedproxy_secure.errors import DataError
+from fedproxy_secure.errors import DataError, Stopped
 from fedproxy_secure.models.llm import Tokenizer
 from fedproxy_secure.models.packing.packed import can_pack, packed_logits
 from fedproxy_secure.models.packing.packs import Row, pack_rows
 
 # the errors that no input causes; Rust libraries panic on an input with others that are no `Exception`
-ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, Stopped)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

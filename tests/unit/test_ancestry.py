@@ -156,7 +156,8 @@ def test_the_command_finds_a_disguised_half_of_the_llm_and_no_stranger(tmp_path)
     assert code == 0
     assert "score      1.000" in said
     assert "0=0, 1=3" in said
-    assert "descends from the LLM: a stranger scores as high with a chance of at most 0.001" in said
+    assert "descends from the LLM: above every stranger, with a chance of at most 0.001" in said
+    assert "by rank    0.25  the same without that assumption; 3 strangers show no less than 0.25" in said
     assert "random weights" not in said
     code, said = told(others[3], "--llm", llm, *named)
     assert code == 1
@@ -167,9 +168,36 @@ def test_the_command_finds_a_disguised_half_of_the_llm_and_no_stranger(tmp_path)
 def test_the_command_says_that_random_strangers_are_no_ground_for_an_accusation(tmp_path):
     llm, other = save_tiny(tmp_path / "llm"), save_tiny(tmp_path / "other", seed=1)
     code, said = told(llm, "--llm", llm)
-    assert code == 0
+    assert code == 1
+    assert "beside random weights: no ground for an accusation" in said
     assert "name three or more with --stranger" in said
-    assert told(other, "--llm", llm)[0] == 1
+    code, said = told(other, "--llm", llm)
+    assert code == 1
+    assert "nothing says that it descends from the LLM: the score is below 0.5" in said
+
+
+def test_two_named_strangers_are_no_ground_for_an_accusation_and_three_are(tmp_path):
+    llm = save_tiny(tmp_path / "llm")
+    named = [
+        part for seed in (1, 2, 3) for part in ("--stranger", save_tiny(tmp_path / str(seed), seed=seed))
+    ]
+    code, said = told(llm, "--llm", llm, *named[:4])
+    assert code == 1
+    assert "no ground for an accusation" in said
+    assert "some or all with random weights" in said
+    assert told(llm, "--llm", llm, *named)[0] == 0
+
+
+def test_a_stranger_counts_once_however_it_is_named(tmp_path):
+    llm, other = save_tiny(tmp_path / "llm"), save_tiny(tmp_path / "other", seed=1)
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    twin = save_tiny(tmp_path / "twin", seed=1)  # the same weights in a folder of their own
+    for again in (other, link, twin):
+        code, said = told(llm, "--llm", llm, "--stranger", other, "--stranger", again)
+        assert code == 2
+        assert "is the same model as" in said
+        assert said.count("\n") == 1
 
 
 def test_the_command_ends_in_one_line_for_what_cannot_be_compared(tmp_path):
@@ -192,16 +220,41 @@ def test_a_suspect_is_judged_by_how_far_it_is_from_strangers_and_few_of_them_tel
     def judged(score, *strangers, untrained=False):
         return Ancestry(score=score, pairs=(), strangers=strangers, untrained=untrained)
 
-    many, few = judged(0.2, 0.01, 0.02, 0.03, 0.02), judged(0.2, 0.01, 0.03)
+    many, few = judged(0.8, 0.1, 0.2, 0.15, 0.2), judged(0.8, 0.1, 0.2)
     assert many.chance < 1e-3 < few.chance
     assert many.descends(1e-3)
     assert not few.descends(1e-3)
+    assert not judged(0.8, 0.1, 0.2, 0.15, 0.2, untrained=True).descends(1e-3)
     assert judged(0.02, 0.01, 0.02, 0.03).chance == pytest.approx(0.5)
-    assert not judged(0.2, 0.01, 0.02, 0.03, 0.02, untrained=True).descends(1e-3)  # below `LEAST`
     # by simulation: one more number of the same kind reaches this chance as often as it says
     draws = np.random.default_rng(0).normal(size=(4000, 5))
     chances = np.array([judged(row[0], *row[1:]).chance for row in draws])
     assert abs((chances <= 0.1).mean() - 0.1) < 4 * np.sqrt(0.09 / 4000)
+
+
+@pytest.mark.parametrize(
+    ("score", "strangers"),
+    [
+        (0.2, (0.01, 0.02, 0.03, 0.02)),  # a small chance, but strangers reach a quarter
+        (0.05, (0.0100, 0.0105, 0.0110)),
+        (0.05, (0.03, 0.03, 0.03)),  # equal scores show no spread
+        (0.9, (0.03, 0.03, 0.03)),
+        (0.6, (0.1, 0.1, 0.7)),  # a stranger is more alike
+    ],
+)
+def test_close_or_equal_strangers_accuse_nobody(score, strangers):
+    found = Ancestry(score=score, pairs=(), strangers=strangers, untrained=False)
+    assert not found.alike(1e-3)
+    assert not found.descends(1e-3)
+
+
+def test_without_an_assumption_few_strangers_show_no_small_chance():
+    def by_rank(score, *strangers):
+        return Ancestry(score=score, pairs=(), strangers=strangers, untrained=False).by_rank
+
+    assert by_rank(0.9, 0.1, 0.2, 0.3) == 0.25
+    assert by_rank(0.25, 0.1, 0.2, 0.3) == 0.5
+    assert by_rank(0.1, 0.1, 0.2, 0.3) == 1
 
 
 def test_models_of_other_tokens_are_refused():

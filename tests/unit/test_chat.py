@@ -13,7 +13,7 @@ from fedproxy_secure.data.encode import encode_each, encode_records
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.data.templates import to_records
-from fedproxy_secure.errors import DataError
+from fedproxy_secure.errors import DataError, Stopped
 from fedproxy_secure.experiments.sweeps.method_cells import records_sha256
 from tests.support.tiny import tiny_tokenizer
 
@@ -182,6 +182,19 @@ def test_no_template_is_ever_shown_a_record():
     records = [chat_record(talk(who, "yes")) for who in (SECRET, "Mary")]
     one, other = encode_each(records, tokenizer, max_tokens=100).items
     assert tokenizer.decode(one.ids) == tokenizer.decode(other.ids).replace("Mary", SECRET)
+
+
+def test_what_ends_an_attack_is_no_failure_of_a_record():
+    class Ends:
+        def __call__(self, *_texts, **_options):
+            raise Stopped
+
+        def __getattr__(self, name):
+            return getattr(tiny_tokenizer(), name)
+
+    record = Record(prompt="q", choices=(" a",), label=0)
+    with pytest.raises(Stopped):
+        encode_each([record], Ends(), max_tokens=100)
 
 
 # --- rows

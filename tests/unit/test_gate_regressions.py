@@ -108,6 +108,16 @@ def test_a_near_copy_is_caught_by_what_is_left_also_of_a_proxy_that_is_near_the_
     assert failed == [("min_kl_left_nats", "near")]
 
 
+def test_a_nearly_complete_extraction_is_caught_also_where_the_proxy_was_far_from_the_llm(release):
+    """Of a proxy that is far from the LLM, much may be left in nats after nearly all was extracted."""
+    stolen = with_measure(
+        SAFE, measure("extraction_R", 0.86, 0.84, 0.87), measure("kl_left_nats", 0.06, 0.055, 0.065)
+    )
+    judgement = judge(report(stolen), release, signed=SIGNED)
+    assert judgement.exit_code == 1
+    assert red_rules(judgement) == {"max_extraction_R"}
+
+
 def test_no_differential_privacy_breaks_every_rule_on_epsilon(release):
     bare = replace(SAFE, privacy_unit="none")
     for key in ("epsilon_claimed", "epsilon_spent", "delta", "epsilon_audited"):

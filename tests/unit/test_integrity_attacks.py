@@ -177,7 +177,13 @@ def test_a_message_whose_update_nobody_kept_is_no_error_of_the_search(world):
     }
     known = sum(name in fewer and r == 0 for r, name in read.vectors)
     found = MaskSeedSearch().score(read, Truth(clients=fewer))[0]
-    assert 0 < found.value == known / read.messages < 1
+    assert (found.value, found.n) == (1, known)
+    assert 0 < known < read.messages
+    none = replace(read, vectors={})
+    unopened = MaskSeedSearch().score(none, Truth(clients=fewer))[0]
+    assert (unopened.value, unopened.n) == (0, read.messages)
+    with pytest.raises(Inconclusive, match=f"messages opened whose update nobody kept: {read.messages}"):
+        MaskSeedSearch().score(read, Truth(clients={}))
 
 
 # counts of signs
@@ -221,7 +227,8 @@ def test_signs_of_rounds_whose_clients_are_unknown_are_not_judged(settings):
     seen = View(threat_model="server", settings=settings)
     guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
     assert SignCounts().score(guess, truth)[0].value == 0.5
-    assert SignCounts().score(guess, truth_of(UPDATES))[0].value == 0.25
+    half = SignCounts().score(guess, truth_of(UPDATES))[0]
+    assert (half.value, half.n) == (0.5, 4)
     with pytest.raises(Inconclusive, match="no client of these rounds is known"):
         SignCounts().score(guess, Truth(clients={}))
 

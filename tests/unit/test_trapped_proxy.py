@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attacks.base import Budget, NotApplicable, replace_view
+from attacks.base import Budget, NotApplicable, OutOfTime, replace_view
 from attacks.integrity.proxy_traps import TRAPS
 from attacks.integrity.trapped_proxy import EVERYBODY, Round, TrappedProxy, chosen, trap
 from attacks.suite import read_truth
@@ -137,3 +137,13 @@ def test_a_client_sets_no_traps(recorded):
 
 def test_the_smallest_suite_leaves_it_out():
     assert not TrappedProxy().info.smoke
+
+
+def test_seconds_that_end_while_clients_check_the_proxy_are_no_refusal_of_theirs(world, monkeypatch):
+    def ring(_model):
+        raise OutOfTime(3)
+
+    monkeypatch.setattr("fedproxy_secure.proxy_intake.model.check_finite", ring)
+    found = tried(*world, checked=True)
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert found.reason == "ran out of its 3 s in the attack itself"
