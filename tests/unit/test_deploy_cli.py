@@ -164,7 +164,7 @@ def test_an_owners_status_says_when_her_certificate_ends(started):
 
 def answer_to_another_user(url):
     """The status with which a page answers another user of this machine; only root can act as one."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and "CI" not in os.environ:
         pytest.skip("only root can act as another user")
     os.seteuid(NOBODY)
     try:

@@ -22,7 +22,7 @@ from tests.support.toys import (
     SERVER,
     DrawsAtRandom,
     Raises,
-    TakesForever,
+    RunsOut,
     Toy,
     suite,
     without_seconds,
@@ -34,11 +34,11 @@ def test_attacks_that_fail_stop_none_of_the_others_and_all_are_in_the_results(cl
     attacks = [
         Toy("first"),
         Raises("raises"),
-        TakesForever("takes_forever"),
+        RunsOut("runs_out"),
         Toy("lacks", needs=(frozenset({"IND"}),)),
         Toy("last"),
     ]
-    results = suite(clean_run, *attacks, threat_models=[SERVER, CLIENT], seconds=0.2)
+    results = suite(clean_run, *attacks, threat_models=[SERVER, CLIENT])
     row = ["SUCCEEDED", "ERROR", "INCONCLUSIVE", "NOT_APPLICABLE", "SUCCEEDED"]
     assert [str(r.outcome) for r in results] == row * 2
     assert [r.view for r in results] == ["server"] * 5 + ["client"] * 5
@@ -134,7 +134,7 @@ def test_a_line_that_a_crash_left_unfinished_is_made_again(clean_run):
 
 
 def test_errors_and_what_ran_out_of_time_are_tried_again(clean_run):
-    suite(clean_run, Raises("raises"), TakesForever("slow"), Toy("fine"), seconds=0.2)
+    suite(clean_run, Raises("raises"), RunsOut("slow"), Toy("fine"))
     came = []
     suite(
         clean_run, Toy("raises"), Toy("slow"), Toy("fine"), resume=True, seconds=60.0, on_result=came.append
