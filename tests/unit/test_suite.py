@@ -252,7 +252,11 @@ class DiesApart(Names):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Return a function that registers attacks, which forked processes then know too."""
+    """Return a function that registers attacks, which forked processes then know too.
+
+    The fork server, which attacks run in otherwise, is that of
+    `test_a_suite_in_processes_has_the_same_results_as_in_one`.
+    """
     monkeypatch.setattr("fedproxy_secure.runtime.workers.get_context", lambda _: get_context("fork"))
 
     def register(*attacks):
