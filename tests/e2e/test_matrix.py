@@ -47,7 +47,7 @@ def settings(tmp_path_factory):
         seeds=[0, 1],
         fusion={"rule": "fedavg"},
         attacks={"suite": "none"},
-        matrix={"protections": [PLAINTEXT, MASKING], "remove_ratios": [0.5]},
+        matrix={"protections": [PLAINTEXT, MASKING], "remove_ratios": [0.5], "jobs": 1},
     )
 
 
@@ -266,7 +266,7 @@ def test_a_limit_below_a_swept_epsilon_is_refused_for_that_cell_alone(settings):
         ({"protections": ["masking_dp8"]}, "write {scheme: masking, epsilon: 8}"),
         ({"fusions": ["h_ties_coordinate"]}, "write {rule: h_ties, granularity: coordinate}"),
         ({"compressions": [{"kind": "drop_block"}]}, "did you mean 'drop_blocks'?"),
-        ({"compressions": [{"kind": "drop_blocks", "options": {"a": "../b"}}]}, "names of folders"),
+        ({"compressions": [{"kind": "drop_blocks", "options": {"a": "../b"}}]}, "part of folder names"),
         ({"suite": "none"}, "matrix.suite: is now attacks.suite"),
     ],
 )
