@@ -433,6 +433,17 @@ def test_a_node_without_a_policy_answers_nothing(world):
         assert said.startswith("node-config: must name this client's policy")
 
 
+@pytest.mark.parametrize(("value", "needs_none"), [("1", True), ("0", False), ("true", False), ("", False)])
+def test_a_node_needs_no_policy_where_the_environment_says_that_one_machine_plays_all(
+    world, tmp_path, monkeypatch, value, needs_none
+):
+    monkeypatch.setenv(attempt.ONE_MACHINE_VARIABLE, value)
+    job = with_(world[0], keys=str(tmp_path / "keys"))
+    provision([c.name for c in job.clients], tmp_path / "keys")
+    refused = wire.decode_failure(setup_reply(job, {"partition-id": 0}))
+    assert (refused is None) == needs_none, refused
+
+
 def test_a_server_on_another_machine_is_not_told_what_records_say(world, tmp_path):
     job = with_(world[0], keys=str(tmp_path / "keys"))
     provision([c.name for c in job.clients], tmp_path / "keys")
