@@ -1,4 +1,4 @@
-"""For all tests: which of them count coverage, and when the garbage collector runs.
+"""For all tests: which count coverage, when the garbage collector runs, which cases Hypothesis tries.
 
 To count coverage takes a third to a half of the time again, also in code that is not counted. So slow tests
 count none in any session, and `make test-change`, which counts only what keeps secrets, counts in the files
@@ -7,16 +7,32 @@ of `secagg.txt` alone: `make coverage-secagg` shows that these run every branch 
 Each process of a session imports torch and collects all tests, a million objects that stay. The collector
 is off meanwhile and leaves them alone afterwards; each collection would go through them again, and the code
 under test asks for some between trials and cells.
+
+Properties are tried on the same cases each time, so that no change fails by chance. By night,
+`HYPOTHESIS_PROFILE=nightly`, they are new ones, and what repeats a failure is printed. How many there are
+of each property is said where it is, for some by that variable.
 """
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import none
 
 COUNTED = tuple(Path(__file__).with_name("secagg.txt").read_text().split())  # files and folders
+
+for _name, _same_cases in {"change": True, "short": True, "nightly": False}.items():
+    settings.register_profile(
+        _name,
+        derandomize=_same_cases,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "change"))
 
 gc.disable()
 

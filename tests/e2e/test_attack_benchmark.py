@@ -1,6 +1,7 @@
 """A benchmark of seconds: two cells of the embedded world on a tiny model, attacked, killed and resumed."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from importlib import resources
@@ -61,6 +62,12 @@ def done(model, tmp_path_factory):
     return benchmark(out, model), out
 
 
+@pytest.fixture
+def copied(done, tmp_path):
+    """A copy of the folder of `done`, to write into."""
+    return shutil.copytree(done[1], tmp_path / "copied", symlinks=True)
+
+
 def benchmark(out, model, **more):
     return run_benchmark(out, **{"grid": TINY, "model": model, "attacks": ATTACKS, "jobs": 1, **more})
 
@@ -117,8 +124,8 @@ def test_a_benchmark_that_is_interrupted_resumes_to_the_same_results(done, model
     assert {c.change.value for c in changes(unbroken, resumed) if c.change is not None} == {0.0}
 
 
-def test_what_is_there_is_kept_and_a_part_of_it_can_be_asked_for(done, model):
-    results, out = done
+def test_what_is_there_is_kept_and_a_part_of_it_can_be_asked_for(done, copied, model):
+    results, out = done[0], copied
     before = {name: (out / "cells" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
     part = benchmark(out, model, resume=True, quick=True, attacks=["A2"])
     assert {name: (out / "cells" / f"{name}.json").stat().st_mtime_ns for name in NAMES} == before
@@ -161,8 +168,8 @@ def own(tmp_path, monkeypatch):
     registry._load.cache_clear()
 
 
-def test_an_attack_of_another_package_stands_in_table_and_json_with_its_provider(own, done, model):
-    _, out = done
+def test_an_attack_of_another_package_stands_in_table_and_json_with_its_provider(own, copied, model):
+    out = copied
     results = benchmark(out, model, resume=True, attacks=[*ATTACKS, "worst_token"])
     assert results.attacks[-1].name == "worst_token"
     assert (results.attacks[-1].provided_by, results.attacks[-1].provider_version) == ("somebody", "1.0")

@@ -10,7 +10,7 @@ from tests.support.tiny import tiny_settings
 
 
 def test_a_finished_seed_neither_keeps_nor_logs_whose_training_failed(tmp_path):
-    config = parse_config(tiny_settings(tmp_path / "work", clients=3))
+    config = parse_config(tiny_settings(tmp_path / "work", clients=3, federate={"rounds": 1}))
     seen = []
 
     def with_a_failure(job, proxy_folder, initial, *, run_folder=None, **others):

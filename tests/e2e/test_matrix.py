@@ -47,7 +47,7 @@ def settings(tmp_path_factory):
         seeds=[0, 1],
         fusion={"rule": "fedavg"},
         attacks={"suite": "none"},
-        matrix={"protections": [PLAINTEXT, MASKING], "remove_ratios": [0.5]},
+        matrix={"protections": [PLAINTEXT, MASKING], "remove_ratios": [0.5], "jobs": 1},
     )
 
 

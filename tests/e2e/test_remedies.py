@@ -23,12 +23,17 @@ def config(tmp_path_factory):
     return parse_config(settings)
 
 
-@pytest.mark.parametrize("name", ["result.json", "federation/rounds.jsonl", "federation/ledger.jsonl"])
-def test_a_run_goes_on_once_a_seed_that_was_altered_is_deleted(config, tmp_path, name):
+def test_a_run_goes_on_once_a_file_that_was_altered_is_put_back_or_its_seed_is_deleted(config, tmp_path):
     before = run(config, tmp_path / "run", command="c")
-    (tmp_path / "run/seed-0" / name).write_text("{}\n")
-    with pytest.raises(AuditError, match="put it back, or delete seed-0 and resume"):
-        run(config, tmp_path / "run", resume=True, command="c")
+    for name in ("result.json", "federation/rounds.jsonl", "federation/ledger.jsonl"):
+        file = tmp_path / "run/seed-0" / name
+        good = file.read_bytes()
+        file.write_text("{}\n")
+        with pytest.raises(AuditError, match=f"{name}.*put it back, or delete seed-0 and resume"):
+            run(config, tmp_path / "run", resume=True, command="c")
+        file.write_bytes(good)
+    assert run(config, tmp_path / "run", resume=True, command="c").rows == before.rows
+    (tmp_path / "run/seed-0/result.json").write_text("{}\n")
     shutil.rmtree(tmp_path / "run/seed-0")
     again = run(config, tmp_path / "run", resume=True, command="c")
     assert again.rows == before.rows

@@ -25,7 +25,11 @@ def settings(tmp_path_factory):
     return tiny_settings(
         tmp_path_factory.mktemp("tiny"),
         seeds=[0, 1],
-        compare={"methods": ["zero_shot", "centralised_llm", "fedproxy_h_ties"], "remove_ratios": [0.5]},
+        compare={
+            "methods": ["zero_shot", "centralised_llm", "fedproxy_h_ties"],
+            "remove_ratios": [0.5],
+            "jobs": 1,
+        },
     )
 
 

@@ -113,6 +113,7 @@ def test_a_finished_seed_whose_number_is_a_path_is_not_looked_for_outside_the_fo
     (run / "seed-").mkdir()
     forged(run, ("opened", {}), ("finished", {"seed": "/../..", "files": {}}))
     assert not any("somebody-elses" in p for p in problems(run))
+    assert "seed-: did not finish" in verify_run(run).unsettled
 
 
 @pytest.mark.parametrize(

@@ -77,18 +77,20 @@ def test_a_job_that_arrives_between_two_steps_ends_the_attempt(world, step, capl
     assert "settings: were changed within an attempt" in caplog.text
 
 
-def test_survivors_stay_pinned_whatever_job_comes_before_the_unmasking(world):
+def test_survivors_stay_pinned_whatever_job_comes_before_the_unmasking(world, caplog):
     """Two sums, with the last client and without it, from one round."""
     job, folder, initial = world
-    unmasked = []
+    unmasked, said = [], []
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         grid = OtherJobBefore("query.unmask")
-        for grid.step, grid.lost in (("query.unmask", None), ("", 6)):
+        for grid.step, grid.lost in (("", None), ("query.unmask", None), ("", 6)):
             try:
                 unmasked.append(serve(grid, keyed, folder, initial))
-            except RoundAborted:
-                continue
-    assert len(unmasked) <= 1
+            except RoundAborted as error:
+                said.append(str(error))
+    assert len(unmasked) == 1
+    assert len(said) == 2
+    assert "survivors: must be those that round 0 was unmasked for before" in caplog.text, said
 
 
 def test_survivors_are_not_written_down_for_a_run_that_never_began(tmp_path):

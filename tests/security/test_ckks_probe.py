@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fedproxy_secure.secagg.ckks import probe as ckks_probe
 from fedproxy_secure.secagg.ckks import products as ckks_gram
 from fedproxy_secure.secagg.ckks.client import CkksClient
 from fedproxy_secure.secagg.ckks.gram import GramClient, GramServer
-from fedproxy_secure.secagg.ckks.probe import CIPHERTEXT, CONTEXTS, Probe, serve
+from fedproxy_secure.secagg.ckks.probe import CIPHERTEXT, CONTEXTS, REFUSED, Probe, serve
 from fedproxy_secure.secagg.ckks.row import payload
 from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Control, Expected
@@ -169,7 +170,25 @@ def test_the_child_answers_frame_by_frame_until_its_input_ends(keys):
     assert sink.getvalue() == b"".join(answer for _, _, answer in frames)
 
 
-def test_the_childs_memory_is_bounded(monkeypatch):
+def test_the_child_that_runs_has_these_limits(keys):
+    Probe("sum", keys.public, D)
+    lines = Path(f"/proc/{ckks_probe._child.process.pid}/limits").read_text().splitlines()
+    limits = {line[:25].strip(): line[25:].split()[:2] for line in lines}
+    assert limits["Max address space"] == [str(ckks_probe.MOST_MEMORY)] * 2
+    assert limits["Max core file size"] == ["0", "0"]
+
+
+@pytest.mark.parametrize(("most", "answer"), [(2**31, b""), (2**45, REFUSED)], ids=["limit", "without"])
+def test_a_child_that_needs_more_memory_than_its_limit_ends_without_an_answer(monkeypatch, most, answer):
+    """The length of a frame, 2 GiB, is what it reserves before it reads what little there is."""
+    program = f"from fedproxy_secure.secagg.ckks import probe; probe.MOST_MEMORY = {most}; probe.main()"
+    monkeypatch.setattr(ckks_probe, "_PROGRAM", program)
+    child = ckks_probe._started()
+    said, _ = child.communicate(ckks_probe._HEAD.pack(CIPHERTEXT, D, 2**31) + b"few")
+    assert (said, child.returncode != 0) == (answer, answer == b"")
+
+
+def test_the_child_sets_its_limits_before_it_serves(monkeypatch):
     limits = {}
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
     monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": io.BytesIO()}))

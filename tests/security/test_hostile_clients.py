@@ -437,7 +437,6 @@ def test_a_secure_sum_of_too_few_clients_may_pass_by_itself(world):
     with pytest.raises(RoundAborted, match="mask: 3 of 5 clients; must be >= 4") as aborted:
         served(world, world[0], app)
     assert aborted.value.passing
-    assert np.isfinite(world[2].adapter).all()
 
 
 # the other direction

@@ -13,6 +13,7 @@ from fedproxy_secure.journal.newest import sequence_file
 from fedproxy_secure.journal.rounds import Attempt, Journal
 from fedproxy_secure.journal.store import (
     carry_promises,
+    connected,
     create_database,
     create_journal,
     journal_file,
@@ -45,6 +46,15 @@ def release(journal, context=b"first", survivors=("a", "b", "c"), round=0, refus
     journal.release(
         context, run="run", round=round, survivors=survivors, refuse_differencing=refuse_differencing
     )
+
+
+def test_what_is_written_is_on_the_disk_when_the_call_returns_and_what_is_deleted_is_overwritten(journal):
+    """EXTRA: also the folder's entry of the file that would roll back; SQLite's own default is less."""
+    with connected(journal.file) as database:
+        (synchronous,) = database.execute("PRAGMA synchronous").fetchone()
+        (overwritten,) = database.execute("PRAGMA secure_delete").fetchone()
+        (mode,) = database.execute("PRAGMA journal_mode").fetchone()
+    assert (synchronous, overwritten, mode) == (3, 1, "delete")
 
 
 @pytest.mark.parametrize("repeat", range(5))

@@ -1,7 +1,9 @@
 """What clients of a masked round refuse: replays, other terms, clips, proxies, jobs, steps out of turn."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,32 +44,47 @@ def world(tmp_path_factory):
     return masked_world(tmp_path_factory)
 
 
-def replayed(world, change, rounds=1, **protect):
-    """Run a round; then send one client all its requests again, the training request changed."""
-    job, folder, _ = world
-    requests, contexts = {}, {}
+@pytest.fixture(scope="module")
+def heard(world):
+    """Return a function that runs a job's rounds: what one client was asked in each, its context.
 
-    def watch(message, context):
-        contexts[context.node_id] = context
-        requests.setdefault((context.node_id, message.metadata.message_type), message)
+    A job runs once for all who ask for it. Nothing that is sent later changes the client, as it refuses it.
+    """
+    job, folder, initial = world
+    with ExitStack() as stack:
 
-    job = with_(job, rounds=rounds, **protect)
-    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
-        serve(InProcessGrid(Wrapped(sees=watch), 5), keyed, folder, world[2])
-        original = requests[2, "train"]
-        content = RecordDict(dict(original.content.items()))
-        terms = dict(content.config_records["terms"])
-        content["terms"] = ConfigRecord(change(terms))
-        message = Message(content, 2, "train")
-        later = {
-            kind: client_app.app(Message(requests[2, kind].content, 2, kind), contexts[2]).content
-            for kind in STEPS[1:]
-        }
-        return client_app.app(message, contexts[2]).content, later
+        @cache
+        def hear(rounds=1, **protect):
+            requests, contexts = {}, {}
+
+            def watch(message, context):
+                contexts[context.node_id] = context
+                requests.setdefault((context.node_id, message.metadata.message_type), message)
+
+            keyed = stack.enter_context(with_keys(with_(job, rounds=rounds, **protect)))
+            with proxy_store.offered_on_this_host(folder):
+                serve(InProcessGrid(Wrapped(sees=watch), 5), keyed, folder, initial)
+            return {kind: requests[2, kind].content for kind in STEPS}, contexts[2]
+
+        yield hear
 
 
-def test_a_replayed_training_request_is_refused(world):
-    reply, _ = replayed(world, lambda terms: terms)
+def sent_again(world, kind, content, context):
+    """What the client answers to such a request after the rounds."""
+    with proxy_store.offered_on_this_host(world[1]):
+        return client_app.app(Message(content, 2, kind), context).content
+
+
+def replayed(world, heard, change, rounds=1, **protect):
+    """The answer to a training request that is sent again with other terms."""
+    requests, context = heard(rounds, **protect)
+    content = RecordDict(dict(requests["train"].items()))
+    content["terms"] = ConfigRecord(change(dict(content.config_records["terms"])))
+    return sent_again(world, "train", content, context)
+
+
+def test_a_replayed_training_request_is_refused(world, heard):
+    reply = replayed(world, heard, lambda terms: terms)
     kind, line = wire.decode_failure(reply)
     assert kind == "ProtocolAborted"
     assert "must come after" in line
@@ -89,26 +106,28 @@ def test_a_replayed_training_request_is_refused(world):
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_terms_that_a_client_would_not_sign_end_before_any_training(world, change, line):
-    reply, _ = replayed(world, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change)
+def test_terms_that_a_client_would_not_sign_end_before_any_training(world, heard, change, line):
+    reply = replayed(world, heard, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change)
     kind, said = wire.decode_failure(reply)
     assert kind in ("ProtocolAborted", "ConfigError")
     assert line in said
 
 
-def test_the_broadcast_must_be_of_the_round_that_the_terms_name(world):
+def test_the_broadcast_must_be_of_the_round_that_the_terms_name(world, heard):
     change = {"round": 1}
-    reply, _ = replayed(world, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change, rounds=2)
+    reply = replayed(
+        world, heard, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change, rounds=2
+    )
     assert "terms of round 1: the broadcast is of 0" in wire.decode_failure(reply)[1]
 
 
 @pytest.mark.parametrize("protect", [{}, {"clip": 0.5}], ids=["the optimiser's", "the settings'"])
-def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, protect):
+def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, heard, protect):
     """With a tiny clip every value is cut, and the sum says how many clients go up and how many down."""
     job, _, initial = world
     plan = ring_plan(with_(job, **protect), initial.sizes.tolist(), clip=1e-9, clients=5)
     cheating = {"clip": 1e-9, "plan_sha256": digest(plan.canonical())}
-    reply, _ = replayed(world, lambda t: t | {"attempt": t["attempt"] + 1} | cheating, **protect)
+    reply = replayed(world, heard, lambda t: t | {"attempt": t["attempt"] + 1} | cheating, **protect)
     kind, said = wire.decode_failure(reply)
     assert kind == "ProtocolAborted"
     assert said.startswith("clip 1e-09: must be")
@@ -163,10 +182,11 @@ def test_a_round_is_answered_for_one_clip_also_in_new_runs_of_flower(world, capl
 
 
 @pytest.mark.parametrize("protect", [{}, {"min_cohort": 3}], ids=["default", "a smaller least cohort"])
-def test_a_server_picks_no_smaller_cohort_than_the_roster_and_the_participation_give(world, protect):
+def test_a_server_picks_no_smaller_cohort_than_the_roster_and_the_participation_give(world, heard, protect):
     cohort = ["c0", "c1", "c2"]
-    reply, _ = replayed(
+    reply = replayed(
         world,
+        heard,
         lambda terms: (
             terms
             | other_terms(world, with_(world[0], **protect), cohort=cohort)
@@ -199,10 +219,10 @@ def test_a_roster_that_changes_between_two_steps_ends_the_attempt(world, tmp_pat
     assert not {"query.mask", "query.gram_sketch"} & set(trained)
 
 
-def test_a_clients_own_threshold_is_not_lowered_by_a_server(world):
+def test_a_clients_own_threshold_is_not_lowered_by_a_server(world, heard):
     change = {"threshold": 4}
-    reply, _ = replayed(
-        world, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change, threshold=5
+    reply = replayed(
+        world, heard, lambda terms: terms | {"attempt": terms["attempt"] + 1} | change, threshold=5
     )
     assert "threshold=4: must be 5 to 5" in wire.decode_failure(reply)[1]
 
@@ -214,9 +234,10 @@ def test_a_clip_that_cuts_much_of_an_update_is_refused_in_every_later_round(worl
     assert "clip 1e-09: cuts more than 5% of this client's coordinates" in caplog.text
 
 
-def test_steps_out_of_turn_are_refused(world):
-    _, later = replayed(world, lambda terms: terms)
-    for reply in later.values():
+def test_steps_out_of_turn_are_refused(world, heard):
+    requests, context = heard()
+    for kind in STEPS[1:]:
+        reply = sent_again(world, kind, requests[kind], context)
         assert wire.decode_failure(reply) == (
             "ProtocolAborted",
             "client c0: has no attempt under way",
@@ -410,6 +431,17 @@ def test_a_node_without_a_policy_answers_nothing(world):
         kind, said = wire.decode_failure(setup_reply(with_(world[0], scheme=scheme), {"partition-id": 0}))
         assert kind == "ConfigError"
         assert said.startswith("node-config: must name this client's policy")
+
+
+@pytest.mark.parametrize(("value", "needs_none"), [("1", True), ("0", False), ("true", False), ("", False)])
+def test_a_node_needs_no_policy_where_the_environment_says_that_one_machine_plays_all(
+    world, tmp_path, monkeypatch, value, needs_none
+):
+    monkeypatch.setenv(attempt.ONE_MACHINE_VARIABLE, value)
+    job = with_(world[0], keys=str(tmp_path / "keys"))
+    provision([c.name for c in job.clients], tmp_path / "keys")
+    refused = wire.decode_failure(setup_reply(job, {"partition-id": 0}))
+    assert (refused is None) == needs_none, refused
 
 
 def test_a_server_on_another_machine_is_not_told_what_records_say(world, tmp_path):

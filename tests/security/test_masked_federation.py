@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from statistics import median
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_masked_fedavg_is_fedavg(world, ended):
 def test_fedavg_and_h_ties_under_ckks_are_those_under_masking(world, ended):
     pytest.importorskip("tenseal")
     for rule in ("fedavg", "h_ties"):
-        masked, encrypted = ended(rule), ended(rule, scheme="ckks")
+        masked, encrypted = ended(rule, rounds=1), ended(rule, rounds=1, scheme="ckks")
         difference = np.linalg.norm(encrypted.adapter - masked.adapter)
         assert difference < 1e-3 * np.linalg.norm(move(world, masked))
 
@@ -106,12 +107,14 @@ def test_encrypted_cosines_bring_a_round_closer_to_h_ties_than_weights_without_t
     plain = ended("h_ties", rounds=1, scheme="unsafe_plaintext")
     uniform = ended("h_ties", rounds=1, granularity="coordinate")
     encrypted, _ = with_cosines
+    _, folder, initial = world
 
     def distance(state):
-        return np.linalg.norm(state.adapter - plain.adapter)
+        return float(np.linalg.norm(state.adapter - plain.adapter))
 
     # the sketch is drawn anew each time: .17 to .54 in 27 draws, .36 in the mean
-    assert distance(encrypted) < 0.8 * distance(uniform)
+    others = [federate(gram_job(world), folder, initial) for _ in range(2)]
+    assert median(map(distance, [encrypted, *others])) < 0.8 * distance(uniform)
 
 
 def test_the_ledger_of_encrypted_cosines_names_them(with_cosines):

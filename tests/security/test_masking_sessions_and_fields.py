@@ -8,8 +8,11 @@ from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.crypto.shamir import SHARE_BYTES
 from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
+from fedproxy_secure.secagg import messages as masking
+from fedproxy_secure.secagg.ckks import gram
+from fedproxy_secure.secagg.ckks import messages as ckks
 from fedproxy_secure.secagg.masking.client import ClientSession
-from fedproxy_secure.secagg.messages import MESSAGES, Advertise, Confirmations, KeyBook, Unmask, from_fields
+from fedproxy_secure.secagg.messages import Advertise, Confirmations, KeyBook, Unmask, from_fields
 from fedproxy_secure.secagg.selftest.rehearsal import names, ring
 from fedproxy_secure.secagg.terms import Roster, Terms
 from tests.support.masked_cohort import KEYS, ROSTER, TERMS, D, K, cohort, session, updates
@@ -79,7 +82,9 @@ def test_fields_of_another_name_or_type_are_refused():
 
 
 def test_every_message_says_what_it_reveals():
-    for kind in MESSAGES:
+    kinds = {*masking.MESSAGES, *ckks.MESSAGES, *gram.MESSAGES}
+    assert len(kinds) == 18
+    for kind in kinds:
         assert kind.to in ("server", "clients")
         assert kind.reveals
     assert Unmask.reveals.startswith("with t of them: the sum")

@@ -41,7 +41,7 @@ ATTEMPTS = {
     "script link": "[a](javascript:alert(1))",
     "footnote": "[^1] and [^1]: b",
     "heading": "# a",
-    "list": "- a",
+    "list": "- an item",
     "numbers": "1. a",
     "quotation": "> a",
     "task": "[x] a",
@@ -56,7 +56,7 @@ GFM = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]
 
 def hostile_report(text):
     """A report in which every text that is not this program's own is `text`."""
-    made = sample_report()
+    made = sample_report(ratios=(0.5,), seeds=(0, 1), rounds=2)
     estimate = counted(1.0, metric=text, unit="count", seeds=(0,))
     sampled = replace(mean_interval({0: 0.5, 1: 0.6}, metric=text, unit="share"), how=text)
     first = made.configurations[0]

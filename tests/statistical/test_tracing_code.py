@@ -66,5 +66,4 @@ def test_colluders_who_interleave_are_traced_and_innocents_are_not(colluders):
         accused = set(judge(answers_in(found, MARKS, code), code, words, NAMES, error=1e-6).accused)
         assert accused <= {NAMES[i] for i in guilty}
         traced += bool(accused)
-    assert stats.binomtest(traced, runs, 0.9, alternative="less").pvalue > 0.05
     assert traced >= 0.9 * runs

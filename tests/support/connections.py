@@ -27,7 +27,7 @@ def connected() -> Iterator[Ends]:
 @contextmanager
 def another_users_connection() -> Iterator[Ends]:
     """Yield the ends of a connection that was opened as another user; only root can do that."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and "CI" not in os.environ:
         pytest.skip("only root can act as another user")
     with _listening() as listener:
         os.seteuid(NOBODY)

@@ -8,6 +8,7 @@ from attacks.base import (
     Attack,
     AttackInfo,
     Exam,
+    OutOfTime,
     Truth,
 )
 from attacks.suite import run_suite
@@ -61,6 +62,14 @@ class Raises(Toy):
         raise self.error
 
 
+class RunsOut(Toy):
+    """Says itself that its seconds are over, except in its positive control: no clock is asked."""
+
+    def guess(self, view, question, budget, rng):
+        if view.threat_model != "open":
+            raise OutOfTime(budget.seconds)
+
+
 class TakesForever(Toy):
     def guess(self, view, question, budget, rng):
         while view.threat_model != "open":
@@ -79,10 +88,10 @@ class TakesEveryExceptionForItsOwn(Toy):
         return view.threat_model
 
 
-class HangsInItsControl(Toy):
+class RunsOutInItsControl(Toy):
     def guess(self, view, question, budget, rng):
-        while view.threat_model == "open":
-            time.sleep(0.01)
+        if view.threat_model == "open":
+            raise OutOfTime(budget.seconds)
 
 
 class DrawsAtRandom(Toy):

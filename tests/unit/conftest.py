@@ -1,9 +1,11 @@
 """A recorded run that attacks may read."""
 
+import shutil
+
 import pytest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recorded_run(tmp_path_factory):
     """A run's folder with one recorded seed; enough records that some are set aside for a control."""
     from tests.support.recorded import record_run  # brings torch, without which some tests run
@@ -15,8 +17,6 @@ def recorded_run(tmp_path_factory):
 
 
 @pytest.fixture
-def clean_run(recorded_run):
-    """Return the recorded run after deleting the results of earlier suites."""
-    for file in (recorded_run / "attacks").glob("*"):
-        file.unlink()
-    return recorded_run
+def clean_run(recorded_run, tmp_path):
+    """A copy of the recorded run, which nobody has attacked yet."""
+    return shutil.copytree(recorded_run, tmp_path / "recorded", symlinks=True)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from attacks import registry
+from attacks.budget import Budget
 from attacks.cli import app
 from attacks.commands.table import EXPLAINED, HEADINGS, markdown, outcome_line, power, rich_tables
 from fedproxy_secure.evidence.detectable import Detectable
@@ -21,6 +23,7 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome, read_findings, write_findings
 from tests.support.recorded import record_run
 from tests.support.tiny import write_records
+from tests.support.toys import Toy
 
 FAST = ("--spec", "A1", "--spec", "sign_counts", "--view", "server", "--jobs", "1")
 
@@ -120,11 +123,41 @@ def test_results_of_attacks_that_are_not_run_again_stay(run):
     assert kept == {"sign_counts": 1, "embedding_bow": 0}
 
 
+class Notes(Toy):
+    """Notes the budget that it is given."""
+
+    given: ClassVar[list[Budget]] = []
+
+    def guess(self, view, question, budget, rng):
+        self.given.append(budget)
+        return super().guess(view, question, budget, rng)
+
+
+class Interrupts(Toy):
+    def guess(self, view, question, budget, rng):
+        raise KeyboardInterrupt
+
+
+def register(monkeypatch, kind, *names):
+    """Register attacks of this kind, and return the words that ask for them."""
+    registry.every()
+    for name in names:
+        info = Toy(name).info
+        made = type(kind.__name__, (kind,), {"info": info, "guesses": 0, "__init__": lambda _: None})
+        monkeypatch.setitem(registry._REGISTERED, name, made)
+    return [word for name in names for word in ("--spec", name)]
+
+
 def test_the_budget_is_for_each_attack(run, monkeypatch):
-    asked = []
-    monkeypatch.setattr("attacks.suite.run_one", lambda *_, **more: asked.append(more) or finding("ERROR"))
-    invoke("run", "--run", run, *FAST, "--budget-seconds", "7.5", "--seed", "3")
-    assert {(m["seconds"], m["seed"], m["profile"]) for m in asked} == {(7.5, 3, "smoke")}
+    asked = register(monkeypatch, Notes, "notes", "notes_too")
+    Notes.given.clear()
+    words = ("--view", "server", "--jobs", "1", "--budget-seconds", "7.5", "--seed", "3")
+    shown = invoke("run", "--run", run, *asked, *words)
+    assert shown.exit_code == 0, shown.output
+    assert {(b.seconds, b.profile) for b in Notes.given} == {(7.5, "smoke")}
+    assert len({b.began for b in Notes.given}) == 2, "the seconds of each begin with it"
+    found = [r for r in read_findings(run) if r.attack.startswith("notes")]
+    assert [(r.outcome, r.seed) for r in found] == [(Outcome.SUCCEEDED, 3)] * 2
 
 
 def test_report_shows_the_last_results_again(run):
@@ -176,14 +209,10 @@ def test_a_wrong_word_ends_with_2_and_one_line(run, words, line):
 
 
 def test_an_interrupt_before_the_first_result_is_no_error(run, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
+    asked = register(monkeypatch, Interrupts, "interrupts")
     for file in (run / "attacks").glob("*"):
         file.unlink()
-    monkeypatch.setattr("attacks.suite.run_one", interrupted)
-    monkeypatch.setattr("attacks.suite.write_findings", interrupted)
-    shown = invoke("run", "--run", run, *FAST, "--strict")
+    shown = invoke("run", "--run", run, *asked, "--view", "server", "--jobs", "1", "--strict")
     assert shown.exit_code == 130, shown.output
     assert "resume with: fedproxy-secure attack run" in shown.stderr
     for word in ("--jobs 1", "--strict", "--resume"):

@@ -32,8 +32,8 @@ from tests.support.toys import (
     NOTHING,
     POOR,
     DrawsAtRandom,
-    HangsInItsControl,
     Raises,
+    RunsOutInItsControl,
     TakesEveryExceptionForItsOwn,
     TakesForever,
     Toy,
@@ -214,9 +214,7 @@ def test_an_attack_without_numbers_is_an_error():
 
 
 def test_an_attack_that_takes_too_long_is_stopped():
-    began = time.monotonic()
     found = one(TakesForever(), seconds=0.2)
-    assert time.monotonic() - began < 60  # it would take forever, and a loaded machine takes its time
     assert found.outcome == Outcome.INCONCLUSIVE
     assert found.reason == "ran out of its 0.2 s in the attack itself"
 
@@ -240,19 +238,26 @@ class Bars:
 def test_a_bar_counts_the_seconds_of_an_attack_that_says_nothing_and_names_its_part(monkeypatch):
     monkeypatch.setattr("attacks.budget.TICK_S", 0.05)
     bars = Bars()
+    a_second = ("advance", "toy, toy", 1, "positive control")
+
+    class SaysNothing(Toy):
+        """Takes as long in its control as it takes until the bar has told a second of it."""
+
+        def guess(self, view, question, budget, rng):
+            while view.threat_model == "open" and a_second not in bars.told:
+                time.sleep(0.01)
+
     seen = View(threat_model="toy")
-    run_one(HangsInItsControl(), seen, NOTHING, profile="smoke", seconds=1.3, seed=0, progress=bars)
-    assert bars.told[0] == ("start", "toy, toy", 2)
+    run_one(SaysNothing(), seen, NOTHING, profile="smoke", seconds=99.5, seed=0, progress=bars)
+    assert bars.told[0] == ("start", "toy, toy", 100)
+    assert a_second in bars.told
     assert bars.told[-1] == ("done", "toy, toy")
-    told = [t for t in bars.told if t[0] == "advance"]
-    assert sum(steps for _, _, steps, _ in told) == 1
-    assert {note for *_, note in told} == {"positive control"}
 
 
 def test_what_was_found_before_the_time_was_over_is_kept():
-    found = one(HangsInItsControl(), seconds=0.2)
+    found = one(RunsOutInItsControl())
     assert found.outcome == Outcome.INCONCLUSIVE
-    assert found.reason == "ran out of its 0.2 s in its positive control"
+    assert found.reason == "ran out of its 60 s in its positive control"
     assert found.headline.value == 0.9
     assert found.positive is None
 
@@ -360,22 +365,22 @@ def test_a_budget_is_over_when_its_seconds_are():
     with pytest.raises(OutOfTime, match="ran out of its 10 s"):
         Budget(seconds=10, began=time.monotonic() - 11).check()
     assert Budget(profile="full").pick(smoke=1, standard=2, full=3) == 3
-    assert Budget(seconds=10, began=time.monotonic() - 5).used == pytest.approx(0.5, abs=0.05)
+    assert Budget(seconds=1e6, began=time.monotonic() - 5e5).used == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_control_that_begins_late_is_given_as_much_as_the_attack_and_leaves_time_to_score():
     began = time.monotonic()
-    fresh, begun, spent = (Budget(seconds=1000, began=began - late) for late in (0, 300, 800))
+    fresh, begun, spent = (Budget(seconds=1e6, began=began - late) for late in (0, 3e5, 8e5))
     assert fresh.until(0.4) == pytest.approx(0.4, abs=0.01)
     assert begun.until(0.4) == pytest.approx(0.7, abs=0.01)
     assert spent.until(0.4) == 0.9
 
 
 def test_the_control_that_comes_first_leaves_half_of_the_rest_to_the_other():
-    begun = Budget(seconds=1000, began=time.monotonic() - 300)
+    begun = Budget(seconds=1e6, began=time.monotonic() - 3e5)
     assert begun.halfway().until(0.4) == pytest.approx(0.6, abs=0.01)
     assert begun.halfway().until(0.1) == pytest.approx(0.4, abs=0.01)
-    spent = Budget(seconds=1000, began=time.monotonic() - 950).halfway()
+    spent = Budget(seconds=1e6, began=time.monotonic() - 9.5e5).halfway()
     assert spent.until(0.4) < spent.used
 
     last = {}

@@ -290,6 +290,11 @@ def test_every_attack_with_an_identifier_of_these_frameworks_has_its_row():
         for name, version, item in attack.info.mapping:
             if f"{name} {version}" in claims.FRAMEWORKS:
                 assert (f"{name} {version}", item, attack.info.id) in rows
+    assert {
+        ("NIST AI RMF 1.0", "MEASURE 2.10", "A2"),
+        ("EU AI Act 2024/1689", "Art. 15(5)", "A8"),
+        ("EU AI Act 2024/1689", "Art. 15(5)", "A9"),
+    } <= rows
 
 
 def test_a_package_whose_attacks_or_threat_models_are_broken_is_named(tmp_path, monkeypatch):
