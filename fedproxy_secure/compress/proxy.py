@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from fedproxy_secure.compress.plan import BlockPlan, BlockTensors
+from fedproxy_secure.data.chat.derived import keep_format
+from fedproxy_secure.data.chat.formats import stored_value
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import without_library_bars
 from fedproxy_secure.runtime.files.saving import saving
@@ -85,8 +87,13 @@ class Proxy:
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Write a Hugging Face folder (config, safetensors, tokenizer), flat, as a proxy's must be.
 
+    How the tokenizer's chat template writes conversations is stored as strings, for clients run no
+    template. It is found out here, if that was not done when the LLM was loaded.
+
     Raises `RunFolderError` if it cannot be written.
     """
+    if stored_value(tokenizer) is None:
+        keep_format(tokenizer)
     with saving(folder):
         with without_library_bars():
             model.save_pretrained(folder)  # type: ignore[operator]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.data.chat.formats import chat_format
+from fedproxy_secure.data.chat.tokens import conversations_ids, without_control
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.errors import DataError, Stopped
 from fedproxy_secure.models.llm import Tokenizer
@@ -90,9 +91,11 @@ def cut_prompt(prompt: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
 def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
     """Tokenise records for training; a long prompt loses its beginning, a response nothing.
 
-    Conversations are written as the tokenizer's chat template does (`data.chat.formats`), if it has one.
+    Conversations are written in the format that is stored with the tokenizer (`data.chat.formats`), if one
+    is; no template is run. What their messages say never becomes a control token (`data.chat.tokens`).
 
-    Raises `DataError` for a response that leaves no room for at least one prompt token.
+    Raises `DataError` for a response that leaves no room for at least one prompt token, a prompt without
+    tokens whose response alone is learned, or a message of which control tokens cannot be kept out.
     """
     items, truncated = [], 0
     for index, (prompt, response) in enumerate(_prompts_and_responses(records, tokenizer)):
@@ -104,6 +107,8 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
                 f"record {index}: its response has {len(response)} tokens; "
                 f"must be <= {max_tokens - 2} (data.max_tokens - 2)"
             )
+        if not prompt and (records[index].learn != "text" or len(response) < 2):
+            raise DataError(f"record {index}: its prompt has 0 tokens; must have >= 1")
         cut = cut_prompt(prompt, room, tokenizer)
         truncated += len(cut) < len(prompt)
         # the first token has nothing before it from which it could be predicted
@@ -117,32 +122,24 @@ def _prompts_and_responses(
 ) -> list[tuple[list[int], list[int]]]:
     """Return the tokens of each record's prompt, and of its response with what ends it."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    chat = chat_format(tokenizer) if any(r.messages for r in records) else None
+    chat = chat_format(tokenizer)  # stored strings: the same for all records
     plain = [r for r in records if chat is None or not r.messages]
     prompts = many_prompt_ids([r.prompt for r in plain], tokenizer)
     responses = many_text_ids([r.choices[r.label] for r in plain], tokenizer)
-    pairs = iter([(p, r + end) for p, r in zip(prompts, responses, strict=True)])
-    if chat is None:
-        return list(pairs)
-    talks = [chat.written(r.messages, r.choices[r.label].strip()) for r in records if r.messages]
-    ended = [] if chat.end else end
-    written = iter([(p, r + ended) for p, r in _split_ids(talks, tokenizer)])
-    return [next(written if r.messages else pairs) for r in records]
-
-
-def _split_ids(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """Return the tokens of texts of two parts, which are tokenised as one.
-
-    A token that has characters of both belongs to the second.
-    """
-    encoded = tokenizer(
-        [first + second for first, second in texts], add_special_tokens=False, return_offsets_mapping=True
-    )
     pairs = []
-    for (first, _), ids, places in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        cut = sum(end <= len(first) for _, end in places)
-        pairs.append((ids[:cut], ids[cut:]))
-    return pairs
+    for record, prompt, response in zip(plain, prompts, responses, strict=True):
+        if record.messages:
+            start = [] if tokenizer.bos_token_id is None else prompt[:1]
+            prompt = start + without_control(record.prompt, prompt[len(start) :], tokenizer)
+            response = without_control(record.choices[record.label], response, tokenizer)
+        pairs.append((prompt, response + end))
+    if chat is None or len(plain) == len(records):
+        return pairs
+    talks = [(r.messages, r.choices[r.label].strip()) for r in records if r.messages]
+    ended = [] if chat.end else end
+    written = iter([(p, r + ended) for p, r in conversations_ids(talks, chat, tokenizer)])
+    others = iter(pairs)
+    return [next(written if r.messages else others) for r in records]
 
 
 def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:

@@ -27,7 +27,7 @@ class Record:
     `label` is the index of the right choice. An instruction record has one choice, the response.
     `learn`: the tokens that training reads the loss of: those of the right choice, or all of them.
     `messages`: of a conversation, all before the response; `prompt` is then them for a tokenizer without a
-    chat template.
+    stored format.
     """
 
     prompt: str

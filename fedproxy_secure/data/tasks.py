@@ -149,10 +149,12 @@ def truncated_prompts(config: Config) -> int:
 
     Raises `DataError` for records that cannot be read.
     """
+    from fedproxy_secure.data.chat.derived import keep_format
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.models.llm import load_tokenizer
 
     tokenizer = load_tokenizer(config.model.path)
+    keep_format(tokenizer)
     tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
     if config.privacy.unit != "none":
         return 0

@@ -194,7 +194,7 @@ def _classification(row: Row) -> Record:
 
 
 def _instruction(row: Row) -> Record:
-    if row.get("messages") is not None:
+    if row.get("messages") not in (None, ""):  # an empty cell of a CSV file is a text
         return chat_record(row["messages"])
     prompt = row["prompt"] if "prompt" in row else row["instruction"]
     extra = f"\n{row['input']}" if row.get("input") else ""

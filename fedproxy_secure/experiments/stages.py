@@ -18,6 +18,7 @@ from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.healing import HELD_OUT, heal
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
+from fedproxy_secure.data.chat.derived import keep_format
 from fedproxy_secure.data.evaluate import choice_correct, response_losses, text_windows
 from fedproxy_secure.data.records import Task
 from fedproxy_secure.data.sources import public_text
@@ -56,6 +57,7 @@ class Materials:
 def prepare(config: Config, *, seed: int | None = None) -> Materials:
     """Load LLM, public text and tasks; `seed` (None: the first) draws what `audit` asks for."""
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
+    keep_format(tokenizer)
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
     count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text

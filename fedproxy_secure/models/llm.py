@@ -24,7 +24,8 @@ from fedproxy_secure.models.mixed import mix_products
 from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 
 Tokenizer = Any  # transformers' tokenizers share no typed base
-_MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt")  # weights, configuration, tokenizer
+# weights, configuration, tokenizer, chat template
+_MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _BLOCK_LISTS = ("layers", "h", "blocks", "decoder.layers")
 
 

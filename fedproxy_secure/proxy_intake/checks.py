@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from fedproxy_secure.data.chat.formats import MOST_BEFORE, MOST_BETWEEN, STORED, chat_format
 from fedproxy_secure.errors import DataError, ModelError
 from fedproxy_secure.models.llm import Tokenizer, blocks_of
 from fedproxy_secure.proxy_intake.digest import persistent_buffers
@@ -21,6 +22,26 @@ from fedproxy_secure.runtime.quoting import quoted
 _PIECE = 2**24  # numbers checked in one go
 # how configurations name the longest sequence; the first that is there counts
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+def check_format(tokenizer: Tokenizer) -> None:
+    """Raise `DataError` unless a tokenizer has no stored format of conversations, or one that may be used.
+
+    Each of its strings, read alone, has at most as many tokens as it may have characters, whatever the
+    tokenizer's growth: `MOST_BEFORE` once for a conversation, `MOST_BETWEEN` for each message.
+    """
+    try:
+        chat = chat_format(tokenizer)
+    except DataError as error:
+        raise DataError(f"proxy: its {error}") from error
+    if chat is None:
+        return
+    between = (*chat.between.values(), chat.opening, chat.end)
+    texts = [*((t, MOST_BEFORE) for t in chat.before.values()), *((t, MOST_BETWEEN) for t in between)]
+    for text, most in texts:
+        count = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if count > most:
+            raise DataError(f"proxy: its {STORED} has a text of {count} tokens; must be at most {most}")
 
 
 def check_shapes(model: nn.Module, tokenizer: Tokenizer, *, max_tokens: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from fedproxy_secure.data.chat.formats import STORED, stored_value
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import Tokenizer
 
@@ -53,8 +54,8 @@ def loaded_sha256(model: nn.Module, tokenizer: Tokenizer) -> str:
     """Return the hex digest of a transformers model and its fast tokenizer, as they are in memory.
 
     Covered: name, dtype, shape and bytes of every parameter and persistent buffer; which parameters are
-    one (tied); the model's class and configuration; the tokenizer's class, backend, special tokens and
-    settings.
+    one (tied); the model's class and configuration; the tokenizer's class, backend, special tokens,
+    settings and stored format of conversations.
 
     Not covered, since it differs between machines or does nothing in training: where the folder lies, which
     implementation of attention and experts is installed, settings of text generation, and buffers that
@@ -119,6 +120,8 @@ def _is_config(value: Any) -> bool:
 
 def _as_loaded(tokenizer: Tokenizer) -> list[Any]:
     settings = {name: as_plain(getattr(tokenizer, name, None)) for name in _OF_TOKENIZER}
+    if (chat := stored_value(tokenizer)) is not None:
+        settings[STORED] = as_plain(chat)
     return [f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}", settings]
 
 

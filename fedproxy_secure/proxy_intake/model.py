@@ -2,10 +2,11 @@
 
 Guarantees: the folder's files pass `check_folder`; no request is made to a model hub and no code of the
 folder is run; every tensor of the model comes from the folder and no tensor of the folder is left over; the
-digest is of what is in memory. Not guaranteed: that a proxy of the right digest is an honest one; that the
-libraries' parsers withstand hostile files; that weights stay as they are if somebody who may write to the
-folder overwrites its files in place. On the CPU weights are mapped from the files, so that processes share
-them; nothing here overwrites such a file: the store and `save_pretrained` put another in its place.
+digest is of what is in memory, and of the chat template, which is not run but taken away. Not guaranteed:
+that a proxy of the right digest is an honest one; that the libraries' parsers withstand hostile files; that
+weights stay as they are if somebody who may write to the folder overwrites its files in place. On the CPU
+weights are mapped from the files, so that processes share them; nothing here overwrites such a file: the
+store and `save_pretrained` put another in its place.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from fedproxy_secure.models.llm import (
     without_library_bars,
 )
 from fedproxy_secure.models.mixed import mix_products
-from fedproxy_secure.proxy_intake.checks import check_finite, check_model, check_runs, check_shapes
+from fedproxy_secure.proxy_intake.checks import (
+    check_finite,
+    check_format,
+    check_model,
+    check_runs,
+    check_shapes,
+)
 from fedproxy_secure.proxy_intake.digest import loaded_sha256, persistent_buffers
 from fedproxy_secure.proxy_intake.files import CONFIG, TOKENIZER_CONFIG, check_folder
 from fedproxy_secure.proxy_intake.own_copy import put_back
@@ -86,7 +93,9 @@ def load_proxy(
         check_shapes(model, tokenizer, max_tokens=max_tokens)
         check_finite(model)
         check_weights(model, tokenizer)
+        check_format(tokenizer)
         sha256 = loaded_sha256(model, tokenizer)
+        tokenizer.chat_template = None  # the server's program: nobody here can run it
         cast_weights(model, pick_dtype(dtype, place))
         model.to(place)
         if dtype == "mixed":

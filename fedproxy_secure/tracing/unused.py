@@ -97,6 +97,8 @@ def _named_words(folder: Path) -> list[str]:
     settings = _read(folder / "tokenizer_config.json")
     words = [str(value) for key, value in settings.items() if key.endswith("_token")]
     words.append(str(settings.get("chat_template", "")))
+    written = settings.get("conversation_format")  # a template may put a token's name together
+    words += [str(text) for text in written.values()] if isinstance(written, dict) else []
     template = folder / "chat_template.jinja"
     try:
         return [*words, template.read_text(encoding="utf-8")] if template.exists() else words

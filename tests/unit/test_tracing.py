@@ -47,6 +47,7 @@ from fedproxy_secure.tracing.tensor_file import (
 )
 from fedproxy_secure.tracing.unused import unused_rows
 from fedproxy_secure.world.stories import stories
+from tests.support.hostile_proxies import edit_json
 from tests.support.masked_rounds import masked_world, with_
 from tests.support.tiny import save_tiny, tiny_settings
 from tests.support.traced import marks_like_a_real_llm, traced_proxy, tuned
@@ -122,14 +123,15 @@ def test_padding_comes_first_and_reserved_tokens_that_settings_name_are_left_out
     save_tiny(tmp_path)
     raw = json.loads((tmp_path / "tokenizer.json").read_text())
     ids = {}
-    for name in ("<free>", "<in_template>", "<tool>"):
+    for name in ("<free>", "<in_template>", "<tool>", "<role>"):
         ids[name] = 259 + len(ids)
         raw["added_tokens"].append({**raw["added_tokens"][0], "id": ids[name], "content": name})
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     (tmp_path / "chat_template.jinja").write_text("{{ '<in_template>' }}")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, ids["<tool>"]]}))
-    rows = unused_rows(tmp_path, 264)
-    assert rows[:2] == [262, 263]
+    edit_json(tmp_path / "tokenizer_config.json", conversation_format={"before_user": "<role>\n"})
+    rows = unused_rows(tmp_path, 265)
+    assert rows[:2] == [263, 264]
     assert rows[-1] == ids["<free>"]
     assert len(rows) == 2 + 13 + 1
 

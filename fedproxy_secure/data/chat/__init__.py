@@ -1,1 +1,1 @@
-"""Records that are conversations: read from rows, and written down as a tokenizer's chat template does."""
+"""Records that are conversations: read from rows, and written down as an LLM's chat template does."""

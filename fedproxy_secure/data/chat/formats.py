@@ -1,36 +1,50 @@
-"""How a tokenizer writes conversations down, found out from its chat template without showing it a record.
+"""How conversations are written down: strings around the messages, stored with the tokenizer.
 
-A chat template is a program that comes with the LLM and, at a client, with the proxy from the server.
-Shown a record, it could fail, loop or write something else for texts of its maker's choice, and tell the
-maker about the record by that. So it is run on made-up conversations alone. What it puts before, between
-and after messages is taken from there, and records are written with it by joining texts.
+An LLM's chat template is a program. It is run by the LLM's owner alone, once (`data.chat.derived`). What it
+puts before, between and after messages is stored in `tokenizer_config.json` under `conversation_format`,
+and records are written by joining texts.
 
-    chat = chat_format(tokenizer)             # None: no template, or one that does more than join texts
-    prompt, response = chat.written(messages, response)
+    chat = chat_format(tokenizer)             # None: none is stored; conversations are plain text
+    prompt, response = chat.pieces(messages, response)
 
-Guarantees: what a template does cannot depend on a record. For templates that join texts, what is written
-is what `apply_chat_template` gives, without spaces at both ends of each message and at the end of all;
-today's date, which some write, is a fixed one. What a template would do to some texts alone is not done.
-Not guaranteed: that a template ends at all; that Jinja's sandbox, in which transformers runs it, holds.
+Guarantees: nothing here runs a template. A stored format has strings alone, of bounded length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedproxy_secure.data.records import Message
+from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
 
-MOST_TEMPLATE = 2**16  # characters
-MOST_BETWEEN = (
-    4096  # characters before or between messages; a system message of the template's own is there
-)
+STORED = "conversation_format"  # in tokenizer_config.json
+MOST_BEFORE = 4096  # characters before the first message; a system message of the template's own is there
+MOST_BETWEEN = 256  # characters between two messages
 MOST_END = 64  # characters after the response, whose loss is read
-# takes the place of what transformers offers templates for today's date
-_FIXED_DATE = "{%- macro strftime_now(form) -%}1 January 2025{%- endmacro -%}"
-_ROUNDS = 3  # of made-up conversations
+
+_BEFORE = {"user": "before_user", "system": "before_system"}
+_BETWEEN = {
+    ("user", "assistant"): "user_to_assistant",
+    ("assistant", "user"): "assistant_to_user",
+    ("system", "user"): "system_to_user",
+}
+_OPENING, _END = "opening", "end"
+_MOST = {
+    **dict.fromkeys(_BEFORE.values(), MOST_BEFORE),
+    **dict.fromkeys((*_BETWEEN.values(), _OPENING), MOST_BETWEEN),
+    _END: MOST_END,
+}
+_OF_SYSTEM = {"before_system", "system_to_user"}
+
+
+class Piece(NamedTuple):
+    """A part of a conversation's text: what a message says, or what the format puts around messages."""
+
+    text: str
+    content: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +52,7 @@ class ChatFormat:
     """What stands around the messages of a conversation.
 
     Args:
-        before: before the first message, by its role. Without `system` the template knows no such role.
+        before: before the first message, by its role. Without `system` there is no such role.
         between: between two messages, by their roles.
         opening: between the last user message and the response.
         end: after the response; may be empty.
@@ -49,95 +63,59 @@ class ChatFormat:
     opening: str
     end: str
 
-    def written(self, messages: Sequence[Message], response: str) -> tuple[str, str]:
-        """Return prompt and response as text, the response with what ends its turn.
+    def pieces(self, messages: Sequence[Message], response: str) -> tuple[list[Piece], list[Piece]]:
+        """Return prompt and response in pieces, the response with what ends its turn.
 
-        A system message that the template has no role for is put before the first user message.
+        A system message that the format has no role for is put before the first user message.
         """
         if messages[0].role not in self.before:
             system, user, *rest = messages
             messages = [Message(role="user", content=f"{system.content}\n\n{user.content}"), *rest]
-        parts = [self.before[messages[0].role]]
+        prompt = [Piece(self.before[messages[0].role], content=False)]
         for message, following in zip(messages, [*messages[1:], None], strict=True):
-            role = message.role
-            parts += [message.content, self.between[role, following.role] if following else self.opening]
-        return "".join(parts), response + self.end
+            after = self.between[message.role, following.role] if following else self.opening
+            prompt += [Piece(message.content, content=True), Piece(after, content=False)]
+        return prompt, [Piece(response, content=True), Piece(self.end, content=False)]
+
+    def stored(self) -> dict[str, str]:
+        """Return the format as `tokenizer_config.json` has it."""
+        return {
+            **{_BEFORE[role]: text for role, text in self.before.items()},
+            **{_BETWEEN[roles]: text for roles, text in self.between.items()},
+            _OPENING: self.opening,
+            _END: self.end,
+        }
 
 
 def chat_format(tokenizer: Tokenizer) -> ChatFormat | None:
-    """Return how a tokenizer's chat template writes conversations.
+    """Return the format that is stored with a tokenizer; None if there is none.
 
-    None if there is no template, or it fails on made-up conversations, does more than join texts, or puts
-    longer texts around messages than it may.
+    Raises `DataError` for a value that is no format.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    if not template or len(str(template)) > MOST_TEMPLATE:
-        return None
-    alone = _found(tokenizer, ("user", "assistant") * 2)
-    if alone is None:
-        return None
-    before, to_assistant, to_user, opening, end = alone
-    found = ChatFormat(
-        before={"user": before},
-        between={("user", "assistant"): to_assistant, ("assistant", "user"): to_user},
-        opening=opening,
-        end=end.rstrip(),
+    raw = stored_value(tokenizer)
+    return None if raw is None else format_of(raw)
+
+
+def stored_value(tokenizer: Tokenizer) -> Any:
+    """Return what is stored with a tokenizer as its format, not checked; None if nothing is."""
+    return getattr(tokenizer, "init_kwargs", {}).get(STORED)
+
+
+def format_of(raw: object) -> ChatFormat:
+    """Return the format that a stored value describes.
+
+    Raises `DataError` unless it has all strings, those of the role `system` or none of them, and no others,
+    each of at most as many characters as it may have.
+    """
+    if not isinstance(raw, dict) or set(raw) not in (set(_MOST), set(_MOST) - _OF_SYSTEM):
+        raise DataError(f"{STORED}: must be an object with {', '.join(_MOST)}")
+    for name, most in _MOST.items():
+        text = raw.get(name, "")
+        if not isinstance(text, str) or len(text) > most:
+            raise DataError(f"{STORED}: {name} must be a text of at most {most} characters")
+    return ChatFormat(
+        before={role: raw[name] for role, name in _BEFORE.items() if name in raw},
+        between={roles: raw[name] for roles, name in _BETWEEN.items() if name in raw},
+        opening=raw[_OPENING],
+        end=raw[_END],
     )
-    if not _fits(found) or not _agrees(tokenizer, found, ()):
-        return None
-    told = _found(tokenizer, ("system", *("user", "assistant") * 2))
-    if told is None:
-        return found
-    more = ChatFormat(
-        before={**found.before, "system": told[0]},
-        between={**found.between, ("system", "user"): told[1]},
-        opening=opening,
-        end=found.end,
-    )
-    return more if _fits(more) and _agrees(tokenizer, more, ("system",)) else found
-
-
-def _fits(found: ChatFormat) -> bool:
-    texts = (*found.before.values(), *found.between.values(), found.opening)
-    return max(map(len, texts)) <= MOST_BETWEEN and len(found.end) <= MOST_END
-
-
-def _agrees(tokenizer: Tokenizer, found: ChatFormat, first: tuple[str, ...]) -> bool:
-    """Return whether other made-up conversations are written as the template writes them."""
-    for rounds in range(1, _ROUNDS + 1):
-        messages = _made_up((*first, *("user", "assistant") * rounds), f"Line {rounds}\nof a Talk – No. ")
-        *before, response = messages
-        if _rendered(tokenizer, messages).rstrip() != "".join(found.written(before, response.content)):
-            return False
-    return True
-
-
-def _found(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str] | None:
-    """Return what the template puts before, between and after messages of these roles; None if it fails."""
-    messages = _made_up(roles, "zqx")
-    left, around = _rendered(tokenizer, messages), list[str]()
-    for message in messages:
-        if left.count(message.content) != 1:
-            return None
-        part, _, left = left.partition(message.content)
-        around.append(part)
-    return [*around, left]
-
-
-def _made_up(roles: Sequence[str], words: str) -> list[Message]:
-    return [Message(role=role, content=f"{words}{index}w") for index, role in enumerate(roles)]
-
-
-def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """Return a made-up conversation as the template writes it; empty if it fails."""
-    conversation: list[Any] = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation,
-            chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
-            tokenize=False,
-            add_generation_prompt=False,
-        )
-    except Exception:  # whatever a template raises
-        return ""
-    return text if isinstance(text, str) else ""

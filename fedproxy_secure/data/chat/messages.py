@@ -1,4 +1,4 @@
-"""Conversations in rows: the column `messages`, checked, and as text for tokenizers without a template.
+"""Conversations in rows: the column `messages`, checked, and as text for tokenizers without a format.
 
 A conversation is one system message or none, then user and assistant by turns, and it ends with the
 assistant's: the response.
@@ -47,7 +47,7 @@ def chat_record(column: Any) -> Record:
 
 
 def plain_prompt(messages: Sequence[Message]) -> str:
-    r"""Return the messages before a response as text, for tokenizers without a chat template.
+    r"""Return the messages before a response as text, for tokenizers without a stored format.
 
     >>> plain_prompt([Message(role="user", content="Which day?")])
     'User: Which day?\nAssistant:'

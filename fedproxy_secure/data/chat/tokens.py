@@ -1,0 +1,129 @@
+"""The tokens of conversations, whose messages never become control tokens.
+
+A message may spell out a special token, such as `<|im_end|>`, and so end its turn and forge another one.
+Conversations are tokenised as one text, as training an LLM on its template does. Where a message then
+has a control token, that conversation is tokenised in pieces, and messages by a copy of the tokenizer that
+reads special tokens as plain text.
+
+Guarantees: no control token comes from a message, in whole or in part: special tokens, and other added ones
+that stand in the format. The token for unknown text comes from unknown text alone. Not guaranteed: that the
+model does not take the text of a heading, such as `User:`, for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from fedproxy_secure.data.chat.formats import ChatFormat, Piece
+from fedproxy_secure.data.records import Message
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.models.llm import Tokenizer
+
+_readers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # tokenizer -> its backend, for messages
+
+
+def conversations_ids(
+    talks: Sequence[tuple[Sequence[Message], str]], chat: ChatFormat, tokenizer: Tokenizer
+) -> list[tuple[list[int], list[int]]]:
+    """Return the tokens of each conversation's prompt, and of its response with what ends it.
+
+    A token that has characters of both belongs to the response.
+
+    Raises `DataError` for a message of which the tokenizer makes control tokens in any case.
+    """
+    control = _control(tokenizer, (*chat.before.values(), *chat.between.values(), chat.opening, chat.end))
+    written = [chat.pieces(messages, response) for messages, response in talks]
+    texts = ["".join(piece.text for piece in (*prompt, *ending)) for prompt, ending in written]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = []
+    for (prompt, ending), ids, places in zip(
+        written, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        pieces = [*prompt, *ending]
+        used = [place for place, token in zip(places, ids, strict=True) if token in control]
+        if _names_unknown(pieces, tokenizer) or _overlap(used, list(_contents(pieces))):
+            pairs.append((_in_pieces(prompt, control, tokenizer), _in_pieces(ending, control, tokenizer)))
+            continue
+        length = sum(len(piece.text) for piece in prompt)
+        cut = sum(end <= length for _, end in places)
+        pairs.append((ids[:cut], ids[cut:]))
+    return pairs
+
+
+def without_control(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens `ids` of a text, or others if it spells out special tokens.
+
+    Raises `DataError` for a text of which the tokenizer makes control tokens in any case.
+    """
+    control, pieces = _control(tokenizer, ()), [Piece(text, content=True)]
+    if control.isdisjoint(ids) and not _names_unknown(pieces, tokenizer):
+        return ids
+    return _in_pieces(pieces, control, tokenizer)
+
+
+def _control(tokenizer: Tokenizer, texts: Sequence[str]) -> set[int]:
+    """Return the special tokens, and the added tokens in the format's texts."""
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    if texts:
+        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        special |= {i for ids in found for i in ids if i in added}
+    return special - {tokenizer.unk_token_id}
+
+
+def _names_unknown(pieces: Sequence[Piece], tokenizer: Tokenizer) -> bool:
+    """Return whether a message spells out the token for unknown text, which some end texts with, too."""
+    name = tokenizer.unk_token
+    return bool(name) and any(piece.content and str(name) in piece.text for piece in pieces)
+
+
+def _contents(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
+    """Yield where messages begin and end in the text of all pieces."""
+    place = 0
+    for piece in pieces:
+        if piece.content:
+            yield place, place + len(piece.text)
+        place += len(piece.text)
+
+
+def _overlap(used: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> bool:
+    """Return whether any of some places in a text, in order, overlaps any span, in order."""
+    left = iter(spans)
+    span = next(left, None)
+    for start, end in used:
+        while span is not None and span[1] <= start:
+            span = next(left, None)
+        if span is not None and span[0] < end:
+            return True
+    return False
+
+
+def _in_pieces(pieces: Sequence[Piece], control: set[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of pieces one by one, none of them a control token that a message spells out."""
+    ids: list[int] = []
+    for text, content in pieces:
+        if not content:
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            continue
+        read: list[int] = _reader(tokenizer).encode(text, add_special_tokens=False).ids
+        if not control.isdisjoint(read):
+            raise DataError(
+                "a message spells out a control token, which this tokenizer cannot read as text"
+            )
+        ids += read
+    return ids
+
+
+def _reader(tokenizer: Tokenizer) -> Any:
+    """Return a copy of a tokenizer's backend: the setting is the backend's, and threads share it."""
+    if tokenizer not in _readers:
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        _readers[tokenizer] = backend
+    return _readers[tokenizer]
