@@ -1,4 +1,4 @@
-"""A federation of an owner and five sites, deployed on a network of hosts by the commands that people type.
+"""A federation of an owner and four sites, deployed on a network of hosts by the commands that people type.
 
 `Deployed.prepare` makes the folders once (init, join, approve, kit, accept); `Deployed.copied` copies them,
 so that every run starts from the same keys and kits and from journals in which nothing is written yet.
@@ -25,16 +25,12 @@ from tests.support.network.whole import Network
 ROOT = Path(__file__).parents[2]
 PORT = 9092
 STATE = Path("run/seed-0/federation/state.safetensors")  # below the owner's folder
-SITES = ("clinic", "bank", "insurer", "council", "archive")
-_TASKS = dict(zip(SITES, ("clinic", "bank", "insurer", "council", "discharge_note"), strict=True))
+SITES = ("clinic", "bank", "insurer", "council")
 CONFIG: dict[str, Any] = {
     "name": "network",
     "seeds": [0],
     "data": {
-        "clients": [
-            {"name": name, "task": task, "train_records": 24, "test_records": 8}
-            for name, task in _TASKS.items()
-        ]
+        "clients": [{"name": name, "task": name, "train_records": 24, "test_records": 8} for name in SITES]
     },
     "local": {"steps": 2, "learning_rate": 3.0e-3},
     "federate": {"rounds": 2, "timeout_s": 120.0},

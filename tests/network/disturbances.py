@@ -2,7 +2,7 @@
 
     python -m tests.network.disturbances --runs 15 --seed 1 --out runs/disturbed.jsonl
 
-Every run starts an owner and five sites on a network of their own. In each step of the protocol it waits
+Every run starts an owner and four sites on a network of their own. In each step of the protocol it waits
 until a site has been asked for it, and disturbs that site, the owner or all cables (`schedule`) then or a
 moment later; in 15 runs every disturbance is planned once in every step. If the owner's command ends
 without a result, all is made good and it is called again, as a person would. A step that does not come,

@@ -1,4 +1,4 @@
-"""How a large proxy reaches five sites over slow, lossy cables, one of which is cut on the way.
+"""How a large proxy reaches four sites over slow, lossy cables, one of which is cut on the way.
 
     python -m tests.network.large_proxy --megabytes 325 --mbit 20 --loss 0.01 --cut-s 20
 

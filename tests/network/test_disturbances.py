@@ -18,7 +18,7 @@ NEEDS_NETWORK = pytest.mark.skipif(bool(MISSING) and "CI" not in os.environ, rea
 
 
 def line(run: int, step: int, outcome="exact") -> Line:
-    planned = plans(0, run, sites=5)[step]
+    planned = plans(0, run, sites=len(SITES))[step]
     return Line(seed=0, run=run, ending=Ending(plan=planned, outcome=outcome, said=("a",), seconds=1.0))
 
 
@@ -53,14 +53,14 @@ def test_every_disturbance_ends_well_in_every_step(tmp_path):
 
 
 def test_a_schedule_has_every_disturbance_once_in_every_step():
-    runs = [plans(3, run, sites=5) for run in range(len(KINDS))]
+    runs = [plans(3, run, sites=len(SITES)) for run in range(len(KINDS))]
     assert all([plan.step for plan in planned] == list(STEPS) for planned in runs)
     every = [plan for planned in runs for plan in planned]
     assert {(p.kind, p.step) for p in every} == {(kind, step) for kind in KINDS for step in STEPS}
     assert {p.target for p in every} == set(range(5))
-    assert runs == [plans(3, run, sites=5) for run in range(len(KINDS))]
-    assert runs[0] != plans(4, 0, sites=5)
-    assert runs[0] != plans(3, len(KINDS), sites=5)
+    assert runs == [plans(3, run, sites=len(SITES)) for run in range(len(KINDS))]
+    assert runs[0] != plans(4, 0, sites=len(SITES))
+    assert runs[0] != plans(3, len(KINDS), sites=len(SITES))
 
 
 def test_the_table_counts_what_ended_well():
@@ -85,8 +85,8 @@ def test_what_is_in_the_file_is_not_done_again_and_a_bad_ending_counts(tmp_path,
     some = [line(0, step) for step in range(3)]
     write(out, *some)
     assert read_lines(out) == some
-    assert missing(some, 0, 1, []) == {0: plans(0, 0, sites=5)[3:]}
-    assert missing(some, 1, 1, []) == {0: plans(1, 0, sites=5)}
+    assert missing(some, 0, 1, []) == {0: plans(0, 0, sites=len(SITES))[3:]}
+    assert missing(some, 1, 1, []) == {0: plans(1, 0, sites=len(SITES))}
     write(out, *(line(0, step) for step in range(len(STEPS))))
     assert main(["--runs", "1", "--out", str(out)]) == 0
     write(out, *(line(0, step, "hang" if step == 2 else "exact") for step in range(len(STEPS))))

@@ -3,13 +3,19 @@
 import os
 import resource
 import signal
+import subprocess
 import time
 
 import pytest
 
 from fedproxy_secure.flower.launch import kept as module
 from fedproxy_secure.flower.launch.kept import Kept
-from fedproxy_secure.flower.launch.processes import alone_in, keep_bounded
+from fedproxy_secure.flower.launch.processes import (
+    alone_in,
+    keep_bounded,
+    process,
+    terminated_like_interrupted,
+)
 
 
 @pytest.fixture
@@ -34,6 +40,27 @@ def keep(tmp_path, monkeypatch):
         yield make
         for one in made:
             one.stop()
+
+
+def test_a_process_is_ended_though_its_parent_is_told_to_end_while_it_starts_it(tmp_path, monkeypatch):
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with (
+        pytest.raises(SystemExit) as told,
+        terminated_like_interrupted(),
+        alone_in(tmp_path) as lock,
+        process("sleep", ["300"], os.environ, tmp_path / "log", lock),
+    ):
+        pytest.fail("it is not handed out any more")
+    assert told.value.code == 128 + signal.SIGTERM
+    assert [one.returncode for one in started] == [-signal.SIGINT]
 
 
 def look_until(one, done):

@@ -97,13 +97,34 @@ def terminated_like_interrupted() -> Iterator[None]:
         return
 
     def unwind(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
+        if _held_back is None:
+            raise SystemExit(128 + number)
+        _held_back.append(number)
 
     before = signal.signal(signal.SIGTERM, unwind)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+_held_back: list[int] | None = None  # signals that came while a process was being started
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back what `terminated_like_interrupted` raises until the block ends, in the main thread."""
+    global _held_back
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _held_back = []
+    try:
+        yield
+    finally:
+        numbers, _held_back = _held_back, None
+    if numbers:
+        raise SystemExit(128 + numbers[0])
 
 
 @contextmanager
@@ -121,24 +142,26 @@ def process(
     It is asked to stop, and killed if it has not after `stop_s` seconds. What it prints goes to the end of
     `log`, wherever that is by then (`keep_bounded`).
     """
-    with log.open("ab") as output:
-        started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
-            [program, *arguments],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+    started: subprocess.Popen[bytes] | None = None
     try:
+        with log.open("ab") as output, _undisturbed():  # a process that nobody knows yet would stay
+            started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
+                [program, *arguments],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         yield started
     finally:
-        _signal_group(started, signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            started.wait(stop_s)
-        _signal_group(started, signal.SIGKILL)
-        started.wait()
+        if started is not None:
+            _signal_group(started, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                started.wait(stop_s)
+            _signal_group(started, signal.SIGKILL)
+            started.wait()
 
 
 def keep_bounded(log: Path, *, most: int = MOST_LOG_BYTES) -> None:
