@@ -13,5 +13,5 @@ def test_an_accuracy_on_free_text_is_refused_and_one_on_coded_tasks_is_not():
     scored = tasks_scored({"zero_shot": {"coded": "10"}, "fused": {"coded": "10", "letters": "11"}})
     assert scored == {"coded", "letters"}
     check_text_scores(scored, (), place=place, redo=redo)
-    with pytest.raises(RunFolderError, match="has an accuracy on free text.*delete run/seed-0 and resume"):
+    with pytest.raises(RunFolderError, match=r"has an accuracy on free text.*delete run/seed-0 and resume"):
         check_text_scores(scored, ("letters",), place=place, redo=redo)
