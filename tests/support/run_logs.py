@@ -1,0 +1,13 @@
+"""What stands in the audit log of a run, and who signed it."""
+
+from pathlib import Path
+
+from fedproxy_secure.audit.chain import NAME, parse_line
+
+
+def events(folder: Path):
+    return [parse_line(line) for line in (folder / NAME).read_bytes().splitlines()]
+
+
+def signer_of(folder):
+    return events(folder)[0].body["public_key"]
