@@ -69,9 +69,8 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     fewest, there = count * (1 + fits) + 2 * reads, len(windows) + len(more)
     if (reads or fits) and there < fewest:
         raise DataError(
-            f"data.public_text={config.data.public_text}: has {there} windows of "
-            f"{PUBLIC_WINDOW_TOKENS} tokens; must have at least {fewest}, because no window is used twice; "
-            "give more text, or lower compress.calibration_sequences"
+            f"data.public_text={config.data.public_text}: has {there} windows of {PUBLIC_WINDOW_TOKENS} "
+            f"tokens; must have at least {fewest}; add text, or lower compress.calibration_sequences"
         )
     return Materials(
         llm=llm,
@@ -295,8 +294,7 @@ def evaluate(
             scores[task.name] = TextLoss(nats=tuple(lost.nats.tolist()), tokens=tuple(lost.tokens.tolist()))
         else:
             right = choice_correct(model, tokenizer, task.test, max_tokens=most, on_passes=tell)
-            scores[task.name] = Accuracy(
-                correct=tuple(right.acc.tolist()), correct_norm=tuple(right.acc_norm.tolist())
-            )
+            acc, acc_norm = tuple(right.acc.tolist()), tuple(right.acc_norm.tolist())
+            scores[task.name] = Accuracy(correct=acc, correct_norm=acc_norm)
         shown.done(bar)
     return scores
