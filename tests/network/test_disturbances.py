@@ -57,7 +57,7 @@ def test_a_schedule_has_every_disturbance_once_in_every_step():
     assert all([plan.step for plan in planned] == list(STEPS) for planned in runs)
     every = [plan for planned in runs for plan in planned]
     assert {(p.kind, p.step) for p in every} == {(kind, step) for kind in KINDS for step in STEPS}
-    assert {p.target for p in every} == set(range(5))
+    assert {p.target for p in every} == set(range(len(SITES)))
     assert runs == [plans(3, run, sites=len(SITES)) for run in range(len(KINDS))]
     assert runs[0] != plans(4, 0, sites=len(SITES))
     assert runs[0] != plans(3, len(KINDS), sites=len(SITES))

@@ -444,10 +444,10 @@ def test_a_seed_that_one_of_two_runs_finished_is_not_lost(tmp_path):
     assert one.failed == ()
 
 
-def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+def test_folders_of_one_name_are_told_apart_by_number_so_that_no_path_names_a_user(tmp_path):
     folders = [
         run_folder(tmp_path / name / "run", seeds=(0,), compress={"remove_ratio": ratio})
         for name, ratio in (("a", 0.25), ("b", 0.5))
     ]
     names = [c.name for c in join(folders, tmp_path / "out", command="c").configurations]
-    assert names == [f"demo ({folder})" for folder in folders]
+    assert names == ["demo (run, folder 1)", "demo (run, folder 2)"]
