@@ -5,9 +5,23 @@ import numpy as np
 from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.record.view import view
+from tests.support.recorded import record_run
+from tests.support.tiny import write_records
 from threat_models import get as threat_model
 
 LOCAL = {"steps": 10, "batch_size": 8, "learning_rate": 1e-2}
+
+
+def masked_run(place):
+    """Return the folder of a recorded masked run of four clients, made in `place`."""
+    root = write_records(place / "records", clients=4, records=40)
+    return record_run(
+        place,
+        data={"root": root},
+        local=LOCAL,
+        adapter={"rank": 8, "alpha": 16},
+        federate={"rounds": 2},
+    )
 
 
 def rng(seed=0):

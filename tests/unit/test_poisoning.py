@@ -22,10 +22,9 @@ from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.record.view import PublicSettings
-from tests.support.integrity import LOCAL, rng, seen_by, tried
+from tests.support.integrity import masked_run, rng, seen_by, tried
 from tests.support.lab import make_lab
-from tests.support.recorded import record_run
-from tests.support.tiny import tiny_tokenizer, write_records
+from tests.support.tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +34,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The folder of a recorded masked run of four clients."""
-    place = tmp_path_factory.mktemp("recorded")
-    root = write_records(place / "records", clients=4, records=40)
-    return record_run(
-        place,
-        data={"root": root},
-        local=LOCAL,
-        adapter={"rank": 8, "alpha": 16},
-        federate={"rounds": 2},
-    )
+    return masked_run(tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture(scope="module")

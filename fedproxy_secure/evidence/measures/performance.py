@@ -9,6 +9,22 @@ from fedproxy_secure.evidence.measure import MeasureKind
 _POSITIVE = (0.0, math.inf)
 _SHARE = (0.0, 1.0)
 
+
+def _loss(key: str, *, title: str, meaning: str) -> MeasureKind:
+    """Return the measure of a model's loss on free text, for a model that stands outside the trilemma."""
+    return MeasureKind(
+        key=key,
+        title=title,
+        meaning=meaning,
+        in_trilemma=False,
+        axis="performance",
+        better="lower",
+        unit="nats",
+        by="run",
+        within=_POSITIVE,
+    )
+
+
 ACCURACY_ZERO_SHOT = MeasureKind(
     key="accuracy_zero_shot",
     title="LLM before tuning",
@@ -65,38 +81,20 @@ GAP_CLOSED = MeasureKind(
     by="run",
     headline=4,
 )
-LOSS_ZERO_SHOT = MeasureKind(
-    key="loss_zero_shot",
+LOSS_ZERO_SHOT = _loss(
+    "loss_zero_shot",
     title="LLM before tuning, loss",
     meaning="Nats a token that the LLM loses before tuning on test records of free text.",
-    in_trilemma=False,
-    axis="performance",
-    better="lower",
-    unit="nats",
-    by="run",
-    within=_POSITIVE,
 )
-LOSS_ZERO_SHOT_PROXY = MeasureKind(
-    key="loss_zero_shot_proxy",
+LOSS_ZERO_SHOT_PROXY = _loss(
+    "loss_zero_shot_proxy",
     title="proxy before tuning, loss",
     meaning="Nats a token that the proxy loses before tuning on test records of free text.",
-    in_trilemma=False,
-    axis="performance",
-    better="lower",
-    unit="nats",
-    by="run",
-    within=_POSITIVE,
 )
-LOSS_TUNED_PROXY = MeasureKind(
-    key="loss_tuned_proxy",
+LOSS_TUNED_PROXY = _loss(
+    "loss_tuned_proxy",
     title="tuned proxy, loss",
     meaning="Nats a token that the tuned proxy, which every client holds, loses on free text.",
-    in_trilemma=False,
-    axis="performance",
-    better="lower",
-    unit="nats",
-    by="run",
-    within=_POSITIVE,
 )
 LOSS_FUSED = MeasureKind(
     key="loss_fused",
@@ -110,16 +108,10 @@ LOSS_FUSED = MeasureKind(
     by="run",
     within=_POSITIVE,
 )
-LOSS_CENTRALISED = MeasureKind(
-    key="loss_centralised",
+LOSS_CENTRALISED = _loss(
+    "loss_centralised",
     title="centralised LLM, loss",
     meaning="Nats a token that the LLM tuned on all records together loses on free text: the ceiling.",
-    in_trilemma=False,
-    axis="performance",
-    better="lower",
-    unit="nats",
-    by="run",
-    within=_POSITIVE,
 )
 LOSS_GAP_CLOSED = MeasureKind(
     key="loss_gap_closed",
