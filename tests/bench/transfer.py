@@ -29,7 +29,7 @@ from tests.bench.rows import FOLDER, Row, publish
 
 COMMAND = "make bench-transfer"
 CONFIG = "configs/real.yaml"
-BUDGET = ("federate.rounds=4", "heal.steps=30")
+BUDGET = ("federate.rounds=4", "heal.steps=30", "plug_back.align_windows=null")
 METHOD = "fedproxy_fedavg_lr"
 SEED, RATIO = 0, 0.25
 SCALES = (0.5, 1.0, 1.5)  # of the lifted difference
