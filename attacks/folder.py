@@ -44,7 +44,7 @@ def attack_folder(
     canaries: Path | None = None,
     proxy: Path | None = None,
     api: ApiConfig = OPEN,
-    profile: str = "smoke",
+    profile: Profile = "smoke",
     seconds: float = 600.0,
     seed: int = 0,
 ) -> list[Finding]:
@@ -91,7 +91,7 @@ def attack_folder(
             one,
             seen,
             known,
-            profile=profile,  # type: ignore[arg-type]
+            profile=profile,
             seconds=seconds,
             seed=seed,
             name=path.name,

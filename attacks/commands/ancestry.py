@@ -40,7 +40,7 @@ def ancestry_command(
     ] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
-    """Say whether a model descends from an LLM, by their weights alone: disguised, cut or trained on.
+    """Test whether a model descends from an LLM, from weights alone, even if it was disguised or tuned.
 
     Nothing is asked and nothing is trained, and no proxy needs to be marked for it. Exit code 0: it
     descends. 1: nothing says so, or fewer than three strangers were named. 2: a wrong option or file.

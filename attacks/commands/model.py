@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from attacks.commands.options import SeedOption, StrictOption, SuiteOption, check_seconds, end, show
+from attacks.commands.options import (
+    SeedOption,
+    StrictOption,
+    SuiteOption,
+    check_seconds,
+    end,
+    profile_of,
+    show,
+)
 from fedproxy_secure.cli.errors import plain_errors
 
 
@@ -64,7 +72,7 @@ def model_command(
             canaries=canaries,
             proxy=proxy,
             api=policy,
-            profile=suite,
+            profile=profile_of(suite),
             seconds=budget_seconds,
             seed=seed,
         )

@@ -53,14 +53,14 @@ class Objective:
 
     @property
     def words(self) -> torch.Tensor:
-        """The embeddings of the pool, float32 [m, h]."""
+        """The embeddings of the m candidate tokens, float32 [m, h]."""
         model: Any = self.box.tuned
         words: torch.Tensor = model.get_input_embeddings().weight.detach()[self.pool]
         return words
 
     @property
     def start(self) -> int | None:
-        """The token that every text begins with, if there is one."""
+        """The token with which the tokenizer begins every text; None if it has none."""
         token: int | None = self.box.tokenizer.bos_token_id
         return token
 

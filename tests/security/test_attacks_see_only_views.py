@@ -166,7 +166,7 @@ def run(tmp_path_factory):
 
 
 def guesses(seen, truth_for_exam):
-    """What three attacks guess from a view, as text, or why not; whatever is asked was asked before."""
+    """Return, as text, what three attacks guess from a view or why they cannot; questions are prepared."""
     made = []
     for attack, question in truth_for_exam:
         rng = np.random.default_rng(0)

@@ -81,7 +81,7 @@ def deep(levels):
 
 
 def bomb(levels):
-    """Each object lists its child twice, once with what is below it and once without."""
+    """Build a tree in which each object lists its child twice: with its own children, and without."""
     return Tree("0") if levels == 0 else Tree(str(levels), bomb(levels - 1), Tree(str(levels - 1)))
 
 

@@ -51,7 +51,7 @@ def untraced(world):
 
 
 class SeparateMachines(ClientApp):
-    """The real client app; each client loads its own copy anew, as on its own machine."""
+    """The real client app, made to forget other clients before each client loads its own copy."""
 
     def __init__(self):
         super().__init__()

@@ -14,7 +14,7 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="DIR")]
 
 
 def status(folder: FolderArgument) -> None:
-    """Both: show which process runs in an owner's or a site's folder, and its progress.
+    """Owner and site: show which process runs in an owner's or a site's folder, and its progress.
 
     Example: `fedproxy-secure deploy status clinic`
     """
@@ -34,7 +34,7 @@ def status(folder: FolderArgument) -> None:
 
 
 def stop(folder: FolderArgument) -> None:
-    """Both: stop the process in an owner's or a site's folder; the current round can be resumed.
+    """Owner and site: stop the process in an owner's or a site's folder; the current round can be resumed.
 
     Example: `fedproxy-secure deploy stop clinic`
     """
@@ -49,7 +49,7 @@ def stop(folder: FolderArgument) -> None:
 
 
 def rotate(folder: FolderArgument) -> None:
-    """Both: make new keys for a site, or renew the certificate of an owner's SuperLink.
+    """Owner and site: make new keys for a site, or renew the certificate of an owner's SuperLink.
 
     A site gets new keys and a new request, which its old key vouches for. The owner approves the request
     and makes new kits, which all sites accept. An owner's certificate is renewed by the same authority, so

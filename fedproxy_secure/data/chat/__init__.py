@@ -1,1 +1,1 @@
-"""Records that are conversations: read from rows, and written down as an LLM's chat template does."""
+"""Conversations as records: reading them from rows, and formatting them as text and tokens."""

@@ -1,4 +1,4 @@
-"""How conversations are written down: strings around the messages, stored with the tokenizer.
+"""Conversation formats: the strings around messages, stored as data with the tokenizer.
 
 An LLM's chat template is a program. It is run by the LLM's owner alone, once (`data.chat.derived`). What it
 puts before, between and after messages is stored in `tokenizer_config.json` under `conversation_format`,

@@ -89,7 +89,7 @@ def _contents(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
 
 
 def _overlap(used: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> bool:
-    """Return whether any of some places in a text, in order, overlaps any span, in order."""
+    """Return whether any character range in `used` overlaps one in `spans`; both are sorted."""
     left = iter(spans)
     span = next(left, None)
     for start, end in used:
