@@ -67,7 +67,8 @@ GENERAL = (
     Claim(
         framework=AI_ACT,
         item="Annex IV",
-        claim="The system, its models and what they are made of are described.",
+        claim="Parts of the technical documentation: models, what they are made of, settings. Intended purpose, "
+        "data governance and risk management are not included.",
         evidence=f"`model-cards/`, `{SBOM}`, `models.json`; settings by their SHA-256 in `{REPORT}`",
         command="fedproxy-secure evidence bundle RUN --out FILE",
     ),
@@ -102,16 +103,17 @@ GENERAL = (
     Claim(
         framework=DP_GUIDE,
         item="parameters",
-        claim="Epsilon and delta are what each client spent over all rounds; the accountant is named.",
+        claim="Epsilon and delta are what each client spent over all rounds (of a deployment: what is claimed); "
+        "the accountant is named.",
         evidence=f"`epsilon`, `delta`, `accountant` in `{PRIVACY}`; the events in `audit/`",
-        command="fedproxy-secure attack run --run RUN --spec A8",
+        command="fedproxy-secure report RUN",
     ),
     Claim(
         framework=DP_GUIDE,
         item="trust model",
         claim="Who is trusted with what is stated for each adversary.",
         evidence=f"`threat-models/`; what the server sees: `notes` in `{FINDINGS}`",
-        command="fedproxy-secure selftest --protocol",
+        command="fedproxy-secure threat-model show server",
     ),
     Claim(
         framework=DP_GUIDE,
