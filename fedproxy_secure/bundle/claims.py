@@ -67,8 +67,8 @@ GENERAL = (
     Claim(
         framework=AI_ACT,
         item="Annex IV",
-        claim="Parts of the technical documentation: models, what they are made of, settings. Intended purpose, "
-        "data governance and risk management are not included.",
+        claim="Parts of the technical documentation: models, what they are made of, settings. Intended "
+        "purpose, data governance and risk management are not included.",
         evidence=f"`model-cards/`, `{SBOM}`, `models.json`; settings by their SHA-256 in `{REPORT}`",
         command="fedproxy-secure evidence bundle RUN --out FILE",
     ),
@@ -103,8 +103,8 @@ GENERAL = (
     Claim(
         framework=DP_GUIDE,
         item="parameters",
-        claim="Epsilon and delta are what each client spent over all rounds (of a deployment: what is claimed); "
-        "the accountant is named.",
+        claim="Epsilon and delta are what each client spent over all rounds (of a deployment: what is "
+        "claimed); the accountant is named.",
         evidence=f"`epsilon`, `delta`, `accountant` in `{PRIVACY}`; the events in `audit/`",
         command="fedproxy-secure report RUN",
     ),
