@@ -26,8 +26,9 @@ from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome, Profile, 
 from fedproxy_secure.evidence.kept import EVENTS, Key, forget_events, kept_findings, key_of, read_events
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import read_private
-from fedproxy_secure.record.view import TRANSCRIPT, View, client_names, view
+from fedproxy_secure.record.view import View, client_names, view
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, in_processes
 from threat_models import ThreatModel
@@ -75,7 +76,7 @@ def seed_folders(run: Path) -> list[Path]:
 
     Raises `RunFolderError` if there is none.
     """
-    folders = sorted(p for p in run.glob("seed-*") if (p / "federation" / TRANSCRIPT).is_dir())
+    folders = sorted(p for p in run.glob("seed-*") if (p / FEDERATION / TRANSCRIPT).is_dir())
     if not folders:
         raise RunFolderError(f"{run}: no seed of it was recorded; run with --record")
     return folders
@@ -90,7 +91,7 @@ def read_view(seed_folder: Path, model: ThreatModel, llm: str | None) -> View:
 @lru_cache(maxsize=2)
 def read_truth(seed_folder: Path, *, honest_besides: int = 0) -> Truth:
     """Read what the honest clients held; the first `honest_besides` clients are corrupted and left out."""
-    transcript = seed_folder / "federation" / TRANSCRIPT
+    transcript = seed_folder / FEDERATION / TRANSCRIPT
     names = client_names(transcript)[honest_besides:]
     return Truth(clients={name: read_private(transcript, name) for name in names})
 

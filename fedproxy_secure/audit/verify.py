@@ -29,6 +29,7 @@ from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
     check_file,
+    erased_files,
     is_outside,
     link_on_the_way,
     vouched_files,
@@ -174,14 +175,23 @@ def _strangers(
     finished = [e.body.get("keys") for e in entries if e.event == FINISHED]
     lists = [names for names in finished if isinstance(names, list)]
     keys = {str(name) for names in lists for name in names}
+    erased = erased_files(entries)
     for name in everything_below(folder, *sorted(_finished(entries))):
         if name in vouched or name in keys:
+            continue
+        if name in erased and not _problems_of(folder, name, erased[name][0], ""):
+            unsettled.append(still_there(name, erased[name][1]))
             continue
         if is_key(name) and not lists:
             unsettled.append(f"{name}: is a key; {NAME} was written by a version that does not log keys")
         else:
             what = "a link was added" if (folder / name).is_symlink() else "was added"
             problems.append(f"{name}: {what}: {NAME} does not have it")
+
+
+def still_there(name: str, line: int) -> str:
+    """Return what is said of a file that was erased by the log and not from the disk."""
+    return f"{name}: was erased by line {line} of {NAME} and is still there; `audit erase` deletes it"
 
 
 def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:

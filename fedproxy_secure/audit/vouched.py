@@ -1,7 +1,8 @@
 """The files that an audit log vouches for, and whether they are on the disk as it has them.
 
 A log vouches for a file by the SHA-256 in its last event of kind `finished` or `files`, until an event
-`reopened` names it: then it may change, and nobody vouches for it until the next `files`.
+`reopened` names it: then it may change, and nobody vouches for it until the next `files`. A file that an
+event `erased` names must not be there any more.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
 from fedproxy_secure.errors import AuditError
+from fedproxy_secure.runtime.files.names import FEDERATION
 
-FINISHED, FILES, INNER, REOPENED, TRACED = "finished", "files", "inner", "reopened", "traced"  # events
-FEDERATION, ROUNDS, RESULT = "federation", "rounds.jsonl", "result.json"
+FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
+REOPENED, ERASED = "reopened", "erased"
+ROUNDS, RESULT = "rounds.jsonl", "result.json"
 # files that a report reads of a seed that finished in an earlier process
 READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
 
@@ -30,9 +33,21 @@ def vouched_files(
         files = entry.body.get("files")
         if entry.event in by and isinstance(files, dict):
             vouched |= {str(name): (str(sha256), number) for name, sha256 in files.items()}
-        elif entry.event == REOPENED and isinstance(files, list):
-            vouched = {name: told for name, told in vouched.items() if name not in files}
+        elif entry.event in (REOPENED, ERASED) and isinstance(files, list):
+            gone = set(map(str, files))
+            vouched = {name: told for name, told in vouched.items() if name not in gone}
     return vouched
+
+
+def erased_files(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
+    """Return path -> (the SHA-256 it had, line of the log from 1) of the files that were erased."""
+    erased: dict[str, tuple[str, int]] = {}
+    for number, entry in enumerate(entries, start=1):
+        files = entry.body.get("files")
+        if entry.event == ERASED and isinstance(files, list):
+            before = vouched_files(entries[: number - 1])
+            erased |= {str(n): (before[str(n)][0], number) for n in files if str(n) in before}
+    return {name: told for name, told in erased.items() if name not in vouched_files(entries)}
 
 
 def check_file(folder: Path, name: str, sha256: str, where: str) -> None:

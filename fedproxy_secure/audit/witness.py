@@ -10,6 +10,7 @@
                of clients' keys that lie there
     files      settings, environment, findings of attacks: whatever else the report rests on
     reopened   files that may change again, because the run is attacked anew
+    erased     files that were deleted after the run: its transcript
     inner      the head of a log below this one: of a matrix's cell
     aborted    what was raised, and the reason
 
@@ -45,7 +46,6 @@ from fedproxy_secure.audit.seal import (
     sweep,
 )
 from fedproxy_secure.audit.vouched import (
-    FEDERATION,
     FILES,
     FINISHED,
     INNER,
@@ -67,6 +67,7 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.files.names import FEDERATION
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 

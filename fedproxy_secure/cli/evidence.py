@@ -77,7 +77,8 @@ def gate(
 audit_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Check that a run's folder is as it was written: its log is a signed chain, its report is signed.",
+    help="Check that a run's folder is as it was written: its log is a signed chain, its report is signed. "
+    "Erase the records in it.",
 )
 
 
@@ -146,6 +147,37 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
                 raise AuditError(f"{folder / NAME}: line {number}: {error}") from None
         if unfinished:
             typer.echo(f"line {len(whole) + 1} is cut short: it is being written, or the run was killed")
+
+
+@audit_app.command("erase")
+def erase_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The key that signed the log. Default: DIR.audit.key."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete, not only say what would go.")] = False,
+) -> None:
+    """Delete the transcripts of a finished run or matrix: records and updates in the clear.
+
+    The signed log names the files that were erased, and the report is signed again, so that `audit verify`
+    still passes. The run cannot be attacked any more. Copies and backups are not touched.
+
+    Example: `fedproxy-secure audit erase runs/attacked --yes`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.audit.erase import erase_transcripts, transcripts_of
+        from fedproxy_secure.audit.keys import own_key_file
+
+        found = transcripts_of(folder)
+        if found.files == 0:
+            raise AuditError(f"{folder}: has no transcript; a run has one with --record or --suite")
+        size = f"{found.files:,} files of transcripts, {found.bytes / 1e6:.1f} MB"
+        if not yes:
+            typer.echo(f"would delete {size}; nothing was erased; add --yes")
+            return
+        head = erase_transcripts(folder, own_key_file(folder) if signing_key is None else signing_key)
+        typer.echo(f"deleted {size}; the report is signed over the audit log's head {head}")
 
 
 def signed_lines(folder: Path) -> list[str]:

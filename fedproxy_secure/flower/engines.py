@@ -17,8 +17,8 @@ from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import forget_failed
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.record.saved_rounds import STATE
-from fedproxy_secure.record.view import TRANSCRIPT
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import TRANSCRIPT
 from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
 
 PRIVACY = "privacy"  # the folder of the privacy ledgers, inside a run's folder

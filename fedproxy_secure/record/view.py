@@ -24,9 +24,9 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
+from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
-TRANSCRIPT = "transcript"
 SETTINGS = "config.yaml"  # of the run, beside its seeds' folders
 SETUP = "query.setup"  # goes to every client before any has a name
 # message -> the value that names the clients: those invited, then those left, then those fused
@@ -234,7 +234,7 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
 
     Raises `RunFolderError` if the run was not recorded, or has too few clients.
     """
-    transcript = seed_folder / "federation" / TRANSCRIPT
+    transcript = seed_folder / FEDERATION / TRANSCRIPT
     names = client_names(transcript)
     if corrupted.clients > len(names):
         raise RunFolderError(

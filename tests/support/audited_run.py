@@ -18,8 +18,11 @@ CONFIG = parse_config({"seeds": [0]})
 LINES = 1 + 1 + ROUNDS + 2  # opened, started, rounds, finished, files
 
 
-def finished_run(place):
-    """Make a finished run, told and signed as `run` does it, without the training; return its folder."""
+def finished_run(place, *, before_the_end=lambda folder: None):
+    """Make a finished run, told and signed as `run` does it, without the training; return its folder.
+
+    `before_the_end` may write further files of the seed.
+    """
     folder = RunFolder.create(place / "run", CONFIG)
     witness = Witness.open(folder, CONFIG, command="fedproxy-secure run x")
     witness.started(0)
@@ -29,6 +32,7 @@ def finished_run(place):
         folder.append_jsonl("seed-0/federation/ledger.jsonl", {"round": number})
         witness.round(0, line)
     folder.write_bytes("seed-0/fused/model.safetensors", bytes(100))
+    before_the_end(folder)
     witness.finished(0, b'{"seed": 0}\n', epsilon={})
     head = witness.settle()
     write_texts(replace(sample_report(), audit_head=head), folder.path)
