@@ -352,6 +352,31 @@ def served_privately(world, tmp_path, players):
         return serve(grid, keyed, folder, initial, run_folder=tmp_path / "run")
 
 
+@pytest.mark.parametrize("threshold", [5, 3])
+def test_client_level_noise_is_for_the_planned_threshold_alone(world, tmp_path, threshold):
+    """Else a server has the others draw new noise by another threshold, while one client repeats its own."""
+    job, folder, initial = world
+    private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path / "paid")}
+    job = with_(job, rounds=2, bits=24).changed(privacy=job.privacy.model_copy(update=private))
+    asked = {}
+
+    def watch(message, context):
+        if message.metadata.message_type == "train" and context.node_id == 2:
+            asked.update(content=message.content, context=context)
+
+    with with_keys(job) as keyed:
+        with proxy_store.offered_on_this_host(folder):
+            serve(InProcessGrid(Wrapped(sees=watch), 5), keyed, folder, initial)
+        before = all_events(tmp_path / "paid")
+        terms = dict(asked["content"].config_records["terms"])
+        asked["content"]["terms"] = ConfigRecord(
+            terms | {"threshold": threshold, "attempt": terms["attempt"] + 1}
+        )
+        reply = sent_again(world, "train", asked["content"], asked["context"])
+        assert f"threshold={threshold}: must be 4" in wire.decode_failure(reply)[1]
+        assert all_events(tmp_path / "paid") == before
+
+
 def test_training_that_fails_under_client_level_privacy_sends_noise_and_is_paid(
     world, tmp_path, caplog, monkeypatch
 ):

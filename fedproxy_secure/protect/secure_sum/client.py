@@ -101,6 +101,8 @@ def train(
     )
     own.check(terms, name=client.name, broadcast_sha256=wire.broadcast_sha256(broadcast), plan=plan)
     _check_clip(job, terms, proposed.clip)
+    if job.privacy.unit == "client":
+        client_privacy.check_threshold(job, terms)
     if terms.run != run_name(job):
         raise ProtocolAborted(f"run {terms.run[:80]}: must be {run_name(job)}")
     if broadcast.round != terms.round:

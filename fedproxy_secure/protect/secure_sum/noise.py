@@ -6,7 +6,8 @@ colluders). So it is still met if only t clients survive and c of them tell the 
 
 Guarantees: for neighbouring inputs, in which one client's vector is replaced by zero, the sums of all
 rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client
-computes the ring and the noise from its own settings, and training that fails, for whatever reason, sends
+computes the ring and the noise from its own settings, a round has one cohort and one threshold, so that no
+client's noise is drawn anew while another repeats its own, and training that fails, for whatever reason, sends
 zeros with noise and is paid for like any other (`trained_or_zero`). Not covered: the fact that a client
 takes part (a client whose records cannot be read at set-up does not); how long training takes; native code
 that ends the process; the number of clients. With few clients the noise drowns the sum: see
@@ -32,7 +33,7 @@ from fedproxy_secure.dp.accounting import variance_for
 from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.dp.ledger import PrivacyLedger
 from fedproxy_secure.dp.noise import Noise
-from fedproxy_secure.errors import ConfigError, DataError, FedProxyError
+from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.broadcast import train_from
@@ -121,6 +122,19 @@ def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
     """Return the threshold t of a round of `clients` (None: a whole cohort): the least that is allowed."""
     least = least_threshold(clients or job.clients_a_round, job.protect.colluders)
     return max(least, job.protect.threshold or 0, job.protect.min_cohort or 0, job.federate.min_clients)
+
+
+def check_threshold(job: FederationJob, terms: Terms) -> None:
+    """Raise `ProtocolAborted` if an attempt's threshold is not the one that the settings imply.
+
+    A client's noise follows from the threshold, and what hides a client is the noise of all. A server that
+    may choose the threshold asks everybody but one client with another one, so that all others draw new
+    noise, then all with the first one again: that client sends its words and noise of before, for which its
+    ledger charges nothing, and the mean of many such sums has next to none of the others' noise.
+    """
+    planned = planned_threshold(job, len(terms.cohort))
+    if terms.threshold != planned:
+        raise ProtocolAborted(f"threshold={terms.threshold}: must be {planned} with privacy.unit=client")
 
 
 def trained_or_zero(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:
