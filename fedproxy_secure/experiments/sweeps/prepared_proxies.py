@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, LEFT_OVER = "healing.safetensors", "healing.partial"  # as `compress.healing.state` has them
+WEIGHTS = "healing.safetensors"  # as `compress.healing.state` calls it
 PROXIES = "proxies"
 RECORD = "proxy.json"
 BEFORE = "before_healing"
@@ -191,7 +191,7 @@ def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
     with suppress(OSError):  # they only take room
         for folder in sorted((out / PROXIES).glob("*/")):
             if folder not in kept:
-                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS), folder / LEFT_OVER):
+                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS)):
                     file.unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
