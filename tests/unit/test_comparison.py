@@ -423,13 +423,3 @@ def test_references_that_a_comparison_lacks_are_left_out_and_unknown_ones_refuse
         parse_config({"compare": {"against": ["fedott"]}})
     with pytest.raises(FedProxyError, match=r"against=\[fedot, fedot\]: must all differ"):
         parse_config({"compare": {"against": ["fedot", "fedot"]}})
-
-
-def test_a_cell_with_an_accuracy_on_free_text_is_one_line_with_the_remedy(tmp_path):
-    client = {"name": "bank", "task": "instruction", "source": "x.{split}.jsonl"}
-    clients = [{**client, "name": name} for name in ("bank", "shop", "club")]
-    config = parse_config({"data": {"clients": clients}})
-    made = finished("zero_shot", None, 0, 0.5, made=origin(config, has_proxy=False))
-    write_cell(tmp_path, made)
-    with pytest.raises(RunFolderError, match="has an accuracy on free text, as earlier versions have; del"):
-        read_cells(config, tmp_path, [made.cell])
