@@ -59,7 +59,7 @@ def proxy_notes(
         there = records.get(ratio, {})
         if healed := {s: record["healing"] for s, record in there.items() if "healing" in record}:
             notes.append(_healing_note(ratio, healed))
-        if lacking := sorted(s for s in seeds if "fidelity" not in there.get(s, {})):
+        if lacking := sorted(seeds - there.keys()):
             unknown.append(f"at {ratio:g} (seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))})")
     if unknown:
         notes.append(
