@@ -72,16 +72,16 @@ def files_below(folder: Path, *names: str) -> Iterator[str]:
     """
     for name in everything_below(folder, *names):
         place = folder / name
-        if place.is_file() and not (place.is_symlink() or is_key(name) or place.name.startswith(PARTIAL)):
+        if place.is_file() and not (place.is_symlink() or _is_key(name) or place.name.startswith(PARTIAL)):
             yield name
 
 
 def keys_below(folder: Path, *names: str) -> list[str]:
     """Return the paths, relative to `folder`, of clients' keys below these names; a log has paths alone."""
-    return [name for name in everything_below(folder, *names) if is_key(name)]
+    return [name for name in everything_below(folder, *names) if _is_key(name)]
 
 
-def is_key(name: str) -> bool:
+def _is_key(name: str) -> bool:
     """Return whether a file is a key, which is for its owner alone."""
     return name.endswith(KEY)
 

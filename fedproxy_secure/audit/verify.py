@@ -21,7 +21,6 @@ from fedproxy_secure.audit.examine import Examined, examine, read_log
 from fedproxy_secure.audit.seal import (
     SIGNATURE,
     everything_below,
-    is_key,
     is_seed,
     read_seal,
 )
@@ -96,7 +95,7 @@ def verify_run(
     vouched = vouched_files(log.entries)
     for name, (sha256, where) in vouched.items():
         problems += _problems_of(folder, name, sha256, f"line {where} of {NAME}")
-    _strangers(folder, log.entries, vouched, problems, unsettled)
+    _strangers(folder, log.entries, vouched, problems)
     unsettled += _unfinished(folder, log.entries)
     unsettled += _unsigned(folder, log.entries, {*vouched, *sealed, *elsewhere})
     inner = _inner(folder, log, vouched, key, below=below + 1)
@@ -168,20 +167,15 @@ def _strangers(
     entries: Sequence[Entry],
     vouched: Mapping[str, object],
     problems: list[str],
-    unsettled: list[str],
 ) -> None:
     """Report whatever lies in the folders of finished seeds without being in the log."""
-    finished = [e.body.get("keys") for e in entries if e.event == FINISHED]
-    lists = [names for names in finished if isinstance(names, list)]
-    keys = {str(name) for names in lists for name in names}
+    lists = [e.body.get("keys") for e in entries if e.event == FINISHED]
+    keys = {str(name) for names in lists if isinstance(names, list) for name in names}
     for name in everything_below(folder, *sorted(_finished(entries))):
         if name in vouched or name in keys:
             continue
-        if is_key(name) and not lists:
-            unsettled.append(f"{name}: is a key; {NAME} was written by a version that does not log keys")
-        else:
-            what = "a link was added" if (folder / name).is_symlink() else "was added"
-            problems.append(f"{name}: {what}: {NAME} does not have it")
+        what = "a link was added" if (folder / name).is_symlink() else "was added"
+        problems.append(f"{name}: {what}: {NAME} does not have it")
 
 
 def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:

@@ -102,7 +102,7 @@ def run(
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
     with only_run_in(out, wait_s=WORKERS_S if in_cell else WAIT_S):
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-        witness = Witness.open(folder, signed, command=typed, findings=not in_cell)
+        witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
             results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
             head = witness.settle(findings=not in_cell)
