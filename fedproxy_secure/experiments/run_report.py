@@ -94,7 +94,7 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def found_scales(results: Results) -> dict[int, float]:
     """Return, by seed, the factor of the lifted difference, for seeds that searched for it."""
-    return {s: r["plug_back"]["scale"] for s, r in results.items() if r.get("plug_back", {}).get("tried")}
+    return {s: r["plug_back"]["scale"] for s, r in results.items() if r["plug_back"]["tried"]}
 
 
 def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
