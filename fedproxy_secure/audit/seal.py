@@ -8,7 +8,6 @@ new signature, which takes the key.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fedproxy_secure.crypto.primitives import digest, sign, signing_public, veri
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder, json_bytes
+from fedproxy_secure.runtime.files import digests
 from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
@@ -108,8 +108,7 @@ def report_files(folder: Path) -> list[str]:
 def file_sha256(file: Path) -> str:
     """Return a file's hex digest. Raises `AuditError` if the file cannot be read."""
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return digests.file_sha256(file)
     except OSError as error:
         raise AuditError(f"{file}: cannot be read: {error.strerror}") from error
 
