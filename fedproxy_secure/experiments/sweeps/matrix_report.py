@@ -35,6 +35,7 @@ from fedproxy_secure.report.measured import (
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sources import sentence
 from fedproxy_secure.report.spending import (
     CEILING_NOT_COUNTED,
     guarantees_of,
@@ -186,8 +187,7 @@ def not_measured(config: Config, configurations: Sequence[Configuration], *, cel
     for configuration in configurations:
         for f in configuration.findings:
             if f.outcome not in (Outcome.SUCCEEDED, Outcome.RESISTED):
-                line = f"{f.id} {f.attack} from {f.view}: {f.outcome}: {f.reason}"
-                counts[line] = counts.get(line, 0) + 1
+                counts[sentence(f)] = counts.get(sentence(f), 0) + 1
     lines = [f"{line} ({count} of {cells} cells)" for line, count in counts.items()]
     if config.attacks.suite == "smoke":
         lines.append(

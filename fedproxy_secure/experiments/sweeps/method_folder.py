@@ -16,6 +16,7 @@ import yaml
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
     CellResult,
@@ -130,7 +131,4 @@ def _grouped(cells: Sequence[Cell]) -> str:
     rows: dict[str, list[int]] = {}
     for cell in cells:
         rows.setdefault(cell.row, []).append(cell.seed)
-    return "; ".join(
-        f"{row} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))})"
-        for row, seeds in rows.items()
-    )
+    return "; ".join(f"{row} ({named_seeds(sorted(seeds))})" for row, seeds in rows.items())
