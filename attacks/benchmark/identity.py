@@ -22,6 +22,7 @@ from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP
 from fedproxy_secure.config.settings import without_nulls
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.evidence.finding import Profile
+from fedproxy_secure.runtime.files.digests import file_sha256
 
 DIGITS = 12  # of an id, hex
 STORIES = 256  # public stories that the world's digest reads
@@ -144,14 +145,9 @@ def model_sha256(path: str) -> str:
             ".safetensors files"
         )
     try:
-        return _digest({name: _file_sha256(file) for name, file in files.items()})
+        return _digest({name: file_sha256(file) for name, file in files.items()})
     except OSError as error:
         raise ModelError(f"--model {path}: cannot be read: {error.strerror}") from error
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(value: Any) -> str:

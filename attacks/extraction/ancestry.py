@@ -180,19 +180,13 @@ def turning(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return turn
 
 
-def unbiased_cka(k: torch.Tensor, q: torch.Tensor) -> float:
-    """Return the unbiased CKA of two kernels over the same n >= 4 things, float64 [n, n], at most 1.
+def centred(kernel: torch.Tensor) -> torch.Tensor:
+    """Return a kernel over n >= 4 things without its diagonal, U-centred and of norm 1, float64 [n, n].
 
-    It is 1 for a kernel and its multiple, and 0 on average for independent ones, which the biased form is
-    not where n is small beside the number of features. 0 where a kernel is constant.
-    """
-    return float(_centred(k).flatten() @ _centred(q).flatten())
-
-
-def _centred(kernel: torch.Tensor) -> torch.Tensor:
-    """Return a kernel without its diagonal, U-centred (Szekely and Rizzo 2014) and of norm 1.
-
-    Inner products of U-centred kernels are n (n - 3) times the unbiased estimate of HSIC.
+    Inner products of U-centred kernels (Szekely and Rizzo 2014) are n (n - 3) times the unbiased estimate
+    of HSIC. Of norm 1 they are the unbiased CKA: 1 for a kernel and its multiple, and 0 on average for
+    independent ones, which the biased form is not where n is small beside the number of features. 0 where
+    a kernel is constant.
     """
     n = len(kernel)
     kernel = kernel - torch.diag(kernel.diagonal())
@@ -231,7 +225,7 @@ def _kernels(block: nn.Module, turn: torch.Tensor | None = None) -> Kernels:
             norm: Any = norms[0] if any(part in name for part in _ATTENTION) else norms[-1]
             matrix = matrix * norm.weight.detach().double()
         matrix = matrix if turn is None else matrix @ turn
-        kernels[name] = _centred(matrix.T @ matrix).float()
+        kernels[name] = centred(matrix.T @ matrix).float()
     return kernels
 
 

@@ -63,7 +63,6 @@ from attacks.base import (
 )
 from attacks.extraction.api import EXTRACTION, Api
 from attacks.extraction.behaviour import Behaviour, ExtractionQuestion, behaviour
-from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.questions import held_model, prepared, questions
 from attacks.extraction.scored import (
     CLOSED,
@@ -81,6 +80,7 @@ from attacks.extraction.starts.fillers import Gaps, gaps_of
 from attacks.extraction.starts.offered import Offer, Won, leaked, offers
 from attacks.extraction.starts.widened import sizes_in
 from attacks.extraction.thief import TEXT_TOKENS, Thief
+from attacks.extraction.verbatim import held, read_tensors
 from attacks.registry import attack
 from fedproxy_secure.config import ANSWERS, Answers
 from fedproxy_secure.evidence.estimate import Estimate

@@ -56,12 +56,6 @@ def held_model(view: View) -> tuple[nn.Module, Tokenizer]:
     return add_deltas(model, block_deltas(tuned)), tokenizer
 
 
-def posed(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> tuple[ExtractionQuestion, Behaviour]:
-    """Return held-out texts of a seed with these records, and what the LLM in a folder answers."""
-    question = questions(folder, records, seed=seed)
-    return question, answers_of(folder, question)
-
-
 def questions(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> ExtractionQuestion:
     """Return held-out texts of a seed, sampled from the LLM in a folder, with these records."""
     return _questions(folder, weights_written_ns(folder), records, seed)

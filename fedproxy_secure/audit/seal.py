@@ -8,7 +8,6 @@ new signature, which takes the key.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fedproxy_secure.crypto.primitives import digest, sign, signing_public, veri
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder, json_bytes
+from fedproxy_secure.runtime.files import digests
 from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
@@ -72,16 +72,16 @@ def files_below(folder: Path, *names: str) -> Iterator[str]:
     """
     for name in everything_below(folder, *names):
         place = folder / name
-        if place.is_file() and not (place.is_symlink() or is_key(name) or place.name.startswith(PARTIAL)):
+        if place.is_file() and not (place.is_symlink() or _is_key(name) or place.name.startswith(PARTIAL)):
             yield name
 
 
 def keys_below(folder: Path, *names: str) -> list[str]:
     """Return the paths, relative to `folder`, of clients' keys below these names; a log has paths alone."""
-    return [name for name in everything_below(folder, *names) if is_key(name)]
+    return [name for name in everything_below(folder, *names) if _is_key(name)]
 
 
-def is_key(name: str) -> bool:
+def _is_key(name: str) -> bool:
     """Return whether a file is a key, which is for its owner alone."""
     return name.endswith(KEY)
 
@@ -108,8 +108,7 @@ def report_files(folder: Path) -> list[str]:
 def file_sha256(file: Path) -> str:
     """Return a file's hex digest. Raises `AuditError` if the file cannot be read."""
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return digests.file_sha256(file)
     except OSError as error:
         raise AuditError(f"{file}: cannot be read: {error.strerror}") from error
 

@@ -21,7 +21,6 @@ from fedproxy_secure.audit.examine import Examined, examine, read_log
 from fedproxy_secure.audit.seal import (
     SIGNATURE,
     everything_below,
-    is_key,
     is_seed,
     read_seal,
 )
@@ -172,9 +171,8 @@ def _strangers(
     unsettled: list[str],
 ) -> None:
     """Report whatever lies in the folders of finished seeds without being in the log."""
-    finished = [e.body.get("keys") for e in entries if e.event == FINISHED]
-    lists = [names for names in finished if isinstance(names, list)]
-    keys = {str(name) for names in lists for name in names}
+    lists = [e.body.get("keys") for e in entries if e.event == FINISHED]
+    keys = {str(name) for names in lists if isinstance(names, list) for name in names}
     erased = erased_files(entries)
     for name in everything_below(folder, *sorted(_finished(entries))):
         if name in vouched or name in keys:
@@ -182,11 +180,8 @@ def _strangers(
         if name in erased and not _problems_of(folder, name, erased[name][0], ""):
             unsettled.append(still_there(name, erased[name][1]))
             continue
-        if is_key(name) and not lists:
-            unsettled.append(f"{name}: is a key; {NAME} was written by a version that does not log keys")
-        else:
-            what = "a link was added" if (folder / name).is_symlink() else "was added"
-            problems.append(f"{name}: {what}: {NAME} does not have it")
+        what = "a link was added" if (folder / name).is_symlink() else "was added"
+        problems.append(f"{name}: {what}: {NAME} does not have it")
 
 
 def still_there(name: str, line: int) -> str:

@@ -86,14 +86,13 @@ class Witness:
     resumed: dict[str, Any] | None = None
 
     @classmethod
-    def open(cls, folder: RunFolder, config: Config, *, command: str, findings: bool = True) -> Witness:
+    def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
         """Begin the folder's log or go on with it; what the log vouches for must be as it has it.
 
         Findings and baselines may be missing: they are made again, or the report does without.
 
         Args:
             folder, config, command: of the run or matrix.
-            findings: whether the log vouches for findings of attacks; else they are left to a log above.
 
         Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
         """
@@ -108,8 +107,6 @@ class Witness:
         witness = cls(log=log, resumed={"finished": done, **here} if before else None)
         for seed in done:
             check_read_again(folder.path, log.entries, seed, remedy=remedy_for_seed(log.entries, seed))
-        if not findings:
-            witness.reopen(*FINDINGS)
         for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
             found = sha256_if_there(folder.path / name)
             if found != sha256 and (found is not None or name in SETTINGS):

@@ -83,7 +83,7 @@ def verify_bundle(file: Path, key: bytes) -> Checked:
     except AuditError as error:
         problems.append(str(error))
     except (FedProxyError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # signed, and yet not of the form that we write: by another version, or by a hand
+        # signed, and yet not of the form that we write
         first = (str(error).splitlines() or [""])[0]
         problems.append(f"{file}: is signed, but cannot be read: {type(error).__name__}: {first}")
     return Checked(problems=tuple(problems), files=len(files), statements=opened, head=head)

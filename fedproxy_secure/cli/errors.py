@@ -22,7 +22,6 @@ from fedproxy_secure.runtime.escape import printable
 
 log = logging.getLogger(__name__)
 BAD, PASSING, INTERRUPTED = 2, 75, 130  # 75 is EX_TEMPFAIL of sysexits.h: a service manager tries again
-TERMINATED = 143  # raised by `terminated_like_interrupted`, which the commands of `deploy` run in
 
 SYSTEMS = {  # file errors caused by the system or the user; all others are bugs of this program
     getattr(errno, name)

@@ -54,14 +54,7 @@ def provision(
         typer.echo(f"keys, journals and policies of {len(roster.members)} clients, and the roster: {out}")
 
 
-def selftest(
-    protocol: Annotated[
-        bool,
-        typer.Option(
-            "--protocol", help="Masking, journals, policies, ledger and proxies; the only self-test so far."
-        ),
-    ] = False,
-) -> None:
+def selftest() -> None:
     """Attack this installation: show which attacks its checks stop, and which are known limits.
 
     Every attack must fail, except known limits (marked `--`). An attack that a check stops is repeated

@@ -49,7 +49,7 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
     kept = () if plan is None else plan.kept
     device = next(llm.parameters()).device
     kl = agree = llm_nll = proxy_nll = 0.0
-    alike = [_Likeness() for _ in kept]
+    alike = [LinearCka() for _ in kept]
     for batch in windows.split(windows_a_pass(llm, windows)):
         ids = batch.to(device)
         p, p_states = predictions_and_states(llm, ids)
@@ -59,33 +59,24 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
         llm_nll -= float(p[:, :-1].gather(-1, targets).sum())
         proxy_nll -= float(q[:, :-1].gather(-1, targets).sum())
         kl += float(nn.functional.kl_div(q, p, reduction="sum", log_target=True))
-        for i, (at, likeness) in enumerate(zip(kept, alike, strict=True)):
-            likeness.add(p_states[at].flatten(0, 1), q_states[i].flatten(0, 1))
+        for i, (at, cka) in enumerate(zip(kept, alike, strict=True)):
+            cka.add(p_states[at].flatten(0, 1), q_states[i].flatten(0, 1))
     positions, predicted = windows.numel(), windows.shape[0] * (windows.shape[1] - 1)
     return Fidelity(
         tokens=positions,
         kl_nats=max(0.0, kl / positions),
         agreement=agree / positions,
-        cka=tuple(likeness.cka() for likeness in alike),
+        cka=tuple(cka.value() for cka in alike),
         llm_perplexity=float(torch.tensor(llm_nll / predicted).exp()),
         proxy_perplexity=float(torch.tensor(proxy_nll / predicted).exp()),
     )
 
 
-def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return the linear CKA of two sets of states, [n, a] and [n, b] (Kornblith et al. 2019).
+class LinearCka:
+    """Linear CKA of two sets of states that arrive in parts (Kornblith et al. 2019); only sums are kept.
 
-    It is 1 for states that are equal up to rotation and scale.
-    """
-    likeness = _Likeness()
-    likeness.add(x, y)
-    return likeness.cka()
-
-
-class _Likeness:
-    """Linear CKA of two sets of states that arrive in parts: only sums of products are kept.
-
-    States are shifted by the first part's mean, so that little is lost when means are taken off at the end.
+    It is 1 for states that are equal up to rotation and scale. States are shifted by the first part's mean,
+    so that little is lost when means are taken off at the end.
     """
 
     def __init__(self) -> None:
@@ -106,7 +97,7 @@ class _Likeness:
         self._sum += both.sum(0)
         self._products.addmm_(both.T, both)
 
-    def cka(self) -> float:
+    def value(self) -> float:
         """Return the linear CKA of all states so far, [0, 1]."""
         centred = self._products - torch.outer(self._sum, self._sum) / self._count
         a = self._width

@@ -48,11 +48,6 @@ METHODS: Registry[Any] = Registry(
         for name in names
     },
 )
-# the methods of a comparison that names none. Without healing, the methods on exact copies would repeat the
-# others. A method added later is not in the list, so that comparisons begun earlier can still be resumed.
-DEFAULT_METHODS = tuple(
-    name for name in METHODS.own if not name.startswith("exact_") and name != "fedot_equal_bytes_lr"
-)
 COMPRESSIONS: Registry[Any] = Registry(
     kind="compression",
     base="fedproxy_secure.compress.base:Compression",

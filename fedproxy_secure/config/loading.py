@@ -9,7 +9,6 @@ import yaml
 from pydantic import ValidationError
 
 from fedproxy_secure.config.kinds import COMPRESSIONS
-from fedproxy_secure.config.moved import check_moved
 from fedproxy_secure.config.settings import Config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.nearest import nearest
@@ -44,9 +43,8 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 def parse_config(raw: dict[str, Any]) -> Config:
     """Check a nested dict of settings, and that the federation it describes can be protected as it asks.
 
-    Raises `ConfigError` with one line; for settings of an earlier version it says what to write instead.
+    Raises `ConfigError` with one line.
     """
-    check_moved(raw)
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:

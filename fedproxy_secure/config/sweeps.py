@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedproxy_secure.config.kinds import COMPRESSIONS, DEFAULT_METHODS, METHODS, PROTECTIONS
+from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
 from fedproxy_secure.config.pipeline import AdapterKind, FusionRule
 from fedproxy_secure.config.sections import NO_EFFECT, SWEEP, Ratio, Scalar, Section, check_all_differ
 
@@ -20,7 +20,14 @@ class CompareConfig(Section):
     has them.
     """
 
-    methods: Annotated[tuple[str, ...], SWEEP] = DEFAULT_METHODS
+    # without `exact_...`: where nothing is healed, methods on exact copies repeat the others
+    methods: Annotated[tuple[str, ...], SWEEP] = (
+        *("zero_shot", "zero_shot_proxy", "centralised_llm", "centralised_proxy", "local_only"),
+        *("fedavg_llm", "fedavg_llm_lr", "fedot", "fedot_equal_bytes"),
+        *("fedproxy_fedavg", "fedproxy_fedavg_lr", "fedproxy_fedadam", "fedproxy_fedprox"),
+        *("fedproxy_ties", "fedproxy_h_ties", "fedproxy_h_ties_pcr"),
+        *("masked_fedavg", "masked_fedavg_lr", "masked_h_ties_coordinate", "masked_h_ties_block"),
+    )
     remove_ratios: Annotated[tuple[Ratio, ...], SWEEP] = (0.25, 0.5)
     against: Annotated[tuple[str, ...], NO_EFFECT] = (
         "fedot_equal_bytes_lr",

@@ -96,7 +96,7 @@ def check_version(body: Mapping[str, Any], file: Path) -> None:
     """Raise `ConfigError` for a kit of other code than is installed here."""
     app, sources = str(body.get("app_sha256", "none")), str(body.get("sources_sha256", "none"))
     again = "at the owner and at every site, then repeat `deploy kit` and `deploy accept`"
-    if sources != sources_sha256():  # the first kits had no such hash
+    if sources != sources_sha256():
         theirs = f"{quoted(str(body.get('version'))[:80])}, sources {quoted(sources[:12])}"
         raise ConfigError(
             f"{file}: was made by fedproxy-secure {theirs}: must be {__version__!r}, sources "

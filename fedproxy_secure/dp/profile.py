@@ -63,19 +63,6 @@ class PrivacyProfile:
         return np.asarray(np.minimum(lines.min(axis=-1), 1.0))
 
 
-def approximate(epsilon: float, delta: float) -> PrivacyProfile:
-    """Return the profile of a mechanism of which (epsilon, delta)-DP is all that is known.
-
-    The line at -epsilon is the same statement about the complement of S.
-    """
-    if not (epsilon >= 0 and 0 <= delta < 1):
-        raise DataError(f"epsilon={epsilon}, delta={delta}: must be >= 0 and in [0, 1)")
-    return PrivacyProfile(
-        epsilons=np.array([-epsilon, epsilon]),
-        deltas=np.array([1 - math.exp(-epsilon) * (1 - delta), delta]),
-    )
-
-
 def gaussian(mu: float) -> PrivacyProfile:
     """Return the profile of N(mu, 1) against N(0, 1), mu > 0 (Balle & Wang 2018, Theorem 8)."""
     reach = mu * mu / 2 + 8 * mu

@@ -168,21 +168,6 @@ def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
     return replace(joined, low=low, high=high, how=how)
 
 
-def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], *, metric: str, unit: str
-) -> Estimate:
-    """Return the mean of `a - b` seed by seed.
-
-    What the seeds share cancels out, so the interval is narrower than without pairing. Raises `DataError`
-    unless both have the same seeds.
-    """
-    if set(a) != set(b):
-        raise DataError(f"{metric}: seeds {sorted(a)} and {sorted(b)}: must be the same to be paired")
-    difference = mean_interval({s: a[s] - b[s] for s in a}, metric=metric, unit=unit)
-    how = difference.how.replace("mean over seeds", "mean of paired differences over seeds")
-    return replace(difference, how=how)
-
-
 def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate:
     """Return `a - b` of two numbers that were measured on different targets.
 

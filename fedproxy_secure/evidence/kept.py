@@ -31,7 +31,7 @@ def key_of(found: Finding) -> Key:
 def read_events(run: Path) -> list[Finding]:
     """Return the findings in a run's log, in the order in which they came.
 
-    Lines that are damaged, or that another version of this package wrote, are left out.
+    Lines that are damaged are left out.
     """
     findings = []
     for raw in _lines(run):

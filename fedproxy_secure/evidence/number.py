@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,8 +93,7 @@ class Number:
             interval = "exact"
         else:
             interval = f"95 % interval {self._written(e.low)} to {self._written(e.high)}"
-        seeds = f"seed{'s' * (len(e.seeds) > 1)} {', '.join(map(str, e.seeds))}"
-        return f"{e.metric}: {interval}; n = {e.n}; {seeds}; {e.how}; from {self.source}"
+        return f"{e.metric}: {interval}; n = {e.n}; {named_seeds(e.seeds)}; {e.how}; from {self.source}"
 
     @cached_property
     def _decimals(self) -> int:
@@ -142,3 +142,8 @@ def interval_overlaps(a: Estimate, b: Estimate) -> bool | None:
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return None
     return a.low <= b.high and b.low <= a.high
+
+
+def named_seeds(seeds: Collection[int]) -> str:
+    """Return seeds in words: `seed 0`, `seeds 1, 2`."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

@@ -138,7 +138,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         for seed in own.seeds:
             if (folder / f"seed-{seed}" / "result.json").exists():
                 besides += [seeds[seed].training(config)] if seed in seeds else []
-                seeds[seed] = read_seed(folder, seed, root=out, texts=text_clients(config))
+                seeds[seed] = read_seed(folder, seed, root=out)
             else:
                 besides += unfinished_training(folder, seed, own)
     if not seeds:

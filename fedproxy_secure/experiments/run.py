@@ -32,7 +32,7 @@ from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.inputs import check_inputs
-from fedproxy_secure.experiments.results import text_clients, to_texts
+from fedproxy_secure.experiments.results import to_texts
 from fedproxy_secure.experiments.run_report import report_of
 from fedproxy_secure.experiments.stages import (
     Materials,
@@ -56,7 +56,6 @@ from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
-from fedproxy_secure.report.measured import check_text_scores, tasks_scored
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
@@ -103,7 +102,7 @@ def run(
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
     with only_run_in(out, wait_s=WORKERS_S if in_cell else WAIT_S):
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-        witness = Witness.open(folder, signed, command=typed, findings=not in_cell)
+        witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
             results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
             head = witness.settle(findings=not in_cell)
@@ -145,10 +144,7 @@ def _run_seed(
     name = f"seed-{seed}"
     place = witness.folder / name
     if (place / "result.json").exists():
-        done = _read(place / "result.json")
-        texts = text_clients(config)
-        check_text_scores(tasks_scored(done), texts, place=place / "result.json", redo=place)
-        return done
+        return _read(place / "result.json")
     witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)

@@ -94,7 +94,7 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def found_scales(results: Results) -> dict[int, float]:
     """Return, by seed, the factor of the lifted difference, for seeds that searched for it."""
-    return {s: r["plug_back"]["scale"] for s, r in results.items() if r.get("plug_back", {}).get("tried")}
+    return {s: r["plug_back"]["scale"] for s, r in results.items() if r["plug_back"]["tried"]}
 
 
 def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
@@ -129,8 +129,7 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
     """Return the report of a run's finished seeds, with the trilemma, and findings where a suite ran."""
     from fedproxy_secure.models.llm import pick_device
 
-    texts = text_clients(config)
-    seeds = [read_seed(out, seed, root=out, texts=texts) for seed in results]
+    seeds = [read_seed(out, seed, root=out) for seed in results]
     trainings = [seed.training(config) for seed in seeds]
     configuration = configuration_of(
         seeds,
@@ -170,7 +169,7 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
         composition=together.says,
         not_measured=(
             *(() if attacked(out) else (ATTACKED,)),
-            *without_losses([configuration], texts),
+            *without_losses([configuration], text_clients(config)),
         ),
     )
 
@@ -195,9 +194,8 @@ def _rows(config: Config, results: Results) -> tuple[MethodRow, ...]:
 def _row(results: Results, method: str, model: str, **more: Any) -> MethodRow:
     """Return one row; `model`: the key of the model's answers in a seed's result."""
     if _all_have(bits := _bits(results, model)):
-        if all(model + NORM in r for r in results.values()):  # results of earlier versions have acc alone
-            tasks, own = _accuracies(_bits(results, model + NORM), "acc_norm", method)
-            more |= {"tasks_norm": tasks, "average_norm": own}
+        tasks, own = _accuracies(_bits(results, model + NORM), "acc_norm", method)
+        more |= {"tasks_norm": tasks, "average_norm": own}
         tasks, own = _accuracies(bits, "accuracy", method)
         more |= {"tasks": tasks, "average": own}
     if all(map(measured, (lost := _losses(results, model)).values())):

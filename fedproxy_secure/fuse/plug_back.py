@@ -1,8 +1,7 @@
 """Plug-back: put what the proxy learnt into the LLM (Eq. 15), without training.
 
-Two ways, both in weight space. `plug_back` adds the lifted difference to the LLM's own blocks: correct
-always. `overwrite` puts the merged proxy blocks at the plan's places: correct only while the proxy's blocks
-are exact copies, and then equal bit for bit.
+The lifted difference is added to the LLM's own blocks. Where the proxy's blocks are exact copies, that is
+the same, bit for bit, as putting the tuned ones at their places.
 """
 
 from __future__ import annotations
@@ -70,26 +69,6 @@ def plug_back(llm: nn.Module, proxy: Lifts, deltas: Deltas) -> nn.Module:
     Raises `ModelError` if a lifted difference is for a weight that the LLM lacks, or of another shape.
     """
     return add_deltas(llm, proxy.lift(deltas))
-
-
-@torch.no_grad()
-def overwrite(llm: nn.Module, plan: Lifts, proxy: nn.Module) -> nn.Module:
-    """Return a model like `llm` with the merged `proxy`'s blocks at their places (the paper's stage 3).
-
-    `llm` is unchanged; other weights are the same tensors in both.
-
-    Guarantees: equal to `plug_back` bit for bit if the proxy's blocks were exact copies. Wrong, and not
-    detectable here, if the proxy was healed, quantised or pruned in width.
-    """
-    fused = sharing_copy(llm)
-    blocks = blocks_of(fused)
-    merged = {
-        (i, name): p for i, block in enumerate(blocks_of(proxy)) for name, p in block.named_parameters()
-    }
-    for (index, name), value in plan.lift(merged).items():
-        weight = _weight(blocks, index, name)
-        _set_weight(blocks, index, name, value.detach().to(weight.dtype).expand_as(weight).clone())
-    return fused
 
 
 def _weight(blocks: nn.ModuleList, index: int, name: str) -> torch.Tensor:

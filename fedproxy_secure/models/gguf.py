@@ -13,7 +13,6 @@ tokenizer that it does not know. Not guaranteed: that nobody changes the cache, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
@@ -31,6 +30,7 @@ from tokenizers import pre_tokenizers
 
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.cache import cache_folder
+from fedproxy_secure.runtime.files.digests import file_sha256
 
 SUFFIX = ".gguf"
 _FORMAT = 1  # of the converted folders; another number makes them anew
@@ -61,7 +61,7 @@ def converted(file: Path, *, weights: bool = True, sha256: str | None = None) ->
     file = file.absolute()
     if not file.is_file():
         raise ModelError(f"there is no file {file}")
-    digest = file_sha256(file)
+    digest = remembered_sha256(file)
     if sha256 not in (None, digest):
         raise ModelError(f"{file} hashes to {digest[:12]}; must be {str(sha256)[:12]}; install it anew")
     name = f"{digest}-{_FORMAT}-{metadata.version('transformers')}"
@@ -86,7 +86,7 @@ def _make(folder: Path, file: Path, *, weights: bool, digest: str) -> None:
             _tokenizer(alone).save_pretrained(partial)
             if weights:
                 _model(alone).save_pretrained(partial)
-        if file_sha256(file) != digest:
+        if remembered_sha256(file) != digest:
             raise ModelError(f"{file} changed while it was read; try again")
         try:
             os.replace(partial, folder)
@@ -178,7 +178,7 @@ def _check_positions(file: Path) -> None:
         )
 
 
-def file_sha256(file: Path) -> str:
+def remembered_sha256(file: Path) -> str:
     """Return the SHA-256 of a file, as hex; one that has not changed is read once in a process."""
     state = file.stat()
     return _hashed(file, state.st_size, state.st_mtime_ns)
@@ -186,5 +186,4 @@ def file_sha256(file: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _hashed(file: Path, _size: int, _written_ns: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file_sha256(file)

@@ -137,9 +137,9 @@ def llm_sha256(path: str | Path) -> str:
     name = str(path)
     try:
         if name in PACKAGED:
-            return gguf.file_sha256(packaged_file(PACKAGED[name]))
+            return gguf.remembered_sha256(packaged_file(PACKAGED[name]))
         if name.lower().endswith(gguf.SUFFIX):
-            return gguf.file_sha256(Path(name))
+            return gguf.remembered_sha256(Path(name))
         folder = Path(_source(name))
         if not folder.is_dir():
             from transformers import AutoConfig
@@ -149,7 +149,7 @@ def llm_sha256(path: str | Path) -> str:
             )
             return hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()
         files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
-        lines = "".join(f"{gguf.file_sha256(file)}  {file.name}\n" for file in files)
+        lines = "".join(f"{gguf.remembered_sha256(file)}  {file.name}\n" for file in files)
     except Exception as error:  # damaged files may raise any error of the library that reads them
         raise _cannot_be_loaded(path, error) from error
     return hashlib.sha256(lines.encode()).hexdigest()

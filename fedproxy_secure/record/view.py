@@ -279,10 +279,10 @@ def api_policy_of(run: Path) -> ApiConfig:
     """
     try:
         raw = parse_yaml(read_bytes(run / SETTINGS))
-        return ApiConfig.model_validate(raw.get("api", {}))
+        return ApiConfig.model_validate(raw["api"])
     except FileNotFoundError:
         return ApiConfig()
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise RunFolderError(
             f"{run / SETTINGS}: cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error

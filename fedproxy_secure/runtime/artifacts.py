@@ -1,6 +1,6 @@
 """The folder of a run: it belongs to one set of settings, and its files are written whole or not at all.
 
-    manifest.json      schema version and SHA-256 of the settings; written first
+    manifest.json      SHA-256 of the settings; written first
     config.yaml        the resolved settings, every default spelled out
     environment.json   Python, packages, those that plug something in too, platform
     running.json       while a process works here (`only_one`)
@@ -77,7 +77,7 @@ class RunFolder:
         """
         _check_empty(path)
         folder = cls(path=path)
-        folder.write_json(MANIFEST, {"schema_version": 1, "config_sha256": config.sha256()})
+        folder.write_json(MANIFEST, {"config_sha256": config.sha256()})
         folder._complete(config)
         return folder
 

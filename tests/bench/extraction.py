@@ -2,8 +2,8 @@
 
 A12 at the standard suite's sizes against the embedded demo LLM, whose proxies lack a quarter, half and
 three quarters of the blocks, and against the fused LLM of a recorded quickstart run, half removed, as a
-malicious client of that run. Besides: R when the true gaps are known, and lineage and ancestry against
-other seeds. About a quarter of an hour on one core.
+malicious client of that run. Besides: R when the true gaps are known, and ancestry against other
+seeds. About a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from attacks.base import Budget, Truth
 from attacks.extraction.ancestry import ancestry
 from attacks.extraction.api import Api
 from attacks.extraction.behaviour import KL, behaviour, scales, scores
-from attacks.extraction.lineage import lineage
 from attacks.extraction.proxy import ProxyExtraction
-from attacks.extraction.questions import posed
+from attacks.extraction.questions import answers_of, questions
 from attacks.extraction.starts.fillers import gaps_of, grown, spread
 from attacks.extraction.starts.offered import FILLERS, Offer
 from attacks.extraction.texts import known_texts
@@ -69,7 +68,7 @@ def extraction_rows() -> list[Row]:
             if ratio < RATIOS[-1]:  # there even spreading is right
                 rows += _gap_rows(name, proxy)
             if ratio == 0.5:
-                rows += _lineage_rows(name, folder)
+                rows += _ancestry_rows(name, folder)
     return rows
 
 
@@ -105,7 +104,8 @@ def _finding_rows(victim: str, found: Finding) -> list[Row]:
 def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
     """The same texts, queries and steps with fillers spread evenly and where blocks are missing."""
     llm, tokenizer = load_llm("demo", dtype="float32")
-    asked, original = posed(demo_llm_folder(), (), seed=0)
+    asked = questions(demo_llm_folder(), (), seed=0)
+    original = answers_of(demo_llm_folder(), asked)
     count = KNOWN_GAPS.grid[-1]
     texts = known_texts(
         proxy.model, tokenizer, count=count, tokens=TEXT_TOKENS, rng=np.random.default_rng(1)
@@ -129,14 +129,9 @@ def _gap_rows(victim: str, proxy: Proxy) -> list[Row]:
     ]
 
 
-def _lineage_rows(victim: str, proxy: Path) -> list[Row]:
-    found, descent = lineage(proxy, demo_llm_folder()), ancestry(proxy, demo_llm_folder())
+def _ancestry_rows(victim: str, proxy: Path) -> list[Row]:
+    descent = ancestry(proxy, demo_llm_folder())
     numbers = {
-        "weights held verbatim": (found.verbatim,),
-        "cosine of matching weights": (found.cosine,),
-        "the same cosine, models of 3 other seeds": found.null_cosine,
-        "CKA of matching blocks": (found.cka,),
-        "the same CKA, models of 3 other seeds": found.null_cka,
         "ancestry": (descent.score,),
         "ancestry of models of 3 other seeds": descent.strangers,
     }

@@ -17,7 +17,6 @@ import torch
 
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import FusionConfig, load_config
-from fedproxy_secure.evidence.estimate import paired_difference
 from fedproxy_secure.experiments.stages import make_proxy, prepare
 from fedproxy_secure.federate import fusion as exact_rules
 from fedproxy_secure.federate.build import build_client
@@ -36,6 +35,7 @@ from fedproxy_secure.secagg.granularity import (
 from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum
 from fedproxy_secure.secagg.sketch import Standing, count_sketch, gram_of, standing
 from tests.bench.rows import FOLDER, Row, publish
+from tests.support.paired import paired_difference
 
 COMMAND = "make bench-fusion"
 ROUNDS = 4

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fedproxy_secure.config import Config, load_config
-from fedproxy_secure.evidence.estimate import Estimate, paired_difference
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
@@ -26,6 +26,7 @@ from fedproxy_secure.models.llm import demo_llm_folder, load_llm
 from fedproxy_secure.report.report import MethodRow, Report
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command
+from tests.support.paired import paired_difference
 
 COMMAND = "make bench-pipeline"
 FLOORS = {0.25: 0.9, 0.5: 0.8}

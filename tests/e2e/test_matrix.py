@@ -263,11 +263,8 @@ def test_a_limit_below_a_swept_epsilon_is_refused_for_that_cell_alone(settings):
         ({"protections": [MASKING, MASKING]}, "protections=[masking, masking]: must all differ"),
         ({"protections": [{"scheme": "maskin"}]}, "did you mean 'masking'?"),
         ({"protections": [{**MASKING, "epsilon": 0}]}, "matrix.protections.0.epsilon=0"),
-        ({"protections": ["masking_dp8"]}, "write {scheme: masking, epsilon: 8}"),
-        ({"fusions": ["h_ties_coordinate"]}, "write {rule: h_ties, granularity: coordinate}"),
         ({"compressions": [{"kind": "drop_block"}]}, "did you mean 'drop_blocks'?"),
         ({"compressions": [{"kind": "drop_blocks", "options": {"a": "../b"}}]}, "part of folder names"),
-        ({"suite": "none"}, "matrix.suite: is now attacks.suite"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_in_one_line(settings, swept, line):

@@ -96,13 +96,14 @@ def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, n
             check_finished_seeds(attacked)
 
 
-def test_findings_in_a_cell_are_left_to_the_log_above(attacked):
-    """An earlier version logged them in the cell itself; such entries are reopened."""
-    (attacked / FINDINGS[0]).write_text("of the cell's own suite")
-    witness = Witness.open(RunFolder(path=attacked), CONFIG, command="c", findings=False)
+def test_findings_in_a_cell_are_left_to_the_log_above(run):
+    (run / "attacks").mkdir()
+    for name in FINDINGS:
+        (run / name).write_text("of the cell's own suite")
+    witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
     witness.settle(findings=False)
     assert not {*FINDINGS} & vouched_files(witness.log.entries).keys()
-    assert not verify_run(attacked).problems
+    assert not verify_run(run).problems
 
 
 def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):

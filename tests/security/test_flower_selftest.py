@@ -179,7 +179,7 @@ def test_a_reason_is_the_first_client_s_own(world, heard):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_prints_a_line_an_attempt_and_marks_what_is_not_stopped():
-    shown = CliRunner().invoke(app, ["selftest", "--protocol"])
+    shown = CliRunner().invoke(app, ["selftest"])
     assert shown.exit_code == 0, shown.output
     lines = shown.stdout.splitlines()
     assert not [line for line in lines if line.startswith("BAD")]

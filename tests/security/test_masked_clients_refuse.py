@@ -354,7 +354,7 @@ def served_privately(world, tmp_path, players):
 
 @pytest.mark.parametrize("threshold", [5, 3])
 def test_client_level_noise_is_for_the_planned_threshold_alone(world, tmp_path, threshold):
-    """Else a server has the others draw new noise by another threshold, while one client repeats its own."""
+    """Else a server has all others draw new noise by another threshold, while one repeats its own."""
     job, folder, initial = world
     private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path / "paid")}
     job = with_(job, rounds=2, bits=24).changed(privacy=job.privacy.model_copy(update=private))

@@ -17,7 +17,8 @@ from attacks.audit.training_audit import (
 )
 from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
 from fedproxy_secure.dp.events import SampledGaussian
-from fedproxy_secure.dp.profile import approximate, dp_sgd
+from fedproxy_secure.dp.profile import dp_sgd
+from tests.support.profiles import approximate
 
 DELTA, ALPHA = 1e-5, 0.05
 

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.config import AdapterConfig
 from fedproxy_secure.errors import ModelError
-from fedproxy_secure.fuse.plug_back import add_deltas, overwrite, plug_back
+from fedproxy_secure.fuse.plug_back import add_deltas, plug_back
 from fedproxy_secure.models.adapters import (
     adapter_size,
     attach,
@@ -19,6 +19,7 @@ from fedproxy_secure.models.adapters import (
     save_adapter,
     set_vector,
 )
+from fedproxy_secure.models.llm import blocks_of
 from tests.support.tiny import same_weights, tiny_llama
 
 IDS = torch.arange(3, 23).view(2, 10)
@@ -126,6 +127,18 @@ def test_merged_deltas_reproduce_the_tuned_proxy(kind):
     tuned, _, plain = tuned_proxy(kind, tiny_llama())
     merged = add_deltas(plain, block_deltas(tuned))
     torch.testing.assert_close(merged(IDS).logits, tuned(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def overwrite(llm, plan, proxy):
+    """Return a model like `llm` with the merged `proxy`'s blocks at their places (the paper's stage 3)."""
+    fused = copy.deepcopy(llm)
+    merged = {
+        (i, name): p for i, block in enumerate(blocks_of(proxy)) for name, p in block.named_parameters()
+    }
+    for (index, name), value in plan.lift(merged).items():
+        blocks_of(fused)[index].get_parameter(name).copy_(value)
+    return fused
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from attacks.base import Budget
 from attacks.cli import app
-from attacks.extraction.ancestry import Ancestry, ancestry, likeness, turning, unbiased_cka
+from attacks.extraction.ancestry import Ancestry, ancestry, centred, likeness, turning
 from attacks.extraction.lessons import predict, teach
 from attacks.extraction.texts import story_windows
 from fedproxy_secure.compress.defences.rotated import random_rotation, rotate
@@ -262,6 +262,10 @@ def test_models_of_other_tokens_are_refused():
     big.resize_token_embeddings(300)
     with pytest.raises(ModelError, match="has 300 tokens, the LLM 259"):
         likeness(big, tiny_llama(1))
+
+
+def unbiased_cka(k, q):
+    return float(centred(k).flatten() @ centred(q).flatten())
 
 
 @settings(max_examples=30, deadline=None)

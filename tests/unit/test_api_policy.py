@@ -124,7 +124,7 @@ def test_a_view_is_told_what_the_runs_settings_say(tmp_path):
 
 def test_a_folder_without_settings_tells_all_and_damaged_settings_are_refused(tmp_path):
     assert api_policy_of(tmp_path) == ApiConfig()
-    for damaged in ("api: {answers: whatever}", "api: [", "- 1", "api: 3"):
+    for damaged in ("api: {answers: whatever}", "api: [", "- 1", "api: 3", "seeds: [0]"):
         (tmp_path / "config.yaml").write_text(damaged)
         with pytest.raises(RunFolderError, match="cannot be read") as refused:
             api_policy_of(tmp_path)

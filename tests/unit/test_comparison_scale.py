@@ -168,18 +168,15 @@ def test_copied_cells_without_a_proxys_record_are_reported_without_it_and_a_note
     assert proxy_notes([r for r in results if r.cell.method == "fedot"], records) == []
 
 
-def test_a_record_of_another_llm_is_left_out_and_one_of_an_earlier_version_tells_how_healing_went(tmp_path):
+def test_a_record_of_another_llm_is_left_out(tmp_path):
     config = parse_config({})
     proxy = PreparedProxy(remove_ratio=0.25, seed=0, config=config)
     results = [finished("fedproxy_h_ties", 0.25, 0, 0.5)]
     proxy.write_record(tmp_path, record(kl=1.0), origin(llm="00" * 32))
-    assert records_of(config, tmp_path, (0.25,), origin()) == {0.25: {}}
-    older = {"remove_ratio": 0.25, "seed": 0, "healing": HEALING}
-    (proxy.folder(tmp_path) / "proxy.json").write_text(json.dumps(older))
     records = records_of(config, tmp_path, (0.25,), origin())
+    assert records == {0.25: {}}
     assert proxy_rows(results, records) == []
-    healed, unknown = proxy_notes(results, records)
-    assert healed.startswith("The proxy at 0.25 was healed on 1,000 tokens of public text, in 60 s")
+    (unknown,) = proxy_notes(results, records)
     assert unknown.startswith("Not told")
 
 
@@ -187,11 +184,12 @@ def test_a_record_of_another_llm_is_left_out_and_one_of_an_earlier_version_tells
     "raw",
     [
         {"remove_ratio": 0.5, "seed": 0},
-        {"remove_ratio": 0.25, "seed": 0, "healing": {}},
+        {"remove_ratio": 0.25, "seed": 0},
+        {"remove_ratio": 0.25, "seed": 0, **record(kl=1.0), "healing": {}},
         {"remove_ratio": 0.25, "seed": 0, "fidelity": {"kl_nats": 1.0}},
         [],
     ],
-    ids=str,
+    ids=["of another proxy", "empty", "healing", "fidelity", "no mapping"],
 )
 def test_a_damaged_record_of_a_proxy_is_one_line(tmp_path, raw):
     config = parse_config({})

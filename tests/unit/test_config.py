@@ -208,34 +208,6 @@ def test_two_cells_of_one_name_are_refused(raw: dict, line: str):
     assert f"{line}: must all differ" in complaint(raw)
 
 
-@pytest.mark.parametrize(
-    ("raw", "line"),
-    [
-        ({"matrix": {"suite": "smoke"}}, "matrix.suite: is now attacks.suite; write attacks: {suite: ...}"),
-        (
-            {"matrix": {"views": ["server"]}},
-            "matrix.views: is now attacks.views; write attacks: {views: ...}",
-        ),
-        (
-            {"matrix": {"suite_seconds": 60}},
-            "matrix.suite_seconds: is now attacks.seconds; write attacks: {seconds: ...}",
-        ),
-        (
-            {"matrix": {"protections": ["masking_dp8"]}},
-            "matrix.protections: 'masking_dp8': must be a mapping, no longer a name; "
-            "write {scheme: masking, epsilon: 8}",
-        ),
-        (
-            {"matrix": {"fusions": ["h_ties_coordinate"]}},
-            "matrix.fusions: 'h_ties_coordinate': must be a mapping, no longer a name; "
-            "write {rule: h_ties, granularity: coordinate}",
-        ),
-    ],
-)
-def test_settings_of_version_0_1_are_told_what_to_write_instead(raw: dict, line: str):
-    assert complaint(raw) == line
-
-
 @pytest.mark.parametrize("epsilon", [0.5, 4, 8])
 @pytest.mark.parametrize("scheme", ["unsafe_plaintext", "masking", "ckks"])
 def test_a_matrix_takes_any_scheme_with_any_epsilon(scheme: str, epsilon: float):

@@ -9,8 +9,14 @@ from scipy.stats import beta
 
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.answers import alone, over_seeds_or_records
-from fedproxy_secure.evidence.estimate import counted, no_surer
-from fedproxy_secure.report import Estimate, mean_interval, paired_difference, proportion_interval
+from fedproxy_secure.evidence.estimate import (
+    Estimate,
+    counted,
+    mean_interval,
+    no_surer,
+    proportion_interval,
+)
+from tests.support.paired import paired_difference
 
 
 def test_an_interval_over_seeds_is_cut_to_what_values_can_be_and_says_so():
@@ -172,11 +178,6 @@ def test_the_interval_over_records_holds_the_truth_as_often_as_it_says(share):
         found = over_seeds_or_records({draw: (answers,)}, alone, "m")
         hits += found.low <= share <= found.high
     assert hits / draws > 0.92
-
-
-def test_pairs_need_the_same_seeds():
-    with pytest.raises(DataError, match=r"\[0, 1\] and \[0, 2\]"):
-        paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 2: 1.0}, metric="m", unit="s")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -57,15 +57,20 @@ def write_run(folder: Path, *, seeds: tuple[int, ...], findings: tuple[Finding, 
     for seed in seeds:
         place = folder / f"seed-{seed}"
         (place / "federation").mkdir(parents=True)
+        answers = {
+            "zero_shot": {"a": "0000", "b": "0101"},
+            "proxy": {"a": "0000", "b": "0101"},
+            "tuned": {"a": "0011", "b": "0101"},
+            "fused": {"a": "0111" if seed else "1111", "b": "0101"},
+        }
         result = {
             "seed": seed,
             "fidelity": {"kl_nats": 0.5, "cka": [1.0, 0.5], "llm_perplexity": 5, "proxy_perplexity": 10},
             "verbatim_share": 0.5,
             "perplexity": {"fused": 6.0 + seed, "tuned": 9.0},
-            "zero_shot": {"a": "0000", "b": "0101"},
-            "proxy": {"a": "0000", "b": "0101"},
-            "tuned": {"a": "0011", "b": "0101"},
-            "fused": {"a": "0111" if seed else "1111", "b": "0101"},
+            "plug_back": {"scale": 1.0, "tried": [], "aligned_blocks": 0},
+            **answers,
+            **{f"{model}_norm": bits for model, bits in answers.items()},
             "spent": {},
             "seconds": {"federate": 2.0, "compress": 1.0},
             "peak_memory_bytes": 100,

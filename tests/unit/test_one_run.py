@@ -5,8 +5,9 @@ import pytest
 from scipy.optimize import linprog
 
 from attacks.audit.one_run import Guesses, refutes
-from fedproxy_secure.dp.profile import approximate, gaussian
+from fedproxy_secure.dp.profile import gaussian
 from fedproxy_secure.errors import DataError
+from tests.support.profiles import approximate
 
 
 def most_likely(profile, *, canaries, guesses, correct):

@@ -11,15 +11,10 @@ import pytest
 from rich.console import Console
 
 from fedproxy_secure.errors import DataError, RunFolderError
-from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.report import (
-    MethodRow,
-    Report,
-    mean_interval,
-    paired_difference,
-    proportion_interval,
-)
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, proportion_interval
+from fedproxy_secure.report import Report
 from fedproxy_secure.report.html.page import page
+from fedproxy_secure.report.report import MethodRow
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import pull_request_summary
 from fedproxy_secure.report.text.table import (
@@ -36,6 +31,7 @@ from fedproxy_secure.report.text.table import (
 )
 from fedproxy_secure.report.text.trilemma_table import lines, rich_trilemma
 from fedproxy_secure.runtime.artifacts import environment
+from tests.support.paired import paired_difference
 from tests.support.sample_report import sample_comparison, sample_report
 
 SCHEMA = json.loads((resources.files("fedproxy_secure.report") / "report.schema.json").read_text())

@@ -47,7 +47,6 @@ def test_what_a_kill_has_left_is_overwritten_or_removed_by_name(tmp_path):
     assert file.read_bytes() == b"key"
     assert mode(file) == 0o600
     unfinished(file).write_text("half")
-    (tmp_path / ".a.key.part").write_text("what an earlier version left")
     remove_private(file)
     assert os.listdir(tmp_path) == []
     remove_private(file)
@@ -147,7 +146,7 @@ def test_healing_that_does_not_fit_on_the_disk_leaves_what_was_saved_before(tmp_
     import torch
     from torch import nn
 
-    from fedproxy_secure.compress.healing.state import FILE, LEFT_OVER, HealingState
+    from fedproxy_secure.compress.healing.state import FILE, HealingState
 
     state = HealingState(tmp_path, key="k")
     state.finish([nn.Parameter(torch.ones(4))], {"kl": 1.0})
@@ -158,15 +157,12 @@ def test_healing_that_does_not_fit_on_the_disk_leaves_what_was_saved_before(tmp_
     assert read[0].tolist() == [1.0] * 4
     assert os.listdir(tmp_path) == [FILE]
     assert mode(tmp_path / FILE) == 0o600
-    (tmp_path / LEFT_OVER).write_text("by a kill of an earlier version")
-    state.finish([nn.Parameter(torch.ones(4))], {"kl": 3.0})
-    assert os.listdir(tmp_path) == [FILE]
 
 
 def test_weights_that_no_cell_needs_leave_nothing_behind(tmp_path):
     place = tmp_path / PROXIES / "0.5-seed0"
     place.mkdir(parents=True)
-    for name in (WEIGHTS, unfinished(place / WEIGHTS).name, "healing.partial"):
+    for name in (WEIGHTS, unfinished(place / WEIGHTS).name):
         (place / name).write_text("")
     forget_weights(tmp_path, [])
     assert os.listdir(tmp_path) == []

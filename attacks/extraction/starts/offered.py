@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from attacks.extraction.lineage import held, read_tensors
 from attacks.extraction.starts.closed_form import linearly_filled
 from attacks.extraction.starts.fillers import Gaps, Start, grown, shapes
 from attacks.extraction.starts.widened import widened
+from attacks.extraction.verbatim import held, read_tensors
 from fedproxy_secure.models.llm import blocks_of, load_llm
 
 Trained = Literal["fillers", "all"]

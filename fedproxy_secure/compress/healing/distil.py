@@ -227,8 +227,6 @@ def _key(
     said = (
         f"{settings.model_dump_json(exclude_none=True)}|{seed}|{tuple(windows.shape)}|{plan and plan.kept}"
     )
-    if any(p.element_size() < 4 for p in parameters):
-        said += "|steps in float32"  # an earlier version took them in the parameters' own dtype
     if mixed:
         said += "|mixed"
     digest = hashlib.sha256(said.encode())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.runtime.files.whole import replacing
 
 log = logging.getLogger(__name__)
-FILE, LEFT_OVER = "healing.safetensors", "healing.partial"  # the latter by a kill of an earlier version
+FILE = "healing.safetensors"
 
 
 class HealingState:
@@ -82,9 +81,6 @@ class HealingState:
         """Write the result, whole or not at all."""
         tensors = {f"weight.{i}": p.detach() for i, p in enumerate(parameters)}
         self._write(tensors, {"result": json.dumps(result)}, durable=True)
-        if self._path is not None:
-            with suppress(OSError):  # it only takes room
-                self._path.with_name(LEFT_OVER).unlink()
 
     def _write(self, tensors: dict[str, torch.Tensor], said: dict[str, str], *, durable: bool) -> None:
         if self._path is None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
     from fedproxy_secure.experiments.results import Score
 
-POOLED_VERSION = 2  # since 2 pooled training takes the same share of every task
+POOLED_VERSION = 2  # of pooled training that takes the same share of every task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from fedproxy_secure.config import Config, SweptProtection
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
-from fedproxy_secure.experiments.results import accuracies_of, choice_notes, cut_notes, text_clients
+from fedproxy_secure.experiments.results import choice_notes, cut_notes, text_clients
 from fedproxy_secure.experiments.run_report import found_scales, plug_back_notes, settings_of
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
@@ -28,15 +28,14 @@ from fedproxy_secure.report.composition import Training
 from fedproxy_secure.report.measured import (
     ATTACKED,
     SeedRun,
-    check_text_scores,
     configuration_of,
     cost_against,
     read_seed,
-    tasks_scored,
     without_losses,
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sources import sentence
 from fedproxy_secure.report.spending import (
     CEILING_NOT_COUNTED,
     guarantees_of,
@@ -68,27 +67,8 @@ def ceilings_of(config: Config) -> list[Cell]:
 
 def todo_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[MatrixCell | Cell]:
     """Return the cells and ceilings that are not done."""
-    _check_text_scores(config, out, cells)
     todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
     return todo + [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
-
-
-def _check_text_scores(config: Config, out: Path, cells: Sequence[MatrixCell]) -> None:
-    """Raise `RunFolderError` for a finished cell or ceiling that has an accuracy on free text."""
-    texts = text_clients(config)
-    for cell in cells if texts else ():
-        place = out / cell.folder / f"seed-{cell.seed}" / "result.json"
-        if is_done(out, cell) and place.exists():
-            try:
-                result = read_json(place)
-            except (OSError, ValueError):
-                continue  # `read_seed` says what is wrong with it
-            if isinstance(result, dict):
-                check_text_scores(tasks_scored(result), texts, place=place, redo=out / cell.folder)
-    for ceiling in ceilings_of(config) if texts else ():
-        found, place = ceiling_of(out, ceiling), cell_file(out / BASELINES, ceiling)
-        if found is not None:
-            check_text_scores(accuracies_of(found.outcome.fused), texts, place=place, redo=place)
 
 
 def matrix_report(
@@ -110,7 +90,6 @@ def matrix_report(
     """
     from fedproxy_secure.models.llm import pick_device
 
-    _check_text_scores(config, out, cells)
     missing = no_ceiling(config, out)
     configurations, differences = side_by_side(configurations_of(config, out, cells))
     together = total(configurations, same_records=True)
@@ -208,8 +187,7 @@ def not_measured(config: Config, configurations: Sequence[Configuration], *, cel
     for configuration in configurations:
         for f in configuration.findings:
             if f.outcome not in (Outcome.SUCCEEDED, Outcome.RESISTED):
-                line = f"{f.id} {f.attack} from {f.view}: {f.outcome}: {f.reason}"
-                counts[line] = counts.get(line, 0) + 1
+                counts[sentence(f)] = counts.get(sentence(f), 0) + 1
     lines = [f"{line} ({count} of {cells} cells)" for line, count in counts.items()]
     if config.attacks.suite == "smoke":
         lines.append(

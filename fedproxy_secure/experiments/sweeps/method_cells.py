@@ -249,19 +249,17 @@ def write_cell(out: Path, result: CellResult) -> None:
 def read_cell(out: Path, cell: Cell) -> CellResult:
     """Read what a finished cell left.
 
-    Raises `RunFolderError` if it is missing, damaged, the record of another cell or of an earlier version.
+    Raises `RunFolderError` if it is missing, damaged, the record of another cell or of another version of
+    its method.
     """
     path = cell_file(out, cell)
     try:
         raw = read_json(path)
-        made_with = raw.get("made_with", {})
-        if "fused_norm" not in raw or (made_with is not None and "llm" not in made_with):
-            raise RunFolderError(f"{path}: is of an earlier version; delete it and resume")
         if Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"]) != cell:
             raise RunFolderError(
                 f"{path}: is the record of another cell; rename it, or delete it and resume"
             )
-        if (made := raw.get("version", 1)) != (now := method_of(cell.method).version):
+        if (made := raw["version"]) != (now := method_of(cell.method).version):
             raise RunFolderError(
                 f"{path}: is of {'an earlier' if made < now else 'a later'} version; delete it and resume"
             )
@@ -274,7 +272,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
                 scale=raw.get("scale"),
             ),
             seconds=raw["seconds"],
-            origin=None if made_with is None else _origin(made_with),
+            origin=None if raw["made_with"] is None else _origin(raw["made_with"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path}: is damaged: {error}; delete it and resume") from error

@@ -16,7 +16,7 @@ import yaml
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.experiments.results import accuracies_of, text_clients
+from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
     CellResult,
@@ -25,7 +25,6 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     read_cell,
     settings_sha256,
 )
-from fedproxy_secure.report.measured import check_text_scores
 from fedproxy_secure.runtime.artifacts import RunFolder
 
 
@@ -59,10 +58,9 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
 def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellResult]:
     """Read those of `cells` that have finished.
 
-    Raises `RunFolderError` for a record that is damaged, has an accuracy where there is only free text, or
-    was made with other settings, records, public text or another LLM.
+    Raises `RunFolderError` for a record that is damaged, or was made with other settings, records, public
+    text or another LLM.
     """
-    texts = text_clients(config)
     results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
     for result in results:
         wanted = settings_sha256(config, result.cell)
@@ -72,8 +70,6 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
                 f"{cell_file(out, result.cell)}: was made with settings of SHA-256 {made[:12]}; must be "
                 f"{wanted[:12]}, those of this comparison; move it out of the folder, or use its settings"
             )
-        place = cell_file(out, result.cell)
-        check_text_scores(accuracies_of(result.outcome.fused), texts, place=place, redo=place)
     check_origins(out, results)
     return results
 
@@ -135,7 +131,4 @@ def _grouped(cells: Sequence[Cell]) -> str:
     rows: dict[str, list[int]] = {}
     for cell in cells:
         rows.setdefault(cell.row, []).append(cell.seed)
-    return "; ".join(
-        f"{row} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))})"
-        for row, seeds in rows.items()
-    )
+    return "; ".join(f"{row} ({named_seeds(sorted(seeds))})" for row, seeds in rows.items())

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.method import Method, method_of
 from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
@@ -59,8 +60,8 @@ def proxy_notes(
         there = records.get(ratio, {})
         if healed := {s: record["healing"] for s, record in there.items() if "healing" in record}:
             notes.append(_healing_note(ratio, healed))
-        if lacking := sorted(s for s in seeds if "fidelity" not in there.get(s, {})):
-            unknown.append(f"at {ratio:g} (seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))})")
+        if lacking := sorted(seeds - there.keys()):
+            unknown.append(f"at {ratio:g} ({named_seeds(lacking)})")
     if unknown:
         notes.append(
             f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. No {PROXIES}/NAME/{RECORD} of "
@@ -77,8 +78,7 @@ def _healing_note(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
     return (
         f"The proxy at {ratio:g} was healed on {tokens:,.0f} tokens of public text, in {seconds:.0f} s: on "
         f"windows that healing held out, KL of the LLM and the proxy {kl_before:.2f} before, "
-        f"{kl_after:.2f} nats a token after "
-        f"(seed{'s' * (len(healed) > 1)} {', '.join(map(str, healed))})."
+        f"{kl_after:.2f} nats a token after ({named_seeds(healed)})."
     )
 
 

@@ -80,12 +80,12 @@ def proxy_rows(
 ) -> list[ProxyRow]:
     """Return a row for each remove ratio at which something is known of the proxy.
 
-    `records`: of the proxies, by remove ratio and seed (`records_of`); those of an earlier version do not
-    say how like the LLM a proxy is. Where all tasks are free text there is no accuracy to compare.
+    `records`: of the proxies, by remove ratio and seed (`records_of`). Where all tasks are free text there
+    is no accuracy to compare.
     """
     floor, rows = ends_of(results).floor, []
     for ratio in sorted({r.cell.remove_ratio for r in results if r.cell.remove_ratio is not None}):
-        known = {s: record for s, record in records.get(ratio, {}).items() if "fidelity" in record}
+        known = records.get(ratio, {})
         before = {s: record[BEFORE] for s, record in known.items() if BEFORE in record}
         pairs = {
             r.cell.seed: (r.fused, floor[r.cell.seed].fused)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, LEFT_OVER = "healing.safetensors", "healing.partial"  # as `compress.healing.state` has them
+WEIGHTS = "healing.safetensors"  # as `compress.healing.state` calls it
 PROXIES = "proxies"
 RECORD = "proxy.json"
 BEFORE = "before_healing"
@@ -134,7 +134,7 @@ class PreparedProxy:
             record = read_json(path)
             if (record["remove_ratio"], record["seed"]) != (self.remove_ratio, self.seed):
                 raise ValueError("is the record of another proxy")
-            for part in (p for p in (record, record.get(BEFORE)) if p and "fidelity" in p):
+            for part in (p for p in (record, record.get(BEFORE)) if p):
                 likeness_of({self.seed: part}, self.name)  # that it can be read
             for key in HEALING if "healing" in record else ():
                 float(record["healing"][key])
@@ -171,7 +171,7 @@ def records_of(
     """Read the records of a comparison's proxies by remove ratio and seed: those of these settings alone.
 
     `origin`: what cells with a proxy were made with; a proxy's record is of the same settings, LLM and
-    public text, or left out. One of an earlier version does not say, and is of the folder's settings.
+    public text, or left out.
     Raises `RunFolderError` for a record that is damaged.
     """
     found: dict[float, dict[int, dict[str, Any]]] = {}
@@ -180,7 +180,7 @@ def records_of(
         for seed in config.seeds:
             proxy = PreparedProxy(remove_ratio=ratio, seed=seed, config=config)
             record = proxy.read_record(out)
-            if record is not None and ("made_with" not in record or made_with(record, origin)):
+            if record is not None and made_with(record, origin):
                 of_ratio[seed] = record
     return found
 
@@ -191,7 +191,7 @@ def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
     with suppress(OSError):  # they only take room
         for folder in sorted((out / PROXIES).glob("*/")):
             if folder not in kept:
-                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS), folder / LEFT_OVER):
+                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS)):
                     file.unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()

@@ -5,9 +5,9 @@ of the noise before it masks. The target is met by the noise of t - c clients al
 colluders). So it is still met if only t clients survive and c of them tell the server their noise.
 
 Guarantees: for neighbouring inputs, in which one client's vector is replaced by zero, the sums of all
-rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does: a client
-computes the ring and the noise from its own settings, a round has one cohort and one threshold, so that no
-client's noise is drawn anew while another repeats its own, and training that fails, for whatever reason, sends
+rounds together are (epsilon, delta)-DP as the client's ledger says, whatever the server does. A client
+computes the ring and the noise from its own settings. A round has one cohort and one threshold, so that no
+client's noise is drawn anew while another repeats its own. Training that fails, for whatever reason, sends
 zeros with noise and is paid for like any other (`trained_or_zero`). Not covered: the fact that a client
 takes part (a client whose records cannot be read at set-up does not); how long training takes; native code
 that ends the process; the number of clients. With few clients the noise drowns the sum: see

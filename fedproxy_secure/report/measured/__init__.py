@@ -11,25 +11,16 @@ out, never guessed; the report's `not_measured` says which and why.
 
 from fedproxy_secure.report.measured.configuration import configuration_of
 from fedproxy_secure.report.measured.cost import cost_against
-from fedproxy_secure.report.measured.seed import (
-    ATTACKED,
-    SeedRun,
-    attacked,
-    check_text_scores,
-    read_seed,
-    tasks_scored,
-)
+from fedproxy_secure.report.measured.seed import ATTACKED, SeedRun, attacked, read_seed
 from fedproxy_secure.report.measured.unmeasured import rows_without_losses, without_losses
 
 __all__ = [
     "ATTACKED",
     "SeedRun",
     "attacked",
-    "check_text_scores",
     "configuration_of",
     "cost_against",
     "read_seed",
     "rows_without_losses",
-    "tasks_scored",
     "without_losses",
 ]

@@ -31,9 +31,8 @@ def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
                 messages, 1
             )
         measures += values(seeds, kind, by_seed, source=seeds[0].source("federation/ledger.jsonl", "bytes"))
-    timed = [s for s in seeds if "seconds" in s.result]
-    total = {s.seed: sum(s.result["seconds"].values()) for s in timed}
-    peak = {s.seed: float(s.result["peak_memory_bytes"]) for s in timed}
+    total = {s.seed: sum(s.result["seconds"].values()) for s in seeds}
+    peak = {s.seed: float(s.result["peak_memory_bytes"]) for s in seeds}
     return [
         *measures,
         *values(seeds, kinds.SECONDS_FEDERATE, {s.seed: _federated_s(s) for s in seeds}),
@@ -98,4 +97,4 @@ def _uploaded_bytes(s: SeedRun) -> float:
 
 
 def _federated_s(s: SeedRun) -> float:
-    return sum(float(r.get("seconds", 0.0)) for r in s.rounds)
+    return sum(float(r["seconds"]) for r in s.rounds)

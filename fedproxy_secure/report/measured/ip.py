@@ -14,7 +14,7 @@ from fedproxy_secure.report.trilemma import Measure
 
 def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
     """Return the measures of IP that the run itself has."""
-    held = {s.seed: float(s.result["verbatim_share"]) for s in seeds if "verbatim_share" in s.result}
+    held = {s.seed: float(s.result["verbatim_share"]) for s in seeds}
     fidelity = {s.seed: s.result["fidelity"] for s in seeds}
     nats = {seed: float(f["kl_nats"]) for seed, f in fidelity.items()}
     # a proxy whose blocks are no copies of the LLM's has no pairs of blocks to compare

@@ -29,7 +29,7 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     after = {
         s.seed: float(found)  # None: of a diverged model
         for s in seeds
-        if (found := s.result.get("perplexity", {}).get("fused")) is not None
+        if (found := s.result["perplexity"]["fused"]) is not None
     }
     return [
         *measures,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.untrusted import read_json
 
-MODELS = ("zero_shot", "proxy", "tuned", "fused")  # whose scores a seed's result has
 ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; run with --suite smoke"
 
 
@@ -95,40 +94,17 @@ class SeedRun:
             raise RunFolderError(f"{self.place}/seed-{self.seed}/result.json: {error}") from error
 
 
-def check_text_scores(scored: Iterable[str], texts: Collection[str], *, place: Path, redo: Path) -> None:
-    """Raise `RunFolderError` if a result has an accuracy on free text, as those of earlier versions have.
-
-    Args:
-        scored: the tasks that the result at `place` has an accuracy of.
-        texts: the tasks of free text.
-        redo: what must be deleted so that the result is made anew.
-    """
-    if set(scored) & set(texts):
-        raise RunFolderError(
-            f"{place}: has an accuracy on free text, as earlier versions have; delete {redo} and resume"
-        )
-
-
-def tasks_scored(result: Mapping[str, Any]) -> set[str]:
-    """Return the tasks on which any model of a seed's result has an accuracy."""
-    by_model = (result.get(model) for model in MODELS)
-    return {task for answers in by_model if isinstance(answers, Mapping) for task in answers}
-
-
 def read_seed(
     run: Path,
     seed: int,
     *,
     root: Path,
-    texts: Collection[str] = (),
     ceiling: Bits | None = None,
     ceiling_losses: Losses | None = None,
 ) -> SeedRun:
     """Read one seed of the run in `run`; sources are relative to `root`, the report's folder.
 
-    `texts`: the tasks of free text, of which the result must have no accuracy.
-
-    Raises `RunFolderError` if the seed did not finish, or has one.
+    Raises `RunFolderError` if the seed did not finish.
     """
     folder = run / f"seed-{seed}"
     try:
@@ -137,7 +113,6 @@ def read_seed(
         raise RunFolderError(f"{folder / 'result.json'}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise RunFolderError(f"{folder / 'result.json'}: is damaged; delete it and resume") from error
-    check_text_scores(tasks_scored(result), texts, place=folder / "result.json", redo=folder)
     files = RunFolder(path=folder / "federation")
     findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
     return SeedRun(

@@ -8,10 +8,7 @@ from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.report import MethodRow
 from fedproxy_secure.report.trilemma import Configuration
 
-WHY = (
-    "some seed has none, as those of earlier versions (delete it and resume), or a model has diverged and "
-    "its loss is not finite (train it less, or slower)"
-)
+WHY = "a model has diverged, and its loss is not finite (train it less, or slower)"
 _OF_A_RUN = (
     kinds.LOSS_ZERO_SHOT,
     kinds.LOSS_ZERO_SHOT_PROXY,

@@ -96,8 +96,7 @@ def remove_private(path: Path) -> None:
     Raises `RunFolderError` if one is there and stays.
     """
     try:
-        of_earlier_versions = path.with_name(f".{path.name}.part")
-        removed = [_removed(unfinished(path)), _removed(of_earlier_versions), _removed(path)]
+        removed = [_removed(unfinished(path)), _removed(path)]
         if any(removed):
             sync_folder(path.parent)
     except OSError as error:
