@@ -6,10 +6,11 @@ same one. Where they differ in a number, the worst for the owner is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedproxy_secure.config import Answers
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measures import ip
 from fedproxy_secure.evidence.number import Number
@@ -26,7 +27,7 @@ ABOUT = (
     "in this report reached; a stronger attack may get further."
 )
 NOT_ATTACKED = "How much a client can extract is unknown: no extraction attack produced a number."
-API_WORDS = {
+API_WORDS: Mapping[Answers, str] = {
     "text": "only the likeliest token",
     "top_k": "the likeliest tokens with their probabilities",
     "logits": "all logits",
@@ -103,7 +104,7 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
     if strongest is None:
         return (NOT_ATTACKED,)
     number, configuration, finding = strongest
-    api = API_WORDS.get(configuration.api_answers, "")
+    told = configuration.api_answers
     who = f"{finding.id} from {finding.view.replace('_', ' ')}, {finding.profile}"
     unsure = ", inconclusive" if finding.outcome == Outcome.INCONCLUSIVE else ""
     return (
@@ -111,7 +112,7 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
         number,
         " of the way from the tuned proxy to the fused LLM (",
         Said(who + unsure),
-        *((f", through an API that returns {api}",) if api else ()),
+        *((f", through an API that returns {API_WORDS[told]}",) if told else ()),
         ").",
     )
 

@@ -106,6 +106,11 @@ def difference_of(d: AttackDifference, index: int) -> Number | None:
     )
 
 
+def why_without(d: AttackDifference) -> str:
+    """Return how an attack ended that left no number under the protection, and why."""
+    return f"{d.outcome}: {d.why}"
+
+
 def could_show_of(d: AttackDifference, index: int) -> Number | None:
     """Return the smallest value that the unprotected run would have shown."""
     if d.could_show is None:
@@ -150,7 +155,10 @@ def _cell(there: tuple[int, AttackDifference] | None) -> SideCell | None:
         return None
     index, d = there
     return SideCell(
-        value=value_of(d, index), difference=difference_of(d, index), paired=d.paired, why=d.why
+        value=value_of(d, index),
+        difference=difference_of(d, index),
+        paired=d.paired,
+        why=why_without(d) if d.value is None else d.why,
     )
 
 
