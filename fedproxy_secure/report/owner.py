@@ -54,11 +54,11 @@ def owners_rows(report: Report) -> tuple[OwnersRow, ...]:
         groups.setdefault(tuple(c.settings.get(key, "") for key in PROXY_SETTINGS), []).append(c)
     rows = []
     for values, mine in groups.items():
-        sentences = tuple(
-            s for make in (_held, _edge, _edge_by_loss, _extracted, _left, _healed) if (s := make(mine))
-        )
-        if sentences == ((NOT_ATTACKED,),):
+        before = [s for make in (_held, _edge, _edge_by_loss) if (s := make(mine))]
+        after = [s for make in (_left, _healed) if (s := make(mine))]
+        if not before and not after and _strongest(mine, ip.EXTRACTION_R.key) is None:
             continue
+        sentences = (*before, _extracted(mine), *after)
         words = [setting_words(k, v) for k, v in zip(PROXY_SETTINGS, values, strict=True) if v]
         rows.append(OwnersRow(proxy=", ".join(words) if len(groups) > 1 else "", sentences=sentences))
     return tuple(rows)
