@@ -37,8 +37,10 @@ from fedproxy_secure.experiments.sweeps.matrix_report import (
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import CEILING_NOT_COUNTED
 from fedproxy_secure.report.sweep import labelled
 from fedproxy_secure.runtime.artifacts import RunFolder
+from tests.support.sample_report import sample_report
 from tests.support.tiny import tiny_settings
 
 PLAINTEXT, MASKING = {"scheme": "unsafe_plaintext"}, {"scheme": "masking"}
@@ -380,6 +382,16 @@ def test_runs_of_the_same_settings_join_over_their_seeds(settings, tmp_path: Pat
     assert configuration.measure("token_auc") is None
     assert any("no suite of attacks ran" in line for line in report.not_measured)
     assert json.loads((tmp_path / "both" / "report.json").read_text())["command"] == "typed"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_matrix_that_is_joined_tells_that_its_ceiling_is_not_counted(settings, tmp_path: Path, private):
+    RunFolder.create(tmp_path / "matrix", parse_config(settings))
+    (tmp_path / "matrix" / "cells").mkdir()
+    protections = ("masking", "masking_dp8") if private else ("masking",)
+    sample_report(protections=protections, ratios=(0.5,), seeds=(0,), rounds=2).write(tmp_path / "matrix")
+    report = join([tmp_path / "matrix"], tmp_path / "out", command="")
+    assert (CEILING_NOT_COUNTED in report.composition) == private
 
 
 def test_what_is_no_run_is_not_joined(tmp_path: Path):
