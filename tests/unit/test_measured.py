@@ -19,7 +19,7 @@ ROWS = [
     {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000},
     {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330},
     {"message": "Shares", "to": "server", "reveals": "nothing", "count": 3, "bytes": 30},
-    {"message": "sum of update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100},
+    {"message": "update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100, "computed": True},
 ]
 
 
