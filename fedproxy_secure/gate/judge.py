@@ -29,7 +29,7 @@ from fedproxy_secure.gate.policy import Policy, Rule
 from fedproxy_secure.gate.resolution import remedy, resisted, unresolved
 from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
 from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sources import UNDECIDED, Attempts
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
@@ -253,7 +253,7 @@ def _total(report: Report, rule: Rule) -> Judged:
             why=f"{len(report.configurations)} configurations together: {how_much}",
             measured=total,
             excess=excess,
-            source="report.json#total_epsilon",
+            source=pointer("total_epsilon"),
         )
     bare = next((c.name for c in report.configurations if c.privacy_unit == "none"), None)
     if bare is not None:

@@ -25,6 +25,15 @@ SCHEMA_VERSION = 5
 JSON_NAME = "report.json"
 
 
+def pointer(path: str) -> str:
+    """Return where a value of a report is looked up: `report.json` and, after `#`, its JSON pointer.
+
+    >>> pointer("rows/0/average")
+    'report.json#/rows/0/average'
+    """
+    return f"{JSON_NAME}#/{path}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
     """One method at one remove ratio; None where a number does not apply or was not measured.

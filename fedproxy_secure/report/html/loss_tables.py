@@ -13,7 +13,7 @@ from fedproxy_secure.report.comparison import (
     perplexity_of,
 )
 from fedproxy_secure.report.html.tables import MethodTable, named
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 
 
 def loss_table(report: Report) -> MethodTable | None:
@@ -27,7 +27,7 @@ def loss_table(report: Report) -> MethodTable | None:
     }
     for i, row in loss_rows(report):
         assert row.loss is not None
-        place = f"report.json#/rows/{i}"
+        place = pointer(f"rows/{i}")
         numbers = {k: Number(e, f"{place}/{k}") for k in labels if (e := getattr(row, k, None)) is not None}
         numbers["perplexity"] = Number(perplexity_of(row.loss), f"{place}/loss")
         numbers |= {f"on {t}": Number(e, f"{place}/tasks_loss/{t}") for t, e in row.tasks_loss.items()}

@@ -16,7 +16,7 @@ from fedproxy_secure.report.comparison import (
     proxy_lines,
 )
 from fedproxy_secure.report.html.tables import MethodTable, named
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 
 
 def scale_table(report: Report) -> MethodTable | None:
@@ -32,7 +32,7 @@ def scale_table(report: Report) -> MethodTable | None:
     for i, scale in enumerate(report.task_scales):
         numbers = {
             key: Number(
-                getattr(scale, key), f"report.json#/task_scales/{i}/{key}", points=key.startswith("above")
+                getattr(scale, key), pointer(f"task_scales/{i}/{key}"), points=key.startswith("above")
             )
             for key in columns
         }
@@ -56,9 +56,7 @@ def learned_table(report: Report) -> MethodTable | None:
     lines = []
     for i, row in learned_rows(report):
         made = {key: getattr(row, key) for key in columns}
-        numbers = {
-            key: Number(e, f"report.json#/rows/{i}/{key}") for key, e in made.items() if e is not None
-        }
+        numbers = {key: Number(e, pointer(f"rows/{i}/{key}")) for key, e in made.items() if e is not None}
         few = few_seeds(made["gap_closed_learned"].seeds, report.seeds)
         lines.append((*named(row.method, row.remove_ratio, few), numbers))
     if not lines:
@@ -81,7 +79,7 @@ def proxy_table(report: Report) -> MethodTable | None:
     }
     lines = []
     for i, key, likeness, above in proxy_lines(report):
-        source = f"report.json#/proxies/{i}"
+        source = pointer(f"proxies/{i}")
         numbers = {
             name: Number(made, f"{source}/{key}/{name}")
             for name in columns

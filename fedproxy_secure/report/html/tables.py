@@ -25,7 +25,7 @@ from fedproxy_secure.report.comparison import (
     seeds_of,
     weakest,
 )
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, percent, shown
 
 FIRST: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
@@ -133,7 +133,7 @@ def method_rows(report: Report) -> list[MethodLine]:
         numbers = {
             name: Number(
                 e,
-                f"report.json#/rows/{i}/{_POINTERS.get(name, f'tasks/{name}')}",
+                pointer(f"rows/{i}/{_POINTERS.get(name, f'tasks/{name}')}"),
                 points=name == EDGE,
             )
             for name, e in estimates.items()
@@ -154,12 +154,12 @@ def norm_table(report: Report) -> MethodTable | None:
         if row.average_norm is None:
             continue
         numbers = {
-            key: Number(made, f"report.json#/rows/{i}/{key}", points=key == "owners_edge_norm")
+            key: Number(made, pointer(f"rows/{i}/{key}"), points=key == "owners_edge_norm")
             for key in beside
             if (made := getattr(row, key)) is not None
         }
         numbers |= {
-            t: Number(row.tasks_norm[t], f"report.json#/rows/{i}/tasks_norm/{t}")
+            t: Number(row.tasks_norm[t], pointer(f"rows/{i}/tasks_norm/{t}"))
             for t in tasks
             if t in row.tasks_norm
         }
@@ -178,7 +178,7 @@ def difference_table(report: Report, of: Compared = "average") -> MethodTable | 
     (title, about, unit), lines = DIFFERENCES[of], []
     for method, ratio, by_reference in grid:
         numbers = {
-            r: Number(made, f"report.json#/differences/{i}/{of}", points=unit == "points")
+            r: Number(made, pointer(f"differences/{i}/{of}"), points=unit == "points")
             for r, i in by_reference.items()
             if (made := getattr(report.differences[i], of)) is not None
         }
@@ -194,7 +194,7 @@ def effect_table(report: Report) -> MethodTable | None:
     lines = []
     for i, row in effect_rows(report):
         numbers = {
-            key: Number(made, f"report.json#/rows/{i}/{key}", points=True)
+            key: Number(made, pointer(f"rows/{i}/{key}"), points=True)
             for key in columns
             if (made := getattr(row, key)) is not None
         }

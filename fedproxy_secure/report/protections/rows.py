@@ -8,7 +8,7 @@ from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import in_order
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.evidence.surfaces import PRIVACY_SURFACES
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import UNPROTECTED, kinds_of, labelled
 from fedproxy_secure.report.trilemma import AttackDifference
 
@@ -132,7 +132,7 @@ def smallest(estimate: Estimate, value: float, *, how: str = "") -> Estimate:
 
 
 def _place(index: int) -> str:
-    return f"report.json#/attack_differences/{index}"
+    return pointer(f"attack_differences/{index}")
 
 
 def _row(rest: str, by_kind: dict[str, tuple[int, AttackDifference]], kinds: tuple[str, ...]) -> SideRow:

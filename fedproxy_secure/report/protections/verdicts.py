@@ -23,7 +23,7 @@ from fedproxy_secure.report.protections.rows import (
     value_of,
     why_without,
 )
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import UNPROTECTED, kinds_of, labelled
 from fedproxy_secure.report.trilemma import AttackDifference
 
@@ -254,4 +254,4 @@ def _left(d: AttackDifference) -> float:
 def _count(value: int, metric: str, mine: Sequence[Indexed]) -> Number:
     seeds = sorted({s for _, d in mine for s in d.base.seeds})
     made = counted(value, metric=metric, unit="count", seeds=seeds)
-    return Number(made, "report.json#attack_differences")
+    return Number(made, pointer("attack_differences"))
