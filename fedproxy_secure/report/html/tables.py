@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from fedproxy_secure.evidence.estimate import Estimate
@@ -122,6 +122,25 @@ def method_columns(report: Report) -> list[tuple[str, str]]:
     return [(name, f"{name} ({'points' if name == EDGE else '%'})") for name in ordered]
 
 
+def numbers_of(
+    part: object, path: str, keys: Iterable[str], *, points: Container[str] = ()
+) -> dict[str, Number]:
+    """Return by name the numbers that a part of the report has.
+
+    Args:
+        part: the part, such as a row of `report.rows`.
+        path: its place in the report, such as `rows/0`.
+        keys: names of its estimates; those that are None are left out.
+        points: names of those that are differences of shares.
+    """
+    estimates = {key: getattr(part, key) for key in keys}
+    return {
+        key: Number(made, pointer(f"{path}/{key}"), points=key in points)
+        for key, made in estimates.items()
+        if made is not None
+    }
+
+
 def method_rows(report: Report) -> list[MethodLine]:
     """Return (method, removed and few seeds, numbers by column) of a comparison."""
     rows = []
@@ -153,11 +172,7 @@ def norm_table(report: Report) -> MethodTable | None:
     for i, row in enumerate(report.rows):
         if row.average_norm is None:
             continue
-        numbers = {
-            key: Number(made, pointer(f"rows/{i}/{key}"), points=key == "owners_edge_norm")
-            for key in beside
-            if (made := getattr(row, key)) is not None
-        }
+        numbers = numbers_of(row, f"rows/{i}", beside, points=("owners_edge_norm",))
         numbers |= {
             t: Number(row.tasks_norm[t], pointer(f"rows/{i}/tasks_norm/{t}"))
             for t in tasks
@@ -193,11 +208,7 @@ def effect_table(report: Report) -> MethodTable | None:
     columns = {"size_effect": "size", "federation_effect": "federation", "way_back_effect": "owner's edge"}
     lines = []
     for i, row in effect_rows(report):
-        numbers = {
-            key: Number(made, pointer(f"rows/{i}/{key}"), points=True)
-            for key in columns
-            if (made := getattr(row, key)) is not None
-        }
+        numbers = numbers_of(row, f"rows/{i}", columns, points=columns)
         lines.append(
             (*named(row.method, row.remove_ratio, few_seeds(effect_seeds(row), report.seeds)), numbers)
         )
