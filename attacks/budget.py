@@ -25,10 +25,8 @@ class OutOfTime(Stopped):
     catches every `BaseException`, such as loading a proxy, knows `Stopped`.
     """
 
-    BEGINS = "ran out of its"
-
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"{self.BEGINS} {seconds:g} s")
+        super().__init__(f"ran out of its {seconds:g} s")
 
 
 @dataclass(frozen=True, kw_only=True)

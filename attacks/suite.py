@@ -255,6 +255,7 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
         profile=trial.profile,
         seed=trial.seed,
         name=trial.folder.name,
+        out_of_time=lost.timed_out,
     )
 
 
@@ -275,7 +276,7 @@ def _finished(run: Path, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key
     """
     done: dict[Key, Finding] = {}
     for result in read_events(run):
-        again = result.outcome == Outcome.ERROR or result.reason.startswith(OutOfTime.BEGINS)
+        again = result.outcome == Outcome.ERROR or result.out_of_time
         key = key_of(result)
         if (result.profile, result.seed) == (profile, seeds.get(key)) and not again:
             done[key] = result

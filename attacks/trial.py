@@ -72,14 +72,16 @@ def run_one(
     budget = Budget(profile=profile, seconds=seconds)
     bar = SecondsBar(shown=progress or NoProgress(), task=f"{one.info.name}, {seen.threat_model}")
     bar.shown.start(bar.task, math.ceil(seconds))
-    numbers = _Numbers()
+    numbers, out_of_time = _Numbers(), False
     try:
         _check_surfaces(one.info, seen)
         with alarm(seconds, bar):
             _attack_and_controls(one, seen, truth, budget, seed, numbers, bar)
         outcome, reason = numbers.judged(one.info)
+        out_of_time = numbers.out_of_time and outcome == Outcome.INCONCLUSIVE
     except OutOfTime as error:
         outcome, reason = Outcome.INCONCLUSIVE, f"{error} in {bar.part}"
+        out_of_time = True
     except NotApplicable as error:
         outcome, reason = Outcome.NOT_APPLICABLE, str(error)
     except Inconclusive as error:
@@ -102,6 +104,7 @@ def run_one(
         profile=profile,
         seed=seed,
         name=name,
+        out_of_time=out_of_time,
     )
 
 
@@ -114,6 +117,7 @@ class _Numbers:
         detectable, targets: what these could have shown, and how each target was judged.
         positive, negative: the controls' headlines.
         without_positive: why there is no positive control, if it was tried and did not come to an end.
+        out_of_time: whether it did not because time ran out.
     """
 
     estimates: tuple[Estimate, ...] = ()
@@ -122,6 +126,7 @@ class _Numbers:
     positive: Estimate | None = None
     negative: Estimate | None = None
     without_positive: str = ""
+    out_of_time: bool = False
 
     def judged(self, info: AttackInfo) -> tuple[Outcome, str]:
         outcome, reason = judge(info, self.estimates[0], self.positive, self.negative, self.detectable)
@@ -149,6 +154,7 @@ def _attack_and_controls(
         pass
     except (OutOfTime, Inconclusive) as error:
         numbers.without_positive = f"{error} in {bar.part}"
+        numbers.out_of_time = isinstance(error, OutOfTime)
 
 
 def finding(
@@ -166,6 +172,7 @@ def finding(
     negative: Estimate | None = None,
     detectable: tuple[Detectable, ...] = (),
     targets: Targets | None = None,
+    out_of_time: bool = False,
 ) -> Finding:
     """Return the finding of an attack from a view, with the measures that it feeds."""
     return Finding(
@@ -190,6 +197,7 @@ def finding(
         margin=info.margin,
         detectable=detectable,
         targets=targets,
+        out_of_time=out_of_time,
     )
 
 

@@ -133,6 +133,8 @@ class Poisoning(Attack):
     def score(self, guess: Damage, answer: object) -> tuple[Estimate, ...]:
         """Return paired differences over honest clients' held-out records, the run's own rule first."""
         estimates: list[Estimate] = []
+        of_own: list[Estimate] = []
+        own_rule = next(iter(guess.losses))[0]
         for rule, play in guess.losses:
             if play == "honest":
                 continue
@@ -142,13 +144,11 @@ class Poisoning(Attack):
                 gained = guess.backdoored[rule, "honest"] - guess.backdoored[rule, "backdoor"]
                 name = f"trigger's answer likelier by backdoor under {rule}"
                 estimates.append(over_targets(gained.tolist(), metric=name, unit="nats"))
-            name = f"loss added by {play} under {rule}"
-            estimates.append(over_targets(added.tolist(), metric=name, unit="nats"))
+            lost = over_targets(added.tolist(), metric=f"loss added by {play} under {rule}", unit="nats")
+            estimates.append(lost)
+            if rule == own_rule:
+                of_own.append(lost)
         estimates += moves(guess)
-        own_rule = next(iter(guess.losses))[0]
-        of_own = [
-            e for e in estimates if e.metric.endswith(f"under {own_rule}") and e.metric.startswith("loss")
-        ]
         worst = max(of_own, key=lambda e: e.value)
         headline = replace(worst, metric=self.info.headline)
         return (headline, *estimates)

@@ -63,6 +63,11 @@ class Estimate:
             if number is not None and not math.isfinite(number):
                 raise DataError(f"{self.metric}: {number}: must be finite")
 
+    @property
+    def exact(self) -> bool:
+        """Whether it was counted, not sampled: both ends of its interval equal the value."""
+        return self.low == self.value == self.high
+
 
 def mean_interval(
     values_by_seed: Mapping[int, float],

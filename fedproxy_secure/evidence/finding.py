@@ -20,7 +20,7 @@ from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.untrusted import read_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FOLDER, RESULTS = "attacks", "results.json"  # below a run's folder
 Profile = Literal["smoke", "standard", "full"]
 
@@ -66,13 +66,14 @@ class Finding:
         seconds: wall-clock time of the attack and its controls.
         seed: seed of the attack's randomness.
         mapping: (framework, version, id) triples.
-        read: the surfaces that it used, of those in `surfaces`; () in findings of earlier versions.
-        chance: the headline's value where there is nothing to find; None in findings of earlier versions.
+        read: the surfaces that it used, of those in `surfaces`; () if these lack what it needs.
+        chance: the headline's value where there is nothing to find.
         margin: how far above chance the headline's interval must begin to count as success.
         detectable: the smallest effects that its numbers could have shown, the headline's first where it is
             known.
         targets: how each target of the exam was judged, for paired differences; None where that is not
             known, and in reports, which hold the differences themselves.
+        out_of_time: whether it is undecided because time ran out; a resumed suite runs the attack again.
 
     Raises `DataError` for a position that `estimates` does not have.
     """
@@ -93,11 +94,12 @@ class Finding:
     seconds: float
     seed: int
     mapping: tuple[tuple[str, str, str], ...]
-    read: tuple[str, ...] = ()
-    chance: float | None = None
-    margin: float | None = None
+    read: tuple[str, ...]
+    chance: float
+    margin: float
     detectable: tuple[Detectable, ...] = ()
     targets: Targets | None = None
+    out_of_time: bool = False
 
     def __post_init__(self) -> None:
         for key, positions in self.measures.items():
@@ -114,9 +116,9 @@ class Finding:
         return self.estimates[0] if self.estimates else None
 
     @property
-    def bar(self) -> float | None:
-        """What the headline's interval must lie above to count as success; None if it is not known."""
-        return None if self.chance is None or self.margin is None else self.chance + self.margin
+    def bar(self) -> float:
+        """What the headline's interval must lie above to count as success."""
+        return self.chance + self.margin
 
     def could_show(self, estimate: Estimate) -> Detectable | None:
         """Return the smallest effect that one of its numbers could have shown; None if it is not known."""

@@ -19,7 +19,7 @@ from fedproxy_secure.evidence.answers import alone, gap_closed
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, student_quantile
 
 LOSS = "_loss"  # ends the key under which a record has a model's losses
-NO_SPREAD = "one seed; a task of one test record, no interval"
+NO_SPREAD = "a task of one test record, no interval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +137,11 @@ def loss_over_seeds_or_records(
         for seed, models in by_seed.items()
     ]
     if len(parts) == 1:
-        return parts[0]
+        return replace(parts[0], how=f"one seed; {parts[0].how}")
     over_seeds = mean_interval(values, metric=metric, unit=unit, within=within)
     unsure = next((part for part in parts if part.low is None), None)
     if unsure is not None:
-        return replace(
-            over_seeds, low=None, high=None, how=unsure.how.replace("one seed", "mean over seeds")
-        )
+        return replace(over_seeds, low=None, high=None, how=f"mean over seeds; {unsure.how}")
     return no_surer(over_seeds, parts)
 
 
@@ -170,16 +168,19 @@ def _over_records(
     unit: str,
     within: tuple[float, float],
 ) -> Estimate:
-    """Return one seed's statistic with its interval over test records, which the models share."""
+    """Return one seed's statistic with its interval over test records, which the models share.
+
+    `how` says it of the records alone; the caller knows how many seeds there are.
+    """
     sizes = [len(loss.nats) for loss in models[0].values()]
     low = high = None
     how = NO_SPREAD
     if min(sizes) > 1:
         ends = _fieller(models, value) if statistic is gap_closed else _student(models, statistic, value)
-        how = "one seed; test records do not resolve the gap itself, no interval"
+        how = "test records do not resolve the gap itself, no interval"
         if ends is not None:
             low, high = max(within[0], min(value, ends[0])), min(within[1], max(value, ends[1]))
-            how = "one seed; over test records, Student t 95 %"
+            how = "over test records, Student t 95 %"
     return Estimate(
         metric=metric, value=value, low=low, high=high, n=sum(sizes), unit=unit, seeds=(seed,), how=how
     )

@@ -54,8 +54,7 @@ class Number:
     @property
     def exact(self) -> bool:
         """Whether it was counted, not sampled."""
-        e = self.estimate
-        return e.low == e.value == e.high
+        return self.estimate.exact
 
     @property
     def spread(self) -> str:

@@ -49,7 +49,7 @@ def surface_of(finding: Finding) -> str:
 
     It speaks of one if its attack looks for what is in records: if it feeds a measure of privacy, or maps
     to a leak of training data. It speaks of none where it deviates from the protocol, audits a claim of
-    differential privacy, or does not say what it used.
+    differential privacy, or used nothing.
     """
     keys = set(privacy_measures(finding))
     mapped = {item for *_, item in finding.mapping}

@@ -73,7 +73,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
                 )
             parts.append((folder, report.configurations, report.attack_differences))
             not_measured |= dict.fromkeys(report.not_measured)
-            ceiling = ceiling or CEILING_NOT_COUNTED in report.composition
+            ceiling = True
         else:
             alike = config.model_copy(update={"seeds": (0,)}).sha256()
             runs.setdefault(alike, []).append((folder, config))
@@ -101,7 +101,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         ),
         not_measured=tuple(not_measured),
         total_epsilon=together.epsilon,
-        composition=(*together.says, *((CEILING_NOT_COUNTED,) if ceiling else ())),
+        composition=(*together.says, *((CEILING_NOT_COUNTED,) if ceiling and together.says else ())),
     )
     publish(report, out)
     return report

@@ -243,9 +243,13 @@ def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimat
         for name, value in by.items()
         if value is not None
     }
-    if len(trainings) > 1:
-        numbers["epsilon spent by one seed alone, client that spent most"] = alone
-    estimates = [counted(v, metric=name, unit="epsilon", seeds=seeds) for name, v in numbers.items()]
     together = f"{len(trainings)} trainings together, " if len(trainings) > 1 else ""
     how = f"counted, exact: {together}{cost.how}"
-    return tuple(e if "alone" in e.metric else replace(e, how=how) for e in estimates)
+    spent = tuple(
+        replace(counted(value, metric=name, unit="epsilon", seeds=seeds), how=how)
+        for name, value in numbers.items()
+    )
+    if len(trainings) == 1:
+        return spent
+    name = "epsilon spent by one seed alone, client that spent most"
+    return (*spent, counted(alone, metric=name, unit="epsilon", seeds=seeds))

@@ -103,7 +103,7 @@ class Asker:
         self.names: dict[int, str] = {}
         self.set_up_again: RecordDict | None = None
         self.left_out: dict[str, str] = {}
-        self._failures: list[FedProxyError] = []
+        self._failures: list[tuple[str, FedProxyError]] = []  # with the client's name for the owner
         self._explained: FedProxyError | None = None
 
     def begin(self) -> None:
@@ -237,16 +237,18 @@ class Asker:
     def explain(self) -> None:
         """Raise the first error that a client reported, if there is one, with who else was left out."""
         if self._failures:
-            raise self.explained(self._failures[0])
+            name, error = self._failures[0]
+            raise self.explained(error, by=name)
 
-    def explained(self, error: Error) -> Error:
-        """Return the same kind of error, whose line also says which clients were left out, and why."""
+    def explained(self, error: Error, by: str | None = None) -> Error:
+        """Return the same kind of error, whose line also says which clients were left out, and why.
+
+        `by`: the client whose error it is, which its line names already.
+        """
         if error is self._explained:
             return error
-        line = str(error)  # the error of a client begins with its name
-        named = [n for n in self.left_out if line.startswith((f"{n} (node ", f"{n} says: "))]
-        others = {name: why for name, why in self.left_out.items() if name not in named}
-        self._explained = explained = type(error)(with_reasons(line, others))
+        others = {name: why for name, why in self.left_out.items() if name != by}
+        self._explained = explained = type(error)(with_reasons(str(error), others))
         return explained
 
     def fetch(
@@ -290,6 +292,7 @@ class Asker:
             self.leave_out(group, node, f"left the protocol: {line}")
             return
         self.leave_out(group, node, f"says: {line}")
-        self._failures.append(REPORTED.get(kind, TrainingError)(f"{self.log_name(node)} says: {line}"))
+        error = REPORTED.get(kind, TrainingError)(f"{self.log_name(node)} says: {line}")
+        self._failures.append((self.owner_name(node), error))
         if self._one_machine:
             self.explain()

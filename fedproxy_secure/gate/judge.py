@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from fedproxy_secure.config import ANSWERS
-from fedproxy_secure.dp.guarantees import SIMULATED_NOISE
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDITED_OVER_CLAIMED,
@@ -30,7 +29,7 @@ from fedproxy_secure.gate.policy import Policy, Rule
 from fedproxy_secure.gate.resolution import remedy, resisted, unresolved
 from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
 from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sources import UNDECIDED, Attempts
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
@@ -100,7 +99,7 @@ def _judge(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
 
 
 def _limit(rule: Rule, limit: Limit, configuration: Configuration) -> Iterator[Judged]:
-    if SIMULATED_NOISE in configuration.unsafe and set(limit.keys) <= set(INFINITE):
+    if configuration.simulated_noise and set(limit.keys) <= set(INFINITE):
         yield _row(rule, configuration, Verdict.FAILED, f"{SIMULATED}: {limit.keys[0]} is infinite")
         return
     for key in limit.keys:
@@ -227,7 +226,7 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
 
 def _api(rule: Rule, configuration: Configuration) -> Judged:
     told = configuration.api_answers
-    if told not in ANSWERS:
+    if told is None:
         return _row(rule, configuration, Verdict.MISSING, "the report does not say what the API tells")
     no_more = ANSWERS.index(told) <= ANSWERS.index(rule.bound)
     return _kept(rule, configuration, no_more, f"the API is assumed to tell {told}")
@@ -236,7 +235,7 @@ def _api(rule: Rule, configuration: Configuration) -> Judged:
 def _total(report: Report, rule: Rule) -> Judged:
     """Return the judgement of the epsilon that all configurations together spent on the same records."""
     total = report.total_epsilon
-    simulated = next((c.name for c in report.configurations if SIMULATED_NOISE in c.unsafe), None)
+    simulated = next((c.name for c in report.configurations if c.simulated_noise), None)
     if simulated is not None:
         return Judged(
             rule=rule.text,
@@ -254,7 +253,7 @@ def _total(report: Report, rule: Rule) -> Judged:
             why=f"{len(report.configurations)} configurations together: {how_much}",
             measured=total,
             excess=excess,
-            source="report.json#total_epsilon",
+            source=pointer("total_epsilon"),
         )
     bare = next((c.name for c in report.configurations if c.privacy_unit == "none"), None)
     if bare is not None:

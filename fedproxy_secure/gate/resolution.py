@@ -34,7 +34,7 @@ def unresolved(configuration: Configuration, key: str, bound: float) -> str | No
         key: the measure's key.
         bound: the upper bound.
 
-    Findings of earlier versions, which do not say what they could have shown, count as able to.
+    Numbers of which it is not known what they could have shown count as able to.
     """
     for who, could in _could_show(configuration, key):
         if could.smallest is None:
@@ -48,8 +48,8 @@ def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
     """Return whether resisted attempts could have detected a leak, and a clause for the reason.
 
     The clause names the attempt that could not, or else gives the highest upper end of all the attempts'
-    intervals; it may be empty. A finding from an earlier version, which does not state the smallest value
-    that it could have detected, counts as able to detect a leak.
+    intervals; it may be empty. A finding whose smallest detectable value is not known counts as able to
+    detect a leak.
     """
     ends = []
     for finding in findings:

@@ -32,7 +32,7 @@ def measured_text(estimate: Estimate) -> str:
     """
     if estimate.low is None or estimate.high is None:
         interval = ", no interval"
-    elif estimate.how.startswith("counted"):
+    elif estimate.exact:
         interval = ", exact"
     else:
         interval = f" [{estimate.low:.4g}, {estimate.high:.4g}]"

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUM = "sum of"  # how the ledger's rows of computed sums begin, which no message contained
 _GROUP = re.compile(r"round (\d{1,9})(?:, .*)?", re.ASCII | re.DOTALL)
 _NUMBER_BYTES = 8
 
@@ -142,12 +141,10 @@ def ledger_bytes(rows: Any) -> tuple[int, int]:
     """Return the bytes that rows of a leakage ledger say the server received, and sent."""
     received = sent = 0
     for row in rows:
-        if str(row["message"]).startswith(SUM):
-            continue
-        if row["to"] == "server":
-            received += row["bytes"]
-        else:
+        if row["to"] != "server":
             sent += row["bytes"]
+        elif not row.get("computed"):  # else no message contained it
+            received += row["bytes"]
     return received, sent
 
 

@@ -1,9 +1,9 @@
 """The leakage ledger: what flowed, to whom, and what it reveals.
 
 `ledger.jsonl` has one JSON line for each round and kind of message: `round`, `message`, `to`, `count`,
-`bytes` (of payload), `reveals`; `aborted: true` where the round did not end. The protocols of secure sums
-write it from their messages. Where a client sends one message a round, the protection says how large it is
-and what it reveals.
+`bytes` (of payload), `reveals`; `computed: true` for a sum that the server computed and no message
+contained; `aborted: true` where the round did not end. The protocols of secure sums write it from their
+messages. Where a client sends one message a round, the protection says how large it is and what it reveals.
 
 Not in it: what flowed in a round during which the server's process was killed.
 """
@@ -25,11 +25,12 @@ class Ledger:
     round: int
     rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
-    def note(self, message: str, *, to: str, reveals: str, payload_bytes: int) -> None:
-        """Count one message of this kind."""
-        row = self.rows.setdefault(
-            (message, to), {"message": message, "to": to, "reveals": reveals, "count": 0, "bytes": 0}
-        )
+    def note(
+        self, message: str, *, to: str, reveals: str, payload_bytes: int, computed: bool = False
+    ) -> None:
+        """Count one message of this kind. `computed`: no message contained it, `to` computed it."""
+        new = {"message": message, "to": to, "reveals": reveals, "count": 0, "bytes": 0}
+        row = self.rows.setdefault((message, to), new | ({"computed": True} if computed else {}))
         row["count"] += 1
         row["bytes"] += payload_bytes
 

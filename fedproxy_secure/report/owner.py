@@ -6,10 +6,11 @@ same one. Where they differ in a number, the worst for the owner is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedproxy_secure.config import Answers
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measures import ip
 from fedproxy_secure.evidence.number import Number
@@ -26,7 +27,7 @@ ABOUT = (
     "in this report reached; a stronger attack may get further."
 )
 NOT_ATTACKED = "How much a client can extract is unknown: no extraction attack produced a number."
-API_WORDS = {
+API_WORDS: Mapping[Answers, str] = {
     "text": "only the likeliest token",
     "top_k": "the likeliest tokens with their probabilities",
     "logits": "all logits",
@@ -53,11 +54,11 @@ def owners_rows(report: Report) -> tuple[OwnersRow, ...]:
         groups.setdefault(tuple(c.settings.get(key, "") for key in PROXY_SETTINGS), []).append(c)
     rows = []
     for values, mine in groups.items():
-        sentences = tuple(
-            s for make in (_held, _edge, _edge_by_loss, _extracted, _left, _healed) if (s := make(mine))
-        )
-        if sentences == ((NOT_ATTACKED,),):
+        before = [s for make in (_held, _edge, _edge_by_loss) if (s := make(mine))]
+        after = [s for make in (_left, _healed) if (s := make(mine))]
+        if not before and not after and _strongest(mine, ip.EXTRACTION_R.key) is None:
             continue
+        sentences = (*before, _extracted(mine), *after)
         words = [setting_words(k, v) for k, v in zip(PROXY_SETTINGS, values, strict=True) if v]
         rows.append(OwnersRow(proxy=", ".join(words) if len(groups) > 1 else "", sentences=sentences))
     return tuple(rows)
@@ -103,7 +104,7 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
     if strongest is None:
         return (NOT_ATTACKED,)
     number, configuration, finding = strongest
-    api = API_WORDS.get(configuration.api_answers, "")
+    told = configuration.api_answers
     who = f"{finding.id} from {finding.view.replace('_', ' ')}, {finding.profile}"
     unsure = ", inconclusive" if finding.outcome == Outcome.INCONCLUSIVE else ""
     return (
@@ -111,7 +112,7 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
         number,
         " of the way from the tuned proxy to the fused LLM (",
         Said(who + unsure),
-        *((f", through an API that returns {api}",) if api else ()),
+        *((f", through an API that returns {API_WORDS[told]}",) if told else ()),
         ").",
     )
 

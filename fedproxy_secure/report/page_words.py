@@ -13,7 +13,7 @@ from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import Finding, Outcome, in_order
 from fedproxy_secure.evidence.measure import Axis
 from fedproxy_secure.evidence.number import Number, interval_overlaps
-from fedproxy_secure.report.report import MethodRow, Report
+from fedproxy_secure.report.report import JSON_NAME, MethodRow, Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
     Labelled,
@@ -68,7 +68,7 @@ def scope(report: Report) -> Sentence:
     if count == 1:
         what = what.removesuffix("s")
     parts: list[Part] = [
-        _count(report, count, what, "report.json"),
+        _count(report, count, what, JSON_NAME),
         f" {what}, seed{'s' * (len(report.seeds) > 1)} ",
         seeds,
         ".",
@@ -120,22 +120,22 @@ def missing(report: Report) -> list[Sentence]:
     sentences: list[Sentence] = []
     failed = sum(len(c.failed) for c in report.configurations)
     if failed:
-        number = _count(report, failed, "seeds that did not finish", "report.json#configurations")
+        number = _count(report, failed, "seeds that did not finish", pointer("configurations"))
         sentences.append((number, f" {_plural(failed, 'seed')} did not finish."))
     findings = [f for c in report.configurations for f in c.findings]
     open_ended = [f for f in findings if f.outcome in (Outcome.INCONCLUSIVE, Outcome.ERROR)]
     if open_ended:
         sentences.append(
             (
-                _count(report, len(open_ended), "findings that show nothing", "report.json#configurations"),
+                _count(report, len(open_ended), "findings that show nothing", pointer("configurations")),
                 " of ",
-                _count(report, len(findings), "findings", "report.json#configurations"),
+                _count(report, len(findings), "findings", pointer("configurations")),
                 " findings show neither a leak nor protection: the attack was inconclusive or failed.",
             )
         )
     if report.not_measured:
         count = len(report.not_measured)
-        number = _count(report, count, "what was not measured", "report.json#not_measured")
+        number = _count(report, count, "what was not measured", pointer("not_measured"))
         sentences.append(
             (number, f" {_plural(count, 'thing')} {'was' if count == 1 else 'were'} not measured.")
         )
@@ -170,12 +170,12 @@ def _best(
             begin,
             Said(best.method.replace("_", " ") + ratio),
             " with ",
-            Number(estimate, f"report.json#/rows/{i}/{key}"),
+            Number(estimate, pointer(f"rows/{i}/{key}")),
             ".",
         )
     ]
     if level:
-        number = _count(report, len(level), "methods level with the best", "report.json#rows")
+        number = _count(report, len(level), "methods level with the best", pointer("rows"))
         word = (
             "method has an interval that overlaps"
             if len(level) == 1
@@ -206,7 +206,7 @@ def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
     won = [f for f in findings if f.outcome == Outcome.SUCCEEDED]
     resisted = sum(f.outcome == Outcome.RESISTED for f in findings)
     applied = sum(f.outcome != Outcome.NOT_APPLICABLE for f in findings)
-    where = "report.json#configurations"
+    where = pointer("configurations")
     parts: list[Part] = [
         _count(report, len(won), "attacks that succeeded", where),
         " of ",
@@ -245,11 +245,11 @@ def _contrast(
     parts: list[Part] = []
     for word in ("better", "worse", "the same", "not told apart", "without an interval"):
         if number := verdicts.count(word):
-            count = _count(report, number, f"pairs {word}", "report.json#configurations")
+            count = _count(report, number, f"pairs {word}", pointer("configurations"))
             parts += [f"{', ' if parts else ''}{word} in ", count]
     if not parts:
         return title, ()
-    total = _count(report, len(pairs), "pairs that are alike in all else", "report.json#configurations")
+    total = _count(report, len(pairs), "pairs that are alike in all else", pointer("configurations"))
     return title, (*parts, " of ", total, f" {_plural(len(pairs), 'pair')}")
 
 

@@ -21,8 +21,17 @@ from fedproxy_secure.runtime import artifacts
 from fedproxy_secure.runtime.artifacts import read_file
 from fedproxy_secure.runtime.untrusted import parse_json
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 JSON_NAME = "report.json"
+
+
+def pointer(path: str) -> str:
+    """Return where a value of a report is looked up: `report.json` and, after `#`, its JSON pointer.
+
+    >>> pointer("rows/0/average")
+    'report.json#/rows/0/average'
+    """
+    return f"{JSON_NAME}#/{path}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +245,9 @@ class Report:
             values = parse_json(raw)
             version = values["schema_version"]
             if version != SCHEMA_VERSION:
-                old = isinstance(version, int) and version < SCHEMA_VERSION
-                again = "; `run --resume` or `matrix --resume` writes a new one" if old else ""
-                raise RunFolderError(f"{path}: schema_version={version}: must be {SCHEMA_VERSION}{again}")
+                raise RunFolderError(
+                    f"{path}: schema_version={version}: must be {SCHEMA_VERSION}; make the report again"
+                )
             report: Report = adapter().validate_python(values)
             return report
         except RunFolderError:

@@ -10,9 +10,14 @@ from fedproxy_secure.protect.base import protection_of
 def unsafe_stamps(config: Config) -> tuple[str, ...]:
     """Return what every report on these settings must say first; () if nothing in them is unsafe."""
     stamps = [*protection_of(config.protect).unsafe(config.protect)]
-    if config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated":
+    if simulated_noise(config):
         stamps.append(SIMULATED_NOISE)
     return tuple(stamps)
+
+
+def simulated_noise(config: Config) -> bool:
+    """Return whether the noise of differential privacy follows from the seed: nothing is private."""
+    return config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated"
 
 
 def effective_cohort(config: Config, *, fewest: int) -> int:

@@ -147,8 +147,7 @@ def _swept(configurations: Sequence[Configuration]) -> list[str]:
 
 def _kind(configuration: Configuration) -> str:
     """Return a configuration's protection for display, such as `masking + DP 8 (large batches)`."""
-    protection = configuration.settings.get("protection", "")
-    title, recipe = _title(protection) or configuration.name, _recipe(protection)
+    title, recipe = _title(configuration.scheme), configuration.recipe
     if configuration.privacy_unit != "none":
         claimed = configuration.measure(EPSILON_CLAIMED.key)
         private = "DP" if claimed is None else f"DP {claimed.estimate.value:g}"
@@ -156,26 +155,9 @@ def _kind(configuration: Configuration) -> str:
     return f"{title} ({recipe})" if recipe else title
 
 
-def _recipe(protection: str) -> str:
-    """Return the name of the settings of its own that a swept protection has, in words; empty if none."""
-    scheme = _scheme(protection)
-    named = scheme and re.fullmatch(r"(_client)?(_dp[\d.]+(e[+-]?\d+)?)?_?(\w*)", protection[len(scheme) :])
-    return named[4].replace("_", " ") if named else ""
-
-
-def _title(protection: str) -> str:
-    """Return the title of a registered protection.
-
-    A sweep's name may say more after the protection's, such as `masking_dp8`.
-    """
-    scheme = _scheme(protection)
-    if not scheme:
-        return protection.replace("_", " ")
+def _title(scheme: str) -> str:
+    """Return a protection's title; its name in words if no installed package has it."""
+    if scheme not in PROTECTIONS.names():
+        return scheme.replace("_", " ")
     title: str = PROTECTIONS.get(scheme).title
     return title
-
-
-def _scheme(protection: str) -> str:
-    """Return the registered protection that a sweep's name begins with; empty if there is none."""
-    schemes = [n for n in PROTECTIONS.names() if protection == n or protection.startswith(f"{n}_")]
-    return max(schemes, key=len, default="")

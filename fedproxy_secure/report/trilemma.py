@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedproxy_secure.config import Answers
 from fedproxy_secure.dp.events import Event
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding
+from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, Outcome
 from fedproxy_secure.evidence.measure import MEASURES, Axis, Better, MeasureKind, measure_kind
 
 
@@ -90,16 +91,16 @@ class AttackDifference:
         configuration: name of the protected configuration.
         against: name of the configuration without protection that is alike in all else.
         chance, bar: the headline's value where there is nothing to find, and what its interval must lie
-            above; None in findings of earlier versions.
+            above.
         base: the headline without protection, over the seeds that both have.
         shows: whether that is above the bar, so that there is something to protect.
         could_show: the smallest value that the unprotected run would have shown; None if that is not known.
         value: the headline under the protection; None where the attack left no number there.
         difference: `value - base`, paired by seed and, if `paired`, by target; None without a value.
         paired: whether the same targets were asked about on every seed.
-        why: why there is no value, or why what it shows is not decided; empty otherwise.
         outcome: how the attack ended under the protection: SUCCEEDED if on some seed, RESISTED if on every
-            one, else INCONCLUSIVE; empty without a value, and in reports of earlier versions.
+            one, else INCONCLUSIVE; without a value, how it ended on the first seed.
+        why: why there is no value, or why what it shows is not decided; empty otherwise.
     """
 
     attack: str
@@ -110,16 +111,16 @@ class AttackDifference:
     measure: str
     configuration: str
     against: str
-    chance: float | None
-    bar: float | None
+    chance: float
+    bar: float
     base: Estimate
     shows: bool
     could_show: float | None
     value: Estimate | None
     difference: Estimate | None
     paired: bool
+    outcome: Outcome
     why: str = ""
-    outcome: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +129,11 @@ class Configuration:
 
     Args:
         name: the name.
+        scheme: name of the protection.
         settings: what was swept, such as `{"protection": "masking", "remove_ratio": "0.5"}`.
         seeds: the seeds that finished.
+        recipe: in words, the options and the settings of its own that a swept protection has; empty if it
+            has none.
         measures: its numbers.
         curves: its numbers round by round.
         findings: what attacks found.
@@ -140,15 +144,18 @@ class Configuration:
         commands: commands that run this configuration alone.
         folders: for each seed's folder name, such as `seed-0`, its run's folder relative to the report's.
         privacy_unit: what differential privacy hides: `record`, `client` or `none`.
-        api_answers: what customers of the fused LLM are assumed to be told: `text`, `top_k` or `logits`;
-            empty in reports of earlier versions, which do not say.
+        simulated_noise: whether the noise of differential privacy follows from the seed, so that nothing
+            is private.
+        api_answers: what customers of the fused LLM are assumed to be told; None if that is not known.
         spends: privacy events of all trainings by client, equal ones joined into one; {} if not all are
             known.
     """
 
     name: str
+    scheme: str
     settings: Mapping[str, str]
     seeds: tuple[int, ...]
+    recipe: str = ""
     measures: tuple[Measure, ...] = ()
     curves: tuple[Curve, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -159,7 +166,8 @@ class Configuration:
     commands: tuple[str, ...] = field(default=())
     folders: Mapping[str, str] = field(default_factory=dict)
     privacy_unit: str = "none"
-    api_answers: str = ""
+    simulated_noise: bool = False
+    api_answers: Answers | None = None
     spends: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
 
     def measure(self, key: str) -> Measure | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from attacks.base import OutOfTime
 from attacks.judging.outcome import low_end
 from attacks.registry import get
 from fedproxy_secure.evidence.finding import Finding, Outcome, Profile, read_findings
@@ -56,7 +55,7 @@ def outcome_rows(profile: Profile, found: list[Finding]) -> list[Row]:
     raised = [f for f in found if f.outcome == Outcome.ERROR]
     negatives = [f for f in found if f.negative is not None]
     above = [f for f in negatives if f.negative and low_end(f.negative) > get(f.attack).info.chance]
-    timed_out = [f for f in found if f.reason.startswith(OutOfTime.BEGINS)]
+    timed_out = [f for f in found if f.out_of_time]
     none = {"unit": "rows", "target": "0"}
     return [
         row(metric=f"{profile}: {what}", value=len(bad), n=len(of), ok=not bad, **none)

@@ -28,11 +28,19 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     note_failure,
     title_of,
 )
-from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, ceilings_of, no_ceiling
+from fedproxy_secure.experiments.sweeps.matrix_report import (
+    BASELINES,
+    ceilings_of,
+    configurations_of,
+    no_ceiling,
+)
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.spending import CEILING_NOT_COUNTED
+from fedproxy_secure.report.sweep import labelled
 from fedproxy_secure.runtime.artifacts import RunFolder
+from tests.support.sample_report import sample_report
 from tests.support.tiny import tiny_settings
 
 PLAINTEXT, MASKING = {"scheme": "unsafe_plaintext"}, {"scheme": "masking"}
@@ -110,7 +118,7 @@ def test_the_attacks_of_the_last_cell_run_in_processes_that_its_process_starts(s
     assert {f.outcome for f in cell.findings} <= {"SUCCEEDED", "RESISTED", "INCONCLUSIVE", "NOT_APPLICABLE"}
 
 
-def test_a_protection_may_have_settings_of_its_own_which_its_title_says(settings):
+def test_a_protection_may_have_settings_of_its_own_which_its_title_says(settings, tmp_path):
     private = {
         **MASKING,
         "epsilon": 8,
@@ -128,6 +136,11 @@ def test_a_protection_may_have_settings_of_its_own_which_its_title_says(settings
     changed = cell_config(config, small)
     assert (changed.adapter.kind, changed.local.learning_rate) == ("core", 0.05)
     assert cell_config(config, plain).adapter.kind == "lora"
+    recipes = {c.name: (c.scheme, c.recipe) for c in configurations_of(config, tmp_path, [plain, small])}
+    assert recipes == {
+        title_of(plain, config): ("masking", ""),
+        title_of(small, config): ("masking", "small"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,7 @@ class Coarse(Plaintext):
     name, title, options = "coarse", "coarse", ("bits",)
 
 
-def test_a_protections_options_are_swept_and_are_no_other_schemes(settings):
+def test_a_protections_options_are_swept_and_are_no_other_schemes(settings, tmp_path):
     swept = [{"scheme": "coarse", "options": {"bits": b}} for b in (2, 4)]
     with PROTECTIONS.added("coarse", Coarse()):
         raw = {**settings, "protect": {"scheme": "coarse", "options": {"bits": 8}}}
@@ -224,6 +237,8 @@ def test_a_protections_options_are_swept_and_are_no_other_schemes(settings):
             "masking": {},
         }
         assert "coarse bits=2, 50% removed" in {title_of(c, config) for c in cells}
+        kinds = [item.kind for item in labelled(configurations_of(config, tmp_path, cells))]
+        assert kinds == ["coarse (bits=2)", "coarse (bits=4)", "coarse", "masking"]
         raw["protect"] = {"scheme": "coarse", "options": {"bitz": 8}}
         with pytest.raises(
             ConfigError, match=r"^protect.options.bitz: is no option of protect.scheme=coar"
@@ -364,6 +379,16 @@ def test_runs_of_the_same_settings_join_over_their_seeds(settings, tmp_path: Pat
     assert configuration.measure("token_auc") is None
     assert any("no suite of attacks ran" in line for line in report.not_measured)
     assert json.loads((tmp_path / "both" / "report.json").read_text())["command"] == "typed"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_matrix_that_is_joined_tells_that_its_ceiling_is_not_counted(settings, tmp_path: Path, private):
+    RunFolder.create(tmp_path / "matrix", parse_config(settings))
+    (tmp_path / "matrix" / "cells").mkdir()
+    protections = ("masking", "masking_dp8") if private else ("masking",)
+    sample_report(protections=protections, ratios=(0.5,), seeds=(0,), rounds=2).write(tmp_path / "matrix")
+    report = join([tmp_path / "matrix"], tmp_path / "out", command="")
+    assert (CEILING_NOT_COUNTED in report.composition) == private
 
 
 def test_what_is_no_run_is_not_joined(tmp_path: Path):

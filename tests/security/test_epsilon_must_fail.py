@@ -4,7 +4,7 @@ Where only the highest seed counts, every test here fails: the gate passes, and 
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -47,11 +47,16 @@ def run_of(folder: Path, target: float, *, rate: float = 1.0, told: bool = True)
     return folder
 
 
-def report_of(folder: Path, target: float) -> Report:
+def report_of(folder: Path, target: float, *, randomness: str = "os") -> Report:
     config = parse_config(
         {
             "seeds": list(SEEDS),
-            "privacy": {"unit": "record", "target_epsilon": target, "target_delta": DELTA},
+            "privacy": {
+                "unit": "record",
+                "target_epsilon": target,
+                "target_delta": DELTA,
+                "randomness": randomness,
+            },
         }
     )
     read = [read_seed(folder, seed, root=folder) for seed in SEEDS]
@@ -92,6 +97,19 @@ def test_nor_where_results_do_not_hold_the_events(tmp_path):
     report = report_of(run_of(tmp_path / "run", TARGET, told=False), TARGET)
     assert verdict(report, tmp_path) == Verdict.FAILED
     assert report.configurations[0].measure("epsilon_spent").estimate.value > 23
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "rule", ["max_epsilon: 1000", "max_epsilon_spent: 1000", "max_delta: 0.9", "max_total_epsilon: 1000"]
+)
+def test_noise_that_follows_from_the_seed_passes_no_gate_however_wide(tmp_path, rule):
+    run = run_of(tmp_path / "run", TARGET)
+    report_of(run, TARGET, randomness="unsafe_simulated").write(tmp_path)
+    report = Report.load(tmp_path)
+    stamps_reworded = replace(report.configurations[0], unsafe=("in other words",))
+    assert verdict(report, tmp_path, rule) == Verdict.FAILED
+    assert verdict(replace(report, configurations=(stamps_reworded,)), tmp_path, rule) == Verdict.FAILED
 
 
 @pytest.mark.torch

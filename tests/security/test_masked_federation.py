@@ -328,6 +328,8 @@ def test_the_ledger_says_what_flowed(world, tmp_path):
         "sum of control",
         "sum of sentinels",
     }
+    computed = {line["message"] for line in lines if line.get("computed")}
+    assert computed == {name for name in to_server if name.startswith("sum of")}
     masked = next(line for line in lines if line["message"] == "MaskedInput")
     d = len(initial.adapter)
     assert masked["count"] == 5

@@ -66,6 +66,8 @@ def hostile_report(text):
     bad = replace(
         first,
         name=text,
+        scheme=text,
+        recipe=text,
         settings={**first.settings, "protection": text, text: text},
         findings=(finding, *first.findings[1:]),
         curves=tuple(replace(c, title=text) for c in first.curves),

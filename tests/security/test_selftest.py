@@ -45,7 +45,7 @@ def test_an_installation_with_a_check_taken_out_is_found_bad(monkeypatch, owner,
 
 
 def test_a_known_bad_client_that_resists_is_found_bad(monkeypatch):
-    monkeypatch.setattr(hostile.SkipsConsistency, "_check_signature", ClientSession._check_signature)
+    monkeypatch.setattr(hostile.SkipsConsistency, "_check_confirmation", ClientSession._check_confirmation)
     bad = [f for f in selftest.findings() if not f.ok]
     assert [f.attempt.split(", known-bad client ")[-1] for f in bad] == ["SkipsConsistency"]
 

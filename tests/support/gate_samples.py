@@ -58,6 +58,9 @@ def finding(id, outcome=Outcome.RESISTED, *, seed=0, view="server"):
         seconds=1.0,
         seed=0,
         mapping=(),
+        read=("AGG",),
+        chance=0.5,
+        margin=0.05,
     )
 
 
@@ -67,6 +70,7 @@ def findings(*ids, outcome=Outcome.RESISTED):
 
 SAFE = Configuration(
     name="masking + DP 8",
+    scheme="masking",
     settings={"protection": "masking_dp8", "remove_ratio": "0.5"},
     seeds=SEEDS,
     privacy_unit="record",

@@ -266,6 +266,7 @@ def _configuration(
     return Configuration(
         name=f"{WORDS.get(protection, protection)}, {100 * ratio:g}% removed"
         + ("" if adapter == "lora" else f", {adapter}"),
+        scheme=protection.removesuffix("_dp8"),
         settings={
             "protection": protection,
             "remove_ratio": f"{ratio:g}",

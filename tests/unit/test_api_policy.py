@@ -1,13 +1,12 @@
 """What a run assumes of the owner's API: its settings, their digest, views, notes of reports, the gate."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedproxy_secure.config import ANSWERS, ApiConfig, Config, load_config, parse_config
+from fedproxy_secure.config import ANSWERS, Answers, ApiConfig, Config, load_config, parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.gate.judge import judge
 from fedproxy_secure.gate.policy import load_policy
@@ -139,10 +138,10 @@ def test_a_configuration_says_what_the_api_tells():
 # The gate
 
 
-def judged(folder: Path, bound: str, told: str) -> list[Verdict]:
+def judged(folder: Path, bound: str, told: Answers | None) -> list[Verdict]:
     policy = folder / "policy.yaml"
     policy.write_text(f"schema_version: 1\nrules: [{{require_api: {bound}}}]\n")
-    configuration = Configuration(name="x", settings={}, seeds=(0,), api_answers=told)
+    configuration = Configuration(name="x", scheme="masking", settings={}, seeds=(0,), api_answers=told)
     report = Report(
         name="x",
         command="",
@@ -162,27 +161,10 @@ def test_a_gate_passes_an_api_that_tells_no_more_than_the_policy_allows(tmp_path
     assert judged(tmp_path, bound, told) == [Verdict.PASSED if passes else Verdict.FAILED]
 
 
-@pytest.mark.parametrize("told", ["", "anything else"])
-def test_a_report_that_does_not_say_what_the_api_tells_is_missing_evidence(tmp_path, told):
-    assert judged(tmp_path, "logits", told) == [Verdict.MISSING]
+def test_a_report_that_does_not_say_what_the_api_tells_is_missing_evidence(tmp_path):
+    assert judged(tmp_path, "logits", None) == [Verdict.MISSING]
 
 
 def test_a_policy_asks_for_an_api_that_there_is(tmp_path):
     with pytest.raises(ConfigError, match=r"require_api='words': must be .*text, top_k, logits"):
         judged(tmp_path, "words", "text")
-
-
-def test_reports_of_earlier_versions_do_not_say_and_can_be_read(tmp_path):
-    report = Report(
-        name="x",
-        command="",
-        config_sha256="",
-        environment={},
-        seeds=(0,),
-        configurations=(Configuration(name="x", settings={}, seeds=(0,)),),
-    )
-    (tmp_path / "report.json").write_text(report.to_json().replace('"api_answers": "",', ""))
-    assert Report.load(tmp_path) == report
-    told = dataclasses.replace(report.configurations[0], api_answers="text")
-    dataclasses.replace(report, configurations=(told,)).write(tmp_path)
-    assert Report.load(tmp_path).configurations[0].api_answers == "text"

@@ -70,6 +70,9 @@ def finding(value=0.7, *, attack="lora_span_tokens", ranks=None, outcome=Outcome
         seconds=1.25,
         seed=0,
         mapping=(),
+        read=("MOD",),
+        chance=0.5,
+        margin=0.05,
         targets=ranks and Targets(exam="ab", kinds="110011", values=ranks),
     )
 
@@ -290,7 +293,7 @@ def test_the_schema_refuses_results_without_what_they_rest_on(key):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"schema_version": 9}, "schema_version=9: must be 1"),
+        ({"schema_version": 9}, "schema_version=9: must be 2"),
         ({"benchmark_id": "0" * 12}, "benchmark_id=000000000000: must be "),
         ({"cells": 3}, "is damaged"),
     ],

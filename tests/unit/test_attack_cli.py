@@ -62,6 +62,9 @@ def finding(outcome, attack="toy", view="server", **changes):
         seconds=1.25,
         seed=0,
         mapping=(),
+        read=("MOD",),
+        chance=0.5,
+        margin=0.05,
     )
     return replace(made, **changes)
 
@@ -222,7 +225,7 @@ def test_an_interrupt_before_the_first_result_is_no_error(run, monkeypatch):
 
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "attacks").mkdir()
-    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 2, "results": [{}]}')
+    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 3, "results": [{}]}')
     shown = invoke("report", "--run", tmp_path)
     assert shown.exit_code == 2
     assert "is damaged" in shown.stderr

@@ -197,6 +197,7 @@ def test_whatever_an_attack_raises_becomes_an_outcome(error, outcome, reason):
     attack.error = error
     found = one(attack)
     assert (found.outcome, found.reason) == (outcome, reason)
+    assert found.out_of_time == isinstance(error, OutOfTime)
     assert found.estimates == ()
 
 
@@ -314,6 +315,7 @@ def test_success_needs_no_positive_control_and_resistance_does(error, found):
     attack.positive = positive
     made = one(attack)
     assert made.negative.value == CHANCE.value
+    assert made.out_of_time == (isinstance(error, OutOfTime) and found is CHANCE)
     if found is HIGH:
         assert made.outcome == Outcome.SUCCEEDED
     else:

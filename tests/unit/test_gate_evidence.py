@@ -66,7 +66,7 @@ def test_of_two_numbers_under_one_key_both_are_judged(tmp_path):
 @pytest.mark.parametrize("name", sorted(limit_names()))
 def test_what_was_not_measured_never_passes(tmp_path, name):
     bound = min(1, limit_of(name).high)
-    empty = Configuration(name="empty", settings={}, seeds=SEEDS)
+    empty = Configuration(name="empty", scheme="masking", settings={}, seeds=SEEDS)
     for unit in ("none", "record"):
         found = verdicts(tmp_path, f"- {name}: {bound}", replace(empty, privacy_unit=unit))
         assert found

@@ -9,7 +9,7 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.table import json_gate, summary
-from fedproxy_secure.report.stamps import unsafe_stamps
+from fedproxy_secure.report.measured import configuration_of
 from tests.support.gate_samples import (
     MEASURED,
     SAFE,
@@ -130,10 +130,11 @@ def test_no_differential_privacy_breaks_every_rule_on_epsilon(release):
 
 
 def test_noise_that_follows_from_the_seed_breaks_every_rule_on_epsilon(tmp_path):
-    stamped = unsafe_stamps(
-        parse_config({"privacy": {"unit": "record", "target_epsilon": 8, "randomness": "unsafe_simulated"}})
+    config = parse_config(
+        {"privacy": {"unit": "record", "target_epsilon": 8, "randomness": "unsafe_simulated"}}
     )
-    simulated = replace(SAFE, unsafe=stamped)
+    made = configuration_of([], config, name="x", settings={})
+    simulated = replace(SAFE, simulated_noise=made.simulated_noise)
     rules = "- max_epsilon: 100\n- max_epsilon_spent: 100\n- max_delta: 0.9\n- max_total_epsilon: 100"
     rows = judge(report(simulated), policy(tmp_path, rules)).rows
     assert [r.verdict for r in rows] == [Verdict.FAILED] * 4

@@ -21,7 +21,7 @@ def configuration(name):
         Measure.of_kind(measure_kind(key), counted(value, metric=key, unit="share", seeds=[0]), "x#y")
         for key, value in values.items()
     ]
-    return Configuration(name=name, settings={}, seeds=(0,), measures=tuple(made))
+    return Configuration(name=name, scheme="masking", settings={}, seeds=(0,), measures=tuple(made))
 
 
 def rows(exact, other):

@@ -19,7 +19,7 @@ ROWS = [
     {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000},
     {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330},
     {"message": "Shares", "to": "server", "reveals": "nothing", "count": 3, "bytes": 30},
-    {"message": "sum of update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100},
+    {"message": "update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100, "computed": True},
 ]
 
 
@@ -50,6 +50,9 @@ def finding(
         seconds=1.0,
         seed=seed,
         mapping=(),
+        read=("AGG",),
+        chance=0.5,
+        margin=0.05,
     )
 
 
@@ -246,9 +249,12 @@ def test_the_cohort_of_the_clear_is_one_and_that_of_masking_lacks_the_colluders(
     assert masked.unsafe == ()
 
 
-def test_simulated_noise_is_stamped():
+def test_simulated_noise_is_stamped_and_marked():
     config = parse_config({"privacy": {"unit": "record", "randomness": "unsafe_simulated"}})
     assert "nothing is private" in unsafe_stamps(config)[0]
+    assert configuration_of([], config, name="c", settings={}).simulated_noise
+    drawn = parse_config({"privacy": {"unit": "record"}})
+    assert not configuration_of([], drawn, name="c", settings={}).simulated_noise
 
 
 def test_every_measure_says_where_it_came_from_and_what_it_rests_on(tmp_path: Path):

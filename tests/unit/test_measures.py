@@ -23,7 +23,7 @@ def measure(key, value=3.0, *, axis="privacy", better="lower", metric="odd numbe
 
 
 def configuration(*measures):
-    return Configuration(name="c", settings={}, seeds=(0,), measures=measures)
+    return Configuration(name="c", scheme="masking", settings={}, seeds=(0,), measures=measures)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def run_folder(tmp_path):
             "ledger.jsonl", {**row, "message": "MaskedInput", "to": "server", "count": 3, "bytes": 60}
         )
         folder.append_jsonl(
-            "ledger.jsonl", {**row, "message": "sum of update", "to": "server", "count": 1, "bytes": 9}
+            "ledger.jsonl",
+            {**row, "message": "update", "to": "server", "count": 1, "bytes": 9, "computed": True},
         )
         line = {"round": number, "participants": ["c0", "c1"], "seconds": seconds}
         folder.append_jsonl("rounds.jsonl", {**line, "loss": 0.7130459, "step_norm": 31.415926})

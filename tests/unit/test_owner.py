@@ -46,12 +46,16 @@ def extraction(r, *, view="client", healed=0.2, outcome=Outcome.SUCCEEDED):
         seconds=1.0,
         seed=0,
         mapping=(),
+        read=("API", "MOD"),
+        chance=0.0,
+        margin=0.05,
     )
 
 
 def configuration(name, *findings, edge=(0.01, 0.002, 0.018), held=0.1, **settings):
     return Configuration(
         name=name,
+        scheme="masking",
         settings={"protection": "masking", "compression": "width", "remove_ratio": "0.5", **settings},
         seeds=(0,),
         measures=(measure("owners_edge", *edge), measure("verbatim_share", held, held, held)),

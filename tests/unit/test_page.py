@@ -342,6 +342,11 @@ def test_differential_privacy_is_told_also_where_the_settings_name_the_scheme_al
     assert told.kind == same.kind == "masking + DP 8"
 
 
+def test_a_protection_that_no_installed_package_has_is_named_by_its_scheme(report: Report):
+    other = replace(report.configurations[-1], scheme="their_sum", recipe="t=3 small", privacy_unit="none")
+    assert [item.kind for item in labelled([other])] == ["their sum (t=3 small)"]
+
+
 def test_no_protection_comes_first_and_it_alone_is_red(report: Report):
     backwards = labelled(report.configurations[::-1])
     kinds = kinds_of(backwards)

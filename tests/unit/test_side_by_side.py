@@ -74,10 +74,12 @@ def finding(attack, shift, *, view="client", read=("MOD",), seed=0, exam="e", **
 NOTHING = {"estimates": (), "measures": {}, "detectable": (), "targets": None}
 
 
-def configuration(name, protection, *findings, private=False, ratio="0.5"):
+def configuration(name, scheme, *findings, private=False, recipe="", ratio="0.5"):
     return Configuration(
         name=name,
-        settings={"protection": protection, "remove_ratio": ratio},
+        scheme=scheme,
+        recipe=recipe,
+        settings={"protection": scheme, "remove_ratio": ratio},
         seeds=(0,),
         findings=findings,
         privacy_unit="record" if private else "none",
@@ -109,7 +111,7 @@ def three(plainly=OPEN, masked=MASKED, private=PRIVATE):
     return [
         configuration("open", "unsafe_plaintext", *plainly),
         configuration("masked", "masking", *masked),
-        configuration("private", "masking_dp8", *private, private=True),
+        configuration("private", "masking", *private, private=True),
     ]
 
 
@@ -168,7 +170,7 @@ def test_a_difference_says_what_was_read_what_would_have_shown_and_whether_there
     assert not of(report, "from_model", "masked").shows
     nothing = of(report, "secret", "private")
     assert (nothing.value, nothing.difference) == (None, None)
-    assert nothing.why == "NOT_APPLICABLE: no canaries"
+    assert (nothing.outcome, nothing.why) == (Outcome.NOT_APPLICABLE, "no canaries")
 
 
 def test_over_seeds_a_difference_is_paired_seed_by_seed_and_no_surer_than_one_seed():
@@ -204,9 +206,9 @@ def test_an_attack_whose_negative_control_finds_something_shows_nothing():
     assert not of(report_of(three((wrong,))), "from_sum", "masked").shows
 
 
-def test_findings_of_an_earlier_version_are_compared_by_their_outcome():
-    old = {"read": (), "chance": None, "margin": None, "detectable": (), "targets": None}
-    made = report_of(three([replace(OPEN[1], **old)], [replace(MASKED[1], **old)], ()))
+def test_findings_without_what_they_read_and_could_show_are_compared():
+    bare = {"read": (), "detectable": (), "targets": None}
+    made = report_of(three([replace(OPEN[1], **bare)], [replace(MASKED[1], **bare)], ()))
     found = of(made, "from_sum", "masked")
     assert found.shows
     assert (found.surface, found.could_show, found.paired) == ("", None, False)
@@ -226,18 +228,9 @@ def test_it_survives_the_disk_and_follows_the_schema(report, tmp_path: Path):
     jsonschema.validate(json.loads(report.to_json()), report_schema())
 
 
-def test_findings_keep_their_targets_on_disk_and_those_of_an_earlier_version_are_read(tmp_path: Path):
+def test_findings_keep_their_targets_on_disk(tmp_path: Path):
     write_findings(tmp_path, OPEN)
     assert read_findings(tmp_path) == list(OPEN)
-    file = tmp_path / "attacks" / "results.json"
-    raw = json.loads(file.read_text())
-    for result in raw["results"]:
-        for key in ("read", "chance", "margin", "detectable", "targets"):
-            del result[key]
-    file.write_text(json.dumps(raw))
-    old = read_findings(tmp_path)
-    assert [f.headline for f in old] == [f.headline for f in OPEN]
-    assert {(f.read, f.bar, f.detectable, f.targets) for f in old} == {((), None, (), None)}
 
 
 # surfaces
@@ -352,7 +345,7 @@ def test_two_seeds_that_both_leak_are_something_to_protect_though_their_mean_is_
 
 
 def test_a_protection_with_a_recipe_is_named_with_it():
-    named = configuration("recipe", "masking_dp8_large_batches", *PRIVATE, private=True)
+    named = configuration("recipe", "masking", *PRIVATE, private=True, recipe="large batches")
     made = verdicts(report_of([*three()[:1], named]))
     assert made.kinds == ("masking + DP (large batches)",)
 
@@ -383,10 +376,10 @@ def test_of_one_attack_the_view_that_finds_most_is_told_and_several_attacks_are_
     assert text.endswith("1 of 2 attacks that succeed without protection still succeed.")
 
 
-def test_no_verdict_rests_on_findings_that_do_not_say_what_they_read():
-    old = {"read": (), "chance": None, "margin": None, "detectable": (), "targets": None}
-    made = report_of(three(*([replace(f, **old) for f in part] for part in (OPEN, MASKED, PRIVATE))))
-    assert verdicts(made) is None
+def test_no_verdict_rests_on_findings_that_read_nothing():
+    unread = ([replace(f, read=()) for f in part] for part in (OPEN, MASKED, PRIVATE))
+    made = report_of(three(*unread))
+    assert {in_words(r.warning) for r in verdicts(made).rows} == {NO_ATTACK}
     assert len(side_table(made).rows) == 4
 
 

@@ -201,7 +201,7 @@ def test_a_seed_folder_names_each_result(clean_run):
 def test_results_are_plain_json_with_a_schema_version(clean_run):
     suite(clean_run, Toy())
     raw = json.loads((clean_run / "attacks" / "results.json").read_text())
-    assert raw["schema_version"] == 2
+    assert raw["schema_version"] == 3
     assert raw["results"][0]["outcome"] == "SUCCEEDED"
 
 
@@ -339,8 +339,8 @@ def test_findings_of_another_version_are_refused_with_the_way_to_new_ones(clean_
     suite(clean_run, Toy())
     results = clean_run / "attacks" / "results.json"
     text = results.read_text()
-    results.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
-    with pytest.raises(RunFolderError, match=r"schema_version=1: must be 2; run `attack run` again$"):
+    results.write_text(text.replace('"schema_version": 3', '"schema_version": 1'))
+    with pytest.raises(RunFolderError, match=r"schema_version=1: must be 3; run `attack run` again$"):
         read_findings(clean_run)
     raw = json.loads(text)
     raw["results"][0]["measures"] = {"token_auc": [1]}

@@ -138,6 +138,7 @@ def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) ->
             settings=settings_of(own)
             | {"protection": first.protection.name, "fusion": first.fusion.name}
             | ({} if first.compression is None else {"compression": first.compression.name}),
+            recipe=_recipe(first.protection),
             guarantees=guarantees_of(own, trainings) if group.seeds else (),
             failed=group.failed,
             besides=group.besides,
@@ -149,6 +150,12 @@ def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) ->
             configuration = replace(configuration, measures=(*configuration.measures, *beside))
         configurations.append(configuration)
     return configurations
+
+
+def _recipe(protection: SweptProtection) -> str:
+    """Return in words the options and the settings of its own that a protection has; empty if none."""
+    options = [f"{key}={value}" for key, value in (protection.options or {}).items()]
+    return " ".join([*options, *(protection.recipe or "").split("_")]).strip()
 
 
 def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, _Group]:

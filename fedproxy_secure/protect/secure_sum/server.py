@@ -101,6 +101,7 @@ def sum_round(
             to="server",
             reveals=f"{len(total)} sums over {len(aggregate.clients)} clients",
             payload_bytes=total.nbytes,
+            computed=True,
         )
     fusion, control = round.job.fusion, aggregate.control
     merged = merge(

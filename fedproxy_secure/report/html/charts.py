@@ -14,7 +14,7 @@ from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.html import chart_specs
 from fedproxy_secure.report.html.chart_specs import Side, ends
 from fedproxy_secure.report.html.drawing import Spec, side_by_side, to_png
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
     Labelled,
@@ -256,7 +256,7 @@ def _methods(report: Report) -> list[Chart]:
     drawn = [
         (_named(row.method, row.remove_ratio), _removed(row.remove_ratio), Number(row.average, source))
         for i, row in enumerate(report.rows)
-        if row.average is not None and (source := f"report.json#/rows/{i}/average")
+        if row.average is not None and (source := pointer(f"rows/{i}/average"))
     ]
     if len(drawn) < 2:
         return []

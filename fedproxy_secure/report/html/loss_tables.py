@@ -12,8 +12,8 @@ from fedproxy_secure.report.comparison import (
     loss_tasks,
     perplexity_of,
 )
-from fedproxy_secure.report.html.tables import MethodTable, named
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.html.tables import MethodTable, named, numbers_of
+from fedproxy_secure.report.report import Report, pointer
 
 
 def loss_table(report: Report) -> MethodTable | None:
@@ -27,8 +27,8 @@ def loss_table(report: Report) -> MethodTable | None:
     }
     for i, row in loss_rows(report):
         assert row.loss is not None
-        place = f"report.json#/rows/{i}"
-        numbers = {k: Number(e, f"{place}/{k}") for k in labels if (e := getattr(row, k, None)) is not None}
+        place = pointer(f"rows/{i}")
+        numbers = numbers_of(row, f"rows/{i}", [key for key in labels if key != "perplexity"])
         numbers["perplexity"] = Number(perplexity_of(row.loss), f"{place}/loss")
         numbers |= {f"on {t}": Number(e, f"{place}/tasks_loss/{t}") for t, e in row.tasks_loss.items()}
         few = few_seeds(loss_seeds(row), report.seeds)

@@ -33,7 +33,7 @@ from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
 from fedproxy_secure.report.html.ledger import ledger_tables
 from fedproxy_secure.report.page_words import Said
 from fedproxy_secure.report.protections import rows, verdicts
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
@@ -181,8 +181,8 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "commands": [(c.name, c.commands) for c in report.configurations if c.commands],
         "total": None
         if report.total_epsilon is None
-        else Number(report.total_epsilon, "report.json#/total_epsilon"),
-        "estimates": [Number(e, f"report.json#/estimates/{i}") for i, e in enumerate(report.estimates)],
+        else Number(report.total_epsilon, pointer("total_epsilon")),
+        "estimates": [Number(e, pointer(f"estimates/{i}")) for i, e in enumerate(report.estimates)],
     }
     content["contents"] = _contents(content)
     return content

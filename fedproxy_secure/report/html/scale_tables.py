@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.comparison import (
     LEARNED_ABOUT,
     LEARNED_TITLE,
@@ -15,7 +14,7 @@ from fedproxy_secure.report.comparison import (
     learned_rows,
     proxy_lines,
 )
-from fedproxy_secure.report.html.tables import MethodTable, named
+from fedproxy_secure.report.html.tables import MethodTable, named, numbers_of
 from fedproxy_secure.report.report import Report
 
 
@@ -30,12 +29,8 @@ def scale_table(report: Report) -> MethodTable | None:
     }
     lines = []
     for i, scale in enumerate(report.task_scales):
-        numbers = {
-            key: Number(
-                getattr(scale, key), f"report.json#/task_scales/{i}/{key}", points=key.startswith("above")
-            )
-            for key in columns
-        }
+        differences = ("above_constant", "above_zero_shot")
+        numbers = numbers_of(scale, f"task_scales/{i}", columns, points=differences)
         few = few_seeds(scale.ceiling.seeds, report.seeds)
         about = "counts" if scale.learned else "does not count"
         lines.append((scale.task, f"{about}, {few}" if few else about, numbers))
@@ -55,11 +50,8 @@ def learned_table(report: Report) -> MethodTable | None:
     columns = {"gap_closed": "all tasks (%)", "gap_closed_learned": "tasks that count (%)"}
     lines = []
     for i, row in learned_rows(report):
-        made = {key: getattr(row, key) for key in columns}
-        numbers = {
-            key: Number(e, f"report.json#/rows/{i}/{key}") for key, e in made.items() if e is not None
-        }
-        few = few_seeds(made["gap_closed_learned"].seeds, report.seeds)
+        numbers = numbers_of(row, f"rows/{i}", columns)
+        few = few_seeds(numbers["gap_closed_learned"].estimate.seeds, report.seeds)
         lines.append((*named(row.method, row.remove_ratio, few), numbers))
     if not lines:
         return None
@@ -70,27 +62,22 @@ def learned_table(report: Report) -> MethodTable | None:
 
 def proxy_table(report: Report) -> MethodTable | None:
     """Return how like the LLM proxies are before tuning, or None if that is not known."""
-    columns = {
+    like = {
         "kl": "KL (nats)",
         "agreement": "same next token (%)",
         "proxy_perplexity": "perplexity",
         "llm_perplexity": "of the LLM",
         "cka": "CKA",
         "verbatim": "verbatim (%)",
-        "above_llm": "accuracy (points)",
     }
+    columns = {**like, "above_llm": "accuracy (points)"}
     lines = []
     for i, key, likeness, above in proxy_lines(report):
-        source = f"report.json#/proxies/{i}"
-        numbers = {
-            name: Number(made, f"{source}/{key}/{name}")
-            for name in columns
-            if likeness is not None and (made := getattr(likeness, name, None)) is not None
-        }
-        if above is not None:
-            numbers["above_llm"] = Number(above, f"{source}/above_llm", points=True)
-        seeds = min((n.estimate.seeds for n in numbers.values()), key=len, default=())
         row = report.proxies[i]
+        numbers = {} if likeness is None else numbers_of(likeness, f"proxies/{i}/{key}", like)
+        if above is not None:
+            numbers |= numbers_of(row, f"proxies/{i}", ("above_llm",), points=("above_llm",))
+        seeds = min((n.estimate.seeds for n in numbers.values()), key=len, default=())
         name, about = named("proxy", row.remove_ratio, few_seeds(seeds, report.seeds))
         lines.append((f"{name} {healing_state(row, key)}".strip(), about, numbers))
     if not lines:

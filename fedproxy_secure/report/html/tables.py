@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from fedproxy_secure.evidence.estimate import Estimate
@@ -25,7 +25,7 @@ from fedproxy_secure.report.comparison import (
     seeds_of,
     weakest,
 )
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, percent, shown
 
 FIRST: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
@@ -122,6 +122,25 @@ def method_columns(report: Report) -> list[tuple[str, str]]:
     return [(name, f"{name} ({'points' if name == EDGE else '%'})") for name in ordered]
 
 
+def numbers_of(
+    part: object, path: str, keys: Iterable[str], *, points: Container[str] = ()
+) -> dict[str, Number]:
+    """Return by name the numbers that a part of the report has.
+
+    Args:
+        part: the part, such as a row of `report.rows`.
+        path: its place in the report, such as `rows/0`.
+        keys: names of its estimates; those that are None are left out.
+        points: names of those that are differences of shares.
+    """
+    estimates = {key: getattr(part, key) for key in keys}
+    return {
+        key: Number(made, pointer(f"{path}/{key}"), points=key in points)
+        for key, made in estimates.items()
+        if made is not None
+    }
+
+
 def method_rows(report: Report) -> list[MethodLine]:
     """Return (method, removed and few seeds, numbers by column) of a comparison."""
     rows = []
@@ -133,7 +152,7 @@ def method_rows(report: Report) -> list[MethodLine]:
         numbers = {
             name: Number(
                 e,
-                f"report.json#/rows/{i}/{_POINTERS.get(name, f'tasks/{name}')}",
+                pointer(f"rows/{i}/{_POINTERS.get(name, f'tasks/{name}')}"),
                 points=name == EDGE,
             )
             for name, e in estimates.items()
@@ -153,13 +172,9 @@ def norm_table(report: Report) -> MethodTable | None:
     for i, row in enumerate(report.rows):
         if row.average_norm is None:
             continue
-        numbers = {
-            key: Number(made, f"report.json#/rows/{i}/{key}", points=key == "owners_edge_norm")
-            for key in beside
-            if (made := getattr(row, key)) is not None
-        }
+        numbers = numbers_of(row, f"rows/{i}", beside, points=("owners_edge_norm",))
         numbers |= {
-            t: Number(row.tasks_norm[t], f"report.json#/rows/{i}/tasks_norm/{t}")
+            t: Number(row.tasks_norm[t], pointer(f"rows/{i}/tasks_norm/{t}"))
             for t in tasks
             if t in row.tasks_norm
         }
@@ -178,7 +193,7 @@ def difference_table(report: Report, of: Compared = "average") -> MethodTable | 
     (title, about, unit), lines = DIFFERENCES[of], []
     for method, ratio, by_reference in grid:
         numbers = {
-            r: Number(made, f"report.json#/differences/{i}/{of}", points=unit == "points")
+            r: Number(made, pointer(f"differences/{i}/{of}"), points=unit == "points")
             for r, i in by_reference.items()
             if (made := getattr(report.differences[i], of)) is not None
         }
@@ -193,11 +208,7 @@ def effect_table(report: Report) -> MethodTable | None:
     columns = {"size_effect": "size", "federation_effect": "federation", "way_back_effect": "owner's edge"}
     lines = []
     for i, row in effect_rows(report):
-        numbers = {
-            key: Number(made, f"report.json#/rows/{i}/{key}", points=True)
-            for key in columns
-            if (made := getattr(row, key)) is not None
-        }
+        numbers = numbers_of(row, f"rows/{i}", columns, points=columns)
         lines.append(
             (*named(row.method, row.remove_ratio, few_seeds(effect_seeds(row), report.seeds)), numbers)
         )

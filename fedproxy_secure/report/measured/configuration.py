@@ -17,7 +17,7 @@ from fedproxy_secure.report.measured.ip import ip
 from fedproxy_secure.report.measured.performance import curves, performance
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.spending import epsilons
-from fedproxy_secure.report.stamps import effective_cohort, unsafe_stamps
+from fedproxy_secure.report.stamps import effective_cohort, simulated_noise, unsafe_stamps
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
 
@@ -27,6 +27,7 @@ def configuration_of(
     *,
     name: str,
     settings: Mapping[str, str],
+    recipe: str = "",
     guarantees: Sequence[str] = (),
     failed: Sequence[str] = (),
     commands: Sequence[str] = (),
@@ -39,6 +40,7 @@ def configuration_of(
         config: the settings.
         name: name of the configuration.
         settings: what was swept.
+        recipe: in words, the options and the settings of its own that a swept protection has.
         guarantees: what holds and what does not, in sentences; of a private run with findings it is added
             that their scores are outside its epsilon.
         failed: seeds that did not finish, and why.
@@ -49,10 +51,13 @@ def configuration_of(
     trainings = [*(s.training(config) for s in seeds), *besides] if private else []
     configuration = Configuration(
         name=name,
+        scheme=config.protect.scheme,
+        recipe=recipe,
         settings=settings,
         seeds=tuple(s.seed for s in seeds),
         unsafe=unsafe_stamps(config),
         privacy_unit=config.privacy.unit,
+        simulated_noise=simulated_noise(config),
         api_answers=config.api.answers,
         failed=tuple(failed),
         commands=tuple(commands),

@@ -85,7 +85,7 @@ def ledger_rows(seeds: Sequence[SeedRun]) -> tuple[LedgerRow, ...]:
 
 def _is_sum(row: Row) -> bool:
     """Return whether the row is a sum that the server computed, which no message contained."""
-    return str(row["message"]).startswith("sum of")
+    return bool(row.get("computed"))
 
 
 def _is_upload(row: Row) -> bool:

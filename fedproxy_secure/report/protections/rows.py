@@ -8,7 +8,7 @@ from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import in_order
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.evidence.surfaces import PRIVACY_SURFACES
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import UNPROTECTED, kinds_of, labelled
 from fedproxy_secure.report.trilemma import AttackDifference
 
@@ -106,6 +106,11 @@ def difference_of(d: AttackDifference, index: int) -> Number | None:
     )
 
 
+def why_without(d: AttackDifference) -> str:
+    """Return how an attack ended that left no number under the protection, and why."""
+    return f"{d.outcome}: {d.why}"
+
+
 def could_show_of(d: AttackDifference, index: int) -> Number | None:
     """Return the smallest value that the unprotected run would have shown."""
     if d.could_show is None:
@@ -127,7 +132,7 @@ def smallest(estimate: Estimate, value: float, *, how: str = "") -> Estimate:
 
 
 def _place(index: int) -> str:
-    return f"report.json#/attack_differences/{index}"
+    return pointer(f"attack_differences/{index}")
 
 
 def _row(rest: str, by_kind: dict[str, tuple[int, AttackDifference]], kinds: tuple[str, ...]) -> SideRow:
@@ -150,7 +155,10 @@ def _cell(there: tuple[int, AttackDifference] | None) -> SideCell | None:
         return None
     index, d = there
     return SideCell(
-        value=value_of(d, index), difference=difference_of(d, index), paired=d.paired, why=d.why
+        value=value_of(d, index),
+        difference=difference_of(d, index),
+        paired=d.paired,
+        why=why_without(d) if d.value is None else d.why,
     )
 
 

@@ -116,7 +116,7 @@ def _difference(
     smallest = [d.smallest for f in bases if f.headline and (d := f.could_show(f.headline)) is not None]
     known = [s for s in smallest if s is not None]
     value = change = None
-    paired, outcome, why = False, "", f"{here.outcome}: {here.reason}"
+    paired, outcome, why = False, here.outcome, here.reason
     if pairs:
         mine = [f for f, _ in pairs.values()]
         here, value = mine[0], _headline(mine)
@@ -139,8 +139,8 @@ def _difference(
         value=value,
         difference=change,
         paired=paired,
-        why=why,
         outcome=outcome,
+        why=why,
     )
 
 
@@ -183,8 +183,6 @@ def _shows(base: Estimate, findings: Sequence[Finding]) -> bool:
     """
     bar = findings[0].bar
     succeeded = all(f.outcome == Outcome.SUCCEEDED for f in findings)
-    if bar is None:  # of an earlier version
-        return succeeded
     negatives = [f.negative.low for f in findings if f.negative is not None and f.negative.low is not None]
     above = base.low is not None and base.low > bar
     return (succeeded or above) and all(low <= bar for low in negatives)

@@ -21,8 +21,9 @@ from fedproxy_secure.report.protections.rows import (
     could_show_of,
     difference_of,
     value_of,
+    why_without,
 )
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import UNPROTECTED, kinds_of, labelled
 from fedproxy_secure.report.trilemma import AttackDifference
 
@@ -74,12 +75,9 @@ class Verdicts:
 
 
 def verdicts(report: Report) -> Verdicts | None:
-    """Return the verdicts, or None if no protection stands beside none that was attacked.
-
-    Findings of earlier versions do not say what they read, and so no verdict rests on them.
-    """
+    """Return the verdicts, or None if no protection stands beside none that was attacked."""
     items = labelled(report.configurations)
-    attacked = [i for i in items if any(f.bar is not None for f in i.configuration.findings)]
+    attacked = [i for i in items if i.configuration.findings]
     words = {i.name: (i.kind, i.rest) for i in attacked}
     kinds = tuple(k for k in kinds_of(attacked) if k != UNPROTECTED)
     rows = []
@@ -166,10 +164,10 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
     base, value, change = base_of(d, index), value_of(d, index), difference_of(d, index)
     who: tuple[Part, ...] = (" (", _who(d), ").")
     if value is None or change is None:
-        if d.why.startswith(Outcome.NOT_APPLICABLE):
-            what = _what(d)
-            return ("Leaves the attack nothing to work on; without protection, ", what, " was ", base, *who)
-        return ("Not measured (", Said(d.why), "); without protection, ", _what(d), " was ", base, *who)
+        unprotected: Sentence = ("without protection, ", _what(d), " was ", base, *who)
+        if d.outcome == Outcome.NOT_APPLICABLE:
+            return ("Leaves the attack nothing to work on; ", *unprotected)
+        return ("Not measured (", Said(why_without(d)), "); ", *unprotected)
     told: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
     low, high = change.estimate.low, change.estimate.high
     still = "; the attack still succeeds" if _succeeds(d) else ""
@@ -207,30 +205,25 @@ def _from(d: AttackDifference) -> Said:
 
 
 def _succeeds(d: AttackDifference) -> bool:
-    if d.outcome:
-        return d.outcome == Outcome.SUCCEEDED
-    if d.bar is None or d.value is None or d.value.low is None:
-        return False
-    return d.value.low > d.bar
+    return d.value is not None and d.outcome == Outcome.SUCCEEDED
 
 
 def _undecided(d: AttackDifference) -> bool:
     """Return whether it is open if the attack succeeds: it was not measured, or is inconclusive."""
     if d.value is None:
-        return not d.why.startswith(Outcome.NOT_APPLICABLE)
+        return d.outcome != Outcome.NOT_APPLICABLE
     return d.outcome == Outcome.INCONCLUSIVE
 
 
 def _at_chance(d: AttackDifference) -> bool:
-    if d.chance is None or d.value is None or d.value.low is None:
+    if d.value is None or d.value.low is None:
         return False
-    at = d.value.low <= d.chance and not _below_chance(d)
-    return at and d.outcome in ("", Outcome.RESISTED)
+    return d.outcome == Outcome.RESISTED and d.value.low <= d.chance and not _below_chance(d)
 
 
 def _below_chance(d: AttackDifference) -> bool:
     """Return whether an AUC's interval ends below chance, so that guessing is not in it."""
-    if d.chance is None or d.value is None or d.value.high is None:
+    if d.value is None or d.value.high is None:
         return False
     return d.value.unit == "AUC" and d.value.high < d.chance
 
@@ -240,9 +233,9 @@ def _side(d: AttackDifference) -> str:
 
     An AUC below chance by more than the margin separates targets as well as one that far above chance.
     """
-    if d.chance is None or d.value is None or d.value.high is None or not _below_chance(d):
+    if d.value is None or d.value.high is None or not _below_chance(d):
         return ABOVE
-    margin = 0.0 if d.bar is None else d.bar - d.chance
+    margin = d.bar - d.chance
     return TURNED if d.value.high < d.chance - margin else BELOW
 
 
@@ -251,7 +244,7 @@ def _rank(d: AttackDifference) -> int:
 
 
 def _excess(d: AttackDifference) -> float:
-    return d.base.value - (d.chance or 0.0)
+    return d.base.value - d.chance
 
 
 def _left(d: AttackDifference) -> float:
@@ -261,4 +254,4 @@ def _left(d: AttackDifference) -> float:
 def _count(value: int, metric: str, mine: Sequence[Indexed]) -> Number:
     seeds = sorted({s for _, d in mine for s in d.base.seeds})
     made = counted(value, metric=metric, unit="count", seeds=seeds)
-    return Number(made, "report.json#attack_differences")
+    return Number(made, pointer("attack_differences"))

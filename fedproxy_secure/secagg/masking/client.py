@@ -108,13 +108,8 @@ class ClientSession(SteppedSession):
         for peer in receivers:
             point = self.terms.point_of(peer)
             pair = self_shares[point].reveal() + key_shares[point].reveal()
-            sealed.append(
-                crypto.seal(
-                    self._channel(peer, outgoing=True),
-                    pair,
-                    associated=self._route(self.name, peer),
-                )
-            )
+            key, route = self._channel(peer, outgoing=True), self._route(self.name, peer)
+            sealed.append(crypto.seal(key, pair, associated=route))
         return Shares(client=self.name, receivers=receivers, sealed=sealed)
 
     # step 3
@@ -176,7 +171,7 @@ class ClientSession(SteppedSession):
         self._check_names(confirmations.clients, "confirmations", within=survivors, own=False)
         message = Confirmation.signed(self._context, shared, survivors)
         for client, signature in zip(confirmations.clients, confirmations.signatures, strict=True):
-            self._check_signature(client, message, signature, f"confirmation of {client}")
+            self._check_confirmation(client, message, signature)
         alive = sorted(survivors)
         dropped = sorted(set(shared) - set(survivors))
         unsigned = Unmask(
@@ -210,6 +205,9 @@ class ClientSession(SteppedSession):
 
     def _check_signature(self, client: str, message: bytes, signature: bytes, what: str) -> None:
         crypto.verify(self.roster.members[client], message, signature, what=what)
+
+    def _check_confirmation(self, client: str, message: bytes, signature: bytes) -> None:
+        self._check_signature(client, message, signature, f"confirmation of {client}")
 
     def _check_names(self, names: list[str], what: str, *, within: Any, own: bool = True) -> None:
         if len(set(names)) != len(names):
