@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
+from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.files.names import FEDERATION
 
@@ -100,7 +101,16 @@ def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
     """Return what to do about a file of a finished seed that was altered, as a phrase."""
     if any(e.event == TRACED and e.body["seed"] == seed for e in entries):
         return "put it back, or choose another --out"  # the key of its copies lies in the seed's folder
+    if has_spent(entries, seed):
+        return f"put it back; {ADDS_UP}"
     return f"put it back, or delete seed-{seed} and resume"
+
+
+def remedy_for_cell(entries: Sequence[Entry], name: str) -> str:
+    """Return what to do about an altered file of the cell `name`, whose log has `entries`, as a phrase."""
+    if any(has_spent(entries, seed) for seed in {e.body.get("seed") for e in entries}):
+        return f"put it back; {ADDS_UP}"
+    return f"put it back, or delete {name} and resume"
 
 
 def remedy_for(name: str) -> str:

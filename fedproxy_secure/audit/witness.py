@@ -45,6 +45,7 @@ from fedproxy_secure.audit.seal import (
     sign_report,
     sweep,
 )
+from fedproxy_secure.audit.spending import check_ledgers, spends_of
 from fedproxy_secure.audit.vouched import (
     FILES,
     FINISHED,
@@ -57,6 +58,7 @@ from fedproxy_secure.audit.vouched import (
     check_finished_seeds,
     check_read_again,
     remedy_for,
+    remedy_for_cell,
     remedy_for_seed,
     sha256_if_there,
     vouched_files,
@@ -70,8 +72,6 @@ from fedproxy_secure.runtime.artifacts import RunFolder, environment
 from fedproxy_secure.runtime.files.names import FEDERATION
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
-
-PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -129,7 +129,11 @@ class Witness:
         return signing_public(self.log.key)
 
     def started(self, seed: int) -> None:
-        """Log that a seed begins, or goes on where it was killed; what was found about it before goes."""
+        """Log that a seed begins, or goes on where it was killed; what was found about it before goes.
+
+        Raises `AuditError` if the log has rounds that were paid for and are in no ledger any more.
+        """
+        check_ledgers(self.folder, self.log.entries, seed)
         self.at = seed
         self.reopen(*FINDINGS)
         forget_seed(self.folder, f"seed-{seed}")
@@ -157,7 +161,7 @@ class Witness:
         """Log that a round has ended; `line` is its line of metrics."""
         self._roster(seed)
         number = line["round"]
-        spends = self._spends(seed, number)
+        spends = spends_of(self.folder, seed, number)
         self._tell("round", seed=seed, round=number, participants=line["participants"], spends=spends)
 
     def finished(
@@ -186,8 +190,8 @@ class Witness:
         Raises `AuditError` if it is damaged or has another signer, or a result is not as it has it.
         """
         below = self.folder / name
-        remedy = f"put it back, or delete {name} and resume"
         examined = examine(read_log(below))
+        remedy = remedy_for_cell(examined.entries, name)
         if examined.problems:
             raise AuditError(f"{below / NAME}: {examined.problems[0]}; {remedy}")
         if examined.public != self.public:
@@ -260,19 +264,6 @@ class Witness:
         last = self.log.of("roster", seed=seed)
         if not last or last[-1].body["sha256"] != sha256:
             self._tell("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
-
-    def _spends(self, seed: int, number: int) -> dict[str, Any]:
-        """Return, by client, the event in its ledger for a round.
-
-        That is {} without differential privacy, and where `privacy.ledger` names another folder.
-        """
-        place = RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION / PRIVACY)
-        events = {}
-        for file in sorted(place.path.glob(f"*{LEDGERS}")):
-            for line in place.read_jsonl(file.name):
-                if line.get("round") == number:
-                    events[file.name.removesuffix(LEDGERS)] = line["event"]
-        return events
 
 
 def reopen_findings(run: Path) -> None:

@@ -194,7 +194,7 @@ def test_what_a_client_spent_stands_beside_its_round(tmp_path):
     witness.round(0, {"round": 0, "participants": ["clinic"]})
     witness.finished(0, b"{}", epsilon={"clinic": 3.25})
     round_, done = events(folder.path)[-2:]
-    assert round_.body["spends"] == {"clinic": {"noise_multiplier": 1.5}}
+    assert round_.body["spends"] == {"clinic": [{"noise_multiplier": 1.5}]}
     assert done.body["epsilon_spent"] == {"clinic": 3.25}
     assert not any(name.endswith(".key") for name in done.body["files"])
     assert done.body["keys"] == ["seed-0/federation/privacy/clinic.noise.key"]
@@ -329,3 +329,45 @@ def test_a_matrix_is_signed_over_the_logs_of_its_cells(settings, tmp_path):
     assert (tmp_path / "m" / NAME).read_bytes() == before
     (cell / "seed-0/fused/model.safetensors").write_bytes(b"another model")
     assert any("model.safetensors: was altered" in p for p in verify_run(tmp_path / "m").problems)
+
+
+def private_run(place):
+    """A run whose seed has one round that `clinic` paid for; its folder and witness."""
+    config = parse_config({"seeds": [0]})
+    folder = RunFolder.create(place / "run", config)
+    folder.append_jsonl("seed-0/federation/privacy/clinic.ledger.jsonl", {"schema_version": 1})
+    paid = {"round": 0, "inputs": "00", "event": {"noise_multiplier": 1.5}}
+    folder.append_jsonl("seed-0/federation/privacy/clinic.ledger.jsonl", paid)
+    line = {"round": 0, "participants": ["clinic"]}
+    folder.append_jsonl("seed-0/federation/rounds.jsonl", line)
+    folder.append_jsonl("seed-0/federation/ledger.jsonl", {"round": 0})
+    witness = Witness.open(folder, config, command="c")
+    witness.started(0)
+    return folder, witness, paid
+
+
+def test_a_round_that_was_paid_for_twice_has_both_events_in_the_log(tmp_path):
+    folder, witness, paid = private_run(tmp_path)
+    folder.append_jsonl("seed-0/federation/privacy/clinic.ledger.jsonl", paid)
+    witness.round(0, {"round": 0, "participants": ["clinic"]})
+    assert events(folder.path)[-1].body["spends"] == {"clinic": [paid["event"]] * 2}
+
+
+def test_a_private_seed_whose_ledgers_are_gone_is_not_trained_again(tmp_path):
+    """Its records would pay twice, and the report would tell one of the two epsilons."""
+    folder, witness, _ = private_run(tmp_path)
+    witness.round(0, {"round": 0, "participants": ["clinic"]})
+    witness.finished(0, b"{}", epsilon={"clinic": 3.25})
+    shutil.rmtree(folder.path / "seed-0")
+    again = Witness.open(folder, parse_config({"seeds": [0]}), command="c")
+    with pytest.raises(AuditError, match=r"clinic paid for round 0.*choose another --out, and add"):
+        again.started(0)
+
+
+def test_nobody_is_told_to_delete_a_private_seed(tmp_path):
+    folder, witness, _ = private_run(tmp_path)
+    witness.round(0, {"round": 0, "participants": ["clinic"]})
+    witness.finished(0, b"{}", epsilon={"clinic": 3.25})
+    (folder.path / "seed-0/result.json").write_text('{"better": true}')
+    with pytest.raises(AuditError, match=r"result\.json: is not as .*; put it back; with private training"):
+        Witness.open(folder, parse_config({"seeds": [0]}), command="c")

@@ -1,0 +1,61 @@
+"""What a run's log says that a seed spent of its clients' privacy, beside the ledgers in the run's folder.
+
+The clients of a run on one machine keep their ledgers in the seed's folder. Whoever deletes that folder and
+trains again has released two trainings on the same records, of which the new ledgers know one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.errors import AuditError
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import FEDERATION
+
+ROUND = "round"  # the event
+PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
+ADDS_UP = "with private training choose another --out, and add the epsilons"
+
+
+def spends_of(folder: Path, seed: int, number: int) -> dict[str, list[Any]]:
+    """Return, by client, the events in its ledger for a round; a round paid for twice has two.
+
+    That is {} without differential privacy, and where `privacy.ledger` names another folder.
+    """
+    return {
+        client: events
+        for client, lines in _ledgers(folder, seed).items()
+        if (events := [line["event"] for line in lines if line.get("round") == number])
+    }
+
+
+def has_spent(entries: Sequence[Entry], seed: object) -> bool:
+    """Return whether the log has a round of a seed for which a client paid."""
+    return bool(_paid(entries, seed))
+
+
+def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
+    """Raise `AuditError` if a ledger lacks a round that its client paid for, as the log has it."""
+    there = {
+        (client, line.get("round")) for client, lines in _ledgers(folder, seed).items() for line in lines
+    }
+    if lost := sorted(_paid(entries, seed) - there):
+        client, number = lost[0]
+        raise AuditError(
+            f"seed-{seed}: {NAME} says that {client} paid for round {number}, which its ledger in the "
+            f"seed's folder does not have; put the folder back; {ADDS_UP}"
+        )
+
+
+def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
+    rounds = [e.body for e in entries if e.event == ROUND and e.body.get("seed") == seed]
+    return {(str(client), body["round"]) for body in rounds for client in body.get("spends") or {}}
+
+
+def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
+    place = RunFolder(path=folder / f"seed-{seed}" / FEDERATION / PRIVACY)
+    files = sorted(place.path.glob(f"*{LEDGERS}"))
+    return {file.name.removesuffix(LEDGERS): place.read_jsonl(file.name) for file in files}
