@@ -24,6 +24,7 @@ from fedproxy_secure.runtime.untrusted import parse_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MEMBERS = {"payload", "payloadType", "signatures"}  # of an envelope
 
 
 def pae(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
@@ -61,11 +62,14 @@ def seal_statement(statement: Mapping[str, Any], key: Secret) -> bytes:
 def open_envelope(raw: bytes, public: bytes) -> dict[str, Any]:
     """Return the statement in an envelope that the owner of `public`, Ed25519, 32 bytes, signed.
 
-    Raises `AuditError` for anything but one envelope with one signature, and for another signer's.
+    Raises `AuditError` for anything but one envelope with one signature, byte for byte as `seal_statement`
+    writes it, and for another signer's: no hash covers what stands beside the payload.
     """
     try:
         envelope = parse_json(raw)
         (signature,) = envelope["signatures"]
+        if {*envelope} != MEMBERS or {*signature} != {"keyid", "sig"} or json_bytes(envelope) != raw:
+            raise ValueError("another form")
         payload = _decoded(envelope["payload"])
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError("another type")
@@ -86,6 +90,9 @@ def open_envelope(raw: bytes, public: bytes) -> dict[str, Any]:
 
 def _decoded(text: Any) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        decoded = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError("is not base64") from error
+    if base64.b64encode(decoded).decode() != text:  # unused bits of the last digit
+        raise ValueError("is not the one base64 of its bytes")
+    return decoded

@@ -28,6 +28,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.gate.policy import find_policy
+from fedproxy_secure.runtime.artifacts import json_bytes
 from tests.support.signed_run import resealed, signed_run
 
 RESEARCH = find_policy("research")
@@ -145,8 +146,26 @@ def test_who_edits_a_number_and_signs_anew_has_another_key(files, check):
 def test_an_envelope_with_a_foreign_signature_under_the_right_name_is_found(files, check):
     envelope = json.loads(files[archive.CONTENTS])
     envelope["signatures"][0]["sig"] = json.loads(files[archive.GATE])["signatures"][0]["sig"]
-    (line,) = problems(check({**files, archive.CONTENTS: json.dumps(envelope).encode()}))
+    (line,) = problems(check({**files, archive.CONTENTS: json_bytes(envelope)}))
     assert line == f"{archive.CONTENTS}: was altered: the signature is not that of --key"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(b'"payload"', b'"approved": "by nobody",\n  "payload"', 1),
+        lambda raw: raw.replace(b'"sig"', b'"note": "x",\n      "sig"', 1),
+        lambda raw: raw.replace(b'"payload"', b'"payload": "e30=",\n  "payload"', 1),
+        lambda raw: raw + b" ",
+    ],
+    ids=["a member", "a signature's member", "a second payload", "a blank"],
+)
+def test_nothing_can_stand_beside_the_signed_payload(files, check, change):
+    """No hash covers the list's own file, so it must be byte for byte as it was written."""
+    raw = change(files[archive.CONTENTS])
+    assert raw != files[archive.CONTENTS]
+    (line,) = problems(check({**files, archive.CONTENTS: raw}))
+    assert line.startswith(f"{archive.CONTENTS}: is no DSSE envelope")
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.gate.policy import find_policy
+from fedproxy_secure.runtime.artifacts import json_bytes
 from tests.support.signed_run import CLIENTS, SPENT, signed_run
 from threat_models import every as every_threat_model
 
@@ -168,7 +169,7 @@ def test_an_envelope_opens_for_its_signer_alone():
     named = json.loads(raw)
     named["signatures"][0]["keyid"] = key_id(signing_public(other))
     with pytest.raises(AuditError, match="the signature is not that of --key"):
-        open_envelope(json.dumps(named).encode(), signing_public(other))
+        open_envelope(json_bytes(named), signing_public(other))
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"payload": "!", "signatures": [{}]}', b"\xff"])
