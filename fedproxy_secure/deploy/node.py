@@ -64,7 +64,6 @@ def run_node(
             if not check.ok:
                 raise ConfigError(f"{check.name}: {check.line}")
             tell(f"{check.name}: {check.line}")
-        remember(site)
         policy = write_effective_policy(site)
         environment = quiet_environment(private_folder(site.folder / "flower"))
         environment["FEDPROXY_CACHE"] = str(private_folder(site.folder / "cache"))
@@ -74,6 +73,7 @@ def run_node(
         kept: list[Kept] = []
         with ExitStack() as stack:
             lock = stack.enter_context(alone_in(logs, wait_s=ORPHANS_S))
+            remember(site)  # only now: until here a killed node's worker may have gone on answering
             events = EventLog(file=events_file(site.folder))
             note_in(events, "site", "start")
             stack.callback(note_in, events, "site", "stop")

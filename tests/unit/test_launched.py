@@ -4,6 +4,7 @@ None takes a module from the folder that it is started in, or sends requests to 
 """
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.flower import launched
 from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.flower.launch.parent import VARIABLE
 from fedproxy_secure.flower.launch.processes import module, without_proxy_to_loopback
 from tests.support.processes import ends_within
 from tests.support.recorded import prepared
@@ -72,3 +74,16 @@ def test_hosts_that_no_proxy_is_asked_for_are_named_once_however_often_they_are_
     for name, value in once.items():
         monkeypatch.setenv(name, value)
     assert without_proxy_to_loopback() == once
+
+
+def test_a_process_whose_starter_ended_before_it_looked_ends_too():
+    """It is killed while the process still imports, and a lock that both hold would never be free again."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    program = (
+        "import time\nfrom fedproxy_secure.flower.launch.parent import end_with_parent\n"
+        "end_with_parent()\ntime.sleep(60)\n"
+    )
+    environment = {**os.environ, VARIABLE: str(gone.pid)}
+    orphan = subprocess.run([sys.executable, "-c", program], env=environment, timeout=50, check=False)
+    assert orphan.returncode == -signal.SIGTERM

@@ -6,13 +6,24 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 
 POLL_S = 1.0
+VARIABLE = "FEDPROXY_STARTED_BY"  # the id of the process that started this one
+
+
+def told_its_parent(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a process that this one starts, with this one's id in it."""
+    return {**environment, VARIABLE: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Send this process SIGTERM when its parent changes; a thread checks once a second."""
-    parent = os.getppid()
+    """Send this process SIGTERM once its parent is another than the one that started it.
+
+    A thread looks at once, and then every second. Who started it stands in the environment
+    (`told_its_parent`), because the parent may be gone before this is called.
+    """
+    parent = int(os.environ.pop(VARIABLE, "") or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError, FolderInUse, RoundAborted
+from fedproxy_secure.flower.launch.parent import told_its_parent
 from fedproxy_secure.runtime.files.locks import locked, waited_for
 
 POLL_S = 0.5
@@ -147,7 +148,7 @@ def process(
         with log.open("ab") as output, _undisturbed():  # a process that nobody knows yet would stay
             started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
                 [program, *arguments],
-                env=dict(environment),
+                env=told_its_parent(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
