@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,13 +64,15 @@ class Journal:
         with reading(self.file) as database:
             return int(database.execute("SELECT sequence FROM journal").fetchone()[0])
 
-    def check_not_older(self, *, sequence: int = 0, run: str = "", ledger_events: int = 0) -> None:
+    def check_not_older(
+        self, *, sequence: int = 0, run: str = "", ledger_events: Callable[[], int] = lambda: 0
+    ) -> None:
         """Raise `ProtocolAborted` if the journal or the privacy ledger was replaced by an older copy.
 
         The journal's own number must not be smaller than the one in the file beside it, nor than
         `sequence`, the last one that Flower's state saw.
-        `ledger_events`: how many events the privacy ledger of `run` has; it must not be fewer than the
-        journal remembers.
+        `ledger_events`: counts the events in the privacy ledger of `run`; there must not be fewer than the
+        journal remembers. It is called after the journal was read, since both may grow meanwhile.
         """
         # before the journal's own, which may grow meanwhile
         sequence = max(sequence, newest.remembered(self.file))
@@ -82,9 +84,9 @@ class Journal:
             raise ProtocolAborted(
                 f"journal: was written {own} times; must be >= {sequence}: an older copy was restored"
             )
-        if ledger_events < events:
+        if (counted := ledger_events()) < events:
             raise ProtocolAborted(
-                f"privacy ledger: has {ledger_events} events; must be >= {events}: an old copy was restored"
+                f"privacy ledger: has {counted} events; must be >= {events}: an old copy was restored"
             )
 
     def note_ledger(self, *, run: str, events: int) -> None:

@@ -274,19 +274,19 @@ def test_a_journal_that_was_put_back_is_noticed_where_something_else_remembers(j
     release(journal)
     journal.note_ledger(run="run", events=3)
     remembered = journal.sequence()
-    journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
-    journal.check_not_older(run="another run", ledger_events=0)
+    journal.check_not_older(sequence=remembered, run="run", ledger_events=lambda: 3)
+    journal.check_not_older(run="another run", ledger_events=lambda: 0)
     with pytest.raises(
         ProtocolAborted, match="privacy ledger: has 2 events; must be >= 3: an old copy was restored"
     ):
-        journal.check_not_older(sequence=remembered, run="run", ledger_events=2)
+        journal.check_not_older(sequence=remembered, run="run", ledger_events=lambda: 2)
     journal.note_ledger(run="run", events=2)  # never counts down
     with pytest.raises(ProtocolAborted, match="privacy ledger"):
-        journal.check_not_older(run="run", ledger_events=2)
+        journal.check_not_older(run="run", ledger_events=lambda: 2)
     sequence_file(journal.file).write_bytes(b"%020d" % 1)  # Flower's state alone remembers
     os.replace(copy, journal.file)
     with pytest.raises(ProtocolAborted, match="journal: was written 1 times; must be >= 3: an older copy"):
-        journal.check_not_older(sequence=remembered, run="run", ledger_events=3)
+        journal.check_not_older(sequence=remembered, run="run", ledger_events=lambda: 3)
     journal.check_not_older()  # nothing else remembers: it cannot be noticed
 
 
@@ -357,7 +357,7 @@ def test_a_new_key_keeps_what_the_old_one_agreed_to(journal, tmp_path):
     with pytest.raises(ProtocolAborted, match="survivors"):
         renewed.check_survivors(run="run", round=0, survivors=("a", "b"), refuse_differencing=False)
     with pytest.raises(ProtocolAborted, match="has 2 events; must be >= 3"):
-        renewed.check_not_older(run="run", ledger_events=2)
+        renewed.check_not_older(run="run", ledger_events=lambda: 2)
 
 
 def test_a_key_whose_journal_is_missing_answers_nothing(tmp_path):

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
@@ -109,7 +110,7 @@ def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
     journal.check_not_older(
         sequence=0 if record is None else int(str(record["sequence"])),
         run=job.agreed_sha256().hex(),
-        ledger_events=_ledger_events(job, name),
+        ledger_events=partial(_ledger_events, job, name),
     )
     return journal
 
