@@ -111,6 +111,18 @@ class FederationJob(AgreedSettings):
         """Return the hash of `agreed`, 32 bytes; it is part of every signature under masking."""
         return hashlib.sha256(json.dumps(self.agreed(), sort_keys=True).encode()).digest()
 
+    def without_places(self) -> FederationJob:
+        """Return the job for parties that have their own: nothing of it is local to this machine."""
+        return self.changed(
+            clients=tuple(ClientConfig(name=c.name, task=c.task) for c in self.clients),
+            data_root=None,
+            audit=AuditConfig(),
+            device="auto",
+            dtype="auto",
+            protect=self.protect.model_copy(update={"keys": None}),
+            privacy=self.privacy.model_copy(update={"ledger": None}),
+        )
+
     def to_json(self) -> str:
         """Return the job as canonical JSON: the same job gives the same text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -32,10 +32,13 @@ class Registered:
 
     `names`: client name by node id. `wait_s`: how long set-up waits for the others once enough clients for
     a round are connected, or set up; sites that are switched off hold nobody up for longer.
+    `have_policies`: whether each has a policy of its own, with its own records, folders and device; then
+    nodes are not told those of this machine.
     """
 
     names: Mapping[int, str]
     wait_s: float
+    have_policies: bool = True
 
     @classmethod
     def load(cls, file: Path) -> Registered | None:
@@ -45,12 +48,14 @@ class Registered:
         except FileNotFoundError:
             return None
         return cls(
-            names={int(node): str(name) for node, name in raw["names"].items()}, wait_s=raw["wait_s"]
+            names={int(node): str(name) for node, name in raw["names"].items()},
+            wait_s=raw["wait_s"],
+            have_policies=raw["have_policies"],
         )
 
     def save(self, file: Path) -> None:
         """Write the nodes to a file, whole or not at all."""
-        write_bytes(file, json.dumps({"names": dict(self.names), "wait_s": self.wait_s}).encode())
+        write_bytes(file, json.dumps({**asdict(self), "names": dict(self.names)}).encode())
 
 
 def set_up(
@@ -70,6 +75,8 @@ def set_up(
 
     Returns client name -> node id.
     """
+    if registered is not None and registered.have_policies:
+        job = job.without_places()
     known, (least, setting) = {client.name for client in job.clients}, _least(job)
     node_ids = _wait_for_nodes(grid, job, registered, notes)
     asker.set_up_again = wire.encode_setup(job)

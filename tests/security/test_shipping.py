@@ -4,12 +4,14 @@ import itertools
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedproxy_secure import wire
 from fedproxy_secure.errors import DataError, RoundAborted
+from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower import shipping
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
@@ -151,7 +153,7 @@ def test_a_request_that_nobody_answers_is_asked_again(world, job, expected, tmp_
 @pytest.fixture(scope="module")
 def registered(job):
     names = {node: client.name for node, client in enumerate(job.clients, start=2)}
-    return Registered(names=names, wait_s=60.0)
+    return Registered(names=names, wait_s=60.0, have_policies=False)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "away"])
@@ -179,7 +181,7 @@ def test_a_registered_site_that_stays_away_during_set_up_holds_nobody_up(
     def around(grid):
         return Cut(grid, lost={1}, away=10**9, requests=True, kind=wire.SETUP)
 
-    shipped(world, job, app, around, registered=Registered(names=registered.names, wait_s=0.3))
+    shipped(world, job, app, around, registered=replace(registered, wait_s=0.3))
     assert app.count("train") == 0
     assert app.count("train", 2) == 1
     assert "c2 (node 4) is left out: is not connected" in caplog.text
@@ -227,7 +229,7 @@ def test_a_registered_node_whose_client_is_not_in_the_job_gets_nothing(world, jo
     app = OwnCaches(tmp_path)
     _, folder, initial = world
     names = {**registered.names, NODE: "was_taken_out"}
-    registered = Registered(names=names, wait_s=0.0)
+    registered = Registered(names=names, wait_s=0.0, have_policies=False)
     serve(InProcessGrid(app, len(job.clients)), fewer, folder, initial, registered=registered)
     assert NODE not in {node for _, node in app.seen}
 
@@ -382,3 +384,35 @@ def test_a_site_that_stays_away_is_waited_for_until_the_timeout_and_then_named(w
     app = OwnCaches(tmp_path)
     with pytest.raises(RoundAborted, match=r"node 4 \(took 10,000 of .* before it timed out"):
         shipped(world, few, app, lambda grid: Cut(grid, lost={2}, away=10**9))
+
+
+def test_sites_are_not_told_where_the_owners_records_keys_and_ledgers_lie(world, job):
+    """They have their own; what is sent is what the parties agree on, and names."""
+    places = job.changed(
+        clients=tuple(c.model_copy(update={"source": "/home/owner/secret/x"}) for c in job.clients),
+        data_root="/home/owner/secret",
+        protect=job.protect.model_copy(update={"keys": "/home/owner/secret/keys"}),
+        privacy=job.privacy.model_copy(update={"ledger": "/home/owner/secret/paid"}),
+        audit=job.audit.model_copy(update={"folder": "/home/owner/secret/transcript"}),
+    )
+    sent = []
+
+    class Hears(GridAround):
+        """Keeps the jobs that are sent."""
+
+        def push_messages(self, messages):
+            messages = list(messages)
+            sent.extend(m.content.config_records["job"]["json"] for m in messages)
+            raise RoundAborted("enough")
+
+    names = {node: client.name for node, client in enumerate(job.clients, start=2)}
+    grid = Hears(InProcessGrid(OwnCaches(world[1]), len(job.clients)))
+    with pytest.raises(RoundAborted, match="enough"):
+        serve(grid, places, world[1], world[2], registered=Registered(names=names, wait_s=0.0))
+    assert sent
+    for text in sent:
+        assert "secret" not in text
+        told = FederationJob.from_json(text)
+        proxy = {name: getattr(told, name) for name in ("proxy_sha256", "proxy_loaded_sha256")}
+        assert told.agreed_sha256() == places.changed(**proxy).agreed_sha256()
+        assert [c.name for c in told.clients] == [c.name for c in places.clients]

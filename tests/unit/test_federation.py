@@ -151,7 +151,7 @@ def test_a_round_under_the_minimum_is_aborted_and_the_last_good_one_stays(world,
 def test_sites_that_are_not_connected_are_named_whether_enough_are_there_or_not(world):
     """Node 4, which would be c2, is not there: too few are, or enough are and one of them fails."""
     job, folder, initial = world
-    registered = Registered(names={2: "c0", 3: "c1", 4: "c2"}, wait_s=0.1)
+    registered = Registered(names={2: "c0", 3: "c1", 4: "c2"}, wait_s=0.1, have_policies=False)
     with proxy_store.offered_on_this_host(folder):
         grid = InProcessGrid(Wrapped({3}), 2)
         for least, line in (
