@@ -79,7 +79,8 @@ def accept(
 def preflight(site: SiteArgument) -> None:
     """Site: check kit, keys, policy, records, disk, device, and the owner's address, certificate, clock.
 
-    Exit code 2: a check failed. The only thing sent is a request for the owner's health page.
+    Exit code 2: a check failed. All that is sent is a request for the owner's health page; records whose
+    source is `hub:NAME` are fetched from the hub, as in a run.
 
     Example: `fedproxy-secure deploy preflight clinic`
     """
