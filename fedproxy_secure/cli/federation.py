@@ -1,16 +1,19 @@
-"""The commands `provision` and `selftest`: keys and policies of clients, attacks on this installation."""
+"""The commands `provision`, `privacy` and `selftest`: clients' keys, what their privacy takes, attacks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedproxy_secure.cli.errors import plain_errors
-from fedproxy_secure.cli.options import ConfigArgument, find_config
+from fedproxy_secure.cli.options import ConfigArgument, SetOption, find_config
 from fedproxy_secure.config import load_config
-from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.errors import ConfigError, FedProxyError
+
+if TYPE_CHECKING:
+    from fedproxy_secure.dp.planning import PrivacyPlan
 
 
 def provision(
@@ -52,6 +55,66 @@ def provision(
             policy.write(out / f"{client.name}.policy.yaml")  # first: another call may write them again
         roster = make_keys([c.name for c in clients], out)
         typer.echo(f"keys, journals and policies of {len(roster.members)} clients, and the roster: {out}")
+
+
+def privacy(
+    config: ConfigArgument,
+    records: Annotated[int, typer.Option(min=2, metavar="N", help="Training records of a client.")],
+    set_: SetOption = None,
+    trainings: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Trainings on the same records, such as seeds.")
+    ] = 1,
+    of_one_person: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Records that one person may have.")
+    ] = 1,
+    numbers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Trained numbers, as `run --dry-run` prints them.")
+    ] = 10_000,
+) -> None:
+    """Say what record-level differential privacy takes and allows, without records or a model.
+
+    Of the settings CONFIG only the sections `local`, `federate` and `privacy` are read; `privacy.unit` is
+    taken as `record`. Needs the extra `dp`.
+
+    Example: `fedproxy-secure privacy demo_private --records 8000 --set privacy.target_epsilon=4`
+    """
+    with plain_errors(again=None):
+        from fedproxy_secure.dp.planning import plan_privacy
+
+        settings = load_config(find_config(config), set_ or [])
+        if settings.privacy.unit == "client":
+            raise ConfigError("privacy.unit=client: its noise depends on the cohort; see `run --dry-run`")
+        plan = plan_privacy(
+            settings.privacy,
+            settings.local,
+            rounds=settings.federate.rounds,
+            records=records,
+            trainings=trainings,
+            person_records=of_one_person,
+        )
+        width = max(len(name) for name, _ in privacy_rows(plan, numbers))
+        for name, value in privacy_rows(plan, numbers):
+            typer.echo(f"{name:<{width}}  {value}")
+
+
+def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
+    """Return the lines that are printed, as names and values."""
+    rate, share = plan.noise.sampling_rate, 100 * plan.rate
+    noised = f"with {numbers:,} trained numbers; a mean gradient has at most 1"
+    found = [
+        ("steps", f"{plan.steps} of {plan.batch_size} records, each drawn with probability {rate:.3g}"),
+        ("disclosed", f"that there are at most {plan.public_size:,} records and more than half as many"),
+        ("noise multiplier", f"{plan.noise.noise_multiplier:.3g} (clip norm {plan.noise.clip_norm:g})"),
+        ("noise of a step", f"{plan.noise_norm(numbers):.2g} clips long, {noised}"),
+        ("epsilon", f"{plan.epsilon:.3g} at delta {plan.delta:g}, of one record, in one training"),
+    ]
+    if plan.trainings > 1:
+        found.append(("all trainings", f"epsilon {plan.all_epsilon:.3g} for {plan.trainings} of them"))
+    if plan.person_records > 1:
+        about = f"epsilon about {plan.person_epsilon:.3g} for {plan.person_records} records"
+        found.append(("one person", f"{about}, as of a Gaussian mechanism with this epsilon"))
+    best = f"AUC at most {plan.auc:.3f}; at most {share:.1f} % of members found at 1 % false positives"
+    return [*found, ("best attack", f"on one record: {best}")]
 
 
 def selftest() -> None:
