@@ -78,7 +78,7 @@ def seed_folders(run: Path) -> list[Path]:
     """
     folders = sorted(p for p in run.glob("seed-*") if (p / FEDERATION / TRANSCRIPT).is_dir())
     if not folders:
-        raise RunFolderError(f"{run}: no seed of it was recorded; run with --record")
+        raise RunFolderError(f"{run}: no seed was recorded, or transcripts were erased; run with --record")
     return folders
 
 

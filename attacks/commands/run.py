@@ -131,7 +131,7 @@ def _attacked(
     After an interrupt, which is raised, those until then are shown as a table.
     """
     from attacks.commands.table import outcome_line
-    from attacks.suite import run_suite
+    from attacks.suite import run_suite, seed_folders
     from fedproxy_secure.audit.witness import reopen_findings
     from fedproxy_secure.cli.progress import shown_on
     from fedproxy_secure.evidence.finding import read_findings
@@ -142,6 +142,7 @@ def _attacked(
     held = only_run_in(run) if run.is_dir() else nullcontext()  # nothing is made for a wrong name
     try:
         with held, shown_on(Console(stderr=True)) as progress:
+            seed_folders(run)  # first: nothing is reopened where nothing can be attacked
             reopen_findings(run)
             return run_suite(
                 run,

@@ -1,58 +1,103 @@
-"""`audit erase`: delete the transcripts of a finished run, and say so in its signed log.
+"""`audit erase`: delete the transcripts of a finished run or matrix, and say so in its signed log.
 
 A transcript holds the clients' records and updates in the clear. Whoever must delete them can still show
 the rest of the run: the log names the files that were erased and has the hashes they had, and the report is
 signed anew.
 
-The log is written first, then the files are deleted, then the report is signed. If the command was killed,
-call it again; for a matrix, or where the report was being written, first call the run's or the matrix's own
-command with `--resume`, which signs.
+Each folder with a log, the cells of a matrix first, goes through these steps: the log names the files, the
+files are deleted, `report.json` gets the log's new end, and the report is signed. A command that was killed
+after any of them goes on when it is called again. Until then `audit verify` names what is left.
 
-Guarantees: a folder that has not finished, or is not as its log and signature have it, loses nothing and is
-not signed. Not guaranteed: that no copy is left. Files are unlinked, not overwritten, and backups are not
-touched.
+Guarantees: a run that has not finished, or is not as its log and signature have it, loses nothing and is
+not signed. Nothing is deleted before all folders have been checked. Not guaranteed: that no copy is left.
+Files are unlinked, not overwritten, and backups are not touched.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fedproxy_secure.audit.examine import examine, read_log
+from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.examine import Examined, examine, read_log
 from fedproxy_secure.audit.log import AuditLog
-from fedproxy_secure.audit.seal import everything_below, read_seal, sign_report
-from fedproxy_secure.audit.verify import still_there, verify_run
-from fedproxy_secure.audit.vouched import ERASED, INNER, erased_files, vouched_files
+from fedproxy_secure.audit.seal import SIGNATURE, Seal, everything_below, read_seal, sign_report
+from fedproxy_secure.audit.verify import REPORT, check_files, check_inner
+from fedproxy_secure.audit.vouched import ERASED, INNER, check_file, vouched_files
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.report.html.page import HTML_NAME
-from fedproxy_secure.report.publish import publish, write_texts
-from fedproxy_secure.report.report import Report
-from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
 from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
 from fedproxy_secure.runtime.only_one import only_run_in
+from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
+
+CELLS = "cells"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transcripts:
-    """The transcripts of a run or a matrix: how many files they have, and how many bytes."""
+    """The transcripts of a run or a matrix.
+
+    Args:
+        files, bytes: of those that can be erased.
+        begun: whether an earlier erasure was killed, and goes on.
+        others: folders of cells that the matrix's log does not have, and whose transcripts stay.
+    """
 
     files: int
     bytes: int
+    begun: bool
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A folder with a log of its own that may be erased; `name` is its path in the whole, "" for that."""
+
+    name: str
+    folder: Path
+    log: Examined
+    seal: Seal
+    report: Mapping[str, Any]  # the values of `report.json`
+
+    @property
+    def tail(self) -> Sequence[Entry]:
+        """The events after the end that the report is signed over."""
+        return _after(self.log.entries, self.seal.head)
+
+    @property
+    def transcripts(self) -> list[Path]:
+        return sorted(self.folder.glob(f"seed-*/{FEDERATION}/{TRANSCRIPT}"))
+
+    def files(self) -> list[str]:
+        """Return the paths of the transcripts' files, relative to the folder."""
+        names = [place.relative_to(self.folder).as_posix() for place in self.transcripts]
+        return list(everything_below(self.folder, *names))
 
 
 def transcripts_of(folder: Path) -> Transcripts:
-    """Return what `erase_transcripts` would delete.
+    """Return what `erase_transcripts` would delete, and what it would leave.
 
-    Raises `AuditError` if there is no log, or if the folder may not be erased: it has not finished, or is
-    not as its log and signature have it.
+    Raises `AuditError` for a folder without a log, or one that may not be erased.
     """
-    _check_whole(folder)
-    files = [folder / name for place in _folders(folder) for name in everything_below(folder, *place.names)]
-    return Transcripts(files=len(files), bytes=sum(f.lstat().st_size for f in files))
+    places = _places(folder)
+    files = [place.folder / name for place in places for name in place.files()]
+    news = _news_of_cells(places[-1], {place.name: place.log.head for place in places})
+    known = {place.name for place in places}
+    others = {p.relative_to(folder).as_posix() for p in folder.glob(f"{CELLS}/*")} - known
+    return Transcripts(
+        files=len(files),
+        bytes=sum(file.lstat().st_size for file in files),
+        begun=bool(news) or any(place.tail or place.transcripts for place in places),
+        others=tuple(sorted(n for n in others if any((folder / n).glob(f"seed-*/*/{TRANSCRIPT}")))),
+    )
 
 
 def erase_transcripts(folder: Path, key_file: Path) -> str:
@@ -66,77 +111,104 @@ def erase_transcripts(folder: Path, key_file: Path) -> str:
     key cannot be read; `RunFolderError` if a file cannot be written or another process works in the folder.
     """
     key = read_key(key_file)
-    with only_run_in(folder):
-        _check_whole(folder)
-        logs = {p.log: AuditLog.open(RunFolder(path=folder / p.log), key, {}) for p in _folders(folder)}
-        for place in _folders(folder):  # cells first: the log above names their heads
-            _erase(folder, place, logs, key)
+    with ExitStack() as held:
+        for place in _places(folder):  # cells are runs, in which other commands may work
+            held.enter_context(only_run_in(place.folder))
+        places = _places(folder)
+        logs = {p.name: AuditLog.open(RunFolder(path=p.folder), key, {}) for p in places}
+        for place in places:
+            _erase(place, logs, key)
     return logs[""].head
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """A folder with a log of its own, relative to the one that is erased, and its transcripts' folders."""
-
-    log: str
-    transcripts: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f"{self.log}/{name}" if self.log else name for name in self.transcripts)
-
-
-def _folders(folder: Path) -> list[_Place]:
+def _places(folder: Path) -> list[_Place]:
     """Return the folders with logs, those of a matrix's cells before its own."""
-    inner = [str(e.body["folder"]) for e in examine(read_log(folder)).entries if e.event == INNER]
-    return [
-        _Place(
-            log=name,
-            transcripts=tuple(
-                place.relative_to(folder / name).as_posix()
-                for place in sorted((folder / name).glob(f"seed-*/{FEDERATION}/{TRANSCRIPT}"))
-            ),
-        )
-        for name in (*dict.fromkeys(inner), "")
-    ]
+    whole = _place(folder, "")
+    sealed = whole.log.entries[: len(whole.log.entries) - len(whole.tail)]
+    heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in sealed if e.event == INNER}
+    vouched = vouched_files(whole.log.entries)
+    cells = []
+    for name, head in heads.items():
+        check_inner(folder, name, 1)
+        above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
+        cell = _place(folder, name, elsewhere=above)
+        if any(e.event != ERASED for e in _after(cell.log.entries, head)):
+            raise AuditError(f"{name}: its log goes on after the end that the log above has; {_SIGN}")
+        cells.append(cell)
+    return [*cells, whole]
 
 
-def _check_whole(folder: Path) -> None:
-    """Raise `AuditError` unless all is as log and signature have it, apart from a killed erasure."""
-    found, log, seal = verify_run(folder), examine(read_log(folder)), read_seal(folder)
-    left = {line for place in _folders(folder) for line in _left_of(folder, place.log)}
-    lines = [*found.problems, *(line for line in found.unsettled if line not in left)]
-    killed = log.entries[-1].event == ERASED and seal is not None and seal.head != log.head
-    if len(lines) > killed or found.problems:  # what was killed left one line: that its end is not signed
-        raise AuditError(
-            f"{folder}: {lines[0]}; nothing was erased; what is only unsigned is signed by the run's or "
-            "matrix's own command with --resume"
-        )
+_SIGN = "nothing was erased; what is only unsigned is signed by its own command with --resume"
 
 
-def _left_of(folder: Path, name: str) -> list[str]:
-    """Return what `audit verify` says of erased files that are still in a folder with a log."""
-    own = folder / name
-    erased = erased_files(examine(read_log(own)).entries)
-    here = f"{name}/" if name else ""
-    return [here + still_there(file, line) for file, (_, line) in erased.items() if (own / file).exists()]
+def _place(whole: Path, name: str, *, elsewhere: Set[str] = frozenset()) -> _Place:
+    """Return a folder's log, signature and report once all is as they have it, or as a kill leaves it.
+
+    `elsewhere`: files that the log above vouches for.
+    """
+    folder = whole / name
+    log, seal = examine(read_log(folder)), read_seal(folder)
+    if log.problems or log.cut or not log.entries:
+        raise AuditError(f"{folder / NAME}: {[*log.problems, 'was cut short'][0]}; nothing was erased")
+    if seal is None or log.public is None or seal.public_key != log.public.hex():
+        raise AuditError(f"{folder / SIGNATURE}: is missing, or of another signer; {_SIGN}")
+    files = check_files(folder, log.entries, known={*seal.files, *elsewhere})
+    beside = [n for n in files.unvouched if name or not n.startswith(f"{CELLS}/")]
+    if wrong := [*files.problems, *files.unfinished, *files.links, *beside]:
+        raise AuditError(f"{folder}: {wrong[0]}: is not as {NAME} has it; {_SIGN}")
+    place = _Place(name=name, folder=folder, log=log, seal=seal, report=_report(folder))
+    if any(e.event not in (ERASED, INNER) for e in place.tail):
+        raise AuditError(f"{folder / NAME}: goes on after the report was signed; {_SIGN}")
+    for file, sha256 in seal.files.items():
+        if file == REPORT:  # a killed erasure may have written it, with another end of the log
+            if hashlib.sha256(_with_head(place.report, seal.head)).hexdigest() != sha256:
+                raise AuditError(f"{folder / REPORT}: was altered; nothing was erased")
+        else:
+            check_file(folder, file, sha256, SIGNATURE)
+    return place
 
 
-def _erase(folder: Path, place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
+def _after(entries: Sequence[Entry], head: str) -> Sequence[Entry]:
+    """Return the events after the one with this hash. Raises `AuditError` if there is none."""
+    for number, entry in enumerate(entries, start=1):
+        if entry.hash == head:
+            return entries[number:]
+    raise AuditError(f"{NAME}: lines after line {len(entries)} are missing; nothing was erased")
+
+
+def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
     """Erase what lies under one log, and sign its report; the logs below have been erased."""
-    log, own = logs[place.log], folder / place.log
-    if place.log == "":
-        for name, below in logs.items():
-            if name and log.of(INNER, folder=name)[-1].body["head"] != below.head:
-                log.add(INNER, folder=name, head=below.head)
+    log = logs[place.name]
+    if place.name == "":
+        for name, head in _news_of_cells(place, {name: below.head for name, below in logs.items()}):
+            log.add(INNER, folder=name, head=head)
     vouched = vouched_files(log.entries)
-    if there := [name for name in everything_below(own, *place.transcripts) if name in vouched]:
+    if there := [name for name in place.files() if name in vouched]:
         log.add(ERASED, files=there)
-    for name in place.transcripts:
-        shutil.rmtree(own / name)
-    report = replace(Report.load(own), audit_head=log.head)
-    if (own / HTML_NAME).exists():
-        publish(report, own)
-    else:  # the report of a matrix's cell has no page
-        write_texts(report, own)
-    sign_report(own, key, log.head)
+    for transcript in place.transcripts:
+        shutil.rmtree(transcript)
+    if log.head != place.seal.head:
+        write_bytes(place.folder / REPORT, _with_head(place.report, log.head))
+        sign_report(place.folder, key, log.head, names=place.seal.files)
+
+
+def _news_of_cells(whole: _Place, heads: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the cells whose logs have grown since the log above named their heads, with `heads`."""
+    told = {str(e.body.get("folder")): e.body.get("head") for e in whole.log.entries if e.event == INNER}
+    return [(name, heads[name]) for name in told if name in heads and heads[name] != told[name]]
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """Return the values of a report, of which only the end of the log is of interest here."""
+    try:
+        values = parse_json(read_plain_file(folder / REPORT))
+        if isinstance(values, dict):
+            return values
+    except (OSError, ValueError):
+        pass
+    raise AuditError(f"{folder / REPORT}: is missing or damaged; nothing was erased")
+
+
+def _with_head(report: Mapping[str, Any], head: str) -> bytes:
+    """Return a report's JSON, as `Report` writes it, with another end of the log; nothing else changes."""
+    return (json.dumps({**report, "audit_head": head}, indent=2, sort_keys=True) + "\n").encode()

@@ -9,7 +9,7 @@ new signature, which takes the key.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -113,10 +113,13 @@ def file_sha256(file: Path) -> str:
         raise AuditError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def sign_report(folder: Path, key: Secret, head: str) -> Path:
-    """Sign the report that lies in `folder`, all its files, over the head of the log."""
+def sign_report(folder: Path, key: Secret, head: str, *, names: Iterable[str] | None = None) -> Path:
+    """Sign the report that lies in `folder` over the head of the log.
+
+    `names`: the files of the report; None: all that are there.
+    """
     sweep(folder)
-    files = {name: file_sha256(folder / name) for name in report_files(folder)}
+    files = {n: file_sha256(folder / n) for n in (report_files(folder) if names is None else sorted(names))}
     seal = Seal(
         head=head,
         public_key=signing_public(key).hex(),

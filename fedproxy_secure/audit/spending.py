@@ -51,8 +51,13 @@ def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
 
 
 def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
-    rounds = [e.body for e in entries if e.event == ROUND and e.body.get("seed") == seed]
-    return {(str(client), body["round"]) for body in rounds for client in body.get("spends") or {}}
+    found = set()
+    for entry in entries:
+        number, spends = entry.body.get("round"), entry.body.get("spends")
+        # a log may be damaged, or somebody else's
+        if entry.event == ROUND and entry.body.get("seed") == seed and type(number) is int:
+            found |= {(str(client), number) for client in (spends if isinstance(spends, dict) else ())}
+    return found
 
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:

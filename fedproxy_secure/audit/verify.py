@@ -94,11 +94,11 @@ def verify_run(
         unsettled.append(f"{NAME}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
     sealed = _check_seal(folder, log, problems, unsettled)
     vouched = vouched_files(log.entries)
-    for name, (sha256, where) in vouched.items():
-        problems += _problems_of(folder, name, sha256, f"line {where} of {NAME}")
-    _strangers(folder, log.entries, vouched, problems, unsettled)
-    unsettled += _unfinished(folder, log.entries)
-    unsettled += _unsigned(folder, log.entries, {*vouched, *sealed, *elsewhere})
+    own = check_files(folder, log.entries, known={*sealed, *elsewhere})
+    problems += own.problems
+    unsettled += [*own.left, *own.unfinished]
+    unsettled += [f"{name}: neither {NAME} nor {SIGNATURE} has it" for name in own.unvouched]
+    unsettled += [f"{name}: is a link" for name in own.links]
     inner = _inner(folder, log, vouched, key, below=below + 1)
     return Verified(
         problems=(*problems, *(p for v in inner for p in v.problems)),
@@ -163,45 +163,67 @@ def _finished(entries: Sequence[Entry]) -> set[str]:
     return {f"seed-{seed}" for seed in seeds if type(seed) is int}  # a text could name another folder
 
 
-def _strangers(
-    folder: Path,
-    entries: Sequence[Entry],
-    vouched: Mapping[str, object],
-    problems: list[str],
-    unsettled: list[str],
-) -> None:
-    """Report whatever lies in the folders of finished seeds without being in the log."""
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What the files of a folder are, compared with its own log.
+
+    Args:
+        problems: lines about files that were altered, added or are missing.
+        left: lines about files that the log erased and that are still there.
+        unfinished: lines about seeds that did not finish.
+        unvouched: names of files beside the seeds that nobody vouches for.
+        links: names of links in the place of folders.
+    """
+
+    problems: Sequence[str]
+    left: Sequence[str]
+    unfinished: Sequence[str]
+    unvouched: Sequence[str]
+    links: Sequence[str]
+
+
+def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> Files:
+    """Compare a folder's files with its log.
+
+    `known`: files beside the seeds for which somebody else vouches, such as the report's signature.
+    """
+    vouched, erased = vouched_files(entries), erased_files(entries)
+    problems, left = [], []
+    for name, (sha256, line) in vouched.items():
+        problems += _problems_of(folder, name, sha256, f"line {line} of {NAME}")
     lists = [e.body.get("keys") for e in entries if e.event == FINISHED]
     keys = {str(name) for names in lists if isinstance(names, list) for name in names}
-    erased = erased_files(entries)
     for name in everything_below(folder, *sorted(_finished(entries))):
         if name in vouched or name in keys:
             continue
         if name in erased and not _problems_of(folder, name, erased[name][0], ""):
-            unsettled.append(still_there(name, erased[name][1]))
-            continue
-        what = "a link was added" if (folder / name).is_symlink() else "was added"
-        problems.append(f"{name}: {what}: {NAME} does not have it")
-
-
-def still_there(name: str, line: int) -> str:
-    """Return what is said of a file that was erased by the log and not from the disk."""
-    return f"{name}: was erased by line {line} of {NAME} and is still there; `audit erase` deletes it"
-
-
-def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:
-    """Return lines about files beside the seeds that neither the log nor the report's signature names."""
+            line = erased[name][1]
+            left.append(
+                f"{name}: was erased by line {line} of {NAME} and is still there; see `audit erase`"
+            )
+        else:
+            what = "a link was added" if (folder / name).is_symlink() else "was added"
+            problems.append(f"{name}: {what}: {NAME} does not have it")
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
+    return Files(
+        problems=problems,
+        left=left,
+        unfinished=_unfinished(folder, entries),
+        unvouched=_unvouched(folder, {*vouched, *known}, inner),
+        links=sorted(n for n in (*OWN_FOLDERS, *inner) if not is_outside(n) and os.path.islink(folder / n)),
+    )
+
+
+def _unvouched(folder: Path, known: Set[str], inner: Set[str]) -> list[str]:
+    """Return files beside the seeds that are not known, and cells whose logs nobody names."""
     own = {NAME, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
     beside = [p.name for p in folder.iterdir() if not is_seed(p)]
     for place in ("attacks", "baselines", "cells"):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
-    unvouched = []
+    found: list[str] = []
     for name in sorted(set(beside) - own - known - inner):
-        below = {name} if name.startswith("cells/") else {*everything_below(folder, name)} - known
-        unvouched += [f"{n}: neither {NAME} nor {SIGNATURE} has it" for n in sorted(below)]
-    links = [n for n in (*OWN_FOLDERS, *inner) if not is_outside(n) and os.path.islink(folder / n)]
-    return [*unvouched, *(f"{name}: is a link" for name in sorted(links))]
+        found += [name] if name.startswith("cells/") else sorted({*everything_below(folder, name)} - known)
+    return found
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
@@ -218,7 +240,7 @@ def _inner(
     for name, head in heads.items():
         problems: list[str] = []
         try:
-            _check_inner(folder, name, below)
+            check_inner(folder, name, below)
             above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
             inner = verify_run(folder / name, key=key, elsewhere=above, below=below)
         except AuditError as error:
@@ -241,7 +263,7 @@ def _inner(
     return verified
 
 
-def _check_inner(folder: Path, name: str, below: int) -> None:
+def check_inner(folder: Path, name: str, below: int) -> None:
     """Raise `AuditError` for a log below that must not be followed: a link, another spelling, too deep."""
     if is_outside(name):
         raise AuditError(f"{name}: lies outside the folder")

@@ -108,18 +108,18 @@ def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
 
 def remedy_for_cell(entries: Sequence[Entry], name: str) -> str:
     """Return what to do about an altered file of the cell `name`, whose log has `entries`, as a phrase."""
-    if any(has_spent(entries, seed) for seed in {e.body.get("seed") for e in entries}):
+    if any(has_spent(entries, seed) for seed in [e.body.get("seed") for e in entries]):
         return f"put it back; {ADDS_UP}"
     return f"put it back, or delete {name} and resume"
 
 
-def remedy_for(name: str) -> str:
-    """Return what to do about a file beside the seeds that was altered, as a phrase."""
+def remedy_for(folder: Path, name: str) -> str:
+    """Return what to do about a file beside the seeds of a folder that was altered, as a phrase."""
     if name in SETTINGS:
         return "put it back, or choose another --out"
     # a matrix's cell with findings is made again as a whole
     place = "attacks" if name in FINDINGS else name.partition("/attacks/")[0]
-    return f"put it back, or delete {place} and resume"
+    return remedy_for_cell(examine(log_if_there(folder / place) or b"").entries, place)
 
 
 def sha256_if_there(file: Path) -> str | None:

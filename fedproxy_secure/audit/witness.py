@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.audit.chain import NAME
-from fedproxy_secure.audit.examine import examine, read_log
+from fedproxy_secure.audit.examine import examine, log_if_there, read_log
 from fedproxy_secure.audit.keys import own_key_file, run_key
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import (
@@ -45,7 +45,7 @@ from fedproxy_secure.audit.seal import (
     sign_report,
     sweep,
 )
-from fedproxy_secure.audit.spending import check_ledgers, spends_of
+from fedproxy_secure.audit.spending import ADDS_UP, check_ledgers, spends_of
 from fedproxy_secure.audit.vouched import (
     FILES,
     FINISHED,
@@ -110,7 +110,9 @@ class Witness:
         for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
             found = sha256_if_there(folder.path / name)
             if found != sha256 and (found is not None or name in SETTINGS):
-                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; {remedy_for(name)}")
+                raise AuditError(
+                    f"{folder.path / name}: is not as {NAME} has it; {remedy_for(folder.path, name)}"
+                )
         return witness
 
     @property
@@ -201,6 +203,12 @@ class Witness:
         logged = self.log.of(INNER, folder=name)
         if not logged or logged[-1].body["head"] != examined.head:
             self._tell(INNER, folder=name, head=examined.head)
+
+    def check_kept(self, *names: str) -> None:
+        """Raise `AuditError` if a private cell that the log has is gone, with what its clients have paid."""
+        for name in names:
+            if self.log.of(INNER, folder=name) and log_if_there(self.folder / name) is None:
+                raise AuditError(f"{name}: is gone, and its clients have paid; put it back; {ADDS_UP}")
 
     def reopen(self, *names: str) -> None:
         """Log that files which the log vouches for may change until it vouches for them again."""

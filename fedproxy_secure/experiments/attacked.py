@@ -13,6 +13,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
 from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import Progress
@@ -79,9 +80,16 @@ def _suites(config: Config) -> list[Callable[..., Any]]:
 
 
 def attacked_report(config: Config, folder: Path, *, progress: Progress | None, command: str) -> Report:
-    """Attack a finished run and return its report, which is otherwise as it was."""
+    """Attack a finished run and return its report, which is otherwise as it was.
+
+    Raises `RunFolderError` for a run without transcripts, which stays signed.
+    """
     from fedproxy_secure.experiments.run import run
 
+    if not any(folder.glob(f"seed-*/{FEDERATION}/{TRANSCRIPT}")):
+        raise RunFolderError(
+            f"{folder}: has no transcript to attack, or its transcripts were erased; leave --suite out"
+        )
     with only_run_in(folder):
         place = RunFolder.resume(folder, config.with_signing_key(None))
         Witness.open(place, config, command=command).reopen(*FINDINGS)

@@ -29,6 +29,7 @@ from fedproxy_secure.experiments.attacked import check_attacks
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     FAILED,
     MatrixCell,
+    cell_config,
     cells_of,
     is_done,
     measure_cell,
@@ -132,6 +133,8 @@ def _matrix(
         for cell in cells:
             if is_done(out, cell):
                 witness.inner(cell.folder)  # what was altered is found before hours of work
+            elif cell_config(config, cell).privacy.unit != "none":
+                witness.check_kept(cell.folder)
         witness.reopen(*(name for piece in todo for name in _remade(out, piece)))
         for piece in todo:  # whatever failed is tried again
             (_place(out, piece) / FAILED).unlink(missing_ok=True)

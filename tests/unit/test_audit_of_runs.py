@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import yaml
 
-from fedproxy_secure.audit.chain import NAME
+from fedproxy_secure.audit.chain import NAME, Entry
 from fedproxy_secure.audit.keys import own_key_file, parse_public
 from fedproxy_secure.audit.seal import FINDINGS, files_below, report_files
 from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.vouched import remedy_for_cell
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import AuditError, RoundAborted
@@ -371,3 +373,36 @@ def test_nobody_is_told_to_delete_a_private_seed(tmp_path):
     (folder.path / "seed-0/result.json").write_text('{"better": true}')
     with pytest.raises(AuditError, match=r"result\.json: is not as .*; put it back; with private training"):
         Witness.open(folder, parse_config({"seeds": [0]}), command="c")
+
+
+def test_a_private_cell_that_the_matrix_has_logged_is_not_trained_again_when_it_is_gone(tmp_path):
+    """Its ledgers went with it: a second training would be in no epsilon."""
+    config = parse_config({"seeds": [0]})
+    above = Witness.open(RunFolder.create(tmp_path / "m", config), config, command="matrix")
+    keyed = config.with_signing_key(str(own_key_file(tmp_path / "m")))
+    cell = RunFolder.create(tmp_path / "m/cells/a", config)
+    for name in ("rounds.jsonl", "ledger.jsonl"):
+        cell.append_jsonl(f"seed-0/federation/{name}", {"round": 0, "participants": ["clinic"]})
+    own = Witness.open(cell, keyed, command="run")
+    own.started(0)
+    own.finished(0, b"{}", epsilon={"clinic": 3.25})
+    above.check_kept("cells/a")  # it is not logged yet
+    above.inner("cells/a")
+    above.check_kept("cells/a")
+    shutil.rmtree(cell.path)
+    with pytest.raises(AuditError, match="cells/a: is gone, and its clients have paid"):
+        above.check_kept("cells/a")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"seed": [0], "round": 0, "spends": {"clinic": []}},
+        {"seed": 0, "spends": {"clinic": []}},
+        {"seed": 0, "round": 0, "spends": 5},
+        {},
+    ],
+)
+def test_a_foreign_log_ends_in_no_traceback_when_a_remedy_is_chosen(body):
+    entry = Entry(**{f.name: "" for f in fields(Entry)} | {"event": "round", "body": body})
+    assert "delete cells/a" in remedy_for_cell([entry], "cells/a")
