@@ -205,7 +205,7 @@ class Witness:
             self._tell(INNER, folder=name, head=examined.head)
 
     def check_kept(self, *names: str) -> None:
-        """Raise `AuditError` if a private cell that the log has is gone, with what its clients have paid."""
+        """Raise `AuditError` if a private cell that the log has is gone, and with it what was paid."""
         for name in names:
             if self.log.of(INNER, folder=name) and log_if_there(self.folder / name) is None:
                 raise AuditError(f"{name}: is gone, and its clients have paid; put it back; {ADDS_UP}")
