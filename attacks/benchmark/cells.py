@@ -20,6 +20,7 @@ from attacks.benchmark.providers import AttackEntry
 from attacks.benchmark.results import CellResult
 from fedproxy_secure.evidence.finding import FOLDER, Finding
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import WORK, Progress
 
@@ -52,7 +53,7 @@ class Plan:
 
     def command(self, cell: GridCell) -> str:
         """Return the command that makes the cell's run alone, from the benchmark's folder."""
-        return f"fedproxy-secure run {RUNS}/{cell.name}/config.yaml --record"
+        return f"fedproxy-secure run {RUNS}/{cell.name}/{SETTINGS_FILE} --record"
 
     def result(
         self,

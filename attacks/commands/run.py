@@ -23,6 +23,7 @@ from attacks.commands.options import (
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.cli.options import typed
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,7 +170,7 @@ def llm_of(run: Path) -> str | None:
     from fedproxy_secure.runtime.untrusted import parse_yaml
 
     try:
-        raw = parse_yaml((run / "config.yaml").read_bytes())
+        raw = parse_yaml((run / SETTINGS_FILE).read_bytes())
         return str(raw["model"]["path"])
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None

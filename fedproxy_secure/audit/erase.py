@@ -28,11 +28,10 @@ from fedproxy_secure.audit.vouched import ERASED, INNER, erased_files, vouched_f
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.report.html.page import HTML_NAME
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, REPORT_PAGE, TRANSCRIPT
 from fedproxy_secure.runtime.only_one import only_run_in
 
 
@@ -135,7 +134,7 @@ def _erase(folder: Path, place: _Place, logs: Mapping[str, AuditLog], key: Secre
     for name in place.transcripts:
         shutil.rmtree(own / name)
     report = replace(Report.load(own), audit_head=log.head)
-    if (own / HTML_NAME).exists():
+    if (own / REPORT_PAGE).exists():
         publish(report, own)
     else:  # the report of a matrix's cell has no page
         write_texts(report, own)

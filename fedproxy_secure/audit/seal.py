@@ -13,25 +13,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, from_hex, is_hash
+from fedproxy_secure.audit.chain import from_hex, is_hash
 from fedproxy_secure.crypto.primitives import digest, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
-from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder, json_bytes
+from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes
 from fedproxy_secure.runtime.files import digests
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    ENVIRONMENT,
+    MANIFEST,
+    RUNNING,
+    SETTINGS_FILE,
+    SIGNATURE,
+)
 from fedproxy_secure.runtime.files.whole import PARTIAL
-from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 SCHEMA_VERSION = 1
-SIGNATURE = "report.sig"
 DOMAIN = b"fedproxy-secure report 1"
 MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes per file
 # what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
-SETTINGS = (MANIFEST, "config.yaml", "environment.json")
+SETTINGS = (MANIFEST, SETTINGS_FILE, ENVIRONMENT)
 FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
 KEY = ".key"
-OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, RUNNING, *SETTINGS)
+OTHERS = ("attacks", "baselines", "cells", "tracking", AUDIT_LOG, SIGNATURE, RUNNING, *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION
 
 ROUND = "round"  # the event
 PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
@@ -45,7 +45,7 @@ def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
     if lost := sorted(_paid(entries, seed) - there):
         client, number = lost[0]
         raise AuditError(
-            f"seed-{seed}: {NAME} says that {client} paid for round {number}, which its ledger in the "
+            f"seed-{seed}: {AUDIT_LOG} says that {client} paid for round {number}, which its ledger in the "
             f"seed's folder does not have; put the folder back; {ADDS_UP}"
         )
 

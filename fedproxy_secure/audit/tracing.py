@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.vouched import TRACED
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.tracing.copies import copy_of, make_marks
 from fedproxy_secure.tracing.key import commitment, trace_key
@@ -110,9 +111,11 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
         raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
     proxy = run / f"seed-{seed}" / "proxy"
     if commitment(trace_key(proxy)) != found[0]["commitment"]:
-        raise AuditError(f"{proxy.with_name('trace.key')}: does not match the key commitment in {NAME}")
+        raise AuditError(
+            f"{proxy.with_name('trace.key')}: does not match the key commitment in {AUDIT_LOG}"
+        )
     if folder_sha256(proxy) != found[0]["proxy_sha256"]:
-        raise AuditError(f"{proxy}: is not the proxy logged in {NAME}; restore the logged one")
+        raise AuditError(f"{proxy}: is not the proxy logged in {AUDIT_LOG}; restore the logged one")
     return found[0]
 
 
@@ -120,8 +123,8 @@ def _entries(run: Path) -> Sequence[Entry]:
     """Read a run's log. Raises `ConfigError` if there is none, `AuditError` if it was altered."""
     raw = log_if_there(run)
     if raw is None:
-        raise ConfigError(f"{run}: must be the folder of a run, with {NAME}; there is no such file")
+        raise ConfigError(f"{run}: must be the folder of a run, with {AUDIT_LOG}; there is no such file")
     log = examine(raw)
     if log.problems:
-        raise AuditError(f"{run / NAME}: {log.problems[0]}")
+        raise AuditError(f"{run / AUDIT_LOG}: {log.problems[0]}")
     return log.entries

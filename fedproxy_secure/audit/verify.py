@@ -16,14 +16,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import Examined, examine, read_log
-from fedproxy_secure.audit.seal import (
-    SIGNATURE,
-    everything_below,
-    is_seed,
-    read_seal,
-)
+from fedproxy_secure.audit.seal import everything_below, is_seed, read_seal
 from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
@@ -34,10 +29,9 @@ from fedproxy_secure.audit.vouched import (
     vouched_files,
 )
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.only_one import FILE as RUNNING
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, REPORT_JSON, RUNNING, SIGNATURE
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
-REPORT = "report.json"
 MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
 OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
 # what a suite writes in a run whose findings were not signed yet, and a matrix into a cell that is done
@@ -86,16 +80,16 @@ def verify_run(
     Raises `AuditError` if there is no log.
     """
     log = examine(read_log(folder))
-    problems = [f"{NAME}: {line}" for line in log.problems]
+    problems = [f"{AUDIT_LOG}: {line}" for line in log.problems]
     if key is not None and log.public != key:
-        problems.append(f"{NAME}: line 1: names another signer than the key asked for")
+        problems.append(f"{AUDIT_LOG}: line 1: names another signer than the key asked for")
     unsettled = []
     if log.cut:
-        unsettled.append(f"{NAME}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
+        unsettled.append(f"{AUDIT_LOG}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
     sealed = _check_seal(folder, log, problems, unsettled)
     vouched = vouched_files(log.entries)
     for name, (sha256, where) in vouched.items():
-        problems += _problems_of(folder, name, sha256, f"line {where} of {NAME}")
+        problems += _problems_of(folder, name, sha256, f"line {where} of {AUDIT_LOG}")
     _strangers(folder, log.entries, vouched, problems, unsettled)
     unsettled += _unfinished(folder, log.entries)
     unsettled += _unsigned(folder, log.entries, {*vouched, *sealed, *elsewhere})
@@ -125,19 +119,20 @@ def _check_seal(
         unsettled.append(f"{SIGNATURE}: is missing: nothing says where the log ends")
         return {}
     if log.public is None or seal.public_key != log.public.hex():
-        problems.append(f"{SIGNATURE}: has another signer than {NAME}")
+        problems.append(f"{SIGNATURE}: has another signer than {AUDIT_LOG}")
     heads = [e.hash for e in log.entries]
     if seal.head not in heads:
         problems.append(
-            f"{NAME}: lines after line {len(heads)} are missing: the report is signed over a later line"
+            f"{AUDIT_LOG}: lines after line {len(heads)} are missing: "
+            "the report is signed over a later line"
         )
     elif seal.head != heads[-1]:
         after = heads.index(seal.head) + 2
         unsettled.append(
-            f"{NAME}: from line {after} on nothing is signed: the run went on after its report"
+            f"{AUDIT_LOG}: from line {after} on nothing is signed: the run went on after its report"
         )
     if _audit_head(folder) != seal.head:
-        problems.append(f"{REPORT}: its audit_head is not the one that {SIGNATURE} has")
+        problems.append(f"{REPORT_JSON}: its audit_head is not the one that {SIGNATURE} has")
     for name, sha256 in seal.files.items():
         problems += _problems_of(folder, name, sha256, SIGNATURE)
     return seal.files
@@ -145,7 +140,7 @@ def _check_seal(
 
 def _audit_head(folder: Path) -> object:
     try:
-        return parse_json(read_plain_file(folder / REPORT))["audit_head"]
+        return parse_json(read_plain_file(folder / REPORT_JSON))["audit_head"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -181,25 +176,25 @@ def _strangers(
             unsettled.append(still_there(name, erased[name][1]))
             continue
         what = "a link was added" if (folder / name).is_symlink() else "was added"
-        problems.append(f"{name}: {what}: {NAME} does not have it")
+        problems.append(f"{name}: {what}: {AUDIT_LOG} does not have it")
 
 
 def still_there(name: str, line: int) -> str:
     """Return what is said of a file that was erased by the log and not from the disk."""
-    return f"{name}: was erased by line {line} of {NAME} and is still there; `audit erase` deletes it"
+    return f"{name}: was erased by line {line} of {AUDIT_LOG} and is still there; `audit erase` deletes it"
 
 
 def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[str]:
     """Return lines about files beside the seeds that neither the log nor the report's signature names."""
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
-    own = {NAME, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
+    own = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
     beside = [p.name for p in folder.iterdir() if not is_seed(p)]
     for place in ("attacks", "baselines", "cells"):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
     unvouched = []
     for name in sorted(set(beside) - own - known - inner):
         below = {name} if name.startswith("cells/") else {*everything_below(folder, name)} - known
-        unvouched += [f"{n}: neither {NAME} nor {SIGNATURE} has it" for n in sorted(below)]
+        unvouched += [f"{n}: neither {AUDIT_LOG} nor {SIGNATURE} has it" for n in sorted(below)]
     links = [n for n in (*OWN_FOLDERS, *inner) if not is_outside(n) and os.path.islink(folder / n)]
     return [*unvouched, *(f"{name}: is a link" for name in sorted(links))]
 

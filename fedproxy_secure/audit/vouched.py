@@ -11,12 +11,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
 from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.files.names import FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION
 
 FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
 REOPENED, ERASED = "reopened", "erased"
@@ -81,9 +81,9 @@ def check_finished_seeds(folder: Path) -> None:
         return
     log = examine(raw)
     if log.problems:
-        raise AuditError(f"{folder / NAME}: {log.problems[0]}")
+        raise AuditError(f"{folder / AUDIT_LOG}: {log.problems[0]}")
     for name, (sha256, line) in vouched_files(log.entries, by=(FINISHED,)).items():
-        check_file(folder, name, sha256, f"line {line} of {NAME}")
+        check_file(folder, name, sha256, f"line {line} of {AUDIT_LOG}")
 
 
 def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remedy: str) -> None:
@@ -94,7 +94,7 @@ def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remed
     told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
     for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
         if not told or told[-1].get(name) != sha256_if_there(folder / name):
-            raise AuditError(f"{folder / name}: is not as {NAME} has it; {remedy}")
+            raise AuditError(f"{folder / name}: is not as {AUDIT_LOG} has it; {remedy}")
 
 
 def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:

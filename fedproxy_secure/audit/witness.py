@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.examine import examine, read_log
 from fedproxy_secure.audit.keys import own_key_file, run_key
 from fedproxy_secure.audit.log import AuditLog
@@ -69,7 +68,7 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
-from fedproxy_secure.runtime.files.names import FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 
@@ -96,7 +95,7 @@ class Witness:
 
         Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
         """
-        path = folder.path / NAME
+        path = folder.path / AUDIT_LOG
         before = path.exists()
         done = [s for s in config.seeds if (folder.path / f"seed-{s}" / RESULT).exists()]
         if done and not before:
@@ -110,7 +109,7 @@ class Witness:
         for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
             found = sha256_if_there(folder.path / name)
             if found != sha256 and (found is not None or name in SETTINGS):
-                raise AuditError(f"{folder.path / name}: is not as {NAME} has it; {remedy_for(name)}")
+                raise AuditError(f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy_for(name)}")
         return witness
 
     @property
@@ -145,7 +144,9 @@ class Witness:
         if not logged:
             self._tell(TRACED, seed=seed, **facts)
         elif logged[0].body != {"seed": seed, **facts}:
-            raise AuditError(f"{NAME}: seed {seed} is traced with another key, proxy or clients than now")
+            raise AuditError(
+                f"{AUDIT_LOG}: seed {seed} is traced with another key, proxy or clients than now"
+            )
 
     def untold_rounds(self, seed: int) -> list[dict[str, Any]]:
         """Return the lines of metrics of rounds that are saved and not in the log yet, in order."""
@@ -193,9 +194,11 @@ class Witness:
         examined = examine(read_log(below))
         remedy = remedy_for_cell(examined.entries, name)
         if examined.problems:
-            raise AuditError(f"{below / NAME}: {examined.problems[0]}; {remedy}")
+            raise AuditError(f"{below / AUDIT_LOG}: {examined.problems[0]}; {remedy}")
         if examined.public != self.public:
-            raise AuditError(f"{below / NAME}: has another signer than this run; delete {name} and resume")
+            raise AuditError(
+                f"{below / AUDIT_LOG}: has another signer than this run; delete {name} and resume"
+            )
         for seed in dict.fromkeys(e.body["seed"] for e in examined.entries if e.event == FINISHED):
             check_read_again(below, examined.entries, seed, remedy=remedy)
         logged = self.log.of(INNER, folder=name)
@@ -277,10 +280,10 @@ def reopen_findings(run: Path) -> None:
     """
     check_finished_seeds(run)
     key = own_key_file(run)
-    if not (key.exists() and (run / NAME).exists()):
+    if not (key.exists() and (run / AUDIT_LOG).exists()):
         return
     log = AuditLog.open(RunFolder(path=run), read_key(key), {})
     for name, (sha256, line) in vouched_files(log.entries, by=(FILES,)).items():
         if name in FINDINGS and (run / name).exists():
-            check_file(run, name, sha256, f"line {line} of {NAME}")
+            check_file(run, name, sha256, f"line {line} of {AUDIT_LOG}")
     Witness(log=log).reopen(*FINDINGS)

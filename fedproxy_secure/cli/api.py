@@ -9,6 +9,7 @@ import typer
 
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from fedproxy_secure.config import ApiConfig
@@ -85,7 +86,7 @@ def ask_command(
 
         asked = _asked_text(text, file)
         policy = _policy(run)
-        number = load_config(run / "config.yaml").seeds[0] if seed is None else seed
+        number = load_config(run / SETTINGS_FILE).seeds[0] if seed is None else seed
         folder = run / f"seed-{number}" / "fused"
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no fused LLM; finish the run, or choose another --seed")
@@ -135,7 +136,7 @@ def _policy(run: Path) -> ApiConfig:
     """Return what the run's settings say of its API. Raises `ConfigError` for a folder that has none."""
     from fedproxy_secure.config import load_config
 
-    return load_config(run / "config.yaml").api
+    return load_config(run / SETTINGS_FILE).api
 
 
 def _ledger(run: Path, file: Path | None) -> QueryLedger:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedproxy_secure.audit.chain import NAME as LOG
-from fedproxy_secure.audit.seal import SIGNATURE
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.results import text_clients
@@ -26,7 +24,7 @@ from fedproxy_secure.report.measured import (
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
-from fedproxy_secure.report.report import JSON_NAME, Report
+from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import (
     CEILING_NOT_COUNTED,
     guarantees_of,
@@ -34,7 +32,8 @@ from fedproxy_secure.report.spending import (
     unfinished_training,
 )
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
-from fedproxy_secure.runtime.artifacts import MANIFEST, environment
+from fedproxy_secure.runtime.artifacts import environment
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, MANIFEST, REPORT_JSON, SETTINGS_FILE, SIGNATURE
 
 # a folder, its configurations, and its differences whose targets are not known any more
 _Part = tuple[Path, Sequence[Configuration], Sequence[AttackDifference]]
@@ -51,7 +50,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     """
     if out.resolve() in [f.resolve() for f in folders]:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
-    if there := next((name for name in (MANIFEST, LOG, SIGNATURE) if (out / name).exists()), None):
+    if there := next((name for name in (MANIFEST, AUDIT_LOG, SIGNATURE) if (out / name).exists()), None):
         raise RunFolderError(f"--out {out}: has {there}, so it is a run's own folder; choose another")
     parts: list[_Part] = []
     records: set[str] = set()
@@ -145,7 +144,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")
     unfinished = sorted({seed for _, own in runs for seed in own.seeds} - seeds.keys())
     paid = [*(s.training(config) for s in seeds.values()), *besides]
-    written = [Report.load(folder) for folder, _ in runs if (folder / JSON_NAME).exists()]
+    written = [Report.load(folder) for folder, _ in runs if (folder / REPORT_JSON).exists()]
     return configuration_of(
         [seeds[s] for s in sorted(seeds)],
         config,
@@ -165,7 +164,7 @@ def _records_of(config: Config) -> str:
 
 
 def _config_of(folder: Path) -> Config:
-    file = folder / "config.yaml"
+    file = folder / SETTINGS_FILE
     if not file.is_file():
-        raise RunFolderError(f"{folder}: is not a run folder: has no config.yaml")
+        raise RunFolderError(f"{folder}: is not a run folder: has no {SETTINGS_FILE}")
     return load_config(file)

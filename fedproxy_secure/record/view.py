@@ -24,10 +24,9 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, SETTINGS_FILE, TRANSCRIPT
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
-SETTINGS = "config.yaml"  # of the run, beside its seeds' folders
 SETUP = "query.setup"  # goes to every client before any has a name
 # message -> the value that names the clients: those invited, then those left, then those fused
 COHORT_NAMED_BY = {
@@ -278,13 +277,13 @@ def api_policy_of(run: Path) -> ApiConfig:
     Raises `RunFolderError` for settings that cannot be read.
     """
     try:
-        raw = parse_yaml(read_bytes(run / SETTINGS))
+        raw = parse_yaml(read_bytes(run / SETTINGS_FILE))
         return ApiConfig.model_validate(raw["api"])
     except FileNotFoundError:
         return ApiConfig()
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise RunFolderError(
-            f"{run / SETTINGS}: cannot be read: {' '.join(str(error).split())[:200]}"
+            f"{run / SETTINGS_FILE}: cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
 
 

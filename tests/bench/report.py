@@ -19,8 +19,9 @@ from typing import Any
 
 from fedproxy_secure.config import load_config
 from fedproxy_secure.experiments.sweeps.matrix_cells import CELLS, DONE, cells_of, measure_cell
-from fedproxy_secure.report.html.page import HTML_NAME, write_page
+from fedproxy_secure.report.html.page import write_page
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command
 from tests.support.page_walk import faults, parse
@@ -85,7 +86,7 @@ def page_rows() -> list[Row]:
     began = time.perf_counter()
     write_page(report, OUT)
     took = time.perf_counter() - began
-    bare = faults(parse((OUT / HTML_NAME).read_text(encoding="utf-8")))
+    bare = faults(parse((OUT / REPORT_PAGE).read_text(encoding="utf-8")))
     return [
         _row("numbers on the page without origin", len(bare), 1, "numbers", "= 0", not bare),
         _row("writing the page", took, 1, "s", "", None),

@@ -7,12 +7,13 @@ import pytest
 
 from fedproxy_secure.audit.chain import START, parse_line
 from fedproxy_secure.audit.keys import own_key_file
-from fedproxy_secure.audit.seal import FINDINGS, SIGNATURE
+from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import SIGNATURE
 from tests.support.audited_run import CONFIG, copied, forged, inner, lines_of, problems, put
 from tests.support.sample_report import sample_report
 

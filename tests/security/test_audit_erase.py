@@ -5,7 +5,6 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.erase import erase_transcripts, transcripts_of
 from fedproxy_secure.audit.keys import make_key, own_key_file
 from fedproxy_secure.audit.log import AuditLog
@@ -16,6 +15,7 @@ from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.audited_run import CONFIG, copied, finished_run, public_of
 
 TRANSCRIPT = "seed-0/federation/transcript"
@@ -52,7 +52,7 @@ def test_an_erased_run_still_verifies_and_its_log_names_what_is_gone(run):
 
 @pytest.mark.parametrize("written", [write_texts, publish])
 def test_only_the_report_log_and_signature_change(run, written):
-    report = {"report.json", "report.md", "report.sig", NAME}
+    report = {"report.json", "report.md", "report.sig", AUDIT_LOG}
     before = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
     erase(run)
     for name, content in before.items():
@@ -65,11 +65,11 @@ def test_only_the_report_log_and_signature_change(run, written):
 def test_what_was_altered_is_neither_erased_nor_signed(run, name):
     """Else the owner's key would vouch for what somebody without it wrote."""
     (run / name).write_bytes(b"{}")
-    log = (run / NAME).read_bytes()
+    log = (run / AUDIT_LOG).read_bytes()
     with pytest.raises(AuditError, match="nothing was erased"):
         erase(run)
     assert (run / RECORDS).exists()
-    assert (run / NAME).read_bytes() == log
+    assert (run / AUDIT_LOG).read_bytes() == log
 
 
 def test_a_run_that_goes_on_is_not_erased(run):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.verify import verify_run
@@ -14,6 +13,7 @@ from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.audited_run import CONFIG, ROUNDS, lines_of, put
 from tests.support.sample_report import sample_report
 
@@ -23,10 +23,10 @@ def test_a_run_does_not_go_on_over_a_broken_chain(run):
     for damage in (lambda s: s[:3] + s[4:], lambda s: [s[0], s[2], s[1], *s[3:]]):
         whole = lines_of(run)
         put(run, damage(whole))
-        before = (run / NAME).read_bytes()
+        before = (run / AUDIT_LOG).read_bytes()
         with pytest.raises(AuditError, match=r"audit\.jsonl: line"):
             Witness.open(folder, CONFIG, command="c")
-        assert (run / NAME).read_bytes() == before
+        assert (run / AUDIT_LOG).read_bytes() == before
         put(run, whole)
 
 
@@ -78,9 +78,9 @@ def test_findings_that_an_attack_by_hand_changed_are_taken_where_the_runs_key_la
     signed_again(attacked, Witness.open(RunFolder(path=attacked), CONFIG, command="c"))
     assert verify_run(attacked).whole
     own_key_file(attacked).rename(attacked.with_name("elsewhere"))
-    before = (attacked / NAME).read_bytes()
+    before = (attacked / AUDIT_LOG).read_bytes()
     reopen_findings(attacked)  # nobody can sign that they may change
-    assert (attacked / NAME).read_bytes() == before
+    assert (attacked / AUDIT_LOG).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):
 
 
 def test_a_finished_run_without_its_log_gets_no_new_one(run):
-    (run / NAME).unlink()
+    (run / AUDIT_LOG).unlink()
     with pytest.raises(AuditError, match=r"audit\.jsonl: is missing, but seed-0 is finished"):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
 

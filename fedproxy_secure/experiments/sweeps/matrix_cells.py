@@ -23,6 +23,7 @@ from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -60,7 +61,7 @@ class MatrixCell:
     @property
     def command(self) -> str:
         """The command that runs this cell alone, from the matrix's folder."""
-        return f"fedproxy-secure run {self.folder}/config.yaml --record"
+        return f"fedproxy-secure run {self.folder}/{SETTINGS_FILE} --record"
 
 
 def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell], list[str]]:

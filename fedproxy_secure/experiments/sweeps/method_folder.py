@@ -26,6 +26,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     settings_sha256,
 )
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
     if not resume:
         return RunFolder.create(out, settings)
     folder = RunFolder.resume(out, settings)
-    folder.write_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    folder.write_text(SETTINGS_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return folder
 
 

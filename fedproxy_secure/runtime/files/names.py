@@ -2,5 +2,20 @@
 
 from __future__ import annotations
 
-FEDERATION = "federation"  # of a seed: what its rounds left
+# in the folder of a run, a matrix or a comparison
+MANIFEST = "manifest.json"
+SETTINGS_FILE = "config.yaml"
+ENVIRONMENT = "environment.json"
+RUNNING = "running.json"
+AUDIT_LOG = "audit.jsonl"
+
+# its report
+SIGNATURE = "report.sig"
+REPORT_JSON = "report.json"
+REPORT_PAGE = "report.html"
+REPORT_MARKDOWN = "report.md"
+REPORT_SARIF = "report.sarif"
+
+# of a seed: what its rounds left
+FEDERATION = "federation"
 TRANSCRIPT = "transcript"  # below it: a recorded run's messages and every party's state
