@@ -28,7 +28,7 @@ from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import View, client_names, view
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, SEED_PREFIX, TRANSCRIPT
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, in_processes
 from threat_models import ThreatModel
@@ -76,7 +76,7 @@ def seed_folders(run: Path) -> list[Path]:
 
     Raises `RunFolderError` if there is none.
     """
-    folders = sorted(p for p in run.glob("seed-*") if (p / FEDERATION / TRANSCRIPT).is_dir())
+    folders = sorted(p for p in run.glob(f"{SEED_PREFIX}*") if (p / FEDERATION / TRANSCRIPT).is_dir())
     if not folders:
         raise RunFolderError(f"{run}: no seed of it was recorded; run with --record")
     return folders

@@ -31,7 +31,7 @@ from fedproxy_secure.errors import AuditError
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, REPORT_PAGE, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, REPORT_PAGE, SEED_PREFIX, TRANSCRIPT
 from fedproxy_secure.runtime.only_one import only_run_in
 
 
@@ -93,7 +93,7 @@ def _folders(folder: Path) -> list[_Place]:
             log=name,
             transcripts=tuple(
                 place.relative_to(folder / name).as_posix()
-                for place in sorted((folder / name).glob(f"seed-*/{FEDERATION}/{TRANSCRIPT}"))
+                for place in sorted((folder / name).glob(f"{SEED_PREFIX}*/{FEDERATION}/{TRANSCRIPT}"))
             ),
         )
         for name in (*dict.fromkeys(inner), "")

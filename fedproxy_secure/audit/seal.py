@@ -24,6 +24,7 @@ from fedproxy_secure.runtime.files.names import (
     ENVIRONMENT,
     MANIFEST,
     RUNNING,
+    SEED_PREFIX,
     SETTINGS_FILE,
     SIGNATURE,
 )
@@ -102,7 +103,7 @@ def sweep(folder: Path, *names: str) -> None:
 
 def is_seed(place: Path) -> bool:
     """Return whether a path is a folder named `seed-...`, and neither a file nor a link."""
-    return place.name.startswith("seed-") and place.is_dir() and not place.is_symlink()
+    return place.name.startswith(SEED_PREFIX) and place.is_dir() and not place.is_symlink()
 
 
 def report_files(folder: Path) -> list[str]:

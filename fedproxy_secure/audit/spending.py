@@ -13,7 +13,7 @@ from typing import Any
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, seed_folder
 
 ROUND = "round"  # the event
 PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
@@ -45,8 +45,8 @@ def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
     if lost := sorted(_paid(entries, seed) - there):
         client, number = lost[0]
         raise AuditError(
-            f"seed-{seed}: {AUDIT_LOG} says that {client} paid for round {number}, which its ledger in the "
-            f"seed's folder does not have; put the folder back; {ADDS_UP}"
+            f"{seed_folder(seed)}: {AUDIT_LOG} says that {client} paid for round {number}, which its "
+            f"ledger in the seed's folder does not have; put the folder back; {ADDS_UP}"
         )
 
 
@@ -56,6 +56,6 @@ def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
 
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
-    place = RunFolder(path=folder / f"seed-{seed}" / FEDERATION / PRIVACY)
+    place = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
     files = sorted(place.path.glob(f"*{LEDGERS}"))
     return {file.name.removesuffix(LEDGERS): place.read_jsonl(file.name) for file in files}

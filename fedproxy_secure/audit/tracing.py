@@ -23,7 +23,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
-from fedproxy_secure.runtime.files.names import AUDIT_LOG
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, PROXY, seed_folder
 from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.tracing.copies import copy_of, make_marks
 from fedproxy_secure.tracing.key import commitment, trace_key
@@ -62,8 +62,8 @@ def find_leak(run: Path, model: Path, *, seed: int, error: float = ERROR) -> Tra
     Raises `ConfigError` if the seed was not traced or its key is missing; `AuditError` if log, key or proxy
     are not as they were; `DataError` for a model without the proxy's embedding.
     """
-    facts, marks = traced_facts(run, seed), make_marks(run / f"seed-{seed}" / "proxy")
-    key = trace_key(run / f"seed-{seed}" / "proxy")
+    facts, marks = traced_facts(run, seed), make_marks(run / seed_folder(seed) / PROXY)
+    key = trace_key(run / seed_folder(seed) / PROXY)
     return trace_rows(rows_of(model, marks), marks, key, facts["clients"], error=error)
 
 
@@ -73,7 +73,7 @@ def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
     Raises what `find_leak` raises, and `ConfigError` for a client that the log does not name or a folder
     that is there already.
     """
-    facts, proxy = traced_facts(run, seed), run / f"seed-{seed}" / "proxy"
+    facts, proxy = traced_facts(run, seed), run / seed_folder(seed) / PROXY
     if client not in facts["clients"]:
         raise ConfigError(f"client {client}: must be one of {', '.join(facts['clients'])}")
     if out.exists():
@@ -109,7 +109,7 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
     found = [e.body for e in _entries(run) if e.event == TRACED and e.body.get("seed") == seed]
     if not found:
         raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
-    proxy = run / f"seed-{seed}" / "proxy"
+    proxy = run / seed_folder(seed) / PROXY
     if commitment(trace_key(proxy)) != found[0]["commitment"]:
         raise AuditError(
             f"{proxy.with_name('trace.key')}: does not match the key commitment in {AUDIT_LOG}"

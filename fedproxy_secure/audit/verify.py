@@ -29,7 +29,14 @@ from fedproxy_secure.audit.vouched import (
     vouched_files,
 )
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, REPORT_JSON, RUNNING, SIGNATURE
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    REPORT_JSON,
+    RUNNING,
+    SEED_PREFIX,
+    SIGNATURE,
+    seed_folder,
+)
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
@@ -155,7 +162,7 @@ def _problems_of(folder: Path, name: str, sha256: str, where: str) -> list[str]:
 
 def _finished(entries: Sequence[Entry]) -> set[str]:
     seeds = [e.body.get("seed") for e in entries if e.event == FINISHED]
-    return {f"seed-{seed}" for seed in seeds if type(seed) is int}  # a text could name another folder
+    return {seed_folder(seed) for seed in seeds if type(seed) is int}  # a text could name another folder
 
 
 def _strangers(
@@ -200,7 +207,7 @@ def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[s
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    seeds = sorted(p.name for p in folder.glob("seed-*") if is_seed(p))
+    seeds = sorted(p.name for p in folder.glob(f"{SEED_PREFIX}*") if is_seed(p))
     return [f"{name}: did not finish" for name in seeds if name not in _finished(entries)]
 
 

@@ -16,11 +16,11 @@ from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
 from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, RESULT, seed_folder
 
 FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
 REOPENED, ERASED = "reopened", "erased"
-ROUNDS, RESULT = "rounds.jsonl", "result.json"
+ROUNDS = "rounds.jsonl"
 # files that a report reads of a seed that finished in an earlier process
 READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
 
@@ -92,7 +92,7 @@ def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remed
     Unlike `check_finished_seeds` this reads no model, and refuses a file that the log does not have.
     """
     told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
-    for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
+    for name in (f"{seed_folder(seed)}/{part}" for part in READ_AGAIN):
         if not told or told[-1].get(name) != sha256_if_there(folder / name):
             raise AuditError(f"{folder / name}: is not as {AUDIT_LOG} has it; {remedy}")
 
@@ -103,7 +103,7 @@ def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
         return "put it back, or choose another --out"  # the key of its copies lies in the seed's folder
     if has_spent(entries, seed):
         return f"put it back; {ADDS_UP}"
-    return f"put it back, or delete seed-{seed} and resume"
+    return f"put it back, or delete {seed_folder(seed)} and resume"
 
 
 def remedy_for_cell(entries: Sequence[Entry], name: str) -> str:

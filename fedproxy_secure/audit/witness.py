@@ -50,7 +50,6 @@ from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
     REOPENED,
-    RESULT,
     ROUNDS,
     TRACED,
     check_file,
@@ -68,7 +67,7 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, RESULT, seed_folder
 from fedproxy_secure.secagg.provision import ROSTER
 from fedproxy_secure.secagg.terms import Roster
 
@@ -97,9 +96,10 @@ class Witness:
         """
         path = folder.path / AUDIT_LOG
         before = path.exists()
-        done = [s for s in config.seeds if (folder.path / f"seed-{s}" / RESULT).exists()]
+        done = [s for s in config.seeds if (folder.path / seed_folder(s) / RESULT).exists()]
         if done and not before:
-            raise AuditError(f"{path}: is missing, but seed-{done[0]} is finished; choose another --out")
+            ended = seed_folder(done[0])
+            raise AuditError(f"{path}: is missing, but {ended} is finished; choose another --out")
         key = run_key(folder.path, config.audit.signing_key, make=not before)
         here = {"command": command, "environment": environment()}
         log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **here})
@@ -135,7 +135,7 @@ class Witness:
         check_ledgers(self.folder, self.log.entries, seed)
         self.at = seed
         self.reopen(*FINDINGS)
-        forget_seed(self.folder, f"seed-{seed}")
+        forget_seed(self.folder, seed_folder(seed))
         self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:
@@ -173,7 +173,7 @@ class Witness:
         `without`: files of the seed's folder that are only needed to go on. They are removed before the
         result is written, so that a finished seed never has them.
         """
-        here = f"seed-{seed}"
+        here = seed_folder(seed)
         sweep(self.folder, here)
         name, gone = f"{here}/{RESULT}", {f"{here}/{n}" for n in without}
         files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, here) if n not in gone}
@@ -256,10 +256,10 @@ class Witness:
         self.log.add(event, **body)
 
     def _rounds(self, seed: int) -> list[dict[str, Any]]:
-        return RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION).read_jsonl(ROUNDS)
+        return RunFolder(path=self.folder / seed_folder(seed) / FEDERATION).read_jsonl(ROUNDS)
 
     def _roster(self, seed: int) -> None:
-        file = self.folder / f"seed-{seed}" / FEDERATION / ROSTER
+        file = self.folder / seed_folder(seed) / FEDERATION / ROSTER
         if not file.exists():
             return
         roster = Roster.load(file)

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import write_bytes
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, REPORT_JSON, REPORT_PAGE, SIGNATURE
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    MODEL_FOLDERS,
+    REPORT_JSON,
+    REPORT_PAGE,
+    SEED_PREFIX,
+    SIGNATURE,
+)
 from fedproxy_secure.runtime.untrusted import MOST_BYTES
 
 REPORT, PAGE = f"report/{REPORT_JSON}", f"report/{REPORT_PAGE}"
@@ -35,8 +42,8 @@ MAY_HOLD = tuple(
         *map(re.escape, (CLAIMS, CLAIMS_TABLE, NOT_MEASURED, REDACTIONS, CONTENTS, FINDINGS, GATE)),
         rf"audit/(cells/[^/]+/)?({re.escape(AUDIT_LOG)}|{re.escape(SIGNATURE)})",
         r"threat-models/[a-z0-9_-]+\.yaml",
-        r"model-cards/(cells/[^/]+/)?seed-\d+/(proxy|adapter|fused)\.md",
-        r"model-signatures/(cells/[^/]+/)?seed-\d+/(proxy|adapter|fused)\.sig",
+        rf"model-cards/(cells/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.md",
+        rf"model-signatures/(cells/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.sig",
     )
 )
 MOST_FILES = 10_000

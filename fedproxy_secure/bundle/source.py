@@ -35,15 +35,19 @@ from fedproxy_secure.report.report import Report, adapter
 from fedproxy_secure.runtime.artifacts import json_bytes, read_file
 from fedproxy_secure.runtime.files.names import (
     AUDIT_LOG,
+    MODEL_FOLDERS,
     REPORT_JSON,
     REPORT_PAGE,
+    RESULT,
+    SEED_PREFIX,
     SETTINGS_FILE,
     SIGNATURE,
+    seed_folder,
 )
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes, read_json
 
 ABORTED, REASON = "aborted", "reason"  # an event that says why a run ended, and the text of the error
-MODEL_FILE = re.compile(r"(seed-\d+)/(proxy|adapter|fused)/(.+)")
+MODEL_FILE = re.compile(rf"({SEED_PREFIX}\d+)/({'|'.join(MODEL_FOLDERS)})/(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +222,7 @@ def _spent(
     unit = str(privacy.get("unit", "none"))
     limit = privacy.get("max_epsilon") or privacy.get("target_epsilon")
     for seed in sorted({int(e.body["seed"]) for e in entries if e.event == FINISHED}):
-        path = run / folder / f"seed-{seed}" / "result.json"
+        path = run / folder / seed_folder(seed) / RESULT
         try:
             spent = read_json(path).get("spent") or {}
         except (OSError, ValueError, AttributeError) as error:

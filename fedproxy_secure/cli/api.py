@@ -9,7 +9,7 @@ import typer
 
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.runtime.files.names import SETTINGS_FILE
+from fedproxy_secure.runtime.files.names import FUSED, SETTINGS_FILE, seed_folder
 
 if TYPE_CHECKING:
     from fedproxy_secure.config import ApiConfig
@@ -87,7 +87,7 @@ def ask_command(
         asked = _asked_text(text, file)
         policy = _policy(run)
         number = load_config(run / SETTINGS_FILE).seeds[0] if seed is None else seed
-        folder = run / f"seed-{number}" / "fused"
+        folder = run / seed_folder(number) / FUSED
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no fused LLM; finish the run, or choose another --seed")
         api = OwnersApi(folder, policy=policy, ledger=_ledger(run, ledger))

@@ -33,7 +33,15 @@ from fedproxy_secure.report.spending import (
 )
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime.artifacts import environment
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, MANIFEST, REPORT_JSON, SETTINGS_FILE, SIGNATURE
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    MANIFEST,
+    REPORT_JSON,
+    RESULT,
+    SETTINGS_FILE,
+    SIGNATURE,
+    seed_folder,
+)
 
 # a folder, its configurations, and its differences whose targets are not known any more
 _Part = tuple[Path, Sequence[Configuration], Sequence[AttackDifference]]
@@ -135,7 +143,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
     besides: list[Training] = []
     for folder, own in runs:
         for seed in own.seeds:
-            if (folder / f"seed-{seed}" / "result.json").exists():
+            if (folder / seed_folder(seed) / RESULT).exists():
                 besides += [seeds[seed].training(config)] if seed in seeds else []
                 seeds[seed] = read_seed(folder, seed, root=out)
             else:

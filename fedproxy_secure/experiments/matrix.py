@@ -48,6 +48,7 @@ from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new
+from fedproxy_secure.runtime.files.names import seed_folder
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
@@ -194,7 +195,7 @@ def _run_all(
     """Run cells and yield their names as they end, well or not; the proxies they need are made first."""
 
     def told(task: Piece | PreparedProxy) -> Progress:
-        seeds = frozenset({f"seed-{task.seed}"})  # lasts while stages come and go
+        seeds = frozenset({seed_folder(task.seed)})  # lasts while stages come and go
         return Named(shown=shown, name=_name(task), hidden=seeds)
 
     running = run_cells(

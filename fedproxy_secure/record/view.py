@@ -24,7 +24,7 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
-from fedproxy_secure.runtime.files.names import FEDERATION, SETTINGS_FILE, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, FUSED, PROXY, SETTINGS_FILE, TRANSCRIPT
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
 SETUP = "query.setup"  # goes to every client before any has a name
@@ -242,7 +242,7 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     bad = names[: corrupted.clients]
     everything = corrupted.server or corrupted.network
     if not (everything or bad):  # an outsider
-        fused, told = _folder(seed_folder / "fused"), api_policy_of(seed_folder.parent)
+        fused, told = _folder(seed_folder / FUSED), api_policy_of(seed_folder.parent)
         return View(threat_model=corrupted.name, api=fused, api_policy=told)
     seen = _Seen(bad=bad)
     last: Event | None = None
@@ -263,9 +263,9 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
         cohorts=seen.cohorts,
         masked=seen.masked,
         own={name: read_private(transcript, name) for name in bad},
-        proxy=_folder(seed_folder / "proxy"),
+        proxy=_folder(seed_folder / PROXY),
         llm=llm if corrupted.server else None,
-        api=_folder(seed_folder / "fused") if corrupted.api or bad else None,
+        api=_folder(seed_folder / FUSED) if corrupted.api or bad else None,
         api_policy=api_policy_of(seed_folder.parent),
         active=corrupted.active,
     )

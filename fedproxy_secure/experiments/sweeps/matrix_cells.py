@@ -23,7 +23,7 @@ from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import SETTINGS_FILE
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE, seed_folder
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -210,7 +210,7 @@ def measure_cell(
     proxy = proxy_of(config, cell)
     if proxy is not None:
         RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
-        proxy.link_into(out, folder / f"seed-{cell.seed}")
+        proxy.link_into(out, folder / seed_folder(cell.seed))
     run(own, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
     if config.attacks.suite != "none":
         attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)

@@ -44,6 +44,7 @@ from fedproxy_secure.report.spending import (
 )
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.artifacts import environment
+from fedproxy_secure.runtime.files.names import RESULT, seed_folder
 from fedproxy_secure.runtime.untrusted import read_json
 
 BASELINES = "baselines"
@@ -181,7 +182,7 @@ def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[st
     found: dict[str, dict[int, float]] = {}
     for cell in cells:
         if is_done(out, cell):
-            result = read_json(out / cell.folder / f"seed-{cell.seed}" / "result.json")
+            result = read_json(out / cell.folder / seed_folder(cell.seed) / RESULT)
             found.setdefault(title_of(cell, config), {}).update(found_scales({cell.seed: result}))
     return found
 

@@ -11,7 +11,7 @@ from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.method import Method, method_of
 from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
-from fedproxy_secure.experiments.sweeps.prepared_proxies import HEALING, PROXIES, RECORD
+from fedproxy_secure.experiments.sweeps.prepared_proxies import HEALING_NUMBERS, PROXIES, RECORD
 from fedproxy_secure.protect.base import protection_of
 
 
@@ -73,7 +73,7 @@ def proxy_notes(
 def _healing_note(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
     """Return what healing did to a proxy, the mean over seeds."""
     kl_before, kl_after, tokens, seconds = (
-        sum(h[key] for h in healed.values()) / len(healed) for key in HEALING
+        sum(h[key] for h in healed.values()) / len(healed) for key in HEALING_NUMBERS
     )
     return (
         f"The proxy at {ratio:g} was healed on {tokens:,.0f} tokens of public text, in {seconds:.0f} s: on "

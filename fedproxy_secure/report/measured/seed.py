@@ -14,6 +14,7 @@ from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_find
 from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import FEDERATION, RESULT, seed_folder
 from fedproxy_secure.runtime.untrusted import read_json
 
 ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; run with --suite smoke"
@@ -45,7 +46,7 @@ class SeedRun:
 
     def source(self, file: str, what: str) -> str:
         """Return where a number of this seed can be looked up: a file below its folder, and the place."""
-        return f"{self.place}/seed-{self.seed}/{file}#{what}"
+        return f"{self.place}/{seed_folder(self.seed)}/{file}#{what}"
 
     def answers(self, model: str) -> Bits:
         """Return which test records a model answered correctly, by task.
@@ -60,8 +61,7 @@ class SeedRun:
         try:
             return {task: bits_from_text(text) for task, text in self.result[model].items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            place = f"{self.place}/seed-{self.seed}/result.json"
-            raise RunFolderError(f"{place}: {model}: is damaged: {error}") from error
+            raise RunFolderError(f"{self._result_file}: {model}: is damaged: {error}") from error
 
     def losses(self, model: str) -> Losses:
         """Return what a model loses on free text, by task; {} where there is none.
@@ -75,7 +75,7 @@ class SeedRun:
             return losses_in(self.result, model)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
-                f"{self.place}/seed-{self.seed}/result.json: is damaged: {error}; delete it and resume"
+                f"{self._result_file}: is damaged: {error}; delete it and resume"
             ) from error
 
     @property
@@ -91,7 +91,11 @@ class SeedRun:
         try:
             return Training.of_result(self.result, delta=config.privacy.target_delta)
         except DataError as error:
-            raise RunFolderError(f"{self.place}/seed-{self.seed}/result.json: {error}") from error
+            raise RunFolderError(f"{self._result_file}: {error}") from error
+
+    @property
+    def _result_file(self) -> str:
+        return f"{self.place}/{seed_folder(self.seed)}/{RESULT}"
 
 
 def read_seed(
@@ -106,14 +110,14 @@ def read_seed(
 
     Raises `RunFolderError` if the seed did not finish.
     """
-    folder = run / f"seed-{seed}"
+    folder = run / seed_folder(seed)
     try:
-        result = read_json(folder / "result.json")
+        result = read_json(folder / RESULT)
     except OSError as error:
-        raise RunFolderError(f"{folder / 'result.json'}: cannot be read: {error.strerror}") from error
+        raise RunFolderError(f"{folder / RESULT}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise RunFolderError(f"{folder / 'result.json'}: is damaged; delete it and resume") from error
-    files = RunFolder(path=folder / "federation")
+        raise RunFolderError(f"{folder / RESULT}: is damaged; delete it and resume") from error
+    files = RunFolder(path=folder / FEDERATION)
     findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
     return SeedRun(
         seed=seed,

@@ -16,6 +16,23 @@ REPORT_PAGE = "report.html"
 REPORT_MARKDOWN = "report.md"
 REPORT_SARIF = "report.sarif"
 
+# in the folder of a seed
+SEED_PREFIX = "seed-"
+PLAN = "plan.json"
+HEALING = "healing.safetensors"
+RESULT = "result.json"
+PROXY, ADAPTER, FUSED = "proxy", "adapter", "fused"
+MODEL_FOLDERS = (PROXY, ADAPTER, FUSED)
+
 # of a seed: what its rounds left
 FEDERATION = "federation"
 TRANSCRIPT = "transcript"  # below it: a recorded run's messages and every party's state
+
+
+def seed_folder(seed: int) -> str:
+    """Return the name of a seed's folder, below its run's.
+
+    >>> seed_folder(0)
+    'seed-0'
+    """
+    return f"{SEED_PREFIX}{seed}"
