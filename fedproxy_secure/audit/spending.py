@@ -13,10 +13,9 @@ from typing import Any
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, seed_folder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, PRIVACY, PRIVACY_LEDGER, seed_folder
 
 ROUND = "round"  # the event
-PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
 ADDS_UP = "with private training choose another --out, and add the epsilons"
 
 
@@ -57,5 +56,5 @@ def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
     place = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
-    files = sorted(place.path.glob(f"*{LEDGERS}"))
-    return {file.name.removesuffix(LEDGERS): place.read_jsonl(file.name) for file in files}
+    files = sorted(place.path.glob(f"*{PRIVACY_LEDGER}"))
+    return {file.name.removesuffix(PRIVACY_LEDGER): place.read_jsonl(file.name) for file in files}

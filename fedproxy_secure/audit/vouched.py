@@ -16,13 +16,12 @@ from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
 from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, RESULT, seed_folder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, LEAKAGE, RESULT, ROUNDS, seed_folder
 
 FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
 REOPENED, ERASED = "reopened", "erased"
-ROUNDS = "rounds.jsonl"
 # files that a report reads of a seed that finished in an earlier process
-READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
+READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/{LEAKAGE}")
 
 
 def vouched_files(

@@ -50,7 +50,6 @@ from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
     REOPENED,
-    ROUNDS,
     TRACED,
     check_file,
     check_finished_seeds,
@@ -67,8 +66,7 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, RESULT, seed_folder
-from fedproxy_secure.secagg.provision import ROSTER
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, RESULT, ROSTER, ROUNDS, seed_folder
 from fedproxy_secure.secagg.terms import Roster
 
 

@@ -14,6 +14,7 @@ import typer
 
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.errors import AuditError, ConfigError, RunFolderError
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, REPORT_JSON, SIGNATURE
 
 if TYPE_CHECKING:
     from fedproxy_secure.audit.verify import Verified
@@ -138,7 +139,6 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
         from fedproxy_secure.audit.chain import parse_line
         from fedproxy_secure.audit.examine import read_log
         from fedproxy_secure.audit.show import event_text
-        from fedproxy_secure.runtime.files.names import AUDIT_LOG
 
         *whole, unfinished = read_log(folder).split(b"\n")
         for number, line in enumerate(whole, start=1):
@@ -197,7 +197,6 @@ def signed_as(report: Path, raw: bytes) -> Signed | None:
     """
     from fedproxy_secure.audit.verify import verify_run
     from fedproxy_secure.gate.judge import Signed
-    from fedproxy_secure.runtime.files.names import REPORT_JSON, SIGNATURE
 
     if report.name != REPORT_JSON:
         return None

@@ -24,6 +24,7 @@ from fedproxy_secure.cli.options import (
 )
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
 if TYPE_CHECKING:
     from fedproxy_secure.report.report import Report
@@ -222,7 +223,6 @@ def show_report(report: Report, folder: Path) -> None:
     from fedproxy_secure.report.text.table import rich_tables
     from fedproxy_secure.report.text.trilemma_table import rich_trilemma
     from fedproxy_secure.runtime.escape import printable
-    from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
     console = Console()
     for table in rich_tables(report):

@@ -64,6 +64,7 @@ from fedproxy_secure.runtime.files.names import (
     FUSED,
     HEALING,
     PLAN,
+    PRIVACY,
     PROXY,
     RESULT,
     seed_folder,
@@ -147,7 +148,6 @@ def _run_seed(
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.job import FederationJob
-    from fedproxy_secure.flower.engines import PRIVACY
     from fedproxy_secure.models.adapters import save_adapter
 
     name = seed_folder(seed)

@@ -3,9 +3,9 @@
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower.engines import PRIVACY, federate
+from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.protect.secure_sum.failures import failed_files, forget_failed, note_failed
-from fedproxy_secure.runtime.files.names import AUDIT_LOG
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, PRIVACY
 from tests.support.tiny import tiny_settings
 
 

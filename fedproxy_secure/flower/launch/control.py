@@ -36,8 +36,8 @@ from fedproxy_secure.flower.server_app import (
     TROUBLE,
     OnRound,
 )
-from fedproxy_secure.record.saved_rounds import ROUNDS
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import ROUNDS
 
 PATIENCE_S = 60.0  # how long a file that cannot be read is tried again
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app

@@ -19,7 +19,7 @@ from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.spending import epsilons
 from fedproxy_secure.report.stamps import effective_cohort, simulated_noise, unsafe_stamps
 from fedproxy_secure.report.trilemma import Configuration, Measure
-from fedproxy_secure.runtime.files.names import seed_folder
+from fedproxy_secure.runtime.files.names import FEDERATION, ROUNDS, seed_folder
 
 
 def configuration_of(
@@ -105,6 +105,6 @@ def _privacy(seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Train
     return [
         *(epsilons(config, trainings, seeds=numbers, place=seeds[0].place) if trainings else []),
         Measure.of_kind(
-            EFFECTIVE_COHORT, cohort, seeds[0].source("federation/rounds.jsonl", "participants")
+            EFFECTIVE_COHORT, cohort, seeds[0].source(f"{FEDERATION}/{ROUNDS}", "participants")
         ),
     ]

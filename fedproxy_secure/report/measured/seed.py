@@ -14,7 +14,7 @@ from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_find
 from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, RESULT, seed_folder
+from fedproxy_secure.runtime.files.names import FEDERATION, LEAKAGE, RESULT, ROUNDS, seed_folder
 from fedproxy_secure.runtime.untrusted import read_json
 
 ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; run with --suite smoke"
@@ -123,8 +123,8 @@ def read_seed(
         seed=seed,
         place=_relative(run, root),
         result=result,
-        rounds=tuple(files.read_jsonl("rounds.jsonl")),
-        ledger=tuple(files.read_jsonl("ledger.jsonl")),
+        rounds=tuple(files.read_jsonl(ROUNDS)),
+        ledger=tuple(files.read_jsonl(LEAKAGE)),
         findings=tuple(findings),
         ceiling=ceiling,
         ceiling_losses=ceiling_losses or {},

@@ -24,9 +24,14 @@ RESULT = "result.json"
 PROXY, ADAPTER, FUSED = "proxy", "adapter", "fused"
 MODEL_FOLDERS = (PROXY, ADAPTER, FUSED)
 
-# of a seed: what its rounds left
-FEDERATION = "federation"
-TRANSCRIPT = "transcript"  # below it: a recorded run's messages and every party's state
+# below the folder of a seed: what its rounds left
+FEDERATION = "federation"  # a folder, which holds the others
+ROUNDS = "rounds.jsonl"
+LEAKAGE = "ledger.jsonl"
+PRIVACY = "privacy"  # the ledgers of what clients spent, where all run on one machine
+PRIVACY_LEDGER = ".ledger.jsonl"  # follows the client's name
+ROSTER = "roster.json"  # beside its secure aggregation's keys
+TRANSCRIPT = "transcript"  # a recorded run's messages and every party's state
 
 
 def seed_folder(seed: int) -> str:
