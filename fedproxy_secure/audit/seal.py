@@ -20,13 +20,17 @@ from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes
 from fedproxy_secure.runtime.files import digests
 from fedproxy_secure.runtime.files.names import (
+    ATTACKS,
     AUDIT_LOG,
+    BASELINES,
+    CELLS,
     ENVIRONMENT,
     MANIFEST,
     RUNNING,
     SEED_PREFIX,
     SETTINGS_FILE,
     SIGNATURE,
+    TRACKING,
 )
 from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
@@ -36,9 +40,9 @@ DOMAIN = b"fedproxy-secure report 1"
 MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes per file
 # what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
 SETTINGS = (MANIFEST, SETTINGS_FILE, ENVIRONMENT)
-FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
 KEY = ".key"
-OTHERS = ("attacks", "baselines", "cells", "tracking", AUDIT_LOG, SIGNATURE, RUNNING, *SETTINGS)
+OWN_FOLDERS = (ATTACKS, BASELINES, CELLS, TRACKING)  # what is in them is checked on its own
+OTHERS = (*OWN_FOLDERS, AUDIT_LOG, SIGNATURE, RUNNING, *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import Examined, examine, read_log
-from fedproxy_secure.audit.seal import everything_below, is_seed, read_seal
+from fedproxy_secure.audit.seal import OWN_FOLDERS, everything_below, is_seed, read_seal
 from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
@@ -30,7 +30,12 @@ from fedproxy_secure.audit.vouched import (
 )
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.files.names import (
+    ATTACK_EVENTS,
+    ATTACKS,
     AUDIT_LOG,
+    BASELINES,
+    CELL_DONE,
+    CELLS,
     REPORT_JSON,
     RUNNING,
     SEED_PREFIX,
@@ -40,9 +45,8 @@ from fedproxy_secure.runtime.files.names import (
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
-OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
 # what a suite writes in a run whose findings were not signed yet, and a matrix into a cell that is done
-NOTES = ("attacks/events.jsonl", "cell.json")
+NOTES = (ATTACK_EVENTS, CELL_DONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +200,11 @@ def _unsigned(folder: Path, entries: Sequence[Entry], known: Set[str]) -> list[s
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
     own = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
     beside = [p.name for p in folder.iterdir() if not is_seed(p)]
-    for place in ("attacks", "baselines", "cells"):
+    for place in (ATTACKS, BASELINES, CELLS):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
     unvouched = []
     for name in sorted(set(beside) - own - known - inner):
-        below = {name} if name.startswith("cells/") else {*everything_below(folder, name)} - known
+        below = {name} if name.startswith(f"{CELLS}/") else {*everything_below(folder, name)} - known
         unvouched += [f"{n}: neither {AUDIT_LOG} nor {SIGNATURE} has it" for n in sorted(below)]
     links = [n for n in (*OWN_FOLDERS, *inner) if not is_outside(n) and os.path.islink(folder / n)]
     return [*unvouched, *(f"{name}: is a link" for name in sorted(links))]

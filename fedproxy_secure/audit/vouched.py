@@ -13,10 +13,19 @@ from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
-from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
+from fedproxy_secure.audit.seal import SETTINGS, file_sha256
 from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, LEAKAGE, RESULT, ROUNDS, seed_folder
+from fedproxy_secure.runtime.files.names import (
+    ATTACK_FILES,
+    ATTACKS,
+    AUDIT_LOG,
+    FEDERATION,
+    LEAKAGE,
+    RESULT,
+    ROUNDS,
+    seed_folder,
+)
 
 FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
 REOPENED, ERASED = "reopened", "erased"
@@ -117,7 +126,7 @@ def remedy_for(name: str) -> str:
     if name in SETTINGS:
         return "put it back, or choose another --out"
     # a matrix's cell with findings is made again as a whole
-    place = "attacks" if name in FINDINGS else name.partition("/attacks/")[0]
+    place = ATTACKS if name in ATTACK_FILES else name.partition(f"/{ATTACKS}/")[0]
     return f"put it back, or delete {place} and resume"
 
 

@@ -34,8 +34,6 @@ from fedproxy_secure.audit.examine import examine, read_log
 from fedproxy_secure.audit.keys import own_key_file, run_key
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import (
-    BASELINES,
-    FINDINGS,
     SETTINGS,
     file_sha256,
     files_below,
@@ -66,7 +64,16 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, RESULT, ROSTER, ROUNDS, seed_folder
+from fedproxy_secure.runtime.files.names import (
+    ATTACK_FILES,
+    AUDIT_LOG,
+    BASELINES,
+    FEDERATION,
+    RESULT,
+    ROSTER,
+    ROUNDS,
+    seed_folder,
+)
 from fedproxy_secure.secagg.terms import Roster
 
 
@@ -132,7 +139,7 @@ class Witness:
         """
         check_ledgers(self.folder, self.log.entries, seed)
         self.at = seed
-        self.reopen(*FINDINGS)
+        self.reopen(*ATTACK_FILES)
         forget_seed(self.folder, seed_folder(seed))
         self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
 
@@ -215,7 +222,7 @@ class Witness:
             more: paths of evidence besides the run's own, relative to its folder.
             findings: whether findings of attacks are among them; else a log above vouches for them.
         """
-        names = files_below(self.folder, *SETTINGS, *(FINDINGS if findings else ()), BASELINES, *more)
+        names = files_below(self.folder, *SETTINGS, *(ATTACK_FILES if findings else ()), BASELINES, *more)
         files = {n: file_sha256(self.folder / n) for n in names}
         logged = {n: sha256 for n, (sha256, _) in vouched_files(self.log.entries, by=(FILES,)).items()}
         self.reopen(*(n for n in logged if not (self.folder / n).exists()))
@@ -282,6 +289,6 @@ def reopen_findings(run: Path) -> None:
         return
     log = AuditLog.open(RunFolder(path=run), read_key(key), {})
     for name, (sha256, line) in vouched_files(log.entries, by=(FILES,)).items():
-        if name in FINDINGS and (run / name).exists():
+        if name in ATTACK_FILES and (run / name).exists():
             check_file(run, name, sha256, f"line {line} of {AUDIT_LOG}")
-    Witness(log=log).reopen(*FINDINGS)
+    Witness(log=log).reopen(*ATTACK_FILES)

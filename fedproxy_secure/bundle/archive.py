@@ -19,6 +19,7 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.files.names import (
     AUDIT_LOG,
+    CELLS,
     MODEL_FOLDERS,
     REPORT_JSON,
     REPORT_PAGE,
@@ -40,10 +41,10 @@ MAY_HOLD = tuple(
     for pattern in (
         *map(re.escape, (REPORT, PAGE, POLICY, VERDICT, SIGNER, MODEL_SIGNER, PRIVACY, MODELS, SBOM)),
         *map(re.escape, (CLAIMS, CLAIMS_TABLE, NOT_MEASURED, REDACTIONS, CONTENTS, FINDINGS, GATE)),
-        rf"audit/(cells/[^/]+/)?({re.escape(AUDIT_LOG)}|{re.escape(SIGNATURE)})",
+        rf"audit/({CELLS}/[^/]+/)?({re.escape(AUDIT_LOG)}|{re.escape(SIGNATURE)})",
         r"threat-models/[a-z0-9_-]+\.yaml",
-        rf"model-cards/(cells/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.md",
-        rf"model-signatures/(cells/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.sig",
+        rf"model-cards/({CELLS}/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.md",
+        rf"model-signatures/({CELLS}/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.sig",
     )
 )
 MOST_FILES = 10_000

@@ -35,6 +35,7 @@ from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime.artifacts import environment
 from fedproxy_secure.runtime.files.names import (
     AUDIT_LOG,
+    CELLS,
     MANIFEST,
     REPORT_JSON,
     RESULT,
@@ -71,7 +72,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         config = _config_of(folder)
         records.add(_records_of(config))
         apis.setdefault(config.api.says, {})[folder.name] = None
-        if (folder / "cells").is_dir():
+        if (folder / CELLS).is_dir():
             report = Report.load(folder)
             if not report.configurations:
                 raise RunFolderError(

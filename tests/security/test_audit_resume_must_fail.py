@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 
 from fedproxy_secure.audit.keys import own_key_file
-from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.vouched import check_finished_seeds, vouched_files
 from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, AUDIT_LOG
 from tests.support.audited_run import CONFIG, ROUNDS, lines_of, put
 from tests.support.sample_report import sample_report
 
@@ -40,7 +39,7 @@ def test_a_run_does_not_go_on_from_a_result_that_was_altered(run):
 def attacked(run):
     """The run, with findings of attacks that its log vouches for."""
     (run / "attacks").mkdir()
-    for name in FINDINGS:
+    for name in ATTACK_FILES:
         (run / name).write_text("SUCCEEDED")
     witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
     signed_again(run, witness)
@@ -53,7 +52,7 @@ def signed_again(run, witness):
     witness.sign()
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *FINDINGS])
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *ATTACK_FILES])
 def test_a_run_does_not_go_on_from_settings_or_findings_that_were_altered(attacked, name):
     """Else the owner's key would vouch for what somebody without it wrote."""
     (attacked / name).write_text("RESISTED")
@@ -72,7 +71,7 @@ def test_a_run_goes_on_without_findings_that_were_deleted_and_not_without_its_se
 
 def test_findings_that_an_attack_by_hand_changed_are_taken_where_the_runs_key_lay_beside_it(attacked):
     reopen_findings(attacked)
-    (attacked / FINDINGS[0]).write_text("found by hand")
+    (attacked / ATTACK_FILES[0]).write_text("found by hand")
     assert not verify_run(attacked).problems
     assert not verify_run(attacked).whole
     signed_again(attacked, Witness.open(RunFolder(path=attacked), CONFIG, command="c"))
@@ -84,7 +83,7 @@ def test_findings_that_an_attack_by_hand_changed_are_taken_where_the_runs_key_la
 
 
 @pytest.mark.parametrize(
-    "name", ["seed-0/federation/rounds.jsonl", "seed-0/fused/model.safetensors", FINDINGS[1]]
+    "name", ["seed-0/federation/rounds.jsonl", "seed-0/fused/model.safetensors", ATTACK_FILES[1]]
 )
 def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, name):
     """Findings of what somebody else put there would be signed, and the original put back."""
@@ -98,11 +97,11 @@ def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, n
 
 def test_findings_in_a_cell_are_left_to_the_log_above(run):
     (run / "attacks").mkdir()
-    for name in FINDINGS:
+    for name in ATTACK_FILES:
         (run / name).write_text("of the cell's own suite")
     witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
     witness.settle(findings=False)
-    assert not {*FINDINGS} & vouched_files(witness.log.entries).keys()
+    assert not {*ATTACK_FILES} & vouched_files(witness.log.entries).keys()
     assert not verify_run(run).problems
 
 

@@ -16,10 +16,10 @@ from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.errors import AuditError, DataError, RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, read_findings, write_findings
-from fedproxy_secure.evidence.kept import EVENTS, read_events
+from fedproxy_secure.evidence.finding import read_findings, write_findings
+from fedproxy_secure.evidence.kept import read_events
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG
+from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, AUDIT_LOG, FINDINGS
 from tests.support.gate_samples import finding
 from tests.support.signed_run import signed_run
 
@@ -138,7 +138,7 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     run = signed_run(tmp_path).folder
     about = [finding("A2", seed=seed) for seed in (0, 1)]
     for one in about:
-        RunFolder(path=run / FOLDER).append_jsonl(EVENTS, one.to_json())
+        RunFolder(path=run).append_jsonl(ATTACK_EVENTS, one.to_json())
     write_findings(run, about)
     Witness.open(RunFolder(path=run), CONFIG, command="c").settle()
     shutil.rmtree(run / "seed-0")
@@ -152,4 +152,4 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     )
     assert "attacks/results.json" in vouched_files(witness.log.entries)
     witness.started(1)
-    assert not (run / FOLDER / RESULTS).exists()
+    assert not (run / FINDINGS).exists()

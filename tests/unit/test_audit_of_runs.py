@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fedproxy_secure.audit.keys import own_key_file, parse_public
-from fedproxy_secure.audit.seal import FINDINGS, files_below, report_files
+from fedproxy_secure.audit.seal import files_below, report_files
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import parse_config
@@ -20,7 +20,7 @@ from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, AUDIT_LOG
 from fedproxy_secure.secagg.provision import load_roster
 from tests.support.run_logs import events, signer_of
 from tests.support.tiny import tiny_settings
@@ -262,7 +262,7 @@ def test_findings_may_change_once_the_run_is_attacked_anew(finished, settings, t
     config = parse_config(settings)
     run(config, folder, resume=True)
     before = len(events(folder))
-    Witness.open(RunFolder(path=folder), config, command="c").reopen(*FINDINGS)
+    Witness.open(RunFolder(path=folder), config, command="c").reopen(*ATTACK_FILES)
     assert [e.event for e in events(folder)[before:]] == ["resumed", "reopened"]
     assert not verify_run(folder).problems
     assert not verify_run(folder).whole

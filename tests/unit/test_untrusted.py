@@ -12,7 +12,7 @@ from fedproxy_secure.config import load_config, parse_config
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import AuditError, DataError, FedProxyError, RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, read_findings
+from fedproxy_secure.evidence.finding import read_findings
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
 from fedproxy_secure.gate.policy import load_policy
@@ -20,7 +20,7 @@ from fedproxy_secure.record.private import read_private, write_records
 from fedproxy_secure.report.measured import read_seed
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, MANIFEST, SIGNATURE
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FINDINGS, MANIFEST, SIGNATURE
 from fedproxy_secure.runtime.untrusted import (
     MOST_LINE_BYTES,
     MOST_NESTED,
@@ -163,7 +163,7 @@ def joined(place, text):
 
 
 def findings(place, text):
-    RunFolder(path=place).write_text(f"{FOLDER}/{RESULTS}", text)
+    RunFolder(path=place).write_text(FINDINGS, text)
     return read_findings(place)
 
 

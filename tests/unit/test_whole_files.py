@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.experiments.sweeps.prepared_proxies import PROXIES, forget_weights
-from fedproxy_secure.runtime.files.names import HEALING
+from fedproxy_secure.experiments.sweeps.prepared_proxies import forget_weights
+from fedproxy_secure.runtime.files.names import HEALING, PROXIES
 from fedproxy_secure.runtime.files.whole import (
     created_private,
     remove_private,

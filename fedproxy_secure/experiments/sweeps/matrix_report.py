@@ -44,10 +44,9 @@ from fedproxy_secure.report.spending import (
 )
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.artifacts import environment
-from fedproxy_secure.runtime.files.names import RESULT, seed_folder
+from fedproxy_secure.runtime.files.names import BASELINES, RESULT, seed_folder
 from fedproxy_secure.runtime.untrusted import read_json
 
-BASELINES = "baselines"
 UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
 
 

@@ -26,7 +26,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     settings_sha256,
 )
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import SETTINGS_FILE
+from fedproxy_secure.runtime.files.names import CELLS, SETTINGS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]
             f"Not finished: {len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."
         )
     expected = {f"{c.name}.json" for c in cells}
-    others = sorted(f.name for f in (out / "cells").glob("*.json") if f.name not in expected)
+    others = sorted(f.name for f in (out / CELLS).glob("*.json") if f.name not in expected)
     if others:
         shown = ", ".join(name.removesuffix(".json") for name in others[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""

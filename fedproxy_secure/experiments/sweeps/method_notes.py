@@ -11,8 +11,9 @@ from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.method import Method, method_of
 from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
-from fedproxy_secure.experiments.sweeps.prepared_proxies import HEALING_NUMBERS, PROXIES, RECORD
+from fedproxy_secure.experiments.sweeps.prepared_proxies import HEALING_NUMBERS
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.runtime.files.names import PROXIES, PROXY_RECORD
 
 
 def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
@@ -64,8 +65,9 @@ def proxy_notes(
             unknown.append(f"at {ratio:g} ({named_seeds(lacking)})")
     if unknown:
         notes.append(
-            f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. No {PROXIES}/NAME/{RECORD} of "
-            "these settings says it; cells that were copied come without."
+            f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. "
+            f"No {PROXIES}/NAME/{PROXY_RECORD} of these settings says it; "
+            "cells that were copied come without."
         )
     return notes
 

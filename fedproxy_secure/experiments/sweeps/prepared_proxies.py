@@ -26,7 +26,7 @@ from fedproxy_secure.experiments.sweeps.cell_progress import healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import Origin, one_thread
 from fedproxy_secure.report.measured.proxies import likeness_of
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import HEALING
+from fedproxy_secure.runtime.files.names import HEALING, PROXIES, PROXY_RECORD
 from fedproxy_secure.runtime.files.whole import replacing, unfinished
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.untrusted import read_json
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROXIES = "proxies"
-RECORD = "proxy.json"
 BEFORE = "before_healing"
 HEALING_NUMBERS = ("kl_before", "kl_after", "tokens", "seconds")  # what a report says of how healing went
 
@@ -120,14 +118,14 @@ class PreparedProxy:
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
         """Write how it came about, which stays when its weights go, and what it was made with."""
         record = {"remove_ratio": self.remove_ratio, "seed": self.seed, **details}
-        RunFolder(path=self.folder(out)).write_json(RECORD, {**record, "made_with": asdict(origin)})
+        RunFolder(path=self.folder(out)).write_json(PROXY_RECORD, {**record, "made_with": asdict(origin)})
 
     def read_record(self, out: Path) -> dict[str, Any] | None:
         """Read what `write_record` wrote; None if there is none.
 
         Raises `RunFolderError` if it is damaged.
         """
-        path = self.folder(out) / RECORD
+        path = self.folder(out) / PROXY_RECORD
         if not path.exists():
             return None
         try:

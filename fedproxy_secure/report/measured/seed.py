@@ -10,11 +10,18 @@ from typing import Any
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.evidence.answers import Bits, bits_from_text
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings
+from fedproxy_secure.evidence.finding import Finding, read_findings
 from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, LEAKAGE, RESULT, ROUNDS, seed_folder
+from fedproxy_secure.runtime.files.names import (
+    FEDERATION,
+    FINDINGS,
+    LEAKAGE,
+    RESULT,
+    ROUNDS,
+    seed_folder,
+)
 from fedproxy_secure.runtime.untrusted import read_json
 
 ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; run with --suite smoke"
@@ -133,7 +140,7 @@ def read_seed(
 
 def attacked(run: Path) -> bool:
     """Return whether a suite of attacks has finished on the run."""
-    return (run / FOLDER / RESULTS).is_file()
+    return (run / FINDINGS).is_file()
 
 
 def _relative(run: Path, root: Path) -> str:

@@ -8,6 +8,7 @@ SETTINGS_FILE = "config.yaml"
 ENVIRONMENT = "environment.json"
 RUNNING = "running.json"
 AUDIT_LOG = "audit.jsonl"
+TRACKING = "tracking"
 
 # its report
 SIGNATURE = "report.sig"
@@ -32,6 +33,23 @@ PRIVACY = "privacy"  # the ledgers of what clients spent, where all run on one m
 PRIVACY_LEDGER = ".ledger.jsonl"  # follows the client's name
 ROSTER = "roster.json"  # beside its secure aggregation's keys
 TRANSCRIPT = "transcript"  # a recorded run's messages and every party's state
+
+# below the folder of a run: what attacks on it found
+ATTACKS = "attacks"
+FINDINGS = f"{ATTACKS}/results.json"
+ATTACK_EVENTS = f"{ATTACKS}/events.jsonl"
+ATTACK_FILES = (FINDINGS, ATTACK_EVENTS)
+
+# in the folder of a matrix or a comparison
+CELLS = "cells"
+BASELINES = "baselines"  # of a matrix: the centralised LLM
+PROXIES = "proxies"
+PROXY_RECORD = "proxy.json"  # of each proxy
+CONSTANT_ANSWERS = "constant_answers.json"  # of a comparison
+
+# in the folder of a matrix's cell
+CELL_DONE = "cell.json"
+CELL_FAILED = "failed.json"
 
 
 def seed_folder(seed: int) -> str:
