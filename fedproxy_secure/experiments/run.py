@@ -29,7 +29,6 @@ from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
-from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.results import to_texts
 from fedproxy_secure.experiments.run_report import report_of
@@ -55,6 +54,7 @@ from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
+from fedproxy_secure.report.measured import read_result
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
@@ -71,7 +71,6 @@ from fedproxy_secure.runtime.files.names import (
 )
 from fedproxy_secure.runtime.only_one import WAIT_S, WORKERS_S, only_run_in
 from fedproxy_secure.runtime.progress import NoProgress, Progress, StageClock
-from fedproxy_secure.runtime.untrusted import read_json
 
 if TYPE_CHECKING:
     from fedproxy_secure.flower.engines import Federate
@@ -153,7 +152,7 @@ def _run_seed(
     name = seed_folder(seed)
     place = witness.folder / name
     if (place / RESULT).exists():
-        return _read(place / RESULT)
+        return read_result(place)
     witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)
@@ -244,11 +243,3 @@ def _compress(
     RunFolder(path=place).write_json(PLAN, record)
     healing = {"healing": {**proxy.details["healing"], **before}} if before else {}
     return proxy, {**like, **healing}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = read_json(path)
-        return result
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: is damaged; delete it and resume") from error

@@ -105,6 +105,23 @@ class SeedRun:
         return f"{self.place}/{seed_folder(self.seed)}/{RESULT}"
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the result of a finished seed, from the seed's folder.
+
+    Raises `RunFolderError` if there is none, or it is damaged.
+    """
+    path = folder / RESULT
+    try:
+        result = read_json(path)
+        if not isinstance(result, dict):
+            raise ValueError("holds no result")
+        return result
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: is damaged; delete it and resume") from error
+
+
 def read_seed(
     run: Path,
     seed: int,
@@ -118,12 +135,7 @@ def read_seed(
     Raises `RunFolderError` if the seed did not finish.
     """
     folder = run / seed_folder(seed)
-    try:
-        result = read_json(folder / RESULT)
-    except OSError as error:
-        raise RunFolderError(f"{folder / RESULT}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RunFolderError(f"{folder / RESULT}: is damaged; delete it and resume") from error
+    result = read_result(folder)
     files = RunFolder(path=folder / FEDERATION)
     findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
     return SeedRun(
