@@ -23,6 +23,7 @@ from fedproxy_secure.report.measured import (
     read_seed,
     without_losses,
 )
+from fedproxy_secure.report.measured.proxies import FIDELITY
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
@@ -30,12 +31,6 @@ from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import environment
 
 Results = Mapping[int, Mapping[str, Any]]  # each seed's `result.json`
-FIDELITY = (  # key in a seed's result, what it is called, unit
-    ("kl_nats", "KL of LLM to proxy on public text", "nats"),
-    ("agreement", "same next token, LLM and proxy", "share"),
-    ("llm_perplexity", "LLM perplexity on public text", "perplexity"),
-    ("proxy_perplexity", "proxy perplexity on public text", "perplexity"),
-)
 
 
 def settings_of(config: Config) -> dict[str, str]:
@@ -150,7 +145,7 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
         rows=_rows(config, results),
         estimates=tuple(
             mean_interval({s: r["fidelity"][key] for s, r in results.items()}, metric=metric, unit=unit)
-            for key, metric, unit in FIDELITY
+            for key, (metric, unit) in FIDELITY.items()
         )
         + _spent(trainings, config.seeds),
         notes=(
