@@ -13,7 +13,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
 from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, losses_in, measured
-from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes, text_clients
+from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes, healing_note, text_clients
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import (
@@ -77,11 +77,14 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     def mean(of: Callable[[Mapping[str, Any]], float]) -> float:
         return sum(of(r) for r in results) / len(results)
 
+    note = healing_note(
+        "The proxy",
+        healed,
+        before=mean(lambda r: r["healing"]["before_healing"]["fidelity"]["kl_nats"]),
+        after=mean(lambda r: r["fidelity"]["kl_nats"]),
+    )
     return (
-        f"The proxy was healed on {healed[0]['tokens']:,} tokens of public text, in "
-        f"{mean(lambda r: r['healing']['seconds']):.0f} s: KL of the LLM and the proxy "
-        f"{mean(lambda r: r['healing']['before_healing']['fidelity']['kl_nats']):.2f} before, "
-        f"{mean(lambda r: r['fidelity']['kl_nats']):.2f} nats per token after; weights held verbatim "
+        f"{note}; weights held verbatim "
         f"{mean(lambda r: r['healing']['before_healing']['verbatim_share']):.1%} before, "
         f"{mean(lambda r: r['verbatim_share']):.1%} after.",
     )
