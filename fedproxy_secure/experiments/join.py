@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.config import Config, settings_in
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.run_report import settings_of
@@ -39,7 +39,6 @@ from fedproxy_secure.runtime.files.names import (
     MANIFEST,
     REPORT_JSON,
     RESULT,
-    SETTINGS_FILE,
     SIGNATURE,
     seed_folder,
 )
@@ -69,7 +68,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     ceiling = False
     folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
-        config = _config_of(folder)
+        config = settings_in(folder)
         records.add(_records_of(config))
         apis.setdefault(config.api.says, {})[folder.name] = None
         if (folder / CELLS).is_dir():
@@ -94,9 +93,9 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     joined, known = _named_apart(parts)
     configurations, differences = side_by_side(joined, known)
     together = total(joined, same_records=len(records) == 1)
-    digest = hashlib.sha256(json.dumps([_config_of(f).sha256() for f in folders]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([settings_in(f).sha256() for f in folders]).encode()).hexdigest()
     report = Report(
-        name=" + ".join(dict.fromkeys(_config_of(f).name for f in folders)),
+        name=" + ".join(dict.fromkeys(settings_in(f).name for f in folders)),
         command=command,
         config_sha256=digest,
         environment=environment(None),
@@ -170,10 +169,3 @@ def _records_of(config: Config) -> str:
     """Return a text that is equal for settings that train on the same records."""
     clients = [client.model_dump(mode="json") for client in config.data.clients]
     return json.dumps([config.data.root, clients], sort_keys=True)
-
-
-def _config_of(folder: Path) -> Config:
-    file = folder / SETTINGS_FILE
-    if not file.is_file():
-        raise RunFolderError(f"{folder}: is not a run folder: has no {SETTINGS_FILE}")
-    return load_config(file)

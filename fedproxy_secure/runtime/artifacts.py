@@ -109,10 +109,14 @@ class RunFolder:
 
     def _complete(self, config: Settings) -> None:
         if not (self.path / SETTINGS_FILE).exists():
-            settings = config.model_dump(mode="json")
-            self.write_text(SETTINGS_FILE, yaml.safe_dump(settings, sort_keys=False))
+            self.write_settings(config)
         if not (self.path / ENVIRONMENT).exists():
             self.write_json(ENVIRONMENT, environment())
+
+    def write_settings(self, config: Settings) -> Path:
+        """Write the resolved settings atomically. Raises `RunFolderError` if that fails."""
+        settings = config.model_dump(mode="json")
+        return self.write_text(SETTINGS_FILE, yaml.safe_dump(settings, sort_keys=False))
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file of the folder atomically. Raises `RunFolderError` if that fails."""

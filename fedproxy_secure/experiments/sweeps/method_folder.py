@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.number import named_seeds
@@ -26,7 +24,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     settings_sha256,
 )
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import CELLS, SETTINGS_FILE
+from fedproxy_secure.runtime.files.names import CELLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
     if not resume:
         return RunFolder.create(out, settings)
     folder = RunFolder.resume(out, settings)
-    folder.write_text(SETTINGS_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    folder.write_settings(settings)
     return folder
 
 
