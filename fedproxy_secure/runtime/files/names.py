@@ -1,4 +1,4 @@
-"""What files and folders of a run are called, where several packages need the name."""
+"""What files and folders of a run are called, and those of the sweeps that hold many runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROUNDS = "rounds.jsonl"
 LEAKAGE = "ledger.jsonl"
 PRIVACY = "privacy"  # the ledgers of what clients spent, where all run on one machine
 PRIVACY_LEDGER = ".ledger.jsonl"  # follows the client's name
-ROSTER = "roster.json"  # beside its secure aggregation's keys
+ROSTER = "roster.json"  # who could take part in secure aggregation; beside clients' keys, too
 TRANSCRIPT = "transcript"  # a recorded run's messages and every party's state
 
 # below the folder of a run: what attacks on it found
@@ -47,7 +47,7 @@ PROXIES = "proxies"
 PROXY_RECORD = "proxy.json"  # of each proxy
 CONSTANT_ANSWERS = "constant_answers.json"  # of a comparison
 
-# in the folder of a matrix's cell
+# in the folder of a matrix's cell, or of a ceiling below its baselines
 CELL_DONE = "cell.json"
 CELL_FAILED = "failed.json"
 
