@@ -29,18 +29,16 @@ from fedproxy_secure.record.saved_rounds import STATE, note_unmasked, resumed, u
 from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
 from fedproxy_secure.record.transcript import Recorder
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
-from fedproxy_secure.runtime.files.names import ROSTER, ROUNDS
+from fedproxy_secure.runtime.files.names import JOB, ROSTER, ROUNDS, TROUBLE
 from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
 app = ServerApp()
 
-# files of a control folder, by which the simulation and deployment engines talk to the server app
-JOB = "job.json"
+# more files of a control folder, by which the simulation and deployment engines talk to the server app
 PROXY = "proxy.path"
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
-TROUBLE = "trouble.json"
 ALIVE = "alive"  # touched while the server app lives
 ALIVE_S = 5.0
 NODES = "nodes.json"  # `Registered`, where nodes prove who they are

@@ -21,12 +21,9 @@ from fedproxy_secure.monitor.event_log import EventLog, Events
 from fedproxy_secure.monitor.noting import ledger_bytes
 from fedproxy_secure.monitor.state import Phase, Standing, time_left
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import LEAKAGE, ROUNDS
+from fedproxy_secure.runtime.files.names import JOB, LEAKAGE, ROUNDS, TROUBLE, WAITS
 from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.untrusted import read_json
-
-# as `flower.server_app` and `flower.waiting` write them
-JOB, TROUBLE, WAITS = "job.json", "trouble.json", "waits.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,10 @@ MODEL_FOLDERS = (PROXY, ADAPTER, FUSED)
 
 # below the folder of a seed: what its rounds left
 FEDERATION = "federation"  # a folder, which holds the others
+JOB = "job.json"  # what the server app was asked for
 ROUNDS = "rounds.jsonl"
+WAITS = "waits.json"  # whom the server waits for
+TROUBLE = "trouble.json"  # why it ended
 LEAKAGE = "ledger.jsonl"
 PRIVACY = "privacy"  # the ledgers of what clients spent, where all run on one machine
 PRIVACY_LEDGER = ".ledger.jsonl"  # follows the client's name
