@@ -22,13 +22,13 @@ from attacks.budget import OutOfTime
 from attacks.registry import check_measures, every, get
 from attacks.trial import finding, has_surfaces, run_one
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome, Profile, write_findings
-from fedproxy_secure.evidence.kept import EVENTS, Key, forget_events, kept_findings, key_of, read_events
+from fedproxy_secure.evidence.finding import Finding, Outcome, Profile, write_findings
+from fedproxy_secure.evidence.kept import Key, forget_events, kept_findings, key_of, read_events
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import View, client_names, view
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, FEDERATION, SEED_PREFIX, TRANSCRIPT
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, in_processes
 from threat_models import ThreatModel
@@ -76,7 +76,7 @@ def seed_folders(run: Path) -> list[Path]:
 
     Raises `RunFolderError` if there is none.
     """
-    folders = sorted(p for p in run.glob("seed-*") if (p / FEDERATION / TRANSCRIPT).is_dir())
+    folders = sorted(p for p in run.glob(f"{SEED_PREFIX}*") if (p / FEDERATION / TRANSCRIPT).is_dir())
     if not folders:
         raise RunFolderError(f"{run}: no seed was recorded, or transcripts were erased; run with --record")
     return folders
@@ -156,14 +156,14 @@ def run_suite(
     if not resume:  # a resumed suite must not find them
         keys = {t.key for t in trials}
         forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
-    log_file, bars, task = RunFolder(path=run / FOLDER), progress or NoProgress(), f"{profile} suite"
+    log_file, bars, task = RunFolder(path=run), progress or NoProgress(), f"{profile} suite"
     bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
     ended = _results(todo, {one.info.name: one for one in attacks}, surfaces, jobs, bars)
     try:
         with closing(ended):  # an interrupt ends processes
             for result in ended:
                 results[key_of(result)] = result
-                log_file.append_jsonl(EVENTS, result.to_json())
+                log_file.append_jsonl(ATTACK_EVENTS, result.to_json())
                 if on_result is not None:
                     on_result(result)
                 bars.advance(task, note=f"{result.attack}: {result.outcome}")

@@ -18,8 +18,9 @@ from attacks.benchmark.grid import Grid, GridCell, config_of
 from attacks.benchmark.identity import Identity
 from attacks.benchmark.providers import AttackEntry
 from attacks.benchmark.results import CellResult
-from fedproxy_secure.evidence.finding import FOLDER, Finding
+from fedproxy_secure.evidence.finding import Finding
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACKS, SETTINGS_FILE
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import WORK, Progress
 
@@ -52,7 +53,7 @@ class Plan:
 
     def command(self, cell: GridCell) -> str:
         """Return the command that makes the cell's run alone, from the benchmark's folder."""
-        return f"fedproxy-secure run {RUNS}/{cell.name}/config.yaml --record"
+        return f"fedproxy-secure run {RUNS}/{cell.name}/{SETTINGS_FILE} --record"
 
     def result(
         self,
@@ -121,7 +122,7 @@ def forget_changed(folder: Path, attacks: tuple[AttackEntry, ...]) -> None:
     """Drop the findings of attacks whose code is not what it was, and note the code that runs now."""
     from fedproxy_secure.evidence.kept import forget_events
 
-    place = RunFolder(path=folder / FOLDER)
+    place = RunFolder(path=folder / ATTACKS)
     before = _code_then(place.path / CODE)
     now = {a.name: f"{a.provider_version} {a.code_sha256}" for a in attacks}
     changed = {name for name in now if before.get(name, now[name]) != now[name]}

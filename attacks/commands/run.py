@@ -23,6 +23,7 @@ from attacks.commands.options import (
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.cli.options import typed
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.runtime.files.names import FINDINGS, SETTINGS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,8 +78,6 @@ def run_command(
     limits = {"budget_seconds": f"{budget_seconds:g}", "jobs": jobs or None}
     again = typed("attack", "run", **options, **limits, resume=True, strict=strict)
     with plain_errors(again=again, verdict=strict):
-        from fedproxy_secure.evidence.finding import RESULTS
-
         profile = profile_of(suite)
         check_seconds(budget_seconds)
         at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
@@ -94,7 +93,7 @@ def run_command(
             resume=resume,
         )
         show(results)
-        typer.echo(f"results: {run / 'attacks' / RESULTS}")
+        typer.echo(f"results: {run / FINDINGS}")
     end(results, strict)
 
 
@@ -170,7 +169,7 @@ def llm_of(run: Path) -> str | None:
     from fedproxy_secure.runtime.untrusted import parse_yaml
 
     try:
-        raw = parse_yaml((run / "config.yaml").read_bytes())
+        raw = parse_yaml((run / SETTINGS_FILE).read_bytes())
         return str(raw["model"]["path"])
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None

@@ -22,7 +22,6 @@ from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
-NAME = "audit.jsonl"
 DOMAIN = b"fedproxy-secure audit 1"
 START = bytes(32).hex()  # stands for the previous hash in the first line
 OPENED = "opened"  # the first event

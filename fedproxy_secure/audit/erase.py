@@ -24,21 +24,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import Examined, examine, read_log
 from fedproxy_secure.audit.log import AuditLog
-from fedproxy_secure.audit.seal import SIGNATURE, Seal, everything_below, read_seal, sign_report
-from fedproxy_secure.audit.verify import REPORT, check_files, check_inner
+from fedproxy_secure.audit.seal import Seal, everything_below, read_seal, sign_report
+from fedproxy_secure.audit.verify import check_files, check_inner
 from fedproxy_secure.audit.vouched import ERASED, INNER, check_file, vouched_files
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    CELLS,
+    FEDERATION,
+    REPORT_JSON,
+    SEED_PREFIX,
+    SIGNATURE,
+    TRANSCRIPT,
+)
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
-
-CELLS = "cells"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,7 @@ class _Place:
 
     @property
     def transcripts(self) -> list[Path]:
-        return sorted(self.folder.glob(f"seed-*/{FEDERATION}/{TRANSCRIPT}"))
+        return sorted(self.folder.glob(f"{SEED_PREFIX}*/{FEDERATION}/{TRANSCRIPT}"))
 
     def files(self) -> list[str]:
         """Return the paths of the transcripts' files, relative to the folder."""
@@ -96,7 +102,7 @@ def transcripts_of(folder: Path) -> Transcripts:
         files=len(files),
         bytes=sum(file.lstat().st_size for file in files),
         begun=bool(news) or any(place.tail or place.transcripts for place in places),
-        others=tuple(sorted(n for n in others if any((folder / n).glob(f"seed-*/*/{TRANSCRIPT}")))),
+        others=tuple(sorted(n for n in others if any((folder / n).glob(f"{SEED_PREFIX}*/*/{TRANSCRIPT}")))),
     )
 
 
@@ -149,20 +155,20 @@ def _place(whole: Path, name: str, *, elsewhere: Set[str] = frozenset()) -> _Pla
     folder = whole / name
     log, seal = examine(read_log(folder)), read_seal(folder)
     if log.problems or log.cut or not log.entries:
-        raise AuditError(f"{folder / NAME}: {[*log.problems, 'was cut short'][0]}; nothing was erased")
+        raise AuditError(f"{folder / AUDIT_LOG}: {[*log.problems, 'was cut short'][0]}; nothing was erased")
     if seal is None or log.public is None or seal.public_key != log.public.hex():
         raise AuditError(f"{folder / SIGNATURE}: is missing, or of another signer; {_SIGN}")
     files = check_files(folder, log.entries, known={*seal.files, *elsewhere})
     beside = [n for n in files.unvouched if name or not n.startswith(f"{CELLS}/")]
     if wrong := [*files.problems, *files.unfinished, *files.links, *beside]:
-        raise AuditError(f"{folder}: {wrong[0]}: is not as {NAME} has it; {_SIGN}")
+        raise AuditError(f"{folder}: {wrong[0]}: is not as {AUDIT_LOG} has it; {_SIGN}")
     place = _Place(name=name, folder=folder, log=log, seal=seal, report=_report(folder))
     if any(e.event not in (ERASED, INNER) for e in place.tail):
-        raise AuditError(f"{folder / NAME}: goes on after the report was signed; {_SIGN}")
+        raise AuditError(f"{folder / AUDIT_LOG}: goes on after the report was signed; {_SIGN}")
     for file, sha256 in seal.files.items():
-        if file == REPORT:  # a killed erasure may have written it, with another end of the log
+        if file == REPORT_JSON:  # a killed erasure may have written it, with another end of the log
             if hashlib.sha256(_with_head(place.report, seal.head)).hexdigest() != sha256:
-                raise AuditError(f"{folder / REPORT}: was altered; nothing was erased")
+                raise AuditError(f"{folder / REPORT_JSON}: was altered; nothing was erased")
         else:
             check_file(folder, file, sha256, SIGNATURE)
     return place
@@ -173,7 +179,7 @@ def _after(entries: Sequence[Entry], head: str) -> Sequence[Entry]:
     for number, entry in enumerate(entries, start=1):
         if entry.hash == head:
             return entries[number:]
-    raise AuditError(f"{NAME}: lines after line {len(entries)} are missing; nothing was erased")
+    raise AuditError(f"{AUDIT_LOG}: lines after line {len(entries)} are missing; nothing was erased")
 
 
 def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
@@ -188,7 +194,7 @@ def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
     for transcript in place.transcripts:
         shutil.rmtree(transcript)
     if log.head != place.seal.head:
-        write_bytes(place.folder / REPORT, _with_head(place.report, log.head))
+        write_bytes(place.folder / REPORT_JSON, _with_head(place.report, log.head))
         sign_report(place.folder, key, log.head, names=place.seal.files)
 
 
@@ -201,12 +207,12 @@ def _news_of_cells(whole: _Place, heads: Mapping[str, str]) -> list[tuple[str, s
 def _report(folder: Path) -> dict[str, Any]:
     """Return the values of a report, of which only the end of the log is of interest here."""
     try:
-        values = parse_json(read_plain_file(folder / REPORT))
+        values = parse_json(read_plain_file(folder / REPORT_JSON))
         if isinstance(values, dict):
             return values
     except (OSError, ValueError):
         pass
-    raise AuditError(f"{folder / REPORT}: is missing or damaged; nothing was erased")
+    raise AuditError(f"{folder / REPORT_JSON}: is missing or damaged; nothing was erased")
 
 
 def _with_head(report: Mapping[str, Any], head: str) -> bytes:

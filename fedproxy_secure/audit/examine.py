@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy_secure.audit.chain import (
-    NAME,
     OPENED,
     SCHEMA_VERSION,
     START,
@@ -21,6 +20,7 @@ from fedproxy_secure.audit.chain import (
 )
 from fedproxy_secure.crypto.primitives import KEY_BYTES
 from fedproxy_secure.errors import AuditError
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from fedproxy_secure.runtime.untrusted import read_plain_file
 
 
@@ -50,20 +50,20 @@ def read_log(folder: Path) -> bytes:
     """
     raw = log_if_there(folder)
     if raw is None:
-        raise AuditError(f"{folder / NAME}: cannot be read: there is no such file")
+        raise AuditError(f"{folder / AUDIT_LOG}: cannot be read: there is no such file")
     return raw
 
 
 def log_if_there(folder: Path) -> bytes | None:
     """Return what `read_log` returns, or None for a folder without a log, or no folder."""
     try:
-        return read_plain_file(folder / NAME)
+        return read_plain_file(folder / AUDIT_LOG)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise AuditError(f"{folder / NAME}: cannot be read: {error.strerror}") from error
+        raise AuditError(f"{folder / AUDIT_LOG}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise AuditError(f"{folder / NAME}: {error}") from None
+        raise AuditError(f"{folder / AUDIT_LOG}: {error}") from None
 
 
 def examine(raw: bytes) -> Examined:

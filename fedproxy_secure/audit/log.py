@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, OPENED, SCHEMA_VERSION, START, Entry, make_entry
+from fedproxy_secure.audit.chain import OPENED, SCHEMA_VERSION, START, Entry, make_entry
 from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 
 
 def _now() -> str:
@@ -41,7 +42,7 @@ class AuditLog:
         """
         log = cls(folder=folder, key=key)
         public = signing_public(key)
-        path = folder.path / NAME
+        path = folder.path / AUDIT_LOG
         raw = log_if_there(folder.path) or b""
         if b"\n" not in raw:  # nothing, or a first line that a crash cut short
             log.add(
@@ -77,7 +78,7 @@ class AuditLog:
             event=event,
             body=body,
         )
-        self.folder.append_jsonl(NAME, vars(entry))
+        self.folder.append_jsonl(AUDIT_LOG, vars(entry))
         self.entries.append(entry)
         return entry
 

@@ -13,25 +13,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, from_hex, is_hash
+from fedproxy_secure.audit.chain import from_hex, is_hash
 from fedproxy_secure.crypto.primitives import digest, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
-from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder, json_bytes
+from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes
 from fedproxy_secure.runtime.files import digests
+from fedproxy_secure.runtime.files.names import (
+    ATTACKS,
+    AUDIT_LOG,
+    BASELINES,
+    CELLS,
+    ENVIRONMENT,
+    MANIFEST,
+    RUNNING,
+    SEED_PREFIX,
+    SETTINGS_FILE,
+    SIGNATURE,
+    TRACKING,
+)
 from fedproxy_secure.runtime.files.whole import PARTIAL
-from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 SCHEMA_VERSION = 1
-SIGNATURE = "report.sig"
 DOMAIN = b"fedproxy-secure report 1"
 MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes per file
 # what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
-SETTINGS = (MANIFEST, "config.yaml", "environment.json")
-FINDINGS, BASELINES = ("attacks/results.json", "attacks/events.jsonl"), "baselines"
+SETTINGS = (MANIFEST, SETTINGS_FILE, ENVIRONMENT)
 KEY = ".key"
-OTHERS = ("attacks", "baselines", "cells", "tracking", NAME, SIGNATURE, RUNNING, *SETTINGS)
+OWN_FOLDERS = (ATTACKS, BASELINES, CELLS, TRACKING)  # what is in them is checked on its own
+OTHERS = (*OWN_FOLDERS, AUDIT_LOG, SIGNATURE, RUNNING, *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,7 @@ def sweep(folder: Path, *names: str) -> None:
 
 def is_seed(place: Path) -> bool:
     """Return whether a path is a folder named `seed-...`, and neither a file nor a link."""
-    return place.name.startswith("seed-") and place.is_dir() and not place.is_symlink()
+    return place.name.startswith(SEED_PREFIX) and place.is_dir() and not place.is_symlink()
 
 
 def report_files(folder: Path) -> list[str]:

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, PRIVACY, PRIVACY_LEDGER, seed_folder
 
 ROUND = "round"  # the event
-PRIVACY, LEDGERS = "privacy", ".ledger.jsonl"
 ADDS_UP = "with private training choose another --out, and add the epsilons"
 
 
@@ -45,8 +44,8 @@ def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
     if lost := sorted(_paid(entries, seed) - there):
         client, number = lost[0]
         raise AuditError(
-            f"seed-{seed}: {NAME} says that {client} paid for round {number}, which its ledger in the "
-            f"seed's folder does not have; put the folder back; {ADDS_UP}"
+            f"{seed_folder(seed)}: {AUDIT_LOG} says that {client} paid for round {number}, which its "
+            f"ledger in the seed's folder does not have; put the folder back; {ADDS_UP}"
         )
 
 
@@ -61,6 +60,6 @@ def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
 
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
-    place = RunFolder(path=folder / f"seed-{seed}" / FEDERATION / PRIVACY)
-    files = sorted(place.path.glob(f"*{LEDGERS}"))
-    return {file.name.removesuffix(LEDGERS): place.read_jsonl(file.name) for file in files}
+    place = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
+    files = sorted(place.path.glob(f"*{PRIVACY_LEDGER}"))
+    return {file.name.removesuffix(PRIVACY_LEDGER): place.read_jsonl(file.name) for file in files}

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
 from fedproxy_secure.audit.vouched import TRACED
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, PROXY, seed_folder
 from fedproxy_secure.runtime.files.whole import PARTIAL
 from fedproxy_secure.tracing.copies import copy_of, make_marks
 from fedproxy_secure.tracing.key import commitment, trace_key
@@ -61,8 +62,8 @@ def find_leak(run: Path, model: Path, *, seed: int, error: float = ERROR) -> Tra
     Raises `ConfigError` if the seed was not traced or its key is missing; `AuditError` if log, key or proxy
     are not as they were; `DataError` for a model without the proxy's embedding.
     """
-    facts, marks = traced_facts(run, seed), make_marks(run / f"seed-{seed}" / "proxy")
-    key = trace_key(run / f"seed-{seed}" / "proxy")
+    facts, marks = traced_facts(run, seed), make_marks(run / seed_folder(seed) / PROXY)
+    key = trace_key(run / seed_folder(seed) / PROXY)
     return trace_rows(rows_of(model, marks), marks, key, facts["clients"], error=error)
 
 
@@ -72,7 +73,7 @@ def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
     Raises what `find_leak` raises, and `ConfigError` for a client that the log does not name or a folder
     that is there already.
     """
-    facts, proxy = traced_facts(run, seed), run / f"seed-{seed}" / "proxy"
+    facts, proxy = traced_facts(run, seed), run / seed_folder(seed) / PROXY
     if client not in facts["clients"]:
         raise ConfigError(f"client {client}: must be one of {', '.join(facts['clients'])}")
     if out.exists():
@@ -108,11 +109,13 @@ def traced_facts(run: Path, seed: int) -> dict[str, Any]:
     found = [e.body for e in _entries(run) if e.event == TRACED and e.body.get("seed") == seed]
     if not found:
         raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
-    proxy = run / f"seed-{seed}" / "proxy"
+    proxy = run / seed_folder(seed) / PROXY
     if commitment(trace_key(proxy)) != found[0]["commitment"]:
-        raise AuditError(f"{proxy.with_name('trace.key')}: does not match the key commitment in {NAME}")
+        raise AuditError(
+            f"{proxy.with_name('trace.key')}: does not match the key commitment in {AUDIT_LOG}"
+        )
     if folder_sha256(proxy) != found[0]["proxy_sha256"]:
-        raise AuditError(f"{proxy}: is not the proxy logged in {NAME}; restore the logged one")
+        raise AuditError(f"{proxy}: is not the proxy logged in {AUDIT_LOG}; restore the logged one")
     return found[0]
 
 
@@ -120,8 +123,8 @@ def _entries(run: Path) -> Sequence[Entry]:
     """Read a run's log. Raises `ConfigError` if there is none, `AuditError` if it was altered."""
     raw = log_if_there(run)
     if raw is None:
-        raise ConfigError(f"{run}: must be the folder of a run, with {NAME}; there is no such file")
+        raise ConfigError(f"{run}: must be the folder of a run, with {AUDIT_LOG}; there is no such file")
     log = examine(raw)
     if log.problems:
-        raise AuditError(f"{run / NAME}: {log.problems[0]}")
+        raise AuditError(f"{run / AUDIT_LOG}: {log.problems[0]}")
     return log.entries

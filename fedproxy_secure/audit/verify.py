@@ -16,14 +16,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import Examined, examine, read_log
-from fedproxy_secure.audit.seal import (
-    SIGNATURE,
-    everything_below,
-    is_seed,
-    read_seal,
-)
+from fedproxy_secure.audit.seal import OWN_FOLDERS, everything_below, is_seed, read_seal
 from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
@@ -34,14 +29,24 @@ from fedproxy_secure.audit.vouched import (
     vouched_files,
 )
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.only_one import FILE as RUNNING
+from fedproxy_secure.runtime.files.names import (
+    ATTACK_EVENTS,
+    ATTACKS,
+    AUDIT_LOG,
+    BASELINES,
+    CELL_DONE,
+    CELLS,
+    REPORT_JSON,
+    RUNNING,
+    SEED_PREFIX,
+    SIGNATURE,
+    seed_folder,
+)
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
-REPORT = "report.json"
 MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
-OWN_FOLDERS = ("attacks", "baselines", "cells", "tracking")  # what is in them is checked on its own
 # what a suite writes in a run whose findings were not signed yet, and a matrix into a cell that is done
-NOTES = ("attacks/events.jsonl", "cell.json")
+NOTES = (ATTACK_EVENTS, CELL_DONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +91,18 @@ def verify_run(
     Raises `AuditError` if there is no log.
     """
     log = examine(read_log(folder))
-    problems = [f"{NAME}: {line}" for line in log.problems]
+    problems = [f"{AUDIT_LOG}: {line}" for line in log.problems]
     if key is not None and log.public != key:
-        problems.append(f"{NAME}: line 1: names another signer than the key asked for")
+        problems.append(f"{AUDIT_LOG}: line 1: names another signer than the key asked for")
     unsettled = []
     if log.cut:
-        unsettled.append(f"{NAME}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
+        unsettled.append(f"{AUDIT_LOG}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
     sealed = _check_seal(folder, log, problems, unsettled)
     vouched = vouched_files(log.entries)
     own = check_files(folder, log.entries, known={*sealed, *elsewhere})
     problems += own.problems
     unsettled += [*own.left, *own.unfinished]
-    unsettled += [f"{name}: neither {NAME} nor {SIGNATURE} has it" for name in own.unvouched]
+    unsettled += [f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it" for name in own.unvouched]
     unsettled += [f"{name}: is a link" for name in own.links]
     inner = _inner(folder, log, vouched, key, below=below + 1)
     return Verified(
@@ -125,19 +130,20 @@ def _check_seal(
         unsettled.append(f"{SIGNATURE}: is missing: nothing says where the log ends")
         return {}
     if log.public is None or seal.public_key != log.public.hex():
-        problems.append(f"{SIGNATURE}: has another signer than {NAME}")
+        problems.append(f"{SIGNATURE}: has another signer than {AUDIT_LOG}")
     heads = [e.hash for e in log.entries]
     if seal.head not in heads:
         problems.append(
-            f"{NAME}: lines after line {len(heads)} are missing: the report is signed over a later line"
+            f"{AUDIT_LOG}: lines after line {len(heads)} are missing: "
+            "the report is signed over a later line"
         )
     elif seal.head != heads[-1]:
         after = heads.index(seal.head) + 2
         unsettled.append(
-            f"{NAME}: from line {after} on nothing is signed: the run went on after its report"
+            f"{AUDIT_LOG}: from line {after} on nothing is signed: the run went on after its report"
         )
     if _audit_head(folder) != seal.head:
-        problems.append(f"{REPORT}: its audit_head is not the one that {SIGNATURE} has")
+        problems.append(f"{REPORT_JSON}: its audit_head is not the one that {SIGNATURE} has")
     for name, sha256 in seal.files.items():
         problems += _problems_of(folder, name, sha256, SIGNATURE)
     return seal.files
@@ -145,7 +151,7 @@ def _check_seal(
 
 def _audit_head(folder: Path) -> object:
     try:
-        return parse_json(read_plain_file(folder / REPORT))["audit_head"]
+        return parse_json(read_plain_file(folder / REPORT_JSON))["audit_head"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -160,7 +166,7 @@ def _problems_of(folder: Path, name: str, sha256: str, where: str) -> list[str]:
 
 def _finished(entries: Sequence[Entry]) -> set[str]:
     seeds = [e.body.get("seed") for e in entries if e.event == FINISHED]
-    return {f"seed-{seed}" for seed in seeds if type(seed) is int}  # a text could name another folder
+    return {seed_folder(seed) for seed in seeds if type(seed) is int}  # a text could name another folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +196,7 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
     vouched, erased = vouched_files(entries), erased_files(entries)
     problems, left = [], []
     for name, (sha256, line) in vouched.items():
-        problems += _problems_of(folder, name, sha256, f"line {line} of {NAME}")
+        problems += _problems_of(folder, name, sha256, f"line {line} of {AUDIT_LOG}")
     lists = [e.body.get("keys") for e in entries if e.event == FINISHED]
     keys = {str(name) for names in lists if isinstance(names, list) for name in names}
     for name in everything_below(folder, *sorted(_finished(entries))):
@@ -199,11 +205,11 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
         if name in erased and not _problems_of(folder, name, erased[name][0], ""):
             line = erased[name][1]
             left.append(
-                f"{name}: was erased by line {line} of {NAME} and is still there; see `audit erase`"
+                f"{name}: was erased by line {line} of {AUDIT_LOG} and is still there; see `audit erase`"
             )
         else:
             what = "a link was added" if (folder / name).is_symlink() else "was added"
-            problems.append(f"{name}: {what}: {NAME} does not have it")
+            problems.append(f"{name}: {what}: {AUDIT_LOG} does not have it")
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
     return Files(
         problems=problems,
@@ -216,18 +222,19 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
 
 def _unvouched(folder: Path, known: Set[str], inner: Set[str]) -> list[str]:
     """Return files beside the seeds that are not known, and cells whose logs nobody names."""
-    own = {NAME, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
+    own = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
     beside = [p.name for p in folder.iterdir() if not is_seed(p)]
-    for place in ("attacks", "baselines", "cells"):
+    for place in (ATTACKS, BASELINES, CELLS):
         beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
     found: list[str] = []
     for name in sorted(set(beside) - own - known - inner):
-        found += [name] if name.startswith("cells/") else sorted({*everything_below(folder, name)} - known)
+        is_cell = name.startswith(f"{CELLS}/")
+        found += [name] if is_cell else sorted({*everything_below(folder, name)} - known)
     return found
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    seeds = sorted(p.name for p in folder.glob("seed-*") if is_seed(p))
+    seeds = sorted(p.name for p in folder.glob(f"{SEED_PREFIX}*") if is_seed(p))
     return [f"{name}: did not finish" for name in seeds if name not in _finished(entries)]
 
 

@@ -11,18 +11,26 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
-from fedproxy_secure.audit.seal import FINDINGS, SETTINGS, file_sha256
+from fedproxy_secure.audit.seal import SETTINGS, file_sha256
 from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.runtime.files.names import FEDERATION
+from fedproxy_secure.runtime.files.names import (
+    ATTACK_FILES,
+    ATTACKS,
+    AUDIT_LOG,
+    FEDERATION,
+    LEAKAGE,
+    RESULT,
+    ROUNDS,
+    seed_folder,
+)
 
 FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
 REOPENED, ERASED = "reopened", "erased"
-ROUNDS, RESULT = "rounds.jsonl", "result.json"
 # files that a report reads of a seed that finished in an earlier process
-READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/ledger.jsonl")
+READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/{LEAKAGE}")
 
 
 def vouched_files(
@@ -81,9 +89,9 @@ def check_finished_seeds(folder: Path) -> None:
         return
     log = examine(raw)
     if log.problems:
-        raise AuditError(f"{folder / NAME}: {log.problems[0]}")
+        raise AuditError(f"{folder / AUDIT_LOG}: {log.problems[0]}")
     for name, (sha256, line) in vouched_files(log.entries, by=(FINISHED,)).items():
-        check_file(folder, name, sha256, f"line {line} of {NAME}")
+        check_file(folder, name, sha256, f"line {line} of {AUDIT_LOG}")
 
 
 def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remedy: str) -> None:
@@ -92,9 +100,9 @@ def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remed
     Unlike `check_finished_seeds` this reads no model, and refuses a file that the log does not have.
     """
     told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
-    for name in (f"seed-{seed}/{part}" for part in READ_AGAIN):
+    for name in (f"{seed_folder(seed)}/{part}" for part in READ_AGAIN):
         if not told or told[-1].get(name) != sha256_if_there(folder / name):
-            raise AuditError(f"{folder / name}: is not as {NAME} has it; {remedy}")
+            raise AuditError(f"{folder / name}: is not as {AUDIT_LOG} has it; {remedy}")
 
 
 def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
@@ -103,7 +111,7 @@ def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
         return "put it back, or choose another --out"  # the key of its copies lies in the seed's folder
     if has_spent(entries, seed):
         return f"put it back; {ADDS_UP}"
-    return f"put it back, or delete seed-{seed} and resume"
+    return f"put it back, or delete {seed_folder(seed)} and resume"
 
 
 def remedy_for_cell(entries: Sequence[Entry], name: str) -> str:
@@ -118,7 +126,7 @@ def remedy_for(folder: Path, name: str) -> str:
     if name in SETTINGS:
         return "put it back, or choose another --out"
     # a matrix's cell with findings is made again as a whole
-    place = "attacks" if name in FINDINGS else name.partition("/attacks/")[0]
+    place = ATTACKS if name in ATTACK_FILES else name.partition(f"/{ATTACKS}/")[0]
     return remedy_for_cell(examine(log_if_there(folder / place) or b"").entries, place)
 
 

@@ -30,13 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.examine import examine, log_if_there, read_log
 from fedproxy_secure.audit.keys import own_key_file, run_key
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import (
-    BASELINES,
-    FINDINGS,
     SETTINGS,
     file_sha256,
     files_below,
@@ -51,8 +48,6 @@ from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
     REOPENED,
-    RESULT,
-    ROUNDS,
     TRACED,
     check_file,
     check_finished_seeds,
@@ -69,8 +64,16 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.evidence.kept import forget_seed
 from fedproxy_secure.runtime.artifacts import RunFolder, environment
-from fedproxy_secure.runtime.files.names import FEDERATION
-from fedproxy_secure.secagg.provision import ROSTER
+from fedproxy_secure.runtime.files.names import (
+    ATTACK_FILES,
+    AUDIT_LOG,
+    BASELINES,
+    FEDERATION,
+    RESULT,
+    ROSTER,
+    ROUNDS,
+    seed_folder,
+)
 from fedproxy_secure.secagg.terms import Roster
 
 
@@ -96,11 +99,12 @@ class Witness:
 
         Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
         """
-        path = folder.path / NAME
+        path = folder.path / AUDIT_LOG
         before = path.exists()
-        done = [s for s in config.seeds if (folder.path / f"seed-{s}" / RESULT).exists()]
+        done = [s for s in config.seeds if (folder.path / seed_folder(s) / RESULT).exists()]
         if done and not before:
-            raise AuditError(f"{path}: is missing, but seed-{done[0]} is finished; choose another --out")
+            ended = seed_folder(done[0])
+            raise AuditError(f"{path}: is missing, but {ended} is finished; choose another --out")
         key = run_key(folder.path, config.audit.signing_key, make=not before)
         here = {"command": command, "environment": environment()}
         log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **here})
@@ -111,7 +115,7 @@ class Witness:
             found = sha256_if_there(folder.path / name)
             if found != sha256 and (found is not None or name in SETTINGS):
                 raise AuditError(
-                    f"{folder.path / name}: is not as {NAME} has it; {remedy_for(folder.path, name)}"
+                    f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy_for(folder.path, name)}"
                 )
         return witness
 
@@ -137,8 +141,8 @@ class Witness:
         """
         check_ledgers(self.folder, self.log.entries, seed)
         self.at = seed
-        self.reopen(*FINDINGS)
-        forget_seed(self.folder, f"seed-{seed}")
+        self.reopen(*ATTACK_FILES)
+        forget_seed(self.folder, seed_folder(seed))
         self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:
@@ -147,7 +151,9 @@ class Witness:
         if not logged:
             self._tell(TRACED, seed=seed, **facts)
         elif logged[0].body != {"seed": seed, **facts}:
-            raise AuditError(f"{NAME}: seed {seed} is traced with another key, proxy or clients than now")
+            raise AuditError(
+                f"{AUDIT_LOG}: seed {seed} is traced with another key, proxy or clients than now"
+            )
 
     def untold_rounds(self, seed: int) -> list[dict[str, Any]]:
         """Return the lines of metrics of rounds that are saved and not in the log yet, in order."""
@@ -174,7 +180,7 @@ class Witness:
         `without`: files of the seed's folder that are only needed to go on. They are removed before the
         result is written, so that a finished seed never has them.
         """
-        here = f"seed-{seed}"
+        here = seed_folder(seed)
         sweep(self.folder, here)
         name, gone = f"{here}/{RESULT}", {f"{here}/{n}" for n in without}
         files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, here) if n not in gone}
@@ -195,9 +201,11 @@ class Witness:
         examined = examine(read_log(below))
         remedy = remedy_for_cell(examined.entries, name)
         if examined.problems:
-            raise AuditError(f"{below / NAME}: {examined.problems[0]}; {remedy}")
+            raise AuditError(f"{below / AUDIT_LOG}: {examined.problems[0]}; {remedy}")
         if examined.public != self.public:
-            raise AuditError(f"{below / NAME}: has another signer than this run; delete {name} and resume")
+            raise AuditError(
+                f"{below / AUDIT_LOG}: has another signer than this run; delete {name} and resume"
+            )
         for seed in dict.fromkeys(e.body["seed"] for e in examined.entries if e.event == FINISHED):
             check_read_again(below, examined.entries, seed, remedy=remedy)
         logged = self.log.of(INNER, folder=name)
@@ -222,7 +230,7 @@ class Witness:
             more: paths of evidence besides the run's own, relative to its folder.
             findings: whether findings of attacks are among them; else a log above vouches for them.
         """
-        names = files_below(self.folder, *SETTINGS, *(FINDINGS if findings else ()), BASELINES, *more)
+        names = files_below(self.folder, *SETTINGS, *(ATTACK_FILES if findings else ()), BASELINES, *more)
         files = {n: file_sha256(self.folder / n) for n in names}
         logged = {n: sha256 for n, (sha256, _) in vouched_files(self.log.entries, by=(FILES,)).items()}
         self.reopen(*(n for n in logged if not (self.folder / n).exists()))
@@ -261,10 +269,10 @@ class Witness:
         self.log.add(event, **body)
 
     def _rounds(self, seed: int) -> list[dict[str, Any]]:
-        return RunFolder(path=self.folder / f"seed-{seed}" / FEDERATION).read_jsonl(ROUNDS)
+        return RunFolder(path=self.folder / seed_folder(seed) / FEDERATION).read_jsonl(ROUNDS)
 
     def _roster(self, seed: int) -> None:
-        file = self.folder / f"seed-{seed}" / FEDERATION / ROSTER
+        file = self.folder / seed_folder(seed) / FEDERATION / ROSTER
         if not file.exists():
             return
         roster = Roster.load(file)
@@ -285,10 +293,10 @@ def reopen_findings(run: Path) -> None:
     """
     check_finished_seeds(run)
     key = own_key_file(run)
-    if not (key.exists() and (run / NAME).exists()):
+    if not (key.exists() and (run / AUDIT_LOG).exists()):
         return
     log = AuditLog.open(RunFolder(path=run), read_key(key), {})
     for name, (sha256, line) in vouched_files(log.entries, by=(FILES,)).items():
-        if name in FINDINGS and (run / name).exists():
-            check_file(run, name, sha256, f"line {line} of {NAME}")
-    Witness(log=log).reopen(*FINDINGS)
+        if name in ATTACK_FILES and (run / name).exists():
+            check_file(run, name, sha256, f"line {line} of {AUDIT_LOG}")
+    Witness(log=log).reopen(*ATTACK_FILES)

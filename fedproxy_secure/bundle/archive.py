@@ -17,9 +17,18 @@ from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    CELLS,
+    MODEL_FOLDERS,
+    REPORT_JSON,
+    REPORT_PAGE,
+    SEED_PREFIX,
+    SIGNATURE,
+)
 from fedproxy_secure.runtime.untrusted import MOST_BYTES
 
-REPORT, PAGE = "report/report.json", "report/report.html"
+REPORT, PAGE = f"report/{REPORT_JSON}", f"report/{REPORT_PAGE}"
 POLICY, VERDICT = "policy/policy.yaml", "policy/verdict.json"
 SIGNER, MODEL_SIGNER = "keys/audit.pub", "keys/models.pem"
 PRIVACY, MODELS, SBOM = "privacy/statements.json", "models.json", "sbom.cdx.json"
@@ -32,10 +41,10 @@ MAY_HOLD = tuple(
     for pattern in (
         *map(re.escape, (REPORT, PAGE, POLICY, VERDICT, SIGNER, MODEL_SIGNER, PRIVACY, MODELS, SBOM)),
         *map(re.escape, (CLAIMS, CLAIMS_TABLE, NOT_MEASURED, REDACTIONS, CONTENTS, FINDINGS, GATE)),
-        r"audit/(cells/[^/]+/)?(audit\.jsonl|report\.sig)",
+        rf"audit/({CELLS}/[^/]+/)?({re.escape(AUDIT_LOG)}|{re.escape(SIGNATURE)})",
         r"threat-models/[a-z0-9_-]+\.yaml",
-        r"model-cards/(cells/[^/]+/)?seed-\d+/(proxy|adapter|fused)\.md",
-        r"model-signatures/(cells/[^/]+/)?seed-\d+/(proxy|adapter|fused)\.sig",
+        rf"model-cards/({CELLS}/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.md",
+        rf"model-signatures/({CELLS}/[^/]+/)?{SEED_PREFIX}\d+/({'|'.join(MODEL_FOLDERS)})\.sig",
     )
 )
 MOST_FILES = 10_000

@@ -17,9 +17,10 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.table import markdown_table
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.escape import escaped_line
+from fedproxy_secure.runtime.files.names import ADAPTER, FUSED, PROXY
 
-LIBRARY = {"proxy": "transformers", "adapter": "peft", "fused": "transformers"}
-AXES = {"proxy": ("ip",), "adapter": ("privacy",), "fused": ("performance", "privacy", "ip")}
+LIBRARY = {PROXY: "transformers", ADAPTER: "peft", FUSED: "transformers"}
+AXES = {PROXY: ("ip",), ADAPTER: ("privacy",), FUSED: ("performance", "privacy", "ip")}
 
 
 def model_card(model: Model, report: Report, settings: Mapping[str, Any]) -> bytes:

@@ -24,15 +24,16 @@ from fedproxy_secure.bundle.model_signature import root_digest
 from fedproxy_secure.bundle.source import Model
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import installed
+from fedproxy_secure.runtime.files.names import ADAPTER, FUSED, PROXY
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
 PROJECT = "fedproxy-secure"
 ROLES = {
-    "proxy": "the compressed LLM that clients hold and tune",
-    "adapter": "what the federation trained on the proxy",
-    "fused": "the LLM with the federation's result plugged in",
+    PROXY: "the compressed LLM that clients hold and tune",
+    ADAPTER: "what the federation trained on the proxy",
+    FUSED: "the LLM with the federation's result plugged in",
 }
 
 _version = cache(installed)  # many packages require the same one

@@ -16,10 +16,9 @@ from typing import Any
 
 import yaml
 
-from fedproxy_secure.audit.chain import NAME as LOG
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine
-from fedproxy_secure.audit.seal import SIGNATURE, file_sha256
+from fedproxy_secure.audit.seal import file_sha256
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.vouched import FINISHED, INNER, vouched_files
 from fedproxy_secure.bundle.redaction import (
@@ -32,13 +31,23 @@ from fedproxy_secure.bundle.redaction import (
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, RunFolderError
-from fedproxy_secure.report.report import JSON_NAME, Report, adapter
+from fedproxy_secure.report.report import Report, adapter
 from fedproxy_secure.runtime.artifacts import json_bytes, read_file
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    MODEL_FOLDERS,
+    REPORT_JSON,
+    REPORT_PAGE,
+    RESULT,
+    SEED_PREFIX,
+    SETTINGS_FILE,
+    SIGNATURE,
+    seed_folder,
+)
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes, read_json
 
-PAGE = "report.html"
 ABORTED, REASON = "aborted", "reason"  # an event that says why a run ended, and the text of the error
-MODEL_FILE = re.compile(r"(seed-\d+)/(proxy|adapter|fused)/(.+)")
+MODEL_FILE = re.compile(rf"({SEED_PREFIX}\d+)/({'|'.join(MODEL_FOLDERS)})/(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +116,16 @@ def read_source(run: Path, key: Secret) -> Source:
     logs = {"": _log(run)} | {f: _log(run / f) for f in inner_folders(_log(run))}
     settings = {folder: _settings(run / folder) for folder in logs}
     found = {s for each in settings.values() for s in private_strings(each)}
-    found |= set(paths_in(_sentences(parse_json(read_file(run / JSON_NAME)), logs)))
+    found |= set(paths_in(_sentences(parse_json(read_file(run / REPORT_JSON)), logs)))
     private = tuple(sorted(found, key=lambda s: (-len(s), s)))
     files: dict[str, bytes] = {}
     redactions: dict[str, Mapping[str, Any]] = {}
     for folder, entries in logs.items():
-        name = "/".join(part for part in ("audit", folder, LOG) if part)
+        name = "/".join(part for part in ("audit", folder, AUDIT_LOG) if part)
         files[name], redacted = _without_private(entries, private)
         if redacted:
             redactions[name] = {"lines": redacted}
-        files[name.removesuffix(LOG) + SIGNATURE] = read_file(run / folder / SIGNATURE)
+        files[name.removesuffix(AUDIT_LOG) + SIGNATURE] = read_file(run / folder / SIGNATURE)
     for name, text in _redacted_reports(run, private).items():
         original = read_file(run / name)
         files[f"report/{name}"] = text
@@ -127,7 +136,7 @@ def read_source(run: Path, key: Secret) -> Source:
         public=public,
         files=files,
         redactions=redactions,
-        report=adapter().validate_python(parse_json(files[f"report/{JSON_NAME}"])),
+        report=adapter().validate_python(parse_json(files[f"report/{REPORT_JSON}"])),
         entries=logs,
         settings=settings,
         models=[m for folder, entries in logs.items() for m in models_of(folder, entries)],
@@ -161,7 +170,7 @@ def _sentences(report: Mapping[str, Any], logs: Mapping[str, Sequence[Entry]]) -
 
 
 def _log(folder: Path) -> Sequence[Entry]:
-    return examine(read_file(folder / LOG)).entries
+    return examine(read_file(folder / AUDIT_LOG)).entries
 
 
 def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tuple[bytes, list[int]]:
@@ -182,18 +191,18 @@ def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tupl
 
 def _redacted_reports(run: Path, private: tuple[str, ...]) -> dict[str, bytes]:
     """Return both forms of the report; one without a private string is returned byte for byte."""
-    raw, page = read_file(run / JSON_NAME), read_file(run / PAGE)
+    raw, page = read_file(run / REPORT_JSON), read_file(run / REPORT_PAGE)
     value = parse_json(raw)
     clean = redacted_value(value, private)
     text = page.decode("utf-8", errors="strict")
     return {
-        JSON_NAME: raw if clean == value else json_bytes(clean),
-        PAGE: redacted_text(text, private).encode(),
+        REPORT_JSON: raw if clean == value else json_bytes(clean),
+        REPORT_PAGE: redacted_text(text, private).encode(),
     }
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    path = folder / "config.yaml"
+    path = folder / SETTINGS_FILE
     try:
         raw = parse_yaml(read_bytes(path))
     except OSError as error:
@@ -213,7 +222,7 @@ def _spent(
     unit = str(privacy.get("unit", "none"))
     limit = privacy.get("max_epsilon") or privacy.get("target_epsilon")
     for seed in sorted({int(e.body["seed"]) for e in entries if e.event == FINISHED}):
-        path = run / folder / f"seed-{seed}" / "result.json"
+        path = run / folder / seed_folder(seed) / RESULT
         try:
             spent = read_json(path).get("spent") or {}
         except (OSError, ValueError, AttributeError) as error:

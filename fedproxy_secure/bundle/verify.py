@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedproxy_secure.audit.chain import NAME as LOG
 from fedproxy_secure.audit.chain import OPENED, Entry, check_signature
 from fedproxy_secure.audit.examine import examine
-from fedproxy_secure.audit.seal import SIGNATURE, Seal, parse_seal
+from fedproxy_secure.audit.seal import Seal, parse_seal
 from fedproxy_secure.bundle import archive
 from fedproxy_secure.bundle.build import judged
 from fedproxy_secure.bundle.envelope import open_envelope
@@ -43,6 +42,7 @@ from fedproxy_secure.bundle.statements import (
 from fedproxy_secure.errors import AuditError, FedProxyError
 from fedproxy_secure.gate.table import json_gate
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, SIGNATURE
 from fedproxy_secure.runtime.untrusted import parse_json
 
 ALTERED = "was altered: its hash is not that of its content"  # what `examine` says of a redacted line too
@@ -129,7 +129,7 @@ def _audit(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any]) 
     for folder in inner_folders(entries):
         inner = yield from _log(files, folder, key, redactions)
         if not inner or inner[-1].hash != heads[folder]:
-            yield f"audit/{folder}/{LOG}: does not end where the log above says"
+            yield f"audit/{folder}/{AUDIT_LOG}: does not end where the log above says"
 
 
 def _statements(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any]) -> Iterator[str]:
@@ -185,7 +185,7 @@ def _log(
     files: Mapping[str, bytes], folder: str, key: bytes, redactions: Mapping[str, Any]
 ) -> Generator[str, None, Sequence[Entry]]:
     """Yield what is wrong with a log, and return its events; a redacted line has another content's hash."""
-    name = _path(folder, LOG)
+    name = _path(folder, AUDIT_LOG)
     found = examine(files[name])
     redacted = redactions.get(name, {}).get("lines", [])
     allowed = {f"line {number}: {ALTERED}" for number in redacted}
@@ -216,8 +216,8 @@ def _report(files: Mapping[str, bytes]) -> Report:
 
 
 def _entries(files: Mapping[str, bytes]) -> dict[str, tuple[Entry, ...]]:
-    own = examine(files[_path("", LOG)]).entries
-    return {"": own} | {f: examine(files[_path(f, LOG)]).entries for f in inner_folders(own)}
+    own = examine(files[_path("", AUDIT_LOG)]).entries
+    return {"": own} | {f: examine(files[_path(f, AUDIT_LOG)]).entries for f in inner_folders(own)}
 
 
 def _path(folder: str, name: str) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.runtime.files.names import FUSED, seed_folder
 
 if TYPE_CHECKING:
     from fedproxy_secure.config import ApiConfig
@@ -78,15 +79,15 @@ def ask_command(
     Example: `fedproxy-secure api ask "The clinic in" --run runs/demo --customer acme`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.config import load_config
+        from fedproxy_secure.config import settings_in
         from fedproxy_secure.data.encode import prompt_ids
         from fedproxy_secure.runtime.escape import printable
         from fedproxy_secure.serve.service import OwnersApi
 
         asked = _asked_text(text, file)
         policy = _policy(run)
-        number = load_config(run / "config.yaml").seeds[0] if seed is None else seed
-        folder = run / f"seed-{number}" / "fused"
+        number = settings_in(run).seeds[0] if seed is None else seed
+        folder = run / seed_folder(number) / FUSED
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no fused LLM; finish the run, or choose another --seed")
         api = OwnersApi(folder, policy=policy, ledger=_ledger(run, ledger))
@@ -132,10 +133,10 @@ def _asked_text(text: str | None, file: str | None) -> str:
 
 
 def _policy(run: Path) -> ApiConfig:
-    """Return what the run's settings say of its API. Raises `ConfigError` for a folder that has none."""
-    from fedproxy_secure.config import load_config
+    """Return what the run's settings say of its API. Raises `RunFolderError` for a folder that has none."""
+    from fedproxy_secure.config import settings_in
 
-    return load_config(run / "config.yaml").api
+    return settings_in(run).api
 
 
 def _ledger(run: Path, file: Path | None) -> QueryLedger:

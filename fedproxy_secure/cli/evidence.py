@@ -14,6 +14,7 @@ import typer
 
 from fedproxy_secure.cli.errors import plain_errors
 from fedproxy_secure.errors import AuditError, ConfigError, RunFolderError
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, REPORT_JSON, SIGNATURE
 
 if TYPE_CHECKING:
     from fedproxy_secure.audit.verify import Verified
@@ -135,7 +136,7 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
     Example: `fedproxy-secure audit show runs/demo`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.audit.chain import NAME, parse_line
+        from fedproxy_secure.audit.chain import parse_line
         from fedproxy_secure.audit.examine import read_log
         from fedproxy_secure.audit.show import event_text
 
@@ -144,7 +145,7 @@ def show_command(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None
             try:
                 typer.echo(event_text(parse_line(line)))
             except AuditError as error:
-                raise AuditError(f"{folder / NAME}: line {number}: {error}") from None
+                raise AuditError(f"{folder / AUDIT_LOG}: line {number}: {error}") from None
         if unfinished:
             typer.echo(f"line {len(whole) + 1} is cut short: it is being written, or the run was killed")
 
@@ -199,19 +200,18 @@ def signed_as(report: Path, raw: bytes) -> Signed | None:
     Whoever can write to the folder may change the report between two reads. Therefore the signature must
     match the bytes in `raw`, not the current content of the file.
     """
-    from fedproxy_secure.audit.seal import SIGNATURE
-    from fedproxy_secure.audit.verify import REPORT, verify_run
+    from fedproxy_secure.audit.verify import verify_run
     from fedproxy_secure.gate.judge import Signed
 
-    if report.name != REPORT:
+    if report.name != REPORT_JSON:
         return None
     try:
         result = verify_run(report.parent)
     except AuditError:
         return None
     problems = result.problems
-    if not problems and result.sealed and result.sealed.get(REPORT) != hashlib.sha256(raw).hexdigest():
-        problems = (f"{REPORT}: was altered: its content does not match {SIGNATURE}",)
+    if not problems and result.sealed and result.sealed.get(REPORT_JSON) != hashlib.sha256(raw).hexdigest():
+        problems = (f"{REPORT_JSON}: was altered: its content does not match {SIGNATURE}",)
     signer = None if result.public is None else result.public.hex()
     return Signed(problems=problems, unsettled=result.unsettled, signer=signer)
 

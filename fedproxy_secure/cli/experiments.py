@@ -24,6 +24,7 @@ from fedproxy_secure.cli.options import (
 )
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
 if TYPE_CHECKING:
     from fedproxy_secure.report.report import Report
@@ -219,7 +220,6 @@ def _work(command: str) -> _Work:
 
 def show_report(report: Report, folder: Path) -> None:
     """Print a report's tables, what is unsafe or failed, its notes, and where it lies."""
-    from fedproxy_secure.report.html.page import HTML_NAME
     from fedproxy_secure.report.text.table import rich_tables
     from fedproxy_secure.report.text.trilemma_table import rich_trilemma
     from fedproxy_secure.runtime.escape import printable
@@ -234,7 +234,7 @@ def show_report(report: Report, folder: Path) -> None:
             console.print(printable(f"{configuration.name}: {line}"), markup=False, highlight=False)
     for note in (*report.composition, *report.notes):
         console.print(printable(f"note: {note}"), markup=False, highlight=False)
-    console.print(f"report: {folder / HTML_NAME}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / REPORT_PAGE}", markup=False, highlight=False, soft_wrap=True)
     for line in signed_lines(folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

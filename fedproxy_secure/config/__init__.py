@@ -5,7 +5,7 @@ a file names only what differs.
 """
 
 from fedproxy_secure.config.api import ANSWERS, Answers, ApiConfig
-from fedproxy_secure.config.loading import apply_overrides, load_config, parse_config
+from fedproxy_secure.config.loading import apply_overrides, load_config, parse_config, settings_in
 from fedproxy_secure.config.pipeline import (
     AdapterConfig,
     AdapterKind,
@@ -69,4 +69,5 @@ __all__ = [
     "cohort_size",
     "load_config",
     "parse_config",
+    "settings_in",
 ]

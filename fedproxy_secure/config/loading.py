@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.config.settings import Config
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.untrusted import GivenTwice, parse_yaml, read_bytes, yaml_reason
 
@@ -31,6 +32,17 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold settings as `key: value`, holds {type(raw).__name__}")
     return parse_config(apply_overrides(raw, overrides or []))
+
+
+def settings_in(folder: Path) -> Config:
+    """Read the resolved settings of a run, a matrix or a comparison from its folder.
+
+    Raises `RunFolderError` for a folder without any, `ConfigError` for settings that `load_config` refuses.
+    """
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        raise RunFolderError(f"{folder}: is not a run folder: has no {SETTINGS_FILE}")
+    return load_config(file)
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ from fedproxy_secure.federate.client_policy import ClientPolicy, policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.launch.app import app_sha256, sources_sha256
 from fedproxy_secure.runtime.artifacts import write_bytes
-from fedproxy_secure.secagg.provision import ROSTER, load_roster
+from fedproxy_secure.runtime.files.names import ROSTER
+from fedproxy_secure.secagg.provision import load_roster
 
 KIT = "kit"
 OWNER = "owner.pub"

@@ -17,8 +17,9 @@ from fedproxy_secure.deploy.signed import Document, read_document
 from fedproxy_secure.deploy.site import REQUEST, Request, check_request
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.runtime.files.whole import remove_private
-from fedproxy_secure.secagg.provision import ROSTER, load_roster
+from fedproxy_secure.secagg.provision import load_roster
 from fedproxy_secure.secagg.terms import Roster
 
 

@@ -23,6 +23,7 @@ from fedproxy_secure.monitor.serve import served
 from fedproxy_secure.monitor.site import site_standing
 from fedproxy_secure.monitor.state import Standing
 from fedproxy_secure.runtime import only_one
+from fedproxy_secure.runtime.files.names import FEDERATION, seed_folder
 from fedproxy_secure.runtime.only_one import POLL_S, running
 
 STOP_S = 60.0
@@ -79,7 +80,7 @@ def standing_of(folder: Path) -> Standing:
     if is_federation(folder):
         federation = open_federation(folder)
         seed = federation.written_job().seeds[0]
-        place = federation.run_folder / f"seed-{seed}" / "federation"
+        place = federation.run_folder / seed_folder(seed) / FEDERATION
         standing = owner_standing(place, name=federation.name, events=events)
         try:
             ends = read_certificate(federation.tls.certificate).not_valid_after_utc

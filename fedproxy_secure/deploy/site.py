@@ -51,7 +51,7 @@ from fedproxy_secure.deploy.signed import FORMAT, Document, read_document, write
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.journal.store import carry_promises, create_journal, journal_file
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, write_bytes
-from fedproxy_secure.secagg.provision import ROSTER
+from fedproxy_secure.runtime.files.names import ROSTER
 
 REQUEST = "site request"
 _MARK = "site.json"

@@ -47,11 +47,12 @@ from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
 from fedproxy_secure.runtime.files.locks import alone
+from fedproxy_secure.runtime.files.names import PRIVACY_LEDGER
 from fedproxy_secure.runtime.files.whole import remove_private, write_private
 from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
-SUFFIX, LOCK_SUFFIX = ".ledger.jsonl", ".ledger.lock"
+LOCK_SUFFIX = ".ledger.lock"
 KEY_SUFFIX, RESULT_SUFFIX, SALT_SUFFIX = ".noise.key", ".result.key", ".salt.key"
 WAIT_S = 3600.0  # for another process that trains the same client's round; as long as a server waits
 
@@ -75,7 +76,7 @@ class PrivacyLedger:
     @property
     def path(self) -> Path:
         """The file that holds the events."""
-        return self.folder / f"{self.client}{SUFFIX}"
+        return self.folder / f"{self.client}{PRIVACY_LEDGER}"
 
     def open(self) -> None:
         """Start the file, or check that the one there belongs to this run.
@@ -229,7 +230,7 @@ def all_events(folder: Path) -> dict[str, tuple[Event, ...]]:
 
 
 def _ledgers(folder: Path) -> Iterator[PrivacyLedger]:
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(folder.glob(f"*{PRIVACY_LEDGER}")):
         try:
             header = parse_json(path.read_bytes().splitlines()[0])
             own = {k: header[k] for k in ("client", "run", "unit", "delta", "max_epsilon")}

@@ -18,10 +18,10 @@ from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import FINDINGS
 from fedproxy_secure.runtime.untrusted import read_json
 
 SCHEMA_VERSION = 3
-FOLDER, RESULTS = "attacks", "results.json"  # below a run's folder
 Profile = Literal["smoke", "standard", "full"]
 
 
@@ -152,7 +152,7 @@ def _adapter() -> Any:
 def write_findings(run: Path, findings: Sequence[Finding]) -> Path:
     """Write `attacks/results.json` below a run's folder, atomically, and return its path."""
     content = {"schema_version": SCHEMA_VERSION, "results": [f.to_json() for f in findings]}
-    return RunFolder(path=run / FOLDER).write_json(RESULTS, content)
+    return RunFolder(path=run).write_json(FINDINGS, content)
 
 
 def read_findings(run: Path) -> list[Finding]:
@@ -160,7 +160,7 @@ def read_findings(run: Path) -> list[Finding]:
 
     Raises `RunFolderError` if they are missing, damaged or of another schema version.
     """
-    path = run / FOLDER / RESULTS
+    path = run / FINDINGS
     try:
         raw = read_json(path)
         if raw["schema_version"] != SCHEMA_VERSION:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings, write_findings
+from fedproxy_secure.evidence.finding import Finding, read_findings, write_findings
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, FINDINGS
 from fedproxy_secure.runtime.untrusted import parse_json
 
 log = logging.getLogger(__name__)
-EVENTS = "events.jsonl"
 Key = tuple[str, str, str]  # the seed's folder, threat model, attack
 
 
@@ -48,7 +48,7 @@ def kept_findings(run: Path) -> dict[Key, Finding]:
     A `results.json` that cannot be read counts as none; a line of log says so.
     """
     found: list[Finding] = []
-    if (run / FOLDER / RESULTS).exists():
+    if (run / FINDINGS).exists():
         try:
             found = read_findings(run)
         except RunFolderError as error:
@@ -58,11 +58,11 @@ def kept_findings(run: Path) -> dict[Key, Finding]:
 
 def forget_events(run: Path, forgotten: Callable[[Mapping[str, Any]], bool]) -> None:
     """Take lines out of a run's log, and with them those that are damaged."""
-    folder = RunFolder(path=run / FOLDER)
-    if not (folder.path / EVENTS).exists():
+    folder = RunFolder(path=run)
+    if not (run / ATTACK_EVENTS).exists():
         return
     kept = [json.dumps(raw, sort_keys=True) + "\n" for raw in _lines(run) if not forgotten(raw)]
-    folder.write_text(EVENTS, "".join(kept))
+    folder.write_text(ATTACK_EVENTS, "".join(kept))
 
 
 def forget_seed(run: Path, seed_folder: str) -> None:
@@ -70,14 +70,14 @@ def forget_seed(run: Path, seed_folder: str) -> None:
 
     Raises `RunFolderError` for a `results.json` that cannot be read: a report would fail on it later.
     """
-    findings = read_findings(run) if (run / FOLDER / RESULTS).exists() else []
+    findings = read_findings(run) if (run / FINDINGS).exists() else []
     forget_events(run, lambda raw: raw.get("seed_folder") == seed_folder)
     others = [f for f in findings if f.seed_folder != seed_folder]
     if len(others) == len(findings):
         return
     log.warning(
         "%s: %d of %d findings are dropped: they are about an earlier state of %s; attack the run again",
-        run / FOLDER / RESULTS,
+        run / FINDINGS,
         len(findings) - len(others),
         len(findings),
         seed_folder,
@@ -85,12 +85,12 @@ def forget_seed(run: Path, seed_folder: str) -> None:
     if others:
         write_findings(run, others)
     else:  # else a report would say that a suite of attacks ran
-        (run / FOLDER / RESULTS).unlink()
+        (run / FINDINGS).unlink()
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
     """Return the whole lines of the log that are objects; a line of warning tells how many are none."""
-    path, lines, damaged = run / FOLDER / EVENTS, list[dict[str, Any]](), 0
+    path, lines, damaged = run / ATTACK_EVENTS, list[dict[str, Any]](), 0
     try:
         whole = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
     except FileNotFoundError:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.vouched import check_finished_seeds
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, FEDERATION, SEED_PREFIX, TRANSCRIPT
 from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import Progress
@@ -86,12 +85,12 @@ def attacked_report(config: Config, folder: Path, *, progress: Progress | None, 
     """
     from fedproxy_secure.experiments.run import run
 
-    if not any(folder.glob(f"seed-*/{FEDERATION}/{TRANSCRIPT}")):
+    if not any(folder.glob(f"{SEED_PREFIX}*/{FEDERATION}/{TRANSCRIPT}")):
         raise RunFolderError(
             f"{folder}: has no transcript to attack, or its transcripts were erased; leave --suite out"
         )
     with only_run_in(folder):
         place = RunFolder.resume(folder, config.with_signing_key(None))
-        Witness.open(place, config, command=command).reopen(*FINDINGS)
+        Witness.open(place, config, command=command).reopen(*ATTACK_FILES)
     attack_run(config, folder, seed=config.seeds[0], progress=progress)
     return run(config, folder, resume=True, command=command)

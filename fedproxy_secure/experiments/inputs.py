@@ -34,7 +34,7 @@ from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import check_weights, load_tokenizer, parameter_count, pick_device
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.protect.base import protection_of
-from fedproxy_secure.runtime.artifacts import MANIFEST
+from fedproxy_secure.runtime.files.names import MANIFEST
 from fedproxy_secure.runtime.progress import NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.randomness import stream
 

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedproxy_secure.audit.chain import NAME as LOG
-from fedproxy_secure.audit.seal import SIGNATURE
-from fedproxy_secure.config import Config, load_config
+from fedproxy_secure.config import Config, settings_in
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.run_report import settings_of
@@ -26,7 +24,7 @@ from fedproxy_secure.report.measured import (
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.publish import publish
-from fedproxy_secure.report.report import JSON_NAME, Report
+from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import (
     CEILING_NOT_COUNTED,
     guarantees_of,
@@ -34,7 +32,16 @@ from fedproxy_secure.report.spending import (
     unfinished_training,
 )
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
-from fedproxy_secure.runtime.artifacts import MANIFEST, environment
+from fedproxy_secure.runtime.artifacts import environment
+from fedproxy_secure.runtime.files.names import (
+    AUDIT_LOG,
+    CELLS,
+    MANIFEST,
+    REPORT_JSON,
+    RESULT,
+    SIGNATURE,
+    seed_folder,
+)
 
 # a folder, its configurations, and its differences whose targets are not known any more
 _Part = tuple[Path, Sequence[Configuration], Sequence[AttackDifference]]
@@ -51,7 +58,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     """
     if out.resolve() in [f.resolve() for f in folders]:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
-    if there := next((name for name in (MANIFEST, LOG, SIGNATURE) if (out / name).exists()), None):
+    if there := next((name for name in (MANIFEST, AUDIT_LOG, SIGNATURE) if (out / name).exists()), None):
         raise RunFolderError(f"--out {out}: has {there}, so it is a run's own folder; choose another")
     parts: list[_Part] = []
     records: set[str] = set()
@@ -61,10 +68,10 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     ceiling = False
     folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
-        config = _config_of(folder)
+        config = settings_in(folder)
         records.add(_records_of(config))
         apis.setdefault(config.api.says, {})[folder.name] = None
-        if (folder / "cells").is_dir():
+        if (folder / CELLS).is_dir():
             report = Report.load(folder)
             if not report.configurations:
                 raise RunFolderError(
@@ -86,9 +93,9 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     joined, known = _named_apart(parts)
     configurations, differences = side_by_side(joined, known)
     together = total(joined, same_records=len(records) == 1)
-    digest = hashlib.sha256(json.dumps([_config_of(f).sha256() for f in folders]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([settings_in(f).sha256() for f in folders]).encode()).hexdigest()
     report = Report(
-        name=" + ".join(dict.fromkeys(_config_of(f).name for f in folders)),
+        name=" + ".join(dict.fromkeys(settings_in(f).name for f in folders)),
         command=command,
         config_sha256=digest,
         environment=environment(None),
@@ -136,7 +143,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
     besides: list[Training] = []
     for folder, own in runs:
         for seed in own.seeds:
-            if (folder / f"seed-{seed}" / "result.json").exists():
+            if (folder / seed_folder(seed) / RESULT).exists():
                 besides += [seeds[seed].training(config)] if seed in seeds else []
                 seeds[seed] = read_seed(folder, seed, root=out)
             else:
@@ -145,7 +152,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")
     unfinished = sorted({seed for _, own in runs for seed in own.seeds} - seeds.keys())
     paid = [*(s.training(config) for s in seeds.values()), *besides]
-    written = [Report.load(folder) for folder, _ in runs if (folder / JSON_NAME).exists()]
+    written = [Report.load(folder) for folder, _ in runs if (folder / REPORT_JSON).exists()]
     return configuration_of(
         [seeds[s] for s in sorted(seeds)],
         config,
@@ -162,10 +169,3 @@ def _records_of(config: Config) -> str:
     """Return a text that is equal for settings that train on the same records."""
     clients = [client.model_dump(mode="json") for client in config.data.clients]
     return json.dumps([config.data.root, clients], sort_keys=True)
-
-
-def _config_of(folder: Path) -> Config:
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise RunFolderError(f"{folder}: is not a run folder: has no config.yaml")
-    return load_config(file)

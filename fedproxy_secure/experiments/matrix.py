@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedproxy_secure.audit.keys import own_key_file
-from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.experiments.attacked import check_attacks
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
-    FAILED,
     MatrixCell,
     cell_config,
     cells_of,
@@ -36,7 +34,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     note_failure,
     proxy_of,
 )
-from fedproxy_secure.experiments.sweeps.matrix_report import BASELINES, ceilings_of, matrix_report, todo_of
+from fedproxy_secure.experiments.sweeps.matrix_report import ceilings_of, matrix_report, todo_of
 from fedproxy_secure.experiments.sweeps.method_cells import (
     Cell,
     one_thread,
@@ -49,6 +47,7 @@ from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, BASELINES, CELL_FAILED, seed_folder
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
@@ -137,7 +136,7 @@ def _matrix(
                 witness.check_kept(cell.folder)
         witness.reopen(*(name for piece in todo for name in _remade(out, piece)))
         for piece in todo:  # whatever failed is tried again
-            (_place(out, piece) / FAILED).unlink(missing_ok=True)
+            (_place(out, piece) / CELL_FAILED).unlink(missing_ok=True)
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
         with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
@@ -147,7 +146,7 @@ def _matrix(
         done = [c.folder for c in cells if is_done(out, c)]
         for name in done:
             witness.inner(name)
-        head = witness.settle(*(f"{name}/{findings}" for name in done for findings in FINDINGS))
+        head = witness.settle(*(f"{name}/{findings}" for name in done for findings in ATTACK_FILES))
         report = matrix_report(
             config, out, cells, refused, truncated=truncated, audit_head=head, command=command
         )
@@ -197,7 +196,7 @@ def _run_all(
     """Run cells and yield their names as they end, well or not; the proxies they need are made first."""
 
     def told(task: Piece | PreparedProxy) -> Progress:
-        seeds = frozenset({f"seed-{task.seed}"})  # lasts while stages come and go
+        seeds = frozenset({seed_folder(task.seed)})  # lasts while stages come and go
         return Named(shown=shown, name=_name(task), hidden=seeds)
 
     running = run_cells(
@@ -212,7 +211,7 @@ def _run_all(
     with closing(running) as ended:
         for task, result in ended:
             if not isinstance(task, PreparedProxy):
-                if isinstance(result, Lost) and not (_place(out, task) / FAILED).exists():
+                if isinstance(result, Lost) and not (_place(out, task) / CELL_FAILED).exists():
                     note_failure(_place(out, task), str(result))
                 left.remove(task)
                 forget_weights(out, [p for c in left if (p := _proxy(config, c)) is not None])
@@ -252,14 +251,14 @@ def attack_jobs(config: Config, out: Path, cores: int) -> int:
     idle.
     """
     cells, _ = cells_of(config, out)
-    running = sum(not (_place(out, c) / FAILED).exists() for c in todo_of(config, out, cells))
+    running = sum(not (_place(out, c) / CELL_FAILED).exists() for c in todo_of(config, out, cells))
     return max(1, cores // max(1, running))
 
 
 def _remade(out: Path, piece: Piece) -> list[str]:
     """Return what a matrix's log may vouch for of a cell or ceiling that is made again."""
     place = _place(out, piece).relative_to(out).as_posix()
-    return [f"{place}/{name}" for name in (FAILED, *FINDINGS)]
+    return [f"{place}/{name}" for name in (CELL_FAILED, *ATTACK_FILES)]
 
 
 def _place(out: Path, cell: Piece) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -153,6 +153,24 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
     if not truncated:
         return ()
     return (f"{truncated} prompts were cut to data.max_tokens={config.data.max_tokens}.",)
+
+
+def healing_note(
+    proxy: str, healed: Sequence[Mapping[str, Any]], *, before: float, after: float, windows: str = ""
+) -> str:
+    """Return what healing cost and did to a proxy's KL, the mean over seeds, without the full stop.
+
+    Args:
+        proxy: which proxy it is, as the sentence begins.
+        healed: how healing went, for each seed.
+        before, after: the mean KL of the LLM and the proxy, nats per token.
+        windows: on which windows that KL was taken, if not those of the report's other numbers.
+    """
+    tokens, seconds = (sum(h[key] for h in healed) / len(healed) for key in ("tokens", "seconds"))
+    return (
+        f"{proxy} was healed on {tokens:,.0f} tokens of public text, in {seconds:.0f} s: {windows}KL of "
+        f"the LLM and the proxy {before:.2f} before, {after:.2f} nats per token after"
+    )
 
 
 def text_clients(config: Config) -> tuple[str, ...]:

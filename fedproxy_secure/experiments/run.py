@@ -25,12 +25,10 @@ from typing import TYPE_CHECKING, Any
 from fedproxy_secure.audit.tracing import traced
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
-from fedproxy_secure.compress.healing.state import FILE as HEALING_STATE
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.tasks import truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
-from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.results import to_texts
 from fedproxy_secure.experiments.run_report import report_of
@@ -56,12 +54,23 @@ from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
+from fedproxy_secure.report.measured import read_result
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
+from fedproxy_secure.runtime.files.names import (
+    ADAPTER,
+    FEDERATION,
+    FUSED,
+    HEALING,
+    PLAN,
+    PRIVACY,
+    PROXY,
+    RESULT,
+    seed_folder,
+)
 from fedproxy_secure.runtime.only_one import WAIT_S, WORKERS_S, only_run_in
 from fedproxy_secure.runtime.progress import NoProgress, Progress, StageClock
-from fedproxy_secure.runtime.untrusted import read_json
 
 if TYPE_CHECKING:
     from fedproxy_secure.flower.engines import Federate
@@ -117,7 +126,7 @@ def run(
 
 def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
     place = Place(folder=witness.folder, project=config.name, run=witness.run, part=part)
-    begun = any((witness.folder / f"seed-{seed}" / "result.json").exists() for seed in config.seeds)
+    begun = any((witness.folder / seed_folder(seed) / RESULT).exists() for seed in config.seeds)
     return open_tracker(config.track, place, again=begun)
 
 
@@ -138,13 +147,12 @@ def _run_seed(
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.job import FederationJob
-    from fedproxy_secure.flower.engines import PRIVACY
     from fedproxy_secure.models.adapters import save_adapter
 
-    name = f"seed-{seed}"
+    name = seed_folder(seed)
     place = witness.folder / name
-    if (place / "result.json").exists():
-        return _read(place / "result.json")
+    if (place / RESULT).exists():
+        return read_result(place)
     witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)
@@ -157,29 +165,29 @@ def _run_seed(
     proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
     clock.stop("evaluate")
     shown.advance(name, note="measured before tuning")
-    (place / "federation").mkdir(parents=True, exist_ok=True)
+    (place / FEDERATION).mkdir(parents=True, exist_ok=True)
     job = FederationJob.from_config(config, seed=seed)
     if config.compress.trace:
-        job = job.changed(marks=traced(witness, seed, place / "proxy", [c.name for c in job.clients]))
+        job = job.changed(marks=traced(witness, seed, place / PROXY, [c.name for c in job.clients]))
     with closing(_tracker(config, witness, name)) as tracker:
         tuned = tune(
             job,
             proxy.model,
-            place / "proxy",
-            run_folder=place / "federation",
+            place / PROXY,
+            run_folder=place / FEDERATION,
             progress=progress,
             on_round=lambda: _track_rounds(witness, tracker, seed),
             federate=federate,
         )
-    save_adapter(tuned, place / "adapter")
+    save_adapter(tuned, place / ADAPTER)
     clock.stop("federate")
     shown.advance(name, note="federated")
     made = make_fused_llm(config, materials, proxy, tuned, progress=progress)
     fused = made.llm
-    save_model(fused, materials.tokenizer, place / "fused")
+    save_model(fused, materials.tokenizer, place / FUSED)
     clock.stop("fuse")
     shown.advance(name, note="fused")
-    ledgers = place / "federation" / PRIVACY
+    ledgers = place / FEDERATION / PRIVACY
     spent = read_all(ledgers)
     result = {
         "seed": seed,
@@ -203,7 +211,7 @@ def _run_seed(
     epsilon = {client: s.epsilon for client, s in spent.items()}
     # left out of the log: healing state (it has the proxy's weights), and whose training failed
     failed = [file.relative_to(place).as_posix() for file in failed_files(ledgers)]
-    witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING_STATE, *failed))
+    witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING, *failed))
     shown.done(name)
     return result
 
@@ -221,7 +229,7 @@ def _compress(
     if config.heal.heals:
         before = {"before_healing": likeness(materials.llm, proxy, materials.fidelity_windows)}
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
-    save_model(proxy.model, materials.tokenizer, place / "proxy")
+    save_model(proxy.model, materials.tokenizer, place / PROXY)
     like = likeness(materials.llm, proxy, materials.fidelity_windows)
     record = {
         "compression": config.compress.kind,
@@ -232,14 +240,6 @@ def _compress(
         **before,
         **proxy.details,
     }
-    RunFolder(path=place).write_json("plan.json", record)
+    RunFolder(path=place).write_json(PLAN, record)
     healing = {"healing": {**proxy.details["healing"], **before}} if before else {}
     return proxy, {**like, **healing}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = read_json(path)
-        return result
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: is damaged; delete it and resume") from error

@@ -13,7 +13,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
 from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, losses_in, measured
-from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes, text_clients
+from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes, healing_note, text_clients
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import (
@@ -23,6 +23,7 @@ from fedproxy_secure.report.measured import (
     read_seed,
     without_losses,
 )
+from fedproxy_secure.report.measured.proxies import FIDELITY
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
@@ -30,12 +31,6 @@ from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import environment
 
 Results = Mapping[int, Mapping[str, Any]]  # each seed's `result.json`
-FIDELITY = (  # key in a seed's result, what it is called, unit
-    ("kl_nats", "KL of LLM to proxy on public text", "nats"),
-    ("agreement", "same next token, LLM and proxy", "share"),
-    ("llm_perplexity", "LLM perplexity on public text", "perplexity"),
-    ("proxy_perplexity", "proxy perplexity on public text", "perplexity"),
-)
 
 
 def settings_of(config: Config) -> dict[str, str]:
@@ -82,11 +77,14 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     def mean(of: Callable[[Mapping[str, Any]], float]) -> float:
         return sum(of(r) for r in results) / len(results)
 
+    note = healing_note(
+        "The proxy",
+        healed,
+        before=mean(lambda r: r["healing"]["before_healing"]["fidelity"]["kl_nats"]),
+        after=mean(lambda r: r["fidelity"]["kl_nats"]),
+    )
     return (
-        f"The proxy was healed on {healed[0]['tokens']:,} tokens of public text, in "
-        f"{mean(lambda r: r['healing']['seconds']):.0f} s: KL of the LLM and the proxy "
-        f"{mean(lambda r: r['healing']['before_healing']['fidelity']['kl_nats']):.2f} before, "
-        f"{mean(lambda r: r['fidelity']['kl_nats']):.2f} nats per token after; weights held verbatim "
+        f"{note}; weights held verbatim "
         f"{mean(lambda r: r['healing']['before_healing']['verbatim_share']):.1%} before, "
         f"{mean(lambda r: r['verbatim_share']):.1%} after.",
     )
@@ -150,7 +148,7 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
         rows=_rows(config, results),
         estimates=tuple(
             mean_interval({s: r["fidelity"][key] for s, r in results.items()}, metric=metric, unit=unit)
-            for key, metric, unit in FIDELITY
+            for key, (metric, unit) in FIDELITY.items()
         )
         + _spent(trainings, config.seeds),
         notes=(

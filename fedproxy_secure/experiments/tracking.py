@@ -30,10 +30,10 @@ from typing import Any, Protocol
 
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.files.names import TRACKING
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tracking"
 # tracker -> the module it needs, and where that comes from
 NEEDS: Mapping[str, tuple[str, str]] = {
     "tensorboard": ("tensorboardX", "fedproxy-secure"),
@@ -103,7 +103,7 @@ def open_tracker(names: Sequence[str], place: Place, *, again: bool = False) -> 
                 continue
             Trackers(opened).close()
             raise RunFolderError(
-                f"{place.folder / FOLDER}: track={name}: cannot be opened: {_reason(error)}; "
+                f"{place.folder / TRACKING}: track={name}: cannot be opened: {_reason(error)}; "
                 "--set track=[] does without"
             ) from None
     return Trackers(opened)
@@ -167,7 +167,7 @@ class TensorBoard:
     def __init__(self, place: Place) -> None:
         from tensorboardX.record_writer import RecordWriter
 
-        folder = place.folder / FOLDER / "tensorboard" / place.part
+        folder = place.folder / TRACKING / "tensorboard" / place.part
         folder.mkdir(parents=True, exist_ok=True)
         self._file: Any = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
         self._write(file_version="brain.Event:2")
@@ -197,7 +197,7 @@ class MLflow:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import
         from mlflow import MlflowClient
 
-        store = place.folder / FOLDER
+        store = place.folder / TRACKING
         store.mkdir(parents=True, exist_ok=True)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(store / 'mlflow.db').resolve()}"
         self._client: Any = MlflowClient(tracking_uri=uri)
@@ -233,7 +233,7 @@ class WeightsAndBiases:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import
         import wandb
 
-        store = place.folder / FOLDER
+        store = place.folder / TRACKING
         store.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(
             project=place.project,

@@ -18,10 +18,8 @@ from fedproxy_secure.protect.secure_sum.failures import forget_failed
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.record.saved_rounds import STATE
 from fedproxy_secure.runtime.artifacts import write_bytes
-from fedproxy_secure.runtime.files.names import TRANSCRIPT
-from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
-
-PRIVACY = "privacy"  # the folder of the privacy ledgers, inside a run's folder
+from fedproxy_secure.runtime.files.names import PRIVACY, ROSTER, TRANSCRIPT
+from fedproxy_secure.secagg.provision import load_roster, provision
 
 
 class Federate(Protocol):

@@ -25,28 +25,20 @@ from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import RoundResult, ServerRound, protection_of
 from fedproxy_secure.record.leakage import Ledger
-from fedproxy_secure.record.saved_rounds import (
-    ROUNDS,
-    STATE,
-    note_unmasked,
-    resumed,
-    unmasked_for,
-    with_remedy,
-)
+from fedproxy_secure.record.saved_rounds import STATE, note_unmasked, resumed, unmasked_for, with_remedy
 from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
 from fedproxy_secure.record.transcript import Recorder
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
+from fedproxy_secure.runtime.files.names import JOB, ROSTER, ROUNDS, TROUBLE
 from fedproxy_secure.secagg.provision import load_roster
 
 log = logging.getLogger(__name__)
 app = ServerApp()
 
-# files of a control folder, by which the simulation and deployment engines talk to the server app
-JOB = "job.json"
+# more files of a control folder, by which the simulation and deployment engines talk to the server app
 PROXY = "proxy.path"
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
-TROUBLE = "trouble.json"
 ALIVE = "alive"  # touched while the server app lives
 ALIVE_S = 5.0
 NODES = "nodes.json"  # `Registered`, where nodes prove who they are
@@ -269,7 +261,7 @@ def _note_abort(error: FedProxyError, folder: RunFolder | None, ledger: Ledger, 
 def _check_roster(job: FederationJob) -> None:
     """Raise `ConfigError` unless every client of the job is in the roster."""
     if job.protect.keys is None:
-        raise ConfigError("protect.keys: must name the folder with roster.json")
+        raise ConfigError(f"protect.keys: must name the folder with {ROSTER}")
     roster = load_roster(Path(job.protect.keys))
     if strangers := [c.name for c in job.clients if c.name not in roster.members]:
         raise ConfigError(

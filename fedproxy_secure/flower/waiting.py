@@ -18,11 +18,11 @@ from pathlib import Path
 
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import WAITS
 from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.quoting import one_line
 
 log = logging.getLogger(__name__)
-FILE = "waits.json"
 NOTED_EVERY_S = 2.0  # a wait that is over sooner is not noted at all
 MOST_NAMED = 8
 MOST_REASON = 160  # characters of one reason in a line of several
@@ -45,13 +45,13 @@ class Wait:
 
     def save(self, folder: Path) -> None:
         """Write it into a control folder, whole or not at all; in place of an earlier one."""
-        write_bytes(folder / FILE, json.dumps(asdict(self)).encode())
+        write_bytes(folder / WAITS, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Wait | None:
         """Return what was noted last in a control folder; None if nothing was, or it cannot be read now."""
         try:
-            raw = json.loads((folder / FILE).read_bytes())
+            raw = json.loads((folder / WAITS).read_bytes())
         except OSError:
             return None
         return cls(**{**raw, "names": tuple(raw["names"])})
@@ -88,7 +88,7 @@ class WaitNotes:
         """Note that nothing is waited for any more."""
         if self._folder is not None:
             with suppress(OSError):
-                (self._folder / FILE).unlink(missing_ok=True)
+                (self._folder / WAITS).unlink(missing_ok=True)
 
 
 def listed(names: Sequence[str]) -> str:

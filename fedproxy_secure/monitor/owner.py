@@ -20,13 +20,10 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.monitor.event_log import EventLog, Events
 from fedproxy_secure.monitor.noting import ledger_bytes
 from fedproxy_secure.monitor.state import Phase, Standing, time_left
-from fedproxy_secure.record.leakage import LEDGER
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import JOB, LEAKAGE, ROUNDS, TROUBLE, WAITS
 from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.untrusted import read_json
-
-# as `flower.server_app` and `flower.waiting` write them
-JOB, ROUNDS, TROUBLE, WAITS = "job.json", "rounds.jsonl", "trouble.json", "waits.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ def owner_standing(
     now = datetime.now(UTC)
     job = _read_or(None, unreadable, JOB, lambda: _job(run_folder / JOB))
     rounds = _read_or([], unreadable, ROUNDS, lambda: _rounds(run_folder))
-    received, sent = _read_or((0, 0), unreadable, LEDGER, lambda: _bytes(run_folder))
+    received, sent = _read_or((0, 0), unreadable, LEAKAGE, lambda: _bytes(run_folder))
     trouble = _read_or(None, unreadable, TROUBLE, lambda: _trouble(run_folder / TROUBLE))
     log = _read_or(
         Events(), unreadable, "the log of events", lambda: Events() if events is None else events.read()
@@ -171,10 +168,10 @@ def _round(line: Mapping[str, Any]) -> _Round:
 
 def _bytes(folder: Path) -> tuple[int, int]:
     try:
-        received, sent = ledger_bytes(RunFolder(path=folder).read_jsonl(LEDGER))
+        received, sent = ledger_bytes(RunFolder(path=folder).read_jsonl(LEAKAGE))
         return int(received), int(sent)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{LEDGER}: has a line that is no message") from error
+        raise DataError(f"{LEAKAGE}: has a line that is no message") from error
 
 
 def _trouble(file: Path) -> str | None:

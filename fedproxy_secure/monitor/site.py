@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from fedproxy_secure.config.kinds import PROTECTIONS
-from fedproxy_secure.dp.ledger import SUFFIX, read_all
+from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.errors import DataError, FedProxyError
 from fedproxy_secure.federate.client_policy import ClientPolicy
 from fedproxy_secure.journal.answered import Answered, answered
@@ -19,6 +19,7 @@ from fedproxy_secure.journal.store import journal_file
 from fedproxy_secure.monitor.event_log import EventLog, Events
 from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.state import Phase, Spending, Standing, time_left
+from fedproxy_secure.runtime.files.names import PRIVACY_LEDGER
 from fedproxy_secure.runtime.progress import duration
 
 SILENT_S = 3600.0  # without a message for so long, somebody should look
@@ -145,7 +146,7 @@ def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:
     privacy = policy.privacy
     if privacy.unit == "none" or privacy.ledger is None:
         return None
-    file = Path(privacy.ledger) / f"{policy.client.name}{SUFFIX}"
+    file = Path(privacy.ledger) / f"{policy.client.name}{PRIVACY_LEDGER}"
     try:
         seen = file.stat()
     except FileNotFoundError:
@@ -161,4 +162,4 @@ def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:
 
 @lru_cache(maxsize=8)  # the tightest accountant takes a second, and a ledger changes once a round
 def _epsilon(file: Path, _changed_ns: int, _size: int) -> float:
-    return read_all(file.parent)[file.name.removesuffix(SUFFIX)].epsilon
+    return read_all(file.parent)[file.name.removesuffix(PRIVACY_LEDGER)].epsilon

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedproxy_secure.runtime.artifacts import RunFolder
-
-LEDGER = "ledger.jsonl"
+from fedproxy_secure.runtime.files.names import LEAKAGE
 
 
 @dataclass(kw_only=True)
@@ -38,4 +37,4 @@ class Ledger:
         """Append the round's lines. `aborted`: the round did not end, but these messages flowed."""
         mark = {"aborted": True} if aborted else {}
         for row in self.rows.values():
-            folder.append_jsonl(LEDGER, {"round": self.round, **row, **mark})
+            folder.append_jsonl(LEAKAGE, {"round": self.round, **row, **mark})

@@ -17,12 +17,11 @@ from typing import Any
 
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.record.leakage import LEDGER
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import LEAKAGE, ROUNDS
 from fedproxy_secure.runtime.untrusted import read_json
 
 STATE = "state.safetensors"
-ROUNDS = "rounds.jsonl"
 UNMASKED = "unmasked.json"
 
 
@@ -40,10 +39,10 @@ def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
             raise RunFolderError(
                 f"saved adapter of {state.adapter.size} numbers: this run's has {initial.adapter.size}"
             )
-    lines, flowed = folder.read_jsonl(ROUNDS), folder.read_jsonl(LEDGER)
+    lines, flowed = folder.read_jsonl(ROUNDS), folder.read_jsonl(LEAKAGE)
     _replace(folder, ROUNDS, lines, [line for line in lines if line["round"] < state.round])
     marked = [line if line["round"] < state.round else {**line, "aborted": True} for line in flowed]
-    _replace(folder, LEDGER, flowed, marked)
+    _replace(folder, LEAKAGE, flowed, marked)
     return state
 
 

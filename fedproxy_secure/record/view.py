@@ -24,10 +24,9 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
-from fedproxy_secure.runtime.files.names import FEDERATION, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, FUSED, PROXY, SETTINGS_FILE, TRANSCRIPT
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
-SETTINGS = "config.yaml"  # of the run, beside its seeds' folders
 SETUP = "query.setup"  # goes to every client before any has a name
 # message -> the value that names the clients: those invited, then those left, then those fused
 COHORT_NAMED_BY = {
@@ -243,7 +242,7 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     bad = names[: corrupted.clients]
     everything = corrupted.server or corrupted.network
     if not (everything or bad):  # an outsider
-        fused, told = _folder(seed_folder / "fused"), api_policy_of(seed_folder.parent)
+        fused, told = _folder(seed_folder / FUSED), api_policy_of(seed_folder.parent)
         return View(threat_model=corrupted.name, api=fused, api_policy=told)
     seen = _Seen(bad=bad)
     last: Event | None = None
@@ -264,9 +263,9 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
         cohorts=seen.cohorts,
         masked=seen.masked,
         own={name: read_private(transcript, name) for name in bad},
-        proxy=_folder(seed_folder / "proxy"),
+        proxy=_folder(seed_folder / PROXY),
         llm=llm if corrupted.server else None,
-        api=_folder(seed_folder / "fused") if corrupted.api or bad else None,
+        api=_folder(seed_folder / FUSED) if corrupted.api or bad else None,
         api_policy=api_policy_of(seed_folder.parent),
         active=corrupted.active,
     )
@@ -278,13 +277,13 @@ def api_policy_of(run: Path) -> ApiConfig:
     Raises `RunFolderError` for settings that cannot be read.
     """
     try:
-        raw = parse_yaml(read_bytes(run / SETTINGS))
+        raw = parse_yaml(read_bytes(run / SETTINGS_FILE))
         return ApiConfig.model_validate(raw["api"])
     except FileNotFoundError:
         return ApiConfig()
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise RunFolderError(
-            f"{run / SETTINGS}: cannot be read: {' '.join(str(error).split())[:200]}"
+            f"{run / SETTINGS_FILE}: cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
 
 

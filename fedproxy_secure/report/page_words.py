@@ -13,7 +13,7 @@ from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import Finding, Outcome, in_order
 from fedproxy_secure.evidence.measure import Axis
 from fedproxy_secure.evidence.number import Number, interval_overlaps
-from fedproxy_secure.report.report import JSON_NAME, MethodRow, Report, pointer
+from fedproxy_secure.report.report import MethodRow, Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
     Labelled,
@@ -25,6 +25,7 @@ from fedproxy_secure.report.sweep import (
     shown,
 )
 from fedproxy_secure.report.trilemma import Measure
+from fedproxy_secure.runtime.files.names import REPORT_JSON
 
 THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 
@@ -68,7 +69,7 @@ def scope(report: Report) -> Sentence:
     if count == 1:
         what = what.removesuffix("s")
     parts: list[Part] = [
-        _count(report, count, what, JSON_NAME),
+        _count(report, count, what, REPORT_JSON),
         f" {what}, seed{'s' * (len(report.seeds) > 1)} ",
         seeds,
         ".",

@@ -19,8 +19,7 @@ from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import write_pull_request_summary
 from fedproxy_secure.report.text.sarif import write_sarif
 from fedproxy_secure.runtime.artifacts import write_bytes
-
-MARKDOWN_NAME = "report.md"
+from fedproxy_secure.runtime.files.names import REPORT_MARKDOWN
 
 
 def publish(report: Report, folder: Path) -> Path:
@@ -41,5 +40,5 @@ def write_texts(report: Report, folder: Path) -> Path:
 
     Raises `RunFolderError` if the folder cannot be written; files that are already there then stay.
     """
-    write_bytes(folder / MARKDOWN_NAME, markdown_report(report).encode())
+    write_bytes(folder / REPORT_MARKDOWN, markdown_report(report).encode())
     return report.write(folder)

@@ -19,10 +19,10 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 from fedproxy_secure.runtime import artifacts
 from fedproxy_secure.runtime.artifacts import read_file
+from fedproxy_secure.runtime.files.names import REPORT_JSON
 from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 5
-JSON_NAME = "report.json"
 
 
 def pointer(path: str) -> str:
@@ -31,7 +31,7 @@ def pointer(path: str) -> str:
     >>> pointer("rows/0/average")
     'report.json#/rows/0/average'
     """
-    return f"{JSON_NAME}#/{path}"
+    return f"{REPORT_JSON}#/{path}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +219,13 @@ class Report:
 
         Raises `RunFolderError` if the folder cannot be written; a file that is already there then stays.
         """
-        artifacts.write_bytes(folder / JSON_NAME, self.to_json().encode())
-        return folder / JSON_NAME
+        artifacts.write_bytes(folder / REPORT_JSON, self.to_json().encode())
+        return folder / REPORT_JSON
 
     @classmethod
     def load(cls, folder: Path) -> Report:
         """Read the report in `folder`; raises what `read` raises."""
-        return cls.read(folder / JSON_NAME)
+        return cls.read(folder / REPORT_JSON)
 
     @classmethod
     def read(cls, path: Path) -> Report:

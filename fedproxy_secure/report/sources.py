@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.files.names import seed_folder
 
 UNDECIDED = (Outcome.ERROR, Outcome.INCONCLUSIVE)
 SHOWN = (Outcome.SUCCEEDED, Outcome.RESISTED)
@@ -84,7 +85,7 @@ class Attempts:
 
     def _on_every_seed(self, outcomes: Sequence[Outcome]) -> bool:
         having = {f.seed_folder for f in self.findings if f.outcome in outcomes}
-        return bool(self.seeds) and having >= {f"seed-{s}" for s in self.seeds}
+        return bool(self.seeds) and having >= {seed_folder(s) for s in self.seeds}
 
 
 def sentence(finding: Finding) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from fedproxy_secure.config import Answers
 from fedproxy_secure.dp.events import Event
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, Outcome
+from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import MEASURES, Axis, Better, MeasureKind, measure_kind
+from fedproxy_secure.runtime.files.names import FINDINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,5 +182,5 @@ class Configuration:
 
     def source_of(self, finding: Finding) -> str:
         """Return where a finding can be looked up."""
-        record = self.file_of(finding, f"{FOLDER}/{RESULTS}")
+        record = self.file_of(finding, FINDINGS)
         return f"{record}#{finding.attack} from {finding.view}, {finding.seed_folder}"

@@ -26,11 +26,10 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.files.names import ENVIRONMENT, MANIFEST, RUNNING, SETTINGS_FILE
 from fedproxy_secure.runtime.files.whole import PARTIAL, replacing, sync_folder
-from fedproxy_secure.runtime.only_one import FILE as RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
-MANIFEST = "manifest.json"
 _PACKAGES = (
     "fedproxy-secure",
     "torch",
@@ -109,11 +108,15 @@ class RunFolder:
         return folder
 
     def _complete(self, config: Settings) -> None:
-        if not (self.path / "config.yaml").exists():
-            settings = config.model_dump(mode="json")
-            self.write_text("config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        if not (self.path / "environment.json").exists():
-            self.write_json("environment.json", environment())
+        if not (self.path / SETTINGS_FILE).exists():
+            self.write_settings(config)
+        if not (self.path / ENVIRONMENT).exists():
+            self.write_json(ENVIRONMENT, environment())
+
+    def write_settings(self, config: Settings) -> Path:
+        """Write the resolved settings atomically. Raises `RunFolderError` if that fails."""
+        settings = config.model_dump(mode="json")
+        return self.write_text(SETTINGS_FILE, yaml.safe_dump(settings, sort_keys=False))
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file of the folder atomically. Raises `RunFolderError` if that fails."""

@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 from fedproxy_secure.errors import FolderInUse, RunFolderError
 from fedproxy_secure.runtime.files.locks import locked, waited_for
+from fedproxy_secure.runtime.files.names import RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json
 
-FILE = "running.json"
 MOST_BYTES = 4096  # of the file that are read
 WAIT_S = 0.6  # `running` holds the lock for a moment, too
 WORKERS_S = 30.0  # within which a worker has ended whose parent was killed
@@ -41,7 +41,7 @@ def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S
     Raises `FolderInUse` if another process holds it, and then has written nothing; `RunFolderError` if it
     cannot be written or locked.
     """
-    path = folder / FILE
+    path = folder / RUNNING
     file = waited_for(lambda: _held(path), wait_s=wait_s, poll_s=POLL_S)
     if file is None:
         raise FolderInUse(f"{folder}: {what} runs here already{_named(folder)}; {remedy}")
@@ -77,7 +77,7 @@ def only_run_in(folder: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
 def running(folder: Path) -> int | None:
     """Return the id of the process that holds a folder, or None."""
     try:
-        with (folder / FILE).open("rb") as file:
+        with (folder / RUNNING).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -22,9 +22,8 @@ from fedproxy_secure.journal.newest import SUFFIX as SEQUENCE
 from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.journal.store import create_journal
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.secagg.terms import Roster
-
-ROSTER = "roster.json"
 
 
 def provision(clients: Sequence[str], folder: Path) -> Roster:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.config import load_config
-from fedproxy_secure.experiments.sweeps.matrix_cells import CELLS, DONE, cells_of, measure_cell
-from fedproxy_secure.report.html.page import HTML_NAME, write_page
+from fedproxy_secure.experiments.sweeps.matrix_cells import cells_of, measure_cell
+from fedproxy_secure.report.html.page import write_page
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.runtime.files.names import CELL_DONE, CELLS, REPORT_PAGE
 from tests.bench.rows import FOLDER, Row, publish
 from tests.support.command import run_command
 from tests.support.page_walk import faults, parse
@@ -59,7 +60,7 @@ def matrix_rows() -> list[Row]:
         TIMES.parent.mkdir(parents=True, exist_ok=True)
         TIMES.write_text(json.dumps(noted))
     total = sum(noted["seconds"])
-    done = sum((OUT / CELLS / c.name / DONE).exists() for c in cells)
+    done = sum((OUT / CELLS / c.name / CELL_DONE).exists() for c in cells)
     same, compared = 0, [c for c in cells if c.name in noted["cut"]][:2]
     for cell in compared:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,7 @@ def page_rows() -> list[Row]:
     began = time.perf_counter()
     write_page(report, OUT)
     took = time.perf_counter() - began
-    bare = faults(parse((OUT / HTML_NAME).read_text(encoding="utf-8")))
+    bare = faults(parse((OUT / REPORT_PAGE).read_text(encoding="utf-8")))
     return [
         _row("numbers on the page without origin", len(bare), 1, "numbers", "= 0", not bare),
         _row("writing the page", took, 1, "s", "", None),
@@ -98,10 +99,10 @@ def _run_until(cells_done: int, *, last: bool) -> tuple[float, list[str]]:
     command = [sys.executable, "-m", "fedproxy_secure", "matrix", CONFIG, "--out", str(OUT), "--resume"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        if not last and len(list(OUT.glob(f"{CELLS}/*/{DONE}"))) >= cells_done:
+        if not last and len(list(OUT.glob(f"{CELLS}/*/{CELL_DONE}"))) >= cells_done:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-            cut = [p.name for p in OUT.glob(f"{CELLS}/*") if not (p / DONE).exists()]
+            cut = [p.name for p in OUT.glob(f"{CELLS}/*") if not (p / CELL_DONE).exists()]
             return time.perf_counter() - began, cut
         time.sleep(POLL_S)
     if process.returncode:

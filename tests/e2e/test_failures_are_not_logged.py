@@ -1,11 +1,11 @@
 """Whose training failed under client-level privacy is outside epsilon, so no log to pass on names them."""
 
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.job import FederationJob
-from fedproxy_secure.flower.engines import PRIVACY, federate
+from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.protect.secure_sum.failures import failed_files, forget_failed, note_failed
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, PRIVACY
 from tests.support.tiny import tiny_settings
 
 
@@ -24,7 +24,7 @@ def test_a_finished_seed_neither_keeps_nor_logs_whose_training_failed(tmp_path):
     run(config, tmp_path / "out", federate=with_a_failure)
     assert len(seen) == 1
     assert not seen[0].exists()
-    assert seen[0].name not in (tmp_path / "out" / NAME).read_text()
+    assert seen[0].name not in (tmp_path / "out" / AUDIT_LOG).read_text()
 
 
 def test_what_an_earlier_call_noted_is_forgotten_where_its_clients_keys_are_gone(tmp_path):

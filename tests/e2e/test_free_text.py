@@ -15,10 +15,10 @@ from fedproxy_secure.experiments.run import run
 from fedproxy_secure.gate.judge import judge
 from fedproxy_secure.gate.policy import parse_policy
 from fedproxy_secure.gate.verdict import Verdict
-from fedproxy_secure.report.html.page import HTML_NAME
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.table import rich_tables
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 from tests.support.page_walk import faults, parse
 from tests.support.tiny import tiny_settings, tiny_tokenizer
 
@@ -115,7 +115,7 @@ def test_a_run_of_coded_tasks_and_free_text_tells_of_both(mixed, tmp_path):
     text = (tmp_path / "run/report.md").read_text()
     assert "fused LLM, loss (nats)" in text
     assert f"{math.exp(fused.value):.1f}" in text
-    assert "Free text: loss on test records" in (tmp_path / "run" / HTML_NAME).read_text()
+    assert "Free text: loss on test records" in (tmp_path / "run" / REPORT_PAGE).read_text()
     assert Report.load(tmp_path / "run") == report
 
 
@@ -129,7 +129,7 @@ def test_a_run_of_free_text_alone_has_losses_and_no_accuracy(text_alone, tmp_pat
     assert fused < zero
     assert [t.title.plain for t in rich_tables(report)] == ["Free text: loss on test records"]
     assert "| method | removed | tuned proxy (%)" not in markdown_report(report)
-    page = (tmp_path / "run" / HTML_NAME).read_text()
+    page = (tmp_path / "run" / REPORT_PAGE).read_text()
     assert "Least loss on free text" in page
     assert "Most correct answers" not in page
     assert faults(parse(page)) == []
@@ -170,7 +170,7 @@ def test_a_comparison_has_losses_their_gap_closed_and_their_differences(mixed, t
     assert rows["fedproxy_fedavg"].tuned_proxy_norm is not None
     assert compare_report(config, tmp_path / "compare") == report  # from what the cells keep
     text = (tmp_path / "compare/report.md").read_text()
-    page = (tmp_path / "compare" / HTML_NAME).read_text()
+    page = (tmp_path / "compare" / REPORT_PAGE).read_text()
     for title in SIDE_BY_SIDE:
         assert title in text
         assert title in page

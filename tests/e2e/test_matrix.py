@@ -20,26 +20,15 @@ from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.matrix import attack_jobs, matrix
 from fedproxy_secure.experiments.run import run
-from fedproxy_secure.experiments.sweeps.matrix_cells import (
-    DONE,
-    FAILED,
-    cell_config,
-    cells_of,
-    note_failure,
-    title_of,
-)
-from fedproxy_secure.experiments.sweeps.matrix_report import (
-    BASELINES,
-    ceilings_of,
-    configurations_of,
-    no_ceiling,
-)
+from fedproxy_secure.experiments.sweeps.matrix_cells import cell_config, cells_of, note_failure, title_of
+from fedproxy_secure.experiments.sweeps.matrix_report import ceilings_of, configurations_of, no_ceiling
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import CEILING_NOT_COUNTED
 from fedproxy_secure.report.sweep import labelled
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import BASELINES, CELL_DONE, CELL_FAILED
 from tests.support.sample_report import sample_report
 from tests.support.tiny import tiny_settings
 
@@ -78,7 +67,7 @@ def test_attacks_of_the_last_cell_use_the_cores_that_nothing_else_needs(settings
             note_failure(tmp_path / cell.folder, "cannot run")
         else:
             (tmp_path / cell.folder).mkdir(parents=True)
-            (tmp_path / cell.folder / DONE).write_text("{}")
+            (tmp_path / cell.folder / CELL_DONE).write_text("{}")
         jobs.append(attack_jobs(config, tmp_path, 4))
     for ceiling in ceilings:
         file = cell_file(tmp_path / BASELINES, ceiling)
@@ -361,7 +350,7 @@ def test_a_matrix_forgets_why_something_failed_before_and_logs_what_ends_it(sett
         note_failure(place, "out of memory")
     report = matrix(config, tmp_path, resume=True)
     assert [c.failed for c in report.configurations] == [()]
-    assert not [place for place in places if (place / FAILED).exists()]
+    assert not [place for place in places if (place / CELL_FAILED).exists()]
     (tmp_path / "report.html").unlink()
     (tmp_path / "report.html").mkdir()  # stands in for a full disk
     with pytest.raises(RunFolderError, match=r"report\.html"):

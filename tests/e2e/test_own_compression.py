@@ -10,7 +10,7 @@ from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
-from fedproxy_secure.report.html.page import HTML_NAME
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 from tests.support.examples import lines_of, load_example
 from tests.support.tiny import tiny_settings
 
@@ -42,7 +42,7 @@ def test_a_run_with_it_is_named_on_the_report_and_records_its_options(rounded, t
     report = run(config, tmp_path / "run")
     (configuration,) = report.configurations
     assert configuration.settings["compression"] == "rounded_blocks"
-    page = (tmp_path / "run" / HTML_NAME).read_text()
+    page = (tmp_path / "run" / REPORT_PAGE).read_text()
     assert "blocks dropped, the others rounded (rounded_blocks, bits=3)" in page
     record = json.loads((tmp_path / "run/seed-0/plan.json").read_text())
     assert (record["compression"], record["bits"]) == ("rounded_blocks", 3)

@@ -8,7 +8,7 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.config.kinds import METHODS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.compare import compare, plan_rows
-from fedproxy_secure.report.publish import MARKDOWN_NAME
+from fedproxy_secure.runtime.files.names import REPORT_MARKDOWN
 from tests.support.examples import lines_of, load_example
 from tests.support.tiny import tiny_settings
 
@@ -40,7 +40,7 @@ def test_a_comparison_has_its_row_its_cost_and_its_note(one_shot, tmp_path):
     (cost,) = [e for e in report.estimates if e.metric.endswith("one_shot at 0.5")]
     assert cost.value > 0
     assert one_shot.note in report.notes
-    assert "one_shot" in (tmp_path / "run" / MARKDOWN_NAME).read_text()
+    assert "one_shot" in (tmp_path / "run" / REPORT_MARKDOWN).read_text()
     assert ("method", "one_shot: each client alone, averaged once") in plan_rows(config)
 
 

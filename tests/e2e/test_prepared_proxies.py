@@ -14,8 +14,9 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.compare import compare
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell, run_cell
-from fedproxy_secure.experiments.sweeps.prepared_proxies import WEIGHTS, PreparedProxy
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import HEALING
 from tests.support.tiny import tiny_settings
 from tests.support.told import Told
 
@@ -48,7 +49,7 @@ def files_below(folder):
 def test_weights_that_cannot_be_linked_are_lent_whole_or_not_at_all(settings, tmp_path, monkeypatch):
     """A copy that was cut short would be taken for healed weights."""
     proxy = PreparedProxy(remove_ratio=0.5, seed=0, config=parse_config(settings))
-    source = RunFolder(path=proxy.folder(tmp_path)).write_bytes(WEIGHTS, b"weights" * 1000)
+    source = RunFolder(path=proxy.folder(tmp_path)).write_bytes(HEALING, b"weights" * 1000)
     cell = tmp_path / "cell"
 
     def no_links(*_args):
@@ -63,9 +64,9 @@ def test_weights_that_cannot_be_linked_are_lent_whole_or_not_at_all(settings, tm
         patched.setattr(shutil, "copyfile", full)
         with pytest.raises(RunFolderError, match="No space left on device"):
             proxy.link_into(tmp_path, cell)
-    assert not (cell / WEIGHTS).exists()
+    assert not (cell / HEALING).exists()
     proxy.link_into(tmp_path, cell)
-    assert {p.name: p.read_bytes() for p in cell.iterdir()} == {WEIGHTS: source.read_bytes()}
+    assert {p.name: p.read_bytes() for p in cell.iterdir()} == {HEALING: source.read_bytes()}
 
 
 def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from fedproxy_secure.record.saved_rounds import ROUNDS
+from fedproxy_secure.runtime.files.names import ROUNDS
 from tests.network.deployed import ENVIRONMENT, SITES, Deployed
 from tests.network.disturbing import Running, disturb, reached, undo
 from tests.network.exactness import Exactness, half_written, taken

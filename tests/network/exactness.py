@@ -19,9 +19,10 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.client_app import app
 from fedproxy_secure.flower.engines import with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.server_app import INITIAL, JOB, PROXY, serve
+from fedproxy_secure.flower.server_app import INITIAL, PROXY, serve
 from fedproxy_secure.proxy_intake import store as proxy_store
-from fedproxy_secure.record.saved_rounds import ROUNDS, STATE
+from fedproxy_secure.record.saved_rounds import STATE
+from fedproxy_secure.runtime.files.names import JOB, ROUNDS
 
 Taking = tuple[tuple[str, ...], ...]  # for each round, who took part
 

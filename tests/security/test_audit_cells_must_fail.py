@@ -7,12 +7,12 @@ import pytest
 
 from fedproxy_secure.audit.chain import START, parse_line
 from fedproxy_secure.audit.keys import own_key_file
-from fedproxy_secure.audit.seal import FINDINGS, SIGNATURE
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, SIGNATURE
 from tests.support.audited_run import CONFIG, copied, forged, inner, lines_of, problems, put
 from tests.support.sample_report import sample_report
 
@@ -80,7 +80,7 @@ def test_a_cell_that_another_key_signed_is_not_vouched_for(matrix):
         Witness.open(RunFolder(path=matrix), CONFIG, command="c").inner("cells/a")
 
 
-@pytest.mark.parametrize("name", FINDINGS)
+@pytest.mark.parametrize("name", ATTACK_FILES)
 def test_findings_of_a_cell_are_as_the_log_above_has_them(matrix, name):
     """The notes of its suite, too: a suite that goes on makes findings of them."""
     name = f"cells/a/{name}"

@@ -8,17 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 from fedproxy_secure.audit import erase as erasing
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.erase import erase_transcripts, transcripts_of
 from fedproxy_secure.audit.keys import make_key, own_key_file
 from fedproxy_secure.audit.log import AuditLog
-from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.errors import AuditError, FedProxyError, FolderInUse
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, AUDIT_LOG
 from fedproxy_secure.runtime.only_one import only_run_in
 from tests.support.audited_run import CONFIG, copied, finished_run, forged, public_of
 from tests.support.sample_report import sample_report
@@ -58,13 +57,13 @@ def recorded_matrix(place, *, failed=()):
         own.finished(0, b'{"seed": 0}\n', epsilon={})
         write_texts(replace(sample_report(), audit_head=own.settle(findings=False)), out / name)
         own.sign()
-        for findings in FINDINGS:
+        for findings in ATTACK_FILES:
             cell.write_bytes(findings, b"{}\n")
         cell.write_json("cell.json", {"seconds": 1.0})
     done = [name for name in names if name not in failed]
     for name in done:
         witness.inner(name)
-    head = witness.settle(*(f"{name}/{findings}" for name in done for findings in FINDINGS))
+    head = witness.settle(*(f"{name}/{findings}" for name in done for findings in ATTACK_FILES))
     publish(replace(sample_report(), audit_head=head), out)
     witness.sign()
     return out
@@ -134,7 +133,7 @@ def test_only_reports_logs_and_signatures_change(whole):
     after = contents(whole)
     assert {n for n in before if n not in after} == {n for n in before if "/transcript/" in n}
     changed = {n.rpartition("/")[2] for n in after if after[n] != before.get(n)}
-    assert changed <= {"report.json", "report.sig", NAME, "running.json"}
+    assert changed <= {"report.json", "report.sig", AUDIT_LOG, "running.json"}
 
 
 def test_a_signature_names_the_files_that_it_named_before(matrix):
@@ -146,7 +145,7 @@ def test_a_signature_names_the_files_that_it_named_before(matrix):
     ]
 
 
-ALTERED = ["report.json", "report.md", "seed-0/result.json", RECORDS, "config.yaml", NAME]
+ALTERED = ["report.json", "report.md", "seed-0/result.json", RECORDS, "config.yaml", AUDIT_LOG]
 
 
 @pytest.mark.parametrize("name", ALTERED)
@@ -159,7 +158,7 @@ def test_what_was_altered_is_neither_erased_nor_signed(run, name):
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("name", [*ALTERED, *FINDINGS])
+@pytest.mark.parametrize("name", [*ALTERED, *ATTACK_FILES])
 def test_an_altered_cell_keeps_the_whole_matrix_as_it_is(matrix, name):
     (matrix / "cells/b" / name).write_bytes(b"[1]")
     before = contents(matrix / "cells")
@@ -291,7 +290,7 @@ def test_without_yes_the_command_only_says_what_would_go(run):
 
 @pytest.mark.parametrize("log", [b"", b"{", b"[]\n"])
 def test_a_log_that_is_none_is_one_line(run, log):
-    (run / NAME).write_bytes(log)
+    (run / AUDIT_LOG).write_bytes(log)
     assert command("erase", run, "--yes").exit_code == 2
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.audit.chain import NAME, START, make_entry
-from fedproxy_secure.audit.seal import SIGNATURE
+from fedproxy_secure.audit.chain import START, make_entry
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, SIGNATURE
 from tests.support.audited_run import CONFIG, forged, problems, public_of, put
 from tests.support.sample_report import sample_report
 
@@ -23,14 +23,14 @@ def test_an_altered_missing_or_added_file_is_found_with_its_line(run):
     model = run / "seed-0/fused/model.safetensors"
     model.write_bytes(bytes(99) + b"\x01")
     assert (
-        f"seed-0/fused/model.safetensors: was altered: its SHA-256 is not that of line 7 of {NAME}"
+        f"seed-0/fused/model.safetensors: was altered: its SHA-256 is not that of line 7 of {AUDIT_LOG}"
         in problems(run)
     )
     model.unlink()
-    assert f"seed-0/fused/model.safetensors: is missing (line 7 of {NAME} has it)" in problems(run)
+    assert f"seed-0/fused/model.safetensors: is missing (line 7 of {AUDIT_LOG} has it)" in problems(run)
     model.write_bytes(bytes(100))
     (run / "seed-0/fused/modeling_evil.py").write_text("import os")
-    assert problems(run) == (f"seed-0/fused/modeling_evil.py: was added: {NAME} does not have it",)
+    assert problems(run) == (f"seed-0/fused/modeling_evil.py: was added: {AUDIT_LOG} does not have it",)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_an_altered_missing_or_added_file_is_found_with_its_line(run):
 )
 def test_hidden_files_and_keys_that_were_added_to_a_seed_are_found(run, name):
     RunFolder(path=run).write_text(name, "import os")
-    assert problems(run) == (f"{name}: was added: {NAME} does not have it",)
+    assert problems(run) == (f"{name}: was added: {AUDIT_LOG} does not have it",)
 
 
 def test_a_folder_that_is_linked_into_a_seed_is_found(run, tmp_path):
@@ -54,8 +54,8 @@ def test_a_folder_that_is_linked_into_a_seed_is_found(run, tmp_path):
     (run / "seed-0/more").symlink_to(tmp_path / "elsewhere")
     (run / "seed-0/nowhere").symlink_to(tmp_path / "gone")
     assert problems(run) == (
-        f"seed-0/more: a link was added: {NAME} does not have it",
-        f"seed-0/nowhere: a link was added: {NAME} does not have it",
+        f"seed-0/more: a link was added: {AUDIT_LOG} does not have it",
+        f"seed-0/nowhere: a link was added: {AUDIT_LOG} does not have it",
     )
 
 
@@ -78,7 +78,7 @@ def test_a_pipe_in_the_place_of_a_file_is_found_and_hangs_nobody(run):
     found = problems(run)
     assert any(p.startswith("seed-0/fused/model.safetensors: is missing") for p in found)
     assert any(p.startswith("report.json: is missing") for p in found)
-    assert f"seed-0/pipe: was added: {NAME} does not have it" in found
+    assert f"seed-0/pipe: was added: {AUDIT_LOG} does not have it" in found
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_what_is_no_signature_but_a_pipe_a_link_or_endless_is_found_and_hangs_no
 @pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
 @pytest.mark.parametrize("command", ["verify", "show"])
 def test_a_log_that_is_a_pipe_or_a_link_is_refused_in_one_line(run, make, command):
-    (run / NAME).unlink()
-    make(run / NAME)
+    (run / AUDIT_LOG).unlink()
+    make(run / AUDIT_LOG)
     done = CliRunner().invoke(app, ["audit", command, str(run)])
     assert done.exit_code == 2
     assert len(done.output.splitlines()) == 1
-    assert done.output.startswith(f"error: {run / NAME}: is ")
+    assert done.output.startswith(f"error: {run / AUDIT_LOG}: is ")
 
 
 def test_a_finished_seed_whose_number_is_a_path_is_not_looked_for_outside_the_folder(run, tmp_path):
@@ -131,7 +131,7 @@ def test_a_finished_seed_whose_number_is_a_path_is_not_looked_for_outside_the_fo
 def test_what_lies_beside_the_report_and_is_not_signed_is_named(run, name):
     RunFolder(path=run).write_text(name, "x")
     found = verify_run(run, key=public_of(run))
-    assert found.unsettled == (f"{name}: neither {NAME} nor {SIGNATURE} has it",)
+    assert found.unsettled == (f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it",)
     assert not found.verified
 
 
@@ -141,8 +141,8 @@ def test_folders_beside_the_seeds_that_are_links_are_named(run, tmp_path):
         (run / name).symlink_to(tmp_path / "elsewhere")
     found = verify_run(run, key=public_of(run))
     assert set(found.unsettled) == {
-        f"seed-0.csv: neither {NAME} nor {SIGNATURE} has it",
-        f"more: neither {NAME} nor {SIGNATURE} has it",
+        f"seed-0.csv: neither {AUDIT_LOG} nor {SIGNATURE} has it",
+        f"more: neither {AUDIT_LOG} nor {SIGNATURE} has it",
         "attacks: is a link",
         "tracking: is a link",
     }
@@ -160,7 +160,7 @@ def test_a_clients_key_that_was_there_when_the_seed_ended_may_be_there_or_be_rem
     assert verify_run(folder.path).whole
     folder.write_text("seed-0/federation/privacy/clinic.salt.key", "00")
     assert problems(folder.path) == (
-        f"seed-0/federation/privacy/clinic.salt.key: was added: {NAME} does not have it",
+        f"seed-0/federation/privacy/clinic.salt.key: was added: {AUDIT_LOG} does not have it",
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
+from fedproxy_secure.audit.chain import START, make_entry, parse_line
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import sign_report
 from fedproxy_secure.audit.verify import verify_run
@@ -16,6 +16,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.audited_run import (
     CONFIG,
     LINES,
@@ -34,7 +35,7 @@ def test_an_altered_line_is_found_wherever_it_is(run, number):
     fields["time"] = "1999-01-01T00:00:00+00:00"
     lines[number - 1] = json.dumps(fields, sort_keys=True).encode()
     put(run, lines)
-    assert any(p.startswith(f"{NAME}: line {number}: was altered") for p in problems(run))
+    assert any(p.startswith(f"{AUDIT_LOG}: line {number}: was altered") for p in problems(run))
 
 
 @pytest.mark.parametrize("number", range(1, LINES))
@@ -52,8 +53,8 @@ def test_a_line_altered_with_its_hash_lacks_the_signature(run, number):
     lines[number - 1] = forged.line()
     put(run, lines)
     found = problems(run)
-    assert f"{NAME}: line {number}: was altered: the signature is not the signer's" in found
-    assert f"{NAME}: line {number + 1}: does not follow from the line before it" in found
+    assert f"{AUDIT_LOG}: line {number}: was altered: the signature is not the signer's" in found
+    assert f"{AUDIT_LOG}: line {number + 1}: does not follow from the line before it" in found
 
 
 @pytest.mark.parametrize("number", range(1, LINES))
@@ -61,10 +62,8 @@ def test_a_missing_line_is_found_where_it_was(run, number):
     lines = lines_of(run)
     del lines[number - 1]
     put(run, lines)
-    holds = (
-        f"{NAME}: line {number}: holds event {number} where event {number - 1} must be: lines are missing"
-    )
-    assert holds in problems(run)
+    holds = f"line {number}: holds event {number} where event {number - 1} must be: lines are missing"
+    assert f"{AUDIT_LOG}: {holds}" in problems(run)
 
 
 @pytest.mark.parametrize("number", range(1, LINES))
@@ -73,25 +72,25 @@ def test_two_lines_that_change_places_are_found(run, number):
     lines[number - 1], lines[number] = lines[number], lines[number - 1]
     put(run, lines)
     found = problems(run)
-    assert any(p.startswith(f"{NAME}: line {number}: holds event {number} where event") for p in found)
+    assert any(p.startswith(f"{AUDIT_LOG}: line {number}: holds event {number} where event") for p in found)
     assert any("were moved or repeated" in p for p in found)
 
 
 def test_a_repeated_line_is_found(run):
     lines = lines_of(run)
     put(run, [*lines[:3], lines[2], *lines[3:]])
-    assert any(p.startswith(f"{NAME}: line 4: holds event 2 where event 3") for p in problems(run))
+    assert any(p.startswith(f"{AUDIT_LOG}: line 4: holds event 2 where event 3") for p in problems(run))
 
 
 @pytest.mark.parametrize("kept", range(1, LINES))
 def test_lines_cut_off_at_the_end_are_found_by_the_reports_signature(run, kept):
     put(run, lines_of(run)[:kept])
-    found = problems(run)
-    assert f"{NAME}: lines after line {kept} are missing: the report is signed over a later line" in found
+    holds = f"lines after line {kept} are missing: the report is signed over a later line"
+    assert f"{AUDIT_LOG}: {holds}" in problems(run)
 
 
 def test_a_log_that_is_gone_is_no_log(run):
-    (run / NAME).unlink()
+    (run / AUDIT_LOG).unlink()
     with pytest.raises(AuditError, match="cannot be read"):
         verify_run(run)
     put(run, [])
@@ -104,7 +103,7 @@ def test_a_log_that_is_gone_is_no_log(run):
 def test_a_line_that_is_none_is_named(run, line):
     lines = lines_of(run)
     put(run, [*lines[:2], line, *lines[2:]])
-    assert f"{NAME}: line 3: is not a line of an audit log" in problems(run)
+    assert f"{AUDIT_LOG}: line 3: is not a line of an audit log" in problems(run)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_a_line_that_only_means_the_same_is_not_the_same(run, change):
     assert change(lines[3]) != lines[3]
     lines[3] = change(lines[3])
     put(run, lines)
-    assert any(p.startswith(f"{NAME}: line 4: ") for p in problems(run))
+    assert any(p.startswith(f"{AUDIT_LOG}: line 4: ") for p in problems(run))
 
 
 def test_every_bit_of_a_line_counts(run):
@@ -156,7 +155,7 @@ def test_a_hash_or_signature_of_another_form_is_no_line_and_does_not_reach_the_t
     lines = lines_of(run)
     lines[number - 1] = json.dumps({**json.loads(lines[number - 1]), field: value}, sort_keys=True).encode()
     put(run, lines)
-    assert f"{NAME}: line {number}: is not a line of an audit log" in problems(run)
+    assert f"{AUDIT_LOG}: line {number}: is not a line of an audit log" in problems(run)
     done = CliRunner().invoke(app, ["audit", "verify", str(run)])
     assert done.exit_code == 1
     assert not {"\x1b", "\x07"} & set(done.output)
@@ -191,7 +190,7 @@ def test_a_whole_forgery_by_another_key_falls_to_the_pinned_key(run):
     pinned = CliRunner().invoke(app, ["audit", "verify", str(run), "--key", signer.hex()])
     assert pinned.exit_code == 1
     found = verify_run(run, key=signer)
-    assert found.problems == (f"{NAME}: line 1: names another signer than the key asked for",)
+    assert found.problems == (f"{AUDIT_LOG}: line 1: names another signer than the key asked for",)
     assert not found.pinned
 
 
@@ -206,4 +205,4 @@ def test_a_line_of_another_run_of_the_same_signer_does_not_fit(run, tmp_path):
     lines = lines_of(run)
     lines[2] = lines_of(other.path)[2]
     put(run, lines)
-    assert f"{NAME}: line 3: does not follow from the line before it" in problems(run)
+    assert f"{AUDIT_LOG}: line 3: does not follow from the line before it" in problems(run)

@@ -5,15 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from fedproxy_secure.audit.chain import NAME
 from fedproxy_secure.audit.keys import own_key_file
-from fedproxy_secure.audit.seal import FINDINGS
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.vouched import check_finished_seeds, vouched_files
 from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.errors import AuditError, ConfigError
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, AUDIT_LOG
 from tests.support.audited_run import CONFIG, ROUNDS, lines_of, put
 from tests.support.sample_report import sample_report
 
@@ -23,10 +22,10 @@ def test_a_run_does_not_go_on_over_a_broken_chain(run):
     for damage in (lambda s: s[:3] + s[4:], lambda s: [s[0], s[2], s[1], *s[3:]]):
         whole = lines_of(run)
         put(run, damage(whole))
-        before = (run / NAME).read_bytes()
+        before = (run / AUDIT_LOG).read_bytes()
         with pytest.raises(AuditError, match=r"audit\.jsonl: line"):
             Witness.open(folder, CONFIG, command="c")
-        assert (run / NAME).read_bytes() == before
+        assert (run / AUDIT_LOG).read_bytes() == before
         put(run, whole)
 
 
@@ -40,7 +39,7 @@ def test_a_run_does_not_go_on_from_a_result_that_was_altered(run):
 def attacked(run):
     """The run, with findings of attacks that its log vouches for."""
     (run / "attacks").mkdir()
-    for name in FINDINGS:
+    for name in ATTACK_FILES:
         (run / name).write_text("SUCCEEDED")
     witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
     signed_again(run, witness)
@@ -53,7 +52,7 @@ def signed_again(run, witness):
     witness.sign()
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *FINDINGS])
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", *ATTACK_FILES])
 def test_a_run_does_not_go_on_from_settings_or_findings_that_were_altered(attacked, name):
     """Else the owner's key would vouch for what somebody without it wrote."""
     (attacked / name).write_text("RESISTED")
@@ -72,19 +71,19 @@ def test_a_run_goes_on_without_findings_that_were_deleted_and_not_without_its_se
 
 def test_findings_that_an_attack_by_hand_changed_are_taken_where_the_runs_key_lay_beside_it(attacked):
     reopen_findings(attacked)
-    (attacked / FINDINGS[0]).write_text("found by hand")
+    (attacked / ATTACK_FILES[0]).write_text("found by hand")
     assert not verify_run(attacked).problems
     assert not verify_run(attacked).whole
     signed_again(attacked, Witness.open(RunFolder(path=attacked), CONFIG, command="c"))
     assert verify_run(attacked).whole
     own_key_file(attacked).rename(attacked.with_name("elsewhere"))
-    before = (attacked / NAME).read_bytes()
+    before = (attacked / AUDIT_LOG).read_bytes()
     reopen_findings(attacked)  # nobody can sign that they may change
-    assert (attacked / NAME).read_bytes() == before
+    assert (attacked / AUDIT_LOG).read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    "name", ["seed-0/federation/rounds.jsonl", "seed-0/fused/model.safetensors", FINDINGS[1]]
+    "name", ["seed-0/federation/rounds.jsonl", "seed-0/fused/model.safetensors", ATTACK_FILES[1]]
 )
 def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, name):
     """Findings of what somebody else put there would be signed, and the original put back."""
@@ -98,11 +97,11 @@ def test_nothing_is_attacked_that_was_altered_since_the_run_finished(attacked, n
 
 def test_findings_in_a_cell_are_left_to_the_log_above(run):
     (run / "attacks").mkdir()
-    for name in FINDINGS:
+    for name in ATTACK_FILES:
         (run / name).write_text("of the cell's own suite")
     witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
     witness.settle(findings=False)
-    assert not {*FINDINGS} & vouched_files(witness.log.entries).keys()
+    assert not {*ATTACK_FILES} & vouched_files(witness.log.entries).keys()
     assert not verify_run(run).problems
 
 
@@ -114,7 +113,7 @@ def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):
 
 
 def test_a_finished_run_without_its_log_gets_no_new_one(run):
-    (run / NAME).unlink()
+    (run / AUDIT_LOG).unlink()
     with pytest.raises(AuditError, match=r"audit\.jsonl: is missing, but seed-0 is finished"):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
 

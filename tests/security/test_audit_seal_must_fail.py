@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fedproxy_secure.audit.chain import parse_line
-from fedproxy_secure.audit.seal import SIGNATURE
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.cli.evidence import signed_as
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
+from fedproxy_secure.runtime.files.names import SIGNATURE
 from tests.support.audited_run import lines_of, problems, put
 
 

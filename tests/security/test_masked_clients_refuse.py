@@ -27,10 +27,10 @@ from fedproxy_secure.protect.secure_sum import attempt
 from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.files import folder_sha256
-from fedproxy_secure.record.saved_rounds import ROUNDS
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ROSTER, ROUNDS
 from fedproxy_secure.secagg.control import SEGMENTS, Control
-from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
+from fedproxy_secure.secagg.provision import load_roster, provision
 from fedproxy_secure.secagg.terms import Roster
 from tests.support.masked_rounds import STEPS, Wrapped, kept_in, masked_world, serve_with, with_
 from tests.support.parts import packed, parts

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import replace
 
-from fedproxy_secure.audit.chain import NAME, START, make_entry, parse_line
+from fedproxy_secure.audit.chain import START, make_entry, parse_line
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
@@ -11,6 +11,7 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.report.publish import write_texts
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.sample_report import sample_report
 
 ROUNDS = 4
@@ -49,11 +50,11 @@ def copied(folder, place):
 
 
 def lines_of(run):
-    return (run / NAME).read_bytes().splitlines()
+    return (run / AUDIT_LOG).read_bytes().splitlines()
 
 
 def put(run, lines):
-    (run / NAME).write_bytes(b"".join(line + b"\n" for line in lines))
+    (run / AUDIT_LOG).write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 def forged(folder, *told):

@@ -9,7 +9,8 @@ from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.selftest.hostile import TwoInboxes
-from fedproxy_secure.flower.server_app import FINAL, INITIAL, JOB, PROXY, serve
+from fedproxy_secure.flower.server_app import FINAL, INITIAL, PROXY, serve
+from fedproxy_secure.runtime.files.names import JOB
 
 READ = "read.json"
 app = ServerApp()

@@ -40,9 +40,10 @@ from fedproxy_secure.models.lent import LentModel
 from fedproxy_secure.protect.secure_sum import attempt as attempts
 from fedproxy_secure.protect.secure_sum import client as masked_client
 from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan, run_name
+from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.secagg import messages as protocol
 from fedproxy_secure.secagg.masking.client import ClientSession
-from fedproxy_secure.secagg.provision import ROSTER, load_identity, load_roster, provision
+from fedproxy_secure.secagg.provision import load_identity, load_roster, provision
 from fedproxy_secure.secagg.ring import add_packed
 from fedproxy_secure.secagg.terms import Terms
 from tests.support.client_model import Message, World

@@ -24,10 +24,10 @@ from attacks.registry import every
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import ConfigError, ModelError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.finding import FOLDER, Finding, Outcome
-from fedproxy_secure.evidence.kept import EVENTS
+from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, ATTACKS
 from fedproxy_secure.runtime.only_one import only_run_in
 from threat_models import get as threat_model
 
@@ -258,14 +258,14 @@ def test_an_attack_of_this_project_is_named_with_the_version_and_the_digest_of_i
 def test_only_the_findings_of_an_attack_whose_code_has_changed_are_forgotten(tmp_path):
     (one,) = results(finding()).attacks
     steady, other = replace(one, code_sha256="aa"), replace(one, name="other", code_sha256="bb")
-    events = RunFolder(path=tmp_path / FOLDER)
+    events = RunFolder(path=tmp_path)
     for name in (steady.name, other.name):
-        events.append_jsonl(EVENTS, {"attack": name})
+        events.append_jsonl(ATTACK_EVENTS, {"attack": name})
     forget_changed(tmp_path, (steady, other))
-    assert len(events.read_jsonl(EVENTS)) == 2
+    assert len(events.read_jsonl(ATTACK_EVENTS)) == 2
     forget_changed(tmp_path, (steady, replace(other, code_sha256="cc")))
-    assert events.read_jsonl(EVENTS) == [{"attack": steady.name}]
-    assert json.loads((tmp_path / FOLDER / CODE).read_text()).keys() == {steady.name, other.name}
+    assert events.read_jsonl(ATTACK_EVENTS) == [{"attack": steady.name}]
+    assert json.loads((tmp_path / ATTACKS / CODE).read_text()).keys() == {steady.name, other.name}
 
 
 # the form of results

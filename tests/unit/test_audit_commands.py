@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.audit.chain import NAME, START, make_entry
+from fedproxy_secure.audit.chain import START, make_entry
 from fedproxy_secure.audit.keys import make_key, own_key_file, parse_public
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
@@ -13,6 +13,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.run_logs import events, signer_of
 from tests.support.tiny import tiny_settings
 
@@ -99,7 +100,7 @@ def test_neither_show_nor_verify_hands_a_terminal_what_it_would_obey(tmp_path):
     third = make_entry(
         thief, previous=second.hash, seq=2, time="", event="files", body={"files": {evil: "00" * 32}}
     )
-    (tmp_path / NAME).write_bytes(b"".join(e.line() + b"\n" for e in (first, second, third)))
+    (tmp_path / AUDIT_LOG).write_bytes(b"".join(e.line() + b"\n" for e in (first, second, third)))
     for command in ("show", "verify"):
         shown = invoke(command, tmp_path)
         assert "[2J" in shown.stdout
@@ -112,17 +113,17 @@ def test_show_prints_one_line_an_event(finished, tmp_path):
     assert len(shown.stdout.splitlines()) == 12
     assert "participants: c0, c1, c2; round 1; seed 0" in shown.stdout
     assert invoke("show", tmp_path).exit_code == 2
-    (tmp_path / NAME).write_text("{}\n")
+    (tmp_path / AUDIT_LOG).write_text("{}\n")
     assert "line 1: is not a line of an audit log" in invoke("show", tmp_path).stderr
 
 
 def test_show_prints_the_log_of_a_run_that_goes_on_or_was_killed(finished, tmp_path):
-    whole = (finished / NAME).read_bytes()
-    (tmp_path / NAME).write_bytes(whole[:-20])
+    whole = (finished / AUDIT_LOG).read_bytes()
+    (tmp_path / AUDIT_LOG).write_bytes(whole[:-20])
     shown = invoke("show", tmp_path)
     assert shown.exit_code == 0
     *lines, last = shown.stdout.splitlines()
     assert lines == invoke("show", finished).stdout.splitlines()[:-1]
     assert last.startswith("line 12 is cut short")
-    (tmp_path / NAME).write_bytes(whole.replace(b"\n", b"\r\n", 1))
+    (tmp_path / AUDIT_LOG).write_bytes(whole.replace(b"\n", b"\r\n", 1))
     assert "line 1: " in invoke("show", tmp_path).stderr

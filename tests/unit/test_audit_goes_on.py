@@ -7,7 +7,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from fedproxy_secure.audit.chain import NAME, parse_line
+from fedproxy_secure.audit.chain import parse_line
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.tracing import find_leak, only_seed
 from fedproxy_secure.audit.verify import verify_run
@@ -16,9 +16,10 @@ from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.errors import AuditError, DataError, RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, read_findings, write_findings
-from fedproxy_secure.evidence.kept import EVENTS, read_events
+from fedproxy_secure.evidence.finding import read_findings, write_findings
+from fedproxy_secure.evidence.kept import read_events
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, AUDIT_LOG, FINDINGS
 from tests.support.gate_samples import finding
 from tests.support.signed_run import signed_run
 
@@ -35,18 +36,18 @@ def test_a_run_signed_with_a_key_from_elsewhere_is_checked_before_it_is_attacked
 
     make_key(tmp_path / "own.key")
     run = signed_run(tmp_path, key=tmp_path / "own.key").folder
-    before = (run / NAME).read_bytes()
+    before = (run / AUDIT_LOG).read_bytes()
     reopen_findings(run)
-    assert (run / NAME).read_bytes() == before
+    assert (run / AUDIT_LOG).read_bytes() == before
     (run / "seed-0/fused/model.safetensors").write_bytes(b"another")
     with pytest.raises(AuditError, match=r"fused/model\.safetensors: was altered"):
         reopen_findings(run)
 
 
 def test_seeds_of_a_log_with_a_broken_chain_are_not_taken_for_finished(run):
-    lines = (run / NAME).read_bytes().splitlines(keepends=True)
+    lines = (run / AUDIT_LOG).read_bytes().splitlines(keepends=True)
     event = [parse_line(line.rstrip(b"\n")).event for line in lines]
-    (run / NAME).write_bytes(b"".join(x for x, e in zip(lines, event, strict=True) if e != "finished"))
+    (run / AUDIT_LOG).write_bytes(b"".join(x for x, e in zip(lines, event, strict=True) if e != "finished"))
     (run / "seed-0/fused/model.safetensors").write_bytes(b"another")  # which no line vouches for now
     with pytest.raises(AuditError, match=r"audit\.jsonl: line \d+: .* are missing"):
         check_finished_seeds(run)
@@ -57,8 +58,8 @@ def test_a_log_that_is_a_pipe_or_a_link_is_refused_by_all_who_read_it(run, make,
     above = Witness.open(RunFolder.create(tmp_path / "above", CONFIG), CONFIG, command="c")
     shutil.move(run, tmp_path / "above" / "below")
     run = tmp_path / "above" / "below"
-    (run / NAME).unlink()
-    make(run / NAME)
+    (run / AUDIT_LOG).unlink()
+    make(run / AUDIT_LOG)
     for read in (
         lambda: check_finished_seeds(run),
         lambda: reopen_findings(run),
@@ -108,13 +109,13 @@ def test_what_a_seed_goes_on_from_is_there_until_the_log_has_its_end(tmp_path):
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     witness = Witness.open(folder, CONFIG, command="c")
     state = folder.write_bytes("seed-0/healing.safetensors", b"weights")
-    log = (folder.path / NAME).rename(tmp_path / "log")
-    (folder.path / NAME).mkdir()
+    log = (folder.path / AUDIT_LOG).rename(tmp_path / "log")
+    (folder.path / AUDIT_LOG).mkdir()
     with pytest.raises(RunFolderError, match="cannot be written"):
         witness.finished(0, b"{}", epsilon={}, without=("healing.safetensors",))
     assert state.exists()
-    (folder.path / NAME).rmdir()
-    log.rename(folder.path / NAME)
+    (folder.path / AUDIT_LOG).rmdir()
+    log.rename(folder.path / AUDIT_LOG)
     witness.finished(0, b"{}", epsilon={}, without=("healing.safetensors",))
     assert not state.exists()
     assert "seed-0/healing.safetensors" not in witness.log.entries[-1].body["files"]
@@ -122,8 +123,8 @@ def test_what_a_seed_goes_on_from_is_there_until_the_log_has_its_end(tmp_path):
 
 
 def test_the_commands_end_in_one_line_on_a_folder_whose_log_is_a_pipe(run):
-    (run / NAME).unlink()
-    os.mkfifo(run / NAME)
+    (run / AUDIT_LOG).unlink()
+    os.mkfifo(run / AUDIT_LOG)
     from fedproxy_secure.cli.app import app
 
     done = CliRunner().invoke(app, ["trace", "find", str(run), str(run)])
@@ -137,7 +138,7 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     run = signed_run(tmp_path).folder
     about = [finding("A2", seed=seed) for seed in (0, 1)]
     for one in about:
-        RunFolder(path=run / FOLDER).append_jsonl(EVENTS, one.to_json())
+        RunFolder(path=run).append_jsonl(ATTACK_EVENTS, one.to_json())
     write_findings(run, about)
     Witness.open(RunFolder(path=run), CONFIG, command="c").settle()
     shutil.rmtree(run / "seed-0")
@@ -151,4 +152,4 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     )
     assert "attacks/results.json" in vouched_files(witness.log.entries)
     witness.started(1)
-    assert not (run / FOLDER / RESULTS).exists()
+    assert not (run / FINDINGS).exists()

@@ -7,7 +7,7 @@ import os
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedproxy_secure.audit.chain import NAME, START, make_entry
+from fedproxy_secure.audit.chain import START, make_entry
 from fedproxy_secure.audit.examine import examine
 from fedproxy_secure.audit.keys import make_key, own_key_file, parse_public, run_key
 from fedproxy_secure.audit.log import AuditLog
@@ -15,6 +15,7 @@ from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.run_logs import events
 
 KEY = Secret(bytes(range(32)))
@@ -48,7 +49,7 @@ def test_every_event_is_on_disk_before_add_returns(log, tmp_path):
         entry = log.add("round", round=number, participants=("a", "b"))
         assert events(tmp_path)[-1] == entry
         assert log.head == entry.hash
-    found = examine((tmp_path / NAME).read_bytes())
+    found = examine((tmp_path / AUDIT_LOG).read_bytes())
     assert found.problems == ()
     assert found.public == signing_public(KEY)
     assert [e.seq for e in found.entries] == [0, 1, 2, 3]
@@ -58,7 +59,7 @@ def test_a_log_opened_again_goes_on_in_the_same_chain(log, tmp_path):
     log.add("round", round=0)
     again = AuditLog.open(RunFolder(path=tmp_path), KEY, {"command": "other"})
     again.add("round", round=1)
-    assert examine((tmp_path / NAME).read_bytes()).problems == ()
+    assert examine((tmp_path / AUDIT_LOG).read_bytes()).problems == ()
     assert [e.event for e in events(tmp_path)] == ["opened", "round", "round"]
     assert events(tmp_path)[0].body["command"] == "c"
 
@@ -67,15 +68,15 @@ def test_a_log_opened_again_goes_on_in_the_same_chain(log, tmp_path):
 def test_a_line_that_a_kill_cut_short_is_dropped_on_the_way_on(log, tmp_path, cut):
     log.add("round", round=0)
     log.add("round", round=1)
-    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:-cut])
-    assert examine((tmp_path / NAME).read_bytes()).cut
+    (tmp_path / AUDIT_LOG).write_bytes((tmp_path / AUDIT_LOG).read_bytes()[:-cut])
+    assert examine((tmp_path / AUDIT_LOG).read_bytes()).cut
     AuditLog.open(RunFolder(path=tmp_path), KEY, {}).add("round", round=1)
     assert [e.body.get("round") for e in events(tmp_path)] == [None, 0, 1]
-    assert examine((tmp_path / NAME).read_bytes()).problems == ()
+    assert examine((tmp_path / AUDIT_LOG).read_bytes()).problems == ()
 
 
 def test_a_first_line_cut_short_begins_the_log_anew(tmp_path):
-    (tmp_path / NAME).write_bytes(b'{"body": {"pub')
+    (tmp_path / AUDIT_LOG).write_bytes(b'{"body": {"pub')
     AuditLog.open(RunFolder(path=tmp_path), KEY, {})
     assert [e.event for e in events(tmp_path)] == ["opened"]
 

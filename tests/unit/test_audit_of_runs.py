@@ -11,9 +11,9 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from fedproxy_secure.audit.chain import NAME, Entry
+from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.keys import own_key_file, parse_public
-from fedproxy_secure.audit.seal import FINDINGS, files_below, report_files
+from fedproxy_secure.audit.seal import files_below, report_files
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.vouched import remedy_for_cell
 from fedproxy_secure.audit.witness import Witness
@@ -23,6 +23,7 @@ from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ATTACK_FILES, AUDIT_LOG
 from fedproxy_secure.secagg.provision import load_roster
 from tests.support.run_logs import events, signer_of
 from tests.support.tiny import tiny_settings
@@ -100,7 +101,7 @@ def test_every_file_of_a_seed_is_vouched_for_and_the_rest_is_signed(finished):
     assert not vouched & signed
     everything = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     neither = {n for n in everything - vouched - signed if not n.startswith("tracking/")}
-    assert neither == {NAME, "report.sig"}
+    assert neither == {AUDIT_LOG, "report.sig"}
 
 
 def test_the_report_is_signed_over_the_head_and_verifies(finished):
@@ -122,9 +123,9 @@ def test_neither_the_key_nor_its_place_gets_into_the_folder(finished):
 
 
 def test_going_on_with_a_finished_run_adds_nothing(finished, settings):
-    before = (finished / NAME).read_bytes()
+    before = (finished / AUDIT_LOG).read_bytes()
     again = run(parse_config(settings), finished, resume=True, command="again")
-    assert (finished / NAME).read_bytes() == before
+    assert (finished / AUDIT_LOG).read_bytes() == before
     assert again.audit_head == Report.load(finished).audit_head
     assert verify_run(finished).whole
 
@@ -264,7 +265,7 @@ def test_findings_may_change_once_the_run_is_attacked_anew(finished, settings, t
     config = parse_config(settings)
     run(config, folder, resume=True)
     before = len(events(folder))
-    Witness.open(RunFolder(path=folder), config, command="c").reopen(*FINDINGS)
+    Witness.open(RunFolder(path=folder), config, command="c").reopen(*ATTACK_FILES)
     assert [e.event for e in events(folder)[before:]] == ["resumed", "reopened"]
     assert not verify_run(folder).problems
     assert not verify_run(folder).whole
@@ -278,7 +279,14 @@ def test_findings_may_change_once_the_run_is_attacked_anew(finished, settings, t
 
 
 def test_what_is_part_of_the_run_is_no_part_of_the_report(tmp_path):
-    for name in ("report.json", "chart.png", "seed-0/x.json", "cells/a/report.json", "attacks/r", NAME):
+    for name in (
+        "report.json",
+        "chart.png",
+        "seed-0/x.json",
+        "cells/a/report.json",
+        "attacks/r",
+        AUDIT_LOG,
+    ):
         RunFolder(path=tmp_path).write_text(name, "x")
     RunFolder(path=tmp_path).write_text("seed-0/.partial-1", "x")
     assert report_files(tmp_path) == ["chart.png", "report.json"]
@@ -298,7 +306,7 @@ def test_a_run_that_was_killed_outright_goes_on_in_its_chain(settings, finished,
     process = subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 100
     while time.monotonic() < until and process.poll() is None:
-        if (folder / NAME).exists() and (folder / NAME).read_bytes().count(b"\n") >= 4:
+        if (folder / AUDIT_LOG).exists() and (folder / AUDIT_LOG).read_bytes().count(b"\n") >= 4:
             break  # the first round is told
         time.sleep(0.02)
     process.kill()
@@ -326,9 +334,9 @@ def test_a_matrix_is_signed_over_the_logs_of_its_cells(settings, tmp_path):
     cell = tmp_path / "m" / inner["folder"]
     assert events(cell)[0].body["public_key"] == events(tmp_path / "m")[0].body["public_key"]
     assert "signing_key: null" in (cell / "config.yaml").read_text()
-    before = (tmp_path / "m" / NAME).read_bytes()
+    before = (tmp_path / "m" / AUDIT_LOG).read_bytes()
     matrix(config, tmp_path / "m", resume=True)
-    assert (tmp_path / "m" / NAME).read_bytes() == before
+    assert (tmp_path / "m" / AUDIT_LOG).read_bytes() == before
     (cell / "seed-0/fused/model.safetensors").write_bytes(b"another model")
     assert any("model.safetensors: was altered" in p for p in verify_run(tmp_path / "m").problems)
 

@@ -16,11 +16,12 @@ from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.method import Method
 from fedproxy_secure.experiments.run import run
-from fedproxy_secure.experiments.sweeps.matrix_cells import DONE, cells_of
+from fedproxy_secure.experiments.sweeps.matrix_cells import cells_of
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.experiments.tracking import NEEDS
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import CELL_DONE
 from tests.support.tiny import tiny_settings
 
 pytestmark = pytest.mark.torch
@@ -137,11 +138,11 @@ def test_what_is_finished_needs_no_library_any_more(tmp_path):
         config = parse_config({"seeds": [0, 1], "track": ["mlflow"], "matrix": swept})
         every, refused = cells_of(config)
         assert (len(every), len(refused)) == (2, 1)
-        RunFolder(path=tmp_path).write_json(f"cells/needs_more-0.5-fedavg-lora-seed0/{DONE}", {})
+        RunFolder(path=tmp_path).write_json(f"cells/needs_more-0.5-fedavg-lora-seed0/{CELL_DONE}", {})
         cells, refused = cells_of(config, tmp_path)
         assert len(cells) == 3
         assert refused == ["needs_more-0.5-fedavg-lora: protect.scheme=needs_more: needs the extra more"]
-        RunFolder(path=tmp_path).write_json(f"cells/needs_more-0.5-fedavg-lora-seed1/{DONE}", {})
+        RunFolder(path=tmp_path).write_json(f"cells/needs_more-0.5-fedavg-lora-seed1/{CELL_DONE}", {})
         cells, refused = cells_of(config, tmp_path)
         assert (len(cells), refused) == (4, [])
 

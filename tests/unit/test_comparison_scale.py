@@ -144,7 +144,7 @@ def test_a_proxys_record_is_in_the_report_with_the_seeds_it_rests_on(tmp_path):
     assert row.likeness.cka.value == pytest.approx(0.8)
     assert row.before_healing.kl.value == 2.5
     healed, unknown = proxy_notes(results, records)
-    assert "KL of the LLM and the proxy 2.00 before, 0.50 nats a token after (seeds 0, 1)" in healed
+    assert "KL of the LLM and the proxy 2.00 before, 0.50 nats per token after (seeds 0, 1)" in healed
     assert "at 0.25 (seed 2)" in unknown
 
 

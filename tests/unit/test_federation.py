@@ -21,8 +21,8 @@ from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.models.adapters import attach, get_vector
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.proxy_intake import store as proxy_store
-from fedproxy_secure.record.leakage import LEDGER
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import LEAKAGE
 from tests.support.tiny import save_tiny, tiny_settings
 
 
@@ -71,7 +71,7 @@ def test_what_flowed_in_an_aborted_round_stays_in_the_ledger_and_is_marked(world
         with pytest.raises(RoundAborted):
             serve(InProcessGrid(Wrapped({2}), 3), job, folder, initial, run_folder=tmp_path)
         serve(InProcessGrid(Wrapped(set()), 3), job, folder, initial, run_folder=tmp_path)
-    rows = RunFolder(path=tmp_path).read_jsonl(LEDGER)
+    rows = RunFolder(path=tmp_path).read_jsonl(LEAKAGE)
     updates = [(row.get("aborted", False), row["count"]) for row in rows if row["message"] == "Update"]
     assert updates == [(True, 2), (False, 3)]
 

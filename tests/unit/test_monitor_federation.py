@@ -18,10 +18,11 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.monitor.event_log import VARIABLE, EventLog
 from fedproxy_secure.monitor.metrics import metrics
 from fedproxy_secure.monitor.noting import ledger_bytes
-from fedproxy_secure.monitor.owner import JOB, owner_standing
+from fedproxy_secure.monitor.owner import owner_standing
 from fedproxy_secure.monitor.page import page
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import JOB
 from tests.support.tiny import tiny_settings
 
 ROUNDS = 2

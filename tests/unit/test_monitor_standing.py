@@ -17,10 +17,11 @@ from fedproxy_secure.journal.store import create_journal, journal_file
 from fedproxy_secure.monitor.event_log import EventLog
 from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.metrics import metrics
-from fedproxy_secure.monitor.owner import JOB, owner_standing
+from fedproxy_secure.monitor.owner import owner_standing
 from fedproxy_secure.monitor.page import page
 from fedproxy_secure.monitor.site import site_standing
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import JOB
 
 SUM = DiscreteSum(
     mechanism="skellam", variance=4e4, l2=100.0, l1=1000.0, dimension=100, summands=2, rounds=1

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.only_one import FILE, only_run_in, running, the_only_one
+from fedproxy_secure.runtime.files.names import RUNNING
+from fedproxy_secure.runtime.only_one import only_run_in, running, the_only_one
 from tests.support.signed_run import signed_run
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +69,8 @@ def test_a_killed_holder_holds_no_more_though_a_program_that_it_started_lives_on
         holder.stdout.close()
         os.kill(child, 0)  # it lives
         with only_run_in(tmp_path):
-            assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
-        assert not (tmp_path / FILE).exists()
+            assert json.loads((tmp_path / RUNNING).read_text())["pid"] == os.getpid()
+        assert not (tmp_path / RUNNING).exists()
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -88,7 +89,7 @@ def test_a_holder_that_ends_soon_is_waited_for(tmp_path):
 
 def test_a_lock_on_a_file_that_its_holder_has_removed_counts_for_nothing(tmp_path):
     with the_only_one(tmp_path, "a", remedy="wait"):
-        (tmp_path / FILE).unlink()
+        (tmp_path / RUNNING).unlink()
         with the_only_one(tmp_path, "b", remedy="wait"):
             assert running(tmp_path) == os.getpid()
 
@@ -106,7 +107,7 @@ def test_a_place_that_cannot_be_a_folder_is_one_line(tmp_path):
 def test_what_a_killed_process_left_makes_no_folder_foreign(tmp_path):
     from fedproxy_secure.config import Config
 
-    (tmp_path / FILE).write_text("{}")
+    (tmp_path / RUNNING).write_text("{}")
     RunFolder.create(tmp_path, Config())
 
 

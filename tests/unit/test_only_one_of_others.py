@@ -11,7 +11,8 @@ import pytest
 
 from fedproxy_secure.deploy.running import stop, the_only_one
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.runtime.only_one import FILE, running
+from fedproxy_secure.runtime.files.names import RUNNING
+from fedproxy_secure.runtime.only_one import running
 
 
 def test_a_folder_runs_one_process_which_is_found_while_it_runs(tmp_path):
@@ -31,12 +32,12 @@ def test_a_folder_runs_one_process_which_is_found_while_it_runs(tmp_path):
 def held_by_another_user(folder):
     """Name a process that this one may not end as the holder of a folder, while the block lasts."""
     if os.geteuid() != 0:
-        (folder / FILE).write_text(json.dumps({"pid": 1}))
+        (folder / RUNNING).write_text(json.dumps({"pid": 1}))
         yield
         return
     folder.chmod(0o755)
     with subprocess.Popen(["sleep", "60"], user=1) as other:
-        (folder / FILE).write_text(json.dumps({"pid": other.pid}))
+        (folder / RUNNING).write_text(json.dumps({"pid": other.pid}))
         assert running(folder) == other.pid  # loads what only root may read
         os.seteuid(2)  # root may end any process
         try:

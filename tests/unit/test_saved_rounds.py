@@ -8,9 +8,8 @@ import pytest
 
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.record.leakage import LEDGER, Ledger
+from fedproxy_secure.record.leakage import Ledger
 from fedproxy_secure.record.saved_rounds import (
-    ROUNDS,
     STATE,
     UNMASKED,
     note_unmasked,
@@ -19,6 +18,7 @@ from fedproxy_secure.record.saved_rounds import (
     with_remedy,
 )
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import LEAKAGE, ROUNDS
 
 
 def state(number):
@@ -41,15 +41,15 @@ def folder(tmp_path):
 def test_a_round_without_a_state_did_not_end_but_what_flowed_in_it_stays(folder):
     assert resumed(folder, state(0)).round == 1
     assert [line["round"] for line in folder.read_jsonl(ROUNDS)] == [0]
-    flowed = [(line["round"], line.get("aborted", False)) for line in folder.read_jsonl(LEDGER)]
+    flowed = [(line["round"], line.get("aborted", False)) for line in folder.read_jsonl(LEAKAGE)]
     assert flowed == [(0, False), (1, True)]
-    before = (folder.path / LEDGER).read_bytes()
+    before = (folder.path / LEAKAGE).read_bytes()
     resumed(folder, state(0))
-    assert (folder.path / LEDGER).read_bytes() == before
+    assert (folder.path / LEAKAGE).read_bytes() == before
 
 
 def test_on_a_full_disk_the_lines_stay_as_they_were(folder, monkeypatch):
-    before = {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEDGER)}
+    before = {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEAKAGE)}
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -57,7 +57,7 @@ def test_on_a_full_disk_the_lines_stay_as_they_were(folder, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left"):
         resumed(folder, state(0))
-    assert {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEDGER)} == before
+    assert {name: (folder.path / name).read_bytes() for name in (ROUNDS, LEAKAGE)} == before
 
 
 def test_a_state_of_another_size_is_another_runs(folder):

@@ -176,7 +176,7 @@ def test_progress_counts_what_is_left_and_names_what_came(clean_run):
 
 def test_a_run_that_was_not_recorded_is_refused(tmp_path):
     (tmp_path / "seed-0").mkdir()
-    with pytest.raises(RunFolderError, match="no seed was recorded, or .*; run with --record"):
+    with pytest.raises(RunFolderError, match=r"no seed was recorded, or .*; run with --record"):
         seed_folders(tmp_path)
 
 

@@ -17,7 +17,6 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.tracking import (
-    FOLDER,
     NEEDS,
     Place,
     Trackers,
@@ -26,6 +25,7 @@ from fedproxy_secure.experiments.tracking import (
     require,
     round_values,
 )
+from fedproxy_secure.runtime.files.names import TRACKING
 from tests.support.sample_report import sample_report
 from tests.support.tiny import tiny_settings
 
@@ -143,7 +143,7 @@ def test_a_tracker_that_fails_ends_neither_the_run_nor_the_others(tmp_path, capl
     assert told == [
         f"track={name}: gets no more numbers, the run goes on: ValueError" for name in ("mlflow", "wandb")
     ]
-    assert len(scalars(tmp_path / FOLDER / "tensorboard" / "seed-0")["round/loss"]) == 3
+    assert len(scalars(tmp_path / TRACKING / "tensorboard" / "seed-0")["round/loss"]) == 3
 
 
 def test_a_tracker_that_cannot_be_closed_leaves_none_open(caplog):
@@ -154,7 +154,7 @@ def test_a_tracker_that_cannot_be_closed_leaves_none_open(caplog):
 
 
 def test_a_tracker_that_cannot_be_opened_is_one_line_with_a_remedy(tmp_path):
-    (tmp_path / FOLDER).write_text("in the way")
+    (tmp_path / TRACKING).write_text("in the way")
     with pytest.raises(RunFolderError, match=r"track=tensorboard: cannot be opened: .* track=\[\] does"):
         open_tracker(["tensorboard"], place(tmp_path))
 
@@ -180,18 +180,18 @@ def test_tensorboard_reads_what_was_written_over_a_kill(tmp_path):
     tracker = open_tracker(["tensorboard"], place(tmp_path))
     tracker.log(0, {"round/loss": 2.5})
     # killed here: not closed, but flushed
-    assert scalars(tmp_path / FOLDER / "tensorboard" / "seed-0") == {"round/loss": [(0, 2.5)]}
+    assert scalars(tmp_path / TRACKING / "tensorboard" / "seed-0") == {"round/loss": [(0, 2.5)]}
     with closing(open_tracker(["tensorboard"], place(tmp_path))) as again:
         again.log(1, {"round/loss": 1.25})
     tracker.close()
-    assert scalars(tmp_path / FOLDER / "tensorboard" / "seed-0") == {"round/loss": [(0, 2.5), (1, 1.25)]}
+    assert scalars(tmp_path / TRACKING / "tensorboard" / "seed-0") == {"round/loss": [(0, 2.5), (1, 1.25)]}
 
 
 @pytest.mark.slow
 def test_a_run_leaves_its_rounds_and_measures_for_tensorboard(tmp_path):
     settings = tiny_settings(tmp_path / "tiny", federate={"rounds": 2})
     report = run(parse_config(settings), tmp_path / "run")
-    board = tmp_path / "run" / FOLDER / "tensorboard"
+    board = tmp_path / "run" / TRACKING / "tensorboard"
     lines = [
         json.loads(x) for x in (tmp_path / "run/seed-0/federation/rounds.jsonl").read_text().splitlines()
     ]
@@ -236,7 +236,7 @@ def track(name, folder, **environment):
 @needs("mlflow")
 def test_mlflow_has_one_run_over_a_kill_in_a_local_store(tmp_path):
     track("mlflow", tmp_path)
-    with closing(sqlite3.connect(tmp_path / FOLDER / "mlflow.db")) as store:
+    with closing(sqlite3.connect(tmp_path / TRACKING / "mlflow.db")) as store:
         metrics = store.execute("select key, step, value from metrics order by key, step").fetchall()
         runs = store.execute("select name, status, user_id, source_name from runs").fetchall()
         (experiment,) = store.execute("select name from experiments where name != 'Default'").fetchall()
@@ -255,14 +255,14 @@ def test_mlflow_has_one_run_over_a_kill_in_a_local_store(tmp_path):
 def test_mlflow_goes_where_the_environment_says(tmp_path):
     track("mlflow", tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/own.db")
     assert (tmp_path / "own.db").is_file()
-    assert not (tmp_path / FOLDER / "mlflow.db").exists()
+    assert not (tmp_path / TRACKING / "mlflow.db").exists()
 
 
 @pytest.mark.slow
 @needs("wandb")
 def test_wandb_stays_offline_and_is_told_numbers_alone(tmp_path):
     track("wandb", tmp_path)
-    files = sorted((tmp_path / FOLDER / "wandb").glob("offline-run-*/run-*.wandb"))
+    files = sorted((tmp_path / TRACKING / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2  # one a process; the same id, so that `wandb sync` makes one run of them
     assert len({f.name for f in files}) == 1
     rows = [row for file in files for row in history(file)]
@@ -271,7 +271,7 @@ def test_wandb_stays_offline_and_is_told_numbers_alone(tmp_path):
         (1, 1.5, 3.0),
     ]
     host = os.uname().nodename.encode()
-    for file in (p for p in (tmp_path / FOLDER / "wandb").glob("offline-run-*/files/*") if p.is_file()):
+    for file in (p for p in (tmp_path / TRACKING / "wandb").glob("offline-run-*/files/*") if p.is_file()):
         assert host not in file.read_bytes()
         assert file.name not in ("wandb-metadata.json", "requirements.txt")
 

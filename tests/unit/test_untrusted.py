@@ -5,21 +5,22 @@ import json
 import pytest
 import yaml
 
-from fedproxy_secure.audit.chain import NAME, parse_line
-from fedproxy_secure.audit.seal import SIGNATURE, read_seal
+from fedproxy_secure.audit.chain import parse_line
+from fedproxy_secure.audit.seal import read_seal
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.config import load_config, parse_config
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import AuditError, DataError, FedProxyError, RunFolderError
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, read_findings
+from fedproxy_secure.evidence.finding import read_findings
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
 from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.record.private import read_private, write_records
 from fedproxy_secure.report.measured import read_seed
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.runtime.artifacts import MANIFEST, RunFolder
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FINDINGS, MANIFEST, SIGNATURE
 from fedproxy_secure.runtime.untrusted import (
     MOST_LINE_BYTES,
     MOST_NESTED,
@@ -162,7 +163,7 @@ def joined(place, text):
 
 
 def findings(place, text):
-    RunFolder(path=place).write_text(f"{FOLDER}/{RESULTS}", text)
+    RunFolder(path=place).write_text(FINDINGS, text)
     return read_findings(place)
 
 
@@ -245,10 +246,10 @@ def test_a_line_too_long_to_be_a_record_is_named_before_it_is_held(tmp_path):
 
 
 def test_a_line_of_an_audit_log_that_is_nested_too_deeply_is_a_problem_of_that_line(tmp_path):
-    (tmp_path / NAME).write_text(DEEP + "\n" + CLOSED + "\n")
+    (tmp_path / AUDIT_LOG).write_text(DEEP + "\n" + CLOSED + "\n")
     found = verify_run(tmp_path).problems
-    assert f"{NAME}: line 1: is not a line of an audit log" in found
-    assert f"{NAME}: line 2: is not a line of an audit log" in found
+    assert f"{AUDIT_LOG}: line 1: is not a line of an audit log" in found
+    assert f"{AUDIT_LOG}: line 2: is not a line of an audit log" in found
 
 
 def test_errors_keep_their_kind(tmp_path):

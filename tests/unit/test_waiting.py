@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, SignsOfLife, patiently, waited_for, watch
 from fedproxy_secure.flower.patience import SHARE, Patience, pause_s
-from fedproxy_secure.flower.server_app import ALIVE, TROUBLE
-from fedproxy_secure.flower.waiting import FILE, MOST_REASON, Wait, WaitNotes, with_reasons
+from fedproxy_secure.flower.server_app import ALIVE
+from fedproxy_secure.flower.waiting import MOST_REASON, Wait, WaitNotes, with_reasons
+from fedproxy_secure.runtime.files.names import TROUBLE, WAITS
 
 LEAST_S, MOST_S = 0.05, 0.4
 NAMES = ("bank", "clinic")
@@ -190,4 +191,4 @@ def test_many_sites_and_long_reasons_stay_one_bounded_line():
 
 def test_a_note_is_whole_or_not_there(tmp_path):
     waiting_since(tmp_path, 5)
-    assert json.loads((tmp_path / FILE).read_text())["names"] == list(NAMES)
+    assert json.loads((tmp_path / WAITS).read_text())["names"] == list(NAMES)

@@ -9,7 +9,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.experiments.sweeps.prepared_proxies import PROXIES, WEIGHTS, forget_weights
+from fedproxy_secure.experiments.sweeps.prepared_proxies import forget_weights
+from fedproxy_secure.runtime.files.names import HEALING, PROXIES
 from fedproxy_secure.runtime.files.whole import (
     created_private,
     remove_private,
@@ -146,23 +147,23 @@ def test_healing_that_does_not_fit_on_the_disk_leaves_what_was_saved_before(tmp_
     import torch
     from torch import nn
 
-    from fedproxy_secure.compress.healing.state import FILE, HealingState
+    from fedproxy_secure.compress.healing.state import HealingState
 
     state = HealingState(tmp_path, key="k")
     state.finish([nn.Parameter(torch.ones(4))], {"kl": 1.0})
-    with full_disk(), pytest.raises(RunFolderError, match=f"{FILE}: cannot be written"):
+    with full_disk(), pytest.raises(RunFolderError, match=f"{HEALING}: cannot be written"):
         state.finish([nn.Parameter(torch.ones(4000))], {"kl": 2.0})
     read = [nn.Parameter(torch.zeros(4))]
     assert state.finished(read) == {"kl": 1.0}
     assert read[0].tolist() == [1.0] * 4
-    assert os.listdir(tmp_path) == [FILE]
-    assert mode(tmp_path / FILE) == 0o600
+    assert os.listdir(tmp_path) == [HEALING]
+    assert mode(tmp_path / HEALING) == 0o600
 
 
 def test_weights_that_no_cell_needs_leave_nothing_behind(tmp_path):
     place = tmp_path / PROXIES / "0.5-seed0"
     place.mkdir(parents=True)
-    for name in (WEIGHTS, unfinished(place / WEIGHTS).name):
+    for name in (HEALING, unfinished(place / HEALING).name):
         (place / name).write_text("")
     forget_weights(tmp_path, [])
     assert os.listdir(tmp_path) == []

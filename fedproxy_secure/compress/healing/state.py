@@ -16,17 +16,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.files.names import HEALING
 from fedproxy_secure.runtime.files.whole import replacing
 
 log = logging.getLogger(__name__)
-FILE = "healing.safetensors"
 
 
 class HealingState:
     """The state below `folder`, None for nowhere; what was written with another `key` counts as nothing."""
 
     def __init__(self, folder: Path | None, *, key: str) -> None:
-        self._path = None if folder is None else folder / FILE
+        self._path = None if folder is None else folder / HEALING
         self._key = key
 
     def finished(self, parameters: list[nn.Parameter]) -> dict[str, Any] | None:

@@ -23,11 +23,11 @@ from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import CELL_DONE, CELL_FAILED, CELLS, SETTINGS_FILE, seed_folder
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
 MOST_NAME = 200  # characters of a folder's name; file systems take 255
-CELLS, DONE, FAILED = "cells", "cell.json", "failed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class MatrixCell:
     @property
     def command(self) -> str:
         """The command that runs this cell alone, from the matrix's folder."""
-        return f"fedproxy-secure run {self.folder}/config.yaml --record"
+        return f"fedproxy-secure run {self.folder}/{SETTINGS_FILE} --record"
 
 
 def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell], list[str]]:
@@ -209,26 +209,26 @@ def measure_cell(
     proxy = proxy_of(config, cell)
     if proxy is not None:
         RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
-        proxy.link_into(out, folder / f"seed-{cell.seed}")
+        proxy.link_into(out, folder / seed_folder(cell.seed))
     run(own, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
     if config.attacks.suite != "none":
         attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)
-    RunFolder(path=folder).write_json(DONE, {"seconds": time.perf_counter() - began})
+    RunFolder(path=folder).write_json(CELL_DONE, {"seconds": time.perf_counter() - began})
 
 
 def is_done(out: Path, cell: MatrixCell) -> bool:
     """Return whether the cell has ended well."""
-    return (out / cell.folder / DONE).exists()
+    return (out / cell.folder / CELL_DONE).exists()
 
 
 def note_failure(place: Path, line: str) -> None:
     """Write into the folder of a cell why it has none of the results it should have."""
-    RunFolder(path=place).write_json(FAILED, {"error": line})
+    RunFolder(path=place).write_json(CELL_FAILED, {"error": line})
 
 
 def why_failed(place: Path) -> str:
     """Return what `note_failure` wrote, or `did not finish`."""
     try:
-        return str(read_json(place / FAILED)["error"])
+        return str(read_json(place / CELL_FAILED)["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return "did not finish"

@@ -30,6 +30,7 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     configuration_of,
     cost_against,
+    read_result,
     read_seed,
     without_losses,
 )
@@ -44,9 +45,8 @@ from fedproxy_secure.report.spending import (
 )
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.artifacts import environment
-from fedproxy_secure.runtime.untrusted import read_json
+from fedproxy_secure.runtime.files.names import BASELINES, seed_folder
 
-BASELINES = "baselines"
 UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
 
 
@@ -181,7 +181,7 @@ def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[st
     found: dict[str, dict[int, float]] = {}
     for cell in cells:
         if is_done(out, cell):
-            result = read_json(out / cell.folder / f"seed-{cell.seed}" / "result.json")
+            result = read_result(out / cell.folder / seed_folder(cell.seed))
             found.setdefault(title_of(cell, config), {}).update(found_scales({cell.seed: result}))
     return found
 

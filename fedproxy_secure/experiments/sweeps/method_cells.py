@@ -32,6 +32,7 @@ from fedproxy_secure.experiments.results import (
     to_texts,
 )
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.files.names import CELLS
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -225,7 +226,7 @@ def run_cell(
 
 def cell_file(out: Path, cell: Cell) -> Path:
     """Return the path of a finished cell's record."""
-    return out / "cells" / f"{cell.name}.json"
+    return out / CELLS / f"{cell.name}.json"
 
 
 def write_cell(out: Path, result: CellResult) -> None:

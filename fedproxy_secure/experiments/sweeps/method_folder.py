@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.number import named_seeds
@@ -26,6 +24,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     settings_sha256,
 )
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import CELLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
     if not resume:
         return RunFolder.create(out, settings)
     folder = RunFolder.resume(out, settings)
-    folder.write_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    folder.write_settings(settings)
     return folder
 
 
@@ -110,7 +109,7 @@ def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]
             f"Not finished: {len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."
         )
     expected = {f"{c.name}.json" for c in cells}
-    others = sorted(f.name for f in (out / "cells").glob("*.json") if f.name not in expected)
+    others = sorted(f.name for f in (out / CELLS).glob("*.json") if f.name not in expected)
     if others:
         shown = ", ".join(name.removesuffix(".json") for name in others[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""

@@ -9,10 +9,10 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.method import Method, method_of
-from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes
+from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes, healing_note
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
-from fedproxy_secure.experiments.sweeps.prepared_proxies import HEALING, PROXIES, RECORD
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.runtime.files.names import PROXIES, PROXY_RECORD
 
 
 def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
@@ -59,27 +59,31 @@ def proxy_notes(
     for ratio, seeds in sorted(wanted.items()):
         there = records.get(ratio, {})
         if healed := {s: record["healing"] for s, record in there.items() if "healing" in record}:
-            notes.append(_healing_note(ratio, healed))
+            notes.append(_healed(ratio, healed))
         if lacking := sorted(seeds - there.keys()):
             unknown.append(f"at {ratio:g} ({named_seeds(lacking)})")
     if unknown:
         notes.append(
-            f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. No {PROXIES}/NAME/{RECORD} of "
-            "these settings says it; cells that were copied come without."
+            f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. "
+            f"No {PROXIES}/NAME/{PROXY_RECORD} of these settings says it; "
+            "cells that were copied come without."
         )
     return notes
 
 
-def _healing_note(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
+def _healed(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
     """Return what healing did to a proxy, the mean over seeds."""
-    kl_before, kl_after, tokens, seconds = (
-        sum(h[key] for h in healed.values()) / len(healed) for key in HEALING
+    before, after = (
+        sum(h[key] for h in healed.values()) / len(healed) for key in ("kl_before", "kl_after")
     )
-    return (
-        f"The proxy at {ratio:g} was healed on {tokens:,.0f} tokens of public text, in {seconds:.0f} s: on "
-        f"windows that healing held out, KL of the LLM and the proxy {kl_before:.2f} before, "
-        f"{kl_after:.2f} nats a token after ({named_seeds(healed)})."
+    note = healing_note(
+        f"The proxy at {ratio:g}",
+        list(healed.values()),
+        before=before,
+        after=after,
+        windows="on windows that healing held out, ",
     )
+    return f"{note} ({named_seeds(healed)})."
 
 
 def _norm_notes(config: Config) -> list[str]:

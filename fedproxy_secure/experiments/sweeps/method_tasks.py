@@ -31,9 +31,8 @@ from fedproxy_secure.experiments.sweeps.method_cells import CellResult, records_
 from fedproxy_secure.experiments.sweeps.method_rows import Ends, ends_of
 from fedproxy_secure.report.report import TaskScale
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.files.names import CONSTANT_ANSWERS
 from fedproxy_secure.runtime.untrusted import read_json
-
-FILE = "constant_answers.json"
 
 
 def write_constant(config: Config, out: Path) -> None:
@@ -52,7 +51,7 @@ def write_constant(config: Config, out: Path) -> None:
     constant = constant_answers(task for task in tasks if task.name not in texts)
     if constant:
         right = {task: bits_to_text(tuple(bits)) for task, bits in constant.items()}
-        write_bytes(out / FILE, json_bytes({"records": records_sha256(tasks), "right": right}))
+        write_bytes(out / CONSTANT_ANSWERS, json_bytes({"records": records_sha256(tasks), "right": right}))
 
 
 def constant_answers(tasks: Iterable[Task]) -> Bits:
@@ -65,7 +64,7 @@ def read_constant(out: Path, results: Sequence[CellResult]) -> Bits | None:
 
     Raises `RunFolderError` if the file is damaged.
     """
-    path, made_with = out / FILE, {r.origin.records for r in results if r.origin is not None}
+    path, made_with = out / CONSTANT_ANSWERS, {r.origin.records for r in results if r.origin is not None}
     if not path.exists():
         return None
     try:
@@ -103,7 +102,7 @@ def scale_notes(config: Config, results: Sequence[CellResult], constant: Bits | 
     said = "Not told: on which tasks the ceiling is above a constant answer, and the gap closed over these."
     if config.privacy.unit != "none":
         return [f"{said} The most frequent answer of training records is private."]
-    return [f"{said} The folder has no {FILE} of these records; `compare --resume` writes it."]
+    return [f"{said} The folder has no {CONSTANT_ANSWERS} of these records; `compare --resume` writes it."]
 
 
 def learned(scales: Iterable[TaskScale]) -> list[str]:

@@ -26,6 +26,7 @@ from fedproxy_secure.experiments.sweeps.cell_progress import healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import Origin, one_thread
 from fedproxy_secure.report.measured.proxies import likeness_of
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import HEALING, PROXIES, PROXY_RECORD
 from fedproxy_secure.runtime.files.whole import replacing, unfinished
 from fedproxy_secure.runtime.progress import WORK, NoProgress, Progress, Weighed
 from fedproxy_secure.runtime.untrusted import read_json
@@ -36,11 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "healing.safetensors"  # as `compress.healing.state` calls it
-PROXIES = "proxies"
-RECORD = "proxy.json"
 BEFORE = "before_healing"
-HEALING = ("kl_before", "kl_after", "tokens", "seconds")  # what a report says of how healing went
+HEALING_NUMBERS = ("kl_before", "kl_after", "tokens", "seconds")  # what a report says of how healing went
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +118,14 @@ class PreparedProxy:
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
         """Write how it came about, which stays when its weights go, and what it was made with."""
         record = {"remove_ratio": self.remove_ratio, "seed": self.seed, **details}
-        RunFolder(path=self.folder(out)).write_json(RECORD, {**record, "made_with": asdict(origin)})
+        RunFolder(path=self.folder(out)).write_json(PROXY_RECORD, {**record, "made_with": asdict(origin)})
 
     def read_record(self, out: Path) -> dict[str, Any] | None:
         """Read what `write_record` wrote; None if there is none.
 
         Raises `RunFolderError` if it is damaged.
         """
-        path = self.folder(out) / RECORD
+        path = self.folder(out) / PROXY_RECORD
         if not path.exists():
             return None
         try:
@@ -136,7 +134,7 @@ class PreparedProxy:
                 raise ValueError("is the record of another proxy")
             for part in (p for p in (record, record.get(BEFORE)) if p):
                 likeness_of({self.seed: part}, self.name)  # that it can be read
-            for key in HEALING if "healing" in record else ():
+            for key in HEALING_NUMBERS if "healing" in record else ():
                 float(record["healing"][key])
             return dict(record)
         except (OSError, ValueError, KeyError, TypeError, OverflowError, DataError) as error:
@@ -144,7 +142,7 @@ class PreparedProxy:
 
     def link_into(self, out: Path, folder: Path) -> None:
         """Let `folder` have the healed weights too, on the same disk space where the file system can."""
-        source, place = self.folder(out) / WEIGHTS, folder / WEIGHTS
+        source, place = self.folder(out) / HEALING, folder / HEALING
         if place.exists() or not source.exists():
             return
         try:
@@ -191,7 +189,7 @@ def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
     with suppress(OSError):  # they only take room
         for folder in sorted((out / PROXIES).glob("*/")):
             if folder not in kept:
-                for file in (folder / WEIGHTS, unfinished(folder / WEIGHTS)):
+                for file in (folder / HEALING, unfinished(folder / HEALING)):
                     file.unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()

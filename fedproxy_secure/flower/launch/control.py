@@ -26,18 +26,9 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower import waiting
 from fedproxy_secure.flower.launch.processes import POLL_S, keep_bounded
 from fedproxy_secure.flower.nodes import Registered
-from fedproxy_secure.flower.server_app import (
-    ALIVE,
-    FINAL,
-    INITIAL,
-    JOB,
-    NODES,
-    PROXY,
-    TROUBLE,
-    OnRound,
-)
-from fedproxy_secure.record.saved_rounds import ROUNDS
+from fedproxy_secure.flower.server_app import ALIVE, FINAL, INITIAL, NODES, PROXY, OnRound
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import JOB, ROUNDS, TROUBLE, WAITS
 
 PATIENCE_S = 60.0  # how long a file that cannot be read is tried again
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app
@@ -58,7 +49,7 @@ def write_control(
     Without `registered`, a node says itself which client it is.
     """
     control.mkdir(parents=True, exist_ok=True)
-    for stale in (FINAL, TROUBLE, NODES, ALIVE, waiting.FILE):
+    for stale in (FINAL, TROUBLE, NODES, ALIVE, WAITS):
         (control / stale).unlink(missing_ok=True)
     write_bytes(control / JOB, job.to_json().encode())
     write_bytes(control / PROXY, str(proxy_folder.resolve()).encode())

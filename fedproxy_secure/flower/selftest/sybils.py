@@ -37,8 +37,9 @@ from fedproxy_secure.journal.store import SUFFIX as JOURNAL
 from fedproxy_secure.protect.secure_sum import attempt as kept
 from fedproxy_secure.protect.secure_sum import client as masked_client
 from fedproxy_secure.protect.secure_sum import server as masked_server
+from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.secagg import steps
-from fedproxy_secure.secagg.provision import ROSTER, load_roster, provision
+from fedproxy_secure.secagg.provision import load_roster, provision
 from fedproxy_secure.secagg.selftest.hostile import TrustsTheServersKeys
 from fedproxy_secure.secagg.terms import Roster
 

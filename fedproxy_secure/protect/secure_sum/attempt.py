@@ -21,12 +21,12 @@ from flwr.app import ConfigRecord, Context
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.dp.ledger import SUFFIX as LEDGER_SUFFIX
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import create_journal, journal_file
 from fedproxy_secure.runtime.artifacts import private_folder
+from fedproxy_secure.runtime.files.names import PRIVACY_LEDGER, ROSTER
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 from fedproxy_secure.secagg.ring import RingPlan, Segment
 from fedproxy_secure.secagg.terms import Roster, Terms
@@ -80,7 +80,7 @@ def plays_everybody(context: Context) -> bool:
 def own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
     """Return this client's signing key and its own copy of the roster."""
     if job.protect.keys is None:
-        raise ConfigError(f"protect.keys: must name the folder with {name}.key and roster.json")
+        raise ConfigError(f"protect.keys: must name the folder with {name}.key and {ROSTER}")
     folder = Path(job.protect.keys)
     roster = load_roster(folder)
     return load_identity(folder, name, roster), roster
@@ -102,7 +102,7 @@ def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
         if job.privacy.ledger is None:
             raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
         folder = private_folder(Path(job.privacy.ledger))
-        fresh = not (folder / f"{name}{LEDGER_SUFFIX}").exists()
+        fresh = not (folder / f"{name}{PRIVACY_LEDGER}").exists()
         if fresh and not journal_file(folder, name).exists():
             create_journal(folder, name)
     journal = _kinds[-1](folder=folder, client=name)
@@ -203,7 +203,7 @@ def _ledger_events(job: FederationJob, name: str) -> int:
     if job.privacy.unit == "none" or job.privacy.ledger is None:
         return 0
     try:
-        lines = (Path(job.privacy.ledger) / f"{name}{LEDGER_SUFFIX}").read_bytes().count(b"\n")
+        lines = (Path(job.privacy.ledger) / f"{name}{PRIVACY_LEDGER}").read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
     return max(0, lines - 1)  # the first line is the header

@@ -43,6 +43,7 @@ from fedproxy_secure.protect.secure_sum.terms import (
     run_name,
 )
 from fedproxy_secure.record.leakage import Ledger
+from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.secagg.ckks.gram import GramServer
 from fedproxy_secure.secagg.ckks.messages import Encrypted, Hello, KeyGrants, Opened
 from fedproxy_secure.secagg.ckks.server import CkksServer
@@ -152,7 +153,7 @@ def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> Work:
     job, state = round.job, round.state
     broadcast = broadcast_of(job, state)
     if job.protect.keys is None:
-        raise ConfigError("protect.keys: must name the folder with roster.json")
+        raise ConfigError(f"protect.keys: must name the folder with {ROSTER}")
     roster = load_roster(Path(job.protect.keys))
     clients = tuple(sorted(round.cohort))
     private = fresh_secret()

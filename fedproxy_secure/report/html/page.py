@@ -37,8 +37,8 @@ from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
-HTML_NAME = "report.html"
 OUTCOME_WORDS = {
     Outcome.SUCCEEDED: "succeeded",
     Outcome.RESISTED: "resisted",
@@ -81,8 +81,8 @@ def write_page(report: Report, folder: Path) -> Path:
 
     Raises `RunFolderError` if the folder cannot be written.
     """
-    write_bytes(folder / HTML_NAME, page(report).encode())
-    return folder / HTML_NAME
+    write_bytes(folder / REPORT_PAGE, page(report).encode())
+    return folder / REPORT_PAGE
 
 
 def page(report: Report) -> str:

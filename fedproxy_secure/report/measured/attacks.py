@@ -13,10 +13,11 @@ from dataclasses import replace
 from statistics import NormalDist
 
 from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, no_surer
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, Outcome
+from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import MeasureKind, in_order, measure_kind
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure
+from fedproxy_secure.runtime.files.names import FINDINGS
 
 WITHOUT_NUMBERS = (Outcome.NOT_APPLICABLE, Outcome.ERROR)
 WIDENED = "; better end for the worst of "
@@ -29,7 +30,7 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
 
     Raises `ConfigError` for a measure that no installed package has.
     """
-    where = f"{seeds[0].place}/{FOLDER}/{RESULTS}: measures"
+    where = f"{seeds[0].place}/{FINDINGS}: measures"
     keys = in_order(key for s in seeds for f in s.findings for key in f.measures)
     return [
         measure for key in keys if (measure := _worst(seeds, measure_kind(key, where=where))) is not None
@@ -71,7 +72,7 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
     ids = sorted({f.id for s in seeds for f in s.findings if kind.key in f.measures})
     which = "smallest" if kind.lower_bound else "worst"
     how = f"{estimate.how}; the {which} of {', '.join(ids)} over all views"
-    source = f"{places[told]}/{FOLDER}/{RESULTS}#{finding.attack} from {finding.view}"
+    source = f"{places[told]}/{FINDINGS}#{finding.attack} from {finding.view}"
     return Measure.of_kind(kind, replace(estimate, how=how), source)
 
 

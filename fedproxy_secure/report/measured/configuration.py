@@ -19,6 +19,7 @@ from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.spending import epsilons
 from fedproxy_secure.report.stamps import effective_cohort, simulated_noise, unsafe_stamps
 from fedproxy_secure.report.trilemma import Configuration, Measure
+from fedproxy_secure.runtime.files.names import FEDERATION, ROUNDS, seed_folder
 
 
 def configuration_of(
@@ -73,7 +74,7 @@ def configuration_of(
         findings=findings,
         ledger=ledger_rows(seeds),
         guarantees=(*guarantees, *((SCORED,) if private and findings else ())),
-        folders={f"seed-{s.seed}": s.place for s in seeds},
+        folders={seed_folder(s.seed): s.place for s in seeds},
     )
 
 
@@ -104,6 +105,6 @@ def _privacy(seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Train
     return [
         *(epsilons(config, trainings, seeds=numbers, place=seeds[0].place) if trainings else []),
         Measure.of_kind(
-            EFFECTIVE_COHORT, cohort, seeds[0].source("federation/rounds.jsonl", "participants")
+            EFFECTIVE_COHORT, cohort, seeds[0].source(f"{FEDERATION}/{ROUNDS}", "participants")
         ),
     ]

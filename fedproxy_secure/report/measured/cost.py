@@ -10,6 +10,7 @@ from fedproxy_secure.evidence.measures import cost as kinds
 from fedproxy_secure.report.measured.joining import values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import LedgerRow, Measure
+from fedproxy_secure.runtime.files.names import FEDERATION, LEAKAGE
 
 VECTORS = ("Update", "MaskedInput", "Encrypted", "Broadcast", "Proxy")  # all other messages are protocol
 Row = Mapping[str, Any]  # one line of a leakage ledger
@@ -30,7 +31,7 @@ def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
             by_seed[s.seed] = sum(row["bytes"] for row in s.ledger_of_rounds if wanted(row)) / max(
                 messages, 1
             )
-        measures += values(seeds, kind, by_seed, source=seeds[0].source("federation/ledger.jsonl", "bytes"))
+        measures += values(seeds, kind, by_seed, source=seeds[0].source(f"{FEDERATION}/{LEAKAGE}", "bytes"))
     total = {s.seed: sum(s.result["seconds"].values()) for s in seeds}
     peak = {s.seed: float(s.result["peak_memory_bytes"]) for s in seeds}
     return [
@@ -77,7 +78,7 @@ def ledger_rows(seeds: Sequence[SeedRun]) -> tuple[LedgerRow, ...]:
             reveals=row["reveals"],
             count=row["count"],
             payload_bytes=row["bytes"],
-            source=seeds[0].source("federation/ledger.jsonl", message),
+            source=seeds[0].source(f"{FEDERATION}/{LEAKAGE}", message),
         )
         for (message, party), row in rows.items()
     )

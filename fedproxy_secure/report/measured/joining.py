@@ -10,6 +10,7 @@ from fedproxy_secure.evidence.losses import loss_over_seeds_or_records, measured
 from fedproxy_secure.evidence.measure import MeasureKind
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Measure
+from fedproxy_secure.runtime.files.names import RESULT
 
 
 def answers(
@@ -27,7 +28,7 @@ def answers(
     if not all(bits for own in by_seed.values() for bits in own):
         return []
     estimate = over_seeds_or_records(by_seed, statistic, kind.estimate_name)
-    return [Measure.of_kind(kind, estimate, seeds[0].source("result.json", models[0]))]
+    return [Measure.of_kind(kind, estimate, seeds[0].source(RESULT, models[0]))]
 
 
 def losses(
@@ -41,7 +42,7 @@ def losses(
     if not all(measured(lost) for own in by_seed.values() for lost in own):
         return []
     estimate = loss_over_seeds_or_records(by_seed, statistic, kind.estimate_name, unit=kind.unit)
-    return [Measure.of_kind(kind, estimate, seeds[0].source("result.json", f"{models[0]}_loss"))]
+    return [Measure.of_kind(kind, estimate, seeds[0].source(RESULT, f"{models[0]}_loss"))]
 
 
 def values(
@@ -57,7 +58,7 @@ def values(
     """
     if len(by_seed) < len(seeds):
         return []
-    where = source or seeds[0].source("result.json", kind.key)
+    where = source or seeds[0].source(RESULT, kind.key)
     return [Measure.of_kind(kind, exact_or_mean(by_seed, kind), where)]
 
 

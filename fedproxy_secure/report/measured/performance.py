@@ -11,6 +11,7 @@ from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Curve, Measure
+from fedproxy_secure.runtime.files.names import FEDERATION, ROUNDS
 
 
 def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
@@ -68,6 +69,6 @@ def curves(seeds: Sequence[SeedRun]) -> tuple[Curve, ...]:
         for number in range(min(len(s.rounds) for s in seeds)):
             by_seed = {s.seed: float(s.rounds[number][key]) for s in seeds}
             points.append((number, mean_interval(by_seed, metric=f"{title}, round {number}", unit=unit)))
-        source = seeds[0].source("federation/rounds.jsonl", key)
+        source = seeds[0].source(f"{FEDERATION}/{ROUNDS}", key)
         result.append(Curve(key=key, title=title, points=tuple(points), source=source))
     return tuple(result)

@@ -10,6 +10,12 @@ from fedproxy_secure.evidence.estimate import Estimate, mean_interval
 from fedproxy_secure.report.report import Likeness
 
 Record = Mapping[str, Any]  # what `compress.fidelity.likeness` returned
+FIDELITY = {  # key in its `fidelity` -> what it is called, unit
+    "kl_nats": ("KL of LLM to proxy on public text", "nats"),
+    "agreement": ("same next token, LLM and proxy", "share"),
+    "llm_perplexity": ("LLM perplexity on public text", "perplexity"),
+    "proxy_perplexity": ("proxy perplexity on public text", "perplexity"),
+}
 
 
 def likeness_of(records: Mapping[int, Record], name: str) -> Likeness:
@@ -25,16 +31,16 @@ def likeness_of(records: Mapping[int, Record], name: str) -> Likeness:
         values = {seed: float(of(record)) for seed, record in records.items()}
         return mean_interval(values, metric=f"{what}, {name}", unit=unit, within=(0.0, most))
 
+    def fidelity(key: str) -> Estimate:
+        what, unit = FIDELITY[key]
+        return mean(what, unit, lambda r: r["fidelity"][key])
+
     blocks = all(r["fidelity"]["cka"] for r in records.values())
     return Likeness(
-        kl=mean("KL of LLM to proxy on public text", "nats", lambda r: r["fidelity"]["kl_nats"]),
-        agreement=mean("same next token, LLM and proxy", "share", lambda r: r["fidelity"]["agreement"]),
-        llm_perplexity=mean(
-            "LLM perplexity on public text", "perplexity", lambda r: r["fidelity"]["llm_perplexity"]
-        ),
-        proxy_perplexity=mean(
-            "proxy perplexity on public text", "perplexity", lambda r: r["fidelity"]["proxy_perplexity"]
-        ),
+        kl=fidelity("kl_nats"),
+        agreement=fidelity("agreement"),
+        llm_perplexity=fidelity("llm_perplexity"),
+        proxy_perplexity=fidelity("proxy_perplexity"),
         cka=mean("mean CKA of blocks", "CKA", lambda r: _average(r["fidelity"]["cka"])) if blocks else None,
         verbatim=mean("weights held verbatim", "share", lambda r: r["verbatim_share"]),
     )

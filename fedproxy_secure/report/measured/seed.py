@@ -10,10 +10,18 @@ from typing import Any
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.evidence.answers import Bits, bits_from_text
-from fedproxy_secure.evidence.finding import FOLDER, RESULTS, Finding, read_findings
+from fedproxy_secure.evidence.finding import Finding, read_findings
 from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import (
+    FEDERATION,
+    FINDINGS,
+    LEAKAGE,
+    RESULT,
+    ROUNDS,
+    seed_folder,
+)
 from fedproxy_secure.runtime.untrusted import read_json
 
 ATTACKED = "no suite of attacks ran: measured privacy and extraction are missing; run with --suite smoke"
@@ -45,7 +53,7 @@ class SeedRun:
 
     def source(self, file: str, what: str) -> str:
         """Return where a number of this seed can be looked up: a file below its folder, and the place."""
-        return f"{self.place}/seed-{self.seed}/{file}#{what}"
+        return f"{self.place}/{seed_folder(self.seed)}/{file}#{what}"
 
     def answers(self, model: str) -> Bits:
         """Return which test records a model answered correctly, by task.
@@ -60,8 +68,7 @@ class SeedRun:
         try:
             return {task: bits_from_text(text) for task, text in self.result[model].items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            place = f"{self.place}/seed-{self.seed}/result.json"
-            raise RunFolderError(f"{place}: {model}: is damaged: {error}") from error
+            raise RunFolderError(f"{self._result_file}: {model}: is damaged: {error}") from error
 
     def losses(self, model: str) -> Losses:
         """Return what a model loses on free text, by task; {} where there is none.
@@ -75,7 +82,7 @@ class SeedRun:
             return losses_in(self.result, model)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
-                f"{self.place}/seed-{self.seed}/result.json: is damaged: {error}; delete it and resume"
+                f"{self._result_file}: is damaged: {error}; delete it and resume"
             ) from error
 
     @property
@@ -91,7 +98,28 @@ class SeedRun:
         try:
             return Training.of_result(self.result, delta=config.privacy.target_delta)
         except DataError as error:
-            raise RunFolderError(f"{self.place}/seed-{self.seed}/result.json: {error}") from error
+            raise RunFolderError(f"{self._result_file}: {error}") from error
+
+    @property
+    def _result_file(self) -> str:
+        return f"{self.place}/{seed_folder(self.seed)}/{RESULT}"
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the result of a finished seed, from the seed's folder.
+
+    Raises `RunFolderError` if there is none, or it is damaged.
+    """
+    path = folder / RESULT
+    try:
+        result = read_json(path)
+        if not isinstance(result, dict):
+            raise ValueError("holds no result")
+        return result
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: is damaged; delete it and resume") from error
 
 
 def read_seed(
@@ -106,21 +134,16 @@ def read_seed(
 
     Raises `RunFolderError` if the seed did not finish.
     """
-    folder = run / f"seed-{seed}"
-    try:
-        result = read_json(folder / "result.json")
-    except OSError as error:
-        raise RunFolderError(f"{folder / 'result.json'}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RunFolderError(f"{folder / 'result.json'}: is damaged; delete it and resume") from error
-    files = RunFolder(path=folder / "federation")
+    folder = run / seed_folder(seed)
+    result = read_result(folder)
+    files = RunFolder(path=folder / FEDERATION)
     findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
     return SeedRun(
         seed=seed,
         place=_relative(run, root),
         result=result,
-        rounds=tuple(files.read_jsonl("rounds.jsonl")),
-        ledger=tuple(files.read_jsonl("ledger.jsonl")),
+        rounds=tuple(files.read_jsonl(ROUNDS)),
+        ledger=tuple(files.read_jsonl(LEAKAGE)),
         findings=tuple(findings),
         ceiling=ceiling,
         ceiling_losses=ceiling_losses or {},
@@ -129,7 +152,7 @@ def read_seed(
 
 def attacked(run: Path) -> bool:
     """Return whether a suite of attacks has finished on the run."""
-    return (run / FOLDER / RESULTS).is_file()
+    return (run / FINDINGS).is_file()
 
 
 def _relative(run: Path, root: Path) -> str:

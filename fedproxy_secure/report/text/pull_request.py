@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.number import Number
-from fedproxy_secure.report.html.page import HTML_NAME
 from fedproxy_secure.report.html.tables import first_tables, method_columns, method_rows, stamps
 from fedproxy_secure.report.page_words import attacks_in_order
 from fedproxy_secure.report.report import Report
@@ -15,6 +14,7 @@ from fedproxy_secure.report.sweep import labelled
 from fedproxy_secure.report.text.table import markdown_table
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import Markdown, code, escaped, escaped_line
+from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
 SUMMARY_NAME = "summary.md"
 RED = (Outcome.SUCCEEDED, Outcome.ERROR)
@@ -51,7 +51,7 @@ def pull_request_summary(report: Report) -> str:
     if missing:
         parts.append(f"{missing} {'thing was' if missing == 1 else 'things were'} not measured.")
     parts.append(
-        f"All numbers, sources and guarantees: [{HTML_NAME}]({HTML_NAME}). "
+        f"All numbers, sources and guarantees: [{REPORT_PAGE}]({REPORT_PAGE}). "
         f"Settings {code(report.config_sha256[:12])}, seeds {', '.join(map(str, report.seeds))}."
     )
     return "\n\n".join(parts) + "\n"

@@ -26,11 +26,10 @@ from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
+from fedproxy_secure.runtime.files.names import REPORT_SARIF, SETTINGS_FILE
 
-SARIF_NAME = "report.sarif"
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 UNSAFE_RULE = "unsafe-setting"
-CONFIG = "config.yaml"
 LEVELS = {
     Outcome.SUCCEEDED: ("fail", "error"),
     Outcome.INCONCLUSIVE: ("fail", "warning"),
@@ -47,8 +46,8 @@ def write_sarif(report: Report, folder: Path) -> Path:
     Raises `RunFolderError` if the folder cannot be written.
     """
     text = json.dumps(sarif(report), indent=2, allow_nan=False) + "\n"
-    write_bytes(folder / SARIF_NAME, text.encode())
-    return folder / SARIF_NAME
+    write_bytes(folder / REPORT_SARIF, text.encode())
+    return folder / REPORT_SARIF
 
 
 def sarif(report: Report) -> Json:
@@ -154,7 +153,7 @@ def _result(configuration: Configuration, finding: Finding, rule: int) -> Json:
         "kind": kind,
         "level": level,
         "message": {"text": " ".join([text, *([("; ".join(numbers)) + "."] if numbers else [])])},
-        "locations": [_location(configuration.file_of(finding, CONFIG))],
+        "locations": [_location(configuration.file_of(finding, SETTINGS_FILE))],
         "partialFingerprints": {"finding/v1": _digest(who)},
         "properties": {
             "outcome": str(finding.outcome),
@@ -170,7 +169,7 @@ def _result(configuration: Configuration, finding: Finding, rule: int) -> Json:
 
 def _stamp(configuration: Configuration, stamp: str, rule: int) -> Json:
     folder = next(iter(configuration.folders.values()), ".")
-    path = CONFIG if folder in ("", ".") else f"{folder}/{CONFIG}"
+    path = SETTINGS_FILE if folder in ("", ".") else f"{folder}/{SETTINGS_FILE}"
     return {
         "ruleId": UNSAFE_RULE,
         "ruleIndex": rule,

@@ -1,6 +1,64 @@
-"""What files and folders of a run are called, where several packages need the name."""
+"""What files and folders of a run are called, and those of the sweeps that hold many runs."""
 
 from __future__ import annotations
 
-FEDERATION = "federation"  # of a seed: what its rounds left
-TRANSCRIPT = "transcript"  # below it: a recorded run's messages and every party's state
+# in the folder of a run, a matrix or a comparison
+MANIFEST = "manifest.json"
+SETTINGS_FILE = "config.yaml"
+ENVIRONMENT = "environment.json"
+RUNNING = "running.json"
+AUDIT_LOG = "audit.jsonl"
+TRACKING = "tracking"
+
+# its report
+SIGNATURE = "report.sig"
+REPORT_JSON = "report.json"
+REPORT_PAGE = "report.html"
+REPORT_MARKDOWN = "report.md"
+REPORT_SARIF = "report.sarif"
+
+# in the folder of a seed
+SEED_PREFIX = "seed-"
+PLAN = "plan.json"
+HEALING = "healing.safetensors"
+RESULT = "result.json"
+PROXY, ADAPTER, FUSED = "proxy", "adapter", "fused"
+MODEL_FOLDERS = (PROXY, ADAPTER, FUSED)
+
+# below the folder of a seed: what its rounds left
+FEDERATION = "federation"  # a folder, which holds the others
+JOB = "job.json"  # what the server app was asked for
+ROUNDS = "rounds.jsonl"
+WAITS = "waits.json"  # whom the server waits for
+TROUBLE = "trouble.json"  # why it ended
+LEAKAGE = "ledger.jsonl"
+PRIVACY = "privacy"  # the ledgers of what clients spent, where all run on one machine
+PRIVACY_LEDGER = ".ledger.jsonl"  # follows the client's name
+ROSTER = "roster.json"  # who could take part in secure aggregation; beside clients' keys, too
+TRANSCRIPT = "transcript"  # a recorded run's messages and every party's state
+
+# below the folder of a run: what attacks on it found
+ATTACKS = "attacks"
+FINDINGS = f"{ATTACKS}/results.json"
+ATTACK_EVENTS = f"{ATTACKS}/events.jsonl"
+ATTACK_FILES = (FINDINGS, ATTACK_EVENTS)
+
+# in the folder of a matrix or a comparison
+CELLS = "cells"
+BASELINES = "baselines"  # of a matrix: the centralised LLM
+PROXIES = "proxies"
+PROXY_RECORD = "proxy.json"  # of each proxy
+CONSTANT_ANSWERS = "constant_answers.json"  # of a comparison
+
+# in the folder of a matrix's cell, or of a ceiling below its baselines
+CELL_DONE = "cell.json"
+CELL_FAILED = "failed.json"
+
+
+def seed_folder(seed: int) -> str:
+    """Return the name of a seed's folder, below its run's.
+
+    >>> seed_folder(0)
+    'seed-0'
+    """
+    return f"{SEED_PREFIX}{seed}"
