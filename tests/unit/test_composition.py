@@ -14,12 +14,13 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.accounting import noise_multiplier_for, spent
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, to_fields
 from fedproxy_secure.dp.guarantees import rounded_up
-from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.run_report import report_of
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.report.composition import (
+    Cost,
     Training,
     added_up,
     composed,
@@ -61,12 +62,7 @@ def exact_epsilon(mu: float) -> float:
 
 
 def training(*, events=(WHOLE,), names=("clinic", "bank"), delta=DELTA):
-    return Training.of_events({name: tuple(events) for name in names}, delta=delta)
-
-
-def untold(epsilon, *, names=("clinic",), delta=DELTA):
-    """Of an older version: what it spent, and not how."""
-    return Training(delta=delta, alone=dict.fromkeys(names, epsilon))
+    return Training(delta=delta, events={name: tuple(events) for name in names})
 
 
 # --- the arithmetic
@@ -99,8 +95,8 @@ def test_each_client_composes_its_own_ledgers_and_the_one_that_spent_most_counts
     """`clinic` spends more in one seed, `bank` over all: the worst seed of any client is not the answer."""
     loud, quiet = replace(WHOLE, steps=8), replace(WHOLE, steps=5)
     seeds = [
-        Training.of_events({"clinic": (loud,), "bank": (quiet,)}, delta=DELTA),
-        Training.of_events({"bank": (quiet,)}, delta=DELTA),  # clinic dropped out
+        Training(delta=DELTA, events={"clinic": (loud,), "bank": (quiet,)}),
+        Training(delta=DELTA, events={"bank": (quiet,)}),  # clinic dropped out
     ]
     cost = composed(seeds)
     assert cost.client == "bank"
@@ -116,25 +112,11 @@ def test_alike_events_are_merged_without_a_change_of_cost():
     assert merged(merged(events)) == merged(events)
 
 
-def test_without_events_epsilons_and_deltas_are_added_up():
-    cost = composed([untold(8.0), untold(7.5), untold(8.0)])
-    assert (cost.epsilon, cost.delta) == (23.5, pytest.approx(3 * DELTA))
-    mixed = composed([training(names=("clinic",)), untold(8.0)])
-    assert mixed.epsilon == pytest.approx(8 + spent([WHOLE], delta=DELTA).epsilon)
-    assert mixed.delta == pytest.approx(2 * DELTA)
-
-
-def test_adding_up_never_says_less_than_the_accountant():
-    told = [training()] * 3
-    alone = one_alone(told)
-    assert composed(told).epsilon < composed([untold(alone)] * 3).epsilon == pytest.approx(3 * alone)
-
-
 def test_one_training_of_unknown_cost_makes_the_whole_unknown():
     assert composed([training(), Training(delta=DELTA)]) is None
     assert one_alone([training(), Training(delta=DELTA)]) is None
     assert composed([]) is None
-    assert joined([training(), untold(3.0)]) is None
+    assert joined([training(), Training(delta=DELTA)]) == {}
 
 
 def test_no_noise_is_no_finite_epsilon():
@@ -143,36 +125,56 @@ def test_no_noise_is_no_finite_epsilon():
 
 def test_a_result_is_read_back_as_what_it_was_written_from():
     events = {"clinic": (WHOLE, WHOLE), "bank": (SUM,)}
+    alone = {name: spent(merged(mine), delta=DELTA).epsilon for name, mine in events.items()}
     result = {
-        "spent": {"clinic": {"epsilon": 3.0}, "bank": {"epsilon": 1.0}},
+        "spent": {name: {"epsilon": epsilon} for name, epsilon in alone.items()},
         "events": json.loads(json.dumps(to_json(events))),
     }
     read = Training.of_result(result, delta=DELTA)
     assert read.events == {"clinic": (replace(WHOLE, steps=4),), "bank": (SUM,)}
-    assert read.alone == {"clinic": 3.0, "bank": 1.0}
+    assert read.alone == alone
 
 
-def test_events_of_some_clients_alone_are_not_taken_for_all():
-    result = {
-        "spent": {"clinic": {"epsilon": 3.0}, "bank": {"epsilon": 9.0}},
-        "events": {"clinic": [to_fields(WHOLE)]},
-    }
-    assert Training.of_result(result, delta=DELTA).events is None
+@pytest.mark.parametrize(
+    "events",
+    [
+        {"clinic": [to_fields(WHOLE)]},
+        {"clinic": [to_fields(WHOLE)], "bank": []},
+        {"clinic": [to_fields(WHOLE)], "bank": [to_fields(WHOLE)], "insurer": [to_fields(WHOLE)]},
+        {},
+        None,
+    ],
+)
+def test_events_of_some_clients_alone_are_not_taken_for_all(events):
+    result = {"spent": {"clinic": {"epsilon": 3.0}, "bank": {"epsilon": 9.0}}, "events": events}
+    with pytest.raises(DataError, match="what was spent"):
+        Training.of_result(result, delta=DELTA)
+
+
+def test_a_client_that_has_trained_on_nothing_yet_has_spent_nothing():
+    result = {"spent": {"clinic": {"epsilon": 0.0}}, "events": {"clinic": []}}
+    assert Training.of_result(result, delta=DELTA).alone == {"clinic": 0.0}
+
+
+def test_a_result_must_say_what_was_spent_and_on_what():
+    for result in ({"spent": {}}, {"events": {}}):
+        with pytest.raises(DataError, match="what was spent"):
+            Training.of_result(result, delta=DELTA)
+    assert composed([Training.of_result({"spent": {}, "events": {}}, delta=DELTA)]) is None
 
 
 # --- on disk, and in reports
 
 
-def private_run(folder: Path, *, seeds=(0, 1, 2), events=(WHOLE,), old=False) -> Path:
-    """A run whose two clients spent these events in every seed; `old`: as results were written before."""
+def private_run(folder: Path, *, seeds=(0, 1, 2), events=(WHOLE,)) -> Path:
+    """A run whose two clients spent these events in every seed."""
     write_run(folder, seeds=seeds)
     for seed in seeds:
         file = folder / f"seed-{seed}" / "result.json"
         result = json.loads(file.read_text())
         cost = asdict(spent(merged(events), delta=DELTA))
         result["spent"] = {"clinic": cost, "bank": cost}
-        if not old:
-            result["events"] = to_json({"clinic": events, "bank": events})
+        result["events"] = to_json({"clinic": events, "bank": events})
         RunFolder(path=folder).write_json(f"seed-{seed}/result.json", {**result, "truncated": 0})
     return folder
 
@@ -196,14 +198,6 @@ def test_the_measure_that_counts_is_composed_and_the_others_say_what_they_are(tm
     assert "composed by the PRV accountant" in values["epsilon_spent"].how
     assert all("one seed alone" in values[k].metric for k in ("epsilon_claimed", "epsilon_spent_one_seed"))
     assert found.spends == {name: (replace(WHOLE, steps=6),) for name in ("clinic", "bank")}
-
-
-def test_results_of_an_older_version_are_judged_by_the_sum(tmp_path):
-    found = configuration(private_run(tmp_path, old=True))
-    alone = spent([WHOLE], delta=DELTA).epsilon
-    assert found.measure("epsilon_spent").estimate.value == pytest.approx(3 * alone)
-    assert found.measure("delta").estimate.value == pytest.approx(3 * DELTA)
-    assert found.spends == {}
 
 
 def test_a_result_whose_events_are_none_is_one_line(tmp_path):
@@ -308,6 +302,9 @@ def test_a_total_that_is_not_known_does_not_pass(tmp_path):
     assert made.total_epsilon is None
     assert "not known, because two does not say what it spent" in " ".join(made.composition)
     assert judged(made, "max_total_epsilon: 1000") == {Verdict.MISSING}
+    unlisted = report(private, replace(private, name="two", spends={}))
+    assert unlisted.total_epsilon is None
+    assert "two does not say what it spent" in " ".join(unlisted.composition)
     units = report(private, replace(private, name="two", privacy_unit="client"))
     assert "their units differ" in " ".join(units.composition)
     assert judged(units, "max_total_epsilon: 1000") == {Verdict.MISSING}
@@ -324,7 +321,9 @@ def test_where_the_records_may_differ_epsilons_are_added_up_at_the_same_delta(tm
 
 
 def test_added_up_is_the_sum_of_all():
-    costs = [composed([untold(3.0)]), composed([untold(4.0)])]
+    costs = [
+        Cost(epsilon=epsilon, delta=DELTA, client="clinic", trainings=1, how="") for epsilon in (3.0, 4.0)
+    ]
     assert added_up(costs).epsilon == 7
     assert added_up(costs).delta == pytest.approx(2 * DELTA)
 

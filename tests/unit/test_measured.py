@@ -75,6 +75,7 @@ def write_run(folder: Path, *, seeds: tuple[int, ...], findings: tuple[Finding, 
             **answers,
             **{f"{model}_norm": bits for model, bits in answers.items()},
             "spent": {},
+            "events": {},
             "seconds": {"federate": 2.0, "compress": 1.0},
             "peak_memory_bytes": 100,
         }
