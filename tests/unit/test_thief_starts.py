@@ -24,8 +24,8 @@ from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
 from fedproxy_secure.models.packing.packed import can_pack
 from fedproxy_secure.record.view import View
 from fedproxy_secure.runtime.progress import NoProgress
+from tests.support.extraction import gpt2, qwen2
 from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama, tiny_tokenizer
-from tests.unit.test_extraction import gpt2, qwen2
 
 BUDGET = Budget(seconds=3600)
 SMALL = Effort(grid=(16,), steps=6, batch=4, all_controls=False, texts=8, records=0, recipes=(FILLERS, ALL))
