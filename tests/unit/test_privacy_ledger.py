@@ -237,9 +237,6 @@ def test_the_key_of_an_interrupted_round_does_not_serve_other_inputs(tmp_path):
     assert len(own.events()) == 3
 
 
-# real processes
-
-
 @pytest.mark.torch
 def test_all_ledgers_of_a_run_are_read_together(tmp_path):
     key_of(ledger(tmp_path))

@@ -21,9 +21,6 @@ SUM = DiscreteSum(
 )
 
 
-# real processes
-
-
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path

@@ -14,9 +14,6 @@ from fedproxy_secure.errors import ConfigError
 REGULAR = stat.S_IFREG | 0o644
 
 
-# --- hostile archives: exit code 2 and one line
-
-
 def zipped(*entries, comment=b"", compression=zipfile.ZIP_STORED):
     """A ZIP file of (name, content, mode) in this order."""
     out = io.BytesIO()

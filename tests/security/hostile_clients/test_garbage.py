@@ -77,9 +77,6 @@ def test_garbage_is_noted_in_a_transcript_and_ends_nothing_there(world, tmp_path
     assert kinds.count("train.reply") == 5
 
 
-# the other direction
-
-
 @pytest.mark.parametrize("scheme", ["masking", "unsafe_plaintext"])
 def test_a_client_answers_whatever_a_server_sends_in_one_line(world, scheme):
     """Garbage before each true message: one line each time, and the client is still there."""

@@ -18,17 +18,12 @@ from tests.support.extraction import NO_CLIENTS
 from tests.support.tiny import VOCABULARY, tiny_settings
 from threat_models import get as threat_model
 
-# The hidden size
-
 
 def test_what_it_spent_stands_in_the_finding(finding):
     by_name = {e.metric: e for e in finding.estimates}
     assert by_name["steps of each training"].value == 24
     assert by_name["texts asked about"].value == 64
     assert finding.estimates[0].n == 32
-
-
-# The attack as a whole
 
 
 @pytest.fixture(scope="module")

@@ -139,9 +139,6 @@ def test_of_an_llm_that_is_not_the_demos_half_of_an_adversarys_texts_are_public_
     assert torch.equal(texts[1::2], sampled(model, tokenizer, count=4, tokens=16, seed=seed))
 
 
-# The attack as a whole
-
-
 def scored(folders, **models):
     """What the attack's numbers are where these models behave as others do, by metric."""
     asked = asked_of(texts(8))
