@@ -17,7 +17,7 @@ from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.policy import find_policy, load_policy
 from fedproxy_secure.report.measured import configuration_of, read_seed
 from fedproxy_secure.report.report import Report
-from tests.unit.test_measured import write_run
+from tests.support.finished_run import write_run
 
 TARGET, DELTA, ROUNDS, STEPS, SEEDS = 8.0, 1e-5, 8, 10, (0, 1, 2)
 # what `noise_multiplier_for` returns for (target, rate), rounded up: with sampling, that takes it seconds
