@@ -1,10 +1,12 @@
-"""Bundles that tests alter, and what is found in them."""
+"""The policy and the statements of bundles that tests make, and what is found in altered ones."""
 
 import json
 
+from fedproxy_secure.bundle import archive
 from fedproxy_secure.gate.policy import find_policy
 
 RESEARCH = find_policy("research")
+STATEMENTS = (archive.CONTENTS, archive.FINDINGS, archive.GATE)
 
 
 def problems(outcome):
