@@ -114,9 +114,8 @@ class Witness:
         for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
             found = sha256_if_there(folder.path / name)
             if found != sha256 and (found is not None or name in SETTINGS):
-                raise AuditError(
-                    f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy_for(folder.path, name)}"
-                )
+                remedy = remedy_for(folder.path, name)
+                raise AuditError(f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy}")
         return witness
 
     @property
@@ -212,11 +211,10 @@ class Witness:
         if not logged or logged[-1].body["head"] != examined.head:
             self._tell(INNER, folder=name, head=examined.head)
 
-    def check_kept(self, *names: str) -> None:
+    def check_kept(self, name: str) -> None:
         """Raise `AuditError` if a private cell that the log has is gone, and with it what was paid."""
-        for name in names:
-            if self.log.of(INNER, folder=name) and log_if_there(self.folder / name) is None:
-                raise AuditError(f"{name}: is gone, and its clients have paid; put it back; {ADDS_UP}")
+        if self.log.of(INNER, folder=name) and log_if_there(self.folder / name) is None:
+            raise AuditError(f"{name}: is gone, and its clients have paid; put it back; {ADDS_UP}")
 
     def reopen(self, *names: str) -> None:
         """Log that files which the log vouches for may change until it vouches for them again."""

@@ -8,9 +8,6 @@ three seeds of epsilon 8 each are not 8 together. These are composed:
     runs             that are joined: in the same way if their settings name the same records; otherwise
                      nobody knows whether some records are in both, and epsilons and deltas are added up
 
-Where a training left no events (its report is of an older version), epsilons and deltas are added up too
-(basic composition). That is more than the accountant would say, never less.
-
 Guarantees: `Cost.epsilon` at `Cost.delta` bounds everything that was counted together, for the client that
 spent most. Not guaranteed: anything that was not counted, such as runs without a folder in the report, or
 one owner's records under the names of two clients.
@@ -38,35 +35,37 @@ class Training:
 
     Args:
         delta: the delta that epsilons are stated at.
-        alone: epsilon of each client if nothing else is counted.
-        events: privacy events of each client; None if they are not known.
+        events: privacy events of each client; {} if they are not known.
     """
 
     delta: float
-    alone: Mapping[str, float] = field(default_factory=dict)
-    events: Spends | None = None
-
-    @classmethod
-    def of_events(cls, events: Spends, *, delta: float) -> Training:
-        """Return a training that is known by its events only, such as one that did not finish."""
-        alone = {name: cost_of(merged(mine), delta).epsilon for name, mine in events.items()}
-        return cls(delta=delta, alone=alone, events=events)
+    events: Spends = field(default_factory=dict)
 
     @classmethod
     def of_result(cls, result: Mapping[str, Any], *, delta: float) -> Training:
         """Return the training that a seed's `result.json` describes.
 
-        Raises `DataError` if something in it is not an event or a number.
+        Raises `DataError` if something in it is not an event or a number, or if a client's events are not
+        all there.
         """
-        raw = result.get("events")
         try:
-            alone = {str(name): float(cost["epsilon"]) for name, cost in result["spent"].items()}
-            if raw is None:
-                return cls(delta=delta, alone=alone)
-            events = {str(name): tuple(from_fields(e) for e in mine) for name, mine in raw.items()}
+            epsilons = {str(name): float(cost["epsilon"]) for name, cost in result["spent"].items()}
+            events = {
+                str(name): tuple(from_fields(e) for e in mine) for name, mine in result["events"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"what was spent: {error}") from error
-        return cls(delta=delta, alone=alone, events=events if events.keys() >= alone.keys() else None)
+        if events.keys() != epsilons.keys():
+            raise DataError("what was spent: epsilons and events are not of the same clients")
+        for name, epsilon in epsilons.items():
+            if epsilon != 0 and not events[name]:
+                raise DataError(f"what was spent: {name} spent epsilon {epsilon:g} in no event")
+        return cls(delta=delta, events=events)
+
+    @property
+    def alone(self) -> dict[str, float]:
+        """Epsilon of each client if nothing else is counted."""
+        return {name: cost_of(merged(mine), self.delta).epsilon for name, mine in self.events.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +111,12 @@ def to_json(spends: Spends) -> dict[str, list[dict[str, Any]]]:
     return {name: [to_fields(e) for e in merged(events)] for name, events in spends.items()}
 
 
-def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]] | None:
-    """Return all events of every client; None if those of some training are not known."""
+def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]]:
+    """Return all events of every client; {} if those of some training are not known."""
     by_client: dict[str, tuple[Event, ...]] = {}
     for training in trainings:
-        if training.events is None:
-            return None
+        if not training.events:
+            return {}
         for name, events in training.events.items():
             by_client[name] = merged((*by_client.get(name, ()), *events))
     return by_client
@@ -125,25 +124,18 @@ def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]] | None
 
 def composed(trainings: Sequence[Training]) -> Cost | None:
     """Return what trainings on the same records cost together; None if the cost of one is not known."""
-    if not trainings or not all(t.alone for t in trainings):
+    events = joined(trainings)
+    if not events:
         return None
     delta, count = min(t.delta for t in trainings), len(trainings)
-    events = joined(trainings)
-    if events is not None:
-        name, most = _worst({name: cost_of(mine, delta) for name, mine in events.items()})
-        how = f"composed by the {most.accountant.upper()} accountant"
-        return Cost(epsilon=most.epsilon, delta=delta, client=name, trainings=count, how=how, spent=most)
-    names = dict.fromkeys(name for t in trainings for name in t.alone)
-    sums = {name: math.fsum(t.alone.get(name, 0.0) for t in trainings) for name in names}
-    client = max(sums, key=lambda name: sums[name])
-    how = "as the training says" if count == 1 else "epsilons and deltas added up"
-    whole = math.fsum(t.delta for t in trainings)
-    return Cost(epsilon=sums[client], delta=whole, client=client, trainings=count, how=how)
+    name, most = _worst({name: cost_of(mine, delta) for name, mine in events.items()})
+    how = f"composed by the {most.accountant.upper()} accountant"
+    return Cost(epsilon=most.epsilon, delta=delta, client=name, trainings=count, how=how, spent=most)
 
 
 def one_alone(trainings: Sequence[Training]) -> float | None:
     """Return the most that one client spent in one training; None if the cost of one is not known."""
-    if not trainings or not all(t.alone for t in trainings):
+    if not trainings or not all(t.events for t in trainings):
         return None
     return max(epsilon for t in trainings for epsilon in t.alone.values())
 

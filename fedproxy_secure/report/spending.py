@@ -66,7 +66,7 @@ def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
         events = {name: spent for name, spent in all_events(folder).items() if spent}
     except (DataError, RunFolderError):
         return [Training(delta=delta)]
-    return [Training.of_events(events, delta=delta)] if events else []
+    return [Training(delta=delta, events=events)] if events else []
 
 
 def epsilons(
@@ -168,24 +168,18 @@ def _of_all(private: Sequence[Configuration], *, same_records: bool) -> tuple[Co
     units = sorted({c.privacy_unit for c in private})
     if len(units) > 1:
         return None, f"not known, because their units differ ({', '.join(units)})"
-    costs = []
+    deltas = []
     for c in private:
         epsilon, delta = c.measure(kinds.EPSILON_SPENT.key), c.measure(kinds.DELTA.key)
-        if epsilon is None or delta is None:
+        if epsilon is None or delta is None or not c.spends:
             return None, f"not known, because {c.name} does not say what it spent"
-        costs.append(_told(c, epsilon.estimate.value, delta.estimate.value))
-    if not all(c.spends for c in private):
-        return added_up(costs), ""
-    least = min(cost.delta for cost in costs)
+        deltas.append(delta.estimate.value)
+    least = min(deltas)
     if same_records:
-        return composed([Training.of_events(c.spends, delta=least) for c in private]), ""
+        return composed([Training(delta=least, events=c.spends) for c in private]), ""
     share = least / len(private)  # so that together they hold at this delta
-    alone = [composed([Training.of_events(c.spends, delta=share)]) for c in private]
+    alone = [composed([Training(delta=share, events=c.spends)]) for c in private]
     return added_up([c for c in alone if c is not None]), ""
-
-
-def _told(configuration: Configuration, epsilon: float, delta: float) -> Cost:
-    return Cost(epsilon=epsilon, delta=delta, client="", trainings=len(configuration.seeds), how="")
 
 
 def _together(cost: Cost) -> str:

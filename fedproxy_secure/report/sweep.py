@@ -13,7 +13,8 @@ from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
 PROXY_SETTINGS = ("compression", "remove_ratio")  # what makes a proxy
-UNPROTECTED = "no protection"  # the kind that is drawn in red
+PLAINTEXT = "unsafe_plaintext"  # the scheme without protection
+UNPROTECTED = "no protection"  # words for it as a kind, which is drawn in red
 AXIS_NAMES: Mapping[Axis, str] = {
     "performance": "Performance",
     "privacy": "Privacy",
@@ -34,6 +35,12 @@ class Labelled:
     def name(self) -> str:
         """The configuration's name."""
         return self.configuration.name
+
+    @property
+    def protected(self) -> bool:
+        """Whether anything protects it: a scheme, differential privacy, or a recipe of its own."""
+        c = self.configuration
+        return not _in_plaintext(c) or bool(c.recipe)
 
     def number(self, key: str) -> Number | None:
         """Return the measure with this key for display, or None without one."""
@@ -68,7 +75,7 @@ def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:
 
 def kinds_of(items: Sequence[Labelled]) -> list[str]:
     """Return each kind once, no protection first, then the others in order."""
-    return sorted(dict.fromkeys(item.kind for item in items), key=lambda kind: kind != UNPROTECTED)
+    return list(dict.fromkeys(item.kind for item in sorted(items, key=lambda item: item.protected)))
 
 
 def common_settings(configurations: Sequence[Configuration]) -> list[str]:
@@ -148,11 +155,18 @@ def _swept(configurations: Sequence[Configuration]) -> list[str]:
 def _kind(configuration: Configuration) -> str:
     """Return a configuration's protection for display, such as `masking + DP 8 (large batches)`."""
     title, recipe = _title(configuration.scheme), configuration.recipe
-    if configuration.privacy_unit != "none":
+    if _in_plaintext(configuration):
+        title = UNPROTECTED
+    elif configuration.privacy_unit != "none":
         claimed = configuration.measure(EPSILON_CLAIMED.key)
         private = "DP" if claimed is None else f"DP {claimed.estimate.value:g}"
-        title = private if title == UNPROTECTED else f"{title} + {private}"
+        title = private if configuration.scheme == PLAINTEXT else f"{title} + {private}"
     return f"{title} ({recipe})" if recipe else title
+
+
+def _in_plaintext(configuration: Configuration) -> bool:
+    """Return whether neither a scheme nor differential privacy protects a configuration."""
+    return configuration.scheme == PLAINTEXT and configuration.privacy_unit == "none"
 
 
 def _title(scheme: str) -> str:

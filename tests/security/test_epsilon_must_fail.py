@@ -12,11 +12,12 @@ import pytest
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.dp.accounting import Spent, noise_multiplier_for, spent
 from fedproxy_secure.dp.events import SampledGaussian, to_fields
+from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.policy import find_policy, load_policy
 from fedproxy_secure.report.measured import configuration_of, read_seed
 from fedproxy_secure.report.report import Report
-from tests.unit.test_measured import write_run
+from tests.support.finished_run import write_run
 
 TARGET, DELTA, ROUNDS, STEPS, SEEDS = 8.0, 1e-5, 8, 10, (0, 1, 2)
 # what `noise_multiplier_for` returns for (target, rate), rounded up: with sampling, that takes it seconds
@@ -31,8 +32,8 @@ def rounds_at(target: float, *, rate: float) -> list[SampledGaussian]:
     return [SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=STEPS)] * ROUNDS
 
 
-def run_of(folder: Path, target: float, *, rate: float = 1.0, told: bool = True) -> Path:
-    """Three finished seeds at `target` each; with `told` their results hold the events besides the cost."""
+def run_of(folder: Path, target: float, *, rate: float = 1.0) -> Path:
+    """Three finished seeds at `target` each."""
     events = rounds_at(target, rate=rate)
     cost: Spent = spent(events, delta=DELTA)
     assert 0.99 * target < cost.epsilon <= target
@@ -41,8 +42,7 @@ def run_of(folder: Path, target: float, *, rate: float = 1.0, told: bool = True)
         file = folder / f"seed-{seed}" / "result.json"
         result = json.loads(file.read_text())
         result["spent"] = {name: asdict(cost) for name in ("clinic", "bank")}
-        if told:
-            result["events"] = {name: [to_fields(e) for e in events] for name in ("clinic", "bank")}
+        result["events"] = {name: [to_fields(e) for e in events] for name in ("clinic", "bank")}
         file.write_text(json.dumps(result))
     return folder
 
@@ -93,10 +93,15 @@ def test_nor_do_they_with_sampling(tmp_path):
 
 
 @pytest.mark.torch
-def test_nor_where_results_do_not_hold_the_events(tmp_path):
-    report = report_of(run_of(tmp_path / "run", TARGET, told=False), TARGET)
-    assert verdict(report, tmp_path) == Verdict.FAILED
-    assert report.configurations[0].measure("epsilon_spent").estimate.value > 23
+def test_results_that_do_not_hold_the_events_are_refused(tmp_path):
+    run = run_of(tmp_path / "run", TARGET)
+    for seed in SEEDS:
+        file = run / f"seed-{seed}" / "result.json"
+        result = json.loads(file.read_text())
+        del result["events"]
+        file.write_text(json.dumps(result))
+    with pytest.raises(RunFolderError, match="what was spent"):
+        report_of(run, TARGET)
 
 
 @pytest.mark.torch

@@ -19,8 +19,8 @@ from fedproxy_secure.compress.defences.rotated import random_rotation, rotate
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.llm import blocks_of, load_tokenizer, with_blocks
+from tests.support.extraction import gpt2, qwen2
 from tests.support.tiny import save_tiny, tiny_llama, tiny_tokenizer
-from tests.unit.test_extraction import gpt2, qwen2
 
 BUDGET = Budget(seconds=3600)
 BAR = 0.5  # far from both: strangers are below a quarter here, descendants above three quarters

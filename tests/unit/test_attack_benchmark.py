@@ -1,132 +1,25 @@
-"""The attack benchmark: its grid, its id, the form of its results, and two results side by side."""
+"""The attack benchmark: its grid, its id, who provides attacks, and its command."""
 
 import json
 import shutil
 from dataclasses import replace
-from importlib import resources
 from itertools import pairwise
 
-import jsonschema
 import pytest
-from typer.testing import CliRunner
 
 from attacks.benchmark.cells import CODE, forget_changed
-from attacks.benchmark.cli import app
-from attacks.benchmark.compare import changes, text_of_changes
 from attacks.benchmark.grid import GRID, Grid, GridCell, chosen, config_of
-from attacks.benchmark.identity import Identity, identity_of, model_sha256
-from attacks.benchmark.providers import AttackEntry, entries_of
-from attacks.benchmark.results import Benchmark, CellResult
-from attacks.benchmark.schema import FILE, benchmark_schema
-from attacks.benchmark.table import WIDTH, table
+from attacks.benchmark.identity import identity_of, model_sha256
+from attacks.benchmark.providers import entries_of
 from attacks.fit import fits
 from attacks.registry import every
 from fedproxy_secure.data.tasks import load_task
-from fedproxy_secure.errors import ConfigError, ModelError, RunFolderError
-from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.finding import Finding, Outcome
-from fedproxy_secure.evidence.targets import Targets
+from fedproxy_secure.errors import ConfigError, ModelError
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, ATTACKS
 from fedproxy_secure.runtime.only_one import only_run_in
+from tests.support.benchmark_results import CELL, finding, identity, invoke, results
 from threat_models import get as threat_model
-
-SCHEMA = json.loads((resources.files("attacks.benchmark") / "benchmark.schema.json").read_text())
-CELL = "coded-lora-adamw-10x16-4clients-masking"
-
-
-def identity(**changes):
-    parts = {name: "5a" * 32 for name in ("settings_sha256", "world_sha256", "model_sha256")}
-    made = Identity(version=1, **parts, profile="smoke", seconds=120.0, seed=0)
-    return replace(made, **changes)
-
-
-def finding(value=0.7, *, attack="lora_span_tokens", ranks=None, outcome=Outcome.SUCCEEDED, view="server"):
-    number = Estimate(
-        metric="auc",
-        value=value,
-        low=value - 0.1,
-        high=value + 0.1,
-        n=9,
-        unit="AUC",
-        seeds=(0,),
-        how="for the test",
-    )
-    numbers = () if outcome in (Outcome.ERROR, Outcome.NOT_APPLICABLE) else (number,)
-    return Finding(
-        attack=attack,
-        id="A2",
-        title="tokens",
-        view=view,
-        surfaces=("MOD",),
-        seed_folder="seed-0",
-        profile="smoke",
-        outcome=outcome,
-        reason="because",
-        estimates=numbers,
-        measures={},
-        positive=None,
-        negative=None,
-        seconds=1.25,
-        seed=0,
-        mapping=(),
-        read=("MOD",),
-        chance=0.5,
-        margin=0.05,
-        targets=ranks and Targets(exam="ab", kinds="110011", values=ranks),
-    )
-
-
-def results(*findings, name=CELL, failed=None, **changes):
-    own = identity(**changes)
-    names = list(dict.fromkeys(f.attack for f in findings))
-    attacks = tuple(
-        AttackEntry(
-            name=n,
-            id="A2",
-            title="tokens",
-            headline="auc",
-            chance=0.5,
-            provided_by="fedproxy-secure",
-            provider_version="0.1.0",
-            code_sha256="",
-        )
-        for n in names
-    )
-    cell = CellResult(
-        benchmark_id=own.id,
-        name=name,
-        world="coded",
-        adapter="lora",
-        optimizer="adamw",
-        steps=10,
-        batch=16,
-        clients=4,
-        protection="masking",
-        epsilon=None,
-        views=("server",),
-        attacks=attacks,
-        seconds=1.0,
-        failed=failed,
-        findings=findings,
-    )
-    return Benchmark(
-        benchmark_id=own.id,
-        identity=own,
-        model="demo",
-        command="for the test",
-        environment={"packages": {"fedproxy-secure": "0.1.0"}},
-        attacks=attacks,
-        cells=(cell,),
-        attacks_left_out=(),
-        cells_left_out=(),
-        subset=False,
-    )
-
-
-def invoke(*words):
-    return CliRunner().invoke(app, [str(w) for w in words])
-
 
 # the grid
 
@@ -266,129 +159,6 @@ def test_only_the_findings_of_an_attack_whose_code_has_changed_are_forgotten(tmp
     forget_changed(tmp_path, (steady, replace(other, code_sha256="cc")))
     assert events.read_jsonl(ATTACK_EVENTS) == [{"attack": steady.name}]
     assert json.loads((tmp_path / ATTACKS / CODE).read_text()).keys() == {steady.name, other.name}
-
-
-# the form of results
-
-
-def test_the_shipped_schema_is_what_the_classes_say():
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert json.loads(FILE.read_text()) == benchmark_schema()
-
-
-def test_written_results_follow_the_schema_and_are_read_back_equal(tmp_path):
-    made = results(finding(ranks=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)), finding(0.4, attack="b"))
-    jsonschema.validate(json.loads(made.write(tmp_path).read_text()), SCHEMA)
-    assert Benchmark.read(tmp_path / "benchmark.json") == made
-
-
-@pytest.mark.parametrize("key", ["benchmark_id", "identity", "attacks", "cells", "subset"])
-def test_the_schema_refuses_results_without_what_they_rest_on(key):
-    raw = json.loads(json.dumps(results(finding()).to_json()))
-    del raw[key]
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(raw, SCHEMA)
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"schema_version": 9}, "schema_version=9: must be 2"),
-        ({"benchmark_id": "0" * 12}, "benchmark_id=000000000000: must be "),
-        ({"cells": 3}, "is damaged"),
-    ],
-)
-def test_results_that_are_not_what_was_written_are_refused_in_one_line(tmp_path, changed, said):
-    raw = json.loads(results(finding()).write(tmp_path).read_text())
-    (tmp_path / "benchmark.json").write_text(json.dumps({**raw, **changed}))
-    with pytest.raises(RunFolderError, match=said) as raised:
-        Benchmark.read(tmp_path / "benchmark.json")
-    assert "\n" not in str(raised.value)
-
-
-# the table
-
-
-def test_the_table_shows_headlines_with_intervals_and_outcomes_in_a_hundred_columns():
-    long = "an_attack_with_a_long_name"
-    made = results(
-        finding(),
-        finding(0.4, attack=long, outcome=Outcome.RESISTED),
-        finding(attack="no_number", outcome=Outcome.NOT_APPLICABLE),
-    )
-    shown = table(replace(made, cells=made.cells * 4))
-    lines = shown.splitlines()
-    assert max(map(len, lines)) <= WIDTH
-    assert next(line for line in lines if line.startswith("A2 lora_span_tokens")).split()[2:6] == [
-        "0.7",
-        "[0.6,",
-        "0.8]",
-        "S",
-    ]
-    assert "0.4 [0.3, 0.5] r" in shown
-    assert "no number: A2 no_number (-)" in shown
-    assert made.benchmark_id in lines[0]
-
-
-def test_the_table_names_failed_cells_what_was_left_out_and_who_else_provides_attacks():
-    made = results(finding(), failed="CUDA is on fire")
-    (one,) = made.attacks
-    other = replace(one, id="X1", provided_by="somebody", provider_version="1.0")
-    shown = table(replace(made, attacks=(other,), attacks_left_out=("a", "b"), subset=True))
-    assert f"failed: {CELL}: CUDA is on fire" in shown
-    assert "a part of the benchmark: without 2 attacks" in shown
-    assert "X1 lora_span_tokens comes from somebody 1.0" in shown
-
-
-# two results
-
-
-def test_a_difference_is_paired_where_the_same_targets_were_asked_about():
-    old = results(finding(0.25, ranks=(3.0, 2.0, 5.0, 4.0, 1.0, 6.0)))
-    new = results(finding(0.75, ranks=(6.0, 5.0, 2.0, 1.0, 4.0, 3.0)))
-    (one,) = changes(old, new)
-    assert one.paired
-    assert "paired by target" in one.change.how
-    assert " ~" not in text_of_changes(old, new).split("change:")[0]
-
-
-def test_a_difference_without_common_targets_has_the_interval_of_independent_samples():
-    old, new = results(finding(0.2)), results(finding(0.8))
-    (one,) = changes(old, new)
-    assert (one.paired, one.shows) == (False, True)
-    assert one.change.value == pytest.approx(0.6)
-    assert one.change.low > 0
-    lines = text_of_changes(old, new).splitlines()
-    shown = next(line for line in lines if line.startswith("A2 lora_span_tokens"))
-    assert shown.endswith("* ~")
-    assert max(map(len, lines)) <= WIDTH
-    assert lines[-1] == "numbers in both: 1, marked *: 1"
-
-
-def test_what_only_one_result_has_is_told_without_a_difference():
-    old = results(finding(), finding(attack="gone"))
-    new = results(finding(), finding(attack="fresh", outcome=Outcome.ERROR))
-    shown = text_of_changes(old, new)
-    assert [c.change is None for c in changes(old, new)] == [False, True, True]
-    assert any(line.startswith("A2 gone") and "not there" in line for line in shown.splitlines())
-    assert any(line.startswith("A2 fresh") and "error" in line for line in shown.splitlines())
-
-
-def test_results_of_another_id_are_refused_with_what_differs_and_exit_code_2(tmp_path):
-    files = []
-    for name, weights in (("a", "5a"), ("b", "6b")):
-        files.append(results(finding(), model_sha256=weights * 32).write(tmp_path / name))
-    shown = invoke("compare", *files)
-    assert shown.exit_code == 2
-    assert shown.stderr.count("\n") == 1
-    assert "other model; compare only results of the same id" in shown.stderr
-
-
-def test_results_of_the_same_id_are_compared_on_the_command_line(tmp_path):
-    file = results(finding()).write(tmp_path)
-    shown = invoke("compare", file, file)
-    assert shown.exit_code == 0
-    assert "0.7 [0.6, 0.8] S" in shown.stdout
 
 
 # the command

@@ -62,7 +62,7 @@ def configuration_of(
         api_answers=config.api.answers,
         failed=tuple(failed),
         commands=tuple(commands),
-        spends=joined(trainings) or {},
+        spends=joined(trainings),
     )
     if not seeds:
         return configuration

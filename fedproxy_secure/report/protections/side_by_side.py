@@ -18,7 +18,7 @@ from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.surfaces import privacy_measures, surface_of
 from fedproxy_secure.evidence.targets import difference
 from fedproxy_secure.report.measured.attacks import WITHOUT_NUMBERS
-from fedproxy_secure.report.sweep import UNPROTECTED, Labelled, labelled
+from fedproxy_secure.report.sweep import Labelled, labelled
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
 
 Key = tuple[str, str, str]  # id, attack, view
@@ -43,11 +43,11 @@ def side_by_side(
     given = tuple(configurations)
     kept = {_identity(d): d for d in known}
     items = labelled(given)
-    bases = {item.rest: item for item in items if item.kind == UNPROTECTED}
+    bases = {item.rest: item for item in items if not item.protected}
     found = [
         kept.get(_identity(d), d)
         for item in items
-        if item.kind != UNPROTECTED and item.rest in bases
+        if item.protected and item.rest in bases
         for d in _differences(item, bases[item.rest])
     ]
     return tuple(_without_targets(c) for c in given), tuple(found)

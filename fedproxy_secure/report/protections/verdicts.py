@@ -24,7 +24,7 @@ from fedproxy_secure.report.protections.rows import (
     why_without,
 )
 from fedproxy_secure.report.report import Report, pointer
-from fedproxy_secure.report.sweep import UNPROTECTED, kinds_of, labelled
+from fedproxy_secure.report.sweep import kinds_of, labelled
 from fedproxy_secure.report.trilemma import AttackDifference
 
 TITLE = "What each protection takes from the attacks"
@@ -79,10 +79,10 @@ def verdicts(report: Report) -> Verdicts | None:
     items = labelled(report.configurations)
     attacked = [i for i in items if i.configuration.findings]
     words = {i.name: (i.kind, i.rest) for i in attacked}
-    kinds = tuple(k for k in kinds_of(attacked) if k != UNPROTECTED)
+    kinds = tuple(kinds_of([i for i in attacked if i.protected]))
     rows = []
-    for rest in dict.fromkeys(i.rest for i in attacked if i.kind == UNPROTECTED):
-        if not any(i.rest == rest and i.kind != UNPROTECTED for i in attacked):
+    for rest in dict.fromkeys(i.rest for i in attacked if not i.protected):
+        if not any(i.rest == rest and i.protected for i in attacked):
             continue
         by_kind: dict[str, list[Indexed]] = {kind: [] for kind in kinds}
         for index, d in enumerate(report.attack_differences):

@@ -1,0 +1,184 @@
+"""A round is unmasked once, for one proxy and one update; weights and penalties are as agreed."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+
+from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.flower import client_app
+from fedproxy_secure.flower.engines import with_keys
+from fedproxy_secure.flower.grid_around import GridAround
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan
+from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.proxy_intake.files import folder_sha256
+from fedproxy_secure.secagg.control import Control
+from tests.support.masked_rounds import Wrapped, with_
+from tests.support.tiny import save_tiny
+
+
+def test_a_round_unmasked_once_is_not_unmasked_for_other_survivors(world):
+    """The server repeats a round and calls one client lost, to tell its update from the difference."""
+    job, folder, initial = world
+    job = with_(job, rounds=1)
+    lost = {"now": False}
+    app = Wrapped(fails=lambda kind, node: lost["now"] and kind == "query.mask" and node == 6)
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        grid = InProcessGrid(app, 5)
+        serve(grid, keyed, folder, initial)
+        lost["now"] = True
+        for same in (grid, InProcessGrid(app, 5)):  # in another of Flower's runs clients' states are new
+            with pytest.raises(RoundAborted, match="confirm: 0 of 5 clients"):
+                serve(same, keyed, folder, initial)
+        lost["now"] = False
+        serve(grid, keyed, folder, initial)  # the same survivors: nothing new is learnt
+
+
+def test_two_of_flowers_runs_side_by_side_do_not_unmask_a_round_for_different_survivors(world):
+    """Both get their confirmations before either is unmasked."""
+    job, folder, initial = world
+    app = Wrapped(fails=lambda kind, node: kind == "query.mask" and node == 6)
+
+    def run_the_other(message, context):
+        if (message.metadata.message_type, context.node_id) == ("query.confirm", 6):
+            serve(InProcessGrid(app, 5), keyed, folder, initial)
+
+    with proxy_store.offered_on_this_host(folder), with_keys(with_(job, rounds=1)) as keyed:
+        grid = InProcessGrid(Wrapped(sees=run_the_other), 5)
+        # the newer attempt ended the older one at every client
+        with pytest.raises(RoundAborted, match="unmask: 0 of 5 clients"):
+            serve(grid, keyed, folder, initial)
+
+
+class OtherProxies(InProcessGrid):
+    """A server that has all but one client train another proxy, on which their gradients vanish."""
+
+    in_job = False  # whether the job names the other proxy too
+
+    def __init__(self, other, clients):
+        super().__init__(client_app.app, clients)
+        self.other = other
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            record = message.content.config_records.get("job")
+            if message.metadata.message_type == "query.setup" and message.metadata.dst_node_id != 2:
+                record["sha256"] = self.other
+                if self.in_job:
+                    record["json"] = json.dumps(json.loads(record["json"]) | {"proxy_sha256": self.other})
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("in_job", [False, True], ids=["beside the job", "in the job too"])
+def test_clients_that_were_given_another_proxy_enter_no_sum_with_the_rest(world, tmp_path, in_job):
+    job, folder, initial = world
+    other = save_tiny(tmp_path / "other", seed=9)
+    with (
+        proxy_store.offered_on_this_host(folder),
+        proxy_store.offered_on_this_host(other),
+        with_keys(with_(job, rounds=1)) as keyed,
+    ):
+        grid = OtherProxies(folder_sha256(other), 5)
+        grid.in_job = in_job
+        with pytest.raises((ProtocolAborted, RoundAborted)):
+            serve(grid, keyed, folder, initial)
+
+
+def test_masking_without_keys_or_sizes_is_refused(world):
+    job, folder, initial = world
+    with proxy_store.offered_on_this_host(folder):
+        grid = InProcessGrid(Wrapped(), 5)
+        with pytest.raises(ConfigError, match=r"protect\.keys: must name the folder"):
+            serve(grid, with_(job), folder, initial)
+        bare = ServerState(round=0, adapter=initial.adapter)
+        with (
+            with_keys(with_(job)) as keyed,
+            pytest.raises(ConfigError, match="server state: has no tensor sizes"),
+        ):
+            serve(InProcessGrid(Wrapped(), 5), keyed, folder, bare)
+
+
+def test_the_clip_follows_what_clients_needed():
+    def control(**changes):
+        return Control(
+            **(
+                {"clients": 4, "weight": 4.0, "clipped": 0, "loss": 1.0, "steps": 4, "largest": 2.0}
+                | changes
+            )
+        )
+
+    assert next_clip(1.0, control()) == pytest.approx(0.75)  # largest half the clip on average
+    assert next_clip(1.0, control(clipped=1)) == 2.0
+    assert next_clip(1.0, control(largest=0.0)) == 1.0
+    assert next_clip(1.0, control(largest=1e-6)) == pytest.approx(1 / 16)
+
+
+def test_a_round_that_is_asked_for_again_has_the_update_of_the_first_time(world, monkeypatch):
+    """Training that does not repeat would give two sums that differ by what one client changed."""
+    from fedproxy_secure.federate.client import LocalClient
+
+    job, folder, initial = world
+    trained, train = [], LocalClient.train
+
+    def drifting(self, **arguments):
+        trained.append(self.name)
+        update = train(self, **arguments)
+        return replace(update, update=update.update + np.float32(1e-4 * len(trained)))
+
+    monkeypatch.setattr(LocalClient, "train", drifting)
+    with proxy_store.offered_on_this_host(folder), with_keys(with_(job, rounds=1)) as keyed:
+        first, second = (serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial) for _ in range(2))
+    assert len(trained) == 5
+    np.testing.assert_allclose(second.adapter, first.adapter, atol=1e-7)
+
+
+def test_penalties_other_than_the_settings_are_refused_masked_and_in_the_clear(world, caplog):
+    """A pull of the server's choice towards the broadcast adapter singles out what moves against it."""
+    job, folder, initial = world
+
+    class Pulling(GridAround):
+        def __init__(self, grid, change):
+            super().__init__(grid)
+            self.change = change
+
+        def push_messages(self, messages):
+            messages = list(messages)
+            for message in messages:
+                numbers = message.content.config_records.get("round")
+                if numbers is not None:
+                    message.content["round"] = ConfigRecord(dict(numbers) | self.change)
+            return super().push_messages(messages)
+
+    for scheme in ("masking", "unsafe_plaintext"):
+        for change, line in (
+            ({"prox_mu": 1e4}, "prox_mu=10000: must be 0, fusion.prox_mu of the job"),
+            ({"pcr_lambda": 1e4}, "pcr_lambda=10000: must be 0, fusion.pcr_lambda of the job"),
+            ({"round": 1000}, "round 1000: must be 0 to 1"),
+        ):
+            with proxy_store.offered_on_this_host(folder), with_keys(with_(job, scheme=scheme)) as keyed:
+                grid = Pulling(InProcessGrid(Wrapped(), 5), change)
+                caplog.clear()
+                with pytest.raises(RoundAborted):
+                    serve(grid, keyed, folder, initial)
+            assert line in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1e-45, 2.5e-23, 1.0, 1e30])
+def test_a_weight_from_the_last_step_stays_in_its_range_whatever_step_a_server_made_up(world, scale):
+    """A weight above 1 could not be sent, and whether a client fails would tell its cosine."""
+    job = with_(world[0], "h_ties", weights="self")
+    sizes = world[2].sizes.tolist()
+    rng = np.random.default_rng(0)
+    update = rng.standard_normal(sum(sizes)).astype(np.float32) * np.float32(1e-3)
+    plan = ring_plan(job, sizes, clip=first_clip(job.local), clients=5)
+    trained = ClientUpdate(client="c0", update=update, loss=0.0, steps=2, seconds=0.0, truncated=0)
+    previous = (update * np.float32(1e3)).astype(np.float64) * scale
+    _, control = parts_of(trained, job, sizes, plan, previous=previous.astype(np.float32))
+    assert np.exp(-1) <= control.weight <= 1

@@ -1,0 +1,174 @@
+"""Numbers, headlines and protections in words, on the page and in the summary of a pull request."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.number import Number, interval_overlaps
+from fedproxy_secure.report import page_words
+from fedproxy_secure.report.html.drawing import kind_slots
+from fedproxy_secure.report.html.page import page
+from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.sweep import headline, kinds_of, labelled, on_front
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.pull_request import pull_request_summary
+from tests.support.page_walk import parse
+from tests.support.sample_report import sample_comparison, sample_report
+
+
+def number(value: float, low: float | None, high: float | None, unit: str, points: bool = False) -> Number:
+    e = Estimate(
+        metric="m", value=value, low=low, high=high, n=3, unit=unit, seeds=(0, 1, 2), how="for a test"
+    )
+    return Number(e, "result.json#m", points=points)
+
+
+def test_the_pull_request_summary_has_stamps_numbers_and_red_findings(report: Report):
+    text = pull_request_summary(report)
+    assert text.count("[!CAUTION]") == 1
+    assert "unsafe_plaintext" in text
+    assert "code 137" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len([r for r in rows if "% removed |" in r or "**(unsafe)** |" in r]) >= 6
+    for id, outcome in (("A2", "SUCCEEDED"), ("A12", "ERROR")):
+        assert any(r.startswith(f"| {id} ") and f"| {outcome} |" in r for r in rows)
+    assert not any("RESISTED" in r for r in rows)
+    assert len(text) < 6000
+    assert len({r.count(" | ") for r in rows if r.startswith("| A")}) == 1
+
+
+def test_pipes_and_markup_in_names_do_not_break_the_summary(report: Report):
+    first = replace(report.configurations[0], name="a | b **c** <img src=x> [x](y)\nz")
+    text = pull_request_summary(replace(report, configurations=(first, *report.configurations[1:])))
+    (row,) = [r for r in text.splitlines() if r.startswith("| a ")]
+    whole = next(r for r in text.splitlines() if r.startswith("| masking, 25"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", whole))
+    assert not re.search(r"(?<!\\)<img", text)
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (number(0.972, 0.958, 0.986, "share"), "97.2 ± 1.4 %"),
+        (number(0.972, 0.950, 0.980, "share"), "97.2 [95.0, 98.0] %"),
+        (number(0.972, None, None, "share"), "97.2 %"),
+        (number(0.5, 0.5, 0.5, "share"), "50 %"),
+        (number(-0.0121, -0.02, -0.0042, "share", points=True), "−1.2 ± 0.8 points"),
+        (number(0.0, -0.01, 0.01, "share", points=True), "+0.0 ± 1.0 points"),
+        (number(0.935, 0.92, 0.95, "AUC"), "0.94 ± 0.01"),
+        (number(4_100_000, 4_100_000, 4_100_000, "bytes"), "4.1 MB"),
+        (number(812.4e6, 800e6, 824.8e6, "bytes"), "812 ± 12 MB"),
+        (number(1e-5, 1e-5, 1e-5, "delta"), "1.0e-5"),
+        (number(0.996, 0.9945, 0.9975, "AUC"), "1.00 ± 0.00"),
+        (number(1, 1, 1, "clients"), "1 client"),
+        (number(12.345, 12.0, 12.69, "s"), "12.3 ± 0.3 s"),
+        (number(1234.5, None, None, "s"), "1,234 s"),
+    ],
+)
+def test_a_number_is_written_with_its_interval_and_unit(shown: Number, text: str):
+    assert shown.short == text
+
+
+def test_intervals_that_touch_overlap_and_a_missing_one_tells_nothing():
+    a, b = number(1, 0, 2, "s").estimate, number(3, 2, 4, "s").estimate
+    assert interval_overlaps(a, b) is True
+    assert interval_overlaps(a, number(3, 2.1, 4, "s").estimate) is False
+    assert interval_overlaps(a, number(3, None, None, "s").estimate) is None
+
+
+def test_the_front_has_what_nothing_beats():
+    points = [(1.0, 1.0), (2.0, 0.5), (0.5, 2.0), (0.9, 0.9), (2.0, 0.5), (2.0, 0.4)]
+    assert on_front(points) == [True, True, True, False, True, False]
+
+
+def test_the_headline_of_an_axis_is_what_most_configurations_have(report: Report):
+    assert headline(report.configurations, "performance") == "gap_closed"
+    assert headline(report.configurations, "privacy") == "tpr_at_1pct_fpr"
+    without = tuple(
+        replace(c, measures=tuple(m for m in c.measures if m.key != "tpr_at_1pct_fpr" or i < 2))
+        for i, c in enumerate(report.configurations)
+    )
+    assert headline(without, "privacy") == "token_auc"
+    assert headline((), "ip") is None
+
+
+def test_two_configurations_never_share_their_words(report: Report):
+    twice = (*report.configurations, *(replace(c, name=f"again {c.name}") for c in report.configurations))
+    words = [(i.kind, i.rest) for i in labelled(twice)]
+    assert len(set(words)) == len(twice)
+
+
+CLOSE = (0.12, 0.125)  # ratios that read alike without a decimal
+
+
+def test_two_remove_ratios_that_differ_never_read_alike():
+    made = sample_report(protections=("unsafe_plaintext", "masking"), ratios=CLOSE, seeds=(0,))
+    assert {i.rest for i in labelled(made.configurations)} == {"12 % removed", "12.5 % removed"}
+    text = parse(page(made)).text
+    assert "12 % removed" in text
+    assert "12.5 % removed" in text
+    rows = tuple(
+        replace(r, remove_ratio=c) for r, c in zip(sample_comparison().rows[2:4], CLOSE, strict=True)
+    )
+    compared = replace(sample_comparison(), rows=rows, differences=())
+    assert "12.5%" in markdown_report(compared)
+    assert "12.5 % removed" in parse(page(compared)).text
+
+
+def test_differential_privacy_is_told_also_where_the_settings_name_the_scheme_alone(report: Report):
+    private = next(c for c in report.configurations if c.measure("epsilon_claimed") is not None)
+    settings = {**private.settings, "protection": "masking"}
+    joined = replace(private, settings=settings, privacy_unit="record")
+    (same,) = labelled([private])
+    (told,) = labelled([joined])
+    assert told.kind == same.kind == "masking + DP 8"
+
+
+def test_a_protection_that_no_installed_package_has_is_named_by_its_scheme(report: Report):
+    other = replace(report.configurations[-1], scheme="their_sum", recipe="t=3 small", privacy_unit="none")
+    assert [item.kind for item in labelled([other])] == ["their sum (t=3 small)"]
+
+
+def test_no_protection_comes_first_and_it_alone_is_red(report: Report):
+    backwards = labelled(report.configurations[::-1])
+    kinds = kinds_of(backwards)
+    assert kinds == ["no protection", "masking + DP 8", "masking"]
+    assert kind_slots(kinds) == [0, 1, 2]
+    assert kind_slots(["masking"]) == [1]
+    assert kind_slots([*"abcdefg", "no protection"]) == [1, 2, 3, 4, 5, 5, 5, 0]
+
+
+def test_a_card_counts_only_attacks_that_had_something_to_attack(report: Report):
+    first = page_words.cards(report)[0]
+    said = "".join(
+        p.text if isinstance(p, page_words.Said | Number) else p for p in dict(first.lines)["Attacks"]
+    )
+    mine = [f for c in report.configurations if c.unsafe for f in c.findings]
+    applied = [f for f in mine if f.outcome != Outcome.NOT_APPLICABLE]
+    assert len(applied) < len(mine)
+    assert said == f"{len(applied)} of {len(applied)} succeeded: A2, A3, A5, A7, A12"
+
+
+def test_plain_words_hold_no_digit_that_is_not_a_number_or_a_quotation(report: Report):
+    sentences = [page_words.scope(report), *page_words.missing(report)]
+    sentences += [line for card in page_words.cards(report) for _, line in card.lines]
+    sentences += [line for c in page_words.contrasts(report) for _, line in c.cells]
+    sentences += page_words.compared(sample_comparison())
+    assert len(sentences) > 12
+    assert not [
+        part for line in sentences for part in line if isinstance(part, str) and re.search(r"\d", part)
+    ]
+
+
+def test_a_protection_is_better_only_beyond_both_intervals(report: Report):
+    (masking, private) = page_words.contrasts(report)
+
+    def said(contrast: page_words.Contrast, title: str) -> str:
+        line = dict(contrast.cells)[title]
+        return "".join(p.text if isinstance(p, page_words.Said | Number) else p for p in line)
+
+    assert said(masking, "gap closed") == "not told apart in 2 of 2 pairs"
+    assert said(private, "gap closed") == "worse in 2 of 2 pairs"
