@@ -32,7 +32,7 @@ from fedproxy_secure.audit.verify import check_files, check_inner
 from fedproxy_secure.audit.vouched import ERASED, INNER, check_file, vouched_files
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import AuditError
+from fedproxy_secure.errors import AuditError, RunFolderError
 from fedproxy_secure.runtime.artifacts import RunFolder, write_bytes
 from fedproxy_secure.runtime.files.names import (
     AUDIT_LOG,
@@ -114,7 +114,8 @@ def erase_transcripts(folder: Path, key_file: Path) -> str:
         key_file: the private key that signs the log.
 
     Raises `AuditError` as `transcripts_of` does, and for another key than the log's; `ConfigError` if the
-    key cannot be read; `RunFolderError` if a file cannot be written or another process works in the folder.
+    key cannot be read; `RunFolderError` if a file cannot be written or deleted, or another process works
+    in the folder.
     """
     key = read_key(key_file)
     with ExitStack() as held:
@@ -132,6 +133,8 @@ def _places(folder: Path) -> list[_Place]:
     whole = _place(folder, "")
     sealed = whole.log.entries[: len(whole.log.entries) - len(whole.tail)]
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in sealed if e.event == INNER}
+    if any(e.event == INNER and e.body.get("folder") not in heads for e in whole.tail):
+        raise AuditError(f"{folder / AUDIT_LOG}: has cells that the report was made without; {_SIGN}")
     vouched = vouched_files(whole.log.entries)
     cells = []
     for name, head in heads.items():
@@ -191,8 +194,13 @@ def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
     vouched = vouched_files(log.entries)
     if there := [name for name in place.files() if name in vouched]:
         log.add(ERASED, files=there)
-    for transcript in place.transcripts:
-        shutil.rmtree(transcript)
+    try:
+        for transcript in place.transcripts:
+            shutil.rmtree(transcript)
+    except OSError as error:
+        raise RunFolderError(
+            f"{error.filename}: cannot be deleted: {error.strerror}; call it again"
+        ) from error
     if log.head != place.seal.head:
         write_bytes(place.folder / REPORT_JSON, _with_head(place.report, log.head))
         sign_report(place.folder, key, log.head, names=place.seal.files)

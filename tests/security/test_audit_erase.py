@@ -253,6 +253,19 @@ def test_a_report_altered_after_a_kill_is_not_signed(run, killed_at, name):
         erase(run)
 
 
+def test_what_cannot_be_deleted_is_one_line_and_goes_on(run, monkeypatch):
+    def refuse(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        shown = command("erase", run, "--yes")
+    assert shown.exit_code == 2
+    assert "transcript: cannot be deleted: Permission denied" in " ".join(shown.stderr.split())
+    erase(run)
+    assert verify_run(run).whole
+
+
 def test_a_file_in_the_place_of_an_erased_one_is_a_problem(run):
     erase(run)
     (run / RECORDS).parent.mkdir(parents=True)
