@@ -85,11 +85,11 @@ def attacked_report(config: Config, folder: Path, *, progress: Progress | None, 
     """
     from fedproxy_secure.experiments.run import run
 
-    if not any(folder.glob(f"{SEED_PREFIX}*/{FEDERATION}/{TRANSCRIPT}")):
-        raise RunFolderError(
-            f"{folder}: has no transcript to attack, or its transcripts were erased; leave --suite out"
-        )
     with only_run_in(folder):
+        if not any(folder.glob(f"{SEED_PREFIX}*/{FEDERATION}/{TRANSCRIPT}")):
+            raise RunFolderError(
+                f"{folder}: has no transcript to attack, or its transcripts were erased; leave --suite out"
+            )
         place = RunFolder.resume(folder, config.with_signing_key(None))
         Witness.open(place, config, command=command).reopen(*ATTACK_FILES)
     attack_run(config, folder, seed=config.seeds[0], progress=progress)

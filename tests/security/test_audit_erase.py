@@ -190,9 +190,10 @@ STEPS = [(AuditLog, "add"), (shutil, "rmtree"), (erasing, "write_bytes"), (erasi
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "call"), [("run", 1), ("matrix", 1), ("matrix", 2), ("matrix", 3)])
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: s[1])
-def test_a_killed_erasure_is_told_and_goes_on(whole, monkeypatch, step, call, before):
+def test_a_killed_erasure_is_told_and_goes_on(originals, tmp_path, monkeypatch, step, kind, call, before):
+    whole = copied(originals[kind], tmp_path / "whole")
     calls, real = [], getattr(*step)
 
     def killed(*arguments, **named):

@@ -81,6 +81,13 @@ def test_the_measure_of_an_attack_of_ones_own_is_a_column_a_chapter_and_a_rule(o
     answers = {"alpha": "0101", "beta": "0011"}
     result = {
         "fidelity": {"kl_nats": 0.5, "cka": [1.0], "llm_perplexity": 5, "proxy_perplexity": 10},
+        "perplexity": {"fused": 7.0},
+        "plug_back": {"tried": []},
+        "verbatim_share": 0.5,
+        "spent": {},
+        "events": {},
+        "seconds": {"federate": 2.0},
+        "peak_memory_bytes": 100,
         **dict.fromkeys(("zero_shot", "proxy", "tuned", "fused"), answers),
     }
     (clean_run / "seed-0" / "result.json").write_text(json.dumps(result))
