@@ -1,4 +1,4 @@
-"""How much of an LLM another model holds bit for bit.
+"""The share of an LLM's weights that another model has, equal bit for bit.
 
 Blocks are matched one to one, so no block plan is needed: the share is what anybody finds who holds both
 folders. The unit is the tensor: a tensor that differs in one bit of the LLM's file is not held.

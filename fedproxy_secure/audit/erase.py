@@ -75,7 +75,7 @@ class _Place:
 
     @property
     def tail(self) -> Sequence[Entry]:
-        """The events after the end that the report is signed over."""
+        """The log's events after the report was signed."""
         return _after(self.log.entries, self.seal.head)
 
     @property
@@ -129,7 +129,7 @@ def erase_transcripts(folder: Path, key_file: Path) -> str:
 
 
 def _places(folder: Path) -> list[_Place]:
-    """Return the folders with logs, those of a matrix's cells before its own."""
+    """Return the folder and, before it, the cells of a matrix: each has a log of its own."""
     whole = _place(folder, "")
     sealed = whole.log.entries[: len(whole.log.entries) - len(whole.tail)]
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in sealed if e.event == INNER}

@@ -37,7 +37,7 @@ def has_spent(entries: Sequence[Entry], seed: object) -> bool:
 
 
 def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
-    """Raise `AuditError` if a ledger lacks a round that its client paid for, as the log has it."""
+    """Raise `AuditError` if the log says that a client paid for a round, and its ledger does not."""
     there = {
         (client, line.get("round")) for client, lines in _ledgers(folder, seed).items() for line in lines
     }

@@ -56,7 +56,8 @@ def erased_files(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
         if entry.event == ERASED and isinstance(files, list):
             before = vouched_files(entries[: number - 1])
             erased |= {str(n): (before[str(n)][0], number) for n in files if str(n) in before}
-    return {name: told for name, told in erased.items() if name not in vouched_files(entries)}
+    again = vouched_files(entries) if erased else {}
+    return {name: told for name, told in erased.items() if name not in again}
 
 
 def check_file(folder: Path, name: str, sha256: str, where: str) -> None:

@@ -212,7 +212,7 @@ class Witness:
             self._tell(INNER, folder=name, head=examined.head)
 
     def check_kept(self, name: str) -> None:
-        """Raise `AuditError` if a private cell that the log has is gone, and with it what was paid."""
+        """Raise `AuditError` if the folder of a finished private cell is gone, and its ledgers with it."""
         if self.log.of(INNER, folder=name) and log_if_there(self.folder / name) is None:
             raise AuditError(f"{name}: is gone, and its clients have paid; put it back; {ADDS_UP}")
 

@@ -92,15 +92,16 @@ def privacy(
             trainings=trainings,
             person_records=of_one_person,
         )
-        width = max(len(name) for name, _ in privacy_rows(plan, numbers))
-        for name, value in privacy_rows(plan, numbers):
+        rows = privacy_rows(plan, numbers)
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
             typer.echo(f"{name:<{width}}  {value}")
 
 
 def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
     """Return the lines that are printed, as names and values."""
     rate, share = plan.noise.sampling_rate, 100 * plan.rate
-    noised = f"with {numbers:,} trained numbers; a mean gradient has at most 1"
+    noised = f"with {numbers:,} trained numbers; a mean gradient has about 1 at most"
     found = [
         ("steps", f"{plan.steps} of {plan.batch_size} records, each drawn with probability {rate:.3g}"),
         ("disclosed", f"that there are at most {plan.public_size:,} records and more than half as many"),

@@ -15,7 +15,7 @@ from fedproxy_secure.dp.record_noise import RecordNoise, public_size, record_noi
 
 SHARES = np.linspace(0, 1, 4001)[1:]
 FALSE_POSITIVES = 0.01
-MOST_MU = 64.0
+MOST_MU = 64.0  # of a Gaussian mechanism that is searched for: an epsilon of some 2,000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,10 @@ class PrivacyPlan:
     person_epsilon: float
 
     def noise_norm(self, trained_numbers: int) -> float:
-        """Return the length of the noise in a step's mean gradient, in clips; without it at most 1."""
+        """Return the length of the noise in a step's mean gradient, in clips.
+
+        The mean gradient itself has about 1 at most: as many records are drawn as `batch_size` on average.
+        """
         return self.noise.noise_multiplier * math.sqrt(trained_numbers) / self.batch_size
 
 

@@ -125,7 +125,7 @@ def method_columns(report: Report) -> list[tuple[str, str]]:
 def numbers_of(
     part: object, path: str, keys: Iterable[str], *, points: Container[str] = ()
 ) -> dict[str, Number]:
-    """Return by name the numbers that a part of the report has.
+    """Return the numbers of a part of the report, by field name.
 
     Args:
         part: the part, such as a row of `report.rows`.

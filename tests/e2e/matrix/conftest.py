@@ -1,4 +1,4 @@
-"""Settings of a small matrix."""
+"""The settings of a small matrix, for all tests in this folder."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which cells a matrix has, the settings of each, and what is refused or left out."""
+"""A matrix's cells and their settings, and which configurations it refuses or leaves out."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Who takes part in a round does not depend on who is there."""
+"""The clients of a round follow from names, seed and round, not from which nodes are connected."""
 
 import json
 from contextlib import suppress

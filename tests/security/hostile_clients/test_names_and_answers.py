@@ -1,4 +1,4 @@
-"""A node answers for one client alone, whatever it says and whatever Flower hands on."""
+"""A node's answers count for one client only, whatever name they give."""
 
 import pytest
 from flwr.app import ConfigRecord, Error, RecordDict

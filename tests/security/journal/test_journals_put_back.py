@@ -1,4 +1,4 @@
-"""A journal that was put back, deleted, damaged or made by another answers nothing."""
+"""A client answers nothing with a journal that was restored, deleted, damaged or made elsewhere."""
 
 import os
 import shutil

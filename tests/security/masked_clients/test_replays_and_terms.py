@@ -52,7 +52,7 @@ def heard(world):
 
 
 def replayed(world, heard, change, rounds=1, **protect):
-    """The answer to a training request that is sent again with other terms."""
+    """Send a training request again with changed terms; return the answer."""
     requests, context = heard(rounds, **protect)
     content = RecordDict(dict(requests["train"].items()))
     content["terms"] = ConfigRecord(change(dict(content.config_records["terms"])))

@@ -1,4 +1,4 @@
-"""How an adversary chooses and trains, what a model writes, and the table."""
+"""Extraction: how the adversary trains and picks its best model, and the table of its results."""
 
 import numpy as np
 import pytest
