@@ -37,10 +37,9 @@ class Labelled:
         return self.configuration.name
 
     @property
-    def protected(self) -> bool:
-        """Whether anything protects it: a scheme, differential privacy, or a recipe of its own."""
-        c = self.configuration
-        return not _in_plaintext(c) or bool(c.recipe)
+    def is_baseline(self) -> bool:
+        """Whether protections are compared with it: no scheme, no privacy, no recipe of its own."""
+        return _in_plaintext(self.configuration) and not self.configuration.recipe
 
     def number(self, key: str) -> Number | None:
         """Return the measure with this key for display, or None without one."""
@@ -75,7 +74,7 @@ def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:
 
 def kinds_of(items: Sequence[Labelled]) -> list[str]:
     """Return each kind once, no protection first, then the others in order."""
-    return list(dict.fromkeys(item.kind for item in sorted(items, key=lambda item: item.protected)))
+    return list(dict.fromkeys(item.kind for item in sorted(items, key=lambda item: not item.is_baseline)))
 
 
 def common_settings(configurations: Sequence[Configuration]) -> list[str]:

@@ -79,7 +79,7 @@ def side_table(report: Report) -> SideTable | None:
         return None
     items = labelled(report.configurations)
     words = {i.name: (i.kind, i.rest) for i in items}
-    kinds = tuple(kinds_of([i for i in items if i.protected]))
+    kinds = tuple(kinds_of([i for i in items if not i.is_baseline]))
     cells: dict[tuple[str, ...], dict[str, tuple[int, AttackDifference]]] = {}
     for index, d in enumerate(report.attack_differences):
         if d.configuration in words:

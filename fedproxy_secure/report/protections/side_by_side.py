@@ -43,11 +43,11 @@ def side_by_side(
     given = tuple(configurations)
     kept = {_identity(d): d for d in known}
     items = labelled(given)
-    bases = {item.rest: item for item in items if not item.protected}
+    bases = {item.rest: item for item in items if item.is_baseline}
     found = [
         kept.get(_identity(d), d)
         for item in items
-        if item.protected and item.rest in bases
+        if not item.is_baseline and item.rest in bases
         for d in _differences(item, bases[item.rest])
     ]
     return tuple(_without_targets(c) for c in given), tuple(found)

@@ -79,10 +79,10 @@ def verdicts(report: Report) -> Verdicts | None:
     items = labelled(report.configurations)
     attacked = [i for i in items if i.configuration.findings]
     words = {i.name: (i.kind, i.rest) for i in attacked}
-    kinds = tuple(kinds_of([i for i in attacked if i.protected]))
+    kinds = tuple(kinds_of([i for i in attacked if not i.is_baseline]))
     rows = []
-    for rest in dict.fromkeys(i.rest for i in attacked if not i.protected):
-        if not any(i.rest == rest and i.protected for i in attacked):
+    for rest in dict.fromkeys(i.rest for i in attacked if i.is_baseline):
+        if not any(i.rest == rest and not i.is_baseline for i in attacked):
             continue
         by_kind: dict[str, list[Indexed]] = {kind: [] for kind in kinds}
         for index, d in enumerate(report.attack_differences):
