@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.method import method_of, trained_steps
 from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.cell_progress import Overall, cell_units, healing_units
@@ -189,17 +189,11 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     cells = cells_of(config)
     methods = {name: method_of(name) for name in config.compare.methods}
     trained = [c for c in cells if methods[c.method].trains]
-    of_a_client = config.federate.rounds * config.local.steps
-    federated, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
-    training = f"{len(trained)} cells of {federated:,} steps"
-    if federated == pooled:
-        training += f", {len(trained) * federated:,} in all"
-    else:
-        training += f", or {pooled:,} where no federation trains"
+    steps = trained_steps(config)
     return [
         ("cells", f"{len(cells)}: {len(methods)} methods, {len(config.seeds)} seeds"),
         *(("method", f"{name}: {method.title}") for name, method in methods.items()),
-        ("training", training),
+        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} in all"),
     ]
 
 

@@ -25,6 +25,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.experiments.attacked import check_attacks
+from fedproxy_secure.experiments.method import trained_steps
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
     cell_config,
@@ -162,11 +163,10 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     """
     check_attacks(config)
     cells, refused = cells_of(config)
-    of_a_client = config.federate.rounds * config.local.steps
-    steps, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
+    ceilings = len(config.seeds)
     return [
         ("cells", f"{len(cells)}: {len({c.key for c in cells})} configurations, {len(config.seeds)} seeds"),
-        ("training", f"{steps:,} steps a cell, and {pooled:,} for each of {len(config.seeds)} ceilings"),
+        ("training", f"{trained_steps(config):,} steps per cell, and for each of {ceilings} ceilings"),
         ("suite", f"{config.attacks.suite}, from {', '.join(config.attacks.views)}"),
         *[("left out", line) for line in refused],
     ]

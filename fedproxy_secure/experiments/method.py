@@ -27,8 +27,8 @@ class Method(ABC):
     """One way to a tuned model; a row of a comparison.
 
     Every method takes the same records, the same number of training sequences and the same adapter
-    settings: `rounds x steps x batch_size` sequences for each client; those that train on all records
-    together see as many in all, and the same share of every task.
+    settings: `rounds x steps x batch_size` sequences for each client that a round asks; those that train
+    without a federation see as many in all (`trained_steps`), and the same share of every task.
 
     Args:
         name: in settings, on reports and in file names.
@@ -78,6 +78,11 @@ class Method(ABC):
     @abstractmethod
     def run(self, inputs: Inputs) -> MethodResult:
         """Train and evaluate from scratch with one seed."""
+
+
+def trained_steps(config: Config) -> int:
+    """Return how many training steps every method takes: those of all clients in all rounds."""
+    return config.federate.rounds * config.local.steps * config.cohort
 
 
 def method_of(name: str, *, where: str = "") -> Method:

@@ -97,11 +97,9 @@ def test_only_clients_that_a_round_asks_are_counted(settings):
     changes = {"federate": half, "local": {"steps": 5, "batch_size": 4}, "protect": PLAIN}
     config = parse_config({**settings, **changes})
     assert dict(plan(config).rows())["steps"] == "40 a seed (4 rounds), 2 seeds"
-    assert dict(compare.plan_rows(config))["training"] == (
-        "2 cells of 40 steps, or 60 where no federation trains"
-    )
+    assert dict(compare.plan_rows(config))["training"] == "2 cells of 40 steps, 80 in all"
     swept = config.model_copy(update={"seeds": (0,)})
-    assert dict(matrix.plan_rows(swept))["training"] == "40 steps a cell, and 60 for each of 1 ceilings"
+    assert dict(matrix.plan_rows(swept))["training"] == "40 steps per cell, and for each of 1 ceilings"
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "matrix"])

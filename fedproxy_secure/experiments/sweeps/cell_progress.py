@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.experiments.method import STEP_PASSES, method_of
+from fedproxy_secure.experiments.method import STEP_PASSES, method_of, trained_steps
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.runtime.progress import Named, Progress
 
@@ -71,8 +71,8 @@ def step_units(*, remove_ratio: float) -> float:
 
 
 def trained_records(config: Config) -> int:
-    """Return how many records clients train on in all rounds, repeats included."""
-    return config.federate.rounds * config.cohort * config.local.steps * config.local.batch_size
+    """Return how many records every method trains on, repeats included."""
+    return trained_steps(config) * config.local.batch_size
 
 
 @dataclass(kw_only=True)
