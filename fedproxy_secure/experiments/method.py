@@ -37,6 +37,7 @@ class Method(ABC):
         settings_proxy: whether that is the settings' proxy, `Inputs.proxy`. If that is healed, a comparison
             makes it once for all cells that start from it.
         trains: whether it trains anything.
+        alone: whether every client has a model of its own, which is plugged back by itself.
         long: whether it takes much longer than others; it is then begun first.
         end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1.
             `pooled_proxy` is the tuned proxy that federated ones are held against, to tell what is lost
@@ -50,6 +51,7 @@ class Method(ABC):
     needs_ratio: bool = True
     settings_proxy: bool = True
     trains: bool = True
+    alone: bool = False
     long: bool = False
     end: Literal["floor", "ceiling", "pooled_proxy"] | None = None
     note: str = ""
