@@ -5,10 +5,11 @@ from pathlib import Path
 
 from fedproxy_secure.evidence.finding import Finding, write_findings
 
+VECTOR = {"vector": True}
 ROWS = [
-    {"message": "Broadcast", "to": "clients", "reveals": "the adapter", "count": 3, "bytes": 300},
-    {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000},
-    {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330},
+    {"message": "Broadcast", "to": "clients", "reveals": "the adapter", "count": 3, "bytes": 300, **VECTOR},
+    {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000, **VECTOR},
+    {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330, **VECTOR},
     {"message": "Shares", "to": "server", "reveals": "nothing", "count": 3, "bytes": 30},
     {"message": "update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100, "computed": True},
 ]

@@ -13,6 +13,9 @@ from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed
 from fedproxy_secure.report.stamps import unsafe_stamps
+from fedproxy_secure.secagg import messages
+from fedproxy_secure.secagg.ckks import messages as ckks
+from fedproxy_secure.secagg.ckks.gram import EncryptedSketch, GramProducts
 from tests.support.finished_run import write_run
 
 
@@ -100,6 +103,12 @@ def test_bytes_are_counted_a_client_and_round_and_payload_apart_from_protocol(tm
     assert values["upload_bytes"].how == "counted, exact"
     assert values["seconds_federate"].value == 3.0
     assert values["seconds_total"].value == 3.0
+
+
+def test_only_messages_without_numbers_of_updates_are_protocol():
+    kinds = (*messages.MESSAGES, *ckks.MESSAGES, EncryptedSketch, GramProducts)
+    vectors = {"MaskedInput", "Encrypted", "Total", "Opened", "EncryptedSketch", "GramProducts"}
+    assert {kind.__name__ for kind in kinds if kind.vector} == vectors
 
 
 def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tmp_path: Path):
