@@ -67,6 +67,7 @@ from fedproxy_secure.runtime.files.names import (
     PRIVACY,
     PROXY,
     RESULT,
+    ROUNDS,
     seed_folder,
 )
 from fedproxy_secure.runtime.only_one import WAIT_S, WORKERS_S, only_run_in
@@ -180,7 +181,8 @@ def _run_seed(
             federate=federate,
         )
     save_adapter(tuned, place / ADAPTER)
-    clock.stop("federate")
+    rounds = RunFolder(path=place / FEDERATION).read_jsonl(ROUNDS)
+    clock.stop("federate", at_least=sum(line["seconds"] for line in rounds))
     shown.advance(name, note="federated")
     made = make_fused_llm(config, materials, proxy, tuned, progress=progress)
     fused = made.llm
