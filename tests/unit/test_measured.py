@@ -101,6 +101,8 @@ def test_bytes_are_counted_a_client_and_round_and_payload_apart_from_protocol(tm
     assert values["download_bytes"].value == 300 / 3
     assert values["protocol_bytes"].value == 30 / 3
     assert values["upload_bytes"].how == "counted, exact"
+    peak = values["peak_memory_bytes"]
+    assert (peak.value, peak.exact) == (100, False), "it was measured, and both seeds agree"
     assert values["seconds_federate"].value == 3.0
     assert values["seconds_total"].value == 3.0
 

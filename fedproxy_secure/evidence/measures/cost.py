@@ -18,6 +18,7 @@ UPLOAD_BYTES = MeasureKind(
     unit="bytes",
     by="run",
     within=_POSITIVE,
+    counted=True,
     headline=1,
 )
 DOWNLOAD_BYTES = MeasureKind(
@@ -30,6 +31,7 @@ DOWNLOAD_BYTES = MeasureKind(
     unit="bytes",
     by="run",
     within=_POSITIVE,
+    counted=True,
     in_trilemma=False,
 )
 PROTOCOL_BYTES = MeasureKind(
@@ -42,6 +44,7 @@ PROTOCOL_BYTES = MeasureKind(
     unit="bytes",
     by="run",
     within=_POSITIVE,
+    counted=True,
     in_trilemma=False,
 )
 SECONDS_FEDERATE = MeasureKind(
