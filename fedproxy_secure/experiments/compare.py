@@ -112,16 +112,20 @@ def compare(
 
 def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, command: str) -> Report:
     """Run what is missing of a comparison; the folder is locked for this process."""
+    from fedproxy_secure.data.tasks import load_tasks
+
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
     todo = _todo(out, cells)
     if config.heal.heals:
         forget_weights(out, _proxies(config, todo))
-    origin = Origin.here(config)  # before any cell: unreadable records stop here
+    tasks = load_tasks(config.data)  # before any cell: unreadable records stop here
+    origin = Origin.here(config, tasks)
     check_origins(out, there, origin)
-    write_constant(config, out)
-    whole = Overall(shown=shown, name="compare", planned=_planned(config, todo))
+    write_constant(config, out, tasks)
+    tests = sum(len(task.test) for task in tasks)
+    whole = Overall(shown=shown, name="compare", planned=_planned(config, todo, tests=tests))
     whole.begin()
     left = list(todo)
     try:
@@ -277,11 +281,8 @@ def _proxies(config: Config, cells: Sequence[Cell]) -> list[PreparedProxy]:
     return list(dict.fromkeys(p for c in cells if (p := _proxy(config, c)) is not None))
 
 
-def _planned(config: Config, todo: Sequence[Cell]) -> dict[str, int]:
-    """Return about how much work everything is that is left, by name."""
-    from fedproxy_secure.data.tasks import load_task
-
-    tests = sum(len(load_task(client, root=config.data.root).test) for client in config.data.clients)
+def _planned(config: Config, todo: Sequence[Cell], *, tests: int) -> dict[str, int]:
+    """Return about how much work everything is that is left, by name; `tests`: as in `cell_units`."""
     return {
         **{
             _name(proxy): healing_units(config, remove_ratio=proxy.remove_ratio)

@@ -121,10 +121,11 @@ def _matrix(
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
     todo = todo_of(config, out, cells)
-    from fedproxy_secure.data.tasks import truncated_prompts
+    from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
     from fedproxy_secure.models.llm import pick_device
 
-    truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
+    # before any cell: unreadable records stop here
+    truncated = truncated_prompts(config, load_tasks(config.data))
     device = pick_device(config.model.device)
     proxies = list(dict.fromkeys(p for c in todo if (p := _proxy(config, c)) is not None))
     forget_weights(out, proxies)

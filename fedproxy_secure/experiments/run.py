@@ -27,7 +27,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
-from fedproxy_secure.data.tasks import truncated_prompts
+from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.results import to_texts
@@ -203,7 +203,7 @@ def _run_seed(
         **to_texts("proxy", proxy_before),
         **to_texts("tuned", evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
         **to_texts("fused", evaluate(fused, materials, config, progress=progress, name="fused LLM")),
-        "truncated": truncated_prompts(config),
+        "truncated": truncated_prompts(config, load_tasks(config.data)),
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {client: asdict(s) for client, s in spent.items()},
         "events": to_json(all_events(ledgers)),
