@@ -16,8 +16,10 @@ running.json              while a process works here: a second one is refused
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +116,8 @@ def run(
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
         witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
-            results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
+            cut = cache(lambda: truncated_prompts(config, load_tasks(config.data)))  # of all seeds alike
+            results = {s: _run_seed(config, witness, s, progress, federate, cut) for s in config.seeds}
             head = witness.settle(findings=not in_cell)
             report = replace(report_of(config, out, results, typed), audit_head=head)
             if witness.has_news():
@@ -143,7 +146,8 @@ def _run_seed(
     witness: Witness,
     seed: int,
     progress: Progress | None,
-    federate: Federate | None = None,
+    federate: Federate | None,
+    truncated: Callable[[], int],
 ) -> dict[str, Any]:
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
@@ -203,7 +207,7 @@ def _run_seed(
         **to_texts("proxy", proxy_before),
         **to_texts("tuned", evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
         **to_texts("fused", evaluate(fused, materials, config, progress=progress, name="fused LLM")),
-        "truncated": truncated_prompts(config, load_tasks(config.data)),
+        "truncated": truncated(),
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {client: asdict(s) for client, s in spent.items()},
         "events": to_json(all_events(ledgers)),
