@@ -19,7 +19,7 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     attacked,
     configuration_of,
-    read_seed,
+    read_seeds,
     without_losses,
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
@@ -142,11 +142,12 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
     seeds: dict[int, SeedRun] = {}
     besides: list[Training] = []
     for folder, own in runs:
+        finished = [s for s in own.seeds if (folder / seed_folder(s) / RESULT).exists()]
+        for read in read_seeds(folder, finished, root=out):
+            besides += [seeds[read.seed].training(config)] if read.seed in seeds else []
+            seeds[read.seed] = read
         for seed in own.seeds:
-            if (folder / seed_folder(seed) / RESULT).exists():
-                besides += [seeds[seed].training(config)] if seed in seeds else []
-                seeds[seed] = read_seed(folder, seed, root=out)
-            else:
+            if seed not in finished:
                 besides += unfinished_training(folder, seed, own)
     if not seeds:
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")

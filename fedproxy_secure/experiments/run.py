@@ -56,7 +56,7 @@ from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
-from fedproxy_secure.report.measured import read_result
+from fedproxy_secure.report.measured import read_seeds
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
@@ -117,9 +117,12 @@ def run(
         witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
             cut = cache(lambda: truncated_prompts(config, load_tasks(config.data)))  # of all seeds alike
-            results = {s: _run_seed(config, witness, s, progress, federate, cut) for s in config.seeds}
+            for seed in config.seeds:
+                if not (out / seed_folder(seed) / RESULT).exists():
+                    _run_seed(config, witness, seed, progress, federate, cut)
             head = witness.settle(findings=not in_cell)
-            report = replace(report_of(config, out, results, typed), audit_head=head)
+            seeds = read_seeds(out, config.seeds, root=out)
+            report = replace(report_of(config, out, seeds, typed), audit_head=head)
             if witness.has_news():
                 with closing(_tracker(config, witness, "report")) as tracker:
                     tracker.log(0, measure_values(report.configurations[0]))
@@ -148,7 +151,8 @@ def _run_seed(
     progress: Progress | None,
     federate: Federate | None,
     truncated: Callable[[], int],
-) -> dict[str, Any]:
+) -> None:
+    """Run one seed, or go on with it; its result is the last file it writes."""
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.job import FederationJob
@@ -156,8 +160,6 @@ def _run_seed(
 
     name = seed_folder(seed)
     place = witness.folder / name
-    if (place / RESULT).exists():
-        return read_result(place)
     witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)
@@ -219,7 +221,6 @@ def _run_seed(
     failed = [file.relative_to(place).as_posix() for file in failed_files(ledgers)]
     witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING, *failed))
     shown.done(name)
-    return result
 
 
 def _compress(
