@@ -13,6 +13,14 @@ from fedproxy_secure.evidence.answers import Bits, answers_in
 from fedproxy_secure.evidence.finding import Finding, read_findings
 from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
+from fedproxy_secure.report.measured.form import (
+    HEALING_HAS,
+    LEDGER_HAS,
+    RESULT_HAS,
+    ROUND_HAS,
+    Form,
+    lacking,
+)
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import (
     FEDERATION,
@@ -115,13 +123,17 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     try:
         result = read_json(path)
-        if not isinstance(result, dict):
-            raise ValueError("holds no result")
-        return result
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise RunFolderError(f"{path}: is damaged; delete it and resume") from error
+    lacks = lacking(RESULT_HAS, result)
+    if lacks is None and "healing" in result:
+        lacks = lacking(HEALING_HAS, result["healing"], "healing")
+    if lacks is not None:
+        raise RunFolderError(f"{path}: is damaged: {lacks}; delete it and resume")
+    checked: dict[str, Any] = result
+    return checked
 
 
 def read_seeds(run: Path, seeds: Iterable[int], *, root: Path) -> list[SeedRun]:
@@ -139,8 +151,8 @@ def read_seeds(run: Path, seeds: Iterable[int], *, root: Path) -> list[SeedRun]:
                 seed=seed,
                 place=_relative(run, root),
                 result=read_result(folder),
-                rounds=tuple(files.read_jsonl(ROUNDS)),
-                ledger=tuple(files.read_jsonl(LEAKAGE)),
+                rounds=_lines(files, ROUNDS, ROUND_HAS),
+                ledger=_lines(files, LEAKAGE, LEDGER_HAS),
                 findings=tuple(f for f in findings if f.seed_folder == folder.name),
             )
         )
@@ -158,6 +170,18 @@ def read_seed(
     """Read one seed of the run in `run`, as `read_seeds` does, and say what its ceiling reached."""
     (read,) = read_seeds(run, [seed], root=root)
     return replace(read, ceiling=ceiling, ceiling_losses=ceiling_losses or {})
+
+
+def _lines(folder: RunFolder, name: str, has: Form) -> tuple[Mapping[str, Any], ...]:
+    """Read the lines of rounds or of the ledger; raise `RunFolderError` if there are none, or others."""
+    lines = folder.read_jsonl(name)
+    lacks = next(filter(None, (lacking(has, line) for line in lines)), None)
+    if not lines or lacks is not None:
+        raise RunFolderError(
+            f"{folder.path / name}: is damaged: {lacks or 'has no lines'}; put it back, or delete "
+            f"{folder.path.parent.name} and resume"
+        )
+    return tuple(lines)
 
 
 def attacked(run: Path) -> bool:
