@@ -67,8 +67,8 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     not_measured: dict[str, None] = {}
     ceiling = False
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    for folder in folders:
-        config = settings_in(folder)
+    settings = [settings_in(folder) for folder in folders]
+    for folder, config in zip(folders, settings, strict=True):
         records.add(_records_of(config))
         apis.setdefault(config.api.says, {})[folder.name] = None
         if (folder / CELLS).is_dir():
@@ -93,9 +93,9 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     joined, known = _named_apart(parts)
     configurations, differences = side_by_side(joined, known)
     together = total(joined, same_records=len(records) == 1)
-    digest = hashlib.sha256(json.dumps([settings_in(f).sha256() for f in folders]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([c.sha256() for c in settings]).encode()).hexdigest()
     report = Report(
-        name=" + ".join(dict.fromkeys(settings_in(f).name for f in folders)),
+        name=" + ".join(dict.fromkeys(c.name for c in settings)),
         command=command,
         config_sha256=digest,
         environment=environment(None),
