@@ -14,7 +14,7 @@ round, failed ones are tried again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,8 @@ def _matrix(
     # before any cell: unreadable records stop here
     truncated = truncated_prompts(config, load_tasks(config.data))
     device = pick_device(config.model.device)
-    proxies = list(dict.fromkeys(p for c in todo if (p := _proxy(config, c)) is not None))
+    needs = {piece.name: _proxy(config, piece) for piece in todo}  # once: it checks all settings anew
+    proxies = {proxy for proxy in needs.values() if proxy is not None}
     forget_weights(out, proxies)
     shown.start("matrix", len(todo) + len(proxies))
     with witness.aborts():
@@ -141,7 +142,16 @@ def _matrix(
             (_place(out, piece) / CELL_FAILED).unlink(missing_ok=True)
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
-        with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
+        running = _run_all(
+            partial(_work, keyed, out, cells),
+            out,
+            todo,
+            needs,
+            jobs=config.matrix.jobs,
+            shown=shown,
+            on_cuda=device.type == "cuda",
+        )
+        with closing(running) as ended:
             for name in ended:
                 shown.advance("matrix", note=name)
         shown.done("matrix")
@@ -192,19 +202,29 @@ def time_row(config: Config, pace: Pace) -> tuple[str, str]:
 
 
 def _run_all(
-    config: Config, out: Path, todo: Sequence[Piece], *, shown: Progress, on_cuda: bool
+    work: Callable[..., None],
+    out: Path,
+    todo: Sequence[Piece],
+    needs: Mapping[str, PreparedProxy | None],
+    *,
+    jobs: int,
+    shown: Progress,
+    on_cuda: bool,
 ) -> Generator[str]:
-    """Run cells and yield their names as they end, well or not; the proxies they need are made first."""
+    """Run cells and yield their names as they end, well or not; the proxies they need are made first.
+
+    `needs`: by the name of each the proxy that it starts from.
+    """
 
     def told(task: Piece | PreparedProxy) -> Progress:
         seeds = frozenset({seed_folder(task.seed)})  # lasts while stages come and go
         return Named(shown=shown, name=_name(task), hidden=seeds)
 
     running = run_cells(
-        partial(_work, config, out),
+        work,
         todo,
-        partial(_proxy, config),
-        jobs=config.matrix.jobs,
+        lambda piece: needs[piece.name],
+        jobs=jobs,
         on_cuda=on_cuda,
         progress=told,
     )
@@ -215,7 +235,7 @@ def _run_all(
                 if isinstance(result, Lost) and not (_place(out, task) / CELL_FAILED).exists():
                     note_failure(_place(out, task), str(result))
                 left.remove(task)
-                forget_weights(out, [p for c in left if (p := _proxy(config, c)) is not None])
+                forget_weights(out, [p for c in left if (p := needs[c.name]) is not None])
             yield _name(task)
 
 
@@ -227,8 +247,18 @@ def _name(task: Piece | PreparedProxy) -> str:
     return f"proxy {task.name}" if isinstance(task, PreparedProxy) else task.name
 
 
-def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: Progress) -> None:
-    """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on."""
+def _work(
+    config: Config,
+    out: Path,
+    cells: Sequence[MatrixCell],
+    task: Piece | PreparedProxy,
+    *,
+    progress: Progress,
+) -> None:
+    """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on.
+
+    `cells`: all of the matrix.
+    """
     if isinstance(task, PreparedProxy):
         task.prepare(out, progress=progress)
         return
@@ -237,7 +267,7 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
             write_cell(out / BASELINES, run_cell(config, task, progress=progress))
         else:
             cores = processes_of(config.matrix.jobs, on_cuda=False)  # all attacks but A12 run on the CPU
-            at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cores)
+            at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cells, cores)
             with one_thread():
                 measure_cell(config, task, out, jobs=at_once, progress=progress)
     except Exception as error:
@@ -245,13 +275,12 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
         note_failure(_place(out, task), line)
 
 
-def attack_jobs(config: Config, out: Path, cores: int) -> int:
+def attack_jobs(config: Config, out: Path, cells: Sequence[MatrixCell], cores: int) -> int:
     """Return how many attacks one cell may run at once: an equal share of the cores, at least 1.
 
-    The cores are shared among all cells and ceilings that have not ended, so that the last one leaves none
-    idle.
+    The cores are shared among all `cells` and ceilings that have not ended, so that the last one leaves
+    none idle.
     """
-    cells, _ = cells_of(config, out)
     running = sum(not (_place(out, c) / CELL_FAILED).exists() for c in todo_of(config, out, cells))
     return max(1, cores // max(1, running))
 

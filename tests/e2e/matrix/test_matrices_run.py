@@ -49,21 +49,21 @@ def test_attacks_of_the_last_cell_use_the_cores_that_nothing_else_needs(settings
     cells, _ = cells_of(config)
     ceilings = ceilings_of(config)
     assert (len(cells), len(ceilings)) == (4, 2)
-    jobs = [attack_jobs(config, tmp_path, 4)]
+    jobs = [attack_jobs(config, tmp_path, cells, 4)]
     for cell in cells[:3]:
         if cell is cells[0]:
             note_failure(tmp_path / cell.folder, "cannot run")
         else:
             (tmp_path / cell.folder).mkdir(parents=True)
             (tmp_path / cell.folder / CELL_DONE).write_text("{}")
-        jobs.append(attack_jobs(config, tmp_path, 4))
+        jobs.append(attack_jobs(config, tmp_path, cells, 4))
     for ceiling in ceilings:
         file = cell_file(tmp_path / BASELINES, ceiling)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-        jobs.append(attack_jobs(config, tmp_path, 4))
+        jobs.append(attack_jobs(config, tmp_path, cells, 4))
     assert jobs == [1, 1, 1, 1, 2, 4]
-    assert attack_jobs(config, tmp_path, 1) == 1
+    assert attack_jobs(config, tmp_path, cells, 1) == 1
 
 
 @pytest.mark.slow
