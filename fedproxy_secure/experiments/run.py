@@ -226,7 +226,10 @@ def _run_seed(
 def _compress(
     config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
 ) -> tuple[Proxy, dict[str, Any]]:
-    """Build the proxy and write it and its record; also return how like the LLM it is, as plain values."""
+    """Build the proxy and write it and its record; also return how like the LLM it is, as plain values.
+
+    Raises `ModelError` for a proxy that is too broken to be measured.
+    """
     from fedproxy_secure.compress.fidelity import likeness
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.models.llm import blocks_of
