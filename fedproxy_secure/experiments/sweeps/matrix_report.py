@@ -65,9 +65,13 @@ def ceilings_of(config: Config) -> list[Cell]:
 
 
 def todo_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[MatrixCell | Cell]:
-    """Return the cells and ceilings that are not done."""
-    todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
-    return todo + [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+    """Return the ceilings and cells that are not done, in the order in which to begin them.
+
+    Ceilings come first: they train the whole LLM on one core, while the attacks of a cell that is left at
+    the end can use all of them.
+    """
+    ceilings = [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+    return [*ceilings, *(c for c in cells if not is_done(out, c))]
 
 
 def matrix_report(

@@ -24,6 +24,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
 from fedproxy_secure.experiments.sweeps.matrix_report import (
     ceilings_of,
     no_ceiling,
+    todo_of,
 )
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.report.report import Report
@@ -49,6 +50,7 @@ def test_attacks_of_the_last_cell_use_the_cores_that_nothing_else_needs(settings
     cells, _ = cells_of(config)
     ceilings = ceilings_of(config)
     assert (len(cells), len(ceilings)) == (4, 2)
+    assert todo_of(config, tmp_path, cells) == [*ceilings, *cells], "the longest come first"
     jobs = [attack_jobs(config, tmp_path, cells, 4)]
     for cell in cells[:3]:
         if cell is cells[0]:
