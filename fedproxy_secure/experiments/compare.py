@@ -83,9 +83,9 @@ def compare(
     """Run every cell that `out` does not hold yet, then write and return the report.
 
     Each cell runs in a process of its own with one torch thread, `compare.jobs` at a time; 0 is one per
-    core, or on CUDA one in all. With `compare.jobs` 1 all run in this process, where methods that a script
-    has registered are known. Where the settings heal, the proxies that cells start from are healed first,
-    once for each remove ratio and seed.
+    core, or on CUDA one at a time. With `compare.jobs` 1 all run in this process, where methods that a
+    script has registered are known. Where the settings heal, the proxies that cells start from are healed
+    first, once for each remove ratio and seed.
 
     A stopped comparison goes on with `resume=True` and ends with the same report; its seeds, methods and
     remove ratios may then be others, and cells that are there are kept.
@@ -197,7 +197,7 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     return [
         ("cells", f"{len(cells)}: {len(methods)} methods, {len(config.seeds)} seeds"),
         *(("method", f"{name}: {method.title}") for name, method in methods.items()),
-        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} in all"),
+        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} together"),
     ]
 
 

@@ -81,7 +81,7 @@ def matrix(
     """Run, attack and measure every cell that `out` does not hold yet; write and return the report.
 
     Each cell runs in a process of its own with one torch thread, `matrix.jobs` at a time; 0 is one per
-    core, or on CUDA one in all. With `matrix.jobs` 1 all run in this process, where what a script has
+    core, or on CUDA one at a time. With `matrix.jobs` 1 all run in this process, where what a script has
     registered is known; their peak memory is then this process's. Failed cells are in the report, too.
 
     Raises `RunFolderError` for a folder of other settings or one that another process works in,

@@ -89,7 +89,7 @@ class Weighed:
 
     shown: Progress
     units: float
-    _each: dict[str, float] = field(default_factory=dict)  # units a step, by task
+    _each: dict[str, float] = field(default_factory=dict)  # units per step, by task
     _owed: float = 0.0  # units done that are not yet a whole one
 
     def start(self, task: str, total: int) -> None:

@@ -100,8 +100,8 @@ def test_only_clients_that_a_round_asks_are_counted(settings):
     half = {"rounds": 4, "participation": 0.5, "min_clients": 2}
     changes = {"federate": half, "local": {"steps": 5, "batch_size": 4}, "protect": PLAIN}
     config = parse_config({**settings, **changes})
-    assert dict(plan(config).rows())["steps"] == "40 a seed (4 rounds), 2 seeds"
-    assert dict(compare.plan_rows(config))["training"] == "2 cells of 40 steps, 80 in all"
+    assert dict(plan(config).rows())["steps"] == "40 per seed (4 rounds), 2 seeds"
+    assert dict(compare.plan_rows(config))["training"] == "2 cells of 40 steps, 80 together"
     swept = config.model_copy(update={"seeds": (0,)})
     assert dict(matrix.plan_rows(swept))["training"] == "40 steps per cell, and for each of 1 ceilings"
 
@@ -114,7 +114,7 @@ def test_every_dry_run_says_how_long_and_that_it_was_measured(settings, tmp_path
     assert shown.exit_code == 0
     line = next(row for row in shown.stdout.splitlines() if row.startswith("time: "))
     assert re.search(r"about \d+ (s|min|h)", line)
-    assert "a step of 4 records" in line
-    assert "a window of public text" in line
+    assert "s per step of 4 records" in line
+    assert "s per window of public text" in line
     assert line.endswith("just measured on this machine)")
     assert [f.name for f in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -185,7 +185,7 @@ def scales_of(config: Config, groups: Mapping[str, Group]) -> dict[str, dict[int
 
 
 def not_measured(config: Config, configurations: Sequence[Configuration], *, cells: int) -> list[str]:
-    """Return what no finding says anything about, and why; `cells`: how many there are in all."""
+    """Return what no finding says anything about, and why; `cells`: how many there are."""
     if config.attacks.suite == "none":
         return [ATTACKED]
     counts: dict[str, int] = {}

@@ -93,9 +93,12 @@ class Pace:
 
     def text(self, seconds: float, *, processes: int = 1) -> str:
         """Return a time, and on what it rests."""
-        parts = [f"{self.step:.2g} s a step of {self.batch} records", f"{_small(self.llm)} a test record"]
+        parts = [
+            f"{self.step:.2g} s per step of {self.batch} records",
+            f"{_small(self.llm)} per test record",
+        ]
         if self.window:
-            parts.append(f"{self.window:.2g} s a window of public text")
+            parts.append(f"{self.window:.2g} s per window of public text")
         return (
             f"about {duration(seconds)} ({', '.join(parts)}, {processes} process{'es' * (processes > 1)}; "
             "just measured on this machine)"
