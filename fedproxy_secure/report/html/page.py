@@ -121,7 +121,6 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
     by_kind = sorted(items, key=lambda i: kinds.index(i.kind))
     groups = attack_groups(report)
     tables = page_tables.full_tables(report)
-    rows = page_tables.method_rows(report)
     outcomes = {o for g in groups for o, _ in g.counts}
     curve_figures = [f for f in drawn if f.id.startswith("curves")]
     methods = next((c.kinds for f in drawn if f.id == "methods" for c in f.charts), ())
@@ -148,7 +147,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         },
         "curve_figures": curve_figures,
         "labels": any(i.rest for i in items),
-        "method_rows": rows,
+        "method_rows": page_tables.method_rows(report),
         "method_columns": page_tables.method_columns(report),
         "more_method_tables": [
             table
