@@ -83,11 +83,12 @@ def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
     import hashlib
 
     import numpy as np
-    import torch
+
+    from fedproxy_secure.models.cache import raw_bytes
 
     digest = hashlib.sha256(f"fedproxy-secure rotation {seed}".encode())
     for parameter in llm.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(parameter))
     return np.random.default_rng(int.from_bytes(digest.digest(), "big"))
 
 
