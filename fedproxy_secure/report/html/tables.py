@@ -26,9 +26,8 @@ from fedproxy_secure.report.comparison import (
     weakest,
 )
 from fedproxy_secure.report.report import Report, pointer
-from fedproxy_secure.report.sweep import AXIS_NAMES, keys_of, kind_of_measure, percent, shown
+from fedproxy_secure.report.sweep import AXIS_NAMES, TRILEMMA, keys_of, kind_of_measure, percent, shown
 
-FIRST: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
 EDGE = "owner's edge"
 _POINTERS = {
     "tuned proxy": "tuned_proxy",
@@ -80,7 +79,7 @@ class MethodTable:
 def first_tables(report: Report) -> list[AxisTable]:
     """Return the trilemma's tables: for each axis the measures that people compare first."""
     tables = []
-    for axis in FIRST:
+    for axis in TRILEMMA:
         there = keys_of(report.configurations, axis)
         first = [k for k in there if kind_of_measure(report.configurations, k).in_trilemma]
         if keys := first or there[:_AT_MOST]:
