@@ -50,7 +50,7 @@ class Labelled:
 
 def shown(measure: Measure) -> Number:
     """Return a measure as people see it."""
-    return Number(measure.estimate, measure.source, points=measure.kind.points)
+    return Number(measure.estimate, measure.source, signed=measure.kind.signed)
 
 
 def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:

@@ -30,7 +30,7 @@ def scale_table(report: Report) -> MethodTable | None:
     lines = []
     for i, scale in enumerate(report.task_scales):
         differences = ("above_constant", "above_zero_shot")
-        numbers = numbers_of(scale, f"task_scales/{i}", columns, points=differences)
+        numbers = numbers_of(scale, f"task_scales/{i}", columns, signed=differences)
         few = few_seeds(scale.ceiling.seeds, report.seeds)
         about = "counts" if scale.learned else "does not count"
         lines.append((scale.task, f"{about}, {few}" if few else about, numbers))
@@ -76,7 +76,7 @@ def proxy_table(report: Report) -> MethodTable | None:
         row = report.proxies[i]
         numbers = {} if likeness is None else numbers_of(likeness, f"proxies/{i}/{key}", like)
         if above is not None:
-            numbers |= numbers_of(row, f"proxies/{i}", ("above_llm",), points=("above_llm",))
+            numbers |= numbers_of(row, f"proxies/{i}", ("above_llm",), signed=("above_llm",))
         seeds = min((n.estimate.seeds for n in numbers.values()), key=len, default=())
         name, about = named("proxy", row.remove_ratio, few_seeds(seeds, report.seeds))
         lines.append((f"{name} {healing_state(row, key)}".strip(), about, numbers))

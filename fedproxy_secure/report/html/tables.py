@@ -122,7 +122,7 @@ def method_columns(report: Report) -> list[tuple[str, str]]:
 
 
 def numbers_of(
-    part: object, path: str, keys: Iterable[str], *, points: Container[str] = ()
+    part: object, path: str, keys: Iterable[str], *, signed: Container[str] = ()
 ) -> dict[str, Number]:
     """Return the numbers of a part of the report, by field name.
 
@@ -130,11 +130,11 @@ def numbers_of(
         part: the part, such as a row of `report.rows`.
         path: its place in the report, such as `rows/0`.
         keys: names of its estimates; those that are None are left out.
-        points: names of those that are differences of shares.
+        signed: names of those that are differences.
     """
     estimates = {key: getattr(part, key) for key in keys}
     return {
-        key: Number(made, pointer(f"{path}/{key}"), points=key in points)
+        key: Number(made, pointer(f"{path}/{key}"), signed=key in signed)
         for key, made in estimates.items()
         if made is not None
     }
@@ -152,7 +152,7 @@ def method_rows(report: Report) -> list[MethodLine]:
             name: Number(
                 e,
                 pointer(f"rows/{i}/{_POINTERS.get(name, f'tasks/{name}')}"),
-                points=name == EDGE,
+                signed=name == EDGE,
             )
             for name, e in estimates.items()
             if e is not None
@@ -171,7 +171,7 @@ def norm_table(report: Report) -> MethodTable | None:
     for i, row in enumerate(report.rows):
         if row.average_norm is None:
             continue
-        numbers = numbers_of(row, f"rows/{i}", beside, points=("owners_edge_norm",))
+        numbers = numbers_of(row, f"rows/{i}", beside, signed=("owners_edge_norm",))
         numbers |= {
             t: Number(row.tasks_norm[t], pointer(f"rows/{i}/tasks_norm/{t}"))
             for t in tasks
@@ -192,7 +192,7 @@ def difference_table(report: Report, of: Compared = "average") -> MethodTable | 
     (title, about, unit), lines = DIFFERENCES[of], []
     for method, ratio, by_reference in grid:
         numbers = {
-            r: Number(made, pointer(f"differences/{i}/{of}"), points=unit == "points")
+            r: Number(made, pointer(f"differences/{i}/{of}"), signed=True)
             for r, i in by_reference.items()
             if (made := getattr(report.differences[i], of)) is not None
         }
@@ -207,7 +207,7 @@ def effect_table(report: Report) -> MethodTable | None:
     columns = {"size_effect": "size", "federation_effect": "federation", "way_back_effect": "owner's edge"}
     lines = []
     for i, row in effect_rows(report):
-        numbers = numbers_of(row, f"rows/{i}", columns, points=columns)
+        numbers = numbers_of(row, f"rows/{i}", columns, signed=columns)
         lines.append(
             (*named(row.method, row.remove_ratio, few_seeds(effect_seeds(row), report.seeds)), numbers)
         )

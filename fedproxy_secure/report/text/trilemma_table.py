@@ -76,7 +76,7 @@ def _columns(configurations: Sequence[Configuration]) -> list[tuple[str, Measure
 
 
 def _heading(kind: MeasureKind) -> str:
-    unit = "MB" if kind.unit == "bytes" else unit_text(kind.unit, points=kind.points)
+    unit = "MB" if kind.unit == "bytes" else unit_text(kind.unit, signed=kind.signed)
     return kind.heading or (f"{kind.title} ({unit})" if unit else kind.title)
 
 
@@ -93,4 +93,4 @@ def _text(estimate: Estimate, kind: MeasureKind) -> str:
         low=None if low is None else low / size,
         high=None if high is None else high / size,
     )
-    return cell(scaled, signed=kind.points)
+    return cell(scaled, signed=kind.signed)
