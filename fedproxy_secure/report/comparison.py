@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.report.report import Likeness, MethodDifference, MethodRow, ProxyRow, Report
+from fedproxy_secure.report.report import Fidelity, MethodDifference, MethodRow, ProxyRow, Report
 
 NORM_TITLE = "Fused LLM by acc_norm"
 NORM_ABOUT = (
@@ -139,7 +139,7 @@ def learned_about(report: Report) -> str:
     """Return which tasks count, and what follows for the gap closed; empty where that is not known."""
     if not report.task_scales:
         return ""
-    names = [scale.task for scale in report.task_scales if scale.learned]
+    names = [scale.task for scale in report.task_scales if scale.counts]
     if not names:
         return "No task counts: on none the ceiling is above both, beyond the intervals."
     return f"{len(names)} of {len(report.task_scales)} tasks count: {', '.join(names)}."
@@ -147,22 +147,22 @@ def learned_about(report: Report) -> str:
 
 def learned_rows(report: Report) -> list[tuple[int, MethodRow]]:
     """Return the rows with a gap closed over the tasks that count, if some do and others do not."""
-    if all(scale.learned for scale in report.task_scales):
+    if all(scale.counts for scale in report.task_scales):
         return []
-    return [(i, row) for i, row in enumerate(report.rows) if row.gap_closed_learned is not None]
+    return [(i, row) for i, row in enumerate(report.rows) if row.gap_closed_counting is not None]
 
 
-def proxy_lines(report: Report) -> list[tuple[int, str, Likeness | None, Estimate | None]]:
+def proxy_lines(report: Report) -> list[tuple[int, str, Fidelity | None, Estimate | None]]:
     """Return the proxies before and after healing.
 
-    Each has its place in `Report.proxies`, the field of `ProxyRow` that its likeness stands in, that
-    likeness, and by how much its accuracy is above the LLM's, where that was measured.
+    Each has its place in `Report.proxies`, the field of `ProxyRow` that its fidelity stands in, that
+    fidelity, and by how much its accuracy is above the LLM's, where that was measured.
     """
-    lines: list[tuple[int, str, Likeness | None, Estimate | None]] = []
+    lines: list[tuple[int, str, Fidelity | None, Estimate | None]] = []
     for i, row in enumerate(report.proxies):
         if row.before_healing is not None:
             lines.append((i, "before_healing", row.before_healing, None))
-        lines.append((i, "likeness", row.likeness, row.above_llm))
+        lines.append((i, "fidelity", row.fidelity, row.above_llm))
     return lines
 
 

@@ -165,7 +165,7 @@ def test_a_comparison_has_losses_their_gap_closed_and_their_differences(mixed, t
         "c2",
     ]
     (proxy,) = report.proxies
-    assert proxy.likeness.kl.value > 0
+    assert proxy.fidelity.kl.value > 0
     assert proxy.above_llm.n == rows["zero_shot"].average.n == 24
     assert rows["fedproxy_fedavg"].tuned_proxy_norm is not None
     assert compare_report(config, tmp_path / "compare") == report  # from what the cells keep

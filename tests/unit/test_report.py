@@ -97,11 +97,11 @@ def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, ke
 
 def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
     replace(report, schema_version=9).write(tmp_path)
-    with pytest.raises(RunFolderError, match=r"schema_version=9: must be 5; make the report again$"):
+    with pytest.raises(RunFolderError, match=r"schema_version=9: must be 6; make the report again$"):
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 5, "seeds": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 6, "seeds": 3}'])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunFolderError, match="is damaged") as raised:
@@ -220,11 +220,11 @@ def test_tasks_that_count_and_the_gap_closed_over_them_are_shown_where_some_do_n
     made = sample_comparison()
     assert [line[:2] for line in scale_table(made)[1]] == [("clinic", "yes"), ("bank", "no")]
     shown = learned_table(made)[1]
-    assert [line[0] for line in shown] == [r.method for r in made.rows if r.gap_closed_learned]
-    assert shown[1][3] == cell(made.rows[2].gap_closed_learned)
-    every = tuple(replace(scale, learned=True) for scale in made.task_scales)
-    none = tuple(replace(scale, learned=False) for scale in made.task_scales)
-    without = tuple(replace(row, gap_closed_learned=None) for row in made.rows)
+    assert [line[0] for line in shown] == [r.method for r in made.rows if r.gap_closed_counting]
+    assert shown[1][3] == cell(made.rows[2].gap_closed_counting)
+    every = tuple(replace(scale, counts=True) for scale in made.task_scales)
+    none = tuple(replace(scale, counts=False) for scale in made.task_scales)
+    without = tuple(replace(row, gap_closed_counting=None) for row in made.rows)
     for form in (printed, markdown_report):
         assert "1 of 2 tasks count: clinic." in " ".join(form(made).split())
         assert "No task counts" in form(replace(made, task_scales=none, rows=without))
@@ -238,10 +238,10 @@ def test_proxies_are_shown_before_and_after_healing_with_the_seeds_they_rest_on(
     made = sample_comparison()
     _, table = proxy_table(made)
     assert [line[0] for line in table] == ["at 0.25 before healing", "at 0.25 healed", "at 0.5"]
-    assert table[1][1] == cell(made.proxies[0].likeness.kl)
+    assert table[1][1] == cell(made.proxies[0].fidelity.kl)
     assert table[2][-2] == cell(made.proxies[1].above_llm, signed=True)
     assert {line[-1] for line in table} == {str(len(made.seeds))}
-    unknown = replace(made.proxies[1], likeness=None)
+    unknown = replace(made.proxies[1], fidelity=None)
     assert proxy_table(replace(made, proxies=(unknown,)))[1][0][1:7] == ("-",) * 6
     for form in (printed, markdown_report, page):
         assert "Proxies before tuning" in form(made)

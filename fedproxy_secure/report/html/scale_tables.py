@@ -32,7 +32,7 @@ def scale_table(report: Report) -> MethodTable | None:
         differences = ("above_constant", "above_zero_shot")
         numbers = numbers_of(scale, f"task_scales/{i}", columns, signed=differences)
         few = few_seeds(scale.ceiling.seeds, report.seeds)
-        about = "counts" if scale.learned else "does not count"
+        about = "counts" if scale.counts else "does not count"
         lines.append((scale.task, f"{about}, {few}" if few else about, numbers))
     if not lines:
         return None
@@ -47,11 +47,11 @@ def scale_table(report: Report) -> MethodTable | None:
 
 def learned_table(report: Report) -> MethodTable | None:
     """Return the gap closed over the tasks that count, or None if all do, or none."""
-    columns = {"gap_closed": "all tasks (%)", "gap_closed_learned": "tasks that count (%)"}
+    columns = {"gap_closed": "all tasks (%)", "gap_closed_counting": "tasks that count (%)"}
     lines = []
     for i, row in learned_rows(report):
         numbers = numbers_of(row, f"rows/{i}", columns)
-        few = few_seeds(numbers["gap_closed_learned"].estimate.seeds, report.seeds)
+        few = few_seeds(numbers["gap_closed_counting"].estimate.seeds, report.seeds)
         lines.append((*named(row.method, row.remove_ratio, few), numbers))
     if not lines:
         return None
@@ -72,9 +72,9 @@ def proxy_table(report: Report) -> MethodTable | None:
     }
     columns = {**like, "above_llm": "accuracy (points)"}
     lines = []
-    for i, key, likeness, above in proxy_lines(report):
+    for i, key, made, above in proxy_lines(report):
         row = report.proxies[i]
-        numbers = {} if likeness is None else numbers_of(likeness, f"proxies/{i}/{key}", like)
+        numbers = {} if made is None else numbers_of(made, f"proxies/{i}/{key}", like)
         if above is not None:
             numbers |= numbers_of(row, f"proxies/{i}", ("above_llm",), signed=("above_llm",))
         seeds = min((n.estimate.seeds for n in numbers.values()), key=len, default=())

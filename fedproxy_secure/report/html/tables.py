@@ -204,7 +204,11 @@ def difference_table(report: Report, of: Compared = "average") -> MethodTable | 
 
 def effect_table(report: Report) -> MethodTable | None:
     """Return what lies between methods and the ceiling, or None if that is not known."""
-    columns = {"size_effect": "size", "federation_effect": "federation", "way_back_effect": "owner's edge"}
+    columns = {
+        "size_effect": "size",
+        "federation_effect": "federation",
+        "owners_edge_effect": "owner's edge",
+    }
     lines = []
     for i, row in effect_rows(report):
         numbers = numbers_of(row, f"rows/{i}", columns, signed=columns)

@@ -159,7 +159,7 @@ def effect_table(report: Report) -> tuple[tuple[str, ...], Lines]:
             removed(row.remove_ratio),
             cell(row.size_effect, signed=True),
             cell(row.federation_effect, signed=True),
-            cell(row.way_back_effect, signed=True),
+            cell(row.owners_edge_effect, signed=True),
             _count(effect_seeds(row), report.seeds),
         )
         for _, row in effect_rows(report)
@@ -172,7 +172,7 @@ def scale_table(report: Report) -> tuple[tuple[str, ...], Lines]:
     lines: Lines = [
         (
             scale.task,
-            "yes" if scale.learned else "no",
+            "yes" if scale.counts else "no",
             *map(cell, (scale.constant, scale.zero_shot, scale.ceiling)),
             *(cell(e, signed=True) for e in (scale.above_constant, scale.above_zero_shot)),
             _count(scale.ceiling.seeds, report.seeds),
@@ -190,12 +190,12 @@ def learned_table(report: Report) -> tuple[tuple[str, ...], Lines]:
             row.method,
             removed(row.remove_ratio),
             cell(row.gap_closed),
-            cell(row.gap_closed_learned),
-            str(row.gap_closed_learned.n),
-            _count(row.gap_closed_learned.seeds, report.seeds),
+            cell(row.gap_closed_counting),
+            str(row.gap_closed_counting.n),
+            _count(row.gap_closed_counting.seeds, report.seeds),
         )
         for _, row in learned_rows(report)
-        if row.gap_closed_learned is not None
+        if row.gap_closed_counting is not None
     ]
     return ("method", "removed", "all tasks (%)", "tasks that count (%)", "n", "seeds"), lines
 
