@@ -9,6 +9,7 @@ from functools import cached_property
 from fedproxy_secure.evidence.estimate import Estimate
 
 _SHARE_LIKE = {"AUC": 2, "probability": 3, "cosine": 2, "CKA": 2}  # unit -> decimals
+_DECIMALS = {**_SHARE_LIKE, "share": 1, "nats": 3}  # a KL of .03 nats is much
 # units that are not shown: the measure's name says them already
 _BARE = {*_SHARE_LIKE, "ratio", "epsilon", "delta", "count", "perplexity", "norm"}
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -97,10 +98,8 @@ class Number:
     @cached_property
     def _decimals(self) -> int:
         unit = self.estimate.unit
-        if unit == "share":
-            return 1
-        if unit in _SHARE_LIKE:
-            return _SHARE_LIKE[unit]
+        if unit in _DECIMALS:
+            return _DECIMALS[unit]
         if unit in ("clients", "client", "count", "record") and float(self.estimate.value).is_integer():
             return 0
         size = abs(self.estimate.value * self._scale[0])

@@ -189,7 +189,7 @@ def test_a_comparison_of_free_text_alone_has_no_accuracy(text_alone, tmp_path):
     (fused,) = (row for row in report.rows if row.method == "fedproxy_fedavg")
     assert fused.loss_gap_closed.low <= fused.loss_gap_closed.value <= fused.loss_gap_closed.high
     losses, differences, proxies = rich_tables(report)
-    assert [len(table.columns) for table in (losses, differences)] == [10, 5]  # three tasks have columns
+    assert [len(table.columns) for table in (losses, differences)] == [10, 4]  # three tasks have columns
     assert proxies.title.plain == "Proxies before tuning"
 
 

@@ -9,7 +9,7 @@ from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
 from fedproxy_secure.experiments.sweeps.method_rows import rows_of
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.text.table import cell, effect_table
+from fedproxy_secure.report.tables.comparison import effect_table
 from tests.support.finished_cells import RECORDS, finished
 
 TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
@@ -99,9 +99,9 @@ def test_the_three_parts_of_a_distance_rest_on_the_same_seeds_where_the_control_
     assert [p.seeds for p in parts] == [(0, 1)] * 3
     assert sum(p.value for p in parts) == pytest.approx((0.5 + 0.6) / 2 - 0.9)
     assert row.owners_edge.seeds == (0, 1, 2)
-    (line,) = (x for x in effect_table(shown(row))[1] if x[0] == "fedproxy_h_ties")
-    assert line[-1] == "2 of 3"
-    assert line[-2] == cell(row.owners_edge_effect, signed=True)
+    (line,) = effect_table(shown(row)).lines
+    assert (line.name, line.few) == ("fedproxy_h_ties", "2 of 3 seeds")
+    assert line.numbers["owners_edge_effect"].estimate == row.owners_edge_effect
 
 
 def shown(row):

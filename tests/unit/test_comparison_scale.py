@@ -22,6 +22,7 @@ from fedproxy_secure.experiments.sweeps.method_tasks import (
     write_constant,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, records_of
+from fedproxy_secure.report.tables.table import numbers_of
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.table import cell
 from fedproxy_secure.runtime.untrusted import read_json
@@ -278,7 +279,8 @@ def test_without_a_coded_task_nothing_is_told_of_accuracies():
         proxies=(),
     )
     text = markdown_report(shown)
-    assert "## Free text, paired differences in loss (nats)" in text
+    assert "## Free text, paired differences in loss\n" in text
+    assert "| minus zero_shot (nats) |" in text
     assert "points" not in text
     assert "acc_norm" not in text
 
@@ -312,9 +314,9 @@ def test_the_documented_table_by_acc_norm_is_that_of_its_cells():
         raw = read_json(file)
         key = Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"])
         found.append(read_cell(file.parents[1], key))
+    columns = ("tuned_proxy_norm", "average_norm", "gap_closed_norm", "owners_edge_norm")
     for row in rows_of(found):
-        texts = [cell(row.tuned_proxy_norm), cell(row.average_norm), cell(row.gap_closed_norm)]
-        texts.append(cell(row.owners_edge_norm, signed=True))
-        shown = ["" if t == "-" else t.removesuffix(".0 ± 0.0") for t in texts]
+        numbers = numbers_of(row, "", columns)
+        shown = [cell(numbers[c]).replace("−", "-") if c in numbers else "" for c in columns]
         line = f"| `{row.method}` | {' | '.join(shown)} |"
         assert " ".join(line.split()) in {" ".join(one.split()) for one in text.splitlines()}, line
