@@ -6,10 +6,10 @@ a cache and a policy file of their own, which names the client's records, as on 
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
 SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Under
-`deployment` nothing listens on anything but 127.0.0.1, and on Linux the SuperLink and SuperNodes answer this
-user's processes alone. Not guaranteed: that under `simulation` Ray's
-processes do not listen on all addresses of the machine, which they do; encrypted traffic. Clients on
-machines of their own are what `fedproxy-secure deploy` is for.
+`deployment` nothing listens on anything but 127.0.0.1. On Linux the SuperLink and the SuperNodes answer
+processes of this user alone. Not guaranteed: that under `simulation` Ray's processes do not listen on all
+addresses of the machine, which they do; encrypted traffic. Clients on machines of their own are what
+`fedproxy-secure deploy` is for.
 """
 
 from __future__ import annotations

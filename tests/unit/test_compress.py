@@ -6,7 +6,7 @@ import torch
 from fedproxy_secure.compress import importance_memo
 from fedproxy_secure.compress.base import Compression, compression_of
 from fedproxy_secure.compress.drop_blocks import build_proxy
-from fedproxy_secure.compress.fidelity import LinearCka, fidelity, likeness
+from fedproxy_secure.compress.fidelity import LinearCka, fidelity, fidelity_record
 from fedproxy_secure.compress.importance import (
     block_influence,
     gradient_fidelity,
@@ -185,11 +185,11 @@ def test_cka_ignores_rotation_and_sees_independence():
 def test_a_proxy_without_a_finite_perplexity_is_refused_in_one_line(scale):
     llm = tiny_llama(2)
     proxy = Proxy(model=tiny_llama(2), plan=BlockPlan(llm_blocks=2, kept=(0, 1)))
-    assert likeness(llm, proxy, WINDOWS)["fidelity"]["proxy_perplexity"] > 1
+    assert fidelity_record(llm, proxy, WINDOWS)["fidelity"]["proxy_perplexity"] > 1
     with torch.no_grad():
         proxy.model.lm_head.weight.copy_(scale * torch.randn_like(proxy.model.lm_head.weight))
     with pytest.raises(ModelError, match=r"^the proxy is broken: .* is (nan|inf); lower compress\.remove"):
-        likeness(llm, proxy, WINDOWS)
+        fidelity_record(llm, proxy, WINDOWS)
 
 
 def test_a_model_without_decoder_blocks_is_refused():

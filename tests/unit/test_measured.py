@@ -108,7 +108,12 @@ def test_bytes_are_counted_a_client_and_round_and_payload_apart_from_protocol(tm
 
 
 def test_only_messages_without_numbers_of_updates_are_protocol():
-    kinds = (*messages.MESSAGES, *ckks.MESSAGES, EncryptedSketch, GramProducts)
+    kinds: tuple[type[messages.Message], ...] = (
+        *messages.MESSAGES,
+        *ckks.MESSAGES,
+        EncryptedSketch,
+        GramProducts,
+    )
     vectors = {"MaskedInput", "Encrypted", "Total", "Opened", "EncryptedSketch", "GramProducts"}
     assert {kind.__name__ for kind in kinds if kind.vector} == vectors
 
