@@ -252,7 +252,7 @@ def test_sketches_that_do_not_multiply_abort():
     server = new_server()
     for n in TERMS.cohort:
         server.advertised(new_client(n).advertise())
-    server._grants = replace_public(keys.public)
+    server._grants, server._step = replace_public(keys.public), "sketch"
     server._sketches = dict.fromkeys(TERMS.cohort, b"x")
     with pytest.raises(ProtocolAborted, match="sketch: ciphertext"):
         server.products()
