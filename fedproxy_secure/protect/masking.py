@@ -64,7 +64,7 @@ class Masking(SecureSum):
         return plan.upload_bytes
 
     def rounding_of(self, plan: RingPlan) -> float:
-        return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
+        return plan.step_of(plan.segment("update")) * (1.0 if plan.random_rounding else 0.5)
 
     def train(self, asked: Asked) -> RecordDict:
         from fedproxy_secure.protect.secure_sum import client, gram

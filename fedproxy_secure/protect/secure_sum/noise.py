@@ -194,10 +194,9 @@ def add_noise(
     that is asked again with the same words gives the very same noisy words. Raises `PrivacyError` if the
     round would spend more than allowed.
     """
-    segment = plan.segments[0]
-    assert segment.name == "update"
+    segment = plan.segment("update")
     noisy = noise_of(job, d=segment.length, clients=len(terms.cohort), threshold=terms.threshold)
-    own = words[: segment.length]
+    own = words[plan.place_of("update")]
     _check_sensitivity(own, plan, noisy.l2)
     privacy = job.privacy
     if privacy.ledger is None:

@@ -91,7 +91,7 @@ def _honest_round() -> Finding:
     return Finding(
         adversary="nobody",
         attempt="an honest round",
-        ok=error <= CLIENTS * (plan.step_of(plan.segments[0]) + 2**-24),  # the sum is float32
+        ok=error <= CLIENTS * (plan.step_of(plan.segment("update")) + 2**-24),  # the sum is float32
         found=f"sum of {len(aggregate.clients)} clients, off by {error:.1e}",
     )
 
