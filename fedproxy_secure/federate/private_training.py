@@ -38,7 +38,7 @@ The noise's law is within `discrete.DISTANCE` = 2^-100 a number of the named one
 D numbers in all that adds (1 + e^epsilon) D 2^-100 to delta, for which `accounting` leaves room.
 
 It rests on three things beside: AES-256 is a pseudo-random function; the model keeps nothing of a pass for
-the next, which `check_model` and `check_fits` look for but do not prove; and the tokenizer encodes each
+the next, which `check_private` and `check_fits` look for but do not prove; and the tokenizer encodes each
 record by itself. No exception of a record's pass is passed on: whether a call ends in an error, and its
 text, follow from settings, from noisy sums or from the machine.
 
