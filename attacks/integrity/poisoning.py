@@ -255,8 +255,8 @@ def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
     protected = protection_of(settings.protect).secure_sum
     reach = settings.local.learning_rate * settings.local.steps
     clip = (settings.protect.clip or CLIP_OF_HONEST * reach) if protected else None
-    name = "fedavg" if settings.fusion.linear else "h_ties"
-    if protected and name == "h_ties":
+    name = "fedavg" if settings.fusion.linear else settings.fusion.rule
+    if protected and name != "fedavg":
         name = settings.protect.granularity
     own_rule = Rule(name=name, clip=clip)
     if own_only:

@@ -16,8 +16,10 @@ from attacks.base import Budget
 from attacks.white_box import WhiteBox
 from fedproxy_secure.config import AuditConfig, ClientConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.federate import fusion as rules
 from fedproxy_secure.federate.client import LocalClient
+from fedproxy_secure.federate.fusion.algorithms import analyse
+from fedproxy_secure.federate.fusion.elections import weighs_clients
+from fedproxy_secure.federate.fusion.rule import fusion_rule_of
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.models.adapters import tensor_sizes
@@ -40,7 +42,7 @@ class Rule:
     """How a rehearsal merges updates.
 
     Args:
-        name: `fedavg` or `h_ties` in the clear, or `coordinate` or `block` over sums.
+        name: a fusion rule's in the clear, or `fedavg`, `coordinate` or `block` over sums.
         clip: largest magnitude of a coordinate that the protocol lets through; None without a protocol.
     """
 
@@ -174,11 +176,11 @@ def _merged(
     free = np.array([u.client in unclipped for u in updates])
     if rule.clip is not None:
         tau[~free] = np.clip(tau[~free], -rule.clip, rule.clip)
-    if rule.name == "h_ties":
+    if rule.name not in _GRANULARITY:
         if rule.clip is not None:
             tau = np.clip(tau, -rule.clip, rule.clip)
-        analysis = rules.analyse(tau)
-        return rules.h_ties(tau, analysis, rho=fusion.rho, r0=fusion.r0, delta=fusion.delta)
+        named = fusion.model_copy(update={"rule": rule.name})
+        return fusion_rule_of(named).merge(tau, analyse(tau), fusion)
     if rule.name == "fedavg" and rule.clip is None:
         return np.asarray(tau.mean(axis=0))
     layout, granularity = Layout(sizes=sizes), _GRANULARITY[rule.name]
@@ -194,7 +196,7 @@ def _merged(
     reach = 2 ** (BITS - 1) * plan.step_of(plan.segments[0])
     sums["update"] = (sums["update"].astype(np.float64) + reach) % (2 * reach) - reach
     weight = float(len(tau))
-    if settings.fusion.rule == "h_ties" and settings.protect.weights != "uniform":
+    if weighs_clients(settings.fusion) and settings.protect.weights != "uniform":
         weight -= float(free.sum()) * (1 - LEAST_WEIGHT)  # the least weight that the server accepts
     merged = merge(
         sums, granularity, layout, plan, clients=len(tau), weight=weight, rho=fusion.rho, kept=1.0

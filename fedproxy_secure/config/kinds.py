@@ -1,9 +1,10 @@
-"""The names that settings may use for protections, methods and compressions, and where each is defined.
+"""The names that settings may use for protections, fusion rules, methods and compressions, and their homes.
 
 Settings name a kind by a word (`protect.scheme: masking`). Each word leads to one object in one module,
 loaded when it is first needed. Other projects add words by entry points (see
 `fedproxy_secure.runtime.registry`). The objects' types: `fedproxy_secure.protect.base.Protection`,
-`fedproxy_secure.experiments.method.Method`, `fedproxy_secure.compress.base.Compression`.
+`fedproxy_secure.federate.fusion.rule.FusionRule`, `fedproxy_secure.experiments.method.Method`,
+`fedproxy_secure.compress.base.Compression`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,19 @@ PROTECTIONS: Registry[Any] = Registry(
         "unsafe_plaintext": "fedproxy_secure.protect.plaintext:PLAINTEXT",
         "masking": "fedproxy_secure.protect.masking:MASKING",
         "ckks": "fedproxy_secure.protect.ckks:CKKS",
+    },
+)
+FUSION_RULES: Registry[Any] = Registry(
+    kind="fusion rule",
+    base="fedproxy_secure.federate.fusion.rule:FusionRule",
+    texts=("name",),
+    named_by="name",
+    group="fedproxy_secure.fusion_rules",
+    own={
+        "fedavg": "fedproxy_secure.federate.fusion.averages:FEDAVG",
+        "fedadam": "fedproxy_secure.federate.fusion.averages:FEDADAM",
+        "ties": "fedproxy_secure.federate.fusion.elections:TIES",
+        "h_ties": "fedproxy_secure.federate.fusion.elections:H_TIES",
     },
 )
 # module of `fedproxy_secure.experiments.methods` -> the methods in it, as constants in capitals

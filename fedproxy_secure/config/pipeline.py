@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from fedproxy_secure.config.kinds import COMPRESSIONS
-from fedproxy_secure.config.sections import OWN, Positive, Ratio, Scalar, Section
+from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES
+from fedproxy_secure.config.sections import LATER, OWN, Positive, Ratio, Scalar, Section
 
 Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
-FusionRule = Literal["fedavg", "fedadam", "ties", "h_ties"]
 # 0 means unset: settings without it keep the digest that they had before this setting existed
 Windows = Annotated[Annotated[int, Field(ge=0)] | None, AfterValidator(lambda count: count or None)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["public_text"]
@@ -178,9 +177,14 @@ class LocalConfig(Section):
 
 
 class FusionConfig(Section):
-    """The server's fusion of updates, with the paper's symbols: rho, r0, delta, lambda."""
+    """The server's fusion of updates, with the paper's symbols: rho, r0, delta, lambda.
 
-    rule: FusionRule = "h_ties"
+    `rule` names a fusion rule: `fedavg`, `fedadam`, `ties`, `h_ties` (the paper's), or one that another
+    package registers. The rule reads `options`.
+    """
+
+    rule: str = "h_ties"
+    options: Annotated[Mapping[str, Scalar], LATER] = {}  # this package's own rules have none
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
     rho: Annotated[float, Field(ge=1)] = 1.1
     r0: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -188,6 +192,12 @@ class FusionConfig(Section):
     keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2  # TIES: share of each update kept
     pcr_lambda: Annotated[float, Field(ge=0)] = 0.0
     prox_mu: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_is_known(cls, rule: str) -> str:
+        FUSION_RULES.check(rule, where="fusion.rule")
+        return rule
 
     @model_validator(mode="after")
     def _retention_stays_positive(self) -> FusionConfig:
@@ -197,8 +207,9 @@ class FusionConfig(Section):
 
     @property
     def linear(self) -> bool:
-        """Whether the rule reads the plain sum of updates alone; the others elect signs."""
-        return self.rule in ("fedavg", "fedadam")
+        """Whether the rule reads the mean of the updates alone."""
+        linear: bool = FUSION_RULES.get(self.rule, where="fusion.rule").linear
+        return linear
 
 
 class PlugBackConfig(Section):

@@ -36,19 +36,23 @@ class Section(BaseModel):
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**fields, **changes})
 
-    def without(self, *marks: Mark) -> dict[str, Any]:
+    def without(self, *marks: Mark, said_only: bool = False) -> dict[str, Any]:
         """Return plain JSON values of all fields but those with one of `marks`.
 
         Sections that are fields are treated alike, at any depth; those in a tuple, such as `data.clients`,
         keep all of their fields.
+
+        Args:
+            said_only: leave out the fields marked `LATER`, too, that have their default.
         """
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if any(mark in field.metadata for mark in marks):
+            unsaid = said_only and LATER in field.metadata and value == field.default
+            if unsaid or any(mark in field.metadata for mark in marks):
                 del values[name]
             elif isinstance(value, Section):
-                values[name] = value.without(*marks)
+                values[name] = value.without(*marks, said_only=said_only)
         return values
 
 

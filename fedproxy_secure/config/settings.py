@@ -119,13 +119,8 @@ class Config(Section):
         return self._digest(NO_EFFECT, OWN, SWEEP, sections=without)
 
     def _digest(self, *left_out: Mark, sections: tuple[str, ...] = ()) -> str:
-        fields = type(self).model_fields
-        unsaid = {n for n, f in fields.items() if LATER in f.metadata and getattr(self, n) == f.default}
-        values = {
-            name: value
-            for name, value in self.without(*left_out).items()
-            if name not in unsaid and name not in sections
-        }
+        said = self.without(*left_out, said_only=True)
+        values = {name: value for name, value in said.items() if name not in sections}
         canonical = json.dumps(without_nulls(values), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

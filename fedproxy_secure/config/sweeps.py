@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
-from fedproxy_secure.config.pipeline import AdapterKind, FusionRule
+from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES, METHODS, PROTECTIONS
+from fedproxy_secure.config.pipeline import AdapterKind
 from fedproxy_secure.config.sections import NO_EFFECT, SWEEP, Ratio, Scalar, Section, check_all_differ
 
 
@@ -120,15 +120,31 @@ class SweptProtection(Section):
 
 
 class SweptFusion(Section):
-    """One fusion rule of a matrix, and how finely it works under a secure sum."""
+    """One fusion rule of a matrix, its options, and how finely it works under a secure sum.
 
-    rule: FusionRule
+    `options` are the rule's options, in place of `fusion.options`; they become part of the cells' names.
+    """
+
+    rule: str
+    options: Mapping[str, Scalar] | None = None  # None: `fusion.options`, if that is their rule
     granularity: Literal["block", "coordinate"] = "block"
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_is_known(cls, rule: str) -> str:
+        FUSION_RULES.check(rule, where="matrix.fusions.rule")
+        return rule
+
+    @model_validator(mode="after")
+    def _options_are_of_a_folders_name(self) -> SweptFusion:
+        _check_in_name(self.options or {})
+        return self
 
     @property
     def name(self) -> str:
         """The fusion's part of a cell's name: `h_ties`, `h_ties_coordinate`."""
-        return self.rule + "_coordinate" * (self.granularity == "coordinate")
+        options = _in_name(self.options or {})
+        return self.rule + options + "_coordinate" * (self.granularity == "coordinate")
 
     def __str__(self) -> str:
         return self.name

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,13 @@ from torch import nn
 
 from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError, RunFolderError
-from fedproxy_secure.federate import fusion as rules
+from fedproxy_secure.federate.fusion.algorithms import analyse, fedavg
+from fedproxy_secure.federate.fusion.rule import checked, fusion_rule_of
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.models.adapters import get_vector, tensor_sizes
 from fedproxy_secure.runtime.artifacts import write_bytes
 
-FEDADAM_BETAS = (0.9, 0.99)
-FEDADAM_TAU = 1e-3  # floor of the adaptive step (Reddi et al. 2021)
+MEMORY = "memory."  # begins the names of a fusion rule's arrays in the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,25 +27,25 @@ class ServerState:
     """The server's state between two rounds.
 
     `round` is the next to run; `adapter` is phi_g, float32 [d]; `sizes` of the tensors in it, int64 (None:
-    one tensor); `conflict` is C of the last round, float32 [d] or None; `momentum` and `variance` belong to
-    FedAdam, float32 [d] or None; `clip` is the next round's under masking, float64 [1] or None.
+    one tensor); `conflict` is C of the last round, float32 [d] or None; `clip` is the next round's under
+    masking, float64 [1] or None; `memory` is what the fusion rule remembers, arrays by name.
     """
 
     round: int
     adapter: np.ndarray
     conflict: np.ndarray | None = None
-    momentum: np.ndarray | None = None
-    variance: np.ndarray | None = None
     sizes: np.ndarray | None = None
     clip: np.ndarray | None = None
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, file: Path) -> None:
         """Write atomically: the file is the old state or the new one, never half of either."""
         arrays = {"round": np.array([self.round], dtype=np.int64), "adapter": self.adapter}
-        for name in ("conflict", "momentum", "variance", "sizes", "clip"):
+        for name in ("conflict", "sizes", "clip"):
             value = getattr(self, name)
             if value is not None:
                 arrays[name] = value
+        arrays |= {MEMORY + name: np.asarray(value) for name, value in self.memory.items()}
         write_bytes(file, save(arrays))
 
     @classmethod
@@ -53,7 +53,9 @@ class ServerState:
         """Read what `save` wrote. Raises `RunFolderError` for a damaged file."""
         try:
             arrays = load_file(file)
-            return cls(round=int(arrays.pop("round")[0]), adapter=arrays.pop("adapter"), **arrays)
+            memory = {n[len(MEMORY) :]: arrays.pop(n) for n in list(arrays) if n.startswith(MEMORY)}
+            number = int(arrays.pop("round")[0])
+            return cls(round=number, adapter=arrays.pop("adapter"), memory=memory, **arrays)
         except (OSError, KeyError, TypeError, SafetensorError) as error:
             raise RunFolderError(f"{file}: is not a saved server state") from error
 
@@ -70,16 +72,16 @@ def fuse_round(
 ) -> tuple[ServerState, dict[str, float]]:
     """Merge one round's updates, all in the clear; return the next state and numbers for the metrics line.
 
-    Raises `DataError`, naming the client, for an update of the wrong shape or not finite.
+    Raises `DataError`, naming the client, for an update of the wrong shape or not finite; `ConfigError`,
+    naming the rule, for what a fusion rule may not return.
     """
     tau = _stack(updates, d=len(state.adapter))
-    analysis = rules.analyse(tau)
-    if fusion.linear:
-        merged = rules.fedavg(tau)
-    elif fusion.rule == "ties":
-        merged = rules.ties(tau, keep_ratio=fusion.keep_ratio)
+    analysis = analyse(tau)
+    rule = fusion_rule_of(fusion)
+    if rule.linear:
+        merged = fedavg(tau)  # what a secure sum would give the server, too
     else:
-        merged = rules.h_ties(tau, analysis, rho=fusion.rho, r0=fusion.r0, delta=fusion.delta)
+        merged = checked(rule, rule.merge(tau, analysis, fusion), d=tau.shape[1], by="merge")
     new = advance(state, merged, fusion, conflict=analysis.conflict)
     mean_norm = float(np.linalg.norm(tau.mean(axis=0)))
     step_norm = float(np.linalg.norm(new.adapter - state.adapter))
@@ -105,28 +107,17 @@ def advance(
     clip: np.ndarray | None = None,
 ) -> ServerState:
     """Return the next state after a round whose updates merged into `merged`, float32 [d]."""
-    momentum, variance = state.momentum, state.variance
-    if fusion.rule == "fedadam":
-        merged, momentum, variance = _adam(merged, momentum, variance)
-    step = np.float32(fusion.server_learning_rate) * merged
+    rule = fusion_rule_of(fusion)
+    step, memory = rule.step(merged, state.memory)
+    step = np.float32(fusion.server_learning_rate) * checked(rule, step, d=len(merged), by="step")
     return ServerState(
         round=state.round + 1,
         adapter=(state.adapter + step).astype(np.float32),
         conflict=conflict if fusion.pcr_lambda > 0 else None,
-        momentum=momentum,
-        variance=variance,
         sizes=state.sizes,
         clip=clip,
+        memory=memory,
     )
-
-
-def _adam(
-    mean: np.ndarray, momentum: np.ndarray | None, variance: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    beta1, beta2 = FEDADAM_BETAS
-    m = (1 - beta1) * mean + (0 if momentum is None else beta1 * momentum)
-    v = (1 - beta2) * mean**2 + (0 if variance is None else beta2 * variance)
-    return m / (np.sqrt(v) + FEDADAM_TAU), m, v
 
 
 def _stack(updates: Sequence[ClientUpdate], *, d: int) -> np.ndarray:
@@ -135,4 +126,6 @@ def _stack(updates: Sequence[ClientUpdate], *, d: int) -> np.ndarray:
             raise DataError(f"client {u.client}: update of shape {u.update.shape}; must be ({d},)")
         if not np.isfinite(u.update).all():
             raise DataError(f"client {u.client}: update holds NaN or infinity; must be finite")
-    return np.stack([u.update for u in updates]).astype(np.float32)
+    tau = np.stack([u.update for u in updates]).astype(np.float32)
+    tau.setflags(write=False)  # no fusion rule changes what the others are computed from
+    return tau

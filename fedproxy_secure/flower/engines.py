@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.federate.fusion.elections import weighs_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
@@ -102,7 +103,7 @@ def _within_reach(job: FederationJob, proxy_folder: Path) -> Iterator[None]:
 
 def _check_remembered(job: FederationJob, run_folder: Path | None, initial: ServerState) -> None:
     """Raise `RunFolderError` for a run whose clients have forgotten what its next round needs."""
-    remembering = job.fusion.rule == "h_ties" and job.protect.weights == "self"
+    remembering = weighs_clients(job.fusion) and job.protect.weights == "self"
     if run_folder is None or job.protect.keys is not None or not remembering:
         return
     if not (run_folder / STATE).exists():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.federate.fusion.rule import fusion_rule_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +126,7 @@ class Protection(ABC):
         Args:
             cohort: clients a round asks; None where it is not known, in a client's own policy.
         """
+        fusion_rule_of(fusion).check_settings(fusion)
         for option in protect.options:
             if option not in self.options:
                 known = ", ".join(self.options) or "none"

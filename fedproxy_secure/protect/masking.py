@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.fusion.elections import weighs_clients
 from fedproxy_secure.protect.base import Asked
 from fedproxy_secure.protect.sums import SecureSum
 
@@ -47,7 +48,7 @@ class Masking(SecureSum):
         cohort: int | None,
     ) -> None:
         super().check_settings(protect, privacy, fusion, cohort=cohort)
-        if protect.weights == "encrypted_gram" and fusion.rule != "h_ties":
+        if protect.weights == "encrypted_gram" and not weighs_clients(fusion):
             raise ConfigError(
                 "protect.weights=encrypted_gram: needs protect.scheme=masking and fusion.rule=h_ties"
             )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.federate.fusion.elections import SignElection
+from fedproxy_secure.federate.fusion.rule import fusion_rule_of
 from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS
 
@@ -39,10 +41,16 @@ class SecureSum(Protection):
         cohort: int | None,
     ) -> None:
         super().check_settings(protect, privacy, fusion, cohort=cohort)
-        if privacy.unit == "client" and not fusion.linear:
+        rule = fusion_rule_of(fusion)
+        if not rule.linear and not isinstance(rule, SignElection):
             raise ConfigError(
-                f"fusion.rule={fusion.rule}: must be fedavg or fedadam with privacy.unit=client; other "
-                "rules read more than the sum, and that would need noise of its own"
+                f"fusion.rule={fusion.rule}: reads single updates, which protect.scheme={self.name} hides; "
+                "must be a rule that reads their mean alone, or elects signs (ties, h_ties)"
+            )
+        if privacy.unit == "client" and not rule.linear:
+            raise ConfigError(
+                f"fusion.rule={fusion.rule}: with privacy.unit=client must be a rule that reads the mean "
+                "alone, such as fedavg; what others read besides would need noise of its own"
             )
         if cohort is not None:
             self._check_cohort(protect, cohort)

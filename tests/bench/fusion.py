@@ -18,12 +18,12 @@ import torch
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import FusionConfig, load_config
 from fedproxy_secure.experiments.stages import make_proxy, prepare
-from fedproxy_secure.federate import fusion as exact_rules
 from fedproxy_secure.federate.build import build_client
+from fedproxy_secure.federate.fusion import algorithms as exact_rules
+from fedproxy_secure.federate.fusion.elections import H_TIES
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.models.adapters import get_vector
-from fedproxy_secure.protect.secure_sum.terms import kept_share
 from fedproxy_secure.secagg.ckks import products as ckks_gram
 from fedproxy_secure.secagg.granularity import (
     Granularity,
@@ -116,7 +116,7 @@ def over_sums(
     segments = segments_of(granularity, layout, clip=clip, clients=clients, bits=32)
     plan = RingPlan(bits=32, clients=clients, segments=segments)
     total = np.zeros(plan.words, dtype=plan.word_type)
-    places = places or [Standing(weight=1.0, retention=kept_share(fusion))] * clients
+    places = places or [Standing(weight=1.0, retention=H_TIES.kept_share(fusion))] * clients
     for update, place in zip(tau, places, strict=True):
         trimmed = exact_rules.keep_largest(update, place.retention)
         total += quantise(plan, contribution(trimmed, granularity, layout, plan, weight=place.weight)).words
@@ -128,7 +128,7 @@ def over_sums(
         clients=clients,
         weight=sum(p.weight for p in places),
         rho=fusion.rho,
-        kept=kept_share(fusion),
+        kept=H_TIES.kept_share(fusion),
     )
     return made.step
 

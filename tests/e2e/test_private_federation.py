@@ -300,7 +300,7 @@ def test_settings_that_no_client_can_keep_end_before_training(world, section, ch
     [
         (
             {"fusion": {"rule": "h_ties"}},
-            r"fusion.rule=h_ties: must be fedavg or fedadam with privacy.unit=client",
+            r"fusion.rule=h_ties: with privacy.unit=client must be a rule that reads the mean alone",
         ),
         ({"protect": {"scheme": "unsafe_plaintext"}}, r"with privacy.unit=client must be masking"),
         ({"privacy": {**RECORD, "max_epsilon": 1.0}}, r"max_epsilon=1.0: must be >= target_epsilon=8.0"),

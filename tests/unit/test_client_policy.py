@@ -124,7 +124,7 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_records_and_see
         ({"protect": {}}, "protect.keys: must name a folder if protect.scheme=masking"),
         (
             {"privacy": {"unit": "client", "ledger": "/l"}},
-            "must be fedavg or fedadam with privacy.unit=client",
+            "with privacy.unit=client must be a rule that reads the mean alone",
         ),
         (
             {"privacy": {"unit": "client", "ledger": "/l"}, "protect": {"scheme": "unsafe_plaintext"}},

@@ -61,7 +61,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(raw: dict, expecte
         ({"compress": {"remove_ratio": 1.0}}, "compress.remove_ratio=1.0"),
         ({"compress": {"remove_ratio": "half"}}, "compress.remove_ratio='half'"),
         ({"federate": {"rounds": 0}}, "federate.rounds=0"),
-        ({"fusion": {"rule": "average"}}, "fusion.rule='average'"),
+        ({"fusion": {"rule": "average"}}, "fusion.rule=average"),
         ({"local": {"learning_rate": -1}}, "local.learning_rate=-1"),
         ({"local": {"learning_rate": math.nan}}, "local.learning_rate=nan"),
         ({"attacks": {"seconds": math.inf}}, "attacks.seconds=inf"),

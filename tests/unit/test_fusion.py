@@ -5,7 +5,7 @@ import pytest
 
 from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.federate import fusion
+from fedproxy_secure.federate.fusion import algorithms
 from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.federate.update import ClientUpdate
 
@@ -20,49 +20,49 @@ def update(name, values):
 
 def test_conflict_is_zero_where_all_agree_and_one_where_as_many_go_up_as_down():
     tau = f32([[1, 1, 0], [2, -1, 0], [3, 1, 0], [4, -1, 0]])
-    assert fusion.analyse(tau).conflict.tolist() == [0, 1, 1]
+    assert algorithms.analyse(tau).conflict.tolist() == [0, 1, 1]
 
 
 def test_heterogeneity_counts_only_positive_cosines_and_weights_count_both():
     tau = f32([[1, 0], [-1, 0], [0, 1]])
-    found = fusion.analyse(tau)
+    found = algorithms.analyse(tau)
     np.testing.assert_allclose(found.heterogeneity, [1, 1, 1])
     strength = np.exp([1, 1, 0])  # an opposed pair has |cosine| 1: both gain weight
     np.testing.assert_allclose(found.weights, strength / strength.sum())
 
 
 def test_retention_spans_r0_minus_delta_to_r0_and_is_r0_when_all_are_alike():
-    kept = fusion.retention(np.array([0.2, 0.4, 0.6]), r0=1.0, delta=0.2)
+    kept = algorithms.retention(np.array([0.2, 0.4, 0.6]), r0=1.0, delta=0.2)
     np.testing.assert_allclose(kept, [1.0, 0.9, 0.8])
-    np.testing.assert_allclose(fusion.retention(np.array([0.5, 0.5]), r0=1.0, delta=0.2), [1, 1])
+    np.testing.assert_allclose(algorithms.retention(np.array([0.5, 0.5]), r0=1.0, delta=0.2), [1, 1])
 
 
 def test_keep_largest_keeps_the_largest_magnitudes_unchanged():
-    assert fusion.keep_largest(f32([3, -4, 1, 2]), 0.5).tolist() == [3, -4, 0, 0]
-    assert fusion.keep_largest(f32([3, -4]), 1.0).tolist() == [3, -4]
+    assert algorithms.keep_largest(f32([3, -4, 1, 2]), 0.5).tolist() == [3, -4, 0, 0]
+    assert algorithms.keep_largest(f32([3, -4]), 1.0).tolist() == [3, -4]
 
 
 def test_election_follows_the_ratio_rule():
     weights = np.array([0.5, 0.25, 0.25])
     tau = f32([[1, 1, 1, 0], [-1, 1, -1, 0], [-2, 2, -1.05, 0]])
     # P, N: (.5, .75) -> down; (1, 0) -> up; (.5, .5125), ratio 1.025 < 1.1 -> dropped; (0, 0) -> 0
-    value = fusion.elect(tau, weights, rho=1.1)
+    value = algorithms.elect(tau, weights, rho=1.1)
     np.testing.assert_allclose(value, [-0.75 / 0.5, 1.25 / 1.0, 0, 0])
 
 
 def test_fedavg_counts_each_client_alike():
-    np.testing.assert_allclose(fusion.fedavg(f32([[0], [4]])), [2])
+    np.testing.assert_allclose(algorithms.fedavg(f32([[0], [4]])), [2])
 
 
 def test_h_ties_with_one_client_and_full_retention_is_that_client():
     tau = f32([[1, -2, 3]])
-    value = fusion.h_ties(tau, fusion.analyse(tau), rho=1.1, r0=1.0, delta=0.2)
+    value = algorithms.h_ties(tau, algorithms.analyse(tau), rho=1.1, r0=1.0, delta=0.2)
     np.testing.assert_allclose(value, tau[0])
 
 
 def test_ties_means_only_the_elected_side():
     tau = f32([[4, 0, 0, 0], [2, 0, 0, 0], [-1, 0, 0, 0]])
-    np.testing.assert_allclose(fusion.ties(tau, keep_ratio=0.25), [3, 0, 0, 0])
+    np.testing.assert_allclose(algorithms.ties(tau, keep_ratio=0.25), [3, 0, 0, 0])
 
 
 def test_server_learning_rate_scales_the_step_and_rounds_count_up():
@@ -101,4 +101,4 @@ def test_server_state_survives_saving_bit_for_bit(tmp_path):
     assert back.round == 2
     assert back.adapter.tobytes() == state.adapter.tobytes()
     assert back.conflict.tobytes() == state.conflict.tobytes()
-    assert back.momentum is None
+    assert back.memory == {}

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy_secure.errors import ConfigError, DataError
-from fedproxy_secure.federate import fusion as plaintext
-from fedproxy_secure.federate.fusion import keep_largest
+from fedproxy_secure.federate.fusion import algorithms as plaintext
+from fedproxy_secure.federate.fusion.algorithms import keep_largest
 from fedproxy_secure.secagg.expectations import Z_GRID, plain_tables, trimmed_tables
 from fedproxy_secure.secagg.granularity import Layout, contribution, merge, segments_of
 from fedproxy_secure.secagg.ring import RingPlan, quantise, read_sum

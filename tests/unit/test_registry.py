@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fedproxy_secure.config.kinds import COMPRESSIONS, METHODS, PROTECTIONS
+from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES, METHODS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.runtime.registry import Registry, answers_of, plugged_in
@@ -117,10 +117,10 @@ def test_what_a_block_adds_is_gone_after_it(registry):
 
 
 def test_every_name_of_this_project_leads_to_an_object_of_that_name():
-    for kinds in (PROTECTIONS, METHODS, COMPRESSIONS):
+    for kinds in (PROTECTIONS, FUSION_RULES, METHODS, COMPRESSIONS):
         for name, thing in kinds.every().items():
             assert thing.name == name
-            assert thing.title
+            assert kinds is FUSION_RULES or thing.title
 
 
 def test_the_functions_of_a_group_are_loaded_and_asked(installed):

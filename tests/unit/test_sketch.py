@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
-from fedproxy_secure.federate import fusion
+from fedproxy_secure.federate.fusion import algorithms
 from fedproxy_secure.secagg.sketch import LEAST_WEIGHT, SKETCH, count_sketch, gram_of, standing
 
 
@@ -20,7 +20,7 @@ def pairs(cosines):
 
 def test_the_error_of_a_cosine_is_as_large_as_theory_says_and_no_larger():
     tau = updates(2)
-    exact = pairs(fusion.pairwise_cosines(tau))[0]
+    exact = pairs(algorithms.pairwise_cosines(tau))[0]
     found = [
         count_sketch(tau[0], bytes([i])) @ count_sketch(tau[1], bytes([i])) - exact for i in range(200)
     ]
@@ -52,8 +52,8 @@ def test_an_update_of_zeros_has_a_sketch_of_zeros_and_a_broken_one_none():
 @pytest.mark.parametrize("clients", [3, 5, 9])
 def test_exact_cosines_give_the_weights_and_retentions_of_h_ties(clients):
     tau = updates(clients)
-    analysis = fusion.analyse(tau)
-    wanted = fusion.retention(analysis.heterogeneity, r0=0.9, delta=0.3)
+    analysis = algorithms.analyse(tau)
+    wanted = algorithms.retention(analysis.heterogeneity, r0=0.9, delta=0.3)
     made = [standing(analysis.cosines, i, r0=0.9, delta=0.3) for i in range(clients)]
     weights = np.array([m.weight for m in made])
     floored = np.maximum(analysis.weights, LEAST_WEIGHT * analysis.weights.max())

@@ -121,7 +121,7 @@ def cell_config(config: Config, cell: MatrixCell) -> Config:
     if cell.compression is not None:
         raw["compress"] |= cell.compression.model_dump(mode="json")
     raw["adapter"]["kind"] = cell.adapter
-    raw["fusion"]["rule"] = cell.fusion.rule
+    raw["fusion"] |= _fusion(cell.fusion, config)
     raw["protect"] |= {"granularity": cell.fusion.granularity, **_scheme(cell.protection, config)}
     raw["privacy"] |= _privacy(cell.protection)
     raw["audit"]["record"] = config.attacks.suite != "none"
@@ -136,6 +136,14 @@ def _scheme(protection: SweptProtection, config: Config) -> dict[str, Any]:
     if protection.scheme == config.protect.scheme:
         return {}
     return {"scheme": protection.scheme, "options": {}}  # those of the settings are another scheme's
+
+
+def _fusion(fusion: SweptFusion, config: Config) -> dict[str, Any]:
+    if fusion.options is not None:
+        return {"rule": fusion.rule, "options": dict(fusion.options)}
+    if fusion.rule == config.fusion.rule:
+        return {}
+    return {"rule": fusion.rule, "options": {}}  # those of the settings are another rule's
 
 
 def _privacy(protection: SweptProtection) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fedproxy_secure import wire
 from fedproxy_secure.crypto.primitives import agreement_public, fresh_secret
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, FedProxyError, ProtocolAborted
+from fedproxy_secure.federate.fusion.elections import election_of
 from fedproxy_secure.federate.server import advance
 from fedproxy_secure.protect.base import RoundResult, ServerRound
 from fedproxy_secure.protect.broadcast import broadcast_of
@@ -36,7 +37,6 @@ from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
 from fedproxy_secure.protect.secure_sum.terms import (
     expected_numbers,
     first_clip,
-    kept_share,
     largest_clip,
     next_clip,
     ring_plan,
@@ -105,7 +105,7 @@ def sum_round(
             payload_bytes=total.nbytes,
             computed=True,
         )
-    fusion, control = round.job.fusion, aggregate.control
+    control, election = aggregate.control, election_of(round.job.fusion)
     merged = merge(
         aggregate.sums,
         round.job.granularity,
@@ -113,8 +113,8 @@ def sum_round(
         terms.plan,
         clients=len(aggregate.clients),
         weight=control.weight,
-        rho=1.0 if fusion.rule == "ties" else fusion.rho,
-        kept=kept_share(fusion),
+        rho=1.0 if election is None else election.margin(round.job.fusion),
+        kept=1.0 if election is None else election.kept_share(round.job.fusion),
         error=error,
     )
     most = _longest(round, terms, aggregate)
@@ -125,7 +125,7 @@ def sum_round(
     new = advance(
         round.state,
         step,
-        fusion,
+        round.job.fusion,
         conflict=merged.conflict,
         clip=np.array([min(next_clip(clip, control), largest_clip(round.job.local))]),
     )

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedproxy_secure.config import FusionConfig, LocalConfig, cohort_size
+from fedproxy_secure.config import LocalConfig, cohort_size
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.federate.fusion import keep_largest
+from fedproxy_secure.federate.fusion.algorithms import keep_largest
+from fedproxy_secure.federate.fusion.elections import election_of, weighs_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.secure_sum.noise import clip_to_norm
@@ -86,16 +87,6 @@ def next_clip(clip: float, control: Control) -> float:
     return max(CLIP_MARGIN * needed, clip / 16) if needed > 0 else clip
 
 
-def kept_share(fusion: FusionConfig) -> float:
-    """Return the share of its update that a client keeps when it knows nothing of the others' updates.
-
-    H-TIES keeps r0 of the client most like the others and r0 - delta of the one least like them (Eq. 10).
-    Without the cosines between clients each keeps the middle. The share is public, and fusion by blocks
-    needs it.
-    """
-    return fusion.keep_ratio if fusion.rule == "ties" else fusion.r0 - fusion.delta / 2
-
-
 def parts_of(
     update: ClientUpdate,
     job: FederationJob,
@@ -116,14 +107,12 @@ def parts_of(
     clients were above zero, which only `granularity: coordinate` may reveal.
     """
     tau, weight = update.update, 1.0
-    fusion = job.fusion
-    if fusion.rule == "ties":
-        tau = keep_largest(tau, fusion.keep_ratio)
-    elif fusion.rule == "h_ties":
-        retention = kept_share(fusion)
-        if standing is not None:
+    fusion, election = job.fusion, election_of(job.fusion)
+    if election is not None:
+        retention = election.kept_share(fusion)
+        if election.weighs_clients and standing is not None:
             weight, retention = standing.weight, standing.retention
-        elif job.protect.weights == "self" and previous is not None:
+        elif election.weighs_clients and job.protect.weights == "self" and previous is not None:
             cosine = _cosine(tau, previous)
             weight = float(np.exp(abs(cosine) - 1))
             retention = fusion.r0 - fusion.delta * (1 - max(cosine, 0.0))
@@ -159,7 +148,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def expected_numbers(job: FederationJob, *, d: int) -> Expected:
     """Return the control numbers that a client's settings require, for an adapter of `d` numbers."""
-    weighted = job.fusion.rule == "h_ties" and job.protect.weights != "uniform"
+    weighted = weighs_clients(job.fusion) and job.protect.weights != "uniform"
     return Expected(
         least_weight=LEAST_WEIGHT if weighted else 1.0,
         steps=job.local.steps,

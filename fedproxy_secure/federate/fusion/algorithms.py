@@ -1,9 +1,9 @@
-"""Fusion rules: from K unlike clients' updates to one aggregate. NumPy, float32 [K, d] in, [d] out.
+"""The arithmetic of fusion, from K unlike clients' updates to one: NumPy, float32 [K, d] in, [d] out.
 
 Symbols follow the paper: `tau` [K, d] the updates, `h` heterogeneity (Eq. 5), `w` weights (Eq. 6),
 `C` conflict (Eq. 7), `r` retention (Eq. 10), `rho` the election ratio (Eq. 11-14).
 
-Guarantees no privacy: every rule here reads every client's update in the clear.
+Guarantees no privacy: every function here reads every client's update in the clear.
 """
 
 from __future__ import annotations
