@@ -50,14 +50,7 @@ from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Expected
 from fedproxy_secure.secagg.granularity import Layout, merge
 from fedproxy_secure.secagg.masking.server import ServerSession
-from fedproxy_secure.secagg.messages import (
-    Advertise,
-    Confirmation,
-    MaskedInput,
-    Message,
-    Shares,
-    Unmask,
-)
+from fedproxy_secure.secagg.messages import Advertise, Confirmation, MaskedInput, Message, Shares, Unmask
 from fedproxy_secure.secagg.provision import load_roster
 from fedproxy_secure.secagg.steps import Aggregate
 from fedproxy_secure.secagg.terms import Roster, Terms
