@@ -116,7 +116,7 @@ class SecureSum(Protection):
         from fedproxy_secure.protect.secure_sum.failures import check_failed
         from fedproxy_secure.protect.secure_sum.server import sum_round
 
-        result = sum_round(round, self.run_steps, error=self.sum_error())
+        result = sum_round(round, self.run_steps, payload_bytes=self.payload_bytes, error=self.sum_error())
         check_failed(round.job, round.state.round, result.clients)
         return result
 
