@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class CkksServer(SteppedServer):
     `opened`*, `finish` (* once per client that answers).
     """
 
-    STEPS = ("advertise", "share", "mask", "unmask", OVER)
+    STEPS: ClassVar[tuple[str, ...]] = ("advertise", "share", "mask", "unmask", OVER)
 
     def __init__(
         self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
