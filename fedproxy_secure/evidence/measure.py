@@ -62,6 +62,7 @@ class MeasureKind:
         lower_bound: whether each number bounds the true value from below. Of several such numbers the
             smallest is reported: their mean is not a bound, and the largest is too large too often. A gate
             takes such a number as proof that a limit is broken, never that it is kept.
+        counted: whether the run counts it, so that seeds which agree on it leave no doubt.
 
     Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
     an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.
@@ -83,6 +84,7 @@ class MeasureKind:
     headline: int = 0
     relative: bool = False
     lower_bound: bool = False
+    counted: bool = False
 
     def __post_init__(self) -> None:
         rules = (

@@ -6,8 +6,9 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.evidence.measures.cost import UPLOAD_BYTES
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
-from fedproxy_secure.experiments.sweeps.method_rows import rows_of
+from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.table import cell, effect_table
 from tests.support.finished_cells import RECORDS, finished
@@ -26,6 +27,12 @@ def test_a_row_has_both_measures_and_its_gap_is_by_acc():
     assert row.average_norm.value == row.tasks_norm["bank"].value == pytest.approx(0.6)
     assert row.gap_closed.value == pytest.approx(0.5)
     assert row.average_norm.metric == "acc_norm, fedavg_llm"
+
+
+def test_upload_is_counted_and_called_as_in_a_matrix():
+    (cost,) = costs_of([finished("fedproxy_h_ties", 0.5, seed, 0.5) for seed in (0, 1)])
+    assert cost.metric == f"{UPLOAD_BYTES.estimate_name}, fedproxy_h_ties at 0.5"
+    assert (cost.value, cost.exact, cost.n, cost.seeds) == (7, True, 2, (0, 1))
 
 
 def test_gap_edge_and_differences_by_acc_norm_are_computed_as_by_acc():

@@ -9,6 +9,7 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
@@ -85,7 +86,7 @@ def test_the_constant_answer_is_the_one_that_training_records_have_most_often():
 
 def test_constant_answers_are_written_for_a_report_that_has_no_records(tmp_path):
     config = parse_config({})
-    write_constant(config, tmp_path)
+    write_constant(config, tmp_path, load_tasks(config.data))
     raw = json.loads((tmp_path / "constant_answers.json").read_text())
     assert list(raw["right"]) == sorted(c.name for c in config.data.clients)
     task = next(iter(raw["right"]))
@@ -111,7 +112,7 @@ def test_a_report_says_why_it_does_not_know_which_tasks_count(tmp_path):
 
 def test_under_differential_privacy_no_constant_answer_is_written(tmp_path):
     private = parse_config({"privacy": {"unit": "record"}})
-    write_constant(private, tmp_path)
+    write_constant(private, tmp_path, load_tasks(private.data))
     assert list(tmp_path.iterdir()) == []
     (line,) = scale_notes(private, LEARNED_ONE_OF_THREE, None)
     assert line.endswith("The most frequent answer of training records is private.")
@@ -290,14 +291,14 @@ def test_free_text_has_no_constant_answer(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text(8 * (json.dumps(row) + "\n"))
     texts = [{**raw, "name": name} for name in ("notes", "chats", "mails")]
     config = parse_config({"data": {"root": str(tmp_path), "clients": texts}})
-    write_constant(config, tmp_path / "text")
+    write_constant(config, tmp_path / "text", load_tasks(config.data))
     assert not (tmp_path / "text").exists()
     row = {"text": "q", "choices": ["no", "yes"], "label": 1}
     for split in ("train", "test"):
         (tmp_path / f"bank.{split}.jsonl").write_text(8 * (json.dumps(row) + "\n"))
     bank = {"name": "bank", "task": "classification", "source": "{data}/bank.{split}.jsonl"}
     config = parse_config({"data": {"root": str(tmp_path), "clients": [bank, *texts]}})
-    write_constant(config, tmp_path)
+    write_constant(config, tmp_path, load_tasks(config.data))
     assert json.loads((tmp_path / "constant_answers.json").read_text())["right"] == {"bank": "1" * 8}
 
 

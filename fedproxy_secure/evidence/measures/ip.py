@@ -21,6 +21,7 @@ VERBATIM_SHARE = MeasureKind(
     by="run",
     within=_SHARE,
     headline=1,
+    counted=True,
 )
 OWNERS_EDGE = MeasureKind(
     key="owners_edge",

@@ -14,7 +14,7 @@ from fedproxy_secure.evidence.answers import (
     over_seeds_or_records,
     share_right,
 )
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.losses import (
     has_loss_gap,
     loss_of,
@@ -22,6 +22,7 @@ from fedproxy_secure.evidence.losses import (
     losses_by_task,
     measured,
 )
+from fedproxy_secure.evidence.measures.cost import UPLOAD_BYTES
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.methods.references import ZERO_SHOT_PROXY
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
@@ -130,17 +131,17 @@ def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
     costs: dict[str, list[CellResult]] = {}
     for r in results:
         if r.outcome.upload_bytes:
-            costs.setdefault(f"upload a client and round, {r.cell.row}", []).append(r)
+            costs.setdefault(f"{UPLOAD_BYTES.estimate_name}, {r.cell.row}", []).append(r)
     return tuple(
-        Estimate(
-            metric=name,
-            value=float(rs[0].outcome.upload_bytes),
-            low=None,
-            high=None,
-            n=len(rs),
-            unit="bytes",
-            seeds=tuple(r.cell.seed for r in rs),
-            how="counted, payload only",
+        replace(
+            counted(
+                float(rs[0].outcome.upload_bytes),
+                metric=name,
+                unit=UPLOAD_BYTES.unit,
+                seeds=[r.cell.seed for r in rs],
+                n=len(rs),
+            ),
+            how="counted, exact: payload only",
         )
         for name, rs in costs.items()
     )

@@ -35,18 +35,15 @@ from fedproxy_secure.runtime.files.names import CONSTANT_ANSWERS
 from fedproxy_secure.runtime.untrusted import read_json
 
 
-def write_constant(config: Config, out: Path) -> None:
+def write_constant(config: Config, out: Path, tasks: Sequence[Task]) -> None:
     """Write what a constant answer gets right, unless the settings ask for differential privacy.
 
     Tasks of free text are left out; where there is no other nothing is written.
 
-    Raises `DataError` for records that cannot be read, `RunFolderError` if the file cannot be written.
+    Raises `RunFolderError` if the file cannot be written.
     """
-    from fedproxy_secure.data.tasks import load_task
-
     if config.privacy.unit != "none":
         return
-    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
     texts = text_clients(config)
     constant = constant_answers(task for task in tasks if task.name not in texts)
     if constant:

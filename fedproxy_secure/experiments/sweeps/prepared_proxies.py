@@ -112,7 +112,7 @@ class PreparedProxy:
         try:
             found = likeness(materials.llm, proxy, materials.fidelity_windows)
             self.write_record(out, {**proxy.details, **found}, origin)
-        except (FedProxyError, ValueError) as error:  # a broken proxy may have no finite perplexity
+        except FedProxyError as error:  # a broken proxy has no finite perplexity
             log.warning("proxy %s: how like the LLM it is was not measured: %s", self.name, error)
 
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
