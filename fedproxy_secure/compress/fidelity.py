@@ -34,7 +34,7 @@ class Fidelity:
     proxy_perplexity: float
 
 
-def likeness(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
+def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
     """Return how like its LLM a proxy is and how much of it it holds bit for bit, as plain values.
 
     Raises `ModelError` for a model that is too broken to have finite numbers.

@@ -54,7 +54,7 @@ class MeasureKind:
         phrase: text that follows "it" or a configuration's name, with `{}` in place of the number.
         heading: heading of its column in Markdown and in a terminal; by default the title with the unit.
         metric: name of its estimates; by default the key with spaces.
-        points: whether it is a difference of shares, shown in percentage points with its sign.
+        signed: whether it is a difference, shown with its sign; one of shares in percentage points.
         headline: rank among the measures that can stand for their axis where there is room for only one;
             the highest does.
         relative: whether it counts from each configuration's own proxy. Where proxies differ it compares
@@ -80,7 +80,7 @@ class MeasureKind:
     phrase: str = ""
     heading: str = ""
     metric: str = ""
-    points: bool = False
+    signed: bool = False
     headline: int = 0
     relative: bool = False
     lower_bound: bool = False

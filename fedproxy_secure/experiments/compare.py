@@ -37,10 +37,10 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
 from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes, proxy_notes
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, proxy_rows, rows_of, scales_of
 from fedproxy_secure.experiments.sweeps.method_tasks import (
-    learned,
     read_constant,
     scale_notes,
     task_scales,
+    tasks_that_count,
     write_constant,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import (
@@ -163,7 +163,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
     scales = task_scales(results, constant)
     ratios = config.compare.remove_ratios
     records = records_of(config, out, ratios, replace(origins[0], settings=config.cell_sha256()))
-    rows = tuple(rows_of(results, learned=learned(scales)))
+    rows = tuple(rows_of(results, counting=tasks_that_count(scales)))
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",

@@ -165,7 +165,7 @@ def _run_seed(
     shown.start(name, STAGES)
     clock = StageClock()
     materials = prepare(config, seed=seed)
-    proxy, likeness = _compress(config, materials, seed, place, progress)
+    proxy, record = _compress(config, materials, seed, place, progress)
     clock.stop("compress")
     shown.advance(name, note="compressed")
     zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
@@ -199,7 +199,7 @@ def _run_seed(
     spent = read_all(ledgers)
     result = {
         "seed": seed,
-        **likeness,
+        **record,
         "plug_back": {**asdict(made.search), "aligned_blocks": made.aligned_blocks},
         "perplexity": {
             m: found if isfinite(found := perplexity(f, materials.fidelity_windows)) else None
@@ -230,17 +230,17 @@ def _compress(
 
     Raises `ModelError` for a proxy that is too broken to be measured.
     """
-    from fedproxy_secure.compress.fidelity import likeness
+    from fedproxy_secure.compress.fidelity import fidelity_record
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.models.llm import blocks_of
 
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
     before: dict[str, Any] = {}
     if config.heal.heals:
-        before = {"before_healing": likeness(materials.llm, proxy, materials.fidelity_windows)}
+        before = {"before_healing": fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
     save_model(proxy.model, materials.tokenizer, place / PROXY)
-    like = likeness(materials.llm, proxy, materials.fidelity_windows)
+    like = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
     record = {
         "compression": config.compress.kind,
         "llm_blocks": len(blocks_of(materials.llm)),

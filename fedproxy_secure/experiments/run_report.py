@@ -117,7 +117,8 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     if windows:
         notes.append(
             f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
-            "(plug_back.align_windows), except for rotated proxies, FedOT and methods named exact_..."
+            "(plug_back.align_windows), except for proxies with hidden states of their own (rotated ones), "
+            "FedOT and methods named exact_..."
         )
     return tuple(notes)
 

@@ -18,9 +18,9 @@ from fedproxy_secure.gate.judge import Verdict
 from fedproxy_secure.gate.judge import judge as judge_report
 from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.report.html.page import page
-from fedproxy_secure.report.html.tables import first_tables
 from fedproxy_secure.report.measured import configuration_of, read_seed
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.tables.measures import first_tables
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.trilemma_table import headings
 from tests.support.finished_run import FIDELITY

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.experiments.method import STEP_PASSES, Method, method_of, trained_steps
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
@@ -66,7 +67,7 @@ def plug_back_units(config: Config, *, remove_ratio: float) -> int:
     if own.scale == "public_text":
         searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)
     windows = own.align_windows or 0
-    if config.compress.kind == "rotated":  # its hidden states are not the LLM's: it is not aligned
+    if compression_of(config.compress).own_states:  # the fused LLM is not aligned
         windows = 0
     aligned = windows * (2 + (2 + 2 + 1) * (1 - remove_ratio))
     return round(WINDOW * (searched * (2 - remove_ratio) + aligned))
