@@ -42,7 +42,7 @@ NEEDS: Mapping[str, tuple[str, str]] = {
 }
 ROUND_METRICS = frozenset(
     "loss clients heterogeneity conflict weight_min weight_max step_norm step_over_mean clip clipped "
-    "masked_bytes seconds".split()
+    "vector_bytes seconds".split()
 )
 
 

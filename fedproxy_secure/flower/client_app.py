@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,31 +52,13 @@ if TYPE_CHECKING:
     from fedproxy_secure.federate.client import LocalClient
 
 log = logging.getLogger(__name__)
-app = ClientApp()
-
 
 # message types of later steps, `query.share` and so on
 STEPS = ("gram_share", "gram_sketch", "gram_weigh", "share", "mask", "confirm", "unmask")
 OTHER_STEP = "step"
 _KEPT_CLIENTS = 64
 Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
-_players: dict[str, Play] = {}
 _clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
-
-
-@contextmanager
-def played_by(players: dict[str, Play]) -> Iterator[None]:
-    """Let malicious clients of this process, given by name, train in their own way in a `with` block."""
-    _players.update(players)
-    try:
-        yield
-    finally:
-        for name in players:
-            _players.pop(name, None)
-
-
-def _as_played(client: LocalClient) -> LocalClient:
-    return _players[client.name](client) if client.name in _players else client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +120,17 @@ def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
     return "TrainingError", "this client failed; its own log has the reason"
 
 
-@app.query("setup")
-@_answers_in_one_line
+def client_app(play: Play = lambda client: client) -> ClientApp:
+    """Return the app. What trains is what `play` makes of a client: another one, or itself by default."""
+    made = ClientApp()
+    made.query("setup")(_answers_in_one_line(setup))
+    made.query("part")(_answers_in_one_line(part))
+    made.train()(_answers_in_one_line(partial(train, play=play)))
+    for step in (*STEPS, OTHER_STEP):
+        made.query(step)(_answers_in_one_line(_answers_step(step)))
+    return made
+
+
 def setup(message: Message, context: Context) -> RecordDict:
     """Remember the job and answer whether the proxy is here, or how much of it."""
     asked = wire.decode_setup(message.content)
@@ -163,8 +153,6 @@ def setup(message: Message, context: Context) -> RecordDict:
     return _ready(own, folder, copy="" if job.marks is None else None)
 
 
-@app.query("part")
-@_answers_in_one_line
 def part(message: Message, context: Context) -> RecordDict:
     """Store the next bytes of the proxy that `setup` named; answer how many bytes have arrived."""
     own, came = _own_job(context), wire.decode_part(message.content)
@@ -181,9 +169,7 @@ def _ready(own: OwnJob, proxy: Path | None, *, copy: str | None) -> RecordDict:
     return wire.encode_ready(wire.Ready(ready=proxy is not None, client=own.name, has=has))
 
 
-@app.train()
-@_answers_in_one_line
-def train(message: Message, context: Context) -> RecordDict:
+def train(message: Message, context: Context, *, play: Play) -> RecordDict:
     """Train for one round, and answer as the job's protection says."""
     from fedproxy_secure.flower.recording import watched
 
@@ -192,7 +178,7 @@ def train(message: Message, context: Context) -> RecordDict:
     folder = _proxy(own)
     assert folder is not None  # `_client` has looked it up
     telling = replace(client, on_failed=partial(_note_failed, job, client.name, context))
-    played = _as_played(watched(telling, job, own.index, folder))
+    played = play(watched(telling, job, own.index, folder))
     return protection_of(job.protect).train(_asked("train", own, message, context, lambda: played))
 
 
@@ -213,10 +199,6 @@ def _answers_step(step: str) -> Callable[[Message, Context], RecordDict]:
         return protection_of(own.job.protect).answer(asked)
 
     return answer
-
-
-for _step in (*STEPS, OTHER_STEP):
-    app.query(_step)(_answers_in_one_line(_answers_step(_step)))
 
 
 def _asked(
@@ -290,3 +272,6 @@ def _client(context: Context) -> LocalClient:
         while len(_clients) > _KEPT_CLIENTS:
             _clients.popitem(last=False)
     return _clients[key]
+
+
+app = client_app()

@@ -5,11 +5,11 @@ Both start a SuperLink on loopback and submit the same server app and client app
 a cache and a policy file of their own, which names the client's records, as on separate machines.
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
-SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Under
-`deployment` nothing listens on anything but 127.0.0.1. On Linux the SuperLink and the SuperNodes answer
-processes of this user alone. Not guaranteed: that under `simulation` Ray's processes do not listen on all
-addresses of the machine, which they do; encrypted traffic. Clients on machines of their own are what
-`fedproxy-secure deploy` is for.
+SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Nothing
+listens on anything but 127.0.0.1, and on Linux the SuperLink and SuperNodes answer this user's processes
+alone. Not guaranteed: encrypted traffic; that other users of the machine keep away from what Ray's
+processes listen on under `simulation`, which ask nobody who they are. Clients on machines of their own are
+what `fedproxy-secure deploy` is for.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
     from fedproxy_secure.protect.secure_sum.server import Work
-    from fedproxy_secure.secagg.masking.server import Aggregate
     from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
     from fedproxy_secure.protect.secure_sum.server import Work
-    from fedproxy_secure.secagg.masking.server import Aggregate
     from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
 GRAM_STAMP = (
@@ -65,7 +65,7 @@ class Masking(SecureSum):
         return plan.upload_bytes
 
     def rounding_of(self, plan: RingPlan) -> float:
-        return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
+        return plan.step_of(plan.segment("update")) * (1.0 if plan.random_rounding else 0.5)
 
     def train(self, asked: Asked) -> RecordDict:
         from fedproxy_secure.protect.secure_sum import client, gram

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.protect.secure_sum.server import Work
-    from fedproxy_secure.secagg.masking.server import Aggregate
     from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
 
@@ -116,7 +116,7 @@ class SecureSum(Protection):
         from fedproxy_secure.protect.secure_sum.failures import check_failed
         from fedproxy_secure.protect.secure_sum.server import sum_round
 
-        result = sum_round(round, self.run_steps, error=self.sum_error())
+        result = sum_round(round, self.run_steps, payload_bytes=self.payload_bytes, error=self.sum_error())
         check_failed(round.job, round.state.round, result.clients)
         return result
 

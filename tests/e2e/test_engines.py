@@ -96,9 +96,7 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
     assert final.round == rounds
     assert [line["round"] for line in told] == list(range(rounds))
     assert heard, "what it started does listen"
-    if engine == "deployment":  # Ray's own processes, under `simulation`, listen for other machines
-        assert heard <= LOOPBACK
-
+    assert heard <= LOOPBACK
     assert also_seen.cohorts == seen.cohorts
     assert also_seen.masked.keys() == seen.masked.keys()
     for number in range(rounds):

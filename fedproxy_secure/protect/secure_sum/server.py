@@ -49,16 +49,11 @@ from fedproxy_secure.secagg.ckks.messages import Encrypted, Hello, KeyGrants, Op
 from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Expected
 from fedproxy_secure.secagg.granularity import Layout, merge
-from fedproxy_secure.secagg.masking.server import Aggregate, ServerSession
-from fedproxy_secure.secagg.messages import (
-    Advertise,
-    Confirmation,
-    MaskedInput,
-    Message,
-    Shares,
-    Unmask,
-)
+from fedproxy_secure.secagg.masking.server import ServerSession
+from fedproxy_secure.secagg.messages import Advertise, Confirmation, MaskedInput, Message, Shares, Unmask
 from fedproxy_secure.secagg.provision import load_roster
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.steps import Aggregate
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 log = logging.getLogger(__name__)
@@ -82,6 +77,7 @@ def sum_round(
     round: ServerRound,
     steps: Callable[[Work], tuple[Terms, Aggregate]],
     *,
+    payload_bytes: Callable[[RingPlan], int],
     error: float = 0.0,
 ) -> RoundResult:
     """Run one round in which the server learns sums only, and fuse the sums.
@@ -90,6 +86,7 @@ def sum_round(
 
     Args:
         steps: the steps of the scheme: `run_masking` or `run_ckks`.
+        payload_bytes: how many bytes a client's vector takes as it travels.
         error: absolute error of a sum's coordinates beyond the ring's rounding.
     """
     if round.state.sizes is None:
@@ -133,7 +130,7 @@ def sum_round(
         "clients": float(control.clients),
         "clip": clip,
         "clipped": float(control.clipped),
-        "masked_bytes": float(terms.plan.upload_bytes),
+        "vector_bytes": float(payload_bytes(terms.plan)),
         "step_norm": float(np.linalg.norm(new.adapter - round.state.adapter)),
         "step_cut": cut,
     }

@@ -34,10 +34,10 @@ from fedproxy_secure.secagg.ckks.client import CkksClient
 from fedproxy_secure.secagg.ckks.context import CkksKeys
 from fedproxy_secure.secagg.ckks.messages import KeyGrant, KeyGrants
 from fedproxy_secure.secagg.ckks.server import CkksServer
-from fedproxy_secure.secagg.masking.keys import upload_key
 from fedproxy_secure.secagg.messages import TAG, Message, Size, Surface
 from fedproxy_secure.secagg.ring import MAX_CLIENTS
 from fedproxy_secure.secagg.sketch import GRID, SKETCH, Standing, count_sketch, gram_of, standing
+from fedproxy_secure.secagg.steps import OVER, upload_key
 
 CIPHERTEXT = Size(least=0, most=2**19)  # a sketch takes 235 kB, a product 131 kB
 
@@ -128,6 +128,8 @@ class GramClient(CkksClient):
 class GramServer(CkksServer):
     """The server: `advertised`*, `hello_book`, `granted`, `grants`, `sketched`*, `products`."""
 
+    STEPS = ("advertise", "share", "sketch", OVER)
+
     def _take_public(self, message: KeyGrants) -> None:
         self._probe = self._tried("sketch", message, SKETCH)
         self._sketches: dict[str, bytes] = {}
@@ -137,7 +139,7 @@ class GramServer(CkksServer):
 
     def sketched(self, message: EncryptedSketch) -> None:
         """Take an encrypted sketch and keep it for the products."""
-        self._expect(message.client, self._hellos, self._sketches, "sketch")
+        self._expect("sketch", message.client, self._hellos, self._sketches)
         self._check_upload(message.client, message.encrypted, message.tag)
         self._sketches[message.client] = message.encrypted
 
@@ -146,7 +148,7 @@ class GramServer(CkksServer):
 
         Raises `RoundAborted` for too few sketches, `ProtocolAborted` for some that do not multiply.
         """
-        self._enough(len(self._sketches), "sketch")
+        self._close("sketch", len(self._sketches))
         names, grants = sorted(self._sketches), self._grants
         assert grants is not None  # `grants` sees to it
         try:

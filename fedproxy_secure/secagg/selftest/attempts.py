@@ -17,7 +17,6 @@ import numpy as np
 
 from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.secagg.masking.client import ClientSession
-from fedproxy_secure.secagg.masking.server import Aggregate
 from fedproxy_secure.secagg.ring import read_sum
 from fedproxy_secure.secagg.selftest.hostile import (
     CLIENTS,
@@ -32,6 +31,7 @@ from fedproxy_secure.secagg.selftest.hostile import (
     split_view_with_help,
 )
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, Tamper, identities, names, ring, terms_for
+from fedproxy_secure.secagg.steps import Aggregate
 from fedproxy_secure.secagg.terms import Policy
 
 WITH_CLIENT = "server with a client"
@@ -91,7 +91,7 @@ def _honest_round() -> Finding:
     return Finding(
         adversary="nobody",
         attempt="an honest round",
-        ok=error <= CLIENTS * (plan.step_of(plan.segments[0]) + 2**-24),  # the sum is float32
+        ok=error <= CLIENTS * (plan.step_of(plan.segment("update")) + 2**-24),  # the sum is float32
         found=f"sum of {len(aggregate.clients)} clients, off by {error:.1e}",
     )
 
