@@ -35,7 +35,14 @@ from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.deploy.authority import TlsFiles, bring, check_server, make_authority, make_server
+from fedproxy_secure.deploy.authority import (
+    TlsFiles,
+    bring,
+    check_server,
+    finish_renewal,
+    make_authority,
+    make_server,
+)
 from fedproxy_secure.deploy.signed import FORMAT
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
@@ -183,8 +190,12 @@ def is_federation(folder: Path) -> bool:
 
 
 def open_federation(folder: Path) -> Federation:
-    """Return the federation in an owner's folder. Raises `ConfigError` if there is none."""
+    """Return the federation in an owner's folder. Raises `ConfigError` if there is none.
+
+    Puts in place the certificate that a killed `deploy rotate` has left.
+    """
     raw = read_mark(folder / _MARK, "an owner's folder; `deploy init` makes one")
+    finish_renewal(folder / "authority")
     try:
         return Federation(
             folder=folder, name=str(raw["name"]), host=str(raw["host"]), port=int(raw["port"])
