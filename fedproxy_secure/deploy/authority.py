@@ -73,8 +73,18 @@ def make_server(folder: Path, hosts: Sequence[str]) -> None:
     _replace(folder, _named("server", *_new_server(key, authority, hosts)))
 
 
+def renew_all(folder: Path, name: str, hosts: Sequence[str]) -> None:
+    """Write a new authority into `folder`, and what `make_server` writes, signed by it.
+
+    A kill leaves all of the old or, once `finish_renewal` was called, all of the new.
+    """
+    authority = _new_authority(name)
+    server = _new_server(*authority, hosts)
+    _replace(folder, {**_named("authority", *authority), **_named("server", *server)})
+
+
 def finish_renewal(folder: Path) -> None:
-    """Put the keys and certificates in place that a killed `make_server` has left in the folder.
+    """Put the keys and certificates in place that a killed renewal has left in the folder.
 
     Raises `ConfigError` if what it has left cannot be read, `RunFolderError` if it cannot be put in place.
     """

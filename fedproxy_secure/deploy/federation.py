@@ -7,7 +7,7 @@
     authority/              the certificate authority and the SuperLink's certificate
     sites/NAME.json         the request of each approved site, as it was received
     revoked/NAME-KEY.json   the requests of sites that are not to take part any more
-    epochs/N/roster.json    who takes part, by epoch; a kit belongs to one epoch
+    epochs/N/               who takes part (roster.json) and the authority, by epoch; a kit belongs to one
     kits/NAME.kit.json      what a site needs; no secret of anyone in it
 
 Written by `deploy run`:
